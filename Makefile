@@ -1,0 +1,41 @@
+# make demo | test | lint | setup | clean        (PYTHON=python3.12 chooses another interpreter)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More than one thread a process makes processes that share cores many times slower.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: setup demo test lint clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# An earlier demo is never overwritten: it moves to the next free number.
+demo: setup
+	@if [ -e runs/demo ]; then \
+	  n=1; while [ -e runs/demo-$$n ]; do n=$$((n + 1)); done; \
+	  mv runs/demo runs/demo-$$n && echo "The earlier demo is kept as runs/demo-$$n"; \
+	fi
+	$(BIN)/python experiments/train_agent.py --agent reinforce --preset digits --run_dir runs/demo
+	@echo
+	@echo "runs/demo/results      accuracy, clean and attacked (JSON)"
+	@echo "runs/demo/figures      what the agent chose, losses and reward, attacks (PNG)"
+	@echo "runs/demo/checkpoints  the trained encoder and the agent"
+	@echo "runs/demo              settings, metrics; curves by: $(BIN)/tensorboard --logdir runs"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find agents envs experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +
