@@ -1,0 +1,1 @@
+"""Self-supervised adversarial training in plain torch: data, views, losses, attacks, networks, methods, evaluation."""

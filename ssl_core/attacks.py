@@ -1,0 +1,165 @@
+"""Projected gradient ascent with a budget of its own for every image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Encode = Callable[[Tensor, Tensor], Tensor]
+Objective = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the attack on each of n images may spend.
+
+    Args:
+        epsilon: (n,) radius of the L-infinity ball, in the images' unit (8/255, not 8).
+        step_size: (n,) length of one ascent step, in the same unit.
+        steps: (n,) number of steps, int64, 0 or more.
+
+    Raises:
+        ValueError: if shapes or dtypes differ from the above, or a figure is negative, above 1 or not finite.
+    """
+
+    epsilon: Tensor
+    step_size: Tensor
+    steps: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(value.shape) for value in (self.epsilon, self.step_size, self.steps)}
+        if len(shapes) != 1 or self.steps.ndim != 1:
+            raise ValueError(f"the budget's shapes are {sorted(shapes)}: expected (n,) three times")
+        if self.steps.dtype != torch.int64:
+            raise ValueError(f"steps has dtype {self.steps.dtype}: expected torch.int64")
+        for name in ("epsilon", "step_size"):
+            value = getattr(self, name)
+            if not value.is_floating_point():
+                raise ValueError(f"{name} has dtype {value.dtype}: expected a floating type")
+            if not bool(((value >= 0) & (value <= 1)).all()):
+                raise ValueError(f"{name} has values outside [0, 1]: it is in the images' unit, 8/255 and not 8")
+        if bool((self.steps < 0).any()):
+            raise ValueError("steps has negative values: expected 0 or more")
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @classmethod
+    def uniform(
+        cls, n: int, epsilon: float, step_size: float, steps: int, device: torch.device | str = "cpu"
+    ) -> "Budget":
+        """The same budget for all n images."""
+        return cls(
+            torch.full((n,), epsilon, device=device),
+            torch.full((n,), step_size, device=device),
+            torch.full((n,), steps, dtype=torch.int64, device=device),
+        )
+
+
+class Attacked(NamedTuple):
+    """The attacked images (n, c, h, w) and their embeddings, both without gradient."""
+
+    images: Tensor
+    embeddings: Tensor
+
+
+def check_images(images: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Raises a ValueError unless `images` is a floating (n, c, h, w) tensor within the bounds and without NaN."""
+    if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: expected floats (n, c, h, w), n >= 1")
+    low, high = torch.aminmax(images)
+    if not (bounds[0] <= low.item() and high.item() <= bounds[1]):
+        raise ValueError(
+            f"images span [{low.item():g}, {high.item():g}]: expected values in [{bounds[0]}, {bounds[1]}]"
+        )
+
+
+def pgd(
+    encode: Encode,
+    objective: Objective,
+    images: Tensor,
+    budget: Budget,
+    *,
+    generator: torch.Generator | None = None,
+    start: str | Tensor = "uniform",
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Attacked:
+    """L-infinity PGD (Madry et al. 2018) by sign ascent, with radius, step size and number of steps per image.
+
+    `x <- clip(x + step_size * sign(grad), x0 - epsilon, x0 + epsilon)`, then to the bounds. An image whose steps are
+    spent stays in the objective, as a positive and a negative of the others, but `encode` is per image, so its
+    embedding no longer changes: it is computed once and kept, and only the images still moving are encoded. The result
+    is that of the plain loop that encodes everything in every iteration and masks the update; the work is the *mean*
+    number of steps rather than the maximum.
+
+    Args:
+        encode: `encode(x, rows) -> z`, row by row independent of the rest of the batch (a network in eval mode); `rows`
+            are the positions of `x` in `images`. z is (len(x), ...).
+        objective: `objective(z) -> (n,)`, z in the order of `images`; it may couple the batch. Its sum is maximised.
+        images: (n, c, h, w) within the bounds.
+        budget: n entries.
+        generator: source of the random start, on the images' device; needed for `start="uniform"`.
+        start: "uniform" (in the image's own ball), "zero", or perturbations (n, c, h, w). Given perturbations are only
+            clipped to the bounds before the first step, and to the ball from then on (ASTrA's run starts in +-8/255
+            whatever epsilon is); an image without steps is clipped to its ball at once.
+        bounds: smallest and largest pixel value.
+
+    Returns:
+        The attacked images and their embeddings, in the order of `images`.
+
+    Raises:
+        ValueError: if images, budget or start do not fit together, or the generator is missing.
+    """
+    check_images(images, bounds)
+    if len(budget) != len(images):
+        raise ValueError(f"the budget has {len(budget)} entries: expected one for each of the {len(images)} images")
+    images = images.detach()
+    # most steps first: the images still moving are then always a prefix, a slice and not a gather
+    order = torch.argsort(budget.steps, descending=True, stable=True)
+    place = torch.argsort(order)
+    clean = images[order]
+    steps = budget.steps[order].tolist()
+    shape = (-1, *[1] * (images.ndim - 1))
+    epsilon = budget.epsilon.to(images.dtype)[order].view(shape)
+    step_size = budget.step_size.to(images.dtype)[order].view(shape)
+    low = (clean - epsilon).clamp_(min=bounds[0])
+    high = (clean + epsilon).clamp_(max=bounds[1])
+
+    moved = (clean + _start(start, images, budget, generator)[order]).clamp_(*bounds)
+    spent = sum(count > 0 for count in steps)
+    moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
+
+    settled: list[Tensor] = []  # embeddings of the images whose steps are spent, the latest first
+    active = len(steps)
+    for iteration in range(steps[0] + 1):
+        remaining = sum(count > iteration for count in steps)
+        if remaining < active:
+            with torch.no_grad():
+                settled.insert(0, encode(moved[remaining:active], order[remaining:active]).detach())
+            active = remaining
+        if not active:
+            break
+        with torch.enable_grad():
+            x = moved[:active].detach().requires_grad_()
+            z = torch.cat([encode(x, order[:active]), *settled])
+            (gradient,) = torch.autograd.grad(objective(z[place]).sum(), x)
+        moved[:active] = torch.clamp(x.detach() + step_size[:active] * gradient.sign(), low[:active], high[:active])
+    return Attacked(moved[place], torch.cat(settled)[place])
+
+
+def _start(start: str | Tensor, images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
+    """The initial perturbations, in the order of `images`, so that the draw does not depend on the budget's order."""
+    if isinstance(start, Tensor):
+        if start.shape != images.shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}: expected the images' {tuple(images.shape)}")
+        return start.to(images)
+    if start == "zero":
+        return torch.zeros_like(images)
+    if start != "uniform":
+        raise ValueError(f"start is {start!r}: expected 'uniform', 'zero' or a tensor of perturbations")
+    if generator is None:
+        raise ValueError("start='uniform' draws random numbers: give a generator on the images' device")
+    unit = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+    return unit * budget.epsilon.to(images.dtype).view(-1, *[1] * (images.ndim - 1))

@@ -1,0 +1,86 @@
+"""Contrastive losses as pure functions of embeddings."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _reduced(values: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return values.mean()
+    if reduction == "sum":
+        return values.sum()
+    if reduction == "none":
+        return values
+    raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+
+
+def nt_xent(z: Tensor, temperature: float = 0.5, reduction: str = "mean") -> Tensor:
+    """Normalised temperature-scaled cross entropy (SimCLR, Chen et al. 2020, equation 1; ACL and ASTrA use it as is).
+
+    `l_i = -log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`, with `s` the cosine similarity and `p` the
+    partner of `i`. No gradient is stopped.
+
+    Args:
+        z: embeddings (2N, d), not normalised; rows 2k and 2k+1 are the two views of image k.
+        temperature: t > 0.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        A scalar, or (2N,) for "none"; between 0 and log(2N - 1) + 2 / t.
+
+    Raises:
+        ValueError: if z is not (2N, d) with N >= 1, the temperature is not positive or the reduction is unknown.
+    """
+    if z.ndim != 2 or len(z) < 2 or len(z) % 2:
+        raise ValueError(f"z has shape {tuple(z.shape)}: expected (2N, d), rows 2k and 2k+1 the two views of image k")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}: expected a positive number")
+    z = F.normalize(z, dim=1)
+    logits = z @ z.T / temperature
+    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    # the partner of an even row is the next one, of an odd row the one before
+    partner = torch.arange(len(z), device=z.device) ^ 1
+    return _reduced(F.cross_entropy(logits, partner, reduction="none"), reduction)
+
+
+def mixed_nt_xent(
+    clean: Tensor, adversarial: Tensor, temperature: float = 0.5, reading: str = "pairs", reduction: str = "mean"
+) -> Tensor:
+    """ASTrA's mixed contrastive loss: a clean view and its own adversarial version are the positive pair.
+
+    Args:
+        clean: embeddings (2N, d) of the clean views, rows 2k and 2k+1 the two views of image k.
+        adversarial: embeddings (2N, d) of the attacked views, in the same order.
+        temperature: t > 0.
+        reading: "pairs" is the released code: one NT-Xent over all 4N vectors, in which the *other* view of an image
+            is a negative. "views" is the paper's figure and ICLR slide 7: the sum of one NT-Xent for the first views
+            and one for the second, which has no such false negatives.
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        A scalar, or (2N,) for "none": a view's value is the mean over its clean and its adversarial row ("views":
+        twice that), so that the mean over the views is the loss.
+
+    Raises:
+        ValueError: if the shapes differ or are not (2N, d), or the reading is unknown.
+    """
+    if clean.shape != adversarial.shape or clean.ndim != 2 or len(clean) % 2:
+        raise ValueError(
+            f"clean is {tuple(clean.shape)} and adversarial {tuple(adversarial.shape)}: expected (2N, d) twice"
+        )
+
+    def pairs(first: Tensor, second: Tensor) -> Tensor:
+        rows = torch.stack([first, second], dim=1).flatten(0, 1)
+        return nt_xent(rows, temperature, reduction="none").view(-1, 2).mean(dim=1)
+
+    if reading == "pairs":
+        values = pairs(clean, adversarial)
+    elif reading == "views":
+        each = [2 * pairs(clean[view::2], adversarial[view::2]) for view in (0, 1)]
+        values = torch.stack(each, dim=1).flatten()
+    else:
+        raise ValueError(f"reading is {reading!r}: expected 'pairs' or 'views'")
+    return _reduced(values, reduction)

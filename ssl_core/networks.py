@@ -1,0 +1,258 @@
+"""The target network: a ResNet whose batch normalisation has one set of statistics a route, and its projector."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_core.lookup import pick
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "resnet10": ("basic", (1, 1, 1, 1)),
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+}
+PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
+STEMS = {
+    "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
+    "imagenet": "7x7 convolution of stride 2 and max-pooling, for images of 96 pixels (STL-10) and more",
+}
+
+
+class Encoded(NamedTuple):
+    """The backbone's features (n, feature_dim) and the projector's embeddings (n, embedding_dim)."""
+
+    features: Tensor
+    embeddings: Tensor
+
+
+class RouteNorm(nn.Module):
+    """Batch normalisation with its own parameters and statistics for each route (dual batch norm in ACL)."""
+
+    def __init__(self, channels: int, routes: Sequence[str], spatial: bool = True) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+        self.by_route = nn.ModuleDict({route: norm(channels) for route in routes})
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        return self.by_route[route](x)
+
+
+class Shortcut(nn.Module):
+    """1x1 convolution that fits a block's input to its output."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, routes: Sequence[str]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.norm = RouteNorm(outputs, routes)
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        return self.norm(self.conv(x), route)
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions ("basic"), or 1x1, 3x3, 1x1 with a fourfold output ("bottleneck")."""
+
+    EXPANSION: ClassVar[dict[str, int]] = {"basic": 1, "bottleneck": 4}
+
+    def __init__(self, kind: str, inputs: int, channels: int, stride: int, routes: Sequence[str]) -> None:
+        super().__init__()
+        outputs = channels * self.EXPANSION[kind]
+        if kind == "basic":
+            shapes = [(inputs, channels, 3, stride), (channels, channels, 3, 1)]
+        else:
+            shapes = [(inputs, channels, 1, 1), (channels, channels, 3, stride), (channels, outputs, 1, 1)]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, k // 2, bias=False) for i, o, k, s in shapes)
+        self.norms = nn.ModuleList(RouteNorm(o, routes) for _, o, _, _ in shapes)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = None if same else Shortcut(inputs, outputs, stride, routes)
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        residual = x if self.shortcut is None else self.shortcut(x, route)
+        last = len(self.convs) - 1
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x), route)
+            if index < last:
+                x = F.relu(x, inplace=True)
+        return F.relu(x + residual, inplace=True)
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016) without its classifier.
+
+    Args:
+        arch: a name of `ARCHITECTURES`.
+        width: channels of the first stage; the last has 8 * width, times 4 for bottlenecks.
+        stem: a name of `STEMS`.
+        routes: names of the batch-norm routes.
+
+    Raises:
+        ValueError: if a name is unknown or the width is not positive.
+    """
+
+    def __init__(
+        self, arch: str = "resnet18", width: int = 64, stem: str = "cifar", routes: Sequence[str] = ("normal",)
+    ) -> None:
+        super().__init__()
+        kind, counts = pick(arch, ARCHITECTURES, "architecture")
+        pick(stem, STEMS, "stem")
+        if width < 1:
+            raise ValueError(f"width is {width}: expected a positive number of channels")
+        large = stem == "imagenet"
+        self.conv = nn.Conv2d(3, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
+        self.norm = RouteNorm(width, routes)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else None
+        blocks: list[Block] = []
+        inputs = width
+        for stage, count in enumerate(counts):
+            for index in range(count):
+                channels = width * 2**stage
+                blocks.append(Block(kind, inputs, channels, 2 if stage and not index else 1, routes))
+                inputs = channels * Block.EXPANSION[kind]
+        self.blocks = nn.ModuleList(blocks)
+        self.feature_dim = inputs
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        """Images (n, 3, h, w), normalised by the caller, to features (n, feature_dim)."""
+        x = F.relu(self.norm(self.conv(x), route), inplace=True)
+        if self.pool is not None:
+            x = self.pool(x)
+        for block in self.blocks:
+            x = block(x, route)
+        return x.mean(dim=(2, 3))
+
+
+class Projector(nn.Module):
+    """ASTrA's and ACL's head: three linear layers, each followed by batch norm by route, ReLU after the first two."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, routes: Sequence[str]) -> None:
+        super().__init__()
+        sizes = (inputs, hidden, outputs, outputs)
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=index == 0) for index, (a, b) in enumerate(pairwise(sizes)))
+        self.norms = nn.ModuleList(RouteNorm(size, routes, spatial=False) for size in sizes[1:])
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        for index, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
+            x = norm(linear(x), route)
+            if index < 2:
+                x = F.relu(x, inplace=True)
+        return x
+
+
+class TargetNetwork(nn.Module):
+    """Normalisation, ResNet and projector: pixels in [0, 1] to features and embeddings.
+
+    Args:
+        arch: a name of `ARCHITECTURES`.
+        width: channels of the first stage.
+        stem: a name of `STEMS`.
+        routes: names of the batch-norm routes; ACL and ASTrA have "normal" and "pgd".
+        projector_hidden: width of the projector's first layer (512 in ACL, 2048 in ASTrA).
+        projector_dim: dimension of the embeddings (512 in both).
+        mean, std: input normalisation per channel, ImageNet's as in ACL.
+        precision: a name of `PRECISIONS`; outputs are full precision in any case.
+
+    Raises:
+        ValueError: if a name is unknown or a size is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        arch: str = "resnet18",
+        width: int = 64,
+        stem: str = "cifar",
+        routes: Sequence[str] = ("normal", "pgd"),
+        projector_hidden: int = 512,
+        projector_dim: int = 512,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        if min(projector_hidden, projector_dim) < 1:
+            raise ValueError(f"projector sizes are {projector_hidden} and {projector_dim}: expected positive numbers")
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.routes = tuple(routes)
+        self.arguments = {
+            "arch": arch,
+            "width": width,
+            "stem": stem,
+            "routes": list(routes),
+            "projector_hidden": projector_hidden,
+            "projector_dim": projector_dim,
+            "mean": list(mean),
+            "std": list(std),
+            "precision": precision,
+        }
+        """What the network was built from, for its checkpoint."""
+        pick(precision, PRECISIONS, "precision")
+        self.precision = precision
+        self.backbone = ResNet(arch, width, stem, routes)
+        self.projector = Projector(self.backbone.feature_dim, projector_hidden, projector_dim, routes)
+        self.feature_dim = self.backbone.feature_dim
+        self.embedding_dim = projector_dim
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
+        with self._autocast(images.device):
+            return self._full(self._features(images, route))
+
+    def forward(self, images: Tensor, route: str) -> Encoded:
+        """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of `routes`."""
+        with self._autocast(images.device):
+            features = self._features(images, route)
+            return Encoded(self._full(features), self._full(self.projector(features, route)))
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16)
+
+    def _full(self, x: Tensor) -> Tensor:
+        # losses are computed in full precision whatever the network runs in
+        return x if self.precision == "fp32" else x.float()
+
+    def _features(self, images: Tensor, route: str) -> Tensor:
+        if route not in self.routes:
+            raise ValueError(f"the network has no route {route!r}: it has {', '.join(self.routes)}")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
+        return self.backbone((images - self.mean) / self.std, route)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draws every weight anew from the generator: He initialisation for convolutions, torch's own for linear layers."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(part, nn.Linear):
+            bound = 1 / math.sqrt(part.in_features)
+            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
+            if part.bias is not None:
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.reset_parameters()
+        elif next(part.parameters(recurse=False), None) is not None:
+            raise ValueError(f"no initialisation is known for {type(part).__name__}")
+
+
+def build_network(generator: torch.Generator, **arguments: object) -> TargetNetwork:
+    """A `TargetNetwork(**arguments)` whose weights come from the generator; torch's global generator is left alone."""
+    # the layers' constructors draw weights from the global generator: those are thrown away, its state is put back
+    with torch.random.fork_rng(devices=[]):
+        network = TargetNetwork(**arguments)  # type: ignore[arg-type]
+    initialise(network, generator)
+    return network

@@ -1,0 +1,21 @@
+"""What several test files share: one thread a process, and the real CIFAR-10 where it is at hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the real CIFAR-10, as torchvision expects it; the test is skipped where it is not at hand."""
+    script = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack_cifar10.py"
+    if not script.is_file():
+        pytest.skip(f"the real CIFAR-10 is not at hand: no {script}")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
+    return folder

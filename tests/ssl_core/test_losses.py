@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_core.losses import mixed_nt_xent, nt_xent
+
+
+def embeddings(n: int, d: int = 6, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def numpy_nt_xent(z: np.ndarray, temperature: float) -> np.ndarray:
+    """SimCLR's algorithm 1, written with loops; the self term is taken out as ACL does, by subtracting exp(1/t)."""
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    losses = []
+    for i in range(len(z)):
+        partner = i + 1 if i % 2 == 0 else i - 1
+        denominator = sum(math.exp(float(z[i] @ z[j]) / temperature) for j in range(len(z))) - math.exp(1 / temperature)
+        losses.append(-math.log(math.exp(float(z[i] @ z[partner]) / temperature) / denominator))
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("n", [2, 4, 10])
+def test_nt_xent_equals_the_papers_algorithm(n: int, temperature: float) -> None:
+    z = embeddings(n)
+    expected = numpy_nt_xent(z.numpy(), temperature)
+    torch.testing.assert_close(nt_xent(z, temperature, "none"), torch.from_numpy(expected))
+    torch.testing.assert_close(nt_xent(z, temperature).item(), expected.mean())
+    torch.testing.assert_close(nt_xent(z, temperature, "sum").item(), expected.sum())
+
+
+def test_identical_embeddings_give_the_log_of_the_candidates() -> None:
+    z = torch.ones(8, 3, dtype=torch.float64)
+    torch.testing.assert_close(nt_xent(z).item(), math.log(7))
+
+
+def test_orthogonal_images_with_identical_views_in_closed_form() -> None:
+    z = torch.eye(4, dtype=torch.float64).repeat_interleave(2, dim=0)
+    expected = -math.log(math.exp(2) / (math.exp(2) + 6))
+    torch.testing.assert_close(nt_xent(z, 0.5).item(), expected)
+
+
+def test_one_image_has_no_negatives_and_no_loss() -> None:
+    assert nt_xent(embeddings(2)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_invariances() -> None:
+    z = embeddings(12)
+    loss = nt_xent(z)
+    torch.testing.assert_close(nt_xent(z * torch.rand(12, 1, dtype=torch.float64).add(0.5)), loss)
+    images = torch.tensor([3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(nt_xent(z.view(6, 2, -1)[images].flatten(0, 1)), loss)
+    torch.testing.assert_close(nt_xent(z.view(6, 2, -1).flip(1).flatten(0, 1)), loss)
+    rotation, _ = torch.linalg.qr(embeddings(6, seed=1))
+    torch.testing.assert_close(nt_xent(z @ rotation), loss)
+
+
+def test_gradients_by_finite_differences() -> None:
+    z = embeddings(6, 4).requires_grad_()
+    assert torch.autograd.gradcheck(nt_xent, (z,))
+    other = embeddings(6, 4, seed=2).requires_grad_()
+    for reading in ("pairs", "views"):
+        assert torch.autograd.gradcheck(lambda a, b, r=reading: mixed_nt_xent(a, b, reading=r), (z, other))
+
+
+def test_small_temperature_stays_finite() -> None:
+    assert torch.isfinite(nt_xent(embeddings(8).float(), 0.005)).all()
+
+
+def test_mixed_as_coded_is_one_nt_xent_over_all_pairs() -> None:
+    clean, adversarial = embeddings(8), embeddings(8, seed=1)
+    rows = np.empty((16, 6))
+    rows[0::2], rows[1::2] = clean.numpy(), adversarial.numpy()
+    expected = numpy_nt_xent(rows, 0.5)
+    torch.testing.assert_close(mixed_nt_xent(clean, adversarial).item(), expected.mean())
+    each = torch.from_numpy(expected.reshape(8, 2).mean(axis=1))
+    torch.testing.assert_close(mixed_nt_xent(clean, adversarial, reduction="none"), each)
+
+
+def test_mixed_as_drawn_is_the_sum_over_the_two_views() -> None:
+    clean, adversarial = embeddings(8), embeddings(8, seed=1)
+    total = 0.0
+    for view in (0, 1):
+        rows = np.empty((8, 6))
+        rows[0::2], rows[1::2] = clean.numpy()[view::2], adversarial.numpy()[view::2]
+        total += numpy_nt_xent(rows, 0.5).mean()
+    torch.testing.assert_close(mixed_nt_xent(clean, adversarial, reading="views").item(), total)
+    each = mixed_nt_xent(clean, adversarial, reading="views", reduction="none")
+    torch.testing.assert_close(each.mean().item(), total)
+
+
+def test_only_the_coded_reading_has_the_other_view_as_a_negative() -> None:
+    # two views with the same embedding: as coded they repel each other, as drawn they never meet
+    z = torch.eye(3, dtype=torch.float64).repeat_interleave(2, dim=0)
+    drawn = 2 * -math.log(math.exp(2) / (math.exp(2) + 4))
+    coded = -math.log(math.exp(2) / (3 * math.exp(2) + 8))
+    torch.testing.assert_close(mixed_nt_xent(z, z, reading="views").item(), drawn)
+    torch.testing.assert_close(mixed_nt_xent(z, z, reading="pairs").item(), coded)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (0, 4), (4,), (2, 2, 2)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \(2N, d\)"):
+        nt_xent(torch.zeros(shape))
+
+
+def test_other_bad_arguments_are_refused() -> None:
+    z = embeddings(4)
+    with pytest.raises(ValueError, match="temperature"):
+        nt_xent(z, 0.0)
+    with pytest.raises(ValueError, match="reduction"):
+        nt_xent(z, reduction="median")
+    with pytest.raises(ValueError, match="reading"):
+        mixed_nt_xent(z, z, reading="both")
+    with pytest.raises(ValueError, match="expected"):
+        mixed_nt_xent(z, z[:2])

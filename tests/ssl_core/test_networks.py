@@ -1,0 +1,120 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ssl_core.networks import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, ResNet, TargetNetwork, build_network
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def images(n: int = 4, size: int = 16) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=generator())
+
+
+def small(**arguments) -> TargetNetwork:
+    return build_network(generator(), **{"arch": "resnet10", "width": 4, "projector_dim": 8} | arguments)
+
+
+@pytest.mark.parametrize(("arch", "expansion"), [("resnet10", 1), ("resnet18", 1), ("resnet34", 1), ("resnet50", 4)])
+def test_shapes(arch: str, expansion: int) -> None:
+    network = small(arch=arch)
+    encoded = network(images(), "pgd")
+    assert encoded.features.shape == (4, 32 * expansion) == (4, network.feature_dim)
+    assert encoded.embeddings.shape == (4, 8) == (4, network.embedding_dim)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
+def test_equals_torchvisions_resnet_with_the_same_weights(arch: str) -> None:
+    """The ImageNet stem is torchvision's ResNet: the same weights in the same order give the same features."""
+    reference = getattr(torchvision.models, arch)(weights=None)
+    reference.fc = nn.Identity()
+    mine = ResNet(arch, 64, "imagenet", ("normal",))
+    state = {name: value for name, value in reference.state_dict().items()}
+
+    def theirs(name: str) -> str:
+        name = name.replace("by_route.normal.", "").replace("norm.", "bn1.", 1) if name.startswith("norm.") else name
+        if name.startswith("conv."):
+            return name.replace("conv.", "conv1.", 1)
+        if not name.startswith("blocks."):
+            return name
+        _, index, rest = name.split(".", 2)
+        counts, block, stage = ARCHITECTURES[arch][1], int(index), 0
+        while block >= counts[stage]:
+            block, stage = block - counts[stage], stage + 1
+        rest = rest.replace("by_route.normal.", "")
+        rest = rest.replace("shortcut.conv", "downsample.0").replace("shortcut.norm", "downsample.1")
+        for k in range(3):
+            rest = rest.replace(f"convs.{k}.", f"conv{k + 1}.").replace(f"norms.{k}.", f"bn{k + 1}.")
+        return f"layer{stage + 1}.{block}.{rest}"
+
+    mine.load_state_dict({name: state[theirs(name)] for name in mine.state_dict()})
+    x = torch.rand(2, 3, 64, 64, generator=generator())
+    torch.testing.assert_close(mine.eval()(x, "normal"), reference.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_papers_network_has_the_papers_size() -> None:
+    """ResNet-18 of width 64 has 11,168,832 weights in a CIFAR stem without classifier, batch norms once each."""
+    weights = sum(p.numel() for p in ResNet("resnet18", 64, "cifar", ("normal",)).parameters())
+    assert weights == 11_168_832
+
+
+def test_routes_share_convolutions_and_nothing_of_batch_norm() -> None:
+    network = small().train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network(images(), "pgd")
+    for name, value in network.named_buffers():
+        if "running" in name:
+            assert torch.equal(value, before[name]) == ("by_route.normal" in name), name
+    for name, parameter in network.named_parameters():
+        if "by_route.pgd" in name:
+            nn.init.constant_(parameter, 0.5)
+    network.eval()
+    assert not torch.allclose(network(images(), "pgd").features, network(images(), "normal").features)
+
+
+def test_normalisation_is_inside() -> None:
+    network = small().eval()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = network.backbone((images() - mean) / std, "normal")
+    torch.testing.assert_close(network.features(images(), "normal"), expected)
+
+
+def test_same_generator_same_weights_and_the_global_one_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    a, b = small(), small()
+    assert torch.equal(before, torch.get_rng_state())
+    for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_in_eval_mode_every_image_is_alone() -> None:
+    network = small().double().eval()
+    x = images(6).double()
+    torch.testing.assert_close(network(x, "pgd").embeddings[2:4], network(x[2:4], "pgd").embeddings)
+
+
+def test_bf16_gives_full_precision_outputs_near_those_of_fp32() -> None:
+    full, half = small().eval(), small(precision="bf16").eval()
+    a, b = full(images(), "pgd"), half(images(), "pgd")
+    assert b.features.dtype == b.embeddings.dtype == torch.float32
+    torch.testing.assert_close(a.features, b.features, rtol=0.1, atol=0.1)
+    assert not torch.equal(a.features, b.features)
+
+
+def test_bad_input_is_refused() -> None:
+    network = small()
+    with pytest.raises(ValueError, match="no route 'adv'"):
+        network(images(), "adv")
+    with pytest.raises(ValueError, match="expected"):
+        network(images()[:, :1], "pgd")
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        small(arch="resnet81")
+    with pytest.raises(ValueError, match="width"):
+        small(width=0)
+    with pytest.raises(ValueError, match="stem"):
+        small(stem="tiny")
+    with pytest.raises(ValueError, match="projector"):
+        small(projector_dim=0)
