@@ -1,0 +1,93 @@
+"""Checkpoints: plain tensors and values, written whole or not at all, loaded without running anybody's code."""
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_core.networks import TargetNetwork
+
+SCHEMA = 1
+FORMAT = "astra-gym"
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of this project, is damaged, or is of another kind or version."""
+
+
+def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Path:
+    """Writes `payload` (nested dicts and lists of tensors and plain values) to a temporary file and renames it.
+
+    Args:
+        path: the file to write; its folder must exist.
+        kind: what it holds ("run", "agent", ...); `load_checkpoint` wants the same.
+        payload: what to keep.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            torch.save({"format": FORMAT, "schema": SCHEMA, "kind": kind, **payload}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink()
+            raise
+    os.replace(temporary, path)
+    return path
+
+
+def load_checkpoint(path: str | Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint with `weights_only=True`.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, foreign, or of another kind or schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, AttributeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: truncated, or no checkpoint that loads with weights_only=True ({reason})"
+        ) from error
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: a foreign file, without the mark {FORMAT!r} of this project's checkpoints")
+    if payload["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{path}: schema {payload['schema']}, expected {SCHEMA}: it was written by another version"
+        )
+    if payload["kind"] != kind:
+        raise CheckpointError(f"{path}: holds a checkpoint of kind {payload['kind']!r}, expected {kind!r}")
+    return payload
+
+
+def describe_network(network: TargetNetwork) -> dict[str, Any]:
+    """What `load_network` needs to build the same network again."""
+    return {"arguments": dict(network.arguments), "state": network.state_dict()}
+
+
+def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[TargetNetwork, str]:
+    """The trained target network of a run's checkpoint, in eval mode, and the route that it is evaluated on.
+
+    Args:
+        path: a checkpoint, or a run folder (then `checkpoints/last.pt` in it).
+        device: where to put it.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    payload = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path, "run", device)
+    with torch.random.fork_rng(devices=[]):
+        network = TargetNetwork(**payload["network"]["arguments"])
+    network.load_state_dict(payload["network"]["state"])
+    return network.to(device).eval(), payload["evaluation_route"]

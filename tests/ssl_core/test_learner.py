@@ -1,0 +1,96 @@
+import copy
+
+import pytest
+import torch
+
+from ssl_core.attacks import Budget
+from ssl_core.learner import NonFiniteLossError, TargetLearner, frozen
+from ssl_core.methods import make_method
+from ssl_core.networks import build_network
+from ssl_core.optim import make_optimizer
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def learner(method: str = "astra", lr: float = 0.1) -> TargetLearner:
+    rules = make_method(method)
+    network = build_network(generator(), arch="resnet10", width=4, routes=rules.routes, projector_dim=8)
+    return TargetLearner(network, rules, make_optimizer("sgd", network, lr, 0.0), lambda step: lr / (1 + step))
+
+
+VIEWS = torch.rand(8, 3, 8, 8, generator=generator(1))
+BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 3)
+
+
+def test_frozen_puts_every_flag_back_even_after_an_error() -> None:
+    network = learner().network.train()
+    network.projector.eval()
+    network.backbone.conv.weight.requires_grad_(False)
+    modes = [part.training for part in network.modules()]
+    gradients = [parameter.requires_grad for parameter in network.parameters()]
+    with pytest.raises(KeyError), frozen(network):
+        assert not any(part.training for part in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        raise KeyError
+    assert modes == [part.training for part in network.modules()]
+    assert gradients == [parameter.requires_grad for parameter in network.parameters()]
+
+
+def test_looking_and_attacking_change_nothing() -> None:
+    target = learner()
+    target.update(VIEWS, VIEWS)
+    before = {name: value.clone() for name, value in target.network.state_dict().items()}
+    attacked = target.attack(VIEWS, BUDGET, generator(2))
+    encoded = target.look(VIEWS)
+    assert target.network.training and all(p.requires_grad for p in target.network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in target.network.state_dict().items())
+    assert not encoded.embeddings.requires_grad
+    with frozen(target.network):
+        torch.testing.assert_close(attacked.embeddings, target.network(attacked.images, "pgd").embeddings)
+
+
+def test_astra_starts_in_eight_whatever_epsilon_is_and_acl_in_its_own_ball() -> None:
+    idle = Budget.uniform(8, 1.0, 1 / 255, 0)
+    gray = torch.full((8, 3, 8, 8), 0.5)
+    astra = (learner("astra").attack(gray, idle, generator()).images - gray).abs().max()
+    acl = (learner("acl").attack(gray, idle, generator()).images - gray).abs().max()
+    assert 0.95 * 8 / 255 < astra <= 8 / 255 + 1e-6
+    assert acl > 0.4
+
+
+def test_update_descends_follows_the_schedule_and_reports_its_terms() -> None:
+    target = learner()
+    first = target.update(VIEWS, VIEWS)
+    assert first.keys() == {"clean", "adversarial", "mixed", "total"}
+    weighted = 0.5 * first["clean"] + 0.5 * first["adversarial"] + 0.5 * first["mixed"]
+    assert first["total"] == pytest.approx(weighted, rel=1e-5)
+    assert target.optimizer.param_groups[0]["lr"] == 0.1
+    for _ in range(15):
+        last = target.update(VIEWS, VIEWS)
+    assert last["total"] < first["total"]
+    assert target.step == 16
+    assert target.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 16)
+
+
+def test_a_loss_that_is_not_finite_updates_no_weight() -> None:
+    target = learner()
+    torch.nn.init.constant_(target.network.projector.linears[0].bias, float("nan"))
+    before = target.network.backbone.conv.weight.clone()
+    with pytest.raises(NonFiniteLossError, match="update 1"):
+        target.update(VIEWS, VIEWS)
+    assert torch.equal(before, target.network.backbone.conv.weight)
+    assert target.step == 0
+
+
+def test_state_goes_on_where_it_was() -> None:
+    straight, resumed = learner(), learner(lr=0.1)
+    for _ in range(2):
+        straight.update(VIEWS, VIEWS)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    assert resumed.step == 2
+    a, b = straight.update(VIEWS, VIEWS), resumed.update(VIEWS, VIEWS)
+    assert a == b
+    for x, y in zip(straight.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
