@@ -1,0 +1,226 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_core.datasets import ImageSet
+from ssl_core.networks import TargetNetwork, build_network
+from ssl_core.probes import Classifier, ProbeSettings, RawPixels, fingerprint, train_probe
+from ssl_core.rng import Streams
+from ssl_core.views import ViewSettings, as_float
+
+VIEWS = ViewSettings(padding=1, flip=0.5)
+CLASSES = ("left", "right", "neither")
+
+
+def image_set(n: int = 96, seed: int = 0) -> ImageSet:
+    """Noise in which the mean brightness tells the class: linearly separable in the pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    noise = torch.randint(0, 40, (n, 3, 6, 6), generator=generator)
+    images = noise + 100 * labels.view(-1, 1, 1, 1)
+    return ImageSet(images.to(torch.uint8), labels, CLASSES, "shades")
+
+
+@pytest.fixture(scope="module")
+def network() -> TargetNetwork:
+    generator = torch.Generator().manual_seed(0)
+    return build_network(generator, arch="resnet10", width=4, projector_hidden=8, projector_dim=8)
+
+
+class Channel(nn.Module):
+    """One feature a colour channel: its mean."""
+
+    feature_dim = 3
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        return images.mean((2, 3))
+
+
+def test_learns_separable_features_to_the_last_image() -> None:
+    data = image_set()
+    assert data.labels is not None
+    settings = ProbeSettings(epochs=60, lr=0.5, batch_size=32, milestones=(50,), augment=False)
+    classifier = train_probe(RawPixels((3, 6, 6)), "none", data, settings, VIEWS, seed=0)
+    fresh = image_set(seed=1)
+    for images in (data.images, fresh.images):
+        assert bool((classifier(as_float(images)).argmax(1) == data.labels).all())
+
+
+def test_is_sgd_with_momentum_decay_and_milestones_from_zero() -> None:
+    """Against the update written out, in float64: v <- 0.9 v + (g + wd w); w <- w - lr v."""
+    data = image_set(40)
+    assert data.labels is not None
+    settings = ProbeSettings(epochs=4, lr=0.3, batch_size=16, milestones=(1, 3), weight_decay=0.01, augment=False)
+    head = train_probe(Channel(), "none", data, settings, VIEWS, seed=3).head
+
+    x = F.pad(as_float(data.images).mean((2, 3)).double(), (0, 1), value=1.0)
+    onehot = F.one_hot(data.labels, 3).double()
+    w, v = torch.zeros(4, 3, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.float64)
+    order = Streams(3)["probe/order"]
+    for lr in (0.3, 0.03, 0.03, 0.003):
+        for rows in torch.randperm(40, generator=order).split(16):
+            gradient = x[rows].T @ ((x[rows] @ w).softmax(1) - onehot[rows]) / len(rows)
+            v = 0.9 * v + gradient + 0.01 * w
+            w = w - lr * v
+    assert isinstance(head, nn.Linear)
+    torch.testing.assert_close(head.weight.double(), w[:3].T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head.bias.double(), w[3], rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_starts_at_zero() -> None:
+    settings = ProbeSettings(epochs=1, lr=1e-30, milestones=())
+    head = train_probe(Channel(), "none", image_set(), settings, VIEWS, seed=0).head
+    assert max(float(parameter.abs().max()) for parameter in head.parameters()) < 1e-25
+
+
+def test_defaults_are_the_published_protocol() -> None:
+    assert ProbeSettings() == ProbeSettings(25, 0.01, 512, (10, 20), 0.9, 2e-4, True)
+
+
+def test_the_same_seed_gives_the_same_head_and_leaves_global_generators_alone(network: TargetNetwork) -> None:
+    settings = ProbeSettings(epochs=2, lr=0.1, batch_size=32, milestones=(1,))
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        fingerprint(train_probe(network, "pgd", image_set(), settings, VIEWS, seed=seed).head) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["weight"] != other["weight"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_augmentation_draws_new_views_in_every_epoch() -> None:
+    class Recorder(Channel):
+        seen: list[Tensor] = []  # noqa: RUF012, shared with the copies the probe makes
+
+        def features(self, images: Tensor, route: str) -> Tensor:
+            self.seen.append(images)
+            return super().features(images, route)
+
+    data = image_set(12)
+    Recorder.seen = []
+    train_probe(Recorder(), "none", data, ProbeSettings(epochs=3, milestones=()), VIEWS, seed=0)
+    assert [len(images) for images in Recorder.seen] == [12, 12, 12]
+    pictures = {tuple(image.flatten().tolist()) for images in Recorder.seen for image in images}
+    assert len(pictures) > 24
+
+    Recorder.seen = []
+    train_probe(Recorder(), "none", data, ProbeSettings(epochs=3, milestones=(), augment=False), VIEWS, seed=0)
+    assert len(Recorder.seen) == 1
+    assert torch.equal(Recorder.seen[0], as_float(data.images))
+
+
+def test_features_are_the_backbones_on_the_route_asked_for(network: TargetNetwork) -> None:
+    network = copy.deepcopy(network)
+    network.get_parameter("backbone.norm.by_route.pgd.weight").data.fill_(0.5)
+    data = image_set()
+    settings = ProbeSettings(epochs=1, milestones=())
+    images = as_float(data.images)
+    for route in network.routes:
+        classifier = train_probe(network, route, data, settings, VIEWS, seed=0)
+        network.eval()
+        with torch.no_grad():
+            expected = classifier.head(network(images, route).features)
+            assert torch.equal(classifier(images), expected)
+
+
+def test_the_given_network_is_left_as_it_is(network: TargetNetwork) -> None:
+    network = copy.deepcopy(network).train()
+    before = fingerprint(network)
+    classifier = train_probe(network, "pgd", image_set(), ProbeSettings(epochs=1, milestones=()), VIEWS, seed=0)
+    assert fingerprint(network) == before
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+
+    probe = classifier(as_float(image_set().images))
+    network(as_float(image_set().images), "pgd")
+    assert fingerprint(network) != before
+    assert torch.equal(classifier(as_float(image_set().images)), probe)
+
+
+class Drifting(Channel):
+    """Keeps a running mean whatever its mode says, outside its state dict."""
+
+    running_mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3), persistent=False)
+        self.register_buffer("steady", torch.ones(()))
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        z = super().features(images, route)
+        self.running_mean += 0.1 * z.mean(0)
+        return z
+
+
+class Swapping(Channel):
+    """Gets a parameter that was not there before."""
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        self.scale = nn.Parameter(torch.ones(()))
+        return super().features(images, route)
+
+
+@pytest.mark.parametrize(("fault", "name"), [(Drifting, "running_mean"), (Swapping, "scale")])
+def test_an_encoder_that_changes_is_caught(fault: Callable[[], nn.Module], name: str) -> None:
+    with pytest.raises(RuntimeError, match=f"not frozen.*1 of .*{name}.*void"):
+        train_probe(fault(), "none", image_set(), ProbeSettings(epochs=1, milestones=()), VIEWS, seed=0)
+
+
+def test_fingerprint_sees_values_shapes_and_types() -> None:
+    module = nn.BatchNorm1d(4)
+    before = fingerprint(module)
+    assert set(before) == {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+    assert fingerprint(copy.deepcopy(module)) == before
+    assert fingerprint(copy.deepcopy(module).bfloat16())["bias"] != before["bias"]
+    module.get_buffer("running_var")[2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    assert {name for name, digest in fingerprint(module).items() if digest != before[name]} == {"running_var"}
+
+
+def test_a_classifier_stays_in_eval_mode_and_gives_gradients_to_images_only(network: TargetNetwork) -> None:
+    classifier = Classifier(copy.deepcopy(network), "pgd", nn.Linear(network.feature_dim, 3))
+    classifier.train()
+    assert not any(module.training for module in classifier.modules())
+    images = as_float(image_set(6).images).requires_grad_()
+    classifier(images).logsumexp(1).sum().backward()
+    assert images.grad is not None and float(images.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+def test_progress_is_told_of_every_epoch() -> None:
+    told: list[tuple[int, int]] = []
+    train_probe(
+        Channel(),
+        "none",
+        image_set(),
+        ProbeSettings(epochs=3, milestones=()),
+        VIEWS,
+        seed=0,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_images_without_labels_are_refused_with_advice() -> None:
+    data = image_set()
+    with pytest.raises(ValueError, match=r"'shades' has no labels.*one folder for each class"):
+        train_probe(Channel(), "none", ImageSet(data.images, None, (), "shades"), ProbeSettings(), VIEWS, seed=0)
+
+
+def test_a_head_that_diverges_is_an_error() -> None:
+    settings = ProbeSettings(epochs=3, lr=1e38, milestones=())
+    with pytest.raises(RuntimeError, match=r"diverged in epoch \d of 3 at learning rate 1e\+38"):
+        train_probe(Channel(), "none", image_set(), settings, VIEWS, seed=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}, {"milestones": (5, 2)}, {"momentum": 1.0}, {"weight_decay": -1.0}],
+)
+def test_settings_out_of_range_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"the probe's {next(iter(change))} is"):
+        ProbeSettings(**change)  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_core.results import Row, commit, read_results, replacing, versions, wilson_interval, write_results
+
+CLEAN = Row("slf", "SA", "none", 0.0, 98.0556, 360, "pgd", 0, "last", "unknown", {"python": "3.12.1"})
+ROBUST = replace(CLEAN, metric="RA", attack="pgd20", epsilon=8 / 255, value=100 / 3)
+
+
+def test_rows_come_back_exactly_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "slf.json"
+    write_results(path, [CLEAN, ROBUST])
+    assert read_results(path) == [CLEAN, ROBUST]
+    document = json.loads(path.read_text())
+    assert document["schema"] == 1
+    assert list(document["rows"][1]) == [
+        *("protocol", "metric", "attack", "epsilon", "value", "n"),
+        *("route", "seed", "checkpoint", "commit", "versions"),
+    ]
+    assert [entry.name for entry in path.parent.iterdir()] == ["slf.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "slff"}, "protocol is 'slff': expected one of slf"),
+        ({"metric": "AA"}, "metric is 'AA'"),
+        ({"attack": "pgd7"}, "attack is 'pgd7'"),
+        ({"attack": "none"}, "none for SA and an attack for RA"),
+        ({"metric": "SA"}, "none for SA and an attack for RA"),
+        ({"metric": "SA", "attack": "none"}, "expected 0 for SA"),
+        ({"epsilon": 8}, "a fraction in"),
+        ({"epsilon": math.nan}, "a finite number"),
+        ({"value": 100.1}, "percent"),
+        ({"value": "93"}, "a finite number"),
+        ({"n": 0}, "at least one image"),
+        ({"n": True}, "an integer"),
+        ({"seed": 1.0}, "an integer"),
+        ({"checkpoint": ""}, "a string that is not empty"),
+        ({"route": None}, "a string that is not empty"),
+        ({"versions": {"torch": 2}}, "a mapping"),
+    ],
+)
+def test_a_row_refuses_fields_that_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ROBUST, **change)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(schema=2), "schema 2; this version reads schema 1"),
+        (lambda document: document.pop("schema"), "not a results file"),
+        (lambda document: document.update(rows={}), "not a results file"),
+        (lambda document: document["rows"].append(3), "row 2: expected an object, not 3"),
+        (lambda document: document["rows"][1].pop("seed"), "row 1: lacks seed"),
+        (lambda document: document["rows"][1].update(mood="good"), "row 1: has unknown fields: mood"),
+        (lambda document: document["rows"][0].update(value=-1), "row 0: a result's value is -1"),
+    ],
+)
+def test_a_file_with_another_schema_or_a_bad_row_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = tmp_path / "slf.json"
+    write_results(path, [CLEAN, ROBUST])
+    edit(path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_results(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slf.json"
+    write_results(path, [CLEAN])
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(ValueError, match="not a results file"):
+        read_results(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "slf.json"
+    write_results(path, [CLEAN])
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_results(path) == [CLEAN]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_wilson_interval_against_a_published_table() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, table I, method 3 (score without continuity correction).
+    for correct, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
+        assert wilson_interval(correct, n) == pytest.approx((100 * low, 100 * high), abs=0.006)
+    assert wilson_interval(29, 29) == pytest.approx((88.30, 100), abs=0.006)
+    assert replace(ROBUST, value=100 * 81 / 263, n=263).interval == wilson_interval(81, 263)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_wilson_interval_refuses_impossible_counts(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match="expected 0 <= correct <= n"):
+        wilson_interval(correct, n)
+
+
+def test_versions_name_python_and_torch() -> None:
+    found = versions()
+    assert found["python"].startswith("3.")
+    assert torch.__version__.startswith(found["torch"].split("+")[0])
+    replace(CLEAN, versions=found)
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(
+        ["git", "-C", str(root), *identity, *words], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_commit_tells_clean_changed_and_foreign_trees_apart(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    assert commit(root) == "unknown"
+    git(root, "init", "--quiet")
+    assert commit(root) == "unknown"
+    source = root / "code.py"
+    source.write_text("x = 1\n")
+    git(root, "add", "code.py")
+    git(root, "commit", "--quiet", "-m", "first")
+    head = git(root, "rev-parse", "HEAD")
+    assert commit(root) == head
+
+    (root / "notes.txt").write_text("not code")
+    (root / "inner").mkdir()
+    assert commit(root) == head
+    assert commit(root / "inner") == "unknown"
+
+    (root / "inner" / "new.py").write_text("")
+    assert commit(root) == f"{head}-dirty"
+    (root / "inner" / "new.py").unlink()
+    source.write_text("x = 2\n")
+    assert commit(root) == f"{head}-dirty"
