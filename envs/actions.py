@@ -1,0 +1,130 @@
+"""Action spaces and what they mean: the only place that knows ranges and units of the attack's parameters."""
+
+import math
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_core.attacks import Budget
+from ssl_core.lookup import pick
+
+UNIT = 255
+"""Pixel values are fractions; the action sets are in steps of 1/255."""
+EPSILONS = tuple(range(3, 16))
+"""Radii in 1/255 (ASTrA's run)."""
+STEPS = tuple(range(3, 15))
+"""Numbers of ascent steps."""
+STEP_SIZES = tuple(range(1, 6))
+"""Step sizes in 1/255."""
+GRID = (EPSILONS, STEPS, STEP_SIZES)
+"""The three sets in the order of an action's components."""
+KINDS = {
+    "factored": "MultiDiscrete([13, 12, 5]): epsilon, steps, step size",
+    "flat": "Discrete(780): the same grid as one number, epsilon slowest, step size fastest",
+    "continuous": "Box(-1, 1, (3,)): epsilon, steps (rounded), step size between the ends of their ranges",
+    "none": "Discrete(1): no attack, for methods without one",
+}
+
+
+@dataclass(frozen=True)
+class ActionTable:
+    """Actions of one kind to budgets and back.
+
+    Args:
+        kind: a name of `KINDS`.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+
+    kind: str = "factored"
+
+    def __post_init__(self) -> None:
+        pick(self.kind, KINDS, "kind of actions")
+
+    @property
+    def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Discrete | gym.spaces.Box:
+        """The space of one action."""
+        sizes = [len(values) for values in GRID]
+        if self.kind == "factored":
+            return gym.spaces.MultiDiscrete(sizes)
+        if self.kind == "continuous":
+            return gym.spaces.Box(-1.0, 1.0, (len(GRID),), np.float32)
+        return gym.spaces.Discrete(math.prod(sizes) if self.kind == "flat" else 1)
+
+    def check(self, actions: Tensor) -> None:
+        """Raises a ValueError unless `actions` is a batch (n, ...) of members of the space."""
+        space = self.space
+        expected = f"{len(actions) if actions.ndim else 'n'} actions of {space}"
+        shape = space.shape or ()
+        if tuple(actions.shape[1:]) != shape or actions.ndim != len(shape) + 1:
+            raise ValueError(f"actions have shape {tuple(actions.shape)}: expected {('n', *shape)}, {expected}")
+        if isinstance(space, gym.spaces.Box):
+            if not actions.is_floating_point():
+                raise ValueError(f"actions have dtype {actions.dtype}: expected a floating type, {expected}")
+            if not bool((actions.abs() <= 1).all()):
+                raise ValueError(f"actions have NaN or values outside [-1, 1]: expected {expected}; clip them first")
+            return
+        if actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool:
+            raise ValueError(f"actions have dtype {actions.dtype}: expected an integer type, {expected}")
+        sizes = torch.tensor(
+            space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n, device=actions.device
+        )
+        if not bool(((actions >= 0) & (actions < sizes)).all()):
+            raise ValueError(f"actions are out of range: expected {expected}, counted from 0")
+
+    def decode(self, actions: Tensor) -> Budget | None:
+        """Budgets of a batch of actions; None for the kind "none".
+
+        Args:
+            actions: (n, 3) integers ("factored"), (n,) integers ("flat", "none") or (n, 3) floats ("continuous").
+
+        Raises:
+            ValueError: if shape, dtype or range are not the space's.
+        """
+        self.check(actions)
+        if self.kind == "none":
+            return None
+        if self.kind == "continuous":
+            ends = torch.tensor([(values[0], values[-1]) for values in GRID], device=actions.device)
+            low, high = ends.to(torch.float32).unbind(dim=1)
+            values = low + (actions.to(torch.float32) + 1) / 2 * (high - low)
+            return Budget(values[:, 0] / UNIT, values[:, 2] / UNIT, values[:, 1].round().to(torch.int64))
+        if self.kind == "flat":
+            fastest, middle = len(STEP_SIZES), len(STEPS)
+            heads = (actions // (fastest * middle), actions // fastest % middle, actions % fastest)
+        else:
+            heads = actions.unbind(dim=1)  # type: ignore[assignment]
+        # the sets are runs of integers, so a member is its first plus the index
+        epsilon, steps, step_size = (head.to(torch.int64) + values[0] for head, values in zip(heads, GRID, strict=True))
+        return Budget(epsilon.to(torch.float32) / UNIT, step_size.to(torch.float32) / UNIT, steps)
+
+    def encode(self, epsilon: float, step_size: float, steps: int) -> np.ndarray:
+        """The action of a budget; the discrete kinds take the grid's nearest value.
+
+        Args:
+            epsilon, step_size: fractions (8/255, not 8).
+            steps: number of steps.
+
+        Raises:
+            ValueError: if a figure is outside its range.
+        """
+        if self.kind == "none":
+            return np.int64(0)  # type: ignore[return-value]
+        given = (("epsilon", epsilon * UNIT, True), ("steps", steps, False), ("step_size", step_size * UNIT, True))
+        values = []
+        for (name, value, fraction), choices in zip(given, GRID, strict=True):
+            if not choices[0] - 1e-6 <= value <= choices[-1] + 1e-6:
+                unit = "/255" if fraction else ""
+                raise ValueError(f"{name} is {value:g}{unit}: expected {choices[0]}{unit} to {choices[-1]}{unit}")
+            values.append(min(max(value, choices[0]), choices[-1]))
+        if self.kind == "continuous":
+            ends = [(choices[0], choices[-1]) for choices in GRID]
+            return np.array([2 * (v - a) / (b - a) - 1 for v, (a, b) in zip(values, ends, strict=True)], np.float32)
+        indices = [round(value - choices[0]) for value, choices in zip(values, GRID, strict=True)]
+        if self.kind == "flat":
+            return np.ravel_multi_index(indices, [len(choices) for choices in GRID])  # type: ignore[return-value]
+        return np.array(indices, np.int64)

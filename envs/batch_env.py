@@ -1,0 +1,92 @@
+"""`ASTrA/BatchAttack-v0`: one attack for the whole batch, as an ordinary Gymnasium environment."""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from envs.engine import AttackEngine
+from envs.torch_env import TorchBatchEnv, to_numpy
+from envs.world import WorldSettings
+
+
+class BatchAttackEnv(gym.Env[np.ndarray, Any]):
+    """Choose, at every training step of a self-supervised network, how hard its batch is attacked.
+
+    ## Action space
+    | `actions` | space | meaning |
+    |---|---|---|
+    | `factored` | `MultiDiscrete([13, 12, 5])` | epsilon 3..15 (/255), 3..14 steps, step size 1..5 (/255) |
+    | `flat` | `Discrete(780)` | the same grid as one number, epsilon slowest |
+    | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
+
+    ## Observation space
+    `Box(-10, 10, (2F + 3,), float32)` for a backbone with F features:
+    | index | what | unit |
+    |---|---|---|
+    | 0 .. F-1 | mean over the batch's views of each backbone feature | standard deviations, clipped |
+    | F | mean clean contrastive loss of the views | standard deviations, clipped |
+    | F+1 .. 2F | standard deviation over the views of each feature | standard deviations |
+    | 2F+1 | standard deviation of the clean loss | standard deviations |
+    | 2F+2 | training progress: -1 at the first planned update, 1 at the last | |
+
+    ## Reward
+    Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, the
+    contrastive losses of the attacked and the clean views on the weights that the attack saw (1/3, 1/3 and 0 by
+    default, as ASTrA's run). The named terms, the losses, the budget used and the attack's strength are in `info`
+    (see `envs.torch_env.step_info`; per-view values are arrays).
+
+    ## Transition
+    The batch is attacked, the target network takes one optimiser step, the next batch is drawn.
+
+    ## Start and end
+    `reset(seed=s)` makes a new world: initial target weights and every random stream. `reset()` goes on in the same
+    world with the next episode. An episode is one epoch by default and ends *truncated*; it never terminates.
+
+    Args:
+        actions: kind of actions.
+        seed: of the world in which the environment begins.
+        device: where the target network lives.
+        max_episode_steps: length of an episode, None for an epoch.
+        engine: a world made elsewhere, instead of `world`.
+        world: settings of the world, as `envs.world.WorldSettings`: `dataset`, `method`, `batch_size`, ...
+
+    Raises:
+        ValueError: if a setting or an action is wrong.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        *,
+        actions: str = "factored",
+        seed: int = 0,
+        device: str = "cpu",
+        max_episode_steps: int | None = None,
+        engine: AttackEngine | None = None,
+        render_mode: None = None,
+        **world: Any,
+    ) -> None:
+        self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
+        self.torch_env = TorchBatchEnv(self.engine, actions, max_episode_steps)
+        self.observation_space = self.torch_env.observation_space
+        self.action_space = self.torch_env.action_space
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """A new world where a seed is given, else the next episode in this one."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.engine.reset(seed)
+        self.torch_env.episode_start = self.engine.step
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One training step of the target network under the chosen attack."""
+        reward, done, info = self.torch_env.play(torch.as_tensor(np.asarray(action))[None])
+        return self._observation(), reward.item(), False, bool(done.item()), to_numpy(info)
+
+    def _observation(self) -> np.ndarray:
+        return self.torch_env.observe()[0].cpu().numpy()

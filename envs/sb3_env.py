@@ -1,0 +1,123 @@
+"""The view and the batch environment for Stable-Baselines3, which does not take a Gymnasium vector environment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from envs.engine import AttackEngine
+from envs.torch_env import TorchBatchEnv, TorchViewEnv, check_num_envs, to_numpy
+from envs.world import WorldSettings
+
+
+class Sb3ViewVecEnv(VecEnv):
+    """Every attacked view of the batch as a sub-environment of one Stable-Baselines3 `VecEnv`.
+
+    Spaces, reward and transition are `ViewAttackVectorEnv`'s. Every step is an episode; `terminal_observation` in a
+    sub-environment's info is the view that was attacked, and the info holds that view's reward terms, budget and
+    strength as numbers, and the batch's losses. The world's seed is a constructor argument: `seed()` draws nothing and
+    makes no new world, because Stable-Baselines3 leaves seeds pending after `load` and would wipe the trained target at
+    the next `learn`.
+
+    Args:
+        num_envs: 1 or exactly the number of attacked views.
+        actions, observation, seed, device, engine, world: as `ViewAttackVectorEnv`.
+
+    Raises:
+        ValueError: if a setting, the number of sub-environments or an action is wrong.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        actions: str = "factored",
+        observation: str = "features",
+        seed: int = 0,
+        device: str = "cpu",
+        engine: AttackEngine | None = None,
+        **world: Any,
+    ) -> None:
+        self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
+        view_env = TorchViewEnv(self.engine, actions, observation)
+        check_num_envs(num_envs, view_env.num_envs, self.engine.settings.batch_size)
+        self._setup(view_env)
+
+    def _setup(self, torch_env: TorchViewEnv | TorchBatchEnv) -> None:
+        self.torch_env = torch_env
+        self.render_mode = None
+        super().__init__(torch_env.num_envs, torch_env.observation_space, torch_env.action_space)
+
+    def reset(self) -> VecEnvObs:
+        """The coming batch's observations (num_envs, ...); the world goes on."""
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return self._observation()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Takes the actions of the coming step."""
+        self._actions = np.asarray(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Plays them: observations, rewards (float32), dones and one info a sub-environment."""
+        ended = self._observation()
+        reward, done, info = self.torch_env.play(torch.as_tensor(self._actions))
+        dones = done.cpu().numpy()
+        return self._observation(), reward.cpu().numpy(), dones, self._infos(to_numpy(info), ended, dones)
+
+    def _infos(self, info: dict[str, Any], ended: np.ndarray, dones: np.ndarray) -> list[dict[str, Any]]:
+        columns = {key: value.tolist() for key, value in info.items() if isinstance(value, np.ndarray)}
+        shared = {key: value for key, value in info.items() if key not in columns} | {"TimeLimit.truncated": False}
+        rows = zip(*columns.values(), strict=True) if columns else [()] * self.num_envs
+        return [
+            {**shared, **dict(zip(columns, row, strict=True)), "terminal_observation": observation}
+            for row, observation in zip(rows, ended, strict=True)
+        ]
+
+    def _observation(self) -> np.ndarray:
+        return self.torch_env.observe().cpu().numpy()
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute of this environment, once for each index: the sub-environments are one object."""
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Refused: the sub-environments share one world."""
+        raise ValueError(f"{attr_name} can't be set for single views: they share one world; set it on the engine")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Calls the method once, since the sub-environments are one object, and repeats its result for each index."""
+        return [getattr(self, method_name)(*args, **kwargs)] * len(list(self._get_indices(indices)))
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        """No sub-environment is wrapped."""
+        return [False] * len(list(self._get_indices(indices)))
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Ignored: the world's seed is a constructor argument."""
+        return [None] * self.num_envs
+
+
+class Sb3BatchVecEnv(Sb3ViewVecEnv):
+    """The batch environment as a `VecEnv` of one, in which too a seed makes no new world.
+
+    Args:
+        engine: the world.
+        actions: kind of actions.
+    """
+
+    def __init__(self, engine: AttackEngine, actions: str = "factored") -> None:
+        self.engine = engine
+        self._setup(TorchBatchEnv(engine, actions))
+
+    def _infos(self, info: dict[str, Any], ended: np.ndarray, dones: np.ndarray) -> list[dict[str, Any]]:
+        truncated = bool(dones[0])
+        # an epoch's end is a truncation: the next observation is where the episode would have gone on
+        final = {"terminal_observation": self._observation()[0]} if truncated else {}
+        return [info | final | {"TimeLimit.truncated": truncated}]

@@ -1,0 +1,201 @@
+"""The engine as a vector environment in torch, on the device: what the NumPy shells and our own agents stand on."""
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.actions import ActionTable
+from envs.engine import OBSERVATION_BOUND, AttackEngine
+from ssl_core.attacks import Budget
+from ssl_core.lookup import pick
+
+OBSERVATIONS = {
+    "features": "standardised features of the target network, the clean loss and the training progress",
+    "image": "the views themselves, uint8 (view environment only)",
+}
+
+
+class Played(NamedTuple):
+    """Reward (num_envs,) float32, whether an episode ended (num_envs,) bool, and named values for `info`."""
+
+    reward: Tensor
+    done: Tensor
+    info: dict[str, Any]
+
+
+class TorchViewEnv:
+    """Every attacked view is a sub-environment of one step; all share the engine's target network.
+
+    Args:
+        engine: the world.
+        actions: a name of `envs.actions.KINDS`; a method without an attack takes "none" and no other.
+        observation: a name of `OBSERVATIONS`.
+
+    Raises:
+        ValueError: if a name is unknown or does not suit the method.
+    """
+
+    def __init__(self, engine: AttackEngine, actions: str = "factored", observation: str = "features") -> None:
+        self.engine = engine
+        self.table = ActionTable(actions)
+        if (actions == "none") == engine.method.attacks:
+            fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
+            raise ValueError(f"actions are {actions!r}: the method {engine.settings.method} takes {fitting}")
+        pick(observation, OBSERVATIONS, "observation")
+        self.observation = observation
+        self.action_space = self.table.space
+        self.observation_space = self._observation_space()
+        self.device = engine.device
+
+    @property
+    def num_envs(self) -> int:
+        """Number of sub-environments: the views of a batch."""
+        return len(self.engine.views)
+
+    def _observation_space(self) -> gym.Space:
+        if self.observation == "image":
+            return gym.spaces.Box(0, 255, self.engine.image_shape, np.uint8)
+        bound = OBSERVATION_BOUND
+        return gym.spaces.Box(-bound, bound, (self.engine.observation_dim,), np.float32)
+
+    def observe(self) -> Tensor:
+        """Observations (num_envs, ...) of the coming batch; the same until the next `play`."""
+        return as_pixels(self.engine.views) if self.observation == "image" else self.engine.observe()
+
+    def observation_of(self, views: Tensor) -> Tensor:
+        """What an agent would see of any views (n, 3, h, w), (n, ...); the world stays as it is."""
+        if self.observation == "image":
+            return as_pixels(views)
+        return self.engine.standardise(self.engine.raw_observation(views)[0])
+
+    def play(self, actions: Tensor) -> Played:
+        """One step of every sub-environment.
+
+        Args:
+            actions: (num_envs, ...) of the action space.
+
+        Raises:
+            ValueError: if their number, shape, dtype or range is wrong.
+        """
+        if len(actions) != self.num_envs:
+            raise ValueError(f"{len(actions)} actions were given: expected one for each of {self.num_envs} views")
+        budget = self.table.decode(actions)
+        record = self.engine.play(None if budget is None else to_device(budget, self.device))
+        done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        return Played(record.reward, done, step_info(self.engine))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The world's state."""
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Restores the world; returns the random streams that could not be continued on this device."""
+        return self.engine.load_state_dict(state)
+
+
+class TorchBatchEnv:
+    """One action for the whole batch; an episode is `max_episode_steps` steps, an epoch by default.
+
+    Args:
+        engine: the world.
+        actions: as `TorchViewEnv`.
+        max_episode_steps: length of an episode; None for the steps of an epoch.
+
+    Raises:
+        ValueError: if a name is unknown, does not suit the method, or the length is not positive.
+    """
+
+    num_envs = 1
+
+    def __init__(self, engine: AttackEngine, actions: str = "factored", max_episode_steps: int | None = None) -> None:
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps is {max_episode_steps}: expected a positive number")
+        self._views = TorchViewEnv(engine, actions)
+        self.engine = engine
+        self.table = self._views.table
+        self.action_space = self._views.action_space
+        # mean and deviation of features and clean loss, and the progress once
+        size = 2 * (engine.observation_dim - 1) + 1
+        self.observation_space = gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (size,), np.float32)
+        self.device = engine.device
+        self.max_episode_steps = max_episode_steps or engine.steps_per_epoch
+        self.episode_start = engine.step
+        """Target updates made when the episode began."""
+
+    def observe(self) -> Tensor:
+        """The observation (1, size) of the coming batch: mean and standard deviation over its views, and progress."""
+        return _summary(self.engine.observe())
+
+    def observation_of(self, views: Tensor) -> Tensor:
+        """What an agent would see of a batch of any views (n, 3, h, w), (1, size); the world stays as it is."""
+        return _summary(self._views.observation_of(views))
+
+    def play(self, actions: Tensor) -> Played:
+        """One step of the batch; actions (1, ...). The reward is the mean over the views."""
+        if len(actions) != 1:
+            raise ValueError(f"{len(actions)} actions were given: expected one for the batch")
+        reward, _, info = self._views.play(actions.expand(self._views.num_envs, *actions.shape[1:]))
+        done = self.engine.step - self.episode_start >= self.max_episode_steps
+        if done:
+            self.episode_start = self.engine.step
+        return Played(reward.mean()[None], torch.tensor([done], device=self.device), info)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The world's state, and where the episode began."""
+        return self.engine.state_dict() | {"episode_start": self.episode_start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Restores world and episode; returns the random streams that could not be continued on this device."""
+        self.episode_start = state["episode_start"]
+        return self.engine.load_state_dict(state)
+
+
+def as_pixels(views: Tensor) -> Tensor:
+    """Views in [0, 1] as uint8."""
+    return (views * 255).round().to(torch.uint8)
+
+
+def _summary(each: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(each[:, :-1], dim=0, correction=0)
+    return torch.cat([mean, deviation, each[0, -1:]])[None]
+
+
+def to_device(budget: Budget, device: torch.device) -> Budget:
+    """The budget on the device."""
+    if budget.steps.device == device:
+        return budget
+    return Budget(budget.epsilon.to(device), budget.step_size.to(device), budget.steps.to(device))
+
+
+def step_info(engine: AttackEngine) -> dict[str, Any]:
+    """What `info` tells of the step just played: per-view tensors (num_attacked,) and numbers of the whole batch.
+
+    Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms; `epsilon`,
+    `step_size` (fractions) and `steps`, the budget used; `strength`, the largest change of a pixel (a fraction).
+    Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
+    """
+    record = engine.last
+    if record is None:
+        return {}
+    info: dict[str, Any] = {f"reward_{name}": values for name, values in record.terms.items()}
+    if record.budget is not None:
+        info |= {"epsilon": record.budget.epsilon, "step_size": record.budget.step_size, "steps": record.budget.steps}
+        info["strength"] = record.strength
+    info |= {f"loss_{name}": value for name, value in record.losses.items()}
+    return info | {"lr": record.lr, "target_updates": record.step, "epoch": record.epoch}
+
+
+def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
+    """The same with arrays for tensors."""
+    return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in info.items()}
+
+
+def check_num_envs(given: int, right: int, batch_size: int) -> None:
+    """Raises a ValueError unless `given` is 1, which stands for nothing said, or the right number."""
+    if given not in (1, right):
+        raise ValueError(
+            f"num_envs is {given}: a batch of {batch_size} images has {right} views; leave it out or say so"
+        )

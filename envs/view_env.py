@@ -1,0 +1,123 @@
+"""`ASTrA/ViewAttack-v0`: every attacked view chooses its own attack, as a Gymnasium vector environment."""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from envs.engine import AttackEngine
+from envs.torch_env import TorchViewEnv, check_num_envs, to_numpy
+from envs.world import WorldSettings
+
+
+class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """Choose for every view of the batch how hard it is attacked (ASTrA, ICLR 2025).
+
+    The views of one batch are the sub-environments, and they share one target network: a step attacks them all, pays
+    each, updates the network once and draws the next batch. It is made by `gymnasium.make_vec` only.
+
+    ## Action space (of a sub-environment)
+    As `BatchAttackEnv`: `factored`, `flat` or `continuous`. A method without an attack has `none`, `Discrete(1)`.
+
+    ## Observation space (of a sub-environment)
+    `observation="features"`: `Box(-10, 10, (F + 2,), float32)` for a backbone with F features:
+    | index | what | unit |
+    |---|---|---|
+    | 0 .. F-1 | the view's backbone features | running standard deviations, clipped |
+    | F | the view's clean contrastive loss | running standard deviations, clipped |
+    | F+1 | training progress: -1 at the first planned update, 1 at the last | |
+
+    `observation="image"`: `Box(0, 255, (3, h, w), uint8)`, the view itself, as ASTrA's strategy network sees it.
+
+    ## Reward
+    The view's own `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`
+    (`reward_scope="batch"`: the mean of all, the paper's one scalar), float64.
+
+    ## Start and end
+    The horizon is 1: every step of every sub-environment is *terminated*, and the next observation belongs to a new
+    episode. Autoreset is `SAME_STEP`, declared in `metadata`: `infos["final_obs"]` and `infos["final_info"]` hold what
+    ended (the final observation of an episode is the view that was attacked), and the same values stand in `infos` at
+    the top, with Gymnasium's `_key` masks. Numbers of the whole batch (`loss_total`, `lr`, ...) are repeated per view.
+    `reset(seed=s)` makes a new world; `reset()` goes on in this one. Lists of seeds are refused: there is one world.
+
+    ## Wrappers
+    Of Gymnasium's vector wrappers those that watch or change rewards and infos work (`RecordEpisodeStatistics`,
+    `NormalizeReward`, `ClipReward`, `TransformReward`, `DictInfoToList`); `NormalizeObservation` and those that change
+    single observations (`FlattenObservation`, `RescaleObservation`, `DtypeObservation`, ...) refuse `SAME_STEP`.
+
+    Args:
+        num_envs: 1 (what `make_vec` passes when nothing is said) or exactly the number of views, 2 * batch_size.
+        actions: kind of actions; by default `factored`, or `none` for a method without an attack.
+        observation: `features` or `image`.
+        seed: of the world in which the environment begins.
+        device: where the target network lives.
+        max_episode_steps: 1 or None: the horizon is 1.
+        engine: a world made elsewhere, instead of `world`.
+        world: settings of the world, as `envs.world.WorldSettings`.
+
+    Raises:
+        ValueError: if a setting, the number of sub-environments or an action is wrong.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        actions: str | None = None,
+        observation: str = "features",
+        seed: int = 0,
+        device: str = "cpu",
+        max_episode_steps: int | None = None,
+        engine: AttackEngine | None = None,
+        render_mode: None = None,
+        **world: Any,
+    ) -> None:
+        if max_episode_steps not in (None, 1):
+            raise ValueError(f"max_episode_steps is {max_episode_steps}: every episode of a view is one step")
+        self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
+        kind = actions or ("factored" if self.engine.method.attacks else "none")
+        self.torch_env = TorchViewEnv(self.engine, kind, observation)
+        check_num_envs(num_envs, self.torch_env.num_envs, self.engine.settings.batch_size)
+        self.num_envs = self.torch_env.num_envs
+        self.single_observation_space = self.torch_env.observation_space
+        self.single_action_space = self.torch_env.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.render_mode = render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new world where a seed is given, else the coming batch of this one."""
+        if seed is not None:
+            if not isinstance(seed, int):
+                raise ValueError(f"seed is {seed!r}: expected one integer, since all views share one world")
+            super().reset(seed=seed)
+            self.engine.reset(seed)
+        return self._observation(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Attacks every view as its action says, and trains the target network once."""
+        ended = self._observation()
+        reward, done, info = self.torch_env.play(torch.as_tensor(np.asarray(actions)))
+        infos: dict[str, Any] = {}
+        everyone = np.ones(self.num_envs, np.bool_)
+        for key, value in to_numpy(info).items():
+            infos[key] = value if isinstance(value, np.ndarray) else np.full(self.num_envs, value)
+            infos[f"_{key}"] = everyone
+        final_obs = np.empty(self.num_envs, object)
+        final_obs[:] = list(ended)
+        infos |= {"final_obs": final_obs, "_final_obs": everyone, "final_info": dict(infos), "_final_info": everyone}
+        terminated = done.cpu().numpy()
+        return self._observation(), reward.cpu().numpy().astype(np.float64), terminated, ~terminated, infos
+
+    def _observation(self) -> np.ndarray:
+        return self.torch_env.observe().cpu().numpy()

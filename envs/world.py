@@ -1,0 +1,171 @@
+"""Everything that defines one world: the data, the target network, its method and its reward, as one typed record."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ssl_core.datasets import DATASETS, Split, load_dataset
+from ssl_core.learner import TargetLearner
+from ssl_core.lookup import pick
+from ssl_core.methods import METHODS, Method, make_method
+from ssl_core.networks import ARCHITECTURES, PRECISIONS, STEMS, build_network
+from ssl_core.optim import OPTIMIZERS, make_optimizer, warmup_cosine
+from ssl_core.rng import Streams
+from ssl_core.views import ViewSettings
+
+REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
+MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """A world's settings; the defaults are the embedded digits, which need no download.
+
+    Args:
+        method: self-supervised method, a name of `ssl_core.methods.METHODS`.
+        dataset: a name of `ssl_core.datasets.DATASETS`.
+        data_dir: folder of the data set (CIFAR-10's parent folder, or the root of a tree of images).
+        download: whether CIFAR-10 may be downloaded into `data_dir`.
+        limit: number of training images, None for all.
+        test_limit: number of test images, None for all.
+        image_size: side in pixels to which digits and folder images are resized.
+        arch: `resnet10`, `resnet18`, `resnet34` or `resnet50`.
+        width: channels of the first stage (64 in the paper).
+        stem: `cifar` (3x3, stride 1) or `imagenet` (7x7, stride 2, max-pool).
+        projector_hidden: width of the projector's second layer (2048 in ASTrA, 512 in ACL).
+        projector_dim: dimension of the embeddings.
+        batch_size: images a step; each gives two views.
+        epochs: planned passes over the training images; they also span the learning-rate schedule.
+        optimizer: `lars`, `sgd` or `adamw`.
+        lr: the target network's peak learning rate.
+        weight_decay: the target network's weight decay.
+        warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
+        temperature: of NT-Xent.
+        mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
+        mixed_reading: `pairs` (as coded) or `views` (as drawn).
+        strength: of the augmentations, in [0, 1].
+        flip: probability of a horizontal flip.
+        interpolation: `bicubic` or `bilinear`, of the random resized crop.
+        reward_scope: `view` or `batch`.
+        reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
+        reward_clean: weight of the clean loss, which is subtracted (1/3).
+        reward_mixed: weight of the mixed loss, which is subtracted (0).
+        precision: `fp32` or `bf16`.
+
+    Raises:
+        ValueError: if a name is unknown or a figure is out of its range.
+    """
+
+    method: str = "astra"
+    dataset: str = "digits"
+    data_dir: str | None = None
+    download: bool = True
+    limit: int | None = None
+    test_limit: int | None = None
+    image_size: int = 16
+    arch: str = "resnet10"
+    width: int = 16
+    stem: str = "cifar"
+    projector_hidden: int = 128
+    projector_dim: int = 128
+    batch_size: int = 128
+    epochs: int = 20
+    optimizer: str = "lars"
+    lr: float = 5.0
+    weight_decay: float = 1e-6
+    warmup_epochs: int = 1
+    temperature: float = 0.5
+    mixed_weight: float = 0.5
+    mixed_reading: str = "pairs"
+    strength: float = 1.0
+    flip: float = 0.0
+    interpolation: str = "bicubic"
+    reward_scope: str = "view"
+    reward_adversarial: float = 1 / 3
+    reward_clean: float = 1 / 3
+    reward_mixed: float = 0.0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        pick(self.method, METHODS, "method")
+        pick(self.dataset, DATASETS, "data set")
+        pick(self.arch, ARCHITECTURES, "architecture")
+        pick(self.stem, STEMS, "stem")
+        pick(self.optimizer, OPTIMIZERS, "optimizer")
+        pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
+        pick(self.reward_scope, REWARD_SCOPES, "reward scope")
+        pick(self.precision, PRECISIONS, "precision")
+        for name in ("image_size", "width", "projector_hidden", "projector_dim", "epochs"):
+            _check(name, getattr(self, name), 1, math.inf, "a positive integer")
+        _check("batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives")
+        for name in ("limit", "test_limit"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), 1, math.inf, "a positive integer")
+        _check("warmup_epochs", self.warmup_epochs, 0, math.inf, "0 or more")
+        for name in ("lr", "weight_decay", "mixed_weight"):
+            _check(name, getattr(self, name), 0, math.inf, "0 or more")
+        _check("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
+        for name in ("strength", "flip"):
+            _check(name, getattr(self, name), 0, 1, "a number in [0, 1]")
+        for name in ("reward_adversarial", "reward_clean", "reward_mixed"):
+            _check(name, getattr(self, name), -math.inf, math.inf, "a finite number")
+        if self.method != "astra":
+            for name in ("mixed_weight", "mixed_reading", "reward_mixed"):
+                if getattr(self, name) != getattr(WorldSettings, name):
+                    raise ValueError(f"{name} is {getattr(self, name)}: only the method astra has a mixed loss")
+
+    def make_method(self) -> Method:
+        """The method with its settings."""
+        return make_method(
+            self.method,
+            temperature=self.temperature,
+            mixed_weight=self.mixed_weight,
+            mixed_reading=self.mixed_reading,
+        )
+
+    def warmup_updates(self, steps_per_epoch: int) -> int:
+        """Length of the warm-up in updates."""
+        return min(2 * self.warmup_epochs, self.epochs) * steps_per_epoch // 2
+
+    def load_data(self) -> Split:
+        """The data set, as `ssl_core.datasets.load_dataset` reads it."""
+        return load_dataset(
+            self.dataset,
+            data_dir=self.data_dir,
+            image_size=self.image_size,
+            limit=self.limit,
+            test_limit=self.test_limit,
+            download=self.download,
+        )
+
+    def make_views(self) -> ViewSettings:
+        """The settings of the augmentations."""
+        return ViewSettings(strength=self.strength, flip=self.flip, interpolation=self.interpolation)
+
+    def make_learner(self, streams: Streams, planned_updates: int, steps_per_epoch: int) -> TargetLearner:
+        """A fresh target network with its optimiser, its weights drawn from the stream "init"."""
+        method = self.make_method()
+        network = build_network(
+            streams["init"],
+            arch=self.arch,
+            width=self.width,
+            stem=self.stem,
+            routes=method.routes,
+            projector_hidden=self.projector_hidden,
+            projector_dim=self.projector_dim,
+            precision=self.precision,
+        ).to(streams.device)
+        network.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(self.optimizer, network, self.lr, self.weight_decay)
+        schedule = partial(
+            warmup_cosine, total=planned_updates, warmup=self.warmup_updates(steps_per_epoch), peak=self.lr
+        )
+        return TargetLearner(network, method, optimizer, schedule)
+
+
+def _check(name: str, value: float, low: float, high: float, expected: str) -> None:
+    """Raises a ValueError unless the value is finite and in [low, high]."""
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} is {value}: expected {expected}")

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from envs.actions import EPSILONS, STEP_SIZES, STEPS, ActionTable
+
+
+def test_spaces() -> None:
+    assert str(ActionTable("factored").space) == "MultiDiscrete([13 12  5])"
+    assert ActionTable("flat").space.n == 780
+    box = ActionTable("continuous").space
+    assert box.shape == (3,) and box.low.min() == -1 and box.high.max() == 1
+    assert ActionTable("none").space.n == 1
+
+
+def test_factored_and_flat_are_the_same_grid_in_full() -> None:
+    rows = torch.cartesian_prod(torch.arange(13), torch.arange(12), torch.arange(5))
+    factored = ActionTable("factored").decode(rows)
+    flat = ActionTable("flat").decode(torch.arange(780))
+    for name in ("epsilon", "step_size", "steps"):
+        assert torch.equal(getattr(factored, name), getattr(flat, name))
+    assert sorted({round(v) for v in (factored.epsilon * 255).tolist()}) == list(EPSILONS)
+    assert sorted({round(v) for v in (factored.step_size * 255).tolist()}) == list(STEP_SIZES)
+    assert sorted(set(factored.steps.tolist())) == list(STEPS)
+    assert len({(a, b, c) for a, b, c in zip(*map(tuple, vars(factored).values()), strict=True)}) == 780
+
+
+def test_ends_and_middle_of_continuous_actions() -> None:
+    budget = ActionTable("continuous").decode(torch.tensor([[-1.0, -1, -1], [1, 1, 1], [0, 0, 0]]))
+    torch.testing.assert_close(budget.epsilon * 255, torch.tensor([3.0, 15, 9]))
+    torch.testing.assert_close(budget.step_size * 255, torch.tensor([1.0, 5, 3]))
+    assert budget.steps.tolist() == [3, 14, 8]
+
+
+@pytest.mark.parametrize("kind", ["factored", "flat", "continuous"])
+def test_encode_is_the_inverse_of_decode(kind: str) -> None:
+    table = ActionTable(kind)
+    for epsilon, steps, step_size in [(8, 5, 2), (3, 3, 1), (15, 14, 5), (12, 9, 4)]:
+        action = table.encode(epsilon / 255, step_size / 255, steps)
+        assert table.space.contains(action), action
+        budget = table.decode(torch.as_tensor(np.asarray(action))[None])
+        assert budget.steps.item() == steps
+        assert budget.epsilon.item() * 255 == pytest.approx(epsilon)
+        assert budget.step_size.item() * 255 == pytest.approx(step_size)
+
+
+@pytest.mark.parametrize("kind", ["factored", "flat", "continuous"])
+@pytest.mark.parametrize(
+    ("budget", "name"),
+    [((2, 5, 2), "epsilon"), ((16, 5, 2), "epsilon"), ((8, 2, 2), "steps"), ((8, 15, 2), "steps"), ((8, 5, 6), "step")],
+)
+def test_budgets_out_of_range_are_refused(kind: str, budget: tuple[int, int, int], name: str) -> None:
+    epsilon, steps, step_size = budget
+    with pytest.raises(ValueError, match=rf"{name}.* is .*expected"):
+        ActionTable(kind).encode(epsilon / 255, step_size / 255, steps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "actions", "message"),
+    [
+        ("factored", torch.zeros(4, 2, dtype=torch.int64), "shape"),
+        ("factored", torch.zeros(3, dtype=torch.int64), "shape"),
+        ("factored", torch.zeros(4, 3), "dtype"),
+        ("factored", torch.tensor([[13, 0, 0]]), "out of range"),
+        ("factored", torch.tensor([[0, 0, -1]]), "out of range"),
+        ("flat", torch.zeros(4, 1, dtype=torch.int64), "shape"),
+        ("flat", torch.tensor([780]), "out of range"),
+        ("flat", torch.tensor([True]), "dtype"),
+        ("flat", torch.tensor(3), "shape"),
+        ("continuous", torch.zeros(4, 3, dtype=torch.int64), "dtype"),
+        ("continuous", torch.full((4, 3), float("nan")), "NaN"),
+        ("continuous", torch.full((4, 3), 1.01), "outside"),
+        ("none", torch.tensor([1]), "out of range"),
+    ],
+)
+def test_bad_actions_are_refused(kind: str, actions: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ActionTable(kind).decode(actions)
+
+
+def test_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'factored'"):
+        ActionTable("factord")

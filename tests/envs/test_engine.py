@@ -1,0 +1,142 @@
+import copy
+
+import pytest
+import torch
+
+from envs.engine import AttackEngine
+from envs.world import WorldSettings
+from ssl_core.attacks import Budget
+from ssl_core.learner import NonFiniteLossError, frozen
+from ssl_core.losses import nt_xent
+
+BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 3)
+
+
+def weights(engine: AttackEngine) -> list[torch.Tensor]:
+    return [value.clone() for value in engine.learner.network.state_dict().values()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_sizes(engine: AttackEngine) -> None:
+    assert (engine.steps_per_epoch, engine.planned_updates, engine.num_attacked) == (3, 9, 8)
+    assert engine.image_shape == (3, 8, 8)
+    assert engine.views.shape == (8, 3, 8, 8)
+    assert engine.observe().shape == (8, engine.observation_dim) == (8, 16 + 2)
+
+
+def test_observing_twice_gives_the_same_and_changes_no_weight(engine: AttackEngine) -> None:
+    before = weights(engine)
+    first = engine.observe().clone()
+    assert torch.equal(first, engine.observe())
+    assert same(before, weights(engine))
+    assert first.abs().max() <= 10
+    # the first batch's own statistics standardise it
+    torch.testing.assert_close(first[:, :-1].mean(0), torch.zeros(17), atol=1e-4, rtol=0)
+    assert (first[:, -1] == -1).all()
+
+
+def test_reward_is_on_the_weights_that_the_attack_saw(engine: AttackEngine) -> None:
+    engine.observe()
+    network, views = copy.deepcopy(engine.learner.network), engine.views.clone()
+    record = engine.play(BUDGET)
+    with frozen(network), torch.no_grad():
+        clean = nt_xent(network(views, "normal").embeddings, reduction="none")
+        adversarial = nt_xent(network(record.adversarial, "pgd").embeddings, reduction="none")
+    torch.testing.assert_close(record.terms["clean"], clean)
+    torch.testing.assert_close(record.terms["adversarial"], adversarial, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(record.reward, (record.terms["adversarial"] - record.terms["clean"]) / 3)
+    assert torch.equal(record.views, views)
+    assert (record.strength <= 8 / 255 + 1e-6).all() and (record.strength > 0).all()
+
+
+def test_play_makes_one_update_and_draws_the_next_batch(engine: AttackEngine) -> None:
+    before, views = weights(engine), engine.views.clone()
+    ends = [engine.play(BUDGET).end_of_epoch for _ in range(3)]
+    assert ends == [False, False, True]
+    assert engine.step == 3 and engine.last is not None and engine.last.epoch == 1.0
+    assert engine.progress == pytest.approx(1 / 3)
+    assert not same(before, weights(engine)) and not torch.equal(views, engine.views)
+
+
+def test_weights_of_the_reward_terms_and_the_shared_reward(tiny) -> None:
+    tiny |= {"reward_adversarial": 0.5, "reward_clean": 0.2, "reward_mixed": 0.1, "reward_scope": "batch"}
+    record = AttackEngine(WorldSettings(**tiny), 3).play(BUDGET)
+    terms = record.terms
+    each = 0.5 * terms["adversarial"] - 0.2 * terms["clean"] - 0.1 * terms["mixed"]
+    torch.testing.assert_close(record.reward, each.mean().expand(8))
+
+
+def test_assessing_learns_nothing(engine: AttackEngine) -> None:
+    engine.observe()
+    before, step = weights(engine), engine.step
+    _, look = engine.raw_observation(engine.views)
+    gentle = engine.assess(engine.views, look.embeddings, BUDGET, torch.Generator().manual_seed(0))
+    assert same(before, weights(engine)) and engine.step == step
+    assert gentle.reward.shape == (8,)
+
+
+def test_same_seed_same_world_and_reset_makes_a_new_one(engine: AttackEngine, tiny) -> None:
+    other = AttackEngine(WorldSettings(**tiny), seed=3)
+    assert same(weights(engine), weights(other)) and torch.equal(engine.views, other.views)
+    first = [engine.play(BUDGET).reward.clone() for _ in range(4)]
+    assert all(torch.equal(a, other.play(BUDGET).reward) for a in first)
+    engine.reset(3)
+    assert all(torch.equal(a, engine.play(BUDGET).reward) for a in first)
+    engine.reset(4)
+    assert not torch.equal(first[0], engine.play(BUDGET).reward)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_world_goes_on_from_its_file_bit_for_bit(engine: AttackEngine, tiny, tmp_path, observed: bool) -> None:
+    for _ in range(4):
+        engine.play(BUDGET)
+    if observed:
+        engine.observe()
+    torch.save(engine.state_dict(), tmp_path / "engine.pt")
+    other = AttackEngine(WorldSettings(**tiny), seed=99)
+    assert other.load_state_dict(torch.load(tmp_path / "engine.pt", weights_only=True)) == []
+    for _ in range(5):
+        assert torch.equal(engine.observe(), other.observe())
+        assert torch.equal(engine.play(BUDGET).reward, other.play(BUDGET).reward)
+    assert same(weights(engine), weights(other))
+    assert engine.learner.lr == other.learner.lr
+
+
+def test_no_global_randomness(engine: AttackEngine) -> None:
+    before = torch.get_rng_state()
+    engine.observe()
+    engine.play(BUDGET)
+    engine.reset(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_method_without_an_attack(tiny) -> None:
+    engine = AttackEngine(WorldSettings(**tiny, method="simclr"), 0)
+    record = engine.play(None)
+    assert record.budget is None and record.adversarial is None and not record.terms
+    assert record.reward.abs().max() == 0
+    with pytest.raises(ValueError, match="no budget"):
+        engine.play(BUDGET)
+
+
+def test_bad_budgets_are_refused(engine: AttackEngine) -> None:
+    with pytest.raises(ValueError, match="a budget for 8 views"):
+        engine.play(None)
+    with pytest.raises(ValueError, match="6 entries"):
+        engine.play(Budget.uniform(6, 0.1, 0.1, 1))
+    assert engine.step == 0
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny) -> None:
+    with pytest.raises(ValueError, match=r"20.*14|14.*20"):
+        AttackEngine(WorldSettings(**tiny | {"batch_size": 20}), 0)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_budget(engine: AttackEngine) -> None:
+    engine.play(BUDGET)
+    torch.nn.init.constant_(engine.learner.network.projector.linears[0].bias, float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"update 2 .*epsilon 8 to 8"):
+        engine.play(BUDGET)

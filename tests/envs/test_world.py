@@ -1,0 +1,44 @@
+import math
+
+import pytest
+
+from envs.world import WorldSettings
+from ssl_core.rng import Streams
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"method": "astr"}, "did you mean 'astra'"),
+        ({"dataset": "digit"}, "did you mean 'digits'"),
+        ({"arch": "resnet81"}, "did you mean 'resnet18'"),
+        ({"stem": "x"}, "stem"),
+        ({"optimizer": "lar"}, "did you mean 'lars'"),
+        ({"precision": "fp16"}, "precision"),
+        ({"reward_scope": "image"}, "reward scope"),
+        ({"mixed_reading": "x"}, "mixed reading"),
+        ({"batch_size": 1}, "batch_size is 1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"strength": 1.5}, "strength"),
+        ({"flip": -0.1}, "flip"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"reward_clean": math.inf}, "reward_clean"),
+        ({"method": "acl", "mixed_weight": 0.1}, "only the method astra"),
+        ({"method": "acl", "reward_mixed": 0.1}, "only the method astra"),
+    ],
+)
+def test_bad_settings_are_refused(setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WorldSettings(**setting)
+
+
+def test_a_learner_is_built_as_the_settings_say() -> None:
+    settings = WorldSettings(method="acl", width=4, projector_hidden=6, projector_dim=5, optimizer="sgd", lr=0.3)
+    learner = settings.make_learner(Streams(0), planned_updates=100, steps_per_epoch=10)
+    assert learner.network.feature_dim == 32 and learner.network.embedding_dim == 5
+    assert learner.network.routes == ("normal", "pgd")
+    assert type(learner.optimizer).__name__ == "SGD"
+    assert learner.schedule(10) == 0.3 and learner.schedule(0) == 0
