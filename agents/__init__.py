@@ -1,0 +1,134 @@
+"""Agents that choose attacks: REINFORCE, Stable-Baselines3's PPO and A2C, and the controls, behind one interface."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from gymnasium.spaces import Discrete
+
+from agents.base import Agent, as_torch_env
+from agents.controls import FixedAgent, RandomAgent
+from agents.policies import is_image
+from agents.reinforce import REINFORCE, SETTINGS
+from agents.sb3_agent import Sb3Agent
+from agents.torch_env import Played, TorchVectorEnv
+from ssl_core.lookup import pick
+
+__all__ = [
+    "AGENTS",
+    "REINFORCE",
+    "Agent",
+    "AgentEntry",
+    "FixedAgent",
+    "Played",
+    "RandomAgent",
+    "Sb3Agent",
+    "TorchVectorEnv",
+    "as_torch_env",
+    "make_agent",
+]
+
+
+@dataclass(frozen=True)
+class AgentEntry:
+    """What a run needs to know of an agent before it makes one.
+
+    Args:
+        summary: one line.
+        learns: whether it has anything to learn.
+        vec_env: whether it needs a Stable-Baselines3 `VecEnv` (or a single `gymnasium.Env`); the others take any
+            environment, and a `TorchVectorEnv` without leaving its device.
+        observation: the observation it is meant for, "features" or "image".
+        reward_scope: the reward it is meant for, "view" (each view its own) or "batch" (one for all).
+    """
+
+    summary: str
+    learns: bool = True
+    vec_env: bool = False
+    observation: str = "features"
+    reward_scope: str = "view"
+
+
+# "reinforce" in an environment of many steps (gamma > 0): rollouts long enough for an action's effect on the next few
+# rewards, short enough for dozens of updates in a few hundred plays, each update as large as that few allow
+MANY_STEPS: dict[str, Any] = {"n_steps": 5, "learning_rate": 3e-2}
+# a convolutional network collapses at the rate that suits features
+IMAGES: dict[str, Any] = {"learning_rate": 3e-3}
+
+AGENTS: dict[str, AgentEntry] = {
+    "reinforce": AgentEntry("REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus"),
+    "reinforce-paper": AgentEntry(
+        "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, ResNet-18 on images, LARS",
+        observation="image",
+        reward_scope="batch",
+    ),
+    "ppo": AgentEntry("Stable-Baselines3's PPO", vec_env=True),
+    "a2c": AgentEntry("Stable-Baselines3's A2C", vec_env=True),
+    "fixed": AgentEntry("always the same attack", learns=False),
+    "random": AgentEntry("uniform over the action space", learns=False),
+    "none": AgentEntry("no attack: for methods without one, whose environment has a single action", learns=False),
+}
+
+
+def make_agent(
+    name: str,
+    env: Any,
+    *,
+    seed: int,
+    device: torch.device | str = "auto",
+    gamma: float,
+    planned_plays: int,
+    fixed_action: Any = None,
+    updates_warmup: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Agent | Sb3Agent:
+    """The agent called `name` in `AGENTS`: all of them learn, predict, save, load and keep their state alike.
+
+    Args:
+        name: a name of `AGENTS`.
+        env: a `TorchVectorEnv`, Stable-Baselines3 `VecEnv`, Gymnasium `VectorEnv` or `Env`; for "ppo" and "a2c" a
+            `VecEnv` or `Env`.
+        seed: of the agent's own streams; for "ppo" and "a2c" of the *global* generators.
+        device: where the agent computes.
+        gamma: discount: 0 where each step ends its episode. "reinforce-paper" learns from single steps and has none.
+        planned_plays: plays of the whole run.
+        fixed_action: the action of "fixed", an element of the action space.
+        updates_warmup: warm-up of "reinforce-paper", in updates.
+        overrides: other settings: fields of `ReinforceSettings`, arguments of PPO or A2C; the controls have none.
+
+    Raises:
+        ValueError: if the name or a setting is unknown, or the environment does not fit.
+    """
+    entry = pick(name, AGENTS, "agent")
+    overrides = dict(overrides or {})
+    if name in SETTINGS:
+        chosen = SETTINGS[name]
+        for key in overrides:
+            pick(key, vars(chosen), f"setting of {name!r}")
+        if name == "reinforce" and gamma > 0:
+            chosen = replace(chosen, gamma=gamma, **MANY_STEPS)
+        if name == "reinforce" and is_image(as_torch_env(env).observation_space):
+            chosen = replace(chosen, **IMAGES)
+        return REINFORCE(
+            env,
+            replace(chosen, **overrides),
+            planned_plays=planned_plays,
+            updates_warmup=updates_warmup,
+            seed=seed,
+            device=device,
+        )
+    if entry.vec_env:
+        return Sb3Agent(name, env, planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, **overrides)
+    if overrides:
+        raise ValueError(f"agent {name!r} has no settings: got {', '.join(overrides)}")
+    if name == "random":
+        return RandomAgent(env, seed=seed, device=device)
+    if name == "none":
+        space = as_torch_env(env).action_space
+        if space != Discrete(1):
+            raise ValueError(f"agent 'none' is the absence of an attack: the action space is {space}, not Discrete(1)")
+        fixed_action = 0
+    if fixed_action is None:
+        raise ValueError("fixed_action is None: agent 'fixed' needs an element of the action space")
+    return FixedAgent(env, fixed_action, seed=seed, device=device)

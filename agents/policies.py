@@ -1,0 +1,256 @@
+"""Strategy networks: from observations to a distribution over actions."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import gymnasium
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from ssl_core.lookup import pick
+from ssl_core.networks import ResNet, initialise
+
+SMALLEST_IMAGE = 8
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    """Whether the space is one of channel-first uint8 images (channels, height, width)."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8"
+
+
+class ImageExtractor(nn.Module):
+    """Images (n, channels, h, w) in [0, 1], of any size from 8 x 8, to features (n, 128).
+
+    Three convolutions of stride 2 without batch norm, so that a sample's actions do not depend on the others.
+    """
+
+    feature_dim = 128
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 2, 1),
+            nn.ReLU(),
+        )
+        self.linear = nn.Linear(32 * 4, self.feature_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # average pooling to 2 x 2 by slices: the adaptive layer has no deterministic gradient on a GPU
+        maps = self.convs(2 * images - 1)
+        rows = _halves(maps.shape[2])
+        columns = _halves(maps.shape[3])
+        pooled = [maps[:, :, row, column].mean((2, 3)) for row in rows for column in columns]
+        return torch.tanh(self.linear(torch.cat(pooled, 1)))
+
+
+def _halves(size: int) -> tuple[slice, slice]:
+    """Two halves that overlap by one where the size is odd, as adaptive pooling has them."""
+    return slice(0, (size + 1) // 2), slice(size // 2, size)
+
+
+class ResNetExtractor(nn.Module):
+    """ASTrA's strategy network: a plain ResNet-18 with CIFAR stem and batch norm on images in [0, 1]."""
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        super().__init__()
+        if channels != 3:
+            raise ValueError(f"the images have {channels} channels: ResNet-18 expects 3")
+        self.network = ResNet("resnet18", width, "cifar", ("normal",))
+        self.feature_dim = self.network.feature_dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images, "normal")
+
+
+class MlpExtractor(nn.Module):
+    """Features (n, inputs) to features (n, hidden[-1]) by tanh layers."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        sizes = (inputs, *hidden)
+        layers = (nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(sizes))
+        self.layers = nn.Sequential(*layers)
+        self.feature_dim = sizes[-1]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+class StrategyPolicy(nn.Module):
+    """A distribution over actions for every observation.
+
+    MultiDiscrete: independent categoricals (the paper's heads); Discrete: one categorical; Box: a diagonal Gaussian
+    whose draws the sender clips to the box.
+
+    Args:
+        observation_space: Box (F,) of floats, or Box (channels, h, w) of uint8 images with h, w >= 8.
+        action_space: MultiDiscrete, Discrete or one-dimensional Box.
+        hidden: layers of the network for feature observations.
+        image_network: "small" (`ImageExtractor`) or "resnet18" (the paper's), for image observations.
+        width: channels of the ResNet's first stage.
+        log_std: initial log standard deviation of the Gaussian, in units of the box.
+
+    Raises:
+        ValueError: if a space is of another kind.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        hidden: Sequence[int] = (64, 64),
+        image_network: str = "small",
+        width: int = 64,
+        log_std: float = -0.5,
+    ) -> None:
+        super().__init__()
+        self.image = is_image(observation_space)
+        shape = observation_space.shape or ()
+        self.extractor: nn.Module
+        if self.image:
+            if min(shape[1:]) < SMALLEST_IMAGE:
+                raise ValueError(f"the images are {shape[1]} x {shape[2]}: expected 8 x 8 or more")
+            networks = {"small": lambda: ImageExtractor(shape[0]), "resnet18": lambda: ResNetExtractor(shape[0], width)}
+            self.extractor = pick(image_network, networks, "image network")()
+        elif isinstance(observation_space, spaces.Box) and len(shape) == 1 and observation_space.dtype != "uint8":
+            self.extractor = MlpExtractor(shape[0], hidden)
+        else:
+            raise ValueError(
+                f"the observation space is {observation_space}: expected Box (F,) of floats, or Box (channels, h, w) "
+                "of uint8 images"
+            )
+        self.choices = _choices(action_space)
+        self.single = isinstance(action_space, spaces.Discrete)
+        if self.choices:
+            outputs = sum(self.choices)
+        elif isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
+            outputs = action_space.shape[0]
+            self.log_std = nn.Parameter(torch.full((outputs,), log_std))
+        else:
+            raise ValueError(f"the action space is {action_space}: expected MultiDiscrete, Discrete or Box (d,)")
+        self.head = nn.Linear(int(self.extractor.feature_dim), outputs)  # type: ignore[arg-type]
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Logits of all heads side by side, or means: (n, outputs)."""
+        scaled = observation.float() / 255 if self.image else observation.float()
+        return self.head(self.extractor(scaled))
+
+    @torch.no_grad()
+    def sample(self, observation: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
+        """Actions: (n, heads) int64 for MultiDiscrete, (n,) int64 for Discrete, (n, d) float32, unclipped, for Box.
+
+        The noise is drawn on the CPU whatever the device, so that a run draws the same on every device and its
+        generator can be restored on any. Deterministic actions are the most probable ones.
+        """
+        outputs = self(observation)
+        if not self.choices:
+            if deterministic:
+                return outputs
+            noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+            return outputs + noise * self.log_std.exp()
+        if not deterministic:
+            # Gumbel-max: log-probabilities minus the log of exponential noise are greatest at an exact draw
+            noise = torch.empty(outputs.shape).exponential_(generator=generator).to(outputs.device)
+            outputs = outputs - noise.log()
+        actions = torch.stack([logits.argmax(1) for logits in outputs.split(self.choices, 1)], 1)
+        return actions[:, 0] if self.single else actions
+
+    def log_prob_entropy(self, observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of the actions and entropy of the distribution, each (n,), summed over heads."""
+        outputs = self(observation)
+        if not self.choices:
+            deviation = (actions - outputs) / self.log_std.exp()
+            log_prob = -0.5 * deviation**2 - self.log_std - 0.5 * math.log(2 * math.pi)
+            entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+            return log_prob.sum(1), entropy.expand(len(outputs))
+        log_prob = entropy = outputs.new_zeros(len(outputs))
+        for logits, chosen in zip(outputs.split(self.choices, 1), actions.view(len(actions), -1).T, strict=True):
+            log_probs = logits.log_softmax(1)
+            log_prob = log_prob + log_probs.gather(1, chosen[:, None])[:, 0]
+            entropy = entropy - (log_probs.exp() * log_probs).sum(1)
+        return log_prob, entropy
+
+
+def _choices(space: gymnasium.Space) -> list[int]:
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    return [int(n) for n in space.nvec] if isinstance(space, spaces.MultiDiscrete) else []
+
+
+def build_policy(
+    generator: torch.Generator,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    *,
+    hidden: Sequence[int] = (64, 64),
+    image_network: str = "small",
+    width: int = 64,
+    log_std: float = -0.5,
+    uniform_start: bool = True,
+) -> StrategyPolicy:
+    """A `StrategyPolicy` whose weights come from the generator; torch's global generator is left alone.
+
+    Args:
+        generator: a CPU generator.
+        uniform_start: orthogonal weights and an output layer near zero, so that the policy starts as good as uniform;
+            False is the initialisation of the paper's network, torch's own.
+        others: as of `StrategyPolicy`.
+    """
+    # constructors draw weights from the global generator: those are thrown away, its state is put back
+    with torch.random.fork_rng(devices=[]):
+        policy = StrategyPolicy(observation_space, action_space, hidden, image_network, width, log_std)
+    initialise(policy.extractor, generator)
+    initialise(policy.head, generator)
+    if uniform_start:
+        for part in policy.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                gain = 0.01 if part is policy.head else math.sqrt(2)
+                nn.init.orthogonal_(part.weight, gain, generator=generator)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+    return policy
+
+
+@contextmanager
+def batch_statistics(policy: nn.Module) -> Iterator[None]:
+    """The policy as in training, batch norm by the batch, with its running statistics left as they are.
+
+    Actions of an update step are drawn so: the distribution is the one that the update differentiates, and the
+    update's own forward is the only one that moves the statistics.
+    """
+    norms = [part for part in policy.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    was_training = policy.training
+    policy.train()
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        policy.train(was_training)
+
+
+class Sb3ImageExtractor(BaseFeaturesExtractor):
+    """`ImageExtractor` for Stable-Baselines3, whose own `CnnPolicy` network cannot take images under 36 x 36.
+
+    Stable-Baselines3 divides uint8 images by 255 before they come here (`normalize_images`, its default).
+    """
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        if not is_image(observation_space) or min(observation_space.shape[1:]) < SMALLEST_IMAGE:
+            raise ValueError(f"the observation space is {observation_space}: expected uint8 images, 8 x 8 or more")
+        super().__init__(observation_space, ImageExtractor.feature_dim)
+        self.network = ImageExtractor(observation_space.shape[0])
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.network(observations)

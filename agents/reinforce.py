@@ -1,0 +1,264 @@
+"""REINFORCE (Williams 1992): ASTrA's own setting, and one that learns within a few hundred steps."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from agents.base import Agent, Transition
+from agents.policies import batch_statistics, build_policy
+from ssl_core.lookup import pick
+from ssl_core.optim import LARS, warmup_cosine
+
+
+@dataclass(frozen=True)
+class ReinforceSettings:
+    """Settings of `REINFORCE`; the defaults are those of the name `reinforce`.
+
+    Args:
+        learning_rate: peak learning rate.
+        optimizer: "adam" or "lars".
+        weight_decay: of LARS.
+        schedule: "constant", or "cosine" with a warm-up from 0 (needs the number of planned plays).
+        n_steps: plays in a rollout.
+        interval: an update is made after every `interval`-th rollout, from that rollout alone.
+        gamma: discount in [0, 1]; rewards-to-go end at `done` and at the rollout's end.
+        baseline_decay: decay in [0, 1) of the moving mean of the reward, which is subtracted from it; None for none.
+        normalise_advantage: divide advantages by their moving root mean square.
+        entropy_coef: weight of the mean entropy (nats) in the loss.
+        reduction: "mean" over the samples, or "sum" as in the paper.
+        max_grad_norm: the gradient's norm is clipped to it.
+        hidden, image_network, width, log_std, uniform_start: the policy's, see `agents.policies.build_policy`.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    learning_rate: float = 5e-3
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    n_steps: int = 1
+    interval: int = 1
+    gamma: float = 0.0
+    baseline_decay: float | None = 0.9
+    normalise_advantage: bool = True
+    entropy_coef: float = 0.02
+    reduction: str = "mean"
+    max_grad_norm: float = 1.0
+    hidden: tuple[int, ...] = (64, 64)
+    image_network: str = "small"
+    width: int = 64
+    log_std: float = -0.5
+    uniform_start: bool = True
+
+    def __post_init__(self) -> None:
+        pick(self.optimizer, {"adam": 0, "lars": 0}, "optimizer")
+        pick(self.schedule, {"constant": 0, "cosine": 0}, "schedule")
+        pick(self.reduction, {"mean": 0, "sum": 0}, "reduction")
+        if min(self.learning_rate, self.max_grad_norm) <= 0:
+            raise ValueError(f"{self.learning_rate=}, {self.max_grad_norm=}: expected both positive")
+        if min(self.n_steps, self.interval) < 1:
+            raise ValueError(f"{self.n_steps=}, {self.interval=}: expected both at least 1")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma is {self.gamma}: expected a discount in [0, 1]")
+        if self.baseline_decay is not None and not 0 <= self.baseline_decay < 1:
+            raise ValueError(f"baseline_decay is {self.baseline_decay}: expected a number in [0, 1), or None")
+        # a list where settings come out of a file
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+
+
+SETTINGS: dict[str, ReinforceSettings] = {
+    "reinforce": ReinforceSettings(),
+    # methods of ASTrA, sections 1.1 and 1.2: minimise -sum_i r_i log pi(a_i|x_i); clip 1.0; LARS 0.1; cosine over T/10
+    "reinforce-paper": ReinforceSettings(
+        learning_rate=0.1,
+        optimizer="lars",
+        weight_decay=1e-6,
+        schedule="cosine",
+        interval=10,
+        baseline_decay=None,
+        normalise_advantage=False,
+        entropy_coef=0.0,
+        reduction="sum",
+        image_network="resnet18",
+        uniform_start=False,
+    ),
+}
+
+
+def rewards_to_go(rewards: Tensor, dones: Tensor, gamma: float) -> Tensor:
+    """Discounted sums of the rewards from each step on: `g_t = r_t + gamma * (1 - done_t) * g_(t+1)`.
+
+    Args:
+        rewards: (steps, n).
+        dones: (steps, n) bool, True where a step ended its episode.
+        gamma: discount in [0, 1].
+
+    Returns:
+        (steps, n).
+    """
+    total = torch.zeros_like(rewards[0])
+    sums = []
+    for reward, done in zip(rewards.flip(0), dones.flip(0), strict=True):
+        total = reward + gamma * total * ~done
+        sums.append(total)
+    return torch.stack(sums[::-1])
+
+
+class REINFORCE(Agent):
+    """Policy gradient from the reward itself, without a value network.
+
+    With a baseline b (a moving mean of the reward) the advantage of a step is the discounted sum of r - b up to the end
+    of its episode or rollout: every step of the sum is compared with what is usual, so a cut rollout is not taken for a
+    bad one. In environments of one step (gamma 0) that is r - b.
+
+    Args:
+        env: anything that `agents.base.as_torch_env` takes.
+        settings: a name of `SETTINGS` or settings of one's own.
+        planned_plays: plays of the whole run; the cosine schedule ends there (after planned_plays / (interval *
+            n_steps) updates).
+        updates_warmup: updates of the cosine schedule's linear warm-up from 0.
+        seed, device, tensorboard_log: as of `Agent`.
+
+    Raises:
+        ValueError: if the spaces are of another kind, the name is unknown, or the schedule lacks `planned_plays`.
+    """
+
+    kind: ClassVar[str] = "reinforce"
+
+    def __init__(
+        self,
+        env: Any,
+        settings: str | ReinforceSettings = "reinforce",
+        *,
+        planned_plays: int | None = None,
+        updates_warmup: int = 0,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+        tensorboard_log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.settings = pick(settings, SETTINGS, "REINFORCE setting") if isinstance(settings, str) else settings
+        chosen = self.settings
+        if chosen.schedule == "cosine" and planned_plays is None:
+            raise ValueError("planned_plays is None: the cosine schedule needs the number of plays of the whole run")
+        log = None if tensorboard_log is None else os.fspath(tensorboard_log)
+        super().__init__(env, seed=seed, device=device, n_steps=chosen.n_steps, tensorboard_log=log)
+        self.planned_plays = planned_plays
+        self.updates_warmup = updates_warmup
+        self.updates = 0
+        self.baseline: float | None = None
+        self.scale: float | None = None
+        self.policy = build_policy(
+            self._streams["agent/init"],
+            self.observation_space,
+            self.action_space,
+            hidden=chosen.hidden,
+            image_network=chosen.image_network,
+            width=chosen.width,
+            log_std=chosen.log_std,
+            uniform_start=chosen.uniform_start,
+        ).to(self.device)
+        self.policy.eval()
+        self.optimizer: torch.optim.Optimizer
+        if chosen.optimizer == "lars":
+            self.optimizer = LARS(self.policy.parameters(), chosen.learning_rate, weight_decay=chosen.weight_decay)
+        else:
+            self.optimizer = torch.optim.Adam(self.policy.parameters(), chosen.learning_rate, eps=1e-5)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming update."""
+        chosen = self.settings
+        if chosen.schedule == "constant" or self.planned_plays is None:
+            return chosen.learning_rate
+        total = max(1, self.planned_plays // (chosen.interval * chosen.n_steps))
+        return warmup_cosine(self.updates, total, self.updates_warmup, chosen.learning_rate)
+
+    def _updates_after(self, rollout: int) -> bool:
+        """Whether the rollout (counted from 1) is one that the policy is updated from."""
+        return rollout % self.settings.interval == 0
+
+    def _act(self, observation: Tensor) -> Tensor:
+        generator = self._streams["agent/actions"]
+        if self._updates_after(self.rollouts + 1):
+            with batch_statistics(self.policy):
+                return self.policy.sample(observation, generator)
+        return self.policy.sample(observation, generator)
+
+    def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
+        return self.policy.sample(observation, self._streams["agent/predict"], deterministic)
+
+    def _update(self, rollout: list[Transition]) -> None:
+        if not self._updates_after(self.rollouts):
+            return
+        chosen = self.settings
+        advantages = self._advantages(rollout).flatten()
+        observations = torch.cat([transition.observation for transition in rollout])
+        actions = torch.cat([transition.action for transition in rollout])
+        rate = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.policy.train()
+        log_prob, entropy = self.policy.log_prob_entropy(observations, actions)
+        weighted = -advantages * log_prob
+        policy_loss = weighted.sum() if chosen.reduction == "sum" else weighted.mean()
+        self.optimizer.zero_grad()
+        (policy_loss - chosen.entropy_coef * entropy.mean()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), chosen.max_grad_norm)
+        self.optimizer.step()
+        self.policy.eval()
+        self.updates += 1
+        figures = torch.stack([policy_loss.detach(), entropy.detach().mean(), norm]).tolist()
+        for name, value in zip(("policy_loss", "entropy", "grad_norm"), figures, strict=True):
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/learning_rate", rate)
+        if self.baseline is not None:
+            self.logger.record("train/baseline", self.baseline)
+
+    def _advantages(self, rollout: list[Transition]) -> Tensor:
+        """Advantages (steps, n) of a rollout; moves the baseline and the scale."""
+        chosen = self.settings
+        rewards = torch.stack([transition.reward for transition in rollout])
+        dones = torch.stack([transition.done for transition in rollout])
+        decay = chosen.baseline_decay
+        if decay is not None:
+            mean = float(rewards.mean())
+            # the first rollout is its own baseline: there is nothing before it to compare with
+            baseline = mean if self.baseline is None else self.baseline
+            self.baseline = decay * baseline + (1 - decay) * mean
+            rewards = rewards - baseline
+        advantages = rewards_to_go(rewards, dones, chosen.gamma)
+        if chosen.normalise_advantage:
+            square = float(advantages.square().mean())
+            decay = 0.9 if decay is None else decay
+            self.scale = square if self.scale is None else decay * self.scale + (1 - decay) * square
+            advantages = advantages / (self.scale + 1e-12) ** 0.5
+        return advantages
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "settings": asdict(self.settings),
+            "planned_plays": self.planned_plays,
+            "updates_warmup": self.updates_warmup,
+        }
+
+    @classmethod
+    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {**arguments, "settings": ReinforceSettings(**arguments["settings"])}
+
+    def _learner_state(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "baseline": self.baseline,
+            "scale": self.scale,
+        }
+
+    def _load_learner_state(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.baseline, self.scale = state["updates"], state["baseline"], state["scale"]

@@ -1,0 +1,260 @@
+"""Stable-Baselines3's agents behind the interface of our own."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
+
+from agents import storage
+from agents.base import MaybeCallback
+from agents.sb3 import ALGORITHMS, load_sb3_state, make_sb3, sb3_state, seed_globals
+from ssl_core.lookup import pick
+
+
+class PlanGuard(BaseCallback):
+    """Ends the last rollout at the plan, records the reward, and writes an update's figures before the next rollout.
+
+    The writing is at the boundary, before a checkpoint is taken there, so that a resumed run's curves lack nothing.
+    """
+
+    def __init__(self, total_timesteps: int, n_steps: int) -> None:
+        super().__init__()
+        self.total_timesteps = total_timesteps
+        self.n_steps = n_steps
+        self.target = 0
+        self.rewards: list[float] = []
+
+    def _on_training_start(self) -> None:
+        self.target = self.model.num_timesteps + self.total_timesteps
+
+    def _on_rollout_start(self) -> None:
+        self.rewards = []
+        self._write()
+
+    def _on_step(self) -> bool:
+        self.rewards.append(float(np.mean(self.locals["rewards"])))
+        if self.num_timesteps < self.target or len(self.rewards) == self.n_steps:
+            return True
+        # Stable-Baselines3 drops the step that stops it; the environment has made it, so the model must have seen it
+        self.model._last_obs = self.locals["new_obs"]
+        self.model._last_episode_starts = self.locals["dones"]
+        return False
+
+    def _on_rollout_end(self) -> None:
+        self.logger.record("rollout/reward_mean", float(np.mean(self.rewards)))
+
+    def _on_training_end(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if self.logger.name_to_value:
+            self.logger.dump(self.model.num_timesteps)
+
+
+class NoGymnasiumEnv(gymnasium.Env):
+    """Stands for the environment of a model that was loaded without one: it has spaces and cannot be played."""
+
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, **arguments: Any) -> Any:
+        raise ValueError("this agent has no environment: give it one by set_env(env) or load(path, env=env)")
+
+
+class Sb3Agent:
+    """PPO or A2C behind the interface of our own agents; `model` is Stable-Baselines3's object.
+
+    Callbacks get the model as their `model`. Stable-Baselines3 draws from the global generators: constructing this
+    agent seeds them, loading a state restores them.
+
+    Args:
+        name: "ppo" or "a2c".
+        env, planned_plays, gamma, seed, device, overrides: as of `make_sb3`; a single `gymnasium.Env` will do as well.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        env: Any,
+        *,
+        planned_plays: int,
+        gamma: float,
+        seed: int | None = 0,
+        device: torch.device | str = "auto",
+        **overrides: Any,
+    ) -> None:
+        self.kind = name
+        self.arguments = {"planned_plays": planned_plays, "gamma": gamma, **overrides}
+        self.model = make_sb3(
+            name, _as_vec_env(env), planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, **overrides
+        )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Stable-Baselines3's `learn`, ended exactly after `total_timesteps`, even inside a rollout."""
+        guard = PlanGuard(total_timesteps, self.model.n_steps)
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        if not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)
+        self.model.learn(
+            total_timesteps,
+            CallbackList([guard, callback]),
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+        )
+        return self
+
+    def predict(
+        self,
+        observation: np.ndarray | Tensor,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Stable-Baselines3's `predict`; random actions draw from torch's global generator."""
+        values = observation.cpu().numpy() if isinstance(observation, Tensor) else observation
+        return self.model.predict(values, state, episode_start, deterministic)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `sb3_state`."""
+        return {"kind": self.kind, **sb3_state(self.model)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `load_sb3_state`.
+
+        Raises:
+            ValueError: if the state is another agent's.
+        """
+        if state.get("kind") != self.kind:
+            raise ValueError(f"the state is a {state.get('kind')!r} agent's: expected {self.kind!r}")
+        load_sb3_state(self.model, state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the agent to a file that loads with weights_only; atomically.
+
+        Raises:
+            ValueError: if an argument is no plain value, as a learning rate's schedule.
+        """
+        for name, value in self.arguments.items():
+            if callable(value):
+                raise ValueError(f"{name} is {value!r}: a function cannot be saved, use state_dict and load_state_dict")
+        content = {
+            "observation_space": storage.space_to_dict(self.model.observation_space),
+            "action_space": storage.space_to_dict(self.model.action_space),
+            "num_envs": self.model.n_envs,
+            "arguments": self.arguments,
+            "state": self.state_dict(),
+        }
+        storage.write(path, self.kind, content)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        env: Any = None,
+        device: torch.device | str = "auto",
+        force_reset: bool = True,
+    ) -> Self:
+        """Reads an agent that `save` wrote; the global generators' states are restored as well.
+
+        Args:
+            path: the file.
+            env: an environment with the saved spaces; without one the agent predicts only.
+            device: for image observations.
+            force_reset: reset the environment at the next `learn`; False goes on from the last observation.
+
+        Raises:
+            ValueError: if the file is missing, truncated, foreign or another agent's, or the environment does not fit.
+        """
+        saved = storage.read(path)
+        name = saved["agent"]
+        pick(name, ALGORITHMS, "Stable-Baselines3 agent")
+        both = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
+        blank = DummyVecEnv([lambda: NoGymnasiumEnv(*both) for _ in range(saved["num_envs"])])
+        agent = cls(name, blank, seed=None, device=device, **saved["arguments"])
+        if env is not None:
+            agent.set_env(env)
+        agent.load_state_dict(saved["state"])
+        if force_reset:
+            agent.model._last_obs = None
+        return agent
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Goes on in another environment.
+
+        Raises:
+            ValueError: if the spaces or the number of sub-environments differ.
+        """
+        vec_env = _as_vec_env(env)
+        if vec_env.num_envs != self.model.n_envs:
+            raise ValueError(f"the environment has {vec_env.num_envs} sub-environments: expected {self.model.n_envs}")
+        self.model.set_env(vec_env, force_reset)
+
+    def get_env(self) -> VecEnv | None:
+        """The vector environment, or None."""
+        env = self.model.get_env()
+        blank = isinstance(env, DummyVecEnv) and isinstance(env.envs[0], NoGymnasiumEnv)
+        return None if blank else env
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of sub-environments so far."""
+        return self.model.num_timesteps
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        """Of one sub-environment."""
+        return self.model.action_space
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        """Of one sub-environment."""
+        return self.model.observation_space
+
+    @property
+    def policy(self) -> BasePolicy:
+        """Stable-Baselines3's policy."""
+        return self.model.policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes."""
+        return self.model.device
+
+    @property
+    def logger(self) -> Logger:
+        """The Stable-Baselines3 logger."""
+        return self.model.logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Records to this logger from now on."""
+        self.model.set_logger(logger)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds the global generators, see `seed_globals`, and never the environment; None changes nothing."""
+        if seed is not None:
+            seed_globals(seed, self.model.action_space)
+
+
+def _as_vec_env(env: Any) -> VecEnv:
+    # without SB3's Monitor wrapper: it refuses to go on in a restored episode that it did not reset
+    return DummyVecEnv([lambda: env]) if isinstance(env, gymnasium.Env) else env

@@ -1,0 +1,69 @@
+"""Files of agents: plain tensors and dicts that load with `weights_only=True`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor
+
+from ssl_core.checkpoint import load_checkpoint, save_checkpoint
+
+
+def space_to_dict(space: Space) -> dict[str, Any]:
+    """A Box, Discrete or MultiDiscrete space as plain values.
+
+    Raises:
+        ValueError: for any other space.
+    """
+    if isinstance(space, spaces.Box):
+        low, high = torch.from_numpy(space.low.copy()), torch.from_numpy(space.high.copy())
+        return {"kind": "Box", "low": low, "high": high}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": [int(n) for n in space.nvec]}
+    raise ValueError(f"the space is {space}: expected Box, Discrete or MultiDiscrete")
+
+
+def space_from_dict(saved: Mapping[str, Any]) -> Space:
+    """The space that `space_to_dict` wrote."""
+    if saved["kind"] == "Box":
+        low, high = saved["low"].numpy(), saved["high"].numpy()
+        return spaces.Box(low, high, dtype=low.dtype.type)
+    if saved["kind"] == "Discrete":
+        return spaces.Discrete(saved["n"])
+    return spaces.MultiDiscrete(saved["nvec"])
+
+
+def array_to_tensor(values: np.ndarray | None) -> Tensor | None:
+    """A copy of the array as a tensor."""
+    return None if values is None else torch.tensor(values)
+
+
+def with_suffix(path: str | os.PathLike[str]) -> Path:
+    """The path, with Stable-Baselines3's `.zip` where it has no suffix (`torch.save` writes a zip archive too)."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".zip")
+
+
+def write(path: str | os.PathLike[str], agent: str, content: Mapping[str, Any]) -> Path:
+    """Writes an agent's file; a reader finds the old file or the new one, never a part. Folders are made."""
+    target = with_suffix(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return save_checkpoint(target, "agent", {"agent": agent, **content})
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads an agent's file; all tensors are on the CPU.
+
+    Args:
+        path: the file; `.zip` is added where there is no suffix and no such file.
+
+    Raises:
+        CheckpointError: a ValueError, if it is missing, truncated, foreign or of another schema.
+    """
+    return load_checkpoint(Path(path) if Path(path).is_file() else with_suffix(path), "agent")

@@ -1,0 +1,186 @@
+"""What an agent needs of an environment, and how every kind of environment is made to offer it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, cast
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+
+class Played(NamedTuple):
+    """What a play gives: reward (num_envs,) float32, done (num_envs,) bool and a dict of further information."""
+
+    reward: Tensor
+    done: Tensor
+    info: dict[str, Any]
+
+
+class TorchVectorEnv(Protocol):
+    """A vector environment that speaks tensors and stays on its device; sub-environments start anew by themselves.
+
+    `observation_space` and `action_space` are those of *one* sub-environment.
+    """
+
+    @property
+    def num_envs(self) -> int: ...
+
+    @property
+    def observation_space(self) -> gymnasium.Space: ...
+
+    @property
+    def action_space(self) -> gymnasium.Space: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def observe(self) -> Tensor:
+        """The current observation (num_envs, *shape); asked twice, it is the same."""
+        ...
+
+    def play(self, actions: Tensor) -> Played:
+        """Plays actions (num_envs, *shape); afterwards `observe` gives the next observation."""
+        ...
+
+
+class HeldObservation:
+    """A `TorchVectorEnv` that keeps the current observation itself, because what it adapts gives it only once.
+
+    `observation` is None until the environment is first observed, which resets it. Agents save and restore it, so that
+    going on after a resume does not reset the environment.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.num_envs = num_envs
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.device = torch.device(device)
+        self.observation: Tensor | None = None
+
+    def observe(self) -> Tensor:
+        if self.observation is None:
+            self.observation = self._tensor(self._reset())
+        return self.observation
+
+    def play(self, actions: Tensor) -> Played:
+        self.observe()
+        observation, reward, done, info = self._step(actions.cpu().numpy())
+        self.observation = self._tensor(observation)
+        return Played(self._tensor(reward).to(torch.float32), self._tensor(done).to(torch.bool), info)
+
+    def _tensor(self, values: Any) -> Tensor:
+        # a copy: some environments write the next observation over the last one
+        return torch.tensor(np.asarray(values), device=self.device)
+
+    def _reset(self) -> Any:
+        raise NotImplementedError
+
+    def _step(self, actions: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
+        raise NotImplementedError
+
+
+class NoEnvironment(HeldObservation):
+    """Stands for the environment of an agent that was loaded without one: it has spaces and cannot be played."""
+
+    def _reset(self) -> Any:
+        raise ValueError("this agent has no environment: give it one by set_env(env) or load(path, env=env)")
+
+    def _step(self, actions: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
+        return self._reset()
+
+
+class FromVecEnv(HeldObservation):
+    """A Stable-Baselines3 `VecEnv`."""
+
+    def __init__(self, env: VecEnv, device: torch.device | str = "cpu") -> None:
+        super().__init__(env.num_envs, env.observation_space, env.action_space, device)
+        self.env = env
+
+    def _reset(self) -> Any:
+        return self.env.reset()
+
+    def _step(self, actions: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
+        observation, reward, done, infos = self.env.step(actions)
+        return observation, reward, done, {"infos": infos}
+
+
+class FromGymnasiumVectorEnv(HeldObservation):
+    """A `gymnasium.vector.VectorEnv` with SAME_STEP autoreset.
+
+    The two other modes are refused: under NEXT_STEP the action after an episode's end is thrown away, so its reward
+    would be credited to a decision that nobody made, and DISABLED leaves the resets to the caller.
+    """
+
+    def __init__(self, env: VectorEnv, device: torch.device | str = "cpu") -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"the vector environment's metadata['autoreset_mode'] is {mode}: agents need AutoresetMode.SAME_STEP "
+                "(for gymnasium.make_vec: vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP})"
+            )
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, device)
+        self.env = env
+
+    def _reset(self) -> Any:
+        return self.env.reset()[0]
+
+    def _step(self, actions: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        return observation, reward, np.logical_or(terminated, truncated), info
+
+
+class FromGymnasiumEnv(HeldObservation):
+    """A single `gymnasium.Env`: one sub-environment, reset when its episode is terminated or truncated."""
+
+    def __init__(self, env: gymnasium.Env, device: torch.device | str = "cpu") -> None:
+        super().__init__(1, env.observation_space, env.action_space, device)
+        self.env = env
+
+    def _reset(self) -> Any:
+        return np.asarray(self.env.reset()[0])[None]
+
+    def _step(self, actions: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(actions[0])
+        done = terminated or truncated
+        if done:
+            info = {**info, "final_observation": observation}
+            observation = self.env.reset()[0]
+        return np.asarray(observation)[None], [float(reward)], [done], info
+
+
+ADAPTERS: dict[type, Callable[[Any, torch.device | str], HeldObservation]] = {
+    VecEnv: FromVecEnv,
+    VectorEnv: FromGymnasiumVectorEnv,
+    gymnasium.Env: FromGymnasiumEnv,
+}
+
+
+def as_torch_env(env: Any, device: torch.device | str = "cpu") -> TorchVectorEnv:
+    """The environment as a `TorchVectorEnv`: passed through if it is one, else adapted.
+
+    Args:
+        env: a `TorchVectorEnv`, a Stable-Baselines3 `VecEnv`, a `gymnasium.vector.VectorEnv` with SAME_STEP autoreset,
+            or a single `gymnasium.Env`.
+        device: where an adapter puts its observations; a `TorchVectorEnv` keeps its own.
+
+    Raises:
+        ValueError: if it is none of these, or a vector environment with another autoreset mode.
+    """
+    if callable(getattr(env, "observe", None)) and callable(getattr(env, "play", None)):
+        return cast(TorchVectorEnv, env)
+    for kind, adapter in ADAPTERS.items():
+        if isinstance(env, kind):
+            return adapter(env, device)
+    raise ValueError(
+        f"env is a {type(env).__name__}: expected a TorchVectorEnv (observe and play), a Stable-Baselines3 VecEnv, "
+        "a gymnasium.vector.VectorEnv or a gymnasium.Env"
+    )
