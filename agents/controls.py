@@ -53,10 +53,11 @@ class RandomAgent(Agent):
         elif isinstance(space, spaces.MultiDiscrete):
             heads = [torch.randint(int(choices), (n,), generator=generator) for choices in space.nvec]
             actions = torch.stack(heads, 1)
-        else:
-            assert isinstance(space, spaces.Box)
+        elif isinstance(space, spaces.Box):
             low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
             actions = low + (high - low) * torch.rand((n, *space.shape), generator=generator)
+        else:
+            raise TypeError(f"the action space is {space}: expected Discrete, MultiDiscrete or Box")
         return actions.to(self.device)
 
 

@@ -45,7 +45,7 @@ class WorldSettings:
         temperature: of NT-Xent.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
         mixed_reading: `pairs` (as coded) or `views` (as drawn).
-        strength: of the augmentations, in [0, 1].
+        strength: of the augmentations, in [0, 1]; 1 is ACL's, which crops most of a digit away.
         flip: probability of a horizontal flip.
         interpolation: `bicubic` or `bilinear`, of the random resized crop.
         reward_scope: `view` or `batch`.
@@ -72,14 +72,14 @@ class WorldSettings:
     projector_dim: int = 128
     batch_size: int = 128
     epochs: int = 20
-    optimizer: str = "lars"
-    lr: float = 5.0
+    optimizer: str = "adamw"
+    lr: float = 3e-3
     weight_decay: float = 1e-6
     warmup_epochs: int = 1
     temperature: float = 0.5
     mixed_weight: float = 0.5
     mixed_reading: str = "pairs"
-    strength: float = 1.0
+    strength: float = 0.5
     flip: float = 0.0
     interpolation: str = "bicubic"
     reward_scope: str = "view"

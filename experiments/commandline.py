@@ -1,0 +1,191 @@
+"""The command line and the YAML file, by jsonargparse over `Settings`, with errors of one line."""
+
+import argparse
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
+from ssl_core.lookup import pick
+
+CHANGEABLE_ON_RESUME = ("device", "precision")
+KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}
+"""Each setting's type, as text."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a command line asks for.
+
+    Args:
+        settings: of the run.
+        resume: the run folder to go on with, None for a new run.
+        changed: for a resumed run, settings that differ from its own: name to (old, new).
+    """
+
+    settings: Settings
+    resume: Path | None = None
+    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> Invocation:
+    """The command line: preset < `--config` files < flags, wherever they stand.
+
+    Ends the process with status 2 and one line on the standard error if anything is wrong with it, and with status 0
+    after `--help` and `--print_config`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(prog)
+    flags = [f"--{name}" for name in (*KINDS, "resume", "config", "print_config", "help")]
+    _check_names((token.partition("=")[0] for token in argv if re.match("--.", token)), flags, "flag", parser.error)
+    peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    peek.error = parser.error  # type: ignore[method-assign]
+    for name in ("preset", "dataset", "resume"):
+        peek.add_argument(f"--{name}")
+    peek.add_argument("--config", action="append", default=[])
+    peek.add_argument("--print_config", action="store_true")
+    early = peek.parse_known_args(argv)[0]
+    try:
+        config: dict[str, Any] = {}
+        for path in early.config:
+            config |= read_yaml(path)
+        given = config | {key: getattr(early, key) for key in ("preset", "dataset") if getattr(early, key) is not None}
+        if early.resume is not None:
+            invocation = _resumed(parser, Path(early.resume), config, argv)
+        else:
+            invocation = Invocation(_settings(parser, config, argv, given))
+        if early.print_config:
+            print(invocation.settings.to_yaml(), end="")
+            parser.exit(0)
+        resolve_device(invocation.settings.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return invocation
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse, with errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
+        if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
+            expected = KINDS[match[1]].replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
+            message = f"--{match[1]}: expected {expected}, got {match[2].strip()!r}"
+        message = " ".join(message.split())
+        if not self.exit_on_error:
+            raise argparse.ArgumentError(None, message) from ex
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def load(path: Path | str) -> Settings:
+    """The settings in a YAML file, over those of its preset.
+
+    Raises:
+        ValueError: if the file cannot be read, is not YAML, or holds an unknown or a bad setting.
+    """
+    try:
+        return _settings(_parser(exit_on_error=False), read_yaml(path), [])
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--FLAG VALUE ...], or %(prog)s --resume RUN",
+        description="Trains a target network whose attacks an agent chooses, and evaluates it.",
+        exit_on_error=exit_on_error,
+        print_config=None,
+    )
+    parser.add_argument("--resume", metavar="RUN", help="run folder to go on with; its settings stay as they are")
+    parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with any of the settings below")
+    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
+    parser.add_class_arguments(Settings)
+    return parser
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The settings in a YAML file, as they stand there.
+
+    Raises:
+        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}: expected lines such as 'agent: reinforce'")
+
+    def fail(message: str) -> NoReturn:
+        raise ValueError(f"{path}: {message}")
+
+    _check_names(map(str, values), KINDS, "setting", fail)
+    return values
+
+
+def _check_names(given: Iterable[str], known: Iterable[str], what: str, fail: Callable[[str], NoReturn]) -> None:
+    names = {name.lstrip("-"): name for name in known}
+    for name in given:
+        if name not in names.values():
+            nearest = difflib.get_close_matches(name.lstrip("-"), names, n=1)
+            fail(f"unknown {what} {name}" + (f"; did you mean {names[nearest[0]]}?" if nearest else ": see --help"))
+
+
+def _settings(
+    parser: _Parser, config: Mapping[str, Any], argv: Sequence[str], given: Mapping[str, Any] | None = None
+) -> Settings:
+    """Settings from the preset that is given (or the given data set's), the config and the flags, in this order."""
+    given = config if given is None else given
+    dataset = given.get("dataset", "digits")
+    preset = given.get("preset", DATASET_PRESETS.get(str(dataset), "digits"))
+    parser.set_defaults({"preset": preset} | pick(preset, PRESETS, "preset"))
+    return Settings(**_values(parser, config, argv))
+
+
+def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    # As flags before the others, a file's values pass the same checks and lose against the same names.
+    flags = [f"--{key}={_as_text(value)}" for key, value in config.items()]
+    values = vars(parser.parse_args(list(_decimals([*flags, *argv]))))
+    return {name: values[name] for name in KINDS}
+
+
+def _decimals(argv: Iterable[str]) -> Iterator[str]:
+    """The command line with every fraction (8/255) of a setting that takes fractions written out."""
+    name = ""
+    for token in argv:
+        if token.startswith("--"):
+            name = token[2:].partition("=")[0]
+        takes = "float" in KINDS.get(name, "")
+        yield re.sub(r"(\d+(?:\.\d+)?)/([1-9]\d*)", lambda m: repr(float(m[1]) / int(m[2])), token) if takes else token
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool | int | float | list | dict | None) else str(value)
+
+
+def _resumed(parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequence[str]) -> Invocation:
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run} is not a run folder: it has no config.yaml")
+    own = asdict(load(run / "config.yaml")) | {"run_dir": str(run)}
+    parser.set_defaults(own)
+    values = _values(parser, config, argv)
+    if Path(values["run_dir"]).resolve() == run.resolve():
+        values["run_dir"] = str(run)
+    changed = {key: (own[key], value) for key, value in values.items() if value != own[key]}
+    if refused := [key for key in changed if key not in CHANGEABLE_ON_RESUME]:
+        listed = ", ".join(f"--{key} {changed[key][1]} (it has {changed[key][0]})" for key in refused)
+        raise ValueError(f"{run} cannot go on with {listed}: only {' and '.join(CHANGEABLE_ON_RESUME)} may change")
+    return Invocation(Settings(**values), run, changed)

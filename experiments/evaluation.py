@@ -1,0 +1,186 @@
+"""What a run shows at its end: accuracies, what its policy earns on held-out batches, and pictures."""
+
+import json
+from collections.abc import Callable
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from agents import Agent, RandomAgent, Sb3Agent
+from envs.torch_env import to_device
+from experiments import figures
+from experiments.runlog import ROOT, RunFolder, read_metrics
+from experiments.training import Run
+from ssl_core.attacks import Budget
+from ssl_core.networks import build_network
+from ssl_core.probes import ProbeSettings, RawPixels, train_probe
+from ssl_core.results import Row, commit, replacing, versions, write_results
+from ssl_core.rng import Streams
+from ssl_core.robustness import evaluate
+from ssl_core.views import as_float
+
+POLICY_ROUNDS = 4
+"""How often the held-out images are gone through, with fresh views, when policies are compared."""
+RANDOM_WEIGHTS = "random-weights"
+RAW_PIXELS = "raw-pixels"
+UNIFORM = "uniform random"
+FIXED = "method's own budget"
+
+
+def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str], None]) -> list[Row]:
+    """SLF (`ssl_core.probes`) and PGD-20 of the trained encoder, and of two trivial encoders where `controls` is set.
+
+    Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`.
+
+    Args:
+        run: with labelled data.
+        folder: of the run.
+        note: prints a line.
+
+    Returns:
+        The rows, the trained encoder's first.
+    """
+    settings, engine = run.settings, run.engine
+    network, route = engine.learner.network, engine.method.evaluation_route
+    encoders: dict[str, tuple[nn.Module, str]] = {run.checkpoint_name: (network, route)}
+    if settings.controls:
+        untrained = build_network(Streams(settings.seed)["evaluation/init"], **network.arguments)
+        encoders[RANDOM_WEIGHTS] = (untrained, route)
+        encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
+    probe = ProbeSettings(
+        epochs=settings.probe_epochs,
+        lr=settings.probe_lr,
+        batch_size=settings.probe_batch_size,
+        milestones=milestones(settings.probe_epochs),
+        augment=settings.probe_augment,
+    )
+    rows = []
+    for name, (encoder, path) in encoders.items():
+        note(f"linear probe on {name}, then PGD-20 at {len(settings.eval_epsilons)} epsilons")
+        classifier = train_probe(
+            encoder, path, engine.data.train, probe, engine.views_settings, seed=settings.seed, device=engine.device
+        )
+        rows += evaluate(
+            classifier,
+            engine.data.test,
+            settings.eval_epsilons,
+            route=path,
+            seed=settings.seed,
+            checkpoint=name,
+            commit=commit(ROOT),
+        )
+    write_results(folder.results / "slf.json", rows)
+    return rows
+
+
+def milestones(epochs: int) -> tuple[int, ...]:
+    """Where the probe's learning rate falls: after 40 % and 80 % of its epochs, 10 and 20 of the protocol's 25."""
+    return tuple(sorted({share * epochs // 5 for share in (2, 4)} - {0}))
+
+
+def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
+    """Mean reward of the trained policy, of uniform random and of the method's fixed budget on the same held-out views.
+
+    All three attack the same views of test images, on the trained target network as it is, from the same random
+    starts; nothing is learned. Writes `results/policy.json`.
+
+    Returns:
+        One mean for each batch, by policy.
+    """
+    settings, engine, env = run.settings, run.engine, run.env
+    images = engine.data.test.images
+    size = min(settings.batch_size, len(images))
+    streams = Streams(settings.seed, engine.device)
+    uniform = RandomAgent(env, seed=settings.seed)
+    rewards: dict[str, list[float]] = {settings.agent: [], UNIFORM: [], FIXED: []}
+    for _ in range(POLICY_ROUNDS):
+        order = torch.randperm(len(images), generator=streams["policy/data"])
+        for rows in order.split(size):
+            if len(rows) < size:
+                continue
+            views = engine.make_views(as_float(images[rows].to(engine.device)), streams["policy/views"])
+            clean = engine.raw_observation(views)[1].embeddings
+            budgets = {
+                settings.agent: chosen_budget(run, run.agent, views),
+                UNIFORM: chosen_budget(run, uniform, views),
+                FIXED: Budget.uniform(len(views), *engine.method.default_budget(engine.step), engine.device),
+            }
+            start = streams.on_device("policy/noise").get_state()
+            for name, budget in budgets.items():
+                streams.on_device("policy/noise").set_state(start)
+                outcome = engine.assess(views, clean, budget, streams.on_device("policy/noise"))
+                rewards[name].append(outcome.reward.mean().item())
+    document = {
+        "schema": 1,
+        "seed": settings.seed,
+        "checkpoint": run.checkpoint_name,
+        "batch_views": 2 * size,
+        "rewards": rewards,
+        "commit": commit(ROOT),
+        "versions": versions(),
+    }
+    with replacing(folder.results / "policy.json") as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return rewards
+
+
+def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
+    """The budget (n,) that the agent draws for views (n, 3, h, w), as it does in training."""
+    actions = torch.as_tensor(agent.predict(run.env.observation_of(views))[0], device=run.engine.device)
+    # one action of the batch environment stands for every view
+    budget = run.env.table.decode(actions.expand(len(views), *actions.shape[1:]))
+    if budget is None:
+        raise ValueError(f"the method {run.settings.method} has no attack to choose")
+    return to_device(budget, run.engine.device)
+
+
+def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
+    """The run's pictures into `figures/`, those that its method and data allow."""
+    metrics = read_metrics(folder.path / "metrics.jsonl")
+    figures.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
+    if run.engine.method.attacks:
+        figures.action_shares(metrics, folder.figures / "action_shares.png")
+        views = run.engine.views
+        budget = chosen_budget(run, run.agent, views)
+        generator = Streams(run.settings.seed, run.engine.device).on_device("gallery/noise")
+        attacked = run.engine.learner.attack(views, budget, generator)
+        # one view of each image: the second shows the same scan again
+        every_other = Budget(budget.epsilon[::2], budget.step_size[::2], budget.steps[::2])
+        figures.attack_gallery(views[::2], attacked.images[::2], every_other, folder.figures / "attack_gallery.png")
+    if rows:
+        by_classifier: dict[str, list[Row]] = {}
+        for row in rows:
+            name = run.settings.method if row.checkpoint == run.checkpoint_name else row.checkpoint
+            by_classifier.setdefault(name, []).append(row)
+        figures.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for a terminal: a line a classifier, a column an epsilon."""
+    epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
+    out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
+    for name in dict.fromkeys(row.checkpoint for row in rows):
+        own = {(row.metric, row.epsilon): row for row in rows if row.checkpoint == name}
+        clean = own["SA", 0.0]
+        values = [clean, *(own["RA", epsilon] for epsilon in epsilons)]
+        out.add_row(name, clean.route, *(f"{row.value:.1f}" for row in values))
+    return out
+
+
+def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table | None:
+    """Evaluates and draws.
+
+    Returns:
+        The table of accuracies; None where the data have no labels.
+    """
+    rows: list[Row] = []
+    if run.engine.data.train.labels is None or run.engine.data.test.labels is None:
+        note(f"the data set {run.settings.dataset} has no labels: linear evaluation (SLF) is left out")
+    else:
+        rows = standard_linear_finetuning(run, folder, note)
+    if run.engine.method.attacks:
+        note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
+        held_out_rewards(run, folder)
+    draw(run, folder, rows)
+    return table(rows) if rows else None

@@ -1,0 +1,400 @@
+"""Figures of a run: what the agent chose, what it was paid, what an attack looks like, and what the encoder is worth.
+
+Every function takes data and a path and writes a PNG. The pictures are made for a README: one column wide, readable at
+half their width and in grey; colours are from Okabe and Ito's palette and viridis, which colour-blind readers tell
+apart. Where a figure shows more than its input (shares, means, intervals), a function of its own computes that.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import stats
+from torch import Tensor
+
+from ssl_core.attacks import Budget
+from ssl_core.results import Row, replacing
+
+MetricsRow = Mapping[str, Any]
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+WIDTH = 6.4
+DPI = 200
+INK = "#333333"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7B4F9D"
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+}
+# ASTrA's sets: the colour scale spans at least these, so that the pictures of different runs compare.
+ACTION_SETS = {"epsilon": (3, 15), "steps": (3, 14), "step_size": (1, 5)}
+ACTION_TITLES = {
+    "epsilon": "Attack radius $\\epsilon$ (/255)",
+    "steps": "Number of attack steps",
+    "step_size": "Attack step size (/255)",
+}
+
+
+class Shares(NamedTuple):
+    """Shares of the chosen values over training: `share[i, j]` is that of `values[i]` in the j-th window of updates.
+
+    `edges` (windows + 1,) are the windows' borders in target updates; every column of `share` sums to 1.
+    """
+
+    edges: Array
+    values: tuple[int, ...]
+    share: Array
+
+
+def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> Shares:
+    """Sum the chosen actions over windows of updates and turn them into shares.
+
+    Args:
+        rows: metrics, one a target update; those without `actions/<kind>` (no attack) are left out.
+        kind: `epsilon`, `steps` or `step_size`.
+        windows: number of windows; fewer where there are fewer updates, or so few actions that a window would hold
+            less than 16 (a share of one or two choices says nothing). A continuous value counts as the nearest integer
+            (all sets of actions are integers, in /255 for epsilon and step size).
+
+    Raises:
+        ValueError: if no row has actions.
+    """
+    chosen = [(row["step"], row[f"actions/{kind}"]) for row in rows if row.get(f"actions/{kind}")]
+    if not chosen:
+        raise ValueError(f"no metrics row has 'actions/{kind}': a run without an attack has no actions to draw")
+    rounded = [[(math.floor(float(value) + 0.5), count) for value, count in counts.items()] for _, counts in chosen]
+    present = [value for counts in rounded for value, _ in counts]
+    low, high = ACTION_SETS[kind]
+    values = tuple(range(min(low, *present), max(high, *present) + 1))
+    counted = np.zeros((len(values), len(chosen)))
+    for column, counts in enumerate(rounded):
+        for value, count in counts:
+            counted[value - values[0], column] += count
+    windows = max(1, min(windows, len(chosen), int(counted.sum()) // 16))
+    groups = np.array_split(np.arange(len(chosen)), windows)
+    summed = np.stack([counted[:, group].sum(1) for group in groups], axis=1)
+    steps = [step for step, _ in chosen]
+    edges = np.array([steps[group[0]] - 1 for group in groups] + [steps[-1]], dtype=np.float64)
+    return Shares(edges, values, summed / summed.sum(0))
+
+
+@matplotlib.rc_context(STYLE)
+def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 60) -> None:
+    """Draw the share of each epsilon, number of steps and step size over training as stacked areas.
+
+    This is the exploration-exploitation picture of the ASTrA paper (ICLR 2025).
+
+    Args:
+        rows: metrics, one a target update, with `step` and `actions/...` as {value: count}.
+        path: the PNG.
+        windows: see `action_counts`.
+
+    Raises:
+        ValueError: if no row has actions.
+    """
+    figure, axes = _figure(3, 7.2, sharex=True)
+    for axis, (kind, title) in zip(axes, ACTION_TITLES.items(), strict=True):
+        shares = action_counts(rows, kind, windows)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(shares.values)))
+        # Each window is a step, not a point of a line: a slope would invent shares between two windows.
+        drawn = np.concatenate([shares.share, shares.share[:, -1:]], axis=1)
+        axis.stackplot(shares.edges, 100 * drawn, colors=colours, step="post", linewidth=0)
+        axis.set(title=title, xlim=(shares.edges[0], shares.edges[-1]), ylim=(0, 100), ylabel="share (%)")
+        axis.set_yticks([0, 50, 100])
+        _label_areas(axis, shares)
+        _value_bar(figure, axis, shares.values, ListedColormap(colours))
+    axes[-1].set_xlabel("target updates")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _save(figure, path)
+
+
+def _label_areas(axis: Axes, shares: Shares) -> None:
+    """Name the largest areas beside their right end, where the reader looks for what was learned."""
+    tops = 100 * np.cumsum(shares.share[:, -1])
+    for value, top, share in zip(shares.values, tops, 100 * shares.share[:, -1], strict=True):
+        if share >= 12:
+            axis.annotate(
+                f"{value}",
+                (1, top - share / 2),
+                (4, 0),
+                xycoords=axis.get_yaxis_transform(),
+                textcoords="offset points",
+                va="center",
+                weight="bold",
+                annotation_clip=False,
+            )
+
+
+def _value_bar(figure: Figure, axis: Axes, values: tuple[int, ...], colours: Colormap) -> None:
+    norm = BoundaryNorm(np.arange(values[0], values[-1] + 2) - 0.5, len(values))
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axis, pad=0.06, fraction=0.035, aspect=14)
+    bar.set_ticks(list(values[:: math.ceil(len(values) / 5)]))
+    bar.ax.tick_params(length=0)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+
+
+@matplotlib.rc_context(STYLE)
+def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
+    """Draw the training losses, the reward's two terms and the mean reward against the target updates.
+
+    What a method lacks is left out: simclr has one loss and no reward, and so one panel.
+
+    Args:
+        rows: metrics, one a target update, with `step`, `loss/...` and `reward/...`.
+        path: the PNG.
+
+    Raises:
+        ValueError: if no row has a loss.
+    """
+    losses = {
+        "loss/total": ("total", INK, "-"),
+        "loss/adversarial": ("adversarial", ORANGE, "--"),
+        "loss/clean": ("clean", BLUE, "-."),
+        "loss/mixed": ("mixed", GREEN, ":"),
+    }
+    terms = {"reward/adversarial": ("attacked", ORANGE, "--"), "reward/clean": ("clean", BLUE, "-.")}
+    reward = {"reward/mean": ("", PURPLE, "-")}
+    panels = [
+        ("Training loss", losses, "loss (nats)"),
+        ("Contrastive loss of the views before each update", terms, "loss (nats)"),
+        ("Mean reward of the agent", reward, "reward"),
+    ]
+    drawn = [
+        (title, found, label)
+        for title, lines, label in panels
+        if (found := {key: line for key, line in lines.items() if len(series(rows, key)[0])})
+    ]
+    if not drawn or drawn[0][0] != "Training loss":
+        raise ValueError("no metrics row has a 'loss/...' entry: there is nothing to draw")
+    figure, axes = _figure(len(drawn), 0.8 + 2.1 * len(drawn), sharex=True)
+    for axis, (title, lines, label) in zip(axes, drawn, strict=True):
+        for key, (name, colour, dash) in lines.items():
+            x, y = series(rows, key)
+            axis.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
+            axis.plot(x, smoothed(y), dash, color=colour, label=name)
+        if lines.keys() == terms.keys():
+            (x, attacked), (_, clean) = (series(rows, key) for key in terms)
+            gap = axis.fill_between(x, smoothed(clean), smoothed(attacked), color=PURPLE, alpha=0.14, linewidth=0)
+            gap.set_label("gap")
+        axis.set(title=title, ylabel=label)
+        axis.margins(x=0)
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        if len(lines) > 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.9)
+    axes[-1].set_xlabel("target updates (thin: each update; thick: running mean)")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _save(figure, path)
+
+
+def series(rows: Sequence[MetricsRow], key: str) -> tuple[Array, Array]:
+    """The target updates at which `key` has a value (null stands for one that was not finite), and the values."""
+    found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    x, y = np.array(found, dtype=np.float64).reshape(-1, 2).T
+    return x, y
+
+
+def smoothed(y: Array) -> Array:
+    """Centred running mean over a fifteenth of the length; at both ends over what there is of the window."""
+    half = len(y) // 30
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(y))
+    return np.asarray((total[high] - total[low]) / (high - low))
+
+
+@matplotlib.rc_context(STYLE)
+def attack_gallery(clean: Tensor, adversarial: Tensor, budget: Budget, path: Path | str, columns: int = 8) -> None:
+    """Draw clean views, attacked views and the perturbation, with the budget under each column.
+
+    Args:
+        clean: (n, 3, H, W) in [0, 1].
+        adversarial: the same views under attack, same shape.
+        budget: what each attack might spend, n entries.
+        path: the PNG.
+        columns: at most so many views are drawn, the first ones.
+
+    Raises:
+        ValueError: if shapes and budget do not fit together.
+    """
+    if clean.shape != adversarial.shape or clean.ndim != 4 or clean.shape[1] != 3 or len(clean) != len(budget):
+        raise ValueError(
+            f"clean is {tuple(clean.shape)}, adversarial {tuple(adversarial.shape)}, with {len(budget)} budgets: "
+            "expected (n, 3, H, W) twice and n budgets"
+        )
+    n = min(columns, len(clean))
+    before, after = (x[:n].detach().float().cpu().permute(0, 2, 3, 1).numpy() for x in (clean, adversarial))
+    noise, gain = amplified(after - before)
+    cell = WIDTH / 8.6
+    figure, axes = _figure(3, 3 * cell + 1.2, columns=n, width=max(n + 0.6, 3.6) * cell)
+    labels = ("clean", "attacked", f"change\n$\\times${gain:.0f}")
+    for row, (label, images) in enumerate(zip(labels, (before, after, noise), strict=True)):
+        for column in range(n):
+            axis = axes[row * n + column]
+            axis.imshow(images[column], vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        axes[row * n].set_ylabel(label)
+    for column in range(n):
+        epsilon, step = 255 * float(budget.epsilon[column]), 255 * float(budget.step_size[column])
+        axes[2 * n + column].set_xlabel(f"{epsilon:.3g}\n{int(budget.steps[column])} $\\times$ {step:.3g}")
+    note = "radius $\\epsilon$ (/255)\nsteps $\\times$ step size (/255)"
+    figure.supxlabel(note, fontsize=STYLE["font.size"])
+    _save(figure, path)
+
+
+def amplified(noise: Array) -> tuple[Array, float]:
+    """The perturbation as an image around mid-grey, with one gain for all images so that their sizes compare.
+
+    Returns:
+        The image, in [0, 1], and the gain, a whole number.
+    """
+    largest = float(np.abs(noise).max(initial=0.0))
+    # The tolerance keeps 0.5 / (4/255) = 31.875 and the like from being lowered by rounding in float32.
+    gain = max(1.0, math.floor(0.5 / largest + 1e-4)) if largest > 0 else 1.0
+    return np.clip(0.5 + gain * noise, 0, 1), gain
+
+
+class Curve(NamedTuple):
+    """Accuracy in percent against epsilon in /255, with the borders of its 95 % Wilson interval; each (k,)."""
+
+    epsilon: Array
+    value: Array
+    low: Array
+    high: Array
+
+
+def accuracy_curve(rows: Sequence[Row]) -> Curve:
+    """SA, at epsilon 0, and RA at each epsilon, in rising order.
+
+    Raises:
+        ValueError: if there are no rows or two rows have the same epsilon, for then they are of different classifiers.
+    """
+    points = {row.epsilon: row for row in rows if not (row.metric == "RA" and row.epsilon == 0)}
+    if not points or len(points) < sum(not (row.metric == "RA" and row.epsilon == 0) for row in rows):
+        raise ValueError(
+            f"expected one row for each epsilon, of one classifier, not rows at {[row.epsilon for row in rows]}"
+        )
+    ordered = [points[epsilon] for epsilon in sorted(points)]
+    table = [(255 * row.epsilon, row.value, *row.interval) for row in ordered]
+    return Curve(*np.array(table, dtype=np.float64).T)
+
+
+@matplotlib.rc_context(STYLE)
+def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Path | str) -> None:
+    """Draw SA at 0 and RA under PGD-20 at each epsilon, with 95 % Wilson intervals.
+
+    Args:
+        classifiers: the rows of each classifier by its label ("trained", "random weights", "raw pixels", ...).
+        path: the PNG.
+
+    Raises:
+        ValueError: if there is no classifier, more than four, or rows that are not of one classifier.
+    """
+    marks = (("o-", BLUE), ("s--", ORANGE), ("^:", GREEN), ("D-.", PURPLE))
+    if not 1 <= len(classifiers) <= len(marks):
+        raise ValueError(f"{len(classifiers)} classifiers are given: expected 1 to {len(marks)}")
+    figure, (axis,) = _figure(1, 3.8)
+    for (label, rows), (mark, colour) in zip(classifiers.items(), marks, strict=False):
+        curve = accuracy_curve(rows)
+        # Never negative: at 0 % the interval's border and the value differ by rounding.
+        errors = np.maximum([curve.value - curve.low, curve.high - curve.value], 0)
+        axis.errorbar(
+            curve.epsilon, curve.value, errors, fmt=mark, color=colour, label=label, capsize=3, elinewidth=1, ms=6
+        )
+    epsilons = sorted({round(255 * row.epsilon, 6) for rows in classifiers.values() for row in rows})
+    axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
+    axis.set(
+        xlabel="attack radius $\\epsilon$ (/255); 0: no attack, else PGD-20",
+        ylabel="test accuracy (%)",
+        ylim=(-2, 102),
+    )
+    axis.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axis.set_axisbelow(True)
+    if len(classifiers) > 1:
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(classifiers) == 4 else 3)
+    _save(figure, path)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the borders of its 95 % interval by Student's t; a single value has no interval (NaN).
+
+    Raises:
+        ValueError: if there is no value, or one that is not finite.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or len(sample) == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"expected finite values, one a seed, not {values!r}")
+    mean = float(sample.mean())
+    if len(sample) == 1:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    return mean, mean - half, mean + half
+
+
+@matplotlib.rc_context(STYLE)
+def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) -> None:
+    """Draw each policy's mean reward on the same frozen checkpoint: a dot a seed, the mean and its 95 % interval.
+
+    Args:
+        rewards: mean rewards, one a seed, by the policy's label ("trained", "uniform random", "fixed").
+        path: the PNG.
+
+    Raises:
+        ValueError: if there is no policy, or values that are not finite.
+    """
+    if not rewards:
+        raise ValueError("no policy is given: expected the mean rewards of at least one")
+    figure, (axis,) = _figure(1, 1.4 + 0.55 * len(rewards))
+    for place, values in enumerate(rewards.values()):
+        mean, low, high = mean_interval(values)
+        colour = BLUE if place == 0 else INK
+        axis.plot([low, high], [place, place], color=colour, linewidth=2.2)
+        axis.plot(mean, place, "o", color=colour, ms=8)
+        axis.plot(values, [place + 0.24] * len(values), "|", color=colour, alpha=0.6, ms=8)
+        axis.annotate(f"{mean:.3f}", (mean, place), (0, 8), textcoords="offset points", ha="center")
+    axis.set_yticks(range(len(rewards)), list(rewards))
+    axis.set(ylim=(len(rewards) - 0.5, -0.65))
+    figure.supxlabel("mean reward (dot: mean; bar: 95 % interval; ticks: seeds)", fontsize=STYLE["font.size"])
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.margins(x=0.08)
+    _save(figure, path)
+
+
+def _figure(
+    rows: int, height: float, columns: int = 1, width: float = WIDTH, sharex: bool = False
+) -> tuple[Figure, list[Axes]]:
+    # Not pyplot: its global list of figures would grow with every run and pick a window system.
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharex=sharex, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _save(figure: Figure, path: Path | str) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,164 @@
+"""What a person sees of a run while it goes on, and how they stop it."""
+
+import math
+import signal
+from collections.abc import Mapping
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, Any]
+
+
+class Progress:
+    """A display of the run: a live one in a terminal, else one line an epoch (or nothing). A context manager.
+
+    Args:
+        epochs: planned epochs.
+        steps_per_epoch: target updates of an epoch.
+        kind: `live`, `lines`, `off`, or `auto`: live in a terminal, else lines.
+        console: where to, by default the standard output.
+    """
+
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, *, kind: str = "auto", console: Console | None = None
+    ) -> None:
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.total = epochs * steps_per_epoch
+        self.console = console or Console()
+        self.kind = ("live" if self.console.is_terminal else "lines") if kind == "auto" else kind
+        # Without a thread of its own the display costs nothing between two updates and cannot disturb their timing.
+        self._live = Live(console=self.console, auto_refresh=False) if self.kind == "live" else None
+        self._drawn = -math.inf
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.refresh()
+            self._live.stop()
+
+    def update(self, row: Row, images_per_second: float, images_per_step: int) -> None:
+        """Shows a target update.
+
+        Args:
+            row: its metrics, see `experiments.runlog.metrics_of`.
+            images_per_second: the rate, 0 where it is not known yet.
+            images_per_step: images of a target update, for the time left.
+        """
+        step = row["step"]
+        left = (self.total - step) * images_per_step / images_per_second if images_per_second else None
+        if self._live:
+            now = self.console.get_time()
+            due = now - self._drawn >= 0.25
+            self._drawn = now if due else self._drawn
+            self._live.update(self._panel(row, images_per_second, left), refresh=due)
+        elif self.kind == "lines" and (step % self.steps_per_epoch == 0 or step == self.total):
+            self.note(self._line(row, images_per_second, left))
+
+    def note(self, text: str) -> None:
+        """Prints a line, above the live display where there is one; nothing where progress is off."""
+        if self.kind != "off":
+            self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _position(self, step: int) -> tuple[str, str]:
+        epoch = min(math.ceil(step / self.steps_per_epoch), self.epochs)
+        return f"epoch {epoch}/{self.epochs}", f"step {step}/{self.total}"
+
+    def _panel(self, row: Row, rate: float, left: float | None) -> RenderableType:
+        head = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(2):
+            head.add_column(no_wrap=True)
+        head.add_column(ratio=1, min_width=8)
+        for _ in range(2):
+            head.add_column(no_wrap=True, justify="right")
+        epoch, step = self._position(row["step"])
+        bar = ProgressBar(total=self.total, completed=row["step"])
+        head.add_row(epoch, step, bar, _rate(rate), _left(left))
+        body = Table.grid(padding=(0, 2))
+        body.add_column(style="bold", no_wrap=True)
+        body.add_column()
+        for name, text in _facts(row).items():
+            body.add_row(name, text)
+        return Group(head, body)
+
+    def _line(self, row: Row, rate: float, left: float | None) -> str:
+        parts = [*self._position(row["step"]), _rate(rate), f"loss {row['loss/total']:.3f}"]
+        if "reward/mean" in row:
+            parts += [f"reward {row['reward/mean']:.4f}", *_budget(row)]
+        return " | ".join([*parts, _left(left)])
+
+
+def _facts(row: Row) -> dict[str, Text]:
+    """The display's lines below the bar: what a method lacks is left out."""
+    losses = {key.removeprefix("loss/"): value for key, value in row.items() if key.startswith("loss/")}
+    facts = {"loss": [f"{losses.pop('total'):.3f}", *(f"{name} {value:.3f}" for name, value in losses.items())]}
+    if "reward/mean" in row:
+        shown = {key.removeprefix("reward/"): value for key, value in row.items() if key.startswith("reward/")}
+        mean, std = shown.pop("mean"), shown.pop("std")
+        facts["reward"] = [f"{mean:.4f} ± {std:.4f}", *(f"{name} {value:.3f}" for name, value in shown.items())]
+        facts["attack"] = _budget(row)
+    # Figures and their names stay together where a narrow terminal breaks the line.
+    return {
+        name: Text("   ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts))
+        for name, parts in facts.items()
+    }
+
+
+def _budget(row: Row) -> list[str]:
+    return [
+        f"epsilon {row['budget/epsilon']:.1f}/255",
+        f"steps {row['budget/steps']:.1f}",
+        f"step size {row['budget/step_size']:.1f}/255",
+    ]
+
+
+def _rate(images_per_second: float) -> str:
+    return f"{images_per_second:,.0f} images/s" if images_per_second else "- images/s"
+
+
+def _left(seconds: float | None) -> str:
+    return "- left" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+
+
+class Interrupt:
+    """While entered, Ctrl-C and SIGTERM only ask: `asked` becomes the signal's name. A second one interrupts at once.
+
+    Signals reach a process's main thread only: entering it elsewhere raises a ValueError.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.asked = None
+        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that was not set from Python and cannot be set again from it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        # Nothing is printed here: a handler may interrupt a print, and Python's streams do not take that.
+        self.asked = signal.Signals(number).name

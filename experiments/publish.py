@@ -1,0 +1,139 @@
+"""Keep what finished runs found: their figures as JSON under results/, and the README's tables made from those.
+
+python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the README's tables
+python experiments/publish.py                    # renew the README's tables from what is kept
+python experiments/publish.py --check            # say whether the README's tables are those of the kept results
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# the checkout comes first: other distributions have packages called agents and envs too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiments.figures import mean_interval
+from experiments.runlog import ROOT, RunFolder
+from ssl_core.results import read_results, replacing
+
+KEPT = ("config.yaml", "environment.json", "results/slf.json", "results/policy.json", "results/training.json")
+PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
+
+
+def keep(run: Path, results: Path, pictures: bool) -> Path:
+    """Copies a finished run's figures to results/PRESET/METHOD-AGENT-seedN/.
+
+    Raises:
+        ValueError: if it is no run folder, or has not been evaluated.
+    """
+    folder = RunFolder.open(run)
+    settings = folder.settings()
+    if not (folder.results / "slf.json").is_file():
+        raise ValueError(f"{run} has no results/slf.json: finish it by --resume {run}")
+    target = results / settings.preset / f"{settings.method}-{settings.agent}-seed{settings.seed}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, target / Path(name).name)
+    for name in PICTURES if pictures else ():
+        if (folder.figures / name).is_file():
+            shutil.copyfile(folder.figures / name, target / name)
+    return target
+
+
+def accuracy_table(results: Path, preset: str) -> str:
+    """SA and RA of every kept run of a preset as Markdown: mean over seeds, and the smallest and the largest."""
+    columns: dict[float, None] = {}
+    lines: dict[str, dict[float, list[float]]] = {}
+    for path in sorted((results / preset).glob("*/slf.json")):
+        name = path.parent.name.rpartition("-seed")[0]
+        for row in read_results(path):
+            label = f"`{name}`" if row.checkpoint.startswith("step-") else row.checkpoint.replace("-", " ")
+            columns[row.epsilon] = None
+            values = lines.setdefault(label, {}).setdefault(row.epsilon, [])
+            # every run of a preset repeats the trivial encoders: those of one seed are told once
+            if row.checkpoint.startswith("step-") or row.value not in values:
+                values.append(row.value)
+    epsilons = sorted(columns)
+    head = ["attacks chosen by", *("SA" if not epsilon else f"RA {255 * epsilon:g}/255" for epsilon in epsilons)]
+    table = [head, ["---"] * len(head)]
+    for label, cells in sorted(lines.items(), key=lambda item: ("`" not in item[0], item[0])):
+        table.append([label, *(_cell(cells.get(epsilon, [])) for epsilon in epsilons)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def policy_table(results: Path, preset: str) -> str:
+    """Held-out reward of the trained policy and of the controls on the same checkpoints: mean and 95 % t-interval.
+
+    A seed is one figure, the mean over its batches; the difference is taken within a seed.
+    """
+    seeds: list[dict[str, float]] = []
+    for path in sorted((results / preset).glob("*-reinforce-seed*/policy.json")):
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        seeds.append({name: statistics.mean(values) for name, values in document["rewards"].items()})
+    lines = [f"| policy, on {len(seeds)} trained checkpoints | mean reward | 95 % interval |", "| --- | --- | --- |"]
+    for name in ("reinforce", "uniform random", "method's own budget"):
+        mean, low, high = mean_interval([seed[name] for seed in seeds])
+        lines.append(f"| {name} | {mean:.4f} | {low:.4f} to {high:.4f} |")
+    for name in ("uniform random", "method's own budget"):
+        mean, low, high = mean_interval([seed["reinforce"] - seed[name] for seed in seeds])
+        lines.append(f"| reinforce minus {name}, within a seed | {mean:+.4f} | {low:+.4f} to {high:+.4f} |")
+    return "\n".join(lines)
+
+
+TABLES = {"accuracy": accuracy_table, "policy": policy_table}
+
+
+def with_tables(text: str, results: Path) -> str:
+    """The README with every table between `<!-- table KIND PRESET -->` and `<!-- end -->` made anew."""
+
+    def renewed(match: re.Match[str]) -> str:
+        kind, preset = match[2], match[3]
+        if kind not in TABLES:
+            raise ValueError(f"the README asks for a table {kind!r}: expected one of {', '.join(TABLES)}")
+        return f"{match[1]}\n{TABLES[kind](results, preset)}\n{match[4]}"
+
+    return re.sub(r"(<!-- table (\S+) (\S+) -->)\n.*?(<!-- end -->)", renewed, text, flags=re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="publish.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders whose results are to be kept")
+    parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results are kept")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file with the tables")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the tables are stale")
+    options = parser.parse_args(argv)
+    try:
+        for run in options.runs:
+            print(f"kept {keep(run, options.results, options.pictures)}")
+        text = options.readme.read_text(encoding="utf-8")
+        renewed = with_tables(text, options.results)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if options.check:
+        print("the README's tables are those of the results" if text == renewed else "the README's tables are stale")
+        return int(text != renewed)
+    with replacing(options.readme) as temporary:
+        temporary.write_text(renewed, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""The run folder and what is written into it while a run goes on."""
+
+import json
+import math
+import platform
+import shlex
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from stable_baselines3.common.logger import FormatUnsupportedError, KVWriter
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from experiments.commandline import load
+from experiments.settings import Settings, resolve_device
+from ssl_core.results import commit, replacing, versions
+
+if TYPE_CHECKING:
+    from envs.engine import StepRecord
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIT = 255
+"""Metrics give epsilon and step size in 1/255, as the action sets do."""
+
+
+class RunFolder:
+    """A run's folder: `config.yaml`, `command.txt`, `environment.json`, `metrics.jsonl`, TensorBoard's events, and the
+    folders `checkpoints`, `results` and `figures`. Made by `create`, found again by `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.command = path / "command.txt"
+        self.environment = path / "environment.json"
+        self.checkpoints = path / "checkpoints"
+        self.results = path / "results"
+        self.figures = path / "figures"
+
+    @classmethod
+    def create(cls, path: Path | str, settings: Settings, argv: Sequence[str]) -> Self:
+        """Makes the folder of a new run.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            settings: of the run.
+            argv: the command line, program first.
+
+        Raises:
+            ValueError: if the folder exists and is not empty, or cannot be written.
+        """
+        folder = cls(Path(path))
+        try:
+            if folder.path.is_dir() and any(folder.path.iterdir()):
+                hint = f"go on with it by --resume {path}, or " if folder.config.exists() else ""
+                raise ValueError(f"the run folder {path} exists and is not empty: {hint}choose another --run_dir")
+            for part in (folder.path, folder.checkpoints, folder.results, folder.figures):
+                part.mkdir(parents=True, exist_ok=True)
+            folder.command.write_text(shlex.join(argv) + "\n", encoding="utf-8")
+            folder._write_environment([environment(settings)])
+            # The last, since it is what makes the folder one that can be resumed.
+            with replacing(folder.config) as temporary:
+                temporary.write_text(settings.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(folder.path, error) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """The folder of an earlier run.
+
+        Raises:
+            ValueError: if it is not a run's folder.
+        """
+        folder = cls(Path(path))
+        if not folder.config.is_file():
+            raise ValueError(f"{path} is not a run folder: it has no config.yaml")
+        return folder
+
+    def settings(self) -> Settings:
+        """What `config.yaml` holds."""
+        return load(self.config)
+
+    def note_resume(self, settings: Settings, argv: Sequence[str]) -> None:
+        """Adds the resuming command and its environment to those of the start.
+
+        Raises:
+            ValueError: if the folder cannot be written.
+        """
+        try:
+            with self.command.open("a", encoding="utf-8") as file:
+                file.write(shlex.join(argv) + "\n")
+            self._write_environment([*self.environments(), environment(settings)])
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def note_training(self, first: int, last: int, seconds: float) -> None:
+        """Adds a stretch of training, from update `first` to `last`, to `results/training.json`."""
+        path = self.results / "training.json"
+        stretches = json.loads(path.read_text(encoding="utf-8"))["stretches"] if path.exists() else []
+        stretches.append({"first": first, "last": last, "seconds": round(seconds, 1)})
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"schema": 1, "stretches": stretches}, indent=1) + "\n", encoding="utf-8")
+
+    def environments(self) -> list[dict[str, Any]]:
+        """Where the run ran: one entry for its start and one for each time it was resumed."""
+        return json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
+
+    def _write_environment(self, starts: list[dict[str, Any]]) -> None:
+        with replacing(self.environment) as temporary:
+            temporary.write_text(json.dumps({"schema": 1, "starts": starts}, indent=1) + "\n", encoding="utf-8")
+
+
+def _unwritable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write the run folder {path} ({error.strerror}): choose another --run_dir")
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """What the figures of a run depend on besides its settings."""
+    device = resolve_device(settings.device)
+    return {
+        "commit": commit(ROOT),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": settings.precision,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
+
+    A last line that was cut short, by a process killed while writing, is left out.
+    """
+    merged: dict[int, dict[str, Any]] = {}
+    for row in _rows(Path(path)):
+        merged.setdefault(row["step"], {}).update(row)
+    return [merged[step] for step in sorted(merged)]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for line in lines[:-1]:
+        yield json.loads(line)
+
+
+def metrics_of(record: "StepRecord") -> dict[str, Any]:
+    """A target update as a row of metrics: plain numbers, and counts of the chosen actions.
+
+    `loss/*` are the named terms of the training loss; `reward/*` the reward's named terms, its mean and its standard
+    deviation over the views; `budget/*` the means of what was played, `budget/strength` of what it came to (the largest
+    change of a pixel); `actions/*` how often each value was played. Epsilon, step size and strength are in 1/255.
+    """
+    row: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "lr": record.lr}
+    row |= {f"loss/{name}": value for name, value in record.losses.items()}
+    if record.budget is None:
+        return row
+    parts = {f"reward/{name}": values for name, values in record.terms.items()} | {
+        "reward": record.reward,
+        "epsilon": record.budget.epsilon * UNIT,
+        "steps": record.budget.steps,
+        "step_size": record.budget.step_size * UNIT,
+        "strength": record.strength * UNIT,
+    }
+    # One copy from the device instead of one for each figure.
+    together = torch.stack([values.detach().to(torch.float32) for values in parts.values()]).cpu().double()
+    host = dict(zip(parts, together, strict=True))
+    played = {name: host.pop(name) for name in ("epsilon", "steps", "step_size", "strength")}
+    reward = host.pop("reward")
+    row |= {"reward/mean": reward.mean().item(), "reward/std": reward.std(correction=0).item()}
+    row |= {name: values.mean().item() for name, values in host.items()}
+    row |= {f"budget/{name}": values.mean().item() for name, values in played.items()}
+    for name in ("epsilon", "steps", "step_size"):
+        found, counts = played[name].round().to(torch.int64).unique(return_counts=True)
+        row[f"actions/{name}"] = {
+            str(value): count for value, count in zip(found.tolist(), counts.tolist(), strict=True)
+        }
+    return row
+
+
+class RunLog:
+    """Writes `metrics.jsonl` and TensorBoard's events, which say the same, one row a target update.
+
+    Both hold nothing that differs between two equal runs on the CPU, but for TensorBoard's tags under `time/`. Call
+    `flush` before a checkpoint is saved: what lies before it then outlives the process.
+
+    Args:
+        folder: the run's folder.
+        images_per_step: images of a target update, for the rate.
+        resumed_step: the checkpoint's step where a run goes on. What was written after it is taken back, so that the
+            curves are those of a run that was never interrupted.
+        histograms_every: target updates between histograms.
+    """
+
+    def __init__(
+        self, folder: RunFolder, images_per_step: int, *, resumed_step: int | None = None, histograms_every: int = 10
+    ) -> None:
+        self.path = folder.path / "metrics.jsonl"
+        self.images_per_step = images_per_step
+        self.histograms_every = histograms_every
+        self.images_per_second = 0.0
+        self._times: deque[float] = deque(maxlen=20)
+        if resumed_step is not None:
+            self._take_back(resumed_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        purge_step = None if resumed_step is None else resumed_step + 1
+        self._board = SummaryWriter(str(folder.path), purge_step=purge_step)
+
+    def _take_back(self, step: int) -> None:
+        self.path.touch()  # a run killed before its first update has none
+        kept = [row for row in _rows(self.path) if row["step"] <= step]
+        if (last := max((row["step"] for row in kept), default=0)) != step:
+            raise ValueError(f"{self.path} ends at step {last}, but the checkpoint was saved at step {step}")
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        # TensorBoard reads a run's files by name, which is by the second they were made in: this one must be later.
+        made = [int(file.name.split(".")[3]) for file in self.path.parent.glob("events.out.tfevents.*")]
+        time.sleep(min(max(max(made, default=0) + 1 - time.time(), 0), 1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def step(self, record: "StepRecord") -> dict[str, Any]:
+        """Writes a target update down.
+
+        Returns:
+            Its row, see `metrics_of`.
+        """
+        row = metrics_of(record)
+        self._write(row)
+        self._scalars({name: value for name, value in row.items() if isinstance(value, float)}, record.step)
+        self._times.append(time.perf_counter())
+        if len(self._times) > 1:
+            seconds = self._times[-1] - self._times[0]
+            self.images_per_second = (len(self._times) - 1) * self.images_per_step / max(seconds, 1e-9)
+            self._board.add_scalar("time/images_per_second", self.images_per_second, record.step)
+        if record.budget is not None and record.step % self.histograms_every == 0:
+            self._board.add_histogram("actions/epsilon", record.budget.epsilon * UNIT, record.step)
+            self._board.add_histogram("actions/steps", record.budget.steps, record.step)
+            self._board.add_histogram("actions/step_size", record.budget.step_size * UNIT, record.step)
+        return row
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes figures down that come with a target update but not from it: an agent's own, an evaluation's."""
+        self._write({"step": step} | dict(values))
+        self._scalars(values, step)
+
+    def images(self, record: "StepRecord", count: int = 8) -> None:
+        """A grid of the first `count` views: clean, attacked, the perturbation (grey is 0, the ends are +-16/255)."""
+        if record.adversarial is None:
+            return
+        clean, attacked = (part[:count].detach().float().cpu() for part in (record.views, record.adversarial))
+        rows = [clean, attacked, ((attacked - clean) * UNIT / 32 + 0.5).clamp(0, 1)]
+        self._board.add_image("attack/clean_attacked_perturbation", image_grid(rows), record.step)
+
+    def hparams(self, settings: Settings, metrics: Sequence[str]) -> None:
+        """The settings for TensorBoard's table of runs, beside the scalars called `metrics`; once, at the start."""
+        # SummaryWriter.add_hparams would put them into a run of their own, in a folder below.
+        values = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in asdict(settings).items()
+        }
+        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
+            self._board._get_file_writer().add_summary(summary)
+
+    def agent_writer(self, update_of: Callable[[int], int]) -> "AgentWriter":
+        """What an agent's SB3 logger writes to: `Logger(folder=None, output_formats=[log.agent_writer(...)])`.
+
+        Args:
+            update_of: from the agent's time steps to target updates.
+        """
+        return AgentWriter(self, update_of)
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._file.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Writes out what is left and closes the files."""
+        self._file.close()
+        self._board.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        # JSON has no NaN, and some of SB3's figures (explained variance) are NaN by right.
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+class AgentWriter(KVWriter):
+    """An SB3 logger's output into a run's log, at the target update that its time steps make, under `agent/`."""
+
+    def __init__(self, log: RunLog, update_of: Callable[[int], int]) -> None:
+        self.log = log
+        self.update_of = update_of
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Numbers go into both files, but what SB3 times itself (`time/`) is left out: the log has its own rate."""
+        values = {}
+        for key, value in key_values.items():
+            if key.startswith("time/") or isinstance(value, str) or "tensorboard" in (key_excluded.get(key) or ()):
+                continue
+            try:
+                values[f"agent/{key}"] = float(value)
+            except (TypeError, ValueError) as error:
+                raise FormatUnsupportedError(["run log"], type(value).__name__) from error
+        if values:
+            self.log.scalars(values, self.update_of(step))
+
+    def close(self) -> None:
+        """The run closes its log itself: an agent's logger may go first."""
+
+
+def image_grid(rows: Sequence[Tensor], side: int = 64, gap: int = 2) -> Tensor:
+    """Equally long rows of images (n, 3, H, W) in [0, 1] as one image (3, ...), each about `side` pixels wide."""
+    scale = max(1, side // rows[0].shape[-1])
+    lines = []
+    for images in rows:
+        large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+        padded = torch.nn.functional.pad(large, (gap, gap, gap, gap), value=1.0)
+        lines.append(torch.cat(list(padded), dim=2))
+    return torch.cat(lines, dim=1)

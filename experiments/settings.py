@@ -1,0 +1,229 @@
+"""Settings of a run: one typed record that is the command line, the YAML file and the Python interface alike."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from agents import AGENTS
+from envs.actions import KINDS, ActionTable
+from envs.torch_env import OBSERVATIONS
+from envs.world import WorldSettings
+from ssl_core.lookup import pick
+from ssl_core.methods import METHODS
+
+ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
+PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
+DEVICES = {"auto": "a GPU where there is one", "cpu": "the CPU", "cuda": "a GPU, or an error"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "folder": {"dataset": "folder", "image_size": 32, "strength": 1.0, "flip": 0.5, "probe_augment": True},
+    "cifar10": {
+        "dataset": "cifar10",
+        "image_size": 32,
+        "arch": "resnet18",
+        "width": 64,
+        "projector_hidden": 2048,
+        "projector_dim": 512,
+        "batch_size": 512,
+        "epochs": 1000,
+        "optimizer": "lars",
+        "lr": 5.0,
+        "weight_decay": 1e-6,
+        "warmup_epochs": 10,
+        "temperature": 0.5,
+        "strength": 1.0,
+        "flip": 0.5,
+        "interpolation": "bicubic",
+        "seed": 3407,
+        "checkpoint_every": 5,
+        "images_every": 50,
+        "probe_epochs": 25,
+        "probe_lr": 0.01,
+        "probe_batch_size": 512,
+        "probe_augment": True,
+        "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
+    },
+    "cifar10-quick": {
+        "dataset": "cifar10",
+        "image_size": 32,
+        "limit": 4000,
+        "test_limit": 1000,
+        "epochs": 10,
+        "strength": 1.0,
+        "flip": 0.5,
+        "probe_epochs": 25,
+        "probe_augment": True,
+        "controls": True,
+        "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
+    },
+}
+DATASET_PRESETS = {"digits": "digits", "cifar10": "cifar10-quick", "folder": "folder"}
+
+
+@dataclass(frozen=True)
+class Settings(WorldSettings):
+    """A run's settings. Where the default is `auto` the record holds what it was resolved to.
+
+    Args:
+        preset: `digits`, `folder`, `cifar10` (the paper's) or `cifar10-quick`; by default that of the data set.
+        agent: `reinforce`, `reinforce-paper`, `ppo`, `a2c`, `fixed`, `random` or `none`; auto: `reinforce`, or `none`
+            for a method without an attack.
+        env: `view` (one action for each attacked view, discount 0) or `batch` (one for the batch, discount 0.9).
+        observation: `features` or `image`; auto: `features`, or what reinforce-paper fixes.
+        actions: `factored`, `flat` or `continuous`; auto: `factored`, or `none` for a method without an attack.
+        reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
+        seed: of everything random in the run.
+        device: `auto`, `cpu` or `cuda`.
+        run_dir: the run's folder, which must be new; by default runs/DATASET-METHOD-AGENT-seedSEED.
+        epsilon: radius of the agent `fixed` as a fraction: 8/255, not 8; by default the method's own.
+        step_size: step size of the agent `fixed` as a fraction.
+        steps: number of attack steps of the agent `fixed`.
+        checkpoint_every: epochs between checkpoints.
+        images_every: epochs between image grids in TensorBoard.
+        evaluate: whether to evaluate and draw at the end.
+        controls: whether to evaluate random weights and raw pixels as well, as trivial encoders to compare with.
+        probe_epochs: epochs of the linear probe.
+        probe_lr: its learning rate.
+        probe_batch_size: its batch size.
+        probe_augment: whether its training images are cropped (padding 4) and flipped at random; digits, which fill
+            their frame, lose by it.
+        eval_epsilons: radii under which the probe is attacked, as fractions: [4/255,8/255].
+        progress: `live`, `lines` (one an epoch) or `off`; auto: `live` in a terminal, else `lines`.
+
+    Raises:
+        ValueError: if a name is unknown, a figure is out of its range, or two settings contradict each other.
+    """
+
+    preset: str = "digits"
+    agent: str = "auto"
+    env: str = "view"
+    observation: str = "auto"
+    actions: str = "auto"
+    reward_scope: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    run_dir: str | None = None
+    epsilon: float | None = None
+    step_size: float | None = None
+    steps: int | None = None
+    checkpoint_every: int = 1
+    images_every: int = 5
+    evaluate: bool = True
+    controls: bool = False
+    probe_epochs: int = 100
+    probe_lr: float = 0.5
+    probe_batch_size: int = 128
+    probe_augment: bool = False
+    eval_epsilons: tuple[float, ...] = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
+    progress: str = "auto"
+
+    def __post_init__(self) -> None:
+        attacks = pick(self.method, METHODS, "method").attacks
+        paper = self.agent == "reinforce-paper"
+        self._resolve("agent", "reinforce" if attacks else "none")
+        self._resolve("observation", "image" if paper and self.env == "view" else "features")
+        self._resolve("actions", "factored" if attacks else "none")
+        self._resolve("reward_scope", "batch" if paper else "view")
+        super().__post_init__()
+        for name, table in (("preset", PRESETS), ("agent", AGENTS), ("observation", OBSERVATIONS), ("device", DEVICES)):
+            pick(getattr(self, name), table, name)
+        pick(self.env, ENVS, "environment")
+        pick(self.actions, KINDS, "kind of actions")
+        pick(self.progress, PROGRESS, "kind of progress")
+        for name in ("agent", "actions"):
+            value = getattr(self, name)
+            if (value == "none") == attacks:
+                why = "attacks, and somebody has to choose how" if attacks else "has no attack to choose"
+                raise ValueError(f"{name} is {value!r}, but the method {self.method} {why}: leave out --{name}")
+        if self.observation == "image" and self.env == "batch":
+            raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
+        self._check_paper()
+        self._check_figures()
+
+    def _resolve(self, name: str, value: str) -> None:
+        if getattr(self, name) == "auto":
+            object.__setattr__(self, name, value)
+
+    def _check_paper(self) -> None:
+        if self.agent != "reinforce-paper":
+            return
+        fixed = {"reward_scope": "batch", "actions": "factored"}
+        if self.env == "view":
+            fixed["observation"] = "image"
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"--{name} {getattr(self, name)} contradicts the agent reinforce-paper, which fixes it to {value}: "
+                    f"leave it out, or take --agent reinforce"
+                )
+
+    def _check_figures(self) -> None:
+        for name in ("checkpoint_every", "images_every", "probe_epochs", "probe_batch_size"):
+            _check(
+                name, getattr(self, name), type(getattr(self, name)) is int and getattr(self, name) >= 1, "1 or more"
+            )
+        _check("seed", self.seed, type(self.seed) is int and self.seed >= 0, "an integer of 0 or more")
+        _check("probe_lr", self.probe_lr, 0 < self.probe_lr < math.inf, "a positive number")
+        object.__setattr__(self, "eval_epsilons", tuple(self.eval_epsilons))
+        for epsilon in self.eval_epsilons:
+            _check("eval_epsilons", epsilon, 0 < epsilon <= 1, "fractions in (0, 1], such as 8/255")
+        for name in ("epsilon", "step_size"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 <= value <= 1, "a fraction in [0, 1]: 8/255, not 8")
+        given = {name for name in ("epsilon", "step_size", "steps") if getattr(self, name) is not None}
+        if given and self.agent != "fixed":
+            flags = ", ".join(f"--{name}" for name in sorted(given))
+            raise ValueError(f"{flags}: only the agent fixed has a fixed budget, and the agent is {self.agent}")
+        if self.agent == "fixed":
+            ActionTable(self.actions).encode(*self.fixed_budget)
+
+    @property
+    def fixed_budget(self) -> tuple[float, float, int]:
+        """(epsilon, step_size, steps) of the agent `fixed`: what was given, and the method's own for the rest."""
+        epsilon, step_size, steps = self.make_method().default_budget(1)
+        return (
+            epsilon if self.epsilon is None else self.epsilon,
+            step_size if self.step_size is None else self.step_size,
+            steps if self.steps is None else self.steps,
+        )
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> "Settings":
+        """The preset called `name` with some settings changed."""
+        return cls(**({"preset": name} | pick(name, PRESETS, "preset") | changes))
+
+    def to_yaml(self) -> str:
+        """Every setting as YAML, for `--config` and `commandline.load`."""
+        values = asdict(self) | {"eval_epsilons": list(self.eval_epsilons)}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}: expected {expected}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `--device`.
+
+    Raises:
+        ValueError: if a GPU is asked for and torch sees none.
+    """
+    pick(name, DEVICES, "device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no GPU here: take --device cpu, or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def default_run_dir(settings: Settings, root: Path | str = "runs") -> Path:
+    """The first folder runs/DATASET-METHOD-AGENT-seedSEED, -2, -3, ... that does not exist."""
+    name = f"{settings.dataset}-{settings.method}-{settings.agent}-seed{settings.seed}"
+    number, folder = 1, Path(root) / name
+    while folder.exists():
+        number += 1
+        folder = Path(root) / f"{name}-{number}"
+    return folder

@@ -1,0 +1,115 @@
+"""Train a target network whose attacks an agent chooses, and evaluate it.
+
+python experiments/train_agent.py --agent reinforce
+python experiments/train_agent.py --agent ppo --dataset cifar10 --data_dir DIR --epochs 5 --limit 2000
+python experiments/train_agent.py --resume runs/NAME
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# the checkout comes first: other distributions have packages called agents and envs too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from experiments.commandline import Invocation, parse
+from experiments.progress import Interrupt, Progress
+from experiments.runlog import RunFolder, RunLog
+from experiments.settings import default_run_dir, resolve_device
+from experiments.training import HPARAM_METRICS, Run, Stopped
+from ssl_core.checkpoint import CheckpointError
+from ssl_core.learner import NonFiniteLossError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    words = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+    invocation = parse(argv)
+    console = Console()
+    try:
+        return _run(invocation, words, console)
+    except (ValueError, CheckpointError) as error:
+        print(f"train_agent.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
+    settings = invocation.settings
+    run = Run(settings, resolve_device(settings.device))
+    with Progress(settings.epochs, run.engine.steps_per_epoch, kind=settings.progress, console=console) as progress:
+        resumed_step = None
+        if invocation.resume is None:
+            folder = RunFolder.create(settings.run_dir or default_run_dir(settings), settings, words)
+            run.save(folder)
+        else:
+            folder = RunFolder.open(invocation.resume)
+            for note in (*_changes(invocation), *run.restore(folder)):
+                progress.note(f"not bit for bit the uninterrupted run: {note}")
+            folder.note_resume(settings, words)
+            resumed_step = run.engine.step
+        progress.note(_headline(run, folder))
+        with RunLog(folder, settings.batch_size, resumed_step=resumed_step) as log:
+            if resumed_step is None:
+                log.hparams(settings, HPARAM_METRICS)
+            status = _train(run, folder, log, progress)
+    return _conclude(run, folder, console) if status == 0 and settings.evaluate else status
+
+
+def _headline(run: Run, folder: RunFolder) -> str:
+    settings, engine = run.settings, run.engine
+    left = engine.planned_updates - engine.step
+    return (
+        f"{settings.method} on {settings.dataset} ({len(engine.data.train)} images), attacks by {settings.agent}: "
+        f"{left} of {engine.planned_updates} updates to make, into {folder.path}"
+    )
+
+
+def _changes(invocation: Invocation) -> list[str]:
+    return [f"{name} was {old} and is {new}" for name, (old, new) in invocation.changed.items()]
+
+
+def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
+    resume = f"{Path(sys.argv[0])} --resume {folder.path}"
+    first = run.engine.step
+    try:
+        with Interrupt() as interrupt:
+            seconds = run.train(folder, log, progress, interrupt)
+    except Stopped as signal:
+        progress.note(f"{signal}: saved at step {run.engine.step} of {run.engine.planned_updates}; go on by {resume}")
+        return 130
+    except KeyboardInterrupt:
+        progress.note(f"stopped at once; the last checkpoint is older; go on by {resume}")
+        return 130
+    except NonFiniteLossError as error:
+        checkpoint = folder.checkpoints / "last.pt"
+        print(f"train_agent.py: error: {error}; the last good checkpoint is {checkpoint}", file=sys.stderr)
+        return 1
+    if run.engine.step > first:
+        folder.note_training(first, run.engine.step, seconds)
+        progress.note(f"trained {run.engine.step - first} updates in {seconds:.0f} s")
+    return 0
+
+
+def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
+    # matplotlib and scipy take a second to import: nobody waits for them before training
+    from experiments.evaluation import conclude
+
+    def note(text: str) -> None:
+        if run.settings.progress != "off":
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    try:
+        table = conclude(run, folder, note)
+    except KeyboardInterrupt:
+        note(f"stopped; training is done and saved: evaluate it by {Path(sys.argv[0])} --resume {folder.path}")
+        return 130
+    if table is not None:
+        console.print(table)
+    note(f"results, figures, checkpoints and TensorBoard events lie in {folder.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

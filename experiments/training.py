@@ -1,0 +1,171 @@
+"""One run: the world, the agent that chooses its attacks, what is written down, and how it stops and goes on."""
+
+import time
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from agents import AGENTS, Agent, Sb3Agent, make_agent
+from envs.engine import AttackEngine
+from envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
+from envs.torch_env import TorchBatchEnv, TorchViewEnv
+from experiments.progress import Interrupt, Progress
+from experiments.runlog import RunFolder, RunLog
+from experiments.settings import Settings
+from ssl_core.checkpoint import CheckpointError, describe_network, load_checkpoint, save_checkpoint
+from ssl_core.datasets import Split
+
+DISCOUNT = {"view": 0.0, "batch": 0.9}
+"""A view's episode is one step; in the batch environment an action's effect on later batches counts."""
+PAPER_INTERVAL = 10
+"""ASTrA's strategy network learns in every tenth step; its warm-up is the target's, counted in its own updates."""
+HPARAM_METRICS = ("loss/total", "reward/mean")
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved itself."""
+
+
+class Run:
+    """A world and an agent, made from settings; `restore` puts both where a checkpoint left them.
+
+    Args:
+        settings: of the run.
+        device: where the target network lives.
+        data: the data set, if it is already loaded.
+    """
+
+    def __init__(self, settings: Settings, device: torch.device, data: Split | None = None) -> None:
+        self.settings = settings
+        self.engine = AttackEngine(settings, settings.seed, device, data)
+        self.env: TorchViewEnv | TorchBatchEnv
+        played: Any
+        if settings.env == "batch":
+            played = Sb3BatchVecEnv(self.engine, settings.actions)
+        else:
+            played = Sb3ViewVecEnv(engine=self.engine, actions=settings.actions, observation=settings.observation)
+        self.env = played.torch_env
+        entry = AGENTS[settings.agent]
+        self.agent: Agent | Sb3Agent = make_agent(
+            settings.agent,
+            played if entry.vec_env else self.env,
+            seed=settings.seed,
+            device=device,
+            gamma=DISCOUNT[settings.env],
+            planned_plays=self.engine.planned_updates,
+            fixed_action=self._fixed_action(),
+            updates_warmup=settings.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
+        )
+
+    def _fixed_action(self) -> Any:
+        if self.settings.agent not in ("fixed", "none"):
+            return None
+        return self.env.table.encode(*self.settings.fixed_budget)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """How results name the present state."""
+        return f"step-{self.engine.step}"
+
+    def save(self, folder: RunFolder) -> None:
+        """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`."""
+        engine = self.engine
+        payload = {
+            "step": engine.step,
+            "epoch": engine.step / engine.steps_per_epoch,
+            "agent_name": self.settings.agent,
+            "threads": torch.get_num_threads(),
+            "evaluation_route": engine.method.evaluation_route,
+            "network": describe_network(engine.learner.network),
+            "world": self.env.state_dict(),
+            "agent": self.agent.state_dict(),
+        }
+        save_checkpoint(folder.checkpoints / "last.pt", "run", payload)
+
+    def restore(self, folder: RunFolder) -> list[str]:
+        """Goes back to `checkpoints/last.pt`.
+
+        Returns:
+            What makes the continuation differ from an uninterrupted run, in words; nothing where it is exact.
+
+        Raises:
+            CheckpointError: if there is no checkpoint, or it is damaged or does not fit the settings.
+        """
+        payload = load_checkpoint(folder.checkpoints / "last.pt", "run")
+        try:
+            restarted = self.env.load_state_dict(payload["world"])
+            # the agent last: a Stable-Baselines3 agent's state ends with the global generators'
+            self.agent.load_state_dict(payload["agent"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            # torch lists every tensor that differs, a line each: the first few words tell enough
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{folder.checkpoints / 'last.pt'} does not fit config.yaml: {reason} ...") from error
+        notes = [f"random stream {name!r} starts anew on this device" for name in restarted]
+        if payload["threads"] != torch.get_num_threads():
+            notes.append(f"it ran on {payload['threads']} threads and now runs on {torch.get_num_threads()}")
+        return notes
+
+    def train(self, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> float:
+        """Makes the target updates that are left.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            Stopped: if the run was interrupted; its last rollout boundary is saved.
+            NonFiniteLossError: if the training loss is not finite.
+        """
+        agent, env, engine = self.agent, self.env, self.engine
+        agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // env.num_envs)]))
+        left = engine.planned_updates - engine.step
+        start = time.perf_counter()
+        if left > 0:
+            callback = RunCallback(self, folder, log, progress, interrupt)
+            agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
+        log.flush()
+        self.save(folder)
+        if interrupt.asked:
+            raise Stopped(interrupt.asked)
+        return time.perf_counter() - start
+
+
+class RunCallback(BaseCallback):
+    """Writes every target update down; at rollout boundaries saves checkpoints and heeds interrupts."""
+
+    def __init__(self, run: Run, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> None:
+        super().__init__()
+        self.run = run
+        self.folder = folder
+        self.log = log
+        self.progress = progress
+        self.interrupt = interrupt
+        self.saved = self._due()
+        self.told = False
+
+    def _due(self) -> int:
+        """How many checkpoints the epochs so far make."""
+        return self.run.engine.step // (self.run.engine.steps_per_epoch * self.run.settings.checkpoint_every)
+
+    def _on_rollout_start(self) -> None:
+        if self._due() > self.saved or self.interrupt.asked:
+            self.saved = self._due()
+            self.log.flush()
+            self.run.save(self.folder)
+        if self.interrupt.asked:
+            raise Stopped(self.interrupt.asked)
+
+    def _on_step(self) -> bool:
+        engine, settings = self.run.engine, self.run.settings
+        record = engine.last
+        if record is None:
+            raise RuntimeError("a step was reported before any was played")
+        row = self.log.step(record)
+        if record.end_of_epoch and (record.step // engine.steps_per_epoch - 1) % settings.images_every == 0:
+            self.log.images(record)
+        self.progress.update(row, self.log.images_per_second, settings.batch_size)
+        if self.interrupt.asked and not self.told:
+            self.told = True
+            self.progress.note(f"{self.interrupt.asked}: stopping at the end of this rollout")
+        return True

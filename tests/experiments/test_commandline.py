@@ -1,0 +1,205 @@
+"""The command line: precedence, errors of one line, YAML round trip, what a resumed run may change."""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.commandline import Invocation, load, parse
+from experiments.settings import PRESETS, Settings
+
+
+def settings_of(*argv: str) -> Settings:
+    return parse(argv).settings
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line on the standard error with which the command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.out) == (2, "")
+    [line] = captured.err.splitlines()
+    assert line.startswith("train_agent.py: error: ")
+    return line
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text("epochs: 7\nlr: 1e-1\nagent: fixed\nepsilon: 6/255\neval_epsilons: [1/255, 0.5]\n")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "config.yaml").write_text(Settings(agent="ppo", epochs=4, device="cpu").to_yaml())
+    return path
+
+
+def test_nothing_said_is_the_default() -> None:
+    assert parse([]) == Invocation(Settings())
+
+
+def test_a_file_holds_the_flags_keys(config: Path) -> None:
+    expected = Settings(epochs=7, lr=0.1, agent="fixed", epsilon=6 / 255, eval_epsilons=(1 / 255, 0.5))
+    assert settings_of("--config", str(config)) == expected
+    assert settings_of(f"--config={config}") == expected
+
+
+def test_flags_win_over_files_over_presets_wherever_they_stand(config: Path) -> None:
+    for argv in (
+        ["--epochs", "30", "--config", str(config), "--preset", "cifar10"],
+        ["--preset", "cifar10", "--config", str(config), "--epochs", "30"],
+    ):
+        settings = settings_of(*argv)
+        assert (settings.epochs, settings.lr, settings.seed, settings.agent) == (30, 0.1, 3407, "fixed")
+
+
+def test_the_last_of_two_files_wins(config: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("epochs: 9\n")
+    settings = settings_of("--config", str(config), "--config", str(other))
+    assert (settings.epochs, settings.agent) == (9, "fixed")
+
+
+def test_the_preset_may_come_from_the_file_or_from_the_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("preset: cifar10\n")
+    assert settings_of("--config", str(path)) == Settings.from_preset("cifar10")
+    path.write_text("dataset: cifar10\n")
+    assert settings_of("--config", str(path)) == Settings.from_preset("cifar10-quick")
+    assert settings_of("--dataset", "cifar10") == Settings.from_preset("cifar10-quick")
+    assert settings_of("--dataset", "folder") == Settings.from_preset("folder")
+    assert settings_of("--preset", "cifar10", "--dataset", "cifar10") == Settings.from_preset("cifar10")
+    assert settings_of("--dataset", "folder", "--preset", "digits") == Settings(dataset="folder")
+
+
+def test_fractions_are_read_exactly() -> None:
+    settings = settings_of(
+        "--agent", "fixed", "--epsilon", "8/255", "--step_size=3/255", "--eval_epsilons=[4/255,1e-2]"
+    )
+    assert (settings.epsilon, settings.step_size, settings.eval_epsilons) == (8 / 255, 3 / 255, (4 / 255, 0.01))
+    assert settings_of("--run_dir", "8/255").run_dir == "8/255"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_print_config_is_a_config_that_gives_the_same_settings(
+    preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["--print_config", "--preset", preset, "--agent", "reinforce-paper", "--lr", "1e-7"])
+    assert stop.value.code == 0
+    path = tmp_path / "config.yaml"
+    path.write_text(capsys.readouterr().out)
+    expected = Settings.from_preset(preset, agent="reinforce-paper", lr=1e-7)
+    assert load(path) == settings_of("--config", str(path)) == expected
+    assert yaml.safe_load(path.read_text()).keys() == asdict(expected).keys()
+
+
+def test_a_yaml_of_strange_strings_comes_back(tmp_path: Path) -> None:
+    settings = Settings(data_dir="1e-3", run_dir="null", method="simclr")
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    assert load(tmp_path / "config.yaml").data_dir == "1e-3"
+    assert load(tmp_path / "config.yaml").agent == "none"
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    for name in (*asdict(Settings()), "resume", "config", "print_config"):
+        assert f"  --{name} " in shown
+    assert "epochs between checkpoints" in shown
+    assert "planned passes over the training images" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--agent", "reinfroce"], "unknown agent 'reinfroce': .*; did you mean 'reinforce'?"),
+        (["--method", "astar"], "unknown method 'astar': .*; did you mean 'astra'?"),
+        (["--dataset", "cifar"], "unknown data set 'cifar': .*; did you mean 'cifar10'?"),
+        (["--preset", "cifar10-quik"], "unknown preset 'cifar10-quik': .*; did you mean 'cifar10-quick'?"),
+        (["--epoch", "4"], "unknown flag --epoch; did you mean --epochs?"),
+        (["--run-dir=x"], "unknown flag --run-dir; did you mean --run_dir?"),
+        (["--zzz"], "unknown flag --zzz: see --help"),
+        (["--epochs", "five"], "--epochs: expected int, got 'five'"),
+        (["--epochs", "1.5"], "--epochs: expected int, got '1.5'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--config"], "argument --config: expected one argument"),
+        (["--epsilon", "8/0"], "--epsilon: expected float | None, got '8/0'"),
+        (["--eval_epsilons", "0.5"], r"--eval_epsilons: expected a list such as \[4/255, 8/255\], got '0.5'"),
+        (["stray"], "[Uu]nrecognized arguments: stray"),
+        (["--method", "simclr", "--agent", "ppo"], "agent is 'ppo', but the method simclr has no attack"),
+        (["--agent", "reinforce-paper", "--reward_scope", "view"], "--reward_scope view contradicts"),
+        (["--agent", "fixed", "--steps", "99"], "steps is 99: expected 3 to 14"),
+        (["--batch_size", "1"], "batch_size is 1"),
+        (["--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml: No such file"),
+        (["--resume", "nowhere"], "nowhere is not a run folder: it has no config.yaml"),
+    ],
+)
+def test_a_bad_command_line_is_one_clear_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, *argv)
+    assert re.search(message.replace("?", r"\?").replace(" | ", r" \| "), line), line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3\n", "unknown setting epoch; did you mean epochs?"),
+        ("resume: runs/x\n", "unknown setting resume"),
+        ("a: [1\nb", "is not a YAML file: while parsing a flow sequence"),
+        ("- epochs\n", "holds a list: expected lines such as"),
+        ("epochs: five\n", "--epochs: expected int, got 'five'"),
+        ("epochs: null\n", "--epochs: expected int, got "),
+        ("agent: no\n", "unknown agent 'false'"),
+        ("\x00", "is not a YAML file"),
+    ],
+)
+def test_a_bad_config_file_is_one_clear_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert message in refused(capsys, "--config", str(path))
+    with pytest.raises(ValueError, match=r"bad\.yaml|unknown agent"):
+        load(path)
+
+
+def test_an_empty_config_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("# nothing yet\n")
+    assert settings_of("--config", str(tmp_path / "config.yaml")) == Settings()
+
+
+def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
+    expected = Settings(agent="ppo", epochs=4, device="cpu", run_dir=str(run))
+    for argv in ([], ["--epochs", "4", "--agent", "ppo"], ["--run_dir", f"{run}/."], ["--preset", "digits"]):
+        assert parse(["--resume", str(run), *argv]) == Invocation(expected, run, {})
+
+
+def test_a_resumed_run_may_change_device_and_precision(run: Path) -> None:
+    invocation = parse(["--precision", "bf16", "--resume", str(run), "--device", "auto"])
+    assert invocation.changed == {"device": ("cpu", "auto"), "precision": ("fp32", "bf16")}
+    assert (invocation.settings.device, invocation.settings.precision, invocation.settings.epochs) == (
+        "auto",
+        "bf16",
+        4,
+    )
+
+
+def test_a_resumed_run_may_change_nothing_else(
+    run: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "--resume", str(run), "--agent", "reinforce-paper", "--epochs", "5", "--device", "auto")
+    assert "--epochs 5 (it has 4), --agent reinforce-paper (it has ppo): only device and precision may change" in line
+    assert "--epochs 7 (it has 4)" in refused(capsys, "--resume", str(run), "--config", str(config))
+    assert "--run_dir" in refused(capsys, "--resume", str(run), "--run_dir", str(tmp_path))
+    assert "--preset cifar10" in refused(capsys, "--resume", str(run), "--preset", "cifar10")

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.evaluation import chosen_budget, held_out_rewards, milestones, table
+from experiments.runlog import RunFolder
+from experiments.settings import Settings
+from experiments.training import Run
+from ssl_core.probes import fingerprint
+from ssl_core.results import Row
+
+TINY = {
+    "limit": 26,
+    "test_limit": 30,
+    "batch_size": 4,
+    "image_size": 8,
+    "width": 2,
+    "projector_hidden": 8,
+    "projector_dim": 8,
+    "epochs": 1,
+}
+
+
+def make(tmp_path: Path, **changes) -> tuple[Run, RunFolder]:
+    settings = Settings(**{**TINY, "device": "cpu", **changes})
+    run = Run(settings, torch.device("cpu"))
+    for _ in range(2):
+        run.env.play(torch.zeros(run.env.num_envs, 3, dtype=torch.int64))
+    return run, RunFolder.create(tmp_path / "run", settings, ["test"])
+
+
+def test_milestones_are_the_protocols_at_its_length_and_scale_with_it() -> None:
+    assert milestones(25) == (10, 20)
+    assert milestones(100) == (40, 80)
+    assert milestones(2) == (1,)
+    assert milestones(1) == ()
+
+
+@pytest.mark.parametrize("env", ["view", "batch"])
+def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(tmp_path, env: str) -> None:
+    run, folder = make(tmp_path, agent="fixed", env=env)
+    before, step = fingerprint(run.engine.learner.network), run.engine.step
+    rewards = held_out_rewards(run, folder)
+    # the fixed agent *is* the method's own budget: same views, same random starts, so the same figures
+    assert rewards["fixed"] == rewards["method's own budget"]
+    assert rewards["fixed"] != rewards["uniform random"]
+    assert fingerprint(run.engine.learner.network) == before and run.engine.step == step
+    document = json.loads((folder.results / "policy.json").read_text())
+    assert document["rewards"] == rewards and document["batch_views"] == 8
+    again = held_out_rewards(run, folder)
+    assert again["fixed"] == rewards["fixed"] and again["uniform random"] == rewards["uniform random"]
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+@pytest.mark.parametrize("observation", ["features", "image"])
+def test_an_agent_chooses_a_budget_for_any_views(tmp_path, agent: str, observation: str) -> None:
+    run, _ = make(tmp_path, agent=agent, observation=observation)
+    views = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    budget = chosen_budget(run, run.agent, views)
+    assert len(budget) == 6
+    assert set((budget.epsilon * 255).round().tolist()) <= set(range(3, 16))
+    assert set(budget.steps.tolist()) <= set(range(3, 15))
+
+
+def test_one_action_of_the_batch_environment_stands_for_every_view(tmp_path) -> None:
+    run, _ = make(tmp_path, agent="reinforce", env="batch")
+    budget = chosen_budget(run, run.agent, torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert len(budget) == 6 and len(set(budget.steps.tolist())) == 1
+
+
+def test_the_table_has_a_line_an_encoder_and_a_column_an_epsilon() -> None:
+    rows = [
+        Row("slf", metric, "none" if metric == "SA" else "pgd20", epsilon, 50.0, 200, "pgd", 0, name, "abc", {"t": "1"})
+        for name in ("step-9", "raw-pixels")
+        for metric, epsilon in (("SA", 0.0), ("RA", 8 / 255), ("RA", 4 / 255))
+    ]
+    made = table(rows)
+    assert [column.header for column in made.columns] == [
+        "encoder",
+        "route",
+        "SA %",
+        "RA % at 4/255",
+        "RA % at 8/255",
+    ]
+    assert made.row_count == 2

@@ -1,0 +1,94 @@
+"""The display at several widths, quiet without a terminal; signals that only ask."""
+
+import io
+import os
+import signal
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments.progress import Interrupt, Progress
+
+ATTACKED: dict[str, Any] = {
+    "loss/clean": 4.1234,
+    "loss/adversarial": 4.5678,
+    "loss/mixed": 5.4321,
+    "loss/total": 7.1234,
+    "reward/mean": 0.0421,
+    "reward/std": 0.0123,
+    "reward/adversarial": 4.6,
+    "reward/clean": 4.5,
+    "reward/mixed": 5.0,
+    "budget/epsilon": 9.13,
+    "budget/steps": 8.25,
+    "budget/step_size": 2.94,
+    "budget/strength": 9.0,
+}
+PLAIN: dict[str, Any] = {"loss/clean": 4.1234, "loss/total": 4.1234}
+
+
+def shown(row: dict[str, Any], width: int, terminal: bool, kind: str = "auto", steps: int = 6) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=terminal, color_system=None, _environ={})
+    with Progress(2, 3, kind=kind, console=console) as progress:
+        for step in range(1, steps + 1):
+            progress.update(row | {"step": step}, 512.0, 128)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_display_says_everything_within_the_width(width: int) -> None:
+    last = shown(ATTACKED, width, terminal=True).split("\x1b[2K")[-1]
+    lines = [line.replace("\N{NO-BREAK SPACE}", " ").rstrip() for line in last.splitlines()]
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for part in ("epoch 2/2", "step 6/6", "512 images/s", "0:00:00 left", "7.123", "clean 4.123", "mixed 5.432"):
+        assert part in text
+    for part in ("0.0421 ± 0.0123", "epsilon 9.1/255", "steps 8.2", "step size 2.9/255"):
+        assert part in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_method_without_an_attack_shows_its_loss_alone(width: int) -> None:
+    text = shown(PLAIN, width, terminal=True)
+    assert "4.123" in text
+    assert "reward" not in text
+
+
+def test_without_a_terminal_there_is_one_line_an_epoch() -> None:
+    lines = shown(ATTACKED, 80, terminal=False).splitlines()
+    assert [line.split(" | ")[:2] for line in lines] == [["epoch 1/2", "step 3/6"], ["epoch 2/2", "step 6/6"]]
+    assert lines[0].endswith("| epsilon 9.1/255 | steps 8.2 | step size 2.9/255 | 0:00:01 left")
+    assert "\x1b" not in lines[0]
+    assert len(shown(PLAIN, 80, terminal=False).splitlines()) == 2
+
+
+def test_progress_can_be_switched_off_and_chosen() -> None:
+    assert shown(ATTACKED, 80, terminal=True, kind="off") == ""
+    assert "\x1b" not in shown(ATTACKED, 80, terminal=True, kind="lines")
+
+
+def test_an_unknown_rate_gives_no_time_left() -> None:
+    file = io.StringIO()
+    with Progress(1, 1, console=Console(file=file, width=80)) as progress:
+        progress.update(PLAIN | {"step": 1}, 0.0, 128)
+    assert file.getvalue().endswith("- left\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_once_and_interrupts_twice(number: signal.Signals) -> None:
+    before = {item: signal.getsignal(item) for item in Interrupt.SIGNALS}
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        assert interrupt.asked is None
+        os.kill(os.getpid(), number)
+        assert interrupt.asked == number.name
+        os.kill(os.getpid(), signal.SIGINT)
+    assert {item: signal.getsignal(item) for item in Interrupt.SIGNALS} == before
+
+
+def test_handlers_come_back_without_a_signal() -> None:
+    before = {item: signal.getsignal(item) for item in Interrupt.SIGNALS}
+    with Interrupt() as interrupt:
+        assert signal.getsignal(signal.SIGTERM) == interrupt._handle
+    assert {item: signal.getsignal(item) for item in Interrupt.SIGNALS} == before

@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.publish import accuracy_table, main, policy_table
+from experiments.runlog import RunFolder
+from experiments.settings import Settings
+from ssl_core.results import Row, write_results
+
+README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
+
+
+def finished_run(path: Path, seed: int, clean: float, robust: float) -> Path:
+    settings = Settings(seed=seed, device="cpu")
+    folder = RunFolder.create(path, settings, ["train_agent.py"])
+    rows = [
+        Row("slf", metric, attack, epsilon, value, 200, "pgd", seed, "step-9", "abc", {"torch": "2"})
+        for metric, attack, epsilon, value in (("SA", "none", 0.0, clean), ("RA", "pgd20", 8 / 255, robust))
+    ]
+    write_results(folder.results / "slf.json", rows)
+    policy = {"rewards": {"reinforce": [0.3, 0.3 + seed], "uniform random": [0.1], "method's own budget": [0.05]}}
+    (folder.results / "policy.json").write_text(json.dumps(policy))
+    folder.note_training(0, 9, 12.5)
+    return path
+
+
+def test_runs_are_kept_and_the_readmes_tables_are_made_from_them(tmp_path, capsys) -> None:
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(README)
+    runs = [finished_run(tmp_path / "runs" / str(seed), seed, 90.0 + seed, 50.0) for seed in (0, 1)]
+    where = [f"--results={results}", f"--readme={readme}"]
+    assert main([*map(str, runs), *where, "--check"]) == 1
+    assert readme.read_text() == README
+    assert main([*map(str, runs), *where]) == 0
+    table = (
+        "| attacks chosen by | SA | RA 8/255 |\n| --- | --- | --- |\n"
+        "| `astra-reinforce` | 90.5 (90.0 to 91.0) | 50.0 (50.0 to 50.0) |"
+    )
+    assert readme.read_text() == README.replace("old", table)
+    assert main([*where, "--check"]) == 0
+    kept = {path.name for path in (results / "digits" / "astra-reinforce-seed1").iterdir()}
+    assert kept == {"config.yaml", "environment.json", "slf.json", "policy.json", "training.json"}
+
+
+def test_the_policy_table_takes_differences_within_a_seed(tmp_path) -> None:
+    for seed in (0, 1, 2):
+        run = finished_run(tmp_path / "runs" / str(seed), seed, 90.0, 50.0)
+        main([str(run), f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}"])
+    table = policy_table(tmp_path / "results", "digits")
+    # means of 0.3 and 0.3 + seed: 0.3, 0.8 and 1.3; their spread is 0.5, t(2) is 4.303
+    assert "| reinforce | 0.8000 | -0.4421 to 2.0421 |" in table
+    assert "| reinforce minus uniform random, within a seed | +0.7000 | -0.5421 to +1.9421 |" in table
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "README.md").write_text("")
+    return folder / "README.md"
+
+
+def test_trivial_encoders_stand_below_the_runs(tmp_path) -> None:
+    rows = [
+        Row("slf", "SA", "none", 0.0, value, 200, "pgd", 0, name, "abc", {"torch": "2"})
+        for name, value in (("step-9", 80.0), ("raw-pixels", 30.0), ("random-weights", 20.0))
+    ]
+    write_results(tmp_path / "digits" / "astra-fixed-seed0" / "slf.json", rows)
+    lines = accuracy_table(tmp_path, "digits").splitlines()
+    assert lines[2:] == ["| `astra-fixed` | 80.0 |", "| random weights | 20.0 |", "| raw pixels | 30.0 |"]
+
+
+def test_bad_input(tmp_path, capsys) -> None:
+    for arguments, message in (
+        ([str(tmp_path)], "is not a run folder"),
+        ([f"--readme={tmp_path / 'nowhere.md'}"], "No such file"),
+        (["--chek"], "unrecognized"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "bad.md").write_text("<!-- table colours digits -->\n<!-- end -->\n")
+    with pytest.raises(SystemExit):
+        main([f"--readme={tmp_path / 'bad.md'}"])
+    assert "expected one of accuracy" in capsys.readouterr().err

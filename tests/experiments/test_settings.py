@@ -1,0 +1,170 @@
+"""Settings: defaults that depend on each other, presets, contradictions."""
+
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents import AGENTS
+from experiments.settings import (
+    DATASET_PRESETS,
+    PRESETS,
+    Settings,
+    default_run_dir,
+    resolve_device,
+)
+from ssl_core.datasets import DATASETS
+from ssl_core.methods import METHODS
+
+
+def test_the_defaults_are_reinforce_on_digits() -> None:
+    settings = Settings()
+    assert (settings.dataset, settings.method, settings.agent, settings.env) == ("digits", "astra", "reinforce", "view")
+    assert (settings.observation, settings.actions, settings.reward_scope) == ("features", "factored", "view")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("agent", [agent for agent in AGENTS if agent != "none"])
+def test_every_preset_is_valid_with_every_agent(name: str, agent: str) -> None:
+    assert Settings.from_preset(name, agent=agent).preset == name
+
+
+def test_every_data_set_has_a_preset_of_its_own() -> None:
+    assert DATASET_PRESETS.keys() == DATASETS.keys()
+    for dataset, preset in DATASET_PRESETS.items():
+        assert Settings.from_preset(preset).dataset == dataset
+
+
+def test_cifar10_is_the_papers_setting() -> None:
+    paper = Settings.from_preset("cifar10", agent="reinforce-paper")
+    expected = {
+        "arch": "resnet18",
+        "width": 64,
+        "stem": "cifar",
+        "projector_hidden": 2048,
+        "projector_dim": 512,
+        "batch_size": 512,
+        "epochs": 1000,
+        "optimizer": "lars",
+        "lr": 5.0,
+        "weight_decay": 1e-6,
+        "warmup_epochs": 10,
+        "temperature": 0.5,
+        "mixed_weight": 0.5,
+        "mixed_reading": "pairs",
+        "strength": 1.0,
+        "flip": 0.5,
+        "interpolation": "bicubic",
+        "reward_scope": "batch",
+        "observation": "image",
+        "seed": 3407,
+        "probe_epochs": 25,
+        "probe_lr": 0.01,
+        "probe_batch_size": 512,
+        "limit": None,
+        "test_limit": None,
+    }
+    assert {name: getattr(paper, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_without_an_attack_takes_no_agent_and_any_other_takes_one(method: str) -> None:
+    settings = Settings(method=method)
+    attacks = METHODS[method].attacks
+    assert (settings.agent, settings.actions) == (("reinforce", "factored") if attacks else ("none", "none"))
+    for agent in AGENTS:
+        if (agent == "none") == attacks:
+            with pytest.raises(ValueError, match=f"agent is '{agent}', but the method {method}"):
+                Settings(method=method, agent=agent)
+        else:
+            assert Settings(method=method, agent=agent).agent == agent
+
+
+def test_reinforce_paper_fixes_what_the_paper_fixes() -> None:
+    paper = Settings(agent="reinforce-paper")
+    assert (paper.reward_scope, paper.observation, paper.actions) == ("batch", "image", "factored")
+    assert Settings(agent="reinforce-paper", reward_scope="batch", observation="image") == paper
+    assert Settings(agent="reinforce-paper", env="batch").observation == "features"
+
+
+@pytest.mark.parametrize("change", [{"reward_scope": "view"}, {"observation": "features"}, {"actions": "flat"}])
+def test_reinforce_paper_refuses_the_contrary_by_name(change: dict[str, str]) -> None:
+    [(name, value)] = change.items()
+    with pytest.raises(ValueError, match=f"--{name} {value} contradicts the agent reinforce-paper"):
+        Settings(agent="reinforce-paper", **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("agent", "reinfroce", "reinforce"),
+        ("method", "astar", "astra"),
+        ("dataset", "cifar", "cifar10"),
+        ("preset", "digit", "digits"),
+        ("env", "veiw", "view"),
+        ("observation", "imgae", "image"),
+        ("actions", "contiuous", "continuous"),
+        ("reward_scope", "bacth", "batch"),
+        ("device", "gpu", None),
+        ("progress", "line", "lines"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(name: str, value: str, nearest: str | None) -> None:
+    hint = f"did you mean '{nearest}'" if nearest else "choose from auto, cpu, cuda"
+    with pytest.raises(ValueError, match=f"unknown .* '{value}'.*{hint}"):
+        Settings(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": True}, "seed is True"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"probe_epochs": 0}, "probe_epochs is 0"),
+        ({"probe_lr": 0.0}, "probe_lr is 0.0"),
+        ({"probe_lr": float("nan")}, "probe_lr is nan"),
+        ({"eval_epsilons": (8,)}, "eval_epsilons is 8: expected fractions"),
+        ({"eval_epsilons": (0.0,)}, "eval_epsilons is 0.0"),
+        ({"agent": "fixed", "epsilon": 8}, "epsilon is 8: expected a fraction"),
+        ({"agent": "fixed", "epsilon": 16 / 255}, "epsilon is 16/255: expected 3/255 to 15/255"),
+        ({"agent": "fixed", "step_size": 0.5 / 255}, "step_size is 0.5/255"),
+        ({"agent": "fixed", "steps": 15}, "steps is 15: expected 3 to 14"),
+        ({"agent": "ppo", "epsilon": 8 / 255}, "--epsilon: only the agent fixed"),
+        ({"steps": 5, "step_size": 2 / 255}, "--step_size, --steps: only the agent fixed"),
+        ({"env": "batch", "observation": "image"}, "observation 'image'"),
+        ({"epochs": 0}, "epochs is 0"),
+    ],
+)
+def test_what_is_out_of_range_or_contradicts_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**change)  # type: ignore[arg-type]
+
+
+def test_the_fixed_agents_budget_is_the_methods_own_where_nothing_is_said() -> None:
+    assert Settings(agent="fixed").fixed_budget == (8 / 255, 2 / 255, 5)
+    assert Settings(agent="fixed", epsilon=10 / 255, steps=7).fixed_budget == (10 / 255, 2 / 255, 7)
+
+
+def test_settings_are_frozen_and_replaceable() -> None:
+    settings = Settings()
+    with pytest.raises(FrozenInstanceError):
+        settings.epochs = 3  # type: ignore[misc]
+    assert replace(settings, epochs=3).epochs == 3
+    assert replace(settings) == settings
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="finds no GPU here"):
+        resolve_device("cuda")
+
+
+def test_default_run_folders_are_numbered(tmp_path: Path) -> None:
+    settings = Settings(agent="ppo", method="acl", seed=3)
+    for name in ("digits-acl-ppo-seed3", "digits-acl-ppo-seed3-2", "digits-acl-ppo-seed3-3"):
+        folder = default_run_dir(settings, tmp_path)
+        assert folder == tmp_path / name
+        folder.mkdir()

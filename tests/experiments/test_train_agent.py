@@ -1,0 +1,345 @@
+"""The main command, on worlds small enough for a run in seconds."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents import AGENTS
+from experiments.runlog import read_metrics
+from experiments.train_agent import main
+from ssl_core.checkpoint import load_network
+from ssl_core.results import read_results
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPT = ROOT / "experiments" / "train_agent.py"
+TINY = (
+    *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),
+    *("--projector_dim=8", "--epochs=2", "--warmup_epochs=0", "--probe_epochs=2", "--eval_epsilons=[8/255]"),
+    "--images_every=1",
+)
+"""6 updates an epoch, 12 in all."""
+
+
+def run(folder: Path, *flags: str) -> int:
+    return main([*TINY, f"--run_dir={folder}", *flags])
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_network(folder)[0].state_dict()
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    """Same final weights, same metrics, same curves in TensorBoard."""
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+    assert read_metrics(a / "metrics.jsonl") == read_metrics(b / "metrics.jsonl")
+    curves = []
+    for folder in (a, b):
+        events = EventAccumulator(str(folder)).Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+        curves.append({tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags})
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("env", ["view", "batch"])
+@pytest.mark.parametrize("agent", [name for name in AGENTS if name != "none"])
+def test_every_agent_drives_both_environments(tmp_path, agent: str, env: str) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, f"--agent={agent}", f"--env={env}", "--evaluate=false") == 0
+    rows = read_metrics(folder / "metrics.jsonl")
+    # every agent makes exactly the planned number of target updates
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert {"loss/total", "reward/mean", "actions/epsilon"} <= rows[-1].keys()
+    payload = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    assert payload["step"] == 12 and payload["agent_name"] == agent
+
+
+@pytest.mark.parametrize("actions", ["flat", "continuous"])
+@pytest.mark.parametrize("agent", ["reinforce", "ppo", "a2c", "fixed", "random"])
+def test_every_kind_of_actions(tmp_path, agent: str, actions: str) -> None:
+    assert run(tmp_path / "run", f"--agent={agent}", f"--actions={actions}", "--epochs=1", "--evaluate=false") == 0
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "reinforce-paper", "ppo", "a2c"])
+def test_image_observations(tmp_path, agent: str) -> None:
+    flags = [f"--agent={agent}", "--observation=image", "--epochs=1", "--evaluate=false"]
+    assert run(tmp_path / "run", *flags) == 0
+
+
+@pytest.mark.parametrize("method", ["astra", "acl", "simclr"])
+def test_a_whole_run_leaves_what_the_plan_says(tmp_path, method: str, capsys) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, f"--method={method}") == 0
+    shown = capsys.readouterr().out
+    assert "RA % at 8/255" in shown and "lie in" in shown
+    for name in ("config.yaml", "command.txt", "environment.json", "metrics.jsonl", "checkpoints/last.pt"):
+        assert (folder / name).stat().st_size > 0, name
+    rows = read_results(folder / "results" / "slf.json")
+    assert [(row.metric, row.attack, row.protocol, row.n) for row in rows] == [
+        ("SA", "none", "slf", 30),
+        ("RA", "pgd20", "slf", 30),
+    ]
+    assert {row.route for row in rows} == {"normal" if method == "simclr" else "pgd"}
+    assert {row.checkpoint for row in rows} == {"step-12"}
+    pictures = {"losses_and_reward.png", "accuracy_against_epsilon.png"}
+    if method != "simclr":
+        pictures |= {"action_shares.png", "attack_gallery.png"}
+        policy = json.loads((folder / "results" / "policy.json").read_text())
+        assert policy["rewards"].keys() == {"reinforce", "uniform random", "method's own budget"}
+        assert all(np.isfinite(values).all() and len(values) == 28 for values in policy["rewards"].values())
+    assert {path.name for path in (folder / "figures").iterdir()} == pictures
+    tags = EventAccumulator(str(folder)).Reload().Tags()
+    assert "loss/total" in tags["scalars"]
+    assert bool(tags["images"]) == bool(tags["histograms"]) == (method != "simclr")
+
+
+def test_trivial_encoders_are_evaluated_on_request(tmp_path) -> None:
+    assert run(tmp_path / "run", "--epochs=1", "--controls=true") == 0
+    rows = read_results(tmp_path / "run" / "results" / "slf.json")
+    assert list(dict.fromkeys(row.checkpoint for row in rows)) == ["step-6", "random-weights", "raw-pixels"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(tmp_path / name, f"--seed={seed}", "--epochs=1") == 0
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+    values = [[row.value for row in read_results(tmp_path / name / "results" / "slf.json")] for name in "ab"]
+    assert values[0] == values[1]
+    assert any(not torch.equal(v, weights(tmp_path / "c")[k]) for k, v in weights(tmp_path / "a").items())
+
+
+class _Interrupted:
+    """Sends this process a signal after so many updates, as a person at the keyboard would."""
+
+    def __init__(self, monkeypatch, step: int) -> None:
+        from envs.engine import AttackEngine
+
+        play = AttackEngine.play
+
+        def watched(engine, budget):
+            record = play(engine, budget)
+            if record.step == step:
+                monkeypatch.setattr(AttackEngine, "play", play)
+                os.kill(os.getpid(), signal.SIGINT)
+            return record
+
+        monkeypatch.setattr(AttackEngine, "play", watched)
+
+
+@pytest.mark.parametrize("env", ["view", "batch"])
+@pytest.mark.parametrize("agent", [name for name in AGENTS if name != "none"])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, capsys, agent: str, env: str) -> None:
+    flags = [f"--agent={agent}", f"--env={env}", "--evaluate=false", "--epochs=4"]
+    assert run(tmp_path / "straight", *flags) == 0
+    _Interrupted(monkeypatch, step=3)
+    status = run(tmp_path / "resumed", *flags)
+    assert status == 130
+    assert "--resume" in capsys.readouterr().out
+    step = torch.load(tmp_path / "resumed" / "checkpoints" / "last.pt", weights_only=True)["step"]
+    assert 3 <= step < 24
+    # what the process drew from the global generators in between must not matter
+    torch.manual_seed(99), np.random.seed(99)
+    assert main(["--resume", str(tmp_path / "resumed")]) == 0
+    assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+    assert len((tmp_path / "resumed" / "command.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_killed_at_once_and_resumed_equals_uninterrupted(tmp_path, agent: str) -> None:
+    """SIGKILL leaves no time to save: the run goes on from its last epoch, and what was logged since is taken back."""
+    flags = [f"--agent={agent}", "--evaluate=false", "--epochs=12", "--progress=off"]
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(SCRIPT), *TINY, f"--run_dir={killed}", *flags]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path)
+    metrics = killed / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("loss/total") < 15):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main(["--resume", str(killed)]) == 0
+    assert run(tmp_path / "straight", *flags) == 0
+    assert_equal_runs(tmp_path / "straight", killed)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), *TINY, f"--run_dir={folder}", "--epochs=1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    metrics = folder / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+        time.sleep(0.02)
+    process.terminate()
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "SIGTERM: saved at step" in shown and f"--resume {folder}" in shown
+
+
+def test_resuming_a_finished_run_evaluates_it_again(tmp_path) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--epochs=1") == 0
+    before = [row.value for row in read_results(folder / "results" / "slf.json")]
+    (folder / "results" / "slf.json").unlink()
+    assert main(["--resume", str(folder)]) == 0
+    assert [row.value for row in read_results(folder / "results" / "slf.json")] == before
+
+
+def test_a_changed_precision_is_noted_as_no_longer_exact(tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--epochs=1", "--evaluate=false") == 0
+    capsys.readouterr()
+    assert main(["--resume", str(folder), "--precision=bf16"]) == 0
+    assert "not bit for bit the uninterrupted run: precision was fp32 and is bf16" in capsys.readouterr().out
+
+
+def expect_error(capsys, status: int, *parts: str) -> None:
+    shown = capsys.readouterr().err
+    assert status == 2
+    assert "Traceback" not in shown
+    assert len(shown.strip().splitlines()) == 1, shown
+    for part in parts:
+        assert part in shown, shown
+
+
+def call(*flags: str) -> int:
+    try:
+        return main(list(flags))
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--agent=reinfroce"], ["unknown agent 'reinfroce'", "did you mean 'reinforce'"]),
+        (["--method=astr"], ["unknown method", "did you mean 'astra'"]),
+        (["--dataset=cifar"], ["unknown data set", "did you mean 'cifar10'"]),
+        (["--preset=digit"], ["unknown preset", "did you mean 'digits'"]),
+        (["--method=simclr", "--agent=ppo"], ["simclr", "no attack"]),
+        (["--agent=fixed", "--epsilon=20/255"], ["epsilon is 20/255", "3/255 to 15/255"]),
+        (["--agent=fixed", "--epsilon=8"], ["8/255, not 8"]),
+        (["--agent=fixed", "--steps=99"], ["steps is 99", "3 to 14"]),
+        (["--agent=ppo", "--epsilon=8/255"], ["only the agent fixed"]),
+        (["--agent=reinforce-paper", "--observation=features"], ["--observation", "reinforce-paper"]),
+        (["--env=batch", "--observation=image"], ["image", "batch"]),
+        (["--batch_size=27"], ["27", "26"]),
+        (["--agnet=ppo"], ["did you mean --agent"]),
+        (["--dataset=cifar10"], ["--data_dir"]),
+        (["--resume=nowhere"], ["nowhere is not a run folder"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, flags: list[str], parts: list[str]) -> None:
+    base = [] if flags[0].startswith("--resume") else [*TINY, f"--run_dir={tmp_path / 'run'}"]
+    expect_error(capsys, call(*base, *flags), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(tmp_path, capsys) -> None:
+    expect_error(capsys, call(*TINY, f"--run_dir={tmp_path / 'run'}", "--device=cuda"), "finds no GPU", "--device cpu")
+
+
+def test_run_folders_that_cannot_be_used(tmp_path, capsys) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").write_text("mine")
+    expect_error(capsys, run(tmp_path / "full"), "exists and is not empty", "--run_dir")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["a.txt"]
+    (tmp_path / "file").write_text("x")
+    expect_error(capsys, run(tmp_path / "file" / "run"), "cannot write")
+
+
+def test_missing_cifar10_without_network(tmp_path, capsys) -> None:
+    flags = ["--dataset=cifar10", f"--data_dir={tmp_path / 'data'}", f"--run_dir={tmp_path / 'run'}"]
+    expect_error(capsys, call(*flags, "--download=false"), "cifar-10-batches-py", str(tmp_path / "data"))
+
+
+def image_folder(root: Path, names: list[str]) -> Path:
+    for index, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 255, (10, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+def test_a_folder_of_images_without_labels_trains_and_leaves_the_probe_out(tmp_path, capsys) -> None:
+    root = image_folder(tmp_path / "pictures", [f"{k}.png" for k in range(20)])
+    flags = [flag for flag in TINY if "limit" not in flag]
+    folder = tmp_path / "run"
+    assert main([*flags, "--dataset=folder", f"--data_dir={root}", f"--run_dir={folder}", "--epochs=1"]) == 0
+    assert "no labels" in capsys.readouterr().out
+    assert not (folder / "results" / "slf.json").exists()
+    assert (folder / "figures" / "losses_and_reward.png").exists()
+
+
+def test_a_folder_with_labels_is_evaluated(tmp_path) -> None:
+    root = image_folder(tmp_path / "pictures", [f"{c}/{k}.png" for c in "ab" for k in range(12)])
+    flags = [flag for flag in TINY if "limit" not in flag]
+    folder = tmp_path / "run"
+    assert main([*flags, "--dataset=folder", f"--data_dir={root}", f"--run_dir={folder}", "--epochs=1"]) == 0
+    assert read_results(folder / "results" / "slf.json")
+
+
+def test_folders_that_cannot_be_read(tmp_path, capsys) -> None:
+    flags = [flag for flag in TINY if "limit" not in flag] + ["--dataset=folder", f"--run_dir={tmp_path / 'run'}"]
+    (tmp_path / "empty").mkdir()
+    expect_error(capsys, call(*flags, f"--data_dir={tmp_path / 'empty'}"), "empty")
+    root = image_folder(tmp_path / "pictures", [f"{k}.png" for k in range(10)])
+    (root / "3.png").write_bytes(b"not a picture")
+    expect_error(capsys, call(*flags, f"--data_dir={root}"), "3.png")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("agent", "random"), ("batch_size", "5"), ("epochs", "3"), ("seed", "4"), ("method", "acl")]
+)
+def test_a_resume_whose_settings_differ_is_refused_by_name(tmp_path, capsys, flag: str, value: str) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--epochs=1", "--evaluate=false") == 0
+    capsys.readouterr()
+    expect_error(capsys, call("--resume", str(folder), f"--{flag}={value}"), f"--{flag}")
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--epochs=1", "--evaluate=false") == 0
+    path = folder / "checkpoints" / "last.pt"
+    good = path.read_bytes()
+    capsys.readouterr()
+    path.write_bytes(good[: len(good) // 2])
+    expect_error(capsys, call("--resume", str(folder)), "last.pt", "truncated")
+    torch.save({"state_dict": {}}, path)
+    expect_error(capsys, call("--resume", str(folder)), "foreign")
+    assert run(tmp_path / "other", "--epochs=1", "--width=4", "--evaluate=false") == 0
+    capsys.readouterr()
+    shutil.copy(tmp_path / "other" / "checkpoints" / "last.pt", path)
+    expect_error(capsys, call("--resume", str(folder)), "does not fit config.yaml")
+    path.unlink()
+    expect_error(capsys, call("--resume", str(folder)), "no such checkpoint")
+
+
+def test_a_loss_that_is_not_finite_names_step_budget_and_checkpoint(tmp_path, capsys) -> None:
+    assert run(tmp_path / "run", "--optimizer=sgd", "--lr=1e30", "--epochs=5") == 1
+    shown = capsys.readouterr().err
+    assert "is not finite" in shown and "epsilon" in shown and "last good checkpoint" in shown
+    load_network(tmp_path / "run")
+
+
+def test_it_runs_from_anywhere_with_a_decoy_agents_package_before_it(tmp_path) -> None:
+    for name in ("agents", "envs", "ssl_core", "experiments"):
+        (tmp_path / "decoy" / name).mkdir(parents=True)
+        (tmp_path / "decoy" / name / "__init__.py").write_text("raise ImportError('the decoy was imported')")
+    command = [sys.executable, str(SCRIPT), *TINY, "--epochs=1", "--evaluate=false", "--run_dir=run"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "decoy")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()

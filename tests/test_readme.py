@@ -1,0 +1,73 @@
+"""The README's own text: its Python runs, its commands are ones that the scripts take, its pictures exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import publish
+from experiments.commandline import parse
+from experiments.train_agent import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+SMALLER = {
+    'dataset="digits", batch_size=64': 'dataset="digits", batch_size=4, image_size=8, width=2',
+    '"runs/demo"': "RUN",
+}
+
+
+def test_there_is_python_for_each_use() -> None:
+    assert len(PYTHON) == 3
+    assert all(len(block.strip().splitlines()) <= 12 for block in PYTHON)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
+    text = PYTHON[number]
+    if "load_network" in text:
+        tiny = "--limit=26 --test_limit=30 --batch_size=4 --width=2 --epochs=1 --evaluate=false"
+        assert main([*shlex.split(tiny), f"--run_dir={tmp_path / 'run'}"]) == 0
+    changed = text
+    for old, new in SMALLER.items():
+        changed = changed.replace(old, new)
+    assert changed != text, "the text no longer has the sizes that this test makes small"
+    exec(compile(changed, f"README block {number}", "exec"), {"RUN": str(tmp_path / "run")})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "train_agent.py" in line and "--resume" not in line])
+def test_the_training_commands_parse(command: str, tmp_path) -> None:
+    words = shlex.split(command)
+    assert words[:2] == ["python", "experiments/train_agent.py"] and (ROOT / words[1]).is_file()
+    settings = parse(words[2:]).settings
+    assert settings.agent in command or settings.agent == "reinforce"
+
+
+def test_every_command_is_known() -> None:
+    known = ("make demo", "make test", "python experiments/train_agent.py", "tensorboard --logdir")
+    assert COMMANDS and all(line.startswith(known) for line in COMMANDS)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test", "setup"} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    command = re.search(r"experiments/train_agent\.py (.*--run_dir runs/demo)", makefile)
+    assert command is not None
+    assert parse(shlex.split(command[1])).settings.run_dir == "runs/demo"
+
+
+def test_the_pictures_exist() -> None:
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert pictures and all((ROOT / path).is_file() for path in pictures)
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    assert publish.main(["--check"]) == 0
+
+
+def test_tensorboard_is_there() -> None:
+    done = subprocess.run([sys.executable, "-m", "tensorboard.main", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0
