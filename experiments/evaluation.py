@@ -13,6 +13,7 @@ from experiments import figures
 from experiments.runlog import ROOT, RunFolder, read_metrics
 from experiments.training import Run
 from ssl_core.attacks import Budget
+from ssl_core.datasets import BatchSampler
 from ssl_core.networks import build_network
 from ssl_core.probes import ProbeSettings, RawPixels, train_probe
 from ssl_core.results import Row, commit, replacing, versions, write_results
@@ -20,8 +21,8 @@ from ssl_core.rng import Streams
 from ssl_core.robustness import evaluate
 from ssl_core.views import as_float
 
-POLICY_ROUNDS = 4
-"""How often the held-out images are gone through, with fresh views, when policies are compared."""
+POLICY_BATCHES = 8
+"""Held-out batches on which policies are compared; the test images are gone through again, with fresh views, as needed."""
 RANDOM_WEIGHTS = "random-weights"
 RAW_PIXELS = "raw-pixels"
 UNIFORM = "uniform random"
@@ -94,23 +95,21 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
     streams = Streams(settings.seed, engine.device)
     uniform = RandomAgent(env, seed=settings.seed)
     rewards: dict[str, list[float]] = {settings.agent: [], UNIFORM: [], FIXED: []}
-    for _ in range(POLICY_ROUNDS):
-        order = torch.randperm(len(images), generator=streams["policy/data"])
-        for rows in order.split(size):
-            if len(rows) < size:
-                continue
-            views = engine.make_views(as_float(images[rows].to(engine.device)), streams["policy/views"])
-            clean = engine.raw_observation(views)[1].embeddings
-            budgets = {
-                settings.agent: chosen_budget(run, run.agent, views),
-                UNIFORM: chosen_budget(run, uniform, views),
-                FIXED: Budget.uniform(len(views), *engine.method.default_budget(engine.step), engine.device),
-            }
-            start = streams.on_device("policy/noise").get_state()
-            for name, budget in budgets.items():
-                streams.on_device("policy/noise").set_state(start)
-                outcome = engine.assess(views, clean, budget, streams.on_device("policy/noise"))
-                rewards[name].append(outcome.reward.mean().item())
+    sampler = BatchSampler(len(images), size, streams["policy/data"])
+    noise = streams.on_device("policy/noise")
+    for _ in range(POLICY_BATCHES):
+        views = engine.make_views(as_float(images[sampler.next()].to(engine.device)), streams["policy/views"])
+        clean = engine.raw_observation(views)[1].embeddings
+        budgets = {
+            settings.agent: chosen_budget(run, run.agent, views),
+            UNIFORM: chosen_budget(run, uniform, views),
+            FIXED: Budget.uniform(len(views), *engine.method.default_budget(engine.step), engine.device),
+        }
+        start = noise.get_state()
+        for name, budget in budgets.items():
+            noise.set_state(start)
+            outcome = engine.assess(views, clean, budget, noise)
+            rewards[name].append(outcome.reward.mean().item())
     document = {
         "schema": 1,
         "seed": settings.seed,
