@@ -55,8 +55,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 10,
         "strength": 1.0,
         "flip": 0.5,
-        "probe_epochs": 25,
-        "probe_augment": True,
         "controls": True,
         "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
     },
