@@ -103,14 +103,14 @@ class ActionTable:
         return Budget(epsilon.to(torch.float32) / UNIT, step_size.to(torch.float32) / UNIT, steps)
 
     def encode(self, epsilon: float, step_size: float, steps: int) -> np.ndarray:
-        """The action of a budget; the discrete kinds take the grid's nearest value.
+        """The action of a budget.
 
         Args:
             epsilon, step_size: fractions (8/255, not 8).
             steps: number of steps.
 
         Raises:
-            ValueError: if a figure is outside its range.
+            ValueError: if a figure is outside its range, or not on the grid of a discrete kind.
         """
         if self.kind == "none":
             return np.int64(0)  # type: ignore[return-value]
@@ -125,6 +125,12 @@ class ActionTable:
             ends = [(choices[0], choices[-1]) for choices in GRID]
             return np.array([2 * (v - a) / (b - a) - 1 for v, (a, b) in zip(values, ends, strict=True)], np.float32)
         indices = [round(value - choices[0]) for value, choices in zip(values, GRID, strict=True)]
+        for (name, _, _), value, index, choices in zip(given, values, indices, GRID, strict=True):
+            if abs(value - choices[index]) > 1e-3:
+                raise ValueError(
+                    f"{name} is {value:g}/255: the nearest that {self.kind} actions have is {choices[index]}/255; "
+                    f"take that, or continuous actions"
+                )
         if self.kind == "flat":
             return np.ravel_multi_index(indices, [len(choices) for choices in GRID])  # type: ignore[return-value]
         return np.array(indices, np.int64)

@@ -4,10 +4,9 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-import torch
 
 from envs.engine import AttackEngine
-from envs.torch_env import TorchBatchEnv, to_numpy
+from envs.torch_env import TorchBatchEnv, as_actions, to_numpy
 from envs.world import WorldSettings
 
 
@@ -29,7 +28,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     | F | mean clean contrastive loss of the views | standard deviations, clipped |
     | F+1 .. 2F | standard deviation over the views of each feature | standard deviations |
     | 2F+1 | standard deviation of the clean loss | standard deviations |
-    | 2F+2 | training progress: -1 at the first planned update, 1 at the last | |
+    | 2F+2 | training progress: from -1 at the first planned update to 1 after the last | |
 
     ## Reward
     Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, the
@@ -45,10 +44,11 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     world with the next episode. An episode is one epoch by default and ends *truncated*; it never terminates.
 
     Args:
-        actions: kind of actions.
+        actions: kind of actions; by default `factored`, or `none` for a method without an attack.
         seed: of the world in which the environment begins.
         device: where the target network lives.
-        max_episode_steps: length of an episode, None for an epoch.
+        episode_steps: length of an episode, None for an epoch. (`gymnasium.make`'s own `max_episode_steps` wraps the
+            environment in a `TimeLimit`, which can only make episodes shorter.)
         engine: a world made elsewhere, instead of `world`.
         world: settings of the world, as `envs.world.WorldSettings`: `dataset`, `method`, `batch_size`, ...
 
@@ -61,16 +61,16 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     def __init__(
         self,
         *,
-        actions: str = "factored",
+        actions: str | None = None,
         seed: int = 0,
         device: str = "cpu",
-        max_episode_steps: int | None = None,
+        episode_steps: int | None = None,
         engine: AttackEngine | None = None,
         render_mode: None = None,
         **world: Any,
     ) -> None:
         self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
-        self.torch_env = TorchBatchEnv(self.engine, actions, max_episode_steps)
+        self.torch_env = TorchBatchEnv(self.engine, actions, episode_steps)
         self.observation_space = self.torch_env.observation_space
         self.action_space = self.torch_env.action_space
         self.render_mode = render_mode
@@ -85,7 +85,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One training step of the target network under the chosen attack."""
-        reward, done, info = self.torch_env.play(torch.as_tensor(np.asarray(action))[None])
+        reward, done, info = self.torch_env.play(as_actions(action)[None])
         return self._observation(), reward.item(), False, bool(done.item()), to_numpy(info)
 
     def _observation(self) -> np.ndarray:

@@ -165,6 +165,9 @@ class AttackEngine:
         """The coming batch's observations and what the network gave for its clean views, made once a batch."""
         if self._seen is None:
             raw, look = self.raw_observation(self._views)
+            if not bool(raw.isfinite().all()):
+                last = "no attack yet" if self.last is None else _describe(self.last.budget)
+                raise NonFiniteLossError(f"features before update {self.step + 1} are not finite; last {last}")
             self._update_statistics(raw)
             self._seen = self.standardise(raw), look
         return self._seen

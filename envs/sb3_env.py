@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs.engine import AttackEngine
-from envs.torch_env import TorchBatchEnv, TorchViewEnv, check_num_envs, to_numpy
+from envs.torch_env import TorchBatchEnv, TorchViewEnv, as_actions, check_num_envs, to_numpy
 from envs.world import WorldSettings
 
 
@@ -33,7 +32,7 @@ class Sb3ViewVecEnv(VecEnv):
         self,
         num_envs: int = 1,
         *,
-        actions: str = "factored",
+        actions: str | None = None,
         observation: str = "features",
         seed: int = 0,
         device: str = "cpu",
@@ -64,7 +63,7 @@ class Sb3ViewVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Plays them: observations, rewards (float32), dones and one info a sub-environment."""
         ended = self._observation()
-        reward, done, info = self.torch_env.play(torch.as_tensor(self._actions))
+        reward, done, info = self.torch_env.play(as_actions(self._actions))
         dones = done.cpu().numpy()
         return self._observation(), reward.cpu().numpy(), dones, self._infos(to_numpy(info), ended, dones)
 
@@ -112,7 +111,7 @@ class Sb3BatchVecEnv(Sb3ViewVecEnv):
         actions: kind of actions.
     """
 
-    def __init__(self, engine: AttackEngine, actions: str = "factored") -> None:
+    def __init__(self, engine: AttackEngine, actions: str | None = None) -> None:
         self.engine = engine
         self._setup(TorchBatchEnv(engine, actions))
 

@@ -31,15 +31,17 @@ class TorchViewEnv:
 
     Args:
         engine: the world.
-        actions: a name of `envs.actions.KINDS`; a method without an attack takes "none" and no other.
+        actions: a name of `envs.actions.KINDS`; a method without an attack takes "none" and no other. None: "none" for
+            such a method, else "factored".
         observation: a name of `OBSERVATIONS`.
 
     Raises:
         ValueError: if a name is unknown or does not suit the method.
     """
 
-    def __init__(self, engine: AttackEngine, actions: str = "factored", observation: str = "features") -> None:
+    def __init__(self, engine: AttackEngine, actions: str | None = None, observation: str = "features") -> None:
         self.engine = engine
+        actions = actions or ("factored" if engine.method.attacks else "none")
         self.table = ActionTable(actions)
         if (actions == "none") == engine.method.attacks:
             fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
@@ -80,8 +82,7 @@ class TorchViewEnv:
         Raises:
             ValueError: if their number, shape, dtype or range is wrong.
         """
-        if len(actions) != self.num_envs:
-            raise ValueError(f"{len(actions)} actions were given: expected one for each of {self.num_envs} views")
+        check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
         budget = self.table.decode(actions)
         record = self.engine.play(None if budget is None else to_device(budget, self.device))
         done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
@@ -97,12 +98,12 @@ class TorchViewEnv:
 
 
 class TorchBatchEnv:
-    """One action for the whole batch; an episode is `max_episode_steps` steps, an epoch by default.
+    """One action for the whole batch; an episode is `episode_steps` steps, an epoch by default.
 
     Args:
         engine: the world.
         actions: as `TorchViewEnv`.
-        max_episode_steps: length of an episode; None for the steps of an epoch.
+        episode_steps: length of an episode; None for the steps of an epoch.
 
     Raises:
         ValueError: if a name is unknown, does not suit the method, or the length is not positive.
@@ -110,9 +111,9 @@ class TorchBatchEnv:
 
     num_envs = 1
 
-    def __init__(self, engine: AttackEngine, actions: str = "factored", max_episode_steps: int | None = None) -> None:
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps is {max_episode_steps}: expected a positive number")
+    def __init__(self, engine: AttackEngine, actions: str | None = None, episode_steps: int | None = None) -> None:
+        if episode_steps is not None and (type(episode_steps) is not int or episode_steps < 1):
+            raise ValueError(f"episode_steps is {episode_steps!r}: expected a positive integer")
         self._views = TorchViewEnv(engine, actions)
         self.engine = engine
         self.table = self._views.table
@@ -121,7 +122,7 @@ class TorchBatchEnv:
         size = 2 * (engine.observation_dim - 1) + 1
         self.observation_space = gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (size,), np.float32)
         self.device = engine.device
-        self.max_episode_steps = max_episode_steps or engine.steps_per_epoch
+        self.episode_steps = episode_steps or engine.steps_per_epoch
         self.episode_start = engine.step
         """Target updates made when the episode began."""
 
@@ -135,10 +136,10 @@ class TorchBatchEnv:
 
     def play(self, actions: Tensor) -> Played:
         """One step of the batch; actions (1, ...). The reward is the mean over the views."""
-        if len(actions) != 1:
-            raise ValueError(f"{len(actions)} actions were given: expected one for the batch")
+        check_count(actions, 1, "one for the batch")
+        self.table.check(actions)
         reward, _, info = self._views.play(actions.expand(self._views.num_envs, *actions.shape[1:]))
-        done = self.engine.step - self.episode_start >= self.max_episode_steps
+        done = self.engine.step - self.episode_start >= self.episode_steps
         if done:
             self.episode_start = self.engine.step
         return Played(reward.mean()[None], torch.tensor([done], device=self.device), info)
@@ -153,9 +154,28 @@ class TorchBatchEnv:
         return self.engine.load_state_dict(state)
 
 
+def as_actions(values: Any) -> Tensor:
+    """Actions as they come from a user, as a tensor.
+
+    Raises:
+        ValueError: if they are not numbers.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"actions are {array.dtype} {array.shape}: expected an array of numbers")
+    # torch compares no unsigned integers but bytes
+    return torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
+
+
+def check_count(actions: Tensor, expected: int, what: str) -> None:
+    """Raises a ValueError unless there are as many actions as expected."""
+    if actions.ndim == 0 or len(actions) != expected:
+        raise ValueError(f"actions have shape {tuple(actions.shape)}: expected {what}")
+
+
 def as_pixels(views: Tensor) -> Tensor:
-    """Views in [0, 1] as uint8."""
-    return (views * 255).round().to(torch.uint8)
+    """Views in [0, 1] as uint8, in the ordinary memory layout: a saved copy must be laid out alike to go on exactly."""
+    return (views * 255).round().to(torch.uint8).contiguous()
 
 
 def _summary(each: Tensor) -> Tensor:

@@ -4,12 +4,11 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from envs.engine import AttackEngine
-from envs.torch_env import TorchViewEnv, check_num_envs, to_numpy
+from envs.torch_env import TorchViewEnv, as_actions, check_num_envs, to_numpy
 from envs.world import WorldSettings
 
 
@@ -28,7 +27,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     |---|---|---|
     | 0 .. F-1 | the view's backbone features | running standard deviations, clipped |
     | F | the view's clean contrastive loss | running standard deviations, clipped |
-    | F+1 | training progress: -1 at the first planned update, 1 at the last | |
+    | F+1 | training progress: from -1 at the first planned update to 1 after the last | |
 
     `observation="image"`: `Box(0, 255, (3, h, w), uint8)`, the view itself, as ASTrA's strategy network sees it.
 
@@ -83,8 +82,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         if max_episode_steps not in (None, 1):
             raise ValueError(f"max_episode_steps is {max_episode_steps}: every episode of a view is one step")
         self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
-        kind = actions or ("factored" if self.engine.method.attacks else "none")
-        self.torch_env = TorchViewEnv(self.engine, kind, observation)
+        self.torch_env = TorchViewEnv(self.engine, actions, observation)
         check_num_envs(num_envs, self.torch_env.num_envs, self.engine.settings.batch_size)
         self.num_envs = self.torch_env.num_envs
         self.single_observation_space = self.torch_env.observation_space
@@ -107,7 +105,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Attacks every view as its action says, and trains the target network once."""
         ended = self._observation()
-        reward, done, info = self.torch_env.play(torch.as_tensor(np.asarray(actions)))
+        reward, done, info = self.torch_env.play(as_actions(actions))
         infos: dict[str, Any] = {}
         everyone = np.ones(self.num_envs, np.bool_)
         for key, value in to_numpy(info).items():

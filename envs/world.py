@@ -13,9 +13,11 @@ from ssl_core.methods import METHODS, Method, make_method
 from ssl_core.networks import ARCHITECTURES, PRECISIONS, STEMS, build_network
 from ssl_core.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from ssl_core.rng import Streams
-from ssl_core.views import ViewSettings
+from ssl_core.views import INTERPOLATIONS, ViewSettings
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
+PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3}
+"""Usual peak learning rates: ACL's for LARS; the others were found on the digits."""
 MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
 
 
@@ -39,7 +41,7 @@ class WorldSettings:
         batch_size: images a step; each gives two views.
         epochs: planned passes over the training images; they also span the learning-rate schedule.
         optimizer: `lars`, `sgd` or `adamw`.
-        lr: the target network's peak learning rate.
+        lr: the target network's peak learning rate; None: 5.0 for lars, 0.3 for sgd, 0.003 for adamw.
         weight_decay: the target network's weight decay.
         warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
         temperature: of NT-Xent.
@@ -73,7 +75,7 @@ class WorldSettings:
     batch_size: int = 128
     epochs: int = 20
     optimizer: str = "adamw"
-    lr: float = 3e-3
+    lr: float | None = None
     weight_decay: float = 1e-6
     warmup_epochs: int = 1
     temperature: float = 0.5
@@ -97,14 +99,15 @@ class WorldSettings:
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
         pick(self.reward_scope, REWARD_SCOPES, "reward scope")
         pick(self.precision, PRECISIONS, "precision")
-        for name in ("image_size", "width", "projector_hidden", "projector_dim", "epochs"):
-            _check(name, getattr(self, name), 1, math.inf, "a positive integer")
-        _check("batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives")
-        for name in ("limit", "test_limit"):
-            if getattr(self, name) is not None:
-                _check(name, getattr(self, name), 1, math.inf, "a positive integer")
-        _check("warmup_epochs", self.warmup_epochs, 0, math.inf, "0 or more")
-        for name in ("lr", "weight_decay", "mixed_weight"):
+        pick(self.interpolation, INTERPOLATIONS, "interpolation")
+        for name in ("image_size", "width", "projector_hidden", "projector_dim", "epochs", "limit", "test_limit"):
+            if getattr(self, name) is not None or name not in ("limit", "test_limit"):
+                _check(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
+        _check("batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives", whole=True)
+        _check("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
+        if self.lr is not None:
+            _check("lr", self.lr, 0, math.inf, "0 or more")
+        for name in ("weight_decay", "mixed_weight"):
             _check(name, getattr(self, name), 0, math.inf, "0 or more")
         _check("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
         for name in ("strength", "flip"):
@@ -124,6 +127,11 @@ class WorldSettings:
             mixed_weight=self.mixed_weight,
             mixed_reading=self.mixed_reading,
         )
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate: what was given, or the optimiser's usual one."""
+        return PEAK_LR[self.optimizer] if self.lr is None else self.lr
 
     def warmup_updates(self, steps_per_epoch: int) -> int:
         """Length of the warm-up in updates."""
@@ -158,14 +166,15 @@ class WorldSettings:
             precision=self.precision,
         ).to(streams.device)
         network.to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(self.optimizer, network, self.lr, self.weight_decay)
+        optimizer = make_optimizer(self.optimizer, network, self.peak_lr, self.weight_decay)
         schedule = partial(
-            warmup_cosine, total=planned_updates, warmup=self.warmup_updates(steps_per_epoch), peak=self.lr
+            warmup_cosine, total=planned_updates, warmup=self.warmup_updates(steps_per_epoch), peak=self.peak_lr
         )
         return TargetLearner(network, method, optimizer, schedule)
 
 
-def _check(name: str, value: float, low: float, high: float, expected: str) -> None:
-    """Raises a ValueError unless the value is finite and in [low, high]."""
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} is {value}: expected {expected}")
+def _check(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:
+    """Raises a ValueError unless the value is a finite number in [low, high], and an integer where it has to be."""
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[operator, arg-type]
+        raise ValueError(f"{name} is {value!r}: expected {expected}")

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,12 +28,10 @@ class Invocation:
     Args:
         settings: of the run.
         resume: the run folder to go on with, None for a new run.
-        changed: for a resumed run, settings that differ from its own: name to (old, new).
     """
 
     settings: Settings
     resume: Path | None = None
-    changed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> Invocation:
@@ -159,6 +157,9 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
     # As flags before the others, a file's values pass the same checks and lose against the same names.
     flags = [f"--{key}={_as_text(value)}" for key, value in config.items()]
     values = vars(parser.parse_args(list(_decimals([*flags, *argv]))))
+    if values["data_dir"] is not None:
+        # a run may be resumed from another folder
+        values["data_dir"] = str(Path(values["data_dir"]).expanduser().resolve())
     return {name: values[name] for name in KINDS}
 
 
@@ -173,7 +174,7 @@ def _decimals(argv: Iterable[str]) -> Iterator[str]:
 
 
 def _as_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool | int | float | list | dict | None) else str(value)
+    return json.dumps(value, default=str) if isinstance(value, bool | int | float | list | dict | None) else str(value)
 
 
 def _resumed(parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequence[str]) -> Invocation:
@@ -184,8 +185,7 @@ def _resumed(parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequen
     values = _values(parser, config, argv)
     if Path(values["run_dir"]).resolve() == run.resolve():
         values["run_dir"] = str(run)
-    changed = {key: (own[key], value) for key, value in values.items() if value != own[key]}
-    if refused := [key for key in changed if key not in CHANGEABLE_ON_RESUME]:
-        listed = ", ".join(f"--{key} {changed[key][1]} (it has {changed[key][0]})" for key in refused)
+    if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
+        listed = ", ".join(f"--{key} {values[key]} (it has {own[key]})" for key in refused)
         raise ValueError(f"{run} cannot go on with {listed}: only {' and '.join(CHANGEABLE_ON_RESUME)} may change")
-    return Invocation(Settings(**values), run, changed)
+    return Invocation(Settings(**values), run)

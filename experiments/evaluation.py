@@ -1,5 +1,6 @@
 """What a run shows at its end: accuracies, what its policy earns on held-out batches, and pictures."""
 
+import copy
 import json
 from collections.abc import Callable
 
@@ -32,6 +33,7 @@ FIXED = "method's own budget"
 def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str], None]) -> list[Row]:
     """SLF (`ssl_core.probes`) and PGD-20 of the trained encoder, and of two trivial encoders where `controls` is set.
 
+    All are evaluated in float32.
     Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`.
 
     Args:
@@ -43,10 +45,14 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         The rows, the trained encoder's first.
     """
     settings, engine = run.settings, run.engine
-    network, route = engine.learner.network, engine.method.evaluation_route
+    network, route = copy.deepcopy(engine.learner.network), engine.method.evaluation_route
+    # whatever a run was trained in: accuracies of different runs are comparable, and the attack has exact gradients
+    network.precision = "fp32"
     encoders: dict[str, tuple[nn.Module, str]] = {run.checkpoint_name: (network, route)}
     if settings.controls:
-        untrained = build_network(Streams(settings.seed)["evaluation/init"], **network.arguments)
+        untrained = build_network(
+            Streams(settings.seed)["evaluation/init"], **network.arguments | {"precision": "fp32"}
+        )
         encoders[RANDOM_WEIGHTS] = (untrained, route)
         encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
     probe = ProbeSettings(
@@ -71,7 +77,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
             checkpoint=name,
             commit=commit(ROOT),
         )
-    write_results(folder.results / "slf.json", rows)
+        write_results(folder.results / "slf.json", rows)
     return rows
 
 

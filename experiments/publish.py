@@ -12,17 +12,19 @@ import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.figures import mean_interval
+from experiments.figures import mean_interval, reward_comparison
 from experiments.runlog import ROOT, RunFolder
 from ssl_core.results import read_results, replacing
 
-KEPT = ("config.yaml", "environment.json", "results/slf.json", "results/policy.json", "results/training.json")
+POLICIES = ("reinforce", "uniform random", "method's own budget")
+KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
 
@@ -41,9 +43,15 @@ def keep(run: Path, results: Path, pictures: bool) -> Path:
     for name in KEPT:
         if (folder.path / name).is_file():
             shutil.copyfile(folder.path / name, target / Path(name).name)
+    # where the data lay on one machine says nothing on another
+    placeless = replace(settings, data_dir=None, run_dir=None)
+    (target / "config.yaml").write_text(placeless.to_yaml(), encoding="utf-8")
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
             shutil.copyfile(folder.figures / name, target / name)
+    if pictures and (seeds := policy_rewards(results, settings.preset)):
+        rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}
+        reward_comparison(rewards, results / settings.preset / "reward_comparison.png")
     return target
 
 
@@ -76,20 +84,26 @@ def _cell(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
+def policy_rewards(results: Path, preset: str) -> list[dict[str, float]]:
+    """Mean held-out reward of each policy, one dict for each kept seed of REINFORCE."""
+    seeds = []
+    for path in sorted((results / preset).glob("astra-reinforce-seed*/policy.json")):
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        seeds.append({name: statistics.mean(values) for name, values in document["rewards"].items()})
+    return seeds
+
+
 def policy_table(results: Path, preset: str) -> str:
     """Held-out reward of the trained policy and of the controls on the same checkpoints: mean and 95 % t-interval.
 
     A seed is one figure, the mean over its batches; the difference is taken within a seed.
     """
-    seeds: list[dict[str, float]] = []
-    for path in sorted((results / preset).glob("*-reinforce-seed*/policy.json")):
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        seeds.append({name: statistics.mean(values) for name, values in document["rewards"].items()})
+    seeds = policy_rewards(results, preset)
     lines = [f"| policy, on {len(seeds)} trained checkpoints | mean reward | 95 % interval |", "| --- | --- | --- |"]
-    for name in ("reinforce", "uniform random", "method's own budget"):
+    for name in POLICIES:
         mean, low, high = mean_interval([seed[name] for seed in seeds])
         lines.append(f"| {name} | {mean:.4f} | {low:.4f} to {high:.4f} |")
-    for name in ("uniform random", "method's own budget"):
+    for name in POLICIES[1:]:
         mean, low, high = mean_interval([seed["reinforce"] - seed[name] for seed in seeds])
         lines.append(f"| reinforce minus {name}, within a seed | {mean:+.4f} | {low:+.4f} to {high:+.4f} |")
     return "\n".join(lines)

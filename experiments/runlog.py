@@ -45,32 +45,50 @@ class RunFolder:
         self.figures = path / "figures"
 
     @classmethod
-    def create(cls, path: Path | str, settings: Settings, argv: Sequence[str]) -> Self:
+    def create(
+        cls,
+        path: Path | str,
+        settings: Settings,
+        argv: Sequence[str],
+        first: Callable[[Self], None] | None = None,
+    ) -> Self:
         """Makes the folder of a new run.
 
         Args:
             path: a folder that does not exist or is empty.
             settings: of the run.
             argv: the command line, program first.
+            first: writes what else the folder needs to be resumed, the first checkpoint.
 
         Raises:
             ValueError: if the folder exists and is not empty, or cannot be written.
         """
         folder = cls(Path(path))
+        folder.check_new()
         try:
-            if folder.path.is_dir() and any(folder.path.iterdir()):
-                hint = f"go on with it by --resume {path}, or " if folder.config.exists() else ""
-                raise ValueError(f"the run folder {path} exists and is not empty: {hint}choose another --run_dir")
             for part in (folder.path, folder.checkpoints, folder.results, folder.figures):
                 part.mkdir(parents=True, exist_ok=True)
             folder.command.write_text(shlex.join(argv) + "\n", encoding="utf-8")
             folder._write_environment([environment(settings)])
+            if first is not None:
+                first(folder)
             # The last, since it is what makes the folder one that can be resumed.
             with replacing(folder.config) as temporary:
                 temporary.write_text(settings.to_yaml(), encoding="utf-8")
         except OSError as error:
             raise _unwritable(folder.path, error) from error
         return folder
+
+    def check_new(self) -> None:
+        """Raises a ValueError if the folder exists and is not empty."""
+        try:
+            if self.path.is_dir() and any(self.path.iterdir()):
+                hint = (
+                    f"go on with it by {shlex.join(['--resume', str(self.path)])}, or " if self.config.exists() else ""
+                )
+                raise ValueError(f"the run folder {self.path} exists and is not empty: {hint}choose another --run_dir")
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -104,14 +122,14 @@ class RunFolder:
     def note_training(self, first: int, last: int, seconds: float) -> None:
         """Adds a stretch of training, from update `first` to `last`, to `results/training.json`."""
         path = self.results / "training.json"
-        stretches = json.loads(path.read_text(encoding="utf-8"))["stretches"] if path.exists() else []
+        stretches = _parts(path, "stretches") if path.exists() else []
         stretches.append({"first": first, "last": last, "seconds": round(seconds, 1)})
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({"schema": 1, "stretches": stretches}, indent=1) + "\n", encoding="utf-8")
 
     def environments(self) -> list[dict[str, Any]]:
         """Where the run ran: one entry for its start and one for each time it was resumed."""
-        return json.loads(self.environment.read_text(encoding="utf-8"))["starts"]
+        return _parts(self.environment, "starts")
 
     def _write_environment(self, starts: list[dict[str, Any]]) -> None:
         with replacing(self.environment) as temporary:
@@ -149,8 +167,25 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
-    for line in lines[:-1]:
-        yield json.loads(line)
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"{path}, line {number}: expected an object with a step, got {line[:60]!r}")
+        yield row
+
+
+def _parts(path: Path, name: str) -> list[dict[str, Any]]:
+    """The list called `name` in a JSON file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get(name), list):
+        raise ValueError(f"{path} is damaged: expected an object with a list {name!r}")
+    return document[name]
 
 
 def metrics_of(record: "StepRecord") -> dict[str, Any]:

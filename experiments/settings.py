@@ -20,7 +20,15 @@ PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "line
 DEVICES = {"auto": "a GPU where there is one", "cpu": "the CPU", "cuda": "a GPU, or an error"}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
-    "folder": {"dataset": "folder", "image_size": 32, "strength": 1.0, "flip": 0.5, "probe_augment": True},
+    "folder": {
+        "dataset": "folder",
+        "probe_epochs": 25,
+        "probe_lr": 0.1,
+        "image_size": 32,
+        "strength": 1.0,
+        "flip": 0.5,
+        "probe_augment": True,
+    },
     "cifar10": {
         "dataset": "cifar10",
         "image_size": 32,
@@ -59,6 +67,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
     },
 }
+AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
+"""Whose attacks a preset is about, where it is not `reinforce`."""
 DATASET_PRESETS = {"digits": "digits", "cifar10": "cifar10-quick", "folder": "folder"}
 
 
@@ -69,7 +79,7 @@ class Settings(WorldSettings):
     Args:
         preset: `digits`, `folder`, `cifar10` (the paper's) or `cifar10-quick`; by default that of the data set.
         agent: `reinforce`, `reinforce-paper`, `ppo`, `a2c`, `fixed`, `random` or `none`; auto: `reinforce`, or `none`
-            for a method without an attack.
+            for a method without an attack, or `reinforce-paper` in the preset cifar10.
         env: `view` (one action for each attacked view, discount 0) or `batch` (one for the batch, discount 0.9).
         observation: `features` or `image`; auto: `features`, or what reinforce-paper fixes.
         actions: `factored`, `flat` or `continuous`; auto: `factored`, or `none` for a method without an attack.
@@ -121,13 +131,13 @@ class Settings(WorldSettings):
 
     def __post_init__(self) -> None:
         attacks = pick(self.method, METHODS, "method").attacks
-        paper = self.agent == "reinforce-paper"
-        self._resolve("agent", "reinforce" if attacks else "none")
-        self._resolve("observation", "image" if paper and self.env == "view" else "features")
+        self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
+        meant_for = pick(self.agent, AGENTS, "agent")
+        self._resolve("observation", meant_for.observation if self.env == "view" else "features")
         self._resolve("actions", "factored" if attacks else "none")
-        self._resolve("reward_scope", "batch" if paper else "view")
+        self._resolve("reward_scope", meant_for.reward_scope)
         super().__post_init__()
-        for name, table in (("preset", PRESETS), ("agent", AGENTS), ("observation", OBSERVATIONS), ("device", DEVICES)):
+        for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS), ("device", DEVICES)):
             pick(getattr(self, name), table, name)
         pick(self.env, ENVS, "environment")
         pick(self.actions, KINDS, "kind of actions")
@@ -136,7 +146,7 @@ class Settings(WorldSettings):
             value = getattr(self, name)
             if (value == "none") == attacks:
                 why = "attacks, and somebody has to choose how" if attacks else "has no attack to choose"
-                raise ValueError(f"{name} is {value!r}, but the method {self.method} {why}: leave out --{name}")
+                raise ValueError(f"{name} is {value!r}, but the method {self.method} {why}: leave --{name} out")
         if self.observation == "image" and self.env == "batch":
             raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
         self._check_paper()
@@ -149,9 +159,9 @@ class Settings(WorldSettings):
     def _check_paper(self) -> None:
         if self.agent != "reinforce-paper":
             return
-        fixed = {"reward_scope": "batch", "actions": "factored"}
+        fixed = {"reward_scope": AGENTS[self.agent].reward_scope, "actions": "factored"}
         if self.env == "view":
-            fixed["observation"] = "image"
+            fixed["observation"] = AGENTS[self.agent].observation
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(
@@ -164,9 +174,11 @@ class Settings(WorldSettings):
             _check(
                 name, getattr(self, name), type(getattr(self, name)) is int and getattr(self, name) >= 1, "1 or more"
             )
-        _check("seed", self.seed, type(self.seed) is int and self.seed >= 0, "an integer of 0 or more")
+        _check("seed", self.seed, type(self.seed) is int and 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
         _check("probe_lr", self.probe_lr, 0 < self.probe_lr < math.inf, "a positive number")
         object.__setattr__(self, "eval_epsilons", tuple(self.eval_epsilons))
+        different = len(set(self.eval_epsilons)) == len(self.eval_epsilons)
+        _check("eval_epsilons", self.eval_epsilons, different, "all different")
         for epsilon in self.eval_epsilons:
             _check("eval_epsilons", epsilon, 0 < epsilon <= 1, "fractions in (0, 1], such as 8/255")
         for name in ("epsilon", "step_size"):

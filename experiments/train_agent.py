@@ -5,7 +5,10 @@ python experiments/train_agent.py --agent ppo --dataset cifar10 --data_dir DIR -
 python experiments/train_agent.py --resume runs/NAME
 """
 
+import shlex
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,26 +29,36 @@ from ssl_core.learner import NonFiniteLossError
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     words = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
-    invocation = parse(argv)
-    console = Console()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(invocation, words, console)
+        return _run(parse(argv), words, Console())
     except (ValueError, CheckpointError) as error:
-        print(f"train_agent.py: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(2, error)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted before training began")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(status: int, message: object) -> int:
+    print(f"train_agent.py: error: {message}", file=sys.stderr)
+    return status
 
 
 def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
     settings = invocation.settings
+    path = Path(settings.run_dir or default_run_dir(settings))
+    if invocation.resume is None:
+        # before the data are read, or downloaded
+        RunFolder(path).check_new()
     run = Run(settings, resolve_device(settings.device))
     with Progress(settings.epochs, run.engine.steps_per_epoch, kind=settings.progress, console=console) as progress:
         resumed_step = None
         if invocation.resume is None:
-            folder = RunFolder.create(settings.run_dir or default_run_dir(settings), settings, words)
-            run.save(folder)
+            folder = RunFolder.create(path, settings, words, first=run.save)
         else:
             folder = RunFolder.open(invocation.resume)
-            for note in (*_changes(invocation), *run.restore(folder)):
+            for note in run.restore(folder):
                 progress.note(f"not bit for bit the uninterrupted run: {note}")
             folder.note_resume(settings, words)
             resumed_step = run.engine.step
@@ -66,29 +79,33 @@ def _headline(run: Run, folder: RunFolder) -> str:
     )
 
 
-def _changes(invocation: Invocation) -> list[str]:
-    return [f"{name} was {old} and is {new}" for name, (old, new) in invocation.changed.items()]
+def _resume(folder: RunFolder) -> str:
+    return shlex.join(["python", sys.argv[0], "--resume", str(folder.path)])
 
 
 def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
-    resume = f"{Path(sys.argv[0])} --resume {folder.path}"
-    first = run.engine.step
+    first, start = run.engine.step, time.perf_counter()
+
+    def note_time() -> None:
+        seconds = time.perf_counter() - start
+        if run.engine.step > first:
+            folder.note_training(first, run.engine.step, seconds)
+            progress.note(f"trained {run.engine.step - first} updates in {seconds:.0f} s")
+
     try:
         with Interrupt() as interrupt:
-            seconds = run.train(folder, log, progress, interrupt)
-    except Stopped as signal:
-        progress.note(f"{signal}: saved at step {run.engine.step} of {run.engine.planned_updates}; go on by {resume}")
+            run.train(folder, log, progress, interrupt)
+    except Stopped as name:
+        note_time()
+        where = f"{run.engine.step} of {run.engine.planned_updates}"
+        progress.note(f"{name}: saved at step {where}; go on by {_resume(folder)}")
         return 130
     except KeyboardInterrupt:
-        progress.note(f"stopped at once; the last checkpoint is older; go on by {resume}")
+        progress.note(f"stopped at once; go on from the last checkpoint by {_resume(folder)}")
         return 130
     except NonFiniteLossError as error:
-        checkpoint = folder.checkpoints / "last.pt"
-        print(f"train_agent.py: error: {error}; the last good checkpoint is {checkpoint}", file=sys.stderr)
-        return 1
-    if run.engine.step > first:
-        folder.note_training(first, run.engine.step, seconds)
-        progress.note(f"trained {run.engine.step - first} updates in {seconds:.0f} s")
+        return _fail(1, f"{error}; the last good checkpoint is {folder.checkpoints / 'last.pt'}")
+    note_time()
     return 0
 
 
@@ -103,8 +120,10 @@ def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
     try:
         table = conclude(run, folder, note)
     except KeyboardInterrupt:
-        note(f"stopped; training is done and saved: evaluate it by {Path(sys.argv[0])} --resume {folder.path}")
+        note(f"stopped; training is done and saved: evaluate it by {_resume(folder)}")
         return 130
+    except RuntimeError as error:
+        return _fail(1, f"the evaluation failed: {error}; training is done and saved in {folder.path}")
     if table is not None:
         console.print(table)
     note(f"results, figures, checkpoints and TensorBoard events lie in {folder.path}")

@@ -1,6 +1,5 @@
 """One run: the world, the agent that chooses its attacks, what is written down, and how it stops and goes on."""
 
-import time
 from typing import Any
 
 import torch
@@ -76,7 +75,7 @@ class Run:
             "step": engine.step,
             "epoch": engine.step / engine.steps_per_epoch,
             "agent_name": self.settings.agent,
-            "threads": torch.get_num_threads(),
+            "circumstances": self._circumstances(),
             "evaluation_route": engine.method.evaluation_route,
             "network": describe_network(engine.learner.network),
             "world": self.env.state_dict(),
@@ -98,20 +97,26 @@ class Run:
             restarted = self.env.load_state_dict(payload["world"])
             # the agent last: a Stable-Baselines3 agent's state ends with the global generators'
             self.agent.load_state_dict(payload["agent"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             # torch lists every tensor that differs, a line each: the first few words tell enough
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder.checkpoints / 'last.pt'} does not fit config.yaml: {reason} ...") from error
-        notes = [f"random stream {name!r} starts anew on this device" for name in restarted]
-        if payload["threads"] != torch.get_num_threads():
-            notes.append(f"it ran on {payload['threads']} threads and now runs on {torch.get_num_threads()}")
+        notes = [f"the random stream {name!r} starts anew on this device" for name in restarted]
+        for name, now in self._circumstances().items():
+            if (then := payload["circumstances"].get(name)) != now:
+                notes.append(f"{name} was {then} and is {now}")
         return notes
 
-    def train(self, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> float:
-        """Makes the target updates that are left.
+    def _circumstances(self) -> dict[str, Any]:
+        """What may change between a checkpoint and its continuation, which is then no longer exact."""
+        return {
+            "device": self.engine.device.type,
+            "precision": self.settings.precision,
+            "threads": torch.get_num_threads(),
+        }
 
-        Returns:
-            Seconds that it took.
+    def train(self, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> None:
+        """Makes the target updates that are left.
 
         Raises:
             Stopped: if the run was interrupted; its last rollout boundary is saved.
@@ -120,7 +125,6 @@ class Run:
         agent, env, engine = self.agent, self.env, self.engine
         agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // env.num_envs)]))
         left = engine.planned_updates - engine.step
-        start = time.perf_counter()
         if left > 0:
             callback = RunCallback(self, folder, log, progress, interrupt)
             agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
@@ -128,7 +132,6 @@ class Run:
         self.save(folder)
         if interrupt.asked:
             raise Stopped(interrupt.asked)
-        return time.perf_counter() - start
 
 
 class RunCallback(BaseCallback):

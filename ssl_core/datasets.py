@@ -267,21 +267,21 @@ def _folder(request: _Request) -> Split:
 
 def _image_paths(root: Path) -> list[Path]:
     """All images below root but hidden ones, in an order that does not depend on the file system."""
-    paths = []
-    # Classes are often links to folders elsewhere.
+    paths, walked = list[Path](), set[str]()
     for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        walked.add(os.path.realpath(folder))
+        shown = sorted(name for name in inner if not name.startswith("."))
+        inner[:] = [name for name in shown if os.path.realpath(os.path.join(folder, name)) not in walked]
         paths += [
             Path(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
-    if not paths:
-        raise ValueError(f"{root} holds no image: expected {', '.join(IMAGE_SUFFIXES)} files in it or below")
-    return sorted(paths)
+    if paths:
+        return sorted(paths)
+    raise ValueError(f"{root} holds no image: expected {', '.join(IMAGE_SUFFIXES)} files in it or below")
 
 
 def _class_name(path: Path, root: Path) -> str | None:
-    inside = path.relative_to(root).parts
-    return inside[0] if len(inside) > 1 else None
+    return path.relative_to(root).parts[0] if path.parent != root else None
 
 
 def _folder_labels(paths: Sequence[Path], root: Path) -> tuple[Tensor | None, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from ssl_core.networks import Encoded, TargetNetwork
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The training loss is not finite; the network was left as it was before the update."""
+    """The training loss, or the weights after an update, are not finite: training cannot go on from here."""
 
 
 @contextmanager
@@ -90,7 +90,8 @@ class TargetLearner:
             The mean of each named loss term, and "total".
 
         Raises:
-            NonFiniteLossError: if the loss is not finite; nothing was updated then but batch-norm statistics.
+            NonFiniteLossError: if the loss is not finite (nothing was updated then but batch-norm statistics) or the
+                weights are not, after the update.
         """
         self.network.train()
         terms = self.method.losses(self.network, views, adversarial)
@@ -98,15 +99,22 @@ class TargetLearner:
         total = torch.stack([self.method.weights[name] * mean for name, mean in means.items()]).sum()
         values = torch.stack([*means.values(), total]).detach().tolist()
         losses = dict(zip([*means, "total"], values, strict=True))
-        if not torch.isfinite(total):
-            raise NonFiniteLossError(f"the loss of update {self.step + 1} is not finite: {losses}")
+        self._check_finite(total.detach(), f"the loss of update {self.step + 1} is not finite: {losses}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
+        # a gradient that is not finite shows here too; what was saved before this update is still good
+        norms = torch.stack(torch._foreach_norm(list(self.network.parameters())))
+        self._check_finite(norms, f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
         self.step += 1
         return losses
+
+    @staticmethod
+    def _check_finite(values: Tensor, message: str) -> None:
+        if not bool(values.isfinite().all()):
+            raise NonFiniteLossError(message)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser and number of updates."""

@@ -78,6 +78,15 @@ def test_bad_actions_are_refused(kind: str, actions: torch.Tensor, message: str)
         ActionTable(kind).decode(actions)
 
 
+@pytest.mark.parametrize("kind", ["factored", "flat"])
+def test_a_budget_off_the_grid_is_refused_where_there_is_a_grid(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"epsilon is 8.4/255: the nearest .* is 8/255"):
+        ActionTable(kind).encode(8.4 / 255, 2 / 255, 5)
+    assert ActionTable("continuous").decode(
+        torch.as_tensor(ActionTable("continuous").encode(8.4 / 255, 2 / 255, 5))[None]
+    ).epsilon.item() == pytest.approx(8.4 / 255)
+
+
 def test_unknown_kind_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'factored'"):
         ActionTable("factord")

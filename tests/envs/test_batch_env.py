@@ -76,7 +76,7 @@ def test_reset_without_a_seed_goes_on_in_the_same_world(tiny) -> None:
 
 @pytest.mark.parametrize(("length", "expected"), [(None, 3), (2, 2), (5, 5)])
 def test_an_episode_is_an_epoch_by_default_and_ends_truncated(tiny, length: int | None, expected: int) -> None:
-    env = BatchAttackEnv(max_episode_steps=length, **tiny)
+    env = gym.make(envs.BATCH_ID, episode_steps=length, disable_env_checker=True, **tiny)
     env.reset(seed=0)
     ends = []
     for _ in range(2 * expected):
@@ -108,7 +108,7 @@ def test_the_observation_is_mean_and_deviation_of_the_views(tiny) -> None:
     assert observation[34] == -1
 
 
-@pytest.mark.parametrize("action", [np.array([13, 0, 0]), np.array([0, 0]), np.array([0.0, 0.0, 0.0]), 3])
+@pytest.mark.parametrize("action", [np.array([13, 0, 0]), np.array([0, 0]), np.array([0.0, 0.0, 0.0]), 3, None, "abc"])
 def test_bad_actions_lose_nothing(tiny, action) -> None:
     env = BatchAttackEnv(**tiny)
     observation, _ = env.reset(seed=0)
@@ -121,9 +121,11 @@ def test_bad_actions_lose_nothing(tiny, action) -> None:
 
 
 def test_bad_settings_are_refused(tiny) -> None:
-    with pytest.raises(ValueError, match="max_episode_steps"):
-        BatchAttackEnv(max_episode_steps=0, **tiny)
+    for length in (0, 1.5):
+        with pytest.raises(ValueError, match="episode_steps"):
+            BatchAttackEnv(episode_steps=length, **tiny)
     with pytest.raises(ValueError, match="takes actions 'none'"):
-        BatchAttackEnv(**tiny, method="simclr")
+        BatchAttackEnv(**tiny, method="simclr", actions="flat")
+    assert BatchAttackEnv(**tiny, method="simclr").action_space.n == 1
     with pytest.raises(TypeError, match="batchsize"):
         BatchAttackEnv(batchsize=3)

@@ -100,3 +100,4 @@ def test_attributes_and_methods(tiny) -> None:
         env.set_attr("engine", None)
     with pytest.raises(ValueError, match="num_envs is 3"):
         Sb3ViewVecEnv(3, **tiny)
+    assert Sb3ViewVecEnv(method="simclr", **tiny).action_space.n == 1

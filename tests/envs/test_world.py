@@ -18,6 +18,11 @@ from ssl_core.rng import Streams
         ({"reward_scope": "image"}, "reward scope"),
         ({"mixed_reading": "x"}, "mixed reading"),
         ({"batch_size": 1}, "batch_size is 1"),
+        ({"batch_size": 4.5}, "batch_size is 4.5"),
+        ({"batch_size": "4"}, "batch_size is '4'"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"flip": None}, "flip is None"),
+        ({"interpolation": "bicubi"}, "did you mean 'bicubic'"),
         ({"epochs": 0}, "epochs is 0"),
         ({"limit": 0}, "limit is 0"),
         ({"lr": math.nan}, "lr is nan"),
@@ -42,3 +47,10 @@ def test_a_learner_is_built_as_the_settings_say() -> None:
     assert learner.network.routes == ("normal", "pgd")
     assert type(learner.optimizer).__name__ == "SGD"
     assert learner.schedule(10) == 0.3 and learner.schedule(0) == 0
+
+
+def test_the_learning_rate_is_the_optimizers_usual_one() -> None:
+    assert [WorldSettings(optimizer=name).peak_lr for name in ("lars", "sgd", "adamw")] == [5.0, 0.3, 3e-3]
+    assert WorldSettings(optimizer="lars", lr=0.1).peak_lr == 0.1
+    assert WorldSettings(warmup_epochs=10, epochs=5).warmup_updates(4) == 10
+    assert WorldSettings(warmup_epochs=2, epochs=5).warmup_updates(4) == 8

@@ -102,9 +102,10 @@ def test_print_config_is_a_config_that_gives_the_same_settings(
 
 
 def test_a_yaml_of_strange_strings_comes_back(tmp_path: Path) -> None:
-    settings = Settings(data_dir="1e-3", run_dir="null", method="simclr")
+    settings = Settings(data_dir="/1e-3", run_dir="1e-3", method="simclr")
     (tmp_path / "config.yaml").write_text(settings.to_yaml())
-    assert load(tmp_path / "config.yaml").data_dir == "1e-3"
+    assert load(tmp_path / "config.yaml").data_dir == "/1e-3"
+    assert load(tmp_path / "config.yaml").run_dir == "1e-3"
     assert load(tmp_path / "config.yaml").agent == "none"
 
 
@@ -182,12 +183,11 @@ def test_an_empty_config_file_changes_nothing(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
     expected = Settings(agent="ppo", epochs=4, device="cpu", run_dir=str(run))
     for argv in ([], ["--epochs", "4", "--agent", "ppo"], ["--run_dir", f"{run}/."], ["--preset", "digits"]):
-        assert parse(["--resume", str(run), *argv]) == Invocation(expected, run, {})
+        assert parse(["--resume", str(run), *argv]) == Invocation(expected, run)
 
 
 def test_a_resumed_run_may_change_device_and_precision(run: Path) -> None:
     invocation = parse(["--precision", "bf16", "--resume", str(run), "--device", "auto"])
-    assert invocation.changed == {"device": ("cpu", "auto"), "precision": ("fp32", "bf16")}
     assert (invocation.settings.device, invocation.settings.precision, invocation.settings.epochs) == (
         "auto",
         "bf16",
@@ -203,3 +203,18 @@ def test_a_resumed_run_may_change_nothing_else(
     assert "--epochs 7 (it has 4)" in refused(capsys, "--resume", str(run), "--config", str(config))
     assert "--run_dir" in refused(capsys, "--resume", str(run), "--run_dir", str(tmp_path))
     assert "--preset cifar10" in refused(capsys, "--resume", str(run), "--preset", "cifar10")
+
+
+def test_the_data_folder_is_kept_whole_so_that_a_run_goes_on_from_anywhere(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings_of("--dataset", "folder", "--data_dir", "pictures").data_dir == str(tmp_path / "pictures")
+
+
+def test_the_papers_preset_has_the_papers_agent_unless_another_is_given() -> None:
+    paper = settings_of("--preset", "cifar10", "--data_dir", "x")
+    assert (paper.agent, paper.observation, paper.reward_scope) == ("reinforce-paper", "image", "batch")
+    assert (paper.arch, paper.batch_size, paper.epochs, paper.seed) == ("resnet18", 512, 1000, 3407)
+    assert (paper.optimizer, paper.peak_lr, paper.temperature) == ("lars", 5.0, 0.5)
+    other = settings_of("--preset", "cifar10", "--data_dir", "x", "--agent", "ppo")
+    assert (other.agent, other.observation, other.reward_scope) == ("ppo", "features", "view")
+    assert settings_of("--preset", "cifar10", "--data_dir", "x", "--method", "simclr").agent == "none"

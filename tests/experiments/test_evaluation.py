@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.evaluation import chosen_budget, held_out_rewards, milestones, table
+from experiments.evaluation import chosen_budget, held_out_rewards, milestones, standard_linear_finetuning, table
 from experiments.runlog import RunFolder
 from experiments.settings import Settings
 from experiments.training import Run
@@ -51,6 +51,13 @@ def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(
     assert document["rewards"] == rewards and document["batch_views"] == 8
     again = held_out_rewards(run, folder)
     assert again["fixed"] == rewards["fixed"] and again["uniform random"] == rewards["uniform random"]
+
+
+def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_path) -> None:
+    run, folder = make(tmp_path, agent="fixed", probe_epochs=2, eval_epsilons=(8 / 255,))
+    expected = [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)]
+    run.engine.learner.network.precision = "bf16"
+    assert [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)] == expected
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])

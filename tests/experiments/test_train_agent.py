@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -137,10 +138,14 @@ class _Interrupted:
         monkeypatch.setattr(AttackEngine, "play", watched)
 
 
-@pytest.mark.parametrize("env", ["view", "batch"])
-@pytest.mark.parametrize("agent", [name for name in AGENTS if name != "none"])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, capsys, agent: str, env: str) -> None:
-    flags = [f"--agent={agent}", f"--env={env}", "--evaluate=false", "--epochs=4"]
+RESUMED = [(name, flag) for name in AGENTS if name != "none" for flag in ("--env=view", "--env=batch")] + [
+    (name, "--observation=image") for name in ("reinforce", "ppo", "a2c")
+]
+
+
+@pytest.mark.parametrize(("agent", "flag"), RESUMED)
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, capsys, agent: str, flag: str) -> None:
+    flags = [f"--agent={agent}", flag, "--evaluate=false", "--epochs=4"]
     assert run(tmp_path / "straight", *flags) == 0
     _Interrupted(monkeypatch, step=3)
     status = run(tmp_path / "resumed", *flags)
@@ -153,6 +158,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, cap
     assert main(["--resume", str(tmp_path / "resumed")]) == 0
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
     assert len((tmp_path / "resumed" / "command.txt").read_text().splitlines()) == 2
+    stretches = json.loads((tmp_path / "resumed" / "results" / "training.json").read_text())["stretches"]
+    assert [(part["first"], part["last"]) for part in stretches] == [(0, step), (step, 24)]
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])
@@ -194,12 +201,18 @@ def test_resuming_a_finished_run_evaluates_it_again(tmp_path) -> None:
     assert [row.value for row in read_results(folder / "results" / "slf.json")] == before
 
 
-def test_a_changed_precision_is_noted_as_no_longer_exact(tmp_path, capsys) -> None:
+def test_what_makes_a_resumed_run_inexact_is_said_each_time(tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "run"
-    assert run(folder, "--epochs=1", "--evaluate=false") == 0
+    _Interrupted(monkeypatch, step=3)
+    assert run(folder, "--evaluate=false") == 130
     capsys.readouterr()
-    assert main(["--resume", str(folder), "--precision=bf16"]) == 0
-    assert "not bit for bit the uninterrupted run: precision was fp32 and is bf16" in capsys.readouterr().out
+    _Interrupted(monkeypatch, step=6)
+    assert main(["--resume", str(folder), "--precision=bf16", "--device=cpu"]) == 130
+    shown = capsys.readouterr().out
+    assert "not bit for bit the uninterrupted run: precision was fp32 and is bf16" in shown
+    assert "device" not in shown
+    assert main(["--resume", str(folder)]) == 0
+    assert "not bit for bit the uninterrupted run: precision was bf16 and is fp32" in capsys.readouterr().out
 
 
 def expect_error(capsys, status: int, *parts: str) -> None:
@@ -232,6 +245,10 @@ def call(*flags: str) -> int:
         (["--agent=ppo", "--epsilon=8/255"], ["only the agent fixed"]),
         (["--agent=reinforce-paper", "--observation=features"], ["--observation", "reinforce-paper"]),
         (["--env=batch", "--observation=image"], ["image", "batch"]),
+        (["--agent=fixed", "--epsilon=8.4/255"], ["epsilon is 8.4/255", "8/255"]),
+        (["--eval_epsilons=[8/255,8/255]"], ["eval_epsilons", "all different"]),
+        (["--interpolation=bicubi"], ["did you mean 'bicubic'"]),
+        ([f"--seed={10**20}"], ["seed", "2**63"]),
         (["--batch_size=27"], ["27", "26"]),
         (["--agnet=ppo"], ["did you mean --agent"]),
         (["--dataset=cifar10"], ["--data_dir"]),
@@ -299,6 +316,26 @@ def test_folders_that_cannot_be_read(tmp_path, capsys) -> None:
     expect_error(capsys, call(*flags, f"--data_dir={root}"), "3.png")
 
 
+def test_damaged_run_files_are_named(tmp_path, capsys) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--epochs=1", "--evaluate=false") == 0
+    capsys.readouterr()
+    for name, texts in (("environment.json", ("{}", "[")), ("metrics.jsonl", ("[]\n", "garbage\n"))):
+        good = (folder / name).read_text()
+        for text in texts:
+            (folder / name).write_text(text)
+            expect_error(capsys, call("--resume", str(folder)), name)
+        (folder / name).write_text(good)
+
+
+def test_the_printed_command_can_be_pasted(tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "a run"
+    _Interrupted(monkeypatch, step=3)
+    assert run(folder, "--evaluate=false") == 130
+    words = shlex.split(capsys.readouterr().out.rpartition("go on by ")[2])
+    assert words[0] == "python" and words[2:] == ["--resume", str(folder)]
+
+
 @pytest.mark.parametrize(
     ("flag", "value"), [("agent", "random"), ("batch_size", "5"), ("epochs", "3"), ("seed", "4"), ("method", "acl")]
 )
@@ -327,11 +364,29 @@ def test_damaged_and_foreign_checkpoints(tmp_path, capsys) -> None:
     expect_error(capsys, call("--resume", str(folder)), "no such checkpoint")
 
 
-def test_a_loss_that_is_not_finite_names_step_budget_and_checkpoint(tmp_path, capsys) -> None:
-    assert run(tmp_path / "run", "--optimizer=sgd", "--lr=1e30", "--epochs=5") == 1
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+@pytest.mark.parametrize("lr", ["1e25", "3e38"])
+def test_a_run_that_diverges_names_step_budget_and_a_checkpoint_that_is_good(tmp_path, capsys, agent, lr) -> None:
+    flags = ["--optimizer=sgd", f"--lr={lr}", "--epochs=5", f"--agent={agent}"]
+    assert run(tmp_path / "run", *flags) == 1
     shown = capsys.readouterr().err
-    assert "is not finite" in shown and "epsilon" in shown and "last good checkpoint" in shown
-    load_network(tmp_path / "run")
+    assert "update" in shown and "finite" in shown and "epsilon" in shown and "last good checkpoint" in shown
+    assert len(shown.strip().splitlines()) == 1
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_an_evaluation_that_fails_is_one_line(tmp_path, capsys) -> None:
+    assert run(tmp_path / "run", "--epochs=1", "--probe_lr=1e38") == 1
+    shown = capsys.readouterr().err
+    assert "the evaluation failed: the probe diverged" in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_an_interrupt_during_set_up_is_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("experiments.train_agent.Run", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(tmp_path / "run") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_it_runs_from_anywhere_with_a_decoy_agents_package_before_it(tmp_path) -> None:

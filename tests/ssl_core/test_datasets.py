@@ -383,3 +383,15 @@ def test_impossible_batches_and_foreign_states_are_refused() -> None:
 
 def test_the_table_names_the_data_sets() -> None:
     assert list(DATASETS) == ["digits", "cifar10", "folder"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for k in range(5):
+            pixels = np.full((8, 8, 3), 10 * k, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{k}.png")
+    (tmp_path / "pictures" / "a" / "again").symlink_to(tmp_path / "pictures")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "pictures")
+    data = load_dataset("folder", data_dir=str(tmp_path / "elsewhere"), image_size=8, limit=None, test_limit=None)
+    assert len(data.train) + len(data.test) == 10

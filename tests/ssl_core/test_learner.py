@@ -84,6 +84,13 @@ def test_a_loss_that_is_not_finite_updates_no_weight() -> None:
     assert target.step == 0
 
 
+def test_weights_that_are_not_finite_stop_it_at_once() -> None:
+    target = learner(lr=1e38)
+    target.schedule = lambda step: 3e38
+    with pytest.raises(NonFiniteLossError, match="the weights after update 1 are not finite"):
+        target.update(VIEWS, VIEWS)
+
+
 def test_state_goes_on_where_it_was() -> None:
     straight, resumed = learner(), learner(lr=0.1)
     for _ in range(2):
