@@ -24,6 +24,8 @@ from experiments.runlog import ROOT, RunFolder
 from ssl_core.results import read_results, replacing
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
+FEWEST_SEEDS = 3
+"""Below so many no interval is shown."""
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
@@ -49,7 +51,7 @@ def keep(run: Path, results: Path, pictures: bool) -> Path:
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
             shutil.copyfile(folder.figures / name, target / name)
-    if pictures and (seeds := policy_rewards(results, settings.preset)):
+    if pictures and len(seeds := policy_rewards(results, settings.preset)) >= FEWEST_SEEDS:
         rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}
         reward_comparison(rewards, results / settings.preset / "reward_comparison.png")
     return target
@@ -69,10 +71,11 @@ def accuracy_table(results: Path, preset: str) -> str:
             if row.checkpoint.startswith("step-") or row.value not in values:
                 values.append(row.value)
     epsilons = sorted(columns)
-    head = ["attacks chosen by", *("SA" if not epsilon else f"RA {255 * epsilon:g}/255" for epsilon in epsilons)]
+    head = ["run", "seeds", *("SA" if not epsilon else f"RA {255 * epsilon:g}/255" for epsilon in epsilons)]
     table = [head, ["---"] * len(head)]
     for label, cells in sorted(lines.items(), key=lambda item: ("`" not in item[0], item[0])):
-        table.append([label, *(_cell(cells.get(epsilon, [])) for epsilon in epsilons)])
+        seeds = max(len(values) for values in cells.values())
+        table.append([label, str(seeds), *(_cell(cells.get(epsilon, [])) for epsilon in epsilons)])
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 

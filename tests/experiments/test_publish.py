@@ -34,8 +34,8 @@ def test_runs_are_kept_and_the_readmes_tables_are_made_from_them(tmp_path, capsy
     assert readme.read_text() == README
     assert main([*map(str, runs), *where]) == 0
     table = (
-        "| attacks chosen by | SA | RA 8/255 |\n| --- | --- | --- |\n"
-        "| `astra-reinforce` | 90.5 (90.0 to 91.0) | 50.0 (50.0 to 50.0) |"
+        "| run | seeds | SA | RA 8/255 |\n| --- | --- | --- | --- |\n"
+        "| `astra-reinforce` | 2 | 90.5 (90.0 to 91.0) | 50.0 (50.0 to 50.0) |"
     )
     assert readme.read_text() == README.replace("old", table)
     assert main([*where, "--check"]) == 0
@@ -46,7 +46,8 @@ def test_runs_are_kept_and_the_readmes_tables_are_made_from_them(tmp_path, capsy
 def test_the_policy_table_takes_differences_within_a_seed(tmp_path) -> None:
     for seed in (0, 1, 2):
         run = finished_run(tmp_path / "runs" / str(seed), seed, 90.0, 50.0)
-        main([str(run), f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}"])
+        main([str(run), f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}", "--pictures"])
+        assert (tmp_path / "results" / "digits" / "reward_comparison.png").exists() == (seed == 2)
     table = policy_table(tmp_path / "results", "digits")
     # means of 0.3 and 0.3 + seed: 0.3, 0.8 and 1.3; their spread is 0.5, t(2) is 4.303
     assert "| reinforce | 0.8000 | -0.4421 to 2.0421 |" in table
@@ -65,7 +66,7 @@ def test_trivial_encoders_stand_below_the_runs(tmp_path) -> None:
     ]
     write_results(tmp_path / "digits" / "astra-fixed-seed0" / "slf.json", rows)
     lines = accuracy_table(tmp_path, "digits").splitlines()
-    assert lines[2:] == ["| `astra-fixed` | 80.0 |", "| random weights | 20.0 |", "| raw pixels | 30.0 |"]
+    assert lines[2:] == ["| `astra-fixed` | 1 | 80.0 |", "| random weights | 1 | 20.0 |", "| raw pixels | 1 | 30.0 |"]
 
 
 def test_bad_input(tmp_path, capsys) -> None:
