@@ -22,7 +22,7 @@ from ssl_core.rng import Streams
 from ssl_core.robustness import evaluate
 from ssl_core.views import as_float
 
-POLICY_BATCHES = 8
+POLICY_BATCHES = 4
 """Held-out batches on which policies are compared; few test images come again, with fresh views."""
 RANDOM_WEIGHTS = "random-weights"
 RAW_PIXELS = "raw-pixels"

@@ -62,7 +62,7 @@ def plain_masked_loop(
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_active_images_only_gives_exactly_the_plain_masked_loop(dtype: torch.dtype, layout) -> None:
     network = trained_network(dtype).eval().requires_grad_(False).to(memory_format=layout)
-    n = 48  # more than a processor encodes at once
+    n = 80  # more than a processor encodes at once
     images = torch.rand(n, 3, 12, 12, generator=generator(5), dtype=dtype).contiguous(memory_format=layout)
     budget = mixed_budget(n)
     assert set(budget.steps.tolist()) == set(range(15))
