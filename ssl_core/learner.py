@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_core.attacks import Attacked, Budget, pgd
+from ssl_core.folding import FoldedNetwork
 from ssl_core.methods import Method
 from ssl_core.networks import Encoded, TargetNetwork
 
@@ -80,7 +81,7 @@ class TargetLearner:
         if radius is not None:
             start = (torch.rand(views.shape, generator=generator, device=views.device) * 2 - 1) * radius
         with frozen(self.network):
-            encode = self.method.encode(self.network)
+            encode = self.method.encode(FoldedNetwork(self.network))
             return pgd(encode, self.method.objective, views, budget, generator=generator, start=start)
 
     def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:

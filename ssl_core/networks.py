@@ -21,8 +21,9 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
 }
-CACHE_BATCH = 64
-"""Images that a processor encodes at once in eval mode: best for small networks, and free for the full ResNet-18."""
+CACHE_BATCH, CACHE_PIXELS = 64, 2**15
+"""Images that a processor encodes at once in eval mode, or as many as have so many pixels where those are more: best
+for small networks, and free for the full ResNet-18."""
 PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
 STEMS = {
     "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
@@ -210,19 +211,26 @@ class TargetNetwork(nn.Module):
     def features(self, images: Tensor, route: str) -> Tensor:
         """Images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
         with self._autocast(images.device):
-            return torch.cat([self._full(self._features(piece, route)) for piece in self._pieces(images)])
+            return torch.cat(
+                [self._full(self._features(piece, route, self.backbone)) for piece in self._pieces(images)]
+            )
 
     def forward(self, images: Tensor, route: str) -> Encoded:
         """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of `routes`."""
+        return self.encode_with(self.backbone, images, route)
+
+    def encode_with(self, backbone: nn.Module, images: Tensor, route: str) -> Encoded:
+        """What `forward` does, by a backbone that stands for the network's own (`ssl_core.folding`)."""
         with self._autocast(images.device):
-            features = [self._features(piece, route) for piece in self._pieces(images)]
+            features = [self._features(piece, route, backbone) for piece in self._pieces(images)]
             embeddings = [self._full(self.projector(piece, route)) for piece in features]
             return Encoded(torch.cat([self._full(piece) for piece in features]), torch.cat(embeddings))
 
     def _pieces(self, images: Tensor) -> Sequence[Tensor]:
         # in eval mode every image is alone: a processor's cache then holds a piece's activations from layer to layer
         whole = self.training or images.device.type != "cpu"
-        return (images,) if whole or len(images) <= CACHE_BATCH else images.split(CACHE_BATCH)
+        length = max(CACHE_BATCH, CACHE_PIXELS // images[0, 0].numel())
+        return (images,) if whole or len(images) <= length else images.split(length)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -233,12 +241,12 @@ class TargetNetwork(nn.Module):
         # losses are computed in full precision whatever the network runs in
         return x if self.precision == "fp32" else x.float()
 
-    def _features(self, images: Tensor, route: str) -> Tensor:
+    def _features(self, images: Tensor, route: str, backbone: nn.Module) -> Tensor:
         if route not in self.routes:
             raise ValueError(f"the network has no route {route!r}: it has {', '.join(self.routes)}")
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
-        return self.backbone((images - self.mean) / self.std, route)
+        return backbone((images - self.mean) / self.std, route)
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

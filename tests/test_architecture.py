@@ -23,6 +23,7 @@ FLOORS = {
     "ssl_core/optim.py": 1,
     "ssl_core/networks.py": 1,
     "ssl_core/datasets.py": 2,
+    "ssl_core/folding.py": 2,
     "ssl_core/methods/": 3,
     "ssl_core/learner.py": 4,
     "ssl_core/checkpoint.py": 4,

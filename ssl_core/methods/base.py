@@ -1,7 +1,7 @@
 """What a self-supervised (adversarial) method says of itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_core.attacks import Encode
 from ssl_core.losses import nt_xent
-from ssl_core.networks import TargetNetwork
+from ssl_core.networks import Encoded, TargetNetwork
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Method(ABC):
         """The authors' own (epsilon, step_size, steps) at training step `step`: ACL's 8/255, 2/255 and 5."""
         return 8 / 255, 2 / 255, 5
 
-    def encode(self, network: TargetNetwork) -> Encode:
-        """What the attack differentiates through, per image; the network is in eval mode."""
+    def encode(self, network: Callable[[Tensor, str], Encoded]) -> Encode:
+        """What the attack differentiates through, per image; `network(images, route)` is the network in eval mode."""
         return lambda images, rows: network(images, self.attack_route).embeddings
 
     def objective(self, z: Tensor) -> Tensor:
