@@ -274,7 +274,7 @@ def watch_points(run: Run, log: RunLog, progress: Progress) -> list[tuple[object
         *((log, name, "logging") for name in ("step", "images", "flush")),
         (progress, "update", "logging"),
         (run, "save", "checkpoint"),
-        (learner.network, "forward", NETWORK),
+        (learner.network, "encode_with", NETWORK),
         (engine.method, "losses", NETWORK),
         (engine.method, "objective", LOSS),
         *((torch.autograd, name, NETWORK) for name in ("grad", "backward")),
