@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from envs.actions import UNIT
 from experiments.commandline import load
 from experiments.settings import Settings, resolve_device
 from ssl_core.results import commit, replacing, versions
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from envs.engine import StepRecord
 
 ROOT = Path(__file__).resolve().parent.parent
-UNIT = 255
-"""Metrics give epsilon and step size in 1/255, as the action sets do."""
 
 
 class RunFolder:
