@@ -8,10 +8,12 @@ from torch import Tensor
 
 from envs.world import WorldSettings
 from ssl_core.attacks import Budget
-from ssl_core.datasets import BatchSampler, Split
+from ssl_core.images import Split
 from ssl_core.learner import NonFiniteLossError, TargetLearner
+from ssl_core.loading import BatchSource
 from ssl_core.networks import Encoded
 from ssl_core.rng import Streams
+from ssl_core.sampler import BatchSampler
 from ssl_core.views import as_float, two_views
 
 OBSERVATION_BOUND = 10.0
@@ -86,13 +88,13 @@ class AttackEngine:
         self.device = torch.device(device)
         self.data = settings.load_data() if data is None else data
         self.views_settings = settings.make_views()
-        self._images = self.data.train.images.to(self.device)
+        self.source = BatchSource(self.data.train, self.device, settings.keep_data)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
         """A new world: initial target weights, running statistics and every stream as the seed gives them."""
         self.streams = Streams(seed, self.device)
-        self.sampler = BatchSampler(len(self._images), self.settings.batch_size, self.streams["data"])
+        self._start(BatchSampler(len(self.data.train), self.settings.batch_size, self.streams["data"]))
         self.learner: TargetLearner = self.settings.make_learner(
             self.streams, self.planned_updates, self.steps_per_epoch
         )
@@ -136,7 +138,7 @@ class AttackEngine:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a view."""
-        channels, height, width = self._images.shape[1:]
+        channels, height, width = self.data.train.images.shape[1:]
         return channels, height, width
 
     @property
@@ -144,8 +146,12 @@ class AttackEngine:
         """The coming batch's clean views (v, 3, h, w)."""
         return self._views
 
+    def _start(self, sampler: BatchSampler) -> None:
+        self.sampler = sampler
+        self.source.start(sampler)
+
     def _draw(self) -> None:
-        images = as_float(self._images[self.sampler.next().to(self.device)])
+        images = as_float(self.source.next())
         self._views = self.make_views(images, self.streams["views"])
         self._seen = None
 
@@ -282,7 +288,7 @@ class AttackEngine:
         self.learner.load_state_dict(state["learner"])
         restarted = self.streams.load_state_dict(state["streams"])
         # the sampler draws from the stream's generator, which loading has replaced
-        self.sampler = BatchSampler(len(self._images), self.settings.batch_size, self.streams["data"])
+        self._start(BatchSampler(len(self.data.train), self.settings.batch_size, self.streams["data"]))
         self.sampler.load_state_dict(state["sampler"])
         self._views = state["views"].to(self.device).contiguous(memory_format=torch.channels_last)
         self._seen = None

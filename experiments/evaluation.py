@@ -14,12 +14,12 @@ from experiments import figures
 from experiments.runlog import ROOT, RunFolder, read_metrics
 from experiments.training import Run
 from ssl_core.attacks import Budget
-from ssl_core.datasets import BatchSampler
 from ssl_core.networks import build_network
 from ssl_core.probes import ProbeSettings, RawPixels, train_probe
 from ssl_core.results import Row, commit, replacing, versions, write_results
 from ssl_core.rng import Streams
 from ssl_core.robustness import evaluate
+from ssl_core.sampler import BatchSampler
 from ssl_core.views import as_float
 
 POLICY_BATCHES = 4

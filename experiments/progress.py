@@ -33,7 +33,7 @@ class Progress:
         self.steps_per_epoch = steps_per_epoch
         self.total = epochs * steps_per_epoch
         self.console = console or Console()
-        self.kind = ("live" if self.console.is_terminal else "lines") if kind == "auto" else kind
+        self.kind = _kind(kind, self.console)
         # Without a thread of its own the display costs nothing between two updates and cannot disturb their timing.
         self._live = Live(console=self.console, auto_refresh=False) if self.kind == "live" else None
         self._drawn = -math.inf
@@ -99,6 +99,70 @@ class Progress:
         if "reward/mean" in row:
             parts += [f"reward {row['reward/mean']:.4f}", *_budget(row)]
         return " | ".join([*parts, _left(left)])
+
+
+class Decoding:
+    """A display of the decoding of images, where that takes longer than a moment. A context manager.
+
+    Args:
+        kind: as of `Progress`; `lines` are one in ten seconds.
+        console: where to, by default the standard output.
+    """
+
+    PATIENCE = 3.0
+    """Seconds without a display: most folders are decoded by then."""
+    PAUSE: Mapping[str, float] = {"live": 0.25, "lines": 10.0}
+    """Seconds between two updates."""
+
+    def __init__(self, *, kind: str = "auto", console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.kind = _kind(kind, self.console)
+        self._live = Live(console=self.console, auto_refresh=False, transient=True) if self.kind == "live" else None
+        self._began = 0.0
+        self._due = math.inf
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Shows how many of `total` images are decoded; 0 begins another set of images."""
+        now = self.console.get_time()
+        if done == 0:
+            self._began, self._due, self._shown = now, now + self.PATIENCE, False
+        if self.kind == "off" or (now < self._due and not (self._shown and done == total)):
+            return
+        self._shown, self._due = True, now + self.PAUSE[self.kind]
+        seconds = now - self._began
+        if done == total:
+            if self._live:
+                self._live.stop()
+            self._print(f"decoded {total:,} images in {seconds:.0f} s")
+            return
+        left = _left(seconds * (total - done) / done if done else None)
+        if self._live:
+            line = Table.grid(padding=(0, 2), expand=True)
+            line.add_column(no_wrap=True)
+            line.add_column(ratio=1, min_width=8)
+            line.add_column(no_wrap=True, justify="right")
+            line.add_row(f"decoding images {done:,}/{total:,}", ProgressBar(total=total, completed=done), left)
+            self._live.start()
+            self._live.update(line, refresh=True)
+        else:
+            self._print(f"decoding images | {done:,}/{total:,} | {left}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _kind(kind: str, console: Console) -> str:
+    return ("live" if console.is_terminal else "lines") if kind == "auto" else kind
 
 
 def _facts(row: Row) -> dict[str, Text]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.datasets import ImageSet
+from ssl_core.images import ImageSet
 from ssl_core.rng import Streams
 from ssl_core.views import ViewSettings, as_float, weak_views
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core.attacks import Budget, pgd
-from ssl_core.datasets import ImageSet
+from ssl_core.images import ImageSet
 from ssl_core.results import Row, versions
 from ssl_core.rng import Streams
 from ssl_core.views import as_float

@@ -140,3 +140,29 @@ def test_a_loss_that_is_not_finite_names_step_and_budget(engine: AttackEngine) -
     torch.nn.init.constant_(engine.learner.network.projector.linears[0].bias, float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"update 2 .*epsilon 8 to 8"):
         engine.play(BUDGET)
+
+
+def test_a_world_is_the_same_wherever_its_images_stay(tiny, tmp_path) -> None:
+    engines = [AttackEngine(WorldSettings(**tiny, keep_data=keep), seed=3) for keep in ("device", "host")]
+    assert [engine.source.keep for engine in engines] == ["device", "host"]
+    for _ in range(7):
+        played = [engine.play(BUDGET) for engine in engines]
+        assert torch.equal(played[0].views, played[1].views) and torch.equal(played[0].reward, played[1].reward)
+        # each goes on from the other's state, in the middle of an epoch and at its end
+        states = [engine.state_dict() for engine in engines]
+        torch.save(states, tmp_path / "states.pt")
+        for engine, state in zip(engines, torch.load(tmp_path / "states.pt")[::-1], strict=True):
+            engine.load_state_dict(state)
+    assert same(weights(engines[0]), weights(engines[1]))
+    for engine in engines:
+        engine.reset(4)
+    assert torch.equal(engines[0].views, engines[1].views)
+
+
+@pytest.mark.parametrize("keep", ["device", "host"])
+def test_a_copied_world_goes_on_by_itself(tiny, keep: str) -> None:
+    engine = AttackEngine(WorldSettings(**tiny, keep_data=keep), seed=3)
+    engine.play(BUDGET)
+    other = copy.deepcopy(engine)
+    first = [engine.play(BUDGET).reward.clone() for _ in range(4)]
+    assert all(torch.equal(other.play(BUDGET).reward, reward) for reward in first)

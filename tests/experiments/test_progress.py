@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.progress import Interrupt, Progress
+from experiments.progress import Decoding, Interrupt, Progress
 
 ATTACKED: dict[str, Any] = {
     "loss/clean": 4.1234,
@@ -54,6 +54,35 @@ def test_a_method_without_an_attack_shows_its_loss_alone(width: int) -> None:
     text = shown(PLAIN, width, terminal=True)
     assert "4.123" in text
     assert "reward" not in text
+
+
+def decoding(seconds_each: float, terminal: bool = False, kind: str = "auto", total: int = 1000) -> str:
+    """What is shown while `total` images are decoded, ten at a time."""
+    file, now = io.StringIO(), 0.0
+
+    def clock() -> float:
+        return now
+
+    console = Console(file=file, width=80, force_terminal=terminal, color_system=None, _environ={}, get_time=clock)
+    with Decoding(kind=kind, console=console) as shown:
+        for done in range(0, total + 1, 10):
+            shown.update(done, total)
+            now += 10 * seconds_each
+    return file.getvalue()
+
+
+def test_decoding_is_shown_where_it_takes_longer_than_a_moment() -> None:
+    assert decoding(0.002) == "" and decoding(0.002, terminal=True) == ""
+    assert decoding(0.025).splitlines() == [
+        "decoding images | 120/1,000 | 0:00:22 left",
+        "decoding images | 520/1,000 | 0:00:12 left",
+        "decoding images | 920/1,000 | 0:00:02 left",
+        "decoded 1,000 images in 25 s",
+    ]
+    assert decoding(0.025, kind="off") == ""
+    live = decoding(0.025, terminal=True)
+    assert "decoding images 500/1,000" in live and "0:00:12 left" in live
+    assert live.rstrip().splitlines()[-1].endswith("decoded 1,000 images in 25 s")
 
 
 def test_without_a_terminal_there_is_one_line_an_epoch() -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.datasets import ImageSet
+from ssl_core.images import ImageSet
 from ssl_core.networks import TargetNetwork, build_network
 from ssl_core.probes import Classifier, ProbeSettings, RawPixels, fingerprint, train_probe
 from ssl_core.rng import Streams

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssl_core import robustness
 from ssl_core.attacks import Attacked, pgd
-from ssl_core.datasets import ImageSet
+from ssl_core.images import ImageSet
 from ssl_core.probes import Classifier, RawPixels
 from ssl_core.results import Row
 from ssl_core.robustness import check_rows, clean_accuracy, evaluate, pgd_accuracy, step_size_for

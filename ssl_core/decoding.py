@@ -1,0 +1,209 @@
+"""Image files as uint8 tensors: decoded by threads, into memory, or once and for all into a file that is mapped."""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SCHEMA = 1
+"""Of the files of decoded images; to be raised whenever `read_image` gives other pixels than before."""
+CHUNK = 8
+"""Images that a thread decodes at a time: few, since an interrupt waits for the chunks in work."""
+
+OnProgress = Callable[[int, int], None]
+
+
+def decode(paths: Sequence[Path], size: int, on_progress: OnProgress | None = None) -> Tensor:
+    """(N, 3, size, size) uint8 in memory, as `read_image` gives each.
+
+    Args:
+        paths: N image files.
+        size: height and width, in pixels.
+        on_progress: called with the numbers of images decoded and to be decoded.
+
+    Raises:
+        ValueError: the first file, in their order, that cannot be read as an image.
+    """
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    done = 0
+    with closing(_decoded(paths, size, on_progress)) as chunks:
+        for chunk in chunks:
+            images[done : done + len(chunk)] = chunk
+            done += len(chunk)
+    return images
+
+
+def decode_to_disk(
+    paths: Sequence[Path], size: int, cache_dir: Path | str, *, root: Path, on_progress: OnProgress | None = None
+) -> tuple[Tensor, Path]:
+    """The same images in a file in `cache_dir`, which is mapped: a page comes into memory when it is read.
+
+    The file's name is a hash of what its content depends on: the files' paths below `root`, sizes and times of
+    modification, in their order, and `size`. Where the file is there and whole, nothing is decoded; a folder that has
+    changed gets another file, and the old one may be deleted. It is written under another name and renamed when it is
+    whole: an interrupted run leaves nothing, a killed one a `.partial` file that nobody reads.
+
+    Args:
+        paths: N image files below `root`.
+        size: height and width, in pixels.
+        cache_dir: a folder, made where it is missing; a file takes N * 3 * size**2 bytes.
+        root: the data set's folder, which may move.
+        on_progress: called with the numbers of images decoded and to be decoded; not where nothing is decoded.
+
+    Returns:
+        images: (N, 3, size, size) uint8, not to be written to: the map is read-only, and a write ends the process. (A
+            writable private one would count as memory with Linux, which refuses it where it exceeds the machine's.)
+        file: which begins with the images, one after another.
+
+    Raises:
+        ValueError: a file that cannot be read as an image, a cache folder that cannot be used or is too small.
+    """
+    folder = Path(cache_dir).expanduser()
+    label = _label(paths, size, root)
+    file = folder / f"images-{size}px-{label[:32]}.u8"
+    shape = (len(paths), 3, size, size)
+    # The last bytes to be written: where they are in their place, the file is as long as it should be, and whole.
+    trailer = json.dumps({"format": "astra-gym images", "schema": SCHEMA, "label": label, "shape": shape}).encode()
+    try:
+        if not _is_whole(file, math.prod(shape), trailer):
+            _write(file, paths, size, trailer, on_progress)
+        return _mapped(file, shape), file
+    except OSError as error:
+        raise ValueError(
+            f"the decoded images cannot be kept in {folder} ({error.strerror or error}): give another --cache_dir"
+        ) from error
+
+
+def _label(paths: Sequence[Path], size: int, root: Path) -> str:
+    digest = hashlib.sha256(f"{SCHEMA} {size}\n".encode())
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        digest.update(os.fsencode(path.relative_to(root).as_posix()))
+        digest.update(f"\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_whole(file: Path, size: int, trailer: bytes) -> bool:
+    try:
+        with file.open("rb") as content:
+            content.seek(size)
+            return content.read(len(trailer) + 1) == trailer
+    except FileNotFoundError:
+        return False
+
+
+def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_progress: OnProgress | None) -> None:
+    folder = file.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = len(paths) * 3 * size**2 + len(trailer), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"the decoded images take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: "
+            "give another --cache_dir, or lower --limit or --image_size"
+        )
+    temporary = folder / f".{file.name}.{os.getpid()}.partial"
+    try:
+        # Written, not mapped: a disk that fills up is an error here, and would kill the process there.
+        with temporary.open("wb") as content, closing(_decoded(paths, size, on_progress)) as chunks:
+            for chunk in chunks:
+                content.write(chunk.numpy().data)
+            content.write(trailer)
+            content.flush()
+            os.fsync(content.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> Tensor:
+    with file.open("rb") as content:
+        pages = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        # the tensor keeps the map alive
+        images = torch.frombuffer(pages, dtype=torch.uint8, count=math.prod(shape))
+    return images.view(shape)
+
+
+def _decoded(paths: Sequence[Path], size: int, on_progress: OnProgress | None) -> Generator[Tensor]:
+    """Chunks (n, 3, size, size) in the order of the paths, decoded ahead by as many threads as there are cores."""
+    workers = _cores()
+    # Pillow registers its formats at the first use, which is better done by one thread.
+    Image.init()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    ahead: deque[Future[Tensor]] = deque()
+    done, start = 0, 0
+    try:
+        while done < len(paths):
+            if on_progress is not None:
+                on_progress(done, len(paths))
+            # No further ahead than this, or the images wait for their reader in memory.
+            while start < len(paths) and len(ahead) < 4 * workers:
+                ahead.append(pool.submit(_read_images, paths[start : start + CHUNK], size))
+                start += CHUNK
+            chunk = ahead.popleft().result()
+            yield chunk
+            done += len(chunk)
+        if on_progress is not None:
+            on_progress(done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read_images(paths: Sequence[Path], size: int) -> Tensor:
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    for image, path in zip(images, paths, strict=True):
+        image.copy_(read_image(path, size))
+    return images
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """(3, size, size) uint8 RGB: upright by its EXIF tag, the shorter side resized to `size`, the centre cut out.
+
+    Raises:
+        ValueError: if the file cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = _as_rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, struct.error, ...
+        raise _unreadable(path, error) from error
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read as an image ({error}): repair it or remove it")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """RGB; transparent parts on white, as viewers show them."""
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit values at 255, which turns nearly every pixel white.
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if "A" in image.mode.upper() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -1,0 +1,91 @@
+"""Sets of images, uint8 in memory or in a mapped file, and how they are divided.
+
+Which images lie in the training and in the test set, and their order, never depend on a run's seed: two runs with the
+same settings see the same data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SPLIT_SEED = 20250424
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images, in memory or in a mapped file.
+
+    Attributes:
+        images: (N, 3, H, W) uint8; where they are mapped, they must not be written to.
+        labels: (N,) int64, positions in `classes`; None where there are none.
+        classes: names of the classes; empty where there are no labels.
+        name: for messages, e.g. "cifar10 test".
+        file: where the images are mapped, the file that begins with them; None where they are in memory.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    name: str
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            got = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
+            raise ValueError(f"{self.name}: images are {got}, expected uint8 of shape (N, 3, H, W)")
+        if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]):
+            got = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            raise ValueError(f"{self.name}: labels are {got}, expected int64 of shape ({len(self)},)")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, n: int) -> "ImageSet":
+        """The first n images; ValueError unless 1 <= n <= len(self)."""
+        images = limited(self.images, n, self.name)
+        labels = None if self.labels is None else self.labels[:n]
+        return ImageSet(images, labels, self.classes, self.name, self.file)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """What is trained on, and what is held out."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def limited(rows: Tensor, limit: int | None, what: str) -> Tensor:
+    """The first `limit` rows, all where it is None; ValueError unless 1 <= limit <= len(rows)."""
+    if limit is not None and not 1 <= limit <= len(rows):
+        raise ValueError(f"{what}: {limit} images were asked for, expected 1 to {len(rows)}, all there are")
+    return rows[:limit]
+
+
+def fixed_generator() -> torch.Generator:
+    """A CPU generator for what no run's seed may move."""
+    return torch.Generator().manual_seed(_SPLIT_SEED)
+
+
+def stratified(labels: Tensor, n_test: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on and to test on, each in a fixed random order; quotas of the classes by largest remainder.
+
+    No class gives its last image away, so that the training set knows every class.
+
+    Args:
+        labels: (N,) int64.
+        n_test: images to hold out; fewer are where the classes have no more to give.
+    """
+    order = torch.randperm(len(labels), generator=fixed_generator())
+    counts = torch.bincount(labels)
+    shares = counts * n_test / len(labels)
+    quotas = shares.long()
+    by_remainder = (shares - quotas).argsort(descending=True, stable=True)
+    spare = by_remainder[quotas[by_remainder] + 1 < counts[by_remainder]]
+    quotas[spare[: n_test - int(quotas.sum())]] += 1
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label, quota in enumerate(quotas.tolist()):
+        held_out[order[labels[order] == label][:quota]] = True
+    return order[~held_out[order]], order[held_out[order]]

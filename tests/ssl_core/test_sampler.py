@@ -1,0 +1,70 @@
+"""The sampler goes on where it was, and shows what comes next without drawing it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_core.sampler import BatchSampler
+
+
+def test_an_epoch_is_a_permutation_without_its_incomplete_end() -> None:
+    sampler = BatchSampler(10, 3, torch.Generator().manual_seed(0))
+    assert sampler.steps_per_epoch == 3
+    epochs = [torch.cat([sampler.next() for _ in range(3)]) for _ in range(200)]
+    for epoch in epochs:
+        assert epoch.dtype == torch.int64 and len(epoch.unique()) == 9
+    assert not torch.equal(epochs[0], epochs[1])
+    # Every image is left out of about a tenth of the epochs.
+    left_out = 200 - torch.bincount(torch.cat(epochs), minlength=10)
+    assert ((left_out - 20).abs() < 5 * (200 * 0.09) ** 0.5).all()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 5, 7])
+def test_a_sampler_goes_on_where_it_was(taken: int, tmp_path: Path) -> None:
+    sampler = BatchSampler(23, 5, torch.Generator().manual_seed(3))
+    for _ in range(taken):
+        sampler.next()
+    torch.save(sampler.state_dict(), tmp_path / "sampler.pt")
+    expected = [sampler.next() for _ in range(12)]
+    other = BatchSampler(23, 5, torch.Generator().manual_seed(99))
+    other.next()
+    other.load_state_dict(torch.load(tmp_path / "sampler.pt", weights_only=True))
+    assert all(torch.equal(other.next(), batch) for batch in expected)
+
+
+def test_a_state_is_not_changed_by_going_on() -> None:
+    sampler = BatchSampler(8, 4, torch.Generator().manual_seed(3))
+    sampler.next()
+    state = sampler.state_dict()
+    second = sampler.next()
+    sampler.next()
+    sampler.load_state_dict(state)
+    assert torch.equal(sampler.next(), second)
+
+
+def test_impossible_batches_and_foreign_states_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 11, but there are only 10 images"):
+        BatchSampler(10, 11, torch.Generator())
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        BatchSampler(10, 0, torch.Generator())
+    state = BatchSampler(10, 5, torch.Generator()).state_dict()
+    with pytest.raises(ValueError, match="batch_size 5, this run 2"):
+        BatchSampler(10, 2, torch.Generator()).load_state_dict(state)
+    with pytest.raises(ValueError, match="n 10, this run 11"):
+        BatchSampler(11, 5, torch.Generator()).load_state_dict(state)
+
+
+def test_a_look_ahead_is_what_comes_next_and_changes_nothing() -> None:
+    sampler, twin = (BatchSampler(10, 3, torch.Generator().manual_seed(3)) for _ in range(2))
+    for taken in range(8):
+        ahead, before = sampler.peek(), sampler.state_dict()
+        # the order of the coming epoch is not drawn before it begins
+        assert (ahead is None) == (taken % 3 == 0)
+        assert all(
+            torch.equal(torch.as_tensor(before[name]), torch.as_tensor(value))
+            for name, value in (twin.state_dict().items())
+        )
+        rows = sampler.next()
+        assert ahead is None or torch.equal(ahead, rows)
+        assert torch.equal(rows, twin.next())
