@@ -1,13 +1,17 @@
 """Everything that defines one world: the data, the target network, its method and its reward, as one typed record."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from ssl_core.datasets import DATASETS, Split, load_dataset
+from ssl_core.datasets import DATASETS, check_cache_dir, load_dataset
+from ssl_core.gradcache import chunk_sizes
+from ssl_core.images import Split
 from ssl_core.learner import TargetLearner
+from ssl_core.loading import KEEP_DATA
 from ssl_core.lookup import pick
 from ssl_core.methods import METHODS, Method, make_method
 from ssl_core.networks import ARCHITECTURES, PRECISIONS, STEMS, build_network
@@ -29,6 +33,10 @@ class WorldSettings:
         method: self-supervised method, a name of `ssl_core.methods.METHODS`.
         dataset: a name of `ssl_core.datasets.DATASETS`.
         data_dir: folder of the data set (CIFAR-10's parent folder, or the root of a tree of images).
+        cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
+            not fit in memory. By default they are decoded into memory at every start.
+        keep_data: where the training images stay: `device`, `host` (memory or disk, the next batch gathered ahead) or
+            `auto` (on the device where they are in memory and at most a quarter of what is free there).
         download: whether CIFAR-10 may be downloaded into `data_dir`.
         limit: number of training images, None for all.
         test_limit: number of test images, None for all.
@@ -55,6 +63,12 @@ class WorldSettings:
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         precision: `fp32` or `bf16`.
+        recompute: whether an update keeps only the inputs of the stem and of every residual block and computes these
+            again in the backward pass: less memory for about a third more time, and the same result, bit for bit on the
+            CPU.
+        update_chunks: in how many chunks an update passes a batch through the target network, each with a part of the
+            images; less memory for about a third more time. More than 1 is ghost batch norm, which is another training:
+            each chunk is normalised by its own statistics. The loss couples the whole batch in any case.
 
     Raises:
         ValueError: if a name is unknown or a figure is out of its range.
@@ -63,6 +77,8 @@ class WorldSettings:
     method: str = "astra"
     dataset: str = "digits"
     data_dir: str | None = None
+    cache_dir: str | None = None
+    keep_data: str = "auto"
     download: bool = True
     limit: int | None = None
     test_limit: int | None = None
@@ -89,10 +105,14 @@ class WorldSettings:
     reward_clean: float = 1 / 3
     reward_mixed: float = 0.0
     precision: str = "fp32"
+    recompute: bool = False
+    update_chunks: int = 1
 
     def __post_init__(self) -> None:
         pick(self.method, METHODS, "method")
         pick(self.dataset, DATASETS, "data set")
+        check_cache_dir(self.dataset, self.cache_dir)
+        pick(self.keep_data, KEEP_DATA, "place to keep the data")
         pick(self.arch, ARCHITECTURES, "architecture")
         pick(self.stem, STEMS, "stem")
         pick(self.optimizer, OPTIMIZERS, "optimizer")
@@ -104,6 +124,10 @@ class WorldSettings:
             if getattr(self, name) is not None or name not in ("limit", "test_limit"):
                 _check(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
         _check("batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives", whole=True)
+        _check("update_chunks", self.update_chunks, 1, math.inf, "1, for the batch as a whole, or more", whole=True)
+        chunk_sizes(self.batch_size, self.update_chunks)
+        if type(self.recompute) is not bool:
+            raise ValueError(f"recompute is {self.recompute!r}: expected true or false")
         _check("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.lr is not None:
             _check("lr", self.lr, 0, math.inf, "0 or more")
@@ -137,7 +161,7 @@ class WorldSettings:
         """Length of the warm-up in updates."""
         return min(2 * self.warmup_epochs, self.epochs) * steps_per_epoch // 2
 
-    def load_data(self) -> Split:
+    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
         """The data set, as `ssl_core.datasets.load_dataset` reads it."""
         return load_dataset(
             self.dataset,
@@ -146,6 +170,8 @@ class WorldSettings:
             limit=self.limit,
             test_limit=self.test_limit,
             download=self.download,
+            cache_dir=self.cache_dir,
+            on_progress=on_progress,
         )
 
     def make_views(self) -> ViewSettings:
@@ -164,13 +190,14 @@ class WorldSettings:
             projector_hidden=self.projector_hidden,
             projector_dim=self.projector_dim,
             precision=self.precision,
+            recompute=self.recompute,
         ).to(streams.device)
         network.to(memory_format=torch.channels_last)
         optimizer = make_optimizer(self.optimizer, network, self.peak_lr, self.weight_decay)
         schedule = partial(
             warmup_cosine, total=planned_updates, warmup=self.warmup_updates(steps_per_epoch), peak=self.peak_lr
         )
-        return TargetLearner(network, method, optimizer, schedule)
+        return TargetLearner(network, method, optimizer, schedule, self.update_chunks)
 
 
 def _check(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from ssl_core.lookup import pick
 
-CHANGEABLE_ON_RESUME = ("device", "precision")
+CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data")
 KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}
 """Each setting's type, as text."""
 
@@ -157,9 +157,10 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
     # As flags before the others, a file's values pass the same checks and lose against the same names.
     flags = [f"--{key}={_as_text(value)}" for key, value in config.items()]
     values = vars(parser.parse_args(list(_decimals([*flags, *argv]))))
-    if values["data_dir"] is not None:
-        # a run may be resumed from another folder
-        values["data_dir"] = str(Path(values["data_dir"]).expanduser().resolve())
+    for name in ("data_dir", "cache_dir"):
+        if values[name] is not None:
+            # a run may be resumed from another folder
+            values[name] = str(Path(values[name]).expanduser().resolve())
     return {name: values[name] for name in KINDS}
 
 
@@ -187,5 +188,6 @@ def _resumed(parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequen
         values["run_dir"] = str(run)
     if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
         listed = ", ".join(f"--{key} {values[key]} (it has {own[key]})" for key in refused)
-        raise ValueError(f"{run} cannot go on with {listed}: only {' and '.join(CHANGEABLE_ON_RESUME)} may change")
+        *others, last = CHANGEABLE_ON_RESUME
+        raise ValueError(f"{run} cannot go on with {listed}: only {', '.join(others)} and {last} may change")
     return Invocation(Settings(**values), run)

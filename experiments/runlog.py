@@ -20,6 +20,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from envs.actions import UNIT
 from experiments.commandline import load
+from experiments.footprint import peak_memory
 from experiments.settings import Settings, resolve_device
 from ssl_core.results import commit, replacing, versions
 
@@ -118,11 +119,14 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def note_training(self, first: int, last: int, seconds: float) -> None:
-        """Adds a stretch of training, from update `first` to `last`, to `results/training.json`."""
+    def note_training(self, first: int, last: int, seconds: float, peak: Mapping[str, int]) -> None:
+        """Adds a stretch of training, from update `first` to `last`, to `results/training.json`.
+
+        `peak` is the process's peak memory by then, see `experiments.footprint.peak_memory`.
+        """
         path = self.results / "training.json"
         stretches = _parts(path, "stretches") if path.exists() else []
-        stretches.append({"first": first, "last": last, "seconds": round(seconds, 1)})
+        stretches.append({"first": first, "last": last, "seconds": round(seconds, 1), **peak})
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({"schema": 1, "stretches": stretches}, indent=1) + "\n", encoding="utf-8")
 
@@ -224,8 +228,9 @@ def metrics_of(record: "StepRecord") -> dict[str, Any]:
 class RunLog:
     """Writes `metrics.jsonl` and TensorBoard's events, which say the same, one row a target update.
 
-    Both hold nothing that differs between two equal runs on the CPU, but for TensorBoard's tags under `time/`. Call
-    `flush` before a checkpoint is saved: what lies before it then outlives the process.
+    Both hold nothing that differs between two equal runs on the CPU, but for TensorBoard's tags under `time/` and
+    `memory/` (peak memory, once an epoch). Call `flush` before a checkpoint is saved: what lies before it then outlives
+    the process.
 
     Args:
         folder: the run's folder.
@@ -282,6 +287,9 @@ class RunLog:
             seconds = self._times[-1] - self._times[0]
             self.images_per_second = (len(self._times) - 1) * self.images_per_step / max(seconds, 1e-9)
             self._board.add_scalar("time/images_per_second", self.images_per_second, record.step)
+        if record.end_of_epoch:
+            for name, value in peak_memory(record.views.device).items():
+                self._board.add_scalar(f"memory/{name}", value, record.step)
         if record.budget is not None and record.step % self.histograms_every == 0:
             self._board.add_histogram("actions/epsilon", record.budget.epsilon * UNIT, record.step)
             self._board.add_histogram("actions/steps", record.budget.steps, record.step)

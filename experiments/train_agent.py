@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 
 from experiments.commandline import Invocation, parse
-from experiments.progress import Interrupt, Progress
+from experiments.footprint import described, peak_memory
+from experiments.progress import Decoding, Interrupt, Progress
 from experiments.runlog import RunFolder, RunLog
 from experiments.settings import default_run_dir, resolve_device
 from experiments.training import HPARAM_METRICS, Run, Stopped
@@ -51,7 +52,9 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
     if invocation.resume is None:
         # before the data are read, or downloaded
         RunFolder(path).check_new()
-    run = Run(settings, resolve_device(settings.device))
+    with Decoding(kind=settings.progress, console=console) as decoding:
+        data = settings.load_data(decoding.update)
+    run = Run(settings, resolve_device(settings.device), data)
     with Progress(settings.epochs, run.engine.steps_per_epoch, kind=settings.progress, console=console) as progress:
         resumed_step = None
         if invocation.resume is None:
@@ -73,9 +76,11 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
 def _headline(run: Run, folder: RunFolder) -> str:
     settings, engine = run.settings, run.engine
     left = engine.planned_updates - engine.step
+    chunks = settings.update_chunks
+    how = f" in {chunks} chunks each (ghost batch norm)" if chunks > 1 else ""
     return (
         f"{settings.method} on {settings.dataset} ({len(engine.data.train)} images), attacks by {settings.agent}: "
-        f"{left} of {engine.planned_updates} updates to make, into {folder.path}"
+        f"{left} of {engine.planned_updates} updates to make{how}, into {folder.path}"
     )
 
 
@@ -89,8 +94,10 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
     def note_time() -> None:
         seconds = time.perf_counter() - start
         if run.engine.step > first:
-            folder.note_training(first, run.engine.step, seconds)
-            progress.note(f"trained {run.engine.step - first} updates in {seconds:.0f} s")
+            peak = peak_memory(run.engine.device)
+            folder.note_training(first, run.engine.step, seconds, peak)
+            facts = [f"trained {run.engine.step - first} updates in {seconds:.0f} s", *described(peak)]
+            progress.note(", ".join(facts))
 
     try:
         with Interrupt() as interrupt:

@@ -14,7 +14,7 @@ from experiments.progress import Interrupt, Progress
 from experiments.runlog import RunFolder, RunLog
 from experiments.settings import Settings
 from ssl_core.checkpoint import CheckpointError, describe_network, load_checkpoint, save_checkpoint
-from ssl_core.datasets import Split
+from ssl_core.images import Split
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
 """A view's episode is one step; in the batch environment an action's effect on later batches counts."""

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ssl_core.attacks import Encode
 from ssl_core.losses import nt_xent
-from ssl_core.networks import Encoded, TargetNetwork
+from ssl_core.networks import Encoded
+
+Network = Callable[[Tensor, str], Encoded]
+"""`network(images, route)`: all that a method may use of the target network, which may run in chunks or folded."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Method(ABC):
         """The authors' own (epsilon, step_size, steps) at training step `step`: ACL's 8/255, 2/255 and 5."""
         return 8 / 255, 2 / 255, 5
 
-    def encode(self, network: Callable[[Tensor, str], Encoded]) -> Encode:
+    def encode(self, network: Network) -> Encode:
         """What the attack differentiates through, per image; `network(images, route)` is the network in eval mode."""
         return lambda images, rows: network(images, self.attack_route).embeddings
 
@@ -68,7 +71,7 @@ class Method(ABC):
         return {"adversarial": self.objective(adversarial), "clean": self.objective(clean)}
 
     @abstractmethod
-    def losses(self, network: TargetNetwork, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """The training loss as named per-view terms; `adversarial` is None for a method without an attack."""
 
     @property

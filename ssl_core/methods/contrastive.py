@@ -7,8 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ssl_core.losses import mixed_nt_xent
-from ssl_core.methods.base import Method
-from ssl_core.networks import TargetNetwork
+from ssl_core.methods.base import Method, Network
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class SimCLR(Method):
     evaluation_route = "normal"
     attacks = False
 
-    def losses(self, network: TargetNetwork, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """NT-Xent of the clean views."""
         return {"clean": self.objective(network(views, self.clean_route).embeddings)}
 
@@ -35,12 +34,12 @@ class ACL(Method):
 
     paper = "Jiang et al., NeurIPS 2020"
 
-    def losses(self, network: TargetNetwork, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """NT-Xent of the clean views on their route and of the attacked views on theirs."""
         clean, attacked = self.streams(network, views, adversarial)
         return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
 
-    def streams(self, network: TargetNetwork, views: Tensor, adversarial: Tensor | None) -> tuple[Tensor, Tensor]:
+    def streams(self, network: Network, views: Tensor, adversarial: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings of the clean and of the attacked views."""
         if adversarial is None:
             raise ValueError(f"{type(self).__name__} trains on attacked views: none were given")
@@ -69,7 +68,7 @@ class ASTrA(ACL):
     paper: ClassVar[str] = "ASTrA, ICLR 2025"
     start_radius: ClassVar[float | None] = 8 / 255
 
-    def losses(self, network: TargetNetwork, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """ACL's two terms and the mixed one."""
         clean, attacked = self.streams(network, views, adversarial)
         return {

@@ -20,6 +20,14 @@ from ssl_core.rng import Streams
         ({"batch_size": 1}, "batch_size is 1"),
         ({"batch_size": 4.5}, "batch_size is 4.5"),
         ({"batch_size": "4"}, "batch_size is '4'"),
+        ({"cache_dir": "here"}, "cache_dir is 'here', but digits is not decoded"),
+        ({"dataset": "cifar10", "cache_dir": "here"}, "cache_dir is 'here', but cifar10 is not decoded"),
+        ({"keep_data": "hos"}, "unknown place to keep the data 'hos'.*did you mean 'host'"),
+        ({"update_chunks": 0}, "update_chunks is 0"),
+        ({"update_chunks": 2.0}, "update_chunks is 2.0"),
+        ({"update_chunks": 9, "batch_size": 8}, "update_chunks is 9: more than the batch's 8 images"),
+        ({"update_chunks": 5, "batch_size": 8}, "update_chunks is 5: .*at most 4"),
+        ({"recompute": "yes"}, "recompute is 'yes'"),
         ({"epochs": 1.5}, "epochs is 1.5"),
         ({"flip": None}, "flip is None"),
         ({"interpolation": "bicubi"}, "did you mean 'bicubic'"),
@@ -47,6 +55,10 @@ def test_a_learner_is_built_as_the_settings_say() -> None:
     assert learner.network.routes == ("normal", "pgd")
     assert type(learner.optimizer).__name__ == "SGD"
     assert learner.schedule(10) == 0.3 and learner.schedule(0) == 0
+    assert learner.update_chunks == 1 and not learner.network.backbone.recompute
+    settings = WorldSettings(width=4, update_chunks=3, recompute=True)
+    learner = settings.make_learner(Streams(0), planned_updates=100, steps_per_epoch=10)
+    assert learner.update_chunks == 3 and learner.network.backbone.recompute
 
 
 def test_the_learning_rate_is_the_optimizers_usual_one() -> None:

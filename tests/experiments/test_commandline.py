@@ -186,8 +186,9 @@ def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
         assert parse(["--resume", str(run), *argv]) == Invocation(expected, run)
 
 
-def test_a_resumed_run_may_change_device_and_precision(run: Path) -> None:
-    invocation = parse(["--precision", "bf16", "--resume", str(run), "--device", "auto"])
+def test_a_resumed_run_may_change_device_and_precision_and_recompute(run: Path) -> None:
+    invocation = parse(["--precision", "bf16", "--resume", str(run), "--device", "auto", "--recompute", "true"])
+    assert invocation.settings.recompute
     assert (invocation.settings.device, invocation.settings.precision, invocation.settings.epochs) == (
         "auto",
         "bf16",
@@ -199,7 +200,7 @@ def test_a_resumed_run_may_change_nothing_else(
     run: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, "--resume", str(run), "--agent", "reinforce-paper", "--epochs", "5", "--device", "auto")
-    assert "--epochs 5 (it has 4), --agent reinforce-paper (it has ppo): only device and precision may change" in line
+    assert "--epochs 5 (it has 4), --agent reinforce-paper (it has ppo): only device, precision, " in line
     assert "--epochs 7 (it has 4)" in refused(capsys, "--resume", str(run), "--config", str(config))
     assert "--run_dir" in refused(capsys, "--resume", str(run), "--run_dir", str(tmp_path))
     assert "--preset cifar10" in refused(capsys, "--resume", str(run), "--preset", "cifar10")

@@ -69,7 +69,7 @@ def write(log: RunLog, steps: Iterable[int]) -> None:
 
 
 def curves(path: Path) -> dict[str, Any]:
-    """All that TensorBoard would show but for wall-clock figures."""
+    """All that TensorBoard would show but for wall-clock and memory figures."""
     events = EventAccumulator(str(path), size_guidance=dict.fromkeys(("scalars", "histograms", "images"), 0))
     events.Reload()
     tags = events.Tags()
@@ -77,7 +77,7 @@ def curves(path: Path) -> dict[str, Any]:
     histograms = {tag: [(e.step, e.histogram_value) for e in events.Histograms(tag)] for tag in tags["histograms"]}
     images = {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in tags["images"]}
     shown = scalars | {f"{tag}/histogram": values for tag, values in histograms.items()} | images
-    return {tag: values for tag, values in shown.items() if not tag.startswith("time/")}
+    return {tag: values for tag, values in shown.items() if not tag.startswith(("time/", "memory/"))}
 
 
 def test_a_run_folder_says_how_it_was_made(tmp_path: Path) -> None:
@@ -251,6 +251,26 @@ def test_the_rate_is_in_tensorboard_only(tmp_path: Path) -> None:
     events.Reload()
     assert [event.step for event in events.Scalars("time/images_per_second")] == [2, 3]
     assert "time" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_peak_memory_is_told_once_an_epoch_and_in_tensorboard_only(tmp_path: Path) -> None:
+    with RunLog(new_folder(tmp_path / "run"), 3) as log:
+        write(log, range(1, 10))
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    shown = events.Scalars("memory/peak_resident_bytes")
+    assert [event.step for event in shown] == [4, 8] and shown[0].value > 2**20
+    assert "memory" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_stretches_of_training_are_kept_with_their_peak(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "run")
+    folder.note_training(0, 4, 1.26, {"peak_resident_bytes": 7})
+    folder.note_training(4, 9, 2.0, {"peak_gpu_allocated_bytes": 8})
+    assert json.loads((folder.results / "training.json").read_text())["stretches"] == [
+        {"first": 0, "last": 4, "seconds": 1.3, "peak_resident_bytes": 7},
+        {"first": 4, "last": 9, "seconds": 2.0, "peak_gpu_allocated_bytes": 8},
+    ]
 
 
 def test_rows_are_on_the_disk_at_once(tmp_path: Path) -> None:
