@@ -14,6 +14,7 @@ from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
 from ssl_core.lookup import pick
 from ssl_core.methods import METHODS
+from ssl_core.networks import bf16_is_native
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
@@ -86,6 +87,8 @@ class Settings(WorldSettings):
         reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
         seed: of everything random in the run.
         device: `auto`, `cpu` or `cuda`.
+        precision: of training, `fp32` or `bf16`; auto: `bf16` where the device computes in it, else `fp32`. The
+            evaluation is in fp32 whatever this is.
         run_dir: the run's folder, which must be new; by default runs/DATASET-METHOD-AGENT-seedSEED.
         epsilon: radius of the agent `fixed` as a fraction: 8/255, not 8; by default the method's own.
         step_size: step size of the agent `fixed` as a fraction.
@@ -114,6 +117,7 @@ class Settings(WorldSettings):
     reward_scope: str = "auto"
     seed: int = 0
     device: str = "auto"
+    precision: str = "auto"
     run_dir: str | None = None
     epsilon: float | None = None
     step_size: float | None = None
@@ -136,6 +140,8 @@ class Settings(WorldSettings):
         self._resolve("observation", meant_for.observation if self.env == "view" else "features")
         self._resolve("actions", "factored" if attacks else "none")
         self._resolve("reward_scope", meant_for.reward_scope)
+        if self.precision == "auto":
+            self._resolve("precision", "bf16" if bf16_is_native(resolve_device(self.device)) else "fp32")
         super().__post_init__()
         for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS), ("device", DEVICES)):
             pick(getattr(self, name), table, name)

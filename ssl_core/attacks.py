@@ -85,6 +85,7 @@ def pgd(
     generator: torch.Generator | None = None,
     start: str | Tensor = "uniform",
     bounds: tuple[float, float] = (0.0, 1.0),
+    granularity: int = 1,
 ) -> Attacked:
     """L-infinity PGD (Madry et al. 2018) by sign ascent, with radius, step size and number of steps per image.
 
@@ -105,6 +106,8 @@ def pgd(
             clipped to the bounds before the first step, and to the ball from then on (ASTrA's run starts in +-8/255
             whatever epsilon is); an image without steps is clipped to its ball at once.
         bounds: smallest and largest pixel value.
+        granularity: the number of images encoded at once is rounded up to a multiple of this, so that few shapes occur:
+            a library that prepares itself for each new shape has done so soon. The result is the same.
 
     Returns:
         The attacked images and their embeddings, in the order of `images`.
@@ -115,6 +118,8 @@ def pgd(
     check_images(images, bounds)
     if len(budget) != len(images):
         raise ValueError(f"the budget has {len(budget)} entries: expected one for each of the {len(images)} images")
+    if granularity < 1:
+        raise ValueError(f"granularity is {granularity}: expected 1 or more")
     images = images.detach()
     # most steps first: the images still moving are then always a prefix, a slice and not a gather
     order = torch.argsort(budget.steps, descending=True, stable=True)
@@ -131,21 +136,25 @@ def pgd(
     spent = sum(count > 0 for count in steps)
     moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
 
-    settled: list[Tensor] = []  # embeddings of the images whose steps are spent, the latest first
-    active = len(steps)
+    settled: list[Tensor] = []  # embeddings of the images that are encoded no more, the latest first
+    encoded = len(steps)
     for iteration in range(steps[0] + 1):
-        remaining = sum(count > iteration for count in steps)
-        if remaining < active:
+        active = sum(count > iteration for count in steps)
+        needed = min(encoded, -(-active // granularity) * granularity)
+        if needed < encoded:
             with torch.no_grad():
-                settled.insert(0, encode(moved[remaining:active], order[remaining:active]).detach())
-            active = remaining
-        if not active:
+                settled.insert(0, encode(moved[needed:encoded], order[needed:encoded]).detach())
+            encoded = needed
+        if not encoded:
             break
         with torch.enable_grad():
-            x = moved[:active].detach().requires_grad_()
-            z = torch.cat([encode(x, order[:active]), *settled])
+            x = moved[:encoded].detach().requires_grad_()
+            z = torch.cat([encode(x, order[:encoded]), *settled])
             (gradient,) = torch.autograd.grad(objective(z[place]).sum(), x)
-        moved[:active] = torch.clamp(x.detach() + step_size[:active] * gradient.sign(), low[:active], high[:active])
+        with torch.no_grad():
+            # the gradient's own memory takes the step, and the result goes where the images already lie
+            step = gradient[:active].sign_().mul_(step_size[:active]).add_(x[:active])
+            torch.clamp(step, low[:active], high[:active], out=moved[:active])
     return Attacked(moved[place], torch.cat(settled)[place])
 
 

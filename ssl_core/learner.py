@@ -10,8 +10,13 @@ from torch.optim import Optimizer
 
 from ssl_core.attacks import Attacked, Budget, pgd
 from ssl_core.folding import FoldedNetwork
+from ssl_core.gradcache import ChunkedNetwork
 from ssl_core.methods import Method
 from ssl_core.networks import Encoded, TargetNetwork
+
+SHAPES = 32
+"""At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
+much as an iteration, while rounding up costs a share of about 1 / SHAPES."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -41,6 +46,8 @@ class TargetLearner:
         method: the self-supervised method.
         optimizer: over the network's parameters.
         schedule: learning rate of update k (0-based).
+        update_chunks: in how many chunks an update runs over a batch, to hold fewer activations; with more than one,
+            batch norm's statistics are a chunk's own (ghost batch norm), see `ssl_core.gradcache`.
     """
 
     def __init__(
@@ -49,11 +56,13 @@ class TargetLearner:
         method: Method,
         optimizer: Optimizer,
         schedule: Callable[[int], float],
+        update_chunks: int = 1,
     ) -> None:
         self.network = network
         self.method = method
         self.optimizer = optimizer
         self.schedule = schedule
+        self.update_chunks = update_chunks
         self.step = 0
         """Number of updates made."""
         self.device = next(network.parameters()).device
@@ -66,7 +75,7 @@ class TargetLearner:
     def look(self, views: Tensor) -> Encoded:
         """Features and embeddings of clean views (n, 3, h, w), on the clean route, in eval mode, without gradient."""
         with frozen(self.network), torch.no_grad():
-            return self.network(views, self.method.clean_route)
+            return FoldedNetwork(self.network)(views, self.method.clean_route)
 
     def attack(self, views: Tensor, budget: Budget, generator: torch.Generator) -> Attacked:
         """The method's attack on the views within the budget; the network is left as it was.
@@ -82,7 +91,16 @@ class TargetLearner:
             start = (torch.rand(views.shape, generator=generator, device=views.device) * 2 - 1) * radius
         with frozen(self.network):
             encode = self.method.encode(FoldedNetwork(self.network))
-            return pgd(encode, self.method.objective, views, budget, generator=generator, start=start)
+            granularity = max(1, len(views) // SHAPES)
+            return pgd(
+                encode,
+                self.method.objective,
+                views,
+                budget,
+                generator=generator,
+                start=start,
+                granularity=granularity,
+            )
 
     def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:
         """One optimiser step on clean and attacked views.
@@ -95,7 +113,8 @@ class TargetLearner:
                 weights are not, after the update.
         """
         self.network.train()
-        terms = self.method.losses(self.network, views, adversarial)
+        chunked = ChunkedNetwork(self.network, self.update_chunks) if self.update_chunks > 1 else None
+        terms = self.method.losses(chunked or self.network, views, adversarial)
         means = {name: values.mean() for name, values in terms.items()}
         total = torch.stack([self.method.weights[name] * mean for name, mean in means.items()]).sum()
         values = torch.stack([*means.values(), total]).detach().tolist()
@@ -105,6 +124,8 @@ class TargetLearner:
             group["lr"] = self.lr
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if chunked is not None:
+            chunked.backward()
         self.optimizer.step()
         # a gradient that is not finite shows here too; what was saved before this update is still good
         norms = torch.stack(torch._foreach_norm(list(self.network.parameters())))

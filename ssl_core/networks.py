@@ -1,14 +1,15 @@
 """The target network: a ResNet whose batch normalisation has one set of statistics a route, and its projector."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ssl_core.lookup import pick
 
@@ -21,9 +22,9 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
 }
-CACHE_BATCH, CACHE_PIXELS = 64, 2**15
-"""Images that a processor encodes at once in eval mode, or as many as have so many pixels where those are more: best
-for small networks, and free for the full ResNet-18."""
+PIECE = 2**18
+"""Bytes of one channel of the images that a processor encodes at once in eval mode: its cache then holds their
+activations from layer to layer, and the layers are still large enough for its vector units."""
 PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
 STEMS = {
     "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
@@ -45,9 +46,41 @@ class RouteNorm(nn.Module):
         super().__init__()
         norm = nn.BatchNorm2d if spatial else nn.BatchNorm1d
         self.by_route = nn.ModuleDict({route: norm(channels) for route in routes})
+        self.tracks = True
+        """Whether the running statistics follow in train mode (`Untracked` says when not)."""
 
     def forward(self, x: Tensor, route: str) -> Tensor:
-        return self.by_route[route](x)
+        norm = cast(nn.BatchNorm2d, self.by_route[route])
+        if self.tracks or not norm.training:
+            return norm(x)
+        # copies take the update: without any, autograd would save fewer tensors than in the pass that is repeated, and
+        # `checkpoint` refuses that; momentum 0 on the originals would make a NaN of an infinite variance
+        mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+
+class Untracked:
+    """A context in which a module's batch norms in train mode leave their running statistics as they are.
+
+    It is for a forward pass that repeats an earlier one, whose statistics are in already. It may be nested and entered
+    again.
+
+    Args:
+        module: whose `RouteNorm`s are meant.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [part for part in module.modules() if isinstance(part, RouteNorm)]
+        self._before: list[list[bool]] = []
+
+    def __enter__(self) -> None:
+        self._before.append([norm.tracks for norm in self._norms])
+        for norm in self._norms:
+            norm.tracks = False
+
+    def __exit__(self, *_: object) -> None:
+        for norm, tracks in zip(self._norms, self._before.pop(), strict=True):
+            norm.tracks = tracks
 
 
 class Shortcut(nn.Module):
@@ -97,13 +130,21 @@ class ResNet(nn.Module):
         width: channels of the first stage; the last has 8 * width, times 4 for bottlenecks.
         stem: a name of `STEMS`.
         routes: names of the batch-norm routes.
+        recompute: whether a training pass keeps only the inputs of the stem and of every block and computes these again
+            in the backward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost"); the result is the
+            same.
 
     Raises:
         ValueError: if a name is unknown or the width is not positive.
     """
 
     def __init__(
-        self, arch: str = "resnet18", width: int = 64, stem: str = "cifar", routes: Sequence[str] = ("normal",)
+        self,
+        arch: str = "resnet18",
+        width: int = 64,
+        stem: str = "cifar",
+        routes: Sequence[str] = ("normal",),
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         kind, counts = pick(arch, ARCHITECTURES, "architecture")
@@ -123,15 +164,25 @@ class ResNet(nn.Module):
                 inputs = channels * Block.EXPANSION[kind]
         self.blocks = nn.ModuleList(blocks)
         self.feature_dim = inputs
+        self.recompute = recompute
 
     def forward(self, x: Tensor, route: str) -> Tensor:
         """Images (n, 3, h, w), normalised by the caller, to features (n, feature_dim)."""
-        x = F.relu(self.norm(self.conv(x), route), inplace=True)
-        if self.pool is not None:
-            x = self.pool(x)
-        for block in self.blocks:
-            x = block(x, route)
+        recompute = self.recompute and self.training and torch.is_grad_enabled()
+        for part in (self._stem, *self.blocks):
+            x = self._recomputed(part, x, route) if recompute else part(x, route)
         return x.mean(dim=(2, 3))
+
+    def _stem(self, x: Tensor, route: str) -> Tensor:
+        x = F.relu(self.norm(self.conv(x), route), inplace=True)
+        return x if self.pool is None else self.pool(x)
+
+    def _recomputed(self, part: Callable[[Tensor, str], Tensor], x: Tensor, route: str) -> Tensor:
+        norms = Untracked(part if isinstance(part, nn.Module) else self.norm)
+        # no part draws random numbers, so no generator need be put back; autocast is put back by `checkpoint`
+        return checkpoint(
+            part, x, route, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), norms)
+        )
 
 
 class Projector(nn.Module):
@@ -163,6 +214,7 @@ class TargetNetwork(nn.Module):
         projector_dim: dimension of the embeddings (512 in both).
         mean, std: input normalisation per channel, ImageNet's as in ACL.
         precision: a name of `PRECISIONS`; outputs are full precision in any case.
+        recompute: whether a training pass computes the blocks again instead of keeping them, see `ResNet`.
 
     Raises:
         ValueError: if a name is unknown or a size is not positive.
@@ -182,6 +234,7 @@ class TargetNetwork(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         precision: str = "fp32",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if min(projector_hidden, projector_dim) < 1:
@@ -200,10 +253,10 @@ class TargetNetwork(nn.Module):
             "std": list(std),
             "precision": precision,
         }
-        """What the network was built from, for its checkpoint."""
+        """What the network was built from, for its checkpoint; `recompute` changes no result and is not part of it."""
         pick(precision, PRECISIONS, "precision")
         self.precision = precision
-        self.backbone = ResNet(arch, width, stem, routes)
+        self.backbone = ResNet(arch, width, stem, routes, recompute)
         self.projector = Projector(self.backbone.feature_dim, projector_hidden, projector_dim, routes)
         self.feature_dim = self.backbone.feature_dim
         self.embedding_dim = projector_dim
@@ -211,26 +264,18 @@ class TargetNetwork(nn.Module):
     def features(self, images: Tensor, route: str) -> Tensor:
         """Images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
         with self._autocast(images.device):
-            return torch.cat(
-                [self._full(self._features(piece, route, self.backbone)) for piece in self._pieces(images)]
-            )
+            return torch.cat([self._full(self._features(piece, route)) for piece in self._pieces(images)])
 
     def forward(self, images: Tensor, route: str) -> Encoded:
         """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of `routes`."""
-        return self.encode_with(self.backbone, images, route)
-
-    def encode_with(self, backbone: nn.Module, images: Tensor, route: str) -> Encoded:
-        """What `forward` does, by a backbone that stands for the network's own (`ssl_core.folding`)."""
         with self._autocast(images.device):
-            features = [self._features(piece, route, backbone) for piece in self._pieces(images)]
+            features = [self._features(piece, route) for piece in self._pieces(images)]
             embeddings = [self._full(self.projector(piece, route)) for piece in features]
             return Encoded(torch.cat([self._full(piece) for piece in features]), torch.cat(embeddings))
 
     def _pieces(self, images: Tensor) -> Sequence[Tensor]:
-        # in eval mode every image is alone: a processor's cache then holds a piece's activations from layer to layer
-        whole = self.training or images.device.type != "cpu"
-        length = max(CACHE_BATCH, CACHE_PIXELS // images[0, 0].numel())
-        return (images,) if whole or len(images) <= length else images.split(length)
+        # in eval mode every image is alone
+        return (images,) if self.training else pieces(images, images.dtype.itemsize)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "fp32":
@@ -241,12 +286,29 @@ class TargetNetwork(nn.Module):
         # losses are computed in full precision whatever the network runs in
         return x if self.precision == "fp32" else x.float()
 
-    def _features(self, images: Tensor, route: str, backbone: nn.Module) -> Tensor:
+    def _features(self, images: Tensor, route: str) -> Tensor:
+        self.check(images, route)
+        return self.backbone((images - self.mean) / self.std, route)
+
+    def check(self, images: Tensor, route: str) -> None:
+        """Raises a ValueError unless the network has the route and the images are (n, 3, h, w)."""
         if route not in self.routes:
             raise ValueError(f"the network has no route {route!r}: it has {', '.join(self.routes)}")
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
-        return backbone((images - self.mean) / self.std, route)
+
+
+def pieces(images: Tensor, itemsize: int) -> Sequence[Tensor]:
+    """Images (n, c, h, w) in the parts in which an eval-mode network takes them, each of `itemsize` bytes a value."""
+    length = max(16, PIECE // (images[0, 0].numel() * itemsize)) if len(images) else 1
+    return (images,) if images.device.type != "cpu" or len(images) <= length else images.split(length)
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself, without which `bf16` costs time instead of saving it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

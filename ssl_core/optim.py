@@ -75,11 +75,11 @@ def _lars(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
 
 
 def _sgd(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, nesterov=True, fused=True)
 
 
 def _adamw(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return AdamW(params, lr, weight_decay=weight_decay)
+    return AdamW(params, lr, weight_decay=weight_decay, fused=True)
 
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {

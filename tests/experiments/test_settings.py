@@ -168,3 +168,12 @@ def test_default_run_folders_are_numbered(tmp_path: Path) -> None:
         folder = default_run_dir(settings, tmp_path)
         assert folder == tmp_path / name
         folder.mkdir()
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_is_what_the_device_is_good_at(monkeypatch, native: bool, precision: str) -> None:
+    monkeypatch.setattr("experiments.settings.bf16_is_native", lambda device: native)
+    assert Settings().precision == precision
+    assert Settings(precision="fp32").precision == "fp32"
+    # what was resolved is what is written down: a run goes on as it began, wherever that is
+    assert f"precision: {precision}\n" in Settings().to_yaml()

@@ -222,3 +222,35 @@ def test_other_bad_arguments_are_refused() -> None:
         attack(start=torch.zeros(1))
     with pytest.raises(ValueError, match="one for each"):
         attack(budget=Budget.uniform(3, 0.1, 0.1, 1))
+
+
+@pytest.mark.parametrize("granularity", [4, 7, 100])
+def test_coarser_batches_give_the_same(granularity: int) -> None:
+    network = trained_network(torch.float64).eval().requires_grad_(False)
+    images = torch.rand(40, 3, 12, 12, generator=generator(5), dtype=torch.float64)
+    budget = mixed_budget(40)
+    sizes = []
+
+    def encode(x: Tensor, rows: Tensor) -> Tensor:
+        return network(x, "pgd").embeddings
+
+    def objective(z: Tensor) -> Tensor:
+        return nt_xent(z, reduction="none")
+
+    def counted(x: Tensor, rows: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return encode(x, rows)
+
+    def attack(encode: Callable[[Tensor, Tensor], Tensor], granularity: int) -> Attacked:
+        return pgd(encode, objective, images, budget, generator=generator(), granularity=granularity)
+
+    fine, coarse = attack(encode, 1), attack(counted, granularity)
+    torch.testing.assert_close(coarse.images, fine.images)
+    torch.testing.assert_close(coarse.embeddings, fine.embeddings)
+    assert sizes and all(size % granularity == 0 or size % granularity == len(images) % granularity for size in sizes)
+
+
+def test_a_granularity_below_one_is_refused() -> None:
+    images, budget = torch.rand(2, 3, 4, 4, generator=generator()), Budget.uniform(2, 8 / 255, 2 / 255, 1)
+    with pytest.raises(ValueError, match="granularity is 0: expected 1 or more"):
+        pgd(lambda x, rows: x.flatten(1), lambda z: z.sum(dim=1), images, budget, start="zero", granularity=0)

@@ -35,13 +35,70 @@ def test_it_is_the_same_function_with_the_same_gradient(arch: str, stem: str) ->
         mine, plain = folded(images, route), network(images, route)
         torch.testing.assert_close(mine.features, plain.features)
         torch.testing.assert_close(mine.embeddings, plain.embeddings)
-        gradients = [torch.autograd.grad(out.embeddings.square().sum(), images)[0] for out in (mine, plain)]
-        torch.testing.assert_close(*gradients)
+        for use in (
+            lambda out: out.embeddings.square().sum(),
+            lambda out: out.features.square().sum(),
+            lambda out: out.embeddings.square().sum() + out.features.sum(),
+        ):
+            gradients = [torch.autograd.grad(use(out), images, retain_graph=True)[0] for out in (mine, plain)]
+            torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_an_attack_through_it_attains_the_same_loss(dtype: torch.dtype) -> None:
+def test_without_gradients_nothing_is_kept() -> None:
+    network = trained(torch.float64)
+    images = torch.rand(4, 3, 16, 16, generator=generator(9), dtype=torch.float64)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        quiet = FoldedNetwork(network)(images, "pgd")
+        assert not saved
+        loud = FoldedNetwork(network)(images.requires_grad_(), "pgd")
+    assert saved and not quiet.embeddings.requires_grad and loud.embeddings.requires_grad
+    assert torch.equal(quiet.embeddings, loud.embeddings)
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_pieces_give_what_the_whole_gives(monkeypatch, size: int) -> None:
+    network = trained(torch.float64)
+    images = torch.rand(37, 3, size, size, generator=generator(9), dtype=torch.float64).requires_grad_()
+    results = []
+    for piece in (1, 2**40):
+        monkeypatch.setattr("ssl_core.networks.PIECE", piece)
+        encoded = FoldedNetwork(network)(images, "normal")
+        (gradient,) = torch.autograd.grad(encoded.embeddings.square().sum(), images)
+        results.append((*encoded, gradient))
+    for split, whole in zip(*results, strict=True):
+        torch.testing.assert_close(split, whole)
+
+
+def test_bfloat16_keeps_the_outputs_type_and_comes_near() -> None:
+    network = trained(torch.float32)
+    images = torch.rand(8, 3, 16, 16, generator=generator(9)).requires_grad_()
+    exact = FoldedNetwork(network)(images, "pgd").embeddings
+    network.precision = "bf16"
+    encoded = FoldedNetwork(network)(images, "pgd")
+    assert encoded.embeddings.dtype == encoded.features.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(encoded.embeddings.square().sum(), images)
+    assert gradient.dtype == torch.float32
+    error = (encoded.embeddings - exact).abs().max() / exact.abs().max()
+    assert 0 < error < 0.05
+
+
+def test_bad_images_and_routes_are_refused() -> None:
+    folded = FoldedNetwork(trained(torch.float32))
+    with pytest.raises(ValueError, match="no route 'other': it has normal, pgd"):
+        folded(torch.rand(2, 3, 16, 16), "other")
+    with pytest.raises(ValueError, match="expected \\(n, 3, h, w\\)"):
+        folded(torch.rand(2, 1, 16, 16), "pgd")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tolerance"),
+    [(torch.float64, "fp32", 1e-9), (torch.float32, "fp32", 1e-3), (torch.float32, "bf16", 1e-2)],
+)
+def test_an_attack_through_it_attains_the_same_loss(dtype: torch.dtype, precision: str, tolerance: float) -> None:
     network = trained(dtype)
+    fast = trained(dtype)
+    fast.precision = precision
     images = torch.rand(32, 3, 16, 16, generator=generator(5), dtype=dtype)
     budget = Budget(torch.full((32,), 8 / 255), torch.full((32,), 2 / 255), torch.arange(32) % 9)
     start = (torch.rand(images.shape, generator=generator(6), dtype=dtype) * 2 - 1) * 8 / 255
@@ -53,10 +110,13 @@ def test_an_attack_through_it_attains_the_same_loss(dtype: torch.dtype) -> None:
             budget,
             start=start,
         )
-        for encoder in (FoldedNetwork(network), network)
+        for encoder in (FoldedNetwork(fast), network)
     ]
-    losses = [nt_xent(network(each.images, "pgd").embeddings).item() for each in attacked]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    clean, *losses = (
+        nt_xent(network(x, "pgd").embeddings).item() for x in (images, *(each.images for each in attacked))
+    )
+    assert losses[1] > 1.05 * clean  # or the attack would show nothing
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
     if dtype == torch.float64:
         torch.testing.assert_close(attacked[0].images, attacked[1].images)
 

@@ -3,7 +3,15 @@ import torch
 import torchvision
 from torch import nn
 
-from ssl_core.networks import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, ResNet, TargetNetwork, build_network
+from ssl_core.networks import (
+    ARCHITECTURES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ResNet,
+    TargetNetwork,
+    bf16_is_native,
+    build_network,
+)
 
 
 def generator() -> torch.Generator:
@@ -118,3 +126,10 @@ def test_bad_input_is_refused() -> None:
         small(stem="tiny")
     with pytest.raises(ValueError, match="projector"):
         small(projector_dim=0)
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
+def test_a_processor_computes_in_bfloat16_with_either_instruction_set(monkeypatch, avx512: bool, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert bf16_is_native(torch.device("cpu")) == (avx512 or amx)
