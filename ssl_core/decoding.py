@@ -80,7 +80,7 @@ def decode_to_disk(
     try:
         if not _is_whole(file, math.prod(shape), trailer):
             _write(file, paths, size, trailer, on_progress)
-        return _mapped(file, shape), file
+        return map_images(file, shape), file
     except OSError as error:
         raise ValueError(
             f"the decoded images cannot be kept in {folder} ({error.strerror or error}): give another --cache_dir"
@@ -131,7 +131,8 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
         temporary.unlink(missing_ok=True)
 
 
-def _mapped(file: Path, shape: tuple[int, ...]) -> Tensor:
+def map_images(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """The images at the beginning of a file, as a read-only map: uint8 of the shape, not to be written to."""
     with file.open("rb") as content:
         pages = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():

@@ -8,38 +8,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ssl_core.convolution import Convolution, fixed_convolution
 from ssl_core.networks import Block, Encoded, RouteNorm, TargetNetwork, pieces
 
-_convolution_backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward
 _max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
-
-
-class Convolution(NamedTuple):
-    """A convolution that does its batch norm as well."""
-
-    weight: Tensor
-    bias: Tensor
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-
-    def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """The gradient with respect to the input `x`, from that of the output; the weights' is never computed."""
-        return _convolution_backward(
-            gradient, x, self.weight, None, self.stride, self.padding, (1, 1), False, (0, 0), 1, (True, False, False)
-        )[0]
-
-    def add_input_gradient(self, gradient: Tensor, x: Tensor, to: Tensor) -> Tensor:
-        """Adds the gradient with respect to the input in place."""
-        if self.weight.shape[2:] == (1, 1) and self.stride != (1, 1):
-            # a strided 1x1 convolution sees one pixel in a few: the others' gradients need not be made to be zero
-            down, right = self.stride
-            to[:, :, ::down, ::right] += F.conv2d(gradient, self.weight.transpose(0, 1))
-            return to
-        return to.add_(self.input_gradient(gradient, x))
 
 
 class Linear(NamedTuple):
@@ -96,9 +69,8 @@ class FoldedRoute:
         weight = conv.weight * scale.view(-1, 1, 1, 1)
         if divisor is not None:
             weight = weight / divisor
-        weight = weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
         stride, padding = cast(tuple[int, int], conv.stride), cast(tuple[int, int], conv.padding)
-        return Convolution(weight, shift.to(self.dtype), stride, padding)
+        return fixed_convolution(weight.to(self.dtype), shift.to(self.dtype), stride, padding)
 
     @torch.no_grad()
     def _linear(self, linear: nn.Linear, norm: RouteNorm, route: str) -> Linear:
@@ -116,7 +88,7 @@ class FoldedRoute:
         """Features and embeddings; `kept` is given what `backward` needs, in the order of the layers."""
         x = (images - self.mean).to(self.dtype)
         kept.append(x)
-        x = self.stem(x).relu_()
+        x = self.stem(x, rectify=True)
         kept.append(x)
         if self.pool is not None:
             x, indices = F.max_pool2d(
@@ -126,9 +98,9 @@ class FoldedRoute:
         for (*inner, last), shortcut in self.residuals:
             residual = x if shortcut is None else shortcut(x)
             for conv in inner:
-                x = conv(x).relu_()
+                x = conv(x, rectify=True)
                 kept.append(x)
-            x = last(x).add_(residual).relu_()
+            x = last(x, residual, rectify=True)
             kept.append(x)
         features = x.mean(dim=(2, 3))
         *hidden, output = self.linears

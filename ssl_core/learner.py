@@ -14,7 +14,7 @@ from ssl_core.gradcache import ChunkedNetwork
 from ssl_core.methods import Method
 from ssl_core.networks import Encoded, TargetNetwork
 
-SHAPES = 32
+SHAPES = 64
 """At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
 much as an iteration, while rounding up costs a share of about 1 / SHAPES."""
 

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_core.convolution import PackedConvolution, PlainConvolution, fixed_convolution, packable
+
+SHAPES = [
+    # in, out, kernel, stride, side
+    (3, 16, 3, 1, 16),
+    (3, 8, 7, 2, 33),
+    (8, 16, 3, 2, 16),
+    (8, 16, 3, 2, 15),
+    (8, 16, 1, 2, 16),
+    (8, 16, 1, 2, 15),
+    (16, 8, 1, 1, 4),
+    (16, 16, 3, 1, 2),
+]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def case(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Input, weight and bias, in values that the type holds exactly."""
+    inputs, outputs, kernel, _, side = shape
+    x = random(5, inputs, side, side, seed=1)
+    weight = random(outputs, inputs, kernel, kernel, seed=2) / (inputs * kernel**2) ** 0.5
+    values = (x, weight, random(outputs, seed=3))
+    return tuple(value.to(dtype) for value in values)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (PlainConvolution, torch.float64),
+        (PlainConvolution, torch.float32),
+        (PackedConvolution, torch.float32),
+        (PackedConvolution, torch.bfloat16),
+    ],
+)
+def test_it_is_the_convolution_and_its_input_gradient(shape, kind, dtype: torch.dtype) -> None:
+    if kind is PackedConvolution and not packable(torch.empty(1, 1, 1, 1, dtype=dtype)):
+        pytest.skip(f"oneDNN does not serve {dtype} on this processor")
+    x, weight, bias = case(shape, dtype)
+    stride, padding = (shape[3],) * 2, (shape[2] // 2,) * 2
+    conv = kind(weight.contiguous(memory_format=torch.channels_last), bias, stride, padding)
+    exact = x.double().requires_grad_()
+    plain = F.conv2d(exact, weight.double(), bias.double(), stride, padding)
+    residual = random(*plain.shape, seed=4).to(dtype)
+    gradient = random(*plain.shape, seed=5).to(dtype)
+    other = random(*x.shape, seed=6).to(dtype)
+    (expected,) = torch.autograd.grad(plain, exact, gradient.double())
+    for _ in range(2):  # the second time with the weights as they were laid out the first time
+        pairs = [
+            (conv(x), plain),
+            (conv(x, rectify=True), plain.relu()),
+            (conv(x, residual), plain + residual),
+            (conv(x, residual, rectify=True), (plain + residual).relu()),
+            (conv.input_gradient(gradient, x), expected),
+            (conv.add_input_gradient(gradient, x, other.clone()), expected + other),
+        ]
+        for mine, theirs in pairs:
+            assert mine.dtype == dtype
+            torch.testing.assert_close(mine.double(), theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(residual, random(*plain.shape, seed=4).to(dtype))
+
+
+def test_images_of_another_size_are_served_too() -> None:
+    weight, bias = random(4, 3, 3, 3, seed=2).float(), random(4, seed=3).float()
+    conv = fixed_convolution(weight, bias, (2, 2), (1, 1))
+    for side in (8, 9, 12, 8):
+        x = random(2, 3, side, side, seed=1).float().requires_grad_()
+        y = F.conv2d(x, weight, bias, 2, 1)
+        torch.testing.assert_close(conv(x.detach()), y.detach())
+        (expected,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(conv.input_gradient(torch.ones_like(y), x.detach()), expected)
+
+
+def test_the_form_follows_from_the_weights(monkeypatch) -> None:
+    def kind(dtype: torch.dtype) -> type:
+        weight = torch.ones(2, 3, 3, 3, dtype=dtype)
+        return type(fixed_convolution(weight, torch.ones(2, dtype=dtype), (1, 1), (1, 1)))
+
+    assert kind(torch.float64) is PlainConvolution
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    assert kind(torch.float32) is kind(torch.bfloat16) is PlainConvolution
