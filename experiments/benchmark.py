@@ -1,327 +1,78 @@
 """What the fast path is worth: every figure is a ratio or a share, measured in one run on the same work.
 
 python experiments/benchmark.py
-python experiments/benchmark.py --parts attack --repeats 5 --threads 2 --output results/benchmark.json
+python experiments/benchmark.py --parts attack step --repeats 5 --threads 2 --output results/benchmark.json
+python experiments/benchmark.py --compare results/benchmark.json --output new.json
+python experiments/benchmark.py --profile profile/
 
-`attack`: the full ResNet-18 on 64 views, steps uniform on 3..14, fp32. The reference's plain masked loop against `pgd`
-as the learner calls it and variants between them, in turn (ABCD ABCD ...); budgets and starts are new in each round, so
-that `pgd` meets active sets of sizes that it has not met before, as in training. All must find the same.
+Variants are measured in turn (ABCD ABCD ...), in each round all of them on the same work, which is new in each round; a
+first round, which does not count, warms up. A figure is the median over the rounds, with its quartiles. Only `start` is
+in seconds, since it is a limit. The parts, each told by the function that measures it:
 
-`step`: a REINFORCE run of the digits preset from its second epoch on, each epoch's checkpoint included. The *target
-network's arithmetic* is its forwards in observation, attack and update, the loss on top in attack and update, and the
-backwards of both, which autograd runs together. All else is outside: the observation's clean loss, reward terms, sign
-ascent and projection, optimiser, strategy network, augmentation, logging. Methods are wrapped on their instances.
+attack      `experiments.speed.measure_attack`: the reference's masked loop against ours, and what each idea is worth
+step        `experiments.speed.measure_step`: a whole training step against a plain twin of the reference's
+precision   `experiments.speed.measure_precision`: bfloat16 against float32 in observation, attack and update
+shares      `experiments.overheads.measure_shares`: where the time of a run goes
+agents      `experiments.overheads.measure_agents`: every agent's share of a step
+scaling     `experiments.costs.measure_scaling`: what an attack's time grows with
+efficiency  `experiments.costs.measure_efficiency`: FLOPs used, of those that matrix products reach here
+data        `experiments.feeding.measure_data`: gathering batches from 2.8 GB on disk, beside training on them
+start       `experiments.overheads.measure_start`: seconds to the first training step
+training    `experiments.checkouts.measure_training`: with --against, make demo's training there and here
 """
 
 import argparse
-import copy
 import json
 import os
 import platform
-import statistics
 import sys
-import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from stable_baselines3.common.logger import Logger
-from torch import Tensor
 
-from envs.actions import GRID, UNIT
-from envs.engine import AttackEngine
-from experiments.progress import Interrupt, Progress
-from experiments.runlog import ROOT, RunFolder, RunLog
-from experiments.settings import Settings
-from experiments.training import Run, RunCallback
-from ssl_core.attacks import Attacked, Budget, Encode, Objective, pgd
-from ssl_core.learner import frozen
+from experiments.benchmark_report import draw, figures_table, targets_line
+from experiments.checkouts import check_checkout, measure_training
+from experiments.comparing import SCHEMA, compare, comparison_table, count, differences, read
+from experiments.costs import measure_efficiency, measure_scaling, write_profile
+from experiments.feeding import measure_data
+from experiments.measuring import Figure, Result
+from experiments.overheads import measure_agents, measure_shares, measure_start
+from experiments.runlog import ROOT
+from experiments.settings import DEVICES, resolve_device
+from experiments.speed import measure_attack, measure_precision, measure_step
+from experiments.workloads import BenchmarkError, Options
 from ssl_core.lookup import pick
 from ssl_core.results import commit, replacing, versions
-from ssl_core.views import as_float
 
-SCHEMA = 1
-TARGETS = {"active views only, channels-last": 1.8, "outside the target network's arithmetic": 0.15}
-"""By a figure's name: what a ratio should at least come to, a share at most."""
-PAPER = {"image_size": 32, "arch": "resnet18", "width": 64, "projector_hidden": 2048, "projector_dim": 512}
-TINY = {"image_size": 8, "arch": "resnet10", "width": 4, "projector_hidden": 16, "projector_dim": 16, "limit": 48}
+AGAINST = "training"
+"""The part that needs another checkout."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is measured: `repeats` rounds of the attack and `epochs` of the run; `quick` shrinks the networks."""
+class Part(NamedTuple):
+    """A part of the benchmark: what measures it, and in how many rounds where nothing is said."""
 
-    parts: tuple[str, ...]
-    repeats: int
-    epochs: int
-    threads: int
-    output: Path
-    quick: bool
-
-    def settings(self, batch_size: int, **sizes: Any) -> Settings:
-        """The digits preset with REINFORCE on the CPU; quick: tiny, 8 images a batch."""
-        sizes = {"batch_size": batch_size} | sizes | ({"batch_size": 8} | TINY if self.quick else {})
-        return Settings.from_preset("digits", agent="reinforce", device="cpu", progress="off", **sizes)
+    measure: Callable[[Options, int, Callable[[str], None]], Result]
+    rounds: int
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measured ratio ("times faster") or share ("share"): one value for each round or epoch."""
-
-    part: str
-    name: str
-    unit: str
-    values: tuple[float, ...]
-
-    def summary(self) -> dict[str, Any]:
-        """Median, quartiles and, where the figure has a target, whether the median meets it."""
-        values = self.values if len(self.values) > 1 else self.values * 2
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        target = TARGETS.get(self.name)
-        met = None if target is None else median <= target if self.unit == "share" else median >= target
-        return {"median": median, "quartiles": (low, high), "target": target, "met": met}
-
-
-class Stopwatch:
-    """Seconds by path of nested parts, exclusively: a part's clock stands still while a part inside it runs."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._path: tuple[str, ...] = ()
-        self._since = 0.0
-        self.seconds: dict[tuple[str, ...], float] = defaultdict(float)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Counts what runs inside for `name`, below the part that is running."""
-        outer = self._path
-        self._turn((*outer, name))
-        try:
-            yield
-        finally:
-            self._turn(outer)
-
-    def _turn(self, path: tuple[str, ...]) -> None:
-        now = self._clock()
-        if self._path:
-            self.seconds[self._path] += now - self._since
-        self._path, self._since = path, now
-
-    @contextmanager
-    def watching(self, owner: object, attribute: str, name: str) -> Iterator[None]:
-        """While entered, calls of the owner's attribute are counted for `name`; the owner is left as it was."""
-        # the instance's dict: frozen dataclasses refuse setattr
-        own, original = vars(owner), getattr(owner, attribute)
-        before = {attribute: own[attribute]} if attribute in own else {}
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            with self.part(name):
-                return original(*arguments, **named)
-
-        own[attribute] = timed
-        try:
-            yield
-        finally:
-            del own[attribute]
-            own.update(before)
-
-
-class DisagreementError(RuntimeError):
-    """Two attacks that should find the same do not, so their times cannot be compared."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to run the same attack: `pgd` or the masked loop, with the parameters' gradients or without, the layout."""
-
-    name: str
-    active_only: bool
-    weight_gradients: bool
-    channels_last: bool
-
-
-REFERENCE = Variant("masked loop with weight gradients", False, True, False)
-VARIANTS = (
-    Variant("masked loop", False, False, False),
-    Variant("active views only", True, False, False),
-    Variant("active views only, channels-last", True, False, True),
-)
-
-
-def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
-    """The reference's way: all views through every iteration up to the largest number of steps, and a 0/1 mask.
-
-    As with `pgd`, the attacked views' embeddings belong to the result.
-    """
-    rows = torch.arange(len(images))
-    epsilon, step_size, steps = (value.view(-1, 1, 1, 1) for value in (budget.epsilon, budget.step_size, budget.steps))
-    low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
-    x = (images + start).clamp(0, 1)
-    for iteration in range(int(steps.max())):
-        x.requires_grad_()
-        objective(encode(x, rows)).sum().backward()
-        with torch.no_grad():
-            moved = torch.clamp(x + step_size * x.grad.sign(), low, high)  # type: ignore[union-attr]
-            mask = (steps > iteration).to(x.dtype)
-            x = moved * mask + x * (1 - mask)
-    with torch.no_grad():
-        return Attacked(x, encode(x, rows))
-
-
-def check_agreement(
-    expected: Tensor, found: Tensor, loss: Callable[[Tensor], float], name: str, exact: bool
-) -> dict[str, Any]:
-    """Compares the views (n, 3, h, w) that the plain loop and a variant found; `loss` is what such views attain.
-
-    Raises:
-        DisagreementError: if a pixel differs and `exact` is True, or the attained losses differ by over 0.1 %.
-    """
-    equal = (expected == found).float().mean().item()
-    reference, attained = loss(expected), loss(found)
-    if exact and equal < 1:
-        raise DisagreementError(f"{name}: {1 - equal:.2%} of the pixels differ from the plain loop's, expected none")
-    if not abs(attained / reference - 1) <= 1e-3:
-        raise DisagreementError(f"{name}: attains a loss of {attained:.6g}, the plain loop {reference:.6g}")
-    return {"variant": name, "exact": exact, "equal_pixels": equal, "loss_ratio": attained / reference}
-
-
-def measure_attack(options: Options, console: Console) -> tuple[list[Figure], dict[str, Any]]:
-    """The variants' speed against the reference's loop."""
-    engine = AttackEngine(options.settings(32, **PAPER))
-    method, generator = engine.method, engine.streams["noise"]
-    network = engine.learner.network.train()
-    with torch.no_grad():
-        # batch-norm statistics of a trained network are not the initial ones
-        for images in as_float(engine.data.train.images).split(engine.settings.batch_size)[:8]:
-            network(engine.make_views(images, engine.streams["views"]), method.attack_route)
-    network.eval()
-    # the engine's own network and views are channels-last, as in training
-    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    networks = {True: network, False: plain}
-    views = {True: engine.views, False: engine.views.contiguous()}
-
-    @torch.no_grad()
-    def loss(attacked: Tensor) -> float:
-        return method.objective(plain(attacked.contiguous(), method.attack_route).embeddings).mean().item()
-
-    seconds: dict[str, list[float]] = defaultdict(list)
-    agreement = []
-    for number in range(options.repeats + 1):
-        console.print(f"attack: round {number} of {options.repeats}")
-        ends = [(values[0], values[-1] + 1) for values in GRID]
-        epsilon, steps, step_size = (torch.randint(*pair, (len(engine.views),), generator=generator) for pair in ends)
-        budget = Budget(epsilon / UNIT, step_size / UNIT, steps)
-        start = (torch.rand(engine.views.shape, generator=generator) * 2 - 1) * (method.start_radius or 0)
-        found: dict[Variant, Tensor] = {}
-        for variant in (REFERENCE, *VARIANTS):
-            layout = variant.channels_last
-            network, attack = networks[layout], pgd if variant.active_only else masked_loop
-            network.zero_grad(set_to_none=True)
-            began = time.perf_counter()
-            with nullcontext() if variant.weight_gradients else frozen(network):
-                encode = method.encode(network)
-                found[variant] = attack(encode, method.objective, views[layout], budget, start=start).images
-            seconds[variant.name] += [time.perf_counter() - began] if number else []
-        for variant in VARIANTS:
-            # another layout rounds differently, and so may several threads, which cut a smaller batch elsewhere
-            exact = not variant.channels_last and (options.threads == 1 or not variant.active_only)
-            compared = check_agreement(found[REFERENCE], found[variant], loss, variant.name, exact)
-            agreement.append(compared | {"round": number})
-    figures = []
-    for variant in VARIANTS:
-        ratios = (a / b for a, b in zip(seconds[REFERENCE.name], seconds[variant.name], strict=True))
-        figures.append(Figure("attack", variant.name, "times faster", tuple(ratios)))
-    return figures, {"reference": REFERENCE.name, "seconds": seconds, "agreement": agreement}
-
-
-NETWORK, LOSS = "network", "loss"
-ARITHMETIC = {"observe": {NETWORK}, "attack": {NETWORK, LOSS}, "update": {NETWORK}}
-"""Which marks are the target network's arithmetic, by the part that they lie in: the strategy's backward is not."""
-
-
-def part_of(path: Sequence[str]) -> tuple[bool, str]:
-    """The part that a path's own time belongs to: whether it is the target network's arithmetic, and its name."""
-    part = [name for name in path if name not in (NETWORK, LOSS)][-1]
-    marks = set(path[len(path) - path[::-1].index(part) :])
-    arithmetic = bool(ARITHMETIC.get(part, set()) & marks)
-    return arithmetic, f"{part}: {'network' if arithmetic else 'bookkeeping'}" if part in ARITHMETIC else part
-
-
-def watch_points(run: Run, log: RunLog, progress: Progress) -> list[tuple[object, str, str]]:
-    """Which methods of a run are counted for which part."""
-    engine, learner, agent = run.engine, run.engine.learner, run.agent
-    return [
-        (engine, "observe", "observe"),
-        (agent, "_act", "act"),
-        (run.env.table, "decode", "act"),
-        (learner, "attack", "attack"),
-        (engine, "assess", "reward"),
-        (learner, "update", "update"),
-        (learner.optimizer, "step", "update: optimiser"),
-        (engine, "_draw", "next batch"),
-        (agent, "_update", "agent update"),
-        (agent.logger, "dump", "logging"),
-        *((log, name, "logging") for name in ("step", "images", "flush")),
-        (progress, "update", "logging"),
-        (run, "save", "checkpoint"),
-        (learner.network, "encode_with", NETWORK),
-        (engine.method, "losses", NETWORK),
-        (engine.method, "objective", LOSS),
-        *((torch.autograd, name, NETWORK) for name in ("grad", "backward")),
-    ]
-
-
-def measure_step(options: Options, console: Console) -> tuple[list[Figure], dict[str, Any]]:
-    """The share of each part in a training step, one value for each epoch but the first."""
-    settings = options.settings(128)
-    run = Run(settings, torch.device("cpu"))
-    steps, watch, epochs = run.engine.steps_per_epoch, Stopwatch(), []
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        folder = RunFolder.create(temporary, settings, ["benchmark.py"])
-        log = stack.enter_context(RunLog(folder, settings.batch_size))
-        progress = Progress(settings.epochs, steps, kind=settings.progress, console=console)
-        callback = RunCallback(run, folder, log, progress, Interrupt())
-        run.agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // run.env.num_envs)]))
-        for owner, attribute, name in watch_points(run, log, progress):
-            stack.enter_context(watch.watching(owner, attribute, name))
-        for epoch in range(options.epochs + 1):
-            began = time.perf_counter()
-            with watch.part("rest"):
-                run.agent.learn(steps * run.env.num_envs, callback, reset_num_timesteps=False)
-            epochs.append((dict(watch.seconds), time.perf_counter() - began))
-            watch.seconds.clear()
-            console.print(f"step: epoch {epoch} of {options.epochs}, {epochs[-1][1] / steps:.3f} s a step")
-    return step_figures(epochs[1:], steps)
-
-
-def step_figures(
-    epochs: Sequence[tuple[Mapping[tuple[str, ...], float], float]], steps: int
-) -> tuple[list[Figure], dict[str, Any]]:
-    """Shares of the named parts, from each epoch's seconds by path and its wall-clock seconds as a whole."""
-    shares: dict[tuple[bool, str], list[float]] = defaultdict(lambda: [0.0] * len(epochs))
-    for index, (seconds, whole) in enumerate(epochs):
-        for path, value in seconds.items():
-            shares[part_of(path)][index] += value / whole
-    inside = zip(*(values for (arithmetic, _), values in shares.items() if arithmetic), strict=True)
-    named = {"outside the target network's arithmetic": [1 - sum(values) for values in inside]}
-    ranked = sorted(shares, key=lambda key: (key[0], -sum(shares[key])))
-    named |= {name: shares[arithmetic, name] for arithmetic, name in ranked}
-    rest = [1 - sum(values) for values in zip(*shares.values(), strict=True)]
-    details = {"seconds_a_step": [whole / steps for _, whole in epochs], "unexplained": rest}
-    return [Figure("step", name, "share", tuple(values)) for name, values in named.items()], details
-
-
-PARTS = {"attack": measure_attack, "step": measure_step}
+PARTS = {
+    "attack": Part(measure_attack, 3),
+    "step": Part(measure_step, 3),
+    "precision": Part(measure_precision, 3),
+    "shares": Part(measure_shares, 3),
+    "agents": Part(measure_agents, 3),
+    "scaling": Part(measure_scaling, 3),
+    "efficiency": Part(measure_efficiency, 3),
+    "data": Part(measure_data, 3),
+    "start": Part(measure_start, 3),
+    AGAINST: Part(measure_training, 3),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -329,28 +80,59 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def parse(argv: Sequence[str] | None = None) -> Options:
-    """The command line; ends the process with status 2 and one line if anything is wrong with it."""
-    parser = _Parser(prog="benchmark.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help=" and ".join(PARTS))
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="measured rounds of the attack (3)")
-    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="measured epochs of the run (10)")
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; ends the process with status 2 and one line if anything is wrong with it.
+
+    `device` is resolved, `old` is the earlier result of `--compare` (None without), `picture` a path.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="benchmark.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="by default all; training only with --against")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, for the part training")
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
+    parser.add_argument("--device", default="auto", metavar="NAME", help=", ".join(DEVICES))
     parser.add_argument("--output", type=Path, default=Path("results/benchmark.json"), metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a PNG, by default beside the output")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="an earlier result, to mark what changed")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="instead: profile one attack and one update")
     parser.add_argument("--quick", action="store_true", help="tiny networks, to try the command: figures mean nothing")
     given = parser.parse_args(argv)
     try:
-        for part in given.parts:
+        parts = [name for name in PARTS if name != AGAINST or given.against] if given.parts is None else given.parts
+        for part in parts:
             pick(part, PARTS, "part")
-        for name in ("repeats", "epochs", "threads"):
-            if getattr(given, name) < 1:
-                raise ValueError(f"--{name}: expected 1 or more, got {getattr(given, name)}")
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        if given.output.is_dir() or not os.access(given.output.parent, os.W_OK):
-            raise ValueError(f"--output: {given.output} cannot be written: expected a file in a folder that can be")
+        given.parts = list(dict.fromkeys(parts))
+        if (AGAINST in given.parts) != (given.against is not None):
+            raise ValueError(f"--against CHECKOUT and the part {AGAINST!r} need each other")
+        given.against = given.against and check_checkout(given.against)
+        for name in ("repeats", "threads"):
+            value = getattr(given, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}: expected 1 or more, got {value}")
+        given.device = resolve_device(given.device)
+        given.old = None if given.compare is None else read(given.compare, given.quick)
+        if given.profile is not None:
+            if given.profile.exists() and not given.profile.is_dir():
+                raise ValueError(f"--profile: {given.profile} is a file: expected a folder")
+            return given
+        if given.output.is_dir():
+            raise ValueError(f"--output: {given.output} is a folder: expected a file")
+        given.picture = given.picture or given.output.with_suffix(".png")
+        if given.picture.suffix.lower() != ".png":
+            raise ValueError(f"--picture: expected a file that ends in .png, got {given.picture}")
+        for name in ("output", "picture"):
+            _check_writable(name, getattr(given, name))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return Options(**vars(given) | {"parts": tuple(dict.fromkeys(given.parts))})
+    return given
+
+
+def _check_writable(name: str, path: Path) -> None:
+    """Raises a ValueError unless the file can be written; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--{name}: {path} cannot be written: expected a file in a folder that can be")
 
 
 def processor() -> str:
@@ -361,38 +143,62 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def table(figures: Sequence[Figure]) -> Table:
-    """The figures for the terminal."""
-    drawn = Table("part", "figure", "median", "quartiles", "target", title="Benchmark")
-    for figure in figures:
-        form, sign = ("{:.1%}", "<=") if figure.unit == "share" else ("{:.2f}x", ">=")
-        summary = figure.summary()
-        median, low, high, target = map(form.format, (summary["median"], *summary["quartiles"], summary["target"] or 0))
-        target = "" if summary["met"] is None else f"{sign} {target}: {'met' if summary['met'] else 'missed'}"
-        drawn.add_row(figure.part, figure.name, median, f"{low} to {high}", target)
-    return drawn
+def document_of(options: Options, figures: Sequence[Figure], details: dict[str, Any]) -> dict[str, Any]:
+    """What the results file holds: the circumstances, the figures with their summaries, and what explains them."""
+    device = options.device
+    return {
+        "schema": SCHEMA,
+        "quick": options.quick,
+        "commit": commit(ROOT),
+        "versions": versions(),
+        "processor": processor(),
+        "threads": options.threads,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "figures": [figure.record() for figure in figures],
+        "details": details,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done (targets met or not), 1 if two attacks disagree."""
-    options = parse(argv)
-    torch.set_num_threads(options.threads)
+    """The command; returns its exit status: 0 done (targets met or not), 1 if something cannot be measured.
+
+    Attacks that disagree cannot: their times are not those of the same work.
+    """
+    given = parse(argv)
+    torch.set_num_threads(given.threads)
+    options = Options(given.threads, given.device, given.quick, given.against)
     console = Console(highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    if given.profile is not None:
+        made = write_profile(given.profile, options)
+        say(f"the trace is {made.trace} (Perfetto, chrome://tracing, TensorBoard), its operators are in {made.table}")
+        return 0
     figures: list[Figure] = []
-    details = {}
+    details: dict[str, Any] = {}
     try:
-        for part in options.parts:
-            found, details[part] = PARTS[part](options, console)
+        for name in given.parts:
+            part = PARTS[name]
+            found, details[name] = part.measure(options, given.repeats or (1 if given.quick else part.rounds), say)
             figures += found
-    except DisagreementError as error:
-        print(f"benchmark.py: error: {error}", file=sys.stderr)
+    except BenchmarkError as error:
+        print(f"benchmark.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    document = {"schema": SCHEMA, "quick": options.quick, "commit": commit(ROOT), "versions": versions()}
-    document |= {"processor": processor(), "threads": options.threads}
-    document |= {"figures": [asdict(figure) | figure.summary() for figure in figures], "details": details}
-    with replacing(options.output) as temporary:
+    document = document_of(options, figures, details)
+    with replacing(given.output) as temporary:
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    console.print(table(figures))
+    drawn = draw(figures, details, given.picture)
+    console.print(figures_table(figures))
+    say(targets_line(figures))
+    say(f"written: {given.output}" + (f", {given.picture}" if drawn else "; there is nothing to draw in these parts"))
+    if given.old is not None:
+        lines = compare(given.old, document)
+        console.print(comparison_table(lines))
+        for difference in differences(given.old, document):
+            say(f"not under the same circumstances: {difference}")
+        say(f"{given.compare}: {count(lines)}")
     return 0
 
 

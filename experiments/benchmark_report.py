@@ -1,0 +1,156 @@
+"""How the benchmark's figures are shown: a table for the terminal, and a picture in the fashion of a run's figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Picture
+from rich.table import Table
+
+from experiments.figures import BLUE, DPI, INK, STYLE, WIDTH
+from experiments.measuring import UNITS, Figure, fit_line
+from ssl_core.results import replacing
+
+Details = Mapping[str, Any]
+SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "attack: network": ("attack", {"color": BLUE, "edgecolor": "white"}),
+    "update: network": ("update", {"color": "#7fc6e8", "edgecolor": "white"}),
+    "observe: network": ("observe", {"color": "white", "edgecolor": INK, "hatch": "/////"}),
+    "outside the target network's arithmetic": ("all else", {"color": "#d9d9d9", "edgecolor": "white"}),
+}
+"""Parts of a step that the picture shows: label and style, told apart in grey too."""
+ROW, FRAME = 0.31, 0.8
+"""Inches of a row of a panel, and of the rest of it."""
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """The figures for the terminal."""
+    drawn = Table("part", "figure", "median", "quartiles", "target", title="Benchmark")
+    for figure in figures:
+        unit, summary = UNITS[figure.unit], figure.summary()
+        values = (summary["median"], *summary["quartiles"], summary["target"] or 0)
+        middle, low, high, target = map(unit.form.format, values)
+        sign, verdict = ">=" if unit.better > 0 else "<=", "met" if summary["met"] else "missed"
+        aim = "" if summary["met"] is None else f"{sign} {target}: {verdict}"
+        drawn.add_row(figure.part, figure.name, middle, f"{low} to {high}", aim)
+    return drawn
+
+
+def targets_line(figures: Sequence[Figure]) -> str:
+    """How many of the targets are met, in words."""
+    met = [summary["met"] for figure in figures if (summary := figure.summary())["met"] is not None]
+    return f"{sum(met)} of {len(met)} targets met"
+
+
+@matplotlib.rc_context(STYLE)
+def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
+    """Draws what can be drawn of the figures: speed, agents and efficiency as dots, a step's shares, the line of steps.
+
+    Args:
+        figures: of any parts.
+        details: by part, as the results file has them.
+        path: the PNG.
+
+    Returns:
+        Whether there was anything to draw, and so a file.
+    """
+    panels: list[tuple[float, Callable[[Axes], None]]] = []
+
+    def add(rows: float, panel: Callable[..., None], *arguments: Any) -> None:
+        panels.append((FRAME + ROW * rows, lambda axis: panel(axis, *arguments)))
+
+    if speed := [figure for figure in figures if figure.unit == "times faster"]:
+        add(len(speed), _dots, speed, "Times faster (line: target)")
+    if bars := shares_of_steps(figures):
+        add(1.2 * len(bars) + 1, _bars, bars)
+    if agents := [figure for figure in figures if figure.part == "agents"]:
+        add(len(agents), _dots, agents, "Agent's share of a step (%)")
+    if used := [figure for figure in figures if figure.part == "efficiency"]:
+        add(len(used), _dots, used, "Of the matrix products' speed (%)")
+    if "scaling" in details:
+        add(6, _line, details["scaling"])
+    if not panels:
+        return False
+    heights = [height for height, _ in panels]
+    # not pyplot, as in `experiments.figures`
+    picture = Picture(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axis, (_, panel) in zip(axes.flat, panels, strict=True):
+        panel(axis)
+    with replacing(path) as temporary:
+        picture.savefig(temporary, format="png")
+    return True
+
+
+def shares_of_steps(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
+    """Median share of each of `SEGMENTS` in a step, by agent."""
+    bars: dict[str, dict[str, float]] = {}
+    for figure in figures:
+        agent, _, name = figure.name.partition(": ")
+        if figure.part == "shares" and name in SEGMENTS:
+            bars.setdefault(agent, {})[name] = figure.summary()["median"]
+    return bars
+
+
+def _dots(axis: Axes, figures: Sequence[Figure], title: str) -> None:
+    several = len({figure.part for figure in figures}) > 1
+    percent = "%" in title
+    scale = 100 if percent else 1
+    for place, figure in enumerate(figures):
+        summary = figure.summary()
+        low, high = (scale * value for value in summary["quartiles"])
+        middle = scale * summary["median"]
+        axis.plot([low, high], [place, place], color=BLUE, linewidth=4, alpha=0.5, solid_capstyle="butt")
+        axis.plot(middle, place, "o", color=BLUE, ms=7)
+        axis.annotate(f"{middle:.1f}", (max(middle, high), place), (9, 0), textcoords="offset points", va="center")
+        if summary["target"] is not None:
+            aim = scale * summary["target"]
+            axis.plot([aim, aim], [place - 0.36, place + 0.36], color=INK, linewidth=1.4)
+    labels = [f"{figure.part}: {figure.name}" if several else figure.name for figure in figures]
+    axis.set_yticks(range(len(figures)), labels)
+    axis.set(title=title, ylim=(len(figures) - 0.5, -0.5))
+    axis.set_xlim(left=0)
+    axis.margins(x=0.14)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+    axis.set_axisbelow(True)
+
+
+def _bars(axis: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
+    for place, shares in enumerate(bars.values()):
+        left = 0.0
+        for name, (label, style) in SEGMENTS.items():
+            width = 100 * shares.get(name, 0.0)
+            axis.barh(place, width, 0.66, left, label=None if place else label, linewidth=0.6, **style)
+            if width >= 6:
+                ink = "white" if style["color"] == BLUE else INK
+                axis.text(left + width / 2, place, f"{width:.0f}", color=ink, ha="center", va="center")
+            left += width
+    axis.set(title="Time of a step (%)", xlim=(0, 100), ylim=(len(bars) - 0.5, -0.5))
+    axis.set_xticks([])
+    axis.set_yticks(range(len(bars)), list(bars))
+    axis.tick_params(axis="y", length=0)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    axis.legend(loc="upper right", bbox_to_anchor=(1.0, 0.0), ncols=4, handlelength=1.2, columnspacing=1.2)
+
+
+def _line(axis: Axes, scaling: Details) -> None:
+    means = [median(values) for values in scaling["means"].values()]
+    seconds = [median(values) for values in scaling["seconds"].values()]
+    # relative to the largest: seconds are the machine's
+    relative = [value / max(seconds) for value in seconds]
+    line = fit_line(means, relative)
+    ends = [0.0, max(means)]
+    axis.plot(ends, [line.intercept + line.slope * end for end in ends], "--", color=INK, linewidth=1.2)
+    axis.plot(means, relative, "o", color=BLUE, ms=7)
+    axis.set(title="Time of an attack", xlabel="mean number of steps")
+    axis.set_ylabel("relative time")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)

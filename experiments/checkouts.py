@@ -1,0 +1,72 @@
+"""The part of the benchmark that measures this checkout's training against another one's: an earlier commit, a branch."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.measuring import Figure, Result, ratios
+from experiments.runlog import ROOT
+from experiments.workloads import BenchmarkError, Options
+from ssl_core.results import commit
+
+COMMAND = ("experiments/train_agent.py", "--preset", "digits", "--agent", "reinforce", "--evaluate", "false")
+"""What `make demo` trains; both checkouts know these flags."""
+QUICK = ("--epochs", "1", "--limit", "48", "--batch_size", "8", "--width", "4")
+
+
+def check_checkout(path: Path) -> Path:
+    """The folder of another checkout.
+
+    Raises:
+        ValueError: if it holds no training command.
+    """
+    if not (path / COMMAND[0]).is_file():
+        raise ValueError(
+            f"--against: {path} has no {COMMAND[0]}: expected another checkout, e.g. of `git worktree add`"
+        )
+    return path.resolve()
+
+
+def measure_training(options: Options, rounds: int, say: Callable[[str], None]) -> Result:
+    """The seconds that `make demo` trains in another checkout, over those that it trains here, in turn.
+
+    Both run with this interpreter and its packages, each in the precision that is its own default; a round has its own
+    seed. There is no warm-up round: a run is long beside its start, which is not counted.
+
+    Raises:
+        ValueError: if no other checkout was given.
+        BenchmarkError: if a run fails.
+    """
+    if options.against is None:
+        raise ValueError("the part `training` needs --against CHECKOUT")
+    seconds: dict[Path, list[float]] = {options.against: [], ROOT: []}
+    for number in range(1, rounds + 1):
+        say(f"training: round {number} of {rounds}")
+        for checkout, took in seconds.items():
+            took.append(trained_seconds(checkout, number - 1, options))
+    other, ours = seconds.values()
+    figure = Figure("training", "make demo's training, against the other checkout", "times faster", ratios(other, ours))
+    return [figure], {"seconds": {"other": other, "ours": ours}, "other": commit(options.against)}
+
+
+def trained_seconds(checkout: Path, seed: int, options: Options) -> float:
+    """Seconds of a checkout's training run, as it reports them.
+
+    Raises:
+        BenchmarkError: if the run fails.
+    """
+    environment = os.environ | {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    with tempfile.TemporaryDirectory() as temporary:
+        run = Path(temporary) / "run"
+        words = [sys.executable, *COMMAND, *(QUICK if options.quick else ()), "--seed", str(seed)]
+        words += ["--device", options.device.type, "--run_dir", str(run), "--progress", "off"]
+        done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchmarkError(f"the run in {checkout} failed (status {done.returncode}): {done.stderr[-500:]}")
+        report = json.loads((run / "results" / "training.json").read_text(encoding="utf-8"))
+    # the report is in tenths of a second
+    return max(0.1, sum(stretch["seconds"] for stretch in report["stretches"]))

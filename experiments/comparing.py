@@ -1,0 +1,124 @@
+"""One result of the benchmark against an earlier one, figure by figure."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments.measuring import UNITS
+from ssl_core.lookup import pick
+
+SCHEMA = 2
+"""Of the results file."""
+LEAST = 0.05
+"""A change of a median by less than this part is never called one."""
+MARKS = {
+    "worse": "the median is worse by more than the noise and by more than 5 %",
+    "better": "the same the other way",
+    "moved": "the same of a share, which is neither good nor bad",
+    "same": "within the noise, or 5 %",
+    "new": "not in the earlier result",
+    "gone": "in the earlier result alone",
+}
+CIRCUMSTANCES = ("processor", "threads", "device")
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure then and now, None where there was or is none, and the mark that it earns, a name of `MARKS`."""
+
+    part: str
+    name: str
+    unit: str
+    then: float | None
+    now: float | None
+    mark: str
+
+
+def read(path: Path, quick: bool) -> dict[str, Any]:
+    """An earlier result.
+
+    Args:
+        path: a file that the benchmark wrote.
+        quick: whether the present run is a quick one: the two kinds are not compared.
+
+    Raises:
+        ValueError: if the file is missing, is no such result, is of another schema or of the other kind.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--compare: {path} cannot be read as a benchmark's result: {error}") from error
+    if not isinstance(document, dict) or "schema" not in document:
+        raise ValueError(f"--compare: {path} is no benchmark's result: expected an object with a schema")
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"--compare: {path} has schema {document['schema']!r}: expected {SCHEMA}, measure it anew")
+    try:
+        for figure in document["figures"]:
+            low, high = figure["quartiles"]
+            _ = figure["part"] + figure["name"], figure["median"] + low + high, pick(figure["unit"], UNITS, "unit")
+        was_quick = document["quick"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--compare: {path} is damaged: {type(error).__name__} {error}") from error
+    if was_quick is not quick:
+        kinds = "a --quick result, and this is not" if was_quick else "not a --quick result, and this is"
+        raise ValueError(f"--compare: {path} is {kinds} one: the two measure different things")
+    return document
+
+
+def mark(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a figure's median did: more than the sum of both half ranges between quartiles, and more than 5 %?"""
+    change = now["median"] - then["median"]
+    noise = sum((figure["quartiles"][1] - figure["quartiles"][0]) / 2 for figure in (then, now))
+    if abs(change) <= noise or abs(change) <= LEAST * abs(then["median"]):
+        return "same"
+    better = UNITS[now["unit"]].better
+    if not better:
+        return "moved"
+    return "better" if change * better > 0 else "worse"
+
+
+def compare(old: Document, new: Document) -> list[Comparison]:
+    """Every figure of both results, those of the new one first; parts that the new one did not measure are left out."""
+    then = {(figure["part"], figure["name"]): figure for figure in old["figures"]}
+    now = {(figure["part"], figure["name"]): figure for figure in new["figures"]}
+    measured = {part for part, _ in now}
+    lines = []
+    for key, figure in now.items():
+        before = then.get(key)
+        if before is None or before["unit"] != figure["unit"]:
+            lines.append(Comparison(*key, figure["unit"], None, figure["median"], "new"))
+        else:
+            lines.append(Comparison(*key, figure["unit"], before["median"], figure["median"], mark(before, figure)))
+    for key, figure in then.items():
+        if key[0] in measured and key not in now:
+            lines.append(Comparison(*key, figure["unit"], figure["median"], None, "gone"))
+    return lines
+
+
+def differences(old: Document, new: Document) -> list[str]:
+    """What was not alike on the two occasions, a line each: figures may have moved for that alone."""
+    pairs = {name: (old.get(name), new.get(name)) for name in CIRCUMSTANCES}
+    return [f"{name} was {then}, now {now}" for name, (then, now) in pairs.items() if then != now]
+
+
+def count(lines: Sequence[Comparison]) -> str:
+    """How many figures earned which mark, in words."""
+    counted = Counter(line.mark for line in lines)
+    always = ("worse", "better", "same")
+    return ", ".join(f"{counted[name]} {name}" for name in MARKS if counted[name] or name in always)
+
+
+def comparison_table(lines: Sequence[Comparison]) -> Table:
+    """The comparison for the terminal."""
+    drawn = Table("part", "figure", "then", "now", "mark", title="Against the earlier result")
+    for line in lines:
+        form = UNITS[line.unit].form
+        then, now = ("-" if value is None else form.format(value) for value in (line.then, line.now))
+        drawn.add_row(line.part, line.name, then, now, line.mark)
+    return drawn

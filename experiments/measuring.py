@@ -1,0 +1,227 @@
+"""How a figure is measured: clocks, parts of a run, rounds in turn, medians and spreads, straight lines, targets."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from ssl_core.lookup import pick
+
+Work = TypeVar("Work")
+Seconds = Mapping[tuple[str, ...], float]
+
+
+class Unit(NamedTuple):
+    """How a figure is written, and whether more is better (1), less is (-1), or neither (0)."""
+
+    form: str
+    better: int
+
+
+UNITS = {
+    "times faster": Unit("{:.2f}x", 1),
+    "times the loss": Unit("{:.4f}x", 1),
+    "of the peak": Unit("{:.1%}", 1),
+    "overhead": Unit("{:.1%}", -1),
+    "deviation": Unit("{:.1%}", -1),
+    "times the cost": Unit("{:.2f}x", -1),
+    "seconds": Unit("{:.2f} s", -1),
+    "share": Unit("{:.1%}", 0),
+}
+"""What figures are in. An "overhead" is a share that should be small; a "share" says only where the time went."""
+TARGETS = {
+    ("attack", "+ folded batch norm"): 2.5,
+    ("attack", "+ bf16"): 5.0,
+    ("step", "ResNet-18, reinforce, fp32"): 2.4,
+    ("step", "ResNet-18, reinforce, bf16"): 4.5,
+    ("step", "digits, reinforce, auto"): 2.5,
+    ("shares", "reinforce: outside the target network's arithmetic"): 0.10,
+    ("scaling", "seconds against the mean number of steps, off a line"): 0.10,
+    ("data", "gathering images from disk, beside a SimCLR step on them"): 0.10,
+    ("start", "first training step"): 6.0,
+    ("training", "make demo's training, against the other checkout"): 1.5,
+}
+"""By a figure's part and name: what its median should at least come to, or at most where less is better."""
+
+
+class Clock:
+    """Seconds since some moment, read when the device has done all that it was given."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def __call__(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class Stopwatch:
+    """Seconds by path of nested parts, exclusively: a part's clock stands still while a part inside it runs."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._path: tuple[str, ...] = ()
+        self._since = 0.0
+        self.seconds: dict[tuple[str, ...], float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Counts what runs inside for `name`, below the part that is running."""
+        outer = self._path
+        self._turn((*outer, name))
+        try:
+            yield
+        finally:
+            self._turn(outer)
+
+    def _turn(self, path: tuple[str, ...]) -> None:
+        now = self._clock()
+        if self._path:
+            self.seconds[self._path] += now - self._since
+        self._path, self._since = path, now
+
+    @contextmanager
+    def watching(self, owner: object, attribute: str, name: str) -> Iterator[None]:
+        """While entered, calls of the owner's attribute are counted for `name`; the owner is left as it was."""
+        original = getattr(owner, attribute)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self.part(name):
+                return original(*arguments, **named)
+
+        with replaced(owner, attribute, timed):
+            yield
+
+    def take(self) -> dict[tuple[str, ...], float]:
+        """The seconds so far; the watch starts anew."""
+        seconds = dict(self.seconds)
+        self.seconds.clear()
+        return seconds
+
+
+@contextmanager
+def replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
+    """While entered, the owner's attribute is another; the owner is left as it was."""
+    # the instance's dict: frozen dataclasses refuse setattr
+    own = vars(owner)
+    before = {attribute: own[attribute]} if attribute in own else {}
+    own[attribute] = value
+    try:
+        yield
+    finally:
+        del own[attribute]
+        own.update(before)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure: one value for each round.
+
+    Args:
+        part: of the benchmark.
+        name: unique within the part.
+        unit: a name of `UNITS`.
+        values: one or more.
+
+    Raises:
+        ValueError: if the unit is unknown or there is no value.
+    """
+
+    part: str
+    name: str
+    unit: str
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        pick(self.unit, UNITS, "unit")
+        if not self.values:
+            raise ValueError(f"the figure {self.name!r} has no values: expected one a round")
+
+    def summary(self) -> dict[str, Any]:
+        """Median, quartiles and, where the figure has a target, whether the median meets it."""
+        low, median, high = quartiles(self.values)
+        target = TARGETS.get((self.part, self.name))
+        met = None
+        if target is not None:
+            met = median >= target if UNITS[self.unit].better > 0 else median <= target
+        return {"median": median, "quartiles": (low, high), "target": target, "met": met}
+
+    def record(self) -> dict[str, Any]:
+        """What the results file keeps."""
+        return asdict(self) | self.summary()
+
+
+Result = tuple[list[Figure], dict[str, Any]]
+"""What a part of the benchmark gives: its figures, and details that explain them."""
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile, by linear interpolation; a single value is all three."""
+    several = list(values) if len(values) > 1 else [*values, *values]
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
+    return low, median, high
+
+
+def interleaved(
+    tasks: Mapping[str, Callable[[Work], Any]],
+    prepare: Callable[[int], Work],
+    rounds: int,
+    clock: Callable[[], float],
+    check: Callable[[int, Work, dict[str, Any]], None] | None = None,
+) -> dict[str, list[float]]:
+    """Runs the tasks in turn (ABCD ABCD ...), every one on the same work within a round.
+
+    Args:
+        tasks: by name, in their order.
+        prepare: the work of a round; it is not timed. Round 0 is a warm-up, which does not count.
+        rounds: that count.
+        clock: read before and after each task.
+        check: looks at what the tasks returned in a round, the warm-up included; it is not timed.
+
+    Returns:
+        Seconds of each task, one a counted round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + 1):
+        work, found = prepare(number), {}
+        for name, task in tasks.items():
+            began = clock()
+            found[name] = task(work)
+            took = clock() - began
+            seconds[name] += [took] if number else []
+        if check is not None:
+            check(number, work, found)
+    return seconds
+
+
+def ratios(reference: Sequence[float], variant: Sequence[float]) -> tuple[float, ...]:
+    """How many times faster the variant was than the reference, round by round."""
+    return tuple(slow / fast for slow, fast in zip(reference, variant, strict=True))
+
+
+class Line(NamedTuple):
+    """A least-squares line `intercept + slope * x`, and the largest `|y - line| / line` of its points."""
+
+    intercept: float
+    slope: float
+    deviation: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """The line through points.
+
+    Raises:
+        ValueError: if there are fewer than three, through two of which any line goes, or x does not vary.
+    """
+    if len(x) < 3 or len(x) != len(y) or len(set(x)) < 2:
+        raise ValueError(f"a line is fitted to {list(x)} and {list(y)}: expected three points or more, x not all equal")
+    slope, intercept = statistics.linear_regression(x, y)
+    fitted = [intercept + slope * value for value in x]
+    off = [abs(value - line) / abs(line) for value, line in zip(y, fitted, strict=True)]
+    return Line(intercept, slope, max(off))

@@ -1,0 +1,272 @@
+"""Plain twins: ASTrA's attack, optimiser and training step written the straightforward way, as its released code does.
+
+They are what the benchmark measures against and what tests compare with: same result, no thought of speed. Written from
+the algorithm's description alone (ASTrA, ICLR 2025; ACL, NeurIPS 2020). Where the released code spends time on its
+host language rather than on its algorithm, as in drawing budgets image by image, the twin does not.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agents.policies import StrategyPolicy
+from envs.actions import ActionTable
+from envs.engine import AttackEngine
+from envs.torch_env import as_pixels
+from ssl_core.attacks import Attacked, Budget, Encode, Objective
+from ssl_core.networks import Encoded, TargetNetwork
+from ssl_core.optim import make_optimizer
+
+INTERVAL = 10
+"""ASTrA's strategy network learns in every tenth step."""
+MAX_GRAD_NORM = 1.0
+"""Of the strategy network."""
+
+
+def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
+    """`ssl_core.attacks.pgd` the reference's way: all views through every iteration up to the largest number of steps.
+
+    A 0/1 mask keeps a view whose steps are spent where it is. As with `pgd`, the attacked views' embeddings belong to
+    the result. The parameters' gradients are computed too, unless they are frozen.
+
+    Args:
+        encode, objective, images, budget: as of `pgd`.
+        start: perturbations (n, c, h, w).
+    """
+    rows = torch.arange(len(images), device=images.device)
+    epsilon, step_size, steps = (value.view(-1, 1, 1, 1) for value in (budget.epsilon, budget.step_size, budget.steps))
+    epsilon, step_size = epsilon.to(images.dtype), step_size.to(images.dtype)
+    low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
+    x = (images + start).clamp(0, 1)
+    # a view without steps is clipped to its ball all the same
+    x = torch.where(steps == 0, torch.clamp(x, low, high), x)
+    for iteration in range(int(steps.max())):
+        x.requires_grad_()
+        objective(encode(x, rows)).sum().backward()
+        with torch.no_grad():
+            moved = torch.clamp(x + step_size * x.grad.sign(), low, high)  # type: ignore[union-attr]
+            mask = (steps > iteration).to(x.dtype)
+            x = moved * mask + x * (1 - mask)
+    with torch.no_grad():
+        return Attacked(x, encode(x, rows))
+
+
+class PlainLARS:
+    """`ssl_core.optim.LARS` tensor by tensor (ACL's; You et al. 2017).
+
+    Args:
+        parameters, lr, momentum, weight_decay, trust: as of `ssl_core.optim.LARS`.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust: float = 1e-3,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.trust = trust
+        self.velocities = [torch.zeros_like(weight) for weight in self.parameters]
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for weight in self.parameters:
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every tensor that has a gradient."""
+        for weight, velocity in zip(self.parameters, self.velocities, strict=True):
+            if weight.grad is None:
+                continue
+            size, slope = weight.norm(), weight.grad.norm()
+            ratio: Tensor | float = 1.0
+            if size >= 1e-15 and slope >= 1e-15:
+                ratio = self.trust * size / (slope + self.weight_decay * size)
+            velocity.mul_(self.momentum).add_(self.lr * ratio * (weight.grad + self.weight_decay * weight))
+            weight.sub_(velocity)
+
+
+@dataclass
+class Strategy:
+    """A strategy network and its optimiser.
+
+    Args:
+        policy: for image observations (the paper's) or for the target network's features (this project's own).
+        lr: of LARS.
+    """
+
+    policy: StrategyPolicy
+    lr: float = 0.1
+    optimizer: PlainLARS = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = PlainLARS(self.policy.parameters(), self.lr)
+
+
+def _nothing(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class PlainStep:
+    """The reference's training step in a world: its stages, and whole steps made of them.
+
+    In every step the strategy draws a budget for each view, the views are attacked through the unfolded network in
+    float32 and in the ordinary memory layout, with the weights' gradients computed along, and the network is updated.
+    In every tenth step there come first: another draw, with the strategy in train mode; another attack; the reward, one
+    number for the batch, from clean and attacked embeddings; a policy-gradient update of the strategy.
+
+    Args:
+        engine: gives data, views, method and random streams, which it must share with nobody; its network stays as it
+            is, the twin trains a copy.
+        strategies: by name.
+        part: `part(name)` is entered around every stage, such as a stopwatch's.
+    """
+
+    def __init__(
+        self,
+        engine: AttackEngine,
+        strategies: Mapping[str, Strategy],
+        part: Callable[[str], AbstractContextManager[None]] = _nothing,
+    ) -> None:
+        self.engine = engine
+        self.method = engine.method
+        self.strategies = strategies
+        self.part = part
+        settings = engine.settings
+        self.network: TargetNetwork = copy.deepcopy(engine.learner.network).to(memory_format=torch.contiguous_format)
+        self.network.precision = "fp32"
+        self.table = ActionTable("factored")
+        self.optimizer: PlainLARS | Optimizer
+        if settings.optimizer == "lars":
+            self.optimizer = PlainLARS(self.network.parameters(), settings.peak_lr, weight_decay=settings.weight_decay)
+        else:
+            self.optimizer = make_optimizer(settings.optimizer, self.network, settings.peak_lr, settings.weight_decay)
+        self.step = 0
+        self.views = engine.views.contiguous()
+
+    @torch.no_grad()
+    def encoded(self, views: Tensor, route: str) -> Encoded:
+        """Features and embeddings of views (n, 3, h, w) in eval mode."""
+        self.network.eval()
+        return self.network(views, route)
+
+    def act(self, name: str, training: bool = False) -> tuple[Tensor, Tensor]:
+        """Observations (n, ...) of the coming batch and the actions (n, 3) that a strategy draws for them."""
+        policy = self.strategies[name].policy
+        with self.part(f"{name}: act"):
+            if policy.image:
+                observation = as_pixels(self.views)
+            else:
+                look = self.encoded(self.views, self.method.clean_route)
+                raw = torch.cat([look.features, self.method.objective(look.embeddings)[:, None]], dim=1)
+                variance, mean = torch.var_mean(raw, dim=0, correction=0)
+                scaled = ((raw - mean) / (variance + 1e-6).sqrt()).clamp(-10, 10)
+                observation = torch.cat(
+                    [scaled, scaled.new_full((len(scaled), 1), 2 * self.engine.progress - 1)], dim=1
+                )
+            policy.train(training)
+            return observation, policy.sample(observation, self.engine.streams["twin/actions"])
+
+    def attack(self, budget: Budget) -> Tensor:
+        """The coming batch's views, attacked (n, 3, h, w)."""
+        with self.part("attack"):
+            self.network.eval()
+            noise = torch.rand(
+                self.views.shape, generator=self.engine.streams.on_device("noise"), device=self.views.device
+            )
+            radius = budget.epsilon.view(-1, 1, 1, 1) if (fixed := self.method.start_radius) is None else fixed
+            encode = self.method.encode(self.network)
+            return masked_loop(encode, self.method.objective, self.views, budget, (noise * 2 - 1) * radius).images
+
+    def assess(self, adversarial: Tensor) -> float:
+        """The reward, one number for the batch: a third of the attacked loss minus the clean one."""
+        with self.part("assess"):
+            clean = self.method.objective(self.encoded(self.views, self.method.clean_route).embeddings)
+            attacked = self.method.objective(self.encoded(adversarial, self.method.attack_route).embeddings)
+            return float((attacked.mean() - clean.mean()) / 3)
+
+    def learn(self, name: str, observation: Tensor, actions: Tensor, reward: float) -> None:
+        """The policy gradient on a batch: minimises `-reward * sum of log-probabilities`."""
+        strategy = self.strategies[name]
+        with self.part(f"{name}: learn"):
+            strategy.policy.train()
+            log_prob, _ = strategy.policy.log_prob_entropy(observation, actions)
+            strategy.optimizer.zero_grad()
+            (-reward * log_prob.sum()).backward()
+            nn.utils.clip_grad_norm_(strategy.policy.parameters(), MAX_GRAD_NORM)
+            strategy.optimizer.step()
+
+    def update(self, adversarial: Tensor) -> float:
+        """One update of the target network on clean and attacked views; the loss."""
+        with self.part("update"):
+            self.network.train()
+            terms = self.method.losses(self.network, self.views, adversarial)
+            loss = torch.stack([self.method.weights[name] * values.mean() for name, values in terms.items()]).sum()
+            rate = self.engine.learner.schedule(self.step)
+            if isinstance(self.optimizer, PlainLARS):
+                self.optimizer.lr = rate
+            else:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.step += 1
+            return float(loss.detach())
+
+    def next_batch(self) -> None:
+        """Draws the views of the next step."""
+        with self.part("next batch"):
+            self.engine._draw()
+            self.views = self.engine.views.contiguous()
+
+    def play(self, name: str, budget: Budget | None = None) -> Tensor:
+        """A whole step, a tenth one or an ordinary one by its number; returns the attacked views of the update.
+
+        Args:
+            name: of the strategy.
+            budget: played instead of the strategy's own draw, which is made all the same.
+        """
+        if (self.step + 1) % INTERVAL == 0:
+            observation, actions = self.act(name, training=True)
+            reward = self.assess(self.attack(budget or self.decoded(actions)))
+            self.learn(name, observation, actions, reward)
+        _, actions = self.act(name)
+        adversarial = self.attack(budget or self.decoded(actions))
+        self.update(adversarial)
+        self.next_batch()
+        return adversarial
+
+    def decoded(self, actions: Tensor) -> Budget:
+        """The budget that actions (n, 3) stand for."""
+        budget = self.table.decode(actions)
+        if budget is None:
+            raise ValueError("the twin plays factored actions: expected a budget for every view")
+        return budget
+
+
+def seconds_per_step(stages: Mapping[str, float], name: str) -> float:
+    """Seconds of the twin's step on average over ten, nine ordinary ones and a tenth, from the seconds of its stages.
+
+    A tenth step is an ordinary one and, before it, act, attack, assess and learn; a second attack costs what the first
+    does, since both run to the largest number of steps. So the mean is `act + attack + update + next batch` plus a
+    tenth of `act + attack + assess + learn`.
+
+    Args:
+        stages: seconds by stage.
+        name: of the strategy.
+    """
+    shared, own = stages["attack"], stages[f"{name}: act"]
+    ordinary = own + shared + stages["update"] + stages["next batch"]
+    return ordinary + (own + shared + stages["assess"] + stages[f"{name}: learn"]) / INTERVAL

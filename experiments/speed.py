@@ -1,0 +1,316 @@
+"""Parts of the benchmark that measure speed against something plainer: the attack, the whole step, half precision."""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.policies import StrategyPolicy
+from agents.reinforce import REINFORCE
+from envs.actions import GRID
+from envs.engine import AttackEngine
+from experiments.measuring import Clock, Figure, Result, Stopwatch, interleaved, ratios, replaced
+from experiments.plain import PlainStep, Strategy, masked_loop, seconds_per_step
+from experiments.training import Run
+from experiments.workloads import (
+    PAPER,
+    Options,
+    budget_of,
+    check_agreement,
+    in_precision,
+    random_actions,
+    seasoned,
+)
+from ssl_core.attacks import Budget, pgd
+from ssl_core.learner import frozen
+from ssl_core.networks import PRECISIONS, TargetNetwork
+from ssl_core.rng import Streams
+
+Say = Callable[[str], None]
+WARM_UP_STEPS = (3, 4)
+"""The warm-up's budgets are short: it is there for what a first call alone does."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run the same attack: each is the one before it with one thing more; `ours` is `TargetLearner.attack`."""
+
+    name: str
+    weight_gradients: bool = False
+    active_only: bool = True
+    channels_last: bool = True
+    ours: bool = False
+    precision: str = "fp32"
+
+
+REFERENCE = Variant("masked loop with weight gradients", True, False, False)
+VARIANTS = (
+    Variant("masked loop", False, False, False),
+    Variant("active views only", False, True, False),
+    Variant("+ channels-last"),
+    Variant("+ folded batch norm", ours=True),
+    Variant("+ bf16", ours=True, precision="bf16"),
+)
+
+
+def measure_attack(options: Options, rounds: int, say: Say) -> Result:
+    """The attack against the reference's masked loop: ResNet-18, 64 views, steps uniform on 3..14, and what each thing
+    that was done to it is worth.
+
+    Budgets and starts are new in each round, so that the attack meets active sets of sizes that it has not met before,
+    as in training. All variants must find the same.
+    """
+    engine = AttackEngine(options.settings(**PAPER), device=options.device)
+    method, network = engine.method, seasoned(engine)
+    plain = in_precision(network, "fp32").to(memory_format=torch.contiguous_format)
+    learners = {precision: copy.copy(engine.learner) for precision in PRECISIONS}
+    learners["bf16"].network = in_precision(network, "bf16")
+    views = {True: engine.views, False: engine.views.contiguous()}
+
+    def prepare(number: int) -> tuple[Budget, int]:
+        say(f"attack: round {number} of {rounds}")
+        steps = (GRID[1][0], GRID[1][-1]) if number else WARM_UP_STEPS
+        actions = random_actions(len(engine.views), engine.streams["twin/budgets"], steps)
+        return budget_of(actions, options.device), number
+
+    def run(variant: Variant, work: tuple[Budget, int]) -> Tensor:
+        budget, number = work
+        # the same start for all: the learner draws it from its generator, in this way
+        generator = Streams(number, options.device).on_device("noise")
+        if variant.ours:
+            return learners[variant.precision].attack(engine.views, budget, generator).images
+        start = torch.rand(engine.views.shape, generator=generator, device=options.device) * 2 - 1
+        chosen = network if variant.channels_last else plain
+        chosen.zero_grad(set_to_none=True)
+        with nullcontext() if variant.weight_gradients else frozen(chosen):
+            attack = pgd if variant.active_only else masked_loop
+            given = views[variant.channels_last], budget
+            start *= method.start_radius or 0
+            return attack(method.encode(chosen), method.objective, *given, start=start).images
+
+    loss = attained(plain, engine)
+    agreement: list[dict[str, Any]] = []
+
+    def check(number: int, work: tuple[Budget, int], found: dict[str, Tensor]) -> None:
+        for variant in VARIANTS:
+            # another layout rounds differently, and so may several threads, which cut a smaller batch elsewhere
+            exact = not variant.channels_last and options.device.type == "cpu"
+            exact = exact and (options.threads == 1 or not variant.active_only)
+            tolerance = options.tolerance(variant.precision)
+            pair = found[REFERENCE.name], found[variant.name]
+            agreement.append(check_agreement(*pair, loss, variant.name, exact, tolerance) | {"round": number})
+
+    tasks = {variant.name: partial(run, variant) for variant in (REFERENCE, *VARIANTS)}
+    seconds = interleaved(tasks, prepare, rounds, Clock(options.device), check)
+    figures = [
+        Figure("attack", variant.name, "times faster", ratios(seconds[REFERENCE.name], seconds[variant.name]))
+        for variant in VARIANTS
+    ]
+    return figures, {"reference": REFERENCE.name, "seconds": seconds, "agreement": agreement}
+
+
+def attained(network: TargetNetwork, engine: AttackEngine) -> Callable[[Tensor], float]:
+    """The method's loss of attacked views by a network as it is, in eval mode and unfolded."""
+
+    @torch.no_grad()
+    def loss(views: Tensor) -> float:
+        with frozen(network):
+            encoded = network(views.contiguous(), engine.method.attack_route)
+            return engine.method.objective(encoded.embeddings).mean().item()
+
+    return loss
+
+
+@dataclass(frozen=True)
+class World:
+    """A world in which whole steps are measured: its settings, the ends of its numbers of steps, who steps in it."""
+
+    name: str
+    changes: dict[str, Any]
+    steps: tuple[int, int]
+    sides: tuple[tuple[str, str], ...]
+
+
+WORLDS = (
+    World("ResNet-18", PAPER, (3, 14), tuple(product(("reinforce", "reinforce-paper"), ("fp32", "bf16")))),
+    # where training by the trained policy's choice goes: nearly all views take nearly all steps
+    World("digits", {}, (12, 14), (("reinforce", "fp32"), ("reinforce", "auto"))),
+)
+
+
+def measure_step(options: Options, rounds: int, say: Say) -> Result:
+    """A whole training step (observe, act, attack, reward, update, next batch) against a plain twin of the reference's.
+
+    Both sides have the same strategy network and play the same budgets on the same views from the same starts. Times
+    are those of the mean of ten steps, of which the strategy learns in one (the agent reinforce learns in every one):
+    the twin's are put together from its stages (`experiments.plain.seconds_per_step`), of ours the agent's update is
+    counted for a tenth. The twin is float32 throughout; `auto` is what the preset takes on this machine.
+    """
+    figures: list[Figure] = []
+    details: dict[str, Any] = {}
+    for world in WORLDS:
+        found, details[world.name] = _world(world, options, rounds, say)
+        figures += found
+    return figures, details
+
+
+def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
+    clock = Clock(options.device)
+    ours = {
+        (agent, precision): Run(
+            options.settings(**world.changes | {"agent": agent, "precision": precision}), options.device
+        )
+        for agent, precision in world.sides
+    }
+    first = next(iter(ours.values()))
+    # made by the same seed as ours: its batches, starts and initial weights are theirs
+    engine = AttackEngine(first.settings, first.settings.seed, options.device, first.engine.data)
+    watch = Stopwatch(clock)
+    strategies = {agent: Strategy(_policy(run)) for (agent, _), run in ours.items()}
+    twin = PlainStep(engine, strategies, watch.part)
+    # the twin trains a copy of the engine's network: this one keeps the weights that the first attacks see
+    initial = in_precision(engine.learner.network, "fp32").to(memory_format=torch.contiguous_format)
+    loss = attained(initial, engine)
+    seconds: dict[str, list[float]] = {f"twin, {agent}": [] for agent in strategies}
+    seconds |= {_label(side): [] for side in ours}
+    agreement: list[dict[str, Any]] = []
+
+    def prepare(number: int) -> Tensor:
+        say(f"step, {world.name}: round {number} of {rounds}")
+        steps = world.steps if number else WARM_UP_STEPS
+        return random_actions(len(engine.views), engine.streams["twin/budgets"], steps)
+
+    def check(number: int, work: Tensor, found: dict[str, tuple[dict[str, float], Tensor]]) -> None:
+        stages, expected = found["twin"]
+        for agent in strategies:
+            seconds[f"twin, {agent}"] += [seconds_per_step(stages, agent)] if number else []
+        for side in ours:
+            took, adversarial = found[_label(side)]
+            seconds[_label(side)] += [took["step"] + took["learn"] / took["interval"]] if number else []
+            if not number:
+                # only before the first update have all networks the same weights
+                name = f"{world.name}, {_label(side)}"
+                agreement.append(
+                    check_agreement(
+                        expected, adversarial, loss, name, tolerance=options.tolerance(ours[side].settings.precision)
+                    )
+                )
+
+    tasks: dict[str, Callable[[Tensor], Any]] = {"twin": partial(twin_stages, twin, watch)}
+    tasks |= {_label(side): partial(own_step, run, watch) for side, run in ours.items()}
+    interleaved(tasks, prepare, rounds, clock, check)
+    figures = [
+        Figure(
+            "step",
+            f"{world.name}, {_label(side)}",
+            "times faster",
+            ratios(seconds[f"twin, {side[0]}"], seconds[_label(side)]),
+        )
+        for side in ours
+    ]
+    precisions = {_label(side): run.settings.precision for side, run in ours.items()}
+    return figures, {"seconds": seconds, "agreement": agreement, "precisions": precisions}
+
+
+def _label(side: tuple[str, str]) -> str:
+    return ", ".join(side)
+
+
+def _policy(run: Run) -> StrategyPolicy:
+    """A strategy network like the run's own."""
+    if not isinstance(run.agent, REINFORCE):
+        raise ValueError(f"{run.settings.agent} has no strategy network: expected reinforce or reinforce-paper")
+    return copy.deepcopy(run.agent.policy)
+
+
+def twin_stages(twin: PlainStep, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, float], Tensor]:
+    """Every stage of the twin's step once, for each of its strategies: seconds by stage, and the attacked views."""
+    watch.take()
+    drawn = {name: twin.act(name) for name in twin.strategies}
+    adversarial = twin.attack(budget_of(actions, twin.engine.device))
+    reward = twin.assess(adversarial)
+    for name, (observation, chosen) in drawn.items():
+        twin.learn(name, observation, chosen, reward)
+    twin.update(adversarial)
+    twin.next_batch()
+    return {path[-1]: seconds for path, seconds in watch.take().items()}, adversarial
+
+
+def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, float], Tensor]:
+    """One step of a run in which its agent acts and learns, but these actions are played.
+
+    Returns:
+        Seconds of the `step` but for the agent's learning, of that (`learn`), and the `interval` of steps at which it
+        learns; and the attacked views.
+    """
+    agent = run.agent
+    if not isinstance(agent, REINFORCE):
+        raise ValueError(f"{run.settings.agent} plays what it chooses: expected reinforce or reinforce-paper")
+    interval = agent.settings.interval
+    # the coming step is one that the agent learns in
+    agent.rollouts = interval - 1
+    watch.take()
+    with (
+        replaced(agent, "_send", lambda chosen: actions.to(chosen.device)),
+        watch.watching(agent, "_update", "learn"),
+        watch.part("step"),
+    ):
+        agent.learn(run.env.num_envs, reset_num_timesteps=False)
+    seconds = watch.take()
+    record = run.engine.last
+    if record is None or record.adversarial is None:
+        raise RuntimeError("a step was made without an attack")
+    return {"step": seconds["step",], "learn": seconds["step", "learn"], "interval": interval}, record.adversarial
+
+
+def measure_precision(options: Options, rounds: int, say: Say) -> Result:
+    """bfloat16 against float32 in observation, attack and update of ResNet-18, and what its attack attains."""
+    engine = AttackEngine(options.settings(**PAPER), device=options.device)
+    seasoned(engine)
+    learners = {"fp32": engine.learner}
+    learners["bf16"] = engine.settings.make_learner(Streams(0, options.device), engine.planned_updates, 1)
+    learners["bf16"].network.precision = "bf16"
+    plain = in_precision(engine.learner.network, "fp32").to(memory_format=torch.contiguous_format)
+    loss = attained(plain, engine)
+    ratio: list[float] = []
+    # the attack of the fp32 side: both update on it
+    attacked: dict[str, Tensor] = {}
+
+    def prepare(number: int) -> tuple[Budget, int]:
+        say(f"precision: round {number} of {rounds}")
+        state = plain.state_dict()
+        for learner in learners.values():
+            learner.network.load_state_dict(state)
+        return budget_of(
+            random_actions(len(engine.views), engine.streams["twin/budgets"], WARM_UP_STEPS), options.device
+        ), number
+
+    def look(precision: str, work: tuple[Budget, int]) -> None:
+        learners[precision].look(engine.views)
+
+    def attack(precision: str, work: tuple[Budget, int]) -> Tensor:
+        budget, number = work
+        noise = Streams(number, options.device).on_device("noise")
+        attacked[precision] = learners[precision].attack(engine.views, budget, noise).images
+        return attacked[precision]
+
+    def update(precision: str, work: tuple[Budget, int]) -> None:
+        learners[precision].update(engine.views, attacked["fp32"])
+
+    def check(number: int, work: tuple[Budget, int], found: dict[str, Any]) -> None:
+        ratio.extend([loss(found["attack, bf16"]) / loss(found["attack, fp32"])] if number else [])
+
+    stages = {"observe": look, "attack": attack, "update": update}
+    tasks = {f"{stage}, {name}": partial(run, name) for stage, run in stages.items() for name in learners}
+    seconds = interleaved(tasks, prepare, rounds, Clock(options.device), check)
+    figures = [
+        Figure("precision", stage, "times faster", ratios(seconds[f"{stage}, fp32"], seconds[f"{stage}, bf16"]))
+        for stage in stages
+    ]
+    return [*figures, Figure("precision", "attained loss", "times the loss", tuple(ratio))], {"seconds": seconds}

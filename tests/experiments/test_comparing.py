@@ -1,0 +1,106 @@
+"""Marks in closed form, and earlier results that cannot be compared with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.comparing import MARKS, compare, comparison_table, count, differences, mark, read
+from experiments.measuring import Figure
+
+
+def figure(median: float, half: float = 0.0, unit: str = "times faster", name: str = "a") -> dict[str, Any]:
+    return Figure("attack", name, unit, (median - 2 * half, median, median + 2 * half)).record()
+
+
+def document(*figures: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    base = {"schema": 2, "quick": False, "processor": "p", "threads": 2, "device": "cpu"}
+    return base | {"figures": list(figures)} | changes
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "expected"),
+    [
+        (figure(2.0), figure(1.8), "worse"),
+        (figure(2.0), figure(2.2), "better"),
+        (figure(2.0), figure(2.0), "same"),
+        # 4 %
+        (figure(2.0), figure(1.92), "same"),
+        # a change of 0.2 against half ranges of 0.1 and 0.15, and of 0.1 and 0.05
+        (figure(2.0, 0.1), figure(1.8, 0.15), "same"),
+        (figure(2.0, 0.1), figure(1.8, 0.05), "worse"),
+        (figure(2.0, unit="seconds"), figure(2.2, unit="seconds"), "worse"),
+        (figure(0.1, unit="overhead"), figure(0.05, unit="overhead"), "better"),
+        (figure(0.1, unit="of the peak"), figure(0.05, unit="of the peak"), "worse"),
+        (figure(0.1, unit="share"), figure(0.05, unit="share"), "moved"),
+        (figure(0.0, unit="share"), figure(0.0, unit="share"), "same"),
+    ],
+)
+def test_a_figure_changes_by_more_than_noise_and_five_percent_or_not_at_all(
+    then: dict[str, Any], now: dict[str, Any], expected: str
+) -> None:
+    assert mark(then, now) == expected
+
+
+def test_figures_are_compared_by_part_and_name() -> None:
+    elsewhere = Figure("step", "a", "times faster", (1.0,)).record()
+    old = document(figure(2.0), figure(2.0, name="b"), figure(2.0, name="gone"), figure(2.0, name="unit"), elsewhere)
+    new = document(
+        figure(1.0), figure(3.0, name="b"), figure(2.0, name="new"), figure(1.0, unit="seconds", name="unit")
+    )
+    lines = compare(old, new)
+    assert [(line.name, line.mark, line.then, line.now) for line in lines] == [
+        ("a", "worse", 2.0, 1.0),
+        ("b", "better", 2.0, 3.0),
+        ("new", "new", None, 2.0),
+        ("unit", "new", None, 1.0),
+        ("gone", "gone", 2.0, None),
+    ]
+    assert {line.mark for line in lines} <= set(MARKS)
+    assert count(lines) == "1 worse, 1 better, 0 same, 2 new, 1 gone"
+    assert comparison_table(lines).row_count == 5
+
+
+def test_other_circumstances_are_told() -> None:
+    assert differences(document(), document()) == []
+    assert differences(document(), document(processor="q", threads=1)) == [
+        "processor was p, now q",
+        "threads was 2, now 1",
+    ]
+
+
+def test_an_earlier_result_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(document(figure(2.0))))
+    assert compare(read(path, quick=False), document(figure(2.0)))[0].mark == "same"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as a benchmark's result: .*No such file"),
+        ("{", "cannot be read as a benchmark's result"),
+        ("[]", "is no benchmark's result: expected an object with a schema"),
+        (json.dumps({"schema": 1, "figures": []}), "has schema 1: expected 2, measure it anew"),
+        (json.dumps({"schema": 2, "quick": False}), "is damaged: KeyError 'figures'"),
+        (json.dumps(document({"part": "a"})), "is damaged: KeyError 'quartiles'"),
+        (json.dumps(document(figure(1.0) | {"median": "1"})), "is damaged: TypeError"),
+        (json.dumps(document(figure(1.0) | {"unit": "miles"})), "is damaged: ValueError unknown unit 'miles'"),
+        (json.dumps(document(quick=True)), "is a --quick result, and this is not one: the two measure different"),
+    ],
+)
+def test_what_cannot_be_compared_with_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read(path, quick=False)
+    assert str(error.value).startswith(f"--compare: {path} ")
+
+
+def test_a_real_result_is_no_match_for_a_quick_one(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(document()))
+    with pytest.raises(ValueError, match="is not a --quick result, and this is one"):
+        read(path, quick=True)

@@ -1,0 +1,189 @@
+"""The plain twins against what they are twins of."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agents.policies import build_policy
+from envs.actions import ActionTable
+from envs.engine import AttackEngine
+from envs.torch_env import TorchViewEnv
+from envs.world import WorldSettings
+from experiments.plain import INTERVAL, PlainLARS, PlainStep, Strategy, masked_loop, seconds_per_step
+from ssl_core.attacks import Attacked, Budget, pgd
+from ssl_core.learner import frozen
+from ssl_core.networks import build_network
+from ssl_core.optim import LARS
+
+WORLD = WorldSettings(
+    image_size=8, arch="resnet10", width=4, projector_hidden=16, projector_dim=16, batch_size=8, limit=48, epochs=2
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def attack() -> Callable[..., Attacked]:
+    """Runs an attack on a tiny ResNet in float64: 6 views with steps 0 to 5 from starts outside some of their balls."""
+    source = generator()
+    method = WORLD.make_method()
+    network = build_network(
+        source, arch="resnet10", width=4, routes=method.routes, projector_hidden=16, projector_dim=8
+    ).double()
+    images = torch.rand(6, 3, 8, 8, generator=source, dtype=torch.float64)
+    with torch.no_grad():
+        network.train()(images, method.attack_route)
+    network.eval()
+    epsilon = torch.tensor([8.0, 8, 3, 8, 4, 8]) / 255
+    budget = Budget(epsilon, torch.full((6,), 2 / 255), torch.tensor([0, 5, 3, 1, 0, 2]))
+    start = (torch.rand(images.shape, generator=source, dtype=torch.float64) * 2 - 1) * 8 / 255
+
+    def run(kind: Callable[..., Attacked]) -> Attacked:
+        return kind(method.encode(network), method.objective, images, budget, start=start)
+
+    return run
+
+
+def test_the_plain_loop_finds_what_pgd_finds(attack: Callable[..., Attacked]) -> None:
+    plain, fast = attack(masked_loop), attack(pgd)
+    assert torch.equal(plain.images, fast.images)
+    assert torch.allclose(plain.embeddings, fast.embeddings, rtol=1e-10, atol=1e-12)
+
+
+def test_the_plain_loop_computes_the_weights_gradients_unless_they_are_frozen() -> None:
+    layer = torch.nn.Conv2d(3, 2, 3)
+
+    def run() -> None:
+        images, budget = torch.full((2, 3, 4, 4), 0.5), Budget.uniform(2, 0.1, 0.1, 2)
+        masked_loop(lambda x, rows: layer(x), lambda z: z.sum((1, 2, 3)), images, budget, torch.zeros(2, 3, 4, 4))
+
+    with frozen(layer):
+        run()
+    assert layer.weight.grad is None
+    run()
+    assert layer.weight.grad is not None
+
+
+def test_the_plain_lars_is_the_fused_one() -> None:
+    shapes, source = [(4, 3), (5,), (2, 2)], generator()
+    # one weight is zero, whose ratio is 1, and one gets no gradient
+    start = [torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes]
+    start[1].zero_()
+    sides = [[torch.nn.Parameter(value.clone()) for value in start] for _ in range(2)]
+    plain = PlainLARS(sides[0], 0.5, weight_decay=1e-2)
+    fused = LARS(sides[1], 0.5, weight_decay=1e-2)
+    for _ in range(4):
+        for index in (0, 1):
+            gradient = torch.randn(shapes[index], generator=source, dtype=torch.float64)
+            for side in sides:
+                side[index].grad = gradient.clone()
+        plain.step()
+        fused.step()
+    for one, other in zip(*sides, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=0)
+    assert not torch.equal(sides[0][0], start[0]) and torch.equal(sides[0][2], start[2])
+    plain.zero_grad()
+    assert sides[0][0].grad is None
+
+
+@contextmanager
+def recorded(stages: list[str], name: str) -> Iterator[None]:
+    stages.append(name)
+    yield
+
+
+def twin(settings: WorldSettings, stages: list[str] | None = None) -> PlainStep:
+    engine = AttackEngine(settings)
+    table = ActionTable("factored")
+    spaces = {name: TorchViewEnv(engine, observation=name).observation_space for name in ("features", "image")}
+    policies = {
+        name: build_policy(generator(1), space, table.space, image_network="resnet18", width=4)
+        for name, space in spaces.items()
+    }
+    strategies = {name: Strategy(policy) for name, policy in policies.items()}
+    return PlainStep(engine, strategies, lambda name: recorded(stages if stages is not None else [], name))
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_the_twins_update_is_the_learners(optimizer: str) -> None:
+    # without a warm-up: at a rate of 0 nothing would move
+    settings = replace(WORLD, optimizer=optimizer, warmup_epochs=0)
+    plain, engine = twin(settings), AttackEngine(settings)
+    budget = Budget.uniform(16, 8 / 255, 2 / 255, 2)
+    before = copy.deepcopy(plain.network.state_dict())
+    for _ in range(2):
+        views = engine.views
+        assert torch.equal(plain.views, views)
+        adversarial = plain.attack(budget)
+        assert plain.update(adversarial) == pytest.approx(engine.learner.update(views, adversarial)["total"], rel=1e-4)
+        plain.next_batch()
+        engine._draw()
+    ours = engine.learner.network.state_dict()
+    moved = [name for name, value in before.items() if not torch.equal(value, ours[name])]
+    assert len(moved) > len(before) / 2
+    # batch norm takes this bias away: its gradient is rounding, of which LARS and Adam make full steps
+    rounding = ("projector.linears.0.bias", "projector.norms.0.by_route.normal.running_mean")
+    rounding += ("projector.norms.0.by_route.pgd.running_mean",)
+    for name, value in plain.network.state_dict().items():
+        assert name in rounding or torch.allclose(value, ours[name], rtol=1e-2, atol=1e-4), name
+
+
+def test_the_twins_attack_starts_where_ours_does_and_attains_the_same() -> None:
+    plain, engine = twin(WORLD), AttackEngine(WORLD)
+    budget = Budget(torch.full((16,), 8 / 255), torch.full((16,), 2 / 255), torch.arange(16) % 4 + 1)
+    found = plain.attack(budget)
+    ours = engine.learner.attack(engine.views, budget, engine.streams.on_device("noise")).images
+    route = plain.method.attack_route
+    losses = [plain.method.objective(plain.encoded(views, route).embeddings).mean().item() for views in (found, ours)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert (found == ours).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ["features", "image"])
+def test_every_tenth_step_attacks_twice_and_teaches_the_strategy(name: str) -> None:
+    stages: list[str] = []
+    plain = twin(WORLD, stages)
+    ordinary = [f"{name}: act", "attack", "update", "next batch"]
+    policy = plain.strategies[name].policy
+    before = copy.deepcopy(policy.head.weight)
+    for step in range(1, INTERVAL + 1):
+        stages.clear()
+        clean = plain.views
+        adversarial = plain.play(name, Budget.uniform(16, 8 / 255, 2 / 255, 1) if step % 2 else None)
+        assert 0 < (adversarial - clean).abs().max() <= 15.01 / 255
+        extra = [f"{name}: act", "attack", "assess", f"{name}: learn"] if step == INTERVAL else []
+        assert stages == extra + ordinary
+        assert torch.equal(policy.head.weight, before) == (step < INTERVAL)
+
+
+@pytest.mark.parametrize("reward", [1.0, -1.0])
+def test_the_twin_makes_what_was_paid_more_probable(reward: float) -> None:
+    plain = twin(WORLD)
+    strategy = plain.strategies["features"]
+    observation, actions = plain.act("features")
+
+    def log_prob() -> float:
+        with torch.no_grad():
+            return float(strategy.policy.log_prob_entropy(observation, actions)[0].sum())
+
+    before = log_prob()
+    plain.learn("features", observation, actions, reward)
+    assert (log_prob() - before) * reward > 0
+
+
+def test_the_mean_of_ten_steps_in_closed_form() -> None:
+    stages = {"attack": 100.0, "update": 20.0, "next batch": 3.0, "assess": 7.0, "s: act": 5.0, "s: learn": 30.0}
+    ordinary = 5 + 100 + 20 + 3
+    tenth = ordinary + 5 + 100 + 7 + 30
+    assert seconds_per_step(stages | {"t: act": 1e6, "t: learn": 1e6}, "s") == (9 * ordinary + tenth) / 10
+
+
+def test_the_twin_computes_in_float32_whatever_ours_does() -> None:
+    plain = twin(replace(WORLD, precision="bf16"))
+    assert plain.network.precision == "fp32" and plain.engine.learner.network.precision == "bf16"
