@@ -1,4 +1,4 @@
-"""The part of the benchmark that measures this checkout's training against another one's: an earlier commit, a branch."""
+"""The part of the benchmark that measures training here against another checkout: an earlier commit, a branch."""
 
 import json
 import os
