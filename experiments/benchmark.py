@@ -111,7 +111,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected 1 or more, got {value}")
         given.device = resolve_device(given.device)
-        given.old = None if given.compare is None else read(given.compare, given.quick)
+        given.old = None if given.compare is None else _old(given.compare, given.quick)
         if given.profile is not None:
             if given.profile.exists() and not given.profile.is_dir():
                 raise ValueError(f"--profile: {given.profile} is a file: expected a folder")
@@ -126,6 +126,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return given
+
+
+def _old(path: Path, quick: bool) -> dict[str, Any]:
+    try:
+        return read(path, quick)
+    except ValueError as error:
+        raise ValueError(f"--compare: {error}") from error
 
 
 def _check_writable(name: str, path: Path) -> None:

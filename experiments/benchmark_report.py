@@ -31,13 +31,18 @@ def figures_table(figures: Sequence[Figure]) -> Table:
     """The figures for the terminal."""
     drawn = Table("part", "figure", "median", "quartiles", "target", title="Benchmark")
     for figure in figures:
-        unit, summary = UNITS[figure.unit], figure.summary()
-        values = (summary["median"], *summary["quartiles"], summary["target"] or 0)
-        middle, low, high, target = map(unit.form.format, values)
-        sign, verdict = ">=" if unit.better > 0 else "<=", "met" if summary["met"] else "missed"
-        aim = "" if summary["met"] is None else f"{sign} {target}: {verdict}"
-        drawn.add_row(figure.part, figure.name, middle, f"{low} to {high}", aim)
+        drawn.add_row(*cells(figure.record()))
     return drawn
+
+
+def cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """Part, name, median, quartiles and target of a figure as the results file keeps it, in words."""
+    unit = UNITS[record["unit"]]
+    values = (record["median"], *record["quartiles"], record["target"] or 0)
+    middle, low, high, target = map(unit.form.format, values)
+    sign, verdict = "at least" if unit.better > 0 else "at most", "met" if record["met"] else "missed"
+    aim = "" if record["met"] is None else f"{sign} {target}: {verdict}"
+    return record["part"], record["name"], middle, f"{low} to {high}", aim
 
 
 def targets_line(figures: Sequence[Figure]) -> str:

@@ -53,21 +53,21 @@ def read(path: Path, quick: bool) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--compare: {path} cannot be read as a benchmark's result: {error}") from error
+        raise ValueError(f"{path} cannot be read as a benchmark's result: {error}") from error
     if not isinstance(document, dict) or "schema" not in document:
-        raise ValueError(f"--compare: {path} is no benchmark's result: expected an object with a schema")
+        raise ValueError(f"{path} is no benchmark's result: expected an object with a schema")
     if document["schema"] != SCHEMA:
-        raise ValueError(f"--compare: {path} has schema {document['schema']!r}: expected {SCHEMA}, measure it anew")
+        raise ValueError(f"{path} has schema {document['schema']!r}: expected {SCHEMA}, measure it anew")
     try:
         for figure in document["figures"]:
             low, high = figure["quartiles"]
             _ = figure["part"] + figure["name"], figure["median"] + low + high, pick(figure["unit"], UNITS, "unit")
         was_quick = document["quick"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--compare: {path} is damaged: {type(error).__name__} {error}") from error
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
     if was_quick is not quick:
         kinds = "a --quick result, and this is not" if was_quick else "not a --quick result, and this is"
-        raise ValueError(f"--compare: {path} is {kinds} one: the two measure different things")
+        raise ValueError(f"{path} is {kinds} one: the two measure different things")
     return document
 
 

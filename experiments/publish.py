@@ -1,6 +1,7 @@
 """Keep what finished runs found: their figures as JSON under results/, and the README's tables made from those.
 
 python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the README's tables
+python experiments/publish.py --group fp32 ...   # keep them under results/fp32 instead of the preset's name
 python experiments/publish.py                    # renew the README's tables from what is kept
 python experiments/publish.py --check            # say whether the README's tables are those of the kept results
 """
@@ -19,6 +20,8 @@ from typing import Any
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.benchmark_report import cells
+from experiments.comparing import read
 from experiments.figures import mean_interval, reward_comparison
 from experiments.runlog import ROOT, RunFolder
 from ssl_core.results import read_results, replacing
@@ -30,8 +33,8 @@ KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
 
-def keep(run: Path, results: Path, pictures: bool) -> Path:
-    """Copies a finished run's figures to results/PRESET/METHOD-AGENT-seedN/.
+def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> Path:
+    """Copies a finished run's figures to results/GROUP/METHOD-AGENT-seedN/; the group is by default the preset.
 
     Raises:
         ValueError: if it is no run folder, or has not been evaluated.
@@ -40,7 +43,8 @@ def keep(run: Path, results: Path, pictures: bool) -> Path:
     settings = folder.settings()
     if not (folder.results / "slf.json").is_file():
         raise ValueError(f"{run} has no results/slf.json: finish it by --resume {run}")
-    target = results / settings.preset / f"{settings.method}-{settings.agent}-seed{settings.seed}"
+    group = group or settings.preset
+    target = results / group / f"{settings.method}-{settings.agent}-seed{settings.seed}"
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (folder.path / name).is_file():
@@ -51,9 +55,9 @@ def keep(run: Path, results: Path, pictures: bool) -> Path:
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
             shutil.copyfile(folder.figures / name, target / name)
-    if pictures and len(seeds := policy_rewards(results, settings.preset)) >= FEWEST_SEEDS:
+    if pictures and len(seeds := policy_rewards(results, group)) >= FEWEST_SEEDS:
         rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}
-        reward_comparison(rewards, results / settings.preset / "reward_comparison.png")
+        reward_comparison(rewards, results / group / "reward_comparison.png")
     return target
 
 
@@ -112,7 +116,22 @@ def policy_table(results: Path, preset: str) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"accuracy": accuracy_table, "policy": policy_table}
+def benchmark_table(results: Path, which: str) -> str:
+    """The figures of `results/benchmark.json` of one part, or of every part those that have a target (`targets`)."""
+    document = read(results / "benchmark.json", quick=False)
+    wanted = [
+        figure
+        for figure in document["figures"]
+        if (figure["target"] is not None if which == "targets" else figure["part"] == which)
+    ]
+    lines = ["| part | figure | median | quartiles | target |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {' | '.join(cells(figure))} |" for figure in wanted]
+    where = document["processor"] if document["device"] == "cpu" else document["device"]
+    lines += ["", f"{where}, {document['threads']} threads, torch {document['versions']['torch']}."]
+    return "\n".join(lines)
+
+
+TABLES = {"accuracy": accuracy_table, "policy": policy_table, "benchmark": benchmark_table}
 
 
 def with_tables(text: str, results: Path) -> str:
@@ -132,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="publish.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders whose results are to be kept")
+    parser.add_argument("--group", help="the folder of results/ that they are kept in, by default their preset's name")
     parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results are kept")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file with the tables")
@@ -139,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         for run in options.runs:
-            print(f"kept {keep(run, options.results, options.pictures)}")
+            print(f"kept {keep(run, options.results, options.pictures, options.group)}")
         text = options.readme.read_text(encoding="utf-8")
         renewed = with_tables(text, options.results)
     except (OSError, ValueError) as error:

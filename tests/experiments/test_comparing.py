@@ -96,7 +96,7 @@ def test_what_cannot_be_compared_with_is_refused(content: str | None, message: s
         path.write_text(content)
     with pytest.raises(ValueError, match=message) as error:
         read(path, quick=False)
-    assert str(error.value).startswith(f"--compare: {path} ")
+    assert str(error.value).startswith(f"{path} ")
 
 
 def test_a_real_result_is_no_match_for_a_quick_one(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiments.publish import accuracy_table, main, policy_table
+from experiments.benchmark import document_of
+from experiments.measuring import Figure
+from experiments.publish import accuracy_table, benchmark_table, main, policy_table
 from experiments.runlog import RunFolder
 from experiments.settings import Settings
+from experiments.workloads import Options
 from ssl_core.results import Row, write_results
 
 README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
@@ -52,6 +56,30 @@ def test_the_policy_table_takes_differences_within_a_seed(tmp_path) -> None:
     # means of 0.3 and 0.3 + seed: 0.3, 0.8 and 1.3; their spread is 0.5, t(2) is 4.303
     assert "| reinforce | 0.8000 | -0.4421 to 2.0421 |" in table
     assert "| reinforce minus uniform random, within a seed | +0.7000 | -0.5421 to +1.9421 |" in table
+
+
+def test_a_group_keeps_runs_apart_from_their_presets(tmp_path) -> None:
+    run = finished_run(tmp_path / "run", 0, 90.0, 50.0)
+    main([str(run), f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}", "--group=digits-fp32"])
+    assert (tmp_path / "results" / "digits-fp32" / "astra-reinforce-seed0" / "slf.json").is_file()
+    assert not (tmp_path / "results" / "digits").exists()
+
+
+def test_the_benchmarks_table_is_that_of_its_results(tmp_path) -> None:
+    options = Options(2, torch.device("cpu"))
+    figures = [
+        Figure("attack", "+ bf16", "times faster", (4.0, 5.5, 6.0)),
+        Figure("attack", "masked loop", "times faster", (1.5,)),
+        Figure("shares", "reinforce: act", "share", (0.012,)),
+    ]
+    document = document_of(options, figures, {}) | {"processor": "a processor", "versions": {"torch": "2.9"}}
+    (tmp_path / "benchmark.json").write_text(json.dumps(document))
+    head = ["| part | figure | median | quartiles | target |", "| --- | --- | --- | --- | --- |"]
+    bf16 = "| attack | + bf16 | 5.50x | 4.75x to 5.75x | at least 5.00x: met |"
+    foot = ["", "a processor, 2 threads, torch 2.9."]
+    assert benchmark_table(tmp_path, "targets").splitlines() == [*head, bf16, *foot]
+    masked = "| attack | masked loop | 1.50x | 1.50x to 1.50x |  |"
+    assert benchmark_table(tmp_path, "attack").splitlines() == [*head, bf16, masked, *foot]
 
 
 def _empty(folder: Path) -> Path:
