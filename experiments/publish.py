@@ -77,9 +77,9 @@ def accuracy_table(results: Path, preset: str) -> str:
     epsilons = sorted(columns)
     head = ["run", "seeds", *("SA" if not epsilon else f"RA {255 * epsilon:g}/255" for epsilon in epsilons)]
     table = [head, ["---"] * len(head)]
-    for label, cells in sorted(lines.items(), key=lambda item: ("`" not in item[0], item[0])):
-        seeds = max(len(values) for values in cells.values())
-        table.append([label, str(seeds), *(_cell(cells.get(epsilon, [])) for epsilon in epsilons)])
+    for label, values_at in sorted(lines.items(), key=lambda item: ("`" not in item[0], item[0])):
+        seeds = max(len(values) for values in values_at.values())
+        table.append([label, str(seeds), *(_cell(values_at.get(epsilon, [])) for epsilon in epsilons)])
     return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
