@@ -63,9 +63,9 @@ class WorldSettings:
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         precision: `fp32` or `bf16`.
-        recompute: whether an update keeps only the inputs of the stem and of every residual block and computes these
-            again in the backward pass: less memory for about a third more time, and the same result, bit for bit on the
-            CPU.
+        recompute: whether an update keeps only the inputs of the stem and of every residual block, and the attack only
+            the images, and computes the rest again in the backward pass: less memory for a third (the update) to a half
+            (the attack) more time, and the same result, bit for bit on the CPU.
         update_chunks: in how many chunks an update passes a batch through the target network, each with a part of the
             images; less memory for about a third more time. More than 1 is ghost batch norm, which is another training:
             each chunk is normalised by its own statistics. The loss couples the whole batch in any case.

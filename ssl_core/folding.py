@@ -38,7 +38,7 @@ class FoldedRoute:
     everything between the subtraction of the pixels' mean and the outputs runs in bfloat16: within 1 %.
 
     The backward pass is written out: it keeps what the images' gradient needs, the outputs of the rectifiers, and works
-    in place.
+    in place. With the network's `recompute` it keeps the images only, a piece at a time, and repeats the forward pass.
 
     Args:
         network: what is folded, as it is now.
@@ -49,6 +49,7 @@ class FoldedRoute:
         backbone = network.backbone
         self.dtype = torch.bfloat16 if network.precision == "bf16" else network.mean.dtype
         self.outputs = network.mean.dtype
+        self.recompute = backbone.recompute
         self.mean = network.mean
         self.stem = self._convolution(backbone.conv, backbone.norm, route, network.std)
         self.pool = backbone.pool
@@ -176,14 +177,18 @@ class _FoldedEncoding(torch.autograd.Function):
         kept: list[Tensor] = []
         outputs = folded.forward(images, kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*([images] if folded.recompute else kept))
         ctx.folded = folded
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, features: Tensor | None, embeddings: Tensor | None) -> tuple[Tensor, None]:
-        return ctx.folded.backward(list(ctx.saved_tensors), features, embeddings), None
+        folded, kept = ctx.folded, list(ctx.saved_tensors)
+        if folded.recompute:
+            (images,), kept = kept, []
+            folded.forward(images, kept)
+        return folded.backward(kept, features, embeddings), None
 
 
 class FoldedNetwork:
@@ -208,5 +213,5 @@ class FoldedNetwork:
         if route not in self._routes:
             self._routes[route] = FoldedRoute(self.network, route)
         folded = self._routes[route]
-        encoded = [folded(piece) for piece in pieces(images, folded.dtype.itemsize)]
+        encoded = [folded(piece) for piece in pieces(images, folded.dtype.itemsize, folded.recompute)]
         return encoded[0] if len(encoded) == 1 else Encoded(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))

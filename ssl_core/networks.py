@@ -298,10 +298,14 @@ class TargetNetwork(nn.Module):
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
 
 
-def pieces(images: Tensor, itemsize: int) -> Sequence[Tensor]:
-    """Images (n, c, h, w) in the parts in which an eval-mode network takes them, each of `itemsize` bytes a value."""
+def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Tensor]:
+    """Images (n, c, h, w) in the parts in which an eval-mode network takes them, each of `itemsize` bytes a value.
+
+    A GPU takes them all at once, unless it has to be `sparing` of its memory.
+    """
     length = max(16, PIECE // (images[0, 0].numel() * itemsize)) if len(images) else 1
-    return (images,) if images.device.type != "cpu" or len(images) <= length else images.split(length)
+    whole = images.device.type != "cpu" and not sparing
+    return (images,) if whole or len(images) <= length else images.split(length)
 
 
 def bf16_is_native(device: torch.device) -> bool:

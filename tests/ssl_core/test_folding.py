@@ -135,3 +135,21 @@ def test_it_is_a_copy_and_leaves_the_network_alone() -> None:
 def test_train_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="train mode"):
         FoldedNetwork(trained(torch.float32).train())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputing_keeps_the_images_only_and_gives_the_same(precision: str) -> None:
+    network = trained(torch.float32, precision=precision)
+    images = torch.rand(8, 3, 16, 16, generator=generator(9)).requires_grad_()
+    results, kept = [], []
+    for recompute in (False, True):
+        network.backbone.recompute = recompute
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x) or x, lambda x: x):
+            encoded = FoldedNetwork(network)(images, "pgd")
+        (gradient,) = torch.autograd.grad(encoded.embeddings.square().sum() + encoded.features.sum(), images)
+        results.append((*encoded, gradient))
+        kept.append(saved)
+    for plain, repeated in zip(*results, strict=True):
+        assert torch.equal(plain, repeated)
+    assert len(kept[0]) > 5 and [x.shape for x in kept[1]] == [images.shape]
