@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -81,3 +83,27 @@ def test_every_optimizer_descends(name: str) -> None:
 def test_unknown_optimizer_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'lars'"):
         make_optimizer("larz", nn.Linear(1, 1), 0.1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("adamw", partial(torch.optim.AdamW, foreach=False)),
+        ("sgd", partial(torch.optim.SGD, momentum=0.9, nesterov=True, foreach=False)),
+    ],
+)
+def test_fused_optimisers_equal_the_plain_ones(name: str, plain: Callable[..., torch.optim.Optimizer]) -> None:
+    networks = [nn.Linear(5, 3, dtype=torch.float64) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [
+        make_optimizer(name, networks[0], 0.1, 0.01),
+        plain(networks[1].parameters(), lr=0.1, weight_decay=0.01),
+    ]
+    for step in range(5):
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+    assert optimizers[0].param_groups[0]["fused"]
+    torch.testing.assert_close(networks[0].weight, networks[1].weight)
