@@ -222,8 +222,8 @@ class AttackEngine:
         return Assessment(reward, terms, attacked.images)
 
     def play(self, budget: Budget | None) -> StepRecord:
-        """Attacks the coming batch, computes the reward on the weights that the attack saw, updates the target once and
-        draws the next batch.
+        """Attacks the coming batch, computes the reward on the weights that the attack saw, draws the next batch and
+        updates the target once.
 
         Args:
             budget: `num_attacked` entries on the engine's device; None for a method without an attack.
@@ -244,6 +244,8 @@ class AttackEngine:
             reward, terms, adversarial = self.assess(views, clean, budget, self.streams.on_device("noise"))
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
         lr = self.learner.lr
+        # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
+        self._draw()
         try:
             losses = self.learner.update(views, adversarial)
         except NonFiniteLossError as error:
@@ -261,7 +263,6 @@ class AttackEngine:
             adversarial=adversarial,
             end_of_epoch=self.step % self.steps_per_epoch == 0,
         )
-        self._draw()
         return self.last
 
     def state_dict(self) -> dict[str, Any]:

@@ -120,6 +120,9 @@ class WorldSettings:
         pick(self.reward_scope, REWARD_SCOPES, "reward scope")
         pick(self.precision, PRECISIONS, "precision")
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
+        for name in ("data_dir", "cache_dir"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: expected a folder, or leave it out")
         for name in ("image_size", "width", "projector_hidden", "projector_dim", "epochs", "limit", "test_limit"):
             if getattr(self, name) is not None or name not in ("limit", "test_limit"):
                 _check(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)

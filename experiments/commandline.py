@@ -158,7 +158,7 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
     flags = [f"--{key}={_as_text(value)}" for key, value in config.items()]
     values = vars(parser.parse_args(list(_decimals([*flags, *argv]))))
     for name in ("data_dir", "cache_dir"):
-        if values[name] is not None:
+        if values[name]:
             # a run may be resumed from another folder
             values[name] = str(Path(values[name]).expanduser().resolve())
     return {name: values[name] for name in KINDS}

@@ -152,8 +152,8 @@ def pgd(
             z = torch.cat([encode(x, order[:encoded]), *settled])
             (gradient,) = torch.autograd.grad(objective(z[place]).sum(), x)
         with torch.no_grad():
-            # the gradient's own memory takes the step, and the result goes where the images already lie
-            step = gradient[:active].sign_().mul_(step_size[:active]).add_(x[:active])
+            # one buffer takes the step, and the result goes where the images already lie
+            step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
     return Attacked(moved[place], torch.cat(settled)[place])
 

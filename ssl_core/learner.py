@@ -91,7 +91,7 @@ class TargetLearner:
             start = (torch.rand(views.shape, generator=generator, device=views.device) * 2 - 1) * radius
         with frozen(self.network):
             encode = self.method.encode(FoldedNetwork(self.network))
-            granularity = max(1, len(views) // SHAPES)
+            granularity = -(-len(views) // SHAPES)
             return pgd(
                 encode,
                 self.method.objective,
@@ -110,7 +110,7 @@ class TargetLearner:
 
         Raises:
             NonFiniteLossError: if the loss is not finite (nothing was updated then but batch-norm statistics) or the
-                weights are not, after the update.
+                weights or these statistics are not, after the update.
         """
         self.network.train()
         chunked = ChunkedNetwork(self.network, self.update_chunks) if self.update_chunks > 1 else None
@@ -127,8 +127,10 @@ class TargetLearner:
         if chunked is not None:
             chunked.backward()
         self.optimizer.step()
-        # a gradient that is not finite shows here too; what was saved before this update is still good
-        norms = torch.stack(torch._foreach_norm(list(self.network.parameters())))
+        # a gradient that is not finite shows here too; what was saved before this update is still good. An attack would
+        # not show it: a processor's fused ReLU turns NaN into 0
+        state = [value for value in self.network.state_dict().values() if value.is_floating_point()]
+        norms = torch.stack(torch._foreach_norm(state))
         self._check_finite(norms, f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
         self.step += 1
         return losses

@@ -177,3 +177,8 @@ def test_the_precision_is_what_the_device_is_good_at(monkeypatch, native: bool, 
     assert Settings(precision="fp32").precision == "fp32"
     # what was resolved is what is written down: a run goes on as it began, wherever that is
     assert f"precision: {precision}\n" in Settings().to_yaml()
+
+
+def test_a_wrong_precision_is_told_all_there_are() -> None:
+    with pytest.raises(ValueError, match="auto, fp32, bf16"):
+        Settings(precision="int8")

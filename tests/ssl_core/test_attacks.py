@@ -250,6 +250,13 @@ def test_coarser_batches_give_the_same(granularity: int) -> None:
     assert sizes and all(size % granularity == 0 or size % granularity == len(images) % granularity for size in sizes)
 
 
+def test_a_gradient_that_is_the_same_for_all_pixels_may_share_their_memory() -> None:
+    images = torch.full((5, 3, 4, 4), 0.5)
+    budget = Budget.uniform(5, 0.1, 0.05, 3)
+    attacked = pgd(lambda x, rows: x.sum((1, 2, 3))[:, None], lambda z: z[:, 0], images, budget, start="zero")
+    torch.testing.assert_close(attacked.images, images + 0.1)
+
+
 def test_a_granularity_below_one_is_refused() -> None:
     images, budget = torch.rand(2, 3, 4, 4, generator=generator()), Budget.uniform(2, 8 / 255, 2 / 255, 1)
     with pytest.raises(ValueError, match="granularity is 0: expected 1 or more"):

@@ -44,6 +44,23 @@ def test_it_is_the_same_function_with_the_same_gradient(arch: str, stem: str) ->
             torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("side", [16, 19])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_it_is_the_same_function_in_float32_too(arch: str, stem: str, side: int, layout: torch.memory_format) -> None:
+    network = trained(torch.float32, arch=arch, stem=stem, width=4)
+    images = torch.rand(5, 3, side, side, generator=generator(9)).contiguous(memory_format=layout).requires_grad_()
+    mine, plain = FoldedNetwork(network)(images, "pgd"), network.double()(images.double(), "pgd")
+    gradients = []
+    for encoded in (mine, plain):
+        for value in encoded:
+            gradients.append(torch.autograd.grad(value.sum(), images, retain_graph=True)[0].double())
+    for a, b in zip((*mine, *gradients[:2]), (*plain, *gradients[2:]), strict=True):
+        # single rectifiers may fall on the other side of 0
+        assert (a.double() - b).norm() < 2e-3 * b.norm()
+
+
 def test_without_gradients_nothing_is_kept() -> None:
     network = trained(torch.float64)
     images = torch.rand(4, 3, 16, 16, generator=generator(9), dtype=torch.float64)

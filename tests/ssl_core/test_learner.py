@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from ssl_core.attacks import Budget
-from ssl_core.learner import NonFiniteLossError, TargetLearner, frozen
+from ssl_core.attacks import Attacked, Budget, pgd
+from ssl_core.learner import SHAPES, NonFiniteLossError, TargetLearner, frozen
 from ssl_core.methods import make_method
 from ssl_core.networks import build_network
 from ssl_core.optim import make_optimizer
@@ -89,6 +89,29 @@ def test_weights_that_are_not_finite_stop_it_at_once() -> None:
     target.schedule = lambda step: 3e38
     with pytest.raises(NonFiniteLossError, match="the weights after update 1 are not finite"):
         target.update(VIEWS, VIEWS)
+
+
+def test_statistics_that_are_not_finite_stop_it_too() -> None:
+    target = learner()
+    torch.nn.init.constant_(target.network.backbone.norm.by_route["pgd"].running_mean, float("nan"))
+    with pytest.raises(NonFiniteLossError, match="the weights after update 1 are not finite"):
+        target.update(VIEWS, VIEWS)
+
+
+@pytest.mark.parametrize("n", [2, 64, 66, 126, 254])
+def test_an_attack_meets_few_batch_sizes(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    granularities = []
+
+    def noted(*arguments, granularity: int = 1, **named) -> Attacked:
+        granularities.append(granularity)
+        return pgd(*arguments, granularity=granularity, **named)
+
+    monkeypatch.setattr("ssl_core.learner.pgd", noted)
+    views = torch.rand(n, 3, 4, 4, generator=generator())
+    learner().attack(views, Budget.uniform(n, 8 / 255, 2 / 255, 1), generator())
+    (granularity,) = granularities
+    assert n / granularity <= SHAPES
+    assert granularity == 1 or n / (granularity - 1) > SHAPES  # no coarser than that needs
 
 
 def test_state_goes_on_where_it_was() -> None:
