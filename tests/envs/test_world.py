@@ -21,7 +21,7 @@ from ssl_core.rng import Streams
         ({"batch_size": 4.5}, "batch_size is 4.5"),
         ({"batch_size": "4"}, "batch_size is '4'"),
         ({"cache_dir": "here"}, "cache_dir is 'here', but digits is not decoded"),
-        ({"dataset": "folder", "data_dir": "x", "cache_dir": ""}, "cache_dir is empty: expected a folder, or leave it out"),
+        ({"dataset": "folder", "data_dir": "x", "cache_dir": ""}, "cache_dir is empty: expected a folder"),
         ({"data_dir": ""}, "data_dir is empty"),
         ({"dataset": "cifar10", "cache_dir": "here"}, "cache_dir is 'here', but cifar10 is not decoded"),
         ({"keep_data": "hos"}, "unknown place to keep the data 'hos'.*did you mean 'host'"),
