@@ -91,14 +91,21 @@ class PackedConvolution(PlainConvolution):
             self._packed[size] = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, self.padding, self.stride, (1, 1), 1, x.shape
             )
-        weight, unary = self._packed[size], "relu" if rectify else None
-        if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, weight, self.bias, self.padding, self.stride, (1, 1), 1, unary or "none", (), ""
+        weight = self._packed[size]
+        # with torch 2.8 oneDNN refuses a residual of single pixels
+        if residual is not None and residual.shape[2:] != (1, 1):
+            unary = "relu" if rectify else None
+            return torch.ops.mkldnn._convolution_pointwise.binary(
+                x, residual, weight, self.bias, self.padding, self.stride, (1, 1), 1, "add", 1.0, unary, (), ""
             )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, residual, weight, self.bias, self.padding, self.stride, (1, 1), 1, "add", 1.0, unary, (), ""
+        unary = "relu" if rectify and residual is None else "none"
+        x = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, self.bias, self.padding, self.stride, (1, 1), 1, unary, (), ""
         )
+        if residual is None:
+            return x
+        x += residual
+        return x.relu_() if rectify else x
 
     def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
