@@ -14,7 +14,7 @@ from ssl_core.learner import TargetLearner
 from ssl_core.loading import KEEP_DATA
 from ssl_core.lookup import pick
 from ssl_core.methods import METHODS, Method, make_method
-from ssl_core.networks import ARCHITECTURES, PRECISIONS, STEMS, build_network
+from ssl_core.networks import ARCHITECTURES, PRECISIONS, STEMS, build_network, last_strided_map
 from ssl_core.optim import OPTIMIZERS, make_optimizer, warmup_cosine
 from ssl_core.rng import Streams
 from ssl_core.views import INTERPOLATIONS, ViewSettings
@@ -132,6 +132,12 @@ class WorldSettings:
         if type(self.recompute) is not bool:
             raise ValueError(f"recompute is {self.recompute!r}: expected true or false")
         _check("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
+        if self.precision == "bf16" and last_strided_map(self.image_size, self.stem) < 2:
+            # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a processor
+            raise ValueError(
+                f"images of {self.image_size} pixels shrink to one before the last stage of the {self.stem} stem, "
+                "where bf16 is not reliable: take --precision fp32, or larger images"
+            )
         if self.lr is not None:
             _check("lr", self.lr, 0, math.inf, "0 or more")
         for name in ("weight_decay", "mixed_weight"):

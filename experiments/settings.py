@@ -14,7 +14,7 @@ from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
 from ssl_core.lookup import pick
 from ssl_core.methods import METHODS
-from ssl_core.networks import PRECISIONS, bf16_is_native
+from ssl_core.networks import PRECISIONS, bf16_is_native, last_strided_map
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
@@ -142,7 +142,9 @@ class Settings(WorldSettings):
         self._resolve("reward_scope", meant_for.reward_scope)
         pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":
-            self._resolve("precision", "bf16" if bf16_is_native(resolve_device(self.device)) else "fp32")
+            reliable = last_strided_map(self.image_size, self.stem) > 1
+            native = bf16_is_native(resolve_device(self.device))
+            self._resolve("precision", "bf16" if native and reliable else "fp32")
         super().__post_init__()
         for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS), ("device", DEVICES)):
             pick(getattr(self, name), table, name)

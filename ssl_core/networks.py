@@ -308,6 +308,11 @@ def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Ten
     return (images,) if whole or len(images) <= length else images.split(length)
 
 
+def last_strided_map(image_size: int, stem: str) -> int:
+    """Side in pixels of the maps that the last stage halves, for square images."""
+    return -(-image_size // (16 if stem == "imagenet" else 4))
+
+
 def bf16_is_native(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 itself, without which `bf16` costs time instead of saving it."""
     if device.type == "cuda":

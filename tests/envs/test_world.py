@@ -23,6 +23,8 @@ from ssl_core.rng import Streams
         ({"cache_dir": "here"}, "cache_dir is 'here', but digits is not decoded"),
         ({"dataset": "folder", "data_dir": "x", "cache_dir": ""}, "cache_dir is empty: expected a folder"),
         ({"data_dir": ""}, "data_dir is empty"),
+        ({"precision": "bf16", "stem": "imagenet"}, "images of 16 pixels shrink to one before the last stage"),
+        ({"precision": "bf16", "image_size": 4}, "take --precision fp32, or larger images"),
         ({"dataset": "cifar10", "cache_dir": "here"}, "cache_dir is 'here', but cifar10 is not decoded"),
         ({"keep_data": "hos"}, "unknown place to keep the data 'hos'.*did you mean 'host'"),
         ({"update_chunks": 0}, "update_chunks is 0"),

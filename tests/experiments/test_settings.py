@@ -182,3 +182,9 @@ def test_the_precision_is_what_the_device_is_good_at(monkeypatch, native: bool, 
 def test_a_wrong_precision_is_told_all_there_are() -> None:
     with pytest.raises(ValueError, match="auto, fp32, bf16"):
         Settings(precision="int8")
+
+
+def test_tiny_maps_are_not_trusted_to_bfloat16(monkeypatch) -> None:
+    monkeypatch.setattr("experiments.settings.bf16_is_native", lambda device: True)
+    assert Settings(stem="imagenet", image_size=16).precision == "fp32"
+    assert Settings(stem="imagenet", image_size=32).precision == "bf16"

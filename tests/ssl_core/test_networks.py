@@ -11,6 +11,7 @@ from ssl_core.networks import (
     TargetNetwork,
     bf16_is_native,
     build_network,
+    last_strided_map,
 )
 
 
@@ -133,3 +134,13 @@ def test_a_processor_computes_in_bfloat16_with_either_instruction_set(monkeypatc
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert bf16_is_native(torch.device("cpu")) == (avx512 or amx)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("side", [3, 4, 5, 16, 17, 33])
+def test_the_map_that_the_last_stage_halves(stem: str, side: int) -> None:
+    network = ResNet("resnet10", width=2, stem=stem)
+    sizes = []
+    network.blocks[-1].register_forward_pre_hook(lambda block, inputs: sizes.append(inputs[0].shape[-1]))
+    network(torch.rand(2, 3, side, side), "normal")
+    assert sizes == [last_strided_map(side, stem)]
