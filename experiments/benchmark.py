@@ -16,17 +16,20 @@ shares      `experiments.overheads.measure_shares`: where the time of a run goes
 agents      `experiments.overheads.measure_agents`: every agent's share of a step
 scaling     `experiments.costs.measure_scaling`: what an attack's time grows with
 efficiency  `experiments.costs.measure_efficiency`: FLOPs used, of those that matrix products reach here
-data        `experiments.feeding.measure_data`: gathering batches from 2.8 GB on disk, beside training on them
+data        `experiments.feeding.measure_data`: reading batches from 2.8 GB on disk while training on them
 start       `experiments.overheads.measure_start`: seconds to the first training step
 training    `experiments.checkouts.measure_training`: with --against, make demo's training there and here
+
+The results are written after every part: an interrupted benchmark keeps those that it has finished.
 """
 
 import argparse
 import json
-import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -115,12 +118,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if given.profile is not None:
             if given.profile.exists() and not given.profile.is_dir():
                 raise ValueError(f"--profile: {given.profile} is a file: expected a folder")
+            if not _writable(given.profile):
+                raise ValueError(f"--profile: {given.profile} cannot be written to: expected a folder that can be")
             return given
         if given.output.is_dir():
             raise ValueError(f"--output: {given.output} is a folder: expected a file")
         given.picture = given.picture or given.output.with_suffix(".png")
         if given.picture.suffix.lower() != ".png":
             raise ValueError(f"--picture: expected a file that ends in .png, got {given.picture}")
+        if given.picture.resolve() == given.output.resolve():
+            raise ValueError(f"--output: {given.output} is the picture's path too: expected another, such as x.json")
         for name in ("output", "picture"):
             _check_writable(name, getattr(given, name))
     except (OSError, ValueError) as error:
@@ -137,9 +144,19 @@ def _old(path: Path, quick: bool) -> dict[str, Any]:
 
 def _check_writable(name: str, path: Path) -> None:
     """Raises a ValueError unless the file can be written; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not _writable(path.parent):
         raise ValueError(f"--{name}: {path} cannot be written: expected a file in a folder that can be")
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in the folder; makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # permissions tell too little, such as of a system's own folders
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def processor() -> str:
@@ -150,8 +167,11 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def document_of(options: Options, figures: Sequence[Figure], details: dict[str, Any]) -> dict[str, Any]:
-    """What the results file holds: the circumstances, the figures with their summaries, and what explains them."""
+def document_of(
+    options: Options, figures: Sequence[Figure], details: dict[str, Any], failed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What the results file holds: the circumstances, the figures with their summaries, what explains them, and why
+    parts `failed`."""
     device = options.device
     return {
         "schema": SCHEMA,
@@ -163,50 +183,113 @@ def document_of(options: Options, figures: Sequence[Figure], details: dict[str, 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "figures": [figure.record() for figure in figures],
         "details": details,
+        "failed": dict(failed or {}),
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done (targets met or not), 1 if something cannot be measured.
+class Report:
+    """What was measured so far; the file is written after every part, the picture at the end.
 
-    Attacks that disagree cannot: their times are not those of the same work.
+    Args:
+        options: of the benchmark.
+        output: the results file.
+        picture: beside it.
+    """
+
+    def __init__(self, options: Options, output: Path, picture: Path) -> None:
+        self.options = options
+        self.output = output
+        self.picture = picture
+        self.figures: list[Figure] = []
+        self.details: dict[str, Any] = {}
+        self.failed: dict[str, str] = {}
+        self.document: dict[str, Any] = {}
+        self.drawn = False
+
+    def add(self, part: str, result: Result) -> None:
+        """Takes what a part gave, and writes."""
+        figures, self.details[part] = result
+        self.figures += figures
+        self.write()
+
+    def fail(self, part: str, why: str) -> None:
+        """Notes why a part gave nothing, and writes, if there are figures."""
+        self.failed[part] = why
+        self.write()
+
+    def write(self) -> None:
+        """Replaces the file; an earlier one stays until there are figures."""
+        if not self.figures:
+            return
+        self.document = document_of(self.options, self.figures, self.details, self.failed)
+        with replacing(self.output) as temporary:
+            temporary.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def draw(self) -> None:
+        """Replaces the picture, if there is something to draw."""
+        self.drawn = draw(self.figures, self.details, self.picture)
+
+    def __str__(self) -> str:
+        if not self.figures:
+            return "nothing was written"
+        return f"written: {self.output}" + (f", {self.picture}" if self.drawn else "; there is nothing to draw in it")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command.
+
+    Returns:
+        Its exit status: 0 done (targets met or not); 1 if a part cannot be measured, after all the others; 130 if
+        interrupted. Attacks that disagree cannot be measured: their times are not those of the same work.
     """
     given = parse(argv)
     torch.set_num_threads(given.threads)
     options = Options(given.threads, given.device, given.quick, given.against)
+    report = Report(options, given.output, given.picture)
+    try:
+        return _run(given, report)
+    except KeyboardInterrupt:
+        # an earlier picture must not stand beside the new file; who is in a hurry interrupts again
+        with suppress(KeyboardInterrupt):
+            report.draw()
+        parts = f" (parts: {', '.join(report.details)})" if report.details else ""
+        print(f"benchmark.py: interrupted: {report}{parts}", file=sys.stderr)
+        return 130
+
+
+def _run(given: argparse.Namespace, report: Report) -> int:
     console = Console(highlight=False)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
     if given.profile is not None:
-        made = write_profile(given.profile, options)
+        made = write_profile(given.profile, report.options)
         say(f"the trace is {made.trace} (Perfetto, chrome://tracing, TensorBoard), its operators are in {made.table}")
         return 0
-    figures: list[Figure] = []
-    details: dict[str, Any] = {}
-    try:
-        for name in given.parts:
-            part = PARTS[name]
-            found, details[name] = part.measure(options, given.repeats or (1 if given.quick else part.rounds), say)
-            figures += found
-    except BenchmarkError as error:
-        print(f"benchmark.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    document = document_of(options, figures, details)
-    with replacing(given.output) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    drawn = draw(figures, details, given.picture)
-    console.print(figures_table(figures))
-    say(targets_line(figures))
-    say(f"written: {given.output}" + (f", {given.picture}" if drawn else "; there is nothing to draw in these parts"))
-    if given.old is not None:
-        lines = compare(given.old, document)
+    for name in given.parts:
+        part = PARTS[name]
+        rounds = given.repeats or (1 if given.quick else part.rounds)
+        try:
+            result = part.measure(report.options, rounds, say)
+        except BenchmarkError as error:
+            why = " ".join(str(error).split())
+            print(f"benchmark.py: error: the part {name!r} failed: {why}", file=sys.stderr)
+            report.fail(name, why)
+        else:
+            report.add(name, result)
+    report.draw()
+    if report.figures:
+        console.print(figures_table(report.figures))
+        say(targets_line(report.figures))
+    say(str(report))
+    if given.old is not None and report.figures:
+        lines = compare(given.old, report.document)
         console.print(comparison_table(lines))
-        for difference in differences(given.old, document):
+        for difference in differences(given.old, report.document):
             say(f"not under the same circumstances: {difference}")
         say(f"{given.compare}: {count(lines)}")
-    return 0
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":

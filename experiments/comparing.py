@@ -1,6 +1,8 @@
 """One result of the benchmark against an earlier one, figure by figure."""
 
 import json
+import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from scipy.stats import ttest_ind
 
 from experiments.measuring import UNITS
 from ssl_core.lookup import pick
@@ -16,11 +19,16 @@ SCHEMA = 2
 """Of the results file."""
 LEAST = 0.05
 """A change of a median by less than this part is never called one."""
+FEWEST = 3
+"""Values on each side, below which noise cannot be told."""
+SIGNIFICANCE = 0.01
+"""Of the test. A result has some hundred figures: at the usual 5 % several would be marked for nothing."""
 MARKS = {
-    "worse": "the median is worse by more than the noise and by more than 5 %",
+    "worse": "the median is worse by more than 5 %, and Welch's t-test finds p < 0.01",
     "better": "the same the other way",
     "moved": "the same of a share, which is neither good nor bad",
-    "same": "within the noise, or 5 %",
+    "same": "within 5 %, or not significant",
+    "too few": "fewer than 3 values on one side",
     "new": "not in the earlier result",
     "gone": "in the earlier result alone",
 }
@@ -62,6 +70,7 @@ def read(path: Path, quick: bool) -> dict[str, Any]:
         for figure in document["figures"]:
             low, high = figure["quartiles"]
             _ = figure["part"] + figure["name"], figure["median"] + low + high, pick(figure["unit"], UNITS, "unit")
+            _ = sum(figure["values"])
         was_quick = document["quick"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
@@ -72,15 +81,30 @@ def read(path: Path, quick: bool) -> dict[str, Any]:
 
 
 def mark(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What a figure's median did: more than the sum of both half ranges between quartiles, and more than 5 %?"""
+    """What a figure did, a name of `MARKS`: did its median move by more than 5 %, and significantly?
+
+    The test is Welch's t-test, of the values' logarithms where all are positive: ratios and times scatter by factors.
+    """
+    sides = [list(figure["values"]) for figure in (then, now)]
+    if min(map(len, sides)) < FEWEST:
+        return "too few"
     change = now["median"] - then["median"]
-    noise = sum((figure["quartiles"][1] - figure["quartiles"][0]) / 2 for figure in (then, now))
-    if abs(change) <= noise or abs(change) <= LEAST * abs(then["median"]):
+    if abs(change) <= LEAST * abs(then["median"]) or _probability(*sides) >= SIGNIFICANCE:
         return "same"
     better = UNITS[now["unit"]].better
     if not better:
         return "moved"
     return "better" if change * better > 0 else "worse"
+
+
+def _probability(then: list[float], now: list[float]) -> float:
+    """Of a difference as large as this by chance; the medians differ."""
+    if min(then + now) > 0:
+        then, now = ([math.log(value) for value in side] for side in (then, now))
+    with warnings.catch_warnings():
+        # values that are all the same have no spread, of which scipy warns
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(ttest_ind(then, now, equal_var=False).pvalue)
 
 
 def compare(old: Document, new: Document) -> list[Comparison]:
@@ -104,6 +128,7 @@ def compare(old: Document, new: Document) -> list[Comparison]:
 def differences(old: Document, new: Document) -> list[str]:
     """What was not alike on the two occasions, a line each: figures may have moved for that alone."""
     pairs = {name: (old.get(name), new.get(name)) for name in CIRCUMSTANCES}
+    pairs["torch"] = tuple(document.get("versions", {}).get("torch") for document in (old, new))
     return [f"{name} was {then}, now {now}" for name, (then, now) in pairs.items() if then != now]
 
 

@@ -36,6 +36,8 @@ GROWTH_STEPS = 2
 WORDS = {"views": "{} views", "width": "width {}", "size": "{0} x {0} pixels"}
 MATRICES = (1024, 2048, 4096)
 SMALL_MATRICES = (64, 128)
+LEAST_SECONDS, QUICK_SECONDS = 0.2, 0.01
+"""How long each matrix product is repeated."""
 EFFICIENCY_STEPS = 3
 
 
@@ -59,7 +61,8 @@ def steps_of_mean(mean: float, count: int, generator: torch.Generator) -> Tensor
 
 
 def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
-    """Seconds of an attack against its mean number of steps at the same largest number, and how far off a line."""
+    """Seconds of an attack against its mean number of steps at the same largest number: how far off a line, and what of
+    the line does not depend on the steps, as a share of it at the mean of uniform draws."""
     network = TINY if options.quick else PAPER | {"width": BASE["width"]}
     learner = options.learner(**{name: network[name] for name in network if name not in ("batch_size", "limit")})
     count, stream = 2 * network["batch_size"], Streams(0, options.device)
@@ -90,7 +93,11 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
     lines = [fit_line(*point) for point in points]
     name = "seconds against the mean number of steps, off a line"
     figure = Figure("scaling", name, "deviation", tuple(line.deviation for line in lines))
-    return [figure], {"means": means, "seconds": seconds, "lines": [line._asdict() for line in lines]}
+    middle = (FEWEST + MOST) / 2
+    fixed = [line.intercept / (line.intercept + line.slope * middle) for line in lines]
+    figures = [figure, Figure("scaling", f"fixed cost at {middle:g} steps", "share", tuple(fixed))]
+    told = [line._asdict() | {"fixed_share": share} for line, share in zip(lines, fixed, strict=True)]
+    return figures, {"means": means, "seconds": seconds, "lines": told}
 
 
 def growth(options: Options, rounds: int, say: Say) -> Result:
@@ -198,22 +205,34 @@ def update_flops(network: TargetNetwork, method: Method, views: int, size: int) 
 
 
 def matrix_peak(precision: str, options: Options, clock: Callable[[], float]) -> float:
-    """FLOPs a second of the best among square matrix products of a few sizes, each warmed up by one call."""
+    """FLOPs a second of the best among square matrix products of a few sizes.
+
+    Each is warmed up by one call and then repeated until `LEAST_SECONDS` have passed (`quick`: `QUICK_SECONDS`).
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     sizes = SMALL_MATRICES if options.quick else MATRICES
     if options.device.type == "cuda":
         sizes = (*sizes, 2 * sizes[-1])
+    least = QUICK_SECONDS if options.quick else LEAST_SECONDS
     best, stream = 0.0, Streams(0)["matrices"]
     with _like_convolutions():
         for size in sizes:
             one = torch.rand(size, size, generator=stream).to(options.device, dtype)
             torch.mm(one, one)
-            repeats = max(1, (MATRICES[-1] // size) ** 2 // 4)
-            began = clock()
-            for _ in range(repeats):
-                torch.mm(one, one)
-            best = max(best, 2 * size**3 * repeats / (clock() - began))
+            best = max(best, 2 * size**3 * _rate(partial(torch.mm, one, one), least, clock))
     return best
+
+
+def _rate(work: Callable[[], object], least: float, clock: Callable[[], float]) -> float:
+    """Calls a second, in as many calls as take `least` seconds or more."""
+    calls, took, began = 0, 0.0, clock()
+    while took < least:
+        # as many as so far: looking at the clock makes a GPU idle
+        for _ in range(max(1, calls)):
+            work()
+        calls += max(1, calls)
+        took = clock() - began
+    return calls / took
 
 
 @contextmanager

@@ -4,66 +4,130 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from experiments.measuring import Clock, Figure, Result
-from experiments.workloads import BenchmarkError, Options, views_for
+from experiments.measuring import Clock, Figure, Result, interleaved
+from experiments.workloads import BenchmarkError, Options
 from ssl_core.decoding import map_images
 from ssl_core.images import ImageSet
 from ssl_core.loading import BatchSource, images_per_second
 from ssl_core.rng import Streams
 from ssl_core.sampler import BatchSampler
+from ssl_core.views import as_float, two_views
 
-COUNT, SIZE, BATCH = 100_000, 96, 256
-"""Images, their side in pixels, and images a batch; 2.8 GB in a temporary folder."""
-QUICK = (96, 16, 8)
-BATCHES = 16
+COUNT, SIZE = 100_000, 96
+"""Images and their side in pixels; 2.8 GB in a temporary folder."""
+QUICK = (96, 32)
+"""Not smaller: the gradient of a bfloat16 convolution with stride 2 of a single pixel is garbage on some processors."""
+BATCH = {"cpu": 32, "cuda": 256}
+"""Images a batch, by the kind of device: a processor needs seconds for as many as a GPU takes at once."""
+QUICK_BATCH = 8
+STEPS = {"cpu": 3, "cuda": 20}
+"""That are timed together."""
+QUICK_STEPS = 2
+ALONE = 16
+"""Batches of which the source's own speed is taken; `quick`: 2."""
 NETWORK = {"arch": "resnet18", "width": 64, "stem": "imagenet", "projector_hidden": 512, "projector_dim": 512}
-TRAINED = 32
-"""Images in the batch that is trained on: a processor needs seconds for as many as are gathered."""
 
 
 def measure_data(options: Options, rounds: int, say: Callable[[str], None]) -> Result:
-    """Gathering batches from a mapped file of images of 96 x 96, beside the cheapest training step that there is.
+    """SimCLR steps on batches that a thread reads from a mapped file, against the same steps on a batch that lies on
+    the device; and what augmenting takes of such a step.
 
-    The file lies on the disk before every round, and not in the system's memory, where the system allows to say so. The
-    step is SimCLR's, without an attack, by a ResNet-18 with the ImageNet stem: any other one takes longer.
+    The images are 96 x 96; the file lies on the disk before every round, and not in the system's memory, where the
+    system allows to say so. A step augments a batch and updates a ResNet-18 with the ImageNet stem; without an attack,
+    it is the cheapest there is, so that the data have the least time. The thread has a batch ready before the first
+    step, as in the midst of a run: that step is made, but not timed.
 
     Raises:
         BenchmarkError: if the temporary folder has too little space.
     """
-    count, size, batch = QUICK if options.quick else (COUNT, SIZE, BATCH)
-    streams, clock = Streams(0, options.device), Clock(options.device)
-    small = {"width": 4, "projector_hidden": 8, "projector_dim": 8} if options.quick else {}
-    world = NETWORK | {"method": "simclr", "agent": "none", "precision": "auto"} | small
-    learner = options.learner(**world)
-    views = views_for(learner, 2 * (batch if options.quick else TRAINED), size, streams)
-    shares, gathered, trained = [], [], []
+    kind = options.device.type
+    count, size = QUICK if options.quick else (COUNT, SIZE)
+    batch, steps = (QUICK_BATCH, QUICK_STEPS) if options.quick else (BATCH[kind], STEPS[kind])
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "images.u8"
         write_noise(file, count, size)
         data = ImageSet(map_images(file, (count, 3, size, size)), None, (), "noise", file)
         source = BatchSource(data, options.device, "host")
-        source.start(BatchSampler(count, batch, streams["data"]))
-        for number in range(rounds + 1):
-            say(f"data: round {number} of {rounds}")
-            forget(file)
-            speed = images_per_second(source, 2 if options.quick else BATCHES)
-            began = clock()
-            learner.update(views, None)
-            eaten = len(views) / 2 / (clock() - began)
-            if number:
-                gathered.append(speed)
-                trained.append(eaten)
-                shares.append(eaten / speed)
+        source.start(BatchSampler(count, batch, Streams(0)["data"]))
+        seconds, details = _timed(source, file, steps, options, rounds, say)
         source.close()
+        # some systems remove no file that is mapped
         del source, data
-    figure = Figure("data", "gathering images from disk, beside a SimCLR step on them", "overhead", tuple(shares))
-    images = {"count": count, "size": size, "gathered_a_second": gathered, "trained_a_second": trained}
-    return [figure], {"images": images, "precision": learner.network.precision}
+    images = {"count": count, "size": size, "batch": batch}
+    return share_figures(seconds), {"images": images, "steps": steps, "seconds": seconds} | details
+
+
+def _timed(
+    source: BatchSource, file: Path, steps: int, options: Options, rounds: int, say: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of the steps with and without reading and of augmenting alone, one a round, and what explains them."""
+    clock = Clock(options.device)
+    small = {"width": 4, "projector_hidden": 8, "projector_dim": 8} if options.quick else {}
+    learner = options.learner(**NETWORK | {"method": "simclr", "agent": "none", "precision": "auto"} | small)
+    settings = options.settings().make_views()
+    fixed = source.next().clone()
+    alone: list[float] = []
+    seconds: dict[str, list[float]] = {"augmenting": [], "without": [], "with": []}
+
+    def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+        return two_views(as_float(images), settings, generator).contiguous(memory_format=torch.channels_last)
+
+    def timed(step: Callable[[], object]) -> float:
+        step()
+        began = clock()
+        for _ in range(steps):
+            step()
+        return clock() - began
+
+    def augmenting(number: int) -> float:
+        generator = Streams(number)["views"]
+        return timed(lambda: augmented(fixed, generator))
+
+    def training(images: Callable[[], Tensor], number: int) -> float:
+        # the same augmentations on both sides
+        generator = Streams(number)["views"]
+        return timed(lambda: learner.update(augmented(images(), generator), None))
+
+    def prepare(number: int) -> int:
+        say(f"data: round {number} of {rounds}")
+        forget(file)
+        speed = images_per_second(source, 2 if options.quick else ALONE)
+        alone.extend([speed] if number else [])
+        return number
+
+    def check(number: int, work: int, found: dict[str, float]) -> None:
+        for name, took in found.items():
+            seconds[name] += [took] if number else []
+
+    tasks: dict[str, Callable[[int], float]] = {
+        "augmenting": augmenting,
+        "without": partial(training, lambda: fixed),
+        "with": partial(training, source.next),
+    }
+    interleaved(tasks, prepare, rounds, clock, check)
+    return seconds, {"gathered_a_second": alone, "precision": learner.network.precision}
+
+
+def share_figures(seconds: Mapping[str, Sequence[float]]) -> list[Figure]:
+    """Reading's and augmenting's shares of a step, round by round.
+
+    Args:
+        seconds: of equally many steps `with` and `without` reading, and of their `augmenting` alone.
+    """
+    reading = (max(0.0, 1 - ours / whole) for ours, whole in zip(seconds["without"], seconds["with"], strict=True))
+    made = (part / whole for part, whole in zip(seconds["augmenting"], seconds["without"], strict=True))
+    return [
+        Figure("data", "reading from disk, in a SimCLR step", "overhead", tuple(reading)),
+        Figure("data", "augmenting, in a SimCLR step", "share", tuple(made)),
+    ]
 
 
 def write_noise(file: Path, count: int, size: int) -> None:

@@ -42,7 +42,7 @@ TARGETS = {
     ("step", "digits, reinforce, auto"): 2.5,
     ("shares", "reinforce: outside the target network's arithmetic"): 0.10,
     ("scaling", "seconds against the mean number of steps, off a line"): 0.10,
-    ("data", "gathering images from disk, beside a SimCLR step on them"): 0.10,
+    ("data", "reading from disk, in a SimCLR step"): 0.10,
     ("start", "first training step"): 6.0,
     ("training", "make demo's training, against the other checkout"): 1.5,
 }

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from agents.policies import StrategyPolicy
-from envs.actions import ActionTable
 from envs.engine import AttackEngine
 from envs.torch_env import as_pixels
+from experiments.workloads import perturbations
 from ssl_core.attacks import Attacked, Budget, Encode, Objective
 from ssl_core.networks import Encoded, TargetNetwork
 from ssl_core.optim import make_optimizer
@@ -28,15 +28,18 @@ MAX_GRAD_NORM = 1.0
 """Of the strategy network."""
 
 
-def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
-    """`ssl_core.attacks.pgd` the reference's way: all views through every iteration up to the largest number of steps.
+def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Tensor:
+    """PGD the reference's way: all views through every iteration up to the largest number of steps.
 
-    A 0/1 mask keeps a view whose steps are spent where it is. As with `pgd`, the attacked views' embeddings belong to
-    the result. The parameters' gradients are computed too, unless they are frozen.
+    A 0/1 mask keeps a view whose steps are spent where it is. The parameters' gradients are computed too, unless they
+    are frozen.
 
     Args:
-        encode, objective, images, budget: as of `pgd`.
+        encode, objective, images, budget: as of `ssl_core.attacks.pgd`.
         start: perturbations (n, c, h, w).
+
+    Returns:
+        The attacked views (n, c, h, w) alone, as from the reference: no forward pass follows the last step.
     """
     rows = torch.arange(len(images), device=images.device)
     epsilon, step_size, steps = (value.view(-1, 1, 1, 1) for value in (budget.epsilon, budget.step_size, budget.steps))
@@ -52,8 +55,14 @@ def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Bu
             moved = torch.clamp(x + step_size * x.grad.sign(), low, high)  # type: ignore[union-attr]
             mask = (steps > iteration).to(x.dtype)
             x = moved * mask + x * (1 - mask)
+    return x.detach()
+
+
+def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
+    """`ssl_core.attacks.pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as with `pgd`."""
+    attacked = masked_steps(encode, objective, images, budget, start)
     with torch.no_grad():
-        return Attacked(x, encode(x, rows))
+        return Attacked(attacked, encode(attacked, torch.arange(len(images), device=images.device)))
 
 
 class PlainLARS:
@@ -119,18 +128,23 @@ def _nothing(name: str) -> AbstractContextManager[None]:
 
 
 class PlainStep:
-    """The reference's training step in a world: its stages, and whole steps made of them.
+    """The reference's training step in a world, stage by stage.
 
     In every step the strategy draws a budget for each view, the views are attacked through the unfolded network in
     float32 and in the ordinary memory layout, with the weights' gradients computed along, and the network is updated.
     In every tenth step there come first: another draw, with the strategy in train mode; another attack; the reward, one
-    number for the batch, from clean and attacked embeddings; a policy-gradient update of the strategy.
+    number for the batch, from clean and attacked embeddings; a policy-gradient update of the strategy. What ten steps
+    cost is put together from the stages' seconds by `seconds_per_step`.
 
     Args:
         engine: gives data, views, method and random streams, which it must share with nobody; its network stays as it
             is, the twin trains a copy.
         strategies: by name.
         part: `part(name)` is entered around every stage, such as a stopwatch's.
+
+    Attributes:
+        views: (n, 3, h, w), clean, of the coming batch.
+        started: (n, 3, h, w), those at the random start of the last attack.
     """
 
     def __init__(
@@ -146,7 +160,6 @@ class PlainStep:
         settings = engine.settings
         self.network: TargetNetwork = copy.deepcopy(engine.learner.network).to(memory_format=torch.contiguous_format)
         self.network.precision = "fp32"
-        self.table = ActionTable("factored")
         self.optimizer: PlainLARS | Optimizer
         if settings.optimizer == "lars":
             self.optimizer = PlainLARS(self.network.parameters(), settings.peak_lr, weight_decay=settings.weight_decay)
@@ -154,6 +167,7 @@ class PlainStep:
             self.optimizer = make_optimizer(settings.optimizer, self.network, settings.peak_lr, settings.weight_decay)
         self.step = 0
         self.views = engine.views.contiguous()
+        self.started = self.views
 
     @torch.no_grad()
     def encoded(self, views: Tensor, route: str) -> Encoded:
@@ -161,7 +175,7 @@ class PlainStep:
         self.network.eval()
         return self.network(views, route)
 
-    def act(self, name: str, training: bool = False) -> tuple[Tensor, Tensor]:
+    def act(self, name: str) -> tuple[Tensor, Tensor]:
         """Observations (n, ...) of the coming batch and the actions (n, 3) that a strategy draws for them."""
         policy = self.strategies[name].policy
         with self.part(f"{name}: act"):
@@ -175,19 +189,19 @@ class PlainStep:
                 observation = torch.cat(
                     [scaled, scaled.new_full((len(scaled), 1), 2 * self.engine.progress - 1)], dim=1
                 )
-            policy.train(training)
+            policy.eval()
             return observation, policy.sample(observation, self.engine.streams["twin/actions"])
 
     def attack(self, budget: Budget) -> Tensor:
         """The coming batch's views, attacked (n, 3, h, w)."""
         with self.part("attack"):
             self.network.eval()
-            noise = torch.rand(
-                self.views.shape, generator=self.engine.streams.on_device("noise"), device=self.views.device
-            )
-            radius = budget.epsilon.view(-1, 1, 1, 1) if (fixed := self.method.start_radius) is None else fixed
+            noise = self.engine.streams.on_device("noise")
+            start = perturbations(self.views, budget, self.method.start_radius, noise)
             encode = self.method.encode(self.network)
-            return masked_loop(encode, self.method.objective, self.views, budget, (noise * 2 - 1) * radius).images
+            adversarial = masked_steps(encode, self.method.objective, self.views, budget, start)
+        self.started = (self.views + start).clamp(0, 1)
+        return adversarial
 
     def assess(self, adversarial: Tensor) -> float:
         """The reward, one number for the batch: a third of the attacked loss minus the clean one."""
@@ -230,30 +244,6 @@ class PlainStep:
         with self.part("next batch"):
             self.engine._draw()
             self.views = self.engine.views.contiguous()
-
-    def play(self, name: str, budget: Budget | None = None) -> Tensor:
-        """A whole step, a tenth one or an ordinary one by its number; returns the attacked views of the update.
-
-        Args:
-            name: of the strategy.
-            budget: played instead of the strategy's own draw, which is made all the same.
-        """
-        if (self.step + 1) % INTERVAL == 0:
-            observation, actions = self.act(name, training=True)
-            reward = self.assess(self.attack(budget or self.decoded(actions)))
-            self.learn(name, observation, actions, reward)
-        _, actions = self.act(name)
-        adversarial = self.attack(budget or self.decoded(actions))
-        self.update(adversarial)
-        self.next_batch()
-        return adversarial
-
-    def decoded(self, actions: Tensor) -> Budget:
-        """The budget that actions (n, 3) stand for."""
-        budget = self.table.decode(actions)
-        if budget is None:
-            raise ValueError("the twin plays factored actions: expected a budget for every view")
-        return budget
 
 
 def seconds_per_step(stages: Mapping[str, float], name: str) -> float:

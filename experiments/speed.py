@@ -23,7 +23,9 @@ from experiments.workloads import (
     Options,
     budget_of,
     check_agreement,
+    follow,
     in_precision,
+    perturbations,
     random_actions,
     seasoned,
 )
@@ -64,7 +66,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
     that was done to it is worth.
 
     Budgets and starts are new in each round, so that the attack meets active sets of sizes that it has not met before,
-    as in training. All variants must find the same.
+    as in training. All variants must find the same: attain the same loss and the same gain over the random start.
     """
     engine = AttackEngine(options.settings(**PAPER), device=options.device)
     method, network = engine.method, seasoned(engine)
@@ -81,30 +83,29 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
 
     def run(variant: Variant, work: tuple[Budget, int]) -> Tensor:
         budget, number = work
-        # the same start for all: the learner draws it from its generator, in this way
-        generator = Streams(number, options.device).on_device("noise")
         if variant.ours:
+            generator = Streams(number, options.device).on_device("noise")
             return learners[variant.precision].attack(engine.views, budget, generator).images
-        start = torch.rand(engine.views.shape, generator=generator, device=options.device) * 2 - 1
+        start = start_of(engine, budget, number)
         chosen = network if variant.channels_last else plain
         chosen.zero_grad(set_to_none=True)
         with nullcontext() if variant.weight_gradients else frozen(chosen):
             attack = pgd if variant.active_only else masked_loop
             given = views[variant.channels_last], budget
-            start *= method.start_radius or 0
             return attack(method.encode(chosen), method.objective, *given, start=start).images
 
     loss = attained(plain, engine)
     agreement: list[dict[str, Any]] = []
 
     def check(number: int, work: tuple[Budget, int], found: dict[str, Tensor]) -> None:
+        started = (engine.views + start_of(engine, *work)).clamp(0, 1)
         for variant in VARIANTS:
             # another layout rounds differently, and so may several threads, which cut a smaller batch elsewhere
             exact = not variant.channels_last and options.device.type == "cpu"
             exact = exact and (options.threads == 1 or not variant.active_only)
             tolerance = options.tolerance(variant.precision)
-            pair = found[REFERENCE.name], found[variant.name]
-            agreement.append(check_agreement(*pair, loss, variant.name, exact, tolerance) | {"round": number})
+            three = found[REFERENCE.name], found[variant.name], started
+            agreement.append(check_agreement(*three, loss, variant.name, exact, tolerance) | {"round": number})
 
     tasks = {variant.name: partial(run, variant) for variant in (REFERENCE, *VARIANTS)}
     seconds = interleaved(tasks, prepare, rounds, Clock(options.device), check)
@@ -113,6 +114,12 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
         for variant in VARIANTS
     ]
     return figures, {"reference": REFERENCE.name, "seconds": seconds, "agreement": agreement}
+
+
+def start_of(engine: AttackEngine, budget: Budget, number: int) -> Tensor:
+    """The perturbations that the attacks of a round start from: a learner draws them from the round's stream."""
+    noise = Streams(number, engine.device).on_device("noise")
+    return perturbations(engine.views, budget, engine.method.start_radius, noise)
 
 
 def attained(network: TargetNetwork, engine: AttackEngine) -> Callable[[Tensor], float]:
@@ -147,10 +154,12 @@ WORLDS = (
 def measure_step(options: Options, rounds: int, say: Say) -> Result:
     """A whole training step (observe, act, attack, reward, update, next batch) against a plain twin of the reference's.
 
-    Both sides have the same strategy network and play the same budgets on the same views from the same starts. Times
-    are those of the mean of ten steps, of which the strategy learns in one (the agent reinforce learns in every one):
-    the twin's are put together from its stages (`experiments.plain.seconds_per_step`), of ours the agent's update is
-    counted for a tenth. The twin is float32 throughout; `auto` is what the preset takes on this machine.
+    Both sides have the same strategy network and play the same budgets on the same views from the same starts, at first
+    with the same weights, whose batch-norm statistics are those of data: there their attacks must agree. Times are
+    those of the mean of ten steps. The twin's strategy learns in one of them, and its times are put together from its
+    stages (`experiments.plain.seconds_per_step`). Ours counts its agent's update as often as the agent learns:
+    reinforce in every step, reinforce-paper in one of ten. The twin is float32 throughout; `auto` is what the preset
+    takes on this machine.
     """
     figures: list[Figure] = []
     details: dict[str, Any] = {}
@@ -171,6 +180,9 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
     first = next(iter(ours.values()))
     # made by the same seed as ours: its batches, starts and initial weights are theirs
     engine = AttackEngine(first.settings, first.settings.seed, options.device, first.engine.data)
+    seasoned(engine)
+    for run in ours.values():
+        follow(run.engine, engine)
     watch = Stopwatch(clock)
     strategies = {agent: Strategy(_policy(run)) for (agent, _), run in ours.items()}
     twin = PlainStep(engine, strategies, watch.part)
@@ -183,8 +195,8 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
 
     def prepare(number: int) -> Tensor:
         say(f"step, {world.name}: round {number} of {rounds}")
-        steps = world.steps if number else WARM_UP_STEPS
-        return random_actions(len(engine.views), engine.streams["twin/budgets"], steps)
+        # the warm-up's attacks are compared, so that it too takes all its steps: else they would gain little
+        return random_actions(len(engine.views), engine.streams["twin/budgets"], world.steps)
 
     def check(number: int, work: Tensor, found: dict[str, tuple[dict[str, float], Tensor]]) -> None:
         stages, expected = found["twin"]
@@ -196,11 +208,9 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
             if not number:
                 # only before the first update have all networks the same weights
                 name = f"{world.name}, {_label(side)}"
-                agreement.append(
-                    check_agreement(
-                        expected, adversarial, loss, name, tolerance=options.tolerance(ours[side].settings.precision)
-                    )
-                )
+                tolerance = options.tolerance(ours[side].settings.precision)
+                three = expected, adversarial, twin.started
+                agreement.append(check_agreement(*three, loss, name, tolerance=tolerance))
 
     tasks: dict[str, Callable[[Tensor], Any]] = {"twin": partial(twin_stages, twin, watch)}
     tasks |= {_label(side): partial(own_step, run, watch) for side, run in ours.items()}
@@ -270,7 +280,10 @@ def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, flo
 
 
 def measure_precision(options: Options, rounds: int, say: Say) -> Result:
-    """bfloat16 against float32 in observation, attack and update of ResNet-18, and what its attack attains."""
+    """bfloat16 against float32 in observation, attack and update of ResNet-18, and what its attack attains.
+
+    Steps are uniform on 3..14. The attacks must agree, in the attained loss and in the gain over the random start.
+    """
     engine = AttackEngine(options.settings(**PAPER), device=options.device)
     seasoned(engine)
     learners = {"fp32": engine.learner}
@@ -279,6 +292,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
     plain = in_precision(engine.learner.network, "fp32").to(memory_format=torch.contiguous_format)
     loss = attained(plain, engine)
     ratio: list[float] = []
+    agreement: list[dict[str, Any]] = []
     # the attack of the fp32 side: both update on it
     attacked: dict[str, Tensor] = {}
 
@@ -287,9 +301,8 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
         state = plain.state_dict()
         for learner in learners.values():
             learner.network.load_state_dict(state)
-        return budget_of(
-            random_actions(len(engine.views), engine.streams["twin/budgets"], WARM_UP_STEPS), options.device
-        ), number
+        actions = random_actions(len(engine.views), engine.streams["twin/budgets"])
+        return budget_of(actions, options.device), number
 
     def look(precision: str, work: tuple[Budget, int]) -> None:
         learners[precision].look(engine.views)
@@ -304,7 +317,11 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
         learners[precision].update(engine.views, attacked["fp32"])
 
     def check(number: int, work: tuple[Budget, int], found: dict[str, Any]) -> None:
-        ratio.extend([loss(found["attack, bf16"]) / loss(found["attack, fp32"])] if number else [])
+        started = (engine.views + start_of(engine, *work)).clamp(0, 1)
+        three = found["attack, fp32"], found["attack, bf16"], started
+        agreed = check_agreement(*three, loss, "attack, bf16", tolerance=options.tolerance("bf16"))
+        agreement.append(agreed | {"round": number})
+        ratio.extend([agreed["loss_ratio"]] if number else [])
 
     stages = {"observe": look, "attack": attack, "update": update}
     tasks = {f"{stage}, {name}": partial(run, name) for stage, run in stages.items() for name in learners}
@@ -313,4 +330,5 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
         Figure("precision", stage, "times faster", ratios(seconds[f"{stage}, fp32"], seconds[f"{stage}, bf16"]))
         for stage in stages
     ]
-    return [*figures, Figure("precision", "attained loss", "times the loss", tuple(ratio))], {"seconds": seconds}
+    figures.append(Figure("precision", "attained loss", "times the loss", tuple(ratio)))
+    return figures, {"seconds": seconds, "agreement": agreement}

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,24 @@ TINY: dict[str, Any] = {
 }
 """What `--quick` makes of every world."""
 COMMON: dict[str, Any] = {"agent": "reinforce", "precision": "fp32", "progress": "off"}
-TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
+
+
+class Tolerance(NamedTuple):
+    """How far two attacks may lie apart: in the attained loss, and in its gain over the loss at the random start."""
+
+    loss: float
+    gain: float
+
+
+TOLERANCE = {"fp32": Tolerance(1e-3, 1e-2), "bf16": Tolerance(1e-2, 5e-2)}
+"""Of the attained loss: the contract of `ssl_core.folding`. Where an attack gains little, the loss alone would pass an
+attack that does nothing: so its gain must agree too."""
+QUICK_FACTOR = 10
+"""How many times as much `--quick` allows: the loss of a tiny network on a few tiny images hangs on single pixels."""
+MOST_GAIN = 0.5
+"""An attack that gains at most half of what the reference does is wrong, whatever is allowed."""
+SEASONING = 8
+"""Batches that a seasoned network has seen."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +78,10 @@ class Options:
         settings = Settings.from_preset("digits", **COMMON | changes, device=self.device.type)
         return settings.make_learner(Streams(0, self.device), planned_updates=1000, steps_per_epoch=10)
 
-    def tolerance(self, precision: str) -> float:
-        """How far apart attained losses may lie: the contract of `ssl_core.folding`; `quick`: ten times as far.
-
-        The loss of a tiny network on a few tiny images hangs on single pixels.
-        """
-        return TOLERANCE[precision] * (10 if self.quick else 1)
+    def tolerance(self, precision: str) -> Tolerance:
+        """How far apart attacks may lie, one of them in this precision; more with `quick`."""
+        allowed, factor = TOLERANCE[precision], QUICK_FACTOR if self.quick else 1
+        return Tolerance(factor * allowed.loss, min(MOST_GAIN, factor * allowed.gain))
 
 
 def views_for(learner: TargetLearner, count: int, size: int, stream: Streams) -> Tensor:
@@ -99,15 +114,35 @@ def budget_of(actions: Tensor, device: torch.device) -> Budget:
 
 
 def seasoned(engine: AttackEngine) -> TargetNetwork:
-    """The engine's network in eval mode, its batch-norm statistics those of a few batches of data."""
+    """The engine's network in eval mode, its batch-norm statistics those of a few batches, which the engine draws."""
     network = engine.learner.network.train()
     with torch.no_grad():
         # batch-norm statistics of a trained network are not the initial ones
-        for _ in range(8):
+        for _ in range(SEASONING):
             for route in engine.method.routes:
                 network(engine.views, route)
             engine._draw()
     return network.eval()
+
+
+def follow(engine: AttackEngine, leader: AttackEngine) -> None:
+    """Brings a new engine where one of the same seed is after `seasoned`: at the same batch with the same weights."""
+    for _ in range(SEASONING):
+        engine._draw()
+    engine.learner.network.load_state_dict(leader.learner.network.state_dict())
+
+
+def perturbations(views: Tensor, budget: Budget, radius: float | None, generator: torch.Generator) -> Tensor:
+    """The attack's random start (n, 3, h, w), drawn as `TargetLearner.attack` does.
+
+    Args:
+        views: (n, 3, h, w).
+        budget: n entries.
+        radius: of the start, None for each view's own epsilon.
+        generator: on the views' device.
+    """
+    unit = torch.rand(views.shape, generator=generator, device=views.device) * 2 - 1
+    return unit * (budget.epsilon.view(-1, 1, 1, 1) if radius is None else radius)
 
 
 def in_precision(network: TargetNetwork, precision: str) -> TargetNetwork:
@@ -128,28 +163,50 @@ class DisagreementError(BenchmarkError):
 def check_agreement(
     expected: Tensor,
     found: Tensor,
+    start: Tensor,
     loss: Callable[[Tensor], float],
     name: str,
     exact: bool = False,
-    tolerance: float = 1e-3,
+    tolerance: Tolerance = TOLERANCE["fp32"],
 ) -> dict[str, Any]:
-    """Compares the views (n, 3, h, w) that the plain loop and a variant found; `loss` is what such views attain.
+    """Compares what two attacks from the same start made of views; all of them (n, 3, h, w).
+
+    Args:
+        expected: the reference's.
+        found: the variant's.
+        start: the views at the random start, in [0, 1].
+        loss: what such views attain.
+        name: of the variant.
+        exact: whether every pixel must be the same.
+        tolerance: `loss` of the ratio of the losses, `gain` of that of the gains over the start.
 
     Raises:
-        DisagreementError: if a pixel differs and `exact` is True, or the attained losses differ by over `tolerance`.
+        DisagreementError: if a pixel differs and `exact` is True, the attained losses or their gains over the start
+            differ by more than `tolerance`, or the reference gains nothing.
     """
     equal = (expected == found).float().mean().item()
-    reference, attained = loss(expected), loss(found)
+    reference, attained, begun = loss(expected), loss(found), loss(start)
     if exact and equal < 1:
-        raise DisagreementError(f"{name}: {1 - equal:.2%} of the pixels differ from the plain loop's, expected none")
-    if not abs(attained / reference - 1) <= tolerance:
+        raise DisagreementError(f"{name}: {1 - equal:.2%} of the pixels differ from the reference's, expected none")
+    if not abs(attained / reference - 1) <= tolerance.loss:
         raise DisagreementError(
-            f"{name}: attains a loss of {attained:.6g}, the plain loop {reference:.6g}: over {tolerance:.1%} apart"
+            f"{name}: attains a loss of {attained:.6g}, the reference {reference:.6g}: over {tolerance.loss:.1%} apart"
+        )
+    if not reference > begun:
+        raise DisagreementError(
+            f"{name}: the reference attains a loss of {reference:.6g} from {begun:.6g} at the start: expected a gain"
+        )
+    gain_ratio = (attained - begun) / (reference - begun)
+    if not abs(gain_ratio - 1) < tolerance.gain:
+        raise DisagreementError(
+            f"{name}: gains {gain_ratio:.1%} of the loss that the reference gains over the start: expected less than "
+            f"{tolerance.gain:.1%} apart"
         )
     return {
         "variant": name,
         "exact": exact,
-        "tolerance": tolerance,
+        "tolerance": tolerance._asdict(),
         "equal_pixels": equal,
         "loss_ratio": attained / reference,
+        "gain_ratio": gain_ratio,
     }

@@ -78,14 +78,16 @@ def test_an_earlier_result_is_compared_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
-    figures = [Figure("a", name, "times faster", (value,)) for name, value in (("x", 3.0), ("y", 1.0), ("z", 2.01))]
+    figures = [Figure("a", name, "times faster", (value,) * 3) for name, value in (("x", 3.0), ("y", 1.0), ("z", 2.01))]
     document = document_of(Options(4, torch.device("cpu")), figures, {}) | {"processor": "an older one"}
+    document["versions"] = {"torch": "0.4"}
     old.write_text(json.dumps(document))
     monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x", "y", "z"])})
     assert benchmark.main(["--compare", str(old), "--output", str(new), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 worse, 1 better, 1 same" in out
     assert "not under the same circumstances: threads was 4, now 1" in out
+    assert "not under the same circumstances: torch was 0.4, now " in out
     assert "not under the same circumstances: processor was an older one, now " in out
     # a result may be compared with itself, and replaced by what is compared with it
     assert benchmark.main(["--compare", str(new), "--output", str(new), "--threads", "1"]) == 0
@@ -93,16 +95,59 @@ def test_an_earlier_result_is_compared_with(
     assert "0 worse, 0 better, 3 same" in out and "circumstances" not in out
 
 
-def test_attacks_that_disagree_stop_the_benchmark_and_nothing_is_written(
+def failing(error: BaseException) -> Part:
+    def measure(options: Options, rounds: int, say: Any) -> Result:
+        raise error
+
+    return Part(measure, 1)
+
+
+def test_a_part_that_fails_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(options: Options, rounds: int, say: Any) -> Result:
-        raise DisagreementError("b: 1 % of the pixels differ")
+    parts = {
+        "a": fake("a", ["x"]),
+        "b": failing(DisagreementError("attack: 1 %\nof the pixels differ")),
+        "c": fake("c", ["y"]),
+    }
+    monkeypatch.setattr(benchmark, "PARTS", parts)
+    path = tmp_path / "new.json"
+    assert benchmark.main(["--output", str(path)]) == 1
+    document = json.loads(path.read_text())
+    assert [figure["part"] for figure in document["figures"]] == ["a", "c"] == list(document["details"])
+    assert document["failed"] == {"b": "attack: 1 % of the pixels differ"}
+    captured = capsys.readouterr()
+    assert captured.err == "benchmark.py: error: the part 'b' failed: attack: 1 % of the pixels differ\n"
+    assert f"written: {path}, {path.with_suffix('.png')}" in captured.out
 
-    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x"]), "b": Part(measure, 1)})
-    assert benchmark.main(["--output", str(tmp_path / "new.json")]) == 1
-    assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err == "benchmark.py: error: b: 1 % of the pixels differ\n"
+
+def test_nothing_is_written_where_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, status in ((DisagreementError("no"), 1), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(benchmark, "PARTS", {"a": failing(error)})
+        assert benchmark.main(["--output", str(tmp_path / "new.json")]) == status
+        assert list(tmp_path.iterdir()) == []
+        captured = capsys.readouterr()
+        assert "nothing was written" in captured.out + captured.err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_an_interrupted_benchmark_keeps_what_it_has(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"a": fake("a", ["x"]), "b": failing(error), "c": fake("c", ["y"])}
+    monkeypatch.setattr(benchmark, "PARTS", parts)
+    path = tmp_path / "new.json"
+    if isinstance(error, KeyboardInterrupt):
+        assert benchmark.main(["--output", str(path)]) == 130
+        picture = path.with_suffix(".png")
+        assert capsys.readouterr().err == f"benchmark.py: interrupted: written: {path}, {picture} (parts: a)\n"
+        assert picture.is_file()
+    else:
+        with pytest.raises(RuntimeError, match="a bug"):
+            benchmark.main(["--output", str(path)])
+    assert [figure["part"] for figure in json.loads(path.read_text())["figures"]] == ["a"]
 
 
 def test_a_profile_is_written_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +166,20 @@ def test_a_profile_is_written_instead(tmp_path: Path, monkeypatch: pytest.Monkey
         (["--thread", "2"], "unrecognized arguments: --thread 2"),
         (["--device", "cpi"], "unknown device 'cpi': choose from auto, cpu, cuda; did you mean 'cpu'?"),
         (["--output", "."], "--output: . is a folder: expected a file"),
-        (["--output", "file/x.json"], "[Errno 17] File exists: 'file'"),
+        (
+            ["--output", "file/x.json"],
+            "--output: file/x.json cannot be written: expected a file in a folder that can be",
+        ),
+        (
+            ["--output", "/proc/x/y.json"],
+            "--output: /proc/x/y.json cannot be written: expected a file in a folder that can be",
+        ),
+        (["--output", "x.png"], "--output: x.png is the picture's path too: expected another, such as x.json"),
+        (
+            ["--profile", "/proc/x"],
+            "--profile: /proc/x cannot be written to: expected a folder that can be",
+        ),
+        (["--profile", "/proc"], "--profile: /proc cannot be written to: expected a folder that can be"),
         (["--picture", "x.jpg"], "--picture: expected a file that ends in .png, got x.jpg"),
         (
             ["--picture", "folder.png"],

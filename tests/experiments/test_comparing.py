@@ -1,6 +1,7 @@
 """Marks in closed form, and earlier results that cannot be compared with."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ def document(*figures: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (figure(2.0), figure(2.0), "same"),
         # 4 %
         (figure(2.0), figure(1.92), "same"),
-        # a change of 0.2 against half ranges of 0.1 and 0.15, and of 0.1 and 0.05
-        (figure(2.0, 0.1), figure(1.8, 0.15), "same"),
-        (figure(2.0, 0.1), figure(1.8, 0.05), "worse"),
+        # values 0.2 and 0.02 apart
+        (figure(2.0, 0.1), figure(1.8, 0.1), "same"),
+        (figure(2.0, 0.01), figure(1.8, 0.01), "worse"),
+        (figure(2.0), figure(1.8, 0.01), "worse"),
         (figure(2.0, unit="seconds"), figure(2.2, unit="seconds"), "worse"),
         (figure(0.1, unit="overhead"), figure(0.05, unit="overhead"), "better"),
         (figure(0.1, unit="of the peak"), figure(0.05, unit="of the peak"), "worse"),
@@ -41,6 +43,25 @@ def test_a_figure_changes_by_more_than_noise_and_five_percent_or_not_at_all(
     then: dict[str, Any], now: dict[str, Any], expected: str
 ) -> None:
     assert mark(then, now) == expected
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "expected"),
+    [
+        # Welch's t is the shift over sqrt(2 / 3), on 4 degrees of freedom, where p < 0.01 from 4.604 on: 3.76
+        ((-1.0, 0.0, 1.0), (2.7, 3.7, 4.7), "same"),
+        ((-1.0, 0.0, 1.0), (2.8, 3.8, 4.8), "better"),
+        # the same of logarithms
+        tuple((*(tuple(math.exp(x) for x in side) for side in ((-1, 0, 1), (2.7, 3.7, 4.7))), "same")),
+        tuple((*(tuple(math.exp(x) for x in side) for side in ((-1, 0, 1), (2.8, 3.8, 4.8))), "better")),
+        ((2.0, 2.0), (1.0, 1.0, 1.0), "too few"),
+        ((2.0, 2.0, 2.0), (1.0,), "too few"),
+        ((2.0,), (2.0,), "too few"),
+    ],
+)
+def test_noise_is_told_by_the_values(then: tuple[float, ...], now: tuple[float, ...], expected: str) -> None:
+    sides = [Figure("attack", "a", "times faster", values).record() for values in (then, now)]
+    assert mark(*sides) == expected
 
 
 def test_figures_are_compared_by_part_and_name() -> None:
@@ -64,9 +85,11 @@ def test_figures_are_compared_by_part_and_name() -> None:
 
 def test_other_circumstances_are_told() -> None:
     assert differences(document(), document()) == []
-    assert differences(document(), document(processor="q", threads=1)) == [
+    old, new = {"versions": {"torch": "2.4", "numpy": "1"}}, {"versions": {"torch": "2.5", "numpy": "2"}}
+    assert differences(document(**old), document(processor="q", threads=1, **new)) == [
         "processor was p, now q",
         "threads was 2, now 1",
+        "torch was 2.4, now 2.5",
     ]
 
 
@@ -86,6 +109,7 @@ def test_an_earlier_result_is_read(tmp_path: Path) -> None:
         (json.dumps({"schema": 2, "quick": False}), "is damaged: KeyError 'figures'"),
         (json.dumps(document({"part": "a"})), "is damaged: KeyError 'quartiles'"),
         (json.dumps(document(figure(1.0) | {"median": "1"})), "is damaged: TypeError"),
+        (json.dumps(document(figure(1.0) | {"values": ["1"]})), "is damaged: TypeError"),
         (json.dumps(document(figure(1.0) | {"unit": "miles"})), "is damaged: ValueError unknown unit 'miles'"),
         (json.dumps(document(quick=True)), "is a --quick result, and this is not one: the two measure different"),
     ],

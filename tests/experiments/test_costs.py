@@ -1,12 +1,14 @@
 """FLOPs by hand, drawn numbers of steps, and the files of a profile."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from experiments import costs
 from experiments.costs import (
     attack_flops,
     counted,
@@ -79,16 +81,36 @@ def test_drawn_steps_have_the_mean_and_the_same_largest_number(mean: float) -> N
 
 def test_a_peak_is_measured_by_the_clock() -> None:
     moments = iter(range(100))
-    # every product takes a second: the largest, of 128, counts
-    assert matrix_peak("fp32", QUICK, lambda: float(next(moments))) == pytest.approx(2 * 128**3 * 256)
+    # one product takes a second: the larger one, of 128, counts
+    assert matrix_peak("fp32", QUICK, lambda: float(next(moments))) == pytest.approx(2 * 128**3)
+
+
+@pytest.mark.parametrize(("quick", "rate"), [(True, 4 / 0.012), (False, 32 / 0.024)])
+def test_a_product_is_repeated_until_enough_time_has_passed(
+    quick: bool, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "MATRICES", (64, 128))
+    monkeypatch.setattr(costs, "LEAST_SECONDS", 0.021)
+    # 1, 1, 2, 4 ... products, after each of which the clock is 4 ms on
+    moments = iter(range(100))
+    peak = matrix_peak("fp32", replace(QUICK, quick=quick), lambda: 0.004 * next(moments))
+    assert peak == pytest.approx(2 * 128**3 * rate)
 
 
 def test_costs_are_measured() -> None:
     figures, details = measure_scaling(QUICK, 1, lambda text: None)
-    assert [figure.unit for figure in figures] == ["deviation", *["times the cost"] * 3]
-    assert [figure.name for figure in figures[1:]] == ["32 views", "width 8", "16 x 16 pixels"]
+    assert [figure.unit for figure in figures] == ["deviation", "share", *["times the cost"] * 3]
+    assert [figure.name for figure in figures[1:]] == [
+        "fixed cost at 8.5 steps",
+        "32 views",
+        "width 8",
+        "16 x 16 pixels",
+    ]
+    (line,) = details["lines"]
+    assert figures[1].values == (line["fixed_share"],)
+    assert line["fixed_share"] * (line["intercept"] + 8.5 * line["slope"]) == pytest.approx(line["intercept"])
     sizes = details["sizes"]
-    for figure in figures[1:]:
+    for figure in figures[2:]:
         views = 32 if figure.name == "32 views" else 16
         cost, base = (
             sizes["seconds"][name][0] / count / sizes["flops_a_view"][name]

@@ -1,11 +1,16 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from experiments.feeding import measure_data, write_noise
+from experiments import feeding
+from experiments.feeding import measure_data, share_figures, write_noise
+from experiments.measuring import TARGETS
 from experiments.workloads import BenchmarkError, Options
 from ssl_core.decoding import map_images
+from ssl_core.views import two_views
 
 
 def test_the_file_holds_the_images_and_no_two_are_alike(tmp_path: Path) -> None:
@@ -21,13 +26,35 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_each_round_has_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_in_closed_form() -> None:
+    reading, augmenting = share_figures({"with": [4.0, 3.0], "without": [3.0, 4.0], "augmenting": [1.5, 1.0]})
+    # no time is gained by reading: the second round is noise
+    assert reading.values == (0.25, 0.0) and reading.unit == "overhead"
+    assert (reading.part, reading.name) in TARGETS
+    assert augmenting.values == (0.5, 0.25) and augmenting.unit == "share"
+
+
+def test_each_round_has_its_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     said: list[str] = []
-    (figure,), details = measure_data(Options(1, torch.device("cpu"), quick=True), 2, said.append)
-    images = details["images"]
-    expected = [b / a for a, b in zip(images["gathered_a_second"], images["trained_a_second"], strict=True)]
-    assert list(figure.values) == expected and len(expected) == 2 and min(expected) > 0
-    assert len(said) == 3  # the warm-up too
-    assert not list(tmp_path.iterdir())
+    batches: list[Tensor] = []
+    forgotten: list[Path] = []
+    monkeypatch.setattr(feeding, "forget", forgotten.append)
+    real = two_views
+
+    def recorded(images: Tensor, *rest: Any) -> Tensor:
+        batches.append(images)
+        return real(images, *rest)
+
+    monkeypatch.setattr(feeding, "two_views", recorded)
+    figures, details = measure_data(Options(1, torch.device("cpu"), quick=True), 2, said.append)
+    assert [figure.values for figure in figures] == [figure.values for figure in share_figures(details["seconds"])]
+    assert [len(values) for values in details["seconds"].values()] == [2, 2, 2]
+    assert len(details["gathered_a_second"]) == 2 and min(details["gathered_a_second"]) > 0
+    assert len(said) == len(forgotten) == 3  # the warm-up too
+    # in a round three steps augmenting alone, three on the resident batch, three on batches of the file
+    assert len(batches) == 3 * 9 and {tuple(batch.shape) for batch in batches} == {(8, 3, 32, 32)}
+    fixed = [torch.equal(batch, batches[0]) for batch in batches]
+    assert fixed == 3 * [*[True] * 6, *[False] * 3]
+    assert not list(tmp_path.rglob("images.u8"))

@@ -1,9 +1,9 @@
 """The plain twins against what they are twins of."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from envs.actions import ActionTable
 from envs.engine import AttackEngine
 from envs.torch_env import TorchViewEnv
 from envs.world import WorldSettings
-from experiments.plain import INTERVAL, PlainLARS, PlainStep, Strategy, masked_loop, seconds_per_step
+from experiments.plain import PlainLARS, PlainStep, Strategy, masked_loop, masked_steps, seconds_per_step
 from ssl_core.attacks import Attacked, Budget, pgd
 from ssl_core.learner import frozen
 from ssl_core.networks import build_network
@@ -92,13 +92,7 @@ def test_the_plain_lars_is_the_fused_one() -> None:
     assert sides[0][0].grad is None
 
 
-@contextmanager
-def recorded(stages: list[str], name: str) -> Iterator[None]:
-    stages.append(name)
-    yield
-
-
-def twin(settings: WorldSettings, stages: list[str] | None = None) -> PlainStep:
+def twin(settings: WorldSettings) -> PlainStep:
     engine = AttackEngine(settings)
     table = ActionTable("factored")
     spaces = {name: TorchViewEnv(engine, observation=name).observation_space for name in ("features", "image")}
@@ -106,8 +100,7 @@ def twin(settings: WorldSettings, stages: list[str] | None = None) -> PlainStep:
         name: build_policy(generator(1), space, table.space, image_network="resnet18", width=4)
         for name, space in spaces.items()
     }
-    strategies = {name: Strategy(policy) for name, policy in policies.items()}
-    return PlainStep(engine, strategies, lambda name: recorded(stages if stages is not None else [], name))
+    return PlainStep(engine, {name: Strategy(policy) for name, policy in policies.items()})
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
@@ -145,21 +138,35 @@ def test_the_twins_attack_starts_where_ours_does_and_attains_the_same() -> None:
     assert (found == ours).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_twins_attack_pays_one_forward_pass_a_step_and_no_other(steps: int) -> None:
+    plain, passes = twin(WORLD), []
+    plain.network.register_forward_hook(lambda *call: passes.append(torch.is_grad_enabled()))
+    plain.attack(Budget.uniform(16, 8 / 255, 2 / 255, steps))
+    assert passes == [True] * steps
+
+
+def test_the_steps_alone_find_what_the_loop_finds(attack: Callable[..., Attacked]) -> None:
+    found: list[torch.Tensor] = []
+
+    def alone(*arguments: Any, **named: Any) -> Attacked:
+        found.append(masked_steps(*arguments, **named))
+        return Attacked(found[0], found[0])
+
+    attack(alone)
+    assert torch.equal(found[0], attack(masked_loop).images) and not found[0].requires_grad
+
+
 @pytest.mark.parametrize("name", ["features", "image"])
-def test_every_tenth_step_attacks_twice_and_teaches_the_strategy(name: str) -> None:
-    stages: list[str] = []
-    plain = twin(WORLD, stages)
-    ordinary = [f"{name}: act", "attack", "update", "next batch"]
+def test_the_strategy_acts_on_its_observation_and_learns(name: str) -> None:
+    plain = twin(WORLD)
     policy = plain.strategies[name].policy
     before = copy.deepcopy(policy.head.weight)
-    for step in range(1, INTERVAL + 1):
-        stages.clear()
-        clean = plain.views
-        adversarial = plain.play(name, Budget.uniform(16, 8 / 255, 2 / 255, 1) if step % 2 else None)
-        assert 0 < (adversarial - clean).abs().max() <= 15.01 / 255
-        extra = [f"{name}: act", "attack", "assess", f"{name}: learn"] if step == INTERVAL else []
-        assert stages == extra + ordinary
-        assert torch.equal(policy.head.weight, before) == (step < INTERVAL)
+    observation, actions = plain.act(name)
+    assert observation.shape[1:] == ((3, 8, 8) if name == "image" else (plain.engine.observation_dim,))
+    assert actions.shape == (16, 3) and not policy.training and torch.equal(policy.head.weight, before)
+    plain.learn(name, observation, actions, plain.assess(plain.attack(Budget.uniform(16, 8 / 255, 2 / 255, 1))))
+    assert not torch.equal(policy.head.weight, before)
 
 
 @pytest.mark.parametrize("reward", [1.0, -1.0])

@@ -6,17 +6,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.reinforce import REINFORCE
 from envs.actions import GRID
+from envs.engine import AttackEngine
 from experiments import speed
 from experiments.measuring import Stopwatch
-from experiments.speed import REFERENCE, VARIANTS, WORLDS, measure_attack, measure_precision, measure_step, own_step
+from experiments.plain import PlainStep, Strategy, seconds_per_step
+from experiments.speed import (
+    REFERENCE,
+    VARIANTS,
+    WORLDS,
+    measure_attack,
+    measure_precision,
+    measure_step,
+    own_step,
+    twin_stages,
+)
 from experiments.training import Run
 from experiments.workloads import (
     DisagreementError,
     Options,
+    Tolerance,
     budget_of,
     check_agreement,
+    follow,
     in_precision,
+    perturbations,
     random_actions,
     seasoned,
 )
@@ -38,16 +53,56 @@ def test_agreement_is_measured() -> None:
     def loss(views: Tensor) -> float:
         return views.mean().item()
 
-    compared = check_agreement(expected, found, loss, "b")
+    # a loss of 0.4 at the start: the reference gains 0.1
+    start = torch.full_like(expected, 0.4)
+    compared = check_agreement(expected, found, start, loss, "b")
     assert compared["equal_pixels"] == pytest.approx(95 / 96)
     assert compared["loss_ratio"] == pytest.approx(1 + 0.01 / 96 / 0.5, abs=1e-6)
+    assert compared["gain_ratio"] == pytest.approx(1 + 0.01 / 96 / 0.1, abs=1e-5)
     with pytest.raises(DisagreementError, match=r"b: 1\.04% of the pixels differ"):
-        check_agreement(expected, found, loss, "b", exact=True)
-    with pytest.raises(DisagreementError, match=r"attains a loss of 0\.501, the plain loop 0\.5: over 0\.1% apart"):
-        check_agreement(expected, expected + 1e-3, loss, "b")
-    assert check_agreement(expected, expected + 1e-3, loss, "b", tolerance=1e-2)["tolerance"] == 1e-2
+        check_agreement(expected, found, start, loss, "b", exact=True)
+    with pytest.raises(DisagreementError, match=r"attains a loss of 0\.501, the reference 0\.5: over 0\.1% apart"):
+        check_agreement(expected, expected + 1e-3, start, loss, "b")
+    loose = Tolerance(1e-2, 5e-2)
+    assert check_agreement(expected, expected + 1e-3, start, loss, "b", tolerance=loose)["tolerance"] == {
+        "loss": 1e-2,
+        "gain": 5e-2,
+    }
     with pytest.raises(DisagreementError, match="nan"):
-        check_agreement(expected, expected * torch.nan, loss, "b")
+        check_agreement(expected, expected * torch.nan, start, loss, "b")
+
+
+@pytest.mark.parametrize("change", [-2e-4, 2e-4])
+def test_a_little_of_the_loss_may_be_much_of_the_gain(change: float) -> None:
+    def loss(views: Tensor) -> float:
+        return views.mean().item()
+
+    start = torch.full((2, 3, 4, 4), 0.499)
+    # 0.04 % of the loss, and 20 % of the gain
+    with pytest.raises(DisagreementError, match=rf"^b: gains {100 * (1 + change / 1e-3):.1f}\S*% of the loss"):
+        check_agreement(start + 1e-3, start + 1e-3 + change, start, loss, "b")
+    with pytest.raises(DisagreementError, match=r"from 0\.499 at the start: expected a gain"):
+        check_agreement(start, start, start, loss, "b")
+
+
+def test_an_attack_that_does_nothing_is_outside_every_tolerance() -> None:
+    for quick in (False, True):
+        for precision in ("fp32", "bf16"):
+            tolerance = Options(1, torch.device("cpu"), quick=quick).tolerance(precision)
+            assert tolerance.gain <= 0.5 and tolerance.loss <= 0.1
+
+
+def test_the_start_is_the_learners() -> None:
+    engine = AttackEngine(QUICK.settings())
+    # no steps, in a ball that holds the start: the attack gives the start back
+    count = len(engine.views)
+    budget = Budget.uniform(count, 1.0, 0.0, 0)
+    found = engine.learner.attack(engine.views, budget, torch.Generator().manual_seed(5)).images
+    radius = engine.method.start_radius
+    start = perturbations(engine.views, budget, radius, torch.Generator().manual_seed(5))
+    assert torch.equal(found, (engine.views + start).clamp(0, 1)) and start.abs().max() > 0
+    own = perturbations(engine.views, Budget.uniform(count, 0.25, 0.0, 0), None, torch.Generator())
+    assert 0.24 < own.abs().max() <= 0.25
 
 
 def test_budgets_are_uniform_on_the_grid_and_their_steps_within_both_ends() -> None:
@@ -82,7 +137,8 @@ def test_every_variant_of_the_attack_is_timed_and_agrees() -> None:
     ]
     assert {entry["equal_pixels"] for entry in agreement if entry["exact"]} == {1}
     assert sum(entry["exact"] for entry in agreement) == 3 * 2
-    assert {entry["variant"]: entry["tolerance"] for entry in agreement}["+ bf16"] == 0.1
+    assert {entry["variant"]: entry["tolerance"] for entry in agreement}["+ bf16"] == {"loss": 0.1, "gain": 0.5}
+    assert all(abs(entry["gain_ratio"] - 1) < entry["tolerance"]["gain"] for entry in agreement)
 
 
 @pytest.mark.parametrize(("threads", "caught"), [(1, "active views only"), (2, "active views only")])
@@ -98,17 +154,51 @@ def test_a_wrong_attack_is_caught(threads: int, caught: str, monkeypatch: pytest
         measure_attack(Options(threads, torch.device("cpu"), quick=True), 1, silent)
 
 
-def test_a_wrong_attack_of_the_learner_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "caught"),
+    [
+        ("fp32", [r"\+ folded batch norm", "ResNet-18, reinforce, fp32", "attack, bf16"]),
+        ("bf16", [r"\+ bf16", "ResNet-18, reinforce, bf16", "attack, bf16"]),
+    ],
+)
+def test_an_attack_that_does_nothing_is_caught(
+    precision: str, caught: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = TargetLearner.attack
 
     def clean(learner: TargetLearner, views: Tensor, budget: Budget, generator: torch.Generator) -> Attacked:
-        return Attacked(views, real(learner, views, budget, generator).embeddings)
+        attacked = real(learner, views, budget, generator)
+        return Attacked(views, attacked.embeddings) if learner.network.precision == precision else attacked
 
     monkeypatch.setattr(TargetLearner, "attack", clean)
-    with pytest.raises(DisagreementError, match=r"^\+ folded batch norm: "):
-        measure_attack(QUICK, 1, silent)
-    with pytest.raises(DisagreementError, match=r"^ResNet-18, reinforce, fp32: "):
-        measure_step(QUICK, 1, silent)
+    for measure, name in zip((measure_attack, measure_step, measure_precision), caught, strict=True):
+        with pytest.raises(DisagreementError, match=f"^{name}: "):
+            measure(QUICK, 1, silent)
+
+
+def test_a_follower_stands_where_its_leader_does() -> None:
+    leader, follower = (AttackEngine(QUICK.settings(precision=name)) for name in ("fp32", "bf16"))
+    seasoned(leader)
+    follow(follower, leader)
+    assert torch.equal(leader.views, follower.views)
+    state = follower.learner.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in leader.learner.network.state_dict().items())
+
+
+def test_the_twins_stages_are_those_of_its_seconds() -> None:
+    run = Run(QUICK.settings(), torch.device("cpu"))
+    watch = Stopwatch()
+    assert isinstance(run.agent, REINFORCE)
+    twin = PlainStep(AttackEngine(run.settings), {"reinforce": Strategy(run.agent.policy)}, watch.part)
+    clean = twin.views
+    actions = random_actions(len(clean), torch.Generator().manual_seed(0))
+    stages, adversarial = twin_stages(twin, watch, actions)
+    assert seconds_per_step(stages, "reinforce") > 0
+    assert set(stages) == {"reinforce: act", "attack", "assess", "reinforce: learn", "update", "next batch"}
+    epsilon = budget_of(actions, torch.device("cpu")).epsilon.view(-1, 1, 1, 1)
+    assert ((adversarial - clean).abs() <= epsilon + 1e-6).all() and not torch.equal(adversarial, twin.started)
+    assert 0 < (twin.started - clean).abs().max() <= 8.01 / 255
+    assert not torch.equal(twin.views, clean)
 
 
 def test_whole_steps_are_timed_on_both_sides_and_agree() -> None:
@@ -121,6 +211,7 @@ def test_whole_steps_are_timed_on_both_sides_and_agree() -> None:
         seconds = details[world]["seconds"]
         assert figure.values == (seconds[f"twin, {agent}"][0] / seconds[f"{agent}, {precision}"][0],)
     assert [len(details[world.name]["agreement"]) for world in WORLDS] == [4, 2]
+    assert {entry["gain_ratio"] for world in WORLDS for entry in details[world.name]["agreement"]} != {1}
     assert set(details["digits"]["precisions"].values()) <= {"fp32", "bf16"}
 
 
