@@ -176,7 +176,6 @@ def document_of(
     return {
         "schema": SCHEMA,
         "quick": options.quick,
-        "commit": commit(ROOT),
         "versions": versions(),
         "processor": processor(),
         "threads": options.threads,
@@ -205,6 +204,8 @@ class Report:
         self.failed: dict[str, str] = {}
         self.document: dict[str, Any] = {}
         self.drawn = False
+        # now: the file itself may be tracked, and is changed after the first part
+        self.commit = commit(ROOT)
 
     def add(self, part: str, result: Result) -> None:
         """Takes what a part gave, and writes."""
@@ -221,7 +222,8 @@ class Report:
         """Replaces the file; an earlier one stays until there are figures."""
         if not self.figures:
             return
-        self.document = document_of(self.options, self.figures, self.details, self.failed)
+        found = document_of(self.options, self.figures, self.details, self.failed)
+        self.document = {"commit": self.commit} | found
         with replacing(self.output) as temporary:
             temporary.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

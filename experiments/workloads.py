@@ -95,14 +95,18 @@ def random_actions(
 ) -> Tensor:
     """Factored actions (count, 3), uniform on the action grid, their numbers of steps within both ends.
 
+    Every number of steps occurs as often as any other, or once more or less, so that their mean is that of the range in
+    every round: our time goes with the mean, the plain loop's with the maximum, and chance would make the difference.
+
     Args:
         count: of views.
         generator: on the CPU.
         steps: smallest and largest number of steps.
     """
-    ends = [(0, len(values)) for values in GRID]
-    ends[1] = (steps[0] - GRID[1][0], steps[1] - GRID[1][0] + 1)
-    return torch.stack([torch.randint(low, high, (count,), generator=generator) for low, high in ends], dim=1)
+    epsilon, step_size = (torch.randint(len(GRID[head]), (count,), generator=generator) for head in (0, 2))
+    choices = steps[1] - steps[0] + 1
+    evenly = (2 * torch.arange(count) + 1) * choices // (2 * count) + steps[0] - GRID[1][0]
+    return torch.stack([epsilon, evenly[torch.randperm(count, generator=generator)], step_size], dim=1)
 
 
 def budget_of(actions: Tensor, device: torch.device) -> Budget:
