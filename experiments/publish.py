@@ -117,11 +117,15 @@ def policy_table(results: Path, preset: str) -> str:
 
 
 def benchmark_table(results: Path, which: str) -> str:
-    """The figures of `results/benchmark.json` of one part, or of every part those that have a target (`targets`)."""
+    """The benchmark's figures of one part, or of every part those that have a target (`targets`).
+
+    They are those of `results/benchmark.json` and of any `benchmark-NAME.json` beside it, such as one of --against.
+    """
     document = read(results / "benchmark.json", quick=False)
+    others = [read(path, quick=False) for path in sorted(results.glob("benchmark-*.json"))]
     wanted = [
         figure
-        for figure in document["figures"]
+        for figure in (figure for each in (document, *others) for figure in each["figures"])
         if (figure["target"] is not None if which == "targets" else figure["part"] == which)
     ]
     lines = ["| part | figure | median | quartiles | target |", "| --- | --- | --- | --- | --- |"]
