@@ -59,7 +59,7 @@ def test_an_installation_lists_no_file_of_ours() -> None:
 def test_the_versions_agree() -> None:
     version = PROJECT["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    released = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    released = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert citation["version"] == version
     assert released is not None
     assert released[1] == version

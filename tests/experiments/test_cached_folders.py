@@ -92,7 +92,13 @@ def test_bad_input_is_one_line(
 def test_ctrl_c_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     root, cache = pictures(tmp_path / "pictures", 120, 300), tmp_path / "cache"
     flags = [*TINY, f"--data_dir={root}", f"--run_dir={tmp_path / 'run'}", f"--cache_dir={cache}"]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *flags], stderr=subprocess.PIPE, text=True)
+
+    def heeding_interrupts() -> None:
+        # a shell starts what is in the background with interrupts ignored, and that is inherited
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    command = [sys.executable, str(SCRIPT), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_interrupts)
     while not (cache.is_dir() and list(cache.iterdir())):
         assert process.poll() is None
         time.sleep(0.001)

@@ -50,7 +50,7 @@ def record(step: int, n: int = 6, attacked: bool = True) -> StepRecord:
 
 
 def new_folder(path: Path) -> RunFolder:
-    return RunFolder.create(path, Settings(device="cpu"), ARGV)
+    return RunFolder.create(path, Settings(device="cpu", precision="fp32"), ARGV)
 
 
 def write(log: RunLog, steps: Iterable[int]) -> None:
@@ -81,7 +81,7 @@ def curves(path: Path) -> dict[str, Any]:
 
 
 def test_a_run_folder_says_how_it_was_made(tmp_path: Path) -> None:
-    settings = Settings(agent="ppo", device="cpu", seed=5)
+    settings = Settings(agent="ppo", device="cpu", precision="fp32", seed=5)
     folder = RunFolder.create(tmp_path / "runs" / "one", settings, ARGV)
     assert folder.settings() == settings
     assert folder.command.read_text() == "experiments/train_agent.py --run_dir 'a folder'\n"

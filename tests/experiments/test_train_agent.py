@@ -204,7 +204,7 @@ def test_resuming_a_finished_run_evaluates_it_again(tmp_path) -> None:
 def test_what_makes_a_resumed_run_inexact_is_said_each_time(tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "run"
     _Interrupted(monkeypatch, step=3)
-    assert run(folder, "--evaluate=false") == 130
+    assert run(folder, "--evaluate=false", "--precision=fp32") == 130
     capsys.readouterr()
     _Interrupted(monkeypatch, step=6)
     assert main(["--resume", str(folder), "--precision=bf16", "--device=cpu"]) == 130
