@@ -83,32 +83,38 @@ class FoldedRoute:
         """Images (n, 3, h, w) to features and embeddings, in the network's own floating type."""
         if torch.is_grad_enabled() and images.requires_grad:
             return Encoded(*_FoldedEncoding.apply(images, self))
-        return Encoded(*self.forward(images, []))
+        return Encoded(*self.forward(images, None))
 
-    def forward(self, images: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features and embeddings; `kept` is given what `backward` needs, in the order of the layers."""
+    def forward(self, images: Tensor, kept: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Features and embeddings; a list is given what `backward` needs, in the order of the layers."""
+
+        def keep(*values: Tensor) -> None:
+            # without a list a layer's output is freed as soon as the next one has it
+            if kept is not None:
+                kept.extend(values)
+
         x = (images - self.mean).to(self.dtype)
-        kept.append(x)
+        keep(x)
         x = self.stem(x, rectify=True)
-        kept.append(x)
+        keep(x)
         if self.pool is not None:
             x, indices = F.max_pool2d(
                 x, self.pool.kernel_size, self.pool.stride, self.pool.padding, return_indices=True
             )
-            kept += [indices, x]
+            keep(indices, x)
         for (*inner, last), shortcut in self.residuals:
             residual = x if shortcut is None else shortcut(x)
             for conv in inner:
                 x = conv(x, rectify=True)
-                kept.append(x)
+                keep(x)
             x = last(x, residual, rectify=True)
-            kept.append(x)
+            keep(x)
         features = x.mean(dim=(2, 3))
         *hidden, output = self.linears
         z = features
         for weight, bias in hidden:
             z = F.linear(z, weight, bias).relu_()
-            kept.append(z)
+            keep(z)
         embeddings = F.linear(z, output.weight, output.bias)
         return features.to(self.outputs), embeddings.to(self.outputs)
 
@@ -175,7 +181,7 @@ class _FoldedEncoding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, folded: FoldedRoute) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
-        outputs = folded.forward(images, kept)
+        outputs = folded.forward(images, None if folded.recompute else kept)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*([images] if folded.recompute else kept))
         ctx.folded = folded

@@ -1,7 +1,10 @@
+import weakref
+
 import pytest
 import torch
 
 from ssl_core.attacks import Budget, pgd
+from ssl_core.convolution import PlainConvolution
 from ssl_core.folding import FoldedNetwork
 from ssl_core.losses import nt_xent
 from ssl_core.networks import TargetNetwork, build_network
@@ -170,3 +173,23 @@ def test_recomputing_keeps_the_images_only_and_gives_the_same(precision: str) ->
     for plain, repeated in zip(*results, strict=True):
         assert torch.equal(plain, repeated)
     assert len(kept[0]) > 5 and [x.shape for x in kept[1]] == [images.shape]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_layers_output_is_freed_where_it_is_not_kept(monkeypatch, recompute: bool) -> None:
+    network = trained(torch.float64, arch="resnet18", width=4)
+    network.backbone.recompute = recompute
+    outputs: list[weakref.ref] = []
+    alive = []
+    call = PlainConvolution.__call__
+
+    def watched(conv: PlainConvolution, *arguments, **named) -> torch.Tensor:
+        output = call(conv, *arguments, **named)
+        alive.append(sum(reference() is not None for reference in outputs))
+        outputs.append(weakref.ref(output))
+        return output
+
+    monkeypatch.setattr(PlainConvolution, "__call__", watched)
+    images = torch.rand(2, 3, 16, 16, generator=generator(9), dtype=torch.float64).requires_grad_(recompute)
+    FoldedNetwork(network)(images, "pgd")
+    assert len(alive) == 20 and max(alive) <= 3  # a block's input, its shortcut's output, and what is convolved
