@@ -1,15 +1,12 @@
 """Runs that save memory, on the command line: exact on resume, labelled, and refused in one line where they must be."""
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from envs.engine import AttackEngine
 from experiments.train_agent import main
 from ssl_core.checkpoint import load_network
 
@@ -24,20 +21,6 @@ def run(folder: Path, *flags: str) -> int:
     return main([*TINY, f"--run_dir={folder}", *flags])
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Sends this process a signal after so many updates, as a person at the keyboard would."""
-    play = AttackEngine.play
-
-    def watched(engine, budget):
-        record = play(engine, budget)
-        if record.step == step:
-            monkeypatch.setattr(AttackEngine, "play", play)
-            os.kill(os.getpid(), signal.SIGINT)
-        return record
-
-    monkeypatch.setattr(AttackEngine, "play", watched)
-
-
 def assert_equal_runs(a: Path, b: Path) -> None:
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
     one, other = (load_network(folder)[0].state_dict() for folder in (a, b))
@@ -46,31 +29,31 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["true", "false"])
-def test_in_chunks_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, capsys, recompute) -> None:
+def test_in_chunks_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt, capsys, recompute) -> None:
     flags = ["--update_chunks=2", f"--recompute={recompute}"]
     assert run(tmp_path / "straight", *flags) == 0
     assert "12 updates to make in 2 chunks each (ghost batch norm), into" in capsys.readouterr().out
-    interrupt(monkeypatch, step=3)
+    interrupt(step=3)
     assert run(tmp_path / "resumed", *flags) == 130
     assert main(["--resume", str(tmp_path / "resumed")]) == 0
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
 
 
-def test_recomputation_may_begin_and_end_on_resume_and_changes_nothing(tmp_path, monkeypatch, capsys) -> None:
+def test_recomputation_may_begin_and_end_on_resume_and_changes_nothing(tmp_path, interrupt, capsys) -> None:
     assert run(tmp_path / "straight") == 0
     resumed = tmp_path / "resumed"
-    interrupt(monkeypatch, step=3)
+    interrupt(step=3)
     assert run(resumed) == 130
-    interrupt(monkeypatch, step=6)
+    interrupt(step=6)
     assert main(["--resume", str(resumed), "--recompute=true"]) == 130
     assert main(["--resume", str(resumed)]) == 0
     assert "not bit for bit" not in capsys.readouterr().out
     assert_equal_runs(tmp_path / "straight", resumed)
 
 
-def test_a_run_reports_its_peak_memory(tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_reports_its_peak_memory(tmp_path, interrupt, capsys) -> None:
     folder = tmp_path / "run"
-    interrupt(monkeypatch, step=3)
+    interrupt(step=3)
     assert run(folder, "--device=cpu") == 130
     assert main(["--resume", str(folder)]) == 0
     shown = capsys.readouterr().out

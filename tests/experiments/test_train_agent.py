@@ -120,34 +120,16 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path) -> None
     assert any(not torch.equal(v, weights(tmp_path / "c")[k]) for k, v in weights(tmp_path / "a").items())
 
 
-class _Interrupted:
-    """Sends this process a signal after so many updates, as a person at the keyboard would."""
-
-    def __init__(self, monkeypatch, step: int) -> None:
-        from envs.engine import AttackEngine
-
-        play = AttackEngine.play
-
-        def watched(engine, budget):
-            record = play(engine, budget)
-            if record.step == step:
-                monkeypatch.setattr(AttackEngine, "play", play)
-                os.kill(os.getpid(), signal.SIGINT)
-            return record
-
-        monkeypatch.setattr(AttackEngine, "play", watched)
-
-
 RESUMED = [(name, flag) for name in AGENTS if name != "none" for flag in ("--env=view", "--env=batch")] + [
     (name, "--observation=image") for name in ("reinforce", "ppo", "a2c")
 ]
 
 
 @pytest.mark.parametrize(("agent", "flag"), RESUMED)
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, capsys, agent: str, flag: str) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt, capsys, agent: str, flag: str) -> None:
     flags = [f"--agent={agent}", flag, "--evaluate=false", "--epochs=4"]
     assert run(tmp_path / "straight", *flags) == 0
-    _Interrupted(monkeypatch, step=3)
+    interrupt(step=3)
     status = run(tmp_path / "resumed", *flags)
     assert status == 130
     assert "--resume" in capsys.readouterr().out
@@ -201,12 +183,12 @@ def test_resuming_a_finished_run_evaluates_it_again(tmp_path) -> None:
     assert [row.value for row in read_results(folder / "results" / "slf.json")] == before
 
 
-def test_what_makes_a_resumed_run_inexact_is_said_each_time(tmp_path, monkeypatch, capsys) -> None:
+def test_what_makes_a_resumed_run_inexact_is_said_each_time(tmp_path, interrupt, capsys) -> None:
     folder = tmp_path / "run"
-    _Interrupted(monkeypatch, step=3)
+    interrupt(step=3)
     assert run(folder, "--evaluate=false", "--precision=fp32") == 130
     capsys.readouterr()
-    _Interrupted(monkeypatch, step=6)
+    interrupt(step=6)
     assert main(["--resume", str(folder), "--precision=bf16", "--device=cpu"]) == 130
     shown = capsys.readouterr().out
     assert "not bit for bit the uninterrupted run: precision was fp32 and is bf16" in shown
@@ -328,9 +310,9 @@ def test_damaged_run_files_are_named(tmp_path, capsys) -> None:
         (folder / name).write_text(good)
 
 
-def test_the_printed_command_can_be_pasted(tmp_path, monkeypatch, capsys) -> None:
+def test_the_printed_command_can_be_pasted(tmp_path, interrupt, capsys) -> None:
     folder = tmp_path / "a run"
-    _Interrupted(monkeypatch, step=3)
+    interrupt(step=3)
     assert run(folder, "--evaluate=false") == 130
     words = shlex.split(capsys.readouterr().out.rpartition("go on by ")[2])
     assert words[0] == "python" and words[2:] == ["--resume", str(folder)]
