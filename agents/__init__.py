@@ -1,6 +1,6 @@
 """Agents that choose attacks: REINFORCE, Stable-Baselines3's PPO and A2C, and the controls, behind one interface."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class AgentEntry:
         vec_env: whether it needs a Stable-Baselines3 `VecEnv` (or a single `gymnasium.Env`); the others take any
             environment, and a `TorchVectorEnv` without leaving its device.
         observation: the observation it is meant for, "features" or "image".
+        actions: the kind of actions it is meant for, "factored", "flat" or "continuous".
         reward_scope: the reward it is meant for, "view" (each view its own) or "batch" (one for all).
     """
 
@@ -47,6 +48,7 @@ class AgentEntry:
     learns: bool = True
     vec_env: bool = False
     observation: str = "features"
+    actions: str = "factored"
     reward_scope: str = "view"
 
 
@@ -66,6 +68,7 @@ AGENTS: dict[str, AgentEntry] = {
     "ppo": AgentEntry("Stable-Baselines3's PPO", vec_env=True),
     "a2c": AgentEntry("Stable-Baselines3's A2C", vec_env=True),
     "fixed": AgentEntry("always the same attack", learns=False),
+    "fixed-max": AgentEntry("always the hardest attack of the ranges", learns=False),
     "random": AgentEntry("uniform over the action space", learns=False),
     "none": AgentEntry("no attack: for methods without one, whose environment has a single action", learns=False),
 }
@@ -80,6 +83,7 @@ def make_agent(
     gamma: float,
     planned_plays: int,
     fixed_action: Any = None,
+    schedule_actions: Sequence[Any] | None = None,
     updates_warmup: int = 0,
     overrides: Mapping[str, Any] | None = None,
 ) -> Agent | Sb3Agent:
@@ -93,7 +97,8 @@ def make_agent(
         device: where the agent computes.
         gamma: discount: 0 where each step ends its episode. "reinforce-paper" learns from single steps and has none.
         planned_plays: plays of the whole run.
-        fixed_action: the action of "fixed", an element of the action space.
+        fixed_action: the action of "fixed" and "fixed-max", an element of the action space.
+        schedule_actions: the actions of "schedule", one for each part of the plan.
         updates_warmup: warm-up of "reinforce-paper", in updates.
         overrides: other settings: fields of `ReinforceSettings`, arguments of PPO or A2C; the controls have none.
 
@@ -130,5 +135,5 @@ def make_agent(
             raise ValueError(f"agent 'none' is the absence of an attack: the action space is {space}, not Discrete(1)")
         fixed_action = 0
     if fixed_action is None:
-        raise ValueError("fixed_action is None: agent 'fixed' needs an element of the action space")
+        raise ValueError(f"fixed_action is None: agent {name!r} needs an element of the action space")
     return FixedAgent(env, fixed_action, seed=seed, device=device)

@@ -1,5 +1,8 @@
 """The decision problem itself, in torch on the device: look at a batch, attack it within a budget, learn from it."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,6 +92,8 @@ class AttackEngine:
         self.data = settings.load_data() if data is None else data
         self.views_settings = settings.make_views()
         self.source = BatchSource(self.data.train, self.device, settings.keep_data)
+        self.seconds = 0.0
+        """Wall time spent in `observe` and `play` so far: the world's part of a step, the rest being the agent's."""
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -165,7 +170,16 @@ class AttackEngine:
 
         Features and clean loss are standardised by running statistics, which the first call after a `play` updates.
         """
-        return self._observed()[0]
+        with self._timed():
+            return self._observed()[0]
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
 
     def _observed(self) -> tuple[Tensor, Encoded]:
         """The coming batch's observations and what the network gave for its clean views, made once a batch."""
@@ -232,6 +246,10 @@ class AttackEngine:
             ValueError: if there is a budget and no attack, or the other way round, or its length is wrong.
             NonFiniteLossError: if the loss is not finite; the message names step and budget.
         """
+        with self._timed():
+            return self._play(budget)
+
+    def _play(self, budget: Budget | None) -> StepRecord:
         views = self._views
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"

@@ -42,11 +42,11 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(prog)
-    flags = [f"--{name}" for name in (*KINDS, "resume", "config", "print_config", "help")]
-    _check_names((token.partition("=")[0] for token in argv if re.match("--.", token)), flags, "flag", parser.error)
+    flags = [f"--{name}" for name in (*KINDS, "resume", "config", "agent_config", "print_config", "help")]
+    _check_names(map(_flag, (token for token in argv if re.match("--.", token))), flags, "flag", parser.error)
     peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     peek.error = parser.error  # type: ignore[method-assign]
-    for name in ("preset", "dataset", "resume"):
+    for name in ("preset", "dataset", "resume", "agent_config"):
         peek.add_argument(f"--{name}")
     peek.add_argument("--config", action="append", default=[])
     peek.add_argument("--print_config", action="store_true")
@@ -55,6 +55,8 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
         config: dict[str, Any] = {}
         for path in early.config:
             config |= read_yaml(path)
+        if early.agent_config is not None:
+            config["agent_kwargs"] = read_mapping(early.agent_config, _Floats) | (config.get("agent_kwargs") or {})
         given = config | {key: getattr(early, key) for key in ("preset", "dataset") if getattr(early, key) is not None}
         if early.resume is not None:
             invocation = _resumed(parser, Path(early.resume), config, argv)
@@ -105,19 +107,29 @@ def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser
     )
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with; its settings stay as they are")
     parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with any of the settings below")
+    parser.add_argument("--agent_config", metavar="FILE", help="YAML file with any of the agent's own settings")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
     parser.add_class_arguments(Settings)
     return parser
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The settings in a YAML file, as they stand there.
+class _Floats(yaml.SafeLoader):
+    """YAML 1.2's floats: 1e-3 is a number, which YAML 1.1 reads as text."""
+
+
+_Floats.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_mapping(path: Path | str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+    """The mapping in a YAML file, empty for an empty file.
 
     Raises:
-        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key.
+        ValueError: if the file cannot be read or is not a YAML mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), loader)
     except OSError as error:
         raise ValueError(f"cannot read the config file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -126,12 +138,27 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}: expected lines such as 'agent: reinforce'")
+    return values
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The settings in a YAML file, as they stand there.
+
+    Raises:
+        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key.
+    """
+    values = read_mapping(path)
 
     def fail(message: str) -> NoReturn:
         raise ValueError(f"{path}: {message}")
 
     _check_names(map(str, values), KINDS, "setting", fail)
     return values
+
+
+def _flag(token: str) -> str:
+    """The flag of a command-line token: `--agent_kwargs` of `--agent_kwargs.gamma=0`."""
+    return re.split(r"[=.]", token, maxsplit=1)[0]
 
 
 def _check_names(given: Iterable[str], known: Iterable[str], what: str, fail: Callable[[str], NoReturn]) -> None:

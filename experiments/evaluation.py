@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from rich.table import Table
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from agents import Agent, RandomAgent, Sb3Agent
 from envs.torch_env import to_device
 from experiments import figures
-from experiments.runlog import ROOT, RunFolder, read_metrics
+from experiments.metrics import read_metrics
+from experiments.runlog import ROOT, RunFolder
 from experiments.training import Run
 from ssl_core.attacks import Budget
 from ssl_core.networks import build_network
@@ -34,7 +35,9 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
     """SLF (`ssl_core.probes`) and PGD-20 of the trained encoder, and of two trivial encoders where `controls` is set.
 
     All are evaluated in float32.
-    Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`.
+    Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`. Which test images the trained
+    encoder was right on goes to `results/outcomes.json`, as a string of 0 and 1 for each epsilon (0.0: clean), so that
+    runs can be compared image by image.
 
     Args:
         run: with labelled data.
@@ -62,13 +65,13 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         milestones=milestones(settings.probe_epochs),
         augment=settings.probe_augment,
     )
-    rows = []
+    rows: list[Row] = []
     for name, (encoder, path) in encoders.items():
         note(f"linear probe on {name}, then PGD-20 at {len(settings.eval_epsilons)} epsilons")
         classifier = train_probe(
             encoder, path, engine.data.train, probe, engine.views_settings, seed=settings.seed, device=engine.device
         )
-        rows += evaluate(
+        found = evaluate(
             classifier,
             engine.data.test,
             settings.eval_epsilons,
@@ -77,8 +80,18 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
             checkpoint=name,
             commit=commit(ROOT),
         )
+        if not rows:
+            _write_outcomes(folder, name, found.correct)
+        rows += found.rows
         write_results(folder.results / "slf.json", rows)
     return rows
+
+
+def _write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[float, Tensor]) -> None:
+    marks = {repr(epsilon): "".join(map(str, right.int().tolist())) for epsilon, right in correct.items()}
+    with replacing(folder.results / "outcomes.json") as temporary:
+        document = {"schema": 1, "checkpoint": checkpoint, "correct": marks}
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def milestones(epochs: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import platform
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from envs.actions import UNIT
 from experiments.commandline import load
 from experiments.footprint import peak_memory
+from experiments.metrics import metrics_of, metrics_rows
 from experiments.settings import Settings, resolve_device
 from ssl_core.results import commit, replacing, versions
 
@@ -119,14 +120,21 @@ class RunFolder:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def note_training(self, first: int, last: int, seconds: float, peak: Mapping[str, int]) -> None:
+    def note_training(
+        self, first: int, last: int, seconds: float, shares: Mapping[str, float], peak: Mapping[str, int]
+    ) -> None:
         """Adds a stretch of training, from update `first` to `last`, to `results/training.json`.
 
-        `peak` is the process's peak memory by then, see `experiments.footprint.peak_memory`.
+        Args:
+            first, last: target updates before and after.
+            seconds: wall time of all.
+            shares: seconds of it by who took them, see `experiments.training.Run.train`.
+            peak: the process's peak memory by then, see `experiments.footprint.peak_memory`.
         """
         path = self.results / "training.json"
+        rounded = {f"{name}_seconds": round(value, 2) for name, value in shares.items()}
         stretches = _parts(path, "stretches") if path.exists() else []
-        stretches.append({"first": first, "last": last, "seconds": round(seconds, 1), **peak})
+        stretches.append({"first": first, "last": last, "seconds": round(seconds, 1), **rounded, **peak})
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({"schema": 1, "stretches": stretches}, indent=1) + "\n", encoding="utf-8")
 
@@ -157,29 +165,6 @@ def environment(settings: Settings) -> dict[str, Any]:
     }
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
-
-    A last line that was cut short, by a process killed while writing, is left out.
-    """
-    merged: dict[int, dict[str, Any]] = {}
-    for row in _rows(Path(path)):
-        merged.setdefault(row["step"], {}).update(row)
-    return [merged[step] for step in sorted(merged)]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError(f"{path}, line {number}: expected an object with a step, got {line[:60]!r}")
-        yield row
-
-
 def _parts(path: Path, name: str) -> list[dict[str, Any]]:
     """The list called `name` in a JSON file."""
     try:
@@ -189,40 +174,6 @@ def _parts(path: Path, name: str) -> list[dict[str, Any]]:
     if not isinstance(document, dict) or not isinstance(document.get(name), list):
         raise ValueError(f"{path} is damaged: expected an object with a list {name!r}")
     return document[name]
-
-
-def metrics_of(record: "StepRecord") -> dict[str, Any]:
-    """A target update as a row of metrics: plain numbers, and counts of the chosen actions.
-
-    `loss/*` are the named terms of the training loss; `reward/*` the reward's named terms, its mean and its standard
-    deviation over the views; `budget/*` the means of what was played, `budget/strength` of what it came to (the largest
-    change of a pixel); `actions/*` how often each value was played. Epsilon, step size and strength are in 1/255.
-    """
-    row: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "lr": record.lr}
-    row |= {f"loss/{name}": value for name, value in record.losses.items()}
-    if record.budget is None:
-        return row
-    parts = {f"reward/{name}": values for name, values in record.terms.items()} | {
-        "reward": record.reward,
-        "epsilon": record.budget.epsilon * UNIT,
-        "steps": record.budget.steps,
-        "step_size": record.budget.step_size * UNIT,
-        "strength": record.strength * UNIT,
-    }
-    # One copy from the device instead of one for each figure.
-    together = torch.stack([values.detach().to(torch.float32) for values in parts.values()]).cpu().double()
-    host = dict(zip(parts, together, strict=True))
-    played = {name: host.pop(name) for name in ("epsilon", "steps", "step_size", "strength")}
-    reward = host.pop("reward")
-    row |= {"reward/mean": reward.mean().item(), "reward/std": reward.std(correction=0).item()}
-    row |= {name: values.mean().item() for name, values in host.items()}
-    row |= {f"budget/{name}": values.mean().item() for name, values in played.items()}
-    for name in ("epsilon", "steps", "step_size"):
-        found, counts = played[name].round().to(torch.int64).unique(return_counts=True)
-        row[f"actions/{name}"] = {
-            str(value): count for value, count in zip(found.tolist(), counts.tolist(), strict=True)
-        }
-    return row
 
 
 class RunLog:
@@ -256,7 +207,7 @@ class RunLog:
 
     def _take_back(self, step: int) -> None:
         self.path.touch()  # a run killed before its first update has none
-        kept = [row for row in _rows(self.path) if row["step"] <= step]
+        kept = [row for row in metrics_rows(self.path) if row["step"] <= step]
         if (last := max((row["step"] for row in kept), default=0)) != step:
             raise ValueError(f"{self.path} ends at step {last}, but the checkpoint was saved at step {step}")
         with replacing(self.path) as temporary:

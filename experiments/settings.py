@@ -21,6 +21,8 @@ PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "line
 DEVICES = {"auto": "a GPU where there is one", "cpu": "the CPU", "cuda": "a GPU, or an error"}
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
+    # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
+    "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
     "folder": {
         "dataset": "folder",
         "probe_epochs": 25,
@@ -70,6 +72,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
 """Whose attacks a preset is about, where it is not `reinforce`."""
+HARDEST = (15 / 255, 4 / 255, 14)
+"""The agent `fixed-max`: radius and number of steps at the top of their ranges, and steps that reach every corner."""
+SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
+"""The best of the epoch-wise schedules in ASTrA's slides."""
 DATASET_PRESETS = {"digits": "digits", "cifar10": "cifar10-quick", "folder": "folder"}
 
 
@@ -78,12 +84,15 @@ class Settings(WorldSettings):
     """A run's settings. Where the default is `auto` the record holds what it was resolved to.
 
     Args:
-        preset: `digits`, `folder`, `cifar10` (the paper's) or `cifar10-quick`; by default that of the data set.
-        agent: `reinforce`, `reinforce-paper`, `ppo`, `a2c`, `fixed`, `random` or `none`; auto: `reinforce`, or `none`
-            for a method without an attack, or `reinforce-paper` in the preset cifar10.
+        preset: `digits`, `digits-grid` (half the work, for comparisons), `folder`, `cifar10` (the paper's) or
+            `cifar10-quick`; by default that of the data set.
+        agent: a name of `agents.AGENTS`, or the dotted path of one's own, my_module:MyAgent; auto: `reinforce`, or
+            `none` for a method without an attack, or `reinforce-paper` in the preset cifar10.
+        agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.
         env: `view` (one action for each attacked view, discount 0) or `batch` (one for the batch, discount 0.9).
         observation: `features` or `image`; auto: `features`, or what reinforce-paper fixes.
-        actions: `factored`, `flat` or `continuous`; auto: `factored`, or `none` for a method without an attack.
+        actions: `factored`, `flat` or `continuous`; auto: what the agent is meant for, or `none` for a method without
+            an attack.
         reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
         seed: of everything random in the run.
         device: `auto`, `cpu` or `cuda`.
@@ -93,6 +102,7 @@ class Settings(WorldSettings):
         epsilon: radius of the agent `fixed` as a fraction: 8/255, not 8; by default the method's own.
         step_size: step size of the agent `fixed` as a fraction.
         steps: number of attack steps of the agent `fixed`.
+        schedule: radii of the agent `schedule`, as fractions, one for each part of the training: [7/255,13/255].
         checkpoint_every: epochs between checkpoints.
         images_every: epochs between image grids in TensorBoard.
         evaluate: whether to evaluate and draw at the end.
@@ -111,6 +121,7 @@ class Settings(WorldSettings):
 
     preset: str = "digits"
     agent: str = "auto"
+    agent_kwargs: dict[str, Any] | None = None
     env: str = "view"
     observation: str = "auto"
     actions: str = "auto"
@@ -122,6 +133,7 @@ class Settings(WorldSettings):
     epsilon: float | None = None
     step_size: float | None = None
     steps: int | None = None
+    schedule: tuple[float, ...] = SCHEDULE
     checkpoint_every: int = 1
     images_every: int = 5
     evaluate: bool = True
@@ -138,7 +150,7 @@ class Settings(WorldSettings):
         self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
         meant_for = pick(self.agent, AGENTS, "agent")
         self._resolve("observation", meant_for.observation if self.env == "view" else "features")
-        self._resolve("actions", "factored" if attacks else "none")
+        self._resolve("actions", meant_for.actions if attacks else "none")
         self._resolve("reward_scope", meant_for.reward_scope)
         pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":
@@ -196,13 +208,34 @@ class Settings(WorldSettings):
         given = {name for name in ("epsilon", "step_size", "steps") if getattr(self, name) is not None}
         if given and self.agent != "fixed":
             flags = ", ".join(f"--{name}" for name in sorted(given))
-            raise ValueError(f"{flags}: only the agent fixed has a fixed budget, and the agent is {self.agent}")
-        if self.agent == "fixed":
-            ActionTable(self.actions).encode(*self.fixed_budget)
+            raise ValueError(f"{flags}: only the agent fixed takes a budget, and the agent is {self.agent}")
+        object.__setattr__(self, "schedule", tuple(self.schedule))
+        if self.schedule != SCHEDULE and self.agent != "schedule":
+            raise ValueError(f"--schedule: only the agent schedule has one, and the agent is {self.agent}")
+        _check("schedule", self.schedule, len(self.schedule) > 0, "at least one radius")
+        if self.agent_kwargs is not None and not all(isinstance(name, str) for name in self.agent_kwargs):
+            raise ValueError(f"agent_kwargs are {self.agent_kwargs!r}: expected settings by name")
+        for budget in (self.fixed_budget, *self.scheduled_budgets):
+            if budget is not None:
+                ActionTable(self.actions).encode(*budget)
 
     @property
-    def fixed_budget(self) -> tuple[float, float, int]:
-        """(epsilon, step_size, steps) of the agent `fixed`: what was given, and the method's own for the rest."""
+    def scheduled_budgets(self) -> list[tuple[float, float, int]]:
+        """(epsilon, step_size, steps) of each part of the agent `schedule`; steps and their size are the method's."""
+        if self.agent != "schedule":
+            return []
+        _, step_size, steps = self.make_method().default_budget(1)
+        return [(epsilon, step_size, steps) for epsilon in self.schedule]
+
+    @property
+    def fixed_budget(self) -> tuple[float, float, int] | None:
+        """(epsilon, step_size, steps) of the agent `fixed` (what was given, and the method's own for the rest) and of
+        `fixed-max`; None for an agent that chooses.
+        """
+        if self.agent == "fixed-max":
+            return HARDEST
+        if self.agent != "fixed":
+            return None
         epsilon, step_size, steps = self.make_method().default_budget(1)
         return (
             epsilon if self.epsilon is None else self.epsilon,
@@ -217,7 +250,7 @@ class Settings(WorldSettings):
 
     def to_yaml(self) -> str:
         """Every setting as YAML, for `--config` and `commandline.load`."""
-        values = asdict(self) | {"eval_epsilons": list(self.eval_epsilons)}
+        values = asdict(self) | {name: list(getattr(self, name)) for name in ("eval_epsilons", "schedule")}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -90,18 +90,19 @@ def _resume(folder: RunFolder) -> str:
 
 def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
     first, start = run.engine.step, time.perf_counter()
+    shares: dict[str, float] = {}
 
     def note_time() -> None:
         seconds = time.perf_counter() - start
         if run.engine.step > first:
             peak = peak_memory(run.engine.device)
-            folder.note_training(first, run.engine.step, seconds, peak)
+            folder.note_training(first, run.engine.step, seconds, shares, peak)
             facts = [f"trained {run.engine.step - first} updates in {seconds:.0f} s", *described(peak)]
             progress.note(", ".join(facts))
 
     try:
         with Interrupt() as interrupt:
-            run.train(folder, log, progress, interrupt)
+            run.train(folder, log, progress, interrupt, shares)
     except Stopped as name:
         note_time()
         where = f"{run.engine.step} of {run.engine.planned_updates}"

@@ -1,5 +1,8 @@
 """One run: the world, the agent that chooses its attacks, what is written down, and how it stops and goes on."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,13 +58,14 @@ class Run:
             gamma=DISCOUNT[settings.env],
             planned_plays=self.engine.planned_updates,
             fixed_action=self._fixed_action(),
+            schedule_actions=[self.env.table.encode(*budget) for budget in settings.scheduled_budgets],
             updates_warmup=settings.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
+            overrides=settings.agent_kwargs,
         )
 
     def _fixed_action(self) -> Any:
-        if self.settings.agent not in ("fixed", "none"):
-            return None
-        return self.env.table.encode(*self.settings.fixed_budget)
+        budget = self.settings.fixed_budget
+        return None if budget is None else self.env.table.encode(*budget)
 
     @property
     def checkpoint_name(self) -> str:
@@ -115,8 +119,16 @@ class Run:
             "threads": torch.get_num_threads(),
         }
 
-    def train(self, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> None:
+    def train(
+        self, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt, shares: dict[str, float]
+    ) -> None:
         """Makes the target updates that are left.
+
+        Args:
+            folder, log, progress, interrupt: of the run.
+            shares: to be filled with the seconds that went into the `world` (observing, attacking, updating the
+                target), into the `agent` (choosing, learning, and its library's own work) and into `writing` (metrics,
+                checkpoints); also where training stops early.
 
         Raises:
             Stopped: if the run was interrupted; its last rollout boundary is saved.
@@ -127,7 +139,12 @@ class Run:
         left = engine.planned_updates - engine.step
         if left > 0:
             callback = RunCallback(self, folder, log, progress, interrupt)
-            agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
+            start, world = time.perf_counter(), engine.seconds
+            try:
+                agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
+            finally:
+                shares["world"], shares["writing"] = engine.seconds - world, callback.seconds
+                shares["agent"] = time.perf_counter() - start - shares["world"] - shares["writing"]
         log.flush()
         self.save(folder)
         if interrupt.asked:
@@ -146,12 +163,25 @@ class RunCallback(BaseCallback):
         self.interrupt = interrupt
         self.saved = self._due()
         self.told = False
+        self.seconds = 0.0
 
     def _due(self) -> int:
         """How many checkpoints the epochs so far make."""
         return self.run.engine.step // (self.run.engine.steps_per_epoch * self.run.settings.checkpoint_every)
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
     def _on_rollout_start(self) -> None:
+        with self._timed():
+            self._keep()
+
+    def _keep(self) -> None:
         if self._due() > self.saved or self.interrupt.asked:
             self.saved = self._due()
             self.log.flush()
@@ -160,6 +190,11 @@ class RunCallback(BaseCallback):
             raise Stopped(self.interrupt.asked)
 
     def _on_step(self) -> bool:
+        with self._timed():
+            self._write()
+        return True
+
+    def _write(self) -> None:
         engine, settings = self.run.engine, self.run.settings
         record = engine.last
         if record is None:
@@ -171,4 +206,3 @@ class RunCallback(BaseCallback):
         if self.interrupt.asked and not self.told:
             self.told = True
             self.progress.note(f"{self.interrupt.asked}: stopping at the end of this rollout")
-        return True

@@ -1,6 +1,7 @@
 """Clean accuracy and accuracy under PGD of any classifier of images in [0, 1], as typed rows."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,13 @@ from ssl_core.rng import Streams
 from ssl_core.views import as_float
 
 STEP_SIZE = 2 / 255
+
+
+class Evaluation(NamedTuple):
+    """Accuracies as rows, and which test images were right: bool (n,) by epsilon, 0.0 for the clean images."""
+
+    rows: list[Row]
+    correct: dict[float, Tensor]
 
 
 def step_size_for(epsilon: float) -> float:
@@ -128,8 +136,8 @@ def evaluate(
     protocol: str = "slf",
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
-    """SA, and RA under PGD-20 at each epsilon, as rows; evaluated twice on the CPU they are equal bit for bit.
+) -> Evaluation:
+    """SA, and RA under PGD-20 at each epsilon; evaluated twice on the CPU they are equal bit for bit.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
@@ -165,6 +173,7 @@ def evaluate(
 
     clean = clean_accuracy(classifier, test.images, test.labels, batch_size)
     rows = [row("SA", "none", 0.0, clean)]
+    correct = {0.0: clean}
     for index, epsilon in enumerate(epsilons):
 
         def report(done: int, total: int, index: int = index) -> None:
@@ -182,8 +191,9 @@ def evaluate(
             progress=report,
         )
         rows.append(row("RA", "pgd20", float(epsilon), robust))
+        correct[float(epsilon)] = robust
     check_rows(rows)
-    return rows
+    return Evaluation(rows, correct)
 
 
 def check_rows(rows: Sequence[Row]) -> None:

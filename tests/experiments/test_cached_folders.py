@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.runlog import read_metrics
+from experiments.metrics import read_metrics
 from experiments.train_agent import main
 from ssl_core.checkpoint import load_network
 from ssl_core.datasets import load_dataset

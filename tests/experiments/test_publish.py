@@ -25,7 +25,7 @@ def finished_run(path: Path, seed: int, clean: float, robust: float) -> Path:
     write_results(folder.results / "slf.json", rows)
     policy = {"rewards": {"reinforce": [0.3, 0.3 + seed], "uniform random": [0.1], "method's own budget": [0.05]}}
     (folder.results / "policy.json").write_text(json.dumps(policy))
-    folder.note_training(0, 9, 12.5, {"peak_resident_bytes": 2**28})
+    folder.note_training(0, 9, 12.5, {}, {"peak_resident_bytes": 2**28})
     return path
 
 

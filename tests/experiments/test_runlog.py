@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from envs.engine import StepRecord
-from experiments.runlog import RunFolder, RunLog, image_grid, metrics_of, read_metrics
+from experiments.metrics import metrics_of, read_metrics
+from experiments.runlog import RunFolder, RunLog, image_grid
 from experiments.settings import Settings
 from ssl_core.attacks import Budget
 
@@ -265,10 +266,10 @@ def test_peak_memory_is_told_once_an_epoch_and_in_tensorboard_only(tmp_path: Pat
 
 def test_stretches_of_training_are_kept_with_their_peak(tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "run")
-    folder.note_training(0, 4, 1.26, {"peak_resident_bytes": 7})
-    folder.note_training(4, 9, 2.0, {"peak_gpu_allocated_bytes": 8})
+    folder.note_training(0, 4, 1.26, {"world": 1.0, "agent": 0.251}, {"peak_resident_bytes": 7})
+    folder.note_training(4, 9, 2.0, {}, {"peak_gpu_allocated_bytes": 8})
     assert json.loads((folder.results / "training.json").read_text())["stretches"] == [
-        {"first": 0, "last": 4, "seconds": 1.3, "peak_resident_bytes": 7},
+        {"first": 0, "last": 4, "seconds": 1.3, "world_seconds": 1.0, "agent_seconds": 0.25, "peak_resident_bytes": 7},
         {"first": 4, "last": 9, "seconds": 2.0, "peak_gpu_allocated_bytes": 8},
     ]
 

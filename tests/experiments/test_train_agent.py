@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import AGENTS
-from experiments.runlog import read_metrics
+from experiments.metrics import read_metrics
 from experiments.train_agent import main
 from ssl_core.checkpoint import load_network
 from ssl_core.results import read_results

@@ -98,7 +98,7 @@ def test_step_sizes() -> None:
 def evaluated(classifier: nn.Module, test: ImageSet, epsilons: tuple[float, ...], seed: int = 0) -> list[Row]:
     return evaluate(
         classifier, test, epsilons, route="pgd", seed=seed, checkpoint="last", commit="unknown", batch_size=128
-    )
+    ).rows
 
 
 class Bumpy(nn.Module):
