@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from envs.rewards import Rewards, held_out_rows
 from envs.world import WorldSettings
 from ssl_core.attacks import Budget
 from ssl_core.images import Split
@@ -99,11 +100,16 @@ class AttackEngine:
     def reset(self, seed: int) -> None:
         """A new world: initial target weights, running statistics and every stream as the seed gives them."""
         self.streams = Streams(seed, self.device)
-        self._start(BatchSampler(len(self.data.train), self.settings.batch_size, self.streams["data"]))
+        held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
+        self._start(held_out)
         self.learner: TargetLearner = self.settings.make_learner(
             self.streams, self.planned_updates, self.steps_per_epoch
         )
         self.method = self.learner.method
+        self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train))
+        if held_out is not None:
+            images = as_float(self.data.train.images[held_out].to(self.device))
+            self.rewards.look_at(held_out, self.make_views(images, self.streams["lookahead/views"]))
         self.last: StepRecord | None = None
         self._mean: Tensor | None = None
         self._variance: Tensor | None = None
@@ -112,7 +118,7 @@ class AttackEngine:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training images."""
+        """Full batches in the training images, less those held out."""
         return self.sampler.steps_per_epoch
 
     @property
@@ -151,9 +157,11 @@ class AttackEngine:
         """The coming batch's clean views (v, 3, h, w)."""
         return self._views
 
-    def _start(self, sampler: BatchSampler) -> None:
-        self.sampler = sampler
-        self.source.start(sampler)
+    def _start(self, held_out: Tensor | None) -> None:
+        self.sampler = BatchSampler(
+            len(self.data.train), self.settings.batch_size, self.streams["data"], held_out=held_out
+        )
+        self.source.start(self.sampler)
 
     def _draw(self) -> None:
         images = as_float(self.source.next())
@@ -217,6 +225,9 @@ class AttackEngine:
     def assess(self, views: Tensor, clean: Tensor, budget: Budget, generator: torch.Generator) -> Assessment:
         """Attacks views and computes the reward, on the present weights; nothing is learned.
 
+        The reward has only the terms that a frozen network has: `adversarial`, `clean`, `mixed` and `cost`. `play` adds
+        those of an update and of the images' history, see `envs.rewards`.
+
         Args:
             views: (n, 3, h, w) in [0, 1].
             clean: their embeddings (n, d) on the clean route.
@@ -224,20 +235,12 @@ class AttackEngine:
             generator: of the attack's random start.
         """
         attacked = self.learner.attack(views, budget, generator)
-        terms = self.method.reward_terms(clean, attacked.embeddings)
-        weights = {
-            "adversarial": self.settings.reward_adversarial,
-            "clean": -self.settings.reward_clean,
-            "mixed": -self.settings.reward_mixed,
-        }
-        reward = torch.stack([weights[name] * values for name, values in terms.items()]).sum(dim=0)
-        if self.settings.reward_scope == "batch":
-            reward = reward.mean().expand_as(reward).contiguous()
-        return Assessment(reward, terms, attacked.images)
+        terms = self.rewards.frozen_terms(clean, attacked.embeddings, budget)
+        return Assessment(self.rewards.total(terms), terms, attacked.images)
 
     def play(self, budget: Budget | None) -> StepRecord:
         """Attacks the coming batch, computes the reward on the weights that the attack saw, draws the next batch and
-        updates the target once.
+        updates the target once. Terms that judge the update are computed after it.
 
         Args:
             budget: `num_attacked` entries on the engine's device; None for a method without an attack.
@@ -255,12 +258,14 @@ class AttackEngine:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method} takes {needs}")
         terms: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
         adversarial = None
         reward = strength = torch.zeros(len(views), device=self.device)
         if budget is not None:
             clean = self._observed()[1].embeddings
             reward, terms, adversarial = self.assess(views, clean, budget, self.streams.on_device("noise"))
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
+            others = self.rewards.before_update(self.sampler.last, terms["adversarial"])
         lr = self.learner.lr
         # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
         self._draw()
@@ -268,6 +273,11 @@ class AttackEngine:
             losses = self.learner.update(views, adversarial)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error}; {_describe(budget)}") from error
+        if budget is not None:
+            others |= self.rewards.after_update(len(views))
+        if others:
+            terms = terms | others
+            reward = self.rewards.total(terms)
         self.last = StepRecord(
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
@@ -285,6 +295,7 @@ class AttackEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, the coming batch and its observation included."""
+        remembered = self.rewards.state_dict()
         return {
             "learner": self.learner.state_dict(),
             "streams": self.streams.state_dict(),
@@ -292,13 +303,16 @@ class AttackEngine:
             "views": self._views,
             "seen": None if self._seen is None else {"observation": self._seen[0], "look": tuple(self._seen[1])},
             "statistics": {"mean": self._mean, "variance": self._variance},
-        }
+        } | ({"rewards": remembered} if remembered else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Restores what `state_dict` gave.
 
         Returns:
             The names of the random streams that another kind of device made impossible to continue.
+
+        Raises:
+            ValueError: if the state is of a world with other reward terms to remember, or of other data.
         """
 
         def here(value: Tensor | None) -> Tensor | None:
@@ -306,8 +320,9 @@ class AttackEngine:
 
         self.learner.load_state_dict(state["learner"])
         restarted = self.streams.load_state_dict(state["streams"])
+        self.rewards.load_state_dict(state.get("rewards", {}), restarted)
         # the sampler draws from the stream's generator, which loading has replaced
-        self._start(BatchSampler(len(self.data.train), self.settings.batch_size, self.streams["data"]))
+        self._start(self.rewards.held_out)
         self.sampler.load_state_dict(state["sampler"])
         self._views = state["views"].to(self.device).contiguous(memory_format=torch.channels_last)
         self._seen = None

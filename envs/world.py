@@ -20,6 +20,8 @@ from ssl_core.rng import Streams
 from ssl_core.views import INTERPOLATIONS, ViewSettings
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
+REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
+"""The settings that weigh the reward's terms, see `envs.rewards`."""
 PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3}
 """Usual peak learning rates: ACL's for LARS; the others were found on the digits."""
 MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
@@ -62,6 +64,13 @@ class WorldSettings:
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
+        reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
+        reward_lookahead: weight of what the update did to held-out views, which is added: the fall of their attacked
+            loss plus the fall of their clean loss (LAS-AT's R2 and R3 without labels, see `envs.rewards`); 0: not
+            computed, and nothing is held out.
+        lookahead_images: training images held out for it, 2 or more; they enter no training batch.
+        reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
+            0: not computed.
         precision: `fp32` or `bf16`.
         recompute: whether an update keeps only the inputs of the stem and of every residual block, and the attack only
             the images, and computes the rest again in the backward pass: less memory for a third (the update) to a half
@@ -104,6 +113,10 @@ class WorldSettings:
     reward_adversarial: float = 1 / 3
     reward_clean: float = 1 / 3
     reward_mixed: float = 0.0
+    reward_cost: float = 0.0
+    reward_lookahead: float = 0.0
+    lookahead_images: int = 24
+    reward_progress: float = 0.0
     precision: str = "fp32"
     recompute: bool = False
     update_chunks: int = 1
@@ -145,8 +158,10 @@ class WorldSettings:
         _check("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
         for name in ("strength", "flip"):
             _check(name, getattr(self, name), 0, 1, "a number in [0, 1]")
-        for name in ("reward_adversarial", "reward_clean", "reward_mixed"):
+        for name in REWARD_WEIGHTS:
             _check(name, getattr(self, name), -math.inf, math.inf, "a finite number")
+        expected = "2 or more images, since each needs negatives"
+        _check("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
         if self.method != "astra":
             for name in ("mixed_weight", "mixed_reading", "reward_mixed"):
                 if getattr(self, name) != getattr(WorldSettings, name):

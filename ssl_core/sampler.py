@@ -14,16 +14,24 @@ class BatchSampler:
         n: number of images.
         batch_size: images in a batch, at most n.
         generator: CPU generator; one permutation is drawn from it at the first batch of every epoch.
+        held_out: (k,) int64, rows that are never given, each once; None: all are.
 
     Raises:
-        ValueError: a batch of less than one image, or of more than there are.
+        ValueError: a batch of less than one image, or of more than there are to give.
     """
 
-    def __init__(self, n: int, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, n: int, batch_size: int, generator: torch.Generator, held_out: torch.Tensor | None = None
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 image or more")
-        if batch_size > n:
-            raise ValueError(f"batch_size is {batch_size}, but there are only {n} images: lower it, or raise the limit")
+        self._given = None if held_out is None else _all_but(held_out, n)
+        self._size = n if self._given is None else len(self._given)
+        if batch_size > self._size:
+            there = (
+                f"{n} images" if self._given is None else f"{self._size} images beside the {n - self._size} held out"
+            )
+            raise ValueError(f"batch_size is {batch_size}, but there are only {there}: lower it, or raise the limit")
         self.n = n
         self.batch_size = batch_size
         self._generator = generator
@@ -33,16 +41,24 @@ class BatchSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
-        return self.n // self.batch_size
+        return self._size // self.batch_size
 
     def next(self) -> Tensor:
         """(batch_size,) int64: the rows of the coming batch, none of them twice in an epoch."""
         if self._taken == self.steps_per_epoch:
-            self._order = torch.randperm(self.n, generator=self._generator)
+            order = torch.randperm(self._size, generator=self._generator)
+            self._order = order if self._given is None else self._given[order]
             self._taken = 0
         rows = self._batch(self._taken)
         self._taken += 1
         return rows
+
+    @property
+    def last(self) -> Tensor:
+        """What `next` gave last, in a sampler that goes on from a state too; ValueError where nothing was given yet."""
+        if not len(self._order):
+            raise ValueError("there is no last batch yet: call next() first")
+        return self._batch(self._taken - 1)
 
     def peek(self) -> Tensor | None:
         """What `next` gives next, without taking it; None where that begins an epoch, whose order is not drawn yet."""
@@ -71,6 +87,16 @@ class BatchSampler:
             if state[name] != getattr(self, name):
                 ours = getattr(self, name)
                 raise ValueError(f"the sampler's state has {name} {state[name]}, this run {ours}: resume with the same")
+        if len(state["order"]) not in (0, self._size):
+            raise ValueError(
+                f"the sampler's state is of {len(state['order'])} images, this run of {self._size}: hold out the same"
+            )
         self._taken = state["taken"]
         self._order = state["order"].clone()
         self._generator.set_state(state["generator"])
+
+
+def _all_but(held_out: Tensor, n: int) -> Tensor:
+    given = torch.ones(n, dtype=torch.bool)
+    given[held_out] = False
+    return given.nonzero()[:, 0]

@@ -40,6 +40,7 @@ FLOORS = {
     "ssl_core/robustness.py": 4,
     "envs/actions.py": 5,
     "envs/engine.py": 5,
+    "envs/rewards.py": 5,
     "envs/world.py": 5,
     "envs/torch_env.py": 5,
     "envs/__init__.py": 6,
@@ -52,7 +53,9 @@ FLOORS = {
 # On the floors that build things, these neighbours may be used; the floors of pure functions (0 to 2) know none.
 NEIGHBOURS = {
     ("ssl_core/robustness.py", "ssl_core/results.py"),
+    ("envs/engine.py", "envs/rewards.py"),
     ("envs/engine.py", "envs/world.py"),
+    ("envs/rewards.py", "envs/world.py"),
     ("envs/torch_env.py", "envs/actions.py"),
     ("envs/torch_env.py", "envs/engine.py"),
 }

@@ -53,6 +53,37 @@ def test_impossible_batches_and_foreign_states_are_refused() -> None:
         BatchSampler(10, 2, torch.Generator()).load_state_dict(state)
     with pytest.raises(ValueError, match="n 10, this run 11"):
         BatchSampler(11, 5, torch.Generator()).load_state_dict(state)
+    with pytest.raises(ValueError, match="batch_size is 9, but there are only 8 images beside the 2 held out"):
+        BatchSampler(10, 9, torch.Generator(), held_out=torch.tensor([3, 7]))
+    sampler = BatchSampler(10, 4, torch.Generator())
+    with pytest.raises(ValueError, match=r"call next\(\) first"):
+        _ = sampler.last
+    sampler.next()
+    with pytest.raises(ValueError, match="the sampler's state is of 10 images, this run of 8: hold out the same"):
+        BatchSampler(10, 4, torch.Generator(), held_out=torch.tensor([3, 7])).load_state_dict(sampler.state_dict())
+
+
+def test_rows_held_out_are_never_given(tmp_path: Path) -> None:
+    held_out = torch.tensor([7, 0, 3])
+    sampler = BatchSampler(12, 4, torch.Generator().manual_seed(0), held_out=held_out)
+    plain = BatchSampler(9, 4, torch.Generator().manual_seed(0))
+    given = torch.tensor([1, 2, 4, 5, 6, 8, 9, 10, 11])
+    assert sampler.steps_per_epoch == 2
+    for _ in range(20):
+        assert torch.equal(sampler.next(), given[plain.next()])
+    other = BatchSampler(12, 4, torch.Generator(), held_out=held_out)
+    torch.save(sampler.state_dict(), tmp_path / "sampler.pt")
+    other.load_state_dict(torch.load(tmp_path / "sampler.pt", weights_only=True))
+    assert torch.equal(other.last, sampler.last)
+    assert all(torch.equal(other.next(), sampler.next()) for _ in range(5))
+
+
+def test_the_last_batch_is_the_one_just_given() -> None:
+    sampler = BatchSampler(10, 3, torch.Generator().manual_seed(3))
+    for _ in range(8):
+        rows = sampler.next()
+        sampler.peek()
+        assert torch.equal(sampler.last, rows)
 
 
 def test_a_look_ahead_is_what_comes_next_and_changes_nothing() -> None:
