@@ -1,11 +1,11 @@
-# make demo | test | lint | setup | clean        (PYTHON=python3.12 chooses another interpreter)
+# make demo | test | test-all | lint | setup | clean        (PYTHON=python3.12 chooses another interpreter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-all lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -35,6 +35,10 @@ lint: setup
 
 test: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# With every agent on the problem of known optimum, some minutes more.
+test-all: lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -1,4 +1,4 @@
-"""Agents that choose attacks: REINFORCE, Stable-Baselines3's PPO and A2C, and the controls, behind one interface."""
+"""Agents that choose attacks: REINFORCE, bandits, Stable-Baselines3's, a user's own, controls; one interface."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from gymnasium.spaces import Discrete
 
+from agents.bandits import BANDITS, Exp3Bandit, LinearThompson
 from agents.base import Agent, as_torch_env
 from agents.controls import FixedAgent, RandomAgent
+from agents.external import FunctionAgent, is_dotted, resolve
 from agents.policies import is_image
 from agents.reinforce import REINFORCE, SETTINGS
+from agents.sb3 import kind_of_actions
 from agents.sb3_agent import Sb3Agent
+from agents.schedules import ScheduleAgent
 from agents.torch_env import Played, TorchVectorEnv
 from ssl_core.lookup import pick
 
@@ -20,12 +24,17 @@ __all__ = [
     "REINFORCE",
     "Agent",
     "AgentEntry",
+    "Exp3Bandit",
     "FixedAgent",
+    "FunctionAgent",
+    "LinearThompson",
     "Played",
     "RandomAgent",
     "Sb3Agent",
+    "ScheduleAgent",
     "TorchVectorEnv",
     "as_torch_env",
+    "describe",
     "make_agent",
 ]
 
@@ -67,11 +76,36 @@ AGENTS: dict[str, AgentEntry] = {
     ),
     "ppo": AgentEntry("Stable-Baselines3's PPO", vec_env=True),
     "a2c": AgentEntry("Stable-Baselines3's A2C", vec_env=True),
+    "trpo": AgentEntry("sb3-contrib's TRPO", vec_env=True),
+    "dqn": AgentEntry("Stable-Baselines3's DQN", vec_env=True, actions="flat"),
+    "qrdqn": AgentEntry("sb3-contrib's QR-DQN", vec_env=True, actions="flat"),
+    "sac": AgentEntry("Stable-Baselines3's SAC", vec_env=True, actions="continuous"),
+    "td3": AgentEntry("Stable-Baselines3's TD3", vec_env=True, actions="continuous"),
+    "ddpg": AgentEntry("Stable-Baselines3's DDPG", vec_env=True, actions="continuous"),
+    "tqc": AgentEntry("sb3-contrib's TQC", vec_env=True, actions="continuous"),
+    "crossq": AgentEntry("sb3-contrib's CrossQ", vec_env=True, actions="continuous"),
+    "bandit": AgentEntry("Exp3.S: the best constant action, whatever the observation"),
+    "lints": AgentEntry("balanced linear Thompson sampling: a linear model of the reward for each choice of each head"),
     "fixed": AgentEntry("always the same attack", learns=False),
     "fixed-max": AgentEntry("always the hardest attack of the ranges", learns=False),
+    "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", learns=False),
     "random": AgentEntry("uniform over the action space", learns=False),
     "none": AgentEntry("no attack: for methods without one, whose environment has a single action", learns=False),
 }
+
+
+def describe(name: str) -> AgentEntry:
+    """The entry of a name of `AGENTS`, or one made for a dotted path.
+
+    Raises:
+        ValueError: if the name is unknown, or there is no agent at the path.
+    """
+    if not is_dotted(name):
+        return pick(name, AGENTS, "agent")
+    found = resolve(name)
+    if isinstance(found, type):
+        return AgentEntry(f"{found.__name__}, one's own", vec_env=True, actions=kind_of_actions(found))
+    return AgentEntry("a function of one's own", learns=False)
 
 
 def make_agent(
@@ -90,22 +124,24 @@ def make_agent(
     """The agent called `name` in `AGENTS`: all of them learn, predict, save, load and keep their state alike.
 
     Args:
-        name: a name of `AGENTS`.
-        env: a `TorchVectorEnv`, Stable-Baselines3 `VecEnv`, Gymnasium `VectorEnv` or `Env`; for "ppo" and "a2c" a
-            `VecEnv` or `Env`.
-        seed: of the agent's own streams; for "ppo" and "a2c" of the *global* generators.
+        name: a name of `AGENTS`; or the dotted path, `my_module:MyAgent`, of a subclass of Stable-Baselines3's
+            `BaseAlgorithm` (see `agents.sb3.make_sb3`) or of a function (see `FunctionAgent`).
+        env: a `TorchVectorEnv`, Stable-Baselines3 `VecEnv`, Gymnasium `VectorEnv` or `Env`; for Stable-Baselines3's
+            agents a `VecEnv` or `Env`.
+        seed: of the agent's own streams; for Stable-Baselines3's agents of the *global* generators.
         device: where the agent computes.
         gamma: discount: 0 where each step ends its episode. "reinforce-paper" learns from single steps and has none.
         planned_plays: plays of the whole run.
         fixed_action: the action of "fixed" and "fixed-max", an element of the action space.
-        schedule_actions: the actions of "schedule", one for each part of the plan.
+        schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`.
         updates_warmup: warm-up of "reinforce-paper", in updates.
-        overrides: other settings: fields of `ReinforceSettings`, arguments of PPO or A2C; the controls have none.
+        overrides: other settings: fields of `ReinforceSettings`, `BanditSettings` or `LinearSettings`, what
+            `agents.sb3.make_sb3` takes; the controls have none.
 
     Raises:
         ValueError: if the name or a setting is unknown, or the environment does not fit.
     """
-    entry = pick(name, AGENTS, "agent")
+    entry = describe(name)
     overrides = dict(overrides or {})
     if name in SETTINGS:
         chosen = SETTINGS[name]
@@ -125,10 +161,21 @@ def make_agent(
         )
     if entry.vec_env:
         return Sb3Agent(name, env, planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, **overrides)
+    if name in BANDITS:
+        bandit, defaults = BANDITS[name]
+        for key in overrides:
+            pick(key, vars(defaults), f"setting of {name!r}")
+        return bandit(env, replace(defaults, **overrides), seed=seed, device=device)
     if overrides:
         raise ValueError(f"agent {name!r} has no settings: got {', '.join(overrides)}")
+    if is_dotted(name):
+        return FunctionAgent(env, name, seed=seed, device=device)
     if name == "random":
         return RandomAgent(env, seed=seed, device=device)
+    if name == "schedule":
+        if schedule_actions is None:
+            raise ValueError("schedule_actions is None: agent 'schedule' needs elements of the action space")
+        return ScheduleAgent(env, schedule_actions, planned_plays=planned_plays, seed=seed, device=device)
     if name == "none":
         space = as_torch_env(env).action_space
         if space != Discrete(1):

@@ -1,33 +1,38 @@
-"""Stable-Baselines3's algorithms, with settings for few updates and a state that resumes exactly."""
+"""Stable-Baselines3's algorithms, made with settings for few updates, and a user's own."""
 
-import copy
 import inspect
 import random
-from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
-from agents import storage
 from agents.base import silent_logger
+from agents.external import is_dotted, own_algorithm
 from agents.policies import Sb3ImageExtractor, is_image
-from ssl_core.lookup import pick
+from agents.sb3_settings import arguments_from, table_for
+from agents.sb3_state import check_resumable
+from ssl_core.lookup import pick, unknown
 
-ALGORITHMS: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
-
-# what an on-policy algorithm counts by plain numbers
-COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining", "_total_timesteps")
-
-VECTOR_ENVS = 16
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "trpo": TRPO,
+    "dqn": DQN,
+    "qrdqn": QRDQN,
+    "sac": SAC,
+    "td3": TD3,
+    "ddpg": DDPG,
+    "tqc": TQC,
+    "crossq": CrossQ,
+}
 
 
 def seed_globals(seed: int, action_space: gymnasium.Space | None = None) -> None:
@@ -42,130 +47,33 @@ def seed_globals(seed: int, action_space: gymnasium.Space | None = None) -> None
         action_space.seed(seed)
 
 
-def global_states(action_space: gymnasium.Space) -> dict[str, Any]:
-    """The states of all generators that `seed_globals` seeds, as plain values and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.tensor(np.asarray(keys, dtype=np.int64)), int(position), int(has_gauss), float(gauss)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "action_space": copy.deepcopy(action_space.np_random.bit_generator.state),
-    }
-
-
-def load_global_states(state: Mapping[str, Any], action_space: gymnasium.Space) -> None:
-    """Restores `global_states`; GPU generators only where as many GPUs are at hand as were then."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
-    action_space.np_random.bit_generator.state = copy.deepcopy(state["action_space"])
-
-
-def sb3_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """A copy of everything an on-policy model needs to go on exactly from a rollout boundary.
-
-    The networks' parameters and every optimiser's, the counters, the last observation and episode starts, the buffers
-    of episode figures, and the *global* generators' states: plain tensors and values, which load with weights_only. No
-    rollout is in it: take it in `on_rollout_start` or after `learn`.
-    """
-    return copy.deepcopy(
-        {
-            "parameters": model.get_parameters(),
-            "counters": {name: getattr(model, name) for name in COUNTERS},
-            "last_obs": storage.array_to_tensor(model._last_obs),  # type: ignore[arg-type]
-            "last_episode_starts": storage.array_to_tensor(model._last_episode_starts),
-            "episodes": _plain(model.ep_info_buffer),
-            "successes": _plain(model.ep_success_buffer),
-            "generators": global_states(model.action_space),
-        }
-    )
-
-
-def load_sb3_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
-    """Restores `sb3_state` in a model that was constructed with the same arguments; the global generators last.
-
-    The next `learn(..., reset_num_timesteps=False)` goes on without resetting the environment, whose own state is the
-    caller's business.
+def algorithm_called(name: str) -> type[BaseAlgorithm]:
+    """The class of a name of `ALGORITHMS` or of a dotted path.
 
     Raises:
-        ValueError: if the parameters do not fit the model.
+        ValueError: if there is none.
     """
-    try:
-        model.set_parameters(copy.deepcopy(state["parameters"]), exact_match=True, device=model.device)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"the state does not fit this {type(model).__name__}: {error}") from error
-    for name, value in state["counters"].items():
-        setattr(model, name, value)
-    model._last_obs = _array(state["last_obs"])
-    model._last_episode_starts = _array(state["last_episode_starts"])
-    model.ep_info_buffer = _refilled(state["episodes"], model._stats_window_size)
-    model.ep_success_buffer = _refilled(state["successes"], model._stats_window_size)
-    load_global_states(state["generators"], model.action_space)
+    return own_algorithm(name) if is_dotted(name) else pick(name, ALGORITHMS, "Stable-Baselines3 agent")
 
 
-def _plain(buffer: deque[Any] | None) -> list[Any] | None:
-    if buffer is None:
-        return None
-    return [{k: float(v) for k, v in e.items()} if isinstance(e, dict) else float(e) for e in buffer]
+def kind_of_actions(algorithm: type[BaseAlgorithm]) -> str:
+    """The kind of actions an algorithm is meant for: "flat" for DQN and QR-DQN, "continuous" for others off-policy."""
+    if issubclass(algorithm, DQN | QRDQN):
+        return "flat"
+    return "continuous" if issubclass(algorithm, OffPolicyAlgorithm) else "factored"
 
 
-def _refilled(values: list[Any] | None, size: int) -> deque[Any] | None:
-    return None if values is None else deque(copy.deepcopy(values), maxlen=size)
-
-
-def _array(values: Tensor | None) -> np.ndarray | None:
-    return None if values is None else values.cpu().numpy().copy()
-
-
-def rollout_length(planned_plays: int, preferred: int, low: int, high: int) -> int:
-    """The divisor of the planned plays in [low, high] that is nearest to the preferred, so that rollouts fill the plan.
-
-    Where there is none (a prime plan) it is the preferred length, at most the plan: the guard in `Sb3Agent.learn` then
-    ends the last rollout early.
-    """
-    divisors = [n for n in range(low, min(high, planned_plays) + 1) if planned_plays % n == 0]
-    return min(divisors, key=lambda n: (abs(n - preferred), n)) if divisors else min(preferred, planned_plays)
-
-
-def settings_for(name: str, env: VecEnv, planned_plays: int, gamma: float) -> dict[str, Any]:
-    """Constructor arguments of PPO or A2C for a run of some hundred plays.
-
-    With many sub-environments a rollout is one play, with few it is several; advantages are normalised because the
-    rewards' scale is not known beforehand, and mix in few later values because the value network is young throughout.
-    """
-    many = env.num_envs >= VECTOR_ENVS
-    if name == "ppo":
-        n_steps = 1 if many else rollout_length(planned_plays, 10, 4, 32)
-        samples = n_steps * env.num_envs
-        batch = max(n for n in range(1, min(samples, 128) + 1) if samples % n == 0)
-        own: dict[str, Any] = {
-            "learning_rate": 2e-3 if many else 5e-3,
-            "batch_size": batch if batch > 1 else samples,
-            "n_epochs": 5 if many else 10,
-            "clip_range": 0.2,
-            "gae_lambda": 0.5,
-            "ent_coef": 0.005,
-        }
-    else:
-        n_steps = 1 if many else rollout_length(planned_plays, 5, 4, 16)
-        own = {
-            # a convolutional network collapses at the rate that suits features
-            "learning_rate": 3e-3 if is_image(env.observation_space) else 1e-2,
-            "use_rms_prop": False,
-            "normalize_advantage": n_steps * env.num_envs > 1,
-            "gae_lambda": 0.95,
-            "ent_coef": 0.005,
-        }
-    policy: dict[str, Any] = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
-    if isinstance(env.action_space, spaces.Box):
-        policy["log_std_init"] = -0.5
-    if is_image(env.observation_space):
-        policy["features_extractor_class"] = Sb3ImageExtractor
-    return {**own, "n_steps": n_steps, "gamma": gamma, "max_grad_norm": 1.0, "policy_kwargs": policy}
+def _parameters(algorithm: type) -> set[str]:
+    """Names of the constructor's arguments; those of the parents too, as far as `**kwargs` hands them on."""
+    names: set[str] = set()
+    for each in algorithm.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        given = inspect.signature(vars(each)["__init__"]).parameters.values()
+        names |= {one.name for one in given if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        if not any(one.kind is one.VAR_KEYWORD for one in given):
+            break
+    return names - {"self", "policy", "env", "seed", "device"}
 
 
 def make_sb3(
@@ -177,26 +85,29 @@ def make_sb3(
     seed: int | None,
     device: torch.device | str = "auto",
     **overrides: Any,
-) -> OnPolicyAlgorithm:
-    """PPO or A2C with settings for a run of `planned_plays` plays.
+) -> BaseAlgorithm:
+    """An algorithm with settings for a run of `planned_plays` plays.
 
     Feature observations are learnt from on the CPU whatever the device: they come as NumPy arrays, and
     Stable-Baselines3 itself advises against a GPU there.
 
     Args:
-        name: "ppo" or "a2c".
+        name: of `ALGORITHMS`, or the dotted path of a user's own class, which gets what its constructor takes of
+            `gamma`, `n_steps` and `batch_size`, or `learning_starts`, `buffer_size` and `train_freq`.
         env: the vector environment.
         planned_plays: plays of the whole run.
         gamma: discount: 0 where each step ends its episode.
         seed: of the *global* generators, see `seed_globals`; None leaves them, for a model whose state is loaded next.
             The environment is never seeded from here.
         device: for image observations.
-        overrides: arguments of the algorithm's constructor; `policy_kwargs` are added to ours.
+        overrides: arguments of the algorithm's constructor, or names of `agents.sb3_settings`; `policy_kwargs` are
+            added to ours.
 
     Raises:
-        ValueError: if the name or a setting is unknown, the environment is not a `VecEnv`, or the plan is not positive.
+        ValueError: if the name or a setting is unknown, the environment is not a `VecEnv` or its actions are of a kind
+            that the algorithm does not take, the plan is not positive, or the model could not be resumed exactly.
     """
-    algorithm = pick(name, ALGORITHMS, "Stable-Baselines3 agent")
+    algorithm = algorithm_called(name)
     if not isinstance(env, VecEnv):
         raise ValueError(f"env is a {type(env).__name__}: {name} needs a Stable-Baselines3 VecEnv")
     if planned_plays < 1:
@@ -204,13 +115,31 @@ def make_sb3(
     if seed is not None:
         seed_globals(seed, env.action_space)
     image = is_image(env.observation_space)
-    settings = settings_for(name, env, planned_plays, gamma)
-    known = inspect.signature(algorithm).parameters
+    parameters = _parameters(algorithm)
+    off_policy = issubclass(algorithm, OffPolicyAlgorithm)
+    settings = table_for(name if name in ALGORITHMS else "off-policy" if off_policy else "on-policy", env)
     for key in overrides:
-        pick(key, known, f"setting of {name!r}")
-    policy_kwargs = {**settings["policy_kwargs"], **overrides.get("policy_kwargs", {})}
-    arguments = {**settings, **overrides, "policy_kwargs": policy_kwargs}
-    # "CnnPolicy" is the same class but for its default extractor, and is not warned of on a GPU
-    model = algorithm("CnnPolicy" if image else "MlpPolicy", env, device=device if image else "cpu", **arguments)
+        if key not in parameters and key not in settings:
+            raise unknown(key, sorted(parameters | set(settings)), f"setting of {name!r}")
+    policy = {**settings.get("policy_kwargs", {}), **overrides.get("policy_kwargs", {})}
+    if name in ALGORITHMS and not off_policy and isinstance(env.action_space, spaces.Box):
+        policy.setdefault("log_std_init", -0.5)
+    if image:
+        policy.setdefault("features_extractor_class", Sb3ImageExtractor)
+    chosen = arguments_from({**settings, **overrides, "policy_kwargs": policy}, env, planned_plays, gamma)
+    arguments = {key: value for key, value in chosen.items() if key in parameters}
+    try:
+        model = algorithm(_policy(algorithm, image), env, device=device if image else "cpu", **arguments)
+    except (AssertionError, TypeError) as error:
+        # an action space of another kind is an assertion in Stable-Baselines3
+        raise ValueError(f"{name} cannot be made: {' '.join(str(error).split())}") from error
+    check_resumable(model)
     model.set_logger(silent_logger())
     return model
+
+
+def _policy(algorithm: type[BaseAlgorithm], image: bool) -> str:
+    """The policy's alias; all that differs for images is the default extractor, and a warning on a GPU."""
+    wanted = ("Cnn", "Mlp") if image else ("Mlp",)
+    found = [alias for start in wanted for alias in algorithm.policy_aliases if alias.startswith(start)]
+    return found[0] if found else "MlpPolicy"

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from agents import storage
 from agents.base import MaybeCallback
-from agents.sb3 import ALGORITHMS, load_sb3_state, make_sb3, sb3_state, seed_globals
-from ssl_core.lookup import pick
+from agents.sb3 import algorithm_called, make_sb3, seed_globals
+from agents.sb3_state import load_sb3_state, sb3_state
 
 
 class PlanGuard(BaseCallback):
@@ -25,28 +27,37 @@ class PlanGuard(BaseCallback):
     The writing is at the boundary, before a checkpoint is taken there, so that a resumed run's curves lack nothing.
     """
 
-    def __init__(self, total_timesteps: int, n_steps: int) -> None:
+    def __init__(self, total_timesteps: int) -> None:
         super().__init__()
         self.total_timesteps = total_timesteps
-        self.n_steps = n_steps
         self.target = 0
         self.rewards: list[float] = []
+        self.episodes = 0
 
     def _on_training_start(self) -> None:
         self.target = self.model.num_timesteps + self.total_timesteps
 
     def _on_rollout_start(self) -> None:
         self.rewards = []
+        self.episodes = 0
         self._write()
 
     def _on_step(self) -> bool:
         self.rewards.append(float(np.mean(self.locals["rewards"])))
-        if self.num_timesteps < self.target or len(self.rewards) == self.n_steps:
+        self.episodes += int(np.sum(self.locals["dones"]))
+        if self.num_timesteps < self.target or self._is_complete():
             return True
         # Stable-Baselines3 drops the step that stops it; the environment has made it, so the model must have seen it
         self.model._last_obs = self.locals["new_obs"]
         self.model._last_episode_starts = self.locals["dones"]
         return False
+
+    def _is_complete(self) -> bool:
+        """Whether the step is its rollout's last; where a user's own class does not say, no step is."""
+        if not isinstance(self.model, OffPolicyAlgorithm):
+            return len(self.rewards) == getattr(self.model, "n_steps", 0)
+        frequency, unit = self.model.train_freq  # type: ignore[misc]
+        return (len(self.rewards) if unit == TrainFrequencyUnit.STEP else self.episodes) >= frequency
 
     def _on_rollout_end(self) -> None:
         self.logger.record("rollout/reward_mean", float(np.mean(self.rewards)))
@@ -71,13 +82,13 @@ class NoGymnasiumEnv(gymnasium.Env):
 
 
 class Sb3Agent:
-    """PPO or A2C behind the interface of our own agents; `model` is Stable-Baselines3's object.
+    """An algorithm of Stable-Baselines3, or of a user, behind the interface of our own agents; `model` is its object.
 
     Callbacks get the model as their `model`. Stable-Baselines3 draws from the global generators: constructing this
     agent seeds them, loading a state restores them.
 
     Args:
-        name: "ppo" or "a2c".
+        name: of `agents.sb3.ALGORITHMS`, or the dotted path of a subclass of Stable-Baselines3's `BaseAlgorithm`.
         env, planned_plays, gamma, seed, device, overrides: as of `make_sb3`; a single `gymnasium.Env` will do as well.
     """
 
@@ -102,13 +113,17 @@ class Sb3Agent:
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str = "run",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Stable-Baselines3's `learn`, ended exactly after `total_timesteps`, even inside a rollout."""
-        guard = PlanGuard(total_timesteps, self.model.n_steps)
+        """Stable-Baselines3's `learn`, ended exactly after `total_timesteps`, even inside a rollout.
+
+        `log_interval` counts rollouts, as in our own agents. Off-policy algorithms would count episodes, of which a
+        play has hundreds: there the figures are written once a rollout whatever it is.
+        """
+        guard = PlanGuard(total_timesteps)
         if isinstance(callback, list):
             callback = CallbackList(callback)
         if not isinstance(callback, BaseCallback):
@@ -116,7 +131,7 @@ class Sb3Agent:
         self.model.learn(
             total_timesteps,
             CallbackList([guard, callback]),
-            log_interval,
+            None if isinstance(self.model, OffPolicyAlgorithm) else log_interval,  # type: ignore[arg-type]
             tb_log_name,
             reset_num_timesteps,
             progress_bar,
@@ -187,7 +202,7 @@ class Sb3Agent:
         """
         saved = storage.read(path)
         name = saved["agent"]
-        pick(name, ALGORITHMS, "Stable-Baselines3 agent")
+        algorithm_called(name)
         both = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
         blank = DummyVecEnv([lambda: NoGymnasiumEnv(*both) for _ in range(saved["num_envs"])])
         agent = cls(name, blank, seed=None, device=device, **saved["arguments"])

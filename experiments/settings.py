@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from agents import AGENTS
+from agents import AGENTS, describe
 from envs.actions import KINDS, ActionTable
 from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
@@ -148,7 +148,7 @@ class Settings(WorldSettings):
     def __post_init__(self) -> None:
         attacks = pick(self.method, METHODS, "method").attacks
         self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
-        meant_for = pick(self.agent, AGENTS, "agent")
+        meant_for = describe(self.agent)
         self._resolve("observation", meant_for.observation if self.env == "view" else "features")
         self._resolve("actions", meant_for.actions if attacks else "none")
         self._resolve("reward_scope", meant_for.reward_scope)
@@ -273,7 +273,8 @@ def resolve_device(name: str) -> torch.device:
 
 def default_run_dir(settings: Settings, root: Path | str = "runs") -> Path:
     """The first folder runs/DATASET-METHOD-AGENT-seedSEED, -2, -3, ... that does not exist."""
-    name = f"{settings.dataset}-{settings.method}-{settings.agent}-seed{settings.seed}"
+    agent = settings.agent.replace(":", "-").replace(".", "-")
+    name = f"{settings.dataset}-{settings.method}-{agent}-seed{settings.seed}"
     number, folder = 1, Path(root) / name
     while folder.exists():
         number += 1

@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from agents import AGENTS, Agent, Sb3Agent, make_agent
+from agents import Agent, Sb3Agent, describe, make_agent
 from envs.engine import AttackEngine
 from envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from envs.torch_env import TorchBatchEnv, TorchViewEnv
@@ -49,7 +49,7 @@ class Run:
         else:
             played = Sb3ViewVecEnv(engine=self.engine, actions=settings.actions, observation=settings.observation)
         self.env = played.torch_env
-        entry = AGENTS[settings.agent]
+        entry = describe(settings.agent)
         self.agent: Agent | Sb3Agent = make_agent(
             settings.agent,
             played if entry.vec_env else self.env,

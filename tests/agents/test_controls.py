@@ -1,12 +1,13 @@
 """The controls: uniform random and fixed."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents import FixedAgent, RandomAgent
+from agents import FixedAgent, RandomAgent, make_agent
 
 
 def test_random_is_uniform_over_the_factors(world: Any) -> None:
@@ -51,6 +52,9 @@ def test_fixed_plays_its_action(world: Any, actions: str, action: Any) -> None:
         ("factored", [1.0, 1.0, 1.0]),
         ("flat", 105),
         ("flat", -1),
+        ("flat", "17"),
+        ("factored", [[1, 1], 1]),
+        ("continuous", ["a", "b", "c"]),
         ("continuous", [0.0, 0.0, 1.5]),
         ("continuous", [0.0, 0.0, np.nan]),
     ],
@@ -58,3 +62,20 @@ def test_fixed_plays_its_action(world: Any, actions: str, action: Any) -> None:
 def test_fixed_refuses_what_is_no_action(world: Any, actions: str, action: Any) -> None:
     with pytest.raises(ValueError, match="fixed action is"):
         FixedAgent(world(actions), action)
+
+
+def test_the_hardest_attack_is_a_fixed_one(world: Any) -> None:
+    agent = make_agent("fixed-max", world(), seed=0, gamma=0.0, planned_plays=5, fixed_action=[6, 4, 2])
+    assert isinstance(agent, FixedAgent) and agent.predict(np.zeros(6, np.float32))[0].tolist() == [6, 4, 2]
+    with pytest.raises(ValueError, match="fixed_action is None: agent 'fixed-max'"):
+        make_agent("fixed-max", world(), seed=0, gamma=0.0, planned_plays=5)
+
+
+def test_controls_take_the_arguments_of_every_agent(world: Any, tmp_path: Path) -> None:
+    agent = FixedAgent(world(num_envs=2), [0, 0, 0], seed=7, device="cpu", tensorboard_log=tmp_path / "log")
+    assert agent.seed == 7 and agent.device.type == "cpu" and agent.tensorboard_log == str(tmp_path / "log")
+    agent.learn(4)
+    assert list((tmp_path / "log" / "run_1").glob("events*"))
+    assert RandomAgent(world()).seed == 0
+    with pytest.raises(TypeError, match="sed"):
+        RandomAgent(world(), sed=7)  # type: ignore[call-arg]

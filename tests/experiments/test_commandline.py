@@ -51,6 +51,28 @@ def test_a_file_holds_the_flags_keys(config: Path) -> None:
     assert settings_of(f"--config={config}") == expected
 
 
+def test_an_agents_own_settings_come_from_a_file_and_from_flags(tmp_path: Path, config: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("learning_rate: 1e-3\nhidden: [32, 32]\n")
+    flags = ["--agent_config", str(file), "--agent_kwargs.learning_rate", "2e-3", "--agent_kwargs.n_steps=2"]
+    assert settings_of(*flags).agent_kwargs == {"learning_rate": 2e-3, "hidden": [32, 32], "n_steps": 2}
+    assert settings_of("--agent_config", str(file)).agent_kwargs == {"learning_rate": 1e-3, "hidden": [32, 32]}
+    config.write_text("agent_kwargs: {n_steps: 3, learning_rate: 0.5}\n")
+    merged = settings_of("--agent_config", str(file), "--config", str(config)).agent_kwargs
+    assert merged == {"learning_rate": 0.5, "hidden": [32, 32], "n_steps": 3}
+    saved = Settings(agent_kwargs={"learning_rate": 1e-3, "hidden": [32]})
+    (tmp_path / "config.yaml").write_text(saved.to_yaml())
+    assert load(tmp_path / "config.yaml") == saved
+
+
+def test_bad_settings_of_an_agent_are_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "expected" in refused(capsys, "--agent_kwargs", "3")
+    assert "did you mean --agent_kwargs" in refused(capsys, "--agent_kwarg.n_steps", "3")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    assert "holds a list" in refused(capsys, "--agent_config", str(tmp_path / "list.yaml"))
+    assert "cannot read" in refused(capsys, "--agent_config", str(tmp_path / "none.yaml"))
+
+
 def test_flags_win_over_files_over_presets_wherever_they_stand(config: Path) -> None:
     for argv in (
         ["--epochs", "30", "--config", str(config), "--preset", "cifar10"],

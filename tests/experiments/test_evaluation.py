@@ -55,7 +55,12 @@ def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(
 
 def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_path) -> None:
     run, folder = make(tmp_path, agent="fixed", probe_epochs=2, eval_epsilons=(8 / 255,))
-    expected = [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)]
+    rows = standard_linear_finetuning(run, folder, lambda text: None)
+    expected = [row.value for row in rows]
+    outcomes = json.loads((folder.results / "outcomes.json").read_text())
+    assert outcomes["checkpoint"] == rows[0].checkpoint
+    assert [100 * marks.count("1") / len(marks) for marks in outcomes["correct"].values()] == expected
+    assert list(outcomes["correct"]) == [repr(row.epsilon) for row in rows]
     run.engine.learner.network.precision = "bf16"
     assert [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)] == expected
 

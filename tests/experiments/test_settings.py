@@ -144,6 +144,8 @@ def test_what_is_out_of_range_or_contradicts_is_refused(change: dict[str, object
 
 def test_the_fixed_agents_budget_is_the_methods_own_where_nothing_is_said() -> None:
     assert Settings(agent="fixed").fixed_budget == (8 / 255, 2 / 255, 5)
+    assert Settings(agent="fixed-max").fixed_budget == (15 / 255, 4 / 255, 14)
+    assert Settings(agent="reinforce").fixed_budget is None
     assert Settings(agent="fixed", epsilon=10 / 255, steps=7).fixed_budget == (10 / 255, 2 / 255, 7)
 
 

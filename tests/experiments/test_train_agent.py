@@ -142,6 +142,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt, capsy
     assert len((tmp_path / "resumed" / "command.txt").read_text().splitlines()) == 2
     stretches = json.loads((tmp_path / "resumed" / "results" / "training.json").read_text())["stretches"]
     assert [(part["first"], part["last"]) for part in stretches] == [(0, step), (step, 24)]
+    for part in stretches:
+        shares = [part[f"{who}_seconds"] for who in ("world", "agent", "writing")]
+        assert min(shares) > 0 and sum(shares) <= part["seconds"] + 0.1
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])

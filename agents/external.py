@@ -1,0 +1,165 @@
+"""Agents of a user's own, by dotted path: `my_module:MyAgent`."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor
+
+from agents import storage
+from agents.base import Agent
+
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+EXPECTED = (
+    "a subclass of Stable-Baselines3's BaseAlgorithm, or a function from an observation array (num_envs, ...) to an "
+    "array of actions"
+)
+
+
+def is_dotted(name: object) -> bool:
+    """Whether the name is meant as a dotted path, not as one of a table."""
+    return isinstance(name, str) and ":" in name
+
+
+def resolve(path: str) -> Any:
+    """What a dotted path stands for: an attribute of a module, which may lie in the current directory.
+
+    Args:
+        path: `package.module:Name`.
+
+    Raises:
+        ValueError: if the path is malformed, its module cannot be imported or has no such attribute, or what is there
+            is no agent.
+    """
+    if not isinstance(path, str) or not PATH.fullmatch(path):
+        raise ValueError(f"agent {path!r} is no dotted path: expected module:Name, such as my_module:MyAgent")
+    module_name, _, names = path.partition(":")
+    if os.getcwd() not in sys.path:
+        # last, so that a user's file never hides an installed module
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"agent {path!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
+    try:
+        found = reduce(getattr, names.split("."), module)
+    except AttributeError:
+        raise ValueError(f"agent {path!r}: the module {module_name} ({_place(module)}) has no {names}") from None
+    is_algorithm = isinstance(found, type) and issubclass(found, BaseAlgorithm)
+    if not is_algorithm and (isinstance(found, type) or not callable(found)):
+        raise ValueError(f"agent {path!r} is {_described(found)}: expected {EXPECTED}")
+    return found
+
+
+def _place(module: Any) -> str:
+    return getattr(module, "__file__", None) or "built in"
+
+
+def _described(found: Any) -> str:
+    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+
+
+def own_algorithm(path: str) -> type[BaseAlgorithm]:
+    """The Stable-Baselines3 class at a dotted path.
+
+    Raises:
+        ValueError: as `resolve`, or if it is a function.
+    """
+    found = resolve(path)
+    if not isinstance(found, type):
+        raise ValueError(f"agent {path!r} is a function: expected a subclass of Stable-Baselines3's BaseAlgorithm")
+    return found
+
+
+class FunctionAgent(Agent):
+    """A user's function as a control: it chooses the actions and learns nothing.
+
+    The function gets the observations of all sub-environments (num_envs, ...) as a NumPy array and gives their actions
+    (num_envs, ...): integers for discrete actions, floats within the bounds for a Box. What it remembers or draws by
+    itself is in no checkpoint.
+
+    Args:
+        env: anything that `agents.base.as_torch_env` takes.
+        path: the function's dotted path, which is the agent's kind in its files.
+        seed, device, tensorboard_log: as of `Agent`.
+
+    Raises:
+        ValueError: as `resolve`, or if it is a class.
+    """
+
+    kind: ClassVar[str] = "function"
+
+    def __init__(
+        self,
+        env: Any,
+        path: str,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+        tensorboard_log: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.function: Callable[[np.ndarray], Any] = resolve(path)
+        if isinstance(self.function, type):
+            raise ValueError(f"agent {path!r} is the class {self.function.__name__}: expected a function")
+        log = None if tensorboard_log is None else os.fspath(tensorboard_log)
+        super().__init__(env, seed=seed, device=device, tensorboard_log=log)
+        self.kind = path  # type: ignore[misc]
+
+    def _act(self, observation: Tensor) -> Tensor:
+        # a copy: the function may write into it
+        actions = self._checked(np.asarray(self.function(observation.cpu().numpy().copy())), len(observation))
+        return torch.as_tensor(actions, device=self.device)
+
+    def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
+        return self._act(observation)
+
+    def _checked(self, actions: np.ndarray, n: int) -> np.ndarray:
+        space = self.action_space
+        wanted = (n, *(space.shape or ()))
+        if actions.shape != wanted:
+            raise ValueError(f"{self.kind} gave actions of shape {actions.shape}: expected {wanted}")
+        box = isinstance(space, spaces.Box)
+        if not np.issubdtype(actions.dtype, np.floating if box else np.integer):
+            expected = "floats" if box else "integers"
+            raise ValueError(f"{self.kind} gave actions of dtype {actions.dtype}: expected {expected}, for {space}")
+        if isinstance(space, spaces.Box):
+            low, high = space.low, space.high
+        else:
+            sizes = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.asarray(space.n)  # type: ignore[attr-defined]
+            low, high = np.zeros_like(sizes), sizes - 1
+        # put so that NaN fails
+        if not ((actions >= low) & (actions <= high)).all():
+            given = f"from {actions.min()} to {actions.max()}"
+            raise ValueError(f"{self.kind} gave actions {given}: expected elements of {space}")
+        return actions.astype(np.float32 if box else np.int64)
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"path": self.kind}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        env: Any = None,
+        device: torch.device | str = "auto",
+        force_reset: bool = True,
+    ) -> Self:
+        """Reads an agent that `save` wrote; see `Agent.load`.
+
+        Raises:
+            ValueError: as `Agent.load` and `resolve`.
+        """
+        kind = storage.read(path)["agent"]
+        if not is_dotted(kind):
+            raise ValueError(f"{path} holds a {kind!r} agent: expected a function's, by its dotted path")
+        made = type(cls.__name__, (cls,), {"kind": kind})
+        return super(FunctionAgent, made).load(path, env, device, force_reset)  # type: ignore[misc]

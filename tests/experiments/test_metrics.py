@@ -1,0 +1,41 @@
+"""Rows of metrics: what a policy depends on, and files that were cut short or damaged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.engine import StepRecord
+from experiments.metrics import FIFTHS, metrics_of, read_metrics
+from ssl_core.attacks import Budget
+
+
+def record(clean: torch.Tensor, steps: torch.Tensor) -> StepRecord:
+    n = len(clean)
+    budget = Budget(torch.full((n,), 8 / 255), torch.full((n,), 2 / 255), steps)
+    views = torch.zeros(n, 3, 4, 4)
+    terms = {"adversarial": clean + 1, "clean": clean}
+    return StepRecord(1, 0.1, clean, terms, budget, budget.epsilon, {"total": 1.0}, 0.1, views, views, False)
+
+
+def test_the_budget_is_told_by_fifths_of_the_clean_loss() -> None:
+    clean = torch.tensor([9.0, 1, 5, 3, 7, 2, 6, 10, 8, 4])
+    row = metrics_of(record(clean, steps=(2 * clean).to(torch.int64)))
+    # the fifths hold losses 1 and 2, 3 and 4, ...; steps are twice the loss
+    assert row["by_clean_loss/steps"] == [3.0, 7.0, 11.0, 15.0, 19.0]
+    assert row["by_clean_loss/epsilon"] == pytest.approx([8.0] * FIFTHS)
+    assert row["by_clean_loss/step_size"] == pytest.approx([2.0] * FIFTHS)
+
+
+def test_too_few_views_make_no_fifths() -> None:
+    row = metrics_of(record(torch.rand(FIFTHS - 1), torch.arange(3, FIFTHS + 2)))
+    assert not [key for key in row if key.startswith("by_clean_loss")]
+
+
+def test_an_updates_entries_are_joined_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "a": 1}\n{"step": 1}\n{"step": 2, "b": null}\n{"step": 3, "a"')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2, "a": 1, "b": None}]
+    path.write_text('{"step": 1}\n{"epoch": 2}\n')
+    with pytest.raises(ValueError, match="line 2: expected an object with a step"):
+        read_metrics(path)
