@@ -31,7 +31,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,6 +45,7 @@ from experiments.comparing import SCHEMA, compare, comparison_table, count, diff
 from experiments.costs import measure_efficiency, measure_scaling, write_profile
 from experiments.feeding import measure_data
 from experiments.measuring import Figure, Result
+from experiments.oneline import OneLineParser
 from experiments.overheads import measure_agents, measure_shares, measure_start
 from experiments.runlog import ROOT
 from experiments.settings import DEVICES, resolve_device
@@ -78,18 +79,13 @@ PARTS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; ends the process with status 2 and one line if anything is wrong with it.
 
     `device` is resolved, `old` is the earlier result of `--compare` (None without), `picture` a path.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="benchmark.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(prog="benchmark.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--parts", nargs="+", metavar="PART", help="by default all; training only with --against")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, for the part training")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")

@@ -7,13 +7,10 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Picture
 from rich.table import Table
 
-from experiments.figures import BLUE, DPI, INK, STYLE, WIDTH
+from experiments.drawing import BLUE, GRID, INK, STYLE, new_figure, save_figure
 from experiments.measuring import UNITS, Figure, fit_line
-from ssl_core.results import replacing
 
 Details = Mapping[str, Any]
 SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,14 +78,10 @@ def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
     if not panels:
         return False
     heights = [height for height, _ in panels]
-    # not pyplot, as in `experiments.figures`
-    picture = Picture(figsize=(WIDTH, sum(heights)), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(picture)
-    axes = picture.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
-    for axis, (_, panel) in zip(axes.flat, panels, strict=True):
+    picture, axes = new_figure(len(panels), sum(heights), heights=heights)
+    for axis, (_, panel) in zip(axes, panels, strict=True):
         panel(axis)
-    with replacing(path) as temporary:
-        picture.savefig(temporary, format="png")
+    save_figure(picture, path)
     return True
 
 
@@ -123,7 +116,7 @@ def _dots(axis: Axes, figures: Sequence[Figure], title: str) -> None:
     axis.margins(x=0.14)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+    axis.grid(axis="x", **GRID)
     axis.set_axisbelow(True)
 
 

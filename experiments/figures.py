@@ -1,8 +1,7 @@
 """Figures of a run: what the agent chose, what it was paid, what an attack looks like, and what the encoder is worth.
 
-Every function takes data and a path and writes a PNG. The pictures are made for a README: one column wide, readable at
-half their width and in grey; colours are from Okabe and Ito's palette and viridis, which colour-blind readers tell
-apart. Where a figure shows more than its input (shares, means, intervals), a function of its own computes that.
+Every function takes data and a path and writes a PNG in the look of `experiments.drawing`. Where a figure shows more
+than its input (shares, means, intervals), a function of its own computes that.
 """
 
 import math
@@ -13,40 +12,20 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from torch import Tensor
 
+from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, WIDTH, new_figure, save_figure
+from experiments.inference import mean_interval
 from ssl_core.attacks import Budget
-from ssl_core.results import Row, replacing
+from ssl_core.results import Row
 
 MetricsRow = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-WIDTH = 6.4
-DPI = 200
-INK = "#333333"
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7B4F9D"
-STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-}
 # ASTrA's sets: the colour scale spans at least these, so that the pictures of different runs compare.
 ACTION_SETS = {"epsilon": (3, 15), "steps": (3, 14), "step_size": (1, 5)}
 ACTION_TITLES = {
@@ -113,27 +92,30 @@ def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 6
     Raises:
         ValueError: if no row has actions.
     """
-    figure, axes = _figure(3, 7.2, sharex=True)
+    figure, axes = new_figure(3, 7.2, sharex=True)
     for axis, (kind, title) in zip(axes, ACTION_TITLES.items(), strict=True):
         shares = action_counts(rows, kind, windows)
-        colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(shares.values)))
-        # Each window is a step, not a point of a line: a slope would invent shares between two windows.
-        drawn = np.concatenate([shares.share, shares.share[:, -1:]], axis=1)
-        axis.stackplot(shares.edges, 100 * drawn, colors=colours, step="post", linewidth=0)
-        axis.set(title=title, xlim=(shares.edges[0], shares.edges[-1]), ylim=(0, 100), ylabel="share (%)")
-        axis.set_yticks([0, 50, 100])
-        _label_areas(axis, shares)
-        _value_bar(figure, axis, shares.values, ListedColormap(colours))
+        stack_shares(axis, shares)
+        axis.set(title=title, ylabel="share (%)")
+        value_bar(figure, axis, shares.values)
     axes[-1].set_xlabel("target updates")
     axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _label_areas(axis: Axes, shares: Shares) -> None:
-    """Name the largest areas beside their right end, where the reader looks for what was learned."""
+def stack_shares(axis: Axes, shares: Shares, least: float = 12) -> None:
+    """Draw shares as stacked areas, and name those of at least `least` percent beside their right end, where the reader
+    looks for what was learned.
+    """
+    # Each window is a step, not a point of a line: a slope would invent shares between two windows.
+    drawn = np.concatenate([shares.share, shares.share[:, -1:]], axis=1)
+    colours = _colours(shares.values)
+    axis.stackplot(shares.edges, 100 * drawn, colors=list(colours), step="post", linewidth=0)
+    axis.set(xlim=(shares.edges[0], shares.edges[-1]), ylim=(0, 100))
+    axis.set_yticks([0, 50, 100])
     tops = 100 * np.cumsum(shares.share[:, -1])
     for value, top, share in zip(shares.values, tops, 100 * shares.share[:, -1], strict=True):
-        if share >= 12:
+        if share >= least:
             axis.annotate(
                 f"{value}",
                 (1, top - share / 2),
@@ -146,9 +128,15 @@ def _label_areas(axis: Axes, shares: Shares) -> None:
             )
 
 
-def _value_bar(figure: Figure, axis: Axes, values: tuple[int, ...], colours: Colormap) -> None:
+def _colours(values: Sequence[int]) -> Array:
+    return matplotlib.colormaps["viridis"](np.linspace(0, 1, len(values)))
+
+
+def value_bar(figure: Figure, axes: Axes | Sequence[Axes], values: Sequence[int], **place: Any) -> None:
+    """Draw the scale of the areas' colours; `place` is as of `Figure.colorbar`, by default at the right."""
     norm = BoundaryNorm(np.arange(values[0], values[-1] + 2) - 0.5, len(values))
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=axis, pad=0.06, fraction=0.035, aspect=14)
+    place = {"pad": 0.06, "fraction": 0.035, "aspect": 14} | place
+    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(_colours(values))), ax=axes, **place)
     bar.set_ticks(list(values[:: math.ceil(len(values) / 5)]))
     bar.ax.tick_params(length=0)
     bar.ax.minorticks_off()
@@ -188,7 +176,7 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
     ]
     if not drawn or drawn[0][0] != "Training loss":
         raise ValueError("no metrics row has a 'loss/...' entry: there is nothing to draw")
-    figure, axes = _figure(len(drawn), 0.8 + 2.1 * len(drawn), sharex=True)
+    figure, axes = new_figure(len(drawn), 0.8 + 2.1 * len(drawn), sharex=True)
     for axis, (title, lines, label) in zip(axes, drawn, strict=True):
         for key, (name, colour, dash) in lines.items():
             x, y = series(rows, key)
@@ -205,7 +193,7 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.9)
     axes[-1].set_xlabel("target updates (thin: each update; thick: running mean)")
     axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def series(rows: Sequence[MetricsRow], key: str) -> tuple[Array, Array]:
@@ -247,7 +235,7 @@ def attack_gallery(clean: Tensor, adversarial: Tensor, budget: Budget, path: Pat
     before, after = (x[:n].detach().float().cpu().permute(0, 2, 3, 1).numpy() for x in (clean, adversarial))
     noise, gain = amplified(after - before)
     cell = WIDTH / 8.6
-    figure, axes = _figure(3, 3 * cell + 1.2, columns=n, width=max(n + 0.6, 3.6) * cell)
+    figure, axes = new_figure(3, 3 * cell + 1.2, columns=n, width=max(n + 0.6, 3.6) * cell)
     labels = ("clean", "attacked", f"change\n$\\times${gain:.0f}")
     for row, (label, images) in enumerate(zip(labels, (before, after, noise), strict=True)):
         for column in range(n):
@@ -261,7 +249,7 @@ def attack_gallery(clean: Tensor, adversarial: Tensor, budget: Budget, path: Pat
         axes[2 * n + column].set_xlabel(f"{epsilon:.3g}\n{int(budget.steps[column])} $\\times$ {step:.3g}")
     note = "radius $\\epsilon$ (/255)\nsteps $\\times$ step size (/255)"
     figure.supxlabel(note, fontsize=STYLE["font.size"])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def amplified(noise: Array) -> tuple[Array, float]:
@@ -315,7 +303,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     marks = (("o-", BLUE), ("s--", ORANGE), ("^:", GREEN), ("D-.", PURPLE))
     if not 1 <= len(classifiers) <= len(marks):
         raise ValueError(f"{len(classifiers)} classifiers are given: expected 1 to {len(marks)}")
-    figure, (axis,) = _figure(1, 3.8)
+    figure, (axis,) = new_figure(1, 3.8)
     for (label, rows), (mark, colour) in zip(classifiers.items(), marks, strict=False):
         curve = accuracy_curve(rows)
         # Never negative: at 0 % the interval's border and the value differ by rounding.
@@ -330,27 +318,11 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
         ylabel="test accuracy (%)",
         ylim=(-2, 102),
     )
-    axis.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axis.grid(axis="y", **GRID)
     axis.set_axisbelow(True)
     if len(classifiers) > 1:
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(classifiers) == 4 else 3)
-    _save(figure, path)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the borders of its 95 % interval by Student's t; a single value has no interval (NaN).
-
-    Raises:
-        ValueError: if there is no value, or one that is not finite.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or len(sample) == 0 or not np.isfinite(sample).all():
-        raise ValueError(f"expected finite values, one a seed, not {values!r}")
-    mean = float(sample.mean())
-    if len(sample) == 1:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
-    return mean, mean - half, mean + half
+    save_figure(figure, path)
 
 
 @matplotlib.rc_context(STYLE)
@@ -366,7 +338,7 @@ def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) 
     """
     if not rewards:
         raise ValueError("no policy is given: expected the mean rewards of at least one")
-    figure, (axis,) = _figure(1, 1.4 + 0.55 * len(rewards))
+    figure, (axis,) = new_figure(1, 1.4 + 0.55 * len(rewards))
     for place, values in enumerate(rewards.values()):
         mean, low, high = mean_interval(values)
         colour = BLUE if place == 0 else INK
@@ -379,22 +351,7 @@ def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) 
     figure.supxlabel("mean reward (dot: mean; bar: 95 % interval; ticks: seeds)", fontsize=STYLE["font.size"])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+    axis.grid(axis="x", **GRID)
     axis.set_axisbelow(True)
     axis.margins(x=0.08)
-    _save(figure, path)
-
-
-def _figure(
-    rows: int, height: float, columns: int = 1, width: float = WIDTH, sharex: bool = False
-) -> tuple[Figure, list[Axes]]:
-    # Not pyplot: its global list of figures would grow with every run and pick a window system.
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, sharex=sharex, squeeze=False)
-    return figure, list(axes.flat)
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, path)

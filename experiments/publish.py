@@ -2,6 +2,7 @@
 
 python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the README's tables
 python experiments/publish.py --group fp32 ...   # keep them under results/fp32 instead of the preset's name
+python experiments/publish.py comparisons/NAME   # keep a comparison and its report under results/comparisons/NAME
 python experiments/publish.py                    # renew the README's tables from what is kept
 python experiments/publish.py --check            # say whether the README's tables are those of the kept results
 """
@@ -12,7 +13,7 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ from typing import Any
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments import report
 from experiments.benchmark_report import cells
+from experiments.cells import Comparison, read_comparison, write_comparison
 from experiments.comparing import read
-from experiments.figures import mean_interval, reward_comparison
+from experiments.figures import reward_comparison
+from experiments.inference import FEWEST_SEEDS, mean_interval
+from experiments.markup import Table, to_markdown
+from experiments.report_tables import accuracy_table as compared_accuracies
+from experiments.report_tables import compute_table, improvement_table, primary_table
 from experiments.runlog import ROOT, RunFolder
 from ssl_core.results import read_results, replacing
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
-FEWEST_SEEDS = 3
-"""Below so many no interval is shown."""
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
@@ -59,6 +64,33 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
         rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}
         reward_comparison(rewards, results / group / "reward_comparison.png")
     return target
+
+
+def keep_comparison(folder: Path, results: Path) -> Path:
+    """Copies a comparison to results/comparisons/NAME/, with a report made anew.
+
+    Raises:
+        ValueError: if it is damaged, or not a run of it is finished.
+    """
+    comparison = read_comparison(folder / report.COMPARISON)
+    target = results / "comparisons" / folder.resolve().name
+    # where things lay on one machine says nothing on another
+    command = re.sub(r"(--(?:data_dir|cache_dir|dir)[ =])\S+", r"\1DIR", comparison.command)
+    comparison = replace(comparison, command=command)
+    report.write(comparison, target)
+    write_comparison(target / report.COMPARISON, comparison)
+    return target
+
+
+def compared(table: Callable[[Comparison], list[Table] | Table | None]) -> Callable[[Path, str], str]:
+    """A table of a kept comparison as Markdown."""
+
+    def made(results: Path, name: str) -> str:
+        found = table(read_comparison(results / "comparisons" / name / report.COMPARISON))
+        tables = found if isinstance(found, list) else [found] if found else []
+        return "\n\n".join(map(to_markdown, tables))
+
+    return made
 
 
 def accuracy_table(results: Path, preset: str) -> str:
@@ -135,7 +167,15 @@ def benchmark_table(results: Path, which: str) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"accuracy": accuracy_table, "policy": policy_table, "benchmark": benchmark_table}
+TABLES = {
+    "accuracy": accuracy_table,
+    "policy": policy_table,
+    "benchmark": benchmark_table,
+    "compared-accuracy": compared(compared_accuracies),
+    "compared-primary": compared(primary_table),
+    "compared-others": compared(improvement_table),
+    "compared-compute": compared(compute_table),
+}
 
 
 def with_tables(text: str, results: Path) -> str:
@@ -154,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="publish.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
-    parser.add_argument("runs", nargs="*", type=Path, help="run folders whose results are to be kept")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs or comparisons to be kept")
     parser.add_argument("--group", help="the folder of results/ that they are kept in, by default their preset's name")
     parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results are kept")
@@ -163,7 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         for run in options.runs:
-            print(f"kept {keep(run, options.results, options.pictures, options.group)}")
+            if (run / report.COMPARISON).is_file():
+                print(f"kept {keep_comparison(run, options.results)}")
+            else:
+                print(f"kept {keep(run, options.results, options.pictures, options.group)}")
         text = options.readme.read_text(encoding="utf-8")
         renewed = with_tables(text, options.results)
     except (OSError, ValueError) as error:

@@ -50,8 +50,25 @@ def test_the_training_commands_parse(command: str, tmp_path) -> None:
     assert settings.agent in command or settings.agent == "reinforce"
 
 
+def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path) -> None:
+    commands = [shlex.split(line) for line in COMMANDS if "compare_agents.py" in line or "report.py" in line]
+    new, resumed, report = commands
+    tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1 --seeds=1"
+    folder = str(tmp_path / "small")
+    steps = [[*new, *shlex.split(tiny), "--dir", folder], [*resumed[:-1], folder], [*report[:-1], folder]]
+    for words in steps:
+        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    [*_, page] = done.stdout.split()
+    assert page == f"{folder}/report.html"
+    text = Path(page).read_text(encoding="utf-8")
+    for agent in new[new.index("--agents") + 1 : new.index("--seeds")]:
+        assert agent in text
+
+
 def test_every_command_is_known() -> None:
-    known = ("make demo", "make test", "python experiments/train_agent.py", "tensorboard --logdir")
+    scripts = ("train_agent", "compare_agents", "report")
+    known = ("make demo", "make test", "tensorboard --logdir", *(f"python experiments/{name}.py" for name in scripts))
     assert COMMANDS and all(line.startswith(known) for line in COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert {"demo", "test", "setup"} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))

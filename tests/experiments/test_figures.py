@@ -1,5 +1,4 @@
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from experiments.figures import (
     amplified,
     attack_gallery,
     losses_and_reward,
-    mean_interval,
     reward_comparison,
     series,
     smoothed,
@@ -241,17 +239,6 @@ def test_accuracy_against_epsilon(tmp_path: Path) -> None:
     for wrong in ({}, series_ | {"fifth": results(TRAINED)}):
         with pytest.raises(ValueError, match="expected 1 to 4"):
             accuracy_against_epsilon(wrong, path)
-
-
-def test_mean_interval_is_students() -> None:
-    # Student's t with four degrees of freedom: 2.776.
-    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert mean == 3
-    assert (high - 3, 3 - low) == pytest.approx(2 * (2.7764 * math.sqrt(2.5 / 5),), rel=1e-4)
-    assert mean_interval([2.0])[0] == 2 and math.isnan(mean_interval([2.0])[1])
-    for wrong in ([], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="one a seed"):
-            mean_interval(wrong)
 
 
 def test_reward_comparison(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from experiments.benchmark import document_of
+from experiments.cells import Comparison, read_comparison, write_comparison
 from experiments.measuring import Figure
 from experiments.publish import accuracy_table, benchmark_table, main, policy_table
 from experiments.runlog import RunFolder
@@ -117,3 +118,27 @@ def test_bad_input(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         main([f"--readme={tmp_path / 'bad.md'}"])
     assert "expected one of accuracy" in capsys.readouterr().err
+
+
+def test_a_comparison_is_kept_with_its_report_and_the_readmes_tables_are_made_from_it(tmp_path, make_cell) -> None:
+    folder, readme = tmp_path / "comparisons" / "small", tmp_path / "README.md"
+    cells = [make_cell(arm, seed) for arm in ("reinforce", "random") for seed in (0, 1, 2)]
+    made = Comparison("small", "compare_agents.py --data_dir /secret/place --seeds 3", cells, {})
+    write_comparison(folder / "comparison.json", made)
+    kinds = ("accuracy", "primary", "others", "compute")
+    readme.write_text("".join(f"<!-- table compared-{kind} small -->\nSTALE\n<!-- end -->\n" for kind in kinds))
+    where = [f"--results={tmp_path / 'results'}", f"--readme={readme}"]
+    assert main([str(folder), *where]) == 0
+    kept = tmp_path / "results" / "comparisons" / "small"
+    assert {"comparison.json", "report.html", "report.md", "figures"} == {path.name for path in kept.iterdir()}
+    again = read_comparison(kept / "comparison.json").cells
+    assert [(cell.arm, cell.seed, cell.correct) for cell in again] == [(it.arm, it.seed, it.correct) for it in cells]
+    assert not [path for path in kept.rglob("*") if path.is_file() and b"/secret/place" in path.read_bytes()]
+    text = readme.read_text()
+    assert "STALE" not in text
+    for row in ("| reinforce | 3 |", "reinforce - random", "attack gradient steps"):
+        assert row in text
+    assert main([*where, "--check"]) == 0
+    (folder / "comparison.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main([str(folder), *where])

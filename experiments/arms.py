@@ -1,0 +1,248 @@
+"""The arms of a comparison: each is a command line of `train_agent.py`, to be run with several seeds."""
+
+import contextlib
+import io
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import AGENTS
+from experiments.cells import Cell, plain
+from experiments.commandline import parse
+from experiments.settings import Settings
+from ssl_core.lookup import pick
+from ssl_core.methods import METHODS
+
+PRIMARY = ("reinforce", "random", "fixed", "fixed-max")
+"""Agents whose comparisons are fixed beforehand: they get more seeds."""
+CONTROL = "fixed-max"
+"""The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""
+COMPUTE = "@compute"
+"""Ends the label of an arm that trains longer, until it has spent the attack steps of the dearest."""
+OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
+PATHS = ("--data_dir", "--cache_dir", "--config", "--agent_config")
+SET_BY_CELL = ("--seed", "--run_dir", "--progress", "--resume", "--print_config", "--help")
+GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", "--method": "--methods"}
+"""Flags of a single run, and what a comparison has in their place."""
+NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress")
+"""Settings that differ between the cells of an arm by right."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared.
+
+    Args:
+        label: its name, also in its cells' folders.
+        flags: of `train_agent.py`, all but the seed and what says where the run lies.
+        seeds: how many, from 0.
+        settings: what the flags come to, see `comparable`.
+    """
+
+    label: str
+    flags: tuple[str, ...]
+    seeds: int
+    settings: Mapping[str, Any]
+
+    @property
+    def agent(self) -> str:
+        """Its agent, a name of `agents.AGENTS` or a dotted path."""
+        return self.settings["agent"]
+
+    @property
+    def learns(self) -> bool:
+        """Whether its agent does: one's own counts as one that does."""
+        return self.agent not in AGENTS or AGENTS[self.agent].learns
+
+    def named(self, seed: int) -> str:
+        """The name of a cell's folder."""
+        return f"{self.label}-seed{seed}"
+
+
+def make_arm(label: str, flags: Sequence[str], seeds: int) -> Arm:
+    """An arm, checked by the parser of `train_agent.py`.
+
+    Raises:
+        ValueError: if a flag is wrong, or the run would leave no accuracies to compare.
+    """
+    try:
+        settings = settings_of(flags)
+    except ValueError as error:
+        raise ValueError(f"{error} (in the arm {label!r})") from error
+    if not settings.evaluate:
+        raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
+    return Arm(label, tuple(flags), seeds, comparable(settings))
+
+
+def settings_of(flags: Sequence[str]) -> Settings:
+    """What flags of `train_agent.py` come to.
+
+    Raises:
+        ValueError: with the parser's own message if one is wrong.
+    """
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return parse(flags, prog="").settings
+    except SystemExit:
+        raise ValueError(shown.getvalue().strip().removeprefix(": error: ")) from None
+
+
+def comparable(settings: Settings) -> dict[str, Any]:
+    """Settings as plain values, without `NOT_COMPARED`: equal for all cells of an arm."""
+    return plain(settings, NOT_COMPARED)
+
+
+def differences(found: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """How settings differ from the planned ones, in words."""
+    names = [name for name in planned if name not in found or found[name] != planned[name]]
+    names += [name for name in found if name not in planned]
+    return [f"{name} is {found.get(name)!r} and {planned.get(name)!r} in the plan" for name in names]
+
+
+def base_arms(
+    agents: Sequence[str],
+    methods: Sequence[str],
+    presets: Sequence[str],
+    own: Sequence[str],
+    flags: Sequence[str],
+    seeds: int,
+    primary_seeds: int,
+) -> list[Arm]:
+    """The arms of a grid: every agent (and arm of one's own) under every method and preset.
+
+    A method without an attack has one arm, which no agent tells apart. Labels end in the method and the preset where
+    there are several.
+
+    Args:
+        agents: names of `agents.AGENTS`, or dotted paths.
+        methods, presets: names.
+        own: `LABEL=FLAGS` each; their flags come last.
+        flags: for all arms.
+        seeds: of an arm.
+        primary_seeds: of an arm of an agent in `PRIMARY`.
+
+    Raises:
+        ValueError: if a flag or a label is wrong, or two arms have the same label.
+    """
+    check_flags(flags, (*SET_BY_CELL, "--agent", "--method"))
+    shared = absolute(flags)
+    arms = []
+    for preset in presets:
+        for method in methods:
+            attacks = pick(method, METHODS, "method").attacks
+            suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
+            grid = ["--preset", preset, "--method", method]
+            for agent in agents if attacks else ["none"]:
+                label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent) + suffix
+                number = primary_seeds if agent in PRIMARY else seeds
+                arms.append(make_arm(label, [*grid, "--agent", agent, *shared], number))
+            for text in own:
+                label, words = _own(text)
+                arms.append(make_arm(label + suffix, [*grid, *shared, *words], seeds))
+    labels = [arm.label for arm in arms]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")
+    return arms
+
+
+def _own(text: str) -> tuple[str, list[str]]:
+    label, equals, line = text.partition("=")
+    if not equals or not OWN_LABEL.fullmatch(label):
+        raise ValueError(f"--arm {text!r}: expected LABEL=FLAGS, the label of letters, digits and @._-")
+    if label.endswith(COMPUTE):
+        raise ValueError(f"--arm {text!r}: labels that end in {COMPUTE} are those of --equal_compute")
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ValueError(f"--arm {text!r}: {error}") from error
+    check_flags(words, SET_BY_CELL)
+    return label, absolute(words)
+
+
+def check_flags(flags: Iterable[str], refused: Sequence[str]) -> None:
+    """Raises a ValueError if one of the flags is among the refused."""
+    for flag in map(_name, flags):
+        if flag in refused:
+            instead = f": take {GRID_FLAGS[flag]}" if flag in GRID_FLAGS else ", leave it out"
+            raise ValueError(f"{flag} is set for each run by the comparison{instead}")
+
+
+def absolute(flags: Iterable[str]) -> list[str]:
+    """The flags with absolute paths: a comparison may be resumed from another folder."""
+    made, before = [], ""
+    for token in flags:
+        name, equals, value = token.partition("=")
+        if before in PATHS:
+            made.append(str(Path(token).expanduser().resolve()))
+        elif name in PATHS and equals:
+            made.append(f"{name}={Path(value).expanduser().resolve()}")
+        else:
+            made.append(token)
+        before = token
+    return made
+
+
+def _name(token: str) -> str:
+    return re.split(r"[=.]", token, maxsplit=1)[0]
+
+
+def ordered(arms: Iterable[Arm]) -> Iterator[tuple[Arm, int]]:
+    """Arm and seed of every cell, all arms of a seed before the next seed: a grid that was stopped is balanced."""
+    arms = list(arms)
+    for seed in range(max((arm.seeds for arm in arms), default=0)):
+        yield from ((arm, seed) for arm in arms if seed < arm.seeds)
+
+
+def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cell], seeds: int) -> list[Arm]:
+    """Arms that spend as many attack gradient steps as the dearest arm of their method and preset.
+
+    Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. An arm that is itself the dearest,
+    or so near that it gets no further epoch, has none.
+
+    Args:
+        chosen: labels of arms.
+        arms: of the grid.
+        cells: all their cells.
+        seeds: of an arm.
+    """
+    spent: dict[str, list[int]] = {}
+    for cell in cells:
+        spent.setdefault(cell.arm, []).append(cell.attack_steps)
+    mean = {label: sum(steps) / len(steps) for label, steps in spent.items()}
+    made = []
+    for arm in arms:
+        if arm.label not in chosen:
+            continue
+        rivals = [mean[other.label] for other in arms if _world(other) == _world(arm)]
+        epochs = arm.settings["epochs"]
+        longer = math.floor(epochs * max(rivals) / mean[arm.label] + 0.5)
+        if longer > epochs:
+            flags = [*_without(arm.flags, "--epochs"), "--epochs", str(longer)]
+            made.append(make_arm(arm.label + COMPUTE, flags, seeds))
+    return made
+
+
+def _world(arm: Arm) -> tuple[str, str]:
+    return arm.settings["method"], arm.settings["preset"]
+
+
+def _without(flags: Iterable[str], name: str) -> Iterator[str]:
+    """The flags without that of the name and its value."""
+    before = ""
+    for token in flags:
+        if _name(token) != name and before != name:
+            yield token
+        before = token
+
+
+def check_equal_compute(chosen: Sequence[str], arms: Sequence[Arm]) -> None:
+    """Raises a ValueError if a label is not one of an arm that attacks."""
+    table = {arm.label: arm for arm in arms}
+    for label in chosen:
+        if pick(label, table, "arm").agent == "none":
+            raise ValueError(f"--equal_compute {label}: its method has no attack, whose steps could be made equal")

@@ -1,0 +1,202 @@
+"""The folder of a comparison: its plan, what has been started there, and the finished cells."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.arms import Arm, comparable, differences, make_arm, ordered
+from experiments.cells import Cell, Comparison, summarise, write_comparison
+from experiments.commandline import read_mapping
+from experiments.runlog import RunFolder
+from ssl_core.results import replacing
+
+SCHEMA = 1
+"""Of `comparison.yaml` and `state.json`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a comparison is made of.
+
+    Args:
+        name: a title.
+        command: that makes it anew.
+        jobs: processes at once where nothing is said.
+        seeds: of an arm that `equal_compute` adds.
+        equal_compute: labels of the arms of which another shall spend as many attack steps as the dearest.
+        arms: those of the grid, and those that `equal_compute` has added so far.
+    """
+
+    name: str
+    command: str
+    jobs: int
+    seeds: int
+    equal_compute: tuple[str, ...]
+    arms: tuple[Arm, ...]
+
+    @property
+    def cells(self) -> list[tuple[Arm, int]]:
+        """Arm and seed of each cell, in the order in which they are run."""
+        return list(ordered(self.arms))
+
+
+class ComparisonFolder:
+    """A comparison's folder: `comparison.yaml` (the plan), `cells/LABEL-seedN` (run folders), `logs/LABEL-seedN.log`,
+    `comparison.json` (`experiments.cells.Comparison`) and `state.json` (what was started, and for how long).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "comparison.yaml"
+        self.results = path / "comparison.json"
+        self.cells = path / "cells"
+        self.logs = path / "logs"
+        self._state = path / "state.json"
+        self.wall_seconds = 0.0
+        self.started: set[str] = set()
+        self.adopted: set[str] = set()
+
+    def check_new(self) -> None:
+        """Raises a ValueError unless the folder is absent, empty, or has nothing but `cells` to be adopted."""
+        if self.config.exists():
+            raise ValueError(
+                f"{self.path} has a comparison: go on with it by {shlex.join(['--resume', str(self.path)])}"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--dir: {self.path} is a file: expected a folder")
+        if self.path.is_dir() and not self.cells.is_dir() and any(self._visible()):
+            raise ValueError(f"--dir: {self.path} is not empty and has no cells/ to adopt: choose another folder")
+
+    def _visible(self) -> Iterable[Path]:
+        return (path for path in self.path.iterdir() if not path.name.startswith("."))
+
+    def write_plan(self, plan: Plan) -> None:
+        """Writes `comparison.yaml`, atomically."""
+        arms = [
+            {"label": arm.label, "seeds": arm.seeds, "flags": shlex.join(arm.flags), "settings": dict(arm.settings)}
+            for arm in plan.arms
+        ]
+        head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
+        document = head | {"equal_compute": list(plan.equal_compute), "arms": arms}
+        with replacing(self.config) as temporary:
+            text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1_000_000)
+            temporary.write_text(text, encoding="utf-8")
+
+    def read_plan(self) -> Plan:
+        """Reads `comparison.yaml`.
+
+        Raises:
+            ValueError: if the folder is none of a comparison, the file is damaged, or a flag or a default of the
+                project has another meaning than when it was written.
+        """
+        if not self.config.is_file():
+            raise ValueError(f"{self.path} is no comparison's folder: it has no comparison.yaml")
+        document = read_mapping(self.config)
+        if document.get("schema") != SCHEMA:
+            raise ValueError(f"{self.config} has schema {document.get('schema')!r}: expected {SCHEMA}")
+        try:
+            arms = []
+            for entry in document["arms"]:
+                arm = make_arm(entry["label"], shlex.split(entry["flags"]), entry["seeds"])
+                # a setting that is younger than the plan has its default, in the cells too
+                if changed := differences(
+                    {name: arm.settings.get(name) for name in entry["settings"]}, entry["settings"]
+                ):
+                    raise ValueError(f"{self.config}: the arm {arm.label!r} would not be the same: {changed[0]}")
+                arms.append(arm)
+            plan = Plan(
+                document["name"],
+                document["command"],
+                document["jobs"],
+                document["seeds"],
+                tuple(document["equal_compute"]),
+                tuple(arms),
+            )
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.config} is damaged: {type(error).__name__}: {error}") from error
+        return plan
+
+    def open(self, plan: Plan) -> dict[str, Cell]:
+        """Looks at what is there.
+
+        Returns:
+            The finished cells by name.
+
+        Raises:
+            ValueError: if a run's settings are not the planned ones, or a file is damaged.
+        """
+        if self._state.is_file():
+            try:
+                state = json.loads(self._state.read_text(encoding="utf-8"))
+                self.wall_seconds = float(state["wall_seconds"])
+                self.started, self.adopted = set(state["started"]), set(state["adopted"])
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f"{self._state} is damaged ({error}): remove it, the time so far is lost") from error
+        found = {}
+        for arm, seed in plan.cells:
+            name = arm.named(seed)
+            if self.resumable(name):
+                if name not in self.started:
+                    self.adopted.add(name)
+                self.check(arm, seed)
+                try:
+                    found[name] = summarise(self.cells / name, arm.label)
+                except ValueError:
+                    # training or evaluation is not finished; what is damaged is told by the run that goes on with it
+                    continue
+        return found
+
+    def check(self, arm: Arm, seed: int) -> None:
+        """Raises a ValueError if the settings of a cell that is there are not the planned ones."""
+        path = self.cells / arm.named(seed)
+        settings = RunFolder.open(path).settings()
+        planned: Mapping[str, Any] = {**arm.settings, "seed": seed}
+        if wrong := differences({**comparable(settings), "seed": settings.seed}, planned):
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise ValueError(f"{path} was made with other settings: {wrong[0]}{more}; move it away")
+
+    def resumable(self, name: str) -> bool:
+        """Whether a cell's folder is one of a run that began."""
+        return (self.cells / name / "config.yaml").is_file()
+
+    def clear(self, name: str) -> None:
+        """Removes what is left of a run that was killed before it could be resumed."""
+        path = self.cells / name
+        if path.exists() and not self.resumable(name):
+            shutil.rmtree(path)
+
+    def note_state(self, wall_seconds: float) -> None:
+        """Keeps the time that the grid has run, and which cells it has started."""
+        self.wall_seconds = wall_seconds
+        state = {
+            "wall_seconds": round(wall_seconds, 1),
+            "started": sorted(self.started),
+            "adopted": sorted(self.adopted),
+        }
+        with replacing(self._state) as temporary:
+            temporary.write_text(json.dumps({"schema": SCHEMA} | state, indent=1) + "\n", encoding="utf-8")
+
+    def write(self, plan: Plan, jobs: int, finished: Mapping[str, Cell], failed: Mapping[str, str]) -> None:
+        """Writes `comparison.json`, the cells by arm and seed."""
+        names = [arm.named(seed) for arm in plan.arms for seed in range(arm.seeds)]
+        comparison = Comparison(
+            name=plan.name,
+            command=plan.command,
+            cells=[finished[name] for name in names if name in finished],
+            unfinished={name: failed.get(name, "not run yet") for name in names if name not in finished},
+            # what was made elsewhere took a time that nobody has measured
+            wall_seconds=None if self.adopted else round(self.wall_seconds, 1),
+            jobs=jobs,
+        )
+        write_comparison(self.results, comparison)
+
+
+def extended(plan: Plan, arms: Iterable[Arm]) -> Plan:
+    """The plan with further arms."""
+    return replace(plan, arms=(*plan.arms, *arms))

@@ -1,0 +1,67 @@
+"""The look of every picture of a run, a comparison and the benchmark: sizes, colours, and how a file is written.
+
+The pictures are made for a README: one column wide, readable at half their width and in grey; colours are from Okabe
+and Ito's palette and viridis, which colour-blind readers tell apart.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ssl_core.results import replacing
+
+WIDTH = 6.4
+DPI = 200
+INK = "#333333"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7B4F9D"
+GRID: Any = {"color": "#dddddd", "linewidth": 0.7}
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+}
+
+
+def new_figure(
+    rows: int,
+    height: float,
+    columns: int = 1,
+    width: float = WIDTH,
+    sharex: bool = False,
+    sharey: bool = False,
+    heights: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure of `width` times `height` inches and its axes, row by row.
+
+    Args:
+        rows, columns: of the grid of axes.
+        height, width: in inches.
+        sharex, sharey: whether all axes have one scale.
+        heights: of the rows, relative to each other; equal by default.
+    """
+    # Not pyplot: its global list of figures would grow with every run and pick a window system.
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False, height_ratios=heights)
+    return figure, list(axes.flat)
+
+
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Writes a figure as PNG, atomically."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,279 @@
+"""Runs of `train_agent.py` side by side: one process a run, one thread a process."""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from experiments.progress import Interrupt
+from experiments.runlog import ROOT
+
+PRELOADED = ("experiments.train_agent", "experiments.evaluation", "experiments.grid")
+"""Imported once, before the workers are forked: what a run imports takes as long as a small one's training."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+POLL = 0.5
+"""Seconds between two looks at the workers, and two drawings of the display."""
+PATIENCE = 20.0
+"""Seconds that workers of a killed comparison have to end."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Args:
+        name: of the cell.
+        argv: of `train_agent.py`.
+        log: file that takes what it prints, after what is in it.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that ended: its exit status, negative for a signal's number, and its wall time in seconds."""
+
+    job: Job
+    status: int
+    seconds: float
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in a line."""
+        if self.status >= 0:
+            why = f"ended with status {self.status}"
+        else:
+            number = -self.status
+            names = {int(known): known.name for known in signal.Signals}
+            why = f"killed by {names.get(number, f'signal {number}')}"
+            if names.get(number) == "SIGKILL":
+                why += " (the system kills processes so when memory runs out)"
+        last = last_lines(self.job.log, 1)
+        return f"{why}: {last[0]}" if last else why
+
+
+def last_lines(log: Path, count: int = 5) -> list[str]:
+    """The last lines of a log that are not blank, stripped; none if there is no log."""
+    if not log.is_file():
+        return []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()][-count:]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Locked(ValueError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Holds a folder for this process, which runs a grid there, until it ends, however that may be.
+
+    Workers hold a second lock: while those of a killed process are still ending, nobody begins anew.
+
+    Returns:
+        The workers' lock file.
+
+    Raises:
+        Locked: if another process holds it, or its workers do not end.
+    """
+    # not there on Windows, where the rest of this file can be imported
+    import fcntl
+
+    workers = folder / ".workers.lock"
+    with (folder / ".lock").open("a+") as mine, workers.open("a+") as theirs:
+        try:
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            mine.seek(0)
+            raise Locked(f"{folder} is being run by another process ({mine.read().strip() or 'unknown'})") from None
+        mine.truncate(0)
+        mine.write(f"process {os.getpid()}")
+        mine.flush()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Locked(f"{folder}: workers of an earlier process are still running") from None
+                time.sleep(0.1)
+        fcntl.flock(theirs, fcntl.LOCK_UN)
+        yield workers
+
+
+def run_cell(argv: Sequence[str], log: str, directory: str, lock: str) -> None:
+    """What a worker does: `train_agent.main`, its output in the log. Ends the process with its exit status."""
+    # away from the terminal, whose Ctrl-C is for the scheduler alone: it asks the workers, once
+    os.setsid()
+    os.chdir(directory)
+    _watch()
+    import fcntl
+
+    held = open(lock)  # noqa: SIM115 - until the process ends
+    fcntl.flock(held, fcntl.LOCK_SH)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(output, number)
+        stream.reconfigure(encoding="utf-8", line_buffering=True)  # type: ignore[union-attr]
+    os.close(output)
+    import torch
+
+    torch.set_num_threads(1)
+    train_agent = importlib.import_module("experiments.train_agent")
+    # as a person would type it, for command.txt
+    sys.argv[0] = _shortest(Path(train_agent.__file__ or ""))
+    sys.exit(train_agent.main(list(argv)))
+
+
+def _shortest(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _watch() -> None:
+    """Ends this process when its parent is gone: nobody would count its run, and another would begin it again."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _circumstances() -> Iterator[None]:
+    """What a new Python process inherits, the fork server above all: one thread, and this checkout before others."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    wanted = ONE_THREAD | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    # the fork server is slow to import and must outlive a Ctrl-C meanwhile
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _context() -> Any:
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(list(PRELOADED))
+        with _circumstances():
+            from multiprocessing.forkserver import ensure_running
+
+            ensure_running()
+    return context
+
+
+class Worker:
+    """A run's process, from its start to its end."""
+
+    def __init__(self, context: Any, job: Job, lock: Path) -> None:
+        self.job = job
+        self.began = time.monotonic()
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = (job.argv, str(job.log), os.getcwd(), str(lock.resolve()))
+        self.process = context.Process(target=run_cell, args=arguments, name=job.name, daemon=True)
+        # a fork server has inherited them already
+        forks = context.get_start_method() == "forkserver"
+        with contextlib.nullcontext() if forks else _circumstances():
+            self.process.start()
+
+    @property
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self.began
+
+    def ask_to_stop(self) -> None:
+        """As Ctrl-C does: training is saved at the next rollout boundary."""
+        # before the run has its handlers, this signal ends it at once; SIGINT is ignored then
+        if self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.process.kill()
+        self.process.join()
+
+    def ended(self) -> Ended:
+        """To be called when the process is at its end."""
+        self.process.join()
+        return Ended(self.job, self.process.exitcode, self.seconds)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    at_once: int,
+    lock: Path,
+    interrupt: Interrupt,
+    *,
+    started: Callable[[Job], None],
+    ended: Callable[[Ended], None],
+    looked: Callable[[Sequence[Worker]], None],
+) -> None:
+    """Runs them in this order, `at_once` at a time.
+
+    Args:
+        jobs: in the order in which they begin.
+        at_once: processes.
+        lock: the workers' lock file, see `locked`.
+        interrupt: entered; once it is asked, no job begins and those that run are asked to stop.
+        started: called before a job begins.
+        ended: called for each job that ended, failed or not.
+        looked: called twice a second with the jobs that run.
+
+    Raises:
+        KeyboardInterrupt: if interrupted a second time; the processes are killed.
+    """
+    if not jobs:
+        return
+    context = _context()
+    waiting, running, told = list(jobs), list[Worker](), False
+    try:
+        while running or (waiting and not interrupt.asked):
+            while waiting and len(running) < at_once and not interrupt.asked:
+                job = waiting.pop(0)
+                started(job)
+                running.append(Worker(context, job, lock))
+            if interrupt.asked and not told:
+                told = True
+                for worker in running:
+                    worker.ask_to_stop()
+            looked(running)
+            connection.wait([worker.process.sentinel for worker in running], POLL)
+            over = [worker for worker in running if not worker.process.is_alive()]
+            running = [worker for worker in running if worker not in over]
+            for worker in over:
+                ended(worker.ended())
+    finally:
+        for worker in running:
+            worker.kill()

@@ -1,0 +1,219 @@
+"""What a person sees of a comparison while it goes on: a table of its arms, or a line for each cell that ended."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from envs.actions import UNIT
+from experiments.arms import Arm
+from experiments.cells import Cell
+
+TAIL = 1 << 16
+"""Bytes of `metrics.jsonl` that hold its last update for certain."""
+
+
+@dataclass
+class Progress:
+    """How far a comparison is.
+
+    Args:
+        arms: planned.
+        jobs: processes at once.
+        finished: cells by name.
+        failed: why, by name.
+        running: by name, the share of the training that is done in [0, 1] and the seconds since the start.
+        took: seconds of the cells that ended well in this process, by name.
+    """
+
+    arms: Sequence[Arm]
+    jobs: int
+    finished: dict[str, Cell] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: dict[str, tuple[float, float]] = field(default_factory=dict)
+    took: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> int:
+        """Cells in all."""
+        return sum(arm.seeds for arm in self.arms)
+
+    def seconds_left(self) -> float | None:
+        """An estimate from cells of the same arm, else from the mean of all arms; None before any can be had."""
+        known = {arm.label: seconds for arm in self.arms if (seconds := self._seconds(arm)) is not None}
+        if not known:
+            return None
+        usual = sum(known.values()) / len(known)
+        work, longest = 0.0, 0.0
+        for arm in self.arms:
+            for name in (arm.named(seed) for seed in range(arm.seeds)):
+                if name in self.finished or name in self.failed:
+                    continue
+                seconds = known.get(arm.label, usual)
+                if name in self.running:
+                    done, since = self.running[name]
+                    seconds = min(seconds * (1 - done), max(0.0, seconds - since)) if done < 1 else 0.0
+                work, longest = work + seconds, max(longest, seconds)
+        return max(longest, work / self.jobs)
+
+    def _seconds(self, arm: Arm) -> float | None:
+        """What a cell of the arm takes."""
+        names = [arm.named(seed) for seed in range(arm.seeds)]
+        measured = [self.took[name] for name in names if name in self.took]
+        # of a cell of an earlier process its training's time is known, which is most of it
+        measured = measured or [self.finished[name].seconds for name in names if name in self.finished]
+        # the first hundredth tells nothing
+        begun = [self.running[name] for name in names if name in self.running and self.running[name][0] > 0.01]
+        measured = measured or [since / done for done, since in begun]
+        return sum(measured) / len(measured) if measured else None
+
+
+def share_done(run: Path, epochs: int) -> float:
+    """The share of a run's training that is done, in [0, 1], from the end of its `metrics.jsonl`."""
+    path = run / "metrics.jsonl"
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0.0
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        # an agent's own rows have no epoch
+        if isinstance(row, dict) and "epoch" in row:
+            return min(1.0, row["epoch"] / epochs)
+    return 0.0
+
+
+def shown_epsilon(epsilons: Sequence[float]) -> float | None:
+    """The radius whose accuracy the table shows: the middle one."""
+    return sorted(epsilons)[(len(epsilons) - 1) // 2] if epsilons else None
+
+
+class Display:
+    """The display of a comparison: live in a terminal, else a line for each cell that ended. A context manager.
+
+    Args:
+        progress: to be shown.
+        console: where to, by default the standard output.
+    """
+
+    def __init__(self, progress: Progress, console: Console | None = None) -> None:
+        self.progress = progress
+        self.console = console or Console()
+        self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, spent: float) -> None:
+        """Draws the table anew, if it is live; `spent` seconds so far."""
+        if self._live:
+            self._live.update(self.panel(spent), refresh=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line, above the table where it is live."""
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def finished(self, name: str, cell: Cell, spent: float) -> None:
+        """A line on a cell, where there is no table."""
+        if self._live:
+            return
+        facts = [f"SA {cell.accuracy(0.0):.1f} %"]
+        epsilon = shown_epsilon([epsilon for epsilon in cell.correct if epsilon])
+        if epsilon is not None:
+            facts.append(f"RA {cell.accuracy(epsilon):.1f} % at {UNIT * epsilon:g}/255")
+        facts.append(f"{_count(cell.attack_steps)} attack steps")
+        facts.append(f"{self.progress.took.get(name, cell.seconds) / 60:.1f} min")
+        done = f"[{len(self.progress.finished)}/{self.progress.planned}]"
+        self.note(f"{done} {name}: {', '.join(facts)} | {self.times(spent)}")
+
+    def times(self, spent: float) -> str:
+        """Time spent and left."""
+        left = self.progress.seconds_left()
+        return f"{_time(spent)} spent, " + ("- left" if left is None else f"about {_time(left)} left")
+
+    def panel(self, spent: float) -> RenderableType:
+        """The table and the times below it."""
+        progress = self.progress
+        failed = f", {len(progress.failed)} failed" if progress.failed else ""
+        line = f"{len(progress.finished)} of {progress.planned} cells{failed}, {len(progress.running)} running"
+        return Group(self.table(), Text(f"{line}; {self.times(spent)}", overflow="fold"))
+
+    def table(self) -> Table:
+        """A line an arm: means over its finished cells; `steps` are the attack gradient steps of a training."""
+        epsilons = {shown_epsilon(arm.settings["eval_epsilons"]) for arm in self.progress.arms}
+        at = f" {UNIT * radius:g}/255" if len(epsilons) == 1 and (radius := next(iter(epsilons))) else ""
+        table = Table(padding=(0, 1), pad_edge=False, box=None, header_style="bold")
+        # the only column that may be cut in a narrow terminal
+        table.add_column("arm", overflow="ellipsis")
+        for name in ("cells", *(["failed"] if self.progress.failed else [])):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("running", no_wrap=True)
+        for name in ("SA %", f"RA %{at}", "steps", "min"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for arm in self.progress.arms:
+            table.add_row(*self._row(arm))
+        return table
+
+    def _row(self, arm: Arm) -> list[Text]:
+        names = [arm.named(seed) for seed in range(arm.seeds)]
+        cells = [self.progress.finished[name] for name in names if name in self.progress.finished]
+        failed = sum(name in self.progress.failed for name in names)
+        epsilon = shown_epsilon(arm.settings["eval_epsilons"])
+        facts = [
+            f"{len(cells)}/{arm.seeds}",
+            *([str(failed or "")] if self.progress.failed else []),
+            _running({seed: self.progress.running.get(name) for seed, name in enumerate(names)}),
+            _mean([cell.accuracy(0.0) for cell in cells]),
+            _mean([cell.accuracy(epsilon) for cell in cells]) if epsilon is not None else "",
+            _count(sum(cell.attack_steps for cell in cells) / len(cells)) if cells else "",
+            _mean([self.progress.took.get(arm.named(cell.seed), cell.seconds) / 60 for cell in cells]),
+        ]
+        return [Text(text) for text in (arm.label, *facts)]
+
+
+def _running(found: Mapping[int, tuple[float, float] | None]) -> str:
+    shares = {seed: entry[0] for seed, entry in found.items() if entry is not None}
+    if not shares:
+        return ""
+    if len(shares) > 1:
+        return f"{len(shares)} cells, {math.floor(100 * min(shares.values()))} % up"
+    [(seed, share)] = shares.items()
+    return f"seed {seed}, " + ("eval" if share >= 1 else f"{math.floor(100 * share)} %")
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.1f}" if values else ""
+
+
+def _count(number: float) -> str:
+    """A number with three digits: 1.23 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,277 @@
+"""What a comparison of agents may conclude: estimates over seeds, paired differences and tests, and a fixed rule.
+
+The unit of every interval and test is the seed, not the test image: images of one seed share one trained network.
+SciPy does the statistics. Accuracies are in percent, differences in points.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from scipy import stats
+
+Array = np.ndarray
+
+FEWEST_SEEDS = 3
+"""Below so many no interval is shown."""
+BOOTSTRAP_SEEDS = 10
+"""From so many on an interval is bootstrapped."""
+RESAMPLES = 9999
+PERMUTATIONS = 2**16
+"""Sign flips at most: with up to 16 seeds the test is exact."""
+PRIMARY = (("reinforce", "random"), ("reinforce", "fixed"), ("reinforce", "fixed-max"))
+"""The comparisons that are tested, fixed before any run was made; all others have intervals only."""
+TARGET, LOWEST, HIGHEST = 55.0, 30.0, 80.0
+"""Robust accuracy in percent that decides best: far from both ends, where every arm looks alike."""
+
+
+class Evaluated(Protocol):
+    """What is needed of a finished run; `experiments.cells.Cell` is one."""
+
+    @property
+    def arm(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def outcomes(self) -> dict[float, Array]: ...
+
+    def accuracy(self, epsilon: float) -> float: ...
+
+
+class Compared(Protocol):
+    """What is needed of a comparison; `experiments.cells.Comparison` is one."""
+
+    @property
+    def cells(self) -> Sequence[Evaluated]: ...
+
+
+class Estimate(NamedTuple):
+    """Mean and interquartile mean over `seeds` values, and the mean's 95 % interval: `bootstrap`, `t` or `none`."""
+
+    mean: float
+    iqm: float
+    low: float
+    high: float
+    seeds: int
+    interval: str
+
+
+class Paired(NamedTuple):
+    """How far arm a is above arm b over the seeds that both have.
+
+    `difference`, `low` and `high` are in points; `p` is two-sided and `smallest_p` the smallest that so many seeds can
+    reach; `probability` is that of improvement, in [0, 1], with a 95 % interval; `image_pairs` counts the pairs of
+    outcomes (seed and test image) in which only a, and only b, was right. NaN is what cannot be said.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    smallest_p: float
+    probability: float
+    seeds: int
+    image_pairs: tuple[int, int]
+    probability_low: float = math.nan
+    probability_high: float = math.nan
+
+
+def _sample(values: Sequence[float]) -> Array:
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or len(sample) == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"expected finite values, one a seed, not {values!r}")
+    return sample
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the borders of its 95 % interval by Student's t; a single value has no interval (NaN).
+
+    Raises:
+        ValueError: if there is no value, or one that is not finite.
+    """
+    sample = _sample(values)
+    mean = float(sample.mean())
+    if len(sample) == 1:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    return mean, mean - half, mean + half
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interquartile mean over seeds, with the mean's 95 % interval.
+
+    The interquartile mean drops the lowest and the highest quarter, rounded down (Agarwal et al. 2021, "Deep RL at the
+    edge of the statistical precipice", section 4.3): below four seeds it is the mean. The interval is a percentile
+    bootstrap from a fixed generator (same paper, section 4.1; Efron 1979) from `BOOTSTRAP_SEEDS` on, Student's t from
+    `FEWEST_SEEDS` on, and NaN below. A percentile bootstrap of normal values covers 90 % with ten seeds, not 95 %.
+
+    Raises:
+        ValueError: if there is no value, or one that is not finite.
+    """
+    sample = _sample(values)
+    mean, low, high = mean_interval(values)
+    kind = "t"
+    if len(sample) < FEWEST_SEEDS:
+        low, high, kind = math.nan, math.nan, "none"
+    elif len(sample) >= BOOTSTRAP_SEEDS:
+        found = stats.bootstrap(
+            (sample,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        )
+        low, high = (float(border) for border in found.confidence_interval)
+        kind = "bootstrap"
+    return Estimate(mean, float(stats.trim_mean(sample, 0.25)), low, high, len(sample), kind)
+
+
+def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float) -> Paired:
+    """Compares two arms at an epsilon (a fraction; 0.0: SA), pairing by equal seed and within a seed by test image.
+
+    The test flips the signs of the seeds' differences (Fisher 1935, "The design of experiments", section 21): exact up
+    to 16 seeds, sampled from a fixed generator beyond. With n seeds it cannot go below 2/2^n. The interval of the
+    difference is that of `estimate`. The probability of improvement is P(a > b) + P(a = b)/2 over all pairs of the
+    shared seeds (Mann and Whitney 1947; Agarwal et al. 2021, section 4.3); its interval, from `BOOTSTRAP_SEEDS` on,
+    resamples seeds, a's and b's together.
+
+    Returns:
+        NaN for p below two shared seeds, for the interval below three, and for everything without any.
+
+    Raises:
+        ValueError: if an arm has a seed twice, or numbers of test images differ.
+    """
+    outcomes = _shared(cells_a, cells_b, epsilon)
+    only_a = np.array([int((a & ~b).sum()) for a, b in outcomes.values()], dtype=np.int64)
+    only_b = np.array([int((b & ~a).sum()) for a, b in outcomes.values()], dtype=np.int64)
+    seeds = len(outcomes)
+    if seeds == 0:
+        return Paired(math.nan, math.nan, math.nan, math.nan, 1.0, math.nan, 0, (0, 0))
+    images = len(next(iter(outcomes.values()))[0])
+    difference = estimate((100.0 * (only_a - only_b) / images).tolist())
+    right_a, right_b = (np.array([pair[side].sum() for pair in outcomes.values()]) for side in (0, 1))
+    borders = (math.nan, math.nan)
+    if seeds >= BOOTSTRAP_SEEDS:
+        borders = stats.bootstrap(
+            (right_a, right_b),
+            _improvement,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            paired=True,
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    return Paired(
+        difference.mean,
+        difference.low,
+        difference.high,
+        p=_sign_flips(only_a - only_b),
+        smallest_p=2.0 / min(2**seeds, PERMUTATIONS + 1),
+        probability=float(_improvement(right_a, right_b)),
+        seeds=seeds,
+        image_pairs=(int(only_a.sum()), int(only_b.sum())),
+        probability_low=float(borders[0]),
+        probability_high=float(borders[1]),
+    )
+
+
+def differences(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float) -> dict[int, float]:
+    """Accuracy of a minus that of b in points, by the seeds that both have, rising; raises as `paired`."""
+    outcomes = _shared(cells_a, cells_b, epsilon)
+    return {seed: 100.0 * (int(a.sum()) - int(b.sum())) / len(a) for seed, (a, b) in outcomes.items()}
+
+
+def _shared(
+    cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float
+) -> dict[int, tuple[Array, Array]]:
+    sides = []
+    for cells in (cells_a, cells_b):
+        found = [(cell.seed, cell.outcomes[epsilon]) for cell in cells if epsilon in cell.outcomes]
+        if len(dict(found)) < len(found):
+            raise ValueError(
+                f"the arm {cells[0].arm} has a seed twice (seeds {sorted(seed for seed, _ in found)}): compare runs "
+                f"of one method and preset, a run a seed"
+            )
+        sides.append(dict(found))
+    first, second = sides
+    pairs = {seed: (first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())}
+    if len(sizes := {len(side) for pair in pairs.values() for side in pair}) > 1:
+        raise ValueError(
+            f"{cells_a[0].arm} and {cells_b[0].arm} were evaluated on {sorted(sizes)} test images: expected the same "
+            f"images in every run"
+        )
+    return pairs
+
+
+def _improvement(a: Array, b: Array, axis: int = -1) -> Array:
+    one, other = a[..., :, None], b[..., None, :]
+    return ((one > other) + 0.5 * (one == other)).mean(axis=(-2, -1))
+
+
+def _sign_flips(counts: Array) -> float:
+    # whole numbers, not points: sums that tie must not differ by rounding
+    if len(counts) < 2:
+        return math.nan
+    found = stats.permutation_test(
+        (counts,),
+        lambda sample, axis: sample.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family by Holm's step-down method (1979, "A simple sequentially rejective procedure").
+
+    SciPy has only the false discovery rate's. A NaN (a test that could not be made) stays one and counts as 1, so that
+    the family keeps its size.
+
+    Raises:
+        ValueError: if a p-value is outside [0, 1].
+    """
+    if wrong := [p for p in ps if not (math.isnan(p) or 0 <= p <= 1)]:
+        raise ValueError(f"expected p-values in [0, 1], not {wrong}")
+    adjusted = [math.nan] * len(ps)
+    reached = 0.0
+    ranked = sorted((p, index) for index, p in enumerate(ps) if not math.isnan(p))
+    for rank, (p, index) in enumerate(ranked):
+        reached = max(reached, min(1.0, (len(ps) - rank) * p))
+        adjusted[index] = reached
+    return adjusted
+
+
+def deciding_epsilon(comparison: Compared) -> float | None:
+    """The epsilon (a fraction) at which arms are compared, by a rule that does not see who wins.
+
+    Among the epsilons above 0 that all cells have, it is the one where robust accuracy, averaged over the arms' means,
+    is nearest to 55 % (of two, the smaller), provided that it is from 30 to 80 % there; else None.
+    """
+    shared = set.intersection(*(set(cell.outcomes) for cell in comparison.cells)) if comparison.cells else set()
+    candidates = []
+    for epsilon in sorted(epsilon for epsilon in shared if epsilon > 0):
+        by_arm: dict[str, list[float]] = {}
+        for cell in comparison.cells:
+            by_arm.setdefault(cell.arm, []).append(cell.accuracy(epsilon))
+        candidates.append((epsilon, float(np.mean([np.mean(values) for values in by_arm.values()]))))
+    if not candidates:
+        return None
+    epsilon, accuracy = min(candidates, key=lambda candidate: abs(candidate[1] - TARGET))
+    return epsilon if LOWEST <= accuracy <= HIGHEST else None
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (attack compute, accuracy) that none dominates: with no more compute and no less accuracy,
+    one of them strictly.
+
+    Raises:
+        ValueError: if a figure is not finite.
+    """
+    if not all(math.isfinite(figure) for point in points for figure in point):
+        raise ValueError(f"expected finite pairs of compute and accuracy, not {points!r}")
+    return [
+        index
+        for index, (cost, worth) in enumerate(points)
+        if not any(c <= cost and w >= worth and (c, w) != (cost, worth) for c, w in points)
+    ]

@@ -1,0 +1,326 @@
+"""Figures of a comparison: rewards, accuracy against compute, and what the arms chose, all from its cells alone.
+
+They are drawn in the look of `experiments.drawing`. Up to some twenty arms are told apart by small multiples, or by
+labels at the lines' ends, and not by colour alone. Each function returns whether there was anything to draw, and so a
+file.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from agents import AGENTS
+from experiments.cells import Cell, Comparison
+from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from experiments.figures import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
+from experiments.inference import FEWEST_SEEDS, estimate, mean_interval, pareto
+from experiments.labelling import End, Segment, label_ends, label_points
+
+COLUMNS = 3
+"""Of small multiples."""
+GREY = "#a6a6a6"
+SHORT_TITLES = {"epsilon": "$\\epsilon$ (/255)", "steps": "steps", "step_size": "step size (/255)"}
+# each differs from every other in dash or marker too, for readers without colour
+LINES: tuple[Any, ...] = (
+    {"color": BLUE, "linestyle": "-", "marker": "o"},
+    {"color": ORANGE, "linestyle": "--", "marker": "s"},
+    {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    {"color": PURPLE, "linestyle": ":", "marker": "D"},
+    {"color": INK, "linestyle": "-", "marker": "v"},
+    {"color": "#8A6500", "linestyle": "--", "marker": "P"},
+    {"color": "#1F6F8B", "linestyle": "-.", "marker": "X"},
+    {"color": "#A8326B", "linestyle": ":", "marker": "*"},
+)
+
+
+class Band(NamedTuple):
+    """A mean over seeds along `x` and its 95 % t interval, NaN below `inference.FEWEST_SEEDS` seeds; each (k,)."""
+
+    x: Array
+    mean: Array
+    low: Array
+    high: Array
+
+
+def learns(cells: Sequence[Cell]) -> bool:
+    """Whether the arm of these cells has anything to learn."""
+    entry = AGENTS.get(cells[0].agent)
+    return entry is not None and entry.learns
+
+
+def curve_band(cells: Sequence[Cell], name: str) -> Band | None:
+    """An arm's `Cell.curve` of that name, averaged over seeds; None where no cell has it.
+
+    Where seeds differ in their steps, the others are interpolated to those of the first.
+    """
+    curves = [cell.curve for cell in cells if name in cell.curve]
+    if not curves:
+        return None
+    x = np.asarray(curves[0]["step"], dtype=np.float64)
+    values = [np.interp(x, curve["step"], curve[name]) for curve in curves]
+    return Band(x, *_intervals(np.stack(values)))
+
+
+def _intervals(values: Array) -> tuple[Array, Array, Array]:
+    """Mean and borders of the interval of (seeds, k) values, each (k,)."""
+    mean, low, high = np.array([mean_interval(column) for column in values.T]).T
+    few = len(values) < FEWEST_SEEDS
+    return mean, np.full_like(mean, np.nan) if few else low, np.full_like(mean, np.nan) if few else high
+
+
+def mean_shares(cells: Sequence[Cell], kind: str, values: Sequence[int]) -> Shares:
+    """An arm's shares of `values`, averaged over seeds, in the windows of all of them."""
+    found = [cell.shares[kind] for cell in cells if kind in cell.shares]
+    edges = np.unique(np.concatenate([np.asarray(entry["edges"], dtype=np.float64) for entry in found]))
+    middles = (edges[1:] + edges[:-1]) / 2
+    total = np.zeros((len(values), len(middles)))
+    for entry in found:
+        columns = np.searchsorted(entry["edges"], middles) - 1
+        rows = [values.index(value) for value in entry["values"]]
+        total[rows] += np.asarray(entry["share"])[:, np.clip(columns, 0, len(entry["edges"]) - 2)]
+    return Shares(edges, tuple(values), total / total.sum(0))
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curves(comparison: Comparison, path: Path | str) -> bool:
+    """Draw each arm's mean reward over training in a panel of its own, with the other arms in grey behind it.
+
+    Args:
+        comparison: finished runs.
+        path: the PNG.
+    """
+    bands = {arm: band for arm in comparison.arms if (band := curve_band(comparison.of(arm), "reward"))}
+    if not bands:
+        return False
+    rows = -(-len(bands) // COLUMNS)
+    columns = min(COLUMNS, len(bands))
+    height = 3.2 if columns < COLUMNS else 1.0 + 1.35 * rows
+    figure, axes = new_figure(rows, height, columns, sharex=True, sharey=True)
+    for axis, (arm, band) in zip(axes, bands.items(), strict=False):
+        for other in bands.values():
+            axis.plot(other.x, other.mean, color="#d0d0d0", linewidth=0.6)
+        axis.fill_between(band.x, band.low, band.high, color=BLUE, alpha=0.25, linewidth=0)
+        axis.plot(band.x, band.mean, color=BLUE)
+        axis.set_title(_broken(arm), va="bottom")
+        axis.annotate(f"{band.mean[-1]:.3f}", (1, 1), xycoords="axes fraction", ha="right", va="top")
+        axis.grid(axis="y", **GRID)
+        axis.set_axisbelow(True)
+        axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+    _clear(axes[len(bands) :], columns)
+    figure.supxlabel("target updates (number: mean reward at the end)", fontsize=STYLE["font.size"])
+    figure.supylabel("mean reward", fontsize=STYLE["font.size"])
+    save_figure(figure, path)
+    return True
+
+
+def _broken(arm: str) -> str:
+    """A label in two lines where it would not fit into a narrow panel."""
+    return arm.replace("@", "\n@", 1) if len(arm) > 17 else arm
+
+
+def _clear(axes: Sequence[Axes], columns: int) -> None:
+    """Take unused panels away; those above them get their x labels back."""
+    for axis in axes:
+        axis.set_visible(False)
+    if axes:
+        figure_axes = axes[0].figure.axes
+        for axis in axes:
+            figure_axes[figure_axes.index(axis) - columns].xaxis.set_tick_params(labelbottom=True)
+
+
+@matplotlib.rc_context(STYLE)
+def accuracy_against_compute(comparison: Comparison, epsilon: float, path: Path | str) -> bool:
+    """Draw each arm's RA against the attack gradient steps that its runs spent, and the Pareto front.
+
+    Arms that spend nothing (no attack) are left out, see `without_attack`: their RA would flatten all the others'.
+
+    Args:
+        comparison: finished runs.
+        epsilon: of the RA, as a fraction.
+        path: the PNG.
+    """
+    points = compute_points(comparison, epsilon)
+    if len(points) < 2:
+        return False
+    arms = list(points)
+    front = [arms[index] for index in pareto([(point.steps, point.mean) for point in points.values()])]
+    figure, (axis,) = new_figure(1, 3.6 + 0.09 * len(points))
+    corners = sorted((points[arm].steps / 1e3, points[arm].mean) for arm in front)
+    axis.plot(*zip(*corners, strict=True), color=BLUE, linewidth=1.2, drawstyle="steps-post", zorder=1)
+    lines: list[Segment] = []
+    for (x, y), (right, upper) in pairwise(corners):
+        lines += [((x, y), (right, y)), ((right, y), (right, upper))]
+    for arm, point in points.items():
+        colour, fill = (BLUE, BLUE) if arm in front else ("#707070", "white")
+        x, y, bar = point.steps / 1e3, point.mean, [[point.mean - point.low], [point.high - point.mean]]
+        axis.errorbar(x, y, bar, fmt="o", ms=7, color=colour, mfc=fill, elinewidth=1, capsize=2)
+        if math.isfinite(point.low):
+            lines.append(((x, point.low), (x, point.high)))
+    axis.set(xlabel="attack gradient steps a run (thousands)", ylabel=f"RA at {255 * epsilon:g}/255 (%)")
+    axis.margins(x=0.09, y=0.09)
+    axis.grid(**GRID)
+    axis.set_axisbelow(True)
+    spots = {arm: (point.steps / 1e3, point.mean) for arm, point in points.items()}
+    label_points(figure, axis, spots, {arm: BLUE if arm in front else INK for arm in points}, lines)
+    save_figure(figure, path)
+    return True
+
+
+class Spent(NamedTuple):
+    """An arm's attack gradient steps a run and its RA in percent: means over seeds, and the RA's interval or NaN."""
+
+    steps: float
+    mean: float
+    low: float
+    high: float
+
+
+def compute_points(comparison: Comparison, epsilon: float) -> dict[str, Spent]:
+    """Where the arms lie in `accuracy_against_compute`."""
+    points = {}
+    for arm in comparison.arms:
+        cells = [cell for cell in comparison.of(arm) if cell.attack_steps and epsilon in cell.correct]
+        if cells:
+            found = estimate([cell.accuracy(epsilon) for cell in cells])
+            steps = float(np.mean([cell.attack_steps for cell in cells]))
+            points[arm] = Spent(steps, found.mean, found.low, found.high)
+    return points
+
+
+def without_attack(comparison: Comparison) -> list[str]:
+    """Arms that spend no attack gradient step."""
+    return [arm for arm in comparison.arms if not any(cell.attack_steps for cell in comparison.of(arm))]
+
+
+@matplotlib.rc_context(STYLE)
+def shares_of_arms(comparison: Comparison, path: Path | str) -> bool:
+    """Draw the shares of the chosen epsilons, steps and step sizes over training: a row an arm, averaged over seeds.
+
+    Args:
+        comparison: finished runs.
+        path: the PNG.
+    """
+    groups = {arm: comparison.of(arm) for arm in comparison.arms}
+    groups = {arm: kept for arm, cells in groups.items() if (kept := [cell for cell in cells if cell.shares])}
+    if not groups:
+        return False
+    # no shared axis: among so many, each change would be told to all
+    figure, axes = new_figure(len(groups), 1.5 + 0.72 * len(groups), 3)
+    for column, kind in enumerate(ACTION_SETS):
+        values = sorted({value for cells in groups.values() for cell in cells for value in cell.shares[kind]["values"]})
+        values = list(range(values[0], values[-1] + 1))
+        below = axes[column::3]
+        for axis, (arm, cells) in zip(below, groups.items(), strict=True):
+            # a smaller area is lower than its label
+            stack_shares(axis, mean_shares(cells, kind, values), least=24)
+            axis.set_yticks([])
+            axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+            axis.tick_params(labelbottom=axis is below[-1])
+            if column == 0:
+                axis.set_ylabel(arm.replace("@", "\n@", 1), rotation=0, ha="right", va="center")
+        below[0].set_title(SHORT_TITLES[kind])
+        row = 1 / len(groups)
+        value_bar(figure, below, values, location="bottom", pad=0.15 * row, fraction=0.2 * row, aspect=16)
+        below[-1].set_xlabel("target updates")
+    save_figure(figure, path)
+    return True
+
+
+@matplotlib.rc_context(STYLE)
+def choice_by_clean_loss(comparison: Comparison, path: Path | str) -> bool:
+    """Draw how the mean choice for a view differs with the view's clean loss, from the mean over all views.
+
+    Args:
+        comparison: finished runs.
+        path: the PNG.
+    """
+    lines: dict[str, dict[str, tuple[Array, Array]]] = {}
+    centres: dict[str, dict[str, float]] = {}
+    for arm in comparison.arms:
+        for kind in ACTION_SETS:
+            found = [cell.by_clean_loss[kind] for cell in comparison.of(arm) if kind in cell.by_clean_loss]
+            if found:
+                mean = np.mean(found, axis=0)
+                lines.setdefault(arm, {})[kind] = np.arange(1.0, len(mean) + 1), mean - mean.mean()
+                centres.setdefault(arm, {})[kind] = float(mean.mean())
+    varying = {arm: each for arm, each in lines.items() if _moved(each) > 0}
+    titles = {kind: f"{title}: difference from all views" for kind, title in ACTION_TITLES.items()}
+    label = "fifth of the views by clean loss (1: smallest)"
+    return _panels(comparison, varying, titles, label, centres, path)
+
+
+@matplotlib.rc_context(STYLE)
+def choice_over_training(comparison: Comparison, path: Path | str) -> bool:
+    """Draw the mean epsilon, steps and step size over training, a line an arm.
+
+    Args:
+        comparison: finished runs.
+        path: the PNG.
+    """
+    lines: dict[str, dict[str, tuple[Array, Array]]] = {}
+    for arm in comparison.arms:
+        for kind in ACTION_SETS:
+            if band := curve_band(comparison.of(arm), kind):
+                lines.setdefault(arm, {})[kind] = band.x, band.mean
+    titles = {kind: f"{title}: mean" for kind, title in ACTION_TITLES.items()}
+    return _panels(comparison, lines, titles, "target updates", {}, path)
+
+
+def highlighted(comparison: Comparison, lines: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> list[str]:
+    """The learning arms to be told apart, at most eight: those whose choice moves the most."""
+    learning = [arm for arm in lines if learns(comparison.of(arm))]
+    most = sorted(learning, key=lambda arm: -_moved(lines[arm]))[: len(LINES)]
+    return [arm for arm in learning if arm in most]
+
+
+def _moved(lines: Mapping[str, tuple[Array, Array]]) -> float:
+    """How far an arm's choices move, as a sum of parts of the ranges."""
+    return sum(float(np.ptp(y)) / (ACTION_SETS[kind][1] - ACTION_SETS[kind][0]) for kind, (_, y) in lines.items())
+
+
+def _panels(
+    comparison: Comparison,
+    lines: Mapping[str, Mapping[str, tuple[Array, Array]]],
+    titles: Mapping[str, str],
+    label: str,
+    centres: Mapping[str, Mapping[str, float]],
+    path: Path | str,
+) -> bool:
+    """A panel for each kind of choice with a line an arm, those `highlighted` named at their ends, the others grey."""
+    shown = highlighted(comparison, lines)
+    if not shown:
+        return False
+    height = 2.2 + 0.1 * len(shown)
+    figure, axes = new_figure(len(titles), 0.5 + len(titles) * height, sharex=True)
+    panels = []
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        ends = []
+        for arm, each in lines.items():
+            if kind in each and arm not in shown:
+                dash = "-" if learns(comparison.of(arm)) else (0, (1, 1))
+                axis.plot(*each[kind], color=GREY, linewidth=1, linestyle=dash, zorder=1)
+        for arm, style in zip(shown, LINES, strict=False):
+            if kind in lines[arm]:
+                x, y = lines[arm][kind]
+                axis.plot(x, y, ms=5, markevery=max(1, len(x) // 6), zorder=2, **style)
+                centre = f" ({centres[arm][kind]:.1f})" if arm in centres else ""
+                ends.append(End(float(y[-1]), f"{arm}{centre}", str(style["color"])))
+        axis.set_title(title)
+        axis.margins(x=0.02)
+        axis.grid(axis="y", **GRID)
+        axis.set_axisbelow(True)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        panels.append((axis, ends))
+    axes[-1].set_xlabel(label)
+    label_ends(figure, panels)
+    save_figure(figure, path)
+    return True

@@ -1,0 +1,267 @@
+"""The report of a comparison: what it says, and in which order. `experiments.page` writes it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.cells import Comparison
+from experiments.inference import PRIMARY, deciding_epsilon
+from experiments.markup import Entry, Table
+from experiments.page import Block, Code, Items, Page, Picture, Section, Text
+from experiments.report_figures import (
+    accuracy_against_compute,
+    choice_by_clean_loss,
+    choice_over_training,
+    compute_points,
+    learning_curves,
+    shares_of_arms,
+    without_attack,
+)
+from experiments.report_tables import (
+    accuracy_table,
+    at,
+    best_arm,
+    compute_table,
+    improvement_table,
+    parts,
+    primary_table,
+    reward_table,
+    settings_table,
+)
+
+
+def report(comparison: Comparison, figures: Path) -> Page:
+    """Draws the figures and says what the report holds.
+
+    Args:
+        comparison: finished runs.
+        figures: the folder for the PNGs.
+
+    Raises:
+        ValueError: if no run is finished, or an arm has a seed twice.
+    """
+    if not comparison.cells:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in comparison.unfinished.items()) or "it has no cells"
+        raise ValueError(f"the comparison {comparison.name} has no finished run to report ({reasons})")
+    runs = Counter((cell.arm, cell.method, cell.preset, cell.seed) for cell in comparison.cells)
+    if twice := [run for run, number in runs.items() if number > 1]:
+        arm, method, preset, seed = twice[0]
+        raise ValueError(f"the arm {arm} ({method}, {preset}) has seed {seed} twice: expected a run a seed")
+    several = len(comparison.arms) > 1
+    drawn = _drawn(comparison, figures)
+    primary, others = primary_table(comparison), improvement_table(comparison)
+    sections = [
+        Section("How to read it", [Items(HOW_TO_READ if several else HOW_TO_READ[:ALONE])]),
+        Section("Accuracy", accuracy_table(comparison)),
+        Section("Comparisons fixed beforehand", [primary] if primary else []),
+        Section("Other comparisons", [others] if others else []),
+        Section("Learning curves", drawn["learning_curves"]),
+        Section("Accuracy against attack compute", [*drawn["accuracy_against_compute"], compute_table(comparison)]),
+        Section("What the arms chose", drawn["shares_of_arms"]),
+        Section("What the choice depends on", drawn["choice_by_clean_loss"] + drawn["choice_over_training"]),
+        Section("Reward", [reward_table(comparison)]),
+        Section("Settings and machine", [settings_table(comparison), machine_table(comparison)]),
+        Section("Repeat it", [Code(comparison.command)] if comparison.command else []),
+        Section("Unfinished runs", _unfinished(comparison)),
+    ]
+    if not several:
+        sections = [section for section in sections if section.title != "Accuracy against attack compute"]
+    kind = "Comparison of agents" if several else "Run"
+    opening = Text(" ".join(answer(comparison)), "answer")
+    return Page(f"{kind}: {comparison.name}", [opening], [section for section in sections if section.blocks])
+
+
+HOW_TO_READ = (
+    ("Arm", "what is compared: an agent, or an agent with settings of its own, trained with several seeds."),
+    ("SA, RA", "accuracy in % on the clean test images, and under PGD-20 of the given radius."),
+    (
+        "Seeds, not images",
+        "every interval and test is over seeds: the test images of a run share one trained network. Below three seeds "
+        "there is no interval.",
+    ),
+    (
+        "Reward",
+        "the agent's own aim, not the comparison's: a higher reward need not give a higher accuracy.",
+    ),
+    (
+        "Deciding epsilon",
+        "arms are compared where the RA, averaged over arms, is nearest to 55 %, and from 30 to 80 %: near 0 and 100 % "
+        "all arms look alike. The rule does not see who wins.",
+    ),
+    (
+        "Shown",
+        "a primary comparison is shown if p after Holm is at most 0.05. What is not shown may still be so: it then "
+        "needs more seeds. All other comparisons have intervals only, without a test.",
+    ),
+)
+ALONE = 4
+"""So many of them concern an arm that is alone."""
+
+
+def answer(comparison: Comparison) -> list[str]:
+    """What the figures say, in sentences; nothing in them is typed."""
+    sentences, last = [], []
+    for part in parts(comparison):
+        epsilon, cell = deciding_epsilon(part), part.cells[0]
+        seeds = sorted({len(part.of(arm)) for arm in part.arms})
+        each = " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
+        many = f"{_count(len(part.arms), 'arm')}, {_count(len(part.cells), 'run')} (seeds an arm: {each})"
+        sentences.append(f"{many}, method {cell.method}, preset {cell.preset}.")
+        if len(part.arms) == 1:
+            places = [place for place in sorted(cell.outcomes) if all(place in other.outcomes for other in part.cells)]
+            means = [f"{at(place)} {np.mean([run.accuracy(place) for run in part.cells]):.1f} %" for place in places]
+            last.append(f"One arm alone shows nothing about agents; {part.arms[0]}: {', '.join(means)}.")
+        elif epsilon is None:
+            last.append("No epsilon decides: at none is the mean RA of the arms from 30 to 80 %.")
+        else:
+            best = best_arm(part, epsilon)
+            text = f"{best} is above every other arm" if best else "no arm is above every other"
+            last.append(f"At the deciding epsilon, {at(epsilon)}, {text} by the intervals of the differences.")
+    if len(comparison.arms) > 1:
+        sentences += _primary_sentences(comparison)
+    sentences += last
+    if comparison.unfinished:
+        total = len(comparison.cells) + len(comparison.unfinished)
+        sentences.append(f"{len(comparison.unfinished)} of {total} runs are unfinished: the figures may change.")
+    return sentences
+
+
+def _primary_sentences(comparison: Comparison) -> list[str]:
+    table = primary_table(comparison)
+    rows = [] if table is None else [dict(zip(table.columns, (e.text for e in row), strict=True)) for row in table.rows]
+    decided = [row for row in rows if not row["verdict"].startswith("secondary")]
+    if not decided:
+        pairs = ", ".join(f"{one} against {other}" for one, other in PRIMARY)
+        return [f"None of the comparisons that were fixed beforehand ({pairs}) can be made here."]
+    shown = [row for row in decided if row["verdict"] in ("better", "worse")]
+    sentences = [
+        f"Of the {_count(len(decided), 'primary comparison')}, {len(shown) or 'none'} {_is(len(shown))} shown."
+    ]
+    for row in decided:
+        first, second = row["comparison"].split(" - ")
+        place = f"{row['at']}, {row['method, preset']}" if "method, preset" in row else row["at"]
+        facts = f"{row['difference, points']} points, {place}, {row['seeds']} seeds"
+        if row in shown:
+            sentences.append(
+                f"{first} is {row['verdict']} than {second} ({facts}, p {row['p after Holm']} after Holm)."
+            )
+        elif row["verdict"] == "not shown":
+            sentences.append(f"Not shown, either way: {first} against {second} ({facts}).")
+        else:
+            sentences.append(f"{first} against {second} {row['verdict']} ({facts.rpartition(',')[0]}).")
+    return sentences
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _is(number: int) -> str:
+    return "is" if number <= 1 else "are"
+
+
+def _drawn(comparison: Comparison, folder: Path) -> dict[str, list[Block]]:
+    """The figures that there is something for, by what they show; a set for every method and preset."""
+    found: dict[str, list[Block]] = {}
+    cut = parts(comparison)
+    for part in cut:
+        cell = part.cells[0]
+        prefix = f"{cell.method}-{cell.preset}-" if len(cut) > 1 else ""
+        where = f" {cell.method}, {cell.preset}." if len(cut) > 1 else ""
+        for kind, (draw, alt, caption) in _figures(part).items():
+            name = f"{prefix}{kind}.png"
+            if draw(folder / name):
+                found.setdefault(kind, []).append(Picture(name, alt, caption + where))
+            else:
+                found.setdefault(kind, [])
+    return found
+
+
+def _figures(part: Comparison) -> dict[str, tuple[Callable[[Path], bool], str, str]]:
+    """By name: what draws a figure, what it shows in words, and its caption."""
+    arms = ", ".join(part.arms)
+    deciding = deciding_epsilon(part)
+    epsilon = deciding
+    if epsilon is None:
+        shared = set.intersection(*(set(cell.outcomes) for cell in part.cells))
+        epsilon = max(shared, default=0.0)
+    points = compute_points(part, epsilon)
+    told = "; ".join(f"{arm} {point.steps / 1e3:.0f} thousand, {point.mean:.1f} %" for arm, point in points.items())
+    left_out = f" Left out, without an attack: {', '.join(names)}." if (names := without_attack(part)) else ""
+    decides = "" if deciding is not None else " No epsilon decides; this is the largest."
+    chosen = epsilon
+    return {
+        "learning_curves": (
+            lambda path: learning_curves(part, path),
+            f"Mean reward against target updates, a panel an arm: {arms}.",
+            "Mean reward over training, averaged over seeds, with its 95 % t interval from three seeds on. Grey: the "
+            "other arms. The reward is the attacked views' loss minus the clean ones': it also falls as the target "
+            "network becomes robust.",
+        ),
+        "accuracy_against_compute": (
+            lambda path: accuracy_against_compute(part, chosen, path),
+            f"{at(epsilon)} against attack gradient steps a run. {told}.",
+            f"{at(epsilon)} against the attack gradient steps of a run, means over seeds with 95 % intervals from "
+            f"three seeds on. Filled and joined: the Pareto front of the means, above which no arm lies for as few "
+            f"steps."
+            f"{decides}{left_out}",
+        ),
+        "shares_of_arms": (
+            lambda path: shares_of_arms(part, path),
+            f"Stacked shares of the chosen epsilon, steps and step size over training, a row an arm: {arms}.",
+            "Shares of the chosen values over training, averaged over seeds; each panel spans 0 to 100 %, small values "
+            "at the bottom. At the right of a panel: values with a large share at the end.",
+        ),
+        "choice_by_clean_loss": (
+            lambda path: choice_by_clean_loss(part, path),
+            "Mean choice against the view's clean loss, for learning arms, as a difference from all views.",
+            "Mean choice for each fifth of a step's views by clean loss, over the second half of training and all "
+            "seeds, minus the mean over all views (in brackets). A flat line: a choice that does not depend on the "
+            "loss. At most eight learning arms are named, those that move the most; grey: the other learning arms; "
+            "dotted: arms that do not learn, whose scatter is chance. Arms that treat all views alike are left out.",
+        ),
+        "choice_over_training": (
+            lambda path: choice_over_training(part, path),
+            "Mean epsilon, steps and step size over training, a line an arm.",
+            "Mean choice over training, averaged over seeds. At most eight learning arms are named, those that move "
+            "the most; grey: the other learning arms; dotted: arms that do not learn.",
+        ),
+    }
+
+
+def machine_table(comparison: Comparison) -> Table:
+    """Versions, commits, device, threads and time of all runs."""
+    cells = comparison.cells
+    names = dict.fromkeys(name for cell in cells for name in cell.versions)
+
+    def told(values: Sequence[object]) -> Entry:
+        return Entry(", ".join(map(str, dict.fromkeys(values))))
+
+    rows = [
+        [Entry("device"), told([cell.device for cell in cells])],
+        [Entry("threads of a run"), told([cell.threads for cell in cells])],
+        [Entry("runs at once"), Entry("not known" if comparison.jobs is None else str(comparison.jobs))],
+        [Entry("wall time"), Entry(duration(comparison.wall_seconds))],
+        [Entry("training time, all runs"), Entry(duration(sum(cell.seconds for cell in cells)))],
+        [Entry("commits"), told([commit for cell in cells for commit in cell.commits])],
+        *([Entry(name), told([cell.versions.get(name, "none") for cell in cells])] for name in names),
+    ]
+    note = "Wall time: from the first start to the end, without pauses. Training time: without evaluation."
+    return Table("Machine and versions", note, ["of the runs", "value"], rows)
+
+
+def duration(seconds: float | None) -> str:
+    """A time in words; `not known` for None."""
+    if seconds is None:
+        return "not known"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _unfinished(comparison: Comparison) -> list[Block]:
+    rows = [[Entry(name), Entry(reason)] for name, reason in comparison.unfinished.items()]
+    return [Table("Failed or missing", "", ["run", "reason"], rows)] if rows else []

@@ -1,0 +1,163 @@
+"""Real workers, on runs of seconds."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import Ended, Job, Locked, last_lines, locked, run_jobs, usable_cores
+from experiments.metrics import read_metrics
+from experiments.progress import Interrupt
+from experiments.runlog import ROOT, RunFolder
+from ssl_core.results import read_results
+from tests.experiments.test_train_agent import TINY, assert_equal_runs
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+HOLD = """
+import pathlib, sys
+from experiments.grid import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def run(folder: Path, jobs: list[Job], at_once: int = 1, looked: Callable = lambda workers: None) -> dict[str, Ended]:
+    ends: list[Ended] = []
+    begun: list[str] = []
+    with locked(folder) as lock, Interrupt() as interrupt:
+        run_jobs(
+            jobs,
+            at_once,
+            lock,
+            interrupt,
+            started=lambda job: begun.append(job.name),
+            ended=ends.append,
+            looked=looked,
+        )
+    assert begun == [job.name for job in jobs[: len(begun)]]
+    return {end.job.name: end for end in ends}
+
+
+def job(folder: Path, name: str, *flags: str) -> Job:
+    return Job(name, (*TINY, f"--run_dir={folder / name}", *flags), folder / "logs" / f"{name}.log")
+
+
+def test_a_worker_makes_bit_for_bit_the_run_of_a_process_of_its_own(tmp_path, monkeypatch) -> None:
+    """With an agent that draws from the global generators, the figures, and what it prints in its log."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--agent=ppo", "--seed=5", "--progress=lines"]
+    made = run(tmp_path, [job(Path(), "forked", *flags), job(Path(), "wrong", "--batch_size=27")])
+    assert [made[name].status for name in ("forked", "wrong")] == [0, 2]
+    assert "ended with status 2: train_agent.py: error: " in made["wrong"].reason and "27" in made["wrong"].reason
+    log = (tmp_path / "logs" / "forked.log").read_text()
+    assert "epoch 2/2" in log and "RA % at 8/255" in log
+    words = shlex.split((tmp_path / "forked" / "command.txt").read_text())
+    assert Path(words[0]) == ROOT / "experiments" / "train_agent.py"
+    # the command in command.txt is one that can be run
+    again = [word.replace("forked", "separate") for word in words]
+    subprocess.run([sys.executable, *again], env=ENVIRONMENT, cwd=tmp_path, check=True, capture_output=True)
+    one, other = RunFolder.open(tmp_path / "forked"), RunFolder.open(tmp_path / "separate")
+    assert_equal_runs(one.path, other.path)
+    assert read_results(one.results / "slf.json") == read_results(other.results / "slf.json")
+    for name in ("outcomes.json", "policy.json"):
+        assert (one.results / name).read_text() == (other.results / name).read_text()
+    assert one.environments() == other.environments() and one.environments()[0]["threads"] == 1
+    for picture in other.figures.iterdir():
+        assert (one.figures / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_a_worker_that_is_killed_is_told_and_the_others_go_on(tmp_path) -> None:
+    killed = []
+
+    def looked(workers) -> None:
+        for worker in workers:
+            if worker.job.name == "long" and (tmp_path / "long" / "config.yaml").exists() and not killed:
+                killed.append(worker.process.pid)
+                os.kill(worker.process.pid, signal.SIGKILL)
+
+    jobs = [job(tmp_path, "long", "--epochs=500"), job(tmp_path, "short", "--epochs=1")]
+    ends = run(tmp_path, jobs, looked=looked)
+    assert killed and ends["long"].status == -signal.SIGKILL and ends["short"].status == 0
+    assert ends["long"].reason.startswith("killed by SIGKILL (the system kills")
+
+
+def test_an_interrupt_asks_the_workers_to_save_and_begins_no_other(tmp_path) -> None:
+    def looked(workers) -> None:
+        path = tmp_path / "long" / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") > 2:
+            looked.asked = looked.asked or os.kill(os.getpid(), signal.SIGINT) is None
+
+    looked.asked = False
+    ends = run(tmp_path, [job(tmp_path, "long", "--epochs=500"), job(tmp_path, "never")], looked=looked)
+    assert [(name, end.status) for name, end in ends.items()] == [("long", 130)]
+    assert "saved at step" in (tmp_path / "logs" / "long.log").read_text()
+    assert read_metrics(tmp_path / "long" / "metrics.jsonl")
+
+
+def test_a_second_interrupt_kills_them(tmp_path) -> None:
+    pids: list[int] = []
+
+    def looked(workers) -> None:
+        if (tmp_path / "long" / "config.yaml").exists():
+            pids[:] = [worker.process.pid for worker in workers]
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [job(tmp_path, "long", "--epochs=500")], looked=looked)
+    assert len(pids) == 1 and not is_alive(pids[0])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        # a zombie that its parent has not waited for is dead
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_folder_is_run_by_one_process_at_a_time(tmp_path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(Locked, match=rf"is being run by another process \(process {process.pid}\)"), locked(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with locked(tmp_path):
+        pass
+
+
+def test_nobody_begins_while_workers_of_a_killed_process_still_end(tmp_path, monkeypatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr("experiments.grid.PATIENCE", 0.3)
+    with locked(tmp_path) as workers:
+        pass
+    with workers.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with pytest.raises(Locked, match="workers of an earlier process"), locked(tmp_path):
+            pass
+    began = time.monotonic()
+    with locked(tmp_path):
+        assert time.monotonic() - began < 30
+
+
+def test_the_end_of_a_log(tmp_path) -> None:
+    path = tmp_path / "x.log"
+    assert last_lines(path) == []
+    path.write_bytes(b"one\n\n  two  \n\xff\n\n")
+    assert last_lines(path, 2) == ["two", "\N{REPLACEMENT CHARACTER}"]
+    assert Ended(Job("x", (), path), 3, 1.0).reason == "ended with status 3: \N{REPLACEMENT CHARACTER}"
+    assert Ended(Job("x", (), tmp_path / "no"), -15, 1.0).reason == "killed by SIGTERM"
+
+
+def test_there_is_a_core() -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,236 @@
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from experiments.cells import Cell, Comparison
+from experiments.inference import (
+    PRIMARY,
+    deciding_epsilon,
+    differences,
+    estimate,
+    holm,
+    mean_interval,
+    paired,
+    pareto,
+)
+
+Make = Callable[..., Cell]
+RADIUS = 8 / 255
+
+
+def arm(make_cell: Make, name: str, values: Sequence[float], first: int = 0) -> list[Cell]:
+    """Cells of rising seeds with these robust accuracies, in percent of 1000 images."""
+    return [make_cell(name, first + seed, {RADIUS: value}, images=1000) for seed, value in enumerate(values)]
+
+
+def test_mean_interval_is_students() -> None:
+    # Student's t with four degrees of freedom: 2.776.
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    assert (high - 3, 3 - low) == pytest.approx(2 * (2.7764 * math.sqrt(2.5 / 5),), rel=1e-4)
+    assert mean_interval([2.0])[0] == 2 and math.isnan(mean_interval([2.0])[1])
+    for wrong in ([], [1.0, math.nan]):
+        with pytest.raises(ValueError, match="one a seed"):
+            mean_interval(wrong)
+
+
+def test_below_three_seeds_an_estimate_has_no_interval() -> None:
+    for values in ([2.0], [1.0, 3.0]):
+        found = estimate(values)
+        assert (found.mean, found.iqm, found.seeds, found.interval) == (2, 2, len(values), "none")
+        assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_from_three_to_nine_seeds_the_interval_is_students() -> None:
+    # Student's t with two degrees of freedom: 4.3027; standard error of 1, 2, 3: 1/sqrt(3).
+    found = estimate([1.0, 2.0, 3.0])
+    assert (found.low, found.high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), rel=1e-4)
+    nine = list(range(9))
+    assert estimate([1.0, 2.0, 3.0]).interval == estimate(nine).interval == "t"
+    assert estimate(nine)[2:4] == mean_interval(nine)[1:]
+
+
+def test_the_interquartile_mean_drops_a_quarter_at_either_end() -> None:
+    assert estimate([90.0, 3.0, 2.0, -70.0]).iqm == 2.5
+    # of ten, two at either end
+    assert estimate([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 99.0, 99.0]).iqm == 3.5
+    assert estimate([0.0, 3.0, 9.0]).iqm == 4
+
+
+def test_from_ten_seeds_the_interval_is_bootstrapped_and_repeats() -> None:
+    values = np.random.default_rng(3).normal(50, 2, 40).tolist()
+    found = estimate(values)
+    assert (found.interval, found.seeds) == ("bootstrap", 40)
+    assert estimate(values) == found
+    # the bootstrap's standard error is that of the mean with n instead of n - 1
+    half = 1.96 * np.std(values) / math.sqrt(40)
+    assert (found.high - found.mean, found.mean - found.low) == pytest.approx((half, half), rel=0.06)
+    assert estimate([7.0] * 10)[:4] == (7, 7, 7, 7)
+
+
+def test_the_bootstrap_of_ten_normal_values_covers_about_90_percent() -> None:
+    draws = np.random.default_rng(0).normal(size=(200, 10))
+    hits = [found.low < 0 < found.high for found in map(estimate, draws.tolist())]
+    # Student's t with nine degrees of freedom is within 1.96 * sqrt(9/10) with probability 0.905.
+    assert 0.84 < np.mean(hits) < 0.95
+
+
+def test_a_difference_is_counted_image_by_image(make_cell: Make) -> None:
+    a = [make_cell("a", 0, {RADIUS: "1100"}), make_cell("a", 1, {RADIUS: "1111"})]
+    b = [make_cell("b", 1, {RADIUS: "1000"}), make_cell("b", 0, {RADIUS: "0110"})]
+    found = paired(a, b, RADIUS)
+    assert found.image_pairs == (1 + 3, 1 + 0)
+    assert found.difference == pytest.approx((0 + 75) / 2)
+    assert differences(a, b, RADIUS) == {0: 0, 1: 75}
+    assert paired(b, a, RADIUS).image_pairs == (1, 4)
+
+
+def test_only_seeds_that_both_have_are_compared(make_cell: Make) -> None:
+    a, b = arm(make_cell, "a", [60, 61, 62, 99]), arm(make_cell, "b", [10, 50, 51, 52], first=-1)
+    found = paired(a, b, RADIUS)
+    assert (found.seeds, found.difference, found.smallest_p) == (3, pytest.approx(10), 2 / 8)
+    assert (found.low, found.high) == pytest.approx((10, 10))
+    assert paired(a, arm(make_cell, "b", [1.0], first=70), RADIUS).seeds == 0
+    nothing = paired(a, b, 0.0)
+    assert nothing.seeds == 0 and nothing.image_pairs == (0, 0)
+    assert all(math.isnan(figure) for figure in (nothing.difference, nothing.p, nothing.low, nothing.probability))
+
+
+@pytest.mark.parametrize(
+    "gaps", [[3, 1, 4, 1, -5, 9], [2, -2], [1, 1, 1, 1, 1], [0, 0, 1], [5, -1, 0, 2, 2, 1, 3, -4, 6, 2]]
+)
+def test_p_is_the_share_of_sign_flips_as_far_from_zero(make_cell: Make, gaps: list[int]) -> None:
+    # 0.1 points an image: as floats, sums that tie would differ
+    a, b = arm(make_cell, "a", [50 + gap / 10 for gap in gaps]), arm(make_cell, "b", [50] * len(gaps))
+    sums = [abs(sum(np.multiply(signs, gaps))) for signs in itertools.product((1, -1), repeat=len(gaps))]
+    found = paired(a, b, RADIUS)
+    assert found.p == pytest.approx(np.mean([total >= abs(sum(gaps)) for total in sums]))
+    assert found.smallest_p == 2 / 2 ** len(gaps) <= found.p
+    assert paired(b, a, RADIUS).p == found.p
+
+
+def test_p_of_many_seeds_is_sampled_and_repeats(make_cell: Make) -> None:
+    a, b = arm(make_cell, "a", [60] * 18), arm(make_cell, "b", [50] * 18)
+    found = paired(a, b, RADIUS)
+    assert found.smallest_p == pytest.approx(2 / 65537)
+    assert found.smallest_p <= found.p < 1e-4
+    assert paired(a, b, RADIUS) == found
+
+
+def test_too_few_seeds_give_no_p_and_no_interval(make_cell: Make) -> None:
+    one = paired(arm(make_cell, "a", [60]), arm(make_cell, "b", [50]), RADIUS)
+    two = paired(arm(make_cell, "a", [60, 61]), arm(make_cell, "b", [50, 50]), RADIUS)
+    assert (one.difference, one.smallest_p, one.probability) == (pytest.approx(10), 1, 1)
+    assert math.isnan(one.p) and math.isnan(one.low)
+    assert two.p == two.smallest_p == 0.5
+    assert math.isnan(two.low) and math.isnan(two.high)
+
+
+def test_the_difference_has_the_interval_of_an_estimate(make_cell: Make) -> None:
+    gaps = [3.0, 1.0, 4.0, 1.5, -5.0, 9.0, 2.0, 6.0, 5.0, 3.5]
+    for count in (5, 10):
+        a, b = arm(make_cell, "a", [50 + gap for gap in gaps[:count]]), arm(make_cell, "b", [50] * count)
+        found, expected = paired(a, b, RADIUS), estimate(gaps[:count])
+        assert (found.difference, found.low, found.high) == pytest.approx((expected.mean, *expected[2:4]))
+
+
+def test_the_probability_of_improvement_counts_all_pairs_of_seeds(make_cell: Make) -> None:
+    values_a, values_b = [50.0, 52.0, 54.0, 50.0], [51.0, 50.0, 53.0, 49.0]
+    wins = [(a > b) + (a == b) / 2 for a in values_a for b in values_b]
+    found = paired(arm(make_cell, "a", values_a), arm(make_cell, "b", values_b), RADIUS)
+    assert found.probability == pytest.approx(np.mean(wins)) == 0.625
+    assert math.isnan(found.probability_low)
+
+
+def test_the_interval_of_the_probability_resamples_seeds(make_cell: Make) -> None:
+    generator = np.random.default_rng(1)
+    values_a, values_b = generator.integers(500, 560, (2, 12)) / 10
+    found = paired(arm(make_cell, "a", values_a), arm(make_cell, "b", values_b), RADIUS)
+    drawn = generator.integers(0, 12, (4000, 12))
+    wins = np.sign(np.round(values_a[:, None] - values_b[None, :], 6)) / 2 + 0.5
+    twin = np.quantile([wins[np.ix_(rows, rows)].mean() for rows in drawn], [0.025, 0.975])
+    assert (found.probability_low, found.probability_high) == pytest.approx(twin.tolist(), abs=0.02)
+    assert found.probability_low < found.probability < found.probability_high
+
+
+def test_runs_that_cannot_be_paired_are_refused(make_cell: Make) -> None:
+    a = arm(make_cell, "a", [50, 51])
+    with pytest.raises(ValueError, match=r"arm a has a seed twice \(seeds \[0, 0, 1, 1\]\)"):
+        paired(a + a, a, RADIUS)
+    with pytest.raises(ValueError, match=r"a and b were evaluated on \[100, 1000\] test images"):
+        differences(a, [make_cell("b", 0, {RADIUS: 50}, images=100)], RADIUS)
+
+
+def test_holm_by_hand() -> None:
+    # 4 * 0.005, 3 * 0.01, 2 * 0.03, then 0.04 is raised to what 0.03 reached
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.02, 0.02, 0.02]) == pytest.approx([0.06] * 3)
+    assert holm([0.04]) == [0.04] and holm([]) == []
+
+
+def test_a_missing_test_counts_in_holms_family() -> None:
+    adjusted = holm([math.nan, 0.02, 0.01])
+    assert math.isnan(adjusted[0])
+    assert adjusted[1:] == pytest.approx([0.04, 0.03])
+    with pytest.raises(ValueError, match=r"in \[0, 1\], not \[1\.5\]"):
+        holm([0.1, 1.5])
+
+
+def test_holm_is_never_above_bonferroni_and_keeps_the_order() -> None:
+    for ps in np.random.default_rng(0).random((50, 6)) ** 3:
+        adjusted = np.array(holm(ps.tolist()))
+        assert (adjusted <= np.minimum(1, 6 * ps) + 1e-15).all() and (adjusted >= ps).all()
+        assert (np.diff(adjusted[np.argsort(ps)]) >= 0).all()
+
+
+def compared(cells: Sequence[Cell]) -> Comparison:
+    return Comparison("made", "none", cells, {})
+
+
+def test_the_deciding_epsilon_is_where_the_arms_mean_is_nearest_to_55(make_cell: Make) -> None:
+    small, middle, large = 4 / 255, 8 / 255, 16 / 255
+    cells = [make_cell("a", seed, {0.0: 55, small: 80, middle: 60, large: 40}) for seed in range(9)]
+    # arms weigh alike, however many seeds they have: 56 at the middle and 54.5 at the large radius
+    cells += [make_cell("b", 0, {0.0: 55, small: 60, middle: 52, large: 69})]
+    assert deciding_epsilon(compared(cells)) == large
+    assert deciding_epsilon(compared(cells[:9])) == middle
+    # one run without it, and it is no candidate
+    cells += [make_cell("b", 1, {0.0: 55, small: 60, middle: 52})]
+    assert deciding_epsilon(compared(cells)) == middle
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "expected"), [((80, 20), 4), ((80.5, 20), None), ((85, 30), 8), ((85, 29.5), None), ((60, 50), 4)]
+)
+def test_no_epsilon_decides_near_the_ends(
+    make_cell: Make, accuracies: tuple[float, float], expected: int | None
+) -> None:
+    cell = make_cell("a", 0, {0.0: 55, **dict(zip((4 / 255, 8 / 255), accuracies, strict=True))})
+    assert deciding_epsilon(compared([cell])) == (None if expected is None else expected / 255)
+
+
+def test_nothing_decides_without_an_attack_or_without_cells(make_cell: Make) -> None:
+    assert deciding_epsilon(compared([])) is None
+    assert deciding_epsilon(compared([make_cell("a", 0, {0.0: 55})])) is None
+
+
+def test_the_primary_comparisons_are_fixed() -> None:
+    assert PRIMARY == (("reinforce", "random"), ("reinforce", "fixed"), ("reinforce", "fixed-max"))
+
+
+def test_pareto_by_brute_force() -> None:
+    assert pareto([(1, 50), (2, 60), (2, 55), (3, 60), (4, 61)]) == [0, 1, 4]
+    assert pareto([(1, 50), (1, 50)]) == [0, 1] and pareto([]) == []
+    points = np.random.default_rng(0).integers(0, 12, (60, 2)).tolist()
+    front = [
+        index
+        for index, (cost, worth) in enumerate(points)
+        if max(w for c, w in points if c <= cost) == worth and min(c for c, w in points if w == worth) == cost
+    ]
+    assert pareto([(cost, worth) for cost, worth in points]) == front
+    with pytest.raises(ValueError, match="finite"):
+        pareto([(1, math.nan)])

@@ -1,0 +1,145 @@
+import pytest
+
+from experiments.cells import Comparison
+from experiments.markup import Table
+from experiments.page import Items, Page, Picture
+from experiments.report_page import answer, duration, machine_table, report
+
+EPSILON = 8 / 255
+RANDOM = {"random": 50.0, "fixed": 45.0, "fixed-max": 56.0}
+
+
+def comparison(cells, **fields) -> Comparison:
+    return Comparison("made up", "python compare.py", cells, fields.pop("unfinished", {}), **fields)
+
+
+def grid(make_cell, seeds: int, reinforce: float = 60.0, scatter: float = 1.0, arms=RANDOM) -> list:
+    """Cells in which REINFORCE is above all by a different amount in each seed."""
+    return [
+        make_cell(arm, seed, {0.0: 95.0, EPSILON: mean + scatter * (arm == "reinforce") * (seed % 3)})
+        for arm, mean in {"reinforce": reinforce, **arms}.items()
+        for seed in range(seeds)
+    ]
+
+
+def titles(page: Page) -> list[str]:
+    return [section.title for section in page.sections]
+
+
+def pictures(page: Page) -> list[str]:
+    return [block.name for section in page.sections for block in section.blocks if isinstance(block, Picture)]
+
+
+def test_what_is_shown_is_said_with_its_figures(make_cell) -> None:
+    text = " ".join(answer(comparison(grid(make_cell, 10))))
+    assert text.startswith("4 arms, 40 runs (seeds an arm: 10), method astra, preset digits-grid.")
+    assert "Of the 3 primary comparisons, 3 are shown." in text
+    # the mean of 0, 1, 2, 0, 1, 2, 0, 1, 2, 0 is 0.9
+    assert "reinforce is better than random (+10.9 (" in text
+    assert "points, RA at 8/255, 10 seeds, p 0.0059 after Holm)" in text
+    assert text.endswith(
+        "At the deciding epsilon, RA at 8/255, reinforce is above every other arm by the intervals of the differences."
+    )
+
+
+def test_what_is_worse_and_what_is_not_shown_is_said_too(make_cell) -> None:
+    arms = {"random": 50.0, "fixed": 70.0, "fixed-max": 49.0}
+    cells = grid(make_cell, 10, reinforce=50.0, scatter=0.0, arms=arms)
+    text = " ".join(answer(comparison(cells)))
+    assert "reinforce is worse than fixed (-20.0 (" in text
+    assert "Not shown, either way: reinforce against random (+0.0" in text
+    assert "fixed is above every other arm" in text
+
+
+def test_too_few_seeds_are_called_so(make_cell) -> None:
+    text = " ".join(answer(comparison(grid(make_cell, 3))))
+    assert "Of the 3 primary comparisons, none is shown." in text
+    assert "reinforce against random cannot be decided with 3 seeds" in text
+    assert "better" not in text
+
+
+def test_without_a_deciding_epsilon_nothing_is_claimed(make_cell) -> None:
+    cells = grid(make_cell, 3, reinforce=99.0, arms=dict.fromkeys(RANDOM, 95.0), scatter=0.1)
+    text = " ".join(answer(comparison(cells)))
+    assert "No epsilon decides" in text and "None of the comparisons that were fixed beforehand" in text
+
+
+def test_unfinished_runs_are_counted(make_cell) -> None:
+    text = " ".join(answer(comparison(grid(make_cell, 1), unfinished={"ppo seed 0": "failed"})))
+    assert text.endswith("1 of 5 runs are unfinished: the figures may change.")
+
+
+def test_a_comparison_has_everything_in_order(make_cell, tmp_path) -> None:
+    unfinished = {"ppo-seed0": "the loss is not finite"}
+    page = report(comparison(grid(make_cell, 2), unfinished=unfinished), tmp_path)
+    assert page.title == "Comparison of agents: made up"
+    assert titles(page) == [
+        "How to read it",
+        "Accuracy",
+        "Comparisons fixed beforehand",
+        "Other comparisons",
+        "Learning curves",
+        "Accuracy against attack compute",
+        "What the arms chose",
+        "What the choice depends on",
+        "Reward",
+        "Settings and machine",
+        "Repeat it",
+        "Unfinished runs",
+    ]
+    assert sorted(pictures(page)) == sorted(path.name for path in tmp_path.iterdir())
+    assert len(pictures(page)) == 5
+    [table] = page.sections[-1].blocks
+    assert isinstance(table, Table)
+    assert [[entry.text for entry in row] for row in table.rows] == [["ppo-seed0", "the loss is not finite"]]
+
+
+def test_one_run_has_what_makes_sense_of_it(make_cell, tmp_path) -> None:
+    page = report(comparison([make_cell()]), tmp_path)
+    assert page.title == "Run: made up"
+    assert titles(page) == [
+        "How to read it",
+        "Accuracy",
+        "Learning curves",
+        "What the arms chose",
+        "What the choice depends on",
+        "Reward",
+        "Settings and machine",
+        "Repeat it",
+    ]
+    [reading] = page.sections[0].blocks
+    assert isinstance(reading, Items) and "Shown" not in dict(reading.items)
+    [text] = page.opening
+    assert "SA 95.0 %, RA at 8/255 55.0 %" in text.text and "above" not in text.text
+
+
+def test_methods_have_figures_of_their_own(make_cell, tmp_path) -> None:
+    cells = [
+        make_cell(arm, method=method, shares={}, by_clean_loss={})
+        for method in ("acl", "astra")
+        for arm in ("fixed", "random")
+    ]
+    page = report(comparison(cells), tmp_path)
+    assert {"acl-digits-grid-learning_curves.png", "astra-digits-grid-learning_curves.png"} < set(pictures(page))
+    assert len({path.name for path in tmp_path.iterdir()}) == len(pictures(page)) == 4
+
+
+def test_nothing_finished_is_an_error_with_the_reasons(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"no finished run to report \(ppo: it failed\)"):
+        report(comparison([], unfinished={"ppo": "it failed"}), tmp_path)
+
+
+def test_every_machine_and_version_is_told(make_cell) -> None:
+    cells = [make_cell(seed=0), make_cell(seed=1, device="H200", commits=["a", "b"], versions={"torch": "2.16"})]
+    told = {row[0].text: row[1].text for row in machine_table(comparison(cells, jobs=2, wall_seconds=4000.0)).rows}
+    assert told["device"] == "cpu, H200" and told["commits"] == f"{'0' * 40}, a, b"
+    assert told["torch"] == "2.15.0, 2.16" and told["python"] == "3.11.7, none"
+    assert told["runs at once"] == "2" and told["wall time"] == "1 h 7 min"
+    assert told["training time, all runs"] == "4 min"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(None, "not known"), (12.4, "12 s"), (89, "89 s"), (90, "2 min"), (7200, "2 h 0 min")]
+)
+def test_times_in_words(seconds, words) -> None:
+    assert duration(seconds) == words
