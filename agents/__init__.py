@@ -11,6 +11,7 @@ from agents.bandits import BANDITS, Exp3Bandit, LinearThompson
 from agents.base import Agent, as_torch_env
 from agents.controls import FixedAgent, RandomAgent
 from agents.external import FunctionAgent, is_dotted, resolve
+from agents.overrides import replaced
 from agents.policies import is_image
 from agents.reinforce import REINFORCE, SETTINGS
 from agents.sb3 import kind_of_actions
@@ -35,6 +36,7 @@ __all__ = [
     "TorchVectorEnv",
     "as_torch_env",
     "describe",
+    "learns",
     "make_agent",
 ]
 
@@ -108,6 +110,15 @@ def describe(name: str) -> AgentEntry:
     return AgentEntry("a function of one's own", learns=False)
 
 
+def learns(name: str) -> bool:
+    """Whether the agent has anything to learn; one's own counts as one that does, and its module is not imported.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    return is_dotted(name) or pick(name, AGENTS, "agent").learns
+
+
 def make_agent(
     name: str,
     env: Any,
@@ -139,33 +150,32 @@ def make_agent(
             `agents.sb3.make_sb3` takes; the controls have none.
 
     Raises:
-        ValueError: if the name or a setting is unknown, or the environment does not fit.
+        ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, or the
+            environment does not fit.
     """
     entry = describe(name)
     overrides = dict(overrides or {})
     if name in SETTINGS:
         chosen = SETTINGS[name]
-        for key in overrides:
-            pick(key, vars(chosen), f"setting of {name!r}")
         if name == "reinforce" and gamma > 0:
             chosen = replace(chosen, gamma=gamma, **MANY_STEPS)
         if name == "reinforce" and is_image(as_torch_env(env).observation_space):
             chosen = replace(chosen, **IMAGES)
         return REINFORCE(
             env,
-            replace(chosen, **overrides),
+            replaced(chosen, overrides, name),
             planned_plays=planned_plays,
             updates_warmup=updates_warmup,
             seed=seed,
             device=device,
         )
     if entry.vec_env:
-        return Sb3Agent(name, env, planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, **overrides)
+        return Sb3Agent(
+            name, env, planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, overrides=overrides
+        )
     if name in BANDITS:
         bandit, defaults = BANDITS[name]
-        for key in overrides:
-            pick(key, vars(defaults), f"setting of {name!r}")
-        return bandit(env, replace(defaults, **overrides), seed=seed, device=device)
+        return bandit(env, replaced(defaults, overrides, name), seed=seed, device=device)
     if overrides:
         raise ValueError(f"agent {name!r} has no settings: got {', '.join(overrides)}")
     if is_dotted(name):

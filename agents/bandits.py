@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agents.base import Transition
 from agents.controls import Common, OnePlayAgent
-from agents.policies import _choices
+from agents.policies import choices
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Bandit(OnePlayAgent):
 
     def __init__(self, env: Any, **common: Unpack[Common]) -> None:
         super().__init__(env, **common)
-        self.choices = _choices(self.action_space)
+        self.choices = choices(self.action_space)
         if not self.choices:
             raise ValueError(
                 f"the action space is {self.action_space}: a bandit chooses among given actions; make the environment "
@@ -173,7 +173,7 @@ class Exp3Bandit(Bandit):
         self.settings: BanditSettings = settings or BanditSettings()
         super().__init__(env, **common)
         # a few dozen numbers: on the host whatever the device, where a sum has one order
-        heads = [torch.full((choices,), 1 / choices, dtype=torch.float64) for choices in self.choices]
+        heads = [torch.full((n,), 1 / n, dtype=torch.float64) for n in self.choices]
         self.probabilities = torch.cat(heads)
 
     def _heads(self) -> tuple[Tensor, ...]:
@@ -256,11 +256,11 @@ class LinearThompson(Bandit):
                 f"the observation space is {space}: a linear model needs features, Box (F,); make the environment with "
                 "observation='features'"
             )
-        choices, size = sum(self.choices), space.shape[0] + 1
+        total, size = sum(self.choices), space.shape[0] + 1
         options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
         # the sums of x x^T and of x A, without the ridge: that one is not forgotten
-        self.gram = torch.zeros((choices, size, size), **options)
-        self.moment = torch.zeros((choices, size), **options)
+        self.gram = torch.zeros((total, size, size), **options)
+        self.moment = torch.zeros((total, size), **options)
         # (heads, n): of the play that is not learnt from yet
         self._weights: Tensor | None = None
         self._fit()
@@ -298,8 +298,8 @@ class LinearThompson(Bandit):
         actions = self._best(values[0])
         weights = []
         for head, chosen in zip(values[1:].split(self.choices, 2), self._columns(actions), strict=True):
-            hits, choices = (head.argmax(2) == chosen).sum(0), head.shape[2]
-            weights.append((further + choices) / (choices * (hits + 1).double()))
+            hits, n = (head.argmax(2) == chosen).sum(0), head.shape[2]
+            weights.append((further + n) / (n * (hits + 1).double()))
         self._weights = torch.stack(weights)
         return actions
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents.base import Agent
-from agents.policies import _choices
+from agents.policies import choices
 
 
 class Common(TypedDict, total=False):
@@ -76,7 +76,7 @@ class RandomAgent(OnePlayAgent):
             low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
             actions = low + (high - low) * torch.rand((n, *space.shape), generator=generator)
         else:
-            actions = self._joined([torch.randint(choices, (n,), generator=generator) for choices in _choices(space)])
+            actions = self._joined([torch.randint(each, (n,), generator=generator) for each in choices(space)])
         return actions.to(self.device)
 
 

@@ -47,7 +47,8 @@ def resolve(path: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # a script without a guard ends the process when it is imported
         reason = " ".join(str(error).split())
         raise ValueError(f"agent {path!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
     try:
@@ -61,11 +62,33 @@ def resolve(path: str) -> Any:
 
 
 def _place(module: Any) -> str:
-    return getattr(module, "__file__", None) or "built in"
+    return getattr(module, "__file__", None) or ("a namespace package" if hasattr(module, "__path__") else "built in")
 
 
 def _described(found: Any) -> str:
     return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+
+
+def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None) -> None:
+    """Refuses an agent's file that would have a module imported which the caller did not name.
+
+    Files hold plain values and are loaded without running anybody's code; a dotted path in them would be a way round.
+
+    Args:
+        file: the file.
+        saved: the agent that it holds.
+        expected: the agent that the caller expects, None: any of ours.
+
+    Raises:
+        ValueError: if it is another agent's, or one's own and nobody said so.
+    """
+    if expected is not None and saved != expected:
+        raise ValueError(f"{file} holds a {saved!r} agent: expected {expected!r}")
+    if expected is None and is_dotted(saved):
+        raise ValueError(
+            f"{file} holds the agent {saved!r}, and loading it imports that module: if you trust it, name it by "
+            f"load(..., kind={saved!r})"
+        )
 
 
 def own_algorithm(path: str) -> type[BaseAlgorithm]:
@@ -152,14 +175,22 @@ class FunctionAgent(Agent):
         env: Any = None,
         device: torch.device | str = "auto",
         force_reset: bool = True,
+        kind: str | None = None,
     ) -> Self:
         """Reads an agent that `save` wrote; see `Agent.load`.
 
+        Args:
+            path, env, device, force_reset: as of `Agent.load`.
+            kind: the function's dotted path: what a file names is not imported unless the caller names it too.
+
         Raises:
-            ValueError: as `Agent.load` and `resolve`.
+            ValueError: as `Agent.load` and `resolve`, or if `kind` is not the saved function's.
         """
-        kind = storage.read(path)["agent"]
-        if not is_dotted(kind):
-            raise ValueError(f"{path} holds a {kind!r} agent: expected a function's, by its dotted path")
-        made = type(cls.__name__, (cls,), {"kind": kind})
+        saved = storage.read(path)
+        name = saved["agent"]
+        if not is_dotted(name) or "path" not in saved["arguments"]:
+            raise ValueError(f"{path} holds a {name!r} agent: expected a function's, by its dotted path")
+        for named in (name, saved["arguments"]["path"]):
+            check_trusted(path, named, kind)
+        made = type(cls.__name__, (cls,), {"kind": name})
         return super(FunctionAgent, made).load(path, env, device, force_reset)  # type: ignore[misc]

@@ -127,7 +127,7 @@ class StrategyPolicy(nn.Module):
                 f"the observation space is {observation_space}: expected Box (F,) of floats, or Box (channels, h, w) "
                 "of uint8 images"
             )
-        self.choices = _choices(action_space)
+        self.choices = choices(action_space)
         self.single = isinstance(action_space, spaces.Discrete)
         if self.choices:
             outputs = sum(self.choices)
@@ -179,7 +179,8 @@ class StrategyPolicy(nn.Module):
         return log_prob, entropy
 
 
-def _choices(space: gymnasium.Space) -> list[int]:
+def choices(space: gymnasium.Space) -> list[int]:
+    """Number of choices of each head: one for Discrete, several for MultiDiscrete, none for any other space."""
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
     return [int(n) for n in space.nvec] if isinstance(space, spaces.MultiDiscrete) else []

@@ -68,6 +68,8 @@ class ReinforceSettings:
             raise ValueError(f"baseline_decay is {self.baseline_decay}: expected a number in [0, 1), or None")
         # a list where settings come out of a file
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if min(self.width, *self.hidden) < 1:
+            raise ValueError(f"hidden is {self.hidden} and width is {self.width}: expected sizes of at least 1")
 
 
 SETTINGS: dict[str, ReinforceSettings] = {

@@ -2,22 +2,25 @@
 
 import inspect
 import random
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Optional
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from sb3_contrib import QRDQN, TQC, TRPO, CrossQ
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.base import silent_logger
 from agents.external import is_dotted, own_algorithm
+from agents.overrides import check_type
 from agents.policies import Sb3ImageExtractor, is_image
-from agents.sb3_settings import arguments_from, table_for
+from agents.sb3_settings import OURS, arguments_from, check_range, table_for
 from agents.sb3_state import check_resumable
 from ssl_core.lookup import pick, unknown
 
@@ -33,6 +36,16 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "tqc": TQC,
     "crossq": CrossQ,
 }
+NOT_SETTINGS = {
+    "policy": "it follows from the observation",
+    "env": "the agent is made for one",
+    "seed": "it is that of the run",
+    "device": "it is that of the run",
+    "tensorboard_log": "figures go to the logger of the run",
+    "verbose": "figures go to the logger of the run",
+    "_init_setup_model": "a model without networks cannot be trained",
+}
+"""Arguments of the constructors that are no settings, and why."""
 
 
 def seed_globals(seed: int, action_space: gymnasium.Space | None = None) -> None:
@@ -63,17 +76,40 @@ def kind_of_actions(algorithm: type[BaseAlgorithm]) -> str:
     return "continuous" if issubclass(algorithm, OffPolicyAlgorithm) else "factored"
 
 
-def _parameters(algorithm: type) -> set[str]:
-    """Names of the constructor's arguments; those of the parents too, as far as `**kwargs` hands them on."""
-    names: set[str] = set()
+def _parameters(algorithm: type) -> dict[str, Any]:
+    """The constructor's arguments and their types, `Any` where it is not said.
+
+    Those of the parents are among them, as far as `**kwargs` hands them on.
+    """
+    kinds: dict[str, Any] = {}
     for each in algorithm.__mro__:
         if "__init__" not in vars(each):
             continue
-        given = inspect.signature(vars(each)["__init__"]).parameters.values()
-        names |= {one.name for one in given if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+        constructor = vars(each)["__init__"]
+        given = inspect.signature(constructor).parameters.values()
+        try:
+            hints = inspect.get_annotations(constructor, eval_str=True)
+        except Exception:
+            # a user's annotations may be names that only a type checker knows
+            hints = inspect.get_annotations(constructor)
+        for one in given:
+            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+                kind = hints.get(one.name, Any)
+                kinds.setdefault(one.name, Optional[kind] if one.default is None else kind)  # noqa: UP045
         if not any(one.kind is one.VAR_KEYWORD for one in given):
             break
-    return names - {"self", "policy", "env", "seed", "device"}
+    return {name: kind for name, kind in kinds.items() if name not in {"self", *NOT_SETTINGS}}
+
+
+def _check_settings(name: str, overrides: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raises a ValueError of one line if a setting is unknown, of another type, or out of its range."""
+    for key, value in overrides.items():
+        if key in NOT_SETTINGS:
+            raise ValueError(f"{key} is no setting of {name!r}: {NOT_SETTINGS[key]}")
+        if key not in kinds:
+            raise unknown(key, sorted(kinds), f"setting of {name!r}")
+        check_type(name, key, value, kinds[key])
+        check_range(name, key, value)
 
 
 def make_sb3(
@@ -84,7 +120,7 @@ def make_sb3(
     gamma: float,
     seed: int | None,
     device: torch.device | str = "auto",
-    **overrides: Any,
+    overrides: Mapping[str, Any] | None = None,
 ) -> BaseAlgorithm:
     """An algorithm with settings for a run of `planned_plays` plays.
 
@@ -96,7 +132,7 @@ def make_sb3(
             `gamma`, `n_steps` and `batch_size`, or `learning_starts`, `buffer_size` and `train_freq`.
         env: the vector environment.
         planned_plays: plays of the whole run.
-        gamma: discount: 0 where each step ends its episode.
+        gamma: discount: 0 where each step ends its episode; `overrides` may have another.
         seed: of the *global* generators, see `seed_globals`; None leaves them, for a model whose state is loaded next.
             The environment is never seeded from here.
         device: for image observations.
@@ -104,10 +140,15 @@ def make_sb3(
             added to ours.
 
     Raises:
-        ValueError: if the name or a setting is unknown, the environment is not a `VecEnv` or its actions are of a kind
-            that the algorithm does not take, the plan is not positive, or the model could not be resumed exactly.
+        ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, the
+            environment is not a `VecEnv` or its actions are of a kind that the algorithm does not take, the plan is not
+            positive, the constructor fails, or the model could not keep to the plan or be resumed exactly.
     """
     algorithm = algorithm_called(name)
+    if issubclass(algorithm, ARS):
+        raise ValueError(
+            f"{name} cannot keep to the planned plays: ARS plays whole episodes for each candidate, whatever it is told"
+        )
     if not isinstance(env, VecEnv):
         raise ValueError(f"env is a {type(env).__name__}: {name} needs a Stable-Baselines3 VecEnv")
     if planned_plays < 1:
@@ -118,10 +159,9 @@ def make_sb3(
     parameters = _parameters(algorithm)
     off_policy = issubclass(algorithm, OffPolicyAlgorithm)
     settings = table_for(name if name in ALGORITHMS else "off-policy" if off_policy else "on-policy", env)
-    for key in overrides:
-        if key not in parameters and key not in settings:
-            raise unknown(key, sorted(parameters | set(settings)), f"setting of {name!r}")
-    policy = {**settings.get("policy_kwargs", {}), **overrides.get("policy_kwargs", {})}
+    overrides = overrides or {}
+    _check_settings(name, overrides, parameters | {key: OURS[key] for key in settings if key in OURS})
+    policy = {**settings.get("policy_kwargs", {}), **(overrides.get("policy_kwargs") or {})}
     if name in ALGORITHMS and not off_policy and isinstance(env.action_space, spaces.Box):
         policy.setdefault("log_std_init", -0.5)
     if image:
@@ -130,9 +170,14 @@ def make_sb3(
     arguments = {key: value for key, value in chosen.items() if key in parameters}
     try:
         model = algorithm(_policy(algorithm, image), env, device=device if image else "cpu", **arguments)
-    except (AssertionError, TypeError) as error:
-        # an action space of another kind is an assertion in Stable-Baselines3
-        raise ValueError(f"{name} cannot be made: {' '.join(str(error).split())}") from error
+    except (Exception, SystemExit) as error:
+        # an action space of another kind is an assertion in Stable-Baselines3; a user's class may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{name} cannot be made: {reason}") from error
+    if env.num_envs > 1 and getattr(getattr(model, "train_freq", None), "unit", None) is TrainFrequencyUnit.EPISODE:
+        raise ValueError(
+            f"train_freq of the agent {name!r} is in episodes, of which {env.num_envs} run at once: take plays"
+        )
     check_resumable(model)
     model.set_logger(silent_logger())
     return model

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents import storage
 from agents.base import MaybeCallback
+from agents.external import check_trusted
 from agents.sb3 import algorithm_called, make_sb3, seed_globals
 from agents.sb3_state import load_sb3_state, sb3_state
 
@@ -101,12 +102,18 @@ class Sb3Agent:
         gamma: float,
         seed: int | None = 0,
         device: torch.device | str = "auto",
-        **overrides: Any,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.kind = name
-        self.arguments = {"planned_plays": planned_plays, "gamma": gamma, **overrides}
+        self.arguments = {"planned_plays": planned_plays, "gamma": gamma, **(overrides or {})}
         self.model = make_sb3(
-            name, _as_vec_env(env), planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, **overrides
+            name,
+            _as_vec_env(env),
+            planned_plays=planned_plays,
+            gamma=gamma,
+            seed=seed,
+            device=device,
+            overrides=overrides,
         )
 
     def learn(
@@ -128,13 +135,14 @@ class Sb3Agent:
             callback = CallbackList(callback)
         if not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
+        # by name: not every algorithm has them in the same order
         self.model.learn(
             total_timesteps,
-            CallbackList([guard, callback]),
-            None if isinstance(self.model, OffPolicyAlgorithm) else log_interval,  # type: ignore[arg-type]
-            tb_log_name,
-            reset_num_timesteps,
-            progress_bar,
+            callback=CallbackList([guard, callback]),
+            log_interval=None if isinstance(self.model, OffPolicyAlgorithm) else log_interval,  # type: ignore[arg-type]
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
         )
         return self
 
@@ -188,6 +196,7 @@ class Sb3Agent:
         env: Any = None,
         device: torch.device | str = "auto",
         force_reset: bool = True,
+        kind: str | None = None,
     ) -> Self:
         """Reads an agent that `save` wrote; the global generators' states are restored as well.
 
@@ -196,16 +205,24 @@ class Sb3Agent:
             env: an environment with the saved spaces; without one the agent predicts only.
             device: for image observations.
             force_reset: reset the environment at the next `learn`; False goes on from the last observation.
+            kind: the agent that is expected. A class of one's own has to be named by its dotted path: what a file
+                names is not imported unless the caller names it too.
 
         Raises:
-            ValueError: if the file is missing, truncated, foreign or another agent's, or the environment does not fit.
+            ValueError: if the file is missing, truncated, foreign or another agent's, names a class of one's own that
+                `kind` does not, or the environment does not fit.
         """
         saved = storage.read(path)
         name = saved["agent"]
+        check_trusted(path, name, kind)
         algorithm_called(name)
         both = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
         blank = DummyVecEnv([lambda: NoGymnasiumEnv(*both) for _ in range(saved["num_envs"])])
-        agent = cls(name, blank, seed=None, device=device, **saved["arguments"])
+        overrides = dict(saved["arguments"])
+        planned_plays, gamma = overrides.pop("planned_plays"), overrides.pop("gamma")
+        agent = cls(
+            name, blank, planned_plays=planned_plays, gamma=gamma, seed=None, device=device, overrides=overrides
+        )
         if env is not None:
             agent.set_env(env)
         agent.load_state_dict(saved["state"])

@@ -37,6 +37,21 @@ from agents.policies import is_image
 VECTOR_ENVS = 16
 """From so many sub-environments on `VIEWS` is taken, below it `BATCH`."""
 REPLAY_BYTES = 2**30
+OURS: dict[str, Any] = {
+    "rollout": tuple[int, int, int] | None,
+    "largest_batch": int | None,
+    "warm_up": int | None,
+    "target_plays": int | None,
+    "action_noise_std": float | None,
+    "image_learning_rate": float | None,
+}
+"""The names above that are no argument of a constructor, and their types; None leaves them out."""
+POSITIVE = {
+    *("rollout", "largest_batch", "target_plays", "image_learning_rate"),
+    *("n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "target_update_interval", "policy_delay"),
+}
+NOT_NEGATIVE = {"warm_up", "action_noise_std", "learning_starts"}
+"""Settings whose bad values Stable-Baselines3 would find in the middle of a run, or never."""
 TRANSITION_BYTES = 3 * 4
 """Reward, end and time-out of a transition, beside its two observations and its action."""
 
@@ -175,6 +190,22 @@ BATCH["on-policy"] = {"rollout": (10, 4, 32), "largest_batch": 128}
 BATCH["off-policy"] = {"warm_up": 16, "train_freq": 1}
 
 
+def check_range(agent: str, name: str, value: Any) -> None:
+    """Raises a ValueError, naming agent and setting, for a figure that no run could be made with.
+
+    Its type has been checked; where it is a list, its numbers count.
+    """
+    holds = {
+        "a positive number": lambda figure: name not in POSITIVE or figure > 0,
+        "0 or more": lambda figure: name not in NOT_NEGATIVE or figure >= 0,
+        "a discount in [0, 1]": lambda figure: name != "gamma" or 0 <= figure <= 1,
+    }
+    for figure in value if isinstance(value, list | tuple) else [value]:
+        for expected, check in holds.items():
+            if isinstance(figure, int | float) and not check(figure):
+                raise ValueError(f"{name} of the agent {agent!r} is {value!r}: expected {expected}")
+
+
 def rollout_length(planned_plays: int, preferred: int, low: int, high: int) -> int:
     """The divisor of the planned plays in [low, high] that is nearest to the preferred, so that rollouts fill the plan.
 
@@ -208,6 +239,9 @@ def arguments_from(settings: dict[str, Any], env: VecEnv, planned_plays: int, ga
         gamma: discount.
     """
     chosen = {"gamma": gamma, **settings}
+    if isinstance(chosen.get("train_freq"), list):
+        # YAML has no tuples
+        chosen["train_freq"] = tuple(chosen["train_freq"])
     image_rate = chosen.pop("image_learning_rate", None)
     if image_rate is not None and is_image(env.observation_space):
         chosen["learning_rate"] = image_rate

@@ -43,6 +43,8 @@ class StepRecord:
         views: (v, 3, h, w) clean views.
         adversarial: (n, 3, h, w) attacked views, None without an attack.
         end_of_epoch: whether this was the last step of an epoch.
+        other_steps: gradient steps of attacks beside the budget's, times their views: what the look-ahead reward
+            measures an update by; 0 without it. The first play measures twice.
     """
 
     step: int
@@ -56,6 +58,7 @@ class StepRecord:
     views: Tensor
     adversarial: Tensor | None
     end_of_epoch: bool
+    other_steps: int = 0
 
 
 class Assessment(NamedTuple):
@@ -261,6 +264,7 @@ class AttackEngine:
         others: dict[str, Tensor] = {}
         adversarial = None
         reward = strength = torch.zeros(len(views), device=self.device)
+        spent = self.rewards.attack_steps
         if budget is not None:
             clean = self._observed()[1].embeddings
             reward, terms, adversarial = self.assess(views, clean, budget, self.streams.on_device("noise"))
@@ -290,6 +294,7 @@ class AttackEngine:
             views=views,
             adversarial=adversarial,
             end_of_epoch=self.step % self.steps_per_epoch == 0,
+            other_steps=self.rewards.attack_steps - spent,
         )
         return self.last
 

@@ -77,16 +77,20 @@ class LookAhead:
         self._streams = streams
         self.rows = rows
         self.views = views
+        self.attack_steps = 0
+        """Gradient steps that its attacks have made since it was built, times their views."""
         self._before: Tensor | None = None
 
     def losses(self) -> Tensor:
         """(2,): mean loss of the attacked and of the clean views, on the present weights, in eval mode."""
         method = self._learner.method
-        budget = Budget.uniform(len(self.views), *method.default_budget(0), self.views.device)
+        epsilon, step_size, steps = method.default_budget(0)
+        budget = Budget.uniform(len(self.views), epsilon, step_size, steps, self.views.device)
         generator = self._streams.on_device(NOISE)
         start = generator.get_state()
         attacked = self._learner.attack(self.views, budget, generator)
         generator.set_state(start)
+        self.attack_steps += steps * len(self.views)
         clean = self._learner.look(self.views)
         return torch.stack([method.objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
 
@@ -202,6 +206,11 @@ class Rewards:
     def held_out(self) -> Tensor | None:
         """Rows of the training images that no batch may hold; None: none are held out."""
         return None if self.lookahead is None else self.lookahead.rows
+
+    @property
+    def attack_steps(self) -> int:
+        """Gradient steps that the terms themselves have made since the world was built, times their views."""
+        return 0 if self.lookahead is None else self.lookahead.attack_steps
 
     def frozen_terms(self, clean: Tensor, adversarial: Tensor, budget: Budget) -> dict[str, Tensor]:
         """The terms of an attack on a network that learns nothing, (n,) each.

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
+from agents import describe
 from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from ssl_core.lookup import pick
 
@@ -62,6 +63,8 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
             invocation = _resumed(parser, Path(early.resume), config, argv)
         else:
             invocation = Invocation(_settings(parser, config, argv, given))
+        # settings alone do not import what an agent's dotted path names; a run does
+        describe(invocation.settings.agent)
         if early.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)

@@ -23,9 +23,12 @@ def metrics_of(record: "StepRecord") -> dict[str, Any]:
     deviation over the views; `budget/*` the means of what was played, `budget/strength` of what it came to (the largest
     change of a pixel); `actions/*` how often each value was played; `by_clean_loss/*` their means in each fifth of the
     views, from the smallest clean loss to the largest. Epsilon, step size and strength are in 1/255.
+    `attack/other_steps`, where there are any, are the gradient steps of attacks beside the budget's, times their views.
     """
     row: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "lr": record.lr}
     row |= {f"loss/{name}": value for name, value in record.losses.items()}
+    if record.other_steps:
+        row["attack/other_steps"] = record.other_steps
     if record.budget is None:
         return row
     parts = {f"reward/{name}": values for name, values in record.terms.items()} | {

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from agents import AGENTS, describe
+from agents.external import is_dotted
 from envs.actions import KINDS, ActionTable
 from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
@@ -148,10 +149,12 @@ class Settings(WorldSettings):
     def __post_init__(self) -> None:
         attacks = pick(self.method, METHODS, "method").attacks
         self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
-        meant_for = describe(self.agent)
-        self._resolve("observation", meant_for.observation if self.env == "view" else "features")
-        self._resolve("actions", meant_for.actions if attacks else "none")
-        self._resolve("reward_scope", meant_for.reward_scope)
+        # a written record has all three: reading it imports no module of a user's
+        if not is_dotted(self.agent) or "auto" in (self.observation, self.actions, self.reward_scope):
+            meant_for = describe(self.agent)
+            self._resolve("observation", meant_for.observation if self.env == "view" else "features")
+            self._resolve("actions", meant_for.actions if attacks else "none")
+            self._resolve("reward_scope", meant_for.reward_scope)
         pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":
             reliable = last_strided_map(self.image_size, self.stem) > 1

@@ -22,7 +22,7 @@ from experiments.footprint import described, peak_memory
 from experiments.progress import Decoding, Interrupt, Progress
 from experiments.runlog import RunFolder, RunLog
 from experiments.settings import default_run_dir, resolve_device
-from experiments.training import HPARAM_METRICS, Run, Stopped
+from experiments.training import HPARAM_METRICS, OffPlan, Run, Stopped
 from ssl_core.checkpoint import CheckpointError
 from ssl_core.learner import NonFiniteLossError
 
@@ -111,6 +111,9 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
     except KeyboardInterrupt:
         progress.note(f"stopped at once; go on from the last checkpoint by {_resume(folder)}")
         return 130
+    except OffPlan as error:
+        note_time()
+        return _fail(1, f"{error}; what is trained is saved in {folder.path}")
     except NonFiniteLossError as error:
         return _fail(1, f"{error}; the last good checkpoint is {folder.checkpoints / 'last.pt'}")
     note_time()

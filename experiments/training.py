@@ -30,6 +30,10 @@ class Stopped(Exception):
     """The run was asked to stop and has saved itself."""
 
 
+class OffPlan(RuntimeError):
+    """The agent has ended, and has not made exactly the planned target updates."""
+
+
 class Run:
     """A world and an agent, made from settings; `restore` puts both where a checkpoint left them.
 
@@ -132,6 +136,7 @@ class Run:
 
         Raises:
             Stopped: if the run was interrupted; its last rollout boundary is saved.
+            OffPlan: if the agent made fewer or more target updates than are planned; they are saved.
             NonFiniteLossError: if the training loss is not finite.
         """
         agent, env, engine = self.agent, self.env, self.engine
@@ -149,6 +154,11 @@ class Run:
         self.save(folder)
         if interrupt.asked:
             raise Stopped(interrupt.asked)
+        if engine.step != engine.planned_updates:
+            raise OffPlan(
+                f"the agent {self.settings.agent} made {engine.step} of {engine.planned_updates} planned updates: "
+                "its learn has to make them all, and no more"
+            )
 
 
 class RunCallback(BaseCallback):

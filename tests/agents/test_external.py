@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import AGENTS, Agent, FunctionAgent, Sb3Agent, describe, make_agent
+from agents import AGENTS, Agent, FunctionAgent, Sb3Agent, describe, learns, make_agent, storage
 from agents.external import resolve
 
 SOURCE = '''
@@ -40,6 +40,22 @@ class MySAC(SAC):
 
 class MyDQN(DQN):
     pass
+
+class Reordered(PPO):
+    def learn(self, total_timesteps, progress_bar=False, reset_num_timesteps=True, tb_log_name="x", log_interval=1,
+              callback=None):
+        assert progress_bar is False and reset_num_timesteps is False and log_interval == 1
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+class Raising(PPO):
+    def __init__(self, *args, how="error", **kwargs):
+        if how == "exit":
+            raise SystemExit(3)
+        raise {"error": RuntimeError("two\\nlines"), "key": KeyError("x")}[how]
+
+class Hinted(PPO):
+    def __init__(self, policy, env, bonus: "NameOfATypeChecker" = 0, **kwargs):
+        super().__init__(policy, env, **kwargs)
 
 class Careless(PPO):
     def __init__(self, *args, **kwargs):
@@ -101,8 +117,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_agents_here.py").write_text(SOURCE)
     (tmp_path / "broken_agents_here.py").write_text("import numpy\nraise RuntimeError('two\\nlines')\n")
+    (tmp_path / "ending_agents_here.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "folder_of_agents_here").mkdir()
     yield "my_agents_here"  # type: ignore[misc]
-    sys.modules.pop("my_agents_here", None)
+    for name in ("my_agents_here", "folder_of_agents_here"):
+        sys.modules.pop(name, None)
 
 
 def make(path: str, env: Any, shells: Any, **arguments: Any) -> Any:
@@ -138,7 +157,10 @@ def test_names_of_the_table_are_described_by_it() -> None:
         ("my_agents_here.py:MyPPO; print()", "is no dotted path"),
         ("no_such_module_here:MyPPO", "cannot import no_such_module_here: ModuleNotFoundError"),
         ("broken_agents_here:MyPPO", "cannot import broken_agents_here: RuntimeError: two lines"),
+        ("ending_agents_here:MyPPO", "cannot import ending_agents_here: SystemExit: 0"),
         ("my_agents_here:MyPPPO", r"my_agents_here.py\) has no MyPPPO"),
+        ("folder_of_agents_here:MyPPO", r"the module folder_of_agents_here \(a namespace package\) has no MyPPO"),
+        ("sys:MyPPO", r"the module sys \(built in\) has no MyPPO"),
         ("my_agents_here:number", "is a int: expected a subclass of Stable-Baselines3's BaseAlgorithm, or a function"),
         ("my_agents_here:Bystander", "is the class Bystander: expected"),
     ],
@@ -148,6 +170,82 @@ def test_bad_paths_are_one_line(mine: str, path: str, complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint) as caught:
             call(path)
         assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_learns_is_told_without_an_import(mine: str) -> None:
+    assert learns("no_such_module_here:Name") and learns(f"{mine}:middle") and mine not in sys.modules
+    assert [learns(name) for name in ("reinforce", "sac", "fixed", "none")] == [True, True, False, False]
+    with pytest.raises(ValueError, match="did you mean 'fixed'"):
+        learns("fixd")
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [("error", "RuntimeError: two lines"), ("key", "KeyError: 'x'"), ("exit", "SystemExit: 3")]
+)
+def test_a_constructor_that_fails_is_one_line(mine: str, world: Any, shells: Any, how: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^my_agents_here:Raising cannot be made: {reason}$") as caught:
+        make(f"{mine}:Raising", world(), shells, overrides={"how": how})
+    assert caught.value.__cause__ is not None
+
+
+def test_types_that_only_a_type_checker_knows_are_not_checked(mine: str, world: Any, shells: Any) -> None:
+    assert make(f"{mine}:Hinted", world(), shells, overrides={"bonus": "anything"}).model.n_steps == 1
+    with pytest.raises(ValueError, match="n_epochs of the agent 'my_agents_here:Hinted' is 'x': expected an integer"):
+        make(f"{mine}:Hinted", world(), shells, overrides={"n_epochs": "x"})
+
+
+def test_arguments_of_learn_are_passed_by_name(mine: str, world: Any, shells: Any) -> None:
+    env = world(num_envs=4)
+    make(f"{mine}:Reordered", env, shells, planned_plays=6).learn(4 * 6, reset_num_timesteps=False)
+    assert env.plays == 6
+
+
+def test_an_algorithm_that_cannot_keep_to_the_plan_is_refused(world: Any, shells: Any) -> None:
+    env = world("flat")
+    with pytest.raises(ValueError, match="sb3_contrib:ARS cannot keep to the planned plays"):
+        make("sb3_contrib:ARS", env, shells)
+    assert env.plays == 0
+
+
+@pytest.mark.parametrize(("name", "loader"), [("MyPPO", Sb3Agent), ("by_sign", FunctionAgent)])
+def test_a_file_imports_only_what_the_caller_names(
+    mine: str, world: Any, shells: Any, tmp_path: Path, name: str, loader: Any
+) -> None:
+    path = f"{mine}:{name}"
+    make(path, world(num_envs=2), shells).save(tmp_path / "agent")
+    # neither in a fresh process nor in one that knows the module
+    for forget in (False, True):
+        if forget:
+            del sys.modules[mine]
+        with pytest.raises(ValueError, match=rf"agent.* if you trust it, name it by load\(\.\.\., kind='{path}'\)"):
+            loader.load(tmp_path / "agent", device="cpu")
+        with pytest.raises(ValueError, match=f"holds a '{path}' agent: expected 'other:Name'"):
+            loader.load(tmp_path / "agent", device="cpu", kind="other:Name")
+    assert mine not in sys.modules
+    assert loader.load(tmp_path / "agent", device="cpu", kind=path).kind == path
+    # the other loader says what it expects, in one line
+    other = FunctionAgent if loader is Sb3Agent else Sb3Agent
+    with pytest.raises(ValueError, match=r"expected a (function's|subclass of)"):
+        other.load(tmp_path / "agent", device="cpu", kind=path)
+
+
+def test_a_function_s_file_cannot_hide_another_path(mine: str, world: Any, shells: Any, tmp_path: Path) -> None:
+    path = f"{mine}:middle"
+    make(path, world(num_envs=2), shells).save(tmp_path / "agent")
+    saved = storage.read(tmp_path / "agent")
+    content = {key: saved[key] for key in ("observation_space", "action_space", "num_envs", "state")}
+    storage.write(tmp_path / "agent", path, content | {"arguments": {"seed": 0, "path": "ending_agents_here:f"}})
+    with pytest.raises(ValueError, match="holds a 'ending_agents_here:f' agent: expected 'my_agents_here:middle'"):
+        FunctionAgent.load(tmp_path / "agent", device="cpu", kind=path)
+
+
+def test_a_state_is_restored_without_the_name_of_its_module(mine: str, world: Any, shells: Any) -> None:
+    """As a run's checkpoint is: through an agent that exists already."""
+    one = make(f"{mine}:MyPPO", world(num_envs=2), shells)
+    state = one.learn(2 * 10).state_dict()
+    other = make(f"{mine}:MyPPO", world(num_envs=2), shells)
+    other.load_state_dict(state)
+    assert other.model.updates == 1
 
 
 def test_attributes_of_classes_and_callable_objects_will_do(mine: str) -> None:
@@ -185,7 +283,7 @@ def test_an_own_class_resumes_exactly(
     agent.learn(2 * at)
     agent.save(tmp_path / "agent")
     torch.manual_seed(1), np.random.seed(1)
-    loaded = Sb3Agent.load(tmp_path / "agent", shells["vec_env"](env), device="cpu", force_reset=False)
+    loaded = Sb3Agent.load(tmp_path / "agent", shells["vec_env"](env), device="cpu", force_reset=False, kind=path)
     assert loaded.kind == path and type(loaded.model).__name__ == name
     loaded.learn(2 * (20 - at), reset_num_timesteps=False)
     for one, other in zip(loaded.policy.parameters(), straight.policy.parameters(), strict=True):
@@ -215,7 +313,7 @@ def test_recurrent_ppo_by_its_path_resumes_with_its_memory(world: Any, shells: A
     agent = make(path, env, shells, gamma=0.9)
     agent.learn(10)
     agent.save(tmp_path / "agent")
-    loaded = Sb3Agent.load(tmp_path / "agent", shells["vec_env"](env), device="cpu", force_reset=False)
+    loaded = Sb3Agent.load(tmp_path / "agent", shells["vec_env"](env), device="cpu", force_reset=False, kind=path)
     for one, other in zip(loaded.model._last_lstm_states.pi, agent.model._last_lstm_states.pi, strict=True):
         assert torch.equal(one, other) and one.any()
     loaded.learn(10, reset_num_timesteps=False)
@@ -234,7 +332,7 @@ def test_a_function_plays_and_learns_nothing(mine: str, world: Any, shells: Any,
     assert len(sent) == 3 and torch.equal(sent[0][:, 0], 6 * (first[:, 0] > 0))
     agent.save(tmp_path / "agent")
     for loader in (FunctionAgent, type(agent)):
-        loaded = loader.load(tmp_path / "agent", device="cpu")
+        loaded = loader.load(tmp_path / "agent", device="cpu", kind=path)
         assert loaded.kind == path and loaded.num_timesteps == 24
         assert np.array_equal(loaded.predict(first.numpy())[0], sent[0].numpy())
         assert loaded.predict(first[0].numpy())[0].shape == (3,)

@@ -74,10 +74,11 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     """With a schedule over the remaining progress, monitored episodes, and generators spoilt in between."""
     plays = boundary + 3 if name in OFF_POLICY else 40 if num_envs == 2 else 8
-    arguments: dict[str, Any] = {"planned_plays": plays, "gamma": 0.9, "seed": 3, "learning_rate": falling}
+    overrides: dict[str, Any] = {"learning_rate": falling}
     if name in OFF_POLICY:
         # the buffer is full, and written over, by then
-        arguments |= {"buffer_size": (boundary - 3) * num_envs, "warm_up": 3}
+        overrides |= {"buffer_size": (boundary - 3) * num_envs, "warm_up": 3}
+    arguments: dict[str, Any] = {"planned_plays": plays, "gamma": 0.9, "seed": 3, "overrides": overrides}
     env = world(actions, num_envs=num_envs, horizon=3)
     straight = Sb3Agent(name, VecMonitor(shells["vec_env"](env)), **arguments)
     straight.learn(plays * num_envs)
@@ -167,7 +168,8 @@ def test_exactly_the_planned_plays_are_made_in_rollouts_of_any_length(
     world: Any, shells: Any, train_freq: Any, plays: int
 ) -> None:
     env = world("flat", num_envs=1, horizon=4)
-    agent = Sb3Agent("dqn", shells["vec_env"](env), planned_plays=plays, gamma=0.9, train_freq=train_freq, warm_up=0)
+    overrides = {"train_freq": train_freq, "warm_up": 0}
+    agent = Sb3Agent("dqn", shells["vec_env"](env), planned_plays=plays, gamma=0.9, overrides=overrides)
     agent.learn(plays)
     assert env.plays == plays and agent.num_timesteps == plays
     assert agent.model._n_updates == VIEWS["dqn"]["gradient_steps"] * (2 if train_freq in (4, (1, "episode")) else 1)
@@ -177,15 +179,17 @@ def test_exactly_the_planned_plays_are_made_in_rollouts_of_any_length(
 def test_the_table_is_what_the_algorithms_are_made_with(world: Any, shells: Any) -> None:
     assert VIEWS.keys() == BATCH.keys() == {*ALGORITHMS, "on-policy", "off-policy"}
     flat = shells["vec_env"](world("flat", num_envs=128))
-    dqn: Any = make_sb3("dqn", flat, planned_plays=300, gamma=0.0, seed=0, warm_up=7)
+    dqn: Any = make_sb3("dqn", flat, planned_plays=300, gamma=0.0, seed=0, overrides={"warm_up": 7})
     assert (dqn.learning_starts, dqn.buffer_size) == (7 * 128, 300 * 128)
     assert dqn.target_update_interval == VIEWS["dqn"]["target_plays"] * 128
     assert dqn.gradient_steps == VIEWS["dqn"]["gradient_steps"] and dqn.gamma == 0
     one = shells["vec_env"](world("continuous", num_envs=1))
-    td3: Any = make_sb3("td3", one, planned_plays=10, gamma=0.9, seed=0, action_noise_std=0.1, learning_starts=2)
+    given = {"action_noise_std": 0.1, "learning_starts": 2}
+    td3: Any = make_sb3("td3", one, planned_plays=10, gamma=0.9, seed=0, overrides=given)
     assert td3.learning_starts == 2 and td3.batch_size == BATCH["td3"]["batch_size"] and td3.gamma == 0.9
     np.testing.assert_array_equal(td3.action_noise._sigma, [0.1] * 3)
-    ppo: Any = make_sb3("ppo", shells["vec_env"](world(num_envs=1)), planned_plays=30, gamma=0.9, seed=0, n_steps=6)
+    shell = shells["vec_env"](world(num_envs=1))
+    ppo: Any = make_sb3("ppo", shell, planned_plays=30, gamma=0.9, seed=0, overrides={"n_steps": 6})
     assert (ppo.n_steps, ppo.batch_size) == (6, 6)
 
 
@@ -266,14 +270,14 @@ def test_off_policy_figures_are_written_once_a_play(world: Any, shells: Any, nam
 
 def test_what_could_not_be_resumed_is_refused_at_once(world: Any, shells: Any) -> None:
     def make(**overrides: Any) -> Any:
-        return make_sb3("td3", env, planned_plays=10, gamma=0.0, seed=0, **overrides)
+        return make_sb3("td3", env, planned_plays=10, gamma=0.0, seed=0, overrides=overrides)
 
     env = shells["vec_env"](world("continuous"))
     wandering = OrnsteinUhlenbeckActionNoise(np.zeros(3), np.ones(3))
     with pytest.raises(ValueError, match="action_noise is a OrnsteinUhlenbeckActionNoise"):
         make(action_noise=wandering)
     with pytest.raises(ValueError, match="use_sde"):
-        make_sb3("sac", env, planned_plays=10, gamma=0.0, seed=0, use_sde=True)
+        make_sb3("sac", env, planned_plays=10, gamma=0.0, seed=0, overrides={"use_sde": True})
     with pytest.raises(ValueError, match=r"dqn cannot be made: .*Discrete"):
         make_sb3("dqn", env, planned_plays=10, gamma=0.0, seed=0)
 
@@ -285,7 +289,8 @@ def test_bad_input(world: Any, shells: Any, tmp_path: Any) -> None:
         make_sb3("ppo", world(), planned_plays=1, gamma=0.0, seed=0)
     with pytest.raises(ValueError, match="planned_plays is 0"):
         make_sb3("ppo", shells["vec_env"](world()), planned_plays=0, gamma=0.0, seed=0)
-    agent = Sb3Agent("ppo", shells["vec_env"](world()), planned_plays=1, gamma=0.0, learning_rate=falling)
+    given = {"learning_rate": falling}
+    agent = Sb3Agent("ppo", shells["vec_env"](world()), planned_plays=1, gamma=0.0, overrides=given)
     with pytest.raises(ValueError, match=r"learning_rate is .* a function cannot be saved"):
         agent.save(tmp_path / "agent")
     other = Sb3Agent("a2c", shells["vec_env"](world("flat")), planned_plays=1, gamma=0.0)

@@ -12,9 +12,9 @@ from envs.engine import AttackEngine, StepRecord
 from envs.rewards import NOISE, LookAhead, Progress
 from envs.torch_env import TorchBatchEnv, TorchViewEnv
 from envs.world import WorldSettings
-from ssl_core.attacks import Budget
+from ssl_core.attacks import Attacked, Budget
 from ssl_core.images import ImageSet, Split
-from ssl_core.learner import frozen
+from ssl_core.learner import TargetLearner, frozen
 from ssl_core.losses import nt_xent
 from ssl_core.rng import Streams
 from ssl_core.sampler import BatchSampler
@@ -144,6 +144,36 @@ def test_both_attacks_start_alike_and_each_weights_losses_are_computed_once(tiny
     assert [step for step, _ in calls] == [0, 1, 2, 3]
     for record, (_, before), (_, after) in zip(records, calls, calls[1:], strict=False):
         assert torch.equal(record.terms["lookahead_adversarial"], (before - after)[0].expand(8))
+
+
+@pytest.mark.parametrize("played", [0, 2])
+def test_its_attack_steps_are_counted(tiny, monkeypatch, played: int, tmp_path) -> None:
+    engine = world(tiny, **ALL)
+    for _ in range(played):
+        engine.play(BUDGET)
+    torch.save(engine.state_dict(), tmp_path / "engine.pt")
+    resumed = world(tiny, **ALL)
+    resumed.load_state_dict(torch.load(tmp_path / "engine.pt", weights_only=True))
+    made: list[int] = []
+    attack = TargetLearner.attack
+
+    def watched(self: TargetLearner, views: Tensor, budget: Budget, generator: torch.Generator) -> Attacked:
+        made.append(int(budget.steps.sum()))
+        return attack(self, views, budget, generator)
+
+    monkeypatch.setattr(TargetLearner, "attack", watched)
+    for each in (engine, resumed):
+        for play in range(played, played + 2):
+            made.clear()
+            record = each.play(BUDGET)
+            # the first play of all measures before its update too
+            assert record.other_steps == sum(made) - int(STEPS.sum()) == 10 * 5 * (2 if play == 0 else 1)
+    assert type(record.other_steps) is int
+
+
+@pytest.mark.parametrize("more", [{}, {"reward_cost": 0.01, "reward_progress": 0.7}])
+def test_without_a_look_ahead_no_other_steps_are_made(tiny, more: dict) -> None:
+    assert [world(tiny, **more).play(BUDGET).other_steps, world(tiny, method="simclr").play(None).other_steps] == [0, 0]
 
 
 def test_an_update_that_changes_nothing_is_worth_nothing(tiny) -> None:

@@ -208,6 +208,18 @@ def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
         assert parse(["--resume", str(run), *argv]) == Invocation(expected, run)
 
 
+def test_a_run_needs_the_module_of_its_agent_and_its_record_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"observation": "features", "actions": "flat", "reward_scope": "view"}
+    settings = Settings(agent="no_such_module_here:Name", **said)  # type: ignore[arg-type]
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    assert load(tmp_path / "config.yaml") == settings
+    for flag, value in (("--config", tmp_path / "config.yaml"), ("--resume", tmp_path)):
+        assert "cannot import no_such_module_here" in refused(capsys, flag, str(value))
+    assert "did you mean" in refused(capsys, "--config", str(tmp_path / "config.yaml"), "--agent", "reinfroce")
+
+
 def test_a_resumed_run_may_change_device_and_precision_and_recompute(run: Path) -> None:
     invocation = parse(["--precision", "bf16", "--resume", str(run), "--device", "auto", "--recompute", "true"])
     assert invocation.settings.recompute

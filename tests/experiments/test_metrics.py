@@ -1,5 +1,6 @@
 """Rows of metrics: what a policy depends on, and files that were cut short or damaged."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_the_budget_is_told_by_fifths_of_the_clean_loss() -> None:
     assert row["by_clean_loss/steps"] == [3.0, 7.0, 11.0, 15.0, 19.0]
     assert row["by_clean_loss/epsilon"] == pytest.approx([8.0] * FIFTHS)
     assert row["by_clean_loss/step_size"] == pytest.approx([2.0] * FIFTHS)
+
+
+def test_other_attacks_steps_are_told_where_there_are_any() -> None:
+    made = record(torch.rand(4), torch.arange(3, 7))
+    plain = metrics_of(made)
+    assert "attack/other_steps" not in plain
+    assert metrics_of(replace(made, other_steps=240)) == plain | {"attack/other_steps": 240}
 
 
 def test_too_few_views_make_no_fifths() -> None:

@@ -36,6 +36,17 @@ def test_every_data_set_has_a_preset_of_its_own() -> None:
         assert Settings.from_preset(preset).dataset == dataset
 
 
+def test_a_dotted_path_is_imported_only_for_what_is_left_to_the_agent() -> None:
+    said = {"observation": "features", "actions": "flat", "reward_scope": "view"}
+    settings = Settings(agent="no_such_module_here:Name", **said)  # type: ignore[arg-type]
+    assert replace(settings, epochs=3).agent == "no_such_module_here:Name"
+    for name in said:
+        with pytest.raises(ValueError, match="cannot import no_such_module_here"):
+            Settings(agent="no_such_module_here:Name", **said | {name: "auto"})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown agent 'reinfroce'"):
+        Settings(agent="reinfroce", **said)  # type: ignore[arg-type]
+
+
 def test_cifar10_is_the_papers_setting() -> None:
     paper = Settings.from_preset("cifar10", agent="reinforce-paper")
     expected = {

@@ -1,0 +1,88 @@
+"""An agent's own settings as a command line or a file gives them: their types are checked before anything is made."""
+
+import collections.abc
+import numbers
+import types
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ssl_core.lookup import pick
+
+Settings = TypeVar("Settings")
+WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    dict: "settings by name",
+    type: "a class",
+    types.NoneType: "nothing",
+}
+
+
+def replaced(settings: Settings, overrides: Mapping[str, Any], agent: str) -> Settings:
+    """A dataclass of settings with some of them changed.
+
+    Args:
+        settings: the default ones.
+        overrides: others, by name.
+        agent: whose they are, for the errors.
+
+    Raises:
+        ValueError: if a name is unknown, a value is of another type than the field's, or out of its range.
+    """
+    kinds = get_type_hints(type(settings))
+    for name, value in overrides.items():
+        pick(name, kinds, f"setting of {agent!r}")
+        check_type(agent, name, value, kinds[name])
+    return replace(settings, **overrides)  # type: ignore[type-var]
+
+
+def check_type(agent: str, name: str, value: object, kind: Any) -> None:
+    """Raises a ValueError, naming agent and setting, unless the value `fits` the annotation."""
+    if not fits(value, kind):
+        raise ValueError(f"{name} of the agent {agent!r} is {value!r}: expected {in_words(kind)}")
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether the value is of an annotated type, as far as that can be told: what is not understood is let through.
+
+    An integer will do for a float (NaN will not), and a list for a tuple, since YAML has none; a bool is no number.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(value) == len(kinds) and all(fits(*pair) for pair in zip(value, kinds, strict=True))
+    if origin is collections.abc.Callable:
+        return callable(value)
+    kind = types.NoneType if kind is None else origin or kind
+    if kind in (int, float):
+        number = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+        return number and not isinstance(value, bool) and value == value
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def in_words(kind: Any) -> str:
+    """An annotated type for an error: "a number or nothing"."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(in_words(part) for part in parts))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is tuple:
+        same = len(set(parts) - {...}) == 1
+        listed = f"each {in_words(parts[0])}" if same else ", ".join(map(in_words, parts))
+        return f"a list{'' if parts[-1] is ... else f' of {len(parts)}'} ({listed})"
+    if origin is collections.abc.Callable:
+        return "a function"
+    kind = types.NoneType if kind is None else origin or kind
+    return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
