@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from agents import AGENTS
-from experiments.cells import Cell, plain
+from experiments.cells import Cell, learns, plain
 from experiments.commandline import parse
+from experiments.inference import COMPUTE, PRIMARY_ARMS
 from experiments.settings import Settings
 from ssl_core.lookup import pick
 from ssl_core.methods import METHODS
 
-PRIMARY = ("reinforce", "random", "fixed", "fixed-max")
-"""Agents whose comparisons are fixed beforehand: they get more seeds."""
 CONTROL = "fixed-max"
 """The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""
-COMPUTE = "@compute"
-"""Ends the label of an arm that trains longer, until it has spent the attack steps of the dearest."""
 OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
 PATHS = ("--data_dir", "--cache_dir", "--config", "--agent_config")
 SET_BY_CELL = ("--seed", "--run_dir", "--progress", "--resume", "--print_config", "--help")
@@ -30,6 +27,8 @@ GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", 
 """Flags of a single run, and what a comparison has in their place."""
 NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress")
 """Settings that differ between the cells of an arm by right."""
+SAME_TEST = ("dataset", "data_dir", "limit", "test_limit", "image_size", "eval_epsilons")
+"""Settings that arms of a method and preset share, besides the probe's: else their accuracies do not compare."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,23 @@ class Arm:
     """What is compared.
 
     Args:
-        label: its name, also in its cells' folders.
+        label: its name, unique within its method and preset.
         flags: of `train_agent.py`, all but the seed and what says where the run lies.
         seeds: how many, from 0.
         settings: what the flags come to, see `comparable`.
+        suffix: follows the label in the names of its cells' folders, where there are several methods or presets.
     """
 
     label: str
     flags: tuple[str, ...]
     seeds: int
     settings: Mapping[str, Any]
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name among all arms."""
+        return self.label + self.suffix
 
     @property
     def agent(self) -> str:
@@ -55,15 +61,15 @@ class Arm:
 
     @property
     def learns(self) -> bool:
-        """Whether its agent does: one's own counts as one that does."""
-        return self.agent not in AGENTS or AGENTS[self.agent].learns
+        """Whether its agent does, see `cells.learns`."""
+        return learns(self.agent)
 
     def named(self, seed: int) -> str:
         """The name of a cell's folder."""
-        return f"{self.label}-seed{seed}"
+        return f"{self.name}-seed{seed}"
 
 
-def make_arm(label: str, flags: Sequence[str], seeds: int) -> Arm:
+def make_arm(label: str, flags: Sequence[str], seeds: int, suffix: str = "") -> Arm:
     """An arm, checked by the parser of `train_agent.py`.
 
     Raises:
@@ -75,7 +81,7 @@ def make_arm(label: str, flags: Sequence[str], seeds: int) -> Arm:
         raise ValueError(f"{error} (in the arm {label!r})") from error
     if not settings.evaluate:
         raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
-    return Arm(label, tuple(flags), seeds, comparable(settings))
+    return Arm(label, tuple(flags), seeds, comparable(settings), suffix)
 
 
 def settings_of(flags: Sequence[str]) -> Settings:
@@ -115,7 +121,7 @@ def base_arms(
 ) -> list[Arm]:
     """The arms of a grid: every agent (and arm of one's own) under every method and preset.
 
-    A method without an attack has one arm, which no agent tells apart. Labels end in the method and the preset where
+    A method without an attack has one arm, which no agent tells apart. Suffixes say the method and the preset where
     there are several.
 
     Args:
@@ -124,11 +130,14 @@ def base_arms(
         own: `LABEL=FLAGS` each; their flags come last.
         flags: for all arms.
         seeds: of an arm.
-        primary_seeds: of an arm of an agent in `PRIMARY`.
+        primary_seeds: of an arm of an agent in `inference.PRIMARY_ARMS`.
 
     Raises:
-        ValueError: if a flag or a label is wrong, or two arms have the same label.
+        ValueError: if a flag or a label is wrong, two arms have the same name, or arms of a method and preset would be
+            tested in different ways.
     """
+    if "auto" in agents:
+        raise ValueError(f"--agents auto: expected names, such as {' '.join(PRIMARY_ARMS)}")
     check_flags(flags, (*SET_BY_CELL, "--agent", "--method"))
     shared = absolute(flags)
     arms = []
@@ -138,22 +147,37 @@ def base_arms(
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
             for agent in agents if attacks else ["none"]:
-                label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent) + suffix
-                number = primary_seeds if agent in PRIMARY else seeds
-                arms.append(make_arm(label, [*grid, "--agent", agent, *shared], number))
+                label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
+                number = primary_seeds if agent in PRIMARY_ARMS else seeds
+                arms.append(make_arm(label, [*grid, "--agent", agent, *shared], number, suffix))
             for text in own:
                 label, words = _own(text)
-                arms.append(make_arm(label + suffix, [*grid, *shared, *words], seeds))
-    labels = [arm.label for arm in arms]
-    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+                arms.append(make_arm(label, [*grid, *shared, *words], seeds, suffix))
+    names = [arm.name for arm in arms]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")
+    _check_same_test(arms)
     return arms
+
+
+def _check_same_test(arms: Sequence[Arm]) -> None:
+    first: dict[tuple[str, str], Arm] = {}
+    for arm in arms:
+        other = first.setdefault(_world(arm), arm)
+        for name in [*SAME_TEST, *(name for name in arm.settings if name.startswith("probe_"))]:
+            if arm.settings[name] != other.settings[name]:
+                raise ValueError(
+                    f"the arms {other.label} and {arm.label} cannot be compared: --{name} is {other.settings[name]} in "
+                    f"the one and {arm.settings[name]} in the other; give it to all arms, outside --arm"
+                )
 
 
 def _own(text: str) -> tuple[str, list[str]]:
     label, equals, line = text.partition("=")
     if not equals or not OWN_LABEL.fullmatch(label):
         raise ValueError(f"--arm {text!r}: expected LABEL=FLAGS, the label of letters, digits and @._-")
+    if label in AGENTS:
+        raise ValueError(f"--arm {text!r}: {label} is the label of the agent with its own settings, choose another")
     if label.endswith(COMPUTE):
         raise ValueError(f"--arm {text!r}: labels that end in {COMPUTE} are those of --equal_compute")
     try:
@@ -202,28 +226,28 @@ def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cel
     """Arms that spend as many attack gradient steps as the dearest arm of their method and preset.
 
     Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. An arm that is itself the dearest,
-    or so near that it gets no further epoch, has none.
+    or so near that it gets no further epoch, has none; nor has one that does not attack.
 
     Args:
-        chosen: labels of arms.
+        chosen: labels of arms, each under every method and preset.
         arms: of the grid.
         cells: all their cells.
         seeds: of an arm.
     """
-    spent: dict[str, list[int]] = {}
+    spent: dict[tuple[str, str, str], list[int]] = {}
     for cell in cells:
-        spent.setdefault(cell.arm, []).append(cell.attack_steps)
-    mean = {label: sum(steps) / len(steps) for label, steps in spent.items()}
+        spent.setdefault((cell.arm, cell.method, cell.preset), []).append(cell.attack_steps)
+    mean = {key: sum(steps) / len(steps) for key, steps in spent.items()}
     made = []
     for arm in arms:
-        if arm.label not in chosen:
+        if arm.label not in chosen or arm.agent == "none":
             continue
-        rivals = [mean[other.label] for other in arms if _world(other) == _world(arm)]
+        rivals = [mean[other.label, *_world(other)] for other in arms if _world(other) == _world(arm)]
         epochs = arm.settings["epochs"]
-        longer = math.floor(epochs * max(rivals) / mean[arm.label] + 0.5)
+        longer = math.floor(epochs * max(rivals) / mean[arm.label, *_world(arm)] + 0.5)
         if longer > epochs:
             flags = [*_without(arm.flags, "--epochs"), "--epochs", str(longer)]
-            made.append(make_arm(arm.label + COMPUTE, flags, seeds))
+            made.append(make_arm(arm.label + COMPUTE, flags, seeds, arm.suffix))
     return made
 
 
@@ -241,8 +265,10 @@ def _without(flags: Iterable[str], name: str) -> Iterator[str]:
 
 
 def check_equal_compute(chosen: Sequence[str], arms: Sequence[Arm]) -> None:
-    """Raises a ValueError if a label is not one of an arm that attacks."""
-    table = {arm.label: arm for arm in arms}
+    """Raises a ValueError if a label is not one of an arm that attacks, under one method and preset at least."""
+    table: dict[str, list[Arm]] = {}
+    for arm in arms:
+        table.setdefault(arm.label, []).append(arm)
     for label in chosen:
-        if pick(label, table, "arm").agent == "none":
+        if all(arm.agent == "none" for arm in pick(label, table, "arm")):
             raise ValueError(f"--equal_compute {label}: its method has no attack, whose steps could be made equal")

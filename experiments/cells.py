@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents import AGENTS
 from experiments.figures import ACTION_SETS, action_counts
+from experiments.inference import COMPUTE
 from experiments.metrics import read_metrics
 from experiments.runlog import RunFolder
 from experiments.settings import Settings
@@ -23,18 +25,26 @@ PLACES = ("run_dir", "data_dir", "cache_dir", "progress")
 """Settings that say where something lay on one machine, and how it was shown there."""
 
 
+def learns(agent: str) -> bool:
+    """Whether an agent has anything to learn; one's own, by its dotted path, counts as one that has."""
+    # a look at what lies at the path would import it, which takes a machine that has it
+    return agent not in AGENTS or AGENTS[agent].learns
+
+
 @dataclass(frozen=True)
 class Cell:
     """A finished run of a comparison.
 
     Args:
-        arm: what is compared, told apart by its label: an agent, or an agent with settings of its own.
+        arm: what is compared, told apart by its label within a method and preset: an agent, or an agent with settings
+            of its own.
         agent, method, preset: names, as in the settings.
         seed: of the run.
         settings: all settings but `PLACES`.
         updates: target updates made.
         views: views attacked in an update, 0 for a method without an attack.
-        attack_steps: attack gradient steps spent, over all updates and views.
+        attack_steps: attack gradient steps spent, over all updates and views, with those that a reward's look-ahead
+            took.
         seconds: wall time of training. A process that was killed leaves none: then that of the other updates, scaled
             to all; 0.0 if there are none.
         world_seconds, agent_seconds: its parts that went into the world and into the agent.
@@ -128,6 +138,7 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
         if counts := row.get("actions/steps"):
             views = sum(counts.values())
             spent += round(row["budget/steps"] * views)
+        spent += row.get("attack/other_steps", 0)
     starts = folder.environments()
     timed = sum(part["last"] - part["first"] for part in training)
     # a killed process leaves no entry of the updates that it made
@@ -230,6 +241,11 @@ class Comparison:
     def arms(self) -> list[str]:
         """The labels of the arms, in the order in which they first appear."""
         return list(dict.fromkeys(cell.arm for cell in self.cells))
+
+    @property
+    def base(self) -> "Comparison":
+        """Without the arms that trained longer (`COMPUTE`): they compete at equal compute only."""
+        return replace(self, cells=[cell for cell in self.cells if not cell.arm.endswith(COMPUTE)])
 
     def of(self, arm: str) -> list[Cell]:
         """The cells of an arm by rising seed."""

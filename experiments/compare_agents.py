@@ -16,42 +16,37 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
 from rich.console import Console
 
-from experiments.arms import (
-    COMPUTE,
-    CONTROL,
-    PRIMARY,
-    Arm,
-    base_arms,
-    check_equal_compute,
-    compute_arms,
-)
+from experiments.arms import CONTROL, Arm, base_arms, check_equal_compute, compute_arms, settings_of
 from experiments.cells import Cell, summarise
 from experiments.comparison_folder import ComparisonFolder, Plan, extended
 from experiments.grid import Ended, Job, Worker, last_lines, locked, run_jobs, usable_cores
 from experiments.grid_display import Display, Progress, share_done
+from experiments.inference import COMPUTE, PRIMARY_ARMS
+from experiments.oneline import OneLineParser
 from experiments.progress import Interrupt
+from experiments.training import Run
+from ssl_core.images import Split
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10
 PRESET, METHOD = "digits-grid", "astra"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "image_size")
+"""Settings on which the data set depends, and nothing else of it."""
 
 
-def _parser() -> _Parser:
+def _parser() -> OneLineParser:
     raw = argparse.RawDescriptionHelpFormatter
     usage = "%(prog)s [--FLAG VALUE ...], or %(prog)s --resume DIR [--jobs N]"
-    parser = _Parser(
+    parser = OneLineParser(
         prog="compare_agents.py", usage=usage, description=__doc__, formatter_class=raw, allow_abbrev=False
     )
     parser.add_argument("--agents", nargs="+", metavar="NAME", help=f"by default {' '.join(AGENTS)}")
@@ -60,7 +55,7 @@ def _parser() -> _Parser:
         "--primary_seeds",
         type=int,
         metavar="N",
-        help=f"of {', '.join(PRIMARY)}, whose comparisons are fixed beforehand; by default {PRIMARY_SEEDS} where "
+        help=f"of {', '.join(PRIMARY_ARMS)}, whose comparisons are fixed beforehand; by default {PRIMARY_SEEDS} where "
         f"--seeds is {SEEDS} or more, else as many",
     )
     parser.add_argument("--preset", metavar="NAME", help=f"by default {PRESET}")
@@ -94,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     given, flags = parser.parse_known_args(argv)
+    begun: Path | None = None
     try:
         folder, plan = _prepare(given, flags, argv)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -103,13 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 folder.check_new()
             else:
                 plan = folder.read_plan()
-            return Comparer(folder, plan, given.jobs or plan.jobs, lock).run()
+            comparer = Comparer(folder, plan, given.jobs or plan.jobs, lock)
+            begun = folder.path
+            return comparer.run()
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}")
+        # a full disk is found at a write, which knows no name
+        parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
     except KeyboardInterrupt:
-        print("compare_agents.py: error: interrupted before anything ran", file=sys.stderr)
+        when = f"; go on by {_resume(begun)}" if begun else " before anything ran"
+        print(f"compare_agents.py: error: interrupted{when}", file=sys.stderr)
         return 130
 
 
@@ -146,11 +146,39 @@ def _prepare(given: argparse.Namespace, flags: Sequence[str], argv: Sequence[str
     path = given.dir or _free("-".join(presets))
     folder = ComparisonFolder(path)
     folder.check_new()
+    try_arms(arms)
     # the folder says where it lies, not what it is
     words = ["python", "experiments/compare_agents.py", *_without_dir(argv)]
     return folder, Plan(
         path.resolve().name, shlex.join(words), given.jobs or usable_cores(), seeds, chosen, tuple(arms)
     )
+
+
+def try_arms(arms: Sequence[Arm]) -> None:
+    """Makes the world and the agent of each arm once, and nothing with them: what only a run would find is told before
+    any has begun.
+
+    Raises:
+        ValueError: if an arm has a batch larger than its data, no data, unknown settings of its agent, and the like.
+    """
+    torch.set_num_threads(1)
+    loaded: dict[tuple[object, ...], Split] = {}
+    for arm in arms:
+        try:
+            settings = settings_of([*arm.flags, "--seed", "0"])
+            key = tuple(getattr(settings, name) for name in DATA)
+            if key not in loaded:
+                loaded[key] = settings.load_data()
+            # on the processor: a GPU's memory is for the workers
+            Run(settings, torch.device("cpu"), loaded[key])
+        except Exception as error:
+            # an agent of one's own may raise anything
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ValueError(f"{kind}{error} (in the arm {arm.name!r})") from error
+
+
+def _resume(path: Path) -> str:
+    return shlex.join(["python", sys.argv[0], "--resume", str(path)])
 
 
 def _free(name: str) -> Path:
@@ -248,9 +276,10 @@ class Comparer:
                 self.progress.running[worker.job.name] = share, worker.seconds
             if interrupt.asked and not told:
                 told.append(interrupt.asked)
-                self.display.note(
-                    f"{interrupt.asked}: {len(running)} runs are saved at the end of their rollouts; again: at once"
-                )
+                many = "1 run is saved at the end of its rollout"
+                if len(running) != 1:
+                    many = f"{len(running)} runs are saved at the end of their rollouts"
+                self.display.note(f"{interrupt.asked}: {many}; again: at once")
             self.display.update(self.spent)
 
         told: list[str] = []
@@ -290,17 +319,20 @@ class Comparer:
         self.folder.write(self.plan, self.jobs, self.progress.finished, self.progress.failed)
 
     def _add_compute_arms(self) -> None:
-        known = {arm.label for arm in self.plan.arms}
-        chosen = [label for label in self.plan.equal_compute if label + COMPUTE not in known]
+        known = {arm.name for arm in self.plan.arms}
+        chosen = self.plan.equal_compute
         cells: list[Cell] = list(self.progress.finished.values())
         base = [arm for arm in self.plan.arms if not arm.label.endswith(COMPUTE)]
-        added = compute_arms(chosen, base, cells, self.plan.seeds)
-        for label in chosen:
-            found = next((arm for arm in added if arm.label == label + COMPUTE), None)
-            if found is None:
-                self.display.note(f"{label} spends as many attack steps as any arm: no {label}{COMPUTE}")
+        made = {arm.name: arm for arm in compute_arms(chosen, base, cells, self.plan.seeds)}
+        added = [arm for name, arm in made.items() if name not in known]
+        for arm in base:
+            name = arm.label + COMPUTE + arm.suffix
+            if arm.label not in chosen or arm.agent == "none" or name in known:
+                continue
+            if name in made:
+                self.display.note(f"{name}: {made[name].settings['epochs']} epochs")
             else:
-                self.display.note(f"{found.label}: {found.settings['epochs']} epochs")
+                self.display.note(f"{arm.name} spends as many attack steps as any arm: no {name}")
         if added:
             self.plan = extended(self.plan, added)
             self.folder.write_plan(self.plan)
@@ -323,7 +355,7 @@ class Comparer:
                 note(f"{', '.join(waiting)}: only when all others are finished")
         if asked or failed:
             why = f"{asked}: go on" if asked else "try them again"
-            note(f"{why} by {shlex.join(['python', sys.argv[0], '--resume', path])}")
+            note(f"{why} by {_resume(self.folder.path)}")
         if any(arm.learns for arm in self.plan.arms) and CONTROL not in {arm.agent for arm in self.plan.arms}:
             note(f"the control {CONTROL} is missing: is choosing worth more than attacking hard?")
         note(f"the runs are in {self.folder.cells}, what they come to in {self.folder.results}")

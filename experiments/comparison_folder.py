@@ -47,7 +47,7 @@ class Plan:
 
 
 class ComparisonFolder:
-    """A comparison's folder: `comparison.yaml` (the plan), `cells/LABEL-seedN` (run folders), `logs/LABEL-seedN.log`,
+    """A comparison's folder: `comparison.yaml` (the plan), `cells/ARM-seedN` (run folders), `logs/ARM-seedN.log`,
     `comparison.json` (`experiments.cells.Comparison`) and `state.json` (what was started, and for how long).
     """
 
@@ -79,7 +79,8 @@ class ComparisonFolder:
     def write_plan(self, plan: Plan) -> None:
         """Writes `comparison.yaml`, atomically."""
         arms = [
-            {"label": arm.label, "seeds": arm.seeds, "flags": shlex.join(arm.flags), "settings": dict(arm.settings)}
+            {"label": arm.label, "suffix": arm.suffix, "seeds": arm.seeds}
+            | {"flags": shlex.join(arm.flags), "settings": dict(arm.settings)}
             for arm in plan.arms
         ]
         head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
@@ -103,12 +104,13 @@ class ComparisonFolder:
         try:
             arms = []
             for entry in document["arms"]:
-                arm = make_arm(entry["label"], shlex.split(entry["flags"]), entry["seeds"])
+                flags, suffix = shlex.split(entry["flags"]), entry.get("suffix", "")
+                arm = make_arm(entry["label"], flags, entry["seeds"], suffix)
                 # a setting that is younger than the plan has its default, in the cells too
                 if changed := differences(
                     {name: arm.settings.get(name) for name in entry["settings"]}, entry["settings"]
                 ):
-                    raise ValueError(f"{self.config}: the arm {arm.label!r} would not be the same: {changed[0]}")
+                    raise ValueError(f"{self.config}: the arm {arm.name!r} would not be the same: {changed[0]}")
                 arms.append(arm)
             plan = Plan(
                 document["name"],

@@ -49,7 +49,7 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """An estimate from cells of the same arm, else from the mean of all arms; None before any can be had."""
-        known = {arm.label: seconds for arm in self.arms if (seconds := self._seconds(arm)) is not None}
+        known = {arm.name: seconds for arm in self.arms if (seconds := self._seconds(arm)) is not None}
         if not known:
             return None
         usual = sum(known.values()) / len(known)
@@ -58,7 +58,7 @@ class Progress:
             for name in (arm.named(seed) for seed in range(arm.seeds)):
                 if name in self.finished or name in self.failed:
                     continue
-                seconds = known.get(arm.label, usual)
+                seconds = known.get(arm.name, usual)
                 if name in self.running:
                     done, since = self.running[name]
                     seconds = min(seconds * (1 - done), max(0.0, seconds - since)) if done < 1 else 0.0
@@ -190,7 +190,7 @@ class Display:
             _count(sum(cell.attack_steps for cell in cells) / len(cells)) if cells else "",
             _mean([self.progress.took.get(arm.named(cell.seed), cell.seconds) / 60 for cell in cells]),
         ]
-        return [Text(text) for text in (arm.label, *facts)]
+        return [Text(text) for text in (arm.name, *facts)]
 
 
 def _running(found: Mapping[int, tuple[float, float] | None]) -> str:

@@ -10,6 +10,7 @@ python experiments/publish.py --check            # say whether the README's tabl
 import argparse
 import json
 import re
+import shlex
 import shutil
 import statistics
 import sys
@@ -22,12 +23,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments import report
+from experiments.arms import PATHS
 from experiments.benchmark_report import cells
 from experiments.cells import Comparison, read_comparison, write_comparison
 from experiments.comparing import read
 from experiments.figures import reward_comparison
 from experiments.inference import FEWEST_SEEDS, mean_interval
 from experiments.markup import Table, to_markdown
+from experiments.oneline import OneLineParser
 from experiments.report_tables import accuracy_table as compared_accuracies
 from experiments.report_tables import compute_table, improvement_table, primary_table
 from experiments.runlog import ROOT, RunFolder
@@ -35,6 +38,8 @@ from ssl_core.results import read_results, replacing
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
+PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS}
+"""What stands for a path of one machine in a kept command."""
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
 
@@ -75,11 +80,37 @@ def keep_comparison(folder: Path, results: Path) -> Path:
     comparison = read_comparison(folder / report.COMPARISON)
     target = results / "comparisons" / folder.resolve().name
     # where things lay on one machine says nothing on another
-    command = re.sub(r"(--(?:data_dir|cache_dir|dir)[ =])\S+", r"\1DIR", comparison.command)
-    comparison = replace(comparison, command=command)
+    unfinished = {name: _without_folders(reason) for name, reason in comparison.unfinished.items()}
+    command = shlex.join(_without_places(shlex.split(comparison.command)))
+    comparison = replace(comparison, command=command, unfinished=unfinished)
     report.write(comparison, target)
     write_comparison(target / report.COMPARISON, comparison)
     return target
+
+
+def _without_places(words: Sequence[str]) -> list[str]:
+    made, before = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if before in PLACES:
+            made.append(PLACES[before])
+        elif name in PLACES and equals:
+            made.append(f"{name}={PLACES[name]}")
+        elif before == "--arm" or (name == "--arm" and equals):
+            # the flags of an arm of one's own: LABEL=FLAGS
+            head, _, flags = (value if name == "--arm" else word).partition("=")
+            arm = f"{head}={shlex.join(_without_places(shlex.split(flags)))}"
+            made.append(f"--arm={arm}" if name == "--arm" else arm)
+        else:
+            made.append(word)
+        before = word
+    return made
+
+
+def _without_folders(reason: str) -> str:
+    """A text with the names only of what absolute paths lead to; in quotes, a path may have blanks."""
+    reason = re.sub(r"""(['"])/(?:[^'"]*/)?([^'"/]*)\1""", r"\1\2\1", reason)
+    return re.sub(r"(?<![\w.~/])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]*)", r"\1", reason)
 
 
 def compared(table: Callable[[Comparison], list[Table] | Table | None]) -> Callable[[Path, str], str]:
@@ -193,7 +224,7 @@ def with_tables(text: str, results: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="publish.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(prog="publish.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs or comparisons to be kept")
     parser.add_argument("--group", help="the folder of results/ that they are kept in, by default their preset's name")
     parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
@@ -204,6 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for run in options.runs:
             if (run / report.COMPARISON).is_file():
+                if options.group or options.pictures:
+                    raise ValueError(f"{run} is a comparison: --group and --pictures are for runs, leave them out")
                 print(f"kept {keep_comparison(run, options.results)}")
             else:
                 print(f"kept {keep(run, options.results, options.pictures, options.group)}")

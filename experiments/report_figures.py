@@ -16,8 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from agents import AGENTS
-from experiments.cells import Cell, Comparison
+from experiments.cells import Cell, Comparison, learns
 from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
 from experiments.figures import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
 from experiments.inference import FEWEST_SEEDS, estimate, mean_interval, pareto
@@ -47,12 +46,6 @@ class Band(NamedTuple):
     mean: Array
     low: Array
     high: Array
-
-
-def learns(cells: Sequence[Cell]) -> bool:
-    """Whether the arm of these cells has anything to learn."""
-    entry = AGENTS.get(cells[0].agent)
-    return entry is not None and entry.learns
 
 
 def curve_band(cells: Sequence[Cell], name: str) -> Band | None:
@@ -276,7 +269,7 @@ def choice_over_training(comparison: Comparison, path: Path | str) -> bool:
 
 def highlighted(comparison: Comparison, lines: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> list[str]:
     """The learning arms to be told apart, at most eight: those whose choice moves the most."""
-    learning = [arm for arm in lines if learns(comparison.of(arm))]
+    learning = [arm for arm in lines if learns(comparison.of(arm)[0].agent)]
     most = sorted(learning, key=lambda arm: -_moved(lines[arm]))[: len(LINES)]
     return [arm for arm in learning if arm in most]
 
@@ -305,7 +298,7 @@ def _panels(
         ends = []
         for arm, each in lines.items():
             if kind in each and arm not in shown:
-                dash = "-" if learns(comparison.of(arm)) else (0, (1, 1))
+                dash = "-" if learns(comparison.of(arm)[0].agent) else (0, (1, 1))
                 axis.plot(*each[kind], color=GREY, linewidth=1, linestyle=dash, zorder=1)
         for arm, style in zip(shown, LINES, strict=False):
             if kind in lines[arm]:

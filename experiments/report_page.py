@@ -19,6 +19,7 @@ from experiments.report_figures import (
     shares_of_arms,
     without_attack,
 )
+from experiments.report_settings import reward_table, settings_table
 from experiments.report_tables import (
     accuracy_table,
     at,
@@ -27,8 +28,6 @@ from experiments.report_tables import (
     improvement_table,
     parts,
     primary_table,
-    reward_table,
-    settings_table,
 )
 
 
@@ -49,7 +48,7 @@ def report(comparison: Comparison, figures: Path) -> Page:
     if twice := [run for run, number in runs.items() if number > 1]:
         arm, method, preset, seed = twice[0]
         raise ValueError(f"the arm {arm} ({method}, {preset}) has seed {seed} twice: expected a run a seed")
-    several = len(comparison.arms) > 1
+    several = len({(arm, method, preset) for arm, method, preset, _ in runs}) > 1
     drawn = _drawn(comparison, figures)
     primary, others = primary_table(comparison), improvement_table(comparison)
     sections = [
@@ -87,13 +86,15 @@ HOW_TO_READ = (
     ),
     (
         "Deciding epsilon",
-        "arms are compared where the RA, averaged over arms, is nearest to 55 %, and from 30 to 80 %: near 0 and 100 % "
-        "all arms look alike. The rule does not see who wins.",
+        "arms are compared where the RA, averaged over the arms of the primary comparisons (over all arms where one of "
+        "those is missing), is nearest to 55 %, and from 30 to 80 %: near 0 and 100 % all arms look alike. The rule "
+        "does not see who wins.",
     ),
     (
         "Shown",
-        "a primary comparison is shown if p after Holm is at most 0.05. What is not shown may still be so: it then "
-        "needs more seeds. All other comparisons have intervals only, without a test.",
+        "a primary comparison is shown if p after Holm is at most 0.05; there is no verdict before all planned runs of "
+        "its arms are finished. What is not shown may still be so: it then needs more seeds. All other comparisons "
+        "have intervals only, without a test.",
     ),
 )
 ALONE = 4
@@ -105,21 +106,23 @@ def answer(comparison: Comparison) -> list[str]:
     sentences, last = [], []
     for part in parts(comparison):
         epsilon, cell = deciding_epsilon(part), part.cells[0]
+        base = part.base if part.base.cells else part
+        apart = " (arms at equal compute apart)" if base.arms != part.arms else ""
         seeds = sorted({len(part.of(arm)) for arm in part.arms})
         each = " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
         many = f"{_count(len(part.arms), 'arm')}, {_count(len(part.cells), 'run')} (seeds an arm: {each})"
         sentences.append(f"{many}, method {cell.method}, preset {cell.preset}.")
-        if len(part.arms) == 1:
-            places = [place for place in sorted(cell.outcomes) if all(place in other.outcomes for other in part.cells)]
-            means = [f"{at(place)} {np.mean([run.accuracy(place) for run in part.cells]):.1f} %" for place in places]
-            last.append(f"One arm alone shows nothing about agents; {part.arms[0]}: {', '.join(means)}.")
+        if len(base.arms) == 1:
+            places = [place for place in sorted(cell.outcomes) if all(place in other.outcomes for other in base.cells)]
+            means = [f"{at(place)} {np.mean([run.accuracy(place) for run in base.cells]):.1f} %" for place in places]
+            last.append(f"One arm alone shows nothing about agents; {base.arms[0]}: {', '.join(means)}.")
         elif epsilon is None:
             last.append("No epsilon decides: at none is the mean RA of the arms from 30 to 80 %.")
         else:
             best = best_arm(part, epsilon)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
-            last.append(f"At the deciding epsilon, {at(epsilon)}, {text} by the intervals of the differences.")
-    if len(comparison.arms) > 1:
+            last.append(f"At the deciding epsilon, {at(epsilon)}, {text}{apart} by the intervals of the differences.")
+    if len({(cell.arm, cell.method, cell.preset) for cell in comparison.cells}) > 1:
         sentences += _primary_sentences(comparison)
     sentences += last
     if comparison.unfinished:
@@ -143,14 +146,17 @@ def _primary_sentences(comparison: Comparison) -> list[str]:
         first, second = row["comparison"].split(" - ")
         place = f"{row['at']}, {row['method, preset']}" if "method, preset" in row else row["at"]
         facts = f"{row['difference, points']} points, {place}, {row['seeds']} seeds"
+        shorter = facts.rpartition(",")[0]
         if row in shown:
             sentences.append(
                 f"{first} is {row['verdict']} than {second} ({facts}, p {row['p after Holm']} after Holm)."
             )
+        elif row["verdict"].endswith("so far"):
+            sentences.append(f"No verdict yet on {first} against {second}: {row['verdict']} ({shorter}).")
         elif row["verdict"] == "not shown":
             sentences.append(f"Not shown, either way: {first} against {second} ({facts}).")
         else:
-            sentences.append(f"{first} against {second} {row['verdict']} ({facts.rpartition(',')[0]}).")
+            sentences.append(f"{first} against {second} {row['verdict']} ({shorter}).")
     return sentences
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import publish
+from experiments import compare_agents, publish
+from experiments import report as report_command
+from experiments.arms import base_arms
 from experiments.commandline import parse
 from experiments.train_agent import main
 
@@ -50,19 +52,27 @@ def test_the_training_commands_parse(command: str, tmp_path) -> None:
     assert settings.agent in command or settings.agent == "reinforce"
 
 
-def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path) -> None:
-    commands = [shlex.split(line) for line in COMMANDS if "compare_agents.py" in line or "report.py" in line]
-    new, resumed, report = commands
+def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:
+    new, resumed, report = (
+        shlex.split(line) for line in COMMANDS if "compare_agents.py" in line or "report.py" in line
+    )
+    first, last = new.index("--agents") + 1, new.index("--seeds")
+    agents = new[first:last]
+    assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
+    # two of them tell whether the command runs
+    new[first:last] = agents[:1] + agents[-1:]
     tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1 --seeds=1"
     folder = str(tmp_path / "small")
     steps = [[*new, *shlex.split(tiny), "--dir", folder], [*resumed[:-1], folder], [*report[:-1], folder]]
-    for words in steps:
-        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    [*_, page] = done.stdout.split()
+    commands = {"experiments/compare_agents.py": compare_agents.main, "experiments/report.py": report_command.main}
+    for python, script, *words in steps:
+        assert python == "python" and (ROOT / script).is_file()
+        # in this process: three others would import for longer than they run
+        assert commands[script](words) == 0
+    [*_, page] = capsys.readouterr().out.split()
     assert page == f"{folder}/report.html"
     text = Path(page).read_text(encoding="utf-8")
-    for agent in new[new.index("--agents") + 1 : new.index("--seeds")]:
+    for agent in agents[:1] + agents[-1:]:
         assert agent in text
 
 

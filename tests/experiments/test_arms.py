@@ -39,13 +39,16 @@ def test_the_arms_are_the_agents_and_those_of_ones_own() -> None:
 
 def test_methods_and_presets_are_dimensions_and_a_method_without_an_attack_has_one_arm() -> None:
     arms = grid("reinforce", "fixed", methods=["acl", "simclr"], presets=["digits", "digits-grid"])
-    assert [arm.label for arm in arms] == [
+    # the label is the same in each: it is by it that the report knows an arm
+    assert [arm.label for arm in arms] == 2 * ["reinforce", "fixed", "none"]
+    assert [arm.name for arm in arms] == [
         *("reinforce-acl-digits", "fixed-acl-digits", "none-simclr-digits"),
         *("reinforce-acl-digits-grid", "fixed-acl-digits-grid", "none-simclr-digits-grid"),
     ]
-    assert [arm.label for arm in grid("fixed", methods=["acl", "astra"])] == ["fixed-acl", "fixed-astra"]
+    assert arms[0].named(2) == "reinforce-acl-digits-seed2"
+    assert [arm.name for arm in grid("fixed", methods=["acl", "astra"])] == ["fixed-acl", "fixed-astra"]
     [only] = grid("fixed", methods=["acl"])
-    assert only.label == "fixed" and only.settings["method"] == "acl"
+    assert only.label == only.name == "fixed" and only.settings["method"] == "acl"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,17 @@ def test_methods_and_presets_are_dimensions_and_a_method_without_an_attack_has_o
         ({"flags": ["--epohs=1"]}, "did you mean --epochs"),
         ({"methods": ["astr"]}, "did you mean 'astra'"),
         ({"presets": ["digit"]}, "did you mean 'digits'"),
-        ({"own": ["fixed=--agent ppo"]}, "two arms are called fixed"),
+        ({"own": ["x=--agent ppo", "x=--agent a2c"]}, "two arms are called x"),
+        # it would be tested as the agent of that name
+        ({"own": ["reinforce=--agent ppo"]}, "reinforce is the label of the agent"),
+        ({"own": ["x=--probe_epochs 3"]}, "fixed and x cannot be compared: --probe_epochs is 100 in the one and 3"),
+        ({"own": ["x=--probe_augment true"]}, "--probe_augment"),
+        ({"own": ["x=--limit 300"]}, "--limit"),
+        ({"own": ["x=--test_limit 30"]}, "--test_limit"),
+        ({"own": ["x=--image_size 32"]}, "--image_size"),
+        ({"own": ["x=--eval_epsilons=[4/255]"]}, "--eval_epsilons"),
+        ({"own": ["x=--dataset folder --data_dir /a"]}, "--dataset"),
+        ({"own": ["x=--data_dir /a"]}, "--data_dir"),
         ({"own": ["x y=--agent ppo"]}, "LABEL=FLAGS"),
         ({"own": ["x"]}, "LABEL=FLAGS"),
         ({"own": ["x@compute=--agent ppo"]}, "--equal_compute"),
@@ -83,6 +96,16 @@ def test_an_agent_of_ones_own_learns_and_has_a_label_that_is_a_folder(tmp_path, 
     [arm] = grid("own_agents:act")
     assert (arm.label, arm.agent, arm.learns) == ("own_agents.act", "own_agents:act", True)
     assert [arm.learns for arm in grid("fixed", "random", "ppo")] == [False, False, True]
+
+
+def test_auto_is_no_agent_to_be_compared() -> None:
+    with pytest.raises(ValueError, match="--agents auto: expected names"):
+        grid("auto", "fixed")
+
+
+def test_arms_of_other_presets_may_be_tested_in_other_ways() -> None:
+    epsilons = [arm.settings["eval_epsilons"] for arm in grid("fixed", presets=["digits", "digits-grid"])]
+    assert epsilons[0] != epsilons[1]
 
 
 def test_cells_come_seed_by_seed() -> None:
@@ -118,17 +141,30 @@ def test_an_arm_of_equal_compute_trains_until_it_has_spent_what_the_dearest_has(
     assert settings_of(made[0].flags).limit == 100 and made[0].flags.count("--epochs") == 1
     # not against another preset's arms
     other = replace(arms[2], settings={**arms[2].settings, "preset": "digits"})
+    cells += [made_cell("fixed-max", preset="digits", attack_steps=9000)]
     [arm] = compute_arms(["fixed"], [arms[0], arms[1], other], cells, seeds=4)
     assert arm.settings["epochs"] == 17
 
 
+def test_arms_of_equal_compute_are_made_in_every_method_and_preset_that_attacks() -> None:
+    arms = grid("fixed", "fixed-max", methods=["acl", "simclr", "astra"], flags=["--epochs", "10"])
+    spent = {("fixed", "acl"): 500, ("fixed-max", "acl"): 1000, ("fixed", "astra"): 600, ("fixed-max", "astra"): 1800}
+    cells = [made_cell(label, method=method, attack_steps=n) for (label, method), n in spent.items()]
+    cells += [made_cell("none", method="simclr", attack_steps=0)]
+    made = compute_arms(["fixed", "none"], arms, cells, seeds=1)
+    assert [(arm.label, arm.name, arm.settings["method"], arm.settings["epochs"]) for arm in made] == [
+        ("fixed@compute", "fixed@compute-acl", "acl", 20),
+        ("fixed@compute", "fixed@compute-astra", "astra", 30),
+    ]
+
+
 def test_equal_compute_takes_arms_that_attack() -> None:
     arms = grid("fixed", methods=["simclr", "acl"])
-    check_equal_compute(["fixed-acl"], arms)
+    check_equal_compute(["fixed"], arms)
     with pytest.raises(ValueError, match="has no attack"):
-        check_equal_compute(["none-simclr"], arms)
-    with pytest.raises(ValueError, match="did you mean 'fixed-acl'"):
-        check_equal_compute(["fixed-acr"], arms)
+        check_equal_compute(["none"], arms)
+    with pytest.raises(ValueError, match="did you mean 'fixed'"):
+        check_equal_compute(["fixd"], arms)
 
 
 def test_a_planned_arm_is_checked_like_a_command_line() -> None:

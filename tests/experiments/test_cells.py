@@ -23,9 +23,16 @@ TINY = (
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with an attack and one without, which nobody may change."""
     root = tmp_path_factory.mktemp("runs")
-    assert main([*TINY, "--agent=random", "--seed=3", f"--run_dir={root / 'attacks'}"]) == 0
-    assert main([*TINY, "--method=simclr", f"--run_dir={root / 'simclr'}"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        assert main([*TINY, "--agent=random", "--seed=3", f"--run_dir={root / 'attacks'}"]) == 0
+        assert main([*TINY, "--method=simclr", f"--run_dir={root / 'simclr'}"]) == 0
     return root
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """They take half of so small a run's time, and a cell holds nothing of them."""
+    patch.setattr("experiments.evaluation.draw", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -78,8 +85,9 @@ def test_a_comparison_comes_back_as_it_was(runs, tmp_path) -> None:
     assert read_comparison(tmp_path / "empty.json").cells == []
 
 
-def test_an_interrupted_run_counts_every_stretch(tmp_path, interrupt) -> None:
+def test_an_interrupted_run_counts_every_stretch(tmp_path, interrupt, monkeypatch) -> None:
     folder = tmp_path / "run"
+    without_pictures(monkeypatch)
     interrupt(step=3)
     assert main([*TINY, "--agent=fixed", f"--run_dir={folder}"]) == 130
     with pytest.raises(ValueError, match="not finished"):
@@ -118,6 +126,16 @@ def test_a_log_that_lacks_updates_is_told(copied) -> None:
     path.write_text("".join(line for line in lines if json.loads(line)["step"] != 7))
     with pytest.raises(ValueError, match="lacks updates of step-12"):
         summarise(copied)
+
+
+def test_the_steps_of_a_rewards_look_ahead_are_attack_steps_too(copied) -> None:
+    path, before = copied / "metrics.jsonl", summarise(copied).attack_steps
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["step"] > 10 and "loss/total" in row:
+            row["attack/other_steps"] = 100
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert summarise(copied).attack_steps == before + 200
 
 
 def test_no_run_folder(tmp_path) -> None:

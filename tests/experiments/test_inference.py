@@ -8,9 +8,11 @@ import pytest
 from experiments.cells import Cell, Comparison
 from experiments.inference import (
     PRIMARY,
+    PRIMARY_ARMS,
     deciding_epsilon,
     differences,
     estimate,
+    expanded_level,
     holm,
     mean_interval,
     paired,
@@ -65,17 +67,25 @@ def test_from_ten_seeds_the_interval_is_bootstrapped_and_repeats() -> None:
     found = estimate(values)
     assert (found.interval, found.seeds) == ("bootstrap", 40)
     assert estimate(values) == found
-    # the bootstrap's standard error is that of the mean with n instead of n - 1
-    half = 1.96 * np.std(values) / math.sqrt(40)
-    assert (found.high - found.mean, found.mean - found.low) == pytest.approx((half, half), rel=0.06)
     assert estimate([7.0] * 10)[:4] == (7, 7, 7, 7)
 
 
-def test_the_bootstrap_of_ten_normal_values_covers_about_90_percent() -> None:
-    draws = np.random.default_rng(0).normal(size=(200, 10))
+def test_the_expanded_bootstrap_is_as_wide_as_students_interval() -> None:
+    # sqrt(10/9) * 2.2622 = 2.3845, beyond which a normal value is with probability 2 * 0.00855
+    assert expanded_level(10) == pytest.approx(0.98290, abs=1e-5)
+    assert expanded_level(10_000) == pytest.approx(0.95, abs=1e-4)
+    ratios = []
+    for sample in np.random.default_rng(0).normal(size=(60, 10)).tolist():
+        found, (_, low, high) = estimate(sample), mean_interval(sample)
+        ratios.append((found.high - found.low) / (high - low))
+    # at a nominal 95 % it would be 1.96 / 2.38 = 0.82
+    assert np.mean(ratios) == pytest.approx(1, abs=0.03)
+
+
+def test_the_bootstrap_of_ten_normal_values_covers_about_95_percent() -> None:
+    draws = np.random.default_rng(0).normal(size=(300, 10))
     hits = [found.low < 0 < found.high for found in map(estimate, draws.tolist())]
-    # Student's t with nine degrees of freedom is within 1.96 * sqrt(9/10) with probability 0.905.
-    assert 0.84 < np.mean(hits) < 0.95
+    assert 0.925 < np.mean(hits) < 0.975
 
 
 def test_a_difference_is_counted_image_by_image(make_cell: Make) -> None:
@@ -151,7 +161,9 @@ def test_the_interval_of_the_probability_resamples_seeds(make_cell: Make) -> Non
     found = paired(arm(make_cell, "a", values_a), arm(make_cell, "b", values_b), RADIUS)
     drawn = generator.integers(0, 12, (4000, 12))
     wins = np.sign(np.round(values_a[:, None] - values_b[None, :], 6)) / 2 + 0.5
-    twin = np.quantile([wins[np.ix_(rows, rows)].mean() for rows in drawn], [0.025, 0.975])
+    level = expanded_level(12)
+    borders = [(1 - level) / 2, (1 + level) / 2]
+    twin = np.quantile([wins[np.ix_(rows, rows)].mean() for rows in drawn], borders)
     assert (found.probability_low, found.probability_high) == pytest.approx(twin.tolist(), abs=0.02)
     assert found.probability_low < found.probability < found.probability_high
 
@@ -201,6 +213,20 @@ def test_the_deciding_epsilon_is_where_the_arms_mean_is_nearest_to_55(make_cell:
     # one run without it, and it is no candidate
     cells += [make_cell("b", 1, {0.0: 55, small: 60, middle: 52})]
     assert deciding_epsilon(compared(cells)) == middle
+
+
+def test_the_deciding_epsilon_is_that_of_the_primary_arms_whoever_stands_beside_them(make_cell: Make) -> None:
+    small, large = 4 / 255, 8 / 255
+    primary = [make_cell(name, 0, {small: 70, large: 50}) for name in PRIMARY_ARMS]
+    beside = [make_cell("ppo", 0, {small: 57, large: 30}), make_cell("fixed@compute", 0, {small: 40, large: 10})]
+    assert deciding_epsilon(compared(primary)) == deciding_epsilon(compared(primary + beside)) == large
+    # an arm that lacks an epsilon does not take it from the others
+    assert deciding_epsilon(compared([*primary, make_cell("dqn", 0, {small: 57})])) == large
+    # without one of the four all arms decide, but those at equal compute
+    some = [*primary[:3], beside[0]]
+    assert deciding_epsilon(compared([*primary[:1], *(3 * [beside[0]])])) == small
+    assert deciding_epsilon(compared(some)) == deciding_epsilon(compared([*some, beside[1]])) == large
+    assert deciding_epsilon(compared(beside[1:])) is None
 
 
 @pytest.mark.parametrize(

@@ -120,10 +120,17 @@ def test_bad_input(tmp_path, capsys) -> None:
     assert "expected one of accuracy" in capsys.readouterr().err
 
 
-def test_a_comparison_is_kept_with_its_report_and_the_readmes_tables_are_made_from_it(tmp_path, make_cell) -> None:
+def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tmp_path, make_cell, capsys) -> None:
     folder, readme = tmp_path / "comparisons" / "small", tmp_path / "README.md"
     cells = [make_cell(arm, seed) for arm in ("reinforce", "random") for seed in (0, 1, 2)]
-    made = Comparison("small", "compare_agents.py --data_dir /secret/place --seeds 3", cells, {})
+    flags = '--config=/secret/b.yaml --agent_config "/secret/my file" --epochs 3'
+    own = f"--arm 'own one={flags}' --arm=x=--data_dir=/secret"
+    command = f"compare_agents.py --data_dir '/secret/my place' --seeds 3 --cache_dir=/secret {own} --agents ppo"
+    reasons = {
+        "ppo-seed0": "it ended well, but /secret/place/cells/ppo-seed0/results/slf.json is missing",
+        "ppo-seed1": "ended with status 1: '/secret/my place/x.npy' of 8/255: lower it and/or go on by /secret/here.",
+    }
+    made = Comparison("small", command, cells, reasons)
     write_comparison(folder / "comparison.json", made)
     kinds = ("accuracy", "primary", "others", "compute")
     readme.write_text("".join(f"<!-- table compared-{kind} small -->\nSTALE\n<!-- end -->\n" for kind in kinds))
@@ -131,14 +138,29 @@ def test_a_comparison_is_kept_with_its_report_and_the_readmes_tables_are_made_fr
     assert main([str(folder), *where]) == 0
     kept = tmp_path / "results" / "comparisons" / "small"
     assert {"comparison.json", "report.html", "report.md", "figures"} == {path.name for path in kept.iterdir()}
-    again = read_comparison(kept / "comparison.json").cells
+    found = read_comparison(kept / "comparison.json")
+    assert found.command == (
+        "compare_agents.py --data_dir DIR --seeds 3 --cache_dir=DIR "
+        "--arm 'own one=--config=FILE --agent_config FILE --epochs 3' --arm=x=--data_dir=DIR --agents ppo"
+    )
+    assert list(found.unfinished.values()) == [
+        "it ended well, but slf.json is missing",
+        "ended with status 1: 'x.npy' of 8/255: lower it and/or go on by here.",
+    ]
+    again = found.cells
     assert [(cell.arm, cell.seed, cell.correct) for cell in again] == [(it.arm, it.seed, it.correct) for it in cells]
-    assert not [path for path in kept.rglob("*") if path.is_file() and b"/secret/place" in path.read_bytes()]
+    assert not [path for path in kept.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
     text = readme.read_text()
     assert "STALE" not in text
     for row in ("| reinforce | 3 |", "reinforce - random", "attack gradient steps"):
         assert row in text
     assert main([*where, "--check"]) == 0
+    capsys.readouterr()
+    for flag in ("--group=x", "--pictures"):
+        with pytest.raises(SystemExit):
+            main([str(folder), *where, flag])
+        [line] = capsys.readouterr().err.splitlines()
+        assert "is a comparison: --group and --pictures are for runs" in line
     (folder / "comparison.json").write_text("{}")
     with pytest.raises(SystemExit):
         main([str(folder), *where])

@@ -18,7 +18,6 @@ from experiments.report_figures import (
     curve_band,
     highlighted,
     learning_curves,
-    learns,
     mean_shares,
     shares_of_arms,
     without_attack,
@@ -91,9 +90,12 @@ def test_at_most_eight_learning_arms_are_told_apart_those_that_move_the_most(mak
     cells = [make_cell(f"ppo@{index}", agent="ppo") for index in range(12)] + [make_cell("random")]
     lines = {cell.arm: {"epsilon": (np.arange(2.0), np.array([0.0, index]))} for index, cell in enumerate(cells)}
     assert highlighted(comparison(cells), lines) == [f"ppo@{index}" for index in range(4, 12)]
+    # one's own, which is not imported here
+    own = [make_cell("own.Mine", agent="nowhere:Mine"), make_cell("fixed")]
+    moving = {cell.arm: {"epsilon": (np.arange(2.0), np.arange(2.0))} for cell in own}
+    assert highlighted(comparison(own), moving) == ["own.Mine"]
     assert len(LINES) == 8
     assert len({(style["linestyle"], style["marker"]) for style in LINES}) == 8
-    assert learns(cells[:1]) and not learns(cells[-1:])
 
 
 def test_all_figures_of_many_arms_are_drawn_whole(make_cell, tmp_path) -> None:

@@ -58,6 +58,26 @@ def test_too_few_seeds_are_called_so(make_cell) -> None:
     assert "better" not in text
 
 
+def test_before_all_planned_runs_are_finished_there_is_no_verdict(make_cell) -> None:
+    text = " ".join(answer(comparison(grid(make_cell, 8), unfinished={"fixed-seed8": "not run yet"})))
+    assert "none is shown" in text and "better" not in text
+    assert "No verdict yet on reinforce against random: 8 of 8 seeds so far (+" in text
+    assert "No verdict yet on reinforce against fixed: 8 of 8 seeds so far (+" in text
+
+
+def test_arms_at_equal_compute_are_not_the_best_of_the_answer(make_cell) -> None:
+    cells = grid(make_cell, 4) + [make_cell("fixed@compute", seed, {0.0: 95.0, EPSILON: 90.0}) for seed in range(4)]
+    text = " ".join(answer(comparison(cells)))
+    assert "reinforce is above every other arm (arms at equal compute apart) by the intervals" in text
+    two = " ".join(answer(comparison([cell for cell in cells if cell.agent == "fixed"])))
+    assert two.startswith("2 arms, ") and "One arm alone shows nothing about agents; fixed: SA 95.0 %" in two
+
+
+def test_an_arm_in_two_presets_is_a_comparison(make_cell, tmp_path) -> None:
+    page = report(comparison([make_cell("fixed"), make_cell("fixed", preset="digits")]), tmp_path)
+    assert page.title == "Comparison of agents: made up"
+
+
 def test_without_a_deciding_epsilon_nothing_is_claimed(make_cell) -> None:
     cells = grid(make_cell, 3, reinforce=99.0, arms=dict.fromkeys(RANDOM, 95.0), scatter=0.1)
     text = " ".join(answer(comparison(cells)))

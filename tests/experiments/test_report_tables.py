@@ -1,27 +1,22 @@
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from experiments.arms import base_arms
 from experiments.cells import Cell, Comparison
 from experiments.inference import estimate
+from experiments.markup import Table, to_html
+from experiments.report_settings import reward_table, settings_table
 from experiments.report_tables import (
-    Entry,
-    Table,
     accuracy_table,
     best_arm,
     compute_table,
     improvement_table,
     parts,
     primary_table,
-    reward_table,
-    settings_table,
-    to_html,
-    to_markdown,
 )
 
 Make = Callable[..., Cell]
@@ -52,51 +47,6 @@ def table_of(found: Table | None) -> Table:
     assert found is not None
     assert all(len(row) == len(found.columns) for row in found.rows)
     return found
-
-
-HOSTILE = Table(
-    "A | B <script>", "5 < 6 & *so* on", ["a*m", "p|q"], [[Entry("<b>&", best=True), Entry("1.0 | `x`\nIQM [2]")]]
-)
-
-
-def test_markdown_is_escaped() -> None:
-    lines = to_markdown(HOSTILE).splitlines()
-    assert lines == [
-        "**A \\| B \\<script\\>**",
-        "",
-        "| a\\*m | p\\|q |",
-        "| --- | ---: |",
-        "| **\\<b\\>\\&** | 1.0 \\| \\`x\\`<br>IQM \\[2\\] |",
-        "",
-        "5 \\< 6 \\& \\*so\\* on",
-    ]
-    plain = to_markdown(Table("t", "", ["a"], [[Entry("batch_size _x_ \\")]]))
-    assert "batch_size \\_x\\_ \\\\" in plain and plain.endswith("|\n")
-
-
-class Texts(HTMLParser):
-    """What a browser would show, and the tags."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.texts += [data] if data.strip() else []
-
-
-def test_html_is_escaped() -> None:
-    text = to_html(HOSTILE)
-    seen = Texts(text)
-    assert seen.texts == ["A | B <script>", "a*m", "p|q", "<b>&", "1.0 | `x`", "IQM [2]", "5 < 6 & *so* on"]
-    assert "script" not in seen.tags and "b" not in seen.tags
-    assert "<strong>&lt;b&gt;&amp;</strong>" in text and "<br><small>IQM [2]</small>" in text
-    assert '<th scope="col" class="number">p|q</th>' in text and '<td class="number">1.0' in text
 
 
 def test_the_best_is_marked_where_its_interval_is_above_every_other_arm(make_cell: Make) -> None:
@@ -196,6 +146,57 @@ def test_the_primary_table_tests_three_comparisons_at_the_deciding_epsilon(make_
         assert row[2] == "-" and row[-1] == "secondary, no verdict"
 
 
+def made_grid(make_cell: Make, methods: Sequence[str], presets: Sequence[str], missing: Sequence[str]) -> Comparison:
+    """A grid of eight seeds as the command plans it, in which `missing` cells are not finished."""
+    arms = base_arms(list(PRIMARY_ARMS), methods, presets, [], [], 8, 8)
+    cells, unfinished = [], {}
+    for arm in arms:
+        for seed in range(8):
+            if arm.named(seed) in missing:
+                unfinished[arm.named(seed)] = "not run yet"
+                continue
+            place = {name: arm.settings[name] for name in ("method", "preset")}
+            cells += grid(make_cell, {arm.label: PRIMARY_ARMS[arm.agent]}, 8, **place)[seed : seed + 1]
+    return Comparison("made", "none", cells, unfinished)
+
+
+def test_every_method_and_preset_of_a_planned_grid_has_its_primary_comparisons(make_cell: Make) -> None:
+    comparison = made_grid(make_cell, ["acl", "astra"], ["digits", "digits-grid"], [])
+    table = table_of(primary_table(comparison))
+    rows = [[entry.text for entry in (*row[:3], row[-1])] for row in table.rows if row[2].text != "SA"]
+    verdicts = {"reinforce - random": "better", "reinforce - fixed": "worse", "reinforce - fixed-max": "not shown"}
+    assert rows == [
+        [pair, f"{method}, {preset}", "RA at 16/255", verdict]
+        for preset in ("digits", "digits-grid")
+        for method in ("acl", "astra")
+        for pair, verdict in verdicts.items()
+    ]
+    assert "Each method and preset is a family of 3 of its own." in table.note
+    assert "family of" not in table_of(primary_table(made_grid(make_cell, ["astra"], ["digits"], []))).note
+    settings = settings_table(comparison)
+    assert list(settings.columns) == ["arm", "method, preset", "agent"]
+    assert [entry.text for entry in settings.rows[5]] == ["random", "astra, digits", "random"]
+
+
+def test_there_is_no_verdict_before_all_planned_runs_of_the_primary_arms_are_finished(make_cell: Make) -> None:
+    def verdicts(methods: Sequence[str], missing: Sequence[str]) -> list[list[str]]:
+        table = table_of(primary_table(made_grid(make_cell, methods, ["digits"], missing)))
+        found = [row[-1].text for row in table.rows if "secondary" not in row[-1].text]
+        return [found[start : start + 3] for start in range(0, len(found), 3)]
+
+    done = ["better", "worse", "not shown"]
+    assert verdicts(["astra"], []) == [done]
+    # the family of three is decided together
+    waiting = ["8 of 8 seeds so far", "7 of 8 seeds so far", "8 of 8 seeds so far"]
+    assert verdicts(["astra"], ["fixed-seed7"]) == [waiting]
+    assert verdicts(["astra"], ["reinforce-seed0", "random-seed1"])[0][0] == "6 of 8 seeds so far"
+    assert verdicts(["acl", "astra"], ["fixed-acl-seed7"]) == [waiting, done]
+    # other arms keep nobody waiting
+    comparison = made_grid(make_cell, ["astra"], ["digits"], [])
+    others = Comparison("made", "none", comparison.cells, {"ppo-seed0": "killed", "fixed-step-seed1": "killed"})
+    assert [row[-1].text for row in table_of(primary_table(others)).rows[:3]] == done
+
+
 @pytest.mark.parametrize(
     ("seeds", "verdict"),
     [(1, "cannot be decided with 1 seed"), (6, "cannot be decided with 6 seeds"), (7, "better"), (10, "better")],
@@ -232,32 +233,6 @@ def test_all_other_arms_are_compared_by_intervals_only(make_cell: Make) -> None:
     assert improvement_table(compared(grid(make_cell, {"ppo": 55.0, "bandit": 50.0}, 4))) is None
 
 
-def test_rewards_have_means_and_intervals(make_cell: Make) -> None:
-    held_out = {"ppo": 0.15, "uniform random": 0.07, "method's own budget": 0.05}
-    cells = [
-        make_cell("ppo@long", seed, agent="ppo", reward_first=0.2 + seed / 100, reward_last=0.1, held_out=held_out)
-        for seed in range(3)
-    ]
-    cells += [make_cell("none", 0, reward_first=None, reward_last=None, held_out={})]
-    table = reward_table(compared(cells))
-    texts = {row[0].text: [entry.text for entry in row[1:]] for row in table.rows}
-    # 0.21 +- 4.3027 * 0.01 / sqrt(3)
-    held = [f"{value:.3f} ({value:.3f} to {value:.3f})" for value in (0.15, 0.07, 0.05)]
-    assert texts["ppo@long"] == ["3", "0.210 (0.185 to 0.235)", "0.100 (0.100 to 0.100)", *held]
-    assert texts["none"] == ["1"] + 5 * ["-"]
-    assert "which they are in all arms here" in table.note
-
-
-def test_rewards_of_other_settings_are_told_apart(make_cell: Make) -> None:
-    cells = [make_cell("reinforce"), make_cell("reinforce-cost", settings={"reward_cost": 0.01})]
-    table = reward_table(compared(cells))
-    assert column(table, "the reward's settings") == {
-        "reinforce": "reward_cost 0",
-        "reinforce-cost": "reward_cost 0.01",
-    }
-    assert "which they are not in all arms here" in table.note
-
-
 def test_compute_and_the_pareto_front(make_cell: Make) -> None:
     cells = [make_cell("fixed", seed, {STRONG: 50 + seed}, attack_steps=140_800) for seed in range(3)]
     cells += [make_cell("random", seed, {STRONG: 45 + seed}, attack_steps=239_000) for seed in range(3)]
@@ -288,22 +263,19 @@ def test_arms_at_equal_compute_are_set_against_the_two_references(make_cell: Mak
     assert reference["reinforce"] == hardest["fixed-max"] == "-"
 
 
-def test_settings_are_told_where_arms_differ(make_cell: Make) -> None:
-    cells = [make_cell("reinforce", seed) for seed in range(2)]
-    cells += [make_cell("ppo", seed, settings={"epochs": 20 + seed, "agent_kwargs": {"lr": 0.1}}) for seed in range(2)]
-    # as read from a file: lists for tuples
-    read = json.loads(json.dumps(dict(make_cell("reinforce").settings)))
-    cells += [make_cell("reinforce", 2, settings=read)]
-    table = settings_table(compared(cells))
-    assert list(table.columns) == ["arm", "agent", "agent_kwargs", "epochs"]
-    assert [[entry.text for entry in row] for row in table.rows] == [
-        ["reinforce", "reinforce", "none", "10"],
-        ["ppo", "ppo", "lr 0.1", "20; 21"],
+def test_arms_at_equal_compute_compete_in_the_compute_table_only(make_cell: Make) -> None:
+    means = {"reinforce": 57.0, "random": 55.0, "fixed": 54.0, "fixed-max": 56.0, "ppo": 50.0}
+    alone = compared(grid(make_cell, means, 4))
+    longer = compared([*alone.cells, *grid(make_cell, {"random@compute": 70.0, "ppo@compute": 65.0}, 4)])
+    [table], [expected] = accuracy_table(longer), accuracy_table(alone)
+    assert table.rows == expected.rows and best_arm(longer, STRONG) == "reinforce"
+    assert "@compute" in table.note and "@compute" not in expected.note
+    assert improvement_table(longer) == improvement_table(alone)
+    assert primary_table(longer) == primary_table(alone)
+    assert {"random@compute", "ppo@compute"} < {row[0].text for row in compute_table(longer).rows}
+    assert [row[0].text for row in reward_table(longer).rows] == [
+        *("reinforce", "fixed-max", "random", "fixed", "ppo", "random@compute", "ppo@compute"),
     ]
-    assert table.note == (
-        "Shared by all: method astra, preset digits-grid, eval_epsilons [8/255], reward_adversarial 0.3333, "
-        "reward_cost 0."
-    )
 
 
 def test_no_table_shows_an_interval_below_three_seeds_or_not_a_number(make_cell: Make) -> None:
