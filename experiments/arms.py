@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents import AGENTS
-from experiments.cells import Cell, learns, plain
+from agents import AGENTS, learns
+from experiments.cells import Cell, plain
 from experiments.commandline import parse
 from experiments.inference import COMPUTE, PRIMARY_ARMS
 from experiments.settings import Settings
@@ -61,7 +61,7 @@ class Arm:
 
     @property
     def learns(self) -> bool:
-        """Whether its agent does, see `cells.learns`."""
+        """Whether its agent does, see `agents.learns`."""
         return learns(self.agent)
 
     def named(self, seed: int) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from agents import AGENTS
 from experiments.figures import ACTION_SETS, action_counts
 from experiments.inference import COMPUTE
 from experiments.metrics import read_metrics
@@ -23,12 +22,6 @@ WINDOWS = 20
 """Into so many parts a training is cut for curves and shares."""
 PLACES = ("run_dir", "data_dir", "cache_dir", "progress")
 """Settings that say where something lay on one machine, and how it was shown there."""
-
-
-def learns(agent: str) -> bool:
-    """Whether an agent has anything to learn; one's own, by its dotted path, counts as one that has."""
-    # a look at what lies at the path would import it, which takes a machine that has it
-    return agent not in AGENTS or AGENTS[agent].learns
 
 
 @dataclass(frozen=True)

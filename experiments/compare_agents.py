@@ -7,7 +7,8 @@ python experiments/compare_agents.py --resume comparisons/NAME
 Every cell (an arm with a seed) is an ordinary run in comparisons/NAME/cells/, one process with one thread; any flag
 that is not among those below goes to the training of each, see train_agent.py --help. comparison.json holds what is
 finished so far: report.py reads it. A comparison that was stopped, killed or had failing cells goes on by --resume.
-With --dir, runs that already lie in DIR/cells/LABEL-seedN count if their settings are the planned ones.
+With --dir, runs that already lie in DIR/cells/LABEL-seedN, or are cells of DIR/comparison.json, count if their settings
+are the planned ones.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from experiments.arms import Arm, comparable, differences, make_arm, ordered
-from experiments.cells import Cell, Comparison, summarise, write_comparison
+from experiments.cells import PLACES, Cell, Comparison, read_comparison, summarise, write_comparison
 from experiments.commandline import read_mapping
 from experiments.runlog import RunFolder
 from ssl_core.results import replacing
@@ -63,15 +63,20 @@ class ComparisonFolder:
         self.adopted: set[str] = set()
 
     def check_new(self) -> None:
-        """Raises a ValueError unless the folder is absent, empty, or has nothing but `cells` to be adopted."""
+        """Raises a ValueError unless the folder is absent, empty, or has runs to be adopted and no plan: run folders in
+        `cells`, or a `comparison.json`.
+        """
         if self.config.exists():
             raise ValueError(
                 f"{self.path} has a comparison: go on with it by {shlex.join(['--resume', str(self.path)])}"
             )
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--dir: {self.path} is a file: expected a folder")
-        if self.path.is_dir() and not self.cells.is_dir() and any(self._visible()):
-            raise ValueError(f"--dir: {self.path} is not empty and has no cells/ to adopt: choose another folder")
+        adoptable = self.cells.is_dir() or self.results.is_file()
+        if self.path.is_dir() and not adoptable and any(self._visible()):
+            raise ValueError(
+                f"--dir: {self.path} is not empty and has no cells/ or {self.results.name} to adopt: choose another"
+            )
 
     def _visible(self) -> Iterable[Path]:
         return (path for path in self.path.iterdir() if not path.name.startswith("."))
@@ -125,7 +130,7 @@ class ComparisonFolder:
         return plan
 
     def open(self, plan: Plan) -> dict[str, Cell]:
-        """Looks at what is there.
+        """Looks at what is there: run folders, and in `comparison.json` finished cells whose folders are elsewhere.
 
         Returns:
             The finished cells by name.
@@ -140,10 +145,15 @@ class ComparisonFolder:
                 self.started, self.adopted = set(state["started"]), set(state["adopted"])
             except (ValueError, LookupError, TypeError) as error:
                 raise ValueError(f"{self._state} is damaged ({error}): remove it, the time so far is lost") from error
-        found = {}
+        found, known = {}, self._known()
         for arm, seed in plan.cells:
             name = arm.named(seed)
-            if self.resumable(name):
+            cell = known.get((arm.label, arm.settings["method"], arm.settings["preset"], seed))
+            if cell is not None and not (self.cells / name).exists():
+                self.check_known(arm, cell)
+                self.adopted.add(name)
+                found[name] = cell
+            elif self.resumable(name):
                 if name not in self.started:
                     self.adopted.add(name)
                 self.check(arm, seed)
@@ -153,6 +163,21 @@ class ComparisonFolder:
                     # training or evaluation is not finished; what is damaged is told by the run that goes on with it
                     continue
         return found
+
+    def _known(self) -> dict[tuple[str, str, str, int], Cell]:
+        """The cells in `comparison.json`, by label, method, preset and seed."""
+        cells = read_comparison(self.results).cells if self.results.is_file() else ()
+        return {(cell.arm, cell.method, cell.preset, cell.seed): cell for cell in cells}
+
+    def check_known(self, arm: Arm, cell: Cell) -> None:
+        """Raises a ValueError if the settings of a cell in `comparison.json` are not the planned ones."""
+        planned = {name: value for name, value in arm.settings.items() if name not in PLACES}
+        if wrong := differences({**cell.settings, "seed": cell.seed}, {**planned, "seed": cell.seed}):
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise ValueError(
+                f"{self.results}: {arm.named(cell.seed)} was made with other settings: {wrong[0]}{more}; take its "
+                "command, or another folder"
+            )
 
     def check(self, arm: Arm, seed: int) -> None:
         """Raises a ValueError if the settings of a cell that is there are not the planned ones."""

@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from experiments.cells import Cell, Comparison, learns
+from agents import learns
+from experiments.cells import Cell, Comparison
 from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
 from experiments.figures import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
 from experiments.inference import FEWEST_SEEDS, estimate, mean_interval, pareto

@@ -1,7 +1,12 @@
+from dataclasses import replace
+
+import pytest
 import yaml
 
 from experiments.arms import base_arms
+from experiments.cells import Comparison, plain, write_comparison
 from experiments.comparison_folder import ComparisonFolder, Plan
+from experiments.settings import Settings
 
 
 def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
@@ -15,3 +20,26 @@ def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
         arm["label"] += arm.pop("suffix")
     folder.config.write_text(yaml.safe_dump(document))
     assert [arm.named(seed) for arm, seed in folder.read_plan().cells] == [arm.named(0) for arm in arms]
+
+
+def test_finished_cells_whose_folders_are_elsewhere_count_if_their_settings_are_the_planned_ones(
+    tmp_path, make_cell
+) -> None:
+    arms = base_arms(["reinforce", "random"], ["astra"], ["digits-grid"], [], [], 2, 2)
+    plan, folder = Plan("a", "b", 1, 2, (), tuple(arms)), ComparisonFolder(tmp_path)
+
+    def cell(seed: int, **changes):
+        settings = Settings.from_preset("digits-grid", agent="random", seed=seed, **changes)
+        kept = plain(settings, ("run_dir", "data_dir", "cache_dir", "progress"))
+        return replace(make_cell("random", seed), settings=kept, preset="digits-grid")
+
+    write_comparison(folder.results, Comparison("a", "b", [cell(0), cell(1)], {}))
+    folder.check_new()
+    assert list(folder.open(plan)) == ["random-seed0", "random-seed1"]
+    assert folder.adopted == {"random-seed0", "random-seed1"}
+    # a run that is there comes before what was known of it
+    (folder.cells / "random-seed0").mkdir(parents=True)
+    assert list(ComparisonFolder(tmp_path).open(plan)) == ["random-seed1"]
+    write_comparison(folder.results, Comparison("a", "b", [cell(1, epochs=9)], {}))
+    with pytest.raises(ValueError, match="random-seed1 was made with other settings: epochs is 9 and 10 in the plan"):
+        ComparisonFolder(tmp_path).open(plan)
