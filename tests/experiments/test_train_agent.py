@@ -144,7 +144,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt, capsy
     assert [(part["first"], part["last"]) for part in stretches] == [(0, step), (step, 24)]
     for part in stretches:
         shares = [part[f"{who}_seconds"] for who in ("world", "agent", "writing")]
-        assert min(shares) > 0 and sum(shares) <= part["seconds"] + 0.1
+        # hundredths of a second: what an agent takes at this size may be none
+        assert shares[0] > 0 and min(shares) >= 0 and sum(shares) <= part["seconds"] + 0.1
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])
