@@ -1,8 +1,5 @@
 """The decision problem itself, in torch on the device: look at a batch, attack it within a budget, learn from it."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +9,7 @@ from torch import Tensor
 from envs.rewards import Rewards, held_out_rows
 from envs.world import WorldSettings
 from ssl_core.attacks import Budget
+from ssl_core.clock import Clock
 from ssl_core.images import Split
 from ssl_core.learner import NonFiniteLossError, TargetLearner
 from ssl_core.loading import BatchSource
@@ -96,8 +94,8 @@ class AttackEngine:
         self.data = settings.load_data() if data is None else data
         self.views_settings = settings.make_views()
         self.source = BatchSource(self.data.train, self.device, settings.keep_data)
-        self.seconds = 0.0
-        """Wall time spent in `observe` and `play` so far: the world's part of a step, the rest being the agent's."""
+        self.clock = Clock()
+        """Of `observe` and `play`: the world's part of a step, the rest being the agent's."""
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -181,16 +179,8 @@ class AttackEngine:
 
         Features and clean loss are standardised by running statistics, which the first call after a `play` updates.
         """
-        with self._timed():
+        with self.clock.running():
             return self._observed()[0]
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - start
 
     def _observed(self) -> tuple[Tensor, Encoded]:
         """The coming batch's observations and what the network gave for its clean views, made once a batch."""
@@ -252,7 +242,7 @@ class AttackEngine:
             ValueError: if there is a budget and no attack, or the other way round, or its length is wrong.
             NonFiniteLossError: if the loss is not finite; the message names step and budget.
         """
-        with self._timed():
+        with self.clock.running():
             return self._play(budget)
 
     def _play(self, budget: Budget | None) -> StepRecord:

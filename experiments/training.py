@@ -1,8 +1,6 @@
 """One run: the world, the agent that chooses its attacks, what is written down, and how it stops and goes on."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from experiments.progress import Interrupt, Progress
 from experiments.runlog import RunFolder, RunLog
 from experiments.settings import Settings
 from ssl_core.checkpoint import CheckpointError, describe_network, load_checkpoint, save_checkpoint
+from ssl_core.clock import Clock
 from ssl_core.images import Split
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
@@ -144,11 +143,11 @@ class Run:
         left = engine.planned_updates - engine.step
         if left > 0:
             callback = RunCallback(self, folder, log, progress, interrupt)
-            start, world = time.perf_counter(), engine.seconds
+            start, world = time.perf_counter(), engine.clock.seconds
             try:
                 agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
             finally:
-                shares["world"], shares["writing"] = engine.seconds - world, callback.seconds
+                shares["world"], shares["writing"] = engine.clock.seconds - world, callback.clock.seconds
                 shares["agent"] = time.perf_counter() - start - shares["world"] - shares["writing"]
         log.flush()
         self.save(folder)
@@ -173,22 +172,14 @@ class RunCallback(BaseCallback):
         self.interrupt = interrupt
         self.saved = self._due()
         self.told = False
-        self.seconds = 0.0
+        self.clock = Clock()
 
     def _due(self) -> int:
         """How many checkpoints the epochs so far make."""
         return self.run.engine.step // (self.run.engine.steps_per_epoch * self.run.settings.checkpoint_every)
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - start
-
     def _on_rollout_start(self) -> None:
-        with self._timed():
+        with self.clock.running():
             self._keep()
 
     def _keep(self) -> None:
@@ -200,7 +191,7 @@ class RunCallback(BaseCallback):
             raise Stopped(self.interrupt.asked)
 
     def _on_step(self) -> bool:
-        with self._timed():
+        with self.clock.running():
             self._write()
         return True
 
