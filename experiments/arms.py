@@ -246,7 +246,7 @@ def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cel
         epochs = arm.settings["epochs"]
         longer = math.floor(epochs * max(rivals) / mean[arm.label, *_world(arm)] + 0.5)
         if longer > epochs:
-            flags = [*_without(arm.flags, "--epochs"), "--epochs", str(longer)]
+            flags = [*without(arm.flags, "--epochs"), "--epochs", str(longer)]
             made.append(make_arm(arm.label + COMPUTE, flags, seeds, arm.suffix))
     return made
 
@@ -255,7 +255,7 @@ def _world(arm: Arm) -> tuple[str, str]:
     return arm.settings["method"], arm.settings["preset"]
 
 
-def _without(flags: Iterable[str], name: str) -> Iterator[str]:
+def without(flags: Iterable[str], name: str) -> Iterator[str]:
     """The flags without that of the name and its value."""
     before = ""
     for token in flags:

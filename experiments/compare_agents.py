@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from rich.console import Console
 
-from experiments.arms import CONTROL, Arm, base_arms, check_equal_compute, compute_arms, settings_of
+from experiments.arms import CONTROL, Arm, base_arms, check_equal_compute, compute_arms, settings_of, without
 from experiments.cells import Cell, summarise
 from experiments.comparison_folder import ComparisonFolder, Plan, extended
 from experiments.grid import Ended, Job, Worker, last_lines, locked, run_jobs, usable_cores
@@ -38,8 +38,6 @@ from ssl_core.images import Split
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10
 PRESET, METHOD = "digits-grid", "astra"
-
-
 DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "image_size")
 """Settings on which the data set depends, and nothing else of it."""
 
@@ -149,7 +147,7 @@ def _prepare(given: argparse.Namespace, flags: Sequence[str], argv: Sequence[str
     folder.check_new()
     try_arms(arms)
     # the folder says where it lies, not what it is
-    words = ["python", "experiments/compare_agents.py", *_without_dir(argv)]
+    words = ["python", "experiments/compare_agents.py", *without(argv, "--dir")]
     return folder, Plan(
         path.resolve().name, shlex.join(words), given.jobs or usable_cores(), seeds, chosen, tuple(arms)
     )
@@ -188,15 +186,6 @@ def _free(name: str) -> Path:
         number += 1
         path = Path("comparisons") / f"{name}-{number}"
     return path
-
-
-def _without_dir(argv: Sequence[str]) -> list[str]:
-    kept, before = [], ""
-    for token in argv:
-        if before != "--dir" and token != "--dir" and not token.startswith("--dir="):
-            kept.append(token)
-        before = token
-    return kept
 
 
 class Comparer:

@@ -171,22 +171,16 @@ class ComparisonFolder:
 
     def check_known(self, arm: Arm, cell: Cell) -> None:
         """Raises a ValueError if the settings of a cell in `comparison.json` are not the planned ones."""
-        planned = {name: value for name, value in arm.settings.items() if name not in PLACES}
-        if wrong := differences({**cell.settings, "seed": cell.seed}, {**planned, "seed": cell.seed}):
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise ValueError(
-                f"{self.results}: {arm.named(cell.seed)} was made with other settings: {wrong[0]}{more}; take its "
-                "command, or another folder"
-            )
+        planned = {name: value for name, value in arm.settings.items() if name not in PLACES} | {"seed": cell.seed}
+        name = f"{self.results}: {arm.named(cell.seed)}"
+        _check_same(cell.settings, planned, name, "take its command, or another folder")
 
     def check(self, arm: Arm, seed: int) -> None:
         """Raises a ValueError if the settings of a cell that is there are not the planned ones."""
         path = self.cells / arm.named(seed)
         settings = RunFolder.open(path).settings()
-        planned: Mapping[str, Any] = {**arm.settings, "seed": seed}
-        if wrong := differences({**comparable(settings), "seed": settings.seed}, planned):
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise ValueError(f"{path} was made with other settings: {wrong[0]}{more}; move it away")
+        found = comparable(settings) | {"seed": settings.seed}
+        _check_same(found, {**arm.settings, "seed": seed}, str(path), "move it away")
 
     def resumable(self, name: str) -> bool:
         """Whether a cell's folder is one of a run that began."""
@@ -227,3 +221,10 @@ class ComparisonFolder:
 def extended(plan: Plan, arms: Iterable[Arm]) -> Plan:
     """The plan with further arms."""
     return replace(plan, arms=(*plan.arms, *arms))
+
+
+def _check_same(found: Mapping[str, Any], planned: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raises a ValueError if settings are not the planned ones."""
+    if wrong := differences(found, planned):
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"{what} was made with other settings: {wrong[0]}{more}; {advice}")
