@@ -16,8 +16,8 @@ from experiments.runlog import ROOT, RunFolder
 from experiments.training import Run
 from ssl_core.attacks import Budget
 from ssl_core.networks import build_network
-from ssl_core.probes import ProbeSettings, RawPixels, train_probe
-from ssl_core.results import Row, commit, replacing, versions, write_results
+from ssl_core.probes import ProbeSettings, RawPixels, digest, train_probe
+from ssl_core.results import Origin, Row, commit, replacing, versions, write_results
 from ssl_core.rng import Streams
 from ssl_core.robustness import evaluate
 from ssl_core.sampler import BatchSampler
@@ -75,10 +75,16 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
             classifier,
             engine.data.test,
             settings.eval_epsilons,
-            route=path,
-            seed=settings.seed,
-            checkpoint=name,
-            commit=commit(ROOT),
+            origin=Origin(
+                protocol="slf",
+                route=path,
+                seed=settings.seed,
+                checkpoint=name,
+                checkpoint_hash=digest(encoder),
+                dataset=settings.dataset,
+                commit=commit(ROOT),
+                deviations=("the preset's probe, see config.yaml",),
+            ),
         )
         if not rows:
             _write_outcomes(folder, name, found.correct)

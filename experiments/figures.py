@@ -285,7 +285,7 @@ def accuracy_curve(rows: Sequence[Row]) -> Curve:
             f"expected one row for each epsilon, of one classifier, not rows at {[row.epsilon for row in rows]}"
         )
     ordered = [points[epsilon] for epsilon in sorted(points)]
-    table = [(255 * row.epsilon, row.value, *row.interval) for row in ordered]
+    table = [(255 * row.epsilon, row.value, *(row.interval or (row.value, row.value))) for row in ordered]
     return Curve(*np.array(table, dtype=np.float64).T)
 
 

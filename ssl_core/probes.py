@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -105,6 +106,11 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digests[name] = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw.tobytes()).hexdigest()
     return digests
+
+
+def digest(module: nn.Module) -> str:
+    """One SHA-256 of all that `fingerprint` sees."""
+    return hashlib.sha256(json.dumps(fingerprint(module), sort_keys=True).encode()).hexdigest()
 
 
 def train_probe(

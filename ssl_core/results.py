@@ -7,33 +7,87 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-SCHEMA = 1
-PROTOCOLS = ("slf",)
-METRICS = ("SA", "RA")
-ATTACKS = ("none", "pgd20")
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "gymnasium", "stable-baselines3", "sb3-contrib")
+SCHEMA = 2
+PERCENT = (0.0, 100.0)
+PROTOCOLS: Mapping[str, str] = {
+    "slf": "standard linear fine-tuning: a linear head on the frozen encoder",
+    "alf": "adversarial linear fine-tuning: a linear head trained on attacked images",
+    "aff": "adversarial full fine-tuning: head and encoder, dual-branch TRADES",
+    "lp-aff": "linear probing, then adversarial full fine-tuning from that head",
+    "knn": "k nearest neighbours of the frozen encoder's features, weighted by similarity",
+    "classifier": "a model's own logits",
+    "features": "the frozen encoder's features or embeddings, without a classifier",
+}
+METRICS: Mapping[str, tuple[float, float]] = {
+    "SA": PERCENT,
+    "RA": PERCENT,
+    "CA": PERCENT,
+    "PA": PERCENT,
+    "alignment": (0.0, 4.0),
+    "uniformity": (-8.0, 0.0),
+    "effective_rank": (1.0, math.inf),
+    "embedding_std": (0.0, 1.0),
+    "sharpness": (-math.inf, math.inf),
+}
+"""Ranges. Percent: SA clean, RA under attack, CA under common corruptions, PA under perspective distortion."""
+ATTACKS: Mapping[str, str] = {
+    "none": "no attack",
+    "fgsm": "one step of the size of the radius, from the image",
+    "pgd20": "20 steps of 2/255 from a random start",
+    "apgd-ce": "AutoAttack's first: Auto-PGD on the cross entropy",
+    "apgd-t": "images that are still right after AutoAttack's second: Auto-PGD, targeted",
+    "fab-t": "images that are still right after AutoAttack's third: FAB, targeted",
+    "square": "images that are still right after AutoAttack's fourth: Square, without gradients",
+    "autoattack": "AutoAttack, version standard",
+    "autoattack-quick": "AutoAttack's first two attacks only: never comparable with the standard version",
+    "worst": "right under every attack of the same norm and epsilon",
+}
+NORMS = ("Linf", "L2", "L1")
+INTERVALS = ("wilson", "bootstrap", "none")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "gymnasium",
+    "stable-baselines3",
+    "sb3-contrib",
+    "pyautoattack",
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured accuracy.
+    """One measured figure.
 
     Args:
         protocol: how the encoder was turned into a classifier, a name of `PROTOCOLS`.
-        metric: `SA` (clean accuracy) or `RA` (accuracy under attack).
-        attack: `none` for SA, else a name of `ATTACKS`.
-        epsilon: L-infinity radius of the attack as a fraction (8/255, not 8); 0.0 for SA.
-        value: accuracy in percent.
+        metric: a name of `METRICS`.
+        attack: a name of `ATTACKS`: `none` for all metrics but RA.
+        epsilon: radius of the attack, in the unit of pixels in [0, 1] (8/255, not 8); 0.0 without an attack.
+        norm: in which epsilon is measured, a name of `NORMS`.
+        restarts: random starts of the attack.
+        condition: what else was done to the images, such as `fog/3` (corruption and severity), `weather` (the mean over
+            a family) or `left/padded`; empty for nothing.
+        value: accuracies in percent, other metrics in their own unit.
         n: number of test images.
+        interval: 95 % interval of the value; None where there is none.
+        interval_method: a name of `INTERVALS`.
+        label_fraction: share of the training labels that the classifier was trained with, in (0, 1].
         route: batch-norm route on which the encoder was evaluated.
+        dataset: on which the classifier was trained and tested.
         seed: of the evaluation.
         checkpoint: name of the checkpoint, or of the control, the row came from.
+        checkpoint_hash: SHA-256 of the encoder's weights and statistics, or `unknown`.
+        deviations: in what the figure departs from the published protocol; empty means standard.
+        seconds: that the figure took; None where it was not measured.
         commit: git commit of the project, with `-dirty` where files differed from it, or `unknown`.
         versions: versions of Python and of the libraries.
 
@@ -43,8 +97,6 @@ class Row:
 
     protocol: str
     metric: str
-    attack: str
-    epsilon: float
     value: float
     n: int
     route: str
@@ -52,33 +104,104 @@ class Row:
     checkpoint: str
     commit: str
     versions: Mapping[str, str]
+    attack: str = "none"
+    epsilon: float = 0.0
+    norm: str = "Linf"
+    restarts: int = 1
+    condition: str = ""
+    interval: tuple[float, float] | None = None
+    interval_method: str = "none"
+    label_fraction: float = 1.0
+    dataset: str = "unknown"
+    checkpoint_hash: str = "unknown"
+    deviations: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("protocol", "metric", "attack", "route", "checkpoint", "commit"):
+        for name in ("protocol", "metric", "attack", "route", "checkpoint", "checkpoint_hash", "commit", "dataset"):
             text = getattr(self, name)
             _require(isinstance(text, str) and text, name, self, "a string that is not empty")
-        for name in ("n", "seed"):
+        _require(isinstance(self.condition, str), "condition", self, "a string")
+        for name in ("n", "seed", "restarts"):
             _require(type(getattr(self, name)) is int, name, self, "an integer")
-        for name in ("epsilon", "value"):
-            number = getattr(self, name)
-            _require(type(number) in (int, float) and math.isfinite(number), name, self, "a finite number")
-        for name, known in (("protocol", PROTOCOLS), ("metric", METRICS), ("attack", ATTACKS)):
+        for name in ("epsilon", "value", "label_fraction"):
+            _require(_is_finite(getattr(self, name)), name, self, "a finite number")
+        for name, known in (
+            ("protocol", PROTOCOLS),
+            ("metric", METRICS),
+            ("attack", ATTACKS),
+            ("norm", NORMS),
+            ("interval_method", INTERVALS),
+        ):
             _require(getattr(self, name) in known, name, self, f"one of {', '.join(known)}")
-        _require(0 <= self.epsilon <= 1, "epsilon", self, "a fraction in [0, 1], such as 8/255")
-        _require(0 <= self.value <= 100, "value", self, "percent, in [0, 100]")
+        low, high = METRICS[self.metric]
+        unit = "percent, " if (low, high) == PERCENT else ""
+        _require(low <= self.value <= high, "value", self, f"{unit}in [{low:g}, {high:g}]")
+        limit = 1 if self.norm == "Linf" else math.inf
+        _require(0 <= self.epsilon <= limit, "epsilon", self, "a radius in [0, 1], such as 8/255")
         _require(self.n >= 1, "n", self, "at least one image")
-        clean = self.metric == "SA"
-        _require(clean == (self.attack == "none"), "attack", self, "none for SA and an attack for RA")
-        _require(not clean or self.epsilon == 0, "epsilon", self, "0 for SA")
+        _require(self.restarts >= 1, "restarts", self, "at least 1")
+        _require(0 < self.label_fraction <= 1, "label_fraction", self, "a share in (0, 1]")
+        attacked = self.metric == "RA"
+        _require(attacked == (self.attack != "none"), "attack", self, "an attack for RA and none for other metrics")
+        _require(attacked or self.epsilon == 0, "epsilon", self, "0 without an attack")
+        _require(self.interval is None or _is_interval(self.interval), "interval", self, "two finite numbers, or None")
+        _require((self.interval is None) == (self.interval_method == "none"), "interval_method", self, "how it was got")
+        reasons = isinstance(self.deviations, tuple) and all(isinstance(one, str) and one for one in self.deviations)
+        _require(reasons, "deviations", self, "a tuple of strings")
+        _require(self.seconds is None or _is_finite(self.seconds), "seconds", self, "a finite number, or None")
         strings = isinstance(self.versions, Mapping) and all(
             isinstance(text, str) for item in self.versions.items() for text in item
         )
         _require(strings, "versions", self, "a mapping from package names to versions")
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy, in percent."""
-        return wilson_interval(round(self.value * self.n / 100), self.n)
+    def standard(self) -> bool:
+        """Whether the figure was got exactly by the published protocol."""
+        return not self.deviations
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_interval(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_finite, value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What the rows of one classifier, or of one encoder, have in common; the fields are `Row`'s."""
+
+    protocol: str
+    route: str
+    seed: int
+    checkpoint: str
+    commit: str
+    dataset: str = "unknown"
+    checkpoint_hash: str = "unknown"
+    label_fraction: float = 1.0
+    deviations: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+    def accuracy(self, metric: str, correct: int, n: int, **what: Any) -> Row:
+        """The row of an accuracy, with its Wilson interval.
+
+        Args:
+            metric: SA, RA, CA or PA.
+            correct: number of images that were right.
+            n: of how many.
+            **what: `attack`, `epsilon`, `norm`, `restarts`, `condition`, `seconds`, and `deviations` that come to the
+                origin's own.
+        """
+        interval = wilson_interval(correct, n)
+        return self.figure(metric, 100 * correct / n, n, interval=interval, interval_method="wilson", **what)
+
+    def figure(self, metric: str, value: float, n: int, **what: Any) -> Row:
+        """The row of any figure; `what` are fields of `Row`, `deviations` come to the origin's own."""
+        common = {item.name: getattr(self, item.name) for item in fields(self)}
+        deviations = (*self.deviations, *what.pop("deviations", ()))
+        return Row(metric=metric, value=value, n=n, **(common | what | {"deviations": deviations}))
 
 
 def _require(holds: object, name: str, row: Row, expected: str) -> None:
@@ -125,14 +248,15 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def write_results(path: Path | str, rows: Iterable[Row]) -> None:
-    """Write `{"schema": 1, "rows": [...]}` to `path`, atomically; folders are made."""
-    document = {"schema": SCHEMA, "rows": [{**asdict(row), "versions": dict(row.versions)} for row in rows]}
+    """Write `{"schema": 2, "rows": [...]}` to `path`, atomically; folders are made."""
+    entries = [{**asdict(row), "versions": dict(row.versions), "standard": row.standard} for row in rows]
     with replacing(path) as temporary:
+        document = {"schema": SCHEMA, "rows": entries}
         temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_results(path: Path | str) -> list[Row]:
-    """Read what `write_results` wrote.
+    """Read what `write_results` wrote, now or in schema 1, whose rows were short linear probes: never standard.
 
     Raises:
         ValueError: if the file is not JSON, has another schema, or a row lacks a field, has an unknown or a bad one.
@@ -144,26 +268,41 @@ def read_results(path: Path | str) -> list[Row]:
         raise ValueError(f"{path} is not a results file: {error}") from error
     if not isinstance(document, dict) or "schema" not in document or not isinstance(document.get("rows"), list):
         raise ValueError(f'{path} is not a results file: expected {{"schema": {SCHEMA}, "rows": [...]}}')
-    if document["schema"] != SCHEMA:
-        raise ValueError(f"{path} has schema {document['schema']!r}; this version reads schema {SCHEMA}")
+    if document["schema"] not in (1, SCHEMA):
+        raise ValueError(f"{path} has schema {document['schema']!r}; this version reads schemas 1 and {SCHEMA}")
     rows = []
     for index, entry in enumerate(document["rows"]):
         try:
-            rows.append(_row(entry))
+            rows.append(_row(entry, document["schema"]))
         except ValueError as error:
             raise ValueError(f"{path}, row {index}: {error}") from error
     return rows
 
 
-def _row(entry: Any) -> Row:
+FIRST_SCHEMA = "results of schema 1 do not say how the probe was trained"
+
+
+def _row(entry: Any, schema: int) -> Row:
     if not isinstance(entry, dict):
         raise ValueError(f"expected an object, not {entry!r}")
-    expected = {field.name for field in fields(Row)}
+    known = {item.name: item.default is MISSING for item in fields(Row)} | {"standard": False}
+    first = {"attack", "epsilon"}
+    expected = {name for name, needed in known.items() if schema == SCHEMA or needed} | first
     if missing := sorted(expected - entry.keys()):
         raise ValueError(f"lacks {', '.join(missing)}")
     if unknown := sorted(entry.keys() - expected):
         raise ValueError(f"has unknown fields: {', '.join(unknown)}")
-    return Row(**entry)
+    if schema == 1:
+        row = Row(**entry, deviations=(FIRST_SCHEMA,))
+        interval = wilson_interval(round(row.value * row.n / 100), row.n)
+        return replace(row, interval=interval, interval_method="wilson")
+    standard = entry["standard"]
+    values: dict[str, Any] = {name: value for name, value in entry.items() if name != "standard"}
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    row = Row(**values)
+    if standard is not row.standard:
+        raise ValueError(f"standard is {standard!r}, but the deviations are {list(row.deviations)}")
+    return row
 
 
 def versions() -> dict[str, str]:

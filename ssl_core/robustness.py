@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ssl_core.attacks import Budget, pgd
 from ssl_core.images import ImageSet
-from ssl_core.results import Row, versions
+from ssl_core.results import Origin, Row
 from ssl_core.rng import Streams
+from ssl_core.sanity import check_rows
 from ssl_core.views import as_float
 
 STEP_SIZE = 2 / 255
@@ -129,11 +130,7 @@ def evaluate(
     test: ImageSet,
     epsilons: Sequence[float],
     *,
-    route: str,
-    seed: int,
-    checkpoint: str,
-    commit: str,
-    protocol: str = "slf",
+    origin: Origin,
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -143,11 +140,8 @@ def evaluate(
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
         test: labelled images.
         epsilons: radii as fractions (8/255), all different.
-        route: batch-norm route of the classifier, for the rows.
-        seed: of the random starts; each epsilon has a stream of its own, so adding one does not change another.
-        checkpoint: name of the checkpoint or the control, for the rows.
-        commit: git commit of the project, for the rows.
-        protocol: how the classifier came about, for the rows.
+        origin: of the rows; its seed is that of the random starts, of which each epsilon has a stream of its own, so
+            that adding one does not change another.
         batch_size: images attacked at once.
         progress: called with the attacks done so far, in images, and their total.
 
@@ -162,17 +156,9 @@ def evaluate(
         )
     if len(set(epsilons)) != len(epsilons):
         raise ValueError(f"the epsilons are {list(epsilons)}: expected all different")
-    streams = Streams(seed, _device(classifier))
-    versions_now = versions()
-
-    def row(metric: str, attack: str, epsilon: float, correct: Tensor) -> Row:
-        value = 100 * int(correct.sum()) / len(correct)
-        return Row(
-            protocol, metric, attack, epsilon, value, len(correct), route, seed, checkpoint, commit, versions_now
-        )
-
+    streams = Streams(origin.seed, _device(classifier))
     clean = clean_accuracy(classifier, test.images, test.labels, batch_size)
-    rows = [row("SA", "none", 0.0, clean)]
+    rows = [origin.accuracy("SA", int(clean.sum()), len(clean))]
     correct = {0.0: clean}
     for index, epsilon in enumerate(epsilons):
 
@@ -190,38 +176,10 @@ def evaluate(
             clean=clean,
             progress=report,
         )
-        rows.append(row("RA", "pgd20", float(epsilon), robust))
+        rows.append(origin.accuracy("RA", int(robust.sum()), len(robust), attack="pgd20", epsilon=float(epsilon)))
         correct[float(epsilon)] = robust
     check_rows(rows)
     return Evaluation(rows, correct)
-
-
-def check_rows(rows: Sequence[Row]) -> None:
-    """Raise unless the rows of one classifier agree with one another.
-
-    RA must not exceed SA and must equal it at epsilon 0. It must not rise with epsilon by more than two images or half
-    a point, whichever is more: a larger ball holds the smaller one, so a rise shows that the attack fails (gradient
-    masking), while a few images may go either way by the random start.
-
-    Raises:
-        RuntimeError: with the figures.
-    """
-    (clean,) = (row for row in rows if row.metric == "SA")
-    tolerance = max(200 / clean.n, 0.5)
-    lowest = clean
-    for row in sorted((row for row in rows if row.metric == "RA"), key=lambda row: row.epsilon):
-        figures = f"{row.value:.2f} % at epsilon {255 * row.epsilon:g}/255"
-        if row.value > clean.value:
-            raise RuntimeError(f"robust accuracy is {figures}, above the clean accuracy of {clean.value:.2f} %")
-        if row.epsilon == 0 and row.value != clean.value:
-            raise RuntimeError(f"robust accuracy is {figures}, but the clean accuracy is {clean.value:.2f} %")
-        if row.value > lowest.value + tolerance:
-            raise RuntimeError(
-                f"robust accuracy rises with epsilon: it is {figures}, but {lowest.value:.2f} % at "
-                f"{255 * lowest.epsilon:g}/255 (n = {row.n}, tolerance {tolerance:.2f} points); the attack fails, "
-                "which is a sign of gradient masking"
-            )
-        lowest = min(lowest, row, key=lambda one: one.value)
 
 
 def _check(classifier: nn.Module, images: Tensor, labels: Tensor) -> None:

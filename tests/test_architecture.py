@@ -37,6 +37,7 @@ FLOORS = {
     "ssl_core/learner.py": 4,
     "ssl_core/checkpoint.py": 4,
     "ssl_core/results.py": 4,
+    "ssl_core/sanity.py": 4,
     "ssl_core/probes.py": 4,
     "ssl_core/robustness.py": 4,
     "envs/actions.py": 5,
@@ -54,6 +55,8 @@ FLOORS = {
 # On the floors that build things, these neighbours may be used; the floors of pure functions (0 to 2) know none.
 NEIGHBOURS = {
     ("ssl_core/robustness.py", "ssl_core/results.py"),
+    ("ssl_core/robustness.py", "ssl_core/sanity.py"),
+    ("ssl_core/sanity.py", "ssl_core/results.py"),
     ("envs/engine.py", "envs/rewards.py"),
     ("envs/engine.py", "envs/world.py"),
     ("envs/rewards.py", "envs/world.py"),

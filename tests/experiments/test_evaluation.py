@@ -9,7 +9,7 @@ from experiments.runlog import RunFolder
 from experiments.settings import Settings
 from experiments.training import Run
 from ssl_core.probes import fingerprint
-from ssl_core.results import Row
+from ssl_core.results import Origin
 
 TINY = {
     "limit": 26,
@@ -84,7 +84,9 @@ def test_one_action_of_the_batch_environment_stands_for_every_view(tmp_path) -> 
 
 def test_the_table_has_a_line_an_encoder_and_a_column_an_epsilon() -> None:
     rows = [
-        Row("slf", metric, "none" if metric == "SA" else "pgd20", epsilon, 50.0, 200, "pgd", 0, name, "abc", {"t": "1"})
+        Origin(protocol="slf", route="pgd", seed=0, checkpoint=name, commit="abc").accuracy(
+            metric, 100, 200, attack="none" if metric == "SA" else "pgd20", epsilon=epsilon
+        )
         for name in ("step-9", "raw-pixels")
         for metric, epsilon in (("SA", 0.0), ("RA", 8 / 255), ("RA", 4 / 255))
     ]

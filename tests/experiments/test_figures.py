@@ -23,7 +23,7 @@ from experiments.figures import (
     smoothed,
 )
 from ssl_core.attacks import Budget
-from ssl_core.results import Row, wilson_interval
+from ssl_core.results import Origin, Row, wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,18 +193,12 @@ def test_perturbations_are_amplified_alike_around_grey() -> None:
 def results(values: dict[int, float], n: int = 360) -> list[Row]:
     clean, *_ = values
     return [
-        Row(
-            "slf",
+        Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown").accuracy(
             "SA" if numerator == clean else "RA",
-            "none" if numerator == clean else "pgd20",
-            numerator / 255,
-            value,
+            round(value * n / 100),
             n,
-            "pgd",
-            0,
-            "last",
-            "unknown",
-            {},
+            attack="none" if numerator == clean else "pgd20",
+            epsilon=numerator / 255,
         )
         for numerator, value in values.items()
     ]

@@ -11,7 +11,7 @@ from experiments.publish import accuracy_table, benchmark_table, main, policy_ta
 from experiments.runlog import RunFolder
 from experiments.settings import Settings
 from experiments.workloads import Options
-from ssl_core.results import Row, write_results
+from ssl_core.results import Origin, write_results
 
 README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
 
@@ -20,7 +20,9 @@ def finished_run(path: Path, seed: int, clean: float, robust: float) -> Path:
     settings = Settings(seed=seed, device="cpu")
     folder = RunFolder.create(path, settings, ["train_agent.py"])
     rows = [
-        Row("slf", metric, attack, epsilon, value, 200, "pgd", seed, "step-9", "abc", {"torch": "2"})
+        Origin(protocol="slf", route="pgd", seed=seed, checkpoint="step-9", commit="abc").figure(
+            metric, value, 200, attack=attack, epsilon=epsilon
+        )
         for metric, attack, epsilon, value in (("SA", "none", 0.0, clean), ("RA", "pgd20", 8 / 255, robust))
     ]
     write_results(folder.results / "slf.json", rows)
@@ -96,7 +98,7 @@ def _empty(folder: Path) -> Path:
 
 def test_trivial_encoders_stand_below_the_runs(tmp_path) -> None:
     rows = [
-        Row("slf", "SA", "none", 0.0, value, 200, "pgd", 0, name, "abc", {"torch": "2"})
+        Origin(protocol="slf", route="pgd", seed=0, checkpoint=name, commit="abc").figure("SA", value, 200)
         for name, value in (("step-9", 80.0), ("raw-pixels", 30.0), ("random-weights", 20.0))
     ]
     write_results(tmp_path / "digits" / "astra-fixed-seed0" / "slf.json", rows)

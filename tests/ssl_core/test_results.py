@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_core.results import Row, commit, read_results, replacing, versions, wilson_interval, write_results
+from ssl_core.results import Origin, commit, read_results, replacing, versions, wilson_interval, write_results
 
-CLEAN = Row("slf", "SA", "none", 0.0, 98.0556, 360, "pgd", 0, "last", "unknown", {"python": "3.12.1"})
-ROBUST = replace(CLEAN, metric="RA", attack="pgd20", epsilon=8 / 255, value=100 / 3)
+ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown", versions={"python": "3.12.1"})
+CLEAN = ORIGIN.accuracy("SA", 353, 360)
+ROBUST = ORIGIN.accuracy("RA", 120, 360, attack="pgd20", epsilon=8 / 255, deviations=("half the images",))
+FIRST_SCHEMA = {
+    **{"protocol": "slf", "metric": "RA", "attack": "pgd20", "epsilon": 8 / 255, "value": 100 / 3, "n": 360},
+    **{"route": "pgd", "seed": 0, "checkpoint": "last", "commit": "unknown", "versions": {"python": "3.12.1"}},
+}
 
 
 def test_rows_come_back_exactly_as_they_were_written(tmp_path: Path) -> None:
@@ -20,11 +25,13 @@ def test_rows_come_back_exactly_as_they_were_written(tmp_path: Path) -> None:
     write_results(path, [CLEAN, ROBUST])
     assert read_results(path) == [CLEAN, ROBUST]
     document = json.loads(path.read_text())
-    assert document["schema"] == 1
-    assert list(document["rows"][1]) == [
-        *("protocol", "metric", "attack", "epsilon", "value", "n"),
-        *("route", "seed", "checkpoint", "commit", "versions"),
-    ]
+    assert document["schema"] == 2
+    assert document["rows"][1] == FIRST_SCHEMA | {
+        **{"norm": "Linf", "restarts": 1, "condition": "", "label_fraction": 1.0, "dataset": "unknown"},
+        **{"interval": list(wilson_interval(120, 360)), "interval_method": "wilson", "seconds": None},
+        **{"checkpoint_hash": "unknown", "deviations": ["half the images"], "standard": False},
+    }
+    assert document["rows"][0]["standard"] is True
     assert [entry.name for entry in path.parent.iterdir()] == ["slf.json"]
 
 
@@ -34,10 +41,19 @@ def test_rows_come_back_exactly_as_they_were_written(tmp_path: Path) -> None:
         ({"protocol": "slff"}, "protocol is 'slff': expected one of slf"),
         ({"metric": "AA"}, "metric is 'AA'"),
         ({"attack": "pgd7"}, "attack is 'pgd7'"),
-        ({"attack": "none"}, "none for SA and an attack for RA"),
-        ({"metric": "SA"}, "none for SA and an attack for RA"),
-        ({"metric": "SA", "attack": "none"}, "expected 0 for SA"),
-        ({"epsilon": 8}, "a fraction in"),
+        ({"attack": "none"}, "an attack for RA and none for other metrics"),
+        ({"metric": "SA"}, "an attack for RA and none for other metrics"),
+        ({"metric": "SA", "attack": "none"}, "expected 0 without an attack"),
+        ({"epsilon": 8}, "a radius in"),
+        ({"epsilon": -1, "norm": "L2"}, "a radius in"),
+        ({"norm": "L3"}, "norm is 'L3': expected one of Linf"),
+        ({"metric": "uniformity", "attack": "none", "epsilon": 0.0}, r"in \[-8, 0\]"),
+        ({"restarts": 0}, "at least 1"),
+        ({"label_fraction": 0.0}, "a share"),
+        ({"interval": None}, "interval_method"),
+        ({"interval": (1.0, math.inf)}, "two finite numbers"),
+        ({"deviations": ["short"]}, "a tuple of strings"),
+        ({"seconds": math.nan}, "a finite number, or None"),
         ({"epsilon": math.nan}, "a finite number"),
         ({"value": 100.1}, "percent"),
         ({"value": "93"}, "a finite number"),
@@ -63,7 +79,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda document: document.update(schema=2), "schema 2; this version reads schema 1"),
+        (lambda document: document.update(schema=3), "schema 3; this version reads schemas 1 and 2"),
         (lambda document: document.pop("schema"), "not a results file"),
         (lambda document: document.update(rows={}), "not a results file"),
         (lambda document: document["rows"].append(3), "row 2: expected an object, not 3"),
@@ -81,6 +97,22 @@ def test_a_file_with_another_schema_or_a_bad_row_is_refused(
     with pytest.raises(ValueError, match=message) as caught:
         read_results(path)
     assert str(path) in str(caught.value)
+
+
+def test_rows_of_the_first_schema_are_read_and_are_not_standard(tmp_path: Path) -> None:
+    path = tmp_path / "slf.json"
+    path.write_text(json.dumps({"schema": 1, "rows": [FIRST_SCHEMA]}))
+    [row] = read_results(path)
+    assert not row.standard and "schema 1" in row.deviations[0]
+    assert replace(row, deviations=ROBUST.deviations) == ROBUST
+
+
+def test_a_row_that_claims_to_be_standard_must_be(tmp_path: Path) -> None:
+    path = tmp_path / "slf.json"
+    write_results(path, [ROBUST])
+    edit(path, lambda document: document["rows"][0].update(standard=True))
+    with pytest.raises(ValueError, match=r"standard is True, but the deviations are \['half the images'\]"):
+        read_results(path)
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
@@ -106,7 +138,7 @@ def test_wilson_interval_against_a_published_table() -> None:
     for correct, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)):
         assert wilson_interval(correct, n) == pytest.approx((100 * low, 100 * high), abs=0.006)
     assert wilson_interval(29, 29) == pytest.approx((88.30, 100), abs=0.006)
-    assert replace(ROBUST, value=100 * 81 / 263, n=263).interval == wilson_interval(81, 263)
+    assert ORIGIN.accuracy("SA", 81, 263).interval == wilson_interval(81, 263)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(-1, 5), (6, 5), (0, 0)])

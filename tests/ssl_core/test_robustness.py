@@ -10,8 +10,8 @@ from ssl_core import robustness
 from ssl_core.attacks import Attacked, pgd
 from ssl_core.images import ImageSet
 from ssl_core.probes import Classifier, RawPixels
-from ssl_core.results import Row
-from ssl_core.robustness import check_rows, clean_accuracy, evaluate, pgd_accuracy, step_size_for
+from ssl_core.results import Origin, Row
+from ssl_core.robustness import clean_accuracy, evaluate, pgd_accuracy, step_size_for
 from ssl_core.views import as_float
 
 SHAPE = (3, 5, 5)
@@ -95,10 +95,11 @@ def test_step_sizes() -> None:
     )
 
 
+ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown")
+
+
 def evaluated(classifier: nn.Module, test: ImageSet, epsilons: tuple[float, ...], seed: int = 0) -> list[Row]:
-    return evaluate(
-        classifier, test, epsilons, route="pgd", seed=seed, checkpoint="last", commit="unknown", batch_size=128
-    ).rows
+    return evaluate(classifier, test, epsilons, origin=replace(ORIGIN, seed=seed), batch_size=128).rows
 
 
 class Bumpy(nn.Module):
@@ -175,41 +176,11 @@ def test_progress_reaches_its_total(linear: Classifier, test_set: ImageSet) -> N
         linear,
         test_set,
         (2 / 255, 8 / 255),
-        route="pgd",
-        seed=0,
-        checkpoint="last",
-        commit="unknown",
+        origin=ORIGIN,
         batch_size=200,
         progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(200, 540), (270, 540), (470, 540), (540, 540)]
-
-
-SA = Row("slf", "SA", "none", 0.0, 90.0, 1000, "pgd", 0, "last", "unknown", {})
-
-
-def robust_row(numerator: float, value: float, n: int = 1000) -> Row:
-    return replace(SA, metric="RA", attack="pgd20", epsilon=numerator / 255, value=value, n=n)
-
-
-def test_rows_that_agree_pass() -> None:
-    check_rows([SA, robust_row(8, 40.5), robust_row(4, 70.0), robust_row(12, 41.0), robust_row(0, 90.0)])
-    check_rows([replace(SA, n=100), robust_row(8, 40.0, 100), robust_row(9, 42.0, 100)])
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([SA, robust_row(8, 90.1)], "90.10 % at epsilon 8/255, above the clean accuracy of 90.00 %"),
-        ([SA, robust_row(0, 89.9)], "89.90 % at epsilon 0/255, but the clean accuracy is 90.00 %"),
-        ([SA, robust_row(12, 40.6), robust_row(8, 40.0)], "40.60 % at epsilon 12/255, but 40.00 % at 8/255"),
-        # A creep in small steps is a rise as well.
-        ([SA, robust_row(8, 40.0), robust_row(9, 40.4), robust_row(10, 40.8)], "but 40.00 % at 8/255"),
-    ],
-)
-def test_rows_that_contradict_one_another_are_an_error(rows: list[Row], message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
-        check_rows(rows)
 
 
 class Masked(nn.Module):
