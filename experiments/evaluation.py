@@ -15,8 +15,9 @@ from experiments.metrics import read_metrics
 from experiments.runlog import ROOT, RunFolder
 from experiments.training import Run
 from ssl_core.attacks import Budget
+from ssl_core.fingerprints import digest
 from ssl_core.networks import build_network
-from ssl_core.probes import ProbeSettings, RawPixels, digest, train_probe
+from ssl_core.probes import ProbeSettings, RawPixels, train_probe
 from ssl_core.results import Origin, Row, commit, replacing, versions, write_results
 from ssl_core.rng import Streams
 from ssl_core.robustness import evaluate

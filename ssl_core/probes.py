@@ -1,8 +1,6 @@
 """Probes: turn a frozen encoder into a classifier, to measure what its features are worth."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -11,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_core.fingerprints import fingerprint
 from ssl_core.images import ImageSet
 from ssl_core.rng import Streams
+from ssl_core.sanity import check_frozen
 from ssl_core.views import ViewSettings, as_float, weak_views
 
 
@@ -99,20 +99,6 @@ class Classifier(nn.Module):
         return cast(Tensor, self.head(cast(Encoder, self.encoder).features(images, self.route)))
 
 
-def fingerprint(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of every parameter and buffer (those that `state_dict` leaves out too), by name."""
-    digests = {}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digests[name] = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw.tobytes()).hexdigest()
-    return digests
-
-
-def digest(module: nn.Module) -> str:
-    """One SHA-256 of all that `fingerprint` sees."""
-    return hashlib.sha256(json.dumps(fingerprint(module), sort_keys=True).encode()).hexdigest()
-
-
 def train_probe(
     encoder: nn.Module,
     route: str,
@@ -142,8 +128,8 @@ def train_probe(
 
     Raises:
         ValueError: if `train` has no labels, or labels that are no classes of its own.
-        RuntimeError: if the head diverges, or if a parameter or buffer of the encoder changed: then the encoder was
-            not frozen and the result would be void.
+        RuntimeError: if the head diverges.
+        SanityError: if a parameter or buffer of the encoder changed: then the result would be void.
     """
     if train.labels is None:
         raise ValueError(
@@ -191,10 +177,5 @@ def train_probe(
         schedule.step()
         if progress is not None:
             progress(epoch + 1, settings.epochs)
-    after = fingerprint(encoder)
-    if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
-        raise RuntimeError(
-            f"the encoder was not frozen while its probe was trained: {len(changed)} of {len(before)} tensors changed "
-            f"({', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}), so the result would be void"
-        )
+    check_frozen(before, fingerprint(encoder), "while its probe was trained")
     return Classifier(encoder, route, head)

@@ -1,6 +1,6 @@
 """An evaluation that distrusts itself: whatever would make its figures void is an error with the figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ssl_core.results import Row
 
@@ -35,3 +35,20 @@ def check_rows(rows: Sequence[Row]) -> None:
                 "which is a sign of gradient masking"
             )
         lowest = min(lowest, row, key=lambda one: one.value)
+
+
+def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str) -> None:
+    """Raise unless two `ssl_core.fingerprints.fingerprint`s of an encoder are equal.
+
+    Args:
+        before, after: digests by name.
+        when: what happened in between, for the message.
+
+    Raises:
+        SanityError: with the names of the tensors that changed.
+    """
+    if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+        raise SanityError(
+            f"the encoder was not frozen {when}: {len(changed)} of {len(before)} tensors changed "
+            f"({', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}), so the result would be void"
+        )

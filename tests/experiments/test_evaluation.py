@@ -8,7 +8,7 @@ from experiments.evaluation import chosen_budget, held_out_rewards, milestones, 
 from experiments.runlog import RunFolder
 from experiments.settings import Settings
 from experiments.training import Run
-from ssl_core.probes import fingerprint
+from ssl_core.fingerprints import fingerprint
 from ssl_core.results import Origin
 
 TINY = {

@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from experiments.settings import Settings
 from experiments.training import Run
-from ssl_core.probes import fingerprint
+from ssl_core.fingerprints import fingerprint
 from tests.experiments.test_evaluation import TINY as TINY_SETTINGS
 
 

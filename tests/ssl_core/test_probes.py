@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_core.fingerprints import fingerprint
 from ssl_core.images import ImageSet
 from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.probes import Classifier, ProbeSettings, RawPixels, fingerprint, train_probe
+from ssl_core.probes import Classifier, ProbeSettings, RawPixels, train_probe
 from ssl_core.rng import Streams
 from ssl_core.views import ViewSettings, as_float
 
