@@ -1,11 +1,7 @@
 """Agents of a user's own, by dotted path: `my_module:MyAgent`."""
 
-import importlib
 import os
-import re
-import sys
 from collections.abc import Callable
-from functools import reduce
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,8 +12,8 @@ from torch import Tensor
 
 from agents import storage
 from agents.base import Agent
+from ssl_core.dotted import described, imported
 
-PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 EXPECTED = (
     "a subclass of Stable-Baselines3's BaseAlgorithm, or a function from an observation array (num_envs, ...) to an "
     "array of actions"
@@ -39,34 +35,11 @@ def resolve(path: str) -> Any:
         ValueError: if the path is malformed, its module cannot be imported or has no such attribute, or what is there
             is no agent.
     """
-    if not isinstance(path, str) or not PATH.fullmatch(path):
-        raise ValueError(f"agent {path!r} is no dotted path: expected module:Name, such as my_module:MyAgent")
-    module_name, _, names = path.partition(":")
-    if os.getcwd() not in sys.path:
-        # last, so that a user's file never hides an installed module
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        # a script without a guard ends the process when it is imported
-        reason = " ".join(str(error).split())
-        raise ValueError(f"agent {path!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
-    try:
-        found = reduce(getattr, names.split("."), module)
-    except AttributeError:
-        raise ValueError(f"agent {path!r}: the module {module_name} ({_place(module)}) has no {names}") from None
+    found = imported(path, "agent", "my_module:MyAgent")
     is_algorithm = isinstance(found, type) and issubclass(found, BaseAlgorithm)
     if not is_algorithm and (isinstance(found, type) or not callable(found)):
-        raise ValueError(f"agent {path!r} is {_described(found)}: expected {EXPECTED}")
+        raise ValueError(f"agent {path!r} is {described(found)}: expected {EXPECTED}")
     return found
-
-
-def _place(module: Any) -> str:
-    return getattr(module, "__file__", None) or ("a namespace package" if hasattr(module, "__path__") else "built in")
-
-
-def _described(found: Any) -> str:
-    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
 
 
 def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None) -> None:

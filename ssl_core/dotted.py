@@ -1,0 +1,48 @@
+"""What a user names by a dotted path, `package.module:Name`: code of their own."""
+
+import importlib
+import os
+import re
+import sys
+from functools import reduce
+from typing import Any
+
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def imported(path: str, what: str, example: str) -> Any:
+    """What a dotted path stands for: an attribute of a module, which may lie in the current directory.
+
+    Args:
+        path: `package.module:Name`.
+        what: is expected there, for messages: "agent".
+        example: a path of such a thing, for messages.
+
+    Raises:
+        ValueError: if the path is malformed, its module cannot be imported or has no such attribute.
+    """
+    if not isinstance(path, str) or not PATH.fullmatch(path):
+        raise ValueError(f"{what} {path!r} is no dotted path: expected module:Name, such as {example}")
+    module_name, _, names = path.partition(":")
+    if os.getcwd() not in sys.path:
+        # last, so that a user's file never hides an installed module
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        # a script without a guard ends the process when it is imported
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} {path!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
+    try:
+        return reduce(getattr, names.split("."), module)
+    except AttributeError:
+        raise ValueError(f"{what} {path!r}: the module {module_name} ({_place(module)}) has no {names}") from None
+
+
+def described(found: object) -> str:
+    """An object in a few words, for a message that says what it is instead of what was expected."""
+    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+
+
+def _place(module: Any) -> str:
+    return getattr(module, "__file__", None) or ("a namespace package" if hasattr(module, "__path__") else "built in")

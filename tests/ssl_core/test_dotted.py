@@ -1,0 +1,39 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_core.dotted import described, imported
+
+
+def test_a_path_gives_what_a_module_holds() -> None:
+    assert imported("pathlib:Path", "model", "my_module:build") is Path
+    assert imported("pathlib:Path.exists", "model", "my_module:build") is Path.exists
+
+
+def test_a_module_in_the_current_directory_is_found_after_all_others(tmp_path, monkeypatch) -> None:
+    (tmp_path / "module_of_mine.py").write_text("def build(): return 7\n")
+    (tmp_path / "pathlib.py").write_text("Path = None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert imported("module_of_mine:build", "model", "my_module:build")() == 7
+    assert imported("pathlib:Path", "model", "my_module:build") is Path
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("pathlib.Path", r"model 'pathlib.Path' is no dotted path: expected module:Name, such as my_module:build"),
+        ("no_such_module_here:build", "cannot import no_such_module_here: ModuleNotFoundError"),
+        ("pathlib:Road", r"the module pathlib \(.*pathlib.*\) has no Road"),
+        ("this-module:x", "no dotted path"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        imported(path, "model", "my_module:build")
+
+
+def test_things_are_described_in_a_few_words() -> None:
+    assert described(Path) == "the class Path"
+    assert described(3) == "a int"
