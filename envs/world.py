@@ -34,15 +34,16 @@ class WorldSettings:
     Args:
         method: self-supervised method, a name of `ssl_core.methods.METHODS`.
         dataset: a name of `ssl_core.datasets.DATASETS`.
-        data_dir: folder of the data set (CIFAR-10's parent folder, or the root of a tree of images).
+        data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
+            unpacks to, or the root of a tree of images).
         cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
             not fit in memory. By default they are decoded into memory at every start.
         keep_data: where the training images stay: `device`, `host` (memory or disk, the next batch gathered ahead) or
             `auto` (on the device where they are in memory and at most a quarter of what is free there).
-        download: whether CIFAR-10 may be downloaded into `data_dir`.
+        download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
         limit: number of training images, None for all.
         test_limit: number of test images, None for all.
-        image_size: side in pixels to which digits and folder images are resized.
+        image_size: side in pixels to which images are resized.
         arch: `resnet10`, `resnet18`, `resnet34` or `resnet50`.
         width: channels of the first stage (64 in the paper).
         stem: `cifar` (3x3, stride 1) or `imagenet` (7x7, stride 2, max-pool).

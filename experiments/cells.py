@@ -165,7 +165,16 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
 
 def plain(settings: Settings, without: Sequence[str]) -> dict[str, Any]:
     """Settings as JSON and YAML give them back: lists for tuples."""
-    values = {name: value for name, value in asdict(settings).items() if name not in without}
+    return _listed({name: value for name, value in asdict(settings).items() if name not in without})
+
+
+def completed(cell: Cell) -> Cell:
+    """The cell with every setting that is younger than it at its default, by which all goes on as before."""
+    younger = {field.name: field.default for field in fields(Settings) if field.name not in (*PLACES, *cell.settings)}
+    return replace(cell, settings={**cell.settings, **_listed(younger)})
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from experiments.arms import Arm, comparable, differences, make_arm, ordered
-from experiments.cells import PLACES, Cell, Comparison, read_comparison, summarise, write_comparison
+from experiments.cells import PLACES, Cell, Comparison, completed, read_comparison, summarise, write_comparison
 from experiments.commandline import read_mapping
 from experiments.runlog import RunFolder
 from ssl_core.results import replacing
@@ -165,9 +165,9 @@ class ComparisonFolder:
         return found
 
     def _known(self) -> dict[tuple[str, str, str, int], Cell]:
-        """The cells in `comparison.json`, by label, method, preset and seed."""
+        """The cells in `comparison.json`, `completed`, by label, method, preset and seed."""
         cells = read_comparison(self.results).cells if self.results.is_file() else ()
-        return {(cell.arm, cell.method, cell.preset, cell.seed): cell for cell in cells}
+        return {(cell.arm, cell.method, cell.preset, cell.seed): completed(cell) for cell in cells}
 
     def check_known(self, arm: Arm, cell: Cell) -> None:
         """Raises a ValueError if the settings of a cell in `comparison.json` are not the planned ones."""

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from rich.table import Table
@@ -12,15 +13,16 @@ from agents import Agent, RandomAgent, Sb3Agent
 from envs.torch_env import to_device
 from experiments import figures
 from experiments.metrics import read_metrics
+from experiments.protocols import own_probe
 from experiments.runlog import ROOT, RunFolder
 from experiments.training import Run
+from ssl_core.attack_suite import Attack, evaluate
 from ssl_core.attacks import Budget
 from ssl_core.fingerprints import digest
 from ssl_core.networks import build_network
-from ssl_core.probes import ProbeSettings, RawPixels, train_probe
+from ssl_core.probes import RawPixels, train_probe
 from ssl_core.results import Origin, Row, commit, replacing, versions, write_results
 from ssl_core.rng import Streams
-from ssl_core.robustness import evaluate
 from ssl_core.sampler import BatchSampler
 from ssl_core.views import as_float
 
@@ -59,23 +61,22 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         )
         encoders[RANDOM_WEIGHTS] = (untrained, route)
         encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
-    probe = ProbeSettings(
-        epochs=settings.probe_epochs,
-        lr=settings.probe_lr,
-        batch_size=settings.probe_batch_size,
-        milestones=milestones(settings.probe_epochs),
-        augment=settings.probe_augment,
-    )
     rows: list[Row] = []
     for name, (encoder, path) in encoders.items():
         note(f"linear probe on {name}, then PGD-20 at {len(settings.eval_epsilons)} epsilons")
         classifier = train_probe(
-            encoder, path, engine.data.train, probe, engine.views_settings, seed=settings.seed, device=engine.device
+            encoder,
+            path,
+            engine.data.train,
+            own_probe(settings),
+            engine.views_settings,
+            seed=settings.seed,
+            device=engine.device,
         )
         found = evaluate(
             classifier,
             engine.data.test,
-            settings.eval_epsilons,
+            [Attack("pgd20", epsilon) for epsilon in settings.eval_epsilons],
             origin=Origin(
                 protocol="slf",
                 route=path,
@@ -89,21 +90,19 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         )
         if not rows:
             _write_outcomes(folder, name, found.correct)
-        rows += found.rows
+        for sentence in found.notes:
+            note(sentence)
+        # a run that is repeated gives the same file, and a clock does not
+        rows += [replace(row, seconds=None) for row in found.rows]
         write_results(folder.results / "slf.json", rows)
     return rows
 
 
-def _write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[float, Tensor]) -> None:
-    marks = {repr(epsilon): "".join(map(str, right.int().tolist())) for epsilon, right in correct.items()}
+def _write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
+    marks = {repr(attack.epsilon): "".join(map(str, right.int().tolist())) for attack, right in correct.items()}
     with replacing(folder.results / "outcomes.json") as temporary:
         document = {"schema": 1, "checkpoint": checkpoint, "correct": marks}
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def milestones(epochs: int) -> tuple[int, ...]:
-    """Where the probe's learning rate falls: after 40 % and 80 % of its epochs, 10 and 20 of the protocol's 25."""
-    return tuple(sorted({share * epochs // 5 for share in (2, 4)} - {0}))
 
 
 def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:

@@ -1,9 +1,12 @@
-"""A table as data, and its two written forms: Markdown and HTML."""
+"""A table as data, and its forms: Markdown, HTML, and a terminal's."""
 
 import html
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from rich import table as terminal
+from rich.text import Text
 
 MISSING = "-"
 
@@ -55,6 +58,16 @@ def to_html(table: Table) -> str:
         + "\n".join(lines)
         + f"\n</tbody>\n</table>{note}\n"
     )
+
+
+def for_terminal(table: Table) -> terminal.Table:
+    """The table for a terminal."""
+    made = terminal.Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
+    for column, number in zip(table.columns, _number_columns(table), strict=True):
+        made.add_column(Text(column), justify="right" if number else "left")
+    for row in table.rows:
+        made.add_row(*(Text(entry.text, style="bold" if entry.best else "") for entry in row))
+    return made
 
 
 def _number_columns(table: Table) -> list[bool]:

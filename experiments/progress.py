@@ -101,23 +101,24 @@ class Progress:
         return " | ".join([*parts, _left(left)])
 
 
-class Decoding:
-    """A display of the decoding of images, where that takes longer than a moment. A context manager.
+class Stages:
+    """A display of work that comes in stages, for those that take longer than a moment. A context manager.
 
     Args:
         kind: as of `Progress`; `lines` are one in ten seconds.
         console: where to, by default the standard output.
+        patience: seconds without a display.
     """
 
-    PATIENCE = 3.0
-    """Seconds without a display: most folders are decoded by then."""
     PAUSE: Mapping[str, float] = {"live": 0.25, "lines": 10.0}
     """Seconds between two updates."""
 
-    def __init__(self, *, kind: str = "auto", console: Console | None = None) -> None:
+    def __init__(self, *, kind: str = "auto", console: Console | None = None, patience: float = 1.0) -> None:
         self.console = console or Console()
         self.kind = _kind(kind, self.console)
+        self.patience = patience
         self._live = Live(console=self.console, auto_refresh=False, transient=True) if self.kind == "live" else None
+        self._doing = ""
         self._began = 0.0
         self._due = math.inf
         self._shown = False
@@ -128,37 +129,80 @@ class Decoding:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
+        self._stop()
 
-    def update(self, done: int, total: int) -> None:
-        """Shows how many of `total` images are decoded; 0 begins another set of images."""
+    def begin(self, doing: str) -> None:
+        """A stage begins: what is done in it, in a few words."""
+        self._stop()
         now = self.console.get_time()
-        if done == 0:
-            self._began, self._due, self._shown = now, now + self.PATIENCE, False
-        if self.kind == "off" or (now < self._due and not (self._shown and done == total)):
+        self._doing, self._began, self._due, self._shown = doing, now, now + self.patience, False
+
+    def update(self, done: float, total: float) -> None:
+        """Shows how far the stage has got, and about how long it is going to take."""
+        now = self.console.get_time()
+        if self.kind == "off" or now < self._due:
             return
         self._shown, self._due = True, now + self.PAUSE[self.kind]
         seconds = now - self._began
-        if done == total:
-            if self._live:
-                self._live.stop()
-            self._print(f"decoded {total:,} images in {seconds:.0f} s")
-            return
         left = _left(seconds * (total - done) / done if done else None)
         if self._live:
             line = Table.grid(padding=(0, 2), expand=True)
             line.add_column(no_wrap=True)
             line.add_column(ratio=1, min_width=8)
             line.add_column(no_wrap=True, justify="right")
-            line.add_row(f"decoding images {done:,}/{total:,}", ProgressBar(total=total, completed=done), left)
+            line.add_row(self._text(done, total), ProgressBar(total=total, completed=done), left)
             self._live.start()
             self._live.update(line, refresh=True)
         else:
-            self._print(f"decoding images | {done:,}/{total:,} | {left}")
+            self.note(f"{self._doing} | {self._amount(done, total)} | {left}")
 
-    def _print(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+    def end(self, text: str) -> None:
+        """The stage is over: says so, and how long it took, where it was shown or took longer than `patience`."""
+        seconds = self.console.get_time() - self._began
+        self._stop()
+        if self._shown or seconds >= self.patience:
+            self.note(f"{text} in {seconds:.0f} s")
+
+    def note(self, text: str) -> None:
+        """Prints a line; nothing where progress is off."""
+        if self.kind != "off":
+            self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    def _stop(self) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _text(self, done: float, total: float) -> str:
+        return f"{self._doing} {self._amount(done, total)}"
+
+    def _amount(self, done: float, total: float) -> str:
+        return f"{100 * done / total:.0f} %" if total else "-"
+
+
+class Decoding(Stages):
+    """A display of the decoding of images. A context manager.
+
+    Args:
+        kind, console: as of `Stages`.
+    """
+
+    PATIENCE = 3.0
+    """Most folders are decoded by then."""
+
+    def __init__(self, *, kind: str = "auto", console: Console | None = None) -> None:
+        super().__init__(kind=kind, console=console, patience=self.PATIENCE)
+
+    def update(self, done: float, total: float) -> None:
+        """Shows how many of `total` images are decoded; 0 begins another set of images."""
+        if done == 0:
+            self.begin("decoding images")
+        if done < total:
+            super().update(done, total)
+        elif self._shown:
+            self.end(f"decoded {total:,} images")
+
+    def _amount(self, done: float, total: float) -> str:
+        return f"{done:,}/{total:,}"
 
 
 def _kind(kind: str, console: Console) -> str:

@@ -3,6 +3,7 @@
 python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the README's tables
 python experiments/publish.py --group fp32 ...   # keep them under results/fp32 instead of the preset's name
 python experiments/publish.py comparisons/NAME   # keep a comparison and its report under results/comparisons/NAME
+python experiments/publish.py runs/NAME/evaluation --group X     # keep an evaluation under results/evaluations/X
 python experiments/publish.py                    # renew the README's tables from what is kept
 python experiments/publish.py --check            # say whether the README's tables are those of the kept results
 """
@@ -22,23 +23,26 @@ from typing import Any
 # the checkout comes first: other distributions have packages called agents and envs too
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import report
+from experiments import evaluation_tables, report
 from experiments.arms import PATHS
 from experiments.benchmark_report import cells
 from experiments.cells import Comparison, read_comparison, write_comparison
 from experiments.comparing import read
+from experiments.evaluation_request import make_parser
+from experiments.evaluation_store import EVALUATION, EvaluationStore
+from experiments.evaluation_tables import remarks
 from experiments.figures import reward_comparison
 from experiments.inference import FEWEST_SEEDS, mean_interval
-from experiments.markup import Table, to_markdown
+from experiments.markup import Table, escaped_markdown, to_markdown
 from experiments.oneline import OneLineParser
 from experiments.report_tables import accuracy_table as compared_accuracies
 from experiments.report_tables import compute_table, improvement_table, primary_table
 from experiments.runlog import ROOT, RunFolder
-from ssl_core.results import read_results, replacing
+from ssl_core.results import Row, read_results, replacing
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
-PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS}
+PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR"}
 """What stands for a path of one machine in a kept command."""
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
@@ -88,6 +92,26 @@ def keep_comparison(folder: Path, results: Path) -> Path:
     return target
 
 
+def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
+    """Copies an evaluation's rows, facts and figures to results/evaluations/NAME/, by default its encoder's name.
+
+    Raises:
+        ValueError: if it is unfinished or damaged.
+    """
+    store = EvaluationStore(folder)
+    rows, facts = read_results(store.file), store.facts()
+    target = EvaluationStore(results / "evaluations" / (name or facts["name"]))
+    words = shlex.split(facts["command"])
+    encoder = make_parser("").parse_args(words[2:]).encoder
+    words = [f"runs/{facts['name']}" if encoder is not None and Path(word) == encoder else word for word in words]
+    command = shlex.join(_without_places(words))
+    target.conclude(rows, facts | {"command": command})
+    for picture in sorted(store.figures.glob("*.png")):
+        target.figures.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, target.figures / picture.name)
+    return target.path
+
+
 def _without_places(words: Sequence[str]) -> list[str]:
     made, before = [], ""
     for word in words:
@@ -122,6 +146,22 @@ def compared(table: Callable[[Comparison], list[Table] | Table | None]) -> Calla
         return "\n\n".join(map(to_markdown, tables))
 
     return made
+
+
+def evaluated(table: Callable[[Sequence[Row]], Table]) -> Callable[[Path, str], str]:
+    """A table of a kept evaluation as Markdown."""
+
+    def made(results: Path, name: str) -> str:
+        return to_markdown(table(read_results(EvaluationStore(results / "evaluations" / name).file)))
+
+    return made
+
+
+def evaluation_remarks(results: Path, name: str) -> str:
+    """Why figures of a kept evaluation are not standard, and what its checks found, as a list."""
+    store = EvaluationStore(results / "evaluations" / name)
+    said = remarks(read_results(store.file), store.facts()["notes"])
+    return "\n".join(f"- {escaped_markdown(text)}" for text in said)
 
 
 def accuracy_table(results: Path, preset: str) -> str:
@@ -202,6 +242,11 @@ TABLES = {
     "accuracy": accuracy_table,
     "policy": policy_table,
     "benchmark": benchmark_table,
+    "evaluated-accuracy": evaluated(evaluation_tables.accuracy_table),
+    "evaluated-stages": evaluated(evaluation_tables.stages_table),
+    "evaluated-shifts": evaluated(evaluation_tables.shifts_table),
+    "evaluated-health": evaluated(evaluation_tables.health_table),
+    "evaluated-remarks": evaluation_remarks,
     "compared-accuracy": compared(compared_accuracies),
     "compared-primary": compared(primary_table),
     "compared-others": compared(improvement_table),
@@ -238,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if options.group or options.pictures:
                     raise ValueError(f"{run} is a comparison: --group and --pictures are for runs, leave them out")
                 print(f"kept {keep_comparison(run, options.results)}")
+            elif (run / EVALUATION).is_file():
+                print(f"kept {keep_evaluation(run, options.results, options.group)}")
             else:
                 print(f"kept {keep(run, options.results, options.pictures, options.group)}")
         text = options.readme.read_text(encoding="utf-8")

@@ -1,8 +1,9 @@
-"""Report a comparison of agents, or runs: one HTML page, the same as Markdown, and its figures.
+"""Report a comparison of agents, runs, or an evaluation: one HTML page, the same as Markdown, and its figures.
 
 python experiments/report.py comparisons/NAME            # what compare_agents.py made, finished or not
 python experiments/report.py runs/NAME                   # a single run
 python experiments/report.py runs/A runs/B --out DIR     # several runs; each agent is an arm
+python experiments/report.py runs/NAME/evaluation        # what evaluate_encoder.py found
 
 Writes report.html (one file that opens offline, with its pictures inside), report.md and figures/*.png.
 """
@@ -17,8 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.cells import Cell, Comparison, read_comparison, summarise
+from experiments.evaluation_page import evaluation_page
+from experiments.evaluation_store import EVALUATION
 from experiments.oneline import OneLineParser
-from experiments.page import to_html, to_markdown
+from experiments.page import Page, to_html, to_markdown
 from experiments.report_page import report
 from experiments.runlog import RunFolder
 from ssl_core.results import replacing
@@ -77,8 +80,12 @@ def write(comparison: Comparison, folder: Path) -> Path:
     Raises:
         ValueError: if no run is finished, or an arm has a seed twice.
     """
+    return write_page(report(comparison, folder / "figures"), folder)
+
+
+def write_page(page: Page, folder: Path) -> Path:
+    """Writes a page, whose figures lie in `folder/figures`, as `report.md` and `report.html`; returns that path."""
     figures = folder / "figures"
-    page = report(comparison, figures)
     for name, text in (("report.md", to_markdown(page, figures.name)), ("report.html", to_html(page, figures))):
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -96,7 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.out is None and len(given.paths) > 1:
             raise ValueError("several runs have no folder in common: say by --out DIR where the report goes")
         [first, *_] = given.paths
-        page = write(read(given.paths), given.out or (first if first.is_dir() else first.parent))
+        if (first / EVALUATION).is_file():
+            if len(given.paths) > 1 or given.out is not None:
+                raise ValueError(f"{first} is an evaluation: its report is made of it alone, and lies in it")
+            page = write_page(evaluation_page(first), first)
+        else:
+            page = write(read(given.paths), given.out or (first if first.is_dir() else first.parent))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"report: {page}")

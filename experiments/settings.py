@@ -77,7 +77,14 @@ HARDEST = (15 / 255, 4 / 255, 14)
 """The agent `fixed-max`: radius and number of steps at the top of their ranges, and steps that reach every corner."""
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
-DATASET_PRESETS = {"digits": "digits", "cifar10": "cifar10-quick", "folder": "folder"}
+DATASET_PRESETS = {
+    "digits": "digits",
+    "cifar10": "cifar10-quick",
+    "cifar100": "cifar10-quick",
+    "stl10": "cifar10-quick",
+    "folder": "folder",
+}
+"""The preset of a data set where none is given. The data set itself stays the given one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Settings(WorldSettings):
 
     Args:
         preset: `digits`, `digits-grid` (half the work, for comparisons), `folder`, `cifar10` (the paper's) or
-            `cifar10-quick`; by default that of the data set.
+            `cifar10-quick`; by default that of the data set, `cifar10-quick` for cifar100 and (at 32 pixels) stl10 too.
         agent: a name of `agents.AGENTS`, or the dotted path of one's own, my_module:MyAgent; auto: `reinforce`, or
             `none` for a method without an attack, or `reinforce-paper` in the preset cifar10.
         agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.
@@ -105,6 +112,8 @@ class Settings(WorldSettings):
         steps: number of attack steps of the agent `fixed`.
         schedule: radii of the agent `schedule`, as fractions, one for each part of the training: [7/255,13/255].
         checkpoint_every: epochs between checkpoints.
+        keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
+            epoch's always among them; 0: none.
         images_every: epochs between image grids in TensorBoard.
         evaluate: whether to evaluate and draw at the end.
         controls: whether to evaluate random weights and raw pixels as well, as trivial encoders to compare with.
@@ -136,6 +145,7 @@ class Settings(WorldSettings):
     steps: int | None = None
     schedule: tuple[float, ...] = SCHEDULE
     checkpoint_every: int = 1
+    keep_every: int = 0
     images_every: int = 5
     evaluate: bool = True
     controls: bool = False
@@ -198,6 +208,8 @@ class Settings(WorldSettings):
             _check(
                 name, getattr(self, name), type(getattr(self, name)) is int and getattr(self, name) >= 1, "1 or more"
             )
+        whole = type(self.keep_every) is int and self.keep_every >= 0
+        _check("keep_every", self.keep_every, whole, "a number of epochs, or 0 to keep no encoders")
         _check("seed", self.seed, type(self.seed) is int and 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
         _check("probe_lr", self.probe_lr, 0 < self.probe_lr < math.inf, "a positive number")
         object.__setattr__(self, "eval_epsilons", tuple(self.eval_epsilons))

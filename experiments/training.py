@@ -14,7 +14,7 @@ from envs.torch_env import TorchBatchEnv, TorchViewEnv
 from experiments.progress import Interrupt, Progress
 from experiments.runlog import RunFolder, RunLog
 from experiments.settings import Settings
-from ssl_core.checkpoint import CheckpointError, describe_network, load_checkpoint, save_checkpoint
+from ssl_core.checkpoint import CheckpointError, describe_network, encoder_path, load_checkpoint, save_checkpoint
 from ssl_core.clock import Clock
 from ssl_core.images import Split
 
@@ -65,6 +65,7 @@ class Run:
             updates_warmup=settings.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
             overrides=settings.agent_kwargs,
         )
+        self._kept_epochs = 0
 
     def _fixed_action(self) -> Any:
         budget = self.settings.fixed_budget
@@ -77,18 +78,38 @@ class Run:
 
     def save(self, folder: RunFolder) -> None:
         """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`."""
-        engine = self.engine
-        payload = {
-            "step": engine.step,
-            "epoch": engine.step / engine.steps_per_epoch,
+        payload = self._encoder() | {
             "agent_name": self.settings.agent,
             "circumstances": self._circumstances(),
-            "evaluation_route": engine.method.evaluation_route,
-            "network": describe_network(engine.learner.network),
             "world": self.env.state_dict(),
             "agent": self.agent.state_dict(),
         }
         save_checkpoint(folder.checkpoints / "last.pt", "run", payload)
+
+    def _encoder(self) -> dict[str, Any]:
+        """What `load_network` needs, and when it was."""
+        engine = self.engine
+        return {
+            "step": engine.step,
+            "epoch": engine.step / engine.steps_per_epoch,
+            "evaluation_route": engine.method.evaluation_route,
+            "network": describe_network(engine.learner.network),
+        }
+
+    def keep_encoders(self, folder: RunFolder) -> None:
+        """Writes `checkpoints/epoch-N.pt` for every N that has been reached since the last call: the multiples of
+        `keep_every`, and the last epoch.
+
+        To be called at every rollout boundary, before `save`: a run that goes on from a checkpoint then lacks no file,
+        and what it writes anew is the same. A rollout may end later than the epoch: the file is named after the epoch
+        and holds the encoder of the first boundary at or after its end, with the `step` and the `epoch` (a fraction)
+        that this was. Epochs that end within one rollout so have files that are alike.
+        """
+        before, self._kept_epochs = self._kept_epochs, self.engine.step // self.engine.steps_per_epoch
+        every, last = self.settings.keep_every, self.settings.epochs
+        for epoch in range(before + 1, self._kept_epochs + 1):
+            if every and (epoch % every == 0 or epoch == last):
+                save_checkpoint(encoder_path(folder.checkpoints, epoch), "encoder", self._encoder())
 
     def restore(self, folder: RunFolder) -> list[str]:
         """Goes back to `checkpoints/last.pt`.
@@ -108,6 +129,7 @@ class Run:
             # torch lists every tensor that differs, a line each: the first few words tell enough
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder.checkpoints / 'last.pt'} does not fit config.yaml: {reason} ...") from error
+        self._kept_epochs = self.engine.step // self.engine.steps_per_epoch
         notes = [f"the random stream {name!r} starts anew on this device" for name in restarted]
         for name, now in self._circumstances().items():
             if (then := payload["circumstances"].get(name)) != now:
@@ -150,6 +172,7 @@ class Run:
                 shares["world"], shares["writing"] = engine.clock.seconds - world, callback.clock.seconds
                 shares["agent"] = time.perf_counter() - start - shares["world"] - shares["writing"]
         log.flush()
+        self.keep_encoders(folder)
         self.save(folder)
         if interrupt.asked:
             raise Stopped(interrupt.asked)
@@ -161,7 +184,7 @@ class Run:
 
 
 class RunCallback(BaseCallback):
-    """Writes every target update down; at rollout boundaries saves checkpoints and heeds interrupts."""
+    """Writes every target update down; at rollout boundaries keeps encoders, saves checkpoints and heeds interrupts."""
 
     def __init__(self, run: Run, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> None:
         super().__init__()
@@ -183,6 +206,7 @@ class RunCallback(BaseCallback):
             self._keep()
 
     def _keep(self) -> None:
+        self.run.keep_encoders(self.folder)
         if self._due() > self.saved or self.interrupt.asked:
             self.saved = self._due()
             self.log.flush()

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
 
     Args:
         path: the file to write; its folder must exist.
-        kind: what it holds ("run", "agent", ...); `load_checkpoint` wants the same.
+        kind: what it holds ("run", "encoder", "agent", ...); `load_checkpoint` wants the same.
         payload: what to keep.
 
     Returns:
@@ -42,8 +43,13 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
     return path
 
 
-def load_checkpoint(path: str | Path, kind: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.device | str = "cpu") -> dict[str, Any]:
     """Reads a checkpoint with `weights_only=True`.
+
+    Args:
+        path: the file.
+        kind: what it has to hold; one of these, where there are several.
+        device: where to put its tensors.
 
     Raises:
         CheckpointError: if the file is missing, truncated, foreign, or of another kind or schema.
@@ -63,8 +69,10 @@ def load_checkpoint(path: str | Path, kind: str, device: torch.device | str = "c
     if payload.get("schema") != SCHEMA:
         found = payload.get("schema")
         raise CheckpointError(f"{path}: schema {found}, expected {SCHEMA}: it was written by another version")
-    if payload.get("kind") != kind:
-        raise CheckpointError(f"{path}: holds a checkpoint of kind {payload.get('kind')!r}, expected {kind!r}")
+    kinds = [kind] if isinstance(kind, str) else kind
+    if payload.get("kind") not in kinds:
+        expected = " or ".join(map(repr, kinds))
+        raise CheckpointError(f"{path}: holds a checkpoint of kind {payload.get('kind')!r}, expected {expected}")
     return payload
 
 
@@ -74,18 +82,42 @@ def describe_network(network: TargetNetwork) -> dict[str, Any]:
 
 
 def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[TargetNetwork, str]:
-    """The trained target network of a run's checkpoint, in eval mode, and the route that it is evaluated on.
+    """The target network of a run's checkpoint or of a kept encoder, in eval mode, and its route of evaluation.
 
     Args:
-        path: a checkpoint, or a run folder (then `checkpoints/last.pt` in it).
+        path: a checkpoint of kind "run" or "encoder", or a run folder (then `checkpoints/last.pt` in it).
         device: where to put it.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
     path = Path(path)
-    payload = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path, "run", device)
+    payload = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path, ("run", "encoder"), device)
     with torch.random.fork_rng(devices=[]):
         network = TargetNetwork(**payload["network"]["arguments"])
     network.load_state_dict(payload["network"]["state"])
     return network.to(device).eval(), payload["evaluation_route"]
+
+
+def encoder_path(checkpoints: Path, epoch: int) -> Path:
+    """Where a run keeps the encoder of an epoch, among its checkpoints."""
+    return checkpoints / f"epoch-{epoch:04d}.pt"
+
+
+def kept_encoders(run_folder: Path) -> list[tuple[float, Path]]:
+    """The encoders that a run has kept (`keep_every`), in the order of training; none where it keeps none.
+
+    Args:
+        run_folder: of the run.
+
+    Returns:
+        The epochs that each has trained for, which may be more than its name says (see
+        `experiments.training.Run.keep_encoders`), and its file, for `load_network`.
+
+    Raises:
+        CheckpointError: if it is no run folder, or a file is damaged.
+    """
+    checkpoints = run_folder / "checkpoints"
+    if not checkpoints.is_dir():
+        raise CheckpointError(f"{run_folder}: no run folder: it has no checkpoints")
+    return sorted((load_checkpoint(path, "encoder")["epoch"], path) for path in checkpoints.glob("epoch-*.pt"))

@@ -6,6 +6,7 @@ Whatever a user can put right is a `ValueError` that says how.
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def load_dataset(
     """Load a data set of the table `DATASETS`.
 
     - "digits": scikit-learn's 1,797 scans of 8 x 8, resized to `image_size` (16); 1,437 and 360 by a stratified split.
-    - "cifar10": 50,000 and 10,000 images of 32 x 32 in `data_dir`; downloaded where they are not there and `download`.
+    - "cifar10", "cifar100": 50,000 and 10,000 images of 32 x 32 in 10 or 100 (fine) classes; in `data_dir`, downloaded
+      where they are not there and `download`.
+    - "stl10": the 5,000 and 8,000 labelled images of 96 x 96 in 10 classes, likewise (a download of 2.6 GB). The
+      100,000 unlabelled ones are not read, and need not be there.
     - "folder": the images (png, jpg, jpeg, webp, bmp) anywhere below `data_dir`, cut to squares of `image_size` (32). A
       `train` folder in it, with a `test` or else a `val` folder beside it, is the split; otherwise a fifth is set apart
       for the test, stratified by class. Labels are the names of the first-level folders, if every image lies in one and
@@ -54,11 +58,12 @@ def load_dataset(
 
     Args:
         name: a key of `DATASETS`.
-        data_dir: the folder with the data; required by "cifar10" and "folder", refused by "digits".
+        data_dir: the folder with the data; required by all but "digits", which refuses it.
         image_size: height and width, in pixels; None for the data set's own default.
         limit: train on this many images: the first of a fixed random order, so that the classes keep about their shares
             and a smaller limit takes a part of what a larger one takes. None for all.
-        test_limit: keep the first so many test images: of CIFAR-10's own order, else of a fixed random one.
+        test_limit: keep the first so many test images: of the archive's own order (CIFAR, STL-10), else of a fixed
+            random one.
         download: whether a missing data set may be downloaded.
         cache_dir: where a folder's images are kept decoded, so that they are decoded once and need not fit in memory
             (`ssl_core.decoding.decode_to_disk`); None to decode them into memory. Refused by the others.
@@ -115,68 +120,126 @@ def _digits(request: _Request) -> Split:
     )
 
 
-def _cifar10(request: _Request) -> Split:
-    if request.data_dir is None:
-        raise ValueError(
-            "cifar10 is read from a folder, or downloaded to it: give --data_dir DIR, the folder that holds "
-            "or shall hold cifar-10-batches-py"
-        )
+@dataclass(frozen=True)
+class _Archive:
+    """A data set that torchvision reads from its unpacked official archive.
+
+    Attributes:
+        name: for messages.
+        source: torchvision's class.
+        class_names: the file that names the classes.
+        train, test: arguments by which `source` opens the two sets.
+        read: the images, uint8 (N, 3, H, W), and labels, int64 (N,), of what `source` has opened.
+    """
+
+    name: str
+    source: Any
+    class_names: str
+    train: Mapping[str, Any]
+    test: Mapping[str, Any]
+    read: Callable[[Any], tuple[Tensor, Tensor]]
+
+
+def _torchvision_datasets(name: str) -> Any:
     try:
         # Imported here, since nothing else needs torchvision, and a build that does not match torch's fails at import.
-        from torchvision.datasets import CIFAR10
+        from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise ValueError(
-            f"cifar10 is read by torchvision, which cannot be imported beside torch {torch.__version__} ({error}): "
+            f"{name} is read by torchvision, which cannot be imported beside torch {torch.__version__} ({error}): "
             "install a pair of torch and torchvision of matching versions, e.g. pip install --upgrade torch torchvision"
         ) from error
+    return datasets
+
+
+def _cifar(name: str, request: _Request) -> Split:
+    source = getattr(_torchvision_datasets(name), name.upper())
+
+    def read(part: Any) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
+
+    archive = _Archive(name, source, source.meta["filename"], {"train": True}, {"train": False}, read)
+    return _load_archive(archive, request)
+
+
+def _stl10(request: _Request) -> Split:
+    stl10 = _torchvision_datasets("stl10").STL10
+    # torchvision's own class wants the 2.8 GB of unlabelled images to be there, and computes their checksum twice
+    files = [entry for entry in stl10.train_list if not entry[0].startswith("unlabeled")]
+    labelled = type("LabelledSTL10", (stl10,), {"train_list": files})
+
+    def read(part: Any) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(part.data), torch.from_numpy(part.labels).long()
+
+    archive = _Archive("stl10", labelled, stl10.class_names_file, {"split": "train"}, {"split": "test"}, read)
+    return _load_archive(archive, request)
+
+
+def _load_archive(archive: _Archive, request: _Request) -> Split:
+    if request.data_dir is None:
+        raise ValueError(
+            f"{archive.name} is read from a folder, or downloaded to it: give --data_dir DIR, the folder that holds "
+            f"or shall hold {archive.source.base_folder}"
+        )
     root = Path(request.data_dir).expanduser()
     with warnings.catch_warnings():
-        # The batches were pickled by Python 2; some versions of NumPy warn of a dtype flag in them.
+        # CIFAR's batches were pickled by Python 2; some versions of NumPy warn of a dtype flag in them.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-        train = _open_cifar10(CIFAR10, root, request.download)
-        test = CIFAR10(str(root), train=False)
+        train = _open_archive(archive, root, request.download)
+        test = archive.source(str(root), **archive.test)
+    name = f"{archive.name} train"
     train_rows = torch.arange(len(train))
     if request.limit is not None:
-        train_rows = limited(torch.randperm(len(train), generator=fixed_generator()), request.limit, "cifar10 train")
-    test_rows = limited(torch.arange(len(test)), request.test_limit, "cifar10 test")
+        train_rows = limited(torch.randperm(len(train), generator=fixed_generator()), request.limit, name)
+    test_rows = limited(torch.arange(len(test)), request.test_limit, f"{archive.name} test")
     return Split(
-        _cifar10_set(train, train_rows, request.image_size, "cifar10 train"),
-        _cifar10_set(test, test_rows, request.image_size, "cifar10 test"),
+        _archive_set(archive, train, train_rows, request.image_size, name),
+        _archive_set(archive, test, test_rows, request.image_size, f"{archive.name} test"),
     )
 
 
-def _open_cifar10(cifar10: Any, root: Path, download: bool) -> Any:
-    """torchvision's training set, or an error that says what is wrong with the copy, its test batch included."""
+def _open_archive(archive: _Archive, root: Path, download: bool) -> Any:
+    """torchvision's training set, or an error that says what is wrong with the copy, its test set included."""
+    name, source = archive.name, archive.source
+
+    def opened(**arguments: Any) -> Any:
+        part = source(str(root), **archive.train, **arguments)
+        if not hasattr(part, "classes"):
+            # torchvision's STL-10 goes without the file that names them
+            raise RuntimeError(f"{archive.class_names} is missing")
+        return part
+
     try:
-        return cifar10(str(root), train=True)
+        return opened()
     except RuntimeError as error:
-        batches = root / cifar10.base_folder
-        files = [name for name, _ in (*cifar10.train_list, *cifar10.test_list)] + [cifar10.meta["filename"]]
-        missing = [name for name in files if not (batches / name).is_file()]
+        folder = root / source.base_folder
+        files = [file for file, _ in (*source.train_list, *source.test_list)] + [archive.class_names]
+        missing = [file for file in files if not (folder / file).is_file()]
         if len(missing) == len(files):
-            state = f"there is no {batches}"
+            state = f"there is no {folder}"
         elif missing:
-            state = f"{batches} is incomplete: it lacks {', '.join(missing)}"
+            state = f"{folder} is incomplete: it lacks {', '.join(missing)}"
         else:
-            state = f"{batches} is damaged: a file's checksum is not that of the original"
+            state = f"{folder} is damaged: a file's checksum is not that of the original"
         advice = (
-            f"unpack the official {cifar10.filename} ({cifar10.url}) in {root}, "
-            f"or give the --data_dir that holds {cifar10.base_folder}"
+            f"unpack the official {source.filename} ({source.url}) in {root}, "
+            f"or give the --data_dir that holds {source.base_folder}"
         )
         if not download:
-            raise ValueError(f"cifar10: {state}, and it may not be downloaded: {advice}") from error
+            raise ValueError(f"{name}: {state}, and it may not be downloaded: {advice}") from error
     try:
-        return cifar10(str(root), train=True, download=True)
+        return opened(download=True)
     except Exception as error:  # urllib, ssl, tarfile, gzip and the file system each fail in their own way
-        raise ValueError(f"cifar10: {state}, and downloading it failed ({error}): {advice}") from error
+        raise ValueError(f"{name}: {state}, and downloading it failed ({error}): {advice}") from error
 
 
-def _cifar10_set(source: Any, rows: Tensor, image_size: int | None, name: str) -> ImageSet:
-    images = torch.from_numpy(source.data)[rows].permute(0, 3, 1, 2).contiguous()
+def _archive_set(archive: _Archive, part: Any, rows: Tensor, image_size: int | None, name: str) -> ImageSet:
+    images, labels = archive.read(part)
+    images = images[rows].contiguous()
     if image_size is not None:
         # In parts, since the floats of the whole set would take four times its memory.
-        images = torch.cat([_resize(part.float(), image_size, "bicubic") for part in images.split(1000)])
-    return ImageSet(images, torch.tensor(source.targets)[rows], tuple(source.classes), name)
+        images = torch.cat([_resize(some.float(), image_size, "bicubic") for some in images.split(1000)])
+    return ImageSet(images, labels[rows], tuple(part.classes), name)
 
 
 def _folder(request: _Request) -> Split:
@@ -190,4 +253,10 @@ def _folder(request: _Request) -> Split:
     )
 
 
-DATASETS: Mapping[str, Callable[[_Request], Split]] = {"digits": _digits, "cifar10": _cifar10, "folder": _folder}
+DATASETS: Mapping[str, Callable[[_Request], Split]] = {
+    "digits": _digits,
+    "cifar10": partial(_cifar, "cifar10"),
+    "cifar100": partial(_cifar, "cifar100"),
+    "stl10": _stl10,
+    "folder": _folder,
+}

@@ -4,16 +4,21 @@ import hashlib
 import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def tensor_digest(*tensors: Tensor) -> str:
+    """SHA-256 of tensors in this order: types, shapes and values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
     """SHA-256 of every parameter and buffer (those that `state_dict` leaves out too), by name."""
-    digests = {}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digests[name] = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw.tobytes()).hexdigest()
-    return digests
+    return {name: tensor_digest(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
 def digest(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Contrastive losses as pure functions of embeddings."""
+"""Losses as pure functions: contrastive ones of embeddings, TRADES of logits."""
 
 import torch
 from torch import Tensor
@@ -84,3 +84,50 @@ def mixed_nt_xent(
     else:
         raise ValueError(f"reading is {reading!r}: expected 'pairs' or 'views'")
     return _reduced(values, reduction)
+
+
+def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(softmax(p_logits) || softmax(q_logits)) of each row, in nats.
+
+    Args:
+        p_logits, q_logits: (n, classes). No gradient is stopped.
+
+    Returns:
+        (n,), at least 0 up to rounding.
+
+    Raises:
+        ValueError: if the shapes differ or are not (n, classes).
+    """
+    if p_logits.shape != q_logits.shape or p_logits.ndim != 2:
+        raise ValueError(
+            f"logits have shapes {tuple(p_logits.shape)} and {tuple(q_logits.shape)}: expected (n, classes) twice"
+        )
+    log_p, log_q = F.log_softmax(p_logits, dim=1), F.log_softmax(q_logits, dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def trades(
+    clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor, beta: float = 6.0, reduction: str = "mean"
+) -> Tensor:
+    """TRADES (Zhang et al. 2019, equation 5): cross entropy of the clean images, and what an attack changes.
+
+    `CE(clean, y) + beta * KL(softmax(clean) || softmax(adversarial))`; the gradient goes through both arguments of KL.
+
+    Args:
+        clean_logits, adversarial_logits: (n, classes), of the images and of their attacked versions.
+        labels: (n,) int64.
+        beta: weight of robustness, 0 or more (1 / lambda in the paper).
+        reduction: "mean", "sum" or "none".
+
+    Returns:
+        A scalar, or (n,) for "none".
+
+    Raises:
+        ValueError: if the shapes do not fit together, beta is negative or the reduction is unknown.
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta is {beta}: expected a number of 0 or more")
+    robustness = kl_divergence(clean_logits, adversarial_logits)
+    if labels.shape != robustness.shape:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}: expected {tuple(robustness.shape)}, as the logits")
+    return _reduced(F.cross_entropy(clean_logits, labels, reduction="none") + beta * robustness, reduction)

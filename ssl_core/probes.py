@@ -1,19 +1,28 @@
 """Probes: turn a frozen encoder into a classifier, to measure what its features are worth."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_core.attacks import Budget, pgd
 from ssl_core.fingerprints import fingerprint
+from ssl_core.folding import FoldedNetwork
 from ssl_core.images import ImageSet
+from ssl_core.labels import required_labels
+from ssl_core.networks import TargetNetwork
 from ssl_core.rng import Streams
 from ssl_core.sanity import check_frozen
 from ssl_core.views import ViewSettings, as_float, weak_views
+
+PROBE_LR: Mapping[str, float] = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
+"""Learning rates of a linear head by data set, of SLF and ALF alike (DynACL's LPAFT.py); no others are published."""
+OTHER_LR = 0.1
+"""For any other data set: STL-10's. A small set makes few steps in 25 epochs, and the head starts at zero."""
 
 
 class Encoder(Protocol):
@@ -26,16 +35,16 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Standard linear fine-tuning; the defaults are the protocol of DynACL and ASTrA on CIFAR-10.
+    """Training of a linear head, by SLF or ALF; the defaults are the protocol of DynACL and ASTrA on CIFAR-10.
 
     Args:
         epochs: passes over the labelled images.
-        lr: learning rate of SGD (DynACL: 0.01 for CIFAR-10, 0.05 for CIFAR-100, 0.1 for STL-10).
+        lr: learning rate of SGD (`PROBE_LR`).
         batch_size: images a step; the last batch of an epoch may be smaller.
         milestones: epochs at whose start the learning rate is divided by ten.
         momentum: of SGD.
         weight_decay: of SGD.
-        augment: random crop and flip; without it every image's features are computed once.
+        augment: random crop and flip; without it, SLF computes every image's features once.
 
     Raises:
         ValueError: if a figure is out of its range.
@@ -62,6 +71,67 @@ class ProbeSettings:
                 raise ValueError(f"the probe's {name} is {getattr(self, name)!r}: expected {expected}")
 
 
+@dataclass(frozen=True)
+class TrainingAttack:
+    """The attack that a classifier is trained under: L-infinity PGD; the defaults are those of ALF and AFF.
+
+    Args:
+        epsilon: radius, in the unit of pixels in [0, 1] (8/255, not 8).
+        step_size: of one step, in the same unit.
+        steps: number of steps.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("epsilon", 0 < self.epsilon <= 1, "a fraction in (0, 1], such as 8/255 and not 8"),
+            ("step_size", 0 < self.step_size <= 1, "a fraction in (0, 1], such as 2/255 and not 2"),
+            ("steps", self.steps >= 1, "at least 1"),
+        ):
+            if not valid:
+                raise ValueError(f"the training attack's {name} is {getattr(self, name)!r}: expected {expected}")
+
+    def budget(self, n: int, device: torch.device | str) -> Budget:
+        """The same for each of n images."""
+        return Budget.uniform(n, self.epsilon, self.step_size, self.steps, device)
+
+
+def standard_probe(dataset: str) -> ProbeSettings:
+    """The published settings of SLF and ALF on a data set.
+
+    Only the learning rate depends on it: `PROBE_LR`, and `OTHER_LR` for a data set that no protocol is published for.
+    """
+    return ProbeSettings(lr=PROBE_LR.get(dataset, OTHER_LR))
+
+
+def departures(settings: Any, standard: Any) -> tuple[str, ...]:
+    """In which fields one dataclass differs from another of its type, as "epochs 5, not 25"; empty where in none.
+
+    Raises:
+        ValueError: if the two are of different types.
+    """
+    if type(settings) is not type(standard):
+        raise ValueError(
+            f"{type(settings).__name__} cannot be compared with {type(standard).__name__}: expected one type"
+        )
+    pairs = ((item.name, getattr(settings, item.name), getattr(standard, item.name)) for item in fields(settings))
+    return tuple(f"{name} {_text(ours)}, not {_text(theirs)}" for name, ours, theirs in pairs if ours != theirs)
+
+
+def _text(value: object) -> str:
+    """A short text that no other value has."""
+    if not isinstance(value, float) or float(f"{value:g}") == value:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    of_255 = round(255 * value)
+    return f"{of_255}/255" if of_255 / 255 == value else repr(value)
+
+
 class RawPixels(nn.Module):
     """The trivial encoder, as a control: an image's features are its pixels, moved to [-0.5, 0.5].
 
@@ -76,6 +146,61 @@ class RawPixels(nn.Module):
     def features(self, images: Tensor, route: str) -> Tensor:
         """(n, 3, H, W) -> (n, 3HW); there are no routes to choose from."""
         return images.flatten(1) - 0.5
+
+
+class PlainEncoder(nn.Module):
+    """Any module as an encoder: images (n, 3, H, W) in [0, 1] -> features (n, d), (n, d, 1, 1) or (n, d, h, w).
+
+    The mean over the last two dimensions makes the features (n, d). Whatever normalisation the module expects has to be
+    part of it.
+
+    Args:
+        module: kept, not copied; its mode is left as it is.
+        shape: (channels, height, width) of the images.
+
+    Attributes:
+        feature_dim: d, found by encoding two grey images in eval mode.
+
+    Raises:
+        ValueError: if the module gives anything else, or if in eval mode an image's features depend on the other images
+            of its batch, so that neither its accuracy nor an attack would be well defined.
+        RuntimeError: if a feature is not finite.
+    """
+
+    def __init__(self, module: nn.Module, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.module = module
+        # A copy, so that no statistic and no mode of the user's module moves.
+        trial = copy.deepcopy(module).eval()
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+        images = torch.stack([torch.full(shape, grey, device=device) for grey in (0.25, 0.75)])
+        with torch.no_grad():
+            together = _pooled(trial(images), 2)
+            alone = torch.cat([_pooled(trial(image), 1) for image in images.split(1)])
+        # Far above what rounding does, even in bfloat16, and far below what batch statistics do.
+        if (together - alone).norm() > 0.1 * alone.norm():
+            raise ValueError(
+                "the encoder's features of an image depend on the other images of its batch even in eval mode: "
+                "expected each image on its own, such as batch norm with running statistics"
+            )
+        self.feature_dim = together.shape[1]
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        """(n, 3, H, W) -> (n, feature_dim); there are no routes to choose from."""
+        return _pooled(self.module(images), len(images))
+
+
+def _pooled(output: object, n: int) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim not in (2, 4) or len(output) != n or not output.numel():
+        got = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"the encoder gave {got} for {n} images: expected features ({n}, d) or maps ({n}, d, h, w); wrap a module "
+            "that gives anything else in one that picks its features"
+        )
+    features = output if output.ndim == 2 else output.mean((2, 3))
+    if not bool(features.isfinite().all()):
+        raise RuntimeError("the encoder gave features that are not finite: check its weights and what range it expects")
+    return features
 
 
 class Classifier(nn.Module):
@@ -107,42 +232,42 @@ def train_probe(
     views: ViewSettings,
     *,
     seed: int,
+    attack: TrainingAttack | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Classifier:
-    """Standard linear fine-tuning (SLF): train a zero-initialised linear head on frozen backbone features.
+    """Train a zero-initialised linear head on frozen backbone features, by SLF or ALF.
 
-    The protocol of DynACL's and ASTrA's `test_LF.py`: encoder in eval mode, cross entropy, SGD, last epoch. The
-    probe works on a copy, so `encoder` is left as it is, and the classifier does not change when `encoder` learns on.
-    The same arguments give the same head bit for bit on the CPU.
+    Standard linear fine-tuning (SLF) is the protocol of DynACL's and ASTrA's `test_LF.py`: encoder in eval mode, cross
+    entropy, SGD, last epoch. Adversarial linear fine-tuning (ALF) is the same on images that PGD with a random start
+    attacks anew in every step, by the cross entropy of the head as it then is. (At the first step the head is zero and
+    has no gradient: its images are but moved at random.)
+
+    The probe works on a copy, so `encoder` is left as it is, and the classifier does not change when `encoder` learns
+    on. The same arguments give the same head bit for bit on the CPU. In ALF a `TargetNetwork` is folded
+    (`ssl_core.folding`), which moves its features by rounding.
 
     Args:
-        encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork` or `RawPixels`.
+        encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`, a `PlainEncoder` or
+            `RawPixels`.
         route: batch-norm route of the features.
         train: labelled images.
         settings: of the probe.
         views: `padding` and `flip` of the augmentation.
-        seed: of the order of the images and of the augmentation.
+        seed: of the order of the images, of the augmentation and of the attack's starts, each a stream of its own.
+        attack: of ALF; None for SLF.
         device: where to work.
-        progress: called after every epoch with the epochs done and their total.
+        progress: called after every step of the optimiser with the steps done and their total.
 
     Raises:
         ValueError: if `train` has no labels, or labels that are no classes of its own.
         RuntimeError: if the head diverges.
         SanityError: if a parameter or buffer of the encoder changed: then the result would be void.
     """
-    if train.labels is None:
-        raise ValueError(
-            f"data set {train.name!r} has no labels, and a linear probe needs them: put the images into one folder "
-            "for each class, or leave the evaluation out"
-        )
-    low, high = int(train.labels.min()), int(train.labels.max())
-    if low < 0 or high >= len(train.classes):
-        raise ValueError(f"data set {train.name!r} has labels in {low}..{high}: expected 0..{len(train.classes) - 1}")
+    labels = required_labels(train, "a linear probe").to(device)
     encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
     before = fingerprint(encoder)
-    extract = cast(Encoder, encoder).features
-    streams = Streams(seed)
+    streams = Streams(seed, device)
     order, noise = streams["probe/order"], streams["probe/views"]
     # skip_init: nn.Linear's own initialisation would draw from the global generator.
     head = nn.utils.skip_init(nn.Linear, cast(Encoder, encoder).feature_dim, len(train.classes), device=device)
@@ -152,30 +277,68 @@ def train_probe(
         head.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(settings.milestones), gamma=0.1)
-    labels = train.labels.to(device)
+    extract = _clean_features(encoder, route)
+    if attack is not None:
+        extract = _attacked_features(encoder, route, head, attack, streams.on_device("probe/noise"))
 
-    @torch.no_grad()
     def features(rows: Tensor) -> Tensor:
         images = as_float(train.images[rows].to(device))
-        return extract(weak_views(images, views, noise) if settings.augment else images, route)
+        return extract(weak_views(images, views, noise) if settings.augment else images, labels[rows.to(device)])
 
     fixed = None
-    if not settings.augment:
+    if not settings.augment and attack is None:
         fixed = torch.cat([features(rows) for rows in torch.arange(len(train)).split(settings.batch_size)])
+    steps = -(-len(train) // settings.batch_size)
     for epoch in range(settings.epochs):
-        for rows in torch.randperm(len(train), generator=order).split(settings.batch_size):
+        batches = torch.randperm(len(train), generator=order).split(settings.batch_size)
+        for done, rows in enumerate(batches, start=epoch * steps + 1):
             z = features(rows) if fixed is None else fixed[rows.to(device)]
             loss = F.cross_entropy(head(z), labels[rows.to(device)])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            if progress is not None:
+                progress(done, settings.epochs * steps)
         if not all(bool(parameter.isfinite().all()) for parameter in head.parameters()):
             raise RuntimeError(
                 f"the probe diverged in epoch {epoch + 1} of {settings.epochs} at learning rate "
                 f"{optimiser.param_groups[0]['lr']:g}: lower its lr, or check that the features are finite"
             )
         schedule.step()
-        if progress is not None:
-            progress(epoch + 1, settings.epochs)
     check_frozen(before, fingerprint(encoder), "while its probe was trained")
     return Classifier(encoder, route, head)
+
+
+Extract = Callable[[Tensor, Tensor], Tensor]
+
+
+def _clean_features(encoder: nn.Module, route: str) -> Extract:
+    """(images, labels) -> features, without gradient."""
+
+    @torch.no_grad()
+    def extract(images: Tensor, labels: Tensor) -> Tensor:
+        return cast(Encoder, encoder).features(images, route)
+
+    return extract
+
+
+def _attacked_features(
+    encoder: nn.Module, route: str, head: nn.Module, attack: TrainingAttack, noise: torch.Generator
+) -> Extract:
+    """(images, labels) -> features of the images attacked by the head's cross entropy, without gradient."""
+    folded = FoldedNetwork(encoder) if type(encoder) is TargetNetwork else None
+
+    def encode(images: Tensor, rows: Tensor) -> Tensor:
+        return cast(Encoder, encoder).features(images, route) if folded is None else folded(images, route).features
+
+    def extract(images: Tensor, labels: Tensor) -> Tensor:
+        # The head is in the objective: what comes out of the attack are the features that it is trained on next.
+        return pgd(
+            encode,
+            lambda z: F.cross_entropy(head(z), labels, reduction="none"),
+            images,
+            attack.budget(len(images), images.device),
+            generator=noise,
+        ).embeddings
+
+    return extract

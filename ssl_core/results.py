@@ -209,6 +209,11 @@ def _require(holds: object, name: str, row: Row, expected: str) -> None:
         raise ValueError(f"a result's {name} is {getattr(row, name)!r}: expected {expected}")
 
 
+def radius_text(norm: str, epsilon: float) -> str:
+    """A radius in words: `8/255`, `L2 0.5`."""
+    return f"{255 * epsilon:g}/255" if norm == "Linf" else f"{norm} {epsilon:g}"
+
+
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a proportion, as percentages.
 

@@ -1,54 +1,266 @@
-"""An evaluation that distrusts itself: whatever would make its figures void is an error with the figures."""
+"""An evaluation that distrusts itself: whatever would make its figures void is an error with the figures.
 
-from collections.abc import Mapping, Sequence
+What must be reported but is no error comes back as notes, plain sentences with figures. `ssl_core.masking` does the
+same for a classifier and its gradients.
+"""
 
-from ssl_core.results import Row
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, pairwise
+
+import torch
+from torch import Tensor
+
+from ssl_core.images import ImageSet
+from ssl_core.results import Row, radius_text
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""AutoAttack's attacks in their order; each row counts the images that are right after all attacks up to its own."""
+STRENGTH = ("fgsm", "pgd20", "autoattack-quick", "autoattack")
+"""From the weakest attack to the strongest."""
+MASKING = "which is a sign of gradient masking"
+_PIECE = 1000
+_EXAMPLES = 5
 
 
 class SanityError(RuntimeError):
     """The figures contradict one another, or what they were measured on is not what it seems: they are void."""
 
 
-def check_rows(rows: Sequence[Row]) -> None:
+def tolerated(n: int) -> float:
+    """By how many points two attacks on the same n images may differ by chance: two images, or half a point."""
+    return max(200 / n, 0.5)
+
+
+def check_rows(rows: Sequence[Row]) -> list[str]:
     """Raise unless the rows of one classifier agree with one another.
 
-    RA must not exceed SA and must equal it at epsilon 0. It must not rise with epsilon by more than two images or half
-    a point, whichever is more: a larger ball holds the smaller one, so a rise shows that the attack fails (gradient
-    masking), while a few images may go either way by the random start.
+    Compared are SA and RA without a condition, and only where they are of the same number of images:
+
+    - RA is never above SA and equals it at epsilon 0;
+    - RA of an attack does not rise with epsilon, since a larger ball holds the smaller one;
+    - `worst` is at most the RA of every attack of its norm and epsilon;
+    - AutoAttack's stages are cumulative: each is at most the one before it, and the last is `autoattack`;
+    - a stronger attack leaves no more images right than a weaker one (`STRENGTH`; more restarts are stronger). A single
+      step that beats twenty shows that the gradients mislead (Athalye et al. 2018, section 3.1).
+
+    The second and the last hold up to two images or half a point, whichever is more: a random start may move a few
+    images either way.
+
+    Args:
+        rows: of one protocol, label fraction and checkpoint. Other metrics than SA and RA may be among them.
+
+    Returns:
+        What was seen within the tolerance, and rows that could not be compared: plain sentences.
 
     Raises:
-        SanityError: with the figures.
+        ValueError: if SA and RA are of several classifiers.
+        SanityError: with the figures, if they contradict one another, or there is not exactly one SA.
     """
-    (clean,) = (row for row in rows if row.metric == "SA")
-    tolerance = max(200 / clean.n, 0.5)
-    lowest = clean
-    for row in sorted((row for row in rows if row.metric == "RA"), key=lambda row: row.epsilon):
-        figures = f"{row.value:.2f} % at epsilon {255 * row.epsilon:g}/255"
+    rows = [row for row in rows if row.metric in ("SA", "RA") and not row.condition]
+    origins = {
+        (row.protocol, row.label_fraction, row.checkpoint, row.checkpoint_hash, row.dataset, row.route) for row in rows
+    }
+    if len(origins) > 1:
+        found = "; ".join(" ".join(map(str, origin)) for origin in sorted(origins))
+        raise ValueError(f"the rows are of {len(origins)} classifiers ({found}): check those of each one alone")
+    clean = [row for row in rows if row.metric == "SA"]
+    if len(clean) != 1:
+        figures = ", ".join(f"{row.value:.2f} % of {row.n}" for row in clean)
+        raise SanityError(f"there are {len(clean)} clean accuracies ({figures or 'none'}): expected one")
+    robust = sorted((row for row in rows if row.metric == "RA"), key=lambda row: (row.norm, row.n, row.epsilon))
+    _check_against_clean(clean[0], [row for row in robust if row.n == clean[0].n])
+    notes = [
+        f"{_figures(row)} is of {row.n} images and the clean accuracy of {clean[0].n}: they were not compared"
+        for row in robust
+        if row.n != clean[0].n
+    ]
+    for attack in sorted({_attack(row) for row in robust}):
+        same = [row for row in robust if _attack(row) == attack]
+        notes += _falling(same, "rises with epsilon", "the attack fails")
+    for _, group in groupby(robust, key=lambda row: (row.norm, row.n, row.epsilon)):
+        notes += _check_attacks(list(group))
+    return notes
+
+
+def _figures(row: Row) -> str:
+    restarts = f", {row.restarts} restarts" if row.restarts > 1 else ""
+    radius = radius_text(row.norm, row.epsilon)
+    return f"robust accuracy under {row.attack}{restarts} is {row.value:.2f} % at epsilon {radius}"
+
+
+def _attack(row: Row) -> tuple[str, str, int, int, tuple[str, ...]]:
+    return row.attack, row.norm, row.n, row.restarts, row.deviations
+
+
+def _check_against_clean(clean: Row, robust: Sequence[Row]) -> None:
+    for row in robust:
         if row.value > clean.value:
-            raise SanityError(f"robust accuracy is {figures}, above the clean accuracy of {clean.value:.2f} %")
+            raise SanityError(f"{_figures(row)}, above the clean accuracy of {clean.value:.2f} %")
         if row.epsilon == 0 and row.value != clean.value:
-            raise SanityError(f"robust accuracy is {figures}, but the clean accuracy is {clean.value:.2f} %")
-        if row.value > lowest.value + tolerance:
-            raise SanityError(
-                f"robust accuracy rises with epsilon: it is {figures}, but {lowest.value:.2f} % at "
-                f"{255 * lowest.epsilon:g}/255 (n = {row.n}, tolerance {tolerance:.2f} points); the attack fails, "
-                "which is a sign of gradient masking"
+            raise SanityError(f"{_figures(row)}, but the clean accuracy is {clean.value:.2f} %")
+
+
+def _falling(rows: Sequence[Row], fault: str, means: str) -> list[str]:
+    """Rows of equal n whose values should not rise: notes within the tolerance, a SanityError beyond it."""
+    notes = []
+    for index in range(1, len(rows)):
+        # not the neighbour but the lowest, since a creep in small steps is a rise as well
+        lowest, row = min(rows[:index], key=lambda one: one.value), rows[index]
+        if row.value <= lowest.value:
+            continue
+        other = f"{lowest.value:.2f} % at {radius_text(lowest.norm, lowest.epsilon)}" + (
+            f" under {lowest.attack}, {lowest.restarts} restarts" if _attack(lowest) != _attack(row) else ""
+        )
+        allowed = tolerated(row.n)
+        figures = f"{_figures(row)}, but {other} (n = {row.n}, tolerance {allowed:.2f} points)"
+        if row.value > lowest.value + allowed:
+            raise SanityError(f"robust accuracy {fault}: {figures}; {means}, {MASKING}")
+        notes.append(f"{figures}: within the tolerance")
+    return notes
+
+
+def _check_attacks(rows: Sequence[Row]) -> list[str]:
+    """Rows of one norm, epsilon and n."""
+    for one, other in pairwise(sorted(rows, key=_attack)):
+        if _attack(one) == _attack(other) and one.value != other.value:
+            raise SanityError(f"{_figures(one)} in one row and {other.value:.2f} % in another")
+    for worst in (row for row in rows if row.attack == "worst"):
+        for row in rows:
+            if row.value < worst.value:
+                raise SanityError(f"{_figures(worst)}, above an attack that it is the worst case of: {_figures(row)}")
+    by_attack = {row.attack: row for row in rows}
+    stages = [by_attack[name] for name in (*STAGES, "autoattack") if name in by_attack]
+    for before, after in pairwise(stages):
+        if after.value > before.value:
+            raise SanityError(f"AutoAttack's attacks are cumulative, but {_figures(after)}, after {_figures(before)}")
+    if {"square", "autoattack"} <= by_attack.keys() and by_attack["square"].value != by_attack["autoattack"].value:
+        last, whole = by_attack["square"], by_attack["autoattack"]
+        raise SanityError(f"AutoAttack ends with Square, but {_figures(whole)} and {_figures(last)}")
+    chain = [row for row in rows if row.attack in STRENGTH]
+    # by the value last: of the same attack with different deviations none need be the stronger
+    chain.sort(key=lambda row: (STRENGTH.index(row.attack), row.restarts, -row.value))
+    return _falling(chain, "is higher under the stronger attack", "the stronger attack fails")
+
+
+def square_drops(rows: Sequence[Row]) -> list[str]:
+    """A note on every drop by Square, which needs no gradients, below what the attacks by gradients had left.
+
+    It is a sign of masking where it is more than two images or half a point.
+    """
+    left = {(row.norm, row.epsilon, row.n): row.value for row in rows if row.attack == "fab-t" and not row.condition}
+    notes = []
+    for row in (row for row in rows if row.attack == "square" and not row.condition):
+        before = left.get((row.norm, row.epsilon, row.n), row.value)
+        if before - row.value > tolerated(row.n):
+            notes.append(
+                f"{_figures(row)}, but {before:.2f} % were left by the attacks with gradients, which Square does not "
+                f"need (n = {row.n}), {MASKING}"
             )
-        lowest = min(lowest, row, key=lambda one: one.value)
+    return notes
 
 
-def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str) -> None:
-    """Raise unless two `ssl_core.fingerprints.fingerprint`s of an encoder are equal.
+def check_images(images: Tensor, what: str) -> None:
+    """Raise where images cannot be what a classifier of this project is measured on.
+
+    Args:
+        images: float in [0, 1] or uint8, of any shape; a large mapped tensor is read in pieces.
+        what: of which they are, for the message.
+
+    Raises:
+        ValueError: another dtype, or no image.
+        SanityError: floats that are not finite or outside [0, 1], images so dark that they were divided by 255 twice
+            (no value above 1/128), or uint8 images of nothing but 0 and 1 (floats in [0, 1] cut to uint8).
+    """
+    if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.numel() == 0:
+        raise ValueError(f"{what}: images are {images.dtype} {tuple(images.shape)}, expected uint8 or floats, not none")
+    extremes = [torch.aminmax(piece) for piece in images.split(_PIECE)]
+    low = torch.stack([piece.min for piece in extremes]).min().item()
+    high = torch.stack([piece.max for piece in extremes]).max().item()
+    span = f"{what}: values span [{low:g}, {high:g}]"
+    if images.dtype == torch.uint8:
+        if high <= 1:
+            raise SanityError(f"{span} of 0..255, as if floats in [0, 1] had been cut to uint8: multiply by 255 first")
+    # a comparison with NaN is false; aminmax hands a NaN on
+    elif not (low >= 0 and high <= 1):
+        advice = "remove what is not finite"
+        if low >= 0 and high <= 255:
+            advice = "these look like 0..255, so divide by 255 once"
+        elif low > -float("inf") and high < float("inf"):
+            advice = "normalisation is a layer of the network, so leave it out of the images"
+        raise SanityError(f"{span}, expected finite pixels in [0, 1]: {advice}")
+    elif high <= 1 / 128:
+        raise SanityError(f"{span}, almost black, as if pixels had been divided by 255 twice: divide once")
+
+
+def check_disjoint(train: ImageSet, test: ImageSet) -> list[str]:
+    """Raise where the test set holds images that were trained on, pixel for pixel.
+
+    Args:
+        train, test: images of one size; mapped ones are read in pieces.
+
+    Returns:
+        A note on up to two images, or half a percent of the test set, that both sets hold, and one on images that the
+        test set holds more than once, which count more than once.
+
+    Raises:
+        ValueError: if the sizes differ.
+        SanityError: with the number and examples, if the sets share more.
+    """
+    if train.images.shape[1:] != test.images.shape[1:]:
+        sizes = f"{tuple(train.images.shape[1:])} and {tuple(test.images.shape[1:])}"
+        raise ValueError(f"{train.name} and {test.name} are of sizes {sizes}: expected one size")
+    first: dict[bytes, int] = {}
+    copies = []
+    for row, digest in enumerate(_digests(test.images)):
+        if digest in first:
+            copies.append((row, first[digest]))
+        first.setdefault(digest, row)
+    again = dict(copies)
+    trained: dict[int, int] = {}
+    for row, digest in enumerate(_digests(train.images)):
+        if digest in first:
+            trained.setdefault(first[digest], row)
+    shared = [(row, trained[again.get(row, row)]) for row in range(len(test)) if again.get(row, row) in trained]
+    notes = []
+    if shared:
+        note = (
+            f"{len(shared)} of the {len(test)} images of {test.name} ({100 * len(shared) / len(test):.2f} %) are also "
+            f"among the {len(train)} of {train.name}: rows {_examples(shared)}"
+        )
+        if len(shared) > max(2, 0.005 * len(test)):
+            raise SanityError(f"{note}; what was trained on is no test: take it out of one of the sets")
+        notes.append(note)
+    if copies:
+        share = f"{len(copies)} of the {len(test)} images of {test.name} ({100 * len(copies) / len(test):.2f} %)"
+        notes.append(f"{share} repeat an earlier one of it: rows {_examples(copies)}")
+    return notes
+
+
+def _digests(images: Tensor) -> Iterator[bytes]:
+    for piece in images.split(_PIECE):
+        for image in piece.flatten(1).numpy():
+            yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def _examples(pairs: Sequence[tuple[int, int]]) -> str:
+    more = ", ..." if len(pairs) > _EXAMPLES else ""
+    return ", ".join(f"{one} = {other}" for one, other in pairs[:_EXAMPLES]) + more
+
+
+def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str, what: str = "encoder") -> None:
+    """Raise unless two `ssl_core.fingerprints.fingerprint`s of a module are equal.
 
     Args:
         before, after: digests by name.
         when: what happened in between, for the message.
+        what: the module, for the message.
 
     Raises:
         SanityError: with the names of the tensors that changed.
     """
     if changed := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
         raise SanityError(
-            f"the encoder was not frozen {when}: {len(changed)} of {len(before)} tensors changed "
+            f"the {what} was not frozen {when}: {len(changed)} of {len(before)} tensors changed "
             f"({', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}), so the result would be void"
         )

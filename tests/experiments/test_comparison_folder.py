@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from experiments.arms import base_arms
-from experiments.cells import Comparison, plain, write_comparison
+from experiments.cells import PLACES, Comparison, plain, read_comparison, write_comparison
 from experiments.comparison_folder import ComparisonFolder, Plan
 from experiments.settings import Settings
 
@@ -30,7 +31,7 @@ def test_finished_cells_whose_folders_are_elsewhere_count_if_their_settings_are_
 
     def cell(seed: int, **changes):
         settings = Settings.from_preset("digits-grid", agent="random", seed=seed, **changes)
-        kept = plain(settings, ("run_dir", "data_dir", "cache_dir", "progress"))
+        kept = plain(settings, PLACES)
         return replace(make_cell("random", seed), settings=kept, preset="digits-grid")
 
     write_comparison(folder.results, Comparison("a", "b", [cell(0), cell(1)], {}))
@@ -43,3 +44,29 @@ def test_finished_cells_whose_folders_are_elsewhere_count_if_their_settings_are_
     write_comparison(folder.results, Comparison("a", "b", [cell(1, epochs=9)], {}))
     with pytest.raises(ValueError, match="random-seed1 was made with other settings: epochs is 9 and 10 in the plan"):
         ComparisonFolder(tmp_path).open(plan)
+
+
+def test_a_comparison_that_is_older_than_a_setting_goes_on(tmp_path) -> None:
+    """The kept grid: its cells count as those of today's plan, and of no other."""
+    kept = Path(__file__).resolve().parents[2] / "results" / "comparisons" / "digits-grid" / "comparison.json"
+    comparison = read_comparison(kept)
+    cells = [cell for cell in comparison.cells if cell.arm == "fixed"]
+    for cell in cells:
+        cell.settings.pop("keep_every", None)  # type: ignore[attr-defined]
+    flags = ["--precision", cells[0].settings["precision"]]
+    arms = base_arms(["fixed"], ["astra"], ["digits-grid"], [], flags, len(cells), len(cells))
+    plan, folder = Plan("a", "b", 1, len(cells), (), tuple(arms)), ComparisonFolder(tmp_path)
+    write_comparison(folder.results, replace(comparison, cells=cells))
+    found = folder.open(plan)
+    assert len(found) == len(cells) >= 5
+    # what is written anew tells no older cell from a new one
+    assert all(
+        cell.settings == {**old.settings, "keep_every": 0} for cell, old in zip(found.values(), cells, strict=True)
+    )
+    folder.write_plan(plan)
+    lines = folder.config.read_text().splitlines(keepends=True)
+    folder.config.write_text("".join(line for line in lines if "keep_every" not in line))
+    assert folder.read_plan() == plan
+    other = base_arms(["fixed"], ["astra"], ["digits-grid"], [], [*flags, "--keep_every", "2"], 5, 5)
+    with pytest.raises(ValueError, match="fixed-seed0 was made with other settings: keep_every is 0 and 2 in the plan"):
+        ComparisonFolder(tmp_path).open(replace(plan, arms=tuple(other)))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.evaluation import chosen_budget, held_out_rewards, milestones, standard_linear_finetuning, table
+from experiments.evaluation import chosen_budget, held_out_rewards, standard_linear_finetuning, table
 from experiments.runlog import RunFolder
 from experiments.settings import Settings
 from experiments.training import Run
@@ -29,13 +29,6 @@ def make(tmp_path: Path, **changes) -> tuple[Run, RunFolder]:
     for _ in range(2):
         run.env.play(torch.zeros(run.env.num_envs, 3, dtype=torch.int64))
     return run, RunFolder.create(tmp_path / "run", settings, ["test"])
-
-
-def test_milestones_are_the_protocols_at_its_length_and_scale_with_it() -> None:
-    assert milestones(25) == (10, 20)
-    assert milestones(100) == (40, 80)
-    assert milestones(2) == (1,)
-    assert milestones(1) == ()
 
 
 @pytest.mark.parametrize("env", ["view", "batch"])

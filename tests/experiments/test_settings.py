@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents import AGENTS
+from experiments.commandline import load, parse
 from experiments.settings import (
     DATASET_PRESETS,
     PRESETS,
@@ -33,7 +34,29 @@ def test_every_preset_is_valid_with_every_agent(name: str, agent: str) -> None:
 def test_every_data_set_has_a_preset_of_its_own() -> None:
     assert DATASET_PRESETS.keys() == DATASETS.keys()
     for dataset, preset in DATASET_PRESETS.items():
-        assert Settings.from_preset(preset).dataset == dataset
+        # those that share CIFAR-10's small preset keep their own name
+        own = "cifar10" if dataset in ("cifar100", "stl10") else dataset
+        assert Settings.from_preset(preset).dataset == own
+        assert parse(["--dataset", dataset]).settings == Settings.from_preset(preset, dataset=dataset)
+
+
+def test_cifar100_and_stl10_are_trained_as_cifar10_is(tmp_path: Path) -> None:
+    for dataset in ("cifar100", "stl10"):
+        settings = parse([f"--dataset={dataset}"]).settings
+        assert (settings.dataset, settings.preset, settings.image_size) == (dataset, "cifar10-quick", 32)
+        (tmp_path / "config.yaml").write_text(f"dataset: {dataset}\n")
+        assert load(tmp_path / "config.yaml") == settings
+        (tmp_path / "config.yaml").write_text(settings.to_yaml())
+        assert load(tmp_path / "config.yaml") == settings
+        assert parse(["--preset=cifar10", f"--dataset={dataset}"]).settings.arch == "resnet18"
+
+
+def test_a_written_record_that_is_older_than_a_setting_has_its_default(tmp_path: Path) -> None:
+    lines = Settings().to_yaml().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith("keep_every:")]
+    assert len(older) == len(lines) - 1
+    (tmp_path / "config.yaml").write_text("".join(older))
+    assert load(tmp_path / "config.yaml") == Settings() and Settings().keep_every == 0
 
 
 def test_a_dotted_path_is_imported_only_for_what_is_left_to_the_agent() -> None:
@@ -133,6 +156,15 @@ def test_an_unknown_name_offers_the_nearest(name: str, value: str, nearest: str 
         ({"seed": -1}, "seed is -1"),
         ({"seed": True}, "seed is True"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"keep_every": -1}, "keep_every is -1: expected a number of epochs, or 0"),
+        ({"keep_every": 0.5}, r"keep_every is 0\.5"),
+        ({"keep_every": True}, "keep_every is True"),
+        ({"keep_every": -1}, "keep_every is -1: expected a number of epochs, or 0"),
+        ({"keep_every": 0.5}, r"keep_every is 0\.5"),
+        ({"keep_every": True}, "keep_every is True"),
+        ({"keep_every": -1}, "keep_every is -1: expected a number of epochs, or 0"),
+        ({"keep_every": 0.5}, r"keep_every is 0\.5"),
+        ({"keep_every": True}, "keep_every is True"),
         ({"probe_epochs": 0}, "probe_epochs is 0"),
         ({"probe_lr": 0.0}, "probe_lr is 0.0"),
         ({"probe_lr": float("nan")}, "probe_lr is nan"),

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.engine import AttackEngine
 from experiments.commandline import load
+from experiments.runlog import RunFolder
 from experiments.train_agent import main
 from experiments.training import Run
+from ssl_core.checkpoint import encoder_path, kept_encoders, load_checkpoint, load_network
 from tests.experiments.test_train_agent import TINY, call, expect_error
 
 SOURCE = """
@@ -107,3 +110,132 @@ def test_the_discount_of_a_stable_baselines_agent_is_a_setting(tmp_path: Path) -
     flags = ["--agent=ppo", "--agent_kwargs.gamma=0.9", "--evaluate=false", "--epochs=1"]
     assert main([*TINY, f"--run_dir={tmp_path / 'run'}", *flags]) == 0
     assert Run(load(tmp_path / "run" / "config.yaml"), torch.device("cpu")).agent.model.gamma == 0.9
+
+
+def assert_same_encoders(a: Path, b: Path) -> None:
+    """Those of three epochs, equal bit for bit."""
+    assert kept(a) == kept(b) and len(kept(a)) == 3
+    for name in kept(a):
+        ours, theirs = (load_checkpoint(folder / "checkpoints" / name, "encoder") for folder in (a, b))
+        assert_equal_states(ours["network"].pop("state"), theirs["network"].pop("state"))
+        assert ours == theirs
+
+
+@pytest.fixture
+def weights_by_step(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, torch.Tensor]]:
+    """The target network's state after every update of this process, noted as it trains."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    play = AttackEngine.play
+
+    def watched(engine, budget):
+        record = play(engine, budget)
+        states[record.step] = {name: value.clone() for name, value in engine.learner.network.state_dict().items()}
+        return record
+
+    monkeypatch.setattr(AttackEngine, "play", watched)
+    return states
+
+
+def assert_equal_states(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """The step of every kept encoder, by its file."""
+    return {path.name: load_checkpoint(path, "encoder")["step"] for _, path in kept_encoders(folder)}
+
+
+def test_by_default_no_encoders_are_kept(tmp_path: Path) -> None:
+    assert main([*TINY, f"--run_dir={tmp_path / 'run'}", "--agent=fixed", "--evaluate=false"]) == 0
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.pt"]
+    assert kept_encoders(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        # a rollout of one update: the epochs' very ends, and the last epoch although it is no multiple
+        (["--agent=fixed", "--keep_every=2"], {"epoch-0002.pt": 12, "epoch-0004.pt": 24, "epoch-0005.pt": 30}),
+        (["--agent=none", "--method=simclr", "--keep_every=9"], {"epoch-0005.pt": 30}),
+        # rollouts of 4 updates: the first boundary at or after the epoch's end
+        (
+            ["--agent=a2c", "--agent_kwargs.n_steps=4", "--keep_every=1"],
+            {"epoch-0001.pt": 8, "epoch-0002.pt": 12, "epoch-0003.pt": 20, "epoch-0004.pt": 24, "epoch-0005.pt": 30},
+        ),
+        # a rollout of two epochs and more
+        (
+            ["--agent=a2c", "--agent_kwargs.n_steps=13", "--keep_every=1"],
+            {"epoch-0001.pt": 13, "epoch-0002.pt": 13, "epoch-0003.pt": 26, "epoch-0004.pt": 26, "epoch-0005.pt": 30},
+        ),
+    ],
+)
+def test_encoders_are_kept_at_the_first_boundary_of_their_epochs(
+    tmp_path: Path, weights_by_step: dict[int, dict[str, torch.Tensor]], flags: list[str], expected: dict[str, int]
+) -> None:
+    folder = tmp_path / "run"
+    often = ["--epochs=5", "--checkpoint_every=3", "--evaluate=false"]
+    assert main([*TINY, *often, f"--run_dir={folder}", *flags]) == 0
+    assert kept(folder) == expected
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", *expected}
+    for epoch, path in kept_encoders(folder):
+        step = expected[path.name]
+        assert epoch == step / 6
+        network, route = load_network(path)
+        assert route == ("normal" if "--method=simclr" in flags else "pgd") and not network.training
+        assert_equal_states(network.state_dict(), weights_by_step[step])
+        assert load_checkpoint(path, "encoder").keys() == {
+            *("format", "schema", "kind", "step", "epoch", "evaluation_route", "network")
+        }
+    assert_equal_states(load_network(folder)[0].state_dict(), weights_by_step[30])
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_a_run_that_is_killed_and_resumed_keeps_the_same_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    flags = [*TINY, "--epochs=6", "--checkpoint_every=4", "--evaluate=false", f"--agent={agent}", "--keep_every=1"]
+    if agent == "ppo":
+        flags.append("--agent_kwargs.n_steps=4")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert main([*flags, f"--run_dir={straight}"]) == 0
+    expected = {path.name: path for _, path in kept_encoders(straight)}
+    assert len(expected) == 6
+    save = Run.save
+
+    def dies(run: Run, folder: RunFolder) -> None:
+        if run.engine.step >= 24:
+            raise KeyboardInterrupt
+        save(run, folder)
+
+    # the encoders of a boundary are there when its checkpoint is not: killed there, the run begins anew
+    monkeypatch.setattr(Run, "save", dies)
+    assert main([*flags, f"--run_dir={killed}"]) == 130
+    monkeypatch.setattr(Run, "save", save)
+    assert step_of(killed) == 0 and len(kept(killed)) == 4
+    # the last was lost with the process, and one is damaged: both come again
+    encoder_path(killed / "checkpoints", 4).unlink()
+    encoder_path(killed / "checkpoints", 2).write_bytes(b"")
+    assert main(["--resume", str(killed)]) == 0
+    assert kept(killed) == kept(straight)
+    for name, path in expected.items():
+        assert_equal_states(
+            load_network(killed / "checkpoints" / name)[0].state_dict(), load_network(path)[0].state_dict()
+        )
+
+
+def test_an_interrupted_run_goes_on_behind_the_encoders_that_it_has_kept(tmp_path: Path, interrupt) -> None:
+    flags = [*TINY, "--epochs=3", "--evaluate=false", "--agent=fixed", "--keep_every=1"]
+    assert main([*flags, f"--run_dir={tmp_path / 'straight'}"]) == 0
+    folder = tmp_path / "resumed"
+    interrupt(step=12)
+    assert main([*flags, f"--run_dir={folder}"]) == 130
+    assert step_of(folder) == 12 and kept(folder) == {"epoch-0001.pt": 6, "epoch-0002.pt": 12}
+    before = {path: path.stat().st_mtime_ns for _, path in kept_encoders(folder)}
+    assert main(["--resume", str(folder)]) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert kept(folder) == kept(tmp_path / "straight") == {f"epoch-000{n}.pt": 6 * n for n in (1, 2, 3)}
+    for _, path in kept_encoders(folder):
+        other = tmp_path / "straight" / "checkpoints" / path.name
+        assert_equal_states(load_network(path)[0].state_dict(), load_network(other)[0].state_dict())

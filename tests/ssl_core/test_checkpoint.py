@@ -3,7 +3,15 @@ import pickle
 import pytest
 import torch
 
-from ssl_core.checkpoint import CheckpointError, describe_network, load_checkpoint, load_network, save_checkpoint
+from ssl_core.checkpoint import (
+    CheckpointError,
+    describe_network,
+    encoder_path,
+    kept_encoders,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+)
 from ssl_core.networks import build_network
 
 
@@ -44,6 +52,15 @@ def test_bad_files_are_named(tmp_path) -> None:
             load_checkpoint(tmp_path / f"{name}.pt", "run")
     with pytest.raises(CheckpointError, match="kind 'run', expected 'agent'"):
         load_checkpoint(good, "agent")
+    with pytest.raises(CheckpointError, match="kind 'run', expected 'agent' or 'encoder'"):
+        load_checkpoint(good, ("agent", "encoder"))
+    assert load_checkpoint(good, ("encoder", "run"))["kind"] == "run"
+    with pytest.raises(CheckpointError, match="kind 'run', expected 'agent' or 'encoder'"):
+        load_checkpoint(good, ("agent", "encoder"))
+    assert load_checkpoint(good, ("encoder", "run"))["kind"] == "run"
+    with pytest.raises(CheckpointError, match="kind 'run', expected 'agent' or 'encoder'"):
+        load_checkpoint(good, ("agent", "encoder"))
+    assert load_checkpoint(good, ("encoder", "run"))["kind"] == "run"
     payload = torch.load(good) | {"schema": 99}
     torch.save(payload, tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="schema 99"):
@@ -72,3 +89,29 @@ def test_load_network_from_a_file_and_from_a_run_folder(tmp_path) -> None:
         assert route == "pgd" and not loaded.training
         assert torch.equal(loaded(images, route).features, trained(images, "pgd").features)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_kept_encoders_are_listed_by_the_epoch_that_they_are_of(tmp_path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(CheckpointError, match="no run folder"):
+        kept_encoders(tmp_path)
+    checkpoints.mkdir()
+    assert kept_encoders(tmp_path) == []
+    trained = network()
+    payload = {"network": describe_network(trained), "evaluation_route": "pgd", "step": 1}
+    for epoch, reached in ((10_000, 10_000.0), (2, 2.5), (9_999, 9_999.25)):
+        save_checkpoint(encoder_path(checkpoints, epoch), "encoder", payload | {"epoch": reached})
+    save_checkpoint(checkpoints / "last.pt", "run", payload | {"epoch": 10_000.0})
+    expected = [(2.5, "epoch-0002.pt"), (9_999.25, "epoch-9999.pt"), (10_000.0, "epoch-10000.pt")]
+    found = kept_encoders(tmp_path)
+    assert [(epoch, path.name) for epoch, path in found] == expected
+    loaded, route = load_network(found[0][1])
+    assert route == "pgd" and not loaded.training
+    for name, value in trained.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    found[0][1].write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"epoch-0002\.pt: truncated"):
+        kept_encoders(tmp_path)
+    save_checkpoint(found[0][1], "agent", payload)
+    with pytest.raises(CheckpointError, match="kind 'agent', expected 'run' or 'encoder'"):
+        load_network(found[0][1])

@@ -1,5 +1,7 @@
 """The table of data sets: what is loaded, what is refused."""
 
+import hashlib
+import pickle
 import shutil
 import sys
 import warnings
@@ -68,7 +70,9 @@ def test_limits_take_nested_parts() -> None:
         ({"test_limit": 361}, "digits test: 361 images were asked for, expected 1 to 360"),
         ({"image_size": 0}, "image_size is 0"),
         ({"data_dir": "here"}, "read from no folder, but data_dir is 'here'"),
-        ({"name": "cifar10"}, "give --data_dir"),
+        ({"name": "cifar10"}, "cifar10 is read from a folder.*give --data_dir.*cifar-10-batches-py"),
+        ({"name": "cifar100"}, "cifar100 is read from a folder.*give --data_dir.*cifar-100-python"),
+        ({"name": "stl10"}, "stl10 is read from a folder.*give --data_dir.*stl10_binary"),
         ({"name": "folder"}, "give --data_dir"),
         ({"cache_dir": "here"}, "cache_dir is 'here', but digits is not decoded from image files"),
         ({"name": "cifar10", "data_dir": "x", "cache_dir": "here"}, "cache_dir is 'here', but cifar10 is not decoded"),
@@ -131,6 +135,144 @@ def test_a_missing_cifar10_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
         load_dataset("cifar10", data_dir=str(tmp_path))
 
 
+# --- cifar100 and stl10: archives in the official layout; of torchvision, only the checksums are changed
+
+
+# --- cifar100 and stl10: archives in the official layout; of torchvision, only the checksums are changed
+
+
+# --- cifar100 and stl10: archives in the official layout; of torchvision, only the checksums are changed
+
+
+def draw(seed: int, *shape: int, high: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, high, shape, dtype=np.uint8)
+
+
+def checksum(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cifar100_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """300 and 120 images, which lie in rows of 3,072 bytes: red, green and blue, each line by line."""
+    from torchvision.datasets import CIFAR100
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for seed, (name, n) in enumerate({"train": 300, "test": 120}.items()):
+        fine = (np.arange(n) * 7 % 100).tolist()
+        batch = {"data": draw(seed, n, 3072), "fine_labels": fine, "coarse_labels": [0] * n, "batch_label": name}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = {"fine_label_names": [f"fine {k}" for k in range(100)], "coarse_label_names": ["coarse"] * 20}
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", checksum(folder / "train")]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", checksum(folder / "test")]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": checksum(folder / "meta")})
+    return tmp_path
+
+
+@pytest.fixture
+def stl10_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """40 and 30 images, each three planes column by column, and labels from 1; without the unlabelled images."""
+    from torchvision.datasets import STL10
+
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    for seed, (name, n) in enumerate({"train": 40, "test": 30}.items()):
+        (folder / f"{name}_X.bin").write_bytes(draw(seed, n, 3, 96, 96).tobytes())
+        (folder / f"{name}_y.bin").write_bytes((np.arange(n) * 3 % 10 + 1).astype(np.uint8).tobytes())
+    (folder / "class_names.txt").write_text("".join(f"class {k}\n" for k in range(10)))
+    for kind in ("train_list", "test_list"):
+        entries = [
+            [name, checksum(folder / name)] if (folder / name).is_file() else [name, md5]
+            for name, md5 in getattr(STL10, kind)
+        ]
+        monkeypatch.setattr(STL10, kind, entries)
+    return tmp_path
+
+
+def test_cifar100_has_its_fine_classes(cifar100_dir: Path) -> None:
+    split = load_dataset("cifar100", data_dir=str(cifar100_dir), download=False)
+    for seed, part in enumerate((split.train, split.test)):
+        n = (300, 120)[seed]
+        assert torch.equal(part.images, torch.from_numpy(draw(seed, n, 3072)).reshape(n, 3, 32, 32))
+        assert part.labels is not None and part.labels.tolist() == (np.arange(n) * 7 % 100).tolist()
+        assert part.classes == tuple(f"fine {k}" for k in range(100)) and part.images.is_contiguous()
+    assert (split.train.name, split.test.name) == ("cifar100 train", "cifar100 test")
+
+
+def test_stl10_has_its_labelled_images_upright(stl10_dir: Path) -> None:
+    split = load_dataset("stl10", data_dir=str(stl10_dir), download=False)
+    for seed, part in enumerate((split.train, split.test)):
+        n = (40, 30)[seed]
+        assert torch.equal(part.images, torch.from_numpy(draw(seed, n, 3, 96, 96)).transpose(2, 3))
+        assert part.labels is not None and part.labels.tolist() == (np.arange(n) * 3 % 10).tolist()
+        assert part.classes == tuple(f"class {k}" for k in range(10)) and part.images.is_contiguous()
+    assert (split.train.name, split.test.name) == ("stl10 train", "stl10 test")
+
+
+@pytest.mark.parametrize("name", ["cifar100", "stl10"])
+def test_archives_are_limited_and_resized(name: str, request: pytest.FixtureRequest) -> None:
+    root = str(request.getfixturevalue(f"{name}_dir"))
+    whole = load_dataset(name, data_dir=root)
+    small, large = (load_dataset(name, data_dir=root, limit=n, test_limit=n) for n in (10, 25))
+    assert torch.equal(large.train.images[:10], small.train.images)
+    assert torch.equal(whole.test.images[:25], large.test.images)
+    assert rows(large.train.images) < rows(whole.train.images)
+    assert not torch.equal(whole.train.images[:10], small.train.images)
+    known = {
+        image.numpy().tobytes(): label
+        for image, label in zip(whole.train.images, whole.train.labels.tolist(), strict=True)
+    }
+    assert [known[image.numpy().tobytes()] for image in large.train.images] == large.train.labels.tolist()
+    resized = load_dataset(name, data_dir=root, image_size=24, limit=10, test_limit=10)
+    assert resized.train.images.shape == resized.test.images.shape == (10, 3, 24, 24)
+    exact = torch.nn.functional.interpolate(small.test.images.float(), (24, 24), mode="bicubic", antialias=True)
+    assert (resized.test.images - exact.clamp(0, 255)).abs().max() <= 0.5
+    with pytest.raises(ValueError, match=f"{name} train: 1000 images were asked for, expected 1 to {len(whole.train)}"):
+        load_dataset(name, data_dir=root, limit=1000)
+    with pytest.raises(ValueError, match=f"{name} test: 1000 images were asked for, expected 1 to {len(whole.test)}"):
+        load_dataset(name, data_dir=root, test_limit=1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "lost"),
+    [
+        ("cifar100", "cifar-100-python", ("test", "meta")),
+        ("stl10", "stl10_binary", ("train_y.bin", "test_X.bin")),
+        ("stl10", "stl10_binary", ("class_names.txt",)),
+    ],
+)
+def test_an_incomplete_or_damaged_archive_is_named(
+    name: str, folder: str, lost: tuple[str, ...], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = request.getfixturevalue(f"{name}_dir")
+    for file in lost:
+        (root / folder / file).rename(root / file)
+    with pytest.raises(ValueError, match=f"{name}: .*{folder} is incomplete: it lacks {', '.join(lost)}, and it may"):
+        load_dataset(name, data_dir=str(root), download=False)
+    for file in lost:
+        (root / file).rename(root / folder / file)
+    load_dataset(name, data_dir=str(root), download=False)
+    damaged = next((root / folder).glob("test*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{name}: .*{folder} is damaged: a file's checksum"):
+        load_dataset(name, data_dir=str(root), download=False)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("cifar100", "cifar-100-python"), ("stl10", "stl10_binary")])
+def test_a_missing_archive_says_what_to_do(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: there is no .*{folder}, and it may not be .*: unpack .*\.tar\.gz"):
+        load_dataset(name, data_dir=str(tmp_path), download=False)
+    from torchvision import datasets
+
+    monkeypatch.setattr(getattr(datasets, name.upper()), "url", "http://127.0.0.1:9/archive.tar.gz")
+    with pytest.raises(ValueError, match=r"there is no .*, and downloading it failed \(.*refused.*\): unpack"):
+        load_dataset(name, data_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize("failure", ["ImportError('no torchvision')", "RuntimeError('operator nms does not exist')"])
 def test_a_torchvision_that_does_not_match_is_explained(
     failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,4 +287,4 @@ def test_a_torchvision_that_does_not_match_is_explained(
 
 
 def test_the_table_names_the_data_sets() -> None:
-    assert list(DATASETS) == ["digits", "cifar10", "folder"]
+    assert list(DATASETS) == ["digits", "cifar10", "cifar100", "stl10", "folder"]

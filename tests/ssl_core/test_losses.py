@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.losses import mixed_nt_xent, nt_xent
+from ssl_core.losses import kl_divergence, mixed_nt_xent, nt_xent, trades
 
 
 def embeddings(n: int, d: int = 6, seed: int = 0) -> Tensor:
@@ -118,3 +119,77 @@ def test_other_bad_arguments_are_refused() -> None:
         mixed_nt_xent(z, z, reading="both")
     with pytest.raises(ValueError, match="expected"):
         mixed_nt_xent(z, z[:2])
+
+
+def numpy_trades(clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray, beta: float) -> np.ndarray:
+    """-log p_y + beta * sum over classes of p log(p / q), from the probabilities."""
+    p, q = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in (clean, adversarial))
+    return -np.log(p[np.arange(len(p)), labels]) + beta * (p * np.log(p / q)).sum(axis=1)
+
+
+def test_kl_divergence_of_two_classes_in_closed_form() -> None:
+    # p = (3/4, 1/4), q = (1/2, 1/2)
+    p, q = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    assert kl_divergence(p, q).tolist() == pytest.approx([0.75 * math.log(1.5) + 0.25 * math.log(0.5)])
+    assert kl_divergence(q, p).tolist() == pytest.approx([0.5 * math.log(2 / 3) + 0.5 * math.log(2)])
+
+
+def test_kl_divergence_is_torchs_and_ignores_what_softmax_ignores() -> None:
+    p, q = embeddings(9), embeddings(9, seed=1)
+    expected = F.kl_div(F.log_softmax(q, 1), F.softmax(p, 1), reduction="none").sum(1)
+    torch.testing.assert_close(kl_divergence(p, q), expected)
+    torch.testing.assert_close(kl_divergence(p + 5, q - torch.arange(9.0).view(-1, 1)), expected)
+    assert bool((expected > 0).all())
+    assert kl_divergence(p, p).tolist() == [0.0] * 9
+
+
+def test_kl_divergence_of_certain_answers_stays_finite() -> None:
+    p, q = torch.tensor([[1e4, 0.0]], requires_grad=True), torch.tensor([[0.0, 1e4]], requires_grad=True)
+    divergence = kl_divergence(p, q)
+    assert divergence.item() == pytest.approx(1e4)
+    divergence.sum().backward()
+    assert p.grad is not None and q.grad is not None
+    assert bool(p.grad.isfinite().all()) and q.grad.tolist() == [[-1.0, 1.0]]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
+def test_trades_equals_the_papers_formula(beta: float) -> None:
+    clean, adversarial, labels = embeddings(7), embeddings(7, seed=1), torch.arange(7) % 6
+    expected = numpy_trades(clean.numpy(), adversarial.numpy(), labels.numpy(), beta)
+    torch.testing.assert_close(trades(clean, adversarial, labels, beta, "none"), torch.from_numpy(expected))
+    torch.testing.assert_close(trades(clean, adversarial, labels, beta).item(), expected.mean())
+    torch.testing.assert_close(trades(clean, adversarial, labels, beta, "sum").item(), expected.sum())
+
+
+def test_trades_weighs_robustness_with_six_unless_told() -> None:
+    clean, adversarial, labels = embeddings(7), embeddings(7, seed=1), torch.arange(7) % 6
+    assert torch.equal(trades(clean, adversarial, labels), trades(clean, adversarial, labels, 6.0))
+
+
+def test_trades_of_unmoved_images_is_the_cross_entropy_and_undecided_logits_give_log_of_the_classes() -> None:
+    clean, labels = embeddings(7), torch.arange(7) % 6
+    torch.testing.assert_close(trades(clean, clean, labels), F.cross_entropy(clean, labels))
+    zero = torch.zeros(7, 6, dtype=torch.float64)
+    torch.testing.assert_close(trades(zero, zero, labels).item(), math.log(6))
+
+
+def test_trades_sends_its_gradient_through_both_sides() -> None:
+    clean, adversarial = embeddings(5, 4).requires_grad_(), embeddings(5, 4, seed=2).requires_grad_()
+    labels = torch.arange(5) % 4
+    assert torch.autograd.gradcheck(lambda a, b: trades(a, b, labels, reduction="none"), (clean, adversarial))
+    (through_p,) = torch.autograd.grad(kl_divergence(clean, adversarial).sum(), clean)
+    assert float(through_p.abs().max()) > 0
+
+
+def test_trades_refuses_what_does_not_fit_together() -> None:
+    z, labels = embeddings(4), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"shapes \(4, 6\) and \(2, 6\): expected \(n, classes\) twice"):
+        trades(z, z[:2], labels)
+    with pytest.raises(ValueError, match=r"expected \(n, classes\) twice"):
+        kl_divergence(z[0], z[0])
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\): expected \(4,\)"):
+        trades(z, z, labels[:3])
+    with pytest.raises(ValueError, match="beta is -1"):
+        trades(z, z, labels, beta=-1)
+    with pytest.raises(ValueError, match="reduction"):
+        trades(z, z, labels, reduction="median")

@@ -1,17 +1,15 @@
 import copy
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_core import robustness
-from ssl_core.attacks import Attacked, pgd
+from ssl_core.attacks import Attacked, Budget, pgd
 from ssl_core.images import ImageSet
 from ssl_core.probes import Classifier, RawPixels
-from ssl_core.results import Origin, Row
-from ssl_core.robustness import clean_accuracy, evaluate, pgd_accuracy, step_size_for
+from ssl_core.robustness import clean_accuracy, fgsm_accuracy, pgd_accuracy, step_size_for
 from ssl_core.views import as_float
 
 SHAPE = (3, 5, 5)
@@ -95,11 +93,20 @@ def test_step_sizes() -> None:
     )
 
 
-ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown")
-
-
-def evaluated(classifier: nn.Module, test: ImageSet, epsilons: tuple[float, ...], seed: int = 0) -> list[Row]:
-    return evaluate(classifier, test, epsilons, origin=replace(ORIGIN, seed=seed), batch_size=128).rows
+@pytest.mark.parametrize("numerator", [1, 4, 8, 12])
+def test_one_signed_step_loses_exactly_the_images_that_a_linear_classifier_can_lose(
+    linear: Classifier, test_set: ImageSet, numerator: int
+) -> None:
+    """Where logits are linear, FGSM's corner of the ball is the worst case."""
+    assert test_set.labels is not None
+    robust = fgsm_accuracy(linear, test_set.images, test_set.labels, numerator / 255, batch_size=77)
+    assert torch.equal(robust, worst_margins(linear, test_set, numerator / 255) > 0)
+    clean = clean_accuracy(linear, test_set.images, test_set.labels)
+    assert torch.equal(fgsm_accuracy(linear, test_set.images, test_set.labels, 0.0), clean)
+    assert torch.equal(
+        fgsm_accuracy(linear, test_set.images, test_set.labels, 1e-9, clean=clean & (torch.arange(N) < 9)),
+        clean & (torch.arange(N) < 9),
+    )
 
 
 class Bumpy(nn.Module):
@@ -115,92 +122,97 @@ class Bumpy(nn.Module):
         return torch.sin(images.flatten(1) @ self.first) @ self.second
 
 
-def test_rows_say_what_was_measured(linear: Classifier, test_set: ImageSet) -> None:
-    rows = evaluated(linear, test_set, (8 / 255, 2 / 255), seed=5)
-    assert [(row.metric, row.attack, row.epsilon) for row in rows] == [
-        ("SA", "none", 0.0),
-        ("RA", "pgd20", 8 / 255),
-        ("RA", "pgd20", 2 / 255),
-    ]
-    assert rows[0].value == 90.0
-    for row in rows[1:]:
-        expected = int((worst_margins(linear, test_set, row.epsilon) > 0).sum())
-        assert row.value == 100 * expected / N
-    first = rows[0]
-    assert (first.protocol, first.n, first.route, first.seed, first.checkpoint) == ("slf", N, "pgd", 5, "last")
-    assert "torch" in first.versions
+@pytest.fixture
+def bumpy() -> nn.Module:
+    return Bumpy().eval()
 
 
-def test_evaluating_twice_gives_equal_rows(test_set: ImageSet) -> None:
-    bumpy = Bumpy().eval()
-    with torch.no_grad():
-        test_set = replace(test_set, labels=bumpy(as_float(test_set.images)).argmax(1))
-    epsilons = (1 / 255, 2 / 255, 4 / 255)
-    before = torch.random.get_rng_state()
-    rows = evaluated(bumpy, test_set, epsilons)
-    assert evaluated(bumpy, test_set, epsilons) == rows
-    assert torch.equal(torch.random.get_rng_state(), before)
+def plain_fgsm(classifier: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    x = as_float(images).requires_grad_()
+    F.cross_entropy(classifier(x), labels).backward()
+    assert x.grad is not None
+    attacked = (x + epsilon * x.grad.sign()).clamp(0, 1)
+    return (classifier(x).argmax(1) == labels) & (classifier(attacked).argmax(1) == labels)
 
 
-def test_each_epsilon_has_a_stream_of_its_own(
-    linear: Classifier, test_set: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def starts(epsilons: tuple[float, ...], seed: int = 0) -> dict[float, Tensor]:
-        """The state that the generator had when each epsilon's attack began."""
-        seen: dict[float, Tensor] = {}
-
-        def watched(*arguments: Any, generator: torch.Generator) -> Attacked:
-            seen.setdefault(round(255 * float(arguments[3].epsilon[0])), generator.get_state())
-            return pgd(*arguments, generator=generator)
-
-        monkeypatch.setattr(robustness, "pgd", watched)
-        evaluated(linear, test_set, epsilons, seed)
-        return seen
-
-    both, alone, other = starts((2 / 255, 8 / 255)), starts((8 / 255,)), starts((8 / 255,), seed=1)
-    assert torch.equal(both[8], alone[8])
-    assert not torch.equal(both[8], both[2])
-    assert not torch.equal(alone[8], other[8])
+def test_fgsm_is_that_of_the_paper(bumpy: nn.Module, test_set: ImageSet) -> None:
+    labels = bumpy(as_float(test_set.images)).argmax(1)
+    robust = fgsm_accuracy(bumpy, test_set.images, labels, 1 / 255)
+    assert torch.equal(robust, plain_fgsm(bumpy, test_set.images, labels, 1 / 255))
+    assert 0.02 * N < int(robust.sum()) < 0.98 * N
 
 
-def test_evaluation_leaves_the_classifier_untouched(linear: Classifier, test_set: ImageSet) -> None:
-    before = copy.deepcopy(linear.state_dict())
-    evaluated(linear, test_set, (8 / 255,))
-    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
-    assert all(parameter.grad is None for parameter in linear.parameters())
+def plain_restarts(
+    classifier: nn.Module, images: Tensor, labels: Tensor, epsilon: float, seed: int, restarts: int
+) -> Tensor:
+    """Every start in one batch of those that are still right, as a plain loop."""
+    generator = torch.Generator().manual_seed(seed)
+    robust = classifier(as_float(images)).argmax(1) == labels
+    for _ in range(restarts):
+        rows = robust.nonzero().flatten()
+        if not len(rows):
+            break
+        x, y = as_float(images[rows]), labels[rows]
+        budget = Budget.uniform(len(rows), epsilon, 2 / 255, 2)
+        attacked = pgd(
+            lambda moved, _: classifier(moved),
+            lambda logits, y=y: F.cross_entropy(logits, y, reduction="none"),
+            x,
+            budget,
+            generator=generator,
+        ).images
+        robust[rows] = classifier(attacked).argmax(1) == y
+    return robust
+
+
+def test_more_restarts_never_raise_the_accuracy_and_go_on_from_the_first(bumpy: nn.Module, test_set: ImageSet) -> None:
+    labels = bumpy(as_float(test_set.images)).argmax(1)
+    told: list[tuple[int, int]] = []
+
+    def robust(restarts: int) -> Tensor:
+        told.clear()
+        return pgd_accuracy(
+            bumpy,
+            test_set.images,
+            labels,
+            8 / 255,
+            generator=torch.Generator().manual_seed(2),
+            steps=2,
+            restarts=restarts,
+            batch_size=N,
+            progress=lambda done, total: told.append((done, total)),
+        )
+
+    found = {restarts: robust(restarts) for restarts in (1, 2, 6)}
+    for restarts, right in found.items():
+        assert torch.equal(right, plain_restarts(bumpy, test_set.images, labels, 8 / 255, 2, restarts))
+    assert not (found[2] & ~found[1]).any() and not (found[6] & ~found[2]).any()
+    assert int(found[6].sum()) < int(found[1].sum())
+    done, totals = zip(*told, strict=True)
+    assert len(told) == 6 and list(totals) == sorted(totals, reverse=True) and done[-1] == totals[-1] < 6 * N
 
 
 def test_progress_reaches_its_total(linear: Classifier, test_set: ImageSet) -> None:
     told: list[tuple[int, int]] = []
-    evaluate(
-        linear,
-        test_set,
-        (2 / 255, 8 / 255),
-        origin=ORIGIN,
-        batch_size=200,
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told == [(200, 540), (270, 540), (470, 540), (540, 540)]
+    for attack in (lambda **more: pgd_accuracy(generator=torch.Generator(), **more), fgsm_accuracy):
+        attack(
+            classifier=linear,
+            images=test_set.images,
+            labels=test_set.labels,
+            epsilon=2 / 255,
+            batch_size=200,
+            progress=lambda done, total: told.append((done, total)),
+        )
+    assert told == [(200, 270), (270, 270)] * 2
 
 
-class Masked(nn.Module):
-    """Loses its gradient on images far from the grid of uint8: an attack that fails looks like robustness."""
-
-    def __init__(self, classifier: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.images = as_float(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.classifier(images)
-        distance = torch.cdist(images.detach().flatten(1), self.images.flatten(1), p=float("inf")).amin(1)
-        return torch.where((distance > 5 / 255)[:, None], logits.detach() + 0 * logits, logits)
-
-
-def test_gradient_masking_is_an_error(linear: Classifier, test_set: ImageSet) -> None:
-    masked = Masked(linear, test_set.images).eval()
-    with pytest.raises(RuntimeError, match=r"rises with epsilon.*gradient masking"):
-        evaluated(masked, test_set, (4 / 255, 12 / 255))
+def test_attacks_leave_the_classifier_untouched(linear: Classifier, test_set: ImageSet) -> None:
+    assert test_set.labels is not None
+    before = copy.deepcopy(linear.state_dict())
+    pgd_accuracy(linear, test_set.images, test_set.labels, 8 / 255, generator=torch.Generator())
+    fgsm_accuracy(linear, test_set.images, test_set.labels, 8 / 255)
+    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
+    assert all(parameter.grad is None for parameter in linear.parameters())
 
 
 def test_an_attack_that_leaves_its_ball_is_an_error(
@@ -209,9 +221,10 @@ def test_an_attack_that_leaves_its_ball_is_an_error(
     def careless(encode: object, objective: object, images: Tensor, *rest: object, **more: object) -> Attacked:
         return Attacked(images + 9 / 255, images)
 
+    assert test_set.labels is not None
     monkeypatch.setattr(robustness, "pgd", careless)
     with pytest.raises(RuntimeError, match=r"broke its own rules.*distance 0\.035"):
-        evaluated(linear, test_set, (8 / 255,))
+        pgd_accuracy(linear, test_set.images, test_set.labels, 8 / 255, generator=torch.Generator())
 
 
 def test_bad_input_is_refused(linear: Classifier, test_set: ImageSet) -> None:
@@ -228,13 +241,14 @@ def test_bad_input_is_refused(linear: Classifier, test_set: ImageSet) -> None:
         pgd_accuracy(linear, images, labels, 0.1, generator=generator, clean=labels)
     with pytest.raises(ValueError, match="train mode"):
         clean_accuracy(nn.Sequential(nn.Flatten(), nn.Linear(75, 2)), images, labels)
-    with pytest.raises(ValueError, match=r"'linear' has no labels.*one folder for each class"):
-        evaluated(linear, replace(test_set, labels=None), (8 / 255,))
-    with pytest.raises(ValueError, match="all different"):
-        evaluated(linear, test_set, (8 / 255, 8 / 255))
+    with pytest.raises(ValueError, match="restarts is 0: expected at least 1"):
+        pgd_accuracy(linear, images, labels, 0.1, generator=generator, restarts=0)
+    with pytest.raises(ValueError, match="8/255 and not 8"):
+        fgsm_accuracy(linear, images, labels, 8)
 
 
 def test_logits_that_are_not_finite_are_an_error(linear: Classifier, test_set: ImageSet) -> None:
+    assert test_set.labels is not None
     linear.head.get_parameter("bias").data[0] = float("nan")
     with pytest.raises(RuntimeError, match="not finite"):
-        evaluated(linear, test_set, (8 / 255,))
+        clean_accuracy(linear, test_set.images, test_set.labels)

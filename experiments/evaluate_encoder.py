@@ -1,0 +1,84 @@
+"""Evaluate an encoder by the published protocols: probes, fine-tuning, attacks, corruptions, health of its features.
+
+python experiments/evaluate_encoder.py runs/NAME                  # SLF, ALF, AFF, kNN under PGD-20 and AutoAttack
+python experiments/evaluate_encoder.py runs/NAME --protocols slf knn --attacks pgd20 autoattack --labels 0.01 0.1 1.0
+python experiments/evaluate_encoder.py runs/NAME --everything     # corruptions, perspective and health, too
+python experiments/evaluate_encoder.py runs/NAME --every 5        # along the encoders that --keep_every kept
+python experiments/evaluate_encoder.py CHECKPOINT.pt --format dynacl --route pgd --dataset cifar10 --data_dir DIR
+python experiments/evaluate_encoder.py --model my_module:build --dataset cifar10 --data_dir DIR --image_size 32
+
+Data, image size and flips are those of the encoder's run where nothing is said. A command that was stopped or killed
+goes on when it is repeated: finished parts, trained classifiers and the batches of an AutoAttack are kept in the
+evaluation's folder. Whatever departs from the published protocol is marked as not standard, with the reason, in every
+row.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# the checkout comes first: other distributions have packages called agents and envs too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from experiments.evaluating import evaluate
+from experiments.evaluation_request import check, default_folder, make_parser, subject_of
+from experiments.evaluation_store import EvaluationStore
+from experiments.evaluation_tables import remarks, tables
+from experiments.markup import for_terminal
+from experiments.overfitting import evaluate_along
+from experiments.settings import resolve_device
+from ssl_core.checkpoint import CheckpointError
+
+COMMAND = ("python", "experiments/evaluate_encoder.py")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0 done, 1 a figure would be void, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser(__doc__ or "")
+    given = parser.parse_args(words)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        check(given)
+        return _run(given, shlex.join([*COMMAND, *words]))
+    except (ValueError, CheckpointError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        again = shlex.join([*COMMAND, *words])
+        print(f"evaluate_encoder.py: interrupted; what is finished is kept: go on by {again}", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        print(f"evaluate_encoder.py: error: the evaluation failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(given: argparse.Namespace, command: str) -> int:
+    console, device = Console(), resolve_device(given.device)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    if given.every is not None:
+        rows, facts, store = evaluate_along(given, console, device)
+    else:
+        subject = subject_of(given, device)
+        store = EvaluationStore(given.out or default_folder(given, subject))
+        rows, facts = evaluate(subject, given, store, console, device)
+    store.conclude(rows, facts | {"command": command})
+    for table in tables(rows):
+        console.print(for_terminal(table))
+    for text in remarks(rows, facts["notes"]):
+        say(text)
+    say(f"results lie in {store.path}; as a page: {shlex.join(['python', 'experiments/report.py', str(store.path)])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

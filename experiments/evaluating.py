@@ -1,0 +1,67 @@
+"""The evaluation of one encoder, from the command line's request to rows and facts."""
+
+import argparse
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from experiments.evaluation_request import LabelledData, changes_of, data_of, plan_of
+from experiments.evaluation_store import EvaluationStore
+from experiments.evaluator import Evaluator, Plan, named
+from experiments.health_part import health_part
+from experiments.progress import Decoding, Stages
+from experiments.protocols import protocols_for
+from experiments.runlog import ROOT
+from experiments.subjects import Subject
+from ssl_core.results import Row, commit, versions
+
+
+def evaluate(
+    subject: Subject, given: argparse.Namespace, store: EvaluationStore, console: Console, device: torch.device
+) -> tuple[list[Row], dict[str, Any]]:
+    """The rows of an encoder, and the facts to be told beside them: notes, data, versions.
+
+    Args:
+        subject: the encoder.
+        given: the command line, see `experiments.evaluation_request`.
+        store: where finished parts are kept.
+        console: where to say what goes on.
+        device: where to work.
+
+    Raises:
+        SanityError: if a figure would be void.
+        ValueError: if data or settings cannot be used.
+    """
+    plan = plan_of(given)
+    with Decoding(kind=given.progress, console=console) as decoding:
+        data = data_of(given, subject, decoding)
+    protocols = protocols_for(data.name, subject.settings, changes_of(given))
+    with Stages(kind=given.progress, console=console) as stages:
+        stages.note(_headline(subject, data, plan, store))
+        evaluator = Evaluator(
+            subject, data.split, plan, protocols, store, stages, device, commit(ROOT), data.deviations
+        )
+        rows = evaluator.run()
+        if given.health or given.everything:
+            rows += health_part(evaluator)
+    notes = {"the checkpoint": list(subject.notes)} if subject.notes else {}
+    facts = {
+        "name": subject.name,
+        "notes": notes | evaluator.notes,
+        "settings": {protocol: protocols.key(protocol) for protocol in plan.protocols},
+        "data": {"name": data.name, "train": len(data.split.train), "test": len(data.split.test)},
+        "commit": commit(ROOT),
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    return rows, facts
+
+
+def _headline(subject: Subject, data: LabelledData, plan: Plan, store: EvaluationStore) -> str:
+    protocols = ", ".join(named(protocol) for protocol in plan.protocols)
+    attacks = ", ".join(dict.fromkeys(attack.name for attack in plan.attacks)) or "no attack"
+    images = f"{len(data.split.train):,} training and {len(data.split.test):,} test images"
+    encoder = f"{subject.name} ({subject.checkpoint}, route {subject.route})"
+    return f"{encoder} on {data.name} ({images}): {protocols}; {attacks}; into {store.path}"

@@ -1,0 +1,111 @@
+"""The report of an evaluation: its tables, what was found beside them, its figures, and how to repeat it."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.evaluation_store import EvaluationStore
+from experiments.evaluation_tables import STAGES, remarks, tables
+from experiments.figures import accuracy_against_epsilon
+from experiments.health_part import LANDSCAPE, SPECTRUM, TSNE
+from experiments.markup import Entry, Table
+from experiments.overfitting import PICTURE
+from experiments.page import Block, Code, Items, Page, Picture, Section, Text
+from ssl_core.results import Row, read_results
+
+CURVES = "accuracy_against_epsilon.png"
+AT_MOST = 4
+"""Lines in the picture of accuracy against epsilon."""
+PICTURES = (
+    Picture(
+        PICTURE,
+        "Clean and robust test accuracy against the epoch of pre-training",
+        "Accuracy along the run, with 95 % Wilson intervals: where the robust accuracy falls, pre-training overfits.",
+    ),
+    Picture(
+        TSNE,
+        "Clean and attacked test features in the plane",
+        "t-SNE of clean and attacked test features, in one plane. Distances between clusters mean little.",
+    ),
+    Picture(
+        SPECTRUM,
+        "Singular values of clean and attacked test features",
+        "Singular values of the normalised features, as shares of their sum: a steep fall is collapse.",
+    ),
+    Picture(
+        LANDSCAPE,
+        "Contrastive loss along a typical and the sharpest direction in weight space",
+        "The contrastive loss of clean against attacked images along filter-normalised directions in weight space.",
+    ),
+)
+HOW_TO_READ = (
+    ("SA, RA", "accuracy in % on clean test images, and under an attack of the given radius."),
+    ("Standard", "got exactly by the published protocol; what departs from it, and why, stands in the remarks."),
+    (
+        "Intervals",
+        "are over test images, of one trained network: they say nothing about other seeds.",
+    ),
+    (
+        "AutoAttack",
+        "each of its attacks sees only the images that are still right; the last gives AutoAttack's accuracy.",
+    ),
+)
+
+
+def evaluation_page(folder: Path) -> Page:
+    """Says what an evaluation found, and draws accuracy against epsilon.
+
+    Args:
+        folder: of the evaluation.
+
+    Raises:
+        ValueError: if it is unfinished or damaged.
+    """
+    store = EvaluationStore(folder)
+    rows, facts = read_results(store.file), store.facts()
+    remarked: list[Block] = [
+        Items([(text.partition(": ")[0], text.partition(": ")[2]) for text in remarks(rows, facts["notes"])])
+    ]
+    sections = [
+        Section("How to read it", [Items(HOW_TO_READ)]),
+        *(Section(table.title, [table]) for table in tables(rows)),
+        Section("Accuracy against epsilon", _curves(rows, store.figures)),
+        Section("Figures", [picture for picture in PICTURES if (store.figures / picture.name).is_file()]),
+        Section("Remarks", remarked if remarks(rows, facts["notes"]) else []),
+        Section("Machine", [_machine(facts, rows)]),
+        Section("Repeat it", [Code(facts["command"])]),
+    ]
+    data = facts["data"]
+    opening = Text(
+        f"{facts['name']} on {data['name']}: {data['train']:,} labelled training images, {data['test']:,} test images.",
+        "answer",
+    )
+    return Page(f"Evaluation: {facts['name']}", [opening], [section for section in sections if section.blocks])
+
+
+def _curves(rows: list[Row], figures: Path) -> list[Block]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.metric == "SA" or (row.attack == "pgd20" and row.restarts == 1):
+            share = "" if row.label_fraction == 1 else f" {100 * row.label_fraction:g} %"
+            found.setdefault(f"{row.protocol.upper()}{share} {row.checkpoint}", []).append(row)
+    found = {name: own for name, own in found.items() if len(own) > 2}
+    if not 1 <= len(found) <= AT_MOST:
+        return []
+    short = {name.rpartition(" ")[0]: own for name, own in found.items()}
+    accuracy_against_epsilon(short if len(short) == len(found) else found, figures / CURVES)
+    alt = "Test accuracy against the radius of PGD-20, a line a protocol"
+    return [Picture(CURVES, alt, "Clean accuracy at 0, and under PGD-20 at each radius, with 95 % Wilson intervals.")]
+
+
+def _machine(facts: dict[str, Any], rows: list[Row]) -> Table:
+    seconds = sum(row.seconds or 0.0 for row in rows if row.attack not in STAGES)
+    entries = {
+        "commit": facts["commit"],
+        "device": facts["device"],
+        "threads": str(facts["threads"]),
+        "seconds of attacks and shifts": f"{seconds:.0f}",
+        "encoder": ", ".join(dict.fromkeys(row.checkpoint_hash[:16] for row in rows)),
+        **facts["versions"],
+    }
+    lines = [[Entry(name), Entry(value)] for name, value in entries.items()]
+    return Table("Machine and versions", "", ["what", "which"], lines)

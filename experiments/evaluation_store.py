@@ -1,0 +1,109 @@
+"""The folder of an evaluation: what is finished lies in parts, so that a command that is repeated goes on."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_core.checkpoint import load_checkpoint, save_checkpoint
+from ssl_core.results import Row, read_results, replacing, write_results
+
+SCHEMA = 1
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of an evaluation found.
+
+    Args:
+        rows: its figures.
+        notes: what has to be reported beside them, in sentences.
+        outcomes: which test images were right (bool (n,)), by attack.
+    """
+
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    outcomes: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class EvaluationStore:
+    """Parts of an evaluation and the classifiers that it trained, each named by all that decides it.
+
+    `parts/KEY/` holds a part's rows, notes and outcomes; `classifiers/KEY.pt` what a training gave; `states/KEY/` where
+    long attacks have got to; `evaluation.json` the rows of the last command.
+
+    Args:
+        path: the folder; it is made when something is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.figures = path / "figures"
+        self.file = path / EVALUATION
+
+    def part(self, key: Mapping[str, Any]) -> Part | None:
+        """The part kept under a key, None where there is none."""
+        folder = self.path / "parts" / _name(key)
+        if not (folder / "part.json").is_file():
+            return None
+        document = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+        outcomes = {name: torch.tensor([mark == "1" for mark in marks]) for name, marks in document["outcomes"].items()}
+        return Part(read_results(folder / "rows.json"), document["notes"], outcomes)
+
+    def keep_part(self, key: Mapping[str, Any], part: Part) -> Part:
+        """Keeps a part; it is there once `part.json` is, which comes last."""
+        folder = self.path / "parts" / _name(key)
+        write_results(folder / "rows.json", part.rows)
+        marks = {name: "".join(map(str, right.int().tolist())) for name, right in part.outcomes.items()}
+        document = {"schema": SCHEMA, "key": key, "notes": list(part.notes), "outcomes": marks}
+        _write(folder / "part.json", document)
+        return part
+
+    def classifier(self, key: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
+        """What `keep_classifier` kept under a key, None where there is nothing."""
+        path = self.path / "classifiers" / f"{_name(key)}.pt"
+        return load_checkpoint(path, "classifier", device) if path.is_file() else None
+
+    def keep_classifier(self, key: Mapping[str, Any], payload: dict[str, Any]) -> None:
+        """Keeps plain tensors and values under a key."""
+        folder = self.path / "classifiers"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(folder / f"{_name(key)}.pt", "classifier", {"key": json.dumps(key), **payload})
+
+    def states(self, key: Mapping[str, Any]) -> Path:
+        """The folder for the states of attacks on a classifier."""
+        folder = self.path / "states" / _name(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def conclude(self, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+        """Writes `evaluation.json` (the rows) and `evaluation-facts.json` (notes, command, machine)."""
+        write_results(self.file, rows)
+        _write(self.path / "facts.json", {"schema": SCHEMA, **facts})
+
+    def facts(self) -> dict[str, Any]:
+        """What `conclude` was given beside the rows.
+
+        Raises:
+            ValueError: if the evaluation is unfinished, or the file is damaged.
+        """
+        try:
+            return json.loads((self.path / "facts.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path / 'facts.json'} cannot be read ({error}): repeat the evaluation") from error
+
+
+def _name(key: Mapping[str, Any]) -> str:
+    text = json.dumps(key, sort_keys=True, allow_nan=False)
+    return f"{key['part']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")

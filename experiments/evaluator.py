@@ -1,0 +1,285 @@
+"""One evaluation: every protocol asked for, its attacks and its shifts, checked and kept part by part."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.evaluation_store import EvaluationStore, Part
+from experiments.progress import Stages
+from experiments.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
+from experiments.subjects import Subject
+from ssl_core.attack_suite import Attack, evaluate
+from ssl_core.fingerprints import fingerprint, tensor_digest
+from ssl_core.images import ImageSet, Split
+from ssl_core.labels import labelled_fraction
+from ssl_core.masking import check_classifier, masking_evidence
+from ssl_core.probes import Classifier
+from ssl_core.results import PROTOCOLS, Origin, Row, radius_text, versions
+from ssl_core.sanity import check_disjoint, check_frozen, check_images
+from ssl_core.shifts import evaluate_corruptions, evaluate_perspective
+
+CORRUPTIONS, PERSPECTIVE = "corruptions", "perspective"
+SHIFTS: Mapping[str, str] = {
+    CORRUPTIONS: "the 15 common corruptions of ImageNet-C",
+    PERSPECTIVE: "Moebius views in the eight directions of ImageNet-PD",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be evaluated.
+
+    Args:
+        protocols: names of `ssl_core.results.PROTOCOLS`.
+        attacks: on every classifier; its clean accuracy is there in any case.
+        labels: shares of the training labels, in (0, 1].
+        shifts: names of `SHIFTS`.
+        severities: of the corruptions, in 1..5.
+        seed: of everything random.
+        batch_size: images attacked at once.
+    """
+
+    protocols: tuple[str, ...]
+    attacks: tuple[Attack, ...]
+    labels: tuple[float, ...] = (1.0,)
+    shifts: tuple[str, ...] = ()
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seed: int = 0
+    batch_size: int = 256
+
+
+class Evaluator:
+    """Evaluates an encoder. Whatever a part depends on is in its key: only what is not kept yet is computed.
+
+    Args:
+        subject: the encoder.
+        data: labelled images.
+        plan: what to do.
+        protocols: how.
+        store: where what is finished is kept.
+        stages: the display.
+        device: where to work.
+        commit: git commit of the project, for the rows.
+        deviations: in what the data depart from the published protocol.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        data: Split,
+        plan: Plan,
+        protocols: Protocols,
+        store: EvaluationStore,
+        stages: Stages,
+        device: torch.device,
+        commit: str,
+        deviations: Sequence[str] = (),
+    ) -> None:
+        self.subject = subject
+        self.data = data
+        self.plan = plan
+        self.protocols = protocols
+        self.store = store
+        self.stages = stages
+        self.device = device
+        self.commit = commit
+        self.deviations = tuple(deviations)
+        self.notes: dict[str, list[str]] = {}
+        """What has to be reported beside the rows, by what it concerns."""
+        self._before = fingerprint(subject.encoder)
+        self._digests = {name: _digest(part) for name, part in (("train", data.train), ("test", data.test))}
+
+    def run(self) -> list[Row]:
+        """Every row that the plan asks for.
+
+        Raises:
+            SanityError: if data, classifiers or figures contradict what they are said to be; what was finished is kept.
+            ValueError: if data or settings cannot be used.
+        """
+        self.check_data()
+        rows = []
+        for protocol in self.plan.protocols:
+            # a model's own logits and nothing else have no training labels
+            for fraction in (1.0,) if protocol == "classifier" else self.plan.labels:
+                rows += self._evaluated(protocol, fraction)
+        check_frozen(self._before, fingerprint(self.subject.encoder), "during the evaluation")
+        return rows
+
+    def check_data(self) -> None:
+        """Checks the images before any figure is made of them.
+
+        Raises:
+            SanityError: if training and test images are not disjoint, or do not look like images.
+        """
+        key = self.key("data")
+        if (part := self.store.part(key)) is None:
+            self.stages.begin("checking the data")
+            for data in (self.data.train, self.data.test):
+                check_images(data.images, data.name)
+            part = self.store.keep_part(key, Part([], check_disjoint(self.data.train, self.data.test)))
+            self.stages.end("checked the data")
+        self._note("data", part.notes)
+
+    def origin(self, protocol: str, fraction: float = 1.0) -> Origin:
+        """What the rows of a protocol have in common."""
+        deviations: tuple[str, ...] = ()
+        if protocol != "features":
+            images = len(self.labelled(protocol, fraction))
+            deviations = (*self.deviations, *self.protocols.deviations(protocol, images))
+        return Origin(
+            protocol=protocol,
+            route=self.subject.route,
+            seed=self.plan.seed,
+            checkpoint=self.subject.checkpoint,
+            checkpoint_hash=self.subject.digest,
+            dataset=self.protocols.dataset,
+            label_fraction=fraction,
+            deviations=deviations,
+            commit=self.commit,
+        )
+
+    def labelled(self, protocol: str, fraction: float) -> ImageSet:
+        """The training images whose labels a protocol sees; a model's own logits need none."""
+        train = self.data.train
+        return train if protocol == "classifier" else labelled_fraction(train, fraction, self.plan.seed)
+
+    def kept(self, key: dict[str, Any], doing: str, make: Callable[[], Part]) -> Part:
+        """The part under a key, made if there is none."""
+        if (part := self.store.part(key)) is not None:
+            return part
+        self.stages.begin(doing)
+        part = self.store.keep_part(key, make())
+        self.stages.end(doing)
+        return part
+
+    def _evaluated(self, protocol: str, fraction: float) -> list[Row]:
+        label = named(protocol, fraction)
+        origin = self.origin(protocol, fraction)
+        trained = self.key("training", protocol, fraction)
+        classifier = cache(lambda: self._classifier(protocol, fraction, label))
+        test = self.data.test
+
+        def attacked() -> Part:
+            model, labels = classifier(), test.labels
+            if labels is None:
+                raise ValueError(f"data set {test.name!r} has no labels, and accuracy needs them")
+            self.stages.begin(f"{label}: checks")
+            notes = check_classifier(model, test.images, labels, seed=self.plan.seed)
+            self.stages.begin(f"{label}: attacks")
+            found = evaluate(
+                model,
+                test,
+                self.plan.attacks,
+                origin=origin,
+                batch_size=self.plan.batch_size,
+                state_dir=self.store.states(trained),
+                progress=self.stages.update,
+            )
+            notes += found.notes
+            if self.plan.attacks:
+                notes += masking_evidence(model, test.images, labels, found.rows, seed=self.plan.seed)
+            outcomes = {describe(attack): right for attack, right in found.correct.items()}
+            return Part(found.rows, notes, outcomes)
+
+        attacks = [asdict(attack) for attack in self.plan.attacks]
+        key = trained | {"part": "attacks", "attacks": attacks, "batch_size": self.plan.batch_size}
+        part = self.kept(key, f"{label}: attacks", attacked)
+        self._note(label, part.notes)
+        rows = list(part.rows)
+        for shift in self.plan.shifts:
+            key = trained | {"part": shift}
+            if shift == CORRUPTIONS:
+                key["severities"] = list(self.plan.severities)
+
+            def shifted(shift: str = shift) -> Part:
+                if shift == CORRUPTIONS:
+                    return Part(
+                        evaluate_corruptions(
+                            classifier(),
+                            test,
+                            origin=origin,
+                            severities=self.plan.severities,
+                            progress=self.stages.update,
+                        )
+                    )
+                return Part(evaluate_perspective(classifier(), test, origin=origin, progress=self.stages.update))
+
+            rows += self.kept(key, f"{label}: {shift}", shifted).rows
+        # a part is found by the encoder's weights, and the same weights may have another name by now
+        return [replace(row, checkpoint=self.subject.checkpoint) for row in rows]
+
+    def _classifier(self, protocol: str, fraction: float, label: str) -> nn.Module:
+        key = self.key("training", protocol, fraction)
+        if protocol in TRAINED and (payload := self.store.classifier(key, self.device)) is not None:
+            return unpacked(payload, self.subject, copy.deepcopy(self.subject.encoder))
+        head = None
+        if protocol == "lp-aff":
+            probe = self._classifier("slf", fraction, named("slf", fraction))
+            if not isinstance(probe, Classifier) or not isinstance(probe.head, nn.Linear):
+                raise TypeError("a linear probe has a linear head")
+            head = probe.head
+        self.stages.begin(f"{label}: training" if protocol in TRAINED else f"{label}: preparing")
+        train = self.labelled(protocol, fraction)
+        classifier = classifier_of(
+            protocol,
+            self.subject,
+            train,
+            self.protocols,
+            seed=self.plan.seed,
+            device=self.device,
+            head=head,
+            progress=self.stages.update,
+        )
+        if protocol in TRAINED:
+            self.stages.end(f"{label}: trained on {len(train):,} images")
+            self.store.keep_classifier(key, packed(classifier, protocol))
+        return classifier
+
+    def key(self, part: str, protocol: str = "", fraction: float = 1.0) -> dict[str, Any]:
+        """All that decides a part, beside what its own kind adds."""
+        key = {
+            "part": part,
+            "encoder": self.subject.digest,
+            "route": self.subject.route,
+            "data": self._digests,
+            "seed": self.plan.seed,
+            "device": self.device.type,
+            "torch": versions()["torch"],
+            "deviations": list(self.deviations),
+        }
+        if protocol:
+            key |= {"protocol": protocol, "fraction": fraction, "clean_route": self.subject.clean_route}
+            key |= self.protocols.key(protocol)
+        return key
+
+    def _note(self, what: str, notes: Sequence[str]) -> None:
+        if notes:
+            self.notes.setdefault(what, []).extend(notes)
+
+
+def named(protocol: str, fraction: float = 1.0) -> str:
+    """A protocol at a share of the labels, in a few words."""
+    return protocol.upper() if fraction == 1 else f"{protocol.upper()} with {100 * fraction:g} % of the labels"
+
+
+def describe(attack: Attack) -> str:
+    """An attack as the name of its outcomes: `pgd20 8/255`."""
+    if attack.name == "none":
+        return "clean"
+    restarts = f", {attack.restarts} starts" if attack.restarts > 1 else ""
+    return f"{attack.name} {radius_text(attack.norm, attack.epsilon)}{restarts}"
+
+
+def _digest(data: ImageSet) -> str:
+    tensors: list[Tensor] = [data.images] if data.labels is None else [data.images, data.labels]
+    return tensor_digest(*tensors)
+
+
+def protocols_known() -> list[str]:
+    """The protocols that give a classifier."""
+    return [name for name in PROTOCOLS if name != "features"]

@@ -1,0 +1,239 @@
+"""The health of a frozen encoder's representation, measured without labels: rows, and what the figures draw."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_core.attacks import Budget, pgd
+from ssl_core.fingerprints import fingerprint
+from ssl_core.health import alignment, effective_rank, embedding_std, resamples, uniformity
+from ssl_core.images import ImageSet
+from ssl_core.landscape import LAYERS, loss_along, search_directions
+from ssl_core.losses import nt_xent
+from ssl_core.networks import TargetNetwork
+from ssl_core.probes import Encoder
+from ssl_core.results import Origin, Row
+from ssl_core.rng import Streams
+from ssl_core.sanity import check_frozen
+from ssl_core.views import ViewSettings, as_float, two_views
+
+FEWEST_IMAGES = 16
+"""Below, a bootstrap may draw one image only, and no figure means anything."""
+RESAMPLES = 1000
+BATCH = 256
+EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
+"""The attack on the features; it needs no labels."""
+RADIUS = 0.5
+"""Where sharpness is measured, in units of each filter's own norm."""
+CURVE = 1.0
+"""How far the curves go, in the same unit."""
+POINTS = 21
+CANDIDATES = 16
+"""Random directions among which the median and the sharpest are sought."""
+LANDSCAPE_IMAGES = 256
+"""At most so many images make the loss of the landscape; it is computed 75 times."""
+
+
+class Landscape(NamedTuple):
+    """The contrastive loss along two directions in weight space, each as long as `radii`."""
+
+    radii: tuple[float, ...]
+    median: tuple[float, ...]
+    sharpest: tuple[float, ...]
+    candidates: int
+    """Of how many random directions one is the median and one the sharpest."""
+    radius: float
+    """At which they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Health:
+    """What `representation_health` found.
+
+    Attributes:
+        rows: the figures.
+        vectors: by condition ("features", "features/attacked", "embeddings", ...), (n, d) float32 on the CPU, not
+            normalised; the images are the same in all.
+        labels: (n,) of the images, for the pictures only; None where the data have none.
+        classes: their names.
+        landscape: None where the encoder has no weights.
+    """
+
+    rows: list[Row]
+    vectors: Mapping[str, Tensor]
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    landscape: Landscape | None
+
+
+def representation_health(
+    encoder: nn.Module,
+    test: ImageSet,
+    views: ViewSettings,
+    *,
+    origin: Origin,
+    images: int = 1000,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Health:
+    """Alignment, uniformity, effective rank, spread, and sharpness of the loss, without any label.
+
+    Conditions of the rows, each also with "embeddings" for "features" where the encoder has a projector:
+
+    - "features": of the test images as they are (uniformity, effective_rank, embedding_std);
+    - "features/attacked": of the images under PGD that drives the feature away from the clean one (maximises
+      -cos(f(x'), f(x)), 8/255, 10 steps of 2/255, random start); its alignment is that of clean and attacked;
+    - "features/views": alignment of two strong views of each image;
+    - "median of 16/0.5" and "sharpest of 16/0.5": sharpness (`ssl_core.landscape.Searched`) among 16 random directions,
+      at radius 0.5, of NT-Xent (temperature 0.5) with the clean and the attacked image as the pair, on embeddings
+      where there are any and on features else. Its value depends on the number of images, at most 256. They are
+      attacked once, with the weights as they are: beside these the attack is weaker, which can make the sharpness of
+      an encoder that is not robust negative.
+
+    Intervals are 95 % percentile bootstraps over images, moved so that the resamples' mean is the figure: with fewer
+    different images a resample is a little less spread. Effective rank and sharpness have none.
+
+    Args:
+        encoder: a `TargetNetwork`, or any module with `feature_dim` and `features(images, route)`; a copy is worked on.
+        test: the images; labels are only passed on.
+        views: how strong views are made.
+        origin: of the rows, with protocol "features"; its route is the encoder's, its seed that of every draw.
+        images: at most so many, the first ones, at least 16.
+        device: where to work.
+        progress: called with the pieces of work done and their total.
+
+    Raises:
+        ValueError: if the origin's protocol is another, there are too few images, or the encoder is dead.
+        SanityError: if a parameter or buffer changed.
+    """
+    if origin.protocol != "features":
+        raise ValueError(f"the origin's protocol is {origin.protocol!r}: expected 'features'")
+    n = min(images, len(test))
+    if n < FEWEST_IMAGES:
+        raise ValueError(f"{test.name}: {n} images, but health needs at least {FEWEST_IMAGES}")
+    test = test.take(n)
+    encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
+    before = fingerprint(encoder)
+    streams = Streams(origin.seed, device)
+    has_weights = any(isinstance(layer, LAYERS) for layer in encoder.modules())
+    tick = _ticker(-(-n // BATCH) + has_weights * (1 + 2 * CANDIDATES + 2 * POINTS), progress)
+
+    vectors, attacked = _encode_all(encoder, test, views, origin.route, streams, tick)
+    rows = list(_statistics(vectors, origin, resamples(n, RESAMPLES, streams["health/bootstrap"])))
+    landscape = None
+    if has_weights:
+        few = slice(LANDSCAPE_IMAGES)
+        clean, moved = as_float(test.images[few].to(device)), attacked[few].to(device)
+        landscape, found = _landscape(encoder, clean, moved, origin.route, streams["health/directions"], tick)
+        rows += [origin.figure("sharpness", value, len(clean), condition=name) for name, value in found.items()]
+    check_frozen(before, fingerprint(encoder), "while its health was measured")
+    pictured = {name: z for name, z in vectors.items() if "views" not in name}
+    return Health(rows, pictured, test.labels, test.classes, landscape)
+
+
+def _ticker(total: int, progress: Callable[[int, int], None] | None) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return tick
+
+
+@torch.no_grad()
+def _encode(encoder: nn.Module, images: Tensor, route: str) -> dict[str, Tensor]:
+    if isinstance(encoder, TargetNetwork):
+        return encoder(images, route)._asdict()
+    return {"features": cast(Encoder, encoder).features(images, route)}
+
+
+def _encode_all(
+    encoder: nn.Module, test: ImageSet, views: ViewSettings, route: str, streams: Streams, tick: Callable[[], None]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """All vectors by condition, "features/views" with the two views of image k in rows 2k and 2k + 1, and the attacked
+    images (n, 3, H, W).
+    """
+    parts: dict[str, list[Tensor]] = {}
+    moved = []
+    for batch in test.images.split(BATCH):
+        clean = as_float(batch.to(streams.device))
+        attacked = attack_features(encoder, clean, route, streams.on_device("health/attack"))
+        moved.append(attacked.cpu())
+        kinds = {"": clean, "/attacked": attacked, "/views": two_views(clean, views, streams["health/views"])}
+        for kind, images in kinds.items():
+            for space, z in _encode(encoder, images, route).items():
+                parts.setdefault(space + kind, []).append(z.float().cpu())
+        tick()
+    return {name: torch.cat(pieces) for name, pieces in parts.items()}, torch.cat(moved)
+
+
+def attack_features(encoder: nn.Module, images: Tensor, route: str, generator: torch.Generator) -> Tensor:
+    """Images (n, 3, H, W) whose features PGD has turned away from those of `images`: it maximises -cos(f(x'), f(x)).
+
+    Args:
+        encoder: in eval mode.
+        images: in [0, 1], on the encoder's device.
+        route: of the features.
+        generator: of the random start, on that device.
+    """
+    clean = _encode(encoder, images, route)["features"]
+    return pgd(
+        lambda x, _: cast(Encoder, encoder).features(x, route),
+        lambda z: -F.cosine_similarity(z, clean, dim=1),
+        images,
+        Budget.uniform(len(images), EPSILON, STEP_SIZE, STEPS, images.device),
+        generator=generator,
+    ).images
+
+
+def _statistics(vectors: Mapping[str, Tensor], origin: Origin, weights: Tensor) -> Iterator[Row]:
+    def row(metric: str, condition: str, value: Tensor, resampled: Tensor | None = None) -> Row:
+        if resampled is None:
+            return origin.figure(metric, value.item(), weights.shape[1], condition=condition)
+        levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        low, high = (resampled - resampled.mean() + value).quantile(levels).tolist()
+        bounds = {"interval": (low, high), "interval_method": "bootstrap"}
+        return origin.figure(metric, value.item(), weights.shape[1], condition=condition, **bounds)
+
+    for condition, z in vectors.items():
+        space, _, kind = condition.partition("/")
+        if kind:
+            pair = (z[::2], z[1::2]) if kind == "views" else (vectors[space], z)
+            yield row("alignment", condition, alignment(*pair), alignment(*pair, weights))
+        if kind != "views":
+            yield row("uniformity", condition, uniformity(z), uniformity(z, weights=weights))
+            yield row("effective_rank", condition, effective_rank(z))
+            yield row("embedding_std", condition, embedding_std(z), embedding_std(z, weights))
+
+
+def _landscape(
+    encoder: nn.Module,
+    clean: Tensor,
+    attacked: Tensor,
+    route: str,
+    generator: torch.Generator,
+    tick: Callable[[], None],
+) -> tuple[Landscape, dict[str, float]]:
+    def loss() -> Tensor:
+        # the last is the embeddings where there are any
+        pair = [list(_encode(encoder, images, route).values())[-1].float() for images in (clean, attacked)]
+        return nt_xent(torch.stack(pair, dim=1).flatten(0, 1))
+
+    searched = search_directions(encoder, loss, RADIUS, CANDIDATES, generator, tick)
+    radii = tuple(CURVE * (2 * index - POINTS + 1) / (POINTS - 1) for index in range(POINTS))
+    median, sharpest = (
+        tuple(loss_along(encoder, way, radii, loss, tick)) for way in (searched.median, searched.sharpest)
+    )
+    found = {
+        f"median of {CANDIDATES}/{RADIUS:g}": searched.sharpness[(CANDIDATES - 1) // 2],
+        f"sharpest of {CANDIDATES}/{RADIUS:g}": searched.sharpness[-1],
+    }
+    return Landscape(radii, median, sharpest, CANDIDATES, RADIUS), found

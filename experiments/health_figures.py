@@ -1,0 +1,172 @@
+"""Figures of an encoder's health: its features in the plane, their spectrum, and the loss around its weights.
+
+As in `experiments.figures`, every function takes data and a path and writes a PNG in the look of `experiments.drawing`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from torch import Tensor
+
+from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from experiments.figures import Array
+from experiments.health import Landscape
+from ssl_core.health import entropy_rank, normalised, singular_values
+
+SHOWN = 500
+"""Images in the plane: more points would cover each other, and the projection's time grows faster than their number."""
+FAINT = "#bbbbbb"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#CC79A7") * 2
+# All different, for a reader in grey; those of one colour are far from alike.
+MARKERS = ("o", "^", "s", "D", "v", "X", "*", "P", "<", ">")
+COLUMNS = 5
+
+
+def plane(clean: Tensor, attacked: Tensor, seed: int) -> tuple[Array, Array]:
+    """Clean and attacked features (n, d) side by side in one plane, (n, 2) each.
+
+    t-SNE (van der Maaten and Hinton 2008) of all of them at once, normalised, from their first two principal
+    components. The same features and seed give the same plane bit for bit with an equal number of threads.
+
+    Args:
+        clean, attacked: the features of the same images.
+        seed: of scikit-learn's generator.
+
+    Raises:
+        ValueError: if the shapes differ, or as `ssl_core.health.normalised`.
+    """
+    if clean.shape != attacked.shape:
+        raise ValueError(f"clean is {tuple(clean.shape)}, attacked {tuple(attacked.shape)}: expected (n, d) twice")
+    # Imported here, since scikit-learn takes a second that the other figures need not pay.
+    from sklearn.manifold import TSNE
+
+    both = torch.cat([normalised(clean, "clean"), normalised(attacked, "attacked")]).float().numpy()
+    perplexity = min(30.0, (len(both) - 1) / 3)
+    placed = TSNE(init="pca", perplexity=perplexity, learning_rate="auto", random_state=seed).fit_transform(both)
+    placed = np.asarray(placed, dtype=np.float64)
+    return placed[: len(clean)], placed[len(clean) :]
+
+
+@matplotlib.rc_context(STYLE)
+def tsne(
+    clean: Tensor, attacked: Tensor, labels: Tensor | None, classes: Sequence[str], path: Path | str, seed: int = 0
+) -> None:
+    """Draw clean and attacked features in one plane, in two panels of the same coordinates, a mark for each class.
+
+    Args:
+        clean, attacked: (n, d) features of the same images; the first `SHOWN` are drawn.
+        labels: (n,) positions in `classes`; None for one mark.
+        classes: names; the first ten are marked, the others light grey.
+        path: the PNG.
+        seed: of t-SNE.
+
+    Raises:
+        ValueError: as `plane`, or if there are not as many labels as features.
+    """
+    if labels is not None and len(labels) != len(clean):
+        raise ValueError(f"{len(labels)} labels for {len(clean)} features: expected one each")
+    before, after = plane(clean[:SHOWN], attacked[:SHOWN], seed)
+    kinds = np.zeros(len(before), dtype=np.int64) if labels is None else labels[:SHOWN].numpy()
+    names = ["images"] if labels is None else [_short(name) for name in classes[: len(MARKERS)]]
+    others = kinds >= len(names)
+    # one square for both panels: only then is the same place in both the same feature
+    low, high = (end(np.concatenate([before, after]), axis=0) for end in (np.min, np.max))
+    centre, reach = (low + high) / 2, 0.53 * float((high - low).max())
+    lines = 0 if labels is None else -(-(len(names) + bool(others.any())) // COLUMNS)
+    figure, axes = new_figure(1, 3.65 + 0.25 * lines, columns=2)
+    axes[1].add_collection(
+        LineCollection(list(np.stack([before, after], axis=1)), color=FAINT, linewidth=0.7, zorder=0)
+    )
+    for axis, points, title in zip(axes, (before, after), ("clean", "attacked (line: from clean)"), strict=True):
+        for kind, (name, colour, marker) in enumerate(zip(names, COLOURS, MARKERS, strict=False)):
+            x, y = points[kinds == kind].T
+            axis.scatter(x, y, s=22, color=colour, marker=marker, linewidths=0, label=name)
+        if others.any():
+            x, y = points[others].T
+            axis.scatter(x, y, s=10, color=FAINT, linewidths=0, label="other", zorder=0.5)
+        axis.set(title=title, xticks=[], yticks=[], aspect="equal")
+        axis.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
+        axis.spines[:].set_visible(True)
+    if labels is not None:
+        pairs = list(zip(*axes[0].get_legend_handles_labels(), strict=True))
+        # a legend is filled column by column, but names are read row by row
+        handles, words = zip(*(pair for column in range(COLUMNS) for pair in pairs[column::COLUMNS]), strict=True)
+        figure.legend(
+            handles,
+            words,
+            loc="outside lower center",
+            ncols=COLUMNS,
+            markerscale=1.4,
+            handletextpad=0.2,
+            columnspacing=1.2,
+        )
+    save_figure(figure, path)
+
+
+def _short(name: str, most: int = 12) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+@matplotlib.rc_context(STYLE)
+def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Draw the singular values of normalised features, each as its share of their sum, with the effective rank.
+
+    Args:
+        vectors: (n, d) by name, such as "clean" and "attacked"; at most four.
+        path: the PNG.
+
+    Raises:
+        ValueError: if there are none or too many, or as `ssl_core.health.normalised`.
+    """
+    lines = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
+    if not 1 <= len(vectors) <= len(lines):
+        raise ValueError(f"{len(vectors)} sets of vectors are given: expected 1 to {len(lines)}")
+    figure, (axis,) = new_figure(1, 3.4)
+    lowest = 100.0
+    for (name, z), (colour, dash) in zip(vectors.items(), lines, strict=False):
+        values = singular_values(z)
+        share = (100 * values / values.sum()).numpy()
+        # below float32's rounding of the largest there is nothing but noise
+        share = share[share > 1e-6 * share[0]]
+        lowest = min(lowest, share[-1])
+        rank = np.arange(1, len(share) + 1)
+        label = f"{name} (effective rank {entropy_rank(values):.1f})"
+        axis.plot(rank, share, dash, color=colour, label=label, marker="o" if len(share) == 1 else "")
+    axis.set(yscale="log", xlabel="singular value, the largest first", ylabel="share of their sum (%)")
+    axis.set_ylim(bottom=lowest / 1.5)
+    axis.set_xlim(left=0)
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.grid(axis="y", **GRID)
+    axis.set_axisbelow(True)
+    axis.legend(loc="upper right")
+    save_figure(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def landscape(data: Landscape, path: Path | str) -> None:
+    """Draw the contrastive loss along the median and the sharpest direction in weight space.
+
+    Args:
+        data: of `representation_health`.
+        path: the PNG.
+    """
+    figure, (axis,) = new_figure(1, 3.4)
+    axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
+    for losses, (colour, mark), name in zip(
+        (data.median, data.sharpest), ((BLUE, "o-"), (ORANGE, "s--")), ("median", "sharpest"), strict=True
+    ):
+        axis.plot(data.radii, losses, mark, color=colour, ms=4, label=f"{name} of {data.candidates} directions")
+    note = f"(1: each filter moves by its own norm; directions compared at {data.radius:g})"
+    axis.set(xlabel=f"distance in weight space\n{note}", ylabel="contrastive loss (nats)")
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.margins(x=0.02)
+    axis.grid(axis="y", **GRID)
+    axis.set_axisbelow(True)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    save_figure(figure, path)

@@ -1,0 +1,51 @@
+"""The health of the features as a part of an evaluation: its rows are kept, its figures drawn."""
+
+from dataclasses import asdict
+
+from experiments.evaluation_store import Part
+from experiments.evaluator import Evaluator
+from experiments.health import representation_health
+from experiments.subjects import FeaturesOnly
+from ssl_core.networks import TargetNetwork
+from ssl_core.results import Row
+from ssl_core.views import ViewSettings
+
+TSNE, SPECTRUM, LANDSCAPE = "tsne.png", "spectrum.png", "landscape.png"
+
+
+def health_part(evaluator: Evaluator) -> list[Row]:
+    """The rows of `experiments.health.representation_health`; its figures go to the store's folder.
+
+    Strong views are those of the encoder's run, for another encoder the published ones.
+
+    Args:
+        evaluator: of the encoder.
+    """
+    subject, store, stages = evaluator.subject, evaluator.store, evaluator.stages
+    settings, encoder = subject.settings, subject.encoder
+    if isinstance(encoder, TargetNetwork) and not subject.projector:
+        encoder = FeaturesOnly(encoder)
+    views = settings.make_views() if settings is not None else ViewSettings()
+    doing = "representation health"
+
+    def measured() -> Part:
+        # matplotlib and scikit-learn take a second to import
+        from experiments.health_figures import landscape, spectrum, tsne
+
+        health = representation_health(
+            encoder,
+            evaluator.data.test,
+            views,
+            origin=evaluator.origin("features"),
+            device=evaluator.device,
+            progress=stages.update,
+        )
+        stages.begin(f"{doing}: figures")
+        clean, attacked = health.vectors["features"], health.vectors["features/attacked"]
+        tsne(clean, attacked, health.labels, health.classes, store.figures / TSNE, evaluator.plan.seed)
+        spectrum({"clean": clean, "attacked": attacked}, store.figures / SPECTRUM)
+        if health.landscape is not None:
+            landscape(health.landscape, store.figures / LANDSCAPE)
+        return Part(health.rows)
+
+    return list(evaluator.kept(evaluator.key("health") | {"views": asdict(views)}, doing, measured).rows)

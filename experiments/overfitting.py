@@ -1,0 +1,95 @@
+"""Robust overfitting: the encoders that a run has kept, evaluated one after the other, and their accuracy drawn."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.console import Console
+
+from experiments import subjects
+from experiments.drawing import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from experiments.evaluating import evaluate
+from experiments.evaluation_store import EvaluationStore
+from ssl_core.checkpoint import kept_encoders
+from ssl_core.results import Row, radius_text
+
+PICTURE = "accuracy_along_the_run.png"
+MARKS = (("o-", BLUE), ("s--", ORANGE), ("^:", GREEN), ("D-.", PURPLE))
+EPOCH = "epoch-"
+
+
+def evaluate_along(
+    given: argparse.Namespace, console: Console, device: torch.device
+) -> tuple[list[Row], dict[str, Any], EvaluationStore]:
+    """The rows of the kept encoders of a run whose epoch is a multiple of `--every`, and of the last; their picture.
+
+    Args:
+        given: the command line, see `experiments.evaluation_request`.
+        console: where to say what goes on.
+        device: where to work.
+
+    Returns:
+        The rows, in the order of training; the facts to be told beside them; where they are kept.
+
+    Raises:
+        ValueError: if it is no run folder, or the run has kept no such encoder.
+    """
+    if given.encoder is None or not given.encoder.is_dir():
+        raise ValueError("--every looks along a run: give its folder")
+    every_kept = [path for _, path in kept_encoders(given.encoder)]
+    kept = [path for path in every_kept if epoch_of(path.stem) % given.every == 0 or path == every_kept[-1]]
+    if not kept:
+        raise ValueError(
+            f"{given.encoder} has kept no encoder along its training: train with --keep_every {given.every}"
+        )
+    store = EvaluationStore(given.out or given.encoder / "evaluation-along")
+    rows: list[Row] = []
+    facts: dict[str, Any] = {}
+    notes: dict[str, list[str]] = {}
+    for path in kept:
+        found, facts = evaluate(subjects.own(path, device), given, store, console, device)
+        rows += found
+        notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
+    facts |= {"name": given.encoder.resolve().name, "notes": notes}
+    accuracy_along_the_run(rows, store.figures / PICTURE)
+    return rows, facts, store
+
+
+def epoch_of(checkpoint: str) -> int:
+    """The epoch in a kept encoder's name."""
+    return int(checkpoint.removeprefix(EPOCH))
+
+
+@matplotlib.rc_context(STYLE)
+def accuracy_along_the_run(rows: Sequence[Row], path: Path | str) -> None:
+    """Draws SA and RA against the epoch, with 95 % Wilson intervals: a panel a protocol, a line an attack.
+
+    Args:
+        rows: of kept encoders; at most three attacks are drawn beside the clean accuracy.
+        path: the PNG.
+    """
+    classifiers = list(dict.fromkeys((row.protocol, row.label_fraction) for row in rows if row.protocol != "features"))
+    figure, axes = new_figure(len(classifiers), 0.6 + 2.8 * len(classifiers), sharex=True)
+    for axis, (protocol, fraction) in zip(axes, classifiers, strict=True):
+        own = [row for row in rows if (row.protocol, row.label_fraction) == (protocol, fraction)]
+        lines: dict[str, list[Row]] = {}
+        for row in own:
+            if row.metric in ("SA", "RA"):
+                label = "clean" if row.metric == "SA" else f"{row.attack} {radius_text(row.norm, row.epsilon)}"
+                lines.setdefault(label, []).append(row)
+        for (label, points), (mark, colour) in zip(lines.items(), MARKS, strict=False):
+            epochs, values = [epoch_of(row.checkpoint) for row in points], [row.value for row in points]
+            bounds = [row.interval or (row.value, row.value) for row in points]
+            errors = [[max(row.value - low, 0) for row, (low, _) in zip(points, bounds, strict=True)]]
+            errors += [[max(high - row.value, 0) for row, (_, high) in zip(points, bounds, strict=True)]]
+            axis.errorbar(epochs, values, errors, fmt=mark, color=colour, label=label, capsize=3, elinewidth=1, ms=5)
+        share = "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
+        axis.set(ylabel="test accuracy (%)", ylim=(-2, 102), title=f"{protocol.upper()}{share}")
+        axis.grid(axis="y", **GRID)
+        axis.set_axisbelow(True)
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=4)
+    axes[-1].set_xlabel("epoch of pre-training")
+    save_figure(figure, path)

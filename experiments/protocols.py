@@ -1,0 +1,241 @@
+"""The protocols by which an encoder becomes a classifier, as a user asks for them, and in what they depart from the
+published ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.settings import Settings
+from experiments.subjects import Subject
+from ssl_core.finetuning import FineTuneSettings, fine_tune
+from ssl_core.images import ImageSet
+from ssl_core.neighbours import NeighbourSettings, nearest_neighbours
+from ssl_core.probes import (
+    PROBE_LR,
+    Classifier,
+    ProbeSettings,
+    TrainingAttack,
+    departures,
+    standard_probe,
+    train_probe,
+)
+from ssl_core.views import ViewSettings
+
+TRAINED = ("slf", "alf", "aff", "lp-aff")
+"""The protocols that train by gradient steps."""
+LINEAR = ("slf", "alf")
+STANDARD_VIEWS = ViewSettings()
+Update = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a user changes of the protocols; None leaves a figure as it is.
+
+    Args:
+        epochs: of every trained protocol; its learning rate falls after the same shares of them.
+        batch_size: of every trained protocol.
+        lr: of linear heads.
+        aff_lr: of full fine-tuning.
+        augment: whether linear heads are trained on cropped and flipped images.
+        flip: probability of a horizontal flip.
+        neighbours: k of the nearest neighbours.
+    """
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    aff_lr: float | None = None
+    augment: bool | None = None
+    flip: float | None = None
+    neighbours: int | None = None
+
+
+def milestones(epochs: int, published: Sequence[int], of: int = 25) -> tuple[int, ...]:
+    """The epochs at which a learning rate falls, after the same shares of the training as in the published `of`."""
+    return tuple(sorted({epoch * epochs // of for epoch in published} - {0}))
+
+
+@dataclass(frozen=True)
+class Protocols:
+    """The settings of every protocol for one encoder on one data set.
+
+    Args:
+        dataset: a name of `ssl_core.datasets.DATASETS`.
+        probe: of `slf` and `alf`.
+        tuning: of `aff` and `lp-aff`.
+        neighbours: of `knn`.
+        views: padding and flips of the weak augmentation.
+    """
+
+    dataset: str
+    probe: ProbeSettings
+    tuning: FineTuneSettings
+    neighbours: NeighbourSettings
+    views: ViewSettings
+
+    def deviations(self, protocol: str, images: int) -> tuple[str, ...]:
+        """In what a protocol on so many training images departs from the published one; nothing where it does not."""
+        if protocol == "classifier":
+            return ()
+        if self.dataset not in PROBE_LR:
+            return (f"no published protocol for {self.dataset}",)
+        found: list[str] = []
+        standard = standard_probe(self.dataset)
+        if protocol in (*LINEAR, "lp-aff"):
+            found += departures(self.probe, standard)
+        if protocol in ("aff", "lp-aff"):
+            found += departures(self.tuning, FineTuneSettings())
+        if protocol == "knn":
+            # there are no more neighbours than images
+            found += departures(replace(self.neighbours, k=min(self.neighbours.k, images)), NeighbourSettings())
+        augmented = protocol in ("aff", "lp-aff") or (protocol in LINEAR and self.probe.augment)
+        if augmented and self.views.flip != STANDARD_VIEWS.flip:
+            found.append(f"flips with probability {self.views.flip:g}, not {STANDARD_VIEWS.flip:g}")
+        return tuple(found)
+
+    def key(self, protocol: str) -> dict[str, Any]:
+        """All settings that decide what a protocol gives, as plain values, by what they are of."""
+        own: dict[str, Any] = {"views": vars(self.views)} if protocol in TRAINED else {}
+        if protocol in (*LINEAR, "lp-aff"):
+            own["probe"] = vars(self.probe)
+        if protocol == "alf":
+            own["attack"] = vars(TrainingAttack())
+        if protocol in ("aff", "lp-aff"):
+            own["tuning"] = vars(self.tuning)
+        if protocol == "knn":
+            own["neighbours"] = vars(self.neighbours)
+        return own
+
+
+def protocols_for(dataset: str, settings: Settings | None, changes: Changes) -> Protocols:
+    """The published settings, with the user's changes.
+
+    For a data set without a published protocol, the linear probe and the flips are those of the run that the encoder
+    comes from, if that was trained on it.
+
+    Args:
+        dataset: on which is evaluated.
+        settings: of the encoder's run, None where there is none.
+        changes: the user's.
+    """
+    own = settings if settings is not None and settings.dataset == dataset else None
+    probe, flip = standard_probe(dataset), STANDARD_VIEWS.flip
+    if own is not None and dataset not in PROBE_LR:
+        probe, flip = own_probe(own), own.flip
+    if changes.epochs is not None:
+        steps = milestones(changes.epochs, standard_probe(dataset).milestones)
+        probe = replace(probe, epochs=changes.epochs, milestones=steps)
+    tuning = FineTuneSettings()
+    if changes.epochs is not None:
+        tuning = replace(tuning, epochs=changes.epochs, milestones=milestones(changes.epochs, tuning.milestones))
+    if changes.batch_size is not None:
+        probe = replace(probe, batch_size=changes.batch_size)
+        tuning = replace(tuning, batch_size=changes.batch_size)
+    if changes.lr is not None:
+        probe = replace(probe, lr=changes.lr)
+    if changes.aff_lr is not None:
+        tuning = replace(tuning, lr=changes.aff_lr)
+    if changes.augment is not None:
+        probe = replace(probe, augment=changes.augment)
+    neighbours = NeighbourSettings()
+    if changes.neighbours is not None:
+        neighbours = replace(neighbours, k=changes.neighbours)
+    views = replace(STANDARD_VIEWS, flip=flip if changes.flip is None else changes.flip)
+    return Protocols(dataset, probe, tuning, neighbours, views)
+
+
+def own_probe(settings: Settings) -> ProbeSettings:
+    """The linear probe that a run's own settings ask for."""
+    return ProbeSettings(
+        epochs=settings.probe_epochs,
+        lr=settings.probe_lr,
+        batch_size=settings.probe_batch_size,
+        milestones=milestones(settings.probe_epochs, ProbeSettings.milestones),
+        augment=settings.probe_augment,
+    )
+
+
+def classifier_of(
+    protocol: str,
+    subject: Subject,
+    train: ImageSet,
+    protocols: Protocols,
+    *,
+    seed: int,
+    device: torch.device,
+    head: nn.Linear | None,
+    progress: Update,
+) -> nn.Module:
+    """The classifier that a protocol makes of an encoder.
+
+    Args:
+        protocol: a name of `ssl_core.results.PROTOCOLS`, not `features`.
+        subject: the encoder.
+        train: the labelled images.
+        protocols: the settings.
+        seed: of everything random.
+        device: where to work.
+        head: of `lp-aff`, that of the linear probe.
+        progress: called with optimiser steps done and their total.
+    """
+    if protocol == "classifier":
+        return subject.encoder.eval()
+    if protocol == "knn":
+        return nearest_neighbours(
+            subject.encoder, subject.route, train, protocols.neighbours, device=device, progress=progress
+        )
+    if protocol in LINEAR:
+        attack = TrainingAttack() if protocol == "alf" else None
+        return train_probe(
+            subject.encoder,
+            subject.route,
+            train,
+            protocols.probe,
+            protocols.views,
+            attack=attack,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    routes = (subject.clean_route, subject.route)
+    return fine_tune(
+        subject.encoder,
+        routes,
+        train,
+        protocols.tuning,
+        protocols.views,
+        seed=seed,
+        head=head,
+        device=device,
+        progress=progress,
+    )
+
+
+def packed(classifier: nn.Module, protocol: str) -> dict[str, Any]:
+    """What `unpacked` needs of a trained classifier, as plain tensors; a frozen encoder is not repeated."""
+    if not isinstance(classifier, Classifier):
+        raise ValueError(f"a classifier of the protocol {protocol} is not kept")
+    payload: dict[str, Any] = {"head": classifier.head.state_dict()}
+    if protocol not in LINEAR:
+        payload["encoder"] = classifier.encoder.state_dict()
+    return payload
+
+
+def unpacked(payload: Mapping[str, Any], subject: Subject, encoder: nn.Module) -> Classifier:
+    """The classifier that `packed` took apart.
+
+    Args:
+        payload: what `packed` gave.
+        subject: whose encoder it was trained on.
+        encoder: a copy of that encoder, which becomes the classifier's.
+    """
+    weight = payload["head"]["weight"]
+    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], device=weight.device)
+    head.load_state_dict(payload["head"])
+    if "encoder" in payload:
+        encoder.load_state_dict(payload["encoder"])
+    return Classifier(encoder, subject.route, head)

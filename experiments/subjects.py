@@ -1,0 +1,137 @@
+"""What is evaluated: the encoder of a run, of a checkpoint of ours or of others, or a module of the user's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from experiments.runlog import RunFolder
+from experiments.settings import Settings
+from ssl_core.checkpoint import load_network
+from ssl_core.dotted import described, imported
+from ssl_core.fingerprints import digest
+from ssl_core.foreign import load_foreign
+from ssl_core.networks import TargetNetwork
+from ssl_core.probes import PlainEncoder
+
+NO_ROUTE = "none"
+CLEAN_ROUTE = "normal"
+EXAMPLE = "my_module:build"
+
+
+class FeaturesOnly(nn.Module):
+    """A network without its projector, which is not trained: `features(images, route)` and nothing else."""
+
+    def __init__(self, network: TargetNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.feature_dim = network.feature_dim
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        """(n, 3, H, W) -> (n, feature_dim)."""
+        return self.network.features(images, route)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder and what an evaluation has to know of it.
+
+    Args:
+        name: for tables and folders.
+        checkpoint: which state of it, for the rows: `step-220`, or the file's name.
+        encoder: module with `feature_dim` and `features(images, route)`; the module itself where it is a classifier.
+        route: batch-norm route on which it is tested.
+        clean_route: route of the clean images in full fine-tuning; `route` where there is only one.
+        settings: of the run that it comes from; None for others.
+        notes: what was assumed in reading it, in sentences.
+        classifier: whether the module's outputs are logits already.
+        projector: whether the encoder's embeddings are trained ones, where it has a projector at all.
+    """
+
+    name: str
+    checkpoint: str
+    encoder: nn.Module
+    route: str
+    clean_route: str
+    settings: Settings | None = None
+    notes: Sequence[str] = ()
+    classifier: bool = False
+    projector: bool = True
+    digest: str = field(init=False)
+    """SHA-256 of its weights and statistics."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest(self.encoder))
+
+
+def own(path: Path, device: torch.device) -> Subject:
+    """The encoder of a run folder, or of a checkpoint of ours, in float32.
+
+    A checkpoint that lies in the folder `checkpoints` of a run has that run's settings.
+
+    Raises:
+        CheckpointError: if it is no checkpoint of ours.
+        ValueError: if the run's settings cannot be read.
+    """
+    network, route = load_network(path, device)
+    # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
+    network.precision = "fp32"
+    run = path if path.is_dir() else path.parent.parent
+    settings = RunFolder.open(run).settings() if (run / "config.yaml").is_file() else None
+    name = run.resolve().name if settings else path.stem
+    checkpoint = "last" if path.is_dir() else path.stem
+    return Subject(name, checkpoint, network, route, _clean_route(network, route), settings)
+
+
+def foreign(
+    path: Path,
+    device: torch.device,
+    *,
+    format: str,
+    stem: str | None = None,
+    route: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Subject:
+    """A checkpoint of another project (`ssl_core.foreign.load_foreign`)."""
+    found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
+    clean = _clean_route(found.network, found.route)
+    network = found.network.eval()
+    return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
+
+
+def module(path: str, image_size: int, device: torch.device, classifier: bool) -> Subject:
+    """The `nn.Module` that a dotted path stands for, or that the function there returns.
+
+    Args:
+        path: `my_module:build`.
+        image_size: side of the images that it is going to see, in pixels.
+        device: where to put it.
+        classifier: whether its outputs are logits; else they are features.
+
+    Raises:
+        ValueError: if the path leads nowhere, or not to a module, or the module does not take such images.
+    """
+    found = imported(path, "model", EXAMPLE)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise ValueError(
+                f"model {path!r} is {described(found)}: expected an nn.Module, or a function without "
+                "arguments that returns one"
+            )
+        try:
+            built = found()
+        except Exception as error:  # code of the user's
+            raise ValueError(f"model {path!r} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(built, nn.Module):
+            raise ValueError(f"model {path!r} returned {described(built)}: expected an nn.Module")
+        found = built
+    found = found.to(device).eval()
+    encoder = found if classifier else PlainEncoder(found, (3, image_size, image_size))
+    return Subject(path.partition(":")[0].rpartition(".")[2], path, encoder, NO_ROUTE, NO_ROUTE, classifier=classifier)
+
+
+def _clean_route(network: TargetNetwork, route: str) -> str:
+    return CLEAN_ROUTE if CLEAN_ROUTE in network.routes else route

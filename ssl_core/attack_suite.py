@@ -1,0 +1,316 @@
+"""The evaluation of a classifier: its clean accuracy, and that under a list of attacks, as typed rows."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.autoattack import (
+    BATCH_SIZE,
+    VERSIONS,
+    autoattack_accuracy,
+    check_radius,
+    deviations,
+    passes_per_image,
+)
+from ssl_core.images import ImageSet
+from ssl_core.results import NORMS, Origin, Row
+from ssl_core.rng import Streams
+from ssl_core.robustness import clean_accuracy, device_of, fgsm_accuracy, logits_of, pgd_accuracy
+from ssl_core.sanity import check_rows
+from ssl_core.views import as_float
+
+AUTOATTACKS: Mapping[str, str] = {"autoattack": "standard", "autoattack-quick": "quick"}
+SIGN_ATTACKS = ("fgsm", "pgd20")
+NAMES = ("none", *SIGN_ATTACKS, *AUTOATTACKS, "worst")
+QUICK = "AutoAttack's first two attacks only"
+PASSES = {"fgsm": 4, "pgd20": 42}
+"""Forward passes for an image, where a backward pass to the image counts as one, as in `passes_per_image`."""
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack to evaluate under; `none` and `worst` (right under every other of that norm and epsilon) name outcomes.
+
+    Args:
+        name: none, fgsm, pgd20, autoattack, autoattack-quick or worst.
+        epsilon: radius, in the unit of pixels in [0, 1] (8/255, not 8): 0 for none, above 0 for AutoAttack.
+        norm: Linf, which alone fgsm and pgd20 know, L2 or L1.
+        restarts: random starts of pgd20; 1 for all others.
+
+    Raises:
+        ValueError: if they are not as above.
+    """
+
+    name: str
+    epsilon: float
+    norm: str = "Linf"
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"unknown attack {self.name!r}: choose from {', '.join(NAMES)}")
+        if self.norm not in NORMS or (self.norm != "Linf" and self.name in ("none", *SIGN_ATTACKS)):
+            known = NORMS if self.name not in ("none", *SIGN_ATTACKS) else ("Linf",)
+            raise ValueError(f"the norm of {self.name} is {self.norm!r}: expected {' or '.join(known)}")
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
+            raise ValueError(f"the epsilon of {self.name} is {self.epsilon!r}: expected a number, such as 8/255")
+        # an integer is the same radius, and names the same random stream
+        object.__setattr__(self, "epsilon", float(self.epsilon))
+        if self.name in AUTOATTACKS:
+            check_radius(self.epsilon, self.norm)
+        if self.name == "none" and self.epsilon != 0:
+            raise ValueError(f"the epsilon of none is {self.epsilon!r}: expected 0")
+        if not (0 <= self.epsilon <= 1 or (self.norm != "Linf" and 1 < self.epsilon < math.inf)):
+            raise ValueError(f"the epsilon of {self.name} is {self.epsilon!r}: expected in [0, 1], 8/255 and not 8")
+        if type(self.restarts) is not int or self.restarts < 1 or (self.restarts > 1 and self.name != "pgd20"):
+            expected = "an integer of at least 1" if self.name == "pgd20" else "1, which only pgd20 can raise"
+            raise ValueError(f"the restarts of {self.name} are {self.restarts!r}: expected {expected}")
+
+
+CLEAN = Attack("none", 0.0)
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+        rows: SA, then those of each attack in the order given, then the worst cases.
+        correct: which test images were right, bool (n,), under each of the attacks, `CLEAN` and each worst case.
+        notes: what has to be said beside the rows, in sentences.
+    """
+
+    rows: list[Row]
+    correct: Mapping[Attack, Tensor]
+    notes: list[str]
+
+
+def evaluate(
+    classifier: nn.Module,
+    test: ImageSet,
+    attacks: Sequence[Attack],
+    *,
+    origin: Origin,
+    batch_size: int = 256,
+    state_dir: Path | None = None,
+    progress: Report | None = None,
+) -> Evaluation:
+    """SA, and RA under each attack; evaluated twice on the CPU they are equal bit for bit, but for the seconds.
+
+    AutoAttack gives a row for each of its attacks, of the images that are still right after it, and one of its own; of
+    the standard and the quick version at one norm and epsilon the second is read off the first. Two attacks or more of
+    one norm and epsilon give a row `worst`: right under all of them.
+
+    Args:
+        classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
+        test: labelled images.
+        attacks: all different; the clean accuracy and the worst cases come by themselves.
+        origin: of the rows. PGD's random starts come from its seed, with a stream for each epsilon, so that adding one
+            attack does not change another; AutoAttack takes the seed as the library does.
+        batch_size: images attacked at once; AutoAttack takes the protocol's 100 where this is more.
+        state_dir: where AutoAttack keeps a state to go on from, one file for each norm and epsilon; None for nowhere.
+        progress: called with the work done so far and the most that it can come to, in forward passes of one image;
+            the latter falls as images do.
+
+    Raises:
+        ValueError: if `test` has no labels, or an argument is not as above.
+        RuntimeError: if the rows contradict one another (`check_rows`), or an attack fails.
+    """
+    labels = _check(test, attacks)
+    began = time.monotonic()
+    clean = clean_accuracy(classifier, test.images, labels, batch_size)
+    rows = [origin.accuracy("SA", int(clean.sum()), len(clean), seconds=time.monotonic() - began)]
+    correct = {CLEAN: clean}
+    suite = _Suite(
+        classifier,
+        test.images,
+        labels,
+        clean,
+        origin,
+        batch_size,
+        state_dir,
+        classes=logits_of(classifier, as_float(test.images[:1].to(device_of(classifier)))).shape[1],
+        full={(attack.norm, attack.epsilon) for attack in attacks if attack.name == "autoattack"},
+    )
+    meter = _Meter(suite.plan(attacks), progress)
+    for attack in attacks:
+        run = suite.autoattack if attack.name in AUTOATTACKS else suite.sign_attack
+        found, correct[attack] = run(attack, meter.next())
+        rows += found
+        meter.close()
+    for ball in dict.fromkeys((attack.norm, attack.epsilon) for attack in attacks):
+        together = [attack for attack in attacks if (attack.norm, attack.epsilon) == ball]
+        if len(together) > 1:
+            worst, right, row = suite.worst(together, correct)
+            correct[worst] = right
+            rows.append(row)
+    return Evaluation(rows, correct, check_rows(rows))
+
+
+class _Stages(NamedTuple):
+    """What AutoAttack found, by attack: which images are right after it, and its seconds."""
+
+    right: Mapping[str, Tensor]
+    seconds: Mapping[str, float]
+
+
+@dataclass
+class _Suite:
+    """What the attacks have in common.
+
+    Args:
+        classes: number of logits.
+        full: norms and epsilons at which AutoAttack's standard version is asked for.
+        stages: AutoAttack's results by norm and epsilon.
+    """
+
+    classifier: nn.Module
+    images: Tensor
+    labels: Tensor
+    clean: Tensor
+    origin: Origin
+    batch_size: int
+    state_dir: Path | None
+    classes: int
+    full: set[tuple[str, float]]
+    stages: dict[tuple[str, float], _Stages] = field(default_factory=dict)
+
+    def plan(self, attacks: Sequence[Attack]) -> list[int]:
+        """The work of each attack if no image falls, in forward passes."""
+        work, seen = [], set()
+        for attack in attacks:
+            ball = attack.norm, attack.epsilon
+            if attack.name not in AUTOATTACKS:
+                each = PASSES[attack.name] * attack.restarts
+            else:
+                each = 0 if ball in seen else passes_per_image(attack.norm, self._version(attack), self.classes)
+                seen.add(ball)
+            work.append(each * int(self.clean.sum()))
+        return work
+
+    def row(self, attack: Attack, right: Tensor, part: str = "", **what: Any) -> Row:
+        """RA under an attack, or after a part of AutoAttack."""
+        what |= {"attack": part or attack.name, "epsilon": attack.epsilon, "norm": attack.norm}
+        return self.origin.accuracy("RA", int(right.sum()), len(right), **what)
+
+    def sign_attack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
+        """The row of FGSM or PGD."""
+        began = time.monotonic()
+        passes = PASSES[attack.name]
+
+        def report(done: int, total: int) -> None:
+            progress(passes * done, passes * total)
+
+        shared: dict[str, Any] = {"batch_size": self.batch_size, "clean": self.clean, "progress": report}
+        data = (self.classifier, self.images, self.labels, attack.epsilon)
+        if attack.name == "fgsm":
+            right = fgsm_accuracy(*data, **shared)
+        else:
+            # a fresh one for each attack: with more restarts the first is the same
+            generator = Streams(self.origin.seed, device_of(self.classifier)).on_device(f"pgd20/{attack.epsilon!r}")
+            right = pgd_accuracy(*data, generator=generator, restarts=attack.restarts, **shared)
+        seconds = time.monotonic() - began
+        return [self.row(attack, right, restarts=attack.restarts, seconds=seconds)], right
+
+    def autoattack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
+        """The rows of AutoAttack's attacks, where they have none yet, and its own."""
+        ball, names = (attack.norm, attack.epsilon), VERSIONS[AUTOATTACKS[attack.name]]
+        rows = []
+        if ball not in self.stages:
+            right, seconds = self.stages[ball] = self._run(attack, progress)
+            for name, survivors in right.items():
+                reasons = deviations(name, attack.norm, self.classes)
+                rows.append(self.row(attack, survivors, name, seconds=seconds[name], deviations=reasons))
+        right, seconds = self.stages[ball]
+        whole = sum(seconds[name] for name in names)
+        rows.append(self.row(attack, right[names[-1]], seconds=whole, deviations=self.deviations(attack)))
+        return rows, right[names[-1]]
+
+    def deviations(self, attack: Attack) -> tuple[str, ...]:
+        """Of the attack's own row."""
+        if attack.name not in AUTOATTACKS:
+            return ()
+        own = (QUICK,) if attack.name == "autoattack-quick" else ()
+        return own + deviations(VERSIONS[AUTOATTACKS[attack.name]][-1], attack.norm, self.classes)
+
+    def worst(self, attacks: Sequence[Attack], correct: Mapping[Attack, Tensor]) -> tuple[Attack, Tensor, Row]:
+        """The outcome under all of the attacks, which share norm and epsilon, and its row."""
+        attack = Attack("worst", attacks[0].epsilon, attacks[0].norm)
+        right = torch.stack([correct[one] for one in attacks]).all(0)
+        # beside the whole of AutoAttack its first two attacks are no departure
+        whole = any(one.name == "autoattack" for one in attacks)
+        counted = [one for one in attacks if not (whole and one.name == "autoattack-quick")]
+        reasons = dict.fromkeys(reason for one in counted for reason in self.deviations(one))
+        return attack, right, self.row(attack, right, deviations=tuple(reasons))
+
+    def _version(self, attack: Attack) -> str:
+        return "standard" if (attack.norm, attack.epsilon) in self.full else "quick"
+
+    def _run(self, attack: Attack, progress: Report) -> _Stages:
+        version = self._version(attack)
+        [name] = [name for name, other in AUTOATTACKS.items() if other == version]
+        path = self.state_dir and self.state_dir / f"{name}-{attack.norm}-{attack.epsilon!r}.json"
+        seconds: dict[str, float] = {}
+        right = autoattack_accuracy(
+            self.classifier,
+            self.images,
+            self.labels,
+            attack.epsilon,
+            norm=attack.norm,
+            version=version,
+            seed=self.origin.seed,
+            batch_size=min(self.batch_size, BATCH_SIZE),
+            state_path=path,
+            progress=progress,
+            finished=seconds.__setitem__,
+        )
+        return _Stages(right, seconds)
+
+
+class _Meter:
+    """One measure of the work of all attacks.
+
+    Args:
+        planned: the most that each can come to.
+        report: called with the work done and the most that it can come to.
+    """
+
+    def __init__(self, planned: Sequence[int], report: Report | None) -> None:
+        self.ahead, self.report = list(planned), report
+        self.before = self.done = 0
+
+    def next(self) -> Report:
+        """What the next attack reports to."""
+        self.ahead.pop(0)
+        return self._tell
+
+    def close(self) -> None:
+        """The attack is through; what it did counts."""
+        self.before, self.done = self.before + self.done, 0
+        if self.before:
+            self._tell(0, 0)
+
+    def _tell(self, done: int, total: int) -> None:
+        self.done = done
+        if self.report is not None:
+            self.report(self.before + done, self.before + total + sum(self.ahead))
+
+
+def _check(test: ImageSet, attacks: Sequence[Attack]) -> Tensor:
+    if test.labels is None:
+        raise ValueError(
+            f"data set {test.name!r} has no labels, and accuracy needs them: put the images into one folder for each "
+            "class, or leave the evaluation out"
+        )
+    if len(set(attacks)) != len(attacks):
+        raise ValueError(f"the attacks are {list(attacks)}: expected all different")
+    if own := [attack.name for attack in attacks if attack.name in ("none", "worst")]:
+        raise ValueError(f"the attacks hold {own[0]!r}, which comes by itself: leave it out")
+    return test.labels

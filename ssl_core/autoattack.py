@@ -1,0 +1,354 @@
+"""AutoAttack by the library pyautoattack, batch by batch, so that a run that was killed goes on where it stopped."""
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from ssl_core.fingerprints import digest
+from ssl_core.lookup import pick
+from ssl_core.results import replacing, versions
+from ssl_core.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
+from ssl_core.sanity import SanityError
+from ssl_core.views import as_float
+
+VERSIONS: Mapping[str, tuple[str, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "quick": ("apgd-ce", "apgd-t"),
+}
+"""The attacks of each version, in their order; `quick` is the standard version's first two."""
+ORDER: Mapping[str, float] = {"Linf": torch.inf, "L2": 2, "L1": 1}
+BATCH_SIZE = 100
+"""DynACL's and ASTrA's."""
+TOLERANCE = 1e-5
+STATE_SCHEMA = 1
+
+
+@dataclass
+class _Stage:
+    """How far one attack has come: which images it began with, which are still right (bool (n,)), batches done."""
+
+    started: Tensor
+    right: Tensor
+    batches: int = 0
+    seconds: float = 0.0
+
+
+def autoattack_accuracy(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    *,
+    norm: str = "Linf",
+    version: str = "standard",
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    state_path: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    finished: Callable[[str, float], None] | None = None,
+) -> dict[str, Tensor]:
+    """Which images are still right after each attack of AutoAttack (Croce and Hein 2020).
+
+    Per image the outcome is that of pyautoattack's `AutoAttack(classifier, norm=norm, eps=epsilon, seed=seed,
+    version="standard", device=...).run_standard_evaluation(x, y, batch_size=batch_size)`: an attack sees only the
+    images that survived those before it, in batches of their order. The library's own state would go on with other
+    batches than it began with, and so with other random starts; with `state_path` this one goes on bit for bit.
+    With fewer than ten classes the targeted attacks aim at all the others, see `deviations`.
+
+    Args:
+        classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode, four classes or more.
+        images: uint8 (n, 3, H, W).
+        labels: int64 (n,), below the number of classes.
+        epsilon: radius above 0, in the unit of pixels in [0, 1]; with Linf at most 1.
+        norm: Linf, L2 or L1.
+        version: a name of `VERSIONS`.
+        seed: of every batch's random starts, as in the library; 0 or more.
+        batch_size: images attacked at once; the random starts depend on it.
+        state_path: where to keep what is done after every batch, and to go on from; None for nowhere.
+        progress: called after every batch with the work done and the most that it can come to, which falls as images
+            do; both are forward passes of one image, see `passes_per_image`.
+        finished: called with each attack's name and its seconds, those of an earlier process included.
+
+    Returns:
+        Bool (n,) for each attack, in order, on the CPU; the last one's mean is the robust accuracy.
+
+    Raises:
+        ValueError: if an argument is not as above, or the state is damaged or another evaluation's.
+        RuntimeError: if a logit is not finite.
+        SanityError: if an attacked image has left its ball or [0, 1].
+    """
+    names = pick(version, VERSIONS, "version of AutoAttack")
+    check_radius(epsilon, norm)
+    if type(seed) is not int or seed < 0 or type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"expected integers seed >= 0 and batch_size >= 1, not {seed!r} and {batch_size!r}")
+    check_arguments(classifier, images, labels)
+    device = device_of(classifier)
+    with _undisturbed(classifier):
+        logits = logits_of(classifier, as_float(images[:batch_size].to(device)))
+        library = _library(classifier, epsilon, norm, logits.shape[1], seed, device)
+        _check_images(images, labels, logits.shape[1], norm)
+        right = clean_accuracy(classifier, images, labels, batch_size)
+        stages: dict[str, _Stage] = {}
+        if state_path is not None:
+            about = {"norm": norm, "epsilon": float(epsilon), "version": version, "attacks": list(names), "seed": seed}
+            key = about | {"batch_size": batch_size} | _key(classifier, logits, images, labels, device)
+            stages = _read(state_path, key, right)
+        work = _passes(library, names)
+        for name in names:
+            stage = stages.setdefault(name, _Stage(right, right.clone()))
+            rows_of = stage.started.nonzero().flatten().split(batch_size) if stage.started.any() else ()
+            for rows in rows_of[stage.batches :]:
+                began = time.monotonic()
+                x, y = as_float(images[rows].to(device)), labels[rows].to(device)
+                with torch.no_grad():
+                    attacked = _attack(library, name).perturb(x.clone(), y.clone())
+                _check_attacked(attacked, x, epsilon, norm, name)
+                stage.right[rows] = is_correct(classifier, attacked, y)
+                stage.batches += 1
+                stage.seconds += time.monotonic() - began
+                if state_path is not None:
+                    _write(state_path, key, stages)
+                if progress is not None:
+                    progress(*_measure(stages, work, batch_size))
+            right = stage.right
+            if finished is not None:
+                finished(name, stage.seconds)
+    return {name: stage.right for name, stage in stages.items()}
+
+
+def check_radius(epsilon: float, norm: str) -> None:
+    """Raises a ValueError unless AutoAttack can search this ball."""
+    pick(norm, ORDER, "norm")
+    if not (0 < epsilon <= 1 or (norm != "Linf" and 1 < epsilon < float("inf"))):
+        raise ValueError(
+            f"AutoAttack's epsilon in {norm} is {epsilon!r}: expected a radius above 0, as a fraction of the pixels' "
+            "range (in Linf 8/255 and not 8); without a radius there is only the clean accuracy"
+        )
+
+
+def passes_per_image(norm: str, version: str, classes: int) -> int:
+    """Forward passes that an image costs which survives every attack; a ValueError for fewer than four classes."""
+    library = _library(nn.Identity(), 1.0, norm, classes, 0, torch.device("cpu"))
+    return sum(_passes(library, VERSIONS[version]).values())
+
+
+def deviations(attack: str, norm: str, classes: int) -> tuple[str, ...]:
+    """In what the accuracy after `attack` departs from AutoAttack's standard version on so many classes.
+
+    The targeted attacks aim at nine classes, in L1 Auto-PGD at five; with fewer to aim at they take all the others, as
+    the library advises.
+    """
+    wanted = _targets(AutoAttack(nn.Identity(), norm=norm, eps=1.0, version="standard", seed=0))
+    order = VERSIONS["standard"]
+    if all(wanted.get(name, 0) < classes for name in order[: order.index(attack) + 1]):
+        return ()
+    return (f"AutoAttack with {classes - 1} targets, the data have {classes} classes",)
+
+
+def _library(
+    classifier: nn.Module, epsilon: float, norm: str, classes: int, seed: int, device: torch.device
+) -> AutoAttack:
+    if classes < 4:
+        raise ValueError(
+            f"the classifier has {classes} classes: AutoAttack's targeted Auto-PGD compares four logits (targeted DLR "
+            "loss), so it needs at least 4; use pgd20"
+        )
+    made = AutoAttack(classifier, norm=norm, eps=float(epsilon), version="standard", seed=seed, device=device)
+    for attack in (made.apgd_targeted, made.fab):
+        attack.n_target_classes = min(attack.n_target_classes, classes - 1)
+    made.apgd.loss = "ce"
+    made.fab.targeted = True
+    return made
+
+
+def _attack(library: AutoAttack, name: str) -> Any:
+    """One of the library's attacks; each seeds torch from its own seed whenever it is called."""
+    return {
+        "apgd-ce": library.apgd,
+        "apgd-t": library.apgd_targeted,
+        "fab-t": library.fab,
+        "square": library.square,
+    }[name]
+
+
+def _targets(library: AutoAttack) -> dict[str, int]:
+    return {"apgd-t": library.apgd_targeted.n_target_classes, "fab-t": library.fab.n_target_classes}
+
+
+def _passes(library: AutoAttack, names: Sequence[str]) -> dict[str, int]:
+    """What each attack costs for an image that it does not fool, in forward passes.
+
+    Counted in the attacks' definition: a step of Auto-PGD is a forward and a backward pass, one of FAB another forward
+    pass more, a query of Square one. A backward pass to the image alone has about the products of a forward one. On a
+    ResNet-18 of 32 x 32 images, one thread of a CPU, an image took 201, 1973, 3304 and 4499 times the clock of a
+    forward pass, for 200, 1800, 2700 and 5000 here.
+    """
+    first, targeted, fab = library.apgd, library.apgd_targeted, library.fab
+    cost = {
+        "apgd-ce": 2 * first.n_iter_orig * first.n_restarts,
+        "apgd-t": 2 * targeted.n_iter_orig * targeted.n_target_classes,
+        "fab-t": 3 * fab.n_iter * fab.n_target_classes,
+        "square": library.square.n_queries,
+    }
+    return {name: cost[name] for name in names}
+
+
+def _measure(stages: Mapping[str, _Stage], work: Mapping[str, int], batch_size: int) -> tuple[int, int]:
+    """Work done, and that with what is left if every image that is still right survives."""
+    done = left = 0
+    for name, stage in stages.items():
+        began = int(stage.started.sum())
+        attacked = min(stage.batches * batch_size, began)
+        done, left = done + work[name] * attacked, left + work[name] * (began - attacked)
+    survivors = int(stage.right.sum())
+    return done, done + left + survivors * sum(cost for name, cost in work.items() if name not in stages)
+
+
+def _check_images(images: Tensor, labels: Tensor, classes: int, norm: str) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels are in {low}..{high}: expected 0..{classes - 1}, as the classifier has logits")
+    if norm != "Linf" and images.shape[2] < 5:
+        raise ValueError(f"images are {images.shape[2]} pixels high: expected at least 5 for Square in {norm}")
+
+
+def _check_attacked(attacked: Tensor, images: Tensor, epsilon: float, norm: str, name: str) -> None:
+    difference = (attacked - images).flatten(1).double()
+    distance = float(torch.linalg.vector_norm(difference, ORDER[norm], dim=1).max())
+    low, high = float(attacked.min()), float(attacked.max())
+    # float32 sums of a long L1 or L2 path lose digits in proportion to the radius; written so that NaN is no pass
+    if not (distance <= epsilon + TOLERANCE * max(1, epsilon) and low >= -TOLERANCE and high <= 1 + TOLERANCE):
+        raise SanityError(
+            f"AutoAttack's {name} broke its own rules, so its accuracy would be void: {norm} distance {distance:g} "
+            f"with epsilon {epsilon:g}, pixels in [{low:g}, {high:g}]"
+        )
+
+
+@contextmanager
+def _undisturbed(classifier: nn.Module) -> Iterator[None]:
+    """Puts back what the library changes: the global generators, which it seeds, and the parameters' gradients."""
+    python, legacy = random.getstate(), np.random.get_state()
+    learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    # seeding torch seeds every device, not only the classifier's
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            for parameter in learning:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+DIFFERENCES: Mapping[str, str] = {
+    "model": "another model",
+    "logits": "a model of equal weights that computes other logits (other code, machine, precision or threads)",
+    "images": "other images",
+    "labels": "other labels",
+    "norm": "another norm",
+    "epsilon": "another epsilon",
+    "version": "another version of AutoAttack",
+    "attacks": "another list of attacks",
+    "seed": "another seed",
+    "batch_size": "another batch size",
+    "torch": "another version of torch",
+    "pyautoattack": "another version of pyautoattack",
+    "device": "another kind of device",
+}
+"""What decides an outcome, and what to say where it differs."""
+
+
+def _key(classifier: nn.Module, logits: Tensor, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, Any]:
+    installed = versions()
+    return {
+        "model": digest(classifier),
+        "logits": _hash(logits),
+        "images": _hash(images),
+        "labels": _hash(labels),
+        "torch": installed["torch"],
+        "pyautoattack": installed["pyautoattack"],
+        "device": device.type,
+    }
+
+
+def _hash(tensor: Tensor) -> str:
+    raw = tensor.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw.tobytes()).hexdigest()
+
+
+def _seal(key: Mapping[str, Any], attacks: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([key, attacks], sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, key: Mapping[str, Any], stages: Mapping[str, _Stage]) -> None:
+    attacks = {
+        name: {
+            "started": _marks(stage.started),
+            "right": _marks(stage.right),
+            "batches": stage.batches,
+            "seconds": stage.seconds,
+        }
+        for name, stage in stages.items()
+    }
+    document = {"schema": STATE_SCHEMA, "key": key, "attacks": attacks, "seal": _seal(key, attacks)}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, key: Mapping[str, Any], clean: Tensor) -> dict[str, _Stage]:
+    """The stages that a state holds; none where there is no file."""
+    advice = "delete it, or give another path"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"AutoAttack's state {path} is damaged ({error}): {advice}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if type(schema) is int and schema != STATE_SCHEMA:
+        raise ValueError(f"AutoAttack's state {path} has schema {schema}, not {STATE_SCHEMA}: {advice}")
+    try:
+        found, attacks = document["key"], document["attacks"]
+        intact = document["seal"] == _seal(found, attacks)
+    except (KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise ValueError(f"AutoAttack's state {path} is damaged (its contents do not fit its seal): {advice}")
+    differing = [name for name in DIFFERENCES if found.get(name) != key[name]]
+    if differing and differing != ["logits"]:
+        # other logits are only the consequence of whatever else differs
+        differing = [name for name in differing if name != "logits"]
+    if differing:
+        words = []
+        for name in differing:
+            values = "" if name in ("model", "logits", "images", "labels") else f" ({found.get(name)}, not {key[name]})"
+            words.append(DIFFERENCES[name] + values)
+        raise ValueError(f"AutoAttack's state {path} is of another evaluation: {'; '.join(words)}. To go on, {advice}")
+    stages = {
+        name: _Stage(_flags(one["started"]), _flags(one["right"]), one["batches"], one["seconds"])
+        for name, one in attacks.items()
+    }
+    if not torch.equal(next(iter(stages.values())).started, clean):
+        raise ValueError(f"AutoAttack's state {path} is of a model that got other images right: {advice}")
+    return stages
+
+
+def _marks(flags: Tensor) -> str:
+    return "".join(map(str, flags.int().tolist()))
+
+
+def _flags(marks: str) -> Tensor:
+    return torch.tensor([mark == "1" for mark in marks])

@@ -1,0 +1,94 @@
+"""A network's weights under the names that other libraries and the ACL family give them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+from torch import Tensor
+
+from ssl_core.networks import ARCHITECTURES, TargetNetwork
+
+OURS_ALONE = ("mean", "std")
+"""Buffers of a `TargetNetwork` that no layout has a name for: the input normalisation."""
+
+
+class Layout(NamedTuple):
+    """How a family of checkpoints names the parts of a ResNet.
+
+    Args:
+        shortcut: the shortcut's convolution and batch norm, behind `downsample.`.
+        norm: what stands behind a batch norm's name; `{index}` is the route's place among the network's routes.
+    """
+
+    shortcut: tuple[str, str]
+    norm: str
+
+
+TORCHVISION = Layout(("0", "1"), "")
+DUAL_NORM = Layout(("conv", "bn"), ".bn_list.{index}")
+"""ACL's, which DynACL and ASTrA took over: a list of batch norms, `normal` first and `pgd` second."""
+
+
+def foreign_names(network: TargetNetwork, layout: Layout) -> dict[str, str]:
+    """The layout's name for every entry of the network's state dict but the input normalisation.
+
+    The ACL family has its projector where a classifier would be: `fc.fc1`, `fc.bn1` and so on. In a layout without a
+    place for routes, the batch norms of all routes get the same name.
+    """
+    counts = ARCHITECTURES[cast(str, network.arguments["arch"])][1]
+    places = [f"layer{stage}.{index}" for stage, count in enumerate(counts, 1) for index in range(count)]
+    names = [name for name in network.state_dict() if name not in OURS_ALONE]
+    return {name: _translated(name, layout, network.routes, places) for name in names}
+
+
+def _translated(name: str, layout: Layout, routes: Sequence[str], places: Sequence[str]) -> str:
+    match name.split("."):
+        case ["backbone", "conv", leaf]:
+            return f"conv1.{leaf}"
+        case ["backbone", "blocks", block, "convs", part, leaf]:
+            return f"{places[int(block)]}.conv{int(part) + 1}.{leaf}"
+        case ["backbone", "blocks", block, "shortcut", "conv", leaf]:
+            return f"{places[int(block)]}.downsample.{layout.shortcut[0]}.{leaf}"
+        case ["projector", "linears", part, leaf]:
+            return f"fc.fc{int(part) + 1}.{leaf}"
+        case [*owner, "by_route", route, leaf]:
+            norm = layout.norm.format(index=routes.index(route))
+            return f"{_norm(owner, layout, places)}{norm}.{leaf}"
+    raise ValueError(f"no other layout has a name for {name}")
+
+
+def _norm(owner: Sequence[str], layout: Layout, places: Sequence[str]) -> str:
+    match owner:
+        case ["backbone", "norm"]:
+            return "bn1"
+        case ["backbone", "blocks", block, "norms", part]:
+            return f"{places[int(block)]}.bn{int(part) + 1}"
+        case ["backbone", "blocks", block, "shortcut", "norm"]:
+            return f"{places[int(block)]}.downsample.{layout.shortcut[1]}"
+        case ["projector", "norms", part]:
+            return f"fc.bn{int(part) + 1}"
+    raise ValueError(f"no other layout has a name for {'.'.join(owner)}")
+
+
+def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
+    """The encoder's weights, with the batch norms of one route, as torchvision's ResNets name and shape them.
+
+    `torchvision.models.resnet18`, `resnet34` and `resnet50` of width 64 (and `ResNet(BasicBlock, [1, 1, 1, 1])` for
+    resnet10) load it with `strict=True` once `model.fc = torch.nn.Identity()`; a network of the stem `cifar` also wants
+    `model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)` and `model.maxpool = torch.nn.Identity()`. The
+    model then gives the same features from images normalised by the network's mean and standard deviation, which are no
+    part of a state dict: keep them beside it. torchvision has no models of other widths. The projector is left out.
+
+    Returns:
+        Copies of the tensors, on the CPU.
+
+    Raises:
+        ValueError: if the network has no such route.
+    """
+    if route not in network.routes:
+        raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
+    state = network.state_dict()
+    return {
+        theirs: state[ours].detach().cpu().clone()
+        for ours, theirs in foreign_names(network, TORCHVISION).items()
+        if ours.startswith("backbone.") and (".by_route." not in ours or f".by_route.{route}." in ours)
+    }

@@ -1,0 +1,225 @@
+"""Full fine-tuning: adversarial training of a pre-trained encoder with a linear head, to measure where it leads."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.attacks import Budget, pgd
+from ssl_core.folding import FoldedNetwork
+from ssl_core.images import ImageSet
+from ssl_core.labels import required_labels
+from ssl_core.learner import frozen
+from ssl_core.losses import kl_divergence, trades
+from ssl_core.networks import TargetNetwork
+from ssl_core.probes import Classifier, Encoder
+from ssl_core.rng import Streams
+from ssl_core.views import ViewSettings, as_float, weak_views
+
+Features = Callable[[Tensor, str], Tensor]
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """Adversarial full fine-tuning (AFF); the defaults are the protocol of DynACL and ASTrA, but for `start_noise`.
+
+    Args:
+        epochs: passes over the labelled images.
+        lr: learning rate of SGD.
+        batch_size: images a step, at least 2: batch norm is in train mode.
+        milestones: epochs at whose start the learning rate is divided by ten.
+        momentum: of SGD.
+        weight_decay: of SGD, on every weight that is trained.
+        beta: weight of TRADES' robustness term.
+        epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
+        step_size: of the attack, in the same unit.
+        steps: of the attack.
+        start_noise: standard deviation of the normal noise from which the attack starts, in the same unit, as in TRADES
+            and ACL. DynACL's and ASTrA's scripts start at the clean image: on a network with one route the divergence
+            has its minimum there, and the first step would follow the sign of rounding errors.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    epochs: int = 25
+    lr: float = 0.1
+    batch_size: int = 128
+    milestones: tuple[int, ...] = (15, 20)
+    momentum: float = 0.9
+    weight_decay: float = 2e-4
+    beta: float = 6.0
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+    start_noise: float = 0.001
+
+    def __post_init__(self) -> None:
+        fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
+        for name, valid, expected in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("lr", self.lr > 0, "above 0"),
+            ("batch_size", self.batch_size >= 2, "at least 2, since batch norm takes the statistics of a batch"),
+            ("milestones", list(self.milestones) == sorted(set(self.milestones)), "epochs in rising order"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("beta", self.beta >= 0, "at least 0"),
+            ("epsilon", 0 <= self.epsilon <= 1, fraction),
+            ("step_size", 0 <= self.step_size <= 1, fraction),
+            ("steps", self.steps >= 0, "at least 0"),
+            ("start_noise", 0 <= self.start_noise <= 1, fraction),
+        ):
+            if not valid:
+                raise ValueError(f"fine-tuning's {name} is {getattr(self, name)!r}: expected {expected}")
+
+
+def fine_tune(
+    encoder: nn.Module,
+    routes: tuple[str, str],
+    train: ImageSet,
+    settings: FineTuneSettings,
+    views: ViewSettings,
+    *,
+    seed: int,
+    head: nn.Linear | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Classifier:
+    """Adversarial full fine-tuning (AFF): train backbone and linear head with TRADES, each side on its own route.
+
+    The protocol of DynACL's and ASTrA's `test_AFF.py`. With x a weak view, f on the clean route and g on the attacked
+    one, the loss is `CE(f(x), y) + beta * KL(softmax f(x) || softmax g(x'))` in train mode, where x' maximises that
+    divergence in eval mode, its first argument held. The last epoch counts. On a labelled fraction of the images it
+    is the semi-supervised protocol; from the head of a linear probe it is LP-AFF.
+
+    It works on a copy, so `encoder` and `head` are left as they are. What `features` does not use, such as a projector
+    or a third route, gets no gradient and stays as it is, without weight decay too. A last batch of a single image
+    joins the one before, since batch norm has no variance of one value. The same arguments give the same classifier
+    bit for bit on the CPU, unless the encoder itself draws random numbers. For the attack a `TargetNetwork` is folded
+    (`ssl_core.folding`), which moves its features by rounding.
+
+    Args:
+        encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.
+        routes: batch-norm routes of the clean and of the attacked images, ("normal", "pgd") in the protocol. A network
+            with a single route takes both passes there, as in TRADES itself: its running statistics are then updated
+            twice a step, by the clean batch first, and follow a mixture of the two.
+        train: labelled images, at least 2.
+        settings: of the fine-tuning.
+        views: `padding` and `flip` of the augmentation.
+        seed: of the order of the images, the augmentation and the attack's start.
+        head: from a copy of which to start, (feature_dim -> classes); without it the head starts at zero, so that the
+            first attack has no gradient and moves nothing: the first step trains on the start noise.
+        device: where to work.
+        progress: called after every step with the steps done and their total.
+
+    Returns:
+        The classifier on the attacked route, on which all test figures are taken.
+
+    Raises:
+        ValueError: if `train` has no labels, labels that are no classes of its own or too few images, or the head does
+            not fit.
+        RuntimeError: if the loss or the weights are not finite.
+    """
+    labels = required_labels(train, "fine-tuning").to(device)
+    if len(train) < 2:
+        raise ValueError(f"data set {train.name!r} has {len(train)} image: fine-tuning needs 2 or more")
+    encoder = copy.deepcopy(encoder)
+    features = cast(Encoder, encoder).features
+    head = _start(cast(Encoder, encoder).feature_dim, len(train.classes), head)
+    model = nn.ModuleList([encoder, head]).to(device).train().requires_grad_(True)
+    optimiser = torch.optim.SGD(
+        model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(settings.milestones), gamma=0.1)
+    streams = Streams(seed, device)
+    order, crops = streams["finetuning/order"], streams["finetuning/views"]
+    noise = streams.on_device("finetuning/noise")
+    steps = settings.epochs * len(_batches(torch.arange(len(train)), settings.batch_size))
+
+    done = 0
+    for _ in range(settings.epochs):
+        for rows in _batches(torch.randperm(len(train), generator=order), settings.batch_size):
+            images = weak_views(as_float(train.images[rows].to(device)), views, crops)
+            with frozen(model):
+                attacked = _attack(encoder, head, routes, images, settings, noise)
+            y = labels[rows.to(device)]
+            loss = trades(head(features(images, routes[0])), head(features(attacked, routes[1])), y, settings.beta)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            done += 1
+            if not bool(loss.isfinite()) or not _finite(model):
+                raise RuntimeError(
+                    f"fine-tuning diverged in step {done} of {steps} at learning rate "
+                    f"{optimiser.param_groups[0]['lr']:g}, with loss {loss.item():g}: lower its lr, or check that the "
+                    "features are finite"
+                )
+            if progress is not None:
+                progress(done, steps)
+        schedule.step()
+    optimiser.zero_grad()
+    return Classifier(encoder, routes[1], head)
+
+
+def _start(inputs: int, classes: int, head: nn.Linear | None) -> nn.Linear:
+    """A copy of the given head, or a zero one."""
+    if head is None:
+        # skip_init: nn.Linear's own initialisation would draw from the global generator.
+        head = nn.utils.skip_init(nn.Linear, inputs, classes)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        return head
+    if (head.in_features, head.out_features) != (inputs, classes):
+        raise ValueError(
+            f"the head takes {head.in_features} features to {head.out_features} classes: expected {inputs} to "
+            f"{classes}, as the encoder and the data set have"
+        )
+    return copy.deepcopy(head)
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """The rows of one epoch in batches; a last one of a single image joins the one before."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _attack(
+    encoder: nn.Module,
+    head: nn.Linear,
+    routes: tuple[str, str],
+    images: Tensor,
+    settings: FineTuneSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """The images moved so that their answer on the attacked route leaves the clean one; all is in eval mode."""
+    features = _eval_features(encoder)
+    with torch.no_grad():
+        clean = head(features(images, routes[0]))
+    noise = settings.start_noise * torch.randn(images.shape, generator=generator, device=images.device)
+    return pgd(
+        lambda moved, _: head(features(moved, routes[1])),
+        lambda answers: kl_divergence(clean, answers),
+        images,
+        Budget.uniform(len(images), settings.epsilon, settings.step_size, settings.steps, images.device),
+        # `pgd` holds a given start to the pixels' bounds, but to the ball from the first step on only.
+        start=noise.clamp(-settings.epsilon, settings.epsilon),
+    ).images
+
+
+def _eval_features(encoder: nn.Module) -> Features:
+    """(images, route) -> features in eval mode, by the fastest way there is."""
+    if type(encoder) is not TargetNetwork:  # a subclass may compute something else
+        return cast(Encoder, encoder).features
+    folded = FoldedNetwork(encoder)
+    return lambda images, route: folded(images, route).features
+
+
+def _finite(model: nn.Module) -> bool:
+    """Whether weights and running statistics are."""
+    state = [value for value in model.state_dict().values() if value.is_floating_point()]
+    return bool(torch.stack([value.isfinite().all() for value in state]).all())

@@ -1,0 +1,350 @@
+"""Encoders of others: checkpoints of ACL, DynACL, ASTrA, torchvision and timm, read into our network.
+
+Every entry of a file is used, or named in a note or an error; what a state dict cannot say and the format's authors do
+not settle (the stem of a small kernel, which route, the input normalisation) is asked for, never guessed.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.checkpoint import FORMAT, save_checkpoint
+from ssl_core.exporting import DUAL_NORM, TORCHVISION, foreign_names, torchvision_state
+from ssl_core.fingerprints import digest
+from ssl_core.lookup import pick
+from ssl_core.networks import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
+
+FORMATS = {
+    "acl": "ACL (NeurIPS 2020) and its fine-tuned networks: batch norms by route, projector in fc",
+    "dynacl": "DynACL and DynACL++ (ICLR 2023): as acl; of two encoders the evaluated one, encoder_k",
+    "astra": "ASTrA (ICLR 2025): as acl, with a wider projector",
+    "torchvision": "a ResNet of torchvision's names, or what export_encoder.py wrote",
+    "timm": "a ResNet of timm without a deep stem: the names are torchvision's",
+}
+PREFIXES = {
+    "acl": ("",),
+    "dynacl": ("encoder_k.", ""),
+    "astra": ("",),
+    "torchvision": ("", "backbone.", "encoder."),
+    "timm": ("",),
+}
+"""Where the encoder may be in a state dict, by format; other entries are then left out with a note."""
+FAMILY = ("acl", "dynacl", "astra")
+ROUTES = ("normal", "pgd")
+"""What the places of the family's batch-norm lists are for; its authors evaluate the second."""
+CONTAINERS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state_dict", "model_state", "net", "network")
+"""Names under which checkpoints keep a state dict."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes of torch's own wrappers: DataParallel and compiled modules."""
+ENCODER = "encoder"
+"""The kind of the file that `save_encoder` writes."""
+SAID = ("stem", "mean", "std", "route")
+"""What such a file says about its state dict, and others do not."""
+
+
+class Foreign(NamedTuple):
+    """Somebody else's encoder.
+
+    Args:
+        network: in eval mode, with all routes of the file.
+        route: the one to evaluate.
+        notes: what was assumed, what the file holds beside the encoder, and what it lacks.
+        projector: whether the file has one that our network can hold; if not, ours is all zeros, and so are its
+            embeddings: none of them can pass for the file's.
+    """
+
+    network: TargetNetwork
+    route: str
+    notes: list[str]
+    projector: bool
+
+
+def load_foreign(
+    path: str | Path,
+    *,
+    format: str,
+    stem: str | None = None,
+    route: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: torch.device | str = "cpu",
+) -> Foreign:
+    """Reads a state dict, or a dict that holds one, without running anybody's code.
+
+    Architecture and width follow from the shapes. So does the stem where it is certain: 7x7 is ImageNet's (stride 2,
+    max-pooling), 3x3 is CIFAR's (stride 1, padding 1, no pooling) in the ACL family, whose code says so; any other 3x3
+    needs `stem`, since strides, padding and pooling are in no state dict (DeACL and DAQ-SDP pad by 2: those are other
+    networks, and `TargetNetwork` cannot hold them). The family keeps its input normalisation in the file.
+
+    Args:
+        path: the file.
+        format: a name of `FORMATS`.
+        stem: a name of `STEMS`.
+        route: "normal" or "pgd", needed if the file has both; the family's authors evaluate "pgd". The only route of
+            an ordinary ResNet is called "normal".
+        mean, std: input normalisation per channel, for pixels in [0, 1]; needed if neither the file nor the format says
+            (torchvision and timm: ImageNet's, if the stem is ImageNet's).
+        device: where to put the network.
+
+    Raises:
+        ValueError: if the file is missing, needs code to be read, holds no such network, or has entries that are not
+            understood; if something must be said, or what is said contradicts the file.
+    """
+    pick(format, FORMATS, "format")
+    notes: list[str] = []
+    state, said = _state_dict(Path(path), notes)
+    state = _encoder(state, format, notes)
+    dual = any(".bn_list." in name for name in state)
+    if not dual and format in FAMILY and "normalize.mean" not in state:
+        raise ValueError(
+            f"{path}: neither lists of batch norms (bn_list) nor the family's normalize.mean: is this the format "
+            f"torchvision instead of {format}?"
+        )
+    routes = _routes(state) if dual else (said.get("route", ROUTES[0]),)
+    chosen = _chosen(route, routes, format)
+    stem = _stem(state["conv1.weight"], format, stem, said.get("stem"), notes)
+    usual = format in FAMILY or stem == "imagenet"
+    mean, std = _normalisation(_said_normalisation(state, said), mean, std, usual, notes)
+    sizes = _projector(state, notes)
+    arguments: dict[str, Any] = {"arch": _architecture(state), "width": len(state["conv1.weight"]), "stem": stem}
+    arguments |= {"routes": routes, "mean": mean, "std": std, **(sizes or {})}
+    with torch.random.fork_rng(devices=[]):
+        network = TargetNetwork(**arguments)
+    for parameter in network.projector.parameters():
+        nn.init.zeros_(parameter)
+    names = foreign_names(network, DUAL_NORM if dual else TORCHVISION)
+    if sizes is None:
+        names = {ours: theirs for ours, theirs in names.items() if ours.startswith("backbone.")}
+    _fill(network, names, state, notes)
+    network.to(device).eval()
+    return Foreign(network, chosen, notes, sizes is not None)
+
+
+def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
+    """Writes `torchvision_state` and all that a state dict cannot say, atomically; `load_foreign` reads it.
+
+    The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (in which the network was
+    trained; what is read computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole
+    network that it comes from (`ssl_core.fingerprints.digest`).
+
+    Raises:
+        ValueError: if the network has no such route.
+    """
+    built = {name: network.arguments[name] for name in ("arch", "width", "stem", "mean", "std", "precision")}
+    made = {"route": route, "feature_dim": network.feature_dim, "source_digest": digest(network)}
+    return save_checkpoint(path, ENCODER, {"state_dict": torchvision_state(network, route), **built, **made})
+
+
+def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The file's state dict, and what our own export says beside it."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        # a Namespace is where argparse puts options, and nothing but attributes: old checkpoints keep theirs
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file fails in torch's and zipfile's reading in a dozen ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: damaged, or no file of plain tensors, which is all that is read here ({reason}); where its code "
+            "is trusted, load it there and save the weights alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    ours = isinstance(payload, dict) and payload.get("format") == FORMAT
+    if ours and payload.get("kind") != ENCODER:
+        raise ValueError(f"{path}: a checkpoint of this project, of kind {payload.get('kind')!r}: not a foreign one")
+    if _is_state(payload):
+        state = payload
+    else:
+        holders = [name for name in CONTAINERS if isinstance(payload, dict) and _is_state(payload.get(name))]
+        if len(holders) != 1:
+            held = _few(payload) if isinstance(payload, dict) else type(payload).__name__
+            found = f"several state dicts ({', '.join(holders)}): save the one that is meant alone" if holders else held
+            raise ValueError(f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds {found}")
+        state = payload[holders[0]]
+        if not ours and len(payload) > 1:
+            notes.append(f"left out of the file: {_few(name for name in payload if name != holders[0])}")
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    return dict(state), {name: payload[name] for name in SAID} if ours else {}
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
+
+
+def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[str, Tensor]:
+    """The encoder's part of a state dict."""
+    places = [prefix for prefix in PREFIXES[format] if f"{prefix}conv1.weight" in state]
+    if len(places) != 1:
+        deep = "; conv1.0.weight is a deep stem of several convolutions, which our networks have not"
+        found = f"several encoders, at {', '.join(places)}" if places else f"{_few(state)}"
+        hint = deep if any(name.endswith("conv1.0.weight") for name in state) else ""
+        raise ValueError(f"expected one conv1.weight for the format {format}; the state dict holds {found}{hint}")
+    [prefix] = places
+    others = {name.split(".")[0] for name in state if not name.startswith(prefix)}
+    if others:
+        notes.append(f"the encoder is {prefix[:-1]}; left out beside it: {_few(sorted(others))}")
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _routes(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    indices = {int(index) for name in state for index in re.findall(r"\.bn_list\.(\d+)\.", name)}
+    if indices not in ({0}, {0, 1}):
+        raise ValueError(
+            f"lists of batch norms with the places {sorted(indices)}: expected 0 (normal), or 0 and 1 (pgd)"
+        )
+    return ROUTES[: len(indices)]
+
+
+def _chosen(route: str | None, routes: Sequence[str], format: str) -> str:
+    if route is None and len(routes) > 1:
+        raise ValueError(
+            f"the file has the routes {' and '.join(routes)}: say which one (route); the authors of {format} evaluate "
+            f"{ROUTES[1]!r}"
+        )
+    if route is not None and route not in routes:
+        raise ValueError(f"the file has no route {route!r}: it has {', '.join(routes)}")
+    return routes[0] if route is None else route
+
+
+def _stem(kernel: Tensor, format: str, given: str | None, said: str | None, notes: list[str]) -> str:
+    fits = {(3, 3, 3): "cifar", (3, 7, 7): "imagenet"}.get(cast(tuple[int, int, int], tuple(kernel.shape[1:])))
+    if fits is None:
+        raise ValueError(f"conv1.weight is {tuple(kernel.shape)}: expected (width, 3, 3, 3) or (width, 3, 7, 7)")
+    if given is not None:
+        pick(given, STEMS, "stem")
+    for stem in (given, said):
+        if stem is not None and stem != fits:
+            raise ValueError(f"stem {stem} ({STEMS[stem]}) is asked for, but the first convolution is {fits}'s")
+    if given is None and said is None:
+        if fits == "cifar" and format not in FAMILY:
+            raise ValueError(
+                "the first convolution is 3x3, and no state dict holds its stride, its padding or whether a pooling "
+                "follows: if it has stride 1 and padding 1 and no pooling follows, say that the stem is cifar; others "
+                "cannot be read"
+            )
+        why = "as in its authors' code" if format in FAMILY else "as in torchvision"
+        notes.append(f"stem {fits}, from the size of the first convolution: {STEMS[fits]}, {why}")
+    return fits
+
+
+def _said_normalisation(state: dict[str, Tensor], said: Mapping[str, Any]) -> dict[str, list[float]]:
+    """What the file says, taken out of the state dict; empty if it says nothing."""
+    buffers = ("normalize.mean", "normalize.std")
+    if all(name in state for name in buffers):
+        return {name.split(".")[1]: state.pop(name).double().flatten().tolist() for name in buffers}
+    return {name: list(said[name]) for name in ("mean", "std") if name in said}
+
+
+def _normalisation(
+    known: Mapping[str, list[float]],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    usual: bool,
+    notes: list[str],
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation as the file says, as given, or ImageNet's if that is usual."""
+    if mean is not None and std is not None:
+        given = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
+    elif mean is None and std is None:
+        given = {}
+    else:
+        raise ValueError("only one of mean and std is given: give both or neither")
+    if known:
+        notes.append("input normalisation: the file's own")
+        for name, values in given.items():
+            if not _near(values, known[name]):
+                raise ValueError(f"{name} is given as {values}, but the file says {known[name]}: leave it out")
+    elif not given:
+        if not usual:
+            raise ValueError(
+                "no state dict holds the input normalisation, and with a 3x3 stem none is usual: give mean and std "
+                "(three numbers each, for pixels in [0, 1]; 0, 0, 0 and 1, 1, 1 for none)"
+            )
+        known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+        notes.append("input normalisation: ImageNet's, the usual one; the file does not say")
+    found = known or given
+    for name, values in found.items():
+        if (
+            len(values) != 3
+            or not all(math.isfinite(value) for value in values)
+            or (name == "std" and min(values) <= 0)
+        ):
+            raise ValueError(f"{name} is {values}: expected three finite numbers{' above 0' * (name == 'std')}")
+    return found["mean"], found["std"]
+
+
+def _near(one: Sequence[float], other: Sequence[float]) -> bool:
+    # a file's are rounded to its precision
+    return len(one) == len(other) and all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(one, other, strict=True))
+
+
+def _architecture(state: Mapping[str, Tensor]) -> str:
+    places = {match[0] for name in state if (match := re.match(r"layer[1-4]\.\d+(?=\.)", name))}
+    counts = tuple(sum(place.startswith(f"layer{stage}.") for place in places) for stage in range(1, 5))
+    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    for arch, shape in ARCHITECTURES.items():
+        if shape == (kind, counts):
+            return arch
+    raise ValueError(f"stages of {counts} {kind} blocks: known are {', '.join(ARCHITECTURES)}")
+
+
+def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | None:
+    """The sizes of a projector like ours; anything else in `fc` is taken out of the state dict, with a note."""
+    head = {name.removeprefix("fc."): value for name, value in state.items() if name.startswith("fc.")}
+    linears = {name for name in head if name.startswith("fc")}
+    if linears == {"fc1.weight", "fc1.bias", "fc2.weight", "fc3.weight"}:
+        last = tuple(head["fc3.weight"].shape)
+        if last == (len(head["fc2.weight"]),) * 2:
+            return {"projector_hidden": len(head["fc1.weight"]), "projector_dim": last[0]}
+    for name in head:
+        del state[f"fc.{name}"]
+    if set(head) == {"weight", "bias"} and head["weight"].ndim == 2:
+        notes.append(f"left out: fc, a classifier of {len(head['weight'])} classes")
+    elif head:
+        notes.append(
+            f"left out: a head that is not our projector of three layers: {_few(f'fc.{name}' for name in head)}"
+        )
+    notes.append("no projector in the file: ours is all zeros, and so are its embeddings")
+    return None
+
+
+def _fill(network: TargetNetwork, names: Mapping[str, str], state: Mapping[str, Tensor], notes: list[str]) -> None:
+    """Loads the state dict whose entries `names` gives, by our own; all must be there, fit, and nothing be left."""
+    own = network.state_dict()
+    counters = {theirs for theirs in names.values() if theirs.endswith(".num_batches_tracked")}
+    strange = sorted(set(state) - set(names.values()))
+    absent = sorted(set(names.values()) - set(state) - counters)
+    misfits = [
+        f"{theirs} {tuple(state[theirs].shape)} instead of {tuple(own[ours].shape)}"
+        for ours, theirs in names.items()
+        if theirs in state and state[theirs].shape != own[ours].shape
+    ]
+    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    faults = {"not understood": strange, "missing": absent, "of another shape": misfits, "not finite": broken}
+    if any(faults.values()):
+        said = "; ".join(f"{what}: {_few(which)}" for what, which in faults.items() if which)
+        raise ValueError(f"the file is no {network.arguments['arch']} of this format: {said}")
+    network.load_state_dict(own | {ours: state[theirs] for ours, theirs in names.items() if theirs in state})
+    kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
+    if kinds != {"float32"}:
+        notes.append(f"weights of {', '.join(sorted(kinds))} became float32")
+    if counters - set(state):
+        notes.append(f"no counters num_batches_tracked in the file, of {len(counters - set(state))} batch norms: 0")
+    unused = [name for name in counters & set(state) if not int(cast(int, state[name]))]
+    if 0 < len(unused) < len(counters & set(state)):
+        notes.append(f"batch norms that saw no batch in training: {_few(sorted(unused))}")
+
+
+def _few(names: Iterable[object], most: int = 6) -> str:
+    """The first names, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -1,0 +1,151 @@
+"""The loss landscape: how the loss rises along directions in a network's weights."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.fingerprints import fingerprint
+
+Direction = Mapping[str, Tensor]
+"""By a weight's name, where it moves to, in its own shape; weights without an entry stay."""
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class Searched(NamedTuple):
+    """Random directions compared by their sharpness.
+
+    Attributes:
+        median: the one of median sharpness; the less sharp of the middle two where their number is even.
+        sharpest: the one of the largest sharpness.
+        sharpness: of all, in rising order: `(L(-r) + L(r)) / 2 - L(0)`, the loss's mean rise at the radius r. The slope
+            at the weights, which is not zero on images that were not trained on, cancels out; of a quadratic loss
+            r^2 / 2 times its curvature remains. It is negative where the loss falls on average.
+    """
+
+    median: Direction
+    sharpest: Direction
+    sharpness: tuple[float, ...]
+
+
+def random_direction(network: nn.Module, generator: torch.Generator) -> Direction:
+    """A Gaussian direction with filter normalisation (Li et al. 2018, section 4).
+
+    Every filter of the direction (all weights into one output channel or unit) has the norm of the network's own
+    filter, so that radius 1 moves each by its own length: without that, a network whose weights are larger by a factor
+    which batch norm takes off again would look flatter. Only weights of convolutions and linear layers move; biases and
+    batch norm stay.
+
+    Args:
+        network: whose weights give names, shapes and norms.
+        generator: on the CPU, so that the draw is that of any device.
+
+    Raises:
+        ValueError: if the network has no convolution and no linear layer.
+    """
+    direction = {}
+    for name, weight in _weights(network):
+        drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64).flatten(1)
+        length = weight.detach().double().flatten(1).norm(dim=1, keepdim=True)
+        scaled = drawn.to(length.device) * (length / drawn.norm(dim=1, keepdim=True).to(length.device))
+        direction[name] = scaled.view(weight.shape).to(weight.dtype)
+    if not direction:
+        raise ValueError(f"{type(network).__name__} has no convolution and no linear layer: there is nothing to move")
+    return direction
+
+
+def _weights(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    layers = {f"{name}.weight".lstrip(".") for name, layer in network.named_modules() if isinstance(layer, LAYERS)}
+    return ((name, weight) for name, weight in network.named_parameters() if name in layers)
+
+
+@torch.no_grad()
+def loss_along(
+    network: nn.Module,
+    direction: Direction,
+    radii: Sequence[float],
+    loss: Callable[[], Tensor],
+    progress: Callable[[], None] | None = None,
+) -> list[float]:
+    """The loss with the weights moved by `radius * direction`, for each radius.
+
+    The weights are put back bit for bit, also where the loss fails or is interrupted.
+
+    Args:
+        network: in eval mode, so that batch norm neither hides the move nor learns from it.
+        direction: see `random_direction`.
+        radii: 0 is the network itself.
+        loss: computes the loss, a scalar, with the network as it is at the call; no gradients are taken.
+        progress: called after every loss.
+
+    Raises:
+        ValueError: if the direction does not fit the network, or the network is in train mode.
+        RuntimeError: if a loss is not finite, or the network is not what it was at the end.
+    """
+    if training := [name or "itself" for name, module in network.named_modules() if module.training]:
+        raise ValueError(f"the network is in train mode ({training[0]}): call its eval() first")
+    parameters = dict(network.named_parameters())
+    for name, move in direction.items():
+        if name not in parameters or parameters[name].shape != move.shape:
+            own = tuple(parameters[name].shape) if name in parameters else "no such weight"
+            raise ValueError(f"the direction moves {name} by {tuple(move.shape)}: the network has {own}")
+    before = fingerprint(network)
+    originals = {name: parameters[name].clone() for name in direction}
+    found = []
+    try:
+        for radius in radii:
+            for name, original in originals.items():
+                parameters[name].copy_(torch.add(original, direction[name], alpha=radius) if radius else original)
+            value = loss().item()
+            if not math.isfinite(value):
+                raise RuntimeError(f"the loss is {value} at radius {radius:g}: choose smaller radii")
+            found.append(value)
+            if progress is not None:
+                progress()
+    finally:
+        for name, original in originals.items():
+            parameters[name].copy_(original)
+    if changed := sorted(name for name, digest in fingerprint(network).items() if before.get(name) != digest):
+        raise RuntimeError(f"{', '.join(changed[:5])} changed while the loss was computed: it must not learn")
+    return found
+
+
+def search_directions(
+    network: nn.Module,
+    loss: Callable[[], Tensor],
+    radius: float,
+    candidates: int,
+    generator: torch.Generator,
+    progress: Callable[[], None] | None = None,
+) -> Searched:
+    """Draws random directions and finds the median and the sharpest of them at a radius.
+
+    Many random directions are no gradient: the sharpest of them only bounds the worst direction from below.
+
+    Args:
+        network, loss, progress: as for `loss_along`, in all `1 + 2 * candidates` losses.
+        radius: above 0.
+        candidates: how many directions, at least 1.
+        generator: as for `random_direction`.
+
+    Raises:
+        ValueError: if radius or candidates are out of range, or as `random_direction` and `loss_along`.
+        RuntimeError: as `loss_along`.
+    """
+    if not (radius > 0 and math.isfinite(radius)) or candidates < 1:
+        raise ValueError(f"radius is {radius} and candidates is {candidates}: expected above 0, and at least 1")
+    [centre] = loss_along(network, {}, (0.0,), loss, progress)
+    found = []
+    for index in range(candidates):
+        # a state instead of the direction: of a large network, all together would not fit into memory
+        state = generator.get_state()
+        low, high = loss_along(network, random_direction(network, generator), (-radius, radius), loss, progress)
+        found.append(((low + high) / 2 - centre, index, state))
+    found.sort(key=lambda one: one[:2])
+    median, sharpest = (
+        random_direction(network, torch.Generator().set_state(state))
+        for _, _, state in (found[(candidates - 1) // 2], found[-1])
+    )
+    return Searched(median, sharpest, tuple(value for value, _, _ in found))

@@ -1,0 +1,179 @@
+"""Nearest neighbours in a frozen encoder's feature space: a classifier without a parameter to train."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_core.fingerprints import fingerprint
+from ssl_core.images import ImageSet
+from ssl_core.labels import required_labels
+from ssl_core.sanity import check_frozen
+from ssl_core.views import as_float
+
+
+@dataclass(frozen=True)
+class NeighbourSettings:
+    """Weighted nearest neighbours; the defaults are those of Wu et al. 2018 (instance discrimination, section 3.4).
+
+    Args:
+        k: number of neighbours that vote.
+        temperature: a neighbour of cosine similarity s has exp(s / temperature) votes.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    k: int = 200
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("k", self.k >= 1, "at least 1"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+        ):
+            if not valid:
+                raise ValueError(f"the neighbours' {name} is {getattr(self, name)!r}: expected {expected}")
+
+
+class NeighbourClassifier(nn.Module):
+    """A frozen encoder and its features of the training images: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
+
+    The k training images whose features have the largest cosine similarity s to the image's vote for their classes,
+    with exp(s / temperature) votes each. Of equal similarities at the k-th place those of the lower class vote, and
+    within a class those of the earlier training images; of equal votes, `argmax` takes the lower class.
+
+    A class's logit is the logarithm of its votes. The votes themselves reach 1e8, so that the softmax of a cross
+    entropy would be exactly 0 or 1 and its gradient 0; their shares look like probabilities, of which a cross entropy
+    takes the softmax a second time. A class without a neighbour has no votes and no logarithm: its logit is that of
+    half the vote of its nearest training image. That is below any class with votes, so it decides nothing, but it has a
+    gradient: with a constant instead, an image all of whose neighbours are of one class would have none that float32
+    can tell from 0, and would seem robust for that reason alone. (A class without any training image is taken to have
+    one of similarity -1.)
+
+    It stays in eval mode whatever `train()` is asked for, and no parameter takes gradients; the images may.
+
+    Args:
+        encoder: module with `features(images, route)`.
+        route: batch-norm route of the features.
+        features: (N, d) of the training images.
+        labels: (N,) int64.
+        classes: their number.
+        settings: with a k of at most N.
+
+    Attributes:
+        settings: the k and the temperature in use.
+    """
+
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        route: str,
+        features: Tensor,
+        labels: Tensor,
+        classes: int,
+        settings: NeighbourSettings,
+    ) -> None:
+        super().__init__()
+        if not settings.k <= len(features):
+            raise ValueError(f"k is {settings.k}: expected at most {len(features)}, the number of training images")
+        self.encoder = encoder
+        self.route = route
+        self.settings = settings
+        by_class = labels.argsort(stable=True)
+        self.register_buffer("bank", F.normalize(features.detach()[by_class], dim=1))
+        self.register_buffer("labels", labels[by_class])
+        self.sizes = torch.bincount(labels, minlength=classes).tolist()
+        """Training images by class, in the order of the bank."""
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "NeighbourClassifier":
+        """Stay in eval mode: batch statistics in a classifier would couple the images of a batch."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        similarity = F.normalize(_features(self.encoder, images, self.route), dim=1) @ self.bank.T
+        temperature = self.settings.temperature
+        nearest = torch.stack([_largest(part) for part in similarity.split(self.sizes, 1)], 1)
+        best = nearest.detach().amax(1, keepdim=True)
+        rows = _neighbours(similarity.detach(), self.settings.k)
+        # Relative to the best neighbour's: exp cannot overflow then, at any temperature.
+        weights = ((similarity.gather(1, rows) - best) / temperature).exp()
+        votes = torch.zeros_like(nearest).scatter_add(1, self.labels[rows], weights)
+        voted = votes > 0
+        return torch.where(
+            voted,
+            votes.where(voted, 1).log() + best / temperature,
+            nearest / temperature - math.log(2),
+        )
+
+
+def nearest_neighbours(
+    encoder: nn.Module,
+    route: str,
+    train: ImageSet,
+    settings: NeighbourSettings,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> NeighbourClassifier:
+    """Encode the training images as they are, once, and let them vote.
+
+    The classifier holds a copy: `encoder` is left as it is, and may learn on. Nothing is random.
+
+    Args:
+        encoder: module with `features(images, route)`, such as a `TargetNetwork`.
+        route: batch-norm route of the features.
+        train: labelled images.
+        settings: where k is more than the training images, it becomes their number: the classifier's `settings` say so.
+        device: where to work.
+        batch_size: images encoded at once.
+        progress: called after every batch with the images encoded so far and their total.
+
+    Raises:
+        ValueError: if `train` has no labels, or labels that are no classes of its own.
+        RuntimeError: if a feature is not finite.
+        SanityError: if a parameter or buffer of the encoder changed: then the result would be void.
+    """
+    labels = required_labels(train, "a vote of the nearest neighbours").to(device)
+    encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
+    before = fingerprint(encoder)
+    parts: list[Tensor] = []
+    for images in train.images.split(batch_size):
+        with torch.no_grad():
+            parts.append(_features(encoder, as_float(images.to(device)), route))
+        if progress is not None:
+            progress(sum(map(len, parts)), len(train))
+    check_frozen(before, fingerprint(encoder), "while its training images were encoded")
+    used = replace(settings, k=min(settings.k, len(train)))
+    return NeighbourClassifier(encoder, route, torch.cat(parts), labels, len(train.classes), used)
+
+
+def _features(encoder: nn.Module, images: Tensor, route: str) -> Tensor:
+    features = cast(Any, encoder).features(images, route)
+    if not bool(features.isfinite().all()):
+        raise RuntimeError("the encoder gave features that are not finite, which have no nearest neighbours")
+    return features
+
+
+def _largest(similarity: Tensor) -> Tensor:
+    """(n, m) -> (n,), -1 where m is 0."""
+    return similarity.amax(1) if similarity.shape[1] else similarity.new_full((len(similarity),), -1.0)
+
+
+def _neighbours(similarity: Tensor, k: int) -> Tensor:
+    """Columns of the k largest of each row of (n, N), in rising order; of equal ones the first: topk takes any."""
+    last = similarity.topk(k, dim=1).values[:, -1:]
+    above, equal = similarity > last, similarity == last
+    wanted = k - above.sum(1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(1) <= wanted))
+    return chosen.nonzero()[:, 1].view(-1, k)

@@ -1,0 +1,70 @@
+"""Perspective distortion by Moebius maps, as in MPD (Chhipa et al., ECCV 2024) and its test set ImageNet-PD."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_core.lookup import pick
+
+DIRECTIONS: Mapping[str, complex] = {"left": -1, "right": 1, "top": -1j, "bottom": 1j}
+"""Where c of the map z / (c z + 1) points; the plane's imaginary axis goes down, as the rows do."""
+MAGNITUDES = (0.2, 0.3)
+"""|c| is drawn uniformly from here: MPD's own range for supervised training, which lies within its wider ones."""
+MAGNITUDE_DEVIATION = (
+    f"the strengths of the distortion are drawn from U({MAGNITUDES[0]:g}, {MAGNITUDES[1]:g}): those of ImageNet-PD "
+    "are not known"
+)
+_POLE = 0.5**0.5
+
+
+def draw_magnitudes(n: int, generator: torch.Generator) -> Tensor:
+    """(n,) float32 on the CPU: |c| of n images, from U(0.2, 0.3)."""
+    low, high = MAGNITUDES
+    return low + (high - low) * torch.rand(n, generator=generator)
+
+
+def moebius_grid(height: int, width: int, c: Tensor) -> Tensor:
+    """Where each pixel of a distorted image is looked up: Phi(z) = z / (c z + 1) on [-1, 1]^2, corners on corners.
+
+    Args:
+        height, width: of the images.
+        c: (n,) complex.
+
+    Returns:
+        (n, height, width, 2), x and y, as `torch.nn.functional.grid_sample` takes them with align_corners=True.
+    """
+    x = torch.linspace(-1, 1, width, dtype=c.real.dtype, device=c.device)
+    y = torch.linspace(-1, 1, height, dtype=c.real.dtype, device=c.device)
+    z = torch.complex(x.expand(height, width), y[:, None].expand(height, width))
+    return torch.view_as_real(z / (c[:, None, None] * z + 1))
+
+
+def distort(images: Tensor, direction: str, padded: bool, magnitude: Tensor) -> Tensor:
+    """Images seen from one side, by bilinear sampling.
+
+    Args:
+        images: float (n, 3, H, W) in [0, 1].
+        direction: a name of `DIRECTIONS`.
+        padded: whether the image is reflected at its borders; otherwise what lies beyond them is black.
+        magnitude: (n,), |c| of each image, in [0, 0.7): from 1/sqrt(2) on the map's pole may lie within the image.
+
+    Returns:
+        New images, of the same shape and type; a magnitude of 0 leaves an image as it is, up to rounding.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    if not images.is_floating_point() or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: expected float (n, 3, H, W) in [0, 1]")
+    if magnitude.shape != images.shape[:1] or not magnitude.is_floating_point():
+        got = f"{magnitude.dtype} {tuple(magnitude.shape)}"
+        raise ValueError(f"magnitude is {got}: expected a float for each image, ({len(images)},)")
+    if not bool(((magnitude >= 0) & (magnitude < _POLE)).all()):
+        span = f"[{float(magnitude.min()):g}, {float(magnitude.max()):g}]"
+        raise ValueError(f"magnitudes are in {span}: expected at least 0 and below {_POLE:.3g}")
+    c = magnitude.to(images) * pick(direction, DIRECTIONS, "direction")
+    grid = moebius_grid(images.shape[2], images.shape[3], c)
+    mode = "reflection" if padded else "zeros"
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=mode, align_corners=True).clamp(0, 1)

@@ -1,0 +1,176 @@
+"""Accuracy under shifts that nobody chose to do harm: common corruptions (CA) and perspective distortion (PA)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.clock import Clock
+from ssl_core.corruptions import FAMILIES, corrupt, departures
+from ssl_core.images import ImageSet
+from ssl_core.labels import required_labels
+from ssl_core.perspective import DIRECTIONS, MAGNITUDE_DEVIATION, distort, draw_magnitudes
+from ssl_core.results import Origin, Row
+from ssl_core.rng import Streams
+from ssl_core.robustness import clean_accuracy
+from ssl_core.severities import SEVERITIES
+from ssl_core.views import as_float
+
+RESAMPLES = 2000
+BACKGROUNDS: Mapping[str, bool] = {"black": False, "padded": True}
+
+
+def evaluate_corruptions(
+    classifier: nn.Module,
+    test: ImageSet,
+    *,
+    origin: Origin,
+    severities: Sequence[int] = SEVERITIES,
+    batch_size: int = 256,
+    photographs: Sequence[Tensor] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """CA under each of the 15 corruptions of ImageNet-C at each severity, and its means.
+
+    Args:
+        classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
+        test: labelled images.
+        origin: of the rows; its seed is that of the corruptions, of which each has a stream of its own for each
+            severity, so that a figure depends neither on the other severities nor on `batch_size`.
+        severities: of 1 to 5, all different; fewer than five are a deviation of the means.
+        batch_size: images corrupted and classified at once.
+        photographs: of frost, by `corruptions.load_photographs`; without them frost is a deviation.
+        progress: called with the images done so far, over all corruptions and severities, and their total.
+
+    Returns:
+        A row for each corruption and severity (condition `fog/3`), then the means over the severities of each
+        corruption (`fog`), over each family (`weather`) and over all (`corruptions`). The means' intervals are those
+        of `bootstrap_intervals`; their seconds are in the rows that they are of.
+
+    Raises:
+        ValueError: if `test` has no labels, or an argument is not as above.
+        RuntimeError: if a logit is not finite.
+    """
+    severities = tuple(severities)
+    if not severities or len(set(severities)) != len(severities) or not set(severities) <= set(SEVERITIES):
+        raise ValueError(f"the severities are {list(severities)}: expected some of {list(SEVERITIES)}, each once")
+    streams = Streams(origin.seed)
+    height, width = test.images.shape[2:]
+    conditions, deviations, groups = {}, {}, {}
+    for name in (name for names in FAMILIES.values() for name in names):
+        groups[name] = [f"{name}/{severity}" for severity in severities]
+        for severity, condition in zip(severities, groups[name], strict=True):
+            deviations[condition] = departures(name, height, width, photographs=photographs is not None)
+
+            def change(rows: Tensor, name: str = name, severity: int = severity) -> Tensor:
+                stream = streams[f"corruptions/{name}/{severity}"]
+                return corrupt(test.images[rows].cpu(), name, severity, stream, photographs=photographs)
+
+            conditions[condition] = change
+    groups |= {family: [one for name in names for one in groups[name]] for family, names in FAMILIES.items()}
+    groups["corruptions"] = list(conditions)
+    subset: tuple[str, ...] = ()
+    if set(severities) != set(SEVERITIES):
+        subset = (f"mean over severities {', '.join(map(str, sorted(severities)))} only",)
+    return _evaluate(classifier, test, "CA", conditions, deviations, groups, subset, origin, batch_size, progress)
+
+
+def evaluate_perspective(
+    classifier: nn.Module,
+    test: ImageSet,
+    *,
+    origin: Origin,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Row]:
+    """PA on the eight views of ImageNet-PD: four directions, before black and before a reflected background.
+
+    Args:
+        classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
+        test: labelled images.
+        origin: of the rows; its seed is that of the distortions' strengths, which each direction draws from a stream
+            of its own, the same for both backgrounds.
+        batch_size: images distorted and classified at once.
+        progress: called with the images done so far, over all eight views, and their total.
+
+    Returns:
+        A row for each view (condition `left/black`), then the means over the directions (`black`, `padded`) and over
+        all (`perspective`), as those of `evaluate_corruptions`. The images are rounded to 8 bits, as stored ones are.
+
+    Raises:
+        ValueError: if `test` has no labels, or an argument is not as above.
+        RuntimeError: if a logit is not finite.
+    """
+    streams = Streams(origin.seed)
+    magnitudes = {name: draw_magnitudes(len(test), streams[f"perspective/{name}"]) for name in DIRECTIONS}
+    conditions = {}
+    for background, padded in BACKGROUNDS.items():
+        for name in DIRECTIONS:
+
+            def change(rows: Tensor, name: str = name, padded: bool = padded) -> Tensor:
+                moved = distort(as_float(test.images[rows].cpu()), name, padded, magnitudes[name][rows])
+                return moved.mul_(255).round_().to(torch.uint8)
+
+            conditions[f"{name}/{background}"] = change
+    groups = {background: [f"{name}/{background}" for name in DIRECTIONS] for background in BACKGROUNDS}
+    groups["perspective"] = list(conditions)
+    deviations = dict.fromkeys(conditions, (MAGNITUDE_DEVIATION,))
+    return _evaluate(classifier, test, "PA", conditions, deviations, groups, (), origin, batch_size, progress)
+
+
+def bootstrap_intervals(
+    values: Tensor, generator: torch.Generator, resamples: int = RESAMPLES
+) -> list[tuple[float, float]]:
+    """95 % percentile bootstrap intervals (Efron 1979) of means over images, from the same resamples for all.
+
+    The unit that is resampled is the image: what the same image gives under several conditions is not independent.
+
+    Args:
+        values: float (k, n), of k figures for each of n images.
+        generator: of the CPU.
+        resamples: how often n images are drawn with replacement.
+    """
+    n = values.shape[1]
+    values = values.double()
+    means = torch.empty(resamples, len(values), dtype=torch.float64)
+    for index in range(resamples):
+        drawn = torch.randint(n, (n,), generator=generator)
+        means[index] = values @ torch.bincount(drawn, minlength=n).double() / n
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
+    return list(zip(low, high, strict=True))
+
+
+def _evaluate(
+    classifier: nn.Module,
+    test: ImageSet,
+    metric: str,
+    conditions: Mapping[str, Callable[[Tensor], Tensor]],
+    deviations: Mapping[str, tuple[str, ...]],
+    groups: Mapping[str, Sequence[str]],
+    of_means: tuple[str, ...],
+    origin: Origin,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[Row]:
+    """Rows of the conditions, which give changed uint8 images for positions in the set, and of their groups' means."""
+    labels = required_labels(test, "accuracy").cpu()
+    n, rows = len(test), []
+    right: dict[str, Tensor] = {}
+    for condition, change in conditions.items():
+        clock, flags = Clock(), []
+        for batch in torch.arange(n).split(batch_size):
+            with clock.running():
+                flags.append(clean_accuracy(classifier, change(batch), labels[batch], batch_size))
+            if progress is not None:
+                progress(n * len(right) + int(batch[-1]) + 1, n * len(conditions))
+        right[condition] = torch.cat(flags)
+        what: dict[str, Any] = {"condition": condition, "deviations": deviations[condition], "seconds": clock.seconds}
+        rows.append(origin.accuracy(metric, int(right[condition].sum()), n, **what))
+    by_image = torch.stack([torch.stack([right[one] for one in group]).double().mean(0) for group in groups.values()])
+    intervals = bootstrap_intervals(100 * by_image, Streams(origin.seed)[f"bootstrap/{metric}"])
+    for (name, group), values, interval in zip(groups.items(), by_image, intervals, strict=True):
+        reasons = dict.fromkeys(reason for one in group for reason in deviations[one])
+        what = {"interval": interval, "interval_method": "bootstrap", "deviations": (*reasons, *of_means)}
+        rows.append(origin.figure(metric, 100 * float(values.mean()), n, condition=name, **what))
+    return rows

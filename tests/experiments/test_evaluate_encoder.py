@@ -1,0 +1,257 @@
+"""The command, from its flags to its files, on a small run and on modules of a user's own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from experiments import evaluate_encoder, evaluation_request, evaluator, publish, report, train_agent
+from experiments.evaluation_store import EvaluationStore
+from ssl_core.images import Split
+from ssl_core.results import Row, read_results
+
+TINY = "--agent=fixed --limit=120 --test_limit=40 --batch_size=16 --width=4 --epochs=3 --evaluate=false --progress=off"
+QUICK = ["--attacks", "pgd20", "--epsilons", "8/255", "--epochs", "2", "--progress", "off"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    assert train_agent.main([*TINY.split(), "--keep_every=2", f"--run_dir={folder}"]) == 0
+    return folder
+
+
+def evaluated(folder: Path, *words: str) -> list[Row]:
+    assert evaluate_encoder.main([*words, "--out", str(folder)]) == 0
+    return read_results(folder / "evaluation.json")
+
+
+def values(rows: list[Row]) -> list[tuple[str, str, float, str, float]]:
+    return [(row.protocol, row.attack, row.epsilon, row.condition, row.value) for row in rows]
+
+
+def test_every_protocol_gives_rows_that_say_where_they_come_from(run: Path, tmp_path: Path, capsys) -> None:
+    protocols = ["slf", "alf", "aff", "lp-aff", "knn"]
+    rows = evaluated(tmp_path / "out", str(run), *QUICK, "--protocols", *protocols, "--labels", "0.2", "1.0")
+    assert {(row.protocol, row.label_fraction) for row in rows} == {(p, f) for p in protocols for f in (0.2, 1.0)}
+    assert {(row.metric, row.attack) for row in rows} == {("SA", "none"), ("RA", "pgd20")}
+    [hashed] = {row.checkpoint_hash for row in rows}
+    assert len(hashed) == 64 and all(row.n == 40 and row.dataset == "digits" and not row.standard for row in rows)
+    said = capsys.readouterr().out
+    assert "LP-AFF, 20 % labels" in said and "no published protocol for digits" in said
+    facts = EvaluationStore(tmp_path / "out").facts()
+    assert facts["settings"]["aff"]["tuning"]["epochs"] == 2
+    assert facts["data"] == {"name": "digits", "train": 120, "test": 40}
+
+
+def test_a_command_that_is_repeated_computes_nothing_again(run: Path, tmp_path: Path, monkeypatch) -> None:
+    words = [str(run), *QUICK, "--protocols", "slf", "--shifts", "perspective", "--health"]
+    first = evaluated(tmp_path / "out", *words)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was computed again")
+
+    for name in ("classifier_of", "evaluate", "evaluate_perspective", "check_disjoint"):
+        monkeypatch.setattr(evaluator, name, fail)
+    assert evaluated(tmp_path / "out", *words) == first
+    assert {row.metric for row in first} >= {"SA", "RA", "PA", "alignment", "uniformity", "effective_rank", "sharpness"}
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "tsne.png",
+        "spectrum.png",
+        "landscape.png",
+    }
+    # another attack needs the classifier, but not its training
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluator, "classifier_of", fail)
+    more = evaluated(tmp_path / "out", *words, "--restarts", "2")
+    assert [row.restarts for row in more if row.metric == "RA"] == [2]
+
+
+def test_a_command_that_was_interrupted_gives_what_an_undisturbed_one_does(run: Path, tmp_path: Path, capsys) -> None:
+    words = [str(run), *QUICK, "--protocols", "slf", "aff", "--attacks", "autoattack-quick", "--test_limit", "12"]
+    undisturbed = evaluated(tmp_path / "whole", *words)
+    for stop in (2, 9, 40):
+        updates = 0
+
+        def interrupting(done: float, total: float, stop: int = stop) -> None:
+            nonlocal updates
+            updates += 1
+            if updates == stop:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluator.Stages, "update", lambda _, done, total: interrupting(done, total))
+            status = evaluate_encoder.main([*words, "--out", str(tmp_path / "stopped")])
+        assert status in (0, 130)
+        if stop == 2:
+            assert status == 130 and "go on by python experiments/evaluate_encoder.py" in capsys.readouterr().err
+    assert values(evaluated(tmp_path / "stopped", *words)) == values(undisturbed)
+
+
+def test_evaluating_twice_is_equal_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    words = [str(run), *QUICK, "--protocols", "alf", "--shifts", "corruptions", "--severities", "1", "5"]
+    one, other = (evaluated(tmp_path / name, *words) for name in "ab")
+    assert values(one) == values(other)
+    outcomes = [
+        [json.loads(path.read_text())["outcomes"] for path in sorted(tmp_path.glob(f"{name}/parts/*/part.json"))]
+        for name in "ab"
+    ]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_along_a_run_every_kept_encoder_is_evaluated(run: Path, tmp_path: Path, capsys) -> None:
+    rows = evaluated(tmp_path / "out", str(run), "--every", "2", "--epochs", "2", "--progress", "off")
+    assert [(row.checkpoint, row.metric) for row in rows] == [
+        (name, metric) for name in ("epoch-0002", "epoch-0003") for metric in ("SA", "RA")
+    ]
+    assert (tmp_path / "out" / "figures" / "accuracy_along_the_run.png").stat().st_size > 10_000
+    assert report.main([str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "epoch-0002" in page and page.count("data:image/png") == 1
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_encoder.main(["--every", "2", str(tmp_path)])
+    assert stopped.value.code == 2 and "checkpoints" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_reported_and_kept(run: Path, tmp_path: Path, capsys) -> None:
+    rows = evaluated(
+        tmp_path / "out", str(run), *QUICK, "--protocols", "slf", "--epsilons", "4/255", "8/255", "--health"
+    )
+    assert report.main([str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Representation health" in page and page.count("data:image/png") == 4
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "<!-- table evaluated-accuracy mine -->\n<!-- end -->\n<!-- table evaluated-remarks mine -->\n<!-- end -->\n"
+    )
+    words = [str(tmp_path / "out"), "--group", "mine", "--results", str(tmp_path / "kept"), "--readme", str(readme)]
+    assert publish.main(words) == 0
+    kept = tmp_path / "kept" / "evaluations" / "mine"
+    assert read_results(kept / "evaluation.json") == rows
+    assert str(tmp_path) not in (kept / "facts.json").read_text()
+    assert "runs/small" in EvaluationStore(kept).facts()["command"]
+    text = readme.read_text()
+    assert "| SLF | 40 |" in text and "- not standard (SLF): no published protocol for digits" in text
+
+
+def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> str:
+    (tmp_path / f"{name}.py").write_text(f"import torch\nfrom torch import nn\n\n{body}\n")
+    monkeypatch.chdir(tmp_path)
+    return f"{name}:build"
+
+
+CONVOLUTION = """
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+"""
+LOGITS = """
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(192, 10, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return {output}
+
+def build():
+    return Model()
+"""
+PLAIN = "x.flatten(1) @ self.weight"
+DATA = ["--dataset", "digits", "--image_size", "8", "--limit", "150", "--test_limit", "150", "--progress", "off"]
+
+
+def test_any_module_can_be_evaluated(tmp_path: Path, monkeypatch) -> None:
+    path = module_of(tmp_path, monkeypatch, "features_of_mine", CONVOLUTION)
+    rows = evaluated(tmp_path / "out", "--model", path, *DATA, *QUICK, "--protocols", "slf", "aff", "knn")
+    assert {row.protocol for row in rows} == {"slf", "aff", "knn"} and rows[0].route == "none"
+    path = module_of(tmp_path, monkeypatch, "logits_of_mine", LOGITS.format(output=PLAIN))
+    rows = evaluated(tmp_path / "logits", "--model", path, *DATA, *QUICK, "--protocols", "classifier")
+    assert [row.protocol for row in rows] == ["classifier", "classifier"]
+    assert [row.deviations for row in rows] == [("150 training images only", "150 test images only")] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "message"),
+    [
+        ("noise", f"{PLAIN} + 0.01 * torch.randn(len(x), 10)", "random"),
+        ("probabilities", f"({PLAIN}).softmax(1)", "probabilities"),
+        ("clipped_gradients", "x.mul(255).round().div(255).flatten(1) @ self.weight", "gradient"),
+        ("coupled", f"({PLAIN}) - ({PLAIN}).mean(0)", "batch"),
+    ],
+)
+def test_a_faulty_model_gets_no_figure(
+    name: str, output: str, message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    path = module_of(tmp_path, monkeypatch, name, LOGITS.format(output=output))
+    words = ["--model", path, *DATA, *QUICK, "--protocols", "classifier", "--out", str(tmp_path / "out")]
+    assert evaluate_encoder.main(words) == 1
+    error = capsys.readouterr().err
+    assert "the evaluation failed" in error and message in error
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_test_set_inside_the_training_set_gets_no_figure(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    real: Callable[..., Split] = evaluation_request.load_dataset
+
+    def leaking(*given: object, **more: object) -> Split:
+        train = real(*given, **more).train
+        return Split(train, train.take(40))
+
+    monkeypatch.setattr(evaluation_request, "load_dataset", leaking)
+    assert evaluate_encoder.main([str(run), *QUICK, "--protocols", "slf", "--out", str(tmp_path / "out")]) == 1
+    assert "40 of the 40 images" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_project_needs_its_format(tmp_path: Path, capsys) -> None:
+    from torchvision.models import resnet18
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = resnet18()
+    model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    file = tmp_path / "theirs.pt"
+    torch.save(model.state_dict(), file)
+    small = ["--dataset", "digits", "--image_size", "8", "--limit", "40", "--test_limit", "20", "--progress", "off"]
+    words = [str(file), *small, "--protocols", "knn", "--attacks", "none"]
+    with pytest.raises(SystemExit):
+        evaluate_encoder.main(words)
+    assert "needs --format" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate_encoder.main([*words, "--format", "torchvision"])
+    assert "stem" in capsys.readouterr().err
+    normalised = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
+    rows = evaluated(tmp_path / "out", *words, "--format", "torchvision", "--stem", "cifar", *normalised)
+    assert [(row.protocol, row.metric, row.checkpoint) for row in rows] == [("knn", "SA", "theirs.pt")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say what to evaluate"),
+        (["RUN", "--model", "a:b"], "one of them"),
+        (["nosuch"], "nosuch does not exist"),
+        (["RUN", "--route", "pgd"], "--route is for checkpoints of other projects"),
+        (["RUN", "--protocols", "classifier"], "takes the outputs of a --model"),
+        (["RUN", "--everything", "--attacks", "pgd20"], "--everything says it all"),
+        (["RUN", "--attacks", "none", "pgd20"], "goes with no other attack"),
+        (["RUN", "--labels", "0"], "expected shares in (0, 1]"),
+        (["RUN", "--epsilons", "8"], "8/255 and not 8"),
+        (["RUN", "--epsilons", "x"], "expected a radius such as 8/255"),
+        (["RUN", "--epochs", "0"], "--epochs: expected 1 or more"),
+        (["RUN", "--protocols", "slf", "slf"], "--protocols names one thing twice"),
+        (["RUN", "--dataset", "cifar"], "did you mean 'cifar10'"),
+        (["--model", "nosuch:build"], "--image_size"),
+        (["--model", "nosuch:build", "--image_size", "8"], "cannot import nosuch"),
+        (["--model", "pathlib:Path.cwd", "--image_size", "8"], "expected an nn.Module"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, run: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_encoder.main([str(run) if word == "RUN" else word for word in words])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (run / "evaluation").exists()

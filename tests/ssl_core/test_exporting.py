@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch import nn
+
+from ssl_core.exporting import DUAL_NORM, foreign_names, torchvision_state
+from ssl_core.networks import build_network
+from tests.ssl_core.plain_networks import agree, generator, images, normalised, ordinary, randomise
+
+
+@pytest.mark.parametrize(
+    "arch, stem", [("resnet10", "cifar"), ("resnet18", "cifar"), ("resnet34", "imagenet"), ("resnet50", "imagenet")]
+)
+def test_torchvision_loads_what_is_written_and_gives_the_routes_features(arch, stem) -> None:
+    resnet = pytest.importorskip("torchvision").models.resnet
+    network = build_network(generator(), arch=arch, width=64, stem=stem, projector_hidden=8, projector_dim=8)
+    randomise(network)
+    block, counts = {
+        "resnet10": (resnet.BasicBlock, [1, 1, 1, 1]),
+        "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
+        "resnet34": (resnet.BasicBlock, [3, 4, 6, 3]),
+        "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
+    }[arch]
+    with torch.random.fork_rng(devices=[]):
+        model = resnet.ResNet(block, counts)
+    model.fc = nn.Identity()
+    if stem == "cifar":
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    for route in ("normal", "pgd"):
+        model.load_state_dict(torchvision_state(network, route), strict=True)
+        features = model.eval().double()(normalised(images(16)))
+        assert agree(network.double().features(images(16), route), features)
+        network.float()
+    with pytest.raises(ValueError, match="no route 'robust'"):
+        torchvision_state(network, "robust")
+
+
+def test_what_is_written_is_a_copy() -> None:
+    network = ordinary()
+    state = torchvision_state(network, "normal")
+    state["conv1.weight"].zero_()
+    assert network.backbone.conv.weight.any()
+
+
+def test_every_name_of_ours_has_one_of_theirs() -> None:
+    network = build_network(generator(), arch="resnet50", width=4)
+    names = foreign_names(network, DUAL_NORM)
+    assert set(names) == set(network.state_dict()) - {"mean", "std"}
+    assert len(set(names.values())) == len(names)

@@ -1,0 +1,399 @@
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_core.finetuning import FineTuneSettings, fine_tune
+from ssl_core.fingerprints import fingerprint
+from ssl_core.images import ImageSet
+from ssl_core.networks import RouteNorm, TargetNetwork, Untracked, build_network
+from ssl_core.probes import Classifier, ProbeSettings, RawPixels, train_probe
+from ssl_core.rng import Streams
+from ssl_core.robustness import clean_accuracy, pgd_accuracy
+from ssl_core.views import ViewSettings, as_float, weak_views
+
+VIEWS = ViewSettings(padding=1, flip=0.5)
+CLASSES = ("red", "green", "blue")
+BOTH = ("normal", "pgd")
+
+
+def image_set(n: int = 48, seed: int = 0, tint: int = 30) -> ImageSet:
+    """Noise on grey with a tint of the class's own colour."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    images = torch.randint(60, 190, (n, 3, 8, 8), generator=generator)
+    images = images + tint * F.one_hot(labels, 3).view(-1, 3, 1, 1)
+    return ImageSet(images.to(torch.uint8), labels, CLASSES, "tints")
+
+
+def tiny(routes: tuple[str, ...] = BOTH, seed: int = 0) -> TargetNetwork:
+    generator = torch.Generator().manual_seed(seed)
+    return build_network(generator, arch="resnet10", width=4, routes=routes, projector_hidden=8, projector_dim=8)
+
+
+@pytest.fixture(scope="module")
+def network() -> TargetNetwork:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def head(network: TargetNetwork) -> nn.Linear:
+    """A head that has learned a little."""
+    settings = ProbeSettings(epochs=3, lr=0.5, batch_size=16, milestones=())
+    return cast(nn.Linear, train_probe(network, "pgd", image_set(), settings, VIEWS, seed=0).head)
+
+
+def encoder_of(classifier: Classifier) -> TargetNetwork:
+    return cast(TargetNetwork, classifier.encoder)
+
+
+def head_of(classifier: Classifier) -> nn.Linear:
+    return cast(nn.Linear, classifier.head)
+
+
+def plain_fine_tuning(
+    network: TargetNetwork,
+    head: nn.Linear,
+    routes: tuple[str, str],
+    train: ImageSet,
+    seed: int,
+    lrs: tuple[float, ...],
+    decay: float,
+) -> tuple[TargetNetwork, nn.Linear]:
+    """One step for each learning rate, on all images: 10 steps of 2/255 in 8/255, beta 6, torch's own KL."""
+    network, head = copy.deepcopy(network), copy.deepcopy(head)
+    named: dict[str, Tensor]
+    other = tuple(f".{route}." for route in network.routes if route not in routes)
+    named = {
+        f"encoder.{name}": p
+        for name, p in network.named_parameters()
+        if name.startswith("backbone.") and not any(route in name for route in other)
+    }
+    named |= {f"head.{name}": p.requires_grad_() for name, p in head.named_parameters()}
+    velocity = {name: torch.zeros_like(p) for name, p in named.items()}
+    streams = Streams(seed)
+    for lr in lrs:
+        rows = torch.randperm(len(train), generator=streams["finetuning/order"])
+        x = weak_views(as_float(train.images[rows]), VIEWS, streams["finetuning/views"])
+        y = cast(Tensor, train.labels)[rows]
+
+        network.eval()
+        target = F.softmax(head(network.features(x, routes[0])), dim=1).detach()
+        moved = x + 0.001 * torch.randn(x.shape, generator=streams.on_device("finetuning/noise"))
+        moved = moved.clamp(0, 1)
+        for _ in range(10):
+            moved = moved.detach().requires_grad_()
+            answer = F.log_softmax(head(network.features(moved, routes[1])), dim=1)
+            (gradient,) = torch.autograd.grad(F.kl_div(answer, target, reduction="sum"), moved)
+            moved = moved + 2 / 255 * gradient.sign()
+            moved = torch.minimum(torch.maximum(moved, x - 8 / 255), x + 8 / 255).clamp(0, 1)
+
+        network.train()
+        clean = head(network.features(x, routes[0]))
+        attacked = F.log_softmax(head(network.features(moved.detach(), routes[1])), dim=1)
+        divergence = F.kl_div(attacked, F.softmax(clean, dim=1), reduction="batchmean")
+        loss = F.cross_entropy(clean, y) + 6 * divergence
+        gradients = torch.autograd.grad(loss, list(named.values()))
+        with torch.no_grad():
+            for (name, weight), gradient in zip(named.items(), gradients, strict=True):
+                velocity[name] = 0.9 * velocity[name] + gradient + decay * weight
+                weight -= lr * velocity[name]
+    return network, head
+
+
+@pytest.mark.parametrize(("own", "routes"), [(BOTH, BOTH), (BOTH, ("pgd", "pgd")), (("normal",), ("normal", "normal"))])
+def test_three_steps_are_those_of_the_protocol_written_out(
+    own: tuple[str, ...], routes: tuple[str, str], head: nn.Linear
+) -> None:
+    """Weights and running statistics of everything, on two routes and on one, with the learning rate's fall.
+
+    In float64: so near to the divergence's minimum the signs of a float32 gradient hang on the order of operations.
+    """
+    data, network, head = image_set(12), tiny(own).double(), copy.deepcopy(head).double()
+    settings = FineTuneSettings(epochs=3, lr=0.05, batch_size=12, milestones=(2,), weight_decay=0.01)
+    got = fine_tune(network, routes, data, settings, VIEWS, seed=5, head=head)
+    expected, expected_head = plain_fine_tuning(network, head, routes, data, 5, (0.05, 0.05, 0.005), 0.01)
+    state = encoder_of(got).state_dict()
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-5)
+    torch.testing.assert_close(head_of(got).weight, expected_head.weight, rtol=0, atol=1e-5)
+    torch.testing.assert_close(head_of(got).bias, expected_head.bias, rtol=0, atol=1e-5)
+    # and the two differ from where they came from by far more than that
+    assert float((head_of(got).weight - head.weight).detach().abs().max()) > 1e-2
+
+
+def test_every_weight_of_the_backbone_moves_and_no_part_of_the_projector(
+    network: TargetNetwork, head: nn.Linear
+) -> None:
+    """Weight decay alone would move the projector. The attack, in eval mode, leaves the statistics alone."""
+    settings = FineTuneSettings(epochs=2, batch_size=24, milestones=(), weight_decay=0.1)
+    before = fingerprint(network)
+    tuned = encoder_of(fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0, head=head))
+    after = fingerprint(tuned)
+    still = {name for name in before if before[name] == after[name]}
+    assert still == {name for name in before if name.startswith("projector.")} | {"mean", "std"}
+    assert passes(tuned) == {4}
+
+
+def passes(network: TargetNetwork) -> set[int]:
+    """How often the running statistics of the backbone's batch norms followed, over all routes."""
+    norms = [
+        norm for part in network.backbone.modules() if isinstance(part, RouteNorm) for norm in part.by_route.values()
+    ]
+    return {int(cast(Tensor, norm.num_batches_tracked)) for norm in norms}
+
+
+def test_a_third_route_stays_as_it_is() -> None:
+    network = tiny(("normal", "pgd", "spare"))
+    before = fingerprint(network)
+    settings = FineTuneSettings(epochs=1, batch_size=24, milestones=())
+    after = fingerprint(encoder_of(fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0)))
+    spare = [name for name in before if ".spare." in name]
+    assert spare and all(before[name] == after[name] for name in spare)
+
+
+def test_a_single_route_takes_both_passes(head: nn.Linear) -> None:
+    settings = FineTuneSettings(epochs=3, batch_size=24, milestones=())
+    tuned = fine_tune(tiny(("normal",)), ("normal", "normal"), image_set(), settings, VIEWS, seed=0, head=head)
+    assert passes(encoder_of(tuned)) == {2 * 3 * 2}
+    assert tuned.route == "normal"
+
+
+def test_the_given_encoder_and_head_are_left_as_they_are(head: nn.Linear) -> None:
+    network = tiny().train()
+    before, head_before = fingerprint(network), fingerprint(head)
+    settings = FineTuneSettings(epochs=1, milestones=())
+    tuned = fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0, head=head)
+    assert fingerprint(network) == before and fingerprint(head) == head_before
+    assert all(part.training for part in network.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in head.parameters())
+    assert not any(part.training for part in tuned.modules())
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in tuned.parameters())
+
+
+def test_an_encoder_out_of_a_probe_is_trained_though_it_was_frozen(network: TargetNetwork) -> None:
+    probe = train_probe(network, "pgd", image_set(), ProbeSettings(epochs=1, milestones=()), VIEWS, seed=0)
+    settings = FineTuneSettings(epochs=1, milestones=())
+    arguments = (BOTH, image_set(), settings, VIEWS)
+    assert fingerprint(fine_tune(probe.encoder, *arguments, seed=0)) == fingerprint(
+        fine_tune(network, *arguments, seed=0)
+    )
+
+
+def test_the_head_starts_at_zero_or_at_the_probes(network: TargetNetwork, head: nn.Linear) -> None:
+    settings = FineTuneSettings(epochs=1, lr=1e-30, milestones=())
+    from_zero = head_of(fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0))
+    assert max(float(parameter.abs().max()) for parameter in from_zero.parameters()) < 1e-25
+    from_probe = head_of(fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0, head=head))
+    torch.testing.assert_close(from_probe.weight, head.weight, rtol=0, atol=1e-25)
+    torch.testing.assert_close(from_probe.bias, head.bias, rtol=0, atol=1e-25)
+
+
+class Recorder(nn.Module):
+    """A linear encoder that keeps what it is asked, with its mode; the list is shared with its copies."""
+
+    feature_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * 64, 4)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.linear.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+        self.calls: list[tuple[Tensor, str, bool, bool]] = []
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Recorder":
+        fresh = Recorder()
+        fresh.load_state_dict(self.state_dict())
+        fresh.calls = self.calls
+        return fresh
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        self.calls.append((images.detach().clone(), route, self.training, self.linear.weight.requires_grad))
+        return cast(Tensor, self.linear(images.flatten(1)))
+
+
+def recorded(settings: FineTuneSettings, n: int = 12, views: ViewSettings = VIEWS) -> Recorder:
+    with torch.random.fork_rng(devices=[]):
+        recorder = Recorder()
+    fine_tune(recorder, BOTH, image_set(n), settings, views, seed=0)
+    return recorder
+
+
+def test_a_zero_head_makes_the_first_attack_a_no_op_and_the_second_real() -> None:
+    """All logits are equal whatever the image, so the divergence has no gradient: only the start noise is left."""
+    calls = recorded(FineTuneSettings(epochs=2, milestones=(), steps=3)).calls
+    noise = Streams(0).on_device("finetuning/noise")
+    distances = []
+    for call in (0, 7):
+        clean, attacked = calls[call + 5][0], calls[call + 6][0]
+        start = (clean + 0.001 * torch.randn(clean.shape, generator=noise)).clamp(0, 1)
+        distances.append(float((attacked - start).abs().max()))
+        assert float((attacked - clean).abs().max()) <= 8 / 255 + 1e-6
+    assert distances[0] == 0
+    assert distances[1] == pytest.approx(3 * 2 / 255, abs=1e-5)
+
+
+def test_modes_routes_and_passes_are_the_protocols() -> None:
+    """Eval mode without weight gradients in the attack: one clean pass, steps + 1 attacked; then one each in train."""
+    calls = [call[1:] for call in recorded(FineTuneSettings(epochs=1, milestones=(), steps=3)).calls]
+    attack = [("normal", False, False)] + 4 * [("pgd", False, False)]
+    assert calls == [*attack, ("normal", True, True), ("pgd", True, True)]
+
+
+def test_the_start_noise_stays_in_a_ball_that_is_smaller() -> None:
+    """From where the attack takes its first gradient."""
+    settings = FineTuneSettings(epochs=1, milestones=(), steps=1, epsilon=0.01, start_noise=0.5)
+    clean, start = (call[0] for call in recorded(settings).calls[:2])
+    assert 0.0099 < float((start - clean).abs().max()) <= 0.01 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "expected"), [(12, 128, [12]), (12, 5, [5, 5, 2]), (11, 5, [5, 6]), (6, 5, [6]), (3, 2, [3])]
+)
+def test_a_last_image_alone_joins_the_batch_before(n: int, batch_size: int, expected: list[int]) -> None:
+    settings = FineTuneSettings(epochs=2, batch_size=batch_size, milestones=(), steps=0)
+    sizes = [len(images) for images, route, training, _ in recorded(settings, n).calls if training and route == "pgd"]
+    assert sizes == 2 * expected
+
+
+def test_every_image_is_seen_once_an_epoch_in_a_new_order() -> None:
+    settings = FineTuneSettings(epochs=2, batch_size=4, milestones=(), steps=0)
+    as_they_are = ViewSettings(padding=0, flip=0)
+    calls = recorded(settings, views=as_they_are).calls
+    seen = [images for images, route, training, _ in calls if training and route == "normal"]
+    epochs = [torch.cat(seen[:3]), torch.cat(seen[3:])]
+    expected = sorted(as_float(image_set(12).images).flatten(1).tolist())
+    assert all(sorted(images.flatten(1).tolist()) == expected for images in epochs)
+    assert not torch.equal(*epochs)
+
+
+def robust(classifier: nn.Module, test: ImageSet) -> float:
+    generator = torch.Generator().manual_seed(0)
+    correct = pgd_accuracy(classifier, test.images, cast(Tensor, test.labels), 8 / 255, generator=generator)
+    return float(correct.float().mean())
+
+
+def test_fine_tuning_makes_a_fragile_encoder_robust(network: TargetNetwork) -> None:
+    data, test = image_set(96, tint=40), image_set(48, seed=1, tint=40)
+    probe = train_probe(network, "pgd", data, ProbeSettings(epochs=10, lr=0.1, batch_size=32), VIEWS, seed=0)
+    settings = FineTuneSettings(epochs=6, batch_size=16, milestones=(4,), steps=4)
+    tuned = fine_tune(network, BOTH, data, settings, VIEWS, seed=0)
+    assert robust(tuned, test) > robust(probe, test) + 0.3
+
+
+def test_a_handful_of_labelled_images_is_enough_to_train_on(network: TargetNetwork) -> None:
+    """The semi-supervised protocol as it stands, on 15 images: an epoch is one batch."""
+    few, test = image_set(15, tint=60), image_set(48, seed=1, tint=60)
+    tuned = fine_tune(network, BOTH, few, FineTuneSettings(), VIEWS, seed=0)
+    assert robust(tuned, test) > 0.5
+
+
+class Standing(nn.Module):
+    """Planted fault: the test route's running statistics never follow."""
+
+    def __init__(self, network: TargetNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.feature_dim = network.feature_dim
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        if route == "normal":
+            return self.network.features(images, route)
+        with Untracked(self.network):
+            return self.network.features(images, route)
+
+
+def test_a_test_route_without_statistics_of_its_own_would_show() -> None:
+    data = image_set(48)
+    settings = FineTuneSettings(epochs=10, lr=0.05, batch_size=16, milestones=(8,), steps=1)
+
+    def accuracy(encoder: nn.Module) -> float:
+        tuned = fine_tune(encoder, BOTH, data, settings, VIEWS, seed=0)
+        return float(clean_accuracy(tuned, data.images, cast(Tensor, data.labels)).float().mean())
+
+    sound, faulty = accuracy(tiny()), accuracy(Standing(tiny()))
+    assert sound > faulty + 0.2
+
+
+def test_the_classifier_is_the_attacked_route(network: TargetNetwork, head: nn.Linear) -> None:
+    settings = FineTuneSettings(epochs=2, batch_size=24, milestones=())
+    tuned = fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0, head=head)
+    images = as_float(image_set(seed=3).images)
+    encoder = encoder_of(tuned)
+    with torch.no_grad():
+        assert torch.equal(tuned(images), tuned.head(encoder.features(images, "pgd")))
+        assert not torch.equal(tuned(images), tuned.head(encoder.features(images, "normal")))
+
+
+def test_the_same_seed_gives_the_same_classifier_and_leaves_global_generators_alone(network: TargetNetwork) -> None:
+    settings = FineTuneSettings(epochs=2, batch_size=20, milestones=(1,))
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        fingerprint(fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["head.weight"] != other["head.weight"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_progress_is_told_of_every_step() -> None:
+    told: list[tuple[int, int]] = []
+    settings = FineTuneSettings(epochs=2, batch_size=5, milestones=(), steps=1)
+    fine_tune(
+        RawPixels((3, 8, 8)),
+        BOTH,
+        image_set(11),
+        settings,
+        VIEWS,
+        seed=0,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_what_does_not_fit_is_refused_with_advice(network: TargetNetwork) -> None:
+    data, settings = image_set(), FineTuneSettings()
+
+    def refused(
+        match: str, train: ImageSet = data, head: nn.Linear | None = None, routes: tuple[str, str] = BOTH
+    ) -> None:
+        with pytest.raises(ValueError, match=match):
+            fine_tune(network, routes, train, settings, VIEWS, seed=0, head=head)
+
+    refused(r"'tints' has no labels.*one folder for each class", ImageSet(data.images, None, (), "tints"))
+    refused(r"labels in 0..2: expected 0..1", ImageSet(data.images, data.labels, CLASSES[:2], "tints"))
+    refused("has 1 image: fine-tuning needs 2 or more", data.take(1))
+    refused("head takes 32 features to 4 classes: expected 32 to 3", head=nn.utils.skip_init(nn.Linear, 32, 4))
+    refused("head takes 8 features to 3 classes: expected 32 to 3", head=nn.utils.skip_init(nn.Linear, 8, 3))
+    refused("no route 'fast': it has normal, pgd", routes=("normal", "fast"))
+
+
+class Broken(RawPixels):
+    """Its features are not finite."""
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        return super().features(images, route) / 0
+
+
+@pytest.mark.parametrize(
+    ("encoder", "lr"), [(tiny, 3e38), (lambda: Broken((3, 8, 8)), 0.1)], ids=["learning rate", "features"]
+)
+def test_fine_tuning_that_diverges_is_an_error(encoder: Callable[[], nn.Module], lr: float) -> None:
+    settings = FineTuneSettings(epochs=1, lr=lr, milestones=(), steps=1, weight_decay=1e3)
+    with pytest.raises(RuntimeError, match=r"fine-tuning diverged in step 1 of 1 at learning rate .*loss"):
+        fine_tune(encoder(), BOTH, image_set(), settings, VIEWS, seed=0)
+
+
+def test_a_loss_that_overflows_is_an_error_though_its_gradient_is_finite() -> None:
+    head = nn.utils.skip_init(nn.Linear, 3 * 64, 3)
+    nn.init.normal_(head.weight, std=1e37, generator=torch.Generator().manual_seed(0))
+    nn.init.zeros_(head.bias)
+    settings = FineTuneSettings(epochs=1, milestones=(), steps=1)
+    with pytest.raises(RuntimeError, match=r"diverged in step 1 of 1 .*with loss inf"):
+        fine_tune(RawPixels((3, 8, 8)), BOTH, image_set(), settings, VIEWS, seed=0, head=head)

@@ -1,0 +1,312 @@
+import argparse
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_core.checkpoint import describe_network, save_checkpoint
+from ssl_core.exporting import torchvision_state
+from ssl_core.fingerprints import digest
+from ssl_core.foreign import FORMATS, load_foreign, save_encoder
+from ssl_core.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
+from tests.ssl_core.plain_networks import Family, Momentum, agree, generator, images, normalised, ordinary, randomise
+
+ASKED = {"stem": "cifar", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+def saved(tmp_path, payload, name="theirs.pt"):
+    torch.save(payload, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.fixture
+def dual(tmp_path):
+    """A file of the family's kind, small, and its network."""
+    model = randomise(Family((1, 1, 1, 1), 2, 8, 8))
+    return saved(tmp_path, model.state_dict()), model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
+    models = pytest.importorskip("torchvision").models
+    with torch.random.fork_rng(devices=[]):
+        model = randomise(getattr(models, name)(weights=None, num_classes=7))
+    before = torch.get_rng_state()
+    foreign = load_foreign(saved(tmp_path, model.state_dict()), format="torchvision")
+    assert torch.equal(before, torch.get_rng_state())
+    assert foreign.route == "normal" and foreign.network.routes == ("normal",) and not foreign.network.training
+    assert foreign.network.arguments["arch"] == name and foreign.network.arguments["stem"] == "imagenet"
+    model.fc = nn.Identity()
+    assert agree(foreign.network.double().features(images(40), "normal"), model.double()(normalised(images(40))))
+    said = "\n".join(foreign.notes)
+    assert not foreign.projector
+    for what in ("fc, a classifier of 7 classes", "no projector", "ImageNet's, the usual one", "max-pooling"):
+        assert what in said
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_timms_networks_give_the_same_features(tmp_path, name) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng(devices=[]):
+        model = randomise(timm.create_model(name, num_classes=0))
+    # timm's own checkpoints keep the options of the run that made them
+    payload = {"epoch": 3, "arch": name, "state_dict": model.state_dict(), "args": argparse.Namespace(lr=0.1)}
+    foreign = load_foreign(saved(tmp_path, payload), format="timm")
+    assert "left out of the file: epoch, arch, args" in foreign.notes
+    assert agree(foreign.network.double().features(images(40), "normal"), model.double()(normalised(images(40))))
+
+
+def test_timms_variants_are_refused(tmp_path) -> None:
+    timm = pytest.importorskip("timm")
+    for name, said in (("resnet18d", "deep stem"), ("seresnet18", "not understood"), ("resnet26", "stages of")):
+        with torch.random.fork_rng(devices=[]):
+            state = timm.create_model(name).state_dict()
+        with pytest.raises(ValueError, match=said):
+            load_foreign(saved(tmp_path, state), format="timm")
+
+
+@pytest.mark.parametrize("format, hidden", [("acl", 64), ("astra", 256), ("dynacl", 64)])
+def test_the_acl_familys_networks_give_the_same_features_and_embeddings_on_both_routes(
+    tmp_path, format, hidden
+) -> None:
+    sizes = {"hidden": hidden, "out": 64}
+    model = randomise(Momentum(**sizes) if format == "dynacl" else Family(**sizes))
+    payload = {"epoch": 1000, "state_dict": nn.DataParallel(model).state_dict(), "optim": {"state": {}}}
+    assert all(name.startswith("module.") for name in payload["state_dict"])
+    path = saved(tmp_path, payload)
+    theirs = (model.encoder_k if format == "dynacl" else model).double()
+    for place, route in enumerate(("normal", "pgd")):
+        foreign = load_foreign(path, format=format, route=route)
+        assert foreign.route == route and foreign.network.routes == ("normal", "pgd") and foreign.projector
+        assert foreign.network.arguments["projector_hidden"] == hidden
+        features, embeddings = foreign.network.double()(images(), route)
+        assert agree(features, theirs(images(), place)[0]) and agree(embeddings, theirs(images(), place)[1])
+    assert "left out of the file: epoch, optim" in foreign.notes
+    beside = "the encoder is encoder_k; left out beside it: encoder_q"
+    assert (beside in foreign.notes) == (format == "dynacl")
+
+
+def test_the_real_sizes_of_both_projectors_are_read(tmp_path) -> None:
+    for format, hidden in (("acl", 512), ("astra", 2048)):
+        path = saved(tmp_path, randomise(Family((1, 1, 1, 1), 64, hidden, 512)).state_dict())
+        built = load_foreign(path, format=format, route="pgd").network.arguments
+        assert (built["arch"], built["width"], built["stem"]) == ("resnet10", 64, "cifar")
+        assert (built["projector_hidden"], built["projector_dim"]) == (hidden, 512)
+
+
+@pytest.mark.parametrize("shape", [{"large": True}, {"deep": True, "counts": (3, 4, 6, 3)}])
+def test_the_family_with_imagenets_stem_or_with_bottlenecks(tmp_path, shape) -> None:
+    model = randomise(Family(**{"width": 4, **shape}))
+    foreign = load_foreign(saved(tmp_path, model.state_dict()), format="dynacl", route="pgd")
+    assert foreign.network.arguments["stem"] == ("imagenet" if "large" in shape else "cifar")
+    features, embeddings = foreign.network.double()(images(64), "pgd")
+    expected = model.double()(images(64), 1)
+    assert agree(features, expected[0]) and agree(embeddings, expected[1])
+
+
+def test_a_route_is_asked_for_where_there_are_two(dual, tmp_path) -> None:
+    path, _ = dual
+    with pytest.raises(ValueError, match=r"routes normal and pgd: say which one .* authors of acl evaluate 'pgd'"):
+        load_foreign(path, format="acl")
+    with pytest.raises(ValueError, match="no route 'robust': it has normal, pgd"):
+        load_foreign(path, format="acl", route="robust")
+    single = saved(tmp_path, randomise(Family((1, 1, 1, 1), places=1)).state_dict(), "single.pt")
+    assert load_foreign(single, format="acl").route == "normal"
+    with pytest.raises(ValueError, match="no route 'pgd'"):
+        load_foreign(single, format="acl", route="pgd")
+    triple = saved(tmp_path, Family((1, 1, 1, 1), places=3).state_dict(), "triple.pt")
+    with pytest.raises(ValueError, match=r"places \[0, 1, 2\]"):
+        load_foreign(triple, format="acl", route="pgd")
+
+
+def test_a_small_kernel_needs_the_stem_and_the_normalisation_in_an_ordinary_file(tmp_path) -> None:
+    path = saved(tmp_path, torchvision_state(ordinary(), "normal"))
+    with pytest.raises(ValueError, match="3x3, and no state dict holds its stride"):
+        load_foreign(path, format="torchvision")
+    with pytest.raises(ValueError, match="give mean and std"):
+        load_foreign(path, format="torchvision", stem="cifar")
+    with pytest.raises(ValueError, match="only one of mean and std"):
+        load_foreign(path, format="torchvision", stem="cifar", mean=(0, 0, 0))
+    with pytest.raises(ValueError, match=r"stem imagenet .* is asked for, but the first convolution is cifar's"):
+        load_foreign(path, format="torchvision", stem="imagenet")
+    with pytest.raises(ValueError, match="unknown stem 'cifra'"):
+        load_foreign(path, format="torchvision", stem="cifra")
+    for wrong in ((0.1, 0.1), (0.1, 0.1, 0.0), (0.1, float("inf"), 0.1)):
+        with pytest.raises(ValueError, match="expected three finite numbers above 0"):
+            load_foreign(path, format="torchvision", **{**ASKED, "std": wrong})
+    foreign = load_foreign(path, format="torchvision", **ASKED)
+    assert foreign.network.arguments["mean"] == [0.5] * 3 and foreign.network.arguments["std"] == [0.25] * 3
+    large = saved(tmp_path, torchvision_state(ordinary(stem="imagenet"), "normal"), "large.pt")
+    with pytest.raises(ValueError, match=r"stem cifar .* but the first convolution is imagenet's"):
+        load_foreign(large, format="torchvision", stem="cifar")
+    five = {**torchvision_state(ordinary(), "normal"), "conv1.weight": torch.zeros(8, 3, 5, 5)}
+    with pytest.raises(ValueError, match=re.escape("conv1.weight is (8, 3, 5, 5)")):
+        load_foreign(saved(tmp_path, five), format="torchvision", **ASKED)
+
+
+def test_the_files_own_normalisation_counts_and_may_not_be_contradicted(dual) -> None:
+    path, model = dual
+    foreign = load_foreign(path, format="acl", route="pgd", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert torch.equal(foreign.network.mean.flatten(), model.normalize.mean)
+    assert "input normalisation: the file's own" in foreign.notes
+    with pytest.raises(ValueError, match=r"mean is given as .* but the file says"):
+        load_foreign(path, format="acl", route="pgd", mean=(0, 0, 0), std=IMAGENET_STD)
+    state = model.state_dict()
+    state["normalize.mean"], state["normalize.std"] = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+    torch.save(state, path)
+    other = load_foreign(path, format="acl", route="pgd").network
+    assert torch.equal(other.mean.flatten(), state["normalize.mean"])
+    assert torch.equal(other.std.flatten(), state["normalize.std"])
+    del state["normalize.mean"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"not understood: normalize\.std"):
+        load_foreign(path, format="acl", route="pgd")
+    del state["normalize.std"]
+    torch.save(state, path)
+    without = load_foreign(path, format="acl", route="pgd")
+    assert without.network.arguments["mean"] == list(IMAGENET_MEAN)
+    assert any("the file does not say" in note for note in without.notes)
+
+
+def test_a_fine_tuned_network_of_the_family_has_one_route_and_a_classifier(tmp_path) -> None:
+    network = ordinary()
+    state = torchvision_state(network, "normal")
+    state |= {"fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)}
+    with pytest.raises(ValueError, match="is this the format torchvision instead of dynacl"):
+        load_foreign(saved(tmp_path, state), format="dynacl")
+    state |= {"normalize.mean": torch.tensor(IMAGENET_MEAN), "normalize.std": torch.tensor(IMAGENET_STD)}
+    foreign = load_foreign(saved(tmp_path, state), format="dynacl")
+    assert foreign.route == "normal" and foreign.network.arguments["stem"] == "cifar"
+    assert torch.equal(
+        foreign.network.features(images().float(), "normal"), network.features(images().float(), "normal")
+    )
+    assert "left out: fc, a classifier of 10 classes" in foreign.notes
+
+
+def test_without_a_projector_of_ours_the_embeddings_are_zero_and_a_note_says_so(tmp_path) -> None:
+    model = randomise(Family((1, 1, 1, 1)))
+    two_layers = {k: v for k, v in model.state_dict().items() if not k.startswith(("fc.fc3", "fc.bn3"))}
+    narrow = model.state_dict() | {"fc.fc3.weight": torch.zeros(16, 64)}
+    biased = model.state_dict() | {"fc.fc2.bias": torch.zeros(64)}
+    bare = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
+    for state in (two_layers, narrow, biased, bare):
+        foreign = load_foreign(saved(tmp_path, state), format="acl", route="pgd")
+        features, embeddings = foreign.network(images().float(), "pgd")
+        assert not foreign.projector and not embeddings.any() and features.std() > 0
+        assert "no projector in the file: ours is all zeros, and so are its embeddings" in foreign.notes
+        assert any("not our projector of three layers: fc.fc1.weight" in n for n in foreign.notes) == (
+            state is not bare
+        )
+
+
+def test_every_entry_of_a_file_is_used_or_named(dual) -> None:
+    path, model = dual
+    good = model.state_dict()
+
+    def refused(state):
+        torch.save(state, path)
+        with pytest.raises(ValueError) as error:
+            load_foreign(path, format="acl", route="pgd")
+        return str(error.value)
+
+    assert "not understood: layer1.0.se.weight" in refused(good | {"layer1.0.se.weight": torch.zeros(1)})
+    assert "not understood: predictor.weight" in refused(good | {"predictor.weight": torch.zeros(1)})
+    for name in list(good)[::5] + [name for name in good if ".downsample." in name][::5]:
+        state = {key: value for key, value in good.items() if key != name}
+        if name.endswith("num_batches_tracked"):
+            torch.save(state, path)
+            assert any("of 1 batch norms" in n for n in load_foreign(path, format="acl", route="pgd").notes)
+        elif not name.startswith(("fc.fc", "normalize")):
+            assert name in refused(state)
+    assert "of another shape: bn1.bn_list.1.bias (9,) instead of (2,)" in refused(
+        good | {"bn1.bn_list.1.bias": torch.zeros(9)}
+    )
+    assert "not finite: layer4.0.conv2.weight" in refused(
+        good | {"layer4.0.conv2.weight": good["layer4.0.conv2.weight"] * float("nan")}
+    )
+    many = refused(good | {f"strange{i}": torch.zeros(1) for i in range(20)})
+    assert "strange0, strange1, strange10, strange11, strange12, strange13 and 14 more" in many
+
+
+def test_batch_norms_that_saw_no_batch_and_other_precisions_are_noted(dual) -> None:
+    path, model = dual
+    for norm in model.fc.bn3.bn_list:
+        norm.num_batches_tracked.zero_()
+    torch.save(model.half().state_dict(), path)
+    notes = load_foreign(path, format="acl", route="pgd").notes
+    names = [f"fc.bn3.bn_list.{place}.num_batches_tracked" for place in (0, 1)]
+    assert f"batch norms that saw no batch in training: {', '.join(names)}" in notes
+    assert "weights of float16 became float32" in notes
+
+
+def test_an_encoder_within_a_framework_is_found_and_its_neighbours_are_named(tmp_path) -> None:
+    network = ordinary(stem="imagenet")
+    state = {f"backbone.{name}": value for name, value in torchvision_state(network, "normal").items()}
+    path = saved(tmp_path, state | {"projector.0.weight": torch.zeros(1), "classifier.bias": torch.zeros(1)})
+    foreign = load_foreign(path, format="torchvision", mean=(0, 0, 0), std=(1, 1, 1))
+    assert "the encoder is backbone; left out beside it: classifier, projector" in foreign.notes
+    expected = network.backbone(images().float(), "normal")
+    assert torch.equal(foreign.network.features(images().float(), "normal"), expected)
+    two = state | {f"encoder.{name.removeprefix('backbone.')}": value for name, value in state.items()}
+    with pytest.raises(ValueError, match=r"several encoders, at backbone\., encoder\."):
+        load_foreign(saved(tmp_path, two), format="torchvision")
+    with pytest.raises(ValueError, match=r"expected one conv1\.weight for the format acl"):
+        load_foreign(path, format="acl")
+
+
+def test_bad_files_are_named(tmp_path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the file's code was run",))
+
+    state = torchvision_state(ordinary(), "normal")
+    with pytest.raises(ValueError, match=r"missing\.pt: no such file"):
+        load_foreign(tmp_path / "missing.pt", format="acl")
+    with pytest.raises(ValueError, match=r"unknown format 'alc': .* did you mean 'acl'"):
+        load_foreign(tmp_path / "missing.pt", format="alc")
+    for payload, said in (
+        ({"state_dict": state, "x": Bomb()}, r"torch\.save\(model\.state_dict\(\), FILE\)"),
+        ([1, 2], "it holds list"),
+        ({"weights": state, "epoch": 1}, "it holds weights, epoch"),
+        ({"model": state, "model_ema": state}, r"several state dicts \(model, model_ema\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load_foreign(saved(tmp_path, payload), format="torchvision", **ASKED)
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt: damaged"):
+        load_foreign(tmp_path / "text.pt", format="torchvision")
+    ours = save_checkpoint(tmp_path / "run.pt", "run", {"network": describe_network(ordinary())})
+    with pytest.raises(ValueError, match="a checkpoint of this project, of kind 'run'"):
+        load_foreign(ours, format="torchvision")
+
+
+def test_options_in_a_checkpoint_are_data_and_are_trusted_no_further(tmp_path) -> None:
+    payload = {"net": torchvision_state(ordinary(), "normal"), "args": argparse.Namespace(lr=0.1)}
+    foreign = load_foreign(saved(tmp_path, payload), format="torchvision", **ASKED)
+    assert "left out of the file: args" in foreign.notes
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_saved_encoder_is_read_back_and_says_what_a_state_dict_cannot(tmp_path, stem) -> None:
+    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    network = randomise(build_network(generator(), arch="resnet18", width=4, stem=stem, **given))
+    path = save_encoder(tmp_path / "encoder.pt", network, "pgd")
+    held = torch.load(path, weights_only=True)
+    assert (held["arch"], held["width"], held["stem"], held["route"]) == ("resnet18", 4, stem, "pgd")
+    assert (held["feature_dim"], held["source_digest"]) == (32, digest(network))
+    foreign = load_foreign(path, format="torchvision")
+    assert foreign.route == "pgd" and foreign.network.routes == ("pgd",) and not foreign.projector
+    expected = network.features(images().float(), "pgd")
+    assert torch.equal(foreign.network.features(images().float(), "pgd"), expected)
+    assert not torch.equal(network.features(images().float(), "normal"), expected)
+    assert load_foreign(path, format="torchvision", stem=stem, route="pgd", **given).route == "pgd"
+    for contradiction in ({"route": "normal"}, {"stem": "stl"}, {"mean": (0, 0, 0), "std": (1, 1, 1)}):
+        with pytest.raises(ValueError):
+            load_foreign(path, format="torchvision", **contradiction)
+
+
+def test_every_format_is_described() -> None:
+    assert list(FORMATS) == ["acl", "dynacl", "astra", "torchvision", "timm"]
+    assert all(FORMATS.values())
