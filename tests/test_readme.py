@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare_agents, publish
+from experiments import compare_agents, evaluate_encoder, export_encoder, publish
 from experiments import report as report_command
 from experiments.arms import base_arms
 from experiments.commandline import parse
+from experiments.evaluation_request import check, make_parser
 from experiments.train_agent import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,9 +54,8 @@ def test_the_training_commands_parse(command: str, tmp_path) -> None:
 
 
 def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:
-    new, resumed, report = (
-        shlex.split(line) for line in COMMANDS if "compare_agents.py" in line or "report.py" in line
-    )
+    about = ("compare_agents.py", "report.py comparisons/")
+    new, resumed, report = (shlex.split(line) for line in COMMANDS if any(name in line for name in about))
     first, last = new.index("--agents") + 1, new.index("--seeds")
     agents = new[first:last]
     assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
@@ -76,8 +76,41 @@ def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: P
         assert agent in text
 
 
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "small"
+    tiny = "--agent=fixed --limit=120 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --keep_every=1"
+    assert main([*shlex.split(tiny), "--evaluate=false", "--progress=off", f"--run_dir={run}"]) == 0
+    return run
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "evaluate_encoder.py runs/" in line])
+def test_the_evaluations_of_a_run_run_at_a_small_size(command: str, small_run: Path, tmp_path: Path) -> None:
+    words = [str(small_run) if word == "runs/NAME" else word for word in shlex.split(command)[2:]]
+    # one image a class or so, a single attack: AutoAttack itself has tests of its own
+    words = ["pgd20" if word == "autoattack" else word for word in words if word != "pgd20"]
+    quick = [] if "--attacks" in words or "--everything" in words else ["--attacks", "pgd20"]
+    if "--everything" in words:
+        words = [word for word in words if word != "--everything"]
+        quick = ["--attacks", "pgd20", "--shifts", "corruptions", "perspective", "--health", "--severities", "3"]
+    tiny = "--epochs 1 --test_limit 20 --epsilons 8/255 --progress off"
+    assert evaluate_encoder.main([*words, *quick, *shlex.split(tiny), "--out", str(tmp_path / "out")]) == 0
+    assert report_command.main([str(tmp_path / "out")]) == 0
+
+
+def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_path: Path) -> None:
+    others = [shlex.split(line)[2:] for line in COMMANDS if "evaluate_encoder.py" in line and "runs/" not in line]
+    for words in others:
+        check(make_parser("").parse_args(words))
+    assert len(others) == 2
+    [export] = (shlex.split(line)[2:] for line in COMMANDS if "export_encoder.py" in line)
+    file = tmp_path / "encoder.pt"
+    words = [{"runs/NAME": str(small_run), "ENCODER.pt": str(file)}.get(word, word) for word in export]
+    assert export_encoder.main(words) == 0 and file.is_file()
+
+
 def test_every_command_is_known() -> None:
-    scripts = ("train_agent", "compare_agents", "report")
+    scripts = ("train_agent", "compare_agents", "report", "evaluate_encoder", "export_encoder")
     known = ("make demo", "make test", "tensorboard --logdir", *(f"python experiments/{name}.py" for name in scripts))
     assert COMMANDS and all(line.startswith(known) for line in COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
