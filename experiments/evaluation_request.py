@@ -17,6 +17,7 @@ from experiments.settings import DEVICES, PROGRESS
 from experiments.subjects import Subject
 from ssl_core.attack_suite import Attack
 from ssl_core.checkpoint import CheckpointError
+from ssl_core.corruptions import load_photographs
 from ssl_core.datasets import DATASETS, load_dataset
 from ssl_core.foreign import FORMATS
 from ssl_core.images import Split
@@ -97,6 +98,12 @@ def make_parser(description: str) -> OneLineParser:
     how.add_argument("--restarts", type=int, metavar="N", default=1, help="random starts of pgd20; by default 1")
     how.add_argument("--shifts", nargs="+", choices=SHIFTS, default=[], help="beyond adversaries")
     how.add_argument("--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5])
+    how.add_argument(
+        "--frost_photographs",
+        type=Path,
+        metavar="DIR",
+        help="with frost1.png ... as published; without them frost is a texture like them, and marked",
+    )
     how.add_argument("--health", action="store_true", help="numbers and figures of the features themselves")
     how.add_argument(
         "--everything", action="store_true", help="all protocols, fgsm, pgd20 and autoattack, all shifts, and health"
@@ -222,7 +229,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
     """What is to be evaluated.
 
     Raises:
-        ValueError: if an attack's radius is out of its range.
+        ValueError: if an attack's radius is out of its range, or photographs of frost are missing.
     """
     along = given.every is not None
     protocols: tuple[str, ...] = PROTOCOLS[:1] if along else PROTOCOLS
@@ -247,6 +254,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         labels=tuple(given.labels),
         shifts=shifts,
         severities=tuple(given.severities),
+        photographs=None if given.frost_photographs is None else load_photographs(given.frost_photographs),
         seed=given.seed,
         batch_size=given.attack_batch_size,
     )

@@ -40,6 +40,7 @@ class Plan:
         labels: shares of the training labels, in (0, 1].
         shifts: names of `SHIFTS`.
         severities: of the corruptions, in 1..5.
+        photographs: of frost, by `ssl_core.corruptions.load_photographs`; None for a texture like them.
         seed: of everything random.
         batch_size: images attacked at once.
     """
@@ -49,6 +50,7 @@ class Plan:
     labels: tuple[float, ...] = (1.0,)
     shifts: tuple[str, ...] = ()
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    photographs: tuple[Tensor, ...] | None = None
     seed: int = 0
     batch_size: int = 256
 
@@ -130,7 +132,8 @@ class Evaluator:
         deviations: tuple[str, ...] = ()
         if protocol != "features":
             images = len(self.labelled(protocol, fraction))
-            deviations = (*self.deviations, *self.protocols.deviations(protocol, images))
+            routes = len({self.subject.clean_route, self.subject.route})
+            deviations = (*self.deviations, *self.protocols.deviations(protocol, images, routes))
         return Origin(
             protocol=protocol,
             route=self.subject.route,
@@ -195,6 +198,7 @@ class Evaluator:
             key = trained | {"part": shift}
             if shift == CORRUPTIONS:
                 key["severities"] = list(self.plan.severities)
+                key["photographs"] = self.plan.photographs and tensor_digest(*self.plan.photographs)
 
             def shifted(shift: str = shift) -> Part:
                 if shift == CORRUPTIONS:
@@ -204,6 +208,7 @@ class Evaluator:
                             test,
                             origin=origin,
                             severities=self.plan.severities,
+                            photographs=self.plan.photographs,
                             progress=self.stages.update,
                         )
                     )

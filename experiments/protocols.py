@@ -77,8 +77,14 @@ class Protocols:
     neighbours: NeighbourSettings
     views: ViewSettings
 
-    def deviations(self, protocol: str, images: int) -> tuple[str, ...]:
-        """In what a protocol on so many training images departs from the published one; nothing where it does not."""
+    def deviations(self, protocol: str, images: int, routes: int) -> tuple[str, ...]:
+        """In what a protocol departs from the published one; nothing where it does not.
+
+        Args:
+            protocol: a name of `ssl_core.results.PROTOCOLS`, not `features`.
+            images: with how many labels.
+            routes: how many batch-norm routes the encoder has for clean and attacked images.
+        """
         if protocol == "classifier":
             return ()
         if self.dataset not in PROBE_LR:
@@ -89,6 +95,8 @@ class Protocols:
             found += departures(self.probe, standard)
         if protocol in ("aff", "lp-aff"):
             found += departures(self.tuning, FineTuneSettings())
+            if routes < 2:
+                found.append("one batch-norm route for clean and attacked images, not two")
         if protocol == "knn":
             # there are no more neighbours than images
             found += departures(replace(self.neighbours, k=min(self.neighbours.k, images)), NeighbourSettings())

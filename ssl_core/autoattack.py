@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from ssl_core.results import replacing, versions
 from ssl_core.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from ssl_core.sanity import SanityError
 from ssl_core.views import as_float
+
+# the library warns of single zero gradients, into the midst of a display; `ssl_core.masking` counts them
+logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 VERSIONS: Mapping[str, tuple[str, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
