@@ -8,7 +8,8 @@ from typing import Any
 from experiments.cells import Cell, Comparison
 from experiments.evaluation import FIXED, UNIFORM
 from experiments.markup import MISSING, Entry, Table
-from experiments.report_tables import INTERVALS, Rows, mean_text, over_parts, parts, radius, ranked
+from experiments.report_tables import INTERVALS, Rows, mean_text, over_parts, parts, ranked
+from ssl_core.results import radius_text
 
 
 def _named(cell: Cell, names: Sequence[str]) -> str:
@@ -99,5 +100,5 @@ def _value(name: str, value: Any) -> str:
         return ", ".join(f"{key} {_value('', part)}" for key, part in sorted(value.items())) or "none"
     if isinstance(value, float):
         of_attack = "epsilon" in name or name in ("step_size", "schedule")
-        return radius(value) if of_attack else f"{value:.4g}"
+        return radius_text("Linf", value) if of_attack else f"{value:.4g}"
     return str(value)

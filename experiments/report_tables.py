@@ -22,6 +22,7 @@ from experiments.inference import (
     pareto,
 )
 from experiments.markup import MISSING, Entry, Table
+from ssl_core.results import radius_text
 
 LEVEL = 0.05
 REFERENCES = tuple(reference for _, reference in PRIMARY)
@@ -55,11 +56,7 @@ def over_parts(
 
 def at(epsilon: float) -> str:
     """`SA`, or `RA at 8/255`."""
-    return f"RA at {radius(epsilon)}" if epsilon else "SA"
-
-
-def radius(epsilon: float) -> str:
-    return f"{255 * epsilon:.4g}/255"
+    return f"RA at {radius_text('Linf', epsilon)}" if epsilon else "SA"
 
 
 def mean_text(values: Sequence[float], digits: int = 1) -> str:
@@ -67,6 +64,14 @@ def mean_text(values: Sequence[float], digits: int = 1) -> str:
         return MISSING
     found = estimate(values)
     return f"{found.mean:z.{digits}f}{_interval(found.low, found.high, digits)}"
+
+
+def percent_text(values: Sequence[float]) -> str:
+    """The mean of percentages, with its interval, which is cut at 0 and 100: Student's t knows no borders."""
+    if not values:
+        return MISSING
+    found = estimate(values)
+    return f"{found.mean:.1f}{_interval(max(found.low, 0.0), min(found.high, 100.0))}"
 
 
 def _interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
@@ -143,7 +148,7 @@ def _accuracies_of(part: Comparison, more: str) -> Table:
             values = _accuracies(cells, epsilon)
             # below four seeds nothing is trimmed: the interquartile mean is the mean
             iqm = f"\nIQM {estimate(values).iqm:.1f}" if len(values) > FEWEST_SEEDS else ""
-            accuracies.append(Entry(mean_text(values) + iqm, best[epsilon] == arm))
+            accuracies.append(Entry(percent_text(values) + iqm, best[epsilon] == arm))
         timed = [cell for cell in cells if cell.seconds > 0]
         costs = [
             [cell.mean_steps for cell in cells if cell.views],
@@ -292,7 +297,7 @@ def compute_table(comparison: Comparison) -> Table:
             cells = part.of(arm)
             updates = f"{np.mean([cell.updates for cell in cells]):.0f}"
             on_front = ("yes" if arm in front else "no") if values else MISSING
-            texts = [arm, str(len(cells)), updates, _amount(cost), mean_text(values), on_front]
+            texts = [arm, str(len(cells)), updates, _amount(cost), percent_text(values), on_front]
             texts += [_at_equal_compute(part, arm, reference, epsilon) for reference in references]
             lines.append([Entry(text) for text in texts])
         return lines
@@ -301,7 +306,8 @@ def compute_table(comparison: Comparison) -> Table:
     columns, found = over_parts(comparison, [*columns, *(f"minus {reference}" for reference in references)], rows)
     decided = [(part.cells[0], deciding_epsilon(part)) for part in parts(comparison)]
     where = "; ".join(
-        f"{cell.method}, {cell.preset}: {radius(epsilon) if epsilon else 'none'}" for cell, epsilon in decided
+        f"{cell.method}, {cell.preset}: {radius_text('Linf', epsilon) if epsilon else 'none'}"
+        for cell, epsilon in decided
     )
     note = (
         f"Attack gradient steps: one view, one backward pass; mean over seeds. {INTERVALS} Deciding epsilon: {where}. "

@@ -211,7 +211,7 @@ def _require(holds: object, name: str, row: Row, expected: str) -> None:
 
 def radius_text(norm: str, epsilon: float) -> str:
     """A radius in words: `8/255`, `L2 0.5`."""
-    return f"{255 * epsilon:g}/255" if norm == "Linf" else f"{norm} {epsilon:g}"
+    return f"{255 * epsilon:.4g}/255" if norm == "Linf" else f"{norm} {epsilon:g}"
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from experiments.report_tables import (
     compute_table,
     improvement_table,
     parts,
+    percent_text,
     primary_table,
 )
 
@@ -289,3 +290,9 @@ def test_no_table_shows_an_interval_below_three_seeds_or_not_a_number(make_cell:
             assert not any(re.search(r"\(.* to |nan|None", text) for text in texts)
             assert "nan" not in to_html(table)
     assert not math.isnan(estimate([1, 2, 3]).low)
+
+
+def test_intervals_of_percentages_end_at_0_and_100() -> None:
+    assert percent_text([99.0, 99.5, 100.0]) == "99.5 (98.3 to 100.0)"
+    assert percent_text([0.0, 0.0, 1.0]) == "0.3 (0.0 to 1.8)"
+    assert percent_text([50.0]) == "50.0" and percent_text([]) == "-"
