@@ -16,7 +16,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import digest
+from ssl_core.fingerprints import digest, tensor_digest
 from ssl_core.lookup import pick
 from ssl_core.results import replacing, versions
 from ssl_core.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
@@ -279,18 +279,13 @@ def _key(classifier: nn.Module, logits: Tensor, images: Tensor, labels: Tensor, 
     installed = versions()
     return {
         "model": digest(classifier),
-        "logits": _hash(logits),
-        "images": _hash(images),
-        "labels": _hash(labels),
+        "logits": tensor_digest(logits),
+        "images": tensor_digest(images),
+        "labels": tensor_digest(labels),
         "torch": installed["torch"],
         "pyautoattack": installed["pyautoattack"],
         "device": device.type,
     }
-
-
-def _hash(tensor: Tensor) -> str:
-    raw = tensor.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + raw.tobytes()).hexdigest()
 
 
 def _seal(key: Mapping[str, Any], attacks: Mapping[str, Any]) -> str:
