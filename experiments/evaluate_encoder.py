@@ -77,7 +77,9 @@ def _run(given: argparse.Namespace, command: str) -> int:
     for text in remarks(rows, facts["notes"]):
         say(text)
     say(f"results lie in {store.path}; as a page: {shlex.join(['python', 'experiments/report.py', str(store.path)])}")
-    return 0
+    for name, reason in facts["void"].items():
+        print(f"evaluate_encoder.py: error: no figure for {name}: {reason}", file=sys.stderr)
+    return 1 if facts["void"] else 0
 
 
 if __name__ == "__main__":

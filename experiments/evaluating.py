@@ -15,6 +15,7 @@ from experiments.protocols import protocols_for
 from experiments.runlog import ROOT
 from experiments.subjects import Subject
 from ssl_core.results import Row, commit, versions
+from ssl_core.sanity import SanityError
 
 
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
         device: where to work.
 
     Raises:
-        SanityError: if a figure would be void.
+        SanityError: if every figure would be void.
         ValueError: if data or settings cannot be used.
     """
     plan = plan_of(given)
@@ -45,10 +46,13 @@ def evaluate(
         rows = evaluator.run()
         if given.health or given.everything:
             rows += health_part(evaluator)
+    if not rows:
+        raise SanityError("; ".join(f"{name}: {reason}" for name, reason in evaluator.void.items()))
     notes = {"the checkpoint": list(subject.notes)} if subject.notes else {}
     facts = {
         "name": subject.name,
         "notes": notes | evaluator.notes,
+        "void": evaluator.void,
         "settings": {protocol: protocols.key(protocol) for protocol in plan.protocols},
         "data": {"name": data.name, "train": len(data.split.train), "test": len(data.split.test)},
         "commit": commit(ROOT),

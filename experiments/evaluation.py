@@ -23,6 +23,7 @@ from ssl_core.networks import build_network
 from ssl_core.probes import RawPixels, train_probe
 from ssl_core.results import Origin, Row, commit, replacing, versions, write_results
 from ssl_core.rng import Streams
+from ssl_core.robustness import STEP_SIZE
 from ssl_core.sampler import BatchSampler
 from ssl_core.views import as_float
 
@@ -76,7 +77,8 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         found = evaluate(
             classifier,
             engine.data.test,
-            [Attack("pgd20", epsilon) for epsilon in settings.eval_epsilons],
+            # not `step_size_for`: runs and comparisons that are kept were measured with 2/255 above 16/255 too
+            [Attack("pgd20", epsilon, step_size=min(STEP_SIZE, epsilon / 2)) for epsilon in settings.eval_epsilons],
             origin=Origin(
                 protocol="slf",
                 route=path,

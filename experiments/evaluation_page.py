@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation_store import EvaluationStore
-from experiments.evaluation_tables import STAGES, remarks, tables
+from experiments.evaluation_tables import remarks, tables
 from experiments.figures import accuracy_against_epsilon
 from experiments.health_part import LANDSCAPE, SPECTRUM, TSNE
 from experiments.markup import Entry, Table
 from experiments.overfitting import PICTURE
 from experiments.page import Block, Code, Items, Page, Picture, Section, Text
 from ssl_core.results import Row, read_results
+from ssl_core.sanity import STAGES
 
 CURVES = "accuracy_against_epsilon.png"
 AT_MOST = 4
@@ -70,6 +71,7 @@ def evaluation_page(folder: Path) -> Page:
         *(Section(table.title, [table]) for table in tables(rows)),
         Section("Accuracy against epsilon", _curves(rows, store.figures)),
         Section("Figures", [picture for picture in PICTURES if (store.figures / picture.name).is_file()]),
+        Section("No figure", [Items(list(facts["void"].items()))] if facts["void"] else []),
         Section("Remarks", remarked if remarks(rows, facts["notes"]) else []),
         Section("Machine", [_machine(facts, rows)]),
         Section("Repeat it", [Code(facts["command"])]),

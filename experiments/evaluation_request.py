@@ -141,6 +141,11 @@ def make_parser(description: str) -> OneLineParser:
     return parser
 
 
+FULL_SIZES: Mapping[str, tuple[int, int]] = {
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "stl10": (5_000, 8_000),
+}
 NATIVE_SIZES: Mapping[str, int] = {"cifar10": 32, "cifar100": 32, "stl10": 96}
 
 
@@ -306,10 +311,13 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
         on_progress=decoding.update,
     )
     deviations = []
-    if limit is not None:
-        deviations.append(f"{len(split.train):,} training images only")
-    if test_limit is not None:
-        deviations.append(f"{len(split.test):,} test images only")
+    sizes = FULL_SIZES.get(name, (None, None))
+    for limit_given, part, full, what in (
+        (limit, split.train, sizes[0], "training"),
+        (test_limit, split.test, sizes[1], "test"),
+    ):
+        if limit_given is not None and len(part) != full:
+            deviations.append(f"{len(part):,} {what} images only")
     if name in NATIVE_SIZES and size not in (None, NATIVE_SIZES[name]):
         deviations.append(f"images resized to {size} pixels")
     return LabelledData(name, split, tuple(deviations))

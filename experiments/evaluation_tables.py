@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from experiments.markup import MISSING, Entry, Table
 from ssl_core.results import Row, radius_text
+from ssl_core.sanity import STAGES
 
-STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 NAMES = {"pgd20": "PGD-20", "fgsm": "FGSM", "autoattack": "AA", "autoattack-quick": "AA quick", "worst": "worst"}
 FAMILIES = ("noise", "blur", "weather", "digital", "corruptions", "black", "padded", "perspective")
 INTERVALS = "In brackets the 95 % interval over the test images (Wilson; means over a family: bootstrap)."

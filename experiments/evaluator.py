@@ -13,14 +13,14 @@ from experiments.evaluation_store import EvaluationStore, Part
 from experiments.progress import Stages
 from experiments.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
 from experiments.subjects import Subject
-from ssl_core.attack_suite import Attack, evaluate
+from ssl_core.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
 from ssl_core.fingerprints import fingerprint, tensor_digest
 from ssl_core.images import ImageSet, Split
 from ssl_core.labels import labelled_fraction
 from ssl_core.masking import check_classifier, masking_evidence
 from ssl_core.probes import Classifier
 from ssl_core.results import PROTOCOLS, Origin, Row, radius_text, versions
-from ssl_core.sanity import check_disjoint, check_frozen, check_images
+from ssl_core.sanity import SanityError, check_disjoint, check_frozen, check_images, square_drops
 from ssl_core.shifts import evaluate_corruptions, evaluate_perspective
 
 CORRUPTIONS, PERSPECTIVE = "corruptions", "perspective"
@@ -93,22 +93,30 @@ class Evaluator:
         self.deviations = tuple(deviations)
         self.notes: dict[str, list[str]] = {}
         """What has to be reported beside the rows, by what it concerns."""
+        self.void: dict[str, str] = {}
+        """Why there is no figure, by what it would have been of."""
         self._before = fingerprint(subject.encoder)
         self._digests = {name: _digest(part) for name, part in (("train", data.train), ("test", data.test))}
 
     def run(self) -> list[Row]:
-        """Every row that the plan asks for.
+        """Every row that the plan asks for; a classifier whose checks fail has none, and is in `void`.
 
         Raises:
-            SanityError: if data, classifiers or figures contradict what they are said to be; what was finished is kept.
+            SanityError: if the data or the encoder are not what they are said to be; what was finished is kept.
             ValueError: if data or settings cannot be used.
         """
+        check_classes(self.plan.attacks, len(self.data.train.classes))
         self.check_data()
         rows = []
         for protocol in self.plan.protocols:
             # a model's own logits and nothing else have no training labels
             for fraction in (1.0,) if protocol == "classifier" else self.plan.labels:
-                rows += self._evaluated(protocol, fraction)
+                try:
+                    rows += self._evaluated(protocol, fraction)
+                except SanityError as error:
+                    # one bad classifier must not cost the hours that went into the others
+                    self.void[named(protocol, fraction)] = str(error)
+                    self.stages.note(f"{named(protocol, fraction)} is void: {error}")
         check_frozen(self._before, fingerprint(self.subject.encoder), "during the evaluation")
         return rows
 
@@ -132,8 +140,9 @@ class Evaluator:
         deviations: tuple[str, ...] = ()
         if protocol != "features":
             images = len(self.labelled(protocol, fraction))
-            routes = len({self.subject.clean_route, self.subject.route})
-            deviations = (*self.deviations, *self.protocols.deviations(protocol, images, routes))
+            routes = (self.subject.clean_route, self.subject.route)
+            own = self.protocols.deviations(protocol, images, routes)
+            deviations = (*self.deviations, *self.subject.deviations, *own)
         return Origin(
             protocol=protocol,
             route=self.subject.route,
@@ -172,7 +181,10 @@ class Evaluator:
             if labels is None:
                 raise ValueError(f"data set {test.name!r} has no labels, and accuracy needs them")
             self.stages.begin(f"{label}: checks")
-            notes = check_classifier(model, test.images, labels, seed=self.plan.seed)
+            signed = any(attack.name in SIGN_ATTACKS for attack in self.plan.attacks)
+            notes = check_classifier(model, test.images, labels, seed=self.plan.seed, sign_attacks=signed)
+            if signed:
+                notes += masking_evidence(model, test.images, labels, seed=self.plan.seed)
             self.stages.begin(f"{label}: attacks")
             found = evaluate(
                 model,
@@ -183,9 +195,7 @@ class Evaluator:
                 state_dir=self.store.states(trained),
                 progress=self.stages.update,
             )
-            notes += found.notes
-            if self.plan.attacks:
-                notes += masking_evidence(model, test.images, labels, found.rows, seed=self.plan.seed)
+            notes += found.notes + square_drops(found.rows)
             outcomes = {describe(attack): right for attack, right in found.correct.items()}
             return Part(found.rows, notes, outcomes)
 
@@ -254,7 +264,7 @@ class Evaluator:
             "data": self._digests,
             "seed": self.plan.seed,
             "device": self.device.type,
-            "torch": versions()["torch"],
+            "versions": {name: versions()[name] for name in ("torch", "pyautoattack")},
             "deviations": list(self.deviations),
         }
         if protocol:

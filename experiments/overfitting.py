@@ -49,11 +49,13 @@ def evaluate_along(
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}
+    void: dict[str, str] = {}
     for path in kept:
         found, facts = evaluate(subjects.own(path, device), given, store, console, device)
         rows += found
         notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
-    facts |= {"name": given.encoder.resolve().name, "notes": notes}
+        void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}
+    facts |= {"name": given.encoder.resolve().name, "notes": notes, "void": void}
     accuracy_along_the_run(rows, store.figures / PICTURE)
     return rows, facts, store
 

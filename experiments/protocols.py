@@ -28,6 +28,10 @@ TRAINED = ("slf", "alf", "aff", "lp-aff")
 """The protocols that train by gradient steps."""
 LINEAR = ("slf", "alf")
 STANDARD_VIEWS = ViewSettings()
+UNPUBLISHED: Mapping[str, str] = {
+    "lp-aff": "no published settings for robust encoders: those of SLF and AFF",
+    "knn": "no published settings for robust encoders: those of Wu et al. (2018)",
+}
 Update = Callable[[int, int], None]
 
 
@@ -77,13 +81,13 @@ class Protocols:
     neighbours: NeighbourSettings
     views: ViewSettings
 
-    def deviations(self, protocol: str, images: int, routes: int) -> tuple[str, ...]:
+    def deviations(self, protocol: str, images: int, routes: tuple[str, str]) -> tuple[str, ...]:
         """In what a protocol departs from the published one; nothing where it does not.
 
         Args:
             protocol: a name of `ssl_core.results.PROTOCOLS`, not `features`.
             images: with how many labels.
-            routes: how many batch-norm routes the encoder has for clean and attacked images.
+            routes: the encoder's batch-norm routes for clean and for attacked images.
         """
         if protocol == "classifier":
             return ()
@@ -95,8 +99,12 @@ class Protocols:
             found += departures(self.probe, standard)
         if protocol in ("aff", "lp-aff"):
             found += departures(self.tuning, FineTuneSettings())
-            if routes < 2:
+            if routes[0] == routes[1]:
                 found.append("one batch-norm route for clean and attacked images, not two")
+            if self.dataset == "stl10":
+                found.append("no published full fine-tuning for stl10")
+        if protocol in UNPUBLISHED:
+            found.append(UNPUBLISHED[protocol])
         if protocol == "knn":
             # there are no more neighbours than images
             found += departures(replace(self.neighbours, k=min(self.neighbours.k, images)), NeighbourSettings())

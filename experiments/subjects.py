@@ -17,7 +17,7 @@ from ssl_core.networks import TargetNetwork
 from ssl_core.probes import PlainEncoder
 
 NO_ROUTE = "none"
-CLEAN_ROUTE = "normal"
+CLEAN_ROUTE, ATTACKED_ROUTE = "normal", "pgd"
 EXAMPLE = "my_module:build"
 
 
@@ -64,6 +64,14 @@ class Subject:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", digest(self.encoder))
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """In what its route departs from the published protocol, which takes the attacked one where there are two."""
+        routes = self.encoder.routes if isinstance(self.encoder, TargetNetwork) else ()
+        if ATTACKED_ROUTE in routes and self.route != ATTACKED_ROUTE:
+            return (f"route {self.route}, not {ATTACKED_ROUTE}",)
+        return ()
 
 
 def own(path: Path, device: torch.device) -> Subject:

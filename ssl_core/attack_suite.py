@@ -14,14 +14,25 @@ from ssl_core.autoattack import (
     BATCH_SIZE,
     VERSIONS,
     autoattack_accuracy,
+    check_class_count,
     check_radius,
+    check_state,
     deviations,
     passes_per_image,
 )
 from ssl_core.images import ImageSet
-from ssl_core.results import NORMS, Origin, Row
+from ssl_core.labels import required_labels
+from ssl_core.results import NORMS, Origin, Row, radius_text
 from ssl_core.rng import Streams
-from ssl_core.robustness import clean_accuracy, device_of, fgsm_accuracy, logits_of, pgd_accuracy
+from ssl_core.robustness import (
+    STEP_SIZE,
+    clean_accuracy,
+    device_of,
+    fgsm_accuracy,
+    logits_of,
+    pgd_accuracy,
+    step_size_for,
+)
 from ssl_core.sanity import check_rows
 from ssl_core.views import as_float
 
@@ -44,6 +55,7 @@ class Attack:
         epsilon: radius, in the unit of pixels in [0, 1] (8/255, not 8): 0 for none, above 0 for AutoAttack.
         norm: Linf, which alone fgsm and pgd20 know, L2 or L1.
         restarts: random starts of pgd20; 1 for all others.
+        step_size: of pgd20, in (0, 1]; None, which one equal to it becomes, for `step_size_for(epsilon)`.
 
     Raises:
         ValueError: if they are not as above.
@@ -53,6 +65,7 @@ class Attack:
     epsilon: float
     norm: str = "Linf"
     restarts: int = 1
+    step_size: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -73,6 +86,20 @@ class Attack:
         if type(self.restarts) is not int or self.restarts < 1 or (self.restarts > 1 and self.name != "pgd20"):
             expected = "an integer of at least 1" if self.name == "pgd20" else "1, which only pgd20 can raise"
             raise ValueError(f"the restarts of {self.name} are {self.restarts!r}: expected {expected}")
+        if self.step_size is not None:
+            self._check_step(self.step_size)
+
+    def _check_step(self, step: float) -> None:
+        given = f"the step size of {self.name} is {step!r}"
+        if self.name != "pgd20":
+            raise ValueError(f"{given}: expected None, since only pgd20 takes one")
+        if isinstance(step, bool) or not isinstance(step, int | float):
+            raise ValueError(f"{given}: expected a number, such as 2/255, or None")
+        usual = step == step_size_for(self.epsilon)
+        if not (usual or 0 < step <= 1):
+            raise ValueError(f"{given}: expected in (0, 1], 2/255 and not 2")
+        # one attack has one name, whichever way it is written
+        object.__setattr__(self, "step_size", None if usual else float(step))
 
 
 CLEAN = Attack("none", 0.0)
@@ -90,6 +117,15 @@ class Evaluation(NamedTuple):
     rows: list[Row]
     correct: Mapping[Attack, Tensor]
     notes: list[str]
+
+
+def check_classes(attacks: Sequence[Attack], classes: int) -> None:
+    """Raises a ValueError where one of the attacks cannot attack a classifier of so many classes.
+
+    `evaluate` asks before it attacks; a caller can ask before it trains a classifier.
+    """
+    if any(attack.name in AUTOATTACKS for attack in attacks):
+        check_class_count(classes)
 
 
 def evaluate(
@@ -115,12 +151,14 @@ def evaluate(
         origin: of the rows. PGD's random starts come from its seed, with a stream for each epsilon, so that adding one
             attack does not change another; AutoAttack takes the seed as the library does.
         batch_size: images attacked at once; AutoAttack takes the protocol's 100 where this is more.
-        state_dir: where AutoAttack keeps a state to go on from, one file for each norm and epsilon; None for nowhere.
+        state_dir: where AutoAttack keeps a state to go on from, one file for each version, norm, epsilon, batch size
+            and seed; None for nowhere.
         progress: called with the work done so far and the most that it can come to, in forward passes of one image;
             the latter falls as images do.
 
     Raises:
-        ValueError: if `test` has no labels, or an argument is not as above.
+        ValueError: if `test` has no labels, an argument is not as above, an attack cannot attack so few classes, or a
+            state in `state_dir` is damaged or of another evaluation; all before the first attack.
         RuntimeError: if the rows contradict one another (`check_rows`), or an attack fails.
     """
     labels = _check(test, attacks)
@@ -139,6 +177,8 @@ def evaluate(
         classes=logits_of(classifier, as_float(test.images[:1].to(device_of(classifier)))).shape[1],
         full={(attack.norm, attack.epsilon) for attack in attacks if attack.name == "autoattack"},
     )
+    check_classes(attacks, suite.classes)
+    suite.check_states(attacks)
     meter = _Meter(suite.plan(attacks), progress)
     for attack in attacks:
         run = suite.autoattack if attack.name in AUTOATTACKS else suite.sign_attack
@@ -182,13 +222,21 @@ class _Suite:
     full: set[tuple[str, float]]
     stages: dict[tuple[str, float], _Stages] = field(default_factory=dict)
 
+    def check_states(self, attacks: Sequence[Attack]) -> None:
+        """Raises a ValueError if one of AutoAttack's states would be refused."""
+        # the quick version is read off the whole one's state where both are asked for
+        states = {self._state_path(attack): attack for attack in attacks if attack.name in AUTOATTACKS}
+        for path, attack in states.items():
+            if path is not None:
+                check_state(*self._data(attack), **self._how(attack), state_path=path)
+
     def plan(self, attacks: Sequence[Attack]) -> list[int]:
         """The work of each attack if no image falls, in forward passes."""
         work, seen = [], set()
         for attack in attacks:
             ball = attack.norm, attack.epsilon
             if attack.name not in AUTOATTACKS:
-                each = PASSES[attack.name] * attack.restarts
+                each = PASSES[attack.name] * attack.restarts if attack.epsilon else 0
             else:
                 each = 0 if ball in seen else passes_per_image(attack.norm, self._version(attack), self.classes)
                 seen.add(ball)
@@ -209,15 +257,15 @@ class _Suite:
             progress(passes * done, passes * total)
 
         shared: dict[str, Any] = {"batch_size": self.batch_size, "clean": self.clean, "progress": report}
-        data = (self.classifier, self.images, self.labels, attack.epsilon)
         if attack.name == "fgsm":
-            right = fgsm_accuracy(*data, **shared)
+            right = fgsm_accuracy(*self._data(attack), **shared)
         else:
             # a fresh one for each attack: with more restarts the first is the same
             generator = Streams(self.origin.seed, device_of(self.classifier)).on_device(f"pgd20/{attack.epsilon!r}")
-            right = pgd_accuracy(*data, generator=generator, restarts=attack.restarts, **shared)
-        seconds = time.monotonic() - began
-        return [self.row(attack, right, restarts=attack.restarts, seconds=seconds)], right
+            shared |= {"generator": generator, "restarts": attack.restarts, "step_size": attack.step_size}
+            right = pgd_accuracy(*self._data(attack), **shared)
+        seconds, reasons = time.monotonic() - began, self.deviations(attack)
+        return [self.row(attack, right, restarts=attack.restarts, seconds=seconds, deviations=reasons)], right
 
     def autoattack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
         """The rows of AutoAttack's attacks, where they have none yet, and its own."""
@@ -235,6 +283,10 @@ class _Suite:
 
     def deviations(self, attack: Attack) -> tuple[str, ...]:
         """Of the attack's own row."""
+        if attack.name == "pgd20" and attack.epsilon:
+            step = step_size_for(attack.epsilon) if attack.step_size is None else attack.step_size
+            taken, published = radius_text(attack.norm, step), radius_text(attack.norm, STEP_SIZE)
+            return () if taken == published else (f"PGD-20 with steps of {taken}, not {published}",)
         if attack.name not in AUTOATTACKS:
             return ()
         own = (QUICK,) if attack.name == "autoattack-quick" else ()
@@ -253,21 +305,26 @@ class _Suite:
     def _version(self, attack: Attack) -> str:
         return "standard" if (attack.norm, attack.epsilon) in self.full else "quick"
 
+    def _data(self, attack: Attack) -> tuple[nn.Module, Tensor, Tensor, float]:
+        return self.classifier, self.images, self.labels, attack.epsilon
+
+    def _how(self, attack: Attack) -> dict[str, Any]:
+        """What AutoAttack takes beside the data."""
+        size = min(self.batch_size, BATCH_SIZE)
+        return {"norm": attack.norm, "version": self._version(attack), "seed": self.origin.seed, "batch_size": size}
+
+    def _state_path(self, attack: Attack) -> Path | None:
+        how = self._how(attack)
+        [name] = [name for name, version in AUTOATTACKS.items() if version == how["version"]]
+        key = f"{attack.norm}-{attack.epsilon!r}-batch{how['batch_size']}-seed{how['seed']}"
+        return self.state_dir and self.state_dir / f"{name}-{key}.json"
+
     def _run(self, attack: Attack, progress: Report) -> _Stages:
-        version = self._version(attack)
-        [name] = [name for name, other in AUTOATTACKS.items() if other == version]
-        path = self.state_dir and self.state_dir / f"{name}-{attack.norm}-{attack.epsilon!r}.json"
         seconds: dict[str, float] = {}
         right = autoattack_accuracy(
-            self.classifier,
-            self.images,
-            self.labels,
-            attack.epsilon,
-            norm=attack.norm,
-            version=version,
-            seed=self.origin.seed,
-            batch_size=min(self.batch_size, BATCH_SIZE),
-            state_path=path,
+            *self._data(attack),
+            **self._how(attack),
+            state_path=self._state_path(attack),
             progress=progress,
             finished=seconds.__setitem__,
         )
@@ -304,13 +361,9 @@ class _Meter:
 
 
 def _check(test: ImageSet, attacks: Sequence[Attack]) -> Tensor:
-    if test.labels is None:
-        raise ValueError(
-            f"data set {test.name!r} has no labels, and accuracy needs them: put the images into one folder for each "
-            "class, or leave the evaluation out"
-        )
+    labels = required_labels(test, "accuracy")
     if len(set(attacks)) != len(attacks):
         raise ValueError(f"the attacks are {list(attacks)}: expected all different")
     if own := [attack.name for attack in attacks if attack.name in ("none", "worst")]:
         raise ValueError(f"the attacks hold {own[0]!r}, which comes by itself: leave it out")
-    return test.labels
+    return labels

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
@@ -19,17 +17,15 @@ from torch import Tensor, nn
 from ssl_core.fingerprints import digest, tensor_digest
 from ssl_core.lookup import pick
 from ssl_core.results import replacing, versions
+from ssl_core.rng import global_generators_kept
 from ssl_core.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
-from ssl_core.sanity import SanityError
+from ssl_core.sanity import STAGES, SanityError
 from ssl_core.views import as_float
 
 # the library warns of single zero gradients, into the midst of a display; `ssl_core.masking` counts them
 logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
-VERSIONS: Mapping[str, tuple[str, ...]] = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "quick": ("apgd-ce", "apgd-t"),
-}
+VERSIONS: Mapping[str, tuple[str, ...]] = {"standard": STAGES, "quick": STAGES[:2]}
 """The attacks of each version, in their order; `quick` is the standard version's first two."""
 ORDER: Mapping[str, float] = {"Linf": torch.inf, "L2": 2, "L1": 1}
 BATCH_SIZE = 100
@@ -99,14 +95,13 @@ def autoattack_accuracy(
     check_arguments(classifier, images, labels)
     device = device_of(classifier)
     with _undisturbed(classifier):
-        logits = logits_of(classifier, as_float(images[:batch_size].to(device)))
-        library = _library(classifier, epsilon, norm, logits.shape[1], seed, device)
-        _check_images(images, labels, logits.shape[1], norm)
+        classes = logits_of(classifier, as_float(images[:1].to(device))).shape[1]
+        library = _library(classifier, epsilon, norm, classes, seed, device)
+        _check_images(images, labels, classes, norm)
         right = clean_accuracy(classifier, images, labels, batch_size)
         stages: dict[str, _Stage] = {}
         if state_path is not None:
-            about = {"norm": norm, "epsilon": float(epsilon), "version": version, "attacks": list(names), "seed": seed}
-            key = about | {"batch_size": batch_size} | _key(classifier, logits, images, labels, device)
+            key = _key(classifier, images, labels, epsilon, norm, version, seed, batch_size)
             stages = _read(state_path, key, right)
         work = _passes(library, names)
         for name in names:
@@ -129,6 +124,39 @@ def autoattack_accuracy(
             if finished is not None:
                 finished(name, stage.seconds)
     return {name: stage.right for name, stage in stages.items()}
+
+
+def check_state(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    *,
+    norm: str = "Linf",
+    version: str = "standard",
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    state_path: Path,
+) -> None:
+    """Raises the ValueError with which `autoattack_accuracy` would refuse the state; a path without a file is none.
+
+    For a caller who runs other attacks first. The arguments are those of `autoattack_accuracy`.
+    """
+    if not state_path.exists():
+        return
+    check_arguments(classifier, images, labels)
+    with _undisturbed(classifier):
+        key = _key(classifier, images, labels, epsilon, norm, version, seed, batch_size)
+        _read(state_path, key, clean_accuracy(classifier, images, labels, batch_size))
+
+
+def check_class_count(classes: int) -> None:
+    """Raises a ValueError unless AutoAttack can attack a classifier of so many classes."""
+    if classes < 4:
+        raise ValueError(
+            f"the classifier has {classes} classes: AutoAttack's targeted Auto-PGD compares four logits (targeted DLR "
+            "loss), so it needs at least 4; use pgd20"
+        )
 
 
 def check_radius(epsilon: float, norm: str) -> None:
@@ -163,11 +191,7 @@ def deviations(attack: str, norm: str, classes: int) -> tuple[str, ...]:
 def _library(
     classifier: nn.Module, epsilon: float, norm: str, classes: int, seed: int, device: torch.device
 ) -> AutoAttack:
-    if classes < 4:
-        raise ValueError(
-            f"the classifier has {classes} classes: AutoAttack's targeted Auto-PGD compares four logits (targeted DLR "
-            "loss), so it needs at least 4; use pgd20"
-        )
+    check_class_count(classes)
     made = AutoAttack(classifier, norm=norm, eps=float(epsilon), version="standard", seed=seed, device=device)
     for attack in (made.apgd_targeted, made.fab):
         attack.n_target_classes = min(attack.n_target_classes, classes - 1)
@@ -242,10 +266,8 @@ def _check_attacked(attacked: Tensor, images: Tensor, epsilon: float, norm: str,
 @contextmanager
 def _undisturbed(classifier: nn.Module) -> Iterator[None]:
     """Puts back what the library changes: the global generators, which it seeds, and the parameters' gradients."""
-    python, legacy = random.getstate(), np.random.get_state()
     learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    # seeding torch seeds every device, not only the classifier's
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with global_generators_kept():
         try:
             for parameter in learning:
                 parameter.requires_grad_(False)
@@ -253,8 +275,6 @@ def _undisturbed(classifier: nn.Module) -> Iterator[None]:
         finally:
             for parameter in learning:
                 parameter.requires_grad_(True)
-            random.setstate(python)
-            np.random.set_state(legacy)
 
 
 DIFFERENCES: Mapping[str, str] = {
@@ -275,9 +295,26 @@ DIFFERENCES: Mapping[str, str] = {
 """What decides an outcome, and what to say where it differs."""
 
 
-def _key(classifier: nn.Module, logits: Tensor, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, Any]:
-    installed = versions()
+def _key(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    norm: str,
+    version: str,
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """What decides the outcome: a value for each of `DIFFERENCES`."""
+    installed, device = versions(), device_of(classifier)
+    logits = logits_of(classifier, as_float(images[:batch_size].to(device)))
     return {
+        "norm": norm,
+        "epsilon": float(epsilon),
+        "version": version,
+        "attacks": list(VERSIONS[version]),
+        "seed": seed,
+        "batch_size": batch_size,
         "model": digest(classifier),
         "logits": tensor_digest(logits),
         "images": tensor_digest(images),

@@ -41,7 +41,23 @@ ROUTES = ("normal", "pgd")
 CONTAINERS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state_dict", "model_state", "net", "network")
 """Names under which checkpoints keep a state dict."""
 WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes of torch's own wrappers: DataParallel and compiled modules."""
+"""Prefixes of torch's own wrappers, in any order and number: DataParallel and compiled modules."""
+ASSUMED = (
+    "no state dict shows anti-aliased pooling, dilation, the activation, batch norm's epsilon, which convolution of a "
+    "bottleneck has the stride, or the last pooling; assumed is a plain ResNet v1.5: none, none, ReLU, 1e-5, the 3x3 "
+    "one, the global average. If the file's network differs (as timm's resnetaa, resnetblur and output_stride do, or "
+    "torchvision's replace_stride_with_dilation), these are not its features"
+)
+"""What a note says of an ordinary ResNet's file."""
+PLAIN: dict[str, tuple[object, ...]] = {
+    "aa_layer": (None, ""),
+    "act_layer": (None, "", "relu"),
+    "output_stride": (None, 32),
+    "bn_eps": (None, 1e-5),
+    "gp": (None, "", "avg", "fast"),
+    "global_pool": (None, "", "avg", "fast"),
+}
+"""Options of timm that no state dict shows, kept in `args` of its checkpoints, and their values for a plain ResNet."""
 ENCODER = "encoder"
 """The kind of the file that `save_encoder` writes."""
 SAID = ("stem", "mean", "std", "route")
@@ -82,6 +98,10 @@ def load_foreign(
     needs `stem`, since strides, padding and pooling are in no state dict (DeACL and DAQ-SDP pad by 2: those are other
     networks, and `TargetNetwork` cannot hold them). The family keeps its input normalisation in the file.
 
+    What the state dict of an ordinary ResNet cannot show is assumed, and a note names it (`ASSUMED`). Refused is what
+    can be seen: a name (`arch`, `model`) or an option beside the state dict that says otherwise, the convolutions of a
+    segmentation network's head, filters of blurring among the entries.
+
     Args:
         path: the file.
         format: a name of `FORMATS`.
@@ -93,13 +113,15 @@ def load_foreign(
         device: where to put the network.
 
     Raises:
-        ValueError: if the file is missing, needs code to be read, holds no such network, or has entries that are not
-            understood; if something must be said, or what is said contradicts the file.
+        ValueError: if the file is missing, needs code to be read, holds no such network or a variant of one, or has
+            entries that are not understood; if something must be said, or what is said contradicts the file.
     """
     pick(format, FORMATS, "format")
     notes: list[str] = []
     state, said = _state_dict(Path(path), notes)
     state = _encoder(state, format, notes)
+    if format not in FAMILY and not said:
+        notes.append(ASSUMED)
     dual = any(".bn_list." in name for name in state)
     if not dual and format in FAMILY and "normalize.mean" not in state:
         raise ValueError(
@@ -167,12 +189,27 @@ def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[s
             found = f"several state dicts ({', '.join(holders)}): save the one that is meant alone" if holders else held
             raise ValueError(f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds {found}")
         state = payload[holders[0]]
+        _refuse_variants(path, payload)
         if not ours and len(payload) > 1:
             notes.append(f"left out of the file: {_few(name for name in payload if name != holders[0])}")
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    while wrappers := [wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)]:
+        state = {name.removeprefix(wrappers[0]): value for name, value in state.items()}
     return dict(state), {name: payload[name] for name in SAID} if ours else {}
+
+
+def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose entries beside the state dict say that a state dict like ours computes otherwise."""
+    args = payload.get("args")
+    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+    extra = options.get("model_kwargs")
+    options = {**options, **(extra if isinstance(extra, Mapping) else {})}
+    for name in (payload.get("arch"), options.get("arch"), options.get("model")):
+        if isinstance(name, str) and re.search(r"resnet(aa|blur)\d", name):
+            raise ValueError(f"{path}: its network is {name}, with anti-aliased pooling, which our networks have not")
+    for option, plain in PLAIN.items():
+        value = options.get(option)
+        if isinstance(value, str | int | float) and value not in plain:
+            raise ValueError(f"{path}: its network was built with {option}={value!r}, which our networks have not")
 
 
 def _is_state(value: object) -> bool:
@@ -188,6 +225,12 @@ def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[st
         hint = deep if any(name.endswith("conv1.0.weight") for name in state) else ""
         raise ValueError(f"expected one conv1.weight for the format {format}; the state dict holds {found}{hint}")
     [prefix] = places
+    dense = [name for name, value in state.items() if name.startswith("classifier.") and value.ndim == 4]
+    if prefix and dense:
+        raise ValueError(
+            f"{dense[0]} is a convolution, so this is a segmentation network; torchvision dilates the last stages of "
+            "its encoder, which our networks cannot"
+        )
     others = {name.split(".")[0] for name in state if not name.startswith(prefix)}
     if others:
         notes.append(f"the encoder is {prefix[:-1]}; left out beside it: {_few(sorted(others))}")

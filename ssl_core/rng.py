@@ -1,8 +1,12 @@
 """Named random streams: one seed for a run, one generator for each purpose."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -10,6 +14,19 @@ def derive_seed(seed: int, name: str) -> int:
     """A 63-bit seed for `name`, so that streams of one run are independent and adding one does not move another."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Puts back the global generators of torch, NumPy and Python, which other people's code draws from or seeds."""
+    python, legacy = random.getstate(), np.random.get_state()
+    # seeding torch seeds every device
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 class Streams:

@@ -1,9 +1,7 @@
 import copy
-import json
 import logging
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from ssl_core import attack_suite, autoattack, robustness
-from ssl_core.attack_suite import CLEAN, Attack, Evaluation, evaluate
+from ssl_core.attack_suite import CLEAN, Attack, check_classes, evaluate
 from ssl_core.attacks import Attacked, pgd
 from ssl_core.autoattack import autoattack_accuracy
 from ssl_core.images import ImageSet
@@ -133,7 +131,10 @@ def test_rows_say_what_was_measured(linear: Classifier, test_set: ImageSet) -> N
     assert (first.protocol, first.n, first.route, first.seed, first.checkpoint) == ("slf", N, "pgd", 5, "last")
     assert "torch" in first.versions
     assert all(row.seconds is not None and row.seconds > 0 for row in rows if row.attack != "worst")
-    assert all(row.standard for row in rows)
+    assert {(row.attack, row.epsilon) for row in rows if not row.standard} == {
+        ("pgd20", 2 / 255),
+        ("worst", 2 / 255),
+    }
 
 
 def test_every_attack_finds_what_it_finds_alone(bumpy: nn.Module) -> None:
@@ -179,7 +180,8 @@ def test_every_attack_finds_what_it_finds_alone(bumpy: nn.Module) -> None:
         key = (row.attack, row.epsilon, row.norm)
         right = by_attack[key] if key in by_attack else parts[row.norm, row.attack]
         assert row.value == 100 * int(right.sum()) / 60
-    assert {row.standard for row in found.rows} == {True}
+    # in so small a ball the steps are smaller
+    assert [(row.attack, row.epsilon) for row in found.rows if not row.standard] == [("pgd20", 2 / 255)]
     seconds = {(row.attack, row.norm): row.seconds for row in found.rows}
     for norm in ("Linf", "L2"):
         times = [seconds[name, norm] for name in ("apgd-ce", "apgd-t", "fab-t", "square")]
@@ -252,8 +254,17 @@ def test_two_classes_are_refused_before_anything_is_attacked(
     linear: Classifier, test_set: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attack_suite, "pgd_accuracy", None)
-    with pytest.raises(ValueError, match="has 2 classes"):
+    with pytest.raises(ValueError, match="has 2 classes") as refused:
         evaluated(linear, test_set, [PGD, STANDARD])
+    # and a caller can ask before there is a classifier
+    for attack in (STANDARD, QUICK):
+        with pytest.raises(ValueError) as asked:
+            check_classes([PGD, attack], 2)
+        assert str(asked.value) == str(refused.value)
+    with pytest.raises(ValueError, match="has 3 classes"):
+        check_classes([STANDARD], 3)
+    check_classes([PGD, FGSM], 2)
+    check_classes([PGD, STANDARD, QUICK], 4)
 
 
 def test_evaluating_twice_gives_equal_rows(bumpy: nn.Module) -> None:
@@ -299,32 +310,14 @@ def test_evaluation_leaves_the_classifier_untouched(bumpy: nn.Module) -> None:
 
 
 def test_epsilon_zero_is_the_clean_accuracy(linear: Classifier, test_set: ImageSet) -> None:
-    found = evaluate(linear, test_set, [Attack("pgd20", 0), Attack("fgsm", 0.0)], origin=ORIGIN)
-    assert [row.value for row in found.rows] == [90.0] * 4
-    assert all(torch.equal(right, found.correct[CLEAN]) for right in found.correct.values())
-
-
-def test_autoattack_goes_on_from_its_state_and_keeps_its_seconds(
-    bumpy: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    test = images_of(bumpy, 40)
-    attacks = [STANDARD, Attack("autoattack-quick", 0.3, "L2")]
-
-    def run(attacks: list[Attack]) -> Evaluation:
-        return evaluate(bumpy, test, attacks, origin=ORIGIN, batch_size=10, state_dir=tmp_path / "states")
-
-    first = run(attacks)
-    assert {path.name for path in (tmp_path / "states").iterdir()} == {
-        f"autoattack-Linf-{8 / 255!r}.json",
-        "autoattack-quick-L2-0.3.json",
-    }
-    monkeypatch.setattr(autoattack, "_attack", None)
-    again = run(attacks)
-    assert [row for row in again.rows if row.metric == "RA"] == [row for row in first.rows if row.metric == "RA"]
-    state = tmp_path / "states" / f"autoattack-Linf-{8 / 255!r}.json"
-    assert json.loads(state.read_text())["key"]["batch_size"] == 10
-    with pytest.raises(ValueError, match="another seed"):
-        evaluate(bumpy, test, attacks, origin=replace(ORIGIN, seed=1), batch_size=10, state_dir=tmp_path / "states")
+    told: list[tuple[int, int]] = []
+    attacks = [Attack("fgsm", 2 / 255), Attack("pgd20", 0), Attack("fgsm", 0.0)]
+    found = evaluate(linear, test_set, attacks, origin=ORIGIN, progress=lambda *work: told.append(work))
+    assert [row.value for row in found.rows if not row.epsilon] == [90.0] * 4
+    assert all(row.standard for row in found.rows)
+    # nothing is attacked, so there is no work
+    assert told[0] == (4 * 256, 4 * 270) and told[-1] == (4 * 270, 4 * 270)
+    assert all(torch.equal(found.correct[attack], found.correct[CLEAN]) for attack in attacks[1:])
 
 
 def test_autoattack_takes_the_protocols_batch_at_most(bumpy: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,6 +379,8 @@ def test_bad_input_is_refused(linear: Classifier, test_set: ImageSet) -> None:
         evaluated(linear, replace(test_set, labels=None), [PGD])
     with pytest.raises(ValueError, match="all different"):
         evaluated(linear, test_set, [PGD, PGD])
+    with pytest.raises(ValueError, match=r"'linear' has labels in 0\.\.1: expected 0\.\.0"):
+        evaluated(linear, replace(test_set, classes=("a",)), [PGD])
     for own in (CLEAN, Attack("worst", 8 / 255)):
         with pytest.raises(ValueError, match=rf"hold '{own.name}', which comes by itself"):
             evaluated(linear, test_set, [PGD, own])

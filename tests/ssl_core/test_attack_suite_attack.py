@@ -25,6 +25,16 @@ from ssl_core.attack_suite import Attack
         (("pgd20", 0.1, "Linf", 1.5), "integer"),
         (("fgsm", 0.1, "Linf", 2), "restarts of fgsm are 2: expected 1, which only pgd20 can raise"),
         (("autoattack", 0.1, "Linf", 2), "only pgd20"),
+        (
+            ("fgsm", 0.1, "Linf", 1, 2 / 255),
+            r"step size of fgsm is 0\.0078.*: expected None, since only pgd20 takes one",
+        ),
+        (("autoattack", 0.1, "Linf", 1, 2 / 255), "only pgd20"),
+        (("pgd20", 0.1, "Linf", 1, 2), r"step size of pgd20 is 2: expected in \(0, 1\], 2/255 and not 2"),
+        (("pgd20", 0.1, "Linf", 1, 0), "expected in"),
+        (("pgd20", 0.1, "Linf", 1, float("nan")), "expected in"),
+        (("pgd20", 0.1, "Linf", 1, "2/255"), "expected a number, such as 2/255, or None"),
+        (("pgd20", 0.1, "Linf", 1, True), "expected a number"),
     ],
 )
 def test_an_attack_that_makes_no_sense_is_refused(given: tuple[Any, ...], words: str) -> None:
@@ -35,3 +45,9 @@ def test_an_attack_that_makes_no_sense_is_refused(given: tuple[Any, ...], words:
 def test_an_attack_is_its_own_key() -> None:
     assert {Attack("pgd20", 1): 1}[Attack("pgd20", 1.0)] == 1
     assert Attack("autoattack", 0.5, "L2") != Attack("autoattack", 0.5)
+    # the step that it would take anyway makes no other attack
+    for epsilon, step in ((0, 0.0), (2 / 255, 1 / 255), (8 / 255, 2 / 255), (32 / 255, 4 / 255)):
+        assert Attack("pgd20", epsilon, step_size=step) == Attack("pgd20", epsilon)
+    other = Attack("pgd20", 32 / 255, step_size=2 / 255)
+    assert other != Attack("pgd20", 32 / 255) and other.step_size == 2 / 255
+    assert repr(Attack("pgd20", 0.5, step_size=1).step_size) == "1.0"

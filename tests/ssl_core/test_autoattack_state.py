@@ -12,7 +12,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from ssl_core import autoattack
-from ssl_core.autoattack import autoattack_accuracy
+from ssl_core.autoattack import autoattack_accuracy, check_state
 from ssl_core.views import as_float
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +141,17 @@ def test_a_finished_state_is_read_and_nothing_is_attacked_again(
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
+def test_a_state_can_be_checked_alone(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual: dict[str, Any] = {"seed": SEED, "batch_size": 6, "state_path": tmp_path / "state.json", "version": "quick"}
+    check_state(network(), *data(12), EPSILON, **usual)
+    assert not list(tmp_path.iterdir())
+    autoattack_accuracy(network(), *data(12), EPSILON, **usual)
+    before = usual["state_path"].read_bytes()
+    monkeypatch.setattr(autoattack, "_attack", None)
+    check_state(network(), *data(12), EPSILON, **usual)
+    assert usual["state_path"].read_bytes() == before
+
+
 class Louder(Network):
     """Other logits from the same weights."""
 
@@ -175,8 +186,9 @@ def test_a_state_of_another_evaluation_is_refused(short: None, tmp_path: Path) -
             r"another list of attacks \(\['apgd-ce', 'apgd-t'",
         ),
     ):
-        with pytest.raises(ValueError, match=words):
-            autoattack_accuracy(model, x, y, epsilon, **usual | change)
+        for refusing in (autoattack_accuracy, check_state):
+            with pytest.raises(ValueError, match=words):
+                refusing(model, x, y, epsilon, **usual | change)
     assert path.read_bytes() == before
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from ssl_core.checkpoint import describe_network, save_checkpoint
 from ssl_core.exporting import torchvision_state
 from ssl_core.fingerprints import digest
-from ssl_core.foreign import FORMATS, load_foreign, save_encoder
+from ssl_core.foreign import ASSUMED, FORMATS, load_foreign, save_encoder
 from ssl_core.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
 from tests.ssl_core.plain_networks import Family, Momentum, agree, generator, images, normalised, ordinary, randomise
 
@@ -64,6 +64,94 @@ def test_timms_variants_are_refused(tmp_path) -> None:
             state = timm.create_model(name).state_dict()
         with pytest.raises(ValueError, match=said):
             load_foreign(saved(tmp_path, state), format="timm")
+
+
+def test_what_no_state_dict_shows_of_an_ordinary_network_is_named(tmp_path, dual) -> None:
+    for format in ("torchvision", "timm"):
+        path = saved(tmp_path, torchvision_state(ordinary(), "normal"), "ordinary.pt")
+        assert ASSUMED in load_foreign(path, format=format, **ASKED).notes
+    hidden = "anti-aliased pooling, dilation, the activation, batch norm's epsilon"
+    for what in (hidden, "plain ResNet v1.5: none, none, ReLU, 1e-5", "resnetaa, resnetblur and output_stride"):
+        assert what in ASSUMED
+    # the family's code says all that, and our own file is of our own network
+    assert ASSUMED not in load_foreign(dual[0], format="acl", route="pgd").notes
+    ours = save_encoder(tmp_path / "ours.pt", ordinary(), "normal")
+    assert ASSUMED not in load_foreign(ours, format="torchvision").notes
+
+
+def test_what_is_assumed_is_what_our_network_computes(tmp_path) -> None:
+    models = pytest.importorskip("torchvision").models
+    with torch.random.fork_rng(devices=[]):
+        plain = randomise(models.resnet50(weights=None))
+        dilated = models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+    state = plain.state_dict()
+    foreign = load_foreign(saved(tmp_path, state), format="torchvision")
+    features = foreign.network.double().features(images(40), "normal")
+
+    def others(model):
+        model.load_state_dict(state)
+        model.fc = nn.Identity()
+        return model.eval().double()(normalised(images(40)))
+
+    with torch.random.fork_rng(devices=[]):
+        epsilon = models.resnet50(weights=None, norm_layer=lambda width: nn.BatchNorm2d(width, eps=1e-3))
+        activation = models.resnet50(weights=None)
+    for part in list(activation.modules()):
+        if hasattr(part, "relu"):
+            part.relu = nn.SiLU()
+    # the state dicts are one and the same, so that only a note can tell
+    assert agree(features, others(plain))
+    assert not any(agree(features, others(model)) for model in (dilated, epsilon, activation))
+
+
+def test_timms_blurring_network_has_the_entries_of_the_plain_one_so_that_only_the_note_tells(tmp_path) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng(devices=[]):
+        model = randomise(timm.create_model("resnetblur18", num_classes=0))
+    foreign = load_foreign(saved(tmp_path, model.state_dict()), format="timm")
+    assert ASSUMED in foreign.notes
+    assert not agree(foreign.network.double().features(images(40), "normal"), model.double()(normalised(images(40))))
+
+
+def test_variants_that_a_file_betrays_are_refused(tmp_path) -> None:
+    state = torchvision_state(ordinary(stem="imagenet"), "normal")
+
+    def checkpoint(**beside):
+        return saved(tmp_path, {"state_dict": state, **beside})
+
+    for name in ("resnetaa50", "resnetblur18", "resnetblur50.bt_in1k"):
+        for beside in ({"arch": name}, {"args": argparse.Namespace(model=name)}, {"args": {"arch": name}}):
+            with pytest.raises(ValueError, match=f"its network is {name}, with anti-aliased pooling"):
+                load_foreign(checkpoint(**beside), format="timm")
+    layers = {"aa_layer": "blur", "act_layer": "silu", "output_stride": 8, "bn_eps": 1e-3}
+    for option, value in {**layers, "gp": "max", "global_pool": "catavgmax"}.items():
+        for args in (argparse.Namespace(model_kwargs={option: value}), argparse.Namespace(**{option: value})):
+            with pytest.raises(ValueError, match=re.escape(f"built with {option}={value!r}")):
+                load_foreign(checkpoint(args=args), format="timm")
+    kwargs = {"act_layer": "relu", "output_stride": 32}
+    usual = argparse.Namespace(model="resnet50.a1_in1k", bn_eps=None, gp=None, model_kwargs=kwargs)
+    assert ASSUMED in load_foreign(checkpoint(arch="resnet50", args=usual), format="timm").notes
+    for args in (None, 3, ["aa_layer"], argparse.Namespace(model=None, model_kwargs=None, gp=[1], bn_eps=1e-5)):
+        assert ASSUMED in load_foreign(checkpoint(arch=None, args=args), format="timm").notes
+    blurred = saved(tmp_path, state | {"maxpool.1.filt": torch.ones(8, 1, 3, 3)})
+    with pytest.raises(ValueError, match=r"not understood: maxpool\.1\.filt"):
+        load_foreign(blurred, format="timm")
+
+
+def test_torchvisions_dilated_encoders_for_segmentation_are_refused(tmp_path) -> None:
+    segmentation = pytest.importorskip("torchvision.models.segmentation")
+    with torch.random.fork_rng(devices=[]):
+        state = segmentation.fcn_resnet50(weights=None, weights_backbone=None).state_dict()
+    with pytest.raises(ValueError, match=r"classifier\.0\.weight is a convolution, so this is a segmentation network"):
+        load_foreign(saved(tmp_path, state), format="torchvision")
+
+
+@pytest.mark.parametrize("order", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.module."])
+def test_torchs_wrappers_are_taken_off_in_any_order(tmp_path, order) -> None:
+    network = ordinary()
+    state = {f"{order}{name}": value for name, value in torchvision_state(network, "normal").items()}
+    foreign = load_foreign(saved(tmp_path, state), format="torchvision", **ASKED)
+    assert digest(foreign.network.backbone) == digest(network.backbone)
 
 
 @pytest.mark.parametrize("format, hidden", [("acl", 64), ("astra", 256), ("dynacl", 64)])

@@ -1,7 +1,10 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from ssl_core.rng import Streams, derive_seed
+from ssl_core.rng import Streams, derive_seed, global_generators_kept
 
 
 def draw(streams: Streams, name: str) -> torch.Tensor:
@@ -58,3 +61,16 @@ def test_derived_seeds_are_63_bits() -> None:
     seeds = {derive_seed(seed, name) for seed in range(50) for name in "abc"}
     assert len(seeds) == 150
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_global_generators_are_put_back_even_after_an_error() -> None:
+    before = (random.random(), np.random.rand(), torch.rand(()).item())
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    with pytest.raises(KeyError), global_generators_kept():
+        random.seed(1)
+        np.random.seed(1)
+        torch.random.manual_seed(1)
+        raise KeyError
+    found = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    assert found[0] == states[0] and np.array_equal(found[1][1], states[1][1]) and torch.equal(found[2], states[2])
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) != before

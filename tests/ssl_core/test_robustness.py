@@ -9,7 +9,7 @@ from ssl_core import robustness
 from ssl_core.attacks import Attacked, Budget, pgd
 from ssl_core.images import ImageSet
 from ssl_core.probes import Classifier, RawPixels
-from ssl_core.robustness import clean_accuracy, fgsm_accuracy, pgd_accuracy, step_size_for
+from ssl_core.robustness import clean_accuracy, device_of, fgsm_accuracy, pgd_accuracy, step_size_for
 from ssl_core.views import as_float
 
 SHAPE = (3, 5, 5)
@@ -77,6 +77,24 @@ def test_epsilon_zero_is_the_clean_accuracy(linear: Classifier, test_set: ImageS
     assert torch.equal(pgd_accuracy(linear, test_set.images, test_set.labels, 0.0, generator=generator), clean)
 
 
+def test_at_epsilon_zero_the_clean_outcome_itself_comes_back(
+    linear: Classifier, test_set: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is classified again: in other batches a near tie could go the other way."""
+    assert test_set.labels is not None
+    clean = torch.arange(N) < 7
+    monkeypatch.setattr(robustness, "pgd", None)
+    monkeypatch.setattr(robustness, "is_correct", None)
+    data = (linear, test_set.images, test_set.labels, 0.0)
+    for robust in (
+        pgd_accuracy(*data, generator=torch.Generator(), restarts=3, clean=clean),
+        fgsm_accuracy(*data, clean=clean),
+    ):
+        assert torch.equal(robust, clean) and robust is not clean
+    with pytest.raises(ValueError, match="restarts is 0"):
+        pgd_accuracy(*data, generator=torch.Generator(), restarts=0, clean=clean)
+
+
 def test_an_image_lost_without_attack_is_not_attacked_and_stays_lost(linear: Classifier, test_set: ImageSet) -> None:
     assert test_set.labels is not None
     clean = torch.arange(N) < N // 2
@@ -88,9 +106,52 @@ def test_an_image_lost_without_attack_is_not_attacked_and_stays_lost(linear: Cla
 
 
 def test_step_sizes() -> None:
-    assert [255 * step_size_for(numerator / 255) for numerator in (0, 1, 2, 4, 8, 16)] == pytest.approx(
-        [0, 0.5, 1, 2, 2, 2]
+    assert [255 * step_size_for(numerator / 255) for numerator in (0, 1, 2, 20, 24, 32, 255)] == pytest.approx(
+        [0, 0.5, 1, 2.5, 3, 4, 2.5 * 255 / 20]
     )
+    # to the last bit, since results so far were measured with it
+    assert {step_size_for(numerator / 255) for numerator in range(4, 17)} == {2 / 255}
+
+
+def test_twenty_steps_cross_a_large_ball(linear: Classifier) -> None:
+    """From any start; steps of 2/255 do not, and would overstate the accuracy."""
+    weight = linear.head.get_parameter("weight")
+    generator = torch.Generator().manual_seed(3)
+    # pushed to one class by 20 to 60: some can be lost within 32, some cannot, and no bound binds
+    push = torch.linspace(20, 60, N)[:, None] * (weight[1] - weight[0]).sign()
+    push[::2] *= -1
+    noise = torch.randint(-10, 11, (N, 75), generator=generator)
+    images = (128 + push + noise).round().to(torch.uint8).view(N, *SHAPE)
+    labels = linear(as_float(images)).argmax(1)
+    test, epsilon = ImageSet(images, labels, ("a", "b"), "pushed"), 32 / 255
+    margins = worst_margins(linear, test, epsilon)
+    assert float(margins.abs().min()) > 1e-5 and 0.2 * N < int((margins > 0).sum()) < 0.8 * N
+
+    def robust(step_size: float | None) -> Tensor:
+        start = torch.Generator().manual_seed(0)
+        return pgd_accuracy(linear, images, labels, epsilon, generator=start, step_size=step_size)
+
+    assert torch.equal(robust(None), margins > 0)
+    assert torch.equal(fgsm_accuracy(linear, images, labels, epsilon), margins > 0)
+    assert int(robust(2 / 255).sum()) > int((margins > 0).sum())
+
+
+def test_the_device_is_that_of_the_parameters_or_else_of_the_buffers() -> None:
+    class Tables(nn.Module):
+        def __init__(self, parameter: str | None, buffer: str | None) -> None:
+            super().__init__()
+            if buffer is not None:
+                self.register_buffer("table", torch.zeros(1, device=buffer))
+            if parameter is not None:
+                self.weight = nn.Parameter(torch.zeros(1, device=parameter))
+
+    for parameter, buffer, expected in (
+        (None, None, "cpu"),
+        (None, "meta", "meta"),
+        ("cpu", "meta", "cpu"),
+        ("meta", "cpu", "meta"),
+    ):
+        assert device_of(Tables(parameter, buffer)) == torch.device(expected)
 
 
 @pytest.mark.parametrize("numerator", [1, 4, 8, 12])

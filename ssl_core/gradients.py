@@ -1,0 +1,213 @@
+"""Whether a classifier's gradients are its own: finite, not zero, and what its logits do when the images move.
+
+Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1; Carlini et al. 2019,
+"On evaluating adversarial robustness", section 5. `ssl_core.masking` says what else an attack needs.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_core.networks import TargetNetwork
+from ssl_core.rng import Streams
+from ssl_core.robustness import logits_of
+from ssl_core.sanity import MASKING, SanityError
+
+EPSILON = 8 / 255
+TURNED = 0.7
+"""A cosine. In bfloat16 gradients have 0.99 in the median with the exact ones."""
+DISAGREES = 0.1
+"""In parts of a derivative. ReLU, max-pooling and kNN networks have at most 0.07 for nine images of ten."""
+HIDDEN = 0.5
+"""In parts of a derivative: rounding above this hides it."""
+ROUNDING_LOW = 5e-2
+"""How far bfloat16 may move logits, in parts of their spread."""
+STEPS = (1e-7, 1e-5, 1e-4, 1e-3, 4e-3)
+"""Half-widths of the central differences, as fractions of the pixels' range: the best of them counts for each image.
+
+Small ones cross no kink of a ReLU or max-pooling network and no jump of a kNN vote, large ones stand above the rounding
+of float32, in which the first is of no use.
+"""
+FEW = 8
+"""Of fewer images no share is evidence."""
+_DIRECTIONS = 2
+_POINTS = 3
+_NUDGE = 1e-3
+"""Between the points where rounding is estimated: enough to round anew in bfloat16."""
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit less the largest other one: (n, classes), (n,) -> (n,); positive where the image is right."""
+    label = labels[:, None]
+    return (logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+
+
+def spread(logits: Tensor) -> float:
+    """The largest logit less the median one, in the median of images: a class masked with -1e9 does not widen it."""
+    return float((logits.amax(1) - logits.median(1).values).median()) or 1.0
+
+
+def telling(count: int, n: int, share: float) -> bool:
+    """Whether so many of n images are evidence: more than two and more than a share of them, of `FEW` or more."""
+    return n >= FEW and count > max(2, share * n)
+
+
+def check_gradients(
+    classifier: nn.Module, x: Tensor, y: Tensor, correct: Tensor, streams: Streams, *, sign_attacks: bool = True
+) -> list[str]:
+    """Raise where gradients would mislead an attack; `ssl_core.masking.check_classifier` says what is asked of them.
+
+    Args:
+        classifier: images (n, 3, H, W) in [0, 1] -> float logits (n, classes), in eval mode.
+        x: images (n, 3, H, W) in [0, 1], on the classifier's device.
+        y: their labels, int64 (n,).
+        correct: which are classified correctly, bool (n,); saturation and zeros are counted among them, if any.
+        streams: of the random points and directions.
+        sign_attacks: whether PGD or FGSM on the cross entropy will be run, which saturation would make void.
+
+    Returns:
+        Notes.
+
+    Raises:
+        SanityError: with the figures.
+    """
+    draw = streams["masking/start"]
+    start = (x + EPSILON * (2 * torch.rand(x.shape, generator=draw) - 1).to(x.device)).clamp_(0, 1)
+    # inside [0, 1], so that the differences stay there too: a classifier may clip its input
+    inset = 2 * max(STEPS)
+    start = start * (1 - 2 * inset) + inset
+    logits = logits_of(classifier, start)
+    gradient = _gradient(classifier, start, y, margin)
+    if broken := int((~gradient.flatten(1).isfinite().all(1)).sum()):
+        raise SanityError(f"the gradients of {broken} of {len(x)} images are not finite")
+    notes = []
+    asked = correct if bool(correct.any()) else torch.ones_like(correct)
+    total, zero = int(asked.sum()), gradient.flatten(1).abs().amax(1) == 0
+    flat = int((zero & asked).sum())
+    figures = f"the margin's gradient is zero for {flat} of {total} images, which no attack by gradients can move"
+    # as between rows: two
+    if flat > 2:
+        raise SanityError(f"{figures}: {MASKING}")
+    if flat:
+        notes.append(figures)
+    notes += _check_differences(classifier, start, y, gradient, logits, streams)
+    return notes + _saturation(classifier, start, y, asked, zero, logits, sign_attacks)
+
+
+def _gradient(classifier: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = objective(classifier(x), y).sum()
+        gradient = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        raise SanityError(f"the logits carry no gradient to the images: they were detached, {MASKING}")
+    return gradient
+
+
+def _check_differences(
+    classifier: nn.Module, x: Tensor, y: Tensor, gradient: Tensor, logits: Tensor, streams: Streams
+) -> list[str]:
+    n = len(x)
+    exact, reason, differs = _in_double(classifier, x, logits)
+    model = exact or classifier
+    notes = [] if exact else [f"the gradients' central differences are taken in float32, since {reason}"]
+    wide = x.double() if exact else x
+
+    def signs(name: str, count: int) -> list[Tensor]:
+        return list(torch.randint(2, (count, *x.shape), generator=streams[name]).mul_(2).sub_(1).to(wide))
+
+    # where rounding is not out of the way, what it does is seen in how the same comparison varies from point to point
+    points = [wide] if exact else [wide + _NUDGE * nudge for nudge in signs("masking/points", _POINTS)]
+    slopes = torch.stack([_gradient(model, point, y, margin) for point in points])
+    # what is attacked is not the copy; rounding in bfloat16 turns a gradient by far less than a right angle
+    if exact:
+        cosines = F.cosine_similarity(slopes[0].flatten(1), gradient.to(slopes).flatten(1))
+        turned = int((cosines < TURNED).sum())
+        figures = (
+            f"the gradients of {turned} of {n} images point elsewhere than those of a copy in float64: the cosine is "
+            f"{float(cosines.median()):.2f} in the median, {MASKING}"
+        )
+        notes += _verdict(figures, turned, n)
+    # along random signs the derivative is of the size of the gradient's norm, but may be near zero for some
+    floor = 0.1 * slopes.flatten(2).norm(dim=2).mean(0)
+    errors = []
+    for step in STEPS if exact else STEPS[1:]:
+        by_direction = []
+        for direction in (slopes[0].sign(), *signs(f"masking/direction/{step!r}", _DIRECTIONS)):
+            move = step * direction
+            change = [margin(logits_of(model, at + move), y) - margin(logits_of(model, at - move), y) for at in points]
+            expected, measured = (slopes * direction).flatten(2).sum(2), torch.stack(change) / (2 * step)
+            scale = torch.maximum(torch.maximum(expected.mean(0).abs(), measured.mean(0).abs()), floor)
+            difference = expected - measured
+            noise = difference.amax(0) - difference.amin(0)  # of a single point there is none
+            error = ((difference.mean(0).abs() - noise).clamp(min=0) / scale).nan_to_num(0)  # 0 / 0: known to be flat
+            by_direction.append(error.masked_fill(noise > HIDDEN * scale, torch.nan))
+        # along the sign the derivative is largest: where that is hidden, all is
+        worst = torch.stack(by_direction).nan_to_num(0).amax(0)
+        errors.append(worst.masked_fill(by_direction[0].isnan(), torch.inf))
+    best = torch.stack(errors).amin(0)
+    seen = best.isfinite()
+    if hidden := int((~seen).sum()):
+        notes.append(f"rounding hides the derivatives of {hidden} of {n} images, so nothing can be said about them")
+    off = int((best[seen] > DISAGREES).sum())
+    figures = (
+        f"the gradients of {off} of {n} images differ from central differences by more than {100 * DISAGREES:g} % "
+        f"({100 * float(best.median()):.1f} % in the median), {MASKING}: is something rounded, clipped, detached or "
+        "rescaled?"
+    )
+    # votes that hang on rounding jump at steps above it, and what lies between the jumps cannot be seen
+    if differs:
+        return notes + [figures] * (off > n / 3)
+    return notes + _verdict(figures, off, n)
+
+
+def _verdict(figures: str, count: int, n: int) -> list[str]:
+    """An error if more than half of the images are at fault, so that the median is; a note from a third on."""
+    if telling(count, n, 1 / 2):
+        raise SanityError(figures)
+    return [figures] if count > n / 3 else []
+
+
+def _in_double(classifier: nn.Module, x: Tensor, logits: Tensor) -> tuple[nn.Module | None, str, bool]:
+    """A copy that computes the same in float64, or None, why not, and whether it runs but gives other logits."""
+    try:
+        model = copy.deepcopy(classifier).double()
+        for network in (part for part in model.modules() if isinstance(part, TargetNetwork)):
+            network.precision = "fp32"  # which is to say, no autocast and no rounding to float32
+        found = logits_of(model, x.double())
+    # the user's code may object to a copy or to float64 with any error, an assert among them
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        return None, f"a copy does not run in float64 ({type(error).__name__}: {first[:100]})", False
+    if found.dtype != torch.float64:
+        return None, f"a copy in float64 gives logits in {found.dtype}", False
+    difference = float(((found - logits).abs().amax(1) / spread(logits)).median())
+    if difference > ROUNDING_LOW:
+        return None, f"a copy in float64 gives logits that differ by {100 * difference:.1f} % of their spread", True
+    return model, "", False
+
+
+def _saturation(
+    classifier: nn.Module, x: Tensor, y: Tensor, asked: Tensor, zero: Tensor, logits: Tensor, sign_attacks: bool
+) -> list[str]:
+    """On the cross entropy, whose derivative by the label's logit is the softmax less 1."""
+    saturated = asked & (logits.softmax(1).gather(1, y[:, None]).squeeze(1) == 1)
+    if not bool(saturated.any()):
+        return []
+    gradient = _gradient(classifier, x, y, lambda z, labels: F.cross_entropy(z, labels, reduction="none"))
+    lost = int((asked & ~zero & (gradient.flatten(1).abs().amax(1) == 0)).sum())
+    total = int(asked.sum())
+    figures = (
+        f"the softmax of {int(saturated.sum())} of {total} images rounds to 1 (median margin "
+        f"{float(margin(logits, y)[asked].median()):.1f}): there PGD on the cross entropy has a part of the gradient "
+        f"only, and for {lost} none, though the margin has one; AutoAttack's targeted attack does not depend on the "
+        "logits' scale"
+    )
+    if sign_attacks and telling(lost, total, 1 / 2):
+        raise SanityError(f"{figures}; the figures of PGD would be void")
+    return [figures]
