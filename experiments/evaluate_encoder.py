@@ -76,7 +76,8 @@ def _run(given: argparse.Namespace, command: str) -> int:
         console.print(for_terminal(table))
     for text in remarks(rows, facts["notes"]):
         say(text)
-    say(f"results lie in {store.path}; as a page: {shlex.join(['python', 'experiments/report.py', str(store.path)])}")
+    page = shlex.join(["python", "experiments/report.py", str(store.path)])
+    say(f"results lie in {store.path}; as a page, with intervals: {page}")
     for name, reason in facts["void"].items():
         print(f"evaluate_encoder.py: error: no figure for {name}: {reason}", file=sys.stderr)
     return 1 if facts["void"] else 0

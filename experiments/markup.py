@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich import table as terminal
+from rich.box import SIMPLE_HEAD
 from rich.text import Text
 
 MISSING = "-"
@@ -61,12 +62,15 @@ def to_html(table: Table) -> str:
 
 
 def for_terminal(table: Table) -> terminal.Table:
-    """The table for a terminal."""
-    made = terminal.Table(title=table.title, caption=table.note, title_justify="left", caption_justify="left")
+    """The table for a terminal: without smaller print, for which eighty columns have no room."""
+    made = terminal.Table(
+        title=table.title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for column, number in zip(table.columns, _number_columns(table), strict=True):
-        made.add_column(Text(column), justify="right" if number else "left")
+        made.add_column(Text(column), justify="right" if number else "left", overflow="fold")
     for row in table.rows:
-        made.add_row(*(Text(entry.text, style="bold" if entry.best else "") for entry in row))
+        texts = (entry.text.partition("\n")[0] for entry in row)
+        made.add_row(*(Text(text, style="bold" if entry.best else "") for text, entry in zip(texts, row, strict=True)))
     return made
 
 

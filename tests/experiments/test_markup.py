@@ -1,6 +1,9 @@
+import io
 from html.parser import HTMLParser
 
-from experiments.markup import Entry, Table, to_html, to_markdown
+from rich.console import Console
+
+from experiments.markup import Entry, Table, for_terminal, to_html, to_markdown
 
 HOSTILE = Table(
     "A | B <script>", "5 < 6 & *so* on", ["a*m", "p|q"], [[Entry("<b>&", best=True), Entry("1.0 | `x`\nIQM [2]")]]
@@ -45,3 +48,13 @@ def test_html_is_escaped() -> None:
     assert "script" not in seen.tags and "b" not in seen.tags
     assert "<strong>&lt;b&gt;&amp;</strong>" in text and "<br><small>IQM [2]</small>" in text
     assert '<th scope="col" class="number">p|q</th>' in text and '<td class="number">1.0' in text
+
+
+def test_a_terminal_of_eighty_columns_shows_the_first_lines() -> None:
+    columns = ["protocol", "images", "SA", *(f"PGD-20 {radius}/255" for radius in (4, 8, 12, 16)), "AA 8/255", "standard"]
+    entries = [Entry("LP-AFF"), Entry("10000"), *[Entry("50.0\n40.1 to 59.9")] * 6, Entry("no")]
+    file = io.StringIO()
+    Console(file=file, width=80, color_system=None).print(for_terminal(Table("Accuracy", "", columns, [entries])))
+    lines = file.getvalue().splitlines()
+    assert any(line.split() == ["LP-AFF", "10000", *["50.0"] * 6, "no"] for line in lines)
+    assert "12/255" in file.getvalue() and "…" not in file.getvalue() and "40.1" not in file.getvalue()
