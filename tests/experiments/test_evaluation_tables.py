@@ -30,7 +30,7 @@ def test_accuracies_stand_a_line_a_classifier_and_a_column_an_attack() -> None:
     table = tables(ROWS)[0]
     assert list(table.columns) == [
         "protocol",
-        "images",
+        "n",
         "SA",
         "PGD-20 4/255",
         "PGD-20 8/255",

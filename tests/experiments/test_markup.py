@@ -51,7 +51,8 @@ def test_html_is_escaped() -> None:
 
 
 def test_a_terminal_of_eighty_columns_shows_the_first_lines() -> None:
-    columns = ["protocol", "images", "SA", *(f"PGD-20 {radius}/255" for radius in (4, 8, 12, 16)), "AA 8/255", "standard"]
+    radii = [f"PGD-20 {radius}/255" for radius in (4, 8, 12, 16)]
+    columns = ["protocol", "n", "SA", *radii, "AA 8/255", "standard"]
     entries = [Entry("LP-AFF"), Entry("10000"), *[Entry("50.0\n40.1 to 59.9")] * 6, Entry("no")]
     file = io.StringIO()
     Console(file=file, width=80, color_system=None).print(for_terminal(Table("Accuracy", "", columns, [entries])))
