@@ -34,8 +34,11 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         f"{NAMES[attack]} {radius_text(norm, epsilon)}{_starts(restarts)}"
         for norm, attack, epsilon, restarts in columns
     ]
-    note = f"Accuracy in % of n test images. {INTERVALS} Worst: right under every attack of that radius. Standard: got exactly by the "
-    return Table("Accuracy", note + "published protocol.", ["protocol", "n", "SA", *heads, "standard"], lines)
+    note = (
+        f"Accuracy in % of n test images. {INTERVALS} Worst: right under every attack of that radius. Standard: got "
+        "exactly by the published protocol."
+    )
+    return Table("Accuracy", note, ["protocol", "n", "SA", *heads, "standard"], lines)
 
 
 def stages_table(rows: Sequence[Row]) -> Table:
