@@ -70,6 +70,7 @@ def _run(given: argparse.Namespace, command: str) -> int:
     else:
         subject = subject_of(given, device)
         store = EvaluationStore(given.out or default_folder(given, subject))
+        store.begin()
         rows, facts = evaluate(subject, given, store, console, device)
     store.conclude(rows, facts | {"command": command})
     for table in tables(rows):

@@ -134,7 +134,11 @@ def make_parser(description: str) -> OneLineParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="by default RUN/evaluation, or evaluations/NAME")
     run.add_argument("--seed", type=int, default=0, metavar="N")
     run.add_argument(
-        "--attack_batch_size", type=int, default=256, metavar="N", help="of fgsm and pgd20; by default 256"
+        "--attack_batch_size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="of fgsm and pgd20, by default 256; autoattack takes at most 100 of it",
     )
     run.add_argument("--device", choices=DEVICES, default="auto")
     run.add_argument("--progress", choices=PROGRESS, default="auto")
@@ -183,6 +187,8 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--everything says it all: leave --protocols, --attacks and --shifts out")
     if given.attacks and "none" in given.attacks and len(given.attacks) > 1:
         raise ValueError("--attacks none goes with no other attack")
+    if given.norm != "Linf" and not set(given.attacks or ATTACKS) & set(LONG_ATTACKS):
+        raise ValueError(f"--norm {given.norm} is of autoattack, which is not among the attacks")
     for name in ("epochs", "batch_size", "neighbours", "restarts", "attack_batch_size", "image_size", "every"):
         value = getattr(given, name)
         if value is not None and value < 1:
@@ -320,6 +326,8 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
             deviations.append(f"{len(part):,} {what} images only")
     if name in NATIVE_SIZES and size not in (None, NATIVE_SIZES[name]):
         deviations.append(f"images resized to {size} pixels")
+    if settings is not None and own is None:
+        deviations.append(f"encoder pre-trained on {settings.dataset}")
     return LabelledData(name, split, tuple(deviations))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_core.checkpoint import load_checkpoint, save_checkpoint
+from ssl_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ssl_core.results import Row, read_results, replacing, write_results
 
 SCHEMA = 1
@@ -35,8 +36,8 @@ class Part:
 class EvaluationStore:
     """Parts of an evaluation and the classifiers that it trained, each named by all that decides it.
 
-    `parts/KEY/` holds a part's rows, notes and outcomes; `classifiers/KEY.pt` what a training gave; `states/KEY/` where
-    long attacks have got to; `evaluation.json` the rows of the last command.
+    `parts/KEY/` holds a part's rows, notes, outcomes and figures; `classifiers/KEY.pt` what a training gave;
+    `states/KEY/` where long attacks have got to; `evaluation.json`, `facts.json` and `figures/` are the last command's.
 
     Args:
         path: the folder; it is made when something is kept.
@@ -47,12 +48,19 @@ class EvaluationStore:
         self.figures = path / "figures"
         self.file = path / EVALUATION
 
+    def begin(self) -> None:
+        """Takes away what the last command has drawn: it may be of another encoder."""
+        shutil.rmtree(self.figures, ignore_errors=True)
+
     def part(self, key: Mapping[str, Any]) -> Part | None:
         """The part kept under a key, None where there is none."""
         folder = self.path / "parts" / _name(key)
         if not (folder / "part.json").is_file():
             return None
-        document = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+        try:
+            document = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / 'part.json'} is damaged ({error}): delete {folder}") from error
         outcomes = {name: torch.tensor([mark == "1" for mark in marks]) for name, marks in document["outcomes"].items()}
         return Part(read_results(folder / "rows.json"), document["notes"], outcomes)
 
@@ -68,13 +76,26 @@ class EvaluationStore:
     def classifier(self, key: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
         """What `keep_classifier` kept under a key, None where there is nothing."""
         path = self.path / "classifiers" / f"{_name(key)}.pt"
-        return load_checkpoint(path, "classifier", device) if path.is_file() else None
+        try:
+            return load_checkpoint(path, "classifier", device) if path.is_file() else None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: delete it, and it is trained anew") from error
 
     def keep_classifier(self, key: Mapping[str, Any], payload: dict[str, Any]) -> None:
         """Keeps plain tensors and values under a key."""
         folder = self.path / "classifiers"
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder / f"{_name(key)}.pt", "classifier", {"key": json.dumps(key), **payload})
+
+    def figures_of(self, key: Mapping[str, Any]) -> Path:
+        """The folder for the figures of a part."""
+        return self.path / "parts" / _name(key) / "figures"
+
+    def show(self, figures: Path) -> None:
+        """Puts the figures of a part among those of the last command."""
+        self.figures.mkdir(parents=True, exist_ok=True)
+        for figure in sorted(figures.glob("*.png")):
+            shutil.copyfile(figure, self.figures / figure.name)
 
     def states(self, key: Mapping[str, Any]) -> Path:
         """The folder for the states of attacks on a classifier."""
@@ -83,7 +104,7 @@ class EvaluationStore:
         return folder
 
     def conclude(self, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-        """Writes `evaluation.json` (the rows) and `evaluation-facts.json` (notes, command, machine)."""
+        """Writes `evaluation.json` (the rows) and `facts.json` (notes, command, machine)."""
         write_results(self.file, rows)
         _write(self.path / "facts.json", {"schema": SCHEMA, **facts})
 

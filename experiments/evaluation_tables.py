@@ -8,7 +8,7 @@ from ssl_core.sanity import STAGES
 
 NAMES = {"pgd20": "PGD-20", "fgsm": "FGSM", "autoattack": "AA", "autoattack-quick": "AA quick", "worst": "worst"}
 FAMILIES = ("noise", "blur", "weather", "digital", "corruptions", "black", "padded", "perspective")
-INTERVALS = "In brackets the 95 % interval over the test images (Wilson; means over a family: bootstrap)."
+INTERVALS = "Below a figure its 95 % interval over the test images (Wilson; means over a family: bootstrap)."
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -91,7 +91,7 @@ def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[str
                 concerned = reasons.setdefault(reason, [])
                 if name not in concerned:
                     concerned.append(name)
-    said = [f"not standard ({', '.join(names)}): {reason}" for reason, names in reasons.items()]
+    said = [f"not standard ({'; '.join(names)}): {reason}" for reason, names in reasons.items()]
     return said + [f"{what}: {note}" for what, found in notes.items() for note in found]
 
 

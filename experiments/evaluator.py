@@ -1,7 +1,8 @@
 """One evaluation: every protocol asked for, its attacks and its shifts, checked and kept part by part."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -138,7 +139,9 @@ class Evaluator:
     def origin(self, protocol: str, fraction: float = 1.0) -> Origin:
         """What the rows of a protocol have in common."""
         deviations: tuple[str, ...] = ()
-        if protocol != "features":
+        if protocol == "features":
+            deviations = (*self.deviations, "no published protocol for the health of features")
+        else:
             images = len(self.labelled(protocol, fraction))
             routes = (self.subject.clean_route, self.subject.route)
             own = self.protocols.deviations(protocol, images, routes)
@@ -186,15 +189,16 @@ class Evaluator:
             if signed:
                 notes += masking_evidence(model, test.images, labels, seed=self.plan.seed)
             self.stages.begin(f"{label}: attacks")
-            found = evaluate(
-                model,
-                test,
-                self.plan.attacks,
-                origin=origin,
-                batch_size=self.plan.batch_size,
-                state_dir=self.store.states(trained),
-                progress=self.stages.update,
-            )
+            with unchanged(model, "while it was attacked"):
+                found = evaluate(
+                    model,
+                    test,
+                    self.plan.attacks,
+                    origin=origin,
+                    batch_size=self.plan.batch_size,
+                    state_dir=self.store.states(trained),
+                    progress=self.stages.update,
+                )
             notes += found.notes + square_drops(found.rows)
             outcomes = {describe(attack): right for attack, right in found.correct.items()}
             return Part(found.rows, notes, outcomes)
@@ -211,22 +215,27 @@ class Evaluator:
                 key["photographs"] = self.plan.photographs and tensor_digest(*self.plan.photographs)
 
             def shifted(shift: str = shift) -> Part:
-                if shift == CORRUPTIONS:
-                    return Part(
-                        evaluate_corruptions(
-                            classifier(),
-                            test,
-                            origin=origin,
-                            severities=self.plan.severities,
-                            photographs=self.plan.photographs,
-                            progress=self.stages.update,
-                        )
-                    )
-                return Part(evaluate_perspective(classifier(), test, origin=origin, progress=self.stages.update))
+                model = classifier()
+                self.stages.begin(f"{label}: {shift}")
+                with unchanged(model, f"while it was evaluated under {shift}"):
+                    return Part(self._shifted(shift, model, origin))
 
             rows += self.kept(key, f"{label}: {shift}", shifted).rows
         # a part is found by the encoder's weights, and the same weights may have another name by now
         return [replace(row, checkpoint=self.subject.checkpoint) for row in rows]
+
+    def _shifted(self, shift: str, classifier: nn.Module, origin: Origin) -> list[Row]:
+        test, update = self.data.test, self.stages.update
+        if shift == PERSPECTIVE:
+            return evaluate_perspective(classifier, test, origin=origin, progress=update)
+        return evaluate_corruptions(
+            classifier,
+            test,
+            origin=origin,
+            severities=self.plan.severities,
+            photographs=self.plan.photographs,
+            progress=update,
+        )
 
     def _classifier(self, protocol: str, fraction: float, label: str) -> nn.Module:
         key = self.key("training", protocol, fraction)
@@ -262,7 +271,11 @@ class Evaluator:
             "encoder": self.subject.digest,
             "route": self.subject.route,
             "data": self._digests,
+            "dataset": self.protocols.dataset,
             "seed": self.plan.seed,
+            # other code may give other figures, and a row names the commit that made it
+            "commit": self.commit,
+            "code": self.subject.answers,
             "device": self.device.type,
             "versions": {name: versions()[name] for name in ("torch", "pyautoattack")},
             "deviations": list(self.deviations),
@@ -277,9 +290,18 @@ class Evaluator:
             self.notes.setdefault(what, []).extend(notes)
 
 
+@contextmanager
+def unchanged(classifier: nn.Module, when: str) -> Iterator[None]:
+    """Raises a SanityError unless the classifier's weights and statistics stay as they are."""
+    before = fingerprint(classifier)
+    yield
+    check_frozen(before, fingerprint(classifier), when, "classifier")
+
+
 def named(protocol: str, fraction: float = 1.0) -> str:
     """A protocol at a share of the labels, in a few words."""
-    return protocol.upper() if fraction == 1 else f"{protocol.upper()} with {100 * fraction:g} % of the labels"
+    name = "the model as it is" if protocol == "classifier" else protocol.upper()
+    return name if fraction == 1 else f"{name} with {100 * fraction:g} % of the labels"
 
 
 def describe(attack: Attack) -> str:

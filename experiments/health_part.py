@@ -14,7 +14,7 @@ TSNE, SPECTRUM, LANDSCAPE = "tsne.png", "spectrum.png", "landscape.png"
 
 
 def health_part(evaluator: Evaluator) -> list[Row]:
-    """The rows of `experiments.health.representation_health`; its figures go to the store's folder.
+    """The rows of `experiments.health.representation_health`; its figures are kept with them.
 
     Strong views are those of the encoder's run, for another encoder the published ones.
 
@@ -27,6 +27,8 @@ def health_part(evaluator: Evaluator) -> list[Row]:
         encoder = FeaturesOnly(encoder)
     views = settings.make_views() if settings is not None else ViewSettings()
     doing = "representation health"
+    key = evaluator.key("health") | {"views": asdict(views)}
+    figures = store.figures_of(key)
 
     def measured() -> Part:
         # matplotlib and scikit-learn take a second to import
@@ -42,10 +44,12 @@ def health_part(evaluator: Evaluator) -> list[Row]:
         )
         stages.begin(f"{doing}: figures")
         clean, attacked = health.vectors["features"], health.vectors["features/attacked"]
-        tsne(clean, attacked, health.labels, health.classes, store.figures / TSNE, evaluator.plan.seed)
-        spectrum({"clean": clean, "attacked": attacked}, store.figures / SPECTRUM)
+        tsne(clean, attacked, health.labels, health.classes, figures / TSNE, evaluator.plan.seed)
+        spectrum({"clean": clean, "attacked": attacked}, figures / SPECTRUM)
         if health.landscape is not None:
-            landscape(health.landscape, store.figures / LANDSCAPE)
+            landscape(health.landscape, figures / LANDSCAPE)
         return Part(health.rows)
 
-    return list(evaluator.kept(evaluator.key("health") | {"views": asdict(views)}, doing, measured).rows)
+    rows = list(evaluator.kept(key, doing, measured).rows)
+    store.show(figures)
+    return rows

@@ -46,6 +46,7 @@ def evaluate_along(
             f"{given.encoder} has kept no encoder along its training: train with --keep_every {given.every}"
         )
     store = EvaluationStore(given.out or given.encoder / "evaluation-along")
+    store.begin()
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}

@@ -73,10 +73,12 @@ class Protocols:
         tuning: of `aff` and `lp-aff`.
         neighbours: of `knn`.
         views: padding and flips of the weak augmentation.
+        reference: the probe that departures are told from: the published one, or that of the encoder's run.
     """
 
     dataset: str
     probe: ProbeSettings
+    reference: ProbeSettings
     tuning: FineTuneSettings
     neighbours: NeighbourSettings
     views: ViewSettings
@@ -91,12 +93,10 @@ class Protocols:
         """
         if protocol == "classifier":
             return ()
-        if self.dataset not in PROBE_LR:
-            return (f"no published protocol for {self.dataset}",)
-        found: list[str] = []
-        standard = standard_probe(self.dataset)
+        published = self.dataset in PROBE_LR
+        found = [] if published else [f"no published protocol for {self.dataset}"]
         if protocol in (*LINEAR, "lp-aff"):
-            found += departures(self.probe, standard)
+            found += departures(self.probe, self.reference)
         if protocol in ("aff", "lp-aff"):
             found += departures(self.tuning, FineTuneSettings())
             if routes[0] == routes[1]:
@@ -109,7 +109,7 @@ class Protocols:
             # there are no more neighbours than images
             found += departures(replace(self.neighbours, k=min(self.neighbours.k, images)), NeighbourSettings())
         augmented = protocol in ("aff", "lp-aff") or (protocol in LINEAR and self.probe.augment)
-        if augmented and self.views.flip != STANDARD_VIEWS.flip:
+        if published and augmented and self.views.flip != STANDARD_VIEWS.flip:
             found.append(f"flips with probability {self.views.flip:g}, not {STANDARD_VIEWS.flip:g}")
         return tuple(found)
 
@@ -142,6 +142,7 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes) -> 
     probe, flip = standard_probe(dataset), STANDARD_VIEWS.flip
     if own is not None and dataset not in PROBE_LR:
         probe, flip = own_probe(own), own.flip
+    reference = probe
     if changes.epochs is not None:
         steps = milestones(changes.epochs, standard_probe(dataset).milestones)
         probe = replace(probe, epochs=changes.epochs, milestones=steps)
@@ -161,7 +162,7 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes) -> 
     if changes.neighbours is not None:
         neighbours = replace(neighbours, k=changes.neighbours)
     views = replace(STANDARD_VIEWS, flip=flip if changes.flip is None else changes.flip)
-    return Protocols(dataset, probe, tuning, neighbours, views)
+    return Protocols(dataset, probe, reference, tuning, neighbours, views)
 
 
 def own_probe(settings: Settings) -> ProbeSettings:

@@ -100,16 +100,31 @@ def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
     """
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
-    target = EvaluationStore(results / "evaluations" / (name or facts["name"]))
+    name = name or facts["name"] + folder.resolve().name.removeprefix("evaluation")
+    target = EvaluationStore(results / "evaluations" / name)
+    if target.file.is_file() and _origins(read_results(target.file)) != _origins(rows):
+        raise ValueError(f"{target.path} holds the evaluation of another encoder or data set: give --group NAME")
+    target.begin()
     words = shlex.split(facts["command"])
     encoder = make_parser("").parse_args(words[2:]).encoder
-    words = [f"runs/{facts['name']}" if encoder is not None and Path(word) == encoder else word for word in words]
+    words = [_placeless(encoder, facts["name"]) if encoder and Path(word) == encoder else word for word in words]
     command = shlex.join(_without_places(words))
     target.conclude(rows, facts | {"command": command})
     for picture in sorted(store.figures.glob("*.png")):
         target.figures.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, target.figures / picture.name)
     return target.path
+
+
+def _origins(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    return {(row.checkpoint_hash, row.dataset) for row in rows}
+
+
+def _placeless(encoder: Path, run: str) -> str:
+    """An encoder's path without what is one machine's: `runs/NAME`, a checkpoint in it, or a file's name."""
+    if not encoder.suffix:
+        return f"runs/{run}"
+    return f"runs/{run}/checkpoints/{encoder.name}" if encoder.parent.name == "checkpoints" else encoder.name
 
 
 def _without_places(words: Sequence[str]) -> list[str]:

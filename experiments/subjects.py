@@ -11,7 +11,7 @@ from experiments.runlog import RunFolder
 from experiments.settings import Settings
 from ssl_core.checkpoint import load_network
 from ssl_core.dotted import described, imported
-from ssl_core.fingerprints import digest
+from ssl_core.fingerprints import digest, tensor_digest
 from ssl_core.foreign import load_foreign
 from ssl_core.networks import TargetNetwork
 from ssl_core.probes import PlainEncoder
@@ -19,6 +19,8 @@ from ssl_core.probes import PlainEncoder
 NO_ROUTE = "none"
 CLEAN_ROUTE, ATTACKED_ROUTE = "normal", "pgd"
 EXAMPLE = "my_module:build"
+ANSWERED = 8
+"""Images that tell one version of a user's code from another."""
 
 
 class FeaturesOnly(nn.Module):
@@ -48,6 +50,7 @@ class Subject:
         notes: what was assumed in reading it, in sentences.
         classifier: whether the module's outputs are logits already.
         projector: whether the encoder's embeddings are trained ones, where it has a projector at all.
+        answers: digest of what it makes of some images, where its code is the user's and may change; else empty.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Subject:
     notes: Sequence[str] = ()
     classifier: bool = False
     projector: bool = True
+    answers: str = ""
     digest: str = field(init=False)
     """SHA-256 of its weights and statistics."""
 
@@ -137,8 +141,16 @@ def module(path: str, image_size: int, device: torch.device, classifier: bool) -
             raise ValueError(f"model {path!r} returned {described(built)}: expected an nn.Module")
         found = built
     found = found.to(device).eval()
-    encoder = found if classifier else PlainEncoder(found, (3, image_size, image_size))
-    return Subject(path.partition(":")[0].rpartition(".")[2], path, encoder, NO_ROUTE, NO_ROUTE, classifier=classifier)
+    shape = (3, image_size, image_size)
+    encoder = found if classifier else PlainEncoder(found, shape)
+    images = torch.rand(ANSWERED, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        answers = found(images)
+    if not isinstance(answers, Tensor):
+        raise ValueError(f"model {path!r} gives {described(answers)}: expected a tensor of features, or of logits")
+    name = path.partition(":")[0].rpartition(".")[2]
+    marks = tensor_digest(answers)
+    return Subject(name, path, encoder, NO_ROUTE, NO_ROUTE, classifier=classifier, answers=marks)
 
 
 def _clean_route(network: TargetNetwork, route: str) -> str:

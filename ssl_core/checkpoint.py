@@ -93,6 +93,8 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     """
     path = Path(path)
     payload = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path, ("run", "encoder"), device)
+    if "network" not in payload:
+        raise CheckpointError(f"{path}: an exported encoder, in another layout: read it as --format torchvision")
     with torch.random.fork_rng(devices=[]):
         network = TargetNetwork(**payload["network"]["arguments"])
     network.load_state_dict(payload["network"]["state"])

@@ -136,6 +136,8 @@ def device_of(classifier: nn.Module) -> torch.device:
 def logits_of(classifier: nn.Module, images: Tensor) -> Tensor:
     """Logits (n, classes) of images (n, 3, H, W) in [0, 1], on the same device; a RuntimeError if one is not finite."""
     logits = classifier(images)
+    if not isinstance(logits, Tensor):
+        raise RuntimeError(f"the classifier gave a {type(logits).__name__}: expected a tensor of logits")
     if logits.ndim != 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
         raise RuntimeError(
             f"the classifier gave {tuple(logits.shape)} logits with {int((~logits.isfinite()).sum())} that are not "

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import evaluate_encoder, evaluation_request, evaluator, publish, report, train_agent
+from experiments import evaluate_encoder, evaluation_request, evaluator, publish, report, subjects, train_agent
 from experiments.evaluation_store import EvaluationStore
 from ssl_core.images import Split
+from ssl_core.neighbours import NeighbourClassifier
 from ssl_core.results import Row, read_results
+from ssl_core.sanity import SanityError
 
 TINY = "--agent=fixed --limit=120 --test_limit=40 --batch_size=16 --width=4 --epochs=3 --evaluate=false --progress=off"
 QUICK = ["--attacks", "pgd20", "--epsilons", "8/255", "--epochs", "2", "--progress", "off"]
@@ -255,3 +257,47 @@ def test_bad_input_is_one_line(words: list[str], message: str, run: Path, capsys
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1
     assert not (run / "evaluation").exists()
+
+
+def test_a_void_classifier_costs_no_other(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    checked = evaluator.check_classifier
+
+    def strict(classifier: nn.Module, *given: object, **more: object) -> list[str]:
+        if isinstance(classifier, NeighbourClassifier):
+            raise SanityError("void for a test")
+        return checked(classifier, *given, **more)
+
+    monkeypatch.setattr(evaluator, "check_classifier", strict)
+    words = [str(run), *QUICK, "--protocols", "knn", "slf", "--out", str(tmp_path / "out")]
+    assert evaluate_encoder.main(words) == 1
+    assert "no figure for KNN: void for a test" in capsys.readouterr().err
+    assert {row.protocol for row in read_results(tmp_path / "out" / "evaluation.json")} == {"slf"}
+    assert report.main([str(tmp_path / "out")]) == 0
+    assert "void for a test" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_code_that_changed_is_evaluated_anew(tmp_path: Path, monkeypatch) -> None:
+    body = CONVOLUTION.replace("nn.Flatten()", "Scaled()") + "\n\nSCALE = {scale}\n\n\n"
+    body += "class Scaled(nn.Module):\n    def forward(self, x):\n        return SCALE * x.flatten(1)\n"
+    found = []
+    for scale in (1.0, -1.0):
+        # a module of another name, as a changed file is to another process
+        path = module_of(tmp_path, monkeypatch, f"scaled_{int(scale) + 1}", body.format(scale=scale))
+        subject = subjects.module(path, 8, torch.device("cpu"), classifier=False)
+        found.append((subject.digest, subject.answers))
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
+def test_a_model_that_changes_under_attack_gets_no_figure(tmp_path: Path, monkeypatch, capsys) -> None:
+    body = LOGITS.format(output=PLAIN).replace(
+        "    def forward(self, x):\n",
+        "        self.register_buffer('calls', torch.zeros(()))\n\n"
+        "    def forward(self, x):\n        self.seen = getattr(self, 'seen', 0) + 1\n"
+        "        if self.seen > 1000:\n            self.calls += 1\n",
+    )
+    path = module_of(tmp_path, monkeypatch, "late", body)
+    words = ["--model", path, *DATA, *QUICK, "--protocols", "classifier", "--out", str(tmp_path / "out")]
+    many = ["--epsilons", *(f"{radius}/255" for radius in range(1, 60))]
+    assert evaluate_encoder.main([*words, *many]) == 1
+    assert "not frozen" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("parts/attacks-*"))
