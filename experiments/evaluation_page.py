@@ -66,12 +66,14 @@ def evaluation_page(folder: Path) -> Page:
     remarked: list[Block] = [
         Items([(text.partition(": ")[0], text.partition(": ")[2]) for text in remarks(rows, facts["notes"])])
     ]
+    # the first evaluations were kept before a void classifier had an entry
+    void: dict[str, str] = facts.get("void", {})
     sections = [
         Section("How to read it", [Items(HOW_TO_READ)]),
         *(Section(table.title, [table]) for table in tables(rows)),
         Section("Accuracy against epsilon", _curves(rows, store.figures)),
         Section("Figures", [picture for picture in PICTURES if (store.figures / picture.name).is_file()]),
-        Section("No figure", [Items(list(facts["void"].items()))] if facts["void"] else []),
+        Section("No figure", [Items(list(void.items()))] if void else []),
         Section("Remarks", remarked if remarks(rows, facts["notes"]) else []),
         Section("Machine", [_machine(facts, rows)]),
         Section("Repeat it", [Code(facts["command"])]),
