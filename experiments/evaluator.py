@@ -17,7 +17,7 @@ from experiments.subjects import Subject
 from ssl_core.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
 from ssl_core.fingerprints import fingerprint, tensor_digest
 from ssl_core.images import ImageSet, Split
-from ssl_core.labels import labelled_fraction
+from ssl_core.labels import labelled_fraction, required_labels
 from ssl_core.masking import check_classifier, masking_evidence
 from ssl_core.probes import Classifier
 from ssl_core.results import PROTOCOLS, Origin, Row, radius_text, versions
@@ -106,6 +106,8 @@ class Evaluator:
             SanityError: if the data or the encoder are not what they are said to be; what was finished is kept.
             ValueError: if data or settings cannot be used.
         """
+        for data in (self.data.train, self.data.test):
+            required_labels(data, "an evaluation")
         check_classes(self.plan.attacks, len(self.data.train.classes))
         self.check_data()
         rows = []
@@ -180,9 +182,7 @@ class Evaluator:
         test = self.data.test
 
         def attacked() -> Part:
-            model, labels = classifier(), test.labels
-            if labels is None:
-                raise ValueError(f"data set {test.name!r} has no labels, and accuracy needs them")
+            model, labels = classifier(), required_labels(test, "accuracy")
             self.stages.begin(f"{label}: checks")
             signed = any(attack.name in SIGN_ATTACKS for attack in self.plan.attacks)
             notes = check_classifier(model, test.images, labels, seed=self.plan.seed, sign_attacks=signed)

@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from experiments import evaluate_encoder, evaluation_request, evaluator, publish, report, subjects, train_agent
@@ -274,6 +276,24 @@ def test_a_void_classifier_costs_no_other(run: Path, tmp_path: Path, monkeypatch
     assert {row.protocol for row in read_results(tmp_path / "out" / "evaluation.json")} == {"slf"}
     assert report.main([str(tmp_path / "out")]) == 0
     assert "void for a test" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_cannot_be_evaluated_is_said_before_anything_is_trained(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = module_of(tmp_path, monkeypatch, "early", CONVOLUTION)
+    generator = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        (tmp_path / "three" / name).mkdir(parents=True)
+        (tmp_path / "none").mkdir(exist_ok=True)
+        for number in range(4):
+            picture = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            picture.save(tmp_path / "three" / name / f"{number}.png")
+            picture.save(tmp_path / "none" / f"{name}{number}.png")
+    for folder, message in (("three", "needs at least 4"), ("none", "has no labels")):
+        words = ["--model", path, "--dataset", "folder", "--data_dir", str(tmp_path / folder), "--image_size", "8"]
+        with pytest.raises(SystemExit) as stopped:
+            evaluate_encoder.main([*words, "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("classifiers/*"))
 
 
 def test_code_that_changed_is_evaluated_anew(tmp_path: Path, monkeypatch) -> None:
