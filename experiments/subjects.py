@@ -42,7 +42,7 @@ class Subject:
 
     Args:
         name: for tables and folders.
-        checkpoint: which state of it, for the rows: `step-220`, or the file's name.
+        checkpoint: which state of it, for the rows: `last`, `epoch-0005`, or the file's name.
         encoder: module with `feature_dim` and `features(images, route)`; the module itself where it is a classifier.
         route: batch-norm route on which it is tested.
         clean_route: route of the clean images in full fine-tuning; `route` where there is only one.
