@@ -11,7 +11,6 @@ from agents.bandits import BANDITS, Exp3Bandit, LinearThompson
 from agents.base import Agent, as_torch_env
 from agents.controls import FixedAgent, RandomAgent
 from agents.external import FunctionAgent, is_dotted, resolve
-from agents.overrides import replaced
 from agents.policies import is_image
 from agents.reinforce import REINFORCE, SETTINGS
 from agents.sb3 import kind_of_actions
@@ -19,6 +18,7 @@ from agents.sb3_agent import Sb3Agent
 from agents.schedules import ScheduleAgent
 from agents.torch_env import Played, TorchVectorEnv
 from ssl_core.lookup import pick
+from ssl_core.overrides import replaced
 
 __all__ = [
     "AGENTS",
@@ -53,6 +53,7 @@ class AgentEntry:
         observation: the observation it is meant for, "features" or "image".
         actions: the kind of actions it is meant for, "factored", "flat" or "continuous".
         reward_scope: the reward it is meant for, "view" (each view its own) or "batch" (one for all).
+        paper: where the algorithm comes from; empty for controls of ours.
     """
 
     summary: str
@@ -61,6 +62,7 @@ class AgentEntry:
     observation: str = "features"
     actions: str = "factored"
     reward_scope: str = "view"
+    paper: str = ""
 
 
 # "reinforce" in an environment of many steps (gamma > 0): rollouts long enough for an action's effect on the next few
@@ -70,24 +72,39 @@ MANY_STEPS: dict[str, Any] = {"n_steps": 5, "learning_rate": 3e-2}
 IMAGES: dict[str, Any] = {"learning_rate": 3e-3}
 
 AGENTS: dict[str, AgentEntry] = {
-    "reinforce": AgentEntry("REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus"),
+    "reinforce": AgentEntry(
+        "REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus",
+        paper="Williams, Machine Learning 1992",
+    ),
     "reinforce-paper": AgentEntry(
         "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, ResNet-18 on images, LARS",
         observation="image",
         reward_scope="batch",
+        paper="ASTrA, ICLR 2025",
     ),
-    "ppo": AgentEntry("Stable-Baselines3's PPO", vec_env=True),
-    "a2c": AgentEntry("Stable-Baselines3's A2C", vec_env=True),
-    "trpo": AgentEntry("sb3-contrib's TRPO", vec_env=True),
-    "dqn": AgentEntry("Stable-Baselines3's DQN", vec_env=True, actions="flat"),
-    "qrdqn": AgentEntry("sb3-contrib's QR-DQN", vec_env=True, actions="flat"),
-    "sac": AgentEntry("Stable-Baselines3's SAC", vec_env=True, actions="continuous"),
-    "td3": AgentEntry("Stable-Baselines3's TD3", vec_env=True, actions="continuous"),
-    "ddpg": AgentEntry("Stable-Baselines3's DDPG", vec_env=True, actions="continuous"),
-    "tqc": AgentEntry("sb3-contrib's TQC", vec_env=True, actions="continuous"),
-    "crossq": AgentEntry("sb3-contrib's CrossQ", vec_env=True, actions="continuous"),
-    "bandit": AgentEntry("Exp3.S: the best constant action, whatever the observation"),
-    "lints": AgentEntry("balanced linear Thompson sampling: a linear model of the reward for each choice of each head"),
+    "ppo": AgentEntry("Stable-Baselines3's PPO", vec_env=True, paper="Schulman et al., 2017"),
+    "a2c": AgentEntry("Stable-Baselines3's A2C", vec_env=True, paper="Mnih et al., ICML 2016"),
+    "trpo": AgentEntry("sb3-contrib's TRPO", vec_env=True, paper="Schulman et al., ICML 2015"),
+    "dqn": AgentEntry("Stable-Baselines3's DQN", vec_env=True, actions="flat", paper="Mnih et al., Nature 2015"),
+    "qrdqn": AgentEntry("sb3-contrib's QR-DQN", vec_env=True, actions="flat", paper="Dabney et al., AAAI 2018"),
+    "sac": AgentEntry(
+        "Stable-Baselines3's SAC", vec_env=True, actions="continuous", paper="Haarnoja et al., ICML 2018"
+    ),
+    "td3": AgentEntry(
+        "Stable-Baselines3's TD3", vec_env=True, actions="continuous", paper="Fujimoto et al., ICML 2018"
+    ),
+    "ddpg": AgentEntry(
+        "Stable-Baselines3's DDPG", vec_env=True, actions="continuous", paper="Lillicrap et al., ICLR 2016"
+    ),
+    "tqc": AgentEntry("sb3-contrib's TQC", vec_env=True, actions="continuous", paper="Kuznetsov et al., ICML 2020"),
+    "crossq": AgentEntry("sb3-contrib's CrossQ", vec_env=True, actions="continuous", paper="Bhatt et al., ICLR 2024"),
+    "bandit": AgentEntry(
+        "Exp3.S: the best constant action, whatever the observation", paper="Auer et al., SIAM J. Computing 2002"
+    ),
+    "lints": AgentEntry(
+        "balanced linear Thompson sampling: a linear model of the reward for each choice of each head",
+        paper="Dimakopoulou et al., AAAI 2019",
+    ),
     "fixed": AgentEntry("always the same attack", learns=False),
     "fixed-max": AgentEntry("always the hardest attack of the ranges", learns=False),
     "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", learns=False),
@@ -163,7 +180,7 @@ def make_agent(
             chosen = replace(chosen, **IMAGES)
         return REINFORCE(
             env,
-            replaced(chosen, overrides, name),
+            replaced(chosen, overrides, f"the agent {name!r}"),
             planned_plays=planned_plays,
             updates_warmup=updates_warmup,
             seed=seed,
@@ -175,7 +192,7 @@ def make_agent(
         )
     if name in BANDITS:
         bandit, defaults = BANDITS[name]
-        return bandit(env, replaced(defaults, overrides, name), seed=seed, device=device)
+        return bandit(env, replaced(defaults, overrides, f"the agent {name!r}"), seed=seed, device=device)
     if overrides:
         raise ValueError(f"agent {name!r} has no settings: got {', '.join(overrides)}")
     if is_dotted(name):

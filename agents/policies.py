@@ -11,8 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from ssl_core.initialising import initialise
 from ssl_core.lookup import pick
-from ssl_core.networks import ResNet, initialise
+from ssl_core.networks import ResNet
 
 SMALLEST_IMAGE = 8
 

@@ -18,11 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.base import silent_logger
 from agents.external import is_dotted, own_algorithm
-from agents.overrides import check_type
 from agents.policies import Sb3ImageExtractor, is_image
 from agents.sb3_settings import OURS, arguments_from, check_range, table_for
 from agents.sb3_state import check_resumable
 from ssl_core.lookup import pick, unknown
+from ssl_core.overrides import check_type
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "ppo": PPO,
@@ -108,7 +108,7 @@ def _check_settings(name: str, overrides: Mapping[str, Any], kinds: Mapping[str,
             raise ValueError(f"{key} is no setting of {name!r}: {NOT_SETTINGS[key]}")
         if key not in kinds:
             raise unknown(key, sorted(kinds), f"setting of {name!r}")
-        check_type(name, key, value, kinds[key])
+        check_type(f"the agent {name!r}", key, value, kinds[key])
         check_range(name, key, value)
 
 

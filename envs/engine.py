@@ -1,70 +1,32 @@
 """The decision problem itself, in torch on the device: look at a batch, attack it within a budget, learn from it."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from envs.building import build_learner
+from envs.records import Assessment, StepRecord, describe_budget
 from envs.rewards import Rewards, held_out_rows
 from envs.world import WorldSettings
-from ssl_core.attacks import Budget
+from ssl_core.attacks import Attacked, Budget, Objective
 from ssl_core.clock import Clock
+from ssl_core.coreset import CoresetSettings, select
 from ssl_core.images import Split
 from ssl_core.learner import NonFiniteLossError, TargetLearner
 from ssl_core.loading import BatchSource
 from ssl_core.networks import Encoded
+from ssl_core.perspective_views import perspective_views
+from ssl_core.plan import Plan
 from ssl_core.rng import Streams
 from ssl_core.sampler import BatchSampler
-from ssl_core.views import as_float, two_views
+from ssl_core.views import as_float
 
 OBSERVATION_BOUND = 10.0
 """Standardised features are clipped to plus and minus this."""
 MEMORY = 0.99
 """How much of the running statistics stays at each batch: they follow the target network, which drifts."""
 VARIANCE_FLOOR = 1e-6
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one `play` did, all tensors on the device and without gradient; n is the number of attacked views.
-
-    Args:
-        step: number of target updates made, this one included.
-        epoch: the same in passes over the data.
-        reward: (n,).
-        terms: named reward terms, (n,) each, before their weights.
-        budget: what was played, None for a method without an attack.
-        strength: (n,) largest absolute change of a pixel in each view, in the images' unit.
-        losses: mean of each named loss term, and "total".
-        lr: learning rate of the update.
-        views: (v, 3, h, w) clean views.
-        adversarial: (n, 3, h, w) attacked views, None without an attack.
-        end_of_epoch: whether this was the last step of an epoch.
-        other_steps: gradient steps of attacks beside the budget's, times their views: what the look-ahead reward
-            measures an update by; 0 without it. The first play measures twice.
-    """
-
-    step: int
-    epoch: float
-    reward: Tensor
-    terms: dict[str, Tensor]
-    budget: Budget | None
-    strength: Tensor
-    losses: dict[str, float]
-    lr: float
-    views: Tensor
-    adversarial: Tensor | None
-    end_of_epoch: bool
-    other_steps: int = 0
-
-
-class Assessment(NamedTuple):
-    """Reward (n,), its named terms and the attacked views (n, 3, h, w) of an attack."""
-
-    reward: Tensor
-    terms: dict[str, Tensor]
-    adversarial: Tensor
 
 
 class AttackEngine:
@@ -93,6 +55,7 @@ class AttackEngine:
         self.device = torch.device(device)
         self.data = settings.load_data() if data is None else data
         self.views_settings = settings.make_views()
+        self.perspective = settings.make_perspective()
         self.source = BatchSource(self.data.train, self.device, settings.keep_data)
         self.clock = Clock()
         """Of `observe` and `play`: the world's part of a step, the rest being the agent's."""
@@ -103,10 +66,9 @@ class AttackEngine:
         self.streams = Streams(seed, self.device)
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
         self._start(held_out)
-        self.learner: TargetLearner = self.settings.make_learner(
-            self.streams, self.planned_updates, self.steps_per_epoch
-        )
-        self.method = self.learner.method
+        self.method = self.settings.make_method()
+        self.plan: Plan = self.settings.make_plan(self.sampler.steps_per_epoch, self.method.replays)
+        self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train))
         if held_out is not None:
             images = as_float(self.data.train.images[held_out].to(self.device))
@@ -115,17 +77,19 @@ class AttackEngine:
         self._mean: Tensor | None = None
         self._variance: Tensor | None = None
         self._seen: tuple[Tensor, Encoded] | None = None
-        self._draw()
+        self._objective: Objective | None = None
+        self._draw(0)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training images, less those held out."""
-        return self.sampler.steps_per_epoch
+        """Updates in an epoch over all data: full batches in the training images, less those held out, times the
+        updates that a batch gets."""
+        return self.plan.steps
 
     @property
     def planned_updates(self) -> int:
         """Target updates that the settings plan; the learning-rate schedule spans them."""
-        return self.settings.epochs * self.steps_per_epoch
+        return self.plan.total
 
     @property
     def step(self) -> int:
@@ -134,12 +98,17 @@ class AttackEngine:
 
     @property
     def progress(self) -> float:
-        """Share of the planned updates made, in [0, 1]."""
-        return min(1.0, self.step / self.planned_updates)
+        """Share of the planned epochs that is over, in [0, 1]."""
+        return self.plan.moment(self.step).progress
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that the updates so far make."""
+        return self.plan.epochs_done(self.step)
 
     @property
     def num_attacked(self) -> int:
-        """Views attacked in a step."""
+        """Views attacked in a step, 0 without an attack."""
         return self.method.num_attacked(self.settings.batch_size)
 
     @property
@@ -155,7 +124,12 @@ class AttackEngine:
 
     @property
     def views(self) -> Tensor:
-        """The coming batch's clean views (v, 3, h, w)."""
+        """Those of the coming batch's views that are attacked, clean (n, 3, h, w); all, without an attack."""
+        return self.method.attacked(self._views)
+
+    @property
+    def all_views(self) -> Tensor:
+        """All views (v, 3, h, w) that the method has of the coming batch."""
         return self._views
 
     def _start(self, held_out: Tensor | None) -> None:
@@ -164,14 +138,44 @@ class AttackEngine:
         )
         self.source.start(self.sampler)
 
-    def _draw(self) -> None:
-        images = as_float(self.source.next())
-        self._views = self.make_views(images, self.streams["views"])
-        self._seen = None
+    def _draw(self, step: int | None = None) -> None:
+        """Makes the batch of the update after `step` others, by default after the present one."""
+        step = self.step if step is None else step
+        self._seen = self._objective = None
+        if self.plan.moment(step).replay == 0:
+            if self._selects(step):
+                self.sampler.restrict(self._coreset())
+            images = as_float(self.source.next())
+            self._views = self.make_views(images, self.streams["views"], step)
 
-    def make_views(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Two augmented views of each image (b, 3, h, w), rows 2k and 2k+1 those of image k."""
-        views = two_views(images, self.views_settings, generator)
+    def _selects(self, step: int) -> bool:
+        """Whether a coreset is to be chosen after `step` updates."""
+        epoch, before = self.plan.place(step)
+        first, every = self.settings.coreset_epochs
+        due = self.settings.coreset != "none" and before == 0 and first <= epoch < self.settings.epochs
+        return due and (epoch - first) % every == 0
+
+    def _coreset(self) -> Tensor:
+        """Rows of the training images of the coming epochs' batches, chosen on the present weights."""
+        settings = CoresetSettings(kind=self.settings.coreset, batches=self.plan.reduced_steps // self.plan.replays)
+        return select(
+            self.learner,
+            self.sampler.all_rows,
+            self.settings.batch_size,
+            lambda rows: as_float(self.data.train.images[rows].to(self.device)),
+            lambda images: self.make_views(images, self.streams["coreset/views"]),
+            settings,
+            self.streams,
+        )
+
+    def make_views(self, images: Tensor, generator: torch.Generator, step: int | None = None) -> Tensor:
+        """The method's views (v, 3, h, w) of images (b, 3, h, w), as at the update after `step` others."""
+        moment = self.plan.moment(self.step if step is None else step)
+        views = self.method.make_views(images, self.views_settings, moment, generator)
+        if self.perspective.kind != "none":
+            augmented = len(views) - self.method.originals_per_image * len(images)
+            distorted = perspective_views(views[:augmented], self.perspective, generator)
+            views = torch.cat([distorted, views[augmented:]])
         return views.contiguous(memory_format=torch.channels_last)
 
     def observe(self) -> Tensor:
@@ -187,17 +191,25 @@ class AttackEngine:
         if self._seen is None:
             raw, look = self.raw_observation(self._views)
             if not bool(raw.isfinite().all()):
-                last = "no attack yet" if self.last is None else _describe(self.last.budget)
+                last = "no attack yet" if self.last is None else describe_budget(self.last.budget)
                 raise NonFiniteLossError(f"features before update {self.step + 1} are not finite; last {last}")
             self._update_statistics(raw)
             self._seen = self.standardise(raw), look
         return self._seen
 
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
-        """Features and clean loss (v, observation_dim - 1), not standardised, and the network's encodings."""
+        """Features and clean loss (n, observation_dim - 1) of the attacked ones among a batch's views (v, 3, h, w), not
+        standardised, and what the network gave for them."""
         look = self.learner.look(views)
-        loss = self.method.objective(look.embeddings)
+        loss = self._objective_of(views)(look.embeddings)
         return torch.cat([look.features, loss[:, None]], dim=1), look
+
+    def _objective_of(self, views: Tensor) -> Objective:
+        if views is not self._views:
+            return self.learner.objective(views)
+        if self._objective is None:
+            self._objective = self.learner.objective(views)
+        return self._objective
 
     def _update_statistics(self, raw: Tensor) -> None:
         variance, mean = torch.var_mean(raw, dim=0, correction=0)
@@ -216,19 +228,22 @@ class AttackEngine:
         return torch.cat([scaled.clamp_(-OBSERVATION_BOUND, OBSERVATION_BOUND), progress], dim=1)
 
     def assess(self, views: Tensor, clean: Tensor, budget: Budget, generator: torch.Generator) -> Assessment:
-        """Attacks views and computes the reward, on the present weights; nothing is learned.
+        """Attacks a batch's views and computes the reward, on the present weights; nothing is learned.
 
         The reward has only the terms that a frozen network has: `adversarial`, `clean`, `mixed` and `cost`. `play` adds
         those of an update and of the images' history, see `envs.rewards`.
 
         Args:
-            views: (n, 3, h, w) in [0, 1].
-            clean: their embeddings (n, d) on the clean route.
+            views: (v, 3, h, w) in [0, 1], all of the batch.
+            clean: embeddings (n, d) of those that are attacked, as `raw_observation` gave them.
             budget: n entries.
             generator: of the attack's random start.
         """
-        attacked = self.learner.attack(views, budget, generator)
-        terms = self.rewards.frozen_terms(clean, attacked.embeddings, budget)
+        objective = self._objective_of(views)
+        return self._assessed(objective, clean, self.learner.attack(views, budget, generator, objective), budget)
+
+    def _assessed(self, objective: Objective, clean: Tensor, attacked: Attacked, budget: Budget) -> Assessment:
+        terms = self.rewards.frozen_terms(objective, clean, attacked.embeddings, budget)
         return Assessment(self.rewards.total(terms), terms, attacked.images)
 
     def play(self, budget: Budget | None) -> StepRecord:
@@ -246,7 +261,7 @@ class AttackEngine:
             return self._play(budget)
 
     def _play(self, budget: Budget | None) -> StepRecord:
-        views = self._views
+        everything, views = self._views, self.views
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method} takes {needs}")
@@ -257,16 +272,26 @@ class AttackEngine:
         spent = self.rewards.attack_steps
         if budget is not None:
             clean = self._observed()[1].embeddings
-            reward, terms, adversarial = self.assess(views, clean, budget, self.streams.on_device("noise"))
+            if self.method.free:
+                carried = self.learner.carry(everything, budget)
+                assessment = self._assessed(self._objective_of(everything), clean, carried, budget)
+            else:
+                assessment = self.assess(everything, clean, budget, self.streams.on_device("noise"))
+            reward, terms, adversarial = assessment
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
             others = self.rewards.before_update(self.sampler.last, terms["adversarial"])
         lr = self.learner.lr
-        # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
-        self._draw()
+        late = self._selects(self.step + 1)
+        if not late:
+            # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
+            self._draw(self.step + 1)
         try:
-            losses = self.learner.update(views, adversarial)
+            losses = self.learner.update(everything, adversarial)
         except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error}; {_describe(budget)}") from error
+            raise NonFiniteLossError(f"{error}; {describe_budget(budget)}") from error
+        if late:
+            # a coreset is chosen on the weights that the epoch has made
+            self._draw(self.step)
         if budget is not None:
             others |= self.rewards.after_update(len(views))
         if others:
@@ -274,7 +299,7 @@ class AttackEngine:
             reward = self.rewards.total(terms)
         self.last = StepRecord(
             step=self.step,
-            epoch=self.step / self.steps_per_epoch,
+            epoch=self.epoch,
             reward=reward,
             terms=terms,
             budget=budget,
@@ -283,7 +308,7 @@ class AttackEngine:
             lr=lr,
             views=views,
             adversarial=adversarial,
-            end_of_epoch=self.step % self.steps_per_epoch == 0,
+            end_of_epoch=self.plan.ends_epoch(self.step),
             other_steps=self.rewards.attack_steps - spent,
         )
         return self.last
@@ -320,17 +345,9 @@ class AttackEngine:
         self._start(self.rewards.held_out)
         self.sampler.load_state_dict(state["sampler"])
         self._views = state["views"].to(self.device).contiguous(memory_format=torch.channels_last)
-        self._seen = None
+        self._seen = self._objective = None
         if state["seen"] is not None:
             look = Encoded(*(value.to(self.device) for value in state["seen"]["look"]))
             self._seen = state["seen"]["observation"].to(self.device), look
         self._mean, self._variance = (here(state["statistics"][name]) for name in ("mean", "variance"))
         return restarted
-
-
-def _describe(budget: Budget | None) -> str:
-    if budget is None:
-        return "no attack"
-    spans = {"epsilon": budget.epsilon * 255, "step size": budget.step_size * 255, "steps": budget.steps}
-    parts = [f"{name} {value.min().item():g} to {value.max().item():g}" for name, value in spans.items()]
-    return "budget (pixels in 1/255): " + ", ".join(parts)

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from envs.world import WorldSettings
-from ssl_core.attacks import Budget
+from ssl_core.attacks import Budget, Objective
 from ssl_core.learner import TargetLearner
-from ssl_core.methods import METHODS
+from ssl_core.methods import find_method
 from ssl_core.rng import Streams
 
 NOISE = "lookahead/noise"
@@ -48,7 +48,7 @@ def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Ten
     Raises:
         ValueError: if fewer images are left than a batch has.
     """
-    if not (settings.reward_lookahead and METHODS[settings.method].attacks):
+    if not (settings.reward_lookahead and find_method(settings.method).attacks):
         return None
     left = images - settings.lookahead_images
     if left < settings.batch_size:
@@ -68,8 +68,8 @@ class LookAhead:
     Args:
         learner: whose updates are judged.
         streams: they hold `NOISE`.
-        rows: (p / 2,) which training images are held out.
-        views: (p, 3, h, w) of them, rows 2k and 2k+1 those of image k.
+        rows: (q,) which training images are held out.
+        views: (p, 3, h, w), all that the method makes of them.
     """
 
     def __init__(self, learner: TargetLearner, streams: Streams, rows: Tensor, views: Tensor) -> None:
@@ -85,14 +85,17 @@ class LookAhead:
         """(2,): mean loss of the attacked and of the clean views, on the present weights, in eval mode."""
         method = self._learner.method
         epsilon, step_size, steps = method.default_budget(0)
-        budget = Budget.uniform(len(self.views), epsilon, step_size, steps, self.views.device)
+        attacked_views = len(method.attacked(self.views))
+        budget = Budget.uniform(attacked_views, epsilon, step_size, steps, self.views.device)
         generator = self._streams.on_device(NOISE)
         start = generator.get_state()
-        attacked = self._learner.attack(self.views, budget, generator)
+        objective = self._learner.objective(self.views)
+        with self._learner.untracked():
+            attacked = self._learner.attack(self.views, budget, generator, objective)
         generator.set_state(start)
-        self.attack_steps += steps * len(self.views)
+        self.attack_steps += steps * attacked_views
         clean = self._learner.look(self.views)
-        return torch.stack([method.objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
+        return torch.stack([objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
 
     def before_update(self) -> None:
         """Measures where the last update did not."""
@@ -212,15 +215,18 @@ class Rewards:
         """Gradient steps that the terms themselves have made since the world was built, times their views."""
         return 0 if self.lookahead is None else self.lookahead.attack_steps
 
-    def frozen_terms(self, clean: Tensor, adversarial: Tensor, budget: Budget) -> dict[str, Tensor]:
+    def frozen_terms(
+        self, objective: Objective, clean: Tensor, adversarial: Tensor, budget: Budget
+    ) -> dict[str, Tensor]:
         """The terms of an attack on a network that learns nothing, (n,) each.
 
         Args:
+            objective: what the attack maximises on this batch.
             clean: (n, d) embeddings of the clean views.
             adversarial: those of the attacked views.
             budget: n entries.
         """
-        terms = self._learner.method.reward_terms(clean, adversarial)
+        terms = self._learner.method.reward_terms(objective, clean, adversarial)
         if self._settings.reward_cost:
             terms["cost"] = budget.steps.float()
         return terms

@@ -54,7 +54,7 @@ class TorchViewEnv:
 
     @property
     def num_envs(self) -> int:
-        """Number of sub-environments: the views of a batch."""
+        """Number of sub-environments: the attacked views of a batch."""
         return len(self.engine.views)
 
     def _observation_space(self) -> gym.Space:
@@ -68,9 +68,10 @@ class TorchViewEnv:
         return as_pixels(self.engine.views) if self.observation == "image" else self.engine.observe()
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """What an agent would see of any views (n, 3, h, w), (n, ...); the world stays as it is."""
+        """What an agent would see of those of a batch's views (v, 3, h, w) that are attacked, (n, ...); the world stays
+        as it is."""
         if self.observation == "image":
-            return as_pixels(views)
+            return as_pixels(self.engine.method.attacked(views))
         return self.engine.standardise(self.engine.raw_observation(views)[0])
 
     def play(self, actions: Tensor) -> Played:
@@ -131,7 +132,7 @@ class TorchBatchEnv:
         return _summary(self.engine.observe())
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """What an agent would see of a batch of any views (n, 3, h, w), (1, size); the world stays as it is."""
+        """What an agent would see of a batch of views (v, 3, h, w), (1, size); the world stays as it is."""
         return _summary(self._views.observation_of(views))
 
     def play(self, actions: Tensor) -> Played:

@@ -15,8 +15,9 @@ from envs.world import WorldSettings
 class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Choose for every view of the batch how hard it is attacked (ASTrA, ICLR 2025).
 
-    The views of one batch are the sub-environments, and they share one target network: a step attacks them all, pays
-    each, updates the network once and draws the next batch. It is made by `gymnasium.make_vec` only.
+    The views of one batch that the method attacks are the sub-environments, and they share one target network: a step
+    attacks them all, pays each, updates the network once and draws the next batch. It is made by `gymnasium.make_vec`
+    only.
 
     ## Action space (of a sub-environment)
     As `BatchAttackEnv`: `factored`, `flat` or `continuous`. A method without an attack has `none`, `Discrete(1)`.
@@ -26,7 +27,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     | index | what | unit |
     |---|---|---|
     | 0 .. F-1 | the view's backbone features | running standard deviations, clipped |
-    | F | the view's clean contrastive loss | running standard deviations, clipped |
+    | F | the view's own loss before the attack (ACL, ASTrA: NT-Xent) | running standard deviations, clipped |
     | F+1 | training progress: from -1 at the first planned update to 1 after the last | |
 
     `observation="image"`: `Box(0, 255, (3, h, w), uint8)`, the view itself, as ASTrA's strategy network sees it.
@@ -50,7 +51,8 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     single observations (`FlattenObservation`, `RescaleObservation`, `DtypeObservation`, ...) refuse `SAME_STEP`.
 
     Args:
-        num_envs: 1 (what `make_vec` passes when nothing is said) or exactly the number of views, 2 * batch_size.
+        num_envs: 1 (what `make_vec` passes when nothing is said) or exactly the number of attacked views: 2 *
+            batch_size for ACL and ASTrA, batch_size for RoCL and DeACL, crops * batch_size for CF-AMC-SSL.
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
         observation: `features` or `image`.
         seed: of the world in which the environment begins.

@@ -3,27 +3,39 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-
-import torch
+from typing import Any
 
 from ssl_core.datasets import DATASETS, check_cache_dir, load_dataset
 from ssl_core.gradcache import chunk_sizes
 from ssl_core.images import Split
-from ssl_core.learner import TargetLearner
 from ssl_core.loading import KEEP_DATA
 from ssl_core.lookup import pick
-from ssl_core.methods import METHODS, Method, make_method
-from ssl_core.networks import ARCHITECTURES, PRECISIONS, STEMS, build_network, last_strided_map
-from ssl_core.optim import OPTIMIZERS, make_optimizer, warmup_cosine
-from ssl_core.rng import Streams
+from ssl_core.methods import Method, find_method, make_method
+from ssl_core.networks import (
+    ARCHITECTURES,
+    NORMALISATIONS,
+    PRECISIONS,
+    PROJECTORS,
+    STEMS,
+    last_strided_map,
+)
+from ssl_core.optim import OPTIMIZERS
+from ssl_core.overrides import replaced
+from ssl_core.perspective_views import PerspectiveSettings
+from ssl_core.plan import Plan
 from ssl_core.views import INTERPOLATIONS, ViewSettings
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
 REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
 """The settings that weigh the reward's terms, see `envs.rewards`."""
-PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3}
-"""Usual peak learning rates: ACL's for LARS; the others were found on the digits."""
+PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3, "sgd-classic": 0.5, "lars-excluded": 1.0, "lars-emp": 0.3}
+"""Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's and EMP-SSL's; those of sgd and adamw were found on the
+digits."""
+CORESETS = {
+    "none": "every epoch is over all data",
+    "rcs": "robustness-aware coreset selection",
+    "random": "as many batches, drawn at random",
+}
 MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
 
 
@@ -32,7 +44,10 @@ class WorldSettings:
     """A world's settings; the defaults are the embedded digits, which need no download.
 
     Args:
-        method: self-supervised method, a name of `ssl_core.methods.METHODS`.
+        method: self-supervised method, a name of `ssl_core.methods.METHODS`, or the dotted path of one's own,
+            my_module:MyMethod.
+        method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_reading.
+        teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
         dataset: a name of `ssl_core.datasets.DATASETS`.
         data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
             unpacks to, or the root of a tree of images).
@@ -46,21 +61,39 @@ class WorldSettings:
         image_size: side in pixels to which images are resized.
         arch: `resnet10`, `resnet18`, `resnet34` or `resnet50`.
         width: channels of the first stage (64 in the paper).
-        stem: `cifar` (3x3, stride 1) or `imagenet` (7x7, stride 2, max-pool).
+        stem: `cifar` (3x3, stride 1), `cifar-padded` (the same with 2 pixels of padding: DeACL) or `imagenet` (7x7,
+            stride 2, max-pool).
+        projector: kind of the projector, a name of `ssl_core.networks.PROJECTORS`.
         projector_hidden: width of the projector's second layer (2048 in ASTrA, 512 in ACL).
         projector_dim: dimension of the embeddings.
-        batch_size: images a step; each gives two views.
+        neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
+        normalisation: of the input, within the network: `imagenet` (ACL and its kin), `cifar`, `half` or `none`.
+        batch_size: images a step; each gives as many views as the method says, two for most.
         epochs: planned passes over the training images; they also span the learning-rate schedule.
-        optimizer: `lars`, `sgd` or `adamw`.
-        lr: the target network's peak learning rate; None: 5.0 for lars, 0.3 for sgd, 0.003 for adamw.
+        optimizer: `lars` (ACL's), `lars-excluded` (BYOL's), `lars-emp` (EMP-SSL's), `sgd`, `sgd-classic` (without
+            Nesterov's momentum) or `adamw`.
+        lr: the target network's peak learning rate; None: the optimiser's usual one (5.0 for lars, 0.3 for sgd, 0.003
+            for adamw; `PEAK_LR`).
         weight_decay: the target network's weight decay.
         warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
-        temperature: of NT-Xent.
+        temperature: of the contrastive losses.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
         mixed_reading: `pairs` (as coded) or `views` (as drawn).
         strength: of the augmentations, in [0, 1]; 1 is ACL's, which crops most of a digit away.
+        crop_scale: smallest and largest share of the area that the random crop of a strong view keeps; None: from
+            1 - 0.9 * strength to 1, as ACL and DynACL do.
+        jitter: how far a strong view's brightness, contrast, saturation and hue change at strength 1.
         flip: probability of a horizontal flip.
+        perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
+            experimental: with ranges of ours).
+        perspective_kwargs: its settings, over those it has by default
+            (`ssl_core.perspective_views.PerspectiveSettings`).
         interpolation: `bicubic` or `bilinear`, of the random resized crop.
+        coreset: `none`; `rcs` (robustness-aware coreset selection, for methods made of NT-Xents): later epochs train on
+            the batches whose gradients most lower what an attack changes; or `random`, its control: as many at random.
+        coreset_fraction: share of the batches that these epochs keep.
+        coreset_warmup: epochs on all data before; None: a tenth of the epochs (RCS: 100 of 1000).
+        coreset_every: epochs from one selection to the next; None: a fiftieth of the epochs (20 of 1000), at least 1.
         reward_scope: `view` or `batch`.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
@@ -85,6 +118,8 @@ class WorldSettings:
     """
 
     method: str = "astra"
+    method_kwargs: dict[str, Any] | None = None
+    teacher: str | None = None
     dataset: str = "digits"
     data_dir: str | None = None
     cache_dir: str | None = None
@@ -96,8 +131,11 @@ class WorldSettings:
     arch: str = "resnet10"
     width: int = 16
     stem: str = "cifar"
+    projector: str = "acl"
     projector_hidden: int = 128
     projector_dim: int = 128
+    neck: int = 0
+    normalisation: str = "imagenet"
     batch_size: int = 128
     epochs: int = 20
     optimizer: str = "adamw"
@@ -108,8 +146,16 @@ class WorldSettings:
     mixed_weight: float = 0.5
     mixed_reading: str = "pairs"
     strength: float = 0.5
+    crop_scale: tuple[float, ...] | None = None
+    jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
     flip: float = 0.0
+    perspective: str = "none"
+    perspective_kwargs: dict[str, Any] | None = None
     interpolation: str = "bicubic"
+    coreset: str = "none"
+    coreset_fraction: float = 0.2
+    coreset_warmup: int | None = None
+    coreset_every: int | None = None
     reward_scope: str = "view"
     reward_adversarial: float = 1 / 3
     reward_clean: float = 1 / 3
@@ -123,20 +169,23 @@ class WorldSettings:
     update_chunks: int = 1
 
     def __post_init__(self) -> None:
-        pick(self.method, METHODS, "method")
+        kind = find_method(self.method)
         pick(self.dataset, DATASETS, "data set")
         check_cache_dir(self.dataset, self.cache_dir)
         pick(self.keep_data, KEEP_DATA, "place to keep the data")
         pick(self.arch, ARCHITECTURES, "architecture")
         pick(self.stem, STEMS, "stem")
+        pick(self.projector, PROJECTORS, "projector")
+        pick(self.normalisation, NORMALISATIONS, "normalisation")
         pick(self.optimizer, OPTIMIZERS, "optimizer")
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
         pick(self.reward_scope, REWARD_SCOPES, "reward scope")
+        pick(self.coreset, CORESETS, "coreset")
         pick(self.precision, PRECISIONS, "precision")
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
-        for name in ("data_dir", "cache_dir"):
+        for name in ("data_dir", "cache_dir", "teacher"):
             if getattr(self, name) == "":
-                raise ValueError(f"{name} is empty: expected a folder, or leave it out")
+                raise ValueError(f"{name} is empty: expected a path, or leave it out")
         for name in ("image_size", "width", "projector_hidden", "projector_dim", "epochs", "limit", "test_limit"):
             if getattr(self, name) is not None or name not in ("limit", "test_limit"):
                 _check(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
@@ -156,6 +205,16 @@ class WorldSettings:
             _check("lr", self.lr, 0, math.inf, "0 or more")
         for name in ("weight_decay", "mixed_weight"):
             _check(name, getattr(self, name), 0, math.inf, "0 or more")
+        for name, length in (("crop_scale", 2), ("jitter", 4)):
+            value = getattr(self, name)
+            if value is not None and len(value) != length:
+                raise ValueError(f"{name} is {list(value)}: expected {length} numbers")
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        _check("coreset_fraction", self.coreset_fraction, 1e-6, 1, "a share in (0, 1]")
+        for name, least in (("coreset_warmup", 0), ("coreset_every", 1)):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), least, math.inf, f"an integer of {least} or more", whole=True)
+        _check("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
         _check("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
         for name in ("strength", "flip"):
             _check(name, getattr(self, name), 0, 1, "a number in [0, 1]")
@@ -163,15 +222,50 @@ class WorldSettings:
             _check(name, getattr(self, name), -math.inf, math.inf, "a finite number")
         expected = "2 or more images, since each needs negatives"
         _check("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
-        if self.method != "astra":
+        if not hasattr(kind, "mixed_reading"):
             for name in ("mixed_weight", "mixed_reading", "reward_mixed"):
                 if getattr(self, name) != getattr(WorldSettings, name):
-                    raise ValueError(f"{name} is {getattr(self, name)}: only the method astra has a mixed loss")
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}: only the methods astra and astra++ have a mixed loss"
+                    )
+        self.make_views()
+        self.make_perspective()
+        self._check_method(self.make_method())
+
+    def _check_method(self, method: Method) -> None:
+        if self.update_chunks > 1 and not method.paired:
+            raise ValueError(
+                f"update_chunks is {self.update_chunks}, but the method {self.method} does not take its views in "
+                "pairs, which chunks need: take 1, or --recompute true to save memory"
+            )
+        if self.coreset == "rcs" and not method.nt_xent_based:
+            raise ValueError(
+                f"coreset is 'rcs', but the loss of the method {self.method} is not made of NT-Xents, for which the "
+                "selection is defined: take --coreset random or none"
+            )
+        if self.reward_lookahead and not method.objective_is_loss:
+            raise ValueError(
+                f"reward_lookahead is {self.reward_lookahead}, but what the attack of the method {self.method} maximises "
+                "is not its loss, whose fall the look-ahead pays: leave it out"
+            )
+        needs_teacher = "teacher" in method.others
+        if needs_teacher and self.teacher is None:
+            raise ValueError(
+                f"the method {self.method} learns from a teacher: train one by --method simclr, and give its run "
+                "folder (or another checkpoint of this project) as --teacher RUN"
+            )
+        if self.teacher is not None and not needs_teacher:
+            raise ValueError(f"teacher is {self.teacher}, but the method {self.method} has none: leave it out")
 
     def make_method(self) -> Method:
-        """The method with its settings."""
+        """The method with its settings.
+
+        Raises:
+            ValueError: if an option is unknown, or the options do not fit together.
+        """
         return make_method(
             self.method,
+            self.method_kwargs,
             temperature=self.temperature,
             mixed_weight=self.mixed_weight,
             mixed_reading=self.mixed_reading,
@@ -201,28 +295,40 @@ class WorldSettings:
 
     def make_views(self) -> ViewSettings:
         """The settings of the augmentations."""
-        return ViewSettings(strength=self.strength, flip=self.flip, interpolation=self.interpolation)
-
-    def make_learner(self, streams: Streams, planned_updates: int, steps_per_epoch: int) -> TargetLearner:
-        """A fresh target network with its optimiser, its weights drawn from the stream "init"."""
-        method = self.make_method()
-        network = build_network(
-            streams["init"],
-            arch=self.arch,
-            width=self.width,
-            stem=self.stem,
-            routes=method.routes,
-            projector_hidden=self.projector_hidden,
-            projector_dim=self.projector_dim,
-            precision=self.precision,
-            recompute=self.recompute,
-        ).to(streams.device)
-        network.to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(self.optimizer, network, self.peak_lr, self.weight_decay)
-        schedule = partial(
-            warmup_cosine, total=planned_updates, warmup=self.warmup_updates(steps_per_epoch), peak=self.peak_lr
+        return ViewSettings(
+            strength=self.strength,
+            flip=self.flip,
+            interpolation=self.interpolation,
+            crop=None if self.crop_scale is None else (self.crop_scale[0], self.crop_scale[1]),
+            jitter=(self.jitter[0], self.jitter[1], self.jitter[2], self.jitter[3]),
         )
-        return TargetLearner(network, method, optimizer, schedule, self.update_chunks)
+
+    def make_perspective(self) -> PerspectiveSettings:
+        """The settings of the perspective augmentation.
+
+        Raises:
+            ValueError: if one is unknown or out of its range.
+        """
+        chosen = PerspectiveSettings(kind=self.perspective)
+        return replaced(chosen, self.perspective_kwargs or {}, "the perspective augmentation")
+
+    def make_plan(self, batches: int, replays: int = 1) -> Plan:
+        """The run's updates.
+
+        Args:
+            batches: full batches in the training images.
+            replays: updates that each gets in a row.
+        """
+        if self.coreset == "none":
+            return Plan(self.epochs, batches * replays, replays)
+        kept = max(1, round(self.coreset_fraction * batches)) * replays
+        return Plan(self.epochs, batches * replays, replays, self.coreset_epochs[0], kept)
+
+    @property
+    def coreset_epochs(self) -> tuple[int, int]:
+        """The first epoch on a coreset (from 0), and the epochs from one selection to the next."""
+        first = -(-self.epochs // 10) if self.coreset_warmup is None else self.coreset_warmup
+        return first, max(1, self.epochs // 50) if self.coreset_every is None else self.coreset_every
 
 
 def _check(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:

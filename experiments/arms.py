@@ -16,12 +16,12 @@ from experiments.commandline import parse
 from experiments.inference import COMPUTE, PRIMARY_ARMS
 from experiments.settings import Settings
 from ssl_core.lookup import pick
-from ssl_core.methods import METHODS
+from ssl_core.methods import find_method
 
 CONTROL = "fixed-max"
 """The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""
 OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
-PATHS = ("--data_dir", "--cache_dir", "--config", "--agent_config")
+PATHS = ("--data_dir", "--cache_dir", "--teacher", "--config", "--agent_config")
 SET_BY_CELL = ("--seed", "--run_dir", "--progress", "--resume", "--print_config", "--help")
 GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", "--method": "--methods"}
 """Flags of a single run, and what a comparison has in their place."""
@@ -143,16 +143,19 @@ def base_arms(
     arms = []
     for preset in presets:
         for method in methods:
-            attacks = pick(method, METHODS, "method").attacks
+            kind = find_method(method)
+            attacks = kind.attacks
+            # the teacher of some methods is no business of the others
+            given = shared if "teacher" in kind.others else list(without(shared, "--teacher"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
             for agent in agents if attacks else ["none"]:
                 label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
                 number = primary_seeds if agent in PRIMARY_ARMS else seeds
-                arms.append(make_arm(label, [*grid, "--agent", agent, *shared], number, suffix))
+                arms.append(make_arm(label, [*grid, "--agent", agent, *given], number, suffix))
             for text in own:
                 label, words = _own(text)
-                arms.append(make_arm(label, [*grid, *shared, *words], seeds, suffix))
+                arms.append(make_arm(label, [*grid, *given, *words], seeds, suffix))
     names = [arm.name for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")

@@ -20,7 +20,7 @@ from ssl_core.results import replacing
 SCHEMA = 1
 WINDOWS = 20
 """Into so many parts a training is cut for curves and shares."""
-PLACES = ("run_dir", "data_dir", "cache_dir", "progress")
+PLACES = ("run_dir", "data_dir", "cache_dir", "teacher", "progress")
 """Settings that say where something lay on one machine, and how it was shown there."""
 
 

@@ -14,6 +14,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from agents import describe
+from experiments.listing import listing
+from experiments.recipes import recipe
 from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from ssl_core.lookup import pick
 
@@ -43,22 +45,27 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(prog)
-    flags = [f"--{name}" for name in (*KINDS, "resume", "config", "agent_config", "print_config", "help")]
+    flags = [f"--{name}" for name in (*KINDS, "resume", "config", "agent_config", "print_config", "list", "help")]
     _check_names(map(_flag, (token for token in argv if re.match("--.", token))), flags, "flag", parser.error)
     peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     peek.error = parser.error  # type: ignore[method-assign]
-    for name in ("preset", "dataset", "resume", "agent_config"):
+    for name in ("preset", "dataset", "method", "resume", "agent_config"):
         peek.add_argument(f"--{name}")
     peek.add_argument("--config", action="append", default=[])
     peek.add_argument("--print_config", action="store_true")
+    peek.add_argument("--list", action="store_true")
     early = peek.parse_known_args(argv)[0]
+    if early.list:
+        print(listing(), end="")
+        parser.exit(0)
     try:
         config: dict[str, Any] = {}
         for path in early.config:
             config |= read_yaml(path)
         if early.agent_config is not None:
             config["agent_kwargs"] = read_mapping(early.agent_config, _Floats) | (config.get("agent_kwargs") or {})
-        given = config | {key: getattr(early, key) for key in ("preset", "dataset") if getattr(early, key) is not None}
+        flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}
+        given = config | {key: value for key, value in flagged.items() if value is not None}
         if early.resume is not None:
             invocation = _resumed(parser, Path(early.resume), config, argv)
         else:
@@ -112,6 +119,7 @@ def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser
     parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with any of the settings below")
     parser.add_argument("--agent_config", metavar="FILE", help="YAML file with any of the agent's own settings")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
+    parser.add_argument("--list", action="store_true", help="list methods, agents and data sets, and exit")
     parser.add_class_arguments(Settings)
     return parser
 
@@ -179,7 +187,8 @@ def _settings(
     given = config if given is None else given
     dataset = given.get("dataset", "digits")
     preset = given.get("preset", DATASET_PRESETS.get(str(dataset), "digits"))
-    parser.set_defaults({"preset": preset} | pick(preset, PRESETS, "preset"))
+    own = recipe(str(preset), str(given.get("method", Settings.method)))
+    parser.set_defaults({"preset": preset} | pick(preset, PRESETS, "preset") | own)
     return Settings(**_values(parser, config, argv))
 
 
@@ -187,7 +196,7 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
     # As flags before the others, a file's values pass the same checks and lose against the same names.
     flags = [f"--{key}={_as_text(value)}" for key, value in config.items()]
     values = vars(parser.parse_args(list(_decimals([*flags, *argv]))))
-    for name in ("data_dir", "cache_dir"):
+    for name in ("data_dir", "cache_dir", "teacher"):
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(Path(values[name]).expanduser().resolve())

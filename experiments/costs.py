@@ -18,7 +18,7 @@ from experiments.measuring import Clock, Figure, Result, fit_line, interleaved
 from experiments.workloads import PAPER, TINY, Options, random_actions, views_for
 from ssl_core.attacks import Budget
 from ssl_core.learner import TargetLearner
-from ssl_core.methods import Method
+from ssl_core.methods import Method, Networks
 from ssl_core.networks import TargetNetwork
 from ssl_core.results import replacing
 from ssl_core.rng import Streams
@@ -199,7 +199,8 @@ def update_flops(network: TargetNetwork, method: Method, views: int, size: int) 
     empty = torch.empty(views, 3, size, size, device="meta")
 
     def step() -> None:
-        torch.stack([values.mean() for values in method.losses(plain, empty, empty).values()]).sum().backward()
+        terms = method.losses(Networks(plain), empty, empty)
+        torch.stack([values.mean() for values in terms.values()]).sum().backward()
 
     return counted(step)
 

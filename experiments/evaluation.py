@@ -52,7 +52,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         The rows, the trained encoder's first.
     """
     settings, engine = run.settings, run.engine
-    network, route = copy.deepcopy(engine.learner.network), engine.method.evaluation_route
+    network, route = copy.deepcopy(run.encoder), engine.method.evaluation_route
     # whatever a run was trained in: accuracies of different runs are comparable, and the attack has exact gradients
     network.precision = "fp32"
     encoders: dict[str, tuple[nn.Module, str]] = {run.checkpoint_name: (network, route)}
@@ -130,18 +130,19 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
         budgets = {
             settings.agent: chosen_budget(run, run.agent, views),
             UNIFORM: chosen_budget(run, uniform, views),
-            FIXED: Budget.uniform(len(views), *engine.method.default_budget(engine.step), engine.device),
+            FIXED: Budget.uniform(len(clean), *engine.method.default_budget(engine.step), engine.device),
         }
         start = noise.get_state()
         for name, budget in budgets.items():
             noise.set_state(start)
-            outcome = engine.assess(views, clean, budget, noise)
+            with engine.learner.untracked():
+                outcome = engine.assess(views, clean, budget, noise)
             rewards[name].append(outcome.reward.mean().item())
     document = {
         "schema": 1,
         "seed": settings.seed,
         "checkpoint": run.checkpoint_name,
-        "batch_views": 2 * size,
+        "batch_views": engine.method.num_attacked(size),
         "rewards": rewards,
         "commit": commit(ROOT),
         "versions": versions(),
@@ -152,10 +153,12 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
 
 
 def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
-    """The budget (n,) that the agent draws for views (n, 3, h, w), as it does in training."""
+    """The budget (n,) that the agent draws for those of a batch's views (v, 3, h, w) that are attacked, as it does in
+    training."""
     actions = torch.as_tensor(agent.predict(run.env.observation_of(views))[0], device=run.engine.device)
     # one action of the batch environment stands for every view
-    budget = run.env.table.decode(actions.expand(len(views), *actions.shape[1:]))
+    attacked = run.engine.method.attacked(views)
+    budget = run.env.table.decode(actions.expand(len(attacked), *actions.shape[1:]))
     if budget is None:
         raise ValueError(f"the method {run.settings.method} has no attack to choose")
     return to_device(budget, run.engine.device)
@@ -167,13 +170,16 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     figures.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
         figures.action_shares(metrics, folder.figures / "action_shares.png")
-        views = run.engine.views
-        budget = chosen_budget(run, run.agent, views)
-        generator = Streams(run.settings.seed, run.engine.device).on_device("gallery/noise")
-        attacked = run.engine.learner.attack(views, budget, generator)
-        # one view of each image: the second shows the same scan again
-        every_other = Budget(budget.epsilon[::2], budget.step_size[::2], budget.steps[::2])
-        figures.attack_gallery(views[::2], attacked.images[::2], every_other, folder.figures / "attack_gallery.png")
+        engine = run.engine
+        budget = chosen_budget(run, run.agent, engine.all_views)
+        generator = Streams(run.settings.seed, engine.device).on_device("gallery/noise")
+        with engine.learner.untracked():
+            attacked = engine.learner.attack(engine.all_views, budget, generator)
+        # one view of each image: the others show the same scan again
+        each = slice(None, None, engine.method.attacked_per_image)
+        first = Budget(budget.epsilon[each], budget.step_size[each], budget.steps[each])
+        path = folder.figures / "attack_gallery.png"
+        figures.attack_gallery(engine.views[each], attacked.images[each], first, path)
     if rows:
         by_classifier: dict[str, list[Row]] = {}
         for row in rows:

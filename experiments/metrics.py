@@ -10,7 +10,7 @@ import torch
 from envs.actions import UNIT
 
 if TYPE_CHECKING:
-    from envs.engine import StepRecord
+    from envs.records import StepRecord
 
 FIFTHS = 5
 """Into so many groups a step's views are put by their clean loss, to show what a policy depends on."""

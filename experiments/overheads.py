@@ -127,7 +127,7 @@ def _shares_of(agent: str, options: Options, rounds: int, say: Say) -> Result:
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = RunFolder.create(temporary, settings, ["benchmark.py"])
         log = stack.enter_context(RunLog(folder, settings.batch_size))
-        progress = Progress(settings.epochs, steps, kind=settings.progress, console=Console(file=StringIO()))
+        progress = Progress(run.engine.plan, kind=settings.progress, console=Console(file=StringIO()))
         callback = RunCallback(run, folder, log, progress, Interrupt())
         run.agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // run.env.num_envs)]))
         stack.enter_context(watched(watch, run, *log_points(run, log, progress)))

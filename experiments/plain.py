@@ -19,6 +19,7 @@ from envs.engine import AttackEngine
 from envs.torch_env import as_pixels
 from experiments.workloads import perturbations
 from ssl_core.attacks import Attacked, Budget, Encode, Objective
+from ssl_core.methods import Networks
 from ssl_core.networks import Encoded, TargetNetwork
 from ssl_core.optim import make_optimizer
 
@@ -198,7 +199,7 @@ class PlainStep:
             self.network.eval()
             noise = self.engine.streams.on_device("noise")
             start = perturbations(self.views, budget, self.method.start_radius, noise)
-            encode = self.method.encode(self.network)
+            encode = self.method.encode(Networks(self.network))
             adversarial = masked_steps(encode, self.method.objective, self.views, budget, start)
         self.started = (self.views + start).clamp(0, 1)
         return adversarial
@@ -225,7 +226,7 @@ class PlainStep:
         """One update of the target network on clean and attacked views; the loss."""
         with self.part("update"):
             self.network.train()
-            terms = self.method.losses(self.network, self.views, adversarial)
+            terms = self.method.losses(Networks(self.network), self.views, adversarial)
             loss = torch.stack([self.method.weights[name] * values.mean() for name, values in terms.items()]).sum()
             rate = self.engine.learner.schedule(self.step)
             if isinstance(self.optimizer, PlainLARS):

@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ssl_core.plan import Plan
+
 Row = Mapping[str, Any]
 
 
@@ -20,18 +22,14 @@ class Progress:
     """A display of the run: a live one in a terminal, else one line an epoch (or nothing). A context manager.
 
     Args:
-        epochs: planned epochs.
-        steps_per_epoch: target updates of an epoch.
+        plan: the run's updates.
         kind: `live`, `lines`, `off`, or `auto`: live in a terminal, else lines.
         console: where to, by default the standard output.
     """
 
-    def __init__(
-        self, epochs: int, steps_per_epoch: int, *, kind: str = "auto", console: Console | None = None
-    ) -> None:
-        self.epochs = epochs
-        self.steps_per_epoch = steps_per_epoch
-        self.total = epochs * steps_per_epoch
+    def __init__(self, plan: Plan, *, kind: str = "auto", console: Console | None = None) -> None:
+        self.plan = plan
+        self.total = plan.total
         self.console = console or Console()
         self.kind = _kind(kind, self.console)
         # Without a thread of its own the display costs nothing between two updates and cannot disturb their timing.
@@ -65,7 +63,7 @@ class Progress:
             due = now - self._drawn >= 0.25
             self._drawn = now if due else self._drawn
             self._live.update(self._panel(row, images_per_second, left), refresh=due)
-        elif self.kind == "lines" and (step % self.steps_per_epoch == 0 or step == self.total):
+        elif self.kind == "lines" and self.plan.ends_epoch(step):
             self.note(self._line(row, images_per_second, left))
 
     def note(self, text: str) -> None:
@@ -74,8 +72,8 @@ class Progress:
             self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def _position(self, step: int) -> tuple[str, str]:
-        epoch = min(math.ceil(step / self.steps_per_epoch), self.epochs)
-        return f"epoch {epoch}/{self.epochs}", f"step {step}/{self.total}"
+        epoch = min(math.ceil(self.plan.epochs_done(step)), self.plan.epochs)
+        return f"epoch {epoch}/{self.plan.epochs}", f"step {step}/{self.total}"
 
     def _panel(self, row: Row, rate: float, left: float | None) -> RenderableType:
         head = Table.grid(padding=(0, 2), expand=True)

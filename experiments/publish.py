@@ -34,6 +34,7 @@ from experiments.evaluation_tables import remarks
 from experiments.figures import reward_comparison
 from experiments.inference import FEWEST_SEEDS, mean_interval
 from experiments.markup import Table, escaped_markdown, to_markdown
+from experiments.method_tables import methods_table, strategies_table
 from experiments.oneline import OneLineParser
 from experiments.report_tables import accuracy_table as compared_accuracies
 from experiments.report_tables import compute_table, improvement_table, primary_table
@@ -42,7 +43,7 @@ from ssl_core.results import Row, read_results, replacing
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
-PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR"}
+PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR", "--teacher": "RUN"}
 """What stands for a path of one machine in a kept command."""
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
@@ -266,6 +267,8 @@ TABLES = {
     "compared-primary": compared(primary_table),
     "compared-others": compared(improvement_table),
     "compared-compute": compared(compute_table),
+    "compared-methods": compared(methods_table),
+    "compared-strategies": compared(strategies_table),
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from experiments.cells import Comparison
 from experiments.inference import PRIMARY, deciding_epsilon
 from experiments.markup import Entry, Table
+from experiments.method_tables import methods_table, strategies_table
 from experiments.page import Block, Code, Items, Page, Picture, Section, Text
 from experiments.report_figures import (
     accuracy_against_compute,
@@ -53,6 +54,7 @@ def report(comparison: Comparison, figures: Path) -> Page:
     primary, others = primary_table(comparison), improvement_table(comparison)
     sections = [
         Section("How to read it", [Items(HOW_TO_READ if several else HOW_TO_READ[:ALONE])]),
+        Section("Methods", _method_tables(comparison)),
         Section("Accuracy", accuracy_table(comparison)),
         Section("Comparisons fixed beforehand", [primary] if primary else []),
         Section("Other comparisons", [others] if others else []),
@@ -99,6 +101,15 @@ HOW_TO_READ = (
 )
 ALONE = 4
 """So many of them concern an arm that is alone."""
+
+
+def _method_tables(comparison: Comparison) -> list[Table]:
+    """Methods side by side, where there are several of one preset."""
+    several = len({cell.method for cell in comparison.cells}) > 1
+    if not several or len({cell.preset for cell in comparison.cells}) > 1:
+        return []
+    tables = [methods_table(comparison), strategies_table(comparison)]
+    return [table for table in tables if table.rows]
 
 
 def answer(comparison: Comparison) -> list[str]:

@@ -78,7 +78,8 @@ def _interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
     return "" if math.isnan(low) else f" ({low:{sign}z.{digits}f} to {high:{sign}z.{digits}f})"
 
 
-def _points(found: Paired) -> str:
+def points_text(found: Paired) -> str:
+    """A paired difference with its interval; missing where there is none."""
     if math.isnan(found.difference):
         return MISSING
     return f"{found.difference:+z.1f}{_interval(found.low, found.high, sign='+')}"
@@ -215,7 +216,7 @@ def _primary_rows(part: Comparison) -> Rows:
         for (pair, found), p, smallest in zip(family.items(), adjusted, reachable, strict=True):
             if not set(pair) <= set(part.arms):
                 continue
-            texts = [" - ".join(pair), at(place), _points(found), _p(found.p)]
+            texts = [" - ".join(pair), at(place), points_text(found), _p(found.p)]
             texts += [_p(p) if place else MISSING, _p(found.smallest_p), str(found.seeds)]
             texts += ["{} : {}".format(*found.image_pairs), _probability(found)]
             if not place:
@@ -267,7 +268,7 @@ def improvement_table(comparison: Comparison) -> Table | None:
                 texts = [arm, at(epsilon or 0.0), " to ".join(map(str, {shared[0]: 0, shared[-1]: 0}))]
                 for found in (against.get(other) for other in REFERENCES):
                     known = found is not None and found.seeds
-                    texts.append(f"{_points(found)}\nP {_probability(found)}" if found and known else MISSING)
+                    texts.append(f"{points_text(found)}\nP {_probability(found)}" if found and known else MISSING)
                 lines.append([Entry(text) for text in texts])
         return lines
 
@@ -336,4 +337,4 @@ def _at_equal_compute(part: Comparison, arm: str, reference: str, epsilon: float
         return MISSING
     spent = _steps(part.of(other))
     ratio = f", {_steps(part.of(arm)) / spent:.2f} x its steps" if spent else ""
-    return f"{_points(paired(part.of(arm), part.of(other), epsilon))}\n{other}{ratio}"
+    return f"{points_text(paired(part.of(arm), part.of(other), epsilon))}\n{other}{ratio}"

@@ -26,7 +26,7 @@ from experiments.settings import Settings, resolve_device
 from ssl_core.results import commit, replacing, versions
 
 if TYPE_CHECKING:
-    from envs.engine import StepRecord
+    from envs.records import StepRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,9 +13,12 @@ from agents.external import is_dotted
 from envs.actions import KINDS, ActionTable
 from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
+from experiments.recipes import recipe
 from ssl_core.lookup import pick
-from ssl_core.methods import METHODS
+from ssl_core.methods import find_method
 from ssl_core.networks import PRECISIONS, bf16_is_native, last_strided_map
+from ssl_core.overrides import replaced
+from ssl_core.postprocessing import PostSettings
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
@@ -46,7 +49,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 5.0,
         "weight_decay": 1e-6,
         "warmup_epochs": 10,
-        "temperature": 0.5,
         "strength": 1.0,
         "flip": 0.5,
         "interpolation": "bicubic",
@@ -73,6 +75,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
 """Whose attacks a preset is about, where it is not `reinforce`."""
+TUPLES = ("eval_epsilons", "schedule", "crop_scale", "jitter")
+"""Settings that are tuples here and lists in YAML."""
 HARDEST = (15 / 255, 4 / 255, 14)
 """The agent `fixed-max`: radius and number of steps at the top of their ranges, and steps that reach every corner."""
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
@@ -99,8 +103,8 @@ class Settings(WorldSettings):
         agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.
         env: `view` (one action for each attacked view, discount 0) or `batch` (one for the batch, discount 0.9).
         observation: `features` or `image`; auto: `features`, or what reinforce-paper fixes.
-        actions: `factored`, `flat` or `continuous`; auto: what the agent is meant for, or `none` for a method without
-            an attack.
+        actions: `factored`, `flat` or `continuous`; auto: what the agent is meant for (of `fixed` and `schedule`:
+            what holds their method's own budget exactly), or `none` for a method without an attack.
         reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
         seed: of everything random in the run.
         device: `auto`, `cpu` or `cuda`.
@@ -112,6 +116,8 @@ class Settings(WorldSettings):
         steps: number of attack steps of the agent `fixed`.
         schedule: radii of the agent `schedule`, as fractions, one for each part of the training: [7/255,13/255].
         checkpoint_every: epochs between checkpoints.
+        post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++, over those it has by default
+            (`ssl_core.postprocessing.PostSettings`): post_kwargs.epochs.
         keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
             epoch's always among them; 0: none.
         images_every: epochs between image grids in TensorBoard.
@@ -145,6 +151,7 @@ class Settings(WorldSettings):
     steps: int | None = None
     schedule: tuple[float, ...] = SCHEDULE
     checkpoint_every: int = 1
+    post_kwargs: dict[str, Any] | None = None
     keep_every: int = 0
     images_every: int = 5
     evaluate: bool = True
@@ -157,13 +164,13 @@ class Settings(WorldSettings):
     progress: str = "auto"
 
     def __post_init__(self) -> None:
-        attacks = pick(self.method, METHODS, "method").attacks
+        attacks = find_method(self.method).attacks
         self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
         # a written record has all three: reading it imports no module of a user's
         if not is_dotted(self.agent) or "auto" in (self.observation, self.actions, self.reward_scope):
             meant_for = describe(self.agent)
             self._resolve("observation", meant_for.observation if self.env == "view" else "features")
-            self._resolve("actions", meant_for.actions if attacks else "none")
+            self._resolve("actions", self._kind_of_actions(meant_for.actions) if attacks else "none")
             self._resolve("reward_scope", meant_for.reward_scope)
         pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":
@@ -185,6 +192,18 @@ class Settings(WorldSettings):
             raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
         self._check_paper()
         self._check_figures()
+
+    def _kind_of_actions(self, usual: str) -> str:
+        """What the agent is meant for; but `fixed` and `schedule` play what their method's own budget gives exactly."""
+        if self.agent not in ("fixed", "schedule") or (self.epsilon, self.step_size, self.steps) != (None, None, None):
+            return usual
+        try:
+            for budget in (self.fixed_budget, *self.scheduled_budgets):
+                if budget is not None:
+                    ActionTable(usual).encode(*budget)
+        except ValueError:
+            return "continuous"
+        return usual
 
     def _resolve(self, name: str, value: str) -> None:
         if getattr(self, name) == "auto":
@@ -230,9 +249,20 @@ class Settings(WorldSettings):
         _check("schedule", self.schedule, len(self.schedule) > 0, "at least one radius")
         if self.agent_kwargs is not None and not all(isinstance(name, str) for name in self.agent_kwargs):
             raise ValueError(f"agent_kwargs are {self.agent_kwargs!r}: expected settings by name")
+        if self.post_kwargs is not None and not find_method(self.method).post_processed:
+            raise ValueError(f"post_kwargs: the method {self.method} has no post-processing (its ++ form has)")
+        self.make_post()
         for budget in (self.fixed_budget, *self.scheduled_budgets):
             if budget is not None:
                 ActionTable(self.actions).encode(*budget)
+
+    def make_post(self) -> PostSettings:
+        """The settings of the method's post-processing.
+
+        Raises:
+            ValueError: if one is unknown or out of its range.
+        """
+        return replaced(PostSettings(), dict(self.post_kwargs or {}), "the post-processing")
 
     @property
     def scheduled_budgets(self) -> list[tuple[float, float, int]]:
@@ -260,13 +290,18 @@ class Settings(WorldSettings):
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "Settings":
-        """The preset called `name` with some settings changed."""
-        return cls(**({"preset": name} | pick(name, PRESETS, "preset") | changes))
+        """The preset called `name` with its method's own settings and some settings changed."""
+        method = str(changes.get("method", cls.method))
+        return cls(**({"preset": name} | pick(name, PRESETS, "preset") | recipe(name, method) | changes))
 
     def to_yaml(self) -> str:
         """Every setting as YAML, for `--config` and `commandline.load`."""
-        values = asdict(self) | {name: list(getattr(self, name)) for name in ("eval_epsilons", "schedule")}
+        values = asdict(self) | {name: _listed(getattr(self, name)) for name in TUPLES}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _listed(value: tuple[float, ...] | None) -> list[float] | None:
+    return None if value is None else list(value)
 
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.policies import StrategyPolicy
 from agents.reinforce import REINFORCE
 from envs.actions import GRID
+from envs.building import build_learner
 from envs.engine import AttackEngine
 from experiments.measuring import Clock, Figure, Result, Stopwatch, interleaved, ratios, replaced
 from experiments.plain import PlainStep, Strategy, masked_loop, seconds_per_step
@@ -31,6 +32,7 @@ from experiments.workloads import (
 )
 from ssl_core.attacks import Budget, pgd
 from ssl_core.learner import frozen
+from ssl_core.methods import Networks
 from ssl_core.networks import PRECISIONS, TargetNetwork
 from ssl_core.rng import Streams
 
@@ -92,7 +94,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
         with nullcontext() if variant.weight_gradients else frozen(chosen):
             attack = pgd if variant.active_only else masked_loop
             given = views[variant.channels_last], budget
-            return attack(method.encode(chosen), method.objective, *given, start=start).images
+            return attack(method.encode(Networks(chosen)), method.objective, *given, start=start).images
 
     loss = attained(plain, engine)
     agreement: list[dict[str, Any]] = []
@@ -287,7 +289,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
     engine = AttackEngine(options.settings(**PAPER), device=options.device)
     seasoned(engine)
     learners = {"fp32": engine.learner}
-    learners["bf16"] = engine.settings.make_learner(Streams(0, options.device), engine.planned_updates, 1)
+    learners["bf16"] = build_learner(engine.settings, Streams(0, options.device), engine.plan)
     learners["bf16"].network.precision = "bf16"
     plain = in_precision(engine.learner.network, "fp32").to(memory_format=torch.contiguous_format)
     loss = attained(plain, engine)

@@ -55,7 +55,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
     with Decoding(kind=settings.progress, console=console) as decoding:
         data = settings.load_data(decoding.update)
     run = Run(settings, resolve_device(settings.device), data)
-    with Progress(settings.epochs, run.engine.steps_per_epoch, kind=settings.progress, console=console) as progress:
+    with Progress(run.engine.plan, kind=settings.progress, console=console) as progress:
         resumed_step = None
         if invocation.resume is None:
             folder = RunFolder.create(path, settings, words, first=run.save)
@@ -70,6 +70,8 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
             if resumed_step is None:
                 log.hparams(settings, HPARAM_METRICS)
             status = _train(run, folder, log, progress)
+    if status == 0:
+        status = _post_process(run, folder, console)
     return _conclude(run, folder, console) if status == 0 and settings.evaluate else status
 
 
@@ -120,13 +122,28 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
     return 0
 
 
+def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
+    try:
+        run.post_process(folder, lambda text: _note(run, console, text))
+    except KeyboardInterrupt:
+        _note(run, console, f"stopped; training is done and saved: post-process by {_resume(folder)}")
+        return 130
+    except RuntimeError as error:
+        return _fail(1, f"the post-processing failed: {error}; training is done and saved in {folder.path}")
+    return 0
+
+
+def _note(run: Run, console: Console, text: str) -> None:
+    if run.settings.progress != "off":
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
 def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
     # matplotlib and scipy take a second to import: nobody waits for them before training
     from experiments.evaluation import conclude
 
     def note(text: str) -> None:
-        if run.settings.progress != "off":
-            console.print(text, soft_wrap=True, markup=False, highlight=False)
+        _note(run, console, text)
 
     try:
         table = conclude(run, folder, note)

@@ -1,9 +1,11 @@
 """One run: the world, the agent that chooses its attacks, what is written down, and how it stops and goes on."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from ssl_core.postprocessing import post_process
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -14,9 +16,18 @@ from envs.torch_env import TorchBatchEnv, TorchViewEnv
 from experiments.progress import Interrupt, Progress
 from experiments.runlog import RunFolder, RunLog
 from experiments.settings import Settings
-from ssl_core.checkpoint import CheckpointError, describe_network, encoder_path, load_checkpoint, save_checkpoint
+from ssl_core.checkpoint import (
+    CheckpointError,
+    describe_network,
+    encoder_path,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+)
 from ssl_core.clock import Clock
 from ssl_core.images import Split
+from ssl_core.networks import TargetNetwork
+from ssl_core.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
 """A view's episode is one step; in the batch environment an action's effect on later batches counts."""
@@ -66,10 +77,36 @@ class Run:
             overrides=settings.agent_kwargs,
         )
         self._kept_epochs = 0
+        self.processed: TargetNetwork | None = None
+        """The encoder after its method's post-processing; None before, and for a method without one."""
 
     def _fixed_action(self) -> Any:
         budget = self.settings.fixed_budget
         return None if budget is None else self.env.table.encode(*budget)
+
+    @property
+    def encoder(self) -> TargetNetwork:
+        """The network that is evaluated and kept."""
+        return self.engine.learner.encoder if self.processed is None else self.processed
+
+    def post_process(self, folder: RunFolder, note: Callable[[str], None]) -> None:
+        """The method's post-processing of the trained encoder (DynACL++), and a checkpoint with what it gives.
+
+        Nothing where the method has none, or it is done already. It draws from streams of its own: an interrupted one
+        begins again when the run goes on, with the same result.
+        """
+        engine, settings = self.engine, self.settings
+        if not engine.method.post_processed or self.processed is not None:
+            return
+        note("post-processing: pseudo labels by k-means, then adversarial fine-tuning on them")
+        self.processed = post_process(
+            engine.learner.encoder,
+            (engine.method.clean_route, engine.method.attack_route),
+            engine.data.train.images,
+            settings.make_post(),
+            Streams(settings.seed, engine.device),
+        )
+        self.save(folder)
 
     @property
     def checkpoint_name(self) -> str:
@@ -79,6 +116,7 @@ class Run:
     def save(self, folder: RunFolder) -> None:
         """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`."""
         payload = self._encoder() | {
+            "post_processed": self.processed is not None,
             "agent_name": self.settings.agent,
             "circumstances": self._circumstances(),
             "world": self.env.state_dict(),
@@ -91,9 +129,9 @@ class Run:
         engine = self.engine
         return {
             "step": engine.step,
-            "epoch": engine.step / engine.steps_per_epoch,
+            "epoch": engine.epoch,
             "evaluation_route": engine.method.evaluation_route,
-            "network": describe_network(engine.learner.network),
+            "network": describe_network(self.encoder),
         }
 
     def keep_encoders(self, folder: RunFolder) -> None:
@@ -105,7 +143,7 @@ class Run:
         and holds the encoder of the first boundary at or after its end, with the `step` and the `epoch` (a fraction)
         that this was. Epochs that end within one rollout so have files that are alike.
         """
-        before, self._kept_epochs = self._kept_epochs, self.engine.step // self.engine.steps_per_epoch
+        before, self._kept_epochs = self._kept_epochs, int(self.engine.epoch)
         every, last = self.settings.keep_every, self.settings.epochs
         for epoch in range(before + 1, self._kept_epochs + 1):
             if every and (epoch % every == 0 or epoch == last):
@@ -129,7 +167,9 @@ class Run:
             # torch lists every tensor that differs, a line each: the first few words tell enough
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder.checkpoints / 'last.pt'} does not fit config.yaml: {reason} ...") from error
-        self._kept_epochs = self.engine.step // self.engine.steps_per_epoch
+        if payload.get("post_processed"):
+            self.processed = load_network(folder.path, self.engine.device)[0]
+        self._kept_epochs = int(self.engine.epoch)
         notes = [f"the random stream {name!r} starts anew on this device" for name in restarted]
         for name, now in self._circumstances().items():
             if (then := payload["circumstances"].get(name)) != now:
@@ -199,7 +239,7 @@ class RunCallback(BaseCallback):
 
     def _due(self) -> int:
         """How many checkpoints the epochs so far make."""
-        return self.run.engine.step // (self.run.engine.steps_per_epoch * self.run.settings.checkpoint_every)
+        return int(self.run.engine.epoch) // self.run.settings.checkpoint_every
 
     def _on_rollout_start(self) -> None:
         with self.clock.running():
@@ -225,7 +265,7 @@ class RunCallback(BaseCallback):
         if record is None:
             raise RuntimeError("a step was reported before any was played")
         row = self.log.step(record)
-        if record.end_of_epoch and (record.step // engine.steps_per_epoch - 1) % settings.images_every == 0:
+        if record.end_of_epoch and (round(record.epoch) - 1) % settings.images_every == 0:
             self.log.images(record)
         self.progress.update(row, self.log.images_per_second, settings.batch_size)
         if self.interrupt.asked and not self.told:

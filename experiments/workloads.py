@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from envs.actions import GRID, ActionTable
+from envs.building import build_learner
 from envs.engine import AttackEngine
 from experiments.settings import Settings
 from ssl_core.attacks import Budget
 from ssl_core.learner import TargetLearner
 from ssl_core.networks import TargetNetwork
+from ssl_core.plan import Plan
 from ssl_core.rng import Streams
 
 PAPER: dict[str, Any] = {
@@ -76,7 +78,7 @@ class Options:
     def learner(self, **changes: Any) -> TargetLearner:
         """A fresh learner of the digits preset in float32 with some settings changed; `quick` shrinks nothing here."""
         settings = Settings.from_preset("digits", **COMMON | changes, device=self.device.type)
-        return settings.make_learner(Streams(0, self.device), planned_updates=1000, steps_per_epoch=10)
+        return build_learner(settings, Streams(0, self.device), Plan(epochs=settings.epochs, steps=10))
 
     def tolerance(self, precision: str) -> Tolerance:
         """How far apart attacks may lie, one of them in this precision; more with `quick`."""

@@ -28,15 +28,16 @@ DUAL_NORM = Layout(("conv", "bn"), ".bn_list.{index}")
 """ACL's, which DynACL and ASTrA took over: a list of batch norms, `normal` first and `pgd` second."""
 
 
-def foreign_names(network: TargetNetwork, layout: Layout) -> dict[str, str]:
-    """The layout's name for every entry of the network's state dict but the input normalisation.
+def foreign_names(network: TargetNetwork, layout: Layout, part: str = "") -> dict[str, str]:
+    """The layout's name for every entry of the network's state dict (whose name begins with `part`) but the input
+    normalisation.
 
     The ACL family has its projector where a classifier would be: `fc.fc1`, `fc.bn1` and so on. In a layout without a
     place for routes, the batch norms of all routes get the same name.
     """
     counts = ARCHITECTURES[cast(str, network.arguments["arch"])][1]
     places = [f"layer{stage}.{index}" for stage, count in enumerate(counts, 1) for index in range(count)]
-    names = [name for name in network.state_dict() if name not in OURS_ALONE]
+    names = [name for name in network.state_dict() if name not in OURS_ALONE and name.startswith(part)]
     return {name: _translated(name, layout, network.routes, places) for name in names}
 
 
@@ -82,13 +83,18 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
         Copies of the tensors, on the CPU.
 
     Raises:
-        ValueError: if the network has no such route.
+        ValueError: if the network has no such route, or its features come from a layer that these models lack.
     """
+    if network.feature_dim != network.backbone.feature_dim:
+        raise ValueError(
+            f"the encoder has a neck of {network.feature_dim} features behind its ResNet (EMP-SSL), which "
+            "torchvision's models lack: load it by ssl_core.checkpoint.load_network"
+        )
     if route not in network.routes:
         raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
     state = network.state_dict()
     return {
         theirs: state[ours].detach().cpu().clone()
-        for ours, theirs in foreign_names(network, TORCHVISION).items()
-        if ours.startswith("backbone.") and (".by_route." not in ours or f".by_route.{route}." in ours)
+        for ours, theirs in foreign_names(network, TORCHVISION, "backbone.").items()
+        if ".by_route." not in ours or f".by_route.{route}." in ours
     }

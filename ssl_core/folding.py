@@ -9,17 +9,25 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ssl_core.convolution import Convolution, fixed_convolution
-from ssl_core.networks import Block, Encoded, RouteNorm, TargetNetwork, pieces
+from ssl_core.networks import Block, Encoded, TargetNetwork, pieces
+from ssl_core.projectors import Projector
+from ssl_core.route_norm import RouteNorm
 
 _threshold_backward = torch.ops.aten.threshold_backward
 _max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
 
 
 class Linear(NamedTuple):
-    """A linear layer that does its batch norm as well."""
+    """A linear layer that does its batch norm as well, and whether ReLU follows."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
+    rectify: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs) to (n, outputs)."""
+        x = F.linear(x, self.weight, self.bias)
+        return x.relu_() if self.rectify else x
 
 
 class Residual(NamedTuple):
@@ -61,8 +69,8 @@ class FoldedRoute:
             self.residuals.append(
                 Residual(convs, None if short is None else self._convolution(short.conv, short.norm, route))
             )
-        layers = zip(network.projector.linears, network.projector.norms, strict=True)
-        self.linears = [self._linear(linear, norm, route) for linear, norm in cast(Iterable[Any], layers)]
+        self.neck = [] if network.neck is None else self._linears(network.neck, route)
+        self.head = self._linears(network.projector, route)
 
     @torch.no_grad()
     def _convolution(self, conv: nn.Conv2d, norm: RouteNorm, route: str, divisor: Tensor | None = None) -> Convolution:
@@ -74,10 +82,17 @@ class FoldedRoute:
         return fixed_convolution(weight.to(self.dtype), shift.to(self.dtype), stride, padding)
 
     @torch.no_grad()
-    def _linear(self, linear: nn.Linear, norm: RouteNorm, route: str) -> Linear:
-        scale, shift = _scale_and_shift(norm, route)
-        bias = shift if linear.bias is None else shift + linear.bias * scale
-        return Linear((linear.weight * scale[:, None]).to(self.dtype), bias.to(self.dtype))
+    def _linears(self, head: Projector, route: str) -> list[Linear]:
+        folded = []
+        for linear, norm, rectify in head.parts:
+            weight, bias = cast(Tensor, linear.weight), cast(Tensor | None, linear.bias)
+            if norm is not None:
+                scale, shift = _scale_and_shift(norm, route)
+                weight, bias = weight * scale[:, None], shift if bias is None else shift + bias * scale
+            # a copy even where nothing is folded
+            parts = [None if part is None else part.detach().to(self.dtype, copy=True) for part in (weight, bias)]
+            folded.append(Linear(cast(Tensor, parts[0]), parts[1], rectify))
+        return folded
 
     def __call__(self, images: Tensor) -> Encoded:
         """Images (n, 3, h, w) to features and embeddings, in the network's own floating type."""
@@ -110,24 +125,25 @@ class FoldedRoute:
             x = last(x, residual, rectify=True)
             keep(x)
         features = x.mean(dim=(2, 3))
-        *hidden, output = self.linears
-        z = features
-        for weight, bias in hidden:
-            z = F.linear(z, weight, bias).relu_()
-            keep(z)
-        embeddings = F.linear(z, output.weight, output.bias)
-        return features.to(self.outputs), embeddings.to(self.outputs)
+        for layer in self.neck:
+            features = layer.forward(features)
+            if layer.rectify:
+                keep(features)
+        # as two tensors, whichever a caller writes into
+        z = features if self.head else features.clone()
+        for layer in self.head:
+            z = layer.forward(z)
+            if layer.rectify:
+                keep(z)
+        return features.to(self.outputs), z.to(self.outputs)
 
     def backward(self, kept: list[Tensor], features: Tensor | None, embeddings: Tensor | None) -> Tensor:
         """The images' gradient from those of the outputs, None where an output was not used; empties `kept`."""
-        depth = len(self.linears) - 1
-        heads, kept[-depth:] = kept[-depth:], []
-        gradient = None if features is None else features.to(self.dtype)
-        if embeddings is not None:
-            g = embeddings.to(self.dtype) @ self.linears[-1].weight
-            for z, (weight, _) in zip(reversed(heads), reversed(self.linears[:-1]), strict=True):
-                g = _rectified(g, z) @ weight
-            gradient = g if gradient is None else g.add_(gradient)
+        gradient = _through(self.head, kept, None if embeddings is None else embeddings.to(self.dtype))
+        if features is not None:
+            own = features.to(self.dtype)
+            gradient = own if gradient is None else gradient + own
+        gradient = _through(self.neck, kept, gradient)
         if gradient is None:
             return torch.zeros_like(kept[0], dtype=self.outputs)
         height, width = kept[-1].shape[2:]
@@ -159,6 +175,18 @@ class FoldedRoute:
         return self.stem.input_gradient(_rectified(gradient, kept.pop()), kept.pop()).to(self.outputs)
 
 
+def _through(layers: Sequence[Linear], kept: list[Tensor], gradient: Tensor | None) -> Tensor | None:
+    """The gradient before linear layers from that behind them, None if there is none; takes their share of `kept`."""
+    for layer in reversed(layers):
+        output = kept.pop() if layer.rectify else None
+        if gradient is not None:
+            if output is not None:
+                # not in place: it may be the caller's
+                gradient = _threshold_backward(gradient, output, 0)
+            gradient = gradient @ layer.weight
+    return gradient
+
+
 def _rectified(gradient: Tensor, output: Tensor) -> Tensor:
     """A rectifier's gradient, in place of what came in: it passes where the output is positive."""
     return _threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
@@ -169,9 +197,12 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _scale_and_shift(norm: RouteNorm, route: str) -> tuple[Tensor, Tensor]:
-    batch_norm = cast(nn.BatchNorm2d, norm.by_route[route])
+    batch_norm = norm.norm(route)
     mean, variance = cast(Tensor, batch_norm.running_mean), cast(Tensor, batch_norm.running_var)
-    scale = batch_norm.weight / (variance + batch_norm.eps).sqrt()
+    deviation = (variance + batch_norm.eps).sqrt()
+    if not batch_norm.affine:
+        return 1 / deviation, -mean / deviation
+    scale = batch_norm.weight / deviation
     return scale, batch_norm.bias - mean * scale
 
 

@@ -259,6 +259,8 @@ def _chosen(route: str | None, routes: Sequence[str], format: str) -> str:
 
 def _stem(kernel: Tensor, format: str, given: str | None, said: str | None, notes: list[str]) -> str:
     fits = {(3, 3, 3): "cifar", (3, 7, 7): "imagenet"}.get(cast(tuple[int, int, int], tuple(kernel.shape[1:])))
+    if fits == "cifar" and (given or said) == "cifar-padded":
+        fits = "cifar-padded"  # a state dict does not hold the padding
     if fits is None:
         raise ValueError(f"conv1.weight is {tuple(kernel.shape)}: expected (width, 3, 3, 3) or (width, 3, 7, 7)")
     if given is not None:
@@ -270,8 +272,8 @@ def _stem(kernel: Tensor, format: str, given: str | None, said: str | None, note
         if fits == "cifar" and format not in FAMILY:
             raise ValueError(
                 "the first convolution is 3x3, and no state dict holds its stride, its padding or whether a pooling "
-                "follows: if it has stride 1 and padding 1 and no pooling follows, say that the stem is cifar; others "
-                "cannot be read"
+                "follows: if it has stride 1 and no pooling follows, say that the stem is cifar (padding 1) or "
+                "cifar-padded (padding 2); others cannot be read"
             )
         why = "as in its authors' code" if format in FAMILY else "as in torchvision"
         notes.append(f"stem {fits}, from the size of the first convolution: {STEMS[fits]}, {why}")

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_core.networks import Encoded, TargetNetwork, Untracked
+from ssl_core.networks import Encoded, TargetNetwork
+from ssl_core.route_norm import Untracked
 
 
 def chunk_sizes(images: int, chunks: int) -> list[int]:

@@ -1,18 +1,24 @@
 """The target network in training: it owns network and optimiser, and alone flips modes and batch-norm routes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_core.attacks import Attacked, Budget, pgd
+from ssl_core.attacks import Attacked, Budget, Objective, pgd
+from ssl_core.ema import ema_update
+from ssl_core.fingerprints import digest
 from ssl_core.folding import FoldedNetwork
 from ssl_core.gradcache import ChunkedNetwork
-from ssl_core.methods import Method
+from ssl_core.methods import Method, Network, Networks
 from ssl_core.networks import Encoded, TargetNetwork
+from ssl_core.perturbation import perturbed
+from ssl_core.plan import Moment
+from ssl_core.rng import Streams
+from ssl_core.route_norm import Untracked
 
 SHAPES = 64
 """At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
@@ -24,12 +30,13 @@ class NonFiniteLossError(FloatingPointError):
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside; every training flag and `requires_grad` is put back afterwards."""
+def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Eval mode (or train mode) and no parameter gradients inside; every training flag and `requires_grad` is put back
+    afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        module.eval().requires_grad_(False)
+        module.train(training).requires_grad_(False)
         yield
     finally:
         for part, training in modes:
@@ -38,16 +45,26 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
+def on_route(network: Network, own: str) -> Network:
+    """The network, always called on one route: a teacher knows nothing of its student's routes."""
+    return lambda images, route: network(images, own)
+
+
 class TargetLearner:
-    """Owns the target network and its optimiser.
+    """Owns the target network, what is trained or carried beside it, and the optimiser.
 
     Args:
         network: on its final device.
         method: the self-supervised method.
-        optimizer: over the network's parameters.
+        optimizer: over the parameters of the network and of the heads; a group that is marked `constant_lr` keeps its
+            rate, the others follow the schedule.
         schedule: learning rate of update k (0-based).
         update_chunks: in how many chunks an update runs over a batch, to hold fewer activations; with more than one,
             batch norm's statistics are a chunk's own (ghost batch norm), see `ssl_core.gradcache`.
+        heads: modules that are trained along (`Method.make_heads`).
+        others: networks without gradient by name, "momentum" and "teacher" (`Method.others`).
+        teacher_route: route on which the teacher is called, whatever route a method names.
+        moment: where the run stands after k updates; by default an epoch without end.
     """
 
     def __init__(
@@ -57,53 +74,162 @@ class TargetLearner:
         optimizer: Optimizer,
         schedule: Callable[[int], float],
         update_chunks: int = 1,
+        *,
+        heads: Mapping[str, nn.Module] | None = None,
+        others: Mapping[str, TargetNetwork] | None = None,
+        teacher_route: str = "normal",
+        moment: Callable[[int], Moment] = Moment,
     ) -> None:
         self.network = network
         self.method = method
         self.optimizer = optimizer
         self.schedule = schedule
         self.update_chunks = update_chunks
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        self.others = nn.ModuleDict(dict(others or {}))
+        for other in self.others.values():
+            other.requires_grad_(False)
+        self.teacher_route = teacher_route
+        self.tables: dict[str, Tensor] = {}
+        """What `Method.make_tables` has made."""
+        self.moment_at = moment
         self.step = 0
         """Number of updates made."""
         self.device = next(network.parameters()).device
+        self._parts = nn.ModuleList([network, self.heads, self.others])
+        self._carried: dict[str, Tensor] = {}
 
     @property
     def lr(self) -> float:
         """Learning rate of the coming update."""
         return self.schedule(self.step)
 
-    def look(self, views: Tensor) -> Encoded:
-        """Features and embeddings of clean views (n, 3, h, w), on the clean route, in eval mode, without gradient."""
-        with frozen(self.network), torch.no_grad():
-            return FoldedNetwork(self.network)(views, self.method.clean_route)
+    @property
+    def moment(self) -> Moment:
+        """Where the run stands."""
+        return self.moment_at(self.step)
 
-    def attack(self, views: Tensor, budget: Budget, generator: torch.Generator) -> Attacked:
-        """The method's attack on the views within the budget; the network is left as it was.
+    @property
+    def encoder(self) -> TargetNetwork:
+        """The network that is evaluated and kept."""
+        chosen = self.method.evaluated
+        return self.network if chosen == "target" else self._other(chosen)
+
+    def _other(self, name: str) -> TargetNetwork:
+        found = self.others[name]
+        if not isinstance(found, TargetNetwork):
+            raise TypeError(f"{name} is a {type(found).__name__}: expected a TargetNetwork")
+        return found
+
+    def _folded(self) -> Networks:
+        """All networks in eval mode with their batch norm folded; to be used while `frozen`."""
+        others: dict[str, Network] = {name: FoldedNetwork(self._other(name)) for name in self.others}
+        return self._networks(FoldedNetwork(self.network), others)
+
+    def _plain(self, target: Network | None = None) -> Networks:
+        """All networks as they are, the target behind `target` if it is given."""
+        return self._networks(target or self.network, {name: self._other(name) for name in self.others})
+
+    def _networks(self, target: Network, others: dict[str, Network]) -> Networks:
+        if "teacher" in others:
+            others["teacher"] = on_route(others["teacher"], self.teacher_route)
+        return Networks(target, dict(self.heads.items()), others, self.tables)
+
+    def make_tables(self, images: Tensor, streams: Streams) -> None:
+        """Makes the method's tables from the training images (n, 3, h, w) uint8; nothing where it has none.
 
         Args:
-            views: (n, 3, h, w) in [0, 1].
-            budget: n entries.
-            generator: of the random start, on the learner's device.
+            streams: it draws from the stream "tables", if it draws at all.
         """
+        if type(self.method).make_tables is Method.make_tables:
+            return
+        with frozen(self._parts), torch.no_grad():
+            made = self.method.make_tables(self._folded(), images, streams["tables"])
+        self.tables = {name: value.to(self.device) for name, value in made.items()}
+
+    def objective(self, views: Tensor) -> Objective:
+        """What the attack on a batch of views (v, 3, h, w) maximises, on the present weights."""
+        with frozen(self._parts), torch.no_grad():
+            return self.method.objective_for(self._folded(), views)
+
+    def look(self, views: Tensor) -> Encoded:
+        """Features, and the embeddings that the objective takes, of those views (n, 3, h, w) of a batch that are
+        attacked, clean: on their clean routes, in eval mode, without gradient.
+
+        Args:
+            views: (v, 3, h, w) all views of the batch.
+        """
+        with frozen(self._parts), torch.no_grad():
+            images = self.method.attacked(views)
+            rows = torch.arange(len(images), device=images.device)
+            return self.method.encoded(self._folded(), images, rows, attacked=False)
+
+    def untracked(self) -> AbstractContextManager[None]:
+        """A context for what only measures: attacks in train mode leave the running statistics as they are."""
+        return Untracked(self._parts)
+
+    def attack(
+        self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
+    ) -> Attacked:
+        """The method's attack on the views within the budget; the weights are left as they were, and in eval mode the
+        running statistics too.
+
+        Args:
+            views: (v, 3, h, w) in [0, 1], all views of a batch.
+            budget: an entry for each view that is attacked.
+            generator: of the random start, on the learner's device.
+            objective: what `objective(views)` gave on the present weights, where it is known.
+        """
+        images = self.method.attacked(views)
         start: str | Tensor = "uniform"
         radius = self.method.start_radius
         if radius is not None:
-            start = (torch.rand(views.shape, generator=generator, device=views.device) * 2 - 1) * radius
-        with frozen(self.network):
-            encode = self.method.encode(FoldedNetwork(self.network))
-            granularity = -(-len(views) // SHAPES)
-            return pgd(
-                encode,
-                self.method.objective,
-                views,
-                budget,
-                generator=generator,
-                start=start,
-                granularity=granularity,
-            )
+            start = (torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1) * radius
+        objective = self.objective(views) if objective is None else objective
+        training = self.method.attack_mode == "train"
+        # batch norm in train mode couples the batch: all of it is encoded in every iteration
+        granularity = len(images) if training else -(-len(images) // SHAPES)
+        with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
+            encode = self.method.encode(self._plain() if training else self._folded())
+            return pgd(encode, objective, images, budget, generator=generator, start=start, granularity=granularity)
+
+    def carry(self, views: Tensor, budget: Budget) -> Attacked:
+        """The next step of a free attack (Shafahi et al. 2019): the carried perturbations move by the gradient that the
+        last update has left, and lie on these views.
+
+        `d <- clip(d + step_size * sign(slope), -epsilon, epsilon)` where a view has steps left, that is in the first
+        `steps` replays of a batch; then the images are clipped to [0, 1]. At first perturbations are 0 and there is no
+        slope. Slopes belong to places in the batch: with a new batch they are those of the last one's last replay.
+
+        Args:
+            views: (v, 3, h, w) in [0, 1], all views of a batch.
+            budget: an entry for each attacked view.
+
+        Returns:
+            The attacked images, and their embeddings in the attack's mode; statistics stay as they were.
+        """
+        images = self.method.attacked(views)
+        shape = (-1, *[1] * (images.ndim - 1))
+        carried = self._carried.get("perturbations", torch.zeros_like(images))
+        slope = self._carried.get("slope", torch.zeros_like(images))
+        epsilon = budget.epsilon.to(images.dtype).view(shape)
+        size = torch.where(budget.steps > self.moment.replay, budget.step_size.to(images.dtype), 0.0).view(shape)
+        carried = torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)
+        self._carried["perturbations"] = carried
+        moved = (images + carried).clamp(0, 1)
+        training = self.method.attack_mode == "train"
+        rows = torch.arange(len(moved), device=moved.device)
+        with (
+            frozen(self.network, training),
+            frozen(self.heads, training),
+            frozen(self.others),
+            Untracked(self._parts),
+            torch.no_grad(),
+        ):
+            return Attacked(moved, self.method.encode(self._plain())(moved, rows))
 
     def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:
-        """One optimiser step on clean and attacked views.
+        """One optimiser step on all views of a batch and the attacked ones.
 
         Returns:
             The mean of each named loss term, and "total".
@@ -112,28 +238,50 @@ class TargetLearner:
             NonFiniteLossError: if the loss is not finite (nothing was updated then but batch-norm statistics) or the
                 weights or these statistics are not, after the update.
         """
+        moment = self.moment
         self.network.train()
+        self.heads.train()
+        for name in self.others:
+            # a moving average has statistics of its own, a teacher none that move
+            self.others[name].train(name == "momentum")
+        if self.method.free and adversarial is not None:
+            adversarial = adversarial.detach().requires_grad_()
         chunked = ChunkedNetwork(self.network, self.update_chunks) if self.update_chunks > 1 else None
-        terms = self.method.losses(chunked or self.network, views, adversarial)
-        means = {name: values.mean() for name, values in terms.items()}
-        total = torch.stack([self.method.weights[name] * mean for name, mean in means.items()]).sum()
-        values = torch.stack([*means.values(), total]).detach().tolist()
-        losses = dict(zip([*means, "total"], values, strict=True))
-        self._check_finite(total.detach(), f"the loss of update {self.step + 1} is not finite: {losses}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if chunked is not None:
-            chunked.backward()
+        networks = self._plain(chunked)
+        with self._perturbed(moment, views, adversarial):
+            terms = self.method.losses(networks, views, adversarial)
+            means = {name: values.mean() for name, values in terms.items()}
+            weights = self.method.weights_at(moment)
+            total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+            values = torch.stack([*means.values(), total]).detach().tolist()
+            losses = dict(zip([*means, "total"], values, strict=True))
+            self._check_finite(total.detach(), f"the loss of update {self.step + 1} is not finite: {losses}")
+            for group in self.optimizer.param_groups:
+                if not group.get("constant_lr"):
+                    group["lr"] = self.lr
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if chunked is not None:
+                chunked.backward()
+        if self.method.free and adversarial is not None and adversarial.grad is not None:
+            self._carried["slope"] = adversarial.grad
         self.optimizer.step()
+        if "momentum" in self.others:
+            ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
         # a gradient that is not finite shows here too; what was saved before this update is still good. An attack would
         # not show it: a processor's fused ReLU turns NaN into 0
-        state = [value for value in self.network.state_dict().values() if value.is_floating_point()]
+        state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
         norms = torch.stack(torch._foreach_norm(state))
         self._check_finite(norms, f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
         self.step += 1
         return losses
+
+    def _perturbed(self, moment: Moment, views: Tensor, adversarial: Tensor | None) -> AbstractContextManager[None]:
+        gamma = self.method.weight_perturbation(moment)
+        if gamma == 0 or adversarial is None:
+            return nullcontext()
+        modules, networks = nn.ModuleList([self.network, self.heads]), self._plain()
+        return perturbed(modules, lambda: self.method.perturbation_loss(networks, views, adversarial), gamma)
 
     @staticmethod
     def _check_finite(values: Tensor, message: str) -> None:
@@ -141,11 +289,30 @@ class TargetLearner:
             raise NonFiniteLossError(message)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser and number of updates."""
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        """Network, optimiser and number of updates; heads, moving averages and carried perturbations where there are.
+
+        A teacher does not change, and its weights lie in a file of their own: its digest stands for it.
+        """
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        beside = {
+            "heads": self.heads.state_dict(),
+            "others": {name: self.others[name].state_dict() for name in self.others if name != "teacher"},
+            "tables": dict(self.tables),
+            "carried": {name: value.clone() for name, value in self._carried.items()},
+            "teacher": digest(self.others["teacher"]) if "teacher" in self.others else "",
+        }
+        return state | {name: value for name, value in beside.items() if value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores what `state_dict` gave; ValueError if the teacher is another one now."""
+        if "teacher" in self.others and state.get("teacher") != digest(self.others["teacher"]):
+            raise ValueError("the teacher is another one than before: go on with the file that the run began with")
         self.network.load_state_dict(state["network"])
+        self.heads.load_state_dict(state.get("heads", {}))
+        for name, other in state.get("others", {}).items():
+            self.others[name].load_state_dict(other)
+        for name, value in state.get("tables", {}).items():
+            self.tables[name] = value.to(self.device)
+        self._carried = {name: value.to(self.device) for name, value in state.get("carried", {}).items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _reduced(values: Tensor, reduction: str) -> Tensor:
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """Values as they are ("none"), their mean or their sum; ValueError for another reduction."""
     if reduction == "mean":
         return values.mean()
     if reduction == "sum":
@@ -43,7 +44,7 @@ def nt_xent(z: Tensor, temperature: float = 0.5, reduction: str = "mean") -> Ten
     logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
     # the partner of an even row is the next one, of an odd row the one before
     partner = torch.arange(len(z), device=z.device) ^ 1
-    return _reduced(F.cross_entropy(logits, partner, reduction="none"), reduction)
+    return reduced(F.cross_entropy(logits, partner, reduction="none"), reduction)
 
 
 def mixed_nt_xent(
@@ -83,7 +84,7 @@ def mixed_nt_xent(
         values = torch.stack(each, dim=1).flatten()
     else:
         raise ValueError(f"reading is {reading!r}: expected 'pairs' or 'views'")
-    return _reduced(values, reduction)
+    return reduced(values, reduction)
 
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -130,4 +131,4 @@ def trades(
     robustness = kl_divergence(clean_logits, adversarial_logits)
     if labels.shape != robustness.shape:
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected {tuple(robustness.shape)}, as the logits")
-    return _reduced(F.cross_entropy(clean_logits, labels, reduction="none") + beta * robustness, reduction)
+    return reduced(F.cross_entropy(clean_logits, labels, reduction="none") + beta * robustness, reduction)

@@ -1,20 +1,28 @@
 """The target network: a ResNet whose batch normalisation has one set of statistics a route, and its projector."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ssl_core.initialising import build_module
 from ssl_core.lookup import pick
+from ssl_core.projectors import NECK, PROJECTORS, Projector
+from ssl_core.route_norm import SHARED, RouteNorm, Untracked
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NORMALISATIONS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),  # ACL, DynACL, AIR, RCS, ASTrA
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),  # DeACL, DAQ-SDP
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # EMP-SSL
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # RoCL, AdvCL, TARO, CF-AMC-SSL
+}
+"""Means and standard deviations per channel of images in [0, 1], for `TargetNetwork`."""
 
 ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet10": ("basic", (1, 1, 1, 1)),
@@ -28,59 +36,16 @@ activations from layer to layer, and the layers are still large enough for its v
 PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
 STEMS = {
     "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
+    "cifar-padded": "3x3 convolution of stride 1 and padding 2: maps 2 pixels larger than the images (DeACL, DAQ-SDP)",
     "imagenet": "7x7 convolution of stride 2 and max-pooling, for images of 96 pixels (STL-10) and more",
 }
 
 
 class Encoded(NamedTuple):
-    """The backbone's features (n, feature_dim) and the projector's embeddings (n, embedding_dim)."""
+    """The backbone's (or its neck's) features (n, feature_dim) and the projector's embeddings (n, embedding_dim)."""
 
     features: Tensor
     embeddings: Tensor
-
-
-class RouteNorm(nn.Module):
-    """Batch normalisation with its own parameters and statistics for each route (dual batch norm in ACL)."""
-
-    def __init__(self, channels: int, routes: Sequence[str], spatial: bool = True) -> None:
-        super().__init__()
-        norm = nn.BatchNorm2d if spatial else nn.BatchNorm1d
-        self.by_route = nn.ModuleDict({route: norm(channels) for route in routes})
-        self.tracks = True
-        """Whether the running statistics follow in train mode (`Untracked` says when not)."""
-
-    def forward(self, x: Tensor, route: str) -> Tensor:
-        norm = cast(nn.BatchNorm2d, self.by_route[route])
-        if self.tracks or not norm.training:
-            return norm(x)
-        # copies take the update: without any, autograd would save fewer tensors than in the pass that is repeated, and
-        # `checkpoint` refuses that; momentum 0 on the originals would make a NaN of an infinite variance
-        mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
-        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=True, eps=norm.eps)
-
-
-class Untracked:
-    """A context in which a module's batch norms in train mode leave their running statistics as they are.
-
-    It is for a forward pass that repeats an earlier one, whose statistics are in already. It may be nested and entered
-    again.
-
-    Args:
-        module: whose `RouteNorm`s are meant.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._norms = [part for part in module.modules() if isinstance(part, RouteNorm)]
-        self._before: list[list[bool]] = []
-
-    def __enter__(self) -> None:
-        self._before.append([norm.tracks for norm in self._norms])
-        for norm in self._norms:
-            norm.tracks = False
-
-    def __exit__(self, *_: object) -> None:
-        for norm, tracks in zip(self._norms, self._before.pop(), strict=True):
-            norm.tracks = tracks
 
 
 class Shortcut(nn.Module):
@@ -152,7 +117,8 @@ class ResNet(nn.Module):
         if width < 1:
             raise ValueError(f"width is {width}: expected a positive number of channels")
         large = stem == "imagenet"
-        self.conv = nn.Conv2d(3, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
+        kernel, stride, padding = (7, 2, 3) if large else (3, 1, 2 if stem == "cifar-padded" else 1)
+        self.conv = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
         self.norm = RouteNorm(width, routes)
         self.pool = nn.MaxPool2d(3, 2, 1) if large else None
         blocks: list[Block] = []
@@ -185,36 +151,22 @@ class ResNet(nn.Module):
         )
 
 
-class Projector(nn.Module):
-    """ASTrA's and ACL's head: three linear layers, each followed by batch norm by route, ReLU after the first two."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, routes: Sequence[str]) -> None:
-        super().__init__()
-        sizes = (inputs, hidden, outputs, outputs)
-        self.linears = nn.ModuleList(nn.Linear(a, b, bias=index == 0) for index, (a, b) in enumerate(pairwise(sizes)))
-        self.norms = nn.ModuleList(RouteNorm(size, routes, spatial=False) for size in sizes[1:])
-
-    def forward(self, x: Tensor, route: str) -> Tensor:
-        for index, (linear, norm) in enumerate(zip(self.linears, self.norms, strict=True)):
-            x = norm(linear(x), route)
-            if index < 2:
-                x = F.relu(x, inplace=True)
-        return x
-
-
 class TargetNetwork(nn.Module):
-    """Normalisation, ResNet and projector: pixels in [0, 1] to features and embeddings.
+    """Normalisation, ResNet, neck if any, and projector: pixels in [0, 1] to features and embeddings.
 
     Args:
         arch: a name of `ARCHITECTURES`.
         width: channels of the first stage.
         stem: a name of `STEMS`.
         routes: names of the batch-norm routes; ACL and ASTrA have "normal" and "pgd".
-        projector_hidden: width of the projector's first layer (512 in ACL, 2048 in ASTrA).
-        projector_dim: dimension of the embeddings (512 in both).
+        projector_hidden: width of the projector's hidden layer (512 in ACL, 2048 in ASTrA).
+        projector_dim: dimension of the embeddings (512 in both); without a projector it is the features'.
         mean, std: input normalisation per channel, ImageNet's as in ACL.
         precision: a name of `PRECISIONS`; outputs are full precision in any case.
         recompute: whether a training pass computes the blocks again instead of keeping them, see `ResNet`.
+        projector: a name of `PROJECTORS`.
+        neck: width of a linear layer with batch norm by route and ReLU behind the pooled backbone, whose outputs are
+            the features (4096 in EMP-SSL, its "pre-feature"); 0: none.
 
     Raises:
         ValueError: if a name is unknown or a size is not positive.
@@ -235,14 +187,19 @@ class TargetNetwork(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         precision: str = "fp32",
         recompute: bool = False,
+        projector: str = "acl",
+        neck: int = 0,
     ) -> None:
         super().__init__()
+        layers = pick(projector, PROJECTORS, "projector")
+        if neck < 0:
+            raise ValueError(f"neck is {neck}: expected 0 for none, or a positive width")
         if min(projector_hidden, projector_dim) < 1:
             raise ValueError(f"projector sizes are {projector_hidden} and {projector_dim}: expected positive numbers")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.routes = tuple(routes)
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "arch": arch,
             "width": width,
             "stem": stem,
@@ -252,14 +209,17 @@ class TargetNetwork(nn.Module):
             "mean": list(mean),
             "std": list(std),
             "precision": precision,
+            "projector": projector,
+            "neck": neck,
         }
         """What the network was built from, for its checkpoint; `recompute` changes no result and is not part of it."""
         pick(precision, PRECISIONS, "precision")
         self.precision = precision
         self.backbone = ResNet(arch, width, stem, routes, recompute)
-        self.projector = Projector(self.backbone.feature_dim, projector_hidden, projector_dim, routes)
-        self.feature_dim = self.backbone.feature_dim
-        self.embedding_dim = projector_dim
+        self.feature_dim = neck or self.backbone.feature_dim
+        self.neck = Projector(NECK, self.backbone.feature_dim, neck, neck, routes) if neck else None
+        self.projector = Projector(layers, self.feature_dim, projector_hidden, projector_dim, routes)
+        self.embedding_dim = self.projector.outputs
 
     def features(self, images: Tensor, route: str) -> Tensor:
         """Images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
@@ -288,14 +248,19 @@ class TargetNetwork(nn.Module):
 
     def _features(self, images: Tensor, route: str) -> Tensor:
         self.check(images, route)
-        return self.backbone((images - self.mean) / self.std, route)
+        x = self.backbone((images - self.mean) / self.std, route)
+        return x if self.neck is None else self.neck(x, route)
 
     def check(self, images: Tensor, route: str) -> None:
         """Raises a ValueError unless the network has the route and the images are (n, 3, h, w)."""
-        if route not in self.routes:
-            raise ValueError(f"the network has no route {route!r}: it has {', '.join(self.routes)}")
+        self.check_route(route)
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
+
+    def check_route(self, route: str) -> None:
+        """Raises a ValueError unless the network has the route."""
+        if route not in self.routes:
+            raise ValueError(f"the network has no route {route!r}: it has {', '.join(self.routes)}")
 
 
 def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Tensor]:
@@ -310,7 +275,9 @@ def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Ten
 
 def last_strided_map(image_size: int, stem: str) -> int:
     """Side in pixels of the maps that the last stage halves, for square images."""
-    return -(-image_size // (16 if stem == "imagenet" else 4))
+    if stem == "imagenet":
+        return -(-image_size // 16)
+    return -(-(image_size + 2 if stem == "cifar-padded" else image_size) // 4)
 
 
 def bf16_is_native(device: torch.device) -> bool:
@@ -320,26 +287,44 @@ def bf16_is_native(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws every weight anew from the generator: He initialisation for convolutions, torch's own for linear layers."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(part, nn.Linear):
-            bound = 1 / math.sqrt(part.in_features)
-            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
-            if part.bias is not None:
-                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
-        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            part.reset_parameters()
-        elif next(part.parameters(recurse=False), None) is not None:
-            raise ValueError(f"no initialisation is known for {type(part).__name__}")
-
-
 def build_network(generator: torch.Generator, **arguments: object) -> TargetNetwork:
     """A `TargetNetwork(**arguments)` whose weights come from the generator; torch's global generator is left alone."""
-    # the layers' constructors draw weights from the global generator: those are thrown away, its state is put back
-    with torch.random.fork_rng(devices=[]):
-        network = TargetNetwork(**arguments)  # type: ignore[arg-type]
-    initialise(network, generator)
-    return network
+    return build_module(generator, lambda: TargetNetwork(**arguments))  # type: ignore[arg-type]
+
+
+def copy_routes(source: TargetNetwork, target: TargetNetwork, route: str) -> None:
+    """Initialises `target` from one route of `source`: each of its own routes gets that route's batch norms.
+
+    A student so begins as its teacher (DeACL, DAQ-SDP). The backbone and the neck are copied, batch-norm statistics
+    included; the projector only where both have the same kind and sizes.
+
+    Args:
+        source: what is copied; it is left as it is.
+        target: what is overwritten; it may have other routes and another projector.
+        route: of the source.
+
+    Raises:
+        ValueError: if the source has no such route, or the networks differ in architecture, width, stem, neck or input
+            normalisation; nothing is copied then.
+    """
+    source.check_route(route)
+    ours, theirs = target.arguments, source.arguments
+    different = [name for name in ("arch", "width", "stem", "neck") if ours[name] != theirs[name]]
+    # as numbers of the network: a file may have said them in another precision
+    different += [name for name in ("mean", "std") if not torch.equal(*(_cpu(each, name) for each in (source, target)))]
+    if different:
+        said = "; ".join(f"{name} is {theirs[name]} there and {ours[name]} here" for name in different)
+        raise ValueError(f"the weights of another network do not fit: {said}: build both alike")
+    kind = ("projector", "projector_hidden", "projector_dim")
+    whole = all(ours[name] == theirs[name] for name in kind)
+    state, copied = source.state_dict(), target.state_dict()
+    for name, value in copied.items():
+        if whole or not name.startswith("projector."):
+            head, by_route, tail = name.partition(".by_route.")
+            own, _, leaf = tail.partition(".")
+            place = name if not by_route or own == SHARED else f"{head}{by_route}{route}.{leaf}"
+            value.copy_(state[place])
+
+
+def _cpu(network: TargetNetwork, name: str) -> Tensor:
+    return network.get_buffer(name).float().cpu()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +70,111 @@ class LARS(Optimizer):
         return loss
 
 
+class WrappedLARS(Optimizer):
+    """LARS as a wrapper round SGD, which leaves biases and batch norm alone (solo-learn's form, EMP-SSL's too).
+
+    A tensor of two dimensions or more: `q = trust * |w| / (|g| + wd * |w| + 1e-8)`, with `clip` `q <- min(q / lr, 1)`,
+    and `d = q * (g + wd * w)`; where |w| or |g| is 0, and for all tensors of fewer dimensions, `d = g`. Then SGD
+    without weight decay: `v <- momentum * v + d` and `w <- w - lr * v`, with Nesterov's
+    `w <- w - lr * (d + momentum * v)`. Unlike in ACL's `LARS`, the rate is no part of the velocity.
+
+    Args:
+        params: as of any optimiser.
+        lr: learning rate.
+        momentum: of the velocity v.
+        weight_decay: wd.
+        trust: the trust coefficient.
+        clip: whether a tensor's rate `lr * q` is at most `lr`, and else independent of it.
+        nesterov: whether the momentum is Nesterov's.
+
+    Raises:
+        ValueError: if a figure is negative.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        trust: float = 0.02,
+        clip: bool = True,
+        nesterov: bool = False,
+    ) -> None:
+        if min(lr, momentum, weight_decay, trust) < 0:
+            raise ValueError(f"LARS was given {lr=}, {momentum=}, {weight_decay=}, {trust=}: expected none negative")
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, settings | {"trust": trust, "clip": clip, "nesterov": nesterov})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; `closure`, if given, computes the loss anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            # the adapted ones first, in step with their updates
+            weights = sorted((weight for weight in group["params"] if weight.grad is not None), key=_is_excluded)
+            if not weights:
+                continue
+            for weight in weights:
+                if "velocity" not in self.state[weight]:
+                    self.state[weight]["velocity"] = torch.zeros_like(weight)
+            velocities = [self.state[weight]["velocity"] for weight in weights]
+            adapted = [weight for weight in weights if not _is_excluded(weight)]
+            updates = [weight.grad for weight in weights]
+            updates[: len(adapted)] = self._scaled(adapted, group)
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, updates)
+            if group["nesterov"]:
+                torch._foreach_add_(weights, updates, alpha=-group["lr"])
+                torch._foreach_add_(weights, velocities, alpha=-group["lr"] * group["momentum"])
+            else:
+                torch._foreach_add_(weights, velocities, alpha=-group["lr"])
+        return loss
+
+    def _scaled(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        if not weights:
+            return []
+        gradients = [cast(Tensor, weight.grad) for weight in weights]
+        decay, lr = group["weight_decay"], group["lr"]
+        size = torch.stack(torch._foreach_norm(weights))
+        slope = torch.stack(torch._foreach_norm(gradients))
+        ratio = group["trust"] * size / (slope + decay * size + 1e-8)
+        if group["clip"]:
+            # a rate of 0, where a warm-up begins, moves nothing whatever the ratio is: but it must not be infinite
+            ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
+        bare = (size == 0) | (slope == 0)
+        ratio = torch.where(bare, torch.ones_like(ratio), ratio)
+        decays = torch.where(bare, torch.zeros_like(ratio), torch.full_like(ratio, decay))
+        updates = torch._foreach_add(gradients, torch._foreach_mul(weights, list(decays.unbind())))
+        torch._foreach_mul_(updates, list(ratio.unbind()))
+        return list(updates)
+
+
+def _is_excluded(weight: Tensor) -> bool:
+    return weight.ndim < 2
+
+
 def _lars(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
     return LARS(params, lr, weight_decay=weight_decay)
 
 
+def _lars_excluded(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
+    return WrappedLARS(params, lr, weight_decay=weight_decay)
+
+
+def _lars_emp(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
+    return WrappedLARS(params, lr, weight_decay=weight_decay, trust=0.005, nesterov=True)
+
+
 def _sgd(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
     return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, nesterov=True, fused=True)
+
+
+def _sgd_classic(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
+    return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
 
 
 def _adamw(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
@@ -86,15 +185,47 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {
     "lars": _lars,
     "sgd": _sgd,
     "adamw": _adamw,
+    "sgd-classic": _sgd_classic,
+    "lars-excluded": _lars_excluded,
+    "lars-emp": _lars_emp,
 }
+"""`lars`: ACL, DynACL, AIR, ASTrA. `sgd`: Nesterov's momentum. `sgd-classic`: plain momentum (AdvCL, DeACL, TARO,
+DAQ-SDP). `lars-excluded`: solo-learn's on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
+CF-AMC-SSL."""
 
 
-def make_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """The optimiser called `name` in `OPTIMIZERS` over all parameters of the network."""
-    return pick(name, OPTIMIZERS, "optimizer")(network.parameters(), lr, weight_decay)
+def make_optimizer(
+    name: str,
+    network: nn.Module,
+    lr: float,
+    weight_decay: float,
+    heads: Iterable[tuple[nn.Module, bool]] = (),
+) -> Optimizer:
+    """The optimiser called `name` in `OPTIMIZERS` over all parameters of the network and of the heads.
+
+    Args:
+        name: of the optimiser.
+        network: its parameters are the first group.
+        lr: learning rate of all groups.
+        weight_decay: of all groups.
+        heads: further modules that are trained, a group each, and whether its rate is constant: such a group has
+            `constant_lr` true, and whoever sets the scheduled rate passes it over (TARO's and SimSiam's predictor).
+            A head without parameters adds no group.
+
+    Raises:
+        ValueError: if the name is unknown, or a parameter is given twice.
+    """
+    make = pick(name, OPTIMIZERS, "optimizer")
+    groups = [(list(head.parameters()), constant) for head, constant in heads]
+    groups = [(parameters, constant) for parameters, constant in groups if parameters]
+    if not groups:
+        return make(network.parameters(), lr, weight_decay)
+    first = {"params": list(network.parameters()), "constant_lr": False}
+    others = [{"params": parameters, "constant_lr": constant} for parameters, constant in groups]
+    return make([first, *others], lr, weight_decay)
 
 
-def warmup_cosine(step: int, total: int, warmup: int, peak: float, floor: float = 1e-6) -> float:
+def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: float = 1e-6) -> float:
     """Learning rate of update `step` (0-based): linear from 0 over `warmup` updates, then cosine to `floor` at `total`.
 
     ACL's schedule (methods of ACL, DynACL and ASTrA: 10 epochs of warm-up, floor 1e-6, counted per iteration).

@@ -17,6 +17,7 @@ MAGNITUDE_DEVIATION = (
     "are not known"
 )
 _POLE = 0.5**0.5
+"""|c| / |d| from which on the pole of z / (c z + d), |d / c| from the middle, may lie within the image's corners."""
 
 
 def draw_magnitudes(n: int, generator: torch.Generator) -> Tensor:
@@ -25,20 +26,26 @@ def draw_magnitudes(n: int, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
-def moebius_grid(height: int, width: int, c: Tensor) -> Tensor:
-    """Where each pixel of a distorted image is looked up: Phi(z) = z / (c z + 1) on [-1, 1]^2, corners on corners.
+def plane(height: int, width: int, like: Tensor) -> Tensor:
+    """(height, width) complex: z = x + i y of the pixels on [-1, 1]^2, corners on corners, of `like`'s precision."""
+    x = torch.linspace(-1, 1, width, dtype=like.real.dtype, device=like.device)
+    y = torch.linspace(-1, 1, height, dtype=like.real.dtype, device=like.device)
+    return torch.complex(x.expand(height, width), y[:, None].expand(height, width))
+
+
+def moebius_grid(height: int, width: int, c: Tensor, d: float = 1.0) -> Tensor:
+    """Where each pixel of a distorted image is looked up: Phi(z) = z / (c z + d) on [-1, 1]^2, corners on corners.
 
     Args:
         height, width: of the images.
-        c: (n,) complex.
+        c: (n,) complex, in any direction.
+        d: real, not 0; where |c| / |d| is below 1/sqrt(2), the pole is outside the image.
 
     Returns:
         (n, height, width, 2), x and y, as `torch.nn.functional.grid_sample` takes them with align_corners=True.
     """
-    x = torch.linspace(-1, 1, width, dtype=c.real.dtype, device=c.device)
-    y = torch.linspace(-1, 1, height, dtype=c.real.dtype, device=c.device)
-    z = torch.complex(x.expand(height, width), y[:, None].expand(height, width))
-    return torch.view_as_real(z / (c[:, None, None] * z + 1))
+    z = plane(height, width, c)
+    return torch.view_as_real(z / (c[:, None, None] * z + d))
 
 
 def distort(images: Tensor, direction: str, padded: bool, magnitude: Tensor) -> Tensor:

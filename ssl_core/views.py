@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ssl_core.colour import colour
 from ssl_core.lookup import pick
 
 _TRIES = 10
-_RATIO = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,20 @@ INTERPOLATIONS: Mapping[str, Kernel] = {"bilinear": Kernel(_triangle, 1), "bicub
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are made.
+    """How views are made; the defaults are ACL's.
 
     Args:
         strength: s of the strong augmentation A(s), in [0, 1]; 1 is ACL's and ASTrA's.
         flip: probability of a horizontal flip, in [0, 1], strong and weak.
         interpolation: resampling of the random crop, "bicubic" (ACL, ASTrA) or "bilinear" (DynACL's default).
         padding: zero pixels around the image before the weak random crop, at least 0.
+        crop: least and greatest share of the area that the strong crop keeps, 0 < least <= greatest <= 1, at every
+            strength; None: (1 - 0.9 s, 1). (.08, 1) is RoCL's and TARO's, (.2, 1) AdvCL's.
+        ratio: least and greatest width / height of the strong crop, positive.
+        jitter: reach of brightness, contrast and saturation, in [0, 1] (1 - reach to 1 + reach), and of the hue, in
+            [0, 1/2] of a turn, all times s. (.4, .4, .2, .1) is TARO's, (.8, .8, .8, .2) solo-learn's.
+        jitter_probability: of the colour jitter as a whole, in [0, 1], times s.
+        gray_probability: of grayscale, in [0, 1], times s.
 
     Raises:
         ValueError: a value outside its range, or an unknown interpolation.
@@ -61,14 +68,28 @@ class ViewSettings:
     flip: float = 0.5
     interpolation: str = "bicubic"
     padding: int = 4
+    crop: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: float = 0.8
+    gray_probability: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("strength", "flip"):
+        for name in ("strength", "flip", "jitter_probability", "gray_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"views: {name} is {getattr(self, name)}, expected a number in [0, 1]")
         if self.padding < 0:
             raise ValueError(f"views: padding is {self.padding}, expected a number of pixels, 0 or more")
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
+        if self.crop is not None and not (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1):
+            raise ValueError(
+                f"views: crop is {self.crop}, expected two shares of the area, 0 < least <= greatest <= 1, or None"
+            )
+        if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1] < math.inf):
+            raise ValueError(f"views: ratio is {self.ratio}, expected two positive numbers, the least first")
+        limits = (1, 1, 1, 0.5)
+        if len(self.jitter) != 4 or not all(0 <= r <= top for r, top in zip(self.jitter, limits, strict=True)):
+            raise ValueError(f"views: jitter is {self.jitter}, expected three numbers in [0, 1] and one in [0, 0.5]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +136,7 @@ def as_float(images: Tensor) -> Tensor:
 def draw_strong(
     n: int, height: int, width: int, settings: ViewSettings, generator: torch.Generator
 ) -> StrongParameters:
-    """Parameters of n views by ACL's strong augmentation A(s).
+    """Parameters of n views by ACL's strong augmentation A(s), or what the settings make of it.
 
     RandomResizedCrop of scale (1 - 0.9 s, 1) and ratio (3/4, 4/3) by torchvision's rule (ten tries, then the largest
     central crop of a legal ratio), flip, ColorJitter(.4 s, .4 s, .4 s, .1 s) with probability .8 s in a random order of
@@ -129,29 +150,36 @@ def draw_strong(
     s = settings.strength
     u = torch.rand(n, 2 * _TRIES + 13, generator=generator, dtype=torch.float64)
     areas, ratios, corner, coins, amounts, keys = u.split([_TRIES, _TRIES, 2, 3, 4, 4], dim=1)
-    boxes = _crop_boxes(areas.mul(0.9 * s).add(1 - 0.9 * s), ratios, corner, height, width)
+    # Not as two ends: their difference is 0.9 s but for rounding only, and the draws are to stay what they are.
+    crop = settings.crop
+    span, least = (0.9 * s, 1 - 0.9 * s) if crop is None else (crop[1] - crop[0], crop[0])
+    boxes = _crop_boxes(areas.mul(span).add(least), ratios, settings.ratio, corner, height, width)
     # Brightness, contrast, saturation and hue, about the amounts that change nothing.
-    reach, neutral = torch.tensor([0.4, 0.4, 0.4, 0.1], dtype=torch.float64) * s, torch.tensor([1.0, 1.0, 1.0, 0.0])
-    chances = torch.tensor([settings.flip, 0.8 * s, 0.2 * s], dtype=torch.float64)
+    reach, neutral = torch.tensor(settings.jitter, dtype=torch.float64) * s, torch.tensor([1.0, 1.0, 1.0, 0.0])
+    chances = torch.tensor(
+        [settings.flip, settings.jitter_probability * s, settings.gray_probability * s], dtype=torch.float64
+    )
     flip, jitter, gray = (coins < chances).unbind(1)
     factors = ((2 * amounts - 1) * reach + neutral).float()
     return StrongParameters(boxes, flip, jitter, keys.argsort(dim=1), factors, gray)
 
 
-def _crop_boxes(shares: Tensor, ratios: Tensor, corner: Tensor, height: int, width: int) -> Tensor:
+def _crop_boxes(
+    shares: Tensor, ratios: Tensor, legal: tuple[float, float], corner: Tensor, height: int, width: int
+) -> Tensor:
     """torchvision's RandomResizedCrop.get_params, for a batch.
 
-    `shares` of the area (n, tries); `ratios` (n, tries) and `corner` (n, 2) uniform in [0, 1).
+    `shares` of the area (n, tries); `ratios` (n, tries) and `corner` (n, 2) uniform in [0, 1); ratios within `legal`.
     """
     n = len(shares)
-    log_ratio = math.log(_RATIO[0]) + ratios * math.log(_RATIO[1] / _RATIO[0])
+    log_ratio = math.log(legal[0]) + ratios * math.log(legal[1] / legal[0])
     area, ratio = shares * (height * width), log_ratio.exp()
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2).round().long()
     limits = torch.tensor([height, width])
     fits = ((sizes > 0) & (sizes <= limits)).all(dim=2)
     size = sizes[torch.arange(n), fits.int().argmax(dim=1)]
     # Rounding as Python's round(), half to even, as torch.round does above.
-    central = torch.tensor([min(height, round(width / _RATIO[0])), min(width, round(height * _RATIO[1]))])
+    central = torch.tensor([min(height, round(width / legal[0])), min(width, round(height * legal[1]))])
     found = fits.any(dim=1, keepdim=True)
     size = torch.where(found, size, central)
     room = limits - size
@@ -174,10 +202,11 @@ def apply_strong(images: Tensor, parameters: StrongParameters, interpolation: st
         ValueError: images of another shape, dtype or range (the range is looked at on the CPU only: on a GPU that would
             make the host wait), or another number of parameters than of images.
     """
-    _check(images)
-    _check_number(images, parameters.flip)
+    check_images(images)
+    check_number(images, parameters.flip)
     height, width = images.shape[-2:]
-    return _colour(resized_crop(images, parameters.boxes, parameters.flip, (height, width), interpolation), parameters)
+    crops = resized_crop(images, parameters.boxes, parameters.flip, (height, width), interpolation)
+    return colour(crops, parameters.jitter, parameters.order, parameters.factors, parameters.gray)
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
@@ -227,91 +256,9 @@ def _resampling(
     return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
-def _luma(images: Tensor) -> Tensor:
-    """(n, 1, H, W): ITU-R 601-2 luma with torchvision's coefficients."""
-    red, green, blue = images.unbind(1)
-    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(1)
-
-
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return images.mul_(factor).clamp_(0, 1)
-
-
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    mean = _luma(images).mean(dim=(1, 2, 3), keepdim=True)
-    return images.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
-
-
-def _saturation(images: Tensor, factor: Tensor) -> Tensor:
-    luma = _luma(images)
-    return images.mul_(factor).add_(luma.mul_(1 - factor)).clamp_(0, 1)
-
-
-def _hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue, at constant value and chroma, in sixths of a turn.
-
-    The hue is copysign(1 + (green + blue - red - min) / chroma, green - blue), in [-3, 3], which is HSV's definition
-    without its branches. A channel falls short of the value by chroma * clamp(d - 1, 0, 1), d the distance round the
-    circle from the hue to the channel's own (red 0, green 2, blue -2).
-    """
-    red, green, blue = images.unbind(1)
-    low = torch.minimum(red, green)
-    torch.minimum(low, blue, out=low)
-    value = torch.maximum(red, green)
-    torch.maximum(value, blue, out=value)
-    chroma = value - low
-    hue = torch.add(green, blue).sub_(red).sub_(low)
-    # A grey pixel has chroma 0, and 0 / tiny is 0: it stays grey whatever its hue is.
-    hue.div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1).copysign_(green - blue)
-    hue.add_(factor.view(-1, 1, 1), alpha=6)
-    hue.sub_(hue.div(6).round_(), alpha=6)
-    centres = torch.tensor([0.0, 2.0, -2.0]).to(images.device, non_blocking=True).view(1, 3, 1, 1)
-    # |hue - centre| is at most 5, so d = 3 - ||hue - centre| - 3|; this is -clamp(d - 1, 0, 1).
-    short = torch.sub(hue.unsqueeze(1), centres).abs_().sub_(3).abs_().sub_(2).clamp_(-1, 0)
-    return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), short, out=images)
-
-
-def _grayscale(images: Tensor, factor: Tensor) -> Tensor:
-    return images.copy_(_luma(images).expand_as(images))
-
-
-# In place, on (m, 3, H, W) and factors (m, 1, 1, 1); the first four in the order of StrongParameters.factors.
-_COLOUR_OPERATIONS = (_brightness, _contrast, _saturation, _hue, _grayscale)
-_NONE_DUE = len(_COLOUR_OPERATIONS)
-
-
-def _colour(views: Tensor, parameters: StrongParameters) -> Tensor:
-    """Colour jitter, then grayscale. Overwrites `views`; returns the result.
-
-    Before each of the five stages the batch is sorted by the operation that is due, so that each operation works in
-    place on a slice: one copy a stage, instead of a gather and a scatter for every operation.
-    """
-    jitter = torch.where(parameters.jitter.unsqueeze(1), parameters.order, _NONE_DUE)
-    gray = torch.where(parameters.gray, _COLOUR_OPERATIONS.index(_grayscale), _NONE_DUE)
-    due = torch.cat([jitter, gray.unsqueeze(1)], dim=1).t()
-    images = torch.arange(len(views)).expand(1, -1)
-    orders = torch.cat([images, due.argsort(dim=1, stable=True), images])
-    # Where an image lay in the order before: the source of each copy. The last one restores the given order.
-    sources = orders.argsort(dim=1)[:-1].gather(1, orders[1:])
-    stages, factors = orders[1:-1], functional.pad(parameters.factors, (0, 2))
-    # The host knows every length, so the pixels need no more of it than these two transfers.
-    lengths = [torch.bincount(stage, minlength=_NONE_DUE + 1).tolist() for stage in due]
-    amounts = factors[stages, due.gather(1, stages)].to(views.device, non_blocking=True)
-    spare = torch.empty_like(views)
-    *gathers, restore = sources.to(views.device, non_blocking=True)
-    for gather, amount, length in zip(gathers, amounts, lengths, strict=True):
-        # Two buffers take turns: fresh memory for every stage costs the CPU more than the copy itself.
-        views, spare = torch.index_select(views, 0, gather, out=spare), views
-        parts = zip(_COLOUR_OPERATIONS, views.split(length), amount.view(-1, 1, 1, 1).split(length), strict=False)
-        for operation, part, factor in parts:
-            if len(part):
-                operation(part, factor)
-    return torch.index_select(views, 0, restore, out=spare)
-
-
 def strong_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
     """One strong view of each image, (B, 3, H, W) float32 in [0, 1]: `draw_strong`, then `apply_strong`."""
-    _check(images)
+    check_images(images)
     height, width = images.shape[-2:]
     parameters = draw_strong(len(images), height, width, settings, generator)
     return apply_strong(images, parameters, settings.interpolation)
@@ -319,7 +266,7 @@ def strong_views(images: Tensor, settings: ViewSettings, generator: torch.Genera
 
 def two_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
     """Two independent strong views of each image: (2B, 3, H, W), rows 2k and 2k + 1 the views of image k."""
-    _check(images)
+    check_images(images)
     return strong_views(images.repeat_interleave(2, dim=0), settings, generator)
 
 
@@ -335,8 +282,8 @@ def apply_weak(images: Tensor, parameters: WeakParameters, padding: int) -> Tens
     Raises:
         ValueError: as `apply_strong`.
     """
-    _check(images)
-    _check_number(images, parameters.flip)
+    check_images(images)
+    check_number(images, parameters.flip)
     n, channels, height, width = images.shape
     corners = parameters.corners.to(images.device, non_blocking=True)
     mirrored = parameters.flip.to(images.device, non_blocking=True).unsqueeze(1)
@@ -351,11 +298,12 @@ def apply_weak(images: Tensor, parameters: WeakParameters, padding: int) -> Tens
 
 def weak_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
     """One weak view of each image, (B, 3, H, W) float32 in [0, 1]: `draw_weak`, then `apply_weak`."""
-    _check(images)
+    check_images(images)
     return apply_weak(images, draw_weak(len(images), settings, generator), settings.padding)
 
 
-def _check(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Refuse what is not (n, 3, height, width) float32 in [0, 1]; the range is looked at on the CPU only."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
         raise ValueError(
             f"views take float32 images of shape (n, 3, height, width), got {images.dtype} of shape "
@@ -368,6 +316,7 @@ def _check(images: Tensor) -> None:
             raise ValueError(f"views take images in [0, 1], got values from {low} to {high}")
 
 
-def _check_number(images: Tensor, parameter: Tensor) -> None:
+def check_number(images: Tensor, parameter: Tensor) -> None:
+    """Refuse parameters of another number of views than there are images."""
     if len(images) != len(parameter):
         raise ValueError(f"{len(images)} images but parameters for {len(parameter)} views: give one set per image")

@@ -1,5 +1,6 @@
 """The README's own text: its Python runs, its commands are ones that the scripts take, its pictures exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -14,11 +15,13 @@ from experiments.arms import base_arms
 from experiments.commandline import parse
 from experiments.evaluation_request import check, make_parser
 from experiments.train_agent import main
+from ssl_core.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
+PYTHON = [text for language, text in BLOCKS if language == "python" and "(Method)" not in text]
+METHOD = [text for language, text in BLOCKS if language == "python" and "(Method)" in text]
 COMMANDS = [line for language, text in BLOCKS if not language for line in text.splitlines()]
 SMALLER = {
     'dataset="digits", batch_size=64': 'dataset="digits", batch_size=4, image_size=8, width=2',
@@ -49,8 +52,31 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
 def test_the_training_commands_parse(command: str, tmp_path) -> None:
     words = shlex.split(command)
     assert words[:2] == ["python", "experiments/train_agent.py"] and (ROOT / words[1]).is_file()
+    if "--list" in words:
+        with pytest.raises(SystemExit) as ended:
+            parse(words[2:])
+        assert ended.value.code == 0
+        return
     settings = parse(words[2:]).settings
-    assert settings.agent in command or settings.agent == "reinforce"
+    usual = "reinforce" if METHODS[settings.method].attacks else "none"
+    assert settings.agent in command or settings.agent == usual
+
+
+@pytest.mark.parametrize("agent", ["fixed", "random", "reinforce", "ppo"])
+def test_the_method_of_ones_own_trains_under_every_kind_of_agent(agent: str, tmp_path: Path, monkeypatch) -> None:
+    [text] = METHOD
+    assert len(text.splitlines()) <= 60
+    (tmp_path / "my_method.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_method", raising=False)
+    tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1"
+    own = ["--method", "my_method:AlignUniform", "--method_kwargs.uniformity", "0.5", "--agent", agent]
+    assert main([*shlex.split(tiny), *own, "--run_dir=run"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    rows = [row for row in rows if "loss/total" in row]
+    assert len(rows) == 6 and rows[-1]["loss/adversarial"] != rows[-1]["loss/clean"]
+    assert main(["--resume", "run"]) == 0
 
 
 def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:

@@ -1,24 +1,75 @@
-"""Self-supervised methods by name."""
+"""Self-supervised methods by name, or a user's own by a dotted path."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ssl_core.dotted import PATH, described, imported
 from ssl_core.lookup import pick
-from ssl_core.methods.base import Method
-from ssl_core.methods.contrastive import ACL, ASTrA, SimCLR
+from ssl_core.methods.advcl import AdvCL
+from ssl_core.methods.air import ACLAIR, DynACLAIR, DynACLAIRPlus
+from ssl_core.methods.base import Method, Network, Networks
+from ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
+from ssl_core.methods.distillation import DAQSDP, DeACL
+from ssl_core.methods.dynacl import DynACL, DynACLPlus
+from ssl_core.methods.emp import CFAMCSSL, EMPSSL
+from ssl_core.methods.rocl import RoCL
+from ssl_core.methods.siamese import BYOL, SimSiam
+from ssl_core.methods.taro import TARO
+from ssl_core.overrides import replaced
 
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "acl": ACL, "astra": ASTrA}
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "rocl": RoCL,
+    "acl": ACL,
+    "advcl": AdvCL,
+    "deacl": DeACL,
+    "dynacl": DynACL,
+    "dynacl++": DynACLPlus,
+    "acl-air": ACLAIR,
+    "dynacl-air": DynACLAIR,
+    "dynacl-air++": DynACLAIRPlus,
+    "taro": TARO,
+    "daq-sdp": DAQSDP,
+    "astra": ASTrA,
+    "astra++": ASTrAPlus,
+    "emp-ssl": EMPSSL,
+    "cf-amc-ssl": CFAMCSSL,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+}
+"""By age, roughly, and with their kin."""
 
 
-def make_method(name: str, **options: Any) -> Method:
-    """The method called `name` with those of the options that it has (a fixed set of names serves every method).
+def find_method(name: str) -> type[Method]:
+    """The method of a name of `METHODS`, or at a dotted path, my_module:MyMethod.
 
     Raises:
         ValueError: if there is no such method.
     """
-    kind = pick(name, METHODS, "method")
+    if not PATH.fullmatch(name):
+        return pick(name, METHODS, "method")
+    found = imported(name, "method", "my_module:MyMethod")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"method {name!r} is {described(found)}: expected a subclass of ssl_core.methods.Method")
+    return found
+
+
+def make_method(name: str, options: Mapping[str, Any] | None = None, **shared: Any) -> Method:
+    """The method called `name`.
+
+    Args:
+        name: as for `find_method`.
+        options: its own options.
+        shared: a fixed set that serves every method: those that it does not have are left out.
+
+    Raises:
+        ValueError: if there is no such method or option, or the options are out of range or do not fit together.
+    """
+    kind = find_method(name)
     own = {field.name for field in fields(kind)}
-    return kind(**{key: value for key, value in options.items() if key in own})
+    method = kind(**{key: value for key, value in shared.items() if key in own})
+    return replaced(method, options or {}, f"the method {name!r}")
 
 
-__all__ = ["ACL", "METHODS", "ASTrA", "Method", "SimCLR", "make_method"]
+__all__ = ["ACL", "METHODS", "ASTrA", "Method", "Network", "Networks", "SimCLR", "find_method", "make_method"]

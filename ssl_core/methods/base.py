@@ -2,17 +2,43 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from ssl_core.attacks import Encode
+from ssl_core.attacks import Encode, Objective
 from ssl_core.losses import nt_xent
 from ssl_core.networks import Encoded
+from ssl_core.plan import Moment
+from ssl_core.views import ViewSettings, two_views
 
 Network = Callable[[Tensor, str], Encoded]
-"""`network(images, route)`: all that a method may use of the target network, which may run in chunks or folded."""
+"""`network(images, route)`: features and embeddings of a network, which may run in chunks or folded."""
+Head = Callable[[Tensor, str], Tensor]
+"""`head(x, route)`: a module that is trained along with the target network."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """All that a method may use of the networks: `networks(images, route)` is the target network itself.
+
+    Args:
+        target: the target network.
+        heads: what `Method.make_heads` has made, trained along with it.
+        others: what `Method.others` names, without gradient: "momentum", "teacher".
+        tables: what `Method.make_tables` has made.
+    """
+
+    target: Network
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    others: Mapping[str, Network] = field(default_factory=dict)
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, images: Tensor, route: str) -> Encoded:
+        """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the target network."""
+        return self.target(images, route)
 
 
 @dataclass(frozen=True)
@@ -20,7 +46,8 @@ class Method(ABC):
     """A method composes pure losses, views, networks and an attack; it knows of no agent and of no training loop.
 
     Two views an image (rows 2k and 2k+1), NT-Xent on them, and an attack on all views jointly are the defaults here,
-    because most of the field shares them; a method of another shape overrides what differs.
+    because most of the field shares them; a method of another shape overrides what differs. A dataclass field is an
+    option of the method (`--method_kwargs.NAME`).
 
     Args:
         temperature: of the contrastive losses.
@@ -30,6 +57,8 @@ class Method(ABC):
 
     paper: ClassVar[str]
     """Where the method comes from, for lists."""
+    summary: ClassVar[str] = ""
+    """What it is in one line, for lists."""
     routes: ClassVar[tuple[str, ...]] = ("normal", "pgd")
     """Batch-norm routes of the network."""
     clean_route: ClassVar[str] = "normal"
@@ -38,43 +67,178 @@ class Method(ABC):
     """Route of attacked images, on which the attack itself runs."""
     evaluation_route: ClassVar[str] = "pgd"
     """Route that the encoder is evaluated on."""
+    evaluated: ClassVar[str] = "target"
+    """Which network is evaluated: "target", or a name of `others`."""
+    originals_per_image: ClassVar[int] = 0
+    """How many of an image's views are the image itself, un-augmented; they are the last rows of all views, and no
+    further augmentation touches them."""
     attacks: ClassVar[bool] = True
     """Whether the method attacks at all."""
+    attack_mode: ClassVar[str] = "eval"
+    """Mode of the network under attack: "eval"; or "train", where batch norm couples the batch and its running
+    statistics follow the attacked images."""
     start_radius: ClassVar[float | None] = None
     """The attack's random start is uniform within this radius; None: within the view's own epsilon."""
+    others: ClassVar[tuple[str, ...]] = ()
+    """Networks beside the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen)."""
+    constant_lr: ClassVar[bool] = False
+    """Whether the heads keep their peak learning rate, while the target's follows the schedule."""
+    objective_is_loss: ClassVar[bool] = True
+    """Whether `objective` is the method's own loss, or else a target of the attack's alone (TARO), whose fall says nothing
+    of what an update was worth."""
+    free: ClassVar[bool] = False
+    """Free adversarial training: one backward pass gives the update and the attack's next step, and the perturbations
+    are carried from batch to batch (see `TargetLearner.carry`)."""
+    post_processed: ClassVar[bool] = False
+    """Whether training ends with `ssl_core.postprocessing` (DynACL++)."""
+    paired: ClassVar[bool] = True
+    """Whether every call of the network in `losses` holds rows in pairs, 2k and 2k+1 of one image: what an update in
+    chunks needs."""
+    nt_xent_based: ClassVar[bool] = True
+    """Whether the loss is made of NT-Xents: what coreset selection (RCS) is defined for."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}: expected a positive number")
 
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether the target's backbone begins with the teacher's weights."""
+        return False
+
+    # --- views -------------------------------------------------------------------------------------------------------
+
+    @property
+    def views_per_image(self) -> int:
+        """Views that `make_views` makes of an image."""
+        return 2
+
+    @property
+    def attacked_per_image(self) -> int:
+        """Views of an image that are attacked, `attacked` of its views; those of a method without an attack are
+        counted as if they were, since they are what its environment shows."""
+        return 2
+
+    @property
+    def replays(self) -> int:
+        """How many updates a batch gets in a row: 1 but in free adversarial training."""
+        return 1
+
     def num_attacked(self, batch_size: int) -> int:
         """How many views are attacked in a step on `batch_size` images."""
-        return 2 * batch_size if self.attacks else 0
+        return self.attacked_per_image * batch_size if self.attacks else 0
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """All views that the method needs of images (b, 3, h, w) in [0, 1], (views_per_image * b, 3, h, w).
+
+        Which row is which is the method's own business, as long as b can be told from their number. Here: two strong
+        views an image, rows 2k and 2k+1 those of image k.
+
+        Args:
+            moment: of the update that they are for.
+            generator: on the CPU.
+        """
+        return two_views(images, settings, generator)
+
+    def attacked(self, views: Tensor) -> Tensor:
+        """Those of the views (v, 3, h, w) that are attacked, (num_attacked, 3, h, w), clean; here all.
+
+        Those of one image follow each other. An image may be attacked in more than one way: it then stands there more
+        than once.
+        """
+        return views
+
+    # --- the attack --------------------------------------------------------------------------------------------------
 
     def default_budget(self, step: int) -> tuple[float, float, int]:
         """The authors' own (epsilon, step_size, steps) at training step `step`: ACL's 8/255, 2/255 and 5."""
         return 8 / 255, 2 / 255, 5
 
-    def encode(self, network: Network) -> Encode:
-        """What the attack differentiates through, per image; `network(images, route)` is the network in eval mode."""
-        return lambda images, rows: network(images, self.attack_route).embeddings
+    def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
+        """Features, and the embeddings that `objective` takes, of some of the attacked views; here by the target.
+
+        It is row by row independent of the rest of the batch where `attack_mode` is "eval".
+
+        Args:
+            networks: in the mode of the attack.
+            images: (m, 3, h, w), perturbed or clean.
+            rows: (m,) int64, which of the attacked views they are.
+            attacked: whether they are taken for attacked images, or for clean ones.
+        """
+        return networks(images, self.attack_route if attacked else self.clean_route)
+
+    def encode(self, networks: Networks) -> Encode:
+        """What the attack differentiates through: `encode(images, rows) -> z`."""
+        return lambda images, rows: self.encoded(networks, images, rows, attacked=True).embeddings
 
     def objective(self, z: Tensor) -> Tensor:
-        """What the attack maximises: the contrastive loss of each attacked view, (2N,)."""
+        """The contrastive loss of each attacked view, (n,), which the attack maximises."""
         return nt_xent(z, self.temperature, reduction="none")
 
-    def reward_terms(self, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        """Named per-view values (2N,) from the clean and the attacked embeddings of the same network, without gradient.
+    def objective_for(self, networks: Networks, views: Tensor) -> Objective:
+        """What the attack on a batch maximises, `objective(z) -> (n,)`; here the same for every batch.
+
+        A method whose objective compares with something that is not attacked (another view, a teacher's features)
+        computes that here, once a batch, in eval mode and without gradient.
+
+        Args:
+            networks: in eval mode.
+            views: (v, 3, h, w) all views of the batch.
+        """
+        return self.objective
+
+    def reward_terms(self, objective: Objective, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        """Named per-view values (n,) from the clean and the attacked embeddings of the same network, without gradient.
 
         `adversarial` and `clean` are the method's own loss on the attacked and on the clean views.
         """
-        return {"adversarial": self.objective(adversarial), "clean": self.objective(clean)}
+        return {"adversarial": objective(adversarial), "clean": objective(clean)}
+
+    # --- the networks ------------------------------------------------------------------------------------------------
+
+    def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
+        """Modules that are trained along with the target network; their weights are drawn anew by the caller."""
+        return {}
+
+    def make_tables(self, networks: Networks, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Tensors that are made once, before training, from the training images (uint8, n x 3 x h x w)."""
+        return {}
+
+    def momentum(self, moment: Moment) -> float:
+        """How much of the network "momentum" stays at an update; its parameters follow, its statistics are its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no momentum network")
+
+    # --- the update --------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """The training loss as named per-view terms; `adversarial` is None for a method without an attack."""
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """The training loss as named terms, each per view or image; their means are weighed by `weights_at`.
+
+        Args:
+            networks: in train mode, a teacher in eval mode.
+            views: (v, 3, h, w) all views of the batch.
+            adversarial: (n, 3, h, w) the attacked ones, None for a method without an attack.
+        """
 
     @property
     @abstractmethod
     def weights(self) -> Mapping[str, float]:
         """The weight of each named term; the loss is the sum of weight times mean."""
+
+    def weights_at(self, moment: Moment) -> Mapping[str, float]:
+        """The weights at an update, where they follow a schedule."""
+        return self.weights
+
+    def weight_perturbation(self, moment: Moment) -> float:
+        """Size gamma of an adversarial perturbation of the weights, under which the update's gradient is taken."""
+        return 0.0
+
+    def perturbation_loss(self, networks: Networks, views: Tensor, adversarial: Tensor) -> Tensor:
+        """The loss, a scalar, that the perturbation of the weights increases."""
+        raise NotImplementedError(f"{type(self).__name__} does not perturb weights")
+
+    def given(self, adversarial: Tensor | None) -> Tensor:
+        """The attacked views, or a ValueError where there are none."""
+        if adversarial is None:
+            raise ValueError(f"{type(self).__name__} trains on attacked views: none were given")
+        return adversarial

@@ -1,13 +1,23 @@
-"""SimCLR and the adversarial methods that share its views and its loss: ACL and ASTrA."""
+"""SimCLR and the adversarial methods that share its views and its loss: ACL, ASTrA and ASTrA++."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ssl_core.losses import mixed_nt_xent
-from ssl_core.methods.base import Method, Network
+from ssl_core.attacks import Objective
+from ssl_core.lookup import pick
+from ssl_core.losses import mixed_nt_xent, nt_xent
+from ssl_core.methods.base import Method, Networks
+
+STREAMS: Mapping[str, str] = {
+    "ds": "dual stream: NT-Xent of the clean views and NT-Xent of the attacked views",
+    "a2a": "adversarial to adversarial: NT-Xent of the attacked views only",
+    "a2s": "adversarial to standard: NT-Xent between the first view, attacked, and the second, clean",
+}
+"""What ACL contrasts (Jiang et al. 2020)."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +25,14 @@ class SimCLR(Method):
     """Contrastive learning without an attack (Chen et al. 2020): the control that shows what attacks buy."""
 
     paper = "Chen et al., ICML 2020"
+    summary = "two clean views of an image are contrasted with the rest of the batch, no attack"
     routes = ("normal",)
     evaluation_route = "normal"
     attacks = False
 
-    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """NT-Xent of the clean views."""
-        return {"clean": self.objective(network(views, self.clean_route).embeddings)}
+        return {"clean": self.objective(networks(views, self.clean_route).embeddings)}
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -30,25 +41,93 @@ class SimCLR(Method):
 
 @dataclass(frozen=True)
 class ACL(Method):
-    """Adversarial contrastive learning, dual stream (Jiang et al. 2020): L = (NTX(clean) + NTX(attacked)) / 2."""
+    """Adversarial contrastive learning (Jiang et al. 2020) in its three variants; the authors' best, and the only one
+    that they released, is the dual stream: L = (NTX(clean) + NTX(attacked)) / 2.
 
-    paper = "Jiang et al., NeurIPS 2020"
+    "a2a" is L = NTX(attacked), everything on the route "pgd", the network's only one then. "a2s" attacks the first view
+    of each image: L = NTX over pairs of it on the route "pgd" and the clean second view on the route "normal". The
+    exact form of these two is not released; they follow the paper's figure.
 
-    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """NT-Xent of the clean views on their route and of the attacked views on theirs."""
-        clean, attacked = self.streams(network, views, adversarial)
-        return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
+    The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature. With "a2s" it is the
+    mean of the two rows of an image, whose clean second view stays as it is, so that the attack maximises L.
 
-    def streams(self, network: Network, views: Tensor, adversarial: Tensor | None) -> tuple[Tensor, Tensor]:
+    Args:
+        temperature: of the contrastive losses.
+        streams: "ds", "a2a" or "a2s", see `STREAMS`.
+    """
+
+    streams: str = "ds"
+
+    paper: ClassVar[str] = "Jiang et al., NeurIPS 2020"
+    summary: ClassVar[str] = "clean views contrasted on one route, jointly attacked ones on another"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick(self.streams, STREAMS, "streams of ACL")
+
+    @property
+    def routes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Batch-norm routes of the network: no clean image is trained on in "a2a", which has the attack's only."""
+        return (self.attack_route,) if self.streams == "a2a" else ("normal", "pgd")
+
+    @property
+    def clean_route(self) -> str:  # type: ignore[override]
+        """Route of clean images; in "a2a", where no other is trained, the attack's."""
+        return self.routes[0]
+
+    @property
+    def paired(self) -> bool:  # type: ignore[override]
+        """Whether both views of an image go through the network together: not in "a2s"."""
+        return self.streams != "a2s"
+
+    @property
+    def attacked_per_image(self) -> int:
+        return 1 if self.streams == "a2s" else 2
+
+    def attacked(self, views: Tensor) -> Tensor:
+        """All views; in "a2s" the first of each image, row 2k of image k."""
+        return views[0::2] if self.streams == "a2s" else views
+
+    def objective_for(self, networks: Networks, views: Tensor) -> Objective:
+        """NT-Xent; in "a2s" of pairs with the clean second views, which stay as they are: the mean of an image's two
+        rows, (b,)."""
+        if self.streams != "a2s":
+            return self.objective
+        partners = networks(views[1::2], self.clean_route).embeddings
+        return lambda z: self.crossed(z, partners).view(-1, 2).mean(dim=1)
+
+    def crossed(self, attacked: Tensor, clean: Tensor) -> Tensor:
+        """NT-Xent between two branches (Jiang et al. 2020, "A2S"): row k of one and row k of the other are a pair.
+
+        Args:
+            attacked: embeddings (b, d) of the attacked first views.
+            clean: embeddings (b, d) of the clean second views.
+
+        Returns:
+            (2b,), rows 2k and 2k+1 the attacked and the clean view of image k.
+        """
+        return nt_xent(torch.stack([attacked, clean], dim=1).flatten(0, 1), self.temperature, reduction="none")
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`clean`: NT-Xent of the clean views on their route; `adversarial`: of the attacked views on theirs. "a2a" and
+        "a2s" have the second only, "a2s" as `crossed`."""
+        if self.streams == "ds":
+            clean, attacked = self.both_streams(networks, views, adversarial)
+            return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
+        attacked = networks(self.given(adversarial), self.attack_route).embeddings
+        if self.streams == "a2a":
+            return {"adversarial": self.objective(attacked)}
+        return {"adversarial": self.crossed(attacked, networks(views[1::2], self.clean_route).embeddings)}
+
+    def both_streams(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings of the clean and of the attacked views."""
-        if adversarial is None:
-            raise ValueError(f"{type(self).__name__} trains on attacked views: none were given")
-        clean = network(views, self.clean_route).embeddings
-        return clean, network(adversarial, self.attack_route).embeddings
+        attacked = self.given(adversarial)
+        clean = networks(views, self.clean_route).embeddings
+        return clean, networks(attacked, self.attack_route).embeddings
 
     @property
     def weights(self) -> Mapping[str, float]:
-        return {"clean": 0.5, "adversarial": 0.5}
+        return {"clean": 0.5, "adversarial": 0.5} if self.streams == "ds" else {"adversarial": 1.0}
 
 
 @dataclass(frozen=True)
@@ -58,6 +137,8 @@ class ASTrA(ACL):
     L = (NTX(clean) + NTX(attacked)) / 2 + mixed_weight * mixed(clean, attacked).
 
     Args:
+        temperature: of the contrastive losses.
+        streams: "ds", ACL's dual stream; there is no other here.
         mixed_weight: 0.5 in the released run.
         mixed_reading: "pairs" (as coded) or "views" (as drawn): see `ssl_core.losses.mixed_nt_xent`.
     """
@@ -66,11 +147,20 @@ class ASTrA(ACL):
     mixed_reading: str = "pairs"
 
     paper: ClassVar[str] = "ASTrA, ICLR 2025"
+    summary: ClassVar[str] = "ACL, and a mixed loss that pairs each clean view with its attacked version"
     start_radius: ClassVar[float | None] = 8 / 255
 
-    def losses(self, network: Network, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streams != "ds":
+            raise ValueError(
+                f"streams is {self.streams!r}: {type(self).__name__} contrasts clean and attacked views and takes 'ds' "
+                f"only; {', '.join(STREAMS)} are choices of ACL"
+            )
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """ACL's two terms and the mixed one."""
-        clean, attacked = self.streams(network, views, adversarial)
+        clean, attacked = self.both_streams(networks, views, adversarial)
         return {
             "clean": self.objective(clean),
             "adversarial": self.objective(attacked),
@@ -81,10 +171,22 @@ class ASTrA(ACL):
         """The mixed contrastive loss of each view, (2N,)."""
         return mixed_nt_xent(clean, adversarial, self.temperature, self.mixed_reading, reduction="none")
 
-    def reward_terms(self, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    def reward_terms(self, objective: Objective, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         """ACL's two terms and the mixed one, which the released run weighs with 0."""
-        return super().reward_terms(clean, adversarial) | {"mixed": self.mixed(clean, adversarial)}
+        return super().reward_terms(objective, clean, adversarial) | {"mixed": self.mixed(clean, adversarial)}
 
     @property
     def weights(self) -> Mapping[str, float]:
         return {"clean": 0.5, "adversarial": 0.5, "mixed": self.mixed_weight}
+
+
+@dataclass(frozen=True)
+class ASTrAPlus(ASTrA):
+    """ASTrA++: ASTrA, and DynACL++'s post-processing after it.
+
+    Not verified: ASTrA's paper has results under this name, but what it is was not found, and the released code has
+    nothing of it. This reading follows from the name alone, which is to ASTrA as DynACL++ is to DynACL.
+    """
+
+    summary: ClassVar[str] = "ASTrA, then pseudo labels and adversarial fine-tuning (a reading of its name)"
+    post_processed: ClassVar[bool] = True

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from agents import AGENTS, Sb3Agent, make_agent
-from agents.overrides import fits, in_words
 from agents.sb3 import ALGORITHMS, _parameters
 from agents.sb3_settings import BATCH, OURS, VIEWS
+from ssl_core.overrides import fits, in_words
 
 
 def make(name: str, world: Any, shells: Any, overrides: dict[str, Any], num_envs: int = 4, **more: Any) -> Any:

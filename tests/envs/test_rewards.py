@@ -2,13 +2,15 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from envs.engine import AttackEngine, StepRecord
+from envs.engine import AttackEngine
+from envs.records import StepRecord
 from envs.rewards import NOISE, LookAhead, Progress
 from envs.torch_env import TorchBatchEnv, TorchViewEnv
 from envs.world import WorldSettings
@@ -157,9 +159,9 @@ def test_its_attack_steps_are_counted(tiny, monkeypatch, played: int, tmp_path) 
     made: list[int] = []
     attack = TargetLearner.attack
 
-    def watched(self: TargetLearner, views: Tensor, budget: Budget, generator: torch.Generator) -> Attacked:
+    def watched(self: TargetLearner, views: Tensor, budget: Budget, *given: Any) -> Attacked:
         made.append(int(budget.steps.sum()))
-        return attack(self, views, budget, generator)
+        return attack(self, views, budget, *given)
 
     monkeypatch.setattr(TargetLearner, "attack", watched)
     for each in (engine, resumed):

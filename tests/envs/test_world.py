@@ -2,7 +2,9 @@ import math
 
 import pytest
 
+from envs.building import build_learner
 from envs.world import WorldSettings
+from ssl_core.plan import Plan
 from ssl_core.rng import Streams
 
 
@@ -21,7 +23,7 @@ from ssl_core.rng import Streams
         ({"batch_size": 4.5}, "batch_size is 4.5"),
         ({"batch_size": "4"}, "batch_size is '4'"),
         ({"cache_dir": "here"}, "cache_dir is 'here', but digits is not decoded"),
-        ({"dataset": "folder", "data_dir": "x", "cache_dir": ""}, "cache_dir is empty: expected a folder"),
+        ({"dataset": "folder", "data_dir": "x", "cache_dir": ""}, "cache_dir is empty: expected a path"),
         ({"data_dir": ""}, "data_dir is empty"),
         ({"precision": "bf16", "stem": "imagenet"}, "images of 16 pixels shrink to one before the last stage"),
         ({"precision": "bf16", "image_size": 4}, "take --precision fp32, or larger images"),
@@ -48,8 +50,8 @@ from ssl_core.rng import Streams
         ({"reward_progress": "1"}, "reward_progress is '1'"),
         ({"lookahead_images": 1}, "lookahead_images is 1: expected 2 or more"),
         ({"lookahead_images": 2.0}, "lookahead_images is 2.0"),
-        ({"method": "acl", "mixed_weight": 0.1}, "only the method astra"),
-        ({"method": "acl", "reward_mixed": 0.1}, "only the method astra"),
+        ({"method": "acl", "mixed_weight": 0.1}, "only the methods astra"),
+        ({"method": "acl", "reward_mixed": 0.1}, "only the methods astra"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict, message: str) -> None:
@@ -59,14 +61,14 @@ def test_bad_settings_are_refused(setting: dict, message: str) -> None:
 
 def test_a_learner_is_built_as_the_settings_say() -> None:
     settings = WorldSettings(method="acl", width=4, projector_hidden=6, projector_dim=5, optimizer="sgd", lr=0.3)
-    learner = settings.make_learner(Streams(0), planned_updates=100, steps_per_epoch=10)
+    learner = build_learner(settings, Streams(0), plan=Plan(settings.epochs, 10))
     assert learner.network.feature_dim == 32 and learner.network.embedding_dim == 5
     assert learner.network.routes == ("normal", "pgd")
     assert type(learner.optimizer).__name__ == "SGD"
     assert learner.schedule(10) == 0.3 and learner.schedule(0) == 0
     assert learner.update_chunks == 1 and not learner.network.backbone.recompute
     settings = WorldSettings(width=4, update_chunks=3, recompute=True)
-    learner = settings.make_learner(Streams(0), planned_updates=100, steps_per_epoch=10)
+    learner = build_learner(settings, Streams(0), plan=Plan(settings.epochs, 10))
     assert learner.update_chunks == 3 and learner.network.backbone.recompute
 
 

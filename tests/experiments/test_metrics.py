@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.engine import StepRecord
+from envs.records import StepRecord
 from experiments.metrics import FIFTHS, metrics_of, read_metrics
 from ssl_core.attacks import Budget
 

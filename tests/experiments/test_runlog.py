@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import FormatUnsupportedError, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from envs.engine import StepRecord
+from envs.records import StepRecord
 from experiments.metrics import metrics_of, read_metrics
 from experiments.runlog import RunFolder, RunLog, image_grid
 from experiments.settings import Settings

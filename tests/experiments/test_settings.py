@@ -1,12 +1,15 @@
 """Settings: defaults that depend on each other, presets, contradictions."""
 
+import re
 from dataclasses import FrozenInstanceError, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from agents import AGENTS
+from envs.actions import ActionTable
 from experiments.commandline import load, parse
 from experiments.settings import (
     DATASET_PRESETS,
@@ -104,15 +107,35 @@ def test_cifar10_is_the_papers_setting() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_without_an_attack_takes_no_agent_and_any_other_takes_one(method: str) -> None:
-    settings = Settings(method=method)
+    taught = {"teacher": "somewhere"} if "teacher" in METHODS[method].others else {}
+    make = partial(Settings, method=method, **taught)
+    settings = make()
     attacks = METHODS[method].attacks
     assert (settings.agent, settings.actions) == (("reinforce", "factored") if attacks else ("none", "none"))
     for agent in AGENTS:
         if (agent == "none") == attacks:
-            with pytest.raises(ValueError, match=f"agent is '{agent}', but the method {method}"):
-                Settings(method=method, agent=agent)
+            with pytest.raises(ValueError, match=re.escape(f"agent is '{agent}', but the method {method}")):
+                make(agent=agent)
         else:
-            assert Settings(method=method, agent=agent).agent == agent
+            assert make(agent=agent).agent == agent
+
+
+def test_the_fixed_agent_plays_the_methods_own_budget_exactly() -> None:
+    kinds = {}
+    for method, kind in METHODS.items():
+        if kind.attacks:
+            taught = {"teacher": "somewhere"} if "teacher" in kind.others else {}
+            settings = Settings(method=method, agent="fixed", **taught)
+            table = ActionTable(settings.actions)
+            budget = table.decode(torch.as_tensor(table.encode(*settings.fixed_budget))[None])
+            found = (budget.epsilon.item(), budget.step_size.item(), budget.steps.item())
+            assert found == pytest.approx(kind().default_budget(1), rel=1e-6)
+            kinds[method] = settings.actions
+    # budgets beside the grid of factored actions
+    assert {method for method, kind in kinds.items() if kind == "continuous"} == {"rocl", "emp-ssl", "cf-amc-ssl"}
+    assert Settings(method="rocl", agent="schedule").actions == "continuous"
+    with pytest.raises(ValueError, match="the nearest that factored actions have"):
+        Settings(method="rocl", agent="fixed", epsilon=8 / 255)
 
 
 def test_reinforce_paper_fixes_what_the_paper_fixes() -> None:

@@ -171,8 +171,8 @@ def test_an_attack_that_does_nothing_is_caught(
 ) -> None:
     real = TargetLearner.attack
 
-    def clean(learner: TargetLearner, views: Tensor, budget: Budget, generator: torch.Generator) -> Attacked:
-        attacked = real(learner, views, budget, generator)
+    def clean(learner: TargetLearner, views: Tensor, *given: Any) -> Attacked:
+        attacked = real(learner, views, *given)
         return Attacked(views, attacked.embeddings) if learner.network.precision == precision else attacked
 
     monkeypatch.setattr(TargetLearner, "attack", clean)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ssl_core.finetuning import FineTuneSettings, fine_tune
 from ssl_core.fingerprints import fingerprint
 from ssl_core.images import ImageSet
-from ssl_core.networks import RouteNorm, TargetNetwork, Untracked, build_network
+from ssl_core.networks import TargetNetwork, build_network
 from ssl_core.probes import Classifier, ProbeSettings, RawPixels, train_probe
 from ssl_core.rng import Streams
 from ssl_core.robustness import clean_accuracy, pgd_accuracy
+from ssl_core.route_norm import RouteNorm, Untracked
 from ssl_core.views import ViewSettings, as_float, weak_views
 
 VIEWS = ViewSettings(padding=1, flip=0.5)

@@ -8,6 +8,7 @@ from ssl_core.convolution import PlainConvolution
 from ssl_core.folding import FoldedNetwork
 from ssl_core.losses import nt_xent
 from ssl_core.networks import TargetNetwork, build_network
+from ssl_core.projectors import PROJECTORS
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -45,6 +46,49 @@ def test_it_is_the_same_function_with_the_same_gradient(arch: str, stem: str) ->
         ):
             gradients = [torch.autograd.grad(use(out), images, retain_graph=True)[0] for out in (mine, plain)]
             torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("projector", PROJECTORS)
+@pytest.mark.parametrize("neck", [0, 12])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_projector_and_a_neck_are_folded_too(projector: str, neck: int, recompute: bool) -> None:
+    routes = ("normal", "pgd", "pgd_ce")
+    arguments = {"projector": projector, "neck": neck, "routes": routes, "recompute": recompute}
+    network = trained(torch.float64, width=2, projector_hidden=24, stem="cifar-padded", **arguments)
+    images = torch.rand(5, 3, 9, 9, generator=generator(9), dtype=torch.float64).requires_grad_()
+    folded = FoldedNetwork(network)
+    for route in routes[:2]:
+        mine, plain = folded(images, route), network(images, route)
+        assert mine.features.data_ptr() != mine.embeddings.data_ptr()
+        assert mine.features.shape[1] == (neck or 16) and mine.embeddings.shape[1] == network.embedding_dim
+        for use in (
+            lambda out: out.embeddings.pow(3).sum(),
+            lambda out: out.features.pow(3).sum(),
+            lambda out: out.embeddings.square().sum() + out.features.pow(3).sum(),
+        ):
+            gradients = [torch.autograd.grad(use(out), images, retain_graph=True)[0] for out in (mine, plain)]
+            torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12 * gradients[1].abs().max().item())
+            assert gradients[1].abs().max() > 0
+        # afterwards: the backward passes have written into nothing that was given out
+        for a, b in zip(mine, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_the_gradients_that_come_in_are_left_alone_and_so_are_the_networks_weights() -> None:
+    network = trained(torch.float64, projector="rocl", neck=12)
+    images = torch.rand(4, 3, 8, 8, generator=generator(9), dtype=torch.float64).requires_grad_()
+    folded = FoldedNetwork(network)
+    encoded = folded(images, "pgd")
+    given = [torch.randn(x.shape, generator=generator(i), dtype=x.dtype) for i, x in enumerate(encoded)]
+    kept = [x.clone() for x in given]
+    for count in (2, 1):  # both outputs, then the features alone, whose gradient goes on as it came in
+        torch.autograd.grad(encoded[:count], images, given[:count], retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(given, kept, strict=True))
+    # nothing is folded into a linear layer without batch norm: it has to be copied all the same
+    first = folded(images.detach(), "pgd").embeddings
+    network.projector.linears[0].weight.add_(1.0)
+    network.projector.linears[1].bias.add_(1.0)
+    assert torch.equal(first, folded(images.detach(), "pgd").embeddings)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])

@@ -376,7 +376,7 @@ def test_options_in_a_checkpoint_are_data_and_are_trusted_no_further(tmp_path) -
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("stem", ["cifar", "cifar-padded", "imagenet"])
 def test_a_saved_encoder_is_read_back_and_says_what_a_state_dict_cannot(tmp_path, stem) -> None:
     given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     network = randomise(build_network(generator(), arch="resnet18", width=4, stem=stem, **given))

@@ -7,10 +7,13 @@ from ssl_core.networks import (
     ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    NORMALISATIONS,
+    STEMS,
     ResNet,
     TargetNetwork,
     bf16_is_native,
     build_network,
+    copy_routes,
     last_strided_map,
 )
 
@@ -127,6 +130,10 @@ def test_bad_input_is_refused() -> None:
         small(stem="tiny")
     with pytest.raises(ValueError, match="projector"):
         small(projector_dim=0)
+    with pytest.raises(ValueError, match="did you mean 'mlp'"):
+        small(projector="mpl")
+    with pytest.raises(ValueError, match="neck is -1: expected 0 for none"):
+        small(neck=-1)
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
@@ -136,7 +143,7 @@ def test_a_processor_computes_in_bfloat16_with_either_instruction_set(monkeypatc
     assert bf16_is_native(torch.device("cpu")) == (avx512 or amx)
 
 
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("stem", STEMS)
 @pytest.mark.parametrize("side", [3, 4, 5, 16, 17, 33])
 def test_the_map_that_the_last_stage_halves(stem: str, side: int) -> None:
     network = ResNet("resnet10", width=2, stem=stem)
@@ -144,3 +151,115 @@ def test_the_map_that_the_last_stage_halves(stem: str, side: int) -> None:
     network.blocks[-1].register_forward_pre_hook(lambda block, inputs: sizes.append(inputs[0].shape[-1]))
     network(torch.rand(2, 3, side, side), "normal")
     assert sizes == [last_strided_map(side, stem)]
+
+
+def test_what_was_built_before_there_was_a_choice_of_projectors_is_acls() -> None:
+    network = small()
+    old = {name: value for name, value in network.arguments.items() if name not in ("projector", "neck")}
+    again = build_network(generator(), **old)
+    again.load_state_dict(network.state_dict())
+    assert again.arguments == network.arguments and network.arguments["projector"] == "acl"
+    names = [name for name in network.state_dict() if name.startswith("projector.") and "normal" not in name]
+    assert names == [
+        *("projector.linears.0.weight", "projector.linears.0.bias"),
+        *("projector.linears.1.weight", "projector.linears.2.weight"),
+        *(
+            f"projector.norms.{index}.by_route.pgd.{leaf}"
+            for index in range(3)
+            for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        ),
+    ]
+
+
+def test_the_neck_gives_the_features_and_the_projector_takes_them() -> None:
+    network = small(neck=6, projector="mlp", projector_hidden=5).eval()
+    nn.init.constant_(network.neck.norms[0].by_route["pgd"].bias, -0.1)
+    encoded = network(images(), "pgd")
+    pooled = network.backbone((images() - network.mean) / network.std, "pgd")
+    [linear], [norm] = network.neck.linears, network.neck.norms
+    assert linear.bias is None and network.feature_dim == 6 == linear.weight.shape[0]
+    features = norm.by_route["pgd"](pooled @ linear.weight.T).clamp(min=0)
+    torch.testing.assert_close(encoded.features, features)
+    torch.testing.assert_close(network.features(images(), "pgd"), features)
+    torch.testing.assert_close(encoded.embeddings, network.projector(features, "pgd"))
+    assert (features == 0).any() and not torch.allclose(network.features(images(), "normal"), features)
+
+
+def test_without_a_projector_the_embeddings_are_the_features() -> None:
+    network = small(projector="none")
+    encoded = network.train()(images(), "pgd")
+    assert torch.equal(encoded.features, encoded.embeddings)
+    assert network.embedding_dim == network.feature_dim == encoded.embeddings.shape[1]
+    assert not list(network.projector.parameters())
+
+
+def test_the_padded_stem_has_larger_maps() -> None:
+    for stem, side in (("cifar", 32), ("cifar-padded", 34)):
+        network = ResNet("resnet10", width=2, stem=stem)
+        assert network.conv(torch.rand(1, 3, 32, 32)).shape[-1] == side
+
+
+def test_the_normalisations_are_those_that_they_are_called_by() -> None:
+    assert NORMALISATIONS["imagenet"] == (IMAGENET_MEAN, IMAGENET_STD)
+    for name, low, high in (("none", 0, 1), ("half", -1, 1)):
+        mean, std = (torch.tensor(values) for values in NORMALISATIONS[name])
+        assert torch.equal((torch.zeros(3) - mean) / std, torch.full((3,), low).float())
+        assert torch.equal((torch.ones(3) - mean) / std, torch.full((3,), high).float())
+    network = small(mean=NORMALISATIONS["cifar"][0], std=NORMALISATIONS["cifar"][1])
+    assert network.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
+
+
+@pytest.mark.parametrize(
+    "routes", [("normal",), ("normal", "pgd", "pgd_ce"), ("nature", "strongnature", "weak", "strong")]
+)
+@pytest.mark.parametrize("projector", ["acl", "advcl", "none"])
+def test_every_route_begins_as_the_sources(routes: tuple[str, ...], projector: str) -> None:
+    source = small(neck=6)
+    for _ in range(2):
+        source.train()(images(), "pgd")
+    for name, parameter in source.named_parameters():
+        if "by_route.pgd" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5, generator=generator())
+    target = build_network(
+        torch.Generator().manual_seed(1), **source.arguments | {"routes": routes, "projector": projector}
+    )
+    own = {name: value.clone() for name, value in target.projector.state_dict().items()}
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    copy_routes(source, target, "pgd")
+    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+    source.eval(), target.eval()
+    wanted = source(images(), "pgd")
+    for route in routes:
+        encoded = target(images(), route)
+        assert torch.equal(encoded.features, wanted.features)
+        assert projector != "acl" or torch.equal(encoded.embeddings, wanted.embeddings)
+    if projector != "acl":
+        assert all(torch.equal(value, own[name]) for name, value in target.projector.state_dict().items())
+    # they are copies
+    target.backbone.conv.weight.data.zero_()
+    assert torch.equal(source(images(), "pgd").features, wanted.features)
+
+
+def test_a_shared_batch_norm_is_copied_as_one() -> None:
+    source, target = small(projector="advcl"), small(projector="advcl", routes=("a", "b", "c"))
+    source.train()(images(), "pgd")
+    copy_routes(source, target, "pgd")
+    source.eval(), target.eval()
+    assert torch.equal(source(images(), "pgd").embeddings, target(images(), "c").embeddings)
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
+    source = small()
+    for arguments, said in (
+        ({"arch": "resnet18"}, "arch is resnet10 there and resnet18 here"),
+        ({"width": 2, "stem": "imagenet"}, "width is 4 there and 2 here; stem is cifar there and imagenet here"),
+        ({"neck": 3}, "neck is 0 there and 3 here"),
+        ({"std": (1, 1, 1)}, "std is"),
+    ):
+        target = small(**arguments)
+        before = {name: value.clone() for name, value in target.state_dict().items()}
+        with pytest.raises(ValueError, match=said):
+            copy_routes(source, target, "pgd")
+        assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+    with pytest.raises(ValueError, match="no route 'adv'"):
+        copy_routes(source, small(), "adv")

@@ -3,11 +3,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ssl_core.optim import LARS, OPTIMIZERS, make_optimizer, warmup_cosine
+from ssl_core.optim import LARS, OPTIMIZERS, WrappedLARS, make_optimizer, warmup_cosine
 
 
 def test_lars_equals_its_formula_step_by_step() -> None:
@@ -90,6 +91,7 @@ def test_unknown_optimizer_names_the_nearest() -> None:
     [
         ("adamw", partial(torch.optim.AdamW, foreach=False)),
         ("sgd", partial(torch.optim.SGD, momentum=0.9, nesterov=True, foreach=False)),
+        ("sgd-classic", partial(torch.optim.SGD, momentum=0.9, foreach=False)),
     ],
 )
 def test_fused_optimisers_equal_the_plain_ones(name: str, plain: Callable[..., torch.optim.Optimizer]) -> None:
@@ -107,3 +109,95 @@ def test_fused_optimisers_equal_the_plain_ones(name: str, plain: Callable[..., t
             optimizer.step()
     assert optimizers[0].param_groups[0]["fused"]
     torch.testing.assert_close(networks[0].weight, networks[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "trust", "nesterov"), [("lars-excluded", 0.02, False), ("lars-emp", 0.005, True), (None, 0.3, False)]
+)
+def test_wrapped_lars_equals_its_formula_step_by_step(name: str | None, trust: float, nesterov: bool) -> None:
+    """Over tensors that are excluded, clipped, not clipped and zero, with a rate that changes."""
+    random = np.random.default_rng(0)
+    shapes = [(4,), (3, 4), (2, 3, 2, 2), (5, 2), ()]
+    weights = [random.normal(size=shape) for shape in shapes]
+    weights[3] *= 0
+    parameters = nn.ParameterList(torch.tensor(weight) for weight in weights)
+    if name is None:
+        optimizer = WrappedLARS(parameters, 0.1, weight_decay=0.3, trust=trust, clip=False)
+    else:
+        optimizer = make_optimizer(name, parameters, 0.1, 0.3)
+    velocities = [np.zeros(shape) for shape in shapes]
+    clipped = set()
+    for lr in (0.0, 0.1, 1e-4, 0.5):
+        optimizer.param_groups[0]["lr"] = lr
+        for index, parameter in enumerate(parameters):
+            g = random.normal(size=shapes[index])
+            parameter.grad = torch.tensor(g)
+            w = weights[index]
+            size, slope = np.sqrt((w**2).sum()), np.sqrt((g**2).sum())
+            if w.ndim >= 2 and size > 0:
+                q = trust * size / (slope + 0.3 * size + 1e-8)
+                if name is not None and lr > 0:
+                    clipped.add(q / lr > 1)
+                    q = min(q / lr, 1)
+                elif name is not None:
+                    q = 1
+                g = q * (g + 0.3 * w)
+            velocities[index] = 0.9 * velocities[index] + g
+            weights[index] = w - lr * (g + 0.9 * velocities[index] if nesterov else velocities[index])
+        optimizer.step()
+        for parameter, weight in zip(parameters, weights, strict=True):
+            np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-10, atol=1e-14)
+    assert clipped == (set() if name is None else {False, True})
+
+
+def test_wrapped_lars_neither_decays_nor_adapts_biases() -> None:
+    layer = nn.Linear(2, 2)
+    nn.init.ones_(layer.bias)
+    optimizer = make_optimizer("lars-excluded", layer, 0.5, 10.0)
+    layer.bias.grad = torch.zeros(2)
+    optimizer.step()
+    assert torch.equal(layer.bias.data, torch.ones(2))
+    layer.bias.grad = torch.full((2,), 0.25)
+    optimizer.step()
+    torch.testing.assert_close(layer.bias.data, torch.full((2,), 1 - 0.5 * 0.25))
+    with pytest.raises(ValueError, match="none negative"):
+        WrappedLARS(layer.parameters(), lr=-1.0)
+
+
+def test_without_heads_there_is_one_group_as_ever() -> None:
+    layer, bare = nn.Linear(2, 1), nn.ReLU()
+    [group] = make_optimizer("lars", layer, 0.1, 0.0, heads=[(bare, True)]).param_groups
+    assert set(group) == {"params", "lr", "momentum", "weight_decay", "trust"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_heads_are_trained_and_a_constant_rate_is_marked_and_kept_in_a_safe_file(name: str, tmp_path) -> None:
+    network, predictor, classifier = (nn.Linear(3, 3) for _ in range(3))
+    heads = [(predictor, True), (classifier, False)]
+
+    def made() -> torch.optim.Optimizer:
+        return make_optimizer(name, network, 0.1, 0.01, heads=heads)
+
+    optimizer = made()
+    assert [group["constant_lr"] for group in optimizer.param_groups] == [False, True, False]
+    before = [module.weight.detach().clone() for module in (network, predictor, classifier)]
+    classifier(predictor(network(torch.ones(2, 3)))).square().sum().backward()
+    for group in optimizer.param_groups:
+        if not group["constant_lr"]:
+            group["lr"] = 0.03
+    optimizer.step()
+    for module, weight in zip((network, predictor, classifier), before, strict=True):
+        assert not torch.equal(module.weight, weight)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    other = made()
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert [group["lr"] for group in other.param_groups] == [0.03, 0.1, 0.03]
+    assert [group["constant_lr"] for group in other.param_groups] == [False, True, False]
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine if torch.is_tensor(mine[key]))
+
+
+def test_a_head_that_is_part_of_the_network_is_refused() -> None:
+    layer = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        make_optimizer("sgd", layer, 0.1, 0.0, heads=[(layer, False)])

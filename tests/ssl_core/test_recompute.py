@@ -8,8 +8,9 @@ import torch
 from ssl_core.checkpoint import describe_network
 from ssl_core.learner import TargetLearner, frozen
 from ssl_core.methods import make_method
-from ssl_core.networks import Untracked, build_network
+from ssl_core.networks import build_network
 from ssl_core.optim import make_optimizer
+from ssl_core.route_norm import Untracked
 
 
 def generator(seed: int = 0) -> torch.Generator:

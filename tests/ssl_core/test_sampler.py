@@ -99,3 +99,102 @@ def test_a_look_ahead_is_what_comes_next_and_changes_nothing() -> None:
         rows = sampler.next()
         assert ahead is None or torch.equal(ahead, rows)
         assert torch.equal(rows, twin.next())
+
+
+def taken(sampler: BatchSampler, batches: int) -> torch.Tensor:
+    return torch.cat([sampler.next() for _ in range(batches)])
+
+
+def test_a_restriction_begins_with_the_next_epoch_and_ends_with_one() -> None:
+    sampler, twin = (BatchSampler(12, 3, torch.Generator().manual_seed(3)) for _ in range(2))
+    first = torch.cat([sampler.next(), sampler.next()])
+    rows = torch.tensor([11, 2, 5, 7, 0, 8, 3])
+    sampler.restrict(rows)
+    rows[0] = 1
+    assert sampler.steps_per_epoch == 4
+    # the present epoch goes on as it would have
+    assert torch.equal(torch.cat([first, taken(sampler, 2)]), taken(twin, 4))
+    assert sampler.steps_per_epoch == 4 and sampler.peek() is None
+    for _ in range(3):
+        epoch = taken(sampler, 2)
+        assert sampler.steps_per_epoch == 2 and sampler.peek() is None
+        assert len(epoch.unique()) == 6 and set(epoch.tolist()) <= {11, 2, 5, 7, 0, 8, 3}
+    sampler.restrict(None)
+    assert sampler.steps_per_epoch == 2
+    # one permutation an epoch, of as many as there are to give
+    for _ in range(3):
+        torch.randperm(7, generator=twin._generator)
+    assert torch.equal(taken(sampler, 4), taken(twin, 4)) and sampler.steps_per_epoch == 4
+
+
+def test_a_restricted_epoch_orders_its_rows_by_one_permutation() -> None:
+    rows = torch.tensor([9, 1, 4, 6, 2])
+    sampler, order = BatchSampler(10, 2, torch.Generator().manual_seed(5)), torch.Generator().manual_seed(5)
+    sampler.restrict(rows)
+    assert torch.equal(taken(sampler, 2), rows[torch.randperm(5, generator=order)][:4])
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+@pytest.mark.parametrize("more", range(6))
+def test_a_restricted_sampler_goes_on_where_it_was(more: int, lifted: bool, tmp_path: Path) -> None:
+    sampler = BatchSampler(13, 3, torch.Generator().manual_seed(3), held_out=torch.tensor([4]))
+    sampler.next()
+    sampler.restrict(torch.tensor([0, 1, 2, 3, 7, 8, 9]))
+    for _ in range(more):
+        sampler.next()
+    if lifted:
+        sampler.restrict(None)
+    torch.save(sampler.state_dict(), tmp_path / "sampler.pt")
+    ahead, steps, expected = sampler.peek(), sampler.steps_per_epoch, [sampler.next() for _ in range(9)]
+    other = BatchSampler(13, 3, torch.Generator(), held_out=torch.tensor([4]))
+    other.restrict(torch.tensor([9, 8, 7]))
+    other.load_state_dict(torch.load(tmp_path / "sampler.pt", weights_only=True))
+    assert other.steps_per_epoch == steps
+    assert other.peek() is None if ahead is None else torch.equal(torch.as_tensor(other.peek()), ahead)
+    assert all(torch.equal(other.next(), batch) for batch in expected)
+
+
+def test_a_state_from_before_restrictions_is_one_without() -> None:
+    names = {"n", "batch_size", "taken", "order", "generator"}
+    sampler = BatchSampler(8, 4, torch.Generator().manual_seed(3))
+    sampler.next()
+    state = sampler.state_dict()
+    assert state.keys() == names
+    expected = taken(sampler, 5)
+    sampler.restrict(torch.arange(4))
+    sampler.next()
+    assert sampler.state_dict().keys() == names | {"rows"}
+    sampler.load_state_dict(state)
+    assert torch.equal(taken(sampler, 5), expected) and sampler.state_dict().keys() == names
+
+
+def test_all_rows_are_those_that_may_be_given() -> None:
+    assert torch.equal(BatchSampler(5, 2, torch.Generator()).all_rows, torch.arange(5))
+    held_out = BatchSampler(5, 2, torch.Generator(), held_out=torch.tensor([3, 0]))
+    assert torch.equal(held_out.all_rows, torch.tensor([1, 2, 4]))
+    held_out.all_rows.zero_()
+    assert torch.equal(held_out.all_rows, torch.tensor([1, 2, 4]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.tensor([1, 2]), r"shape \(2,\): expected torch.int64, \(k,\), at least the 3 of a batch"),
+        (torch.tensor([1.0, 2.0, 4.0]), "torch.float32 rows"),
+        (torch.tensor([[1, 2, 4]]), r"shape \(1, 3\)"),
+        (torch.tensor([1, 2, 2, 4]), "twice: give each once"),
+        (torch.tensor([1, 2, 3]), "not among the images that are not held out"),
+        (torch.tensor([1, 2, 10]), "not among the images that are not held out"),
+    ],
+)
+def test_impossible_restrictions_are_refused(rows: torch.Tensor, message: str) -> None:
+    sampler = BatchSampler(10, 3, torch.Generator().manual_seed(0), held_out=torch.tensor([3]))
+    with pytest.raises(ValueError, match=message):
+        sampler.restrict(rows)
+    assert "rows" not in sampler.state_dict()
+    with pytest.raises(ValueError, match="not among the 10 images"):
+        BatchSampler(10, 3, torch.Generator()).restrict(torch.tensor([-1, 2, 4]))
+    other = BatchSampler(10, 3, torch.Generator())
+    other.restrict(torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="not among the images that are not held out"):
+        sampler.load_state_dict(other.state_dict())

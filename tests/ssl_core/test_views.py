@@ -66,6 +66,19 @@ def by_torchvision(images: Tensor, parameters: StrongParameters, interpolation: 
     return torch.stack(views)
 
 
+def check_boxes(boxes: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    """First and second moments of boxes (n, 4) against those of a quarter as many from torchvision."""
+    image, ours = torch.empty(3, height, width), boxes.double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = [RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(len(boxes) // 4)]
+    expected = torch.tensor(theirs, dtype=torch.float64)
+    for moment in (1, 2):
+        one, other = ours**moment, expected**moment
+        error = (one.var(dim=0) / len(one) + other.var(dim=0) / len(other)).sqrt()
+        assert ((one.mean(dim=0) - other.mean(dim=0)).abs() <= 5 * error).all()
+
+
 def unchanged(n: int, height: int, width: int) -> StrongParameters:
     """Parameters that change nothing."""
     no = torch.zeros(n, dtype=torch.bool)
@@ -139,21 +152,57 @@ def test_strength_zero_cuts_the_centre_of_long_images_as_torchvision(
     assert list(RandomResizedCrop.get_params(torch.empty(3, height, width), [1, 1], [3 / 4, 4 / 3])) == central
 
 
+def test_the_defaults_draw_what_they_always_drew() -> None:
+    """Kept numbers: runs are to stay reproducible when settings are added."""
+    drawn = draw_strong(4, 32, 32, ViewSettings(strength=0.6), generator(12))
+    assert drawn.boxes.tolist() == [[1, 3, 31, 28], [1, 8, 23, 22], [3, 4, 27, 26], [0, 3, 31, 28]]
+    assert drawn.order.tolist() == [[3, 0, 2, 1], [3, 2, 1, 0], [3, 1, 0, 2], [1, 0, 2, 3]]
+    expected = torch.tensor(
+        [
+            [0.824811, 0.7977255, 1.0060847, -0.0511509],
+            [1.1080254, 1.1209604, 0.8965368, 0.0122525],
+            [0.9532924, 1.0222334, 1.0126076, 0.0508647],
+            [0.8685494, 0.771752, 1.1637615, -0.0538758],
+        ]
+    )
+    torch.testing.assert_close(drawn.factors, expected, rtol=0, atol=1e-6)
+    coins = [drawn.flip.tolist(), drawn.jitter.tolist(), drawn.gray.tolist()]
+    assert coins == [[False, True, True, False], [True, False, False, True], [False, False, False, False]]
+
+
+def test_settings_spelt_out_are_the_defaults() -> None:
+    """At strength 1, but for the crop's least share, where 1 - 0.9 is not 0.1 to the last bit."""
+    spelt = ViewSettings(crop=(1 - 0.9, 1), ratio=(3 / 4, 4 / 3), jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8)
+    ours, theirs = (draw_strong(500, 32, 32, settings, generator(13)) for settings in (spelt, ViewSettings()))
+    for name in ("boxes", "flip", "jitter", "order", "factors", "gray"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_jitter_and_probabilities_are_those_of_the_settings_times_the_strength() -> None:
+    n, reach = 20_000, (0.8, 0.7, 0.2, 0.25)
+    settings = ViewSettings(strength=0.5, jitter=reach, jitter_probability=0.6, gray_probability=0.9)
+    drawn = draw_strong(n, 32, 32, settings, generator(14))
+    for coins, chance in ((drawn.jitter, 0.3), (drawn.gray, 0.45)):
+        assert abs(coins.double().mean() - chance) <= 5 * math.sqrt(chance * (1 - chance) / n)
+    uniform = (drawn.factors - torch.tensor([1, 1, 1, 0])) / (torch.tensor(reach) / 2)
+    assert torch.allclose(uniform.amax(dim=0), torch.ones(4), atol=1e-3)
+    assert torch.allclose(uniform.amin(dim=0), -torch.ones(4), atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 30)])
+@pytest.mark.parametrize(("crop", "ratio"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.2, 0.6), (0.5, 3.0)), ((1, 1), (2, 3))])
+def test_crops_of_other_settings_are_distributed_as_torchvision_draws_them(
+    height: int, width: int, crop: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    settings = ViewSettings(strength=0.3, crop=crop, ratio=ratio)
+    check_boxes(draw_strong(20_000, height, width, settings, generator(3)).boxes, height, width, crop, ratio)
+
+
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 30)])
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_crop_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int, strength: float) -> None:
-    n = 20_000
-    boxes = draw_strong(n, height, width, ViewSettings(strength=strength), generator(3)).boxes.double()
-    image = torch.empty(3, height, width)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        scale = [1 - 0.9 * strength, 1]
-        theirs = [RandomResizedCrop.get_params(image, scale, [3 / 4, 4 / 3]) for _ in range(n // 4)]
-    expected = torch.tensor(theirs, dtype=torch.float64)
-    for moment in (1, 2):
-        ours, other = boxes**moment, expected**moment
-        error = (ours.var(dim=0) / len(ours) + other.var(dim=0) / len(other)).sqrt()
-        assert ((ours.mean(dim=0) - other.mean(dim=0)).abs() <= 5 * error).all()
+    boxes = draw_strong(20_000, height, width, ViewSettings(strength=strength), generator(3)).boxes
+    check_boxes(boxes, height, width, (1 - 0.9 * strength, 1), (3 / 4, 4 / 3))
 
 
 def test_crop_boxes_lie_inside_and_keep_scale_and_ratio() -> None:
@@ -208,11 +257,12 @@ def test_views_follow_the_generator_and_nothing_else() -> None:
 
 def test_settings_do_not_shift_the_stream() -> None:
     states = []
-    for settings in (ViewSettings(), ViewSettings(strength=0, flip=0, interpolation="bilinear")):
+    others = ViewSettings(strength=0, flip=0, interpolation="bilinear"), ViewSettings(crop=(1, 1), ratio=(1, 1))
+    for settings in (ViewSettings(), *others):
         stream = generator(1)
         strong_views(pictures(8, 16, 16), settings, stream)
         states.append(stream.get_state())
-    assert torch.equal(*states)
+    assert all(torch.equal(states[0], state) for state in states)
 
 
 def test_two_views_are_interleaved_and_differ() -> None:
@@ -267,6 +317,16 @@ def test_weak_views_are_drawn_as_stated() -> None:
         ({"strength": math.nan}, "strength is nan"),
         ({"flip": -0.1}, "flip is -0.1"),
         ({"padding": -1}, "padding is -1"),
+        ({"jitter_probability": 1.2}, "jitter_probability is 1.2"),
+        ({"gray_probability": math.nan}, "gray_probability is nan"),
+        ({"crop": (0.0, 1.0)}, r"crop is \(0.0, 1.0\), expected two shares of the area"),
+        ({"crop": (0.5, 0.2)}, r"crop is \(0.5, 0.2\)"),
+        ({"crop": (0.5, 1.1)}, r"crop is \(0.5, 1.1\)"),
+        ({"ratio": (0.0, 1.0)}, r"ratio is \(0.0, 1.0\), expected two positive numbers"),
+        ({"ratio": (1.0, math.inf)}, "ratio is"),
+        ({"jitter": (0.4, 0.4, 0.4)}, r"jitter is \(0.4, 0.4, 0.4\), expected three numbers in \[0, 1\] and one"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "jitter is"),
+        ({"jitter": (1.4, 0.4, 0.4, 0.1)}, "jitter is"),
         ({"interpolation": "bicubik"}, "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
     ],
 )

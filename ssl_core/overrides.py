@@ -1,4 +1,4 @@
-"""An agent's own settings as a command line or a file gives them: their types are checked before anything is made."""
+"""Settings of an agent or a method as a command line or a file gives them: their types are checked before use."""
 
 import collections.abc
 import numbers
@@ -21,28 +21,28 @@ WORDS = {
 }
 
 
-def replaced(settings: Settings, overrides: Mapping[str, Any], agent: str) -> Settings:
+def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Settings:
     """A dataclass of settings with some of them changed.
 
     Args:
         settings: the default ones.
         overrides: others, by name.
-        agent: whose they are, for the errors.
+        whose: they are, for the errors: "the agent 'ppo'".
 
     Raises:
         ValueError: if a name is unknown, a value is of another type than the field's, or out of its range.
     """
     kinds = get_type_hints(type(settings))
     for name, value in overrides.items():
-        pick(name, kinds, f"setting of {agent!r}")
-        check_type(agent, name, value, kinds[name])
+        pick(name, kinds, f"setting of {whose}")
+        check_type(whose, name, value, kinds[name])
     return replace(settings, **overrides)  # type: ignore[type-var]
 
 
-def check_type(agent: str, name: str, value: object, kind: Any) -> None:
-    """Raises a ValueError, naming agent and setting, unless the value `fits` the annotation."""
+def check_type(whose: str, name: str, value: object, kind: Any) -> None:
+    """Raises a ValueError, naming owner and setting, unless the value `fits` the annotation."""
     if not fits(value, kind):
-        raise ValueError(f"{name} of the agent {agent!r} is {value!r}: expected {in_words(kind)}")
+        raise ValueError(f"{name} of {whose} is {value!r}: expected {in_words(kind)}")
 
 
 def fits(value: object, kind: Any) -> bool:

@@ -1,0 +1,80 @@
+"""A world's learner, built from the world's settings."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from envs.world import WorldSettings
+from ssl_core.checkpoint import load_network
+from ssl_core.heads import build_heads
+from ssl_core.learner import TargetLearner
+from ssl_core.networks import NORMALISATIONS, TargetNetwork, build_network, copy_routes
+from ssl_core.optim import make_optimizer, warmup_cosine
+from ssl_core.plan import Plan
+from ssl_core.rng import Streams
+
+
+def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images: Tensor | None = None) -> TargetLearner:
+    """A fresh target network with what its method trains or carries beside it, and the optimiser.
+
+    Weights are drawn from the streams "init" and "heads".
+
+    Args:
+        settings: of the world.
+        streams: the world's.
+        plan: the run's updates, which the learning-rate schedule spans.
+        images: (n, 3, h, w) uint8, the training images, for methods that look at them before training.
+
+    Raises:
+        ValueError: if the teacher does not fit the network, or cannot be read.
+    """
+    method = settings.make_method()
+    mean, std = NORMALISATIONS[settings.normalisation]
+    network = build_network(
+        streams["init"],
+        arch=settings.arch,
+        width=settings.width,
+        stem=settings.stem,
+        routes=method.routes,
+        projector=settings.projector,
+        projector_hidden=settings.projector_hidden,
+        projector_dim=settings.projector_dim,
+        neck=settings.neck,
+        mean=mean,
+        std=std,
+        precision=settings.precision,
+        recompute=settings.recompute,
+    ).to(streams.device)
+    network.to(memory_format=torch.channels_last)
+    others: dict[str, TargetNetwork] = {}
+    route = "normal"
+    if "teacher" in method.others and settings.teacher is not None:
+        teacher, route = load_network(settings.teacher, streams.device)
+        others["teacher"] = teacher.to(memory_format=torch.channels_last)
+        if method.starts_from_teacher:
+            copy_routes(teacher, network, route)
+    if "momentum" in method.others:
+        others["momentum"] = copy.deepcopy(network)
+    heads = build_heads(streams, method.make_heads(network.feature_dim, network.embedding_dim))
+    beside = [(head, method.constant_lr) for head in heads.values()]
+    optimizer = make_optimizer(settings.optimizer, network, settings.peak_lr, settings.weight_decay, heads=beside)
+    warmup, total = settings.warmup_updates(plan.steps), plan.epochs * plan.steps
+
+    def schedule(step: int) -> float:
+        return warmup_cosine(plan.full_steps(step), total=total, warmup=warmup, peak=settings.peak_lr)
+
+    learner = TargetLearner(
+        network,
+        method,
+        optimizer,
+        schedule,
+        settings.update_chunks,
+        heads=heads,
+        others=others,
+        teacher_route=route,
+        moment=plan.moment,
+    )
+    if images is not None:
+        learner.make_tables(images, streams)
+    return learner

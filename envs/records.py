@@ -1,0 +1,59 @@
+"""What a step of a world was: for agents, logs and tests."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ssl_core.attacks import Budget
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one `play` did, all tensors on the device and without gradient; n is the number of attacked views.
+
+    Args:
+        step: number of target updates made, this one included.
+        epoch: the same in passes over the data.
+        reward: (n,).
+        terms: named reward terms, (n,) each, before their weights.
+        budget: what was played, None for a method without an attack.
+        strength: (n,) largest absolute change of a pixel in each view, in the images' unit.
+        losses: mean of each named loss term, and "total".
+        lr: learning rate of the update.
+        views: (n, 3, h, w) clean views, those that were attacked.
+        adversarial: (n, 3, h, w) attacked views, None without an attack.
+        end_of_epoch: whether this was the last step of an epoch.
+        other_steps: gradient steps of attacks beside the budget's, times their views: what the look-ahead reward
+            measures an update by; 0 without it. The first play measures twice.
+    """
+
+    step: int
+    epoch: float
+    reward: Tensor
+    terms: dict[str, Tensor]
+    budget: Budget | None
+    strength: Tensor
+    losses: dict[str, float]
+    lr: float
+    views: Tensor
+    adversarial: Tensor | None
+    end_of_epoch: bool
+    other_steps: int = 0
+
+
+class Assessment(NamedTuple):
+    """Reward (n,), its named terms and the attacked views (n, 3, h, w) of an attack."""
+
+    reward: Tensor
+    terms: dict[str, Tensor]
+    adversarial: Tensor
+
+
+def describe_budget(budget: Budget | None) -> str:
+    """A budget's ranges in words."""
+    if budget is None:
+        return "no attack"
+    spans = {"epsilon": budget.epsilon * 255, "step size": budget.step_size * 255, "steps": budget.steps}
+    parts = [f"{name} {value.min().item():g} to {value.max().item():g}" for name, value in spans.items()]
+    return "budget (pixels in 1/255): " + ", ".join(parts)

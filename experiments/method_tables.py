@@ -1,0 +1,106 @@
+"""The tables of a comparison of methods: what each reaches with its own budget, and what a learned strategy adds."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.cells import Cell, Comparison
+from experiments.inference import COMPUTE, paired
+from experiments.markup import MISSING, Entry, Table
+from experiments.report_tables import INTERVALS, at, parts, percent_text, points_text
+
+FLOOR = "simclr"
+"""The method without an attack that all others are measured by."""
+LEAST_GAIN, LEAST_CLEAN = 60.0, 95.0
+"""What every adversarial method is to reach with its authors' budget: points of RA above the floor, and SA in %."""
+GAIN_AT = 8 / 255
+OWN = "fixed"
+"""The agent that plays a method's own budget."""
+
+
+class Group(NamedTuple):
+    """The cells of one arm of a method."""
+
+    method: str
+    arm: str
+    cells: Sequence[Cell]
+
+    def accuracies(self, epsilon: float) -> list[float]:
+        """Accuracy in percent at an epsilon (0.0: SA) of every seed."""
+        return [cell.accuracy(epsilon) for cell in self.cells if epsilon in cell.outcomes]
+
+    @property
+    def attacks(self) -> bool:
+        """Whether its method attacks."""
+        return any(cell.views for cell in self.cells)
+
+
+def groups(comparison: Comparison) -> list[Group]:
+    """Arms by method, in the order of the comparison; what trained longer is left out.
+
+    Raises:
+        ValueError: if there are several presets, whose accuracies do not compare.
+    """
+    presets = sorted({cell.preset for cell in comparison.cells})
+    if len(presets) > 1:
+        raise ValueError(f"a table of methods is of one preset, and there are {', '.join(presets)}")
+    return [
+        Group(part.cells[0].method, arm, part.of(arm))
+        for part in parts(comparison)
+        for arm in part.arms
+        if not arm.endswith(COMPUTE)
+    ]
+
+
+def methods_table(comparison: Comparison) -> Table:
+    """SA, RA and seconds of every method and arm; with the methods' own budget, also RA minus that of the floor."""
+    found = groups(comparison)
+    epsilons = sorted({epsilon for group in found for cell in group.cells for epsilon in cell.correct})
+    floor = [group for group in found if group.method == FLOOR and not group.attacks]
+    rows = []
+    for group in found:
+        accuracies = [percent_text(group.accuracies(epsilon)) for epsilon in epsilons]
+        gain, reached = MISSING, MISSING
+        if floor and group.attacks and all(GAIN_AT in cell.outcomes for cell in (*group.cells, *floor[0].cells)):
+            difference = paired(group.cells, floor[0].cells, GAIN_AT)
+            gain = points_text(difference)
+            clean = np.mean(group.accuracies(0.0))
+            if group.arm == OWN and not math.isnan(difference.difference):
+                reached = "yes" if difference.difference >= LEAST_GAIN and clean >= LEAST_CLEAN else "no"
+        seconds = [cell.seconds for cell in group.cells if cell.seconds > 0]
+        texts = [group.method, group.arm if group.attacks else MISSING, str(len(group.cells)), *accuracies, gain]
+        texts += [f"{np.mean(seconds):.0f}" if seconds else MISSING, reached]
+        rows.append([Entry(text) for text in texts])
+    note = (
+        f"Accuracy in %, mean over seeds. {INTERVALS} Minus {FLOOR}: points of {at(GAIN_AT)} within a seed. Seconds: "
+        f"training of one run on one core, two runs at a time. The goal of an adversarial method with its authors' "
+        f"budget (agent {OWN}): {LEAST_GAIN:g} points of {at(GAIN_AT)} above {FLOOR}, and SA of {LEAST_CLEAN:g} %."
+    )
+    columns = ["method", "agent", "seeds", *map(at, epsilons), f"minus {FLOOR}", "seconds", "goal"]
+    return Table("Methods", note, columns, rows)
+
+
+def strategies_table(comparison: Comparison) -> Table:
+    """What other agents add to a method's own budget, and to uniform random: paired differences by method and epsilon.
+
+    A method of which only its own budget was run is left out.
+    """
+    found = groups(comparison)
+    rows = []
+    for method in dict.fromkeys(group.method for group in found):
+        arms = {group.arm: group for group in found if group.method == method and group.attacks}
+        epsilons = sorted({epsilon for group in arms.values() for cell in group.cells for epsilon in cell.correct})
+        for arm in (arm for arm in arms if arm != OWN and OWN in arms):
+            for epsilon in epsilons:
+                against = [
+                    points_text(paired(arms[arm].cells, arms[other].cells, epsilon))
+                    if other in arms and other != arm
+                    else MISSING
+                    for other in (OWN, "random")
+                ]
+                shared = paired(arms[arm].cells, arms[OWN].cells, epsilon).seeds
+                rows.append([Entry(text) for text in (method, arm, at(epsilon), str(shared), *against)])
+    note = f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant."
+    return Table("Strategies", note, ["method", "agent", "at", "seeds", f"minus {OWN}", "minus random"], rows)

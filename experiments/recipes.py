@@ -1,0 +1,120 @@
+"""Each method's own settings: its authors' for their data set, and how the small presets scale them down."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SOLO_LEARN = {"crop_scale": (0.08, 1.0), "jitter": (0.8, 0.8, 0.8, 0.2)}
+"""The augmentations of solo-learn's CIFAR settings, at strength 1."""
+DISTILLATION = {
+    "optimizer": "sgd-classic",
+    "lr": 0.5,
+    "weight_decay": 5e-4,
+    "batch_size": 256,
+    "epochs": 100,
+    "warmup_epochs": 10,
+    "stem": "cifar-padded",
+    "normalisation": "cifar",
+    "projector": "none",
+}
+EMP = {
+    "optimizer": "lars-emp",
+    "lr": 0.3,
+    "weight_decay": 1e-4,
+    "batch_size": 100,
+    "warmup_epochs": 0,
+    "neck": 4096,
+    "projector": "mlp",
+    "projector_hidden": 4096,
+    "projector_dim": 1024,
+    "normalisation": "none",
+}
+ACL = {"projector_hidden": 512}
+DYNACL = {**ACL, "interpolation": "bilinear"}
+
+AUTHORS: Mapping[str, Mapping[str, Any]] = {
+    "simclr": ACL,
+    "acl": ACL,
+    "rocl": {
+        "lr": 1.5,
+        "projector": "rocl",
+        "projector_hidden": 2048,
+        "projector_dim": 128,
+        "normalisation": "none",
+        "crop_scale": (0.08, 1.0),
+    },
+    "advcl": {
+        "optimizer": "sgd-classic",
+        "lr": 0.5,
+        "weight_decay": 1e-4,
+        "projector": "advcl",
+        "projector_hidden": 512,
+        "projector_dim": 128,
+        "normalisation": "none",
+        "crop_scale": (0.2, 1.0),
+    },
+    "deacl": DISTILLATION,
+    "dynacl": DYNACL,
+    "dynacl++": DYNACL,
+    "acl-air": ACL,
+    "dynacl-air": ACL,
+    "dynacl-air++": ACL,
+    "taro": {
+        "optimizer": "sgd-classic",
+        "lr": 0.06,
+        "weight_decay": 5e-4,
+        "epochs": 800,
+        "warmup_epochs": 5,
+        "projector": "simsiam-2",
+        "projector_hidden": 2048,
+        "projector_dim": 2048,
+        "normalisation": "none",
+        "crop_scale": (0.08, 1.0),
+        "jitter": (0.4, 0.4, 0.2, 0.1),
+    },
+    "daq-sdp": {**DISTILLATION, "arch": "resnet34"},
+    "emp-ssl": {**EMP, "epochs": 30},
+    "cf-amc-ssl": {**EMP, "epochs": 10},
+    "byol": {
+        **SOLO_LEARN,
+        "optimizer": "lars-excluded",
+        "lr": 1.0,
+        "weight_decay": 1e-5,
+        "batch_size": 256,
+        "projector": "mlp",
+        "projector_hidden": 4096,
+        "projector_dim": 256,
+        "method_kwargs": {"predictor_hidden": 4096},
+    },
+    "simsiam": {
+        **SOLO_LEARN,
+        "optimizer": "sgd-classic",
+        "lr": 0.5,
+        "weight_decay": 1e-5,
+        "batch_size": 256,
+        "projector": "simsiam-2",
+        "projector_hidden": 2048,
+        "projector_dim": 2048,
+        "method_kwargs": {"predictor_hidden": 512},
+    },
+}
+"""What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code."""
+
+SMALL: Mapping[str, Mapping[str, Any]] = {
+    "rocl": {"projector": "rocl"},
+    "advcl": {"projector": "advcl"},
+    "deacl": {"projector": "none"},
+    "taro": {"projector": "simsiam-2", "method_kwargs": {"predictor_hidden": 64}},
+    "daq-sdp": {"projector": "none"},
+    "emp-ssl": {"neck": 128, "projector": "mlp", "method_kwargs": {"crops": 4}},
+    "cf-amc-ssl": {"neck": 128, "projector": "mlp", "method_kwargs": {"crops": 4}},
+    "byol": {"projector": "mlp", "method_kwargs": {"predictor_hidden": 64}},
+    "simsiam": {"projector": "simsiam-2", "method_kwargs": {"predictor_hidden": 64}},
+}
+"""What a method changes in the small presets (digits, digits-grid, folder, cifar10-quick): the kind of its head, scaled
+to their networks. The rest is the presets' own, the same for every method: optimiser, learning rate, epochs, batch,
+augmentations, normalisation."""
+
+
+def recipe(preset: str, method: str) -> dict[str, Any]:
+    """What `method` changes in the settings of `preset`; nothing for a method of one's own."""
+    return dict((AUTHORS if preset == "cifar10" else SMALL).get(method, {}))

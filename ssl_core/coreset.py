@@ -1,0 +1,297 @@
+"""Coresets: the batches that later epochs train on, chosen for robustness (RCS, NeurIPS 2023) or at random."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.attacks import Budget, pgd
+from ssl_core.divergences import KINDS, representational_divergence
+from ssl_core.folding import FoldedNetwork
+from ssl_core.learner import NonFiniteLossError, TargetLearner, frozen, on_route
+from ssl_core.lookup import pick
+from ssl_core.methods import Network, Networks
+from ssl_core.rng import Streams, derive_seed
+from ssl_core.route_norm import Untracked
+
+SELECTIONS = {
+    "rcs": "the batches whose gradients most lower what an attack changes of held-out images",
+    "random": "as many of the same batches, drawn at random: its control",
+}
+SHARE = 100
+"""One image in so many is held out, as in the released code."""
+FEWEST = 32
+"""So many are held out where that is not more than a tenth of the images: few tell little."""
+
+Load = Callable[[Tensor], Tensor]
+"""`load(rows)`: images (k, 3, h, w) in [0, 1] on the learner's device, of rows (k,) int64."""
+MakeViews = Callable[[Tensor], Tensor]
+"""`make_views(images)`: the method's views (v, 3, h, w) of images, drawn anew by every call."""
+Gradient = list[Tensor]
+"""Of a scalar, with respect to each parameter of the projector's linear layers."""
+
+
+@dataclass(frozen=True)
+class CoresetSettings:
+    """How a coreset is chosen; the defaults are those of the released code.
+
+    Args:
+        batches: how many are kept, 1 or more.
+        kind: a name of `SELECTIONS`.
+        divergence: a name of `ssl_core.divergences.KINDS`, between clean and attacked embeddings.
+        lr: step of the virtual descent along the gradient of a batch that was picked, 0 or more.
+        epsilon: radius of the attack that maximises the divergence, and of its random start, in [0, 1].
+        step_size: of that attack, in [0, 1].
+        steps: of that attack, 0 or more.
+
+    Raises:
+        ValueError: a figure out of its range, or an unknown name.
+    """
+
+    batches: int
+    kind: str = "rcs"
+    divergence: str = "kl"
+    lr: float = 0.01
+    epsilon: float = 8 / 255
+    step_size: float = 10 / 255 / 3
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        pick(self.kind, SELECTIONS, "selection of a coreset")
+        pick(self.divergence, KINDS, "divergence")
+        for name, least in (("batches", 1), ("steps", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"coreset: {name} is {value!r}, expected an integer of {least} or more")
+        if not 0 <= self.lr < float("inf"):
+            raise ValueError(f"coreset: lr is {self.lr}, expected a number of 0 or more")
+        for name in ("epsilon", "step_size"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"coreset: {name} is {getattr(self, name)}, expected a number in [0, 1], 8/255 not 8")
+
+
+def validation_rows(rows: Tensor, streams: Streams) -> Tensor:
+    """The rows that RCS holds out to measure the divergence on: the same at every selection of a run.
+
+    A hundredth, as in the released code, but 32 at least where these are no more than a tenth, and always one.
+
+    Args:
+        rows: (m,) int64, m >= 1, those that are trained on.
+        streams: only their seed counts, no stream moves.
+
+    Returns:
+        (u,) int64, ascending as in `rows`.
+    """
+    count = max(len(rows) // SHARE, min(FEWEST, len(rows) // 10), 1)
+    own = torch.Generator().manual_seed(derive_seed(streams.seed, "coreset/validation"))
+    return rows[torch.randperm(len(rows), generator=own)[:count].sort().values]
+
+
+def select(
+    learner: TargetLearner,
+    rows: Tensor,
+    batch_size: int,
+    load: Load,
+    make_views: MakeViews,
+    settings: CoresetSettings,
+    streams: Streams,
+    validation: Tensor | None = None,
+) -> Tensor:
+    """Chooses the rows of the coming epochs' batches, on the present weights (RCS, Xu et al. 2023, algorithm 1).
+
+    The rows that are not held out are dealt into batches at random. Let L be the method's training loss of a batch on
+    its views and their attacks (by the method's default budget), RD the representational divergence between clean and
+    attacked embeddings of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the
+    projector's linear layers (weights, and biases where there are), and averaged over the outputs: g_b of L for every
+    batch b, G of RD. Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its
+    gradient lowers RD most to first order; the projector makes that step virtually, and G is computed again.
+
+    All of it is in eval mode. g_b is computed once, on the projector as it was; only G follows the virtual steps. Both
+    are as in the released code. There a virtual step may count twice, since the layers are stepped under two names; it
+    is made once here.
+
+    Nothing is learned: weights are restored bit for bit, also after an error; statistics, gradients, training flags and
+    the optimiser stay as they are. The cost is an attack on every batch and one on the held-out views for each batch
+    that is picked. The gradients of all batches are held in the host's memory.
+
+    Args:
+        learner: whose weights judge.
+        rows: (m,) int64, those that may be trained on.
+        batch_size: images in a batch, 1 or more.
+        load: images of rows.
+        make_views: the method's views of images. It is called for every batch in turn, then for the held-out images, at
+            most `batch_size` at once, before each pick.
+        settings: how it is done.
+        streams: "coreset" deals the batches, one draw a selection; "coreset/noise" on the device starts the attacks.
+        validation: (u,) int64, the held-out rows, which are not chosen; None: `validation_rows(rows, streams)`.
+
+    Returns:
+        (batches * batch_size,) int64: the batches in the order in which they were picked. Where more batches are asked
+        for than there are without the held-out images, nothing is left to choose: so many are drawn from all rows.
+
+    Raises:
+        ValueError: more batches than there are rows for; a method without an attack, or a projector without linear
+            layers, by "rcs".
+        NonFiniteLossError: gradients that are not finite.
+    """
+    if settings.batches * batch_size > len(rows):
+        raise ValueError(
+            f"a coreset of {settings.batches} batches of {batch_size} was asked for, but there are {len(rows)} images"
+        )
+    validation = validation_rows(rows, streams) if validation is None else validation
+    candidates = rows[~torch.isin(rows, validation)]
+    choice = settings.batches * batch_size <= len(candidates)
+    pool = candidates if choice else rows
+    dealt = pool[torch.randperm(len(pool), generator=streams["coreset"])]
+    batches = dealt[: len(dealt) // batch_size * batch_size].view(-1, batch_size)
+    if settings.kind == "rcs" and choice:
+        picked = _greedy(learner, batches, load, make_views, validation, settings, streams.on_device("coreset/noise"))
+        return batches[picked].flatten()
+    return batches[: settings.batches].flatten()
+
+
+def _greedy(
+    learner: TargetLearner,
+    batches: Tensor,
+    load: Load,
+    make_views: MakeViews,
+    validation: Tensor,
+    settings: CoresetSettings,
+    noise: torch.Generator,
+) -> list[int]:
+    """The numbers of the batches that are picked, in order."""
+    if not learner.method.attacks:
+        raise ValueError(
+            f"the selection rcs compares attacked with clean embeddings, but {type(learner.method).__name__} has no "
+            "attack: take the selection random, or none"
+        )
+    projector = learner.network.projector
+    parameters = [p for layer in projector.modules() if isinstance(layer, nn.Linear) for p in layer.parameters()]
+    if not parameters:
+        raise ValueError("the selection rcs looks at the projector's linear layers, but it has none: take random")
+    size = batches.shape[1]
+    with _restored(learner, parameters):
+        full: list[Gradient] = []
+        for batch in batches:
+            gradient = _batch_gradient(learner, make_views(load(batch)), parameters, noise)
+            # kept by the host: so many of them may not fit beside the network
+            full.append([part.cpu() for part in gradient])
+        reduced = torch.stack([_averaged(gradient) for gradient in full])
+        free = torch.ones(len(batches), dtype=torch.bool)
+        picked: list[int] = []
+        while True:
+            pieces = (make_views(load(piece)) for piece in validation.split(size))
+            gain = reduced @ _averaged(_divergence_gradient(learner, pieces, parameters, settings, noise)).cpu()
+            if not bool(gain.isfinite().all()):
+                raise NonFiniteLossError(f"the gradients of a coreset's selection are not finite at pick {len(picked)}")
+            best = int(gain.masked_fill(~free, -torch.inf).argmax())
+            picked.append(best)
+            free[best] = False
+            if len(picked) == settings.batches:
+                return picked
+            with torch.no_grad():
+                for parameter, part in zip(parameters, full[best], strict=True):
+                    parameter.sub_(settings.lr * part.to(parameter.device))
+
+
+@contextmanager
+def _restored(learner: TargetLearner, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters' values are put back afterwards, and batch-norm statistics do not follow inside."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        # an attack in train mode would move the statistics
+        with Untracked(nn.ModuleList([learner.network, learner.heads])):
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+
+
+@contextmanager
+def _differentiable(learner: TargetLearner, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Eval mode, and a gradient for these parameters only: a pass keeps nothing of the backbone."""
+    with frozen(nn.ModuleList([learner.network, learner.heads, learner.others])), torch.enable_grad():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+
+
+def _batch_gradient(
+    learner: TargetLearner, views: Tensor, parameters: Sequence[Tensor], noise: torch.Generator
+) -> Gradient:
+    """The gradient of the method's loss on a batch's views and their attacks."""
+    method = learner.method
+    number = len(method.attacked(views))
+    budget = Budget.uniform(number, *method.default_budget(learner.step), device=views.device)
+    adversarial = learner.attack(views, budget, noise).images
+    with _differentiable(learner, parameters):
+        terms = method.losses(_networks(learner), views, adversarial)
+        weights = method.weights_at(learner.moment)
+        total = torch.stack([weights[name] * values.mean() for name, values in terms.items()]).sum()
+        return list(torch.autograd.grad(total, list(parameters)))
+
+
+def _divergence_gradient(
+    learner: TargetLearner,
+    pieces: Iterator[Tensor],
+    parameters: Sequence[Tensor],
+    settings: CoresetSettings,
+    noise: torch.Generator,
+) -> Gradient:
+    """The gradient of the divergence, summed over the attacked views of all pieces.
+
+    A factor does not matter, since G is only compared with; "ot" is between the views of a piece.
+    """
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    method = learner.method
+    for views in pieces:
+        images = method.attacked(views)
+        with frozen(learner.network):
+            folded = FoldedNetwork(learner.network)
+            with torch.no_grad():
+                clean = folded(images, method.clean_route).embeddings
+            attacked = _maximised(folded, images, clean, method.attack_route, settings, noise)
+        with _differentiable(learner, parameters):
+            before = learner.network(images, method.clean_route).embeddings
+            after = learner.network(attacked, method.attack_route).embeddings
+            value = representational_divergence(before, after, settings.divergence, "sum")
+            gradients = torch.autograd.grad(value, list(parameters))
+            for part, gradient in zip(total, gradients, strict=True):
+                part.add_(gradient)
+    return total
+
+
+def _maximised(
+    network: Network,
+    images: Tensor,
+    clean: Tensor,
+    route: str,
+    settings: CoresetSettings,
+    noise: torch.Generator,
+) -> Tensor:
+    """Images (n, 3, h, w) attacked so that their embeddings diverge most from the clean ones."""
+    budget = Budget.uniform(len(images), settings.epsilon, settings.step_size, settings.steps, device=images.device)
+
+    def encode(moved: Tensor, rows: Tensor) -> Tensor:
+        return network(moved, route).embeddings
+
+    def objective(z: Tensor) -> Tensor:
+        return representational_divergence(clean, z, settings.divergence, "sum")
+
+    return pgd(encode, objective, images, budget, generator=noise).images
+
+
+def _networks(learner: TargetLearner) -> Networks:
+    """The learner's networks as they are, for the method's losses."""
+    others: dict[str, Network] = dict(learner.others.items())
+    if "teacher" in others:
+        others["teacher"] = on_route(others["teacher"], learner.teacher_route)
+    return Networks(learner.network, dict(learner.heads.items()), others, learner.tables)
+
+
+def _averaged(gradient: Gradient) -> Tensor:
+    """One vector: every gradient averaged over the outputs of its layer, a bias's to a single number."""
+    return torch.cat([part.mean(dim=0).flatten() for part in gradient])

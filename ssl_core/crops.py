@@ -1,0 +1,174 @@
+"""Many crops of each image: EMP-SSL's patches, CF-AMC-SSL's crops, and augmentations with blur or solarisation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssl_core.views import StrongParameters, ViewSettings, apply_strong, check_images, draw_strong
+
+SIGMAS = (0.1, 2.0)
+"""The blur's standard deviation is drawn uniformly from here, in pixels: EMP-SSL's and solo-learn's."""
+_BLUR_RADIUS = 6
+_SOLARIZE_FROM = 128 / 255
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How crops are made; the defaults are CF-AMC-SSL's (Ghofrani and Jamshidi 2025).
+
+    EMP-SSL's patches (Tong et al. 2023) are `scale=(0.25, 0.25), ratio=(1, 1)`: a quarter of the area, always square.
+    solo-learn's augmentation for CIFAR is `jitter=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5,
+    solarize_probability=0`.
+
+    Args:
+        scale: least and greatest share of the area that a crop keeps, 0 < least <= greatest <= 1.
+        ratio: least and greatest width / height of a crop, positive.
+        flip: probability of a horizontal flip, in [0, 1].
+        jitter: reach of brightness, contrast and saturation, in [0, 1], and of the hue, in [0, 1/2] of a turn.
+        jitter_probability: of the colour jitter as a whole, in [0, 1].
+        gray_probability: of grayscale, in [0, 1].
+        blur_probability: of a Gaussian blur, in [0, 1].
+        solarize_probability: of an inversion of all values from 128/255 on, in [0, 1].
+        interpolation: a key of `views.INTERPOLATIONS`; bilinear is what RandomResizedCrop does unless told otherwise.
+
+    Raises:
+        ValueError: a value outside its range, or an unknown interpolation.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
+    jitter_probability: float = 0.8
+    gray_probability: float = 0.2
+    blur_probability: float = 0.1
+    solarize_probability: float = 0.1
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name in ("blur_probability", "solarize_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"crops: {name} is {getattr(self, name)}, expected a number in [0, 1]")
+        # The rest is checked there.
+        _ = self.views
+
+    @property
+    def views(self) -> ViewSettings:
+        """The part that a strong view of strength 1 has too."""
+        return ViewSettings(
+            crop=self.scale,
+            ratio=self.ratio,
+            flip=self.flip,
+            jitter=self.jitter,
+            jitter_probability=self.jitter_probability,
+            gray_probability=self.gray_probability,
+            interpolation=self.interpolation,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CropParameters:
+    """Everything random in n crops; all tensors on the CPU.
+
+    Attributes:
+        strong: box, flip, colour jitter and grayscale.
+        blur: (n,) bool.
+        sigma: (n,) float32, of the blur, in pixels.
+        solarize: (n,) bool.
+    """
+
+    strong: StrongParameters
+    blur: Tensor
+    sigma: Tensor
+    solarize: Tensor
+
+
+def draw_crops(n: int, height: int, width: int, settings: CropSettings, generator: torch.Generator) -> CropParameters:
+    """Parameters of n crops: those of n strong views, then 3 numbers for each, whatever the settings are."""
+    strong = draw_strong(n, height, width, settings.views, generator)
+    blur, width_of_blur, solarize = torch.rand(n, 3, generator=generator, dtype=torch.float64).unbind(1)
+    low, high = SIGMAS
+    sigma = (low + (high - low) * width_of_blur).float()
+    return CropParameters(strong, blur < settings.blur_probability, sigma, solarize < settings.solarize_probability)
+
+
+def apply_crops(images: Tensor, parameters: CropParameters, interpolation: str = "bilinear") -> Tensor:
+    """Apply given parameters, in EMP-SSL's order: crop, flip, colour jitter, grayscale, blur, solarisation.
+
+    Args:
+        images: (n, 3, H, W) float32 in [0, 1], any device.
+        parameters: n of them.
+        interpolation: of the crop, a key of `views.INTERPOLATIONS`.
+
+    Returns:
+        (n, 3, H, W) float32 in [0, 1], a new tensor.
+
+    Raises:
+        ValueError: as `views.apply_strong`.
+    """
+    crops = apply_strong(images, parameters.strong, interpolation)
+    chosen = parameters.blur.nonzero()[:, 0]
+    if len(chosen):
+        rows = chosen.to(images.device, non_blocking=True)
+        crops.index_copy_(0, rows, gaussian_blur(crops.index_select(0, rows), parameters.sigma[chosen]))
+    inverted = parameters.solarize.to(images.device, non_blocking=True).view(-1, 1, 1, 1) & (crops >= _SOLARIZE_FROM)
+    return torch.where(inverted, 1 - crops, crops)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image by its own Gaussian, reflected at the borders.
+
+    The kernel is cut off 6 pixels from its middle (three times the greatest of `SIGMAS`), or, in images of fewer than
+    7 pixels, as far out as reflection goes: one less than the shorter side. It is torchvision's `gaussian_blur` with a
+    `kernel_size` of 13, up to rounding. EMP-SSL and solo-learn blur by Pillow, which comes near a Gaussian by boxes.
+
+    Args:
+        images: (n, channels, H, W) float32.
+        sigma: (n,) float32 on the CPU, positive, in pixels.
+
+    Returns:
+        New images of the same shape and range.
+    """
+    height, width = images.shape[-2:]
+    radius = min(_BLUR_RADIUS, height - 1, width - 1)
+    distance = torch.arange(-radius, radius + 1, dtype=sigma.dtype)
+    kernels = (-0.5 * (distance / sigma[:, None]).square()).exp()
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images.device, non_blocking=True)
+    with torch.autocast(images.device.type, enabled=False):
+        down, across = (_blurring(kernels, size, radius) for size in (height, width))
+        # Rows of weights sum to one only up to rounding.
+        return (down.unsqueeze(1) @ images @ across.mT.unsqueeze(1)).clamp_(0, 1)
+
+
+def _blurring(kernels: Tensor, size: int, radius: int) -> Tensor:
+    """(n, size, size) matrices that convolve with kernels (n, 2 radius + 1), reflected at both ends."""
+    place = torch.arange(size, device=kernels.device)
+    source = place[:, None] + torch.arange(-radius, radius + 1, device=kernels.device)
+    source = (size - 1) - ((size - 1) - source.abs()).abs()
+    # Each weight goes where its source lies: weights that meet there add up.
+    spread = (source.unsqueeze(2) == place).to(kernels.dtype)
+    return torch.einsum("nk,pks->nps", kernels, spread)
+
+
+def multi_crops(images: Tensor, n: int, settings: CropSettings, generator: torch.Generator) -> Tensor:
+    """n independent crops of each image, resized to its own size.
+
+    Args:
+        images: (B, 3, H, W) float32 in [0, 1], any device.
+        n: crops of an image, at least 1.
+        settings: how they are made.
+        generator: on the CPU.
+
+    Returns:
+        (n B, 3, H, W) float32 in [0, 1]; rows n k to n k + n - 1 are the crops of image k.
+
+    Raises:
+        ValueError: if n is not positive; else as `views.apply_strong`.
+    """
+    if n < 1:
+        raise ValueError(f"multi_crops: {n} crops of an image, expected 1 or more")
+    check_images(images)
+    repeated = images.repeat_interleave(n, dim=0)
+    parameters = draw_crops(len(repeated), images.shape[2], images.shape[3], settings, generator)
+    return apply_crops(repeated, parameters, settings.interpolation)

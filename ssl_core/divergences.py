@@ -1,0 +1,106 @@
+"""How far adversarial features are from clean ones, without labels: the measure behind RCS's choice of a coreset."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_core.lookup import pick
+from ssl_core.losses import REDUCTIONS, kl_divergence
+
+KINDS = {
+    "kl": "Kullback-Leibler divergence of each row, RCS's default",
+    "js": "Jensen-Shannon divergence of each row, at most log 2",
+    "ot": "optimal transport between the two sets of rows, by Sinkhorn's iterations",
+}
+
+
+def representational_divergence(
+    clean: Tensor,
+    adversarial: Tensor,
+    kind: str = "kl",
+    reduction: str = "mean",
+    *,
+    regularisation: float = 0.05,
+    iterations: int = 50,
+) -> Tensor:
+    """Representational divergence of RCS (Xu et al., NeurIPS 2023) between features of the same images.
+
+    For "kl" and "js" a row becomes a distribution over its d places in two steps: min-max normalisation to [0, 1], as
+    in the released code, then softmax, which is ours: it keeps every probability above 0 without a constant to choose.
+    A row's offset and positive scale therefore do not count, and a constant row is uniform. With p of the clean row and
+    q of the adversarial one, "kl" is KL(p || q) and "js" half KL(p || m) plus half KL(q || m), m = (p + q) / 2.
+
+    "ot" is ours altogether. The rows are set to length 1, and moving one to another costs 1 - cosine. OT(A, B) is the
+    cost of the entropy-regularised optimal plan between the two sets of equal weights, as its dual value after a fixed
+    number of Sinkhorn's iterations. The divergence is OT(A, B) - OT(A, A)/2 - OT(B, B)/2 (Genevay et al. 2018), 0 for
+    equal sets. It is of the sets: which adversarial row belongs to which clean one does not count. It holds some
+    matrices (n, n).
+
+    Args:
+        clean, adversarial: (n, d), n >= 1; "kl" and "js" need d >= 2. No gradient is stopped.
+        kind: a name of `KINDS`.
+        reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it.
+        regularisation: of "ot": the entropy's weight in units of the cost, above 0.
+        iterations: of "ot", at least 1.
+
+    Returns:
+        A scalar, or (n,) for "none", in nats for "kl" and "js"; at least 0 up to rounding ("ot": up to convergence).
+
+    Raises:
+        ValueError: if the shapes do not fit, a figure is out of its range, a name is unknown, or "ot" is asked for
+            rows.
+    """
+    pick(kind, KINDS, "divergence")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
+    least = 1 if kind == "ot" else 2
+    if clean.shape != adversarial.shape or clean.ndim != 2 or not len(clean) or clean.shape[1] < least:
+        raise ValueError(
+            f"features have shapes {tuple(clean.shape)} and {tuple(adversarial.shape)}: expected (n, d) twice, "
+            f"n >= 1 and d >= {least}"
+        )
+    if kind == "ot":
+        if reduction == "none":
+            raise ValueError("optimal transport is between sets and has no value for a row: expected 'mean' or 'sum'")
+        if not regularisation > 0 or iterations < 1:
+            raise ValueError(
+                f"regularisation is {regularisation} and iterations {iterations}: expected above 0, and 1 or more"
+            )
+        return _transport(clean, adversarial, regularisation, iterations) * (len(clean) if reduction == "sum" else 1)
+    p, q = _unit_range(clean), _unit_range(adversarial)
+    values = kl_divergence(p, q) if kind == "kl" else _jensen_shannon(p, q)
+    return values.mean() if reduction == "mean" else values.sum() if reduction == "sum" else values
+
+
+def _unit_range(features: Tensor) -> Tensor:
+    """Each row moved and scaled to [0, 1]; a constant one becomes 0."""
+    low, high = features.amin(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)
+    extent = high - low
+    return (features - low) / torch.where(extent > 0, extent, torch.ones_like(extent))
+
+
+def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    mixture = ((F.softmax(p, dim=1) + F.softmax(q, dim=1)) / 2).log()
+    return (kl_divergence(p, mixture) + kl_divergence(q, mixture)) / 2
+
+
+def _transport(clean: Tensor, adversarial: Tensor, regularisation: float, iterations: int) -> Tensor:
+    a, b = F.normalize(clean, dim=1), F.normalize(adversarial, dim=1)
+    across, first, second = (_sinkhorn(x, y, regularisation, iterations) for x, y in ((a, b), (a, a), (b, b)))
+    return across - (first + second) / 2
+
+
+def _sinkhorn(a: Tensor, b: Tensor, regularisation: float, iterations: int) -> Tensor:
+    """The dual value of entropy-regularised transport between rows of length 1, of equal numbers, in the log domain."""
+    cost = 1 - a @ b.T
+    weight = -cost.new_tensor(len(a)).log()
+
+    def soft_minimum(values: Tensor) -> Tensor:
+        return -regularisation * torch.logsumexp(weight - values / regularisation, dim=1)
+
+    f = cost.new_zeros(len(a))
+    for _ in range(iterations):
+        g = soft_minimum((cost - f[:, None]).T)
+        f = soft_minimum(cost - g)
+    # after a step in f the plan's mass is 1, and the dual's penalty 0
+    return f.mean() + g.mean()

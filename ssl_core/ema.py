@@ -1,0 +1,43 @@
+"""Moving averages of networks."""
+
+import math
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """The target's parameters follow the source's: `t <- momentum * t + (1 - momentum) * s`.
+
+    Buffers are left alone: a momentum network's batch-norm statistics come from its own forward passes (DynACL, BYOL).
+
+    Args:
+        target: the moving average.
+        source: of the same parameters.
+        momentum: how much of the target stays, in [0, 1].
+
+    Raises:
+        ValueError: if the momentum is out of range, or the parameters differ in name or shape; nothing is updated then.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum is {momentum}: expected a number in [0, 1]")
+    ours, theirs = dict(target.named_parameters()), dict(source.named_parameters())
+    shapes = [{name: value.shape for name, value in each.items()} for each in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        differ = sorted(name for name in ours.keys() | theirs.keys() if shapes[0].get(name) != shapes[1].get(name))
+        raise ValueError(f"a moving average needs two networks alike: {', '.join(differ[:4])} differ")
+    if ours:
+        averages: list[torch.Tensor] = list(ours.values())
+        torch._foreach_mul_(averages, momentum)
+        torch._foreach_add_(averages, [theirs[name] for name in ours], alpha=1 - momentum)
+
+
+def cosine_momentum(progress: float, start: float) -> float:
+    """Momentum that rises from `start` to 1 along a cosine (BYOL): `1 - (1 - start) * (cos(pi * progress) + 1) / 2`.
+
+    Args:
+        progress: how much of the training is done, in [0, 1]; it stays 1 beyond.
+        start: the momentum at the beginning, in [0, 1] (0.99 on CIFAR).
+    """
+    return 1 - (1 - start) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2

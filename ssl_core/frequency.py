@@ -1,0 +1,38 @@
+"""Views made in the frequency domain."""
+
+import torch
+from torch import Tensor
+
+
+def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
+    """The high-frequency part of images, AdvCL's fourth view (Fan et al., NeurIPS 2021, and its released code).
+
+    Each channel loses every frequency that lies less than `radius` from the centre of its spectrum, its mean among
+    them; what is left is added up again. Nothing is clamped, as in the released code: so the pixels are about 0, half
+    of them negative, and this is no image in [0, 1]. A network takes it, an attack must not.
+
+    Args:
+        images: (n, channels, H, W) float32, any device.
+        radius: in steps of the spectrum, that is waves across the image, at least 0; 0 keeps all. The default is
+            AdvCL's for 32 pixels, and keeps waves of 4 pixels and shorter there; it is not scaled with the size.
+
+    Returns:
+        (n, channels, H, W) float32, new, about [-1, 1].
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise ValueError(
+            f"high_frequency takes float32 images (n, channels, H, W), got {images.dtype} of shape "
+            f"{tuple(images.shape)}: uint8 images go through views.as_float first"
+        )
+    if not radius >= 0:
+        raise ValueError(f"high_frequency: radius is {radius}, expected a number of waves across the image, 0 or more")
+    height, width = images.shape[-2:]
+    down = (torch.arange(height, device=images.device) + height // 2) % height - height // 2
+    # The spectrum of a real image is symmetric about its centre, and so is the disc: half of it says all.
+    across = torch.arange(width // 2 + 1, device=images.device)
+    kept = down[:, None] ** 2 + across**2 >= radius**2
+    with torch.autocast(images.device.type, enabled=False):
+        return torch.fft.irfft2(torch.fft.rfft2(images) * kept, s=(height, width))

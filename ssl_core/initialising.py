@@ -1,0 +1,43 @@
+"""Initial weights from an explicit generator."""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draws every weight anew from the generator: He initialisation for convolutions, torch's own for linear layers."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(part, nn.Linear):
+            bound = 1 / math.sqrt(part.in_features)
+            nn.init.uniform_(part.weight, -bound, bound, generator=generator)
+            if part.bias is not None:
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
+        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.reset_parameters()
+        elif next(part.parameters(recurse=False), None) is not None:
+            raise ValueError(f"no initialisation is known for {type(part).__name__}")
+
+
+def build_module(generator: torch.Generator, factory: Callable[[], M]) -> M:
+    """The factory's module, whose weights come from the generator; torch's global generator is left alone.
+
+    Args:
+        generator: on the CPU.
+        factory: makes the module, on the CPU.
+
+    Raises:
+        ValueError: if the module has a part that `initialise` knows no initialisation for.
+    """
+    # the layers' constructors draw weights from the global generator: those are thrown away, its state is put back
+    with torch.random.fork_rng(devices=[]):
+        module = factory()
+    initialise(module, generator)
+    return module

@@ -1,0 +1,140 @@
+"""Adversarial invariant regularisation (AIR) of ACL and of DynACL."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_core.invariance import FORMS, air, sir
+from ssl_core.lookup import pick
+from ssl_core.methods.base import Method, Networks
+from ssl_core.methods.dynacl import check_share, strength_at
+from ssl_core.plan import Moment
+from ssl_core.views import ViewSettings, two_views
+
+
+@dataclass(frozen=True)
+class ACLAIR(Method):
+    """ACL with the standard and the adversarial invariant regulariser (Xu et al. 2023).
+
+    Rows 2k and 2k+1 of the 3b views are two strong views of image k, which are attacked, and row 2b + k is the image
+    itself. Clean views and, in a batch of their own, the originals have the route "normal", attacked views "pgd":
+
+    `L = NTX(clean) + NTX(attacked) + sir_weight * SIR + air_weight * AIR` (the released code; a common factor beside
+    DynACL's and ACL's means, which the optimiser LARS does not see).
+
+    The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature; the regularisers are
+    no part of the attack.
+
+    Args:
+        temperature: of the contrastive losses and of the regularisers.
+        form: of the regularisers' divergence, "released" (as coded) or "kl" (as written): see `ssl_core.invariance`.
+        sir_weight: of the standard regulariser, 0 or more.
+        air_weight: of the adversarial regulariser, 0 or more.
+    """
+
+    form: str = "released"
+    sir_weight: float = 0.5
+    air_weight: float = 0.5
+
+    paper: ClassVar[str] = "Xu et al., NeurIPS 2023"
+    originals_per_image: ClassVar[int] = 1
+    summary: ClassVar[str] = "ACL, and views have to relate to the un-augmented images alike, clean and attacked"
+    paired: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick(self.form, FORMS, "form of the divergence")
+        for name in ("sir_weight", "air_weight"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 <= value < math.inf):
+                raise ValueError(f"{name} is {value!r}: expected a finite number, 0 or more")
+
+    @property
+    def views_per_image(self) -> int:
+        return 3
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """Two strong views an image, rows 2k and 2k+1, then the images themselves, (3b, 3, h, w)."""
+        return torch.cat([two_views(images, settings, generator), images])
+
+    def attacked(self, views: Tensor) -> Tensor:
+        """The strong views, (2b, 3, h, w)."""
+        return views[: 2 * images_in(views)]
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`clean` and `adversarial`: NT-Xent of the strong views, (2b,); `sir` and `air`: one value a batch, (1,)."""
+        attacked = networks(self.given(adversarial), self.attack_route).embeddings
+        strong = self.attacked(views)
+        clean = networks(strong, self.clean_route).embeddings
+        original = networks(views[len(strong) :], self.clean_route).embeddings
+        first, second = clean[0::2], clean[1::2]
+        fixed = (first, second, original, self.temperature, self.form)
+        return {
+            "clean": self.objective(clean),
+            "adversarial": self.objective(attacked),
+            "sir": sir(*fixed).view(1),
+            "air": air(attacked[0::2], attacked[1::2], *fixed).view(1),
+        }
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Those at the beginning."""
+        return {"clean": 1.0, "adversarial": 1.0, "sir": self.sir_weight, "air": self.air_weight}
+
+
+@dataclass(frozen=True)
+class DynACLAIR(ACLAIR):
+    """DynACL with AIR (Xu et al. 2023): augmentations that weaken while it trains, and weights that move along.
+
+    It is AIR's own version of DynACL, without a moving average: the views are made at `s = strength_at` times the given
+    strength, and with `w = reweighting * (1 - s)`, which moves when s does,
+
+    `L = (1 - w) NTX(clean) + (1 + w) NTX(attacked) + sir_weight * SIR + air_weight * AIR` (the released code).
+
+    Args:
+        temperature, form, sir_weight, air_weight: as `ACLAIR`.
+        reweighting: how far the weights would move until s is 0, in [0, 1]; 2/3 in the released code.
+    """
+
+    reweighting: float = 2 / 3
+
+    summary: ClassVar[str] = "ACL-AIR whose augmentations weaken by and by, without a moving average"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("reweighting", self.reweighting)
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """As `ACLAIR`, the strong views of the strength that is due."""
+        due = replace(settings, strength=settings.strength * strength_at(moment))
+        return super().make_views(images, due, moment, generator)
+
+    def weights_at(self, moment: Moment) -> Mapping[str, float]:
+        """1 - w and 1 + w of the two streams, w from 0 to 0.95 * reweighting; those of the regularisers stay."""
+        w = self.reweighting * (1 - strength_at(moment))
+        return {**self.weights, "clean": 1 - w, "adversarial": 1 + w}
+
+
+@dataclass(frozen=True)
+class DynACLAIRPlus(DynACLAIR):
+    """DynACL-AIR++ (Xu et al. 2023): DynACL-AIR, then linear probing and adversarial fine-tuning on pseudo labels."""
+
+    summary: ClassVar[str] = "DynACL-AIR, then pseudo labels and adversarial fine-tuning on them"
+    post_processed: ClassVar[bool] = True
+
+
+def images_in(views: Tensor) -> int:
+    """How many images 3b views are of.
+
+    Raises:
+        ValueError: if they are not three an image.
+    """
+    images, rest = divmod(len(views), 3)
+    if rest or not images:
+        raise ValueError(f"there are {len(views)} views: expected three an image, two strong ones and the image itself")
+    return images

@@ -1,0 +1,251 @@
+"""Methods that distil a robust student from a self-supervised teacher without robustness: DeACL and DAQ-SDP."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_core.attacks import Objective
+from ssl_core.cosine_losses import negative_cosine
+from ssl_core.methods.base import Method, Networks
+from ssl_core.networks import Encoded
+from ssl_core.plan import Moment
+from ssl_core.trivial_augment import trivial_augment
+from ssl_core.views import ViewSettings, weak_views
+
+ANY_ROUTE = "normal"
+"""Named where a teacher is called, which answers on its own evaluation route whatever the name."""
+
+
+@dataclass(frozen=True)
+class Distillation(Method):
+    """What DeACL and DAQ-SDP share: a frozen teacher g, features instead of embeddings, and the attack.
+
+    The attack maximises -cos(f(x'), g(x)): it turns the student f away from what the teacher sees in the clean view.
+    That is the reward's measure too: `adversarial` and `clean` are -cos to the teacher's features, in [-1, 1], of which
+    -1 is full agreement.
+
+    Args:
+        temperature: not used, these losses have none.
+        trades_weight: weight of what the attack changes in the student, 0 or more; 2 in both released codes.
+        scratch: whether the student starts from random weights, and not from the teacher's.
+    """
+
+    trades_weight: float = 2.0
+    scratch: bool = False
+
+    others: ClassVar[tuple[str, ...]] = ("teacher",)
+    nt_xent_based: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("trades_weight", self.trades_weight, 0, math.inf, "0 or more")
+        if type(self.scratch) is not bool:
+            raise ValueError(f"scratch is {self.scratch!r}: expected true or false")
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether the student's backbone begins with the teacher's weights: unless it starts from scratch."""
+        return not self.scratch
+
+    def objective_for(self, networks: Networks, views: Tensor) -> Objective:
+        """-cos of each attacked view's features to the teacher's of the clean view, (n,) in [-1, 1]."""
+        target = taught(networks, self.attacked(views))
+        return lambda z: self.distance(z, target)
+
+    def objective(self, z: Tensor) -> Tensor:
+        """There is none without the teacher's features: see `objective_for`."""
+        raise NotImplementedError(f"{type(self).__name__} compares with a teacher: its objective is objective_for's")
+
+    def distance(self, features: Tensor, others: Tensor) -> Tensor:
+        """-cos of each row of features (n, d) to that of the others (n, d), (n,); gradients go through both.
+
+        Raises:
+            ValueError: if the two have not the same length, as those of a teacher of another width.
+        """
+        if features.shape != others.shape:
+            raise ValueError(
+                f"the features are {tuple(features.shape)} and those they are compared with {tuple(others.shape)}: "
+                "the teacher and the network have to have features of the same length (arch, width, neck)"
+            )
+        return negative_cosine(features, others, stop=False, reduction="none")
+
+    @abstractmethod
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class DeACL(Distillation):
+    """Decoupled adversarial contrastive learning (Zhang et al. 2022): distillation on a single batch-norm route.
+
+    With a weakly augmented view x and its attacked version x', both in one batch of batch norm,
+    `L = -cos(f(x), g(x)) - trades_weight * cos(f(x'), f(x))`, gradients going through both arguments of the second term
+    (the released code). The online linear probe of that code, which does not reach the encoder, is left out.
+
+    The reward is -cos to the teacher's features, in [-1, 1].
+    """
+
+    paper: ClassVar[str] = "Zhang et al., ECCV 2022"
+    summary: ClassVar[str] = "a plain SSL teacher is distilled into a robust student, one weak view an image"
+    routes: ClassVar[tuple[str, ...]] = ("normal",)
+    attack_route: ClassVar[str] = "normal"
+    evaluation_route: ClassVar[str] = "normal"
+
+    @property
+    def views_per_image(self) -> int:
+        return 1
+
+    @property
+    def attacked_per_image(self) -> int:
+        return 1
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """One weak view of each image, (b, 3, h, w)."""
+        return weak_views(images, settings, generator)
+
+    def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
+        """The features, twice: the objective compares features."""
+        features = networks(images, self.attack_route if attacked else self.clean_route).features
+        return Encoded(features, features)
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`clean`: -cos of the student to the teacher; `adversarial`: -cos of the attacked view to the clean one."""
+        # in pairs, so that an update in chunks leaves the two versions of a view in one batch of batch norm
+        both = torch.stack([views, self.given(adversarial)], dim=1).flatten(0, 1)
+        features = networks(both, self.clean_route).features
+        clean, attacked = features[0::2], features[1::2]
+        return {
+            "clean": self.distance(clean, taught(networks, views)),
+            "adversarial": self.distance(attacked, clean),
+        }
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"clean": 1.0, "adversarial": self.trades_weight}
+
+
+@dataclass(frozen=True)
+class DAQSDP(Distillation):
+    """DAQ-SDP (NeurIPS 2024): distillation with two augmentations on four batch-norm routes, and perturbed weights.
+
+    Views 2k and 2k+1 of image k are a weak one, x_w, and a strong one, x_s: TrivialAugmentWide before the weak crop and
+    flip. Clean weak views have the route "nature", clean strong ones "strongnature", attacked ones "weak" and "strong".
+    With f_r the student on route r and T = trades_weight (the released code),
+
+    `L = 1/2 [ -cos(f_nature(x_w), g(x_w)) - T cos(f_weak(x_w'), f_nature(x_w))
+               -cos(f_strongnature(x_s), g(x_s)) - T cos(f_strong(x_s'), f_strongnature(x_s)) ]`.
+
+    In the last part of training the update's gradient is taken under perturbed weights, which increase the two terms
+    of the weak views. That part of the authors' code is not released but for its call, which gives it the weak views,
+    their attacked versions and the teacher's features; that both terms are meant is not verified.
+
+    The reward is -cos to the teacher's features, in [-1, 1], of weak and strong views alike.
+
+    Args:
+        gamma: size of the perturbation of the weights, 0 or more; 0: none.
+        perturbed_from: share of the training, in [0, 1], from which on weights are perturbed: from the first update
+            before which at least that share is over, which with 100 epochs is the first of epoch 60 (counted from 0),
+            as in the released code. With 1 they never are.
+    """
+
+    gamma: float = 0.002
+    perturbed_from: float = 0.6
+
+    paper: ClassVar[str] = "DAQ-SDP, NeurIPS 2024"
+    summary: ClassVar[str] = "distillation of weak and strong views on four routes, weights perturbed late"
+    routes: ClassVar[tuple[str, ...]] = ("nature", "strongnature", "weak", "strong")
+    clean_route: ClassVar[str] = "nature"
+    attack_route: ClassVar[str] = "weak"
+    evaluation_route: ClassVar[str] = "weak"
+    paired: ClassVar[bool] = False
+    clean_routes: ClassVar[tuple[str, str]] = ("nature", "strongnature")
+    """Routes of the clean weak and strong views."""
+    attack_routes: ClassVar[tuple[str, str]] = ("weak", "strong")
+    """Routes of the attacked weak and strong views."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("gamma", self.gamma, 0, math.inf, "0 or more")
+        check_number("perturbed_from", self.perturbed_from, 0, 1, "a share in [0, 1]")
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """A weak and a strong view of each image, (2b, 3, h, w), rows 2k and 2k+1 those of image k."""
+        weak = weak_views(images, settings, generator)
+        strong = weak_views(trivial_augment(images, generator), settings, generator)
+        return torch.stack([weak, strong], dim=1).flatten(0, 1)
+
+    def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
+        """The features, twice; each row on the route of its augmentation."""
+        features = by_parity(networks, images, rows, self.attack_routes if attacked else self.clean_routes).features
+        return Encoded(features, features)
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """A term for each route, named like it: to the teacher for the clean routes, to the clean for the attacked."""
+        adversarial, target = self.given(adversarial), taught(networks, views)
+        terms: dict[str, Tensor] = {}
+        for kind in (0, 1):
+            terms |= self._terms(networks, views[kind::2], adversarial[kind::2], target[kind::2], kind)
+        return terms
+
+    def _terms(
+        self, networks: Networks, views: Tensor, adversarial: Tensor, target: Tensor, kind: int
+    ) -> dict[str, Tensor]:
+        """The terms of weak (0) or strong (1) views, (b,) each."""
+        route, attacked_route = self.clean_routes[kind], self.attack_routes[kind]
+        clean = networks(views, route).features
+        attacked = networks(adversarial, attacked_route).features
+        return {route: self.distance(clean, target), attacked_route: self.distance(attacked, clean)}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        half = self.trades_weight / 2
+        return {"nature": 0.5, "strongnature": 0.5, "weak": half, "strong": half}
+
+    def weight_perturbation(self, moment: Moment) -> float:
+        """gamma from the share `perturbed_from` of training on, 0 before."""
+        return self.gamma if moment.progress >= self.perturbed_from and self.perturbed_from < 1 else 0.0
+
+    def perturbation_loss(self, networks: Networks, views: Tensor, adversarial: Tensor) -> Tensor:
+        """-cos(f_nature(x_w), g(x_w)) - trades_weight * cos(f_weak(x_w'), f_nature(x_w)), the mean over the images."""
+        weak = views[0::2]
+        terms = self._terms(networks, weak, adversarial[0::2], taught(networks, weak), kind=0)
+        return terms["nature"].mean() + self.trades_weight * terms["weak"].mean()
+
+
+def taught(networks: Networks, images: Tensor) -> Tensor:
+    """The teacher's features (n, d) of images (n, 3, h, w), without gradient."""
+    with torch.no_grad():
+        return networks.others["teacher"](images, ANY_ROUTE).features
+
+
+def by_parity(networks: Networks, images: Tensor, rows: Tensor, routes: tuple[str, str]) -> Encoded:
+    """The target network's outputs, even rows on the first route and odd ones on the second.
+
+    Args:
+        networks: the networks.
+        images: (m, 3, h, w).
+        rows: (m,) int64, what is even or odd.
+        routes: the two routes.
+
+    Returns:
+        Features and embeddings in the order of the images.
+    """
+    parity = rows % 2
+    order = torch.argsort(parity, stable=True)
+    odd = int(parity.sum())
+    # the network takes no empty batch, and a subset of the rows may be of one kind
+    parts = [part for part in zip(order.split([len(rows) - odd, odd]), routes, strict=True) if len(part[0])]
+    outputs = [networks(images[places], route) for places, route in parts]
+    back = torch.argsort(order)
+    return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
+
+
+def check_number(name: str, value: object, low: float, high: float, expected: str) -> None:
+    """Raises a ValueError unless an option is a finite number in [low, high]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
+        raise ValueError(f"{name} is {value!r}: expected a finite number, {expected}")

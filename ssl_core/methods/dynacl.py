@@ -1,0 +1,157 @@
+"""DynACL and DynACL++: augmentations that weaken in the course of training, and a moving average as second network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_core.methods.base import Method, Networks
+from ssl_core.networks import Encoded
+from ssl_core.plan import Moment
+from ssl_core.views import ViewSettings, two_views
+
+STAGES = 20
+"""Stages of the schedules, equal parts of the training: 50 epochs of the authors' 1000."""
+AUTHORS_EPOCHS = 1000
+
+
+def strength_at(moment: Moment) -> float:
+    """DynACL's factor s of the augmentations' strength: 1 in the first of 20 stages, 0.05 less in each that follows.
+
+    The released code has `s(e) = 1 - floor((e - 1) / 50) * 50 / 1000` for epochs e = 1..1000. A run of E epochs has the
+    same in proportion: with n = e - 1 from 0, `s = 1 - floor(20 n / E) / 20`. Below 20 epochs several stages pass in an
+    epoch, and an epoch has the strength of the stage that it begins in.
+
+    Returns:
+        s, from 1 down to at least 0.05.
+    """
+    stage = STAGES * moment.epoch // moment.epochs
+    return 1 - min(stage, STAGES - 1) / STAGES
+
+
+def shift_at(moment: Moment) -> float:
+    """How far DynACL's loss weights have moved, in [0, 1]: 0 in the first stage and 1/20 more in each that follows.
+
+    The released code has `floor(e / 50) * 50 / 1000` for epochs e = 1..1000: it moves one epoch before the strength
+    does, in epoch 50 and not 51, and reaches 1 in the last. That epoch's lead is a thousandth of the training and is
+    kept as one: an epoch n (from 0) of E has the authors' value at their epoch e = 1000 n / E + 1. So 1000 epochs are
+    the authors' own; of fewer the last has 0.95, and where E is a multiple of 20 the weights then move along with the
+    strength.
+    """
+    elapsed = AUTHORS_EPOCHS * moment.epoch + moment.epochs
+    return min(STAGES * elapsed // (AUTHORS_EPOCHS * moment.epochs), STAGES) / STAGES
+
+
+def check_share(name: str, value: object) -> None:
+    """Raises a ValueError unless an option is a number in [0, 1]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and 0 <= value <= 1):  # type: ignore[operator]
+        raise ValueError(f"{name} is {value!r}: expected a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class DynACL(Method):
+    """Dynamic adversarial contrastive learning (Luo et al. 2023): ACL with augmentations that weaken while it trains.
+
+    Wherever views are encoded, first views (even rows) go through the target network and second ones (odd rows) through
+    its moving average, which is also what is evaluated. Gradients reach the target only; the average runs in train mode
+    in an update, for batch-norm statistics of its own. The attack's gradient goes through both.
+
+    The views are made at `strength_at` times the given strength, and with `w = 1 + reweighting * shift_at`
+
+    `L = ((2 - w) NTX(clean) + w NTX(attacked)) / 2` (the released code; its bound w <= 2 is never met).
+
+    The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature.
+
+    Args:
+        temperature: of the contrastive losses.
+        ema: how much of the moving average stays at an update, in [0, 1].
+        reweighting: how far the weights move in all, in [0, 1]; 2/3 in the released code. With 0 they stay equal.
+    """
+
+    ema: float = 0.99
+    reweighting: float = 2 / 3
+
+    paper: ClassVar[str] = "Luo et al., ICLR 2023"
+    summary: ClassVar[str] = "ACL whose augmentations weaken by and by, beside a moving average"
+    others: ClassVar[tuple[str, ...]] = ("momentum",)
+    evaluated: ClassVar[str] = "momentum"
+    paired: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("ema", self.ema)
+        check_share("reweighting", self.reweighting)
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """Two strong views an image, (2b, 3, h, w), of the strength that is due."""
+        return two_views(images, replace(settings, strength=settings.strength * strength_at(moment)), generator)
+
+    def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
+        """Even rows by the target, odd ones by its moving average."""
+        return by_both(networks, images, rows, self.attack_route if attacked else self.clean_route)
+
+    def momentum(self, moment: Moment) -> float:
+        """The option `ema`, throughout."""
+        return self.ema
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`clean` and `adversarial`: NT-Xent of the clean and of the attacked views, each on its route."""
+        attacked = self.given(adversarial)
+        clean = trained(networks, views, self.clean_route)
+        return {
+            "clean": self.objective(clean),
+            "adversarial": self.objective(trained(networks, attacked, self.attack_route)),
+        }
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Those at the beginning."""
+        return {"clean": 0.5, "adversarial": 0.5}
+
+    def weights_at(self, moment: Moment) -> Mapping[str, float]:
+        """(2 - w) / 2 and w / 2, with w from 1 to 1 + reweighting."""
+        w = 1 + self.reweighting * shift_at(moment)
+        return {"clean": (2 - w) / 2, "adversarial": w / 2}
+
+
+@dataclass(frozen=True)
+class DynACLPlus(DynACL):
+    """DynACL++ (Luo et al. 2023): DynACL, then linear probing and adversarial fine-tuning on pseudo labels."""
+
+    summary: ClassVar[str] = "DynACL, then pseudo labels and adversarial fine-tuning on them"
+    post_processed: ClassVar[bool] = True
+
+
+def by_both(networks: Networks, images: Tensor, rows: Tensor, route: str) -> Encoded:
+    """Outputs of the target for even rows and of the network "momentum" for odd ones.
+
+    Args:
+        networks: the networks.
+        images: (m, 3, h, w).
+        rows: (m,) int64, what is even or odd.
+        route: of both networks.
+
+    Returns:
+        Features and embeddings in the order of the images; the images' gradient goes through both networks.
+    """
+    parity = rows % 2
+    order = torch.argsort(parity, stable=True)
+    odd = int(parity.sum())
+    pair = (networks.target, networks.others["momentum"])
+    # a network takes no empty batch, and a subset of the rows may be of one kind
+    parts = [part for part in zip(order.split([len(rows) - odd, odd]), pair, strict=True) if len(part[0])]
+    outputs = [network(images[places], route) for places, network in parts]
+    back = torch.argsort(order)
+    return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
+
+
+def trained(networks: Networks, views: Tensor, route: str) -> Tensor:
+    """Embeddings (2b, d) of views in an update: first views by the target, second ones by the network "momentum",
+    without gradient."""
+    first = networks(views[0::2], route).embeddings
+    with torch.no_grad():
+        second = networks.others["momentum"](views[1::2], route).embeddings
+    return torch.stack([first, second], dim=1).flatten(0, 1)

@@ -1,0 +1,167 @@
+"""Extreme multi-patch learning, made robust: EMP-SSL by PGD, and CF-AMC-SSL by free adversarial training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssl_core.crops import CropSettings, multi_crops
+from ssl_core.methods.base import Method, Networks
+from ssl_core.multiview_losses import emp_ssl
+from ssl_core.plan import Moment
+from ssl_core.views import ViewSettings
+
+_SCALE_SPAN = 0.92
+"""At strength 1 a crop keeps 0.08 of the area or more, as the authors' do."""
+_PATCH_SCALE = 0.25
+"""A patch keeps a quarter of the area: 16 x 16 pixels of 32 x 32."""
+_RARELY = 0.1
+"""At strength 1 so many crops are blurred, and so many solarised."""
+
+
+@dataclass(frozen=True)
+class EMPSSL(Method):
+    """EMP-SSL (Tong et al. 2023) on attacked crops alone, the slow arm of CF-AMC-SSL's paper.
+
+    `L = -invariance * mean cos(z_i, mean of the image's z) - mean over i of R(Z_i)` over the n crops of every image, R
+    the total coding rate (see `ssl_core.multiview_losses`). All n * b crops of a batch are attacked jointly: from no
+    perturbation, 5 steps of 0.01 within 8/255, with batch norm in train mode. There is one batch-norm route, and no
+    clean image is trained on.
+
+    The reward's terms are rows of L, whose mean is L: "adversarial" on the attacked crops in the attack's train mode,
+    "clean" on the clean ones in eval mode, so that their difference holds the change of mode too. They lie between
+    -invariance - R_max and invariance, with R_max = min(b, d) / 2 * log(1 + d / (min(b, d) * epsilon)), and near
+    -invariance as a rule: two orders larger than an NT-Xent.
+
+    Args:
+        temperature: without effect, there is no temperature in the loss.
+        crops: n of each image, two or more (16; EMP-SSL's own 20 or 200).
+        patches: whether they are patches of a quarter of the area and of ratio 1, at any strength (EMP-SSL's own), or
+            crops of any size from 1 - 0.92 * strength of the area on, ratio 3/4 to 4/3 (CF-AMC-SSL's better arm).
+        invariance: weight of the agreement.
+        epsilon: of the coding rate, which stands there unsquared, as in the released code; no attack's.
+    """
+
+    crops: int = 16
+    patches: bool = False
+    invariance: float = 200.0
+    epsilon: float = 0.2
+
+    paper = "Ghofrani & Jamshidi 2025, after Tong et al. 2023"
+    summary = "many small crops of an image, all attacked jointly by PGD; total coding rate"
+    routes = ("normal",)
+    clean_route = "normal"
+    attack_route = "normal"
+    evaluation_route = "normal"
+    attack_mode = "train"
+    start_radius = 0.0
+    paired = False
+    nt_xent_based = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 2:
+            raise ValueError(
+                f"crops is {self.crops!r}: expected two or more, since an image's are compared with their mean"
+            )
+        if type(self.patches) is not bool:
+            raise ValueError(f"patches is {self.patches!r}: expected true or false")
+        if not 0 <= self.invariance < float("inf"):
+            raise ValueError(f"invariance is {self.invariance}: expected a number of 0 or more")
+        if not 0 < self.epsilon < float("inf"):
+            raise ValueError(f"epsilon, the coding rate's, is {self.epsilon}: expected a positive number")
+
+    def crop_settings(self, settings: ViewSettings) -> CropSettings:
+        """How a run's crops are made: the authors' own at strength 1, none but the patches' at 0.
+
+        A run's own crop takes the place of the crops' area, not of the patches'; all reaches and probabilities but the
+        flip's are times the strength.
+        """
+        s = settings.strength
+        brightness, contrast, saturation, hue = (s * reach for reach in settings.jitter)
+        scale = (1 - _SCALE_SPAN * s, 1.0) if settings.crop is None else settings.crop
+        return CropSettings(
+            scale=(_PATCH_SCALE, _PATCH_SCALE) if self.patches else scale,
+            ratio=(1.0, 1.0) if self.patches else settings.ratio,
+            flip=settings.flip,
+            jitter=(brightness, contrast, saturation, hue),
+            jitter_probability=s * settings.jitter_probability,
+            gray_probability=s * settings.gray_probability,
+            blur_probability=s * _RARELY,
+            solarize_probability=s * _RARELY,
+            interpolation=settings.interpolation,
+        )
+
+    @property
+    def views_per_image(self) -> int:
+        """The crops."""
+        return self.crops
+
+    @property
+    def attacked_per_image(self) -> int:
+        """All crops."""
+        return self.crops
+
+    def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
+        """The crops (n * b, 3, h, w), rows n * k to n * k + n - 1 those of image k."""
+        return multi_crops(images, self.crops, self.crop_settings(settings), generator)
+
+    def default_budget(self, step: int) -> tuple[float, float, int]:
+        """8/255, 0.01 and 5."""
+        return 8 / 255, 1e-2, 5
+
+    def objective(self, z: Tensor) -> Tensor:
+        """EMP-SSL's loss, a value for each crop."""
+        return emp_ssl(z, self.crops, self.invariance, self.epsilon, reduction="none")
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """EMP-SSL's loss of the attacked crops alone."""
+        attacked = self.given(adversarial)
+        return {"adversarial": self.objective(networks(attacked, self.attack_route).embeddings)}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"adversarial": 1.0}
+
+
+@dataclass(frozen=True)
+class CFAMCSSL(EMPSSL):
+    """CF-AMC-SSL (Ghofrani & Jamshidi 2025): EMP-SSL with free adversarial training (Shafahi et al. 2019).
+
+    A batch gets m updates in a row. The backward pass of each also gives the next step of the attack, so that an update
+    costs no attack, only a forward pass for the reward; perturbations start at 0 and are carried from batch to batch. A
+    play is one replay. A budget's `steps` say in how many of a batch's replays its view still moves, 0 to m: from m on
+    in all; `epsilon` and `step_size` are those of a replay, and the carried perturbation is clipped to the present
+    `epsilon`.
+
+    Within a batch a play's reward is that of perturbations which the last update's gradient has moved: an action is
+    judged on what it makes of a slope that it did not choose.
+
+    The learning rate's schedule counts updates, of which an epoch has m a batch, and falls once over the run. The
+    released code counts batches in the schedule's length but steps it m times a batch, so that its cosine rises again
+    after 1/m of the training.
+
+    Args:
+        m: updates of a batch (3 in the paper's runs, 5 by default in its code).
+    """
+
+    m: int = 3
+
+    paper = "Ghofrani & Jamshidi 2025 (arXiv 2501.03507)"
+    summary = "EMP-SSL by free adversarial training: m updates a batch, each the attack's next step"
+    free = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1:
+            raise ValueError(f"m is {self.m!r}: expected an integer of 1 or more, the updates of a batch")
+
+    @property
+    def replays(self) -> int:
+        """m."""
+        return self.m
+
+    def default_budget(self, step: int) -> tuple[float, float, int]:
+        """8/255, 0.01 in every replay."""
+        return 8 / 255, 1e-2, self.m

@@ -1,0 +1,93 @@
+"""RoCL: the first adversarial contrastive method, whose one attacked view is a third version of the image."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_core.attacks import Objective
+from ssl_core.methods.base import Method, Networks
+from ssl_core.multiview_losses import multi_view_nt_xent
+
+
+@dataclass(frozen=True)
+class RoCL(Method):
+    """Robust contrastive learning (Kim et al. 2020): one batch-norm route, three versions of an image.
+
+    Of the views t and t' of an image (rows 2k and 2k+1) only t is attacked, against t'. With `NTX_v` the sum of a row's
+    v - 1 positive terms, averaged over all rows (`ssl_core.multiview_losses.multi_view_nt_xent`),
+
+    `L = NTX_3({t, t', adv}) + (1 / regulariser) * NTX_2({adv, t'})`.
+
+    In every similarity the second operand is detached. As in the released code each of the two terms has its own pass
+    in train mode, the second term's first: 2b images, then 3b, in one batch of batch norm each. The running statistics
+    follow both.
+
+    The attack maximises, for each attacked view, its own row of `NTX_2` over all t + d and all t', the t' being encoded
+    once. The released code adds the rows of the t' and takes the mean. That is the same attack: these rows reach t + d
+    through detached operands only, and a factor does not change a sign. The gradient goes through the attacked row's
+    own embedding alone, not through the other attacked views, of which it is one of the negatives.
+
+    The reward is NT-Xent of t and t', a row for each view t, attacked or clean: between 0 and log(2b - 1) + 2 /
+    temperature, with b images in a batch.
+
+    Args:
+        temperature: of both terms and of the attack.
+        regulariser: lambda, positive; it enters as 1 / lambda, so that a larger one regularises less (256 as released).
+    """
+
+    regulariser: float = 256.0
+
+    paper: ClassVar[str] = "Kim et al., NeurIPS 2020"
+    summary: ClassVar[str] = "one view attacked against the other, NT-Xent of three versions of an image"
+    routes: ClassVar[tuple[str, ...]] = ("normal",)
+    attack_route: ClassVar[str] = "normal"
+    evaluation_route: ClassVar[str] = "normal"
+    paired: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = self.regulariser
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and value > 0):
+            raise ValueError(f"regulariser is {value!r}: expected a positive number, whose inverse is the weight")
+
+    @property
+    def attacked_per_image(self) -> int:
+        return 1
+
+    def attacked(self, views: Tensor) -> Tensor:
+        """The views t, (b, 3, h, w)."""
+        return views[0::2]
+
+    def default_budget(self, step: int) -> tuple[float, float, int]:
+        """The released 0.0314, 0.007 and 7, which are not quite 8/255 and 2/255."""
+        return 0.0314, 0.007, 7
+
+    def objective(self, z: Tensor) -> Tensor:
+        """There is none without the views that are not attacked: see `objective_for`."""
+        raise NotImplementedError("RoCL attacks a view against its partner: its objective is objective_for's")
+
+    def objective_for(self, networks: Networks, views: Tensor) -> Objective:
+        """NT-Xent of the embeddings of t with those of t', (b,): the rows of t."""
+        partners = networks(views[1::2], self.clean_route).embeddings
+        return lambda z: self.contrast(z, partners)[0::2]
+
+    def contrast(self, *versions: Tensor) -> Tensor:
+        """`NTX_v` of v versions of the same b images, embeddings (b, d) each: (v * b,), those of an image together."""
+        rows = torch.stack(versions, dim=1).flatten(0, 1)
+        return multi_view_nt_xent(rows, len(versions), self.temperature, stop=True, reduction="none")
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`contrastive`: NTX_3; `regulariser`: NTX_2 before its weight."""
+        first, second, attacked = views[0::2], views[1::2], self.given(adversarial)
+        pair = networks(torch.cat([attacked, second]), self.attack_route).embeddings.chunk(2)
+        triple = networks(torch.cat([first, second, attacked]), self.attack_route).embeddings.chunk(3)
+        return {"contrastive": self.contrast(*triple), "regulariser": self.contrast(*pair)}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"contrastive": 1.0, "regulariser": 1 / self.regulariser}

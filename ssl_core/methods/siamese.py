@@ -1,0 +1,228 @@
+"""Frameworks of two branches without negatives, with adversarial streams as ACL has them: BYOL and SimSiam.
+
+`Siamese` holds what they share: views in pairs, streams, the attack, the reward. Others would join here or beside it:
+
+- MoCo: `others` and `momentum` as BYOL, no predictor, and `row_losses` against a queue of keys, which has to be carried
+  (a table that each update changes).
+- Barlow Twins, VICReg: no predictor and no stop-gradient; `row_losses` from the batch's covariances, so that a row's
+  value is its share of a sum over dimensions.
+- DINO: `others` and `momentum` as BYOL, `targets` the centred and sharpened softmax, the centre being carried.
+- SwAV: a head of prototypes in the place of the predictor, `targets` by Sinkhorn over the batch, and a queue.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.cosine_losses import symmetric_byol, symmetric_negative_cosine
+from ssl_core.ema import cosine_momentum
+from ssl_core.heads import Predictor
+from ssl_core.methods.base import Method, Networks
+from ssl_core.networks import Encoded
+from ssl_core.plan import Moment
+
+STREAMS = {
+    "ds": "dual stream, half the loss of the clean views and half that of the attacked ones",
+    "a2a": "the loss of the attacked views alone",
+}
+"""Names of ACL's streams that these frameworks have, and what they train on."""
+
+
+@dataclass(frozen=True)
+class Predictive(Method):
+    """What every method with a predictor shares: the predictor, and embeddings that join predictions and targets.
+
+    The embeddings that `objective` takes are (n, 2d): predictions p beside the targets z that a partner's predictions
+    are compared with.
+
+    Args:
+        temperature: not used, these losses have none.
+        predictor_hidden: width of the predictor's hidden layer, positive.
+    """
+
+    predictor_hidden: int = 512
+
+    nt_xent_based: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.predictor_hidden) is not int or self.predictor_hidden < 1:
+            raise ValueError(f"predictor_hidden is {self.predictor_hidden!r}: expected a positive integer")
+
+    def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
+        """The predictor, as long in its outputs as the embeddings."""
+        return {"predictor": Predictor(embedding_dim, self.predictor_hidden, embedding_dim, self.routes)}
+
+    def targets(self, networks: Networks, images: Tensor, route: str, embeddings: Tensor) -> Tensor:
+        """What predictions are compared with, (n, d): the network's own embeddings.
+
+        Args:
+            networks: the networks.
+            images: (n, 3, h, w).
+            route: that the images take.
+            embeddings: (n, d), the target network's.
+        """
+        return embeddings
+
+    def joined(self, networks: Networks, images: Tensor, route: str) -> Encoded:
+        """Features (n, f) of images (n, 3, h, w), and their predictions beside their targets, (n, 2d)."""
+        features, embeddings = networks(images, route)
+        predictions = networks.heads["predictor"](embeddings, route)
+        return Encoded(features, torch.cat([predictions, self.targets(networks, images, route, embeddings)], dim=1))
+
+    def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
+        """Features, and predictions beside targets; every view on the route of its kind."""
+        return self.joined(networks, images, self.attack_route if attacked else self.clean_route)
+
+
+@dataclass(frozen=True)
+class Siamese(Predictive):
+    """A framework whose predictor tells one view's target from the other view, with streams as ACL's.
+
+    "ds": `L = (L(clean) + L(attacked)) / 2`, each on its own batch-norm route; "a2a": `L(attacked)`, all on one route.
+    No paper defines these pairings; they are ACL's streams with another framework's loss. Both views of an image pass
+    the network in one batch, as in ACL, and not one after the other.
+
+    Both views are attacked jointly, and the attack maximises the framework's own loss. Its gradient goes through
+    predictions and targets alike, so through both branches to the images: the framework's stop-gradient keeps its
+    *weights* from collapsing, while an attack moves images and no weight.
+
+    Args:
+        temperature: not used, these losses have none.
+        predictor_hidden: width of the predictor's hidden layer, positive.
+        streams: "ds" or "a2a". ACL's "a2s" is refused: it compares an attacked with a clean view, and here the branches
+            differ, so that it makes a difference which of them takes the attacked view; no paper has chosen.
+    """
+
+    streams: str = "ds"
+
+    scale: ClassVar[float] = 1.0
+    """Of the mean over the views, where the framework's loss is their sum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = " or ".join(f"{name!r} ({what})" for name, what in STREAMS.items())
+        if self.streams == "a2s":
+            raise ValueError(
+                "streams is 'a2s', an attacked view against a clean one: of these two unlike branches, predictor and "
+                f"target, no paper says which takes the attacked view; expected {choices}"
+            )
+        if self.streams not in STREAMS:
+            raise ValueError(f"streams is {self.streams!r}: expected {choices}")
+
+    @property
+    def routes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Two; a single one where nothing clean is trained on."""
+        return ("normal", "pgd") if self.streams == "ds" else ("pgd",)
+
+    @property
+    def clean_route(self) -> str:  # type: ignore[override]
+        """Where clean views are looked at; without a clean stream no other route than the attack's is trained."""
+        return self.routes[0]
+
+    @abstractmethod
+    def row_losses(self, predictions: Tensor, targets: Tensor, stop: bool) -> Tensor:
+        """The loss of each view's prediction of its partner's target, (2N,).
+
+        Args:
+            predictions, targets: (2N, d), rows 2k and 2k+1 those of image k.
+            stop: whether no gradient goes to the targets.
+        """
+
+    def objective(self, z: Tensor) -> Tensor:
+        """The framework's loss of each view, (2N,), from predictions beside targets (2N, 2d)."""
+        predictions, targets = z.chunk(2, dim=1)
+        return self.row_losses(predictions, targets, stop=False)
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """The framework's loss of the clean views on their route, unless "a2a", and of the attacked ones on theirs."""
+        attacked = self.given(adversarial)
+        streams = {"clean": (views, self.clean_route)} if self.streams == "ds" else {}
+        streams["adversarial"] = (attacked, self.attack_route)
+        return {name: self._stream(networks, images, route) for name, (images, route) in streams.items()}
+
+    def _stream(self, networks: Networks, images: Tensor, route: str) -> Tensor:
+        predictions, targets = self.joined(networks, images, route).embeddings.chunk(2, dim=1)
+        return self.row_losses(predictions, targets, stop=True)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        if self.streams == "a2a":
+            return {"adversarial": self.scale}
+        return {"clean": self.scale / 2, "adversarial": self.scale / 2}
+
+
+@dataclass(frozen=True)
+class BYOL(Siamese):
+    """Bootstrap your own latent (Grill et al. 2020) with adversarial streams.
+
+    The target network of this project is BYOL's *online* network, which is trained, attacked and evaluated; BYOL's
+    target network is "momentum", the moving average of backbone and projector, in train mode with statistics of its
+    own. `L` of a stream is `2 - 2 cos(p_i, z_partner(i))`, summed over the two views of an image and averaged over the
+    images, with p the online predictions and z the moving average's embeddings, which get no gradient.
+
+    The reward's `adversarial` and `clean` are `2 - 2 cos(p_i, z_partner(i))` of each attacked or clean view, in [0, 4]:
+    0 where a view predicts its partner's direction.
+
+    Args:
+        temperature: not used, this loss has none.
+        predictor_hidden: width of the predictor's hidden layer (4096 in solo-learn's CIFAR settings).
+        streams: "ds" or "a2a", see `Siamese`.
+        momentum_start: of the moving average at the first update, in [0, 1]; it rises to 1 along a cosine over the
+            training (0.99 in solo-learn's CIFAR settings).
+    """
+
+    predictor_hidden: int = 4096
+    momentum_start: float = 0.99
+
+    paper: ClassVar[str] = "Grill et al., NeurIPS 2020"
+    summary: ClassVar[str] = "predicts a moving average's view of the image, clean and attacked; no negatives"
+    others: ClassVar[tuple[str, ...]] = ("momentum",)
+    scale: ClassVar[float] = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = self.momentum_start
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and 0 <= value <= 1):
+            raise ValueError(f"momentum_start is {value!r}: expected a number in [0, 1]")
+
+    def momentum(self, moment: Moment) -> float:
+        """`1 - (1 - momentum_start) * (cos(pi * progress) + 1) / 2` (their section 3.3), by the progress before it."""
+        return cosine_momentum(moment.progress, self.momentum_start)
+
+    def targets(self, networks: Networks, images: Tensor, route: str, embeddings: Tensor) -> Tensor:
+        """The moving average's embeddings (n, d)."""
+        return networks.others["momentum"](images, route).embeddings
+
+    def row_losses(self, predictions: Tensor, targets: Tensor, stop: bool) -> Tensor:
+        return symmetric_byol(predictions, targets, stop, reduction="none")
+
+
+@dataclass(frozen=True)
+class SimSiam(Siamese):
+    """Simple Siamese representations (Chen and He 2021) with adversarial streams: no moving average, a stop-gradient.
+
+    `L` of a stream is the mean of `-cos(p_i, z_partner(i))` over all views, with p the predictions and z the embeddings
+    of the same network, which get no gradient. The predictor keeps its peak learning rate.
+
+    The reward's `adversarial` and `clean` are `-cos(p_i, z_partner(i))` of each attacked or clean view, in [-1, 1]: -1
+    where a view predicts its partner's direction.
+
+    Args:
+        temperature: not used, this loss has none.
+        predictor_hidden: width of the predictor's hidden layer (512).
+        streams: "ds" or "a2a", see `Siamese`.
+    """
+
+    paper: ClassVar[str] = "Chen & He, CVPR 2021"
+    summary: ClassVar[str] = "predicts the other view, clean and attacked; a stop-gradient, no negatives"
+    constant_lr: ClassVar[bool] = True
+
+    def row_losses(self, predictions: Tensor, targets: Tensor, stop: bool) -> Tensor:
+        return symmetric_negative_cosine(predictions, targets, stop, reduction="none")

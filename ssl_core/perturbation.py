@@ -1,0 +1,77 @@
+"""Adversarial perturbation of the weights: a gradient is taken where the loss is higher, and the weights come back."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ssl_core.route_norm import Untracked
+
+
+@contextmanager
+def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """The weights moved by `gamma * |w| / |g| * g` inside, each tensor by its own norms, and put back bit for bit.
+
+    Adversarial weight perturbation (AWP; Wu et al., NeurIPS 2020), as DAQ-SDP (NeurIPS 2024) uses it too: g is the
+    gradient of `loss` at the weights as they are, and there is one step. Moved are trainable tensors of more than one
+    dimension, as in AWP's released code: biases and batch norms are not, nor is a tensor whose gradient is 0.
+
+    What is computed inside has to be differentiated inside: autograd refuses to go back through weights that have
+    changed since. The pass for g leaves `p.grad` and the running statistics of `RouteNorm`s as they are.
+
+    Args:
+        modules: that hold the weights.
+        loss: computes the scalar that is increased, from these weights, when it is called.
+        gamma: size of the step relative to a tensor's norm, 0 or more (0.005 in AWP, 0.002 in DAQ-SDP); 0 moves nothing
+            and does not call `loss`.
+
+    Raises:
+        ValueError: if gamma is out of its range, the loss is no scalar, or it depends on no weight that can be moved.
+    """
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma is {gamma!r}: expected a finite number of 0 or more, such as 0.005")
+    if gamma == 0:
+        yield
+        return
+    weights = [weight for weight in modules.parameters() if weight.requires_grad and weight.ndim > 1]
+    steps = _steps(modules, weights, loss, gamma)
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight, step in zip(weights, steps, strict=True):
+                if step is not None:
+                    weight.add_(step)
+        yield
+    finally:
+        # subtracting the step would leave rounding behind
+        with torch.no_grad():
+            for weight, kept in zip(weights, before, strict=True):
+                weight.copy_(kept)
+
+
+def _steps(
+    modules: nn.Module, weights: list[nn.Parameter], loss: Callable[[], Tensor], gamma: float
+) -> list[Tensor | None]:
+    """The step of each weight; None for one that the loss does not depend on, or whose gradient is 0."""
+    with torch.enable_grad(), Untracked(modules):
+        value = loss()
+        if value.numel() != 1:
+            raise ValueError(f"the loss has shape {tuple(value.shape)}: expected a scalar")
+        depends = bool(weights) and value.requires_grad
+        # not backward: the caller's p.grad stay as they are
+        slopes = torch.autograd.grad(value, weights, allow_unused=True) if depends else ()
+    if all(slope is None for slope in slopes):
+        raise ValueError(
+            "the loss depends on no trainable weight of more than one dimension: expected it to be computed from these "
+            "modules, with gradient and not in chunks"
+        )
+    pairs = zip(weights, slopes, strict=True)
+    return [None if slope is None else _step(weight, slope, gamma) for weight, slope in pairs]
+
+
+def _step(weight: nn.Parameter, slope: Tensor, gamma: float) -> Tensor | None:
+    length = slope.norm()
+    # divided first: a product with a tiny length's inverse could overflow
+    return None if length == 0 else gamma * weight.detach().norm() * (slope / length)

@@ -1,0 +1,92 @@
+"""How many target updates a run makes, and where in it one is: full epochs, and later ones over a part of the data."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Moment(NamedTuple):
+    """Where a run stands when an update is about to be made.
+
+    Args:
+        step: number of updates made before, from 0.
+        epoch: the epoch that the update belongs to, from 0.
+        epochs: epochs of the whole run.
+        progress: share of the run that is over, in epochs and not in updates, in [0, 1].
+        replay: how many updates the same batch has had before, from 0 (see `Method.replays`).
+    """
+
+    step: int = 0
+    epoch: int = 0
+    epochs: int = 1
+    progress: float = 0.0
+    replay: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The updates of a run.
+
+    Args:
+        epochs: of the run.
+        steps: updates in an epoch over all data.
+        replays: updates that one batch gets in a row; `steps` counts each.
+        reduced_from: the first epoch (from 0) over a part of the data; None: there is none.
+        reduced_steps: updates in such an epoch.
+
+    Raises:
+        ValueError: if a figure is not a positive integer, or `steps` is no multiple of `replays`.
+    """
+
+    epochs: int
+    steps: int
+    replays: int = 1
+    reduced_from: int | None = None
+    reduced_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "replays", "reduced_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"plan: {name} is {getattr(self, name)}, expected 1 or more")
+        if self.steps % self.replays or (self.reduced_steps % self.replays and self.reduced_from is not None):
+            raise ValueError(f"plan: {self.steps} updates an epoch are no multiple of {self.replays} replays")
+
+    @property
+    def _full_epochs(self) -> int:
+        return self.epochs if self.reduced_from is None else min(self.reduced_from, self.epochs)
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self._full_epochs * self.steps + (self.epochs - self._full_epochs) * self.reduced_steps
+
+    def steps_in(self, epoch: int) -> int:
+        """Updates of an epoch, from 0."""
+        return self.steps if self.reduced_from is None or epoch < self.reduced_from else self.reduced_steps
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch of the update after `step` others, and how many of its updates come before it in that epoch."""
+        full = self._full_epochs * self.steps
+        if step < full or self.reduced_from is None:
+            return divmod(step, self.steps)
+        epochs, rest = divmod(step - full, self.reduced_steps)
+        return self._full_epochs + epochs, rest
+
+    def epochs_done(self, step: int) -> float:
+        """Epochs that `step` updates make."""
+        epoch, rest = self.place(step)
+        return step / self.steps if self.reduced_from is None else epoch + rest / self.steps_in(epoch)
+
+    def full_steps(self, step: int) -> float:
+        """Updates of full epochs that would stand where `step` updates do: what learning-rate schedules count."""
+        full = self._full_epochs * self.steps
+        return step if step <= full else full + (step - full) * self.steps / self.reduced_steps
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether `step` updates end an epoch."""
+        return self.place(step)[1] == 0
+
+    def moment(self, step: int) -> Moment:
+        """Where the run stands after `step` updates; beyond the plan its progress is 1."""
+        epoch, rest = self.place(step)
+        progress = min(1.0, self.epochs_done(step) / self.epochs)
+        return Moment(step, epoch, self.epochs, progress, rest % self.replays)

@@ -1,0 +1,197 @@
+"""Post-processing of a trained encoder without labels: adversarial fine-tuning on pseudo labels (DynACL++)."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from ssl_core.clustering import assign, encode_features, fit_clusters
+from ssl_core.finetuning import FineTuneSettings, fine_tune
+from ssl_core.images import ImageSet
+from ssl_core.networks import TargetNetwork
+from ssl_core.probes import ProbeSettings, train_probe
+from ssl_core.rng import Streams, derive_seed
+from ssl_core.views import ViewSettings
+
+
+@dataclass(frozen=True)
+class PostSettings:
+    """Linear probing, then adversarial full fine-tuning, on pseudo labels (LP-AFT); the defaults are DynACL++'s.
+
+    Args:
+        clusters: number of pseudo classes, at least 2: 10 in DynACL's code, the number of classes in AIR's.
+        starts: runs of k-means, of which the best is kept.
+        probe_epochs: of linear probing (LP), on the frozen encoder.
+        probe_lr: its learning rate.
+        probe_weight_decay: its weight decay.
+        epochs: of adversarial fine-tuning (AFT), on all weights.
+        lr: its learning rate.
+        weight_decay: its weight decay.
+        momentum: of SGD, in both.
+        milestones: where AFT's learning rate is divided by ten, as fractions of its epochs in rising order.
+        batch_size: images a step, at least 2, in both.
+        beta: weight of TRADES' robustness term.
+        epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
+        step_size: of the attack, in the same unit.
+        steps: of the attack.
+        start_noise: standard deviation of the normal noise from which the attack starts, in the same unit. DynACL's
+            code has none: with both sides of TRADES on one route, its first step follows the sign of rounding errors.
+        augment: random crop with a padding of 4 pixels and flip, in both; images that fill their frame lose by it.
+
+    Raises:
+        ValueError: if a figure is out of its range.
+    """
+
+    clusters: int = 10
+    starts: int = 10
+    probe_epochs: int = 10
+    probe_lr: float = 0.01
+    probe_weight_decay: float = 1e-4
+    epochs: int = 25
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    milestones: tuple[float, ...] = (0.4, 0.8)
+    batch_size: int = 512
+    beta: float = 6.0
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 10
+    start_noise: float = 0.001
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        for name, valid, expected in (
+            ("clusters", self.clusters >= 2, "at least 2"),
+            ("starts", self.starts >= 1, "at least 1"),
+            ("probe_epochs", self.probe_epochs >= 1, "at least 1"),
+            ("probe_lr", 0 < self.probe_lr < math.inf, "above 0"),
+            ("probe_weight_decay", 0 <= self.probe_weight_decay < math.inf, "at least 0"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("lr", 0 < self.lr < math.inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("milestones", rising and all(0 < at < 1 for at in self.milestones), "rising fractions between 0 and 1"),
+            ("batch_size", self.batch_size >= 2, "at least 2, since batch norm takes the statistics of a batch"),
+            ("beta", 0 <= self.beta < math.inf, "at least 0"),
+            ("epsilon", 0 <= self.epsilon <= 1, fraction),
+            ("step_size", 0 <= self.step_size <= 1, fraction),
+            ("steps", self.steps >= 0, "at least 0"),
+            ("start_noise", 0 <= self.start_noise <= 1, fraction),
+        ):
+            if not valid:
+                raise ValueError(f"the post-processing's {name} is {getattr(self, name)!r}: expected {expected}")
+
+    def probe(self) -> ProbeSettings:
+        """What linear probing is run with: its learning rate stays."""
+        return ProbeSettings(
+            epochs=self.probe_epochs,
+            lr=self.probe_lr,
+            batch_size=self.batch_size,
+            milestones=(),
+            momentum=self.momentum,
+            weight_decay=self.probe_weight_decay,
+            augment=self.augment,
+        )
+
+    def fine_tuning(self) -> FineTuneSettings:
+        """What adversarial fine-tuning is run with; a milestone is rounded to the nearest epoch, and 0 left out."""
+        epochs = sorted({round(at * self.epochs) for at in self.milestones} - {0})
+        return FineTuneSettings(
+            epochs=self.epochs,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            milestones=tuple(epochs),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            beta=self.beta,
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            steps=self.steps,
+            start_noise=self.start_noise,
+        )
+
+    def views(self) -> ViewSettings:
+        """How images are augmented."""
+        return ViewSettings() if self.augment else ViewSettings(padding=0, flip=0.0)
+
+
+def post_process(
+    network: TargetNetwork,
+    routes: tuple[str, str],
+    images: Tensor,
+    settings: PostSettings,
+    streams: Streams,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> TargetNetwork:
+    """The post-processing of DynACL++ (Luo et al., ICLR 2023), which AIR++ and ASTrA++ share. It sees no labels.
+
+    Pseudo labels: k-means on the features of the images as they are, on the clean route. LP: a linear head learns them
+    on the attack route of the frozen encoder, by cross entropy on clean weak views. AFT: head and backbone go on
+    together with TRADES on the pseudo labels, batch norm in train mode; both sides of TRADES are on the attack route.
+    The head is thrown away.
+
+    The released code goes on with two networks: for linear evaluations one with the attack route's batch norm only, for
+    full fine-tuning one with both, whose clean side was trained on the attack route in this stage. The result here
+    serves both: it has all routes, AFT trained the attack route's batch norm, and every other route's is left as it
+    was. The convolutions are shared, so on the other routes the features change all the same. So do the projector's
+    inputs, while the projector stays: its embeddings mean no more.
+
+    Args:
+        network: is left as it is.
+        routes: of clean and of attacked images. If they are the same, that route is the one that is trained.
+        images: (n, 3, h, w) uint8, n >= 2 and at least the number of clusters.
+        settings: of all stages.
+        streams: their seed decides every draw, their device is worked on. No stream of them is advanced.
+        progress: called after every step with the stage ("probe", "fine-tuning"), its steps done and their total.
+
+    Returns:
+        A network like the given one, in its modes and on its device. On the CPU the same arguments give the same one
+        bit for bit.
+
+    Raises:
+        ValueError: if there are too few images, too few distinct features for the clusters, or a route is unknown.
+        RuntimeError: if a stage diverges.
+    """
+    clean, attacked = routes
+    for route in routes:
+        network.check(images, route)
+    own = Streams(derive_seed(streams.seed, "post-processing"), streams.device)
+    encoder = copy.deepcopy(network).to(own.device).eval()
+    features = encode_features(encoder, images, clean)
+    (centroids,) = fit_clusters(features, [settings.clusters], own["clusters"], starts=settings.starts)
+    labels = assign(features, centroids).cpu()
+    train = ImageSet(images, labels, tuple(f"cluster {index}" for index in range(settings.clusters)), "pseudo labels")
+
+    def told(stage: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(stage, done, total)
+
+    probe = train_probe(
+        encoder,
+        attacked,
+        train,
+        settings.probe(),
+        settings.views(),
+        seed=derive_seed(own.seed, "probe"),
+        device=own.device,
+        progress=told("probe"),
+    )
+    tuned = fine_tune(
+        encoder,
+        (attacked, attacked),
+        train,
+        settings.fine_tuning(),
+        settings.views(),
+        seed=derive_seed(own.seed, "fine-tuning"),
+        head=cast(nn.Linear, probe.head),
+        device=own.device,
+        progress=told("fine-tuning"),
+    )
+    result = copy.deepcopy(network)
+    result.load_state_dict(tuned.encoder.state_dict())
+    return result

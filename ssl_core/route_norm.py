@@ -1,0 +1,71 @@
+"""Batch normalisation by route."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHARED = "shared"
+"""Where a norm that all routes share stands in its state dict, in the place of a route."""
+
+
+class RouteNorm(nn.Module):
+    """Batch normalisation with its own parameters and statistics for each route (dual batch norm in ACL).
+
+    Args:
+        channels: of the input.
+        routes: names of the routes.
+        spatial: whether the input is (n, channels, h, w); otherwise (n, channels).
+        affine: whether scale and shift are learnt; without them the outputs keep mean 0 and variance 1.
+        shared: whether all routes share one set, as in AdvCL's head.
+    """
+
+    def __init__(
+        self, channels: int, routes: Sequence[str], spatial: bool = True, affine: bool = True, shared: bool = False
+    ) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if spatial else nn.BatchNorm1d
+        self.shared = shared
+        self.by_route = nn.ModuleDict(
+            {route: norm(channels, affine=affine) for route in ([SHARED] if shared else routes)}
+        )
+        self.tracks = True
+        """Whether the running statistics follow in train mode (`Untracked` says when not)."""
+
+    def norm(self, route: str) -> nn.BatchNorm2d:
+        """The batch norm that serves a route; on vectors it is a `BatchNorm1d`, which has the same parts."""
+        return cast(nn.BatchNorm2d, self.by_route[SHARED if self.shared else route])
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        norm = self.norm(route)
+        if self.tracks or not norm.training:
+            return norm(x)
+        # copies take the update: without any, autograd would save fewer tensors than in the pass that is repeated, and
+        # `checkpoint` refuses that; momentum 0 on the originals would make a NaN of an infinite variance
+        mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+
+class Untracked:
+    """A context in which a module's batch norms in train mode leave their running statistics as they are.
+
+    It is for a forward pass that repeats an earlier one, whose statistics are in already. It may be nested and entered
+    again.
+
+    Args:
+        module: whose `RouteNorm`s are meant.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._norms = [part for part in module.modules() if isinstance(part, RouteNorm)]
+        self._before: list[list[bool]] = []
+
+    def __enter__(self) -> None:
+        self._before.append([norm.tracks for norm in self._norms])
+        for norm in self._norms:
+            norm.tracks = False
+
+    def __exit__(self, *_: object) -> None:
+        for norm, tracks in zip(self._norms, self._before.pop(), strict=True):
+            norm.tracks = tracks

@@ -1,0 +1,173 @@
+"""Worlds of methods that are not ACL's shape: other numbers of views, replays of a batch, coresets, teachers."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import envs  # noqa: F401
+from envs.engine import AttackEngine
+from envs.torch_env import TorchViewEnv
+from envs.world import WorldSettings
+from ssl_core.attacks import Budget
+from ssl_core.checkpoint import describe_network, save_checkpoint
+from ssl_core.methods import METHODS
+from ssl_core.networks import build_network
+
+HEADS = {"emp-ssl": {"neck": 8, "projector": "mlp"}, "cf-amc-ssl": {"neck": 8, "projector": "mlp"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "emp-ssl": {"crops": 3},
+    "cf-amc-ssl": {"crops": 3},
+    "advcl": {"clusters": [2, 3]},
+    "deacl": {},
+}
+ATTACKED = {"rocl": 1, "deacl": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
+"""Attacked views of an image, where they are not two."""
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    network = build_network(torch.Generator().manual_seed(4), arch="resnet10", width=2, routes=("normal",))
+    payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
+    return str(save_checkpoint(tmp_path / "teacher.pt", "encoder", payload))
+
+
+def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine:
+    own = HEADS.get(method, {}) | {"method_kwargs": OPTIONS.get(method)}
+    taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
+    return AttackEngine(WorldSettings(**tiny | own | taught | {"method": method} | changes), seed=3)
+
+
+def uniform(engine: AttackEngine) -> Budget | None:
+    return Budget.uniform(engine.num_attacked, 8 / 255, 2 / 255, 2) if engine.method.attacks else None
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_world_shows_pays_and_attacks_what_its_method_says(method: str, tiny: dict, teacher: str) -> None:
+    engine = world(tiny, method, teacher)
+    n = ATTACKED.get(method, 2) * tiny["batch_size"]
+    env = TorchViewEnv(engine)
+    assert env.num_envs == n and engine.num_attacked == (n if engine.method.attacks else 0)
+    assert engine.observe().shape == (n, engine.observation_dim) and engine.observe().isfinite().all()
+    clean = engine.views.clone()
+    record = engine.play(uniform(engine))
+    assert record.reward.shape == (n,) and record.reward.isfinite().all()
+    assert torch.equal(record.views, clean)
+    if record.adversarial is not None:
+        assert record.adversarial.shape == clean.shape
+        assert all(values.shape == (n,) for values in record.terms.values())
+        assert record.adversarial.min() >= 0 and record.adversarial.max() <= 1
+        assert (record.adversarial - clean).abs().max() <= 8 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].attacks])
+def test_within_a_ball_of_radius_0_nothing_moves(method: str, tiny: dict, teacher: str) -> None:
+    """With epsilon 0 the attack changes nothing, whatever its random start is."""
+    engine = world(tiny, method, teacher)
+    record = engine.play(Budget.uniform(engine.num_attacked, 0.0, 0.0, 3))
+    assert record.adversarial is not None
+    torch.testing.assert_close(record.adversarial, record.views)
+    assert record.strength.max() == 0
+
+
+def test_a_batch_is_replayed_and_then_follows_the_next(tiny: dict, teacher: str) -> None:
+    engine = world(tiny, "cf-amc-ssl", teacher, epochs=1)
+    assert (engine.steps_per_epoch, engine.planned_updates) == (9, 9)
+    seen = []
+    for _ in range(6):
+        seen.append(engine.views.clone())
+        engine.play(uniform(engine))
+    assert all(torch.equal(seen[0], other) for other in seen[1:3])
+    assert all(torch.equal(seen[3], other) for other in seen[4:6]) and not torch.equal(seen[0], seen[3])
+    assert not engine.last.end_of_epoch and engine.last.epoch == pytest.approx(6 / 9)
+
+
+CORESET = {"coreset_warmup": 1, "coreset_every": 2, "coreset_fraction": 0.34, "epochs": 4}
+
+
+@pytest.mark.parametrize("kind", ["rcs", "random"])
+def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict, teacher: str) -> None:
+    engine = world(tiny, "acl", teacher, coreset=kind, **CORESET)
+    assert (engine.steps_per_epoch, engine.planned_updates) == (3, 3 + 3 * 1)
+    rows, states = [], []
+    while engine.step < engine.planned_updates:
+        rows.append(sorted(engine.sampler.last.tolist()))
+        states.append(copy.deepcopy(engine.state_dict()))
+        engine.play(uniform(engine))
+    # three batches of the first epoch, then one chosen for two epochs, then another choice
+    assert rows[3] == rows[4]
+    assert [engine.plan.ends_epoch(step) for step in range(1, 7)] == [False, False, True, True, True, True]
+    for start in (2, 3, 5):
+        resumed = world(tiny, "acl", teacher, coreset=kind, **CORESET)
+        resumed.load_state_dict(states[start])
+        while resumed.step < resumed.planned_updates:
+            resumed.play(uniform(resumed))
+        assert same(resumed.state_dict(), engine.state_dict()), start
+
+
+def test_the_selection_is_made_on_the_weights_that_the_epoch_has_made(tiny: dict, teacher: str, monkeypatch) -> None:
+    import envs.engine as module
+
+    steps: list[int] = []
+    select = module.select
+
+    def watched(learner: Any, *given: Any) -> torch.Tensor:
+        steps.append(learner.step)
+        return select(learner, *given)
+
+    monkeypatch.setattr(module, "select", watched)
+    engine = world(tiny, "acl", teacher, coreset="rcs", **CORESET)
+    while engine.step < engine.planned_updates:
+        engine.play(uniform(engine))
+    assert steps == [3, 5]
+
+
+def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
+    engine = world(tiny, "acl", teacher, coreset="random", coreset_warmup=0, coreset_fraction=0.34, epochs=2)
+    assert engine.planned_updates == 2 and len(engine.sampler.last) == tiny["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "deacl"}, r"deacl learns from a teacher: train one by --method simclr"),
+        ({"method": "acl", "teacher": "x"}, "acl has none: leave it out"),
+        ({"method": "byol", "method_kwargs": {"streams": "a2s"}}, "a2s"),
+        ({"method": "emp-ssl", "method_kwargs": {"crops": 1}}, "crops"),
+        ({"method": "acl", "method_kwargs": {"stream": "a2s"}}, "unknown setting of the method 'acl'"),
+        ({"method": "acl", "method_kwargs": {"streams": 3}}, "streams of the method 'acl' is 3: expected text"),
+        ({"method": "rocl", "update_chunks": 2}, "does not take its views in pairs"),
+        ({"method": "byol", "coreset": "rcs"}, "not made of NT-Xents"),
+        ({"coreset": "rsc"}, "did you mean 'rcs'"),
+        ({"coreset_fraction": 0}, "coreset_fraction is 0"),
+        ({"coreset_warmup": -1}, "coreset_warmup is -1"),
+        ({"crop_scale": (0.5,)}, "crop_scale is"),
+        ({"jitter": (0.1, 0.2)}, "jitter is"),
+        ({"normalisation": "cifarr"}, "did you mean 'cifar'"),
+        ({"method": "acll"}, "did you mean 'acl'"),
+        ({"method": "no_such_module:M"}, "cannot import no_such_module"),
+        ({"method": "ssl_core.plan:Plan"}, "expected a subclass of ssl_core.methods.Method"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict, message: str, tiny: dict) -> None:
+    with pytest.raises(ValueError, match=message):
+        WorldSettings(**tiny | changes)
+
+
+def test_a_teacher_of_another_shape_or_none_at_all_is_refused(tiny: dict, teacher: str) -> None:
+    with pytest.raises(ValueError, match="width"):
+        world(tiny, "deacl", teacher, width=4)
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        world(tiny, "deacl", str(Path(teacher).with_name("other.pt")))

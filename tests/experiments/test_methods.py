@@ -1,0 +1,75 @@
+"""Every method with its authors' budget and under three other agents: it trains, resumes exactly and is evaluated."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.train_agent import main
+from ssl_core.methods import METHODS
+
+TINY = (
+    "--limit=8 --test_limit=20 --batch_size=4 --image_size=8 --width=2 --projector_hidden=8 --projector_dim=8 "
+    "--epochs=1 --probe_epochs=1 --eval_epsilons=[8/255] --progress=off"
+)
+SMALLER = {
+    "advcl": "--method_kwargs.clusters=[2,3]",
+    "emp-ssl": "--neck=8 --method_kwargs.crops=2",
+    "cf-amc-ssl": "--neck=8 --method_kwargs.crops=2",
+    "byol": "--method_kwargs.predictor_hidden=4",
+    "simsiam": "--method_kwargs.predictor_hidden=4",
+    "taro": "--method_kwargs.predictor_hidden=4",
+} | dict.fromkeys(
+    [name for name, method in METHODS.items() if method.post_processed],
+    "--post_kwargs.clusters=2 --post_kwargs.epochs=1 --post_kwargs.probe_epochs=1 --post_kwargs.steps=1",
+)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    assert main([*shlex.split(TINY), "--method=simclr", "--evaluate=false", f"--run_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("agent", ["fixed", "random", "reinforce", "ppo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_two_updates_of_a_pair(method: str, agent: str, teacher: Path, tmp_path: Path, interrupt) -> None:
+    kind = METHODS[method]
+    if not kind.attacks and agent != "fixed":
+        pytest.skip("the method has no attack, and one agent only")
+    flags = [*shlex.split(TINY), f"--method={method}", *shlex.split(SMALLER.get(method, ""))]
+    flags += [f"--agent={agent}"] * kind.attacks + [f"--teacher={teacher}"] * ("teacher" in kind.others)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    # the pictures take longer than the training: one agent's are enough
+    evaluate = agent == "fixed"
+    assert main([*flags, f"--run_dir={whole}", f"--evaluate={evaluate}"]) == 0
+    interrupt(1)
+    flags.append("--evaluate=false")
+    assert main([*flags, f"--run_dir={parted}"]) == 130
+    first = state(parted)["step"]
+    assert main([f"--resume={parted}"]) == 0
+    states = state(whole), state(parted)
+    assert states[0]["step"] == (6 if kind.free else 2) and 1 <= first <= states[0]["step"]
+    for part in ("world", "agent", "network"):
+        assert same(states[0][part], states[1][part]), part
+    if evaluate:
+        correct = json.loads((whole / "results" / "outcomes.json").read_text(encoding="utf-8"))["correct"]
+        assert set(map(float, correct)) == {0.0, 8 / 255} and all(len(marks) == 20 for marks in correct.values())

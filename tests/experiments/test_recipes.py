@@ -1,0 +1,57 @@
+from dataclasses import fields
+
+import pytest
+
+from experiments.commandline import load, parse
+from experiments.recipes import AUTHORS, SMALL, recipe
+from experiments.settings import PRESETS, Settings
+from ssl_core.methods import METHODS
+
+NAMES = {field.name for field in fields(Settings)}
+TEACHER = {name: "somewhere" for name, method in METHODS.items() if "teacher" in method.others}
+
+
+def flags(preset: str, method: str) -> list[str]:
+    teacher = [f"--teacher={TEACHER[method]}"] if method in TEACHER else []
+    data = ["--data_dir=photographs"] if preset not in ("digits", "digits-grid") else []
+    return [f"--preset={preset}", f"--method={method}", *teacher, *data]
+
+
+def test_recipes_are_of_methods_and_settings_that_there_are() -> None:
+    for table in (AUTHORS, SMALL):
+        assert table.keys() <= METHODS.keys()
+        assert all(values.keys() <= NAMES for values in table.values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_settings_in_every_preset(preset: str, method: str) -> None:
+    settings = parse(flags(preset, method)).settings
+    assert settings.preset == preset and settings.method == method
+    for name, value in recipe(preset, method).items():
+        assert getattr(settings, name) == (tuple(value) if isinstance(value, list | tuple) else value), name
+    changes = {} if method not in TEACHER else {"teacher": settings.teacher}
+    changes |= {"data_dir": settings.data_dir, "method": method}
+    assert settings == Settings.from_preset(preset, **changes)
+
+
+def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_path) -> None:
+    words = flags("cifar10", "byol")
+    settings = parse([*words, "--lr=0.5", "--method_kwargs.temperature=0.3"]).settings
+    assert (settings.lr, settings.projector) == (0.5, "mlp")
+    assert settings.method_kwargs == {"predictor_hidden": 4096, "temperature": 0.3}
+    path = tmp_path / "config.yaml"
+    path.write_text(settings.to_yaml(), encoding="utf-8")
+    assert load(path) == settings
+
+
+def test_the_authors_settings_of_a_few() -> None:
+    deacl = parse(flags("cifar10", "deacl")).settings
+    assert (deacl.optimizer, deacl.lr, deacl.weight_decay, deacl.batch_size) == ("sgd-classic", 0.5, 5e-4, 256)
+    assert (deacl.stem, deacl.normalisation, deacl.epochs) == ("cifar-padded", "cifar", 100)
+    astra = parse(flags("cifar10", "astra")).settings
+    assert (astra.optimizer, astra.projector_hidden, astra.epochs, astra.seed) == ("lars", 2048, 1000, 3407)
+    assert parse(flags("cifar10", "acl")).settings.projector_hidden == 512
+    # the small presets keep the network and the optimiser of all methods
+    small = parse(flags("digits-grid", "deacl")).settings
+    assert (small.optimizer, small.stem, small.epochs, small.projector) == ("adamw", "cifar", 10, "none")
