@@ -238,15 +238,15 @@ class WorldSettings:
                 f"update_chunks is {self.update_chunks}, but the method {self.method} does not take its views in "
                 "pairs, which chunks need: take 1, or --recompute true to save memory"
             )
-        if self.coreset == "rcs" and not method.nt_xent_based:
+        if self.coreset == "rcs" and not (method.nt_xent_based and method.attacks and self.projector != "none"):
             raise ValueError(
-                f"coreset is 'rcs', but the loss of the method {self.method} is not made of NT-Xents, for which the "
-                "selection is defined: take --coreset random or none"
+                f"coreset is 'rcs', but the method {self.method} has no attack, no projector or a loss that is not "
+                "made of NT-Xents, and the selection needs all three: take --coreset random or none"
             )
         if self.reward_lookahead and not method.objective_is_loss:
             raise ValueError(
-                f"reward_lookahead is {self.reward_lookahead}, but what the attack of the method {self.method} maximises "
-                "is not its loss, whose fall the look-ahead pays: leave it out"
+                f"reward_lookahead is {self.reward_lookahead}, but what the attack of the method {self.method} "
+                "maximises is not its loss, whose fall the look-ahead pays: leave it out"
             )
         needs_teacher = "teacher" in method.others
         if needs_teacher and self.teacher is None:

@@ -27,6 +27,8 @@ EMP = {
     "projector_hidden": 4096,
     "projector_dim": 1024,
     "normalisation": "none",
+    "jitter": (0.4, 0.4, 0.4, 0.2),
+    "interpolation": "bilinear",
 }
 ACL = {"projector_hidden": 512}
 DYNACL = {**ACL, "interpolation": "bilinear"}

@@ -14,7 +14,8 @@ def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
     Args:
         images: (n, channels, H, W) float32, any device.
         radius: in steps of the spectrum, that is waves across the image, at least 0; 0 keeps all. The default is
-            AdvCL's for 32 pixels, and keeps waves of 4 pixels and shorter there; it is not scaled with the size.
+            AdvCL's for 32 pixels, and keeps waves of 4 pixels and shorter there. It is not scaled with the size: a
+            quarter of the side does the same elsewhere, while 8 leaves nearly nothing of 16 pixels.
 
     Returns:
         (n, channels, H, W) float32, new, about [-1, 1].

@@ -154,7 +154,8 @@ class TargetLearner:
 
     def look(self, views: Tensor) -> Encoded:
         """Features, and the embeddings that the objective takes, of those views (n, 3, h, w) of a batch that are
-        attacked, clean: on their clean routes, in eval mode, without gradient.
+        attacked, clean: on their clean routes, in eval mode, without gradient. Where the attack is in train mode, so
+        are these embeddings, and statistics stay as they were.
 
         Args:
             views: (v, 3, h, w) all views of the batch.
@@ -162,7 +163,20 @@ class TargetLearner:
         with frozen(self._parts), torch.no_grad():
             images = self.method.attacked(views)
             rows = torch.arange(len(images), device=images.device)
-            return self.method.encoded(self._folded(), images, rows, attacked=False)
+            found = self.method.encoded(self._folded(), images, rows, attacked=False)
+        if self.method.attack_mode == "eval":
+            return found
+        # what is compared with the attacked views' embeddings has to be made as they are
+        with self._under_attack(), self.untracked(), torch.no_grad():
+            embeddings = self.method.encoded(self._plain(), images, rows, attacked=False).embeddings
+        return Encoded(found.features, embeddings)
+
+    @contextmanager
+    def _under_attack(self) -> Iterator[None]:
+        """Target and heads in the mode of the attack, the others in eval mode, and no gradient for any weight."""
+        training = self.method.attack_mode == "train"
+        with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
+            yield
 
     def untracked(self) -> AbstractContextManager[None]:
         """A context for what only measures: attacks in train mode leave the running statistics as they are."""
@@ -189,7 +203,7 @@ class TargetLearner:
         training = self.method.attack_mode == "train"
         # batch norm in train mode couples the batch: all of it is encoded in every iteration
         granularity = len(images) if training else -(-len(images) // SHAPES)
-        with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
+        with self._under_attack():
             encode = self.method.encode(self._plain() if training else self._folded())
             return pgd(encode, objective, images, budget, generator=generator, start=start, granularity=granularity)
 
@@ -217,15 +231,8 @@ class TargetLearner:
         carried = torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)
         self._carried["perturbations"] = carried
         moved = (images + carried).clamp(0, 1)
-        training = self.method.attack_mode == "train"
         rows = torch.arange(len(moved), device=moved.device)
-        with (
-            frozen(self.network, training),
-            frozen(self.heads, training),
-            frozen(self.others),
-            Untracked(self._parts),
-            torch.no_grad(),
-        ):
+        with self._under_attack(), self.untracked(), torch.no_grad():
             return Attacked(moved, self.method.encode(self._plain())(moved, rows))
 
     def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """AdvCL: contrastive learning of four versions of an image, and pseudo labels from a pre-trained encoder's clusters."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -14,7 +13,8 @@ from ssl_core.clustering import assign, encode_features, fit_clusters
 from ssl_core.frequency import high_frequency
 from ssl_core.heads import Classifiers
 from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.distillation import ANY_ROUTE, by_parity, check_number, taught
+from ssl_core.methods.distillation import ANY_ROUTE, taught
+from ssl_core.methods.parts import by_parity, check_number, on_routes
 from ssl_core.multiview_losses import supcon
 from ssl_core.networks import Encoded
 from ssl_core.plan import Moment
@@ -93,7 +93,7 @@ class AdvCL(Method):
         if not self.base_temperature > 0:
             raise ValueError(f"base_temperature is {self.base_temperature}: expected a positive number")
         for name in ("pseudo_weight", "radius"):
-            check_number(name, getattr(self, name), 0, math.inf, "0 or more")
+            check_number(name, getattr(self, name))
         counts = tuple(self.clusters)
         whole = all(type(count) is int and count >= 2 for count in counts)
         if not (counts and whole and len(set(counts)) == len(counts)):
@@ -129,7 +129,7 @@ class AdvCL(Method):
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Features, and in a row the embedding and all classifiers' logits (m, d + sum(clusters))."""
         routes = self.attack_routes if attacked else (self.clean_route, self.clean_route)
-        own = by_parity(networks, images, rows, routes)
+        own = by_parity(images, rows, *on_routes(networks, routes))
         # the classifiers are the same for all routes
         logits = networks.heads[HEAD](own.features, self.clean_route)
         return Encoded(own.features, torch.cat([own.embeddings, logits], dim=1))

@@ -1,6 +1,5 @@
 """Adversarial invariant regularisation (AIR) of ACL and of DynACL."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,7 +10,8 @@ from torch import Tensor
 from ssl_core.invariance import FORMS, air, sir
 from ssl_core.lookup import pick
 from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.dynacl import check_share, strength_at
+from ssl_core.methods.dynacl import strength_at
+from ssl_core.methods.parts import check_number
 from ssl_core.plan import Moment
 from ssl_core.views import ViewSettings, two_views
 
@@ -49,10 +49,7 @@ class ACLAIR(Method):
         super().__post_init__()
         pick(self.form, FORMS, "form of the divergence")
         for name in ("sir_weight", "air_weight"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and 0 <= value < math.inf):
-                raise ValueError(f"{name} is {value!r}: expected a finite number, 0 or more")
+            check_number(name, getattr(self, name))
 
     @property
     def views_per_image(self) -> int:
@@ -107,7 +104,7 @@ class DynACLAIR(ACLAIR):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("reweighting", self.reweighting)
+        check_number("reweighting", self.reweighting, 0, 1)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """As `ACLAIR`, the strong views of the strength that is due."""

@@ -84,8 +84,8 @@ class Method(ABC):
     constant_lr: ClassVar[bool] = False
     """Whether the heads keep their peak learning rate, while the target's follows the schedule."""
     objective_is_loss: ClassVar[bool] = True
-    """Whether `objective` is the method's own loss, or else a target of the attack's alone (TARO), whose fall says nothing
-    of what an update was worth."""
+    """Whether `objective` is the method's own loss, or else a target of the attack's alone (TARO), whose fall says
+    nothing of what an update was worth."""
     free: ClassVar[bool] = False
     """Free adversarial training: one backward pass gives the update and the attack's next step, and the perturbations
     are carried from batch to batch (see `TargetLearner.carry`)."""

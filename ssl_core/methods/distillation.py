@@ -1,6 +1,5 @@
 """Methods that distil a robust student from a self-supervised teacher without robustness: DeACL and DAQ-SDP."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from ssl_core.attacks import Objective
 from ssl_core.cosine_losses import negative_cosine
 from ssl_core.methods.base import Method, Networks
+from ssl_core.methods.parts import by_parity, check_number, on_routes
 from ssl_core.networks import Encoded
 from ssl_core.plan import Moment
 from ssl_core.trivial_augment import trivial_augment
@@ -43,7 +43,7 @@ class Distillation(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("trades_weight", self.trades_weight, 0, math.inf, "0 or more")
+        check_number("trades_weight", self.trades_weight)
         if type(self.scratch) is not bool:
             raise ValueError(f"scratch is {self.scratch!r}: expected true or false")
 
@@ -169,8 +169,8 @@ class DAQSDP(Distillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("gamma", self.gamma, 0, math.inf, "0 or more")
-        check_number("perturbed_from", self.perturbed_from, 0, 1, "a share in [0, 1]")
+        check_number("gamma", self.gamma)
+        check_number("perturbed_from", self.perturbed_from, 0, 1)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """A weak and a strong view of each image, (2b, 3, h, w), rows 2k and 2k+1 those of image k."""
@@ -180,7 +180,9 @@ class DAQSDP(Distillation):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """The features, twice; each row on the route of its augmentation."""
-        features = by_parity(networks, images, rows, self.attack_routes if attacked else self.clean_routes).features
+        features = by_parity(
+            images, rows, *on_routes(networks, self.attack_routes if attacked else self.clean_routes)
+        ).features
         return Encoded(features, features)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
@@ -220,32 +222,3 @@ def taught(networks: Networks, images: Tensor) -> Tensor:
     """The teacher's features (n, d) of images (n, 3, h, w), without gradient."""
     with torch.no_grad():
         return networks.others["teacher"](images, ANY_ROUTE).features
-
-
-def by_parity(networks: Networks, images: Tensor, rows: Tensor, routes: tuple[str, str]) -> Encoded:
-    """The target network's outputs, even rows on the first route and odd ones on the second.
-
-    Args:
-        networks: the networks.
-        images: (m, 3, h, w).
-        rows: (m,) int64, what is even or odd.
-        routes: the two routes.
-
-    Returns:
-        Features and embeddings in the order of the images.
-    """
-    parity = rows % 2
-    order = torch.argsort(parity, stable=True)
-    odd = int(parity.sum())
-    # the network takes no empty batch, and a subset of the rows may be of one kind
-    parts = [part for part in zip(order.split([len(rows) - odd, odd]), routes, strict=True) if len(part[0])]
-    outputs = [networks(images[places], route) for places, route in parts]
-    back = torch.argsort(order)
-    return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
-
-
-def check_number(name: str, value: object, low: float, high: float, expected: str) -> None:
-    """Raises a ValueError unless an option is a finite number in [low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
-        raise ValueError(f"{name} is {value!r}: expected a finite number, {expected}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_core.methods.base import Method, Networks
+from ssl_core.methods.parts import by_parity, check_number
 from ssl_core.networks import Encoded
 from ssl_core.plan import Moment
 from ssl_core.views import ViewSettings, two_views
@@ -44,13 +45,6 @@ def shift_at(moment: Moment) -> float:
     return min(STAGES * elapsed // (AUTHORS_EPOCHS * moment.epochs), STAGES) / STAGES
 
 
-def check_share(name: str, value: object) -> None:
-    """Raises a ValueError unless an option is a number in [0, 1]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value <= 1):  # type: ignore[operator]
-        raise ValueError(f"{name} is {value!r}: expected a number in [0, 1]")
-
-
 @dataclass(frozen=True)
 class DynACL(Method):
     """Dynamic adversarial contrastive learning (Luo et al. 2023): ACL with augmentations that weaken while it trains.
@@ -82,8 +76,8 @@ class DynACL(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("ema", self.ema)
-        check_share("reweighting", self.reweighting)
+        check_number("ema", self.ema, 0, 1)
+        check_number("reweighting", self.reweighting, 0, 1)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """Two strong views an image, (2b, 3, h, w), of the strength that is due."""
@@ -137,15 +131,8 @@ def by_both(networks: Networks, images: Tensor, rows: Tensor, route: str) -> Enc
     Returns:
         Features and embeddings in the order of the images; the images' gradient goes through both networks.
     """
-    parity = rows % 2
-    order = torch.argsort(parity, stable=True)
-    odd = int(parity.sum())
-    pair = (networks.target, networks.others["momentum"])
-    # a network takes no empty batch, and a subset of the rows may be of one kind
-    parts = [part for part in zip(order.split([len(rows) - odd, odd]), pair, strict=True) if len(part[0])]
-    outputs = [network(images[places], route) for places, network in parts]
-    back = torch.argsort(order)
-    return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
+    target, momentum = networks.target, networks.others["momentum"]
+    return by_parity(images, rows, lambda x: target(x, route), lambda x: momentum(x, route))
 
 
 def trained(networks: Networks, views: Tensor, route: str) -> Tensor:

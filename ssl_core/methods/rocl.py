@@ -1,6 +1,5 @@
 """RoCL: the first adversarial contrastive method, whose one attacked view is a third version of the image."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ssl_core.attacks import Objective
 from ssl_core.methods.base import Method, Networks
+from ssl_core.methods.parts import check_number
 from ssl_core.multiview_losses import multi_view_nt_xent
 
 
@@ -50,10 +50,7 @@ class RoCL(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        value = self.regulariser
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
-            raise ValueError(f"regulariser is {value!r}: expected a positive number, whose inverse is the weight")
+        check_number("regulariser", self.regulariser, above=True)
 
     @property
     def attacked_per_image(self) -> int:

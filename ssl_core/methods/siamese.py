@@ -10,7 +10,6 @@
 - SwAV: a head of prototypes in the place of the predictor, `targets` by Sinkhorn over the batch, and a queue.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ssl_core.cosine_losses import symmetric_byol, symmetric_negative_cosine
 from ssl_core.ema import cosine_momentum
 from ssl_core.heads import Predictor
 from ssl_core.methods.base import Method, Networks
+from ssl_core.methods.parts import check_number
 from ssl_core.networks import Encoded
 from ssl_core.plan import Moment
 
@@ -187,10 +187,7 @@ class BYOL(Siamese):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        value = self.momentum_start
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and 0 <= value <= 1):
-            raise ValueError(f"momentum_start is {value!r}: expected a number in [0, 1]")
+        check_number("momentum_start", self.momentum_start, 0, 1)
 
     def momentum(self, moment: Moment) -> float:
         """`1 - (1 - momentum_start) * (cos(pi * progress) + 1) / 2` (their section 3.3), by the progress before it."""

@@ -1,6 +1,5 @@
 """TARO: targeted attacks for frameworks without negatives."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +10,7 @@ from torch import Tensor
 from ssl_core.attacks import Objective
 from ssl_core.cosine_losses import negative_cosine, partners
 from ssl_core.methods.base import Networks
+from ssl_core.methods.parts import check_number
 from ssl_core.methods.siamese import Predictive
 from ssl_core.targets import select_targets, targeted_similarity
 
@@ -63,10 +63,7 @@ class TARO(Predictive):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("similarity_weight", "entropy_weight", "w2"):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value!r}: expected a finite number of 0 or more")
+            check_number(name, getattr(self, name))
         if self.similarity_weight == self.entropy_weight == 0:
             raise ValueError("similarity_weight and entropy_weight are both 0: expected one above 0 to select by")
 

@@ -80,6 +80,9 @@ def test_within_a_ball_of_radius_0_nothing_moves(method: str, tiny: dict, teache
     assert record.adversarial is not None
     torch.testing.assert_close(record.adversarial, record.views)
     assert record.strength.max() == 0
+    if engine.method.attack_route == engine.method.clean_route and method != "taro":
+        # on one route, and in one mode: what is not attacked is paid nothing
+        torch.testing.assert_close(record.terms["adversarial"], record.terms["clean"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_is_replayed_and_then_follows_the_next(tiny: dict, teacher: str) -> None:
@@ -149,7 +152,12 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
         ({"method": "acl", "method_kwargs": {"stream": "a2s"}}, "unknown setting of the method 'acl'"),
         ({"method": "acl", "method_kwargs": {"streams": 3}}, "streams of the method 'acl' is 3: expected text"),
         ({"method": "rocl", "update_chunks": 2}, "does not take its views in pairs"),
-        ({"method": "byol", "coreset": "rcs"}, "not made of NT-Xents"),
+        ({"method": "byol", "coreset": "rcs"}, "made of NT-Xents"),
+        ({"method": "simclr", "coreset": "rcs"}, "no attack"),
+        ({"method": "taro", "reward_lookahead": 1.0}, "is not its loss"),
+        ({"perspective": "mobius"}, "did you mean 'moebius'"),
+        ({"perspective": "moebius", "perspective_kwargs": {"probability": 2.0}}, "probability is 2.0"),
+        ({"perspective": "moebius", "perspective_kwargs": {"p": 0.5}}, "perspective augmentation"),
         ({"coreset": "rsc"}, "did you mean 'rcs'"),
         ({"coreset_fraction": 0}, "coreset_fraction is 0"),
         ({"coreset_warmup": -1}, "coreset_warmup is -1"),

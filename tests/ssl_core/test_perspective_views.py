@@ -125,12 +125,14 @@ def test_the_four_views_are_one_between_a_flip_or_turn_and_its_inverse(kind: str
     def turned(pictures: Tensor, times: int) -> Tensor:
         return pictures.rot90(times, dims=(2, 3))
 
-    close = {"rtol": 0, "atol": 1e-5}
-    torch.testing.assert_close(seen("left", images), seen("right", images.flip(3)).flip(3), **close)
-    # A quarter turn counter-clockwise brings the lower side to the right. MPD names these two by c, the other way round.
+    def close(one: Tensor, other: Tensor) -> None:
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+    close(seen("left", images), seen("right", images.flip(3)).flip(3))
+    # A quarter turn counter-clockwise brings the lower side to the right. MPD names these two by c, the other way.
     lower, upper = ("bottom", "top") if kind == "lcm" else ("top", "bottom")
-    torch.testing.assert_close(seen(lower, images), turned(seen("right", turned(images, 1)), -1), **close)
-    torch.testing.assert_close(seen(upper, images), turned(seen("right", turned(images, -1)), 1), **close)
+    close(seen(lower, images), turned(seen("right", turned(images, 1)), -1))
+    close(seen(upper, images), turned(seen("right", turned(images, -1)), 1))
     assert not torch.allclose(seen("left", images), seen("right", images), atol=0.1)
 
 

@@ -188,7 +188,7 @@ def test_bad_arguments_are_refused() -> None:
         ACLAIR(form="released code")
     for name in ("sir_weight", "air_weight"):
         for value in (-0.1, float("inf"), float("nan"), "1", True):
-            with pytest.raises(ValueError, match=f"{name} is .*expected a finite number, 0 or more"):
+            with pytest.raises(ValueError, match=f"{name} is .*expected a finite number of 0 or more"):
                 DynACLAIR(**{name: value})
     with pytest.raises(ValueError, match=r"reweighting is 1.5: expected a number in \[0, 1\]"):
         DynACLAIR(reweighting=1.5)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ssl_core.attacks import Budget
 from ssl_core.learner import TargetLearner, frozen
 from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.distillation import DAQSDP, DeACL, Distillation, by_parity
+from ssl_core.methods.distillation import DAQSDP, DeACL, Distillation
+from ssl_core.methods.parts import by_parity, on_routes
 from ssl_core.networks import Encoded, TargetNetwork, build_network, copy_routes
 from ssl_core.optim import make_optimizer
 from ssl_core.plan import Moment, Plan
@@ -241,7 +242,7 @@ def distinct(method: Method) -> TargetNetwork:
 def test_rows_go_by_their_parity() -> None:
     method, batch = DAQSDP(), images(3)
     networks = Networks(distinct(method))
-    found = by_parity(networks, batch, torch.arange(6), ("weak", "strong")).features
+    found = by_parity(batch, torch.arange(6), *on_routes(networks, ("weak", "strong"))).features
     torch.testing.assert_close(found[0::2], networks(batch[0::2], "weak").features)
     torch.testing.assert_close(found[1::2], networks(batch[1::2], "strong").features)
     assert not torch.allclose(found[1::2], networks(batch[1::2], "weak").features)

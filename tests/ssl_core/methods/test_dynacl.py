@@ -207,7 +207,7 @@ def test_what_a_learner_needs() -> None:
 def test_bad_arguments_are_refused() -> None:
     for name in ("ema", "reweighting"):
         for value in (-0.1, 1.1, float("nan"), "0.5", True):
-            with pytest.raises(ValueError, match=rf"{name} is .*expected a number in \[0, 1\]"):
+            with pytest.raises(ValueError, match=rf"{name} is .*expected a finite number in \[0, 1\]"):
                 DynACL(**{name: value})
     with pytest.raises(ValueError, match="temperature"):
         DynACLPlus(temperature=-1.0)

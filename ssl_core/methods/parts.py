@@ -1,0 +1,49 @@
+"""What several methods are made of."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ssl_core.methods.base import Networks
+from ssl_core.networks import Encoded
+
+Encoder = Callable[[Tensor], Encoded]
+"""Images (m, 3, h, w) to features and embeddings."""
+
+
+def by_parity(images: Tensor, rows: Tensor, even: Encoder, odd: Encoder) -> Encoded:
+    """Even rows encoded in one way and odd ones in another: by two networks, or on two routes.
+
+    Args:
+        images: (m, 3, h, w).
+        rows: (m,) int64, what is even or odd.
+        even, odd: encoders of images.
+
+    Returns:
+        Features and embeddings in the order of the images.
+    """
+    parity = rows % 2
+    order = torch.argsort(parity, stable=True)
+    count = int(parity.sum())
+    # a network takes no empty batch, and a subset of the rows may be of one kind
+    parts = [part for part in zip(order.split([len(rows) - count, count]), (even, odd), strict=True) if len(part[0])]
+    outputs = [encode(images[places]) for places, encode in parts]
+    back = torch.argsort(order)
+    return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
+
+
+def on_routes(networks: Networks, routes: tuple[str, str]) -> tuple[Encoder, Encoder]:
+    """The target network on the first route, and on the second."""
+    first, second = routes
+    return lambda images: networks(images, first), lambda images: networks(images, second)
+
+
+def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
+    """Raises a ValueError unless an option is a finite number in [low, high], or with `above` in (low, high]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number and low <= value <= high and not (above and value == low)):  # type: ignore[operator]
+        bound = f"above {low:g}" if above else f"of {low:g} or more"
+        expected = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name} is {value!r}: expected a finite number {expected}")
