@@ -101,6 +101,10 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
 }
 """What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code."""
 
+POST = {"post_kwargs": {"epochs": 5, "batch_size": 128, "lr": 0.05}}
+DIGITS_POST = {"post_kwargs": {**POST["post_kwargs"], "augment": False}}
+"""Digits fill their frame: cropped at random they lose what tells them apart."""
+
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "rocl": {"projector": "rocl"},
     "advcl": {"projector": "advcl"},
@@ -111,12 +115,14 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "cf-amc-ssl": {"neck": 128, "projector": "mlp", "method_kwargs": {"crops": 4}},
     "byol": {"projector": "mlp", "method_kwargs": {"predictor_hidden": 64}},
     "simsiam": {"projector": "simsiam-2", "method_kwargs": {"predictor_hidden": 64}},
+    **dict.fromkeys(("astra++", "dynacl++", "dynacl-air++"), POST),
 }
 """What a method changes in the small presets (digits, digits-grid, folder, cifar10-quick): the kind of its head, scaled
-to their networks. The rest is the presets' own, the same for every method: optimiser, learning rate, epochs, batch,
+to their networks, and the length of a post-processing. The rest is the presets' own, the same for every method: optimiser, learning rate, epochs, batch,
 augmentations, normalisation."""
 
 
 def recipe(preset: str, method: str) -> dict[str, Any]:
     """What `method` changes in the settings of `preset`; nothing for a method of one's own."""
-    return dict((AUTHORS if preset == "cifar10" else SMALL).get(method, {}))
+    chosen = (AUTHORS if preset == "cifar10" else SMALL).get(method, {})
+    return dict(DIGITS_POST if chosen is POST and preset.startswith("digits") else chosen)

@@ -1,0 +1,68 @@
+import pytest
+
+from experiments.cells import Cell, Comparison
+from experiments.markup import MISSING
+from experiments.method_tables import LEAST_GAIN, groups, methods_table, strategies_table
+
+AT = 8 / 255
+
+
+def comparison(cells: list[Cell]) -> Comparison:
+    return Comparison("made up", "", cells, {})
+
+
+def rows(table) -> dict[tuple[str, str], list[str]]:
+    return {(row[0].text, row[1].text): [entry.text for entry in row[2:]] for row in table.rows}
+
+
+@pytest.fixture
+def cells(make_cell):
+    def cell(method: str, arm: str, seed: int, clean: float, robust: float, views: int = 128):
+        settings = {"method": method, "views": views, "seconds": 60.0 + seed}
+        return make_cell(arm, seed, {0.0: clean, AT: robust, 16 / 255: robust / 2}, **settings)
+
+    made = []
+    for seed in range(3):
+        made.append(cell("simclr", "none", seed, 98.0, 5.0 + seed, views=0))
+        made.append(cell("acl", "fixed", seed, 97.0, 80.0 + seed))
+        made.append(cell("acl", "random", seed, 97.0, 82.0 + 2 * seed))
+        made.append(cell("acl", "reinforce", seed, 97.0, 86.0 + seed))
+        made.append(cell("byol", "fixed", seed, 94.0, 80.0 + seed))
+        made.append(cell("rocl", "fixed", seed, 97.0, 60.0 + seed))
+    return made
+
+
+def test_methods_are_measured_by_the_floor_and_the_goal(cells) -> None:
+    found = rows(methods_table(comparison(cells)))
+    assert list(found) == [
+        ("simclr", MISSING),
+        ("acl", "fixed"),
+        ("acl", "random"),
+        ("acl", "reinforce"),
+        ("byol", "fixed"),
+        ("rocl", "fixed"),
+    ]
+    seeds, clean, robust, half, gain, seconds, goal = found["acl", "fixed"]
+    assert (seeds, clean, seconds, goal) == ("3", "97.0 (97.0 to 97.0)", "61", "yes")
+    assert robust.startswith("81.0 (") and half.startswith("40.") and gain == "+75.0 (+75.0 to +75.0)"
+    # too little clean accuracy, too little gained
+    assert found["byol", "fixed"][-1] == "no" and found["rocl", "fixed"][-1] == "no" and LEAST_GAIN == 60
+    assert found["simclr", MISSING][-1] == MISSING and found["acl", "random"][-1] == MISSING
+
+
+def test_strategies_are_compared_within_a_method_and_a_seed(cells) -> None:
+    table = strategies_table(comparison(cells))
+    found = {(row[1].text, row[2].text): [entry.text for entry in row[3:]] for row in table.rows}
+    assert {row[0].text for row in table.rows} == {"acl"}
+    assert found["reinforce", "RA at 8/255"][:2] == ["3", "+6.0 (+6.0 to +6.0)"]
+    assert found["reinforce", "RA at 8/255"][2].startswith("+3.0 (")
+    assert found["random", "RA at 8/255"][2] == MISSING
+    assert found["reinforce", "SA"][1].startswith("+0.0 (")
+
+
+def test_arms_that_trained_longer_and_several_presets_are_no_part_of_it(cells, make_cell) -> None:
+    longer = make_cell("fixed@compute", 0, {0.0: 97.0, AT: 80.0}, method="acl", views=128)
+    assert "fixed@compute" not in [group.arm for group in groups(comparison([*cells, longer]))]
+    other = make_cell("fixed", 0, {0.0: 97.0, AT: 80.0}, method="acl", preset="digits", views=128)
+    with pytest.raises(ValueError, match="of one preset"):
+        groups(comparison([*cells, other]))
