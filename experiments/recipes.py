@@ -118,8 +118,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("astra++", "dynacl++", "dynacl-air++"), POST),
 }
 """What a method changes in the small presets (digits, digits-grid, folder, cifar10-quick): the kind of its head, scaled
-to their networks, and the length of a post-processing. The rest is the presets' own, the same for every method: optimiser, learning rate, epochs, batch,
-augmentations, normalisation."""
+to their networks, and the length of a post-processing. The rest is the presets' own, the same for every method:
+optimiser, learning rate, epochs, batch, augmentations, normalisation."""
 
 
 def recipe(preset: str, method: str) -> dict[str, Any]:
