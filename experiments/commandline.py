@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 
 from agents import describe
 from experiments.listing import listing
-from experiments.recipes import recipe
+from experiments.recipes import recipe, with_options
 from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from ssl_core.lookup import pick
 
@@ -188,6 +188,8 @@ def _settings(
     dataset = given.get("dataset", "digits")
     preset = given.get("preset", DATASET_PRESETS.get(str(dataset), "digits"))
     own = recipe(str(preset), str(given.get("method", Settings.method)))
+    # what a file of a user's own leaves out is the recipe's; a run's record is complete
+    config = with_options(own, config) if given is not config else config
     parser.set_defaults({"preset": preset} | pick(preset, PRESETS, "preset") | own)
     return Settings(**_values(parser, config, argv))
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-SOLO_LEARN = {"crop_scale": (0.08, 1.0), "jitter": (0.8, 0.8, 0.8, 0.2)}
-"""The augmentations of solo-learn's CIFAR settings, at strength 1."""
+SOLO_LEARN = {"crop_scale": (0.08, 1.0), "batch_size": 256, "weight_decay": 1e-5}
+"""What solo-learn's CIFAR settings of BYOL and SimSiam share; their blur and solarisation are no part of our views."""
 DISTILLATION = {
     "optimizer": "sgd-classic",
     "lr": 0.5,
@@ -43,6 +43,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "projector_dim": 128,
         "normalisation": "none",
         "crop_scale": (0.08, 1.0),
+        "interpolation": "bilinear",
     },
     "advcl": {
         "optimizer": "sgd-classic",
@@ -53,6 +54,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "projector_dim": 128,
         "normalisation": "none",
         "crop_scale": (0.2, 1.0),
+        "interpolation": "bilinear",
     },
     "deacl": DISTILLATION,
     "dynacl": DYNACL,
@@ -80,8 +82,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         **SOLO_LEARN,
         "optimizer": "lars-excluded",
         "lr": 1.0,
-        "weight_decay": 1e-5,
-        "batch_size": 256,
+        "jitter": (0.4, 0.4, 0.2, 0.1),
         "projector": "mlp",
         "projector_hidden": 4096,
         "projector_dim": 256,
@@ -91,15 +92,14 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         **SOLO_LEARN,
         "optimizer": "sgd-classic",
         "lr": 0.5,
-        "weight_decay": 1e-5,
-        "batch_size": 256,
-        "projector": "simsiam-2",
+        "projector": "simsiam-3",
         "projector_hidden": 2048,
         "projector_dim": 2048,
         "method_kwargs": {"predictor_hidden": 512},
     },
 }
-"""What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code."""
+"""What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code. `simclr` is
+as in ACL. All learning rates follow one schedule, warm-up and cosine by the update; DynACL's own counts epochs."""
 
 POST = {"post_kwargs": {"epochs": 5, "batch_size": 128, "lr": 0.05}}
 DIGITS_POST = {"post_kwargs": {**POST["post_kwargs"], "augment": False}}
@@ -120,6 +120,16 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 """What a method changes in the small presets (digits, digits-grid, folder, cifar10-quick): the kind of its head, scaled
 to their networks, and the length of a post-processing. The rest is the presets' own, the same for every method:
 optimiser, learning rate, epochs, batch, augmentations, normalisation."""
+
+
+def with_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are given, their options by name (`method_kwargs`, `post_kwargs`) over those of a recipe."""
+    options = {
+        name: {**own[name], **given[name]}
+        for name in ("method_kwargs", "post_kwargs")
+        if own.get(name) and given.get(name)
+    }
+    return {**given, **options}
 
 
 def recipe(preset: str, method: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from agents.external import is_dotted
 from envs.actions import KINDS, ActionTable
 from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
-from experiments.recipes import recipe
+from experiments.recipes import recipe, with_options
 from ssl_core.lookup import pick
 from ssl_core.methods import find_method
 from ssl_core.networks import PRECISIONS, bf16_is_native, last_strided_map
@@ -291,8 +291,8 @@ class Settings(WorldSettings):
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "Settings":
         """The preset called `name` with its method's own settings and some settings changed."""
-        method = str(changes.get("method", cls.method))
-        return cls(**({"preset": name} | pick(name, PRESETS, "preset") | recipe(name, method) | changes))
+        own = recipe(name, str(changes.get("method", cls.method)))
+        return cls(**({"preset": name} | pick(name, PRESETS, "preset") | own | with_options(own, changes)))
 
     def to_yaml(self) -> str:
         """Every setting as YAML, for `--config` and `commandline.load`."""

@@ -186,7 +186,7 @@ class TargetLearner:
         self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
     ) -> Attacked:
         """The method's attack on the views within the budget; the weights are left as they were, and in eval mode the
-        running statistics too.
+        running statistics too. In train mode these follow every pass: one for each step, and one for the embeddings.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all views of a batch.
@@ -212,8 +212,10 @@ class TargetLearner:
         last update has left, and lie on these views.
 
         `d <- clip(d + step_size * sign(slope), -epsilon, epsilon)` where a view has steps left, that is in the first
-        `steps` replays of a batch; then the images are clipped to [0, 1]. At first perturbations are 0 and there is no
-        slope. Slopes belong to places in the batch: with a new batch they are those of the last one's last replay.
+        `steps` replays of a batch; then the images are clipped to [0, 1], and so is what is carried. At first
+        perturbations are 0 and there is no slope. Slopes belong to places in the batch: with a new batch they are those
+        of the last one's last replay, and the perturbations are clipped to the new images' range at once; in
+        CF-AMC-SSL's code that comes one replay later.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all views of a batch.
@@ -228,9 +230,8 @@ class TargetLearner:
         slope = self._carried.get("slope", torch.zeros_like(images))
         epsilon = budget.epsilon.to(images.dtype).view(shape)
         size = torch.where(budget.steps > self.moment.replay, budget.step_size.to(images.dtype), 0.0).view(shape)
-        carried = torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)
-        self._carried["perturbations"] = carried
-        moved = (images + carried).clamp(0, 1)
+        moved = (images + torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)).clamp(0, 1)
+        self._carried["perturbations"] = moved - images
         rows = torch.arange(len(moved), device=moved.device)
         with self._under_attack(), self.untracked(), torch.no_grad():
             return Attacked(moved, self.method.encode(self._plain())(moved, rows))
@@ -272,8 +273,11 @@ class TargetLearner:
                 chunked.backward()
         if self.method.free and adversarial is not None and adversarial.grad is not None:
             self._carried["slope"] = adversarial.grad
+        follows = "momentum" in self.others
+        if follows and self.method.momentum_first:
+            ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
         self.optimizer.step()
-        if "momentum" in self.others:
+        if follows and not self.method.momentum_first:
             ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
         # a gradient that is not finite shows here too; what was saved before this update is still good. An attack would
         # not show it: a processor's fused ReLU turns NaN into 0

@@ -33,8 +33,10 @@ PROJECTORS: Mapping[str, tuple[HeadLayer, ...]] = {
     "rocl": (HeadLayer("hidden", rectify=True, bias=True), _LAST),
     # AdvCL: one batch norm for all routes
     "advcl": (HeadLayer("hidden", "shared", rectify=True), _LAST),
-    # TARO, and SimSiam on small images: two layers, the outputs standardised
+    # TARO, and SimSiam on small images, where the outputs are standardised too
     "simsiam-2": (_HIDDEN, HeadLayer("outputs", "plain")),
+    # SimSiam
+    "simsiam-3": (_HIDDEN, _HIDDEN, HeadLayer("outputs", "plain")),
     # BYOL; EMP-SSL behind its neck
     "mlp": (_HIDDEN, _LAST),
     # Barlow Twins, VICReg

@@ -86,6 +86,8 @@ class Method(ABC):
     objective_is_loss: ClassVar[bool] = True
     """Whether `objective` is the method's own loss, or else a target of the attack's alone (TARO), whose fall says
     nothing of what an update was worth."""
+    momentum_first: ClassVar[bool] = False
+    """Whether the network "momentum" follows the weights from before an update (DynACL), not those from after it."""
     free: ClassVar[bool] = False
     """Free adversarial training: one backward pass gives the update and the attack's next step, and the perturbations
     are carried from batch to batch (see `TargetLearner.carry`)."""
@@ -205,7 +207,10 @@ class Method(ABC):
         return {}
 
     def momentum(self, moment: Moment) -> float:
-        """How much of the network "momentum" stays at an update; its parameters follow, its statistics are its own."""
+        """How much of the network "momentum" stays at an update; its parameters follow, its statistics are its own.
+
+        See `momentum_first`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no momentum network")
 
     # --- the update --------------------------------------------------------------------------------------------------

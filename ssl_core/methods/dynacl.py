@@ -71,6 +71,7 @@ class DynACL(Method):
     paper: ClassVar[str] = "Luo et al., ICLR 2023"
     summary: ClassVar[str] = "ACL whose augmentations weaken by and by, beside a moving average"
     others: ClassVar[tuple[str, ...]] = ("momentum",)
+    momentum_first: ClassVar[bool] = True
     evaluated: ClassVar[str] = "momentum"
     paired: ClassVar[bool] = False
 

@@ -163,5 +163,5 @@ class CFAMCSSL(EMPSSL):
         return self.m
 
     def default_budget(self, step: int) -> tuple[float, float, int]:
-        """8/255, 0.01 in every replay."""
-        return 8 / 255, 1e-2, self.m
+        """8/255, 0.01 in every replay; no fewer than 3 steps, so that every kind of actions has them, is as good."""
+        return 8 / 255, 1e-2, max(self.m, 3)

@@ -1,11 +1,13 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from experiments.commandline import load, parse
 from experiments.recipes import AUTHORS, SMALL, recipe
 from experiments.settings import PRESETS, Settings
+from ssl_core.crops import CropSettings
 from ssl_core.methods import METHODS
+from ssl_core.methods.emp import EMPSSL
 
 NAMES = {field.name for field in fields(Settings)}
 TEACHER = {name: "somewhere" for name, method in METHODS.items() if "teacher" in method.others}
@@ -43,6 +45,21 @@ def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_pa
     path = tmp_path / "config.yaml"
     path.write_text(settings.to_yaml(), encoding="utf-8")
     assert load(path) == settings
+    path.write_text("preset: cifar10\nmethod: byol\ndata_dir: photographs\nmethod_kwargs: {streams: a2a}\n")
+    settings = parse([f"--config={path}"]).settings
+    assert settings.method_kwargs == {"predictor_hidden": 4096, "streams": "a2a"}
+    changes = {"method": "byol", "data_dir": settings.data_dir, "method_kwargs": {"streams": "a2a"}}
+    assert Settings.from_preset("cifar10", **changes) == settings
+    # a run's record is complete: what it leaves out, it did without
+    assert load(path).method_kwargs == {"streams": "a2a"}
+
+
+def test_emp_ssl_crops_as_its_authors_do() -> None:
+    settings = parse(flags("cifar10", "emp-ssl")).settings
+    method = settings.make_method()
+    assert isinstance(method, EMPSSL)
+    found = method.crop_settings(settings.make_views())
+    assert found.scale == pytest.approx((0.08, 1.0)) and replace(found, scale=(0.08, 1.0)) == CropSettings()
 
 
 def test_the_authors_settings_of_a_few() -> None:

@@ -12,6 +12,7 @@ NAMES = {  # size of the layer's outputs, its batch norm, ReLU, bias
     "rocl": [(6, "", True, True), (4, "", False, True)],
     "advcl": [(6, "shared", True, False), (4, "", False, True)],
     "simsiam-2": [(6, "own", True, False), (4, "plain", False, False)],
+    "simsiam-3": [(6, "own", True, False), (6, "own", True, False), (4, "plain", False, False)],
     "mlp": [(6, "own", True, False), (4, "", False, True)],
     "mlp-3": [(6, "own", True, False), (6, "own", True, False), (4, "", False, True)],
     "none": [],

@@ -170,9 +170,10 @@ def test_an_update_moves_the_average_by_its_formula_and_its_statistics_by_its_ow
     shadow = copy.deepcopy(average)
     expected = {name: value.clone() for name, value in average.named_parameters()}
     for _ in range(3):
-        target.update(images(0), images(1))
+        # the weights from before the step, as released
         for name, value in target.network.named_parameters():
             expected[name] = 0.9 * expected[name] + 0.1 * value.detach()
+        target.update(images(0), images(1))
     for name, value in average.named_parameters():
         torch.testing.assert_close(value, expected[name])
     fresh = learner(DynACL())
