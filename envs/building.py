@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from envs.world import WorldSettings
-from ssl_core.checkpoint import load_network
+from ssl_core.checkpoint import CheckpointError, load_network
 from ssl_core.heads import build_heads
 from ssl_core.learner import TargetLearner
 from ssl_core.networks import NORMALISATIONS, TargetNetwork, build_network, copy_routes
@@ -50,10 +50,16 @@ def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images:
     others: dict[str, TargetNetwork] = {}
     route = "normal"
     if "teacher" in method.others and settings.teacher is not None:
-        teacher, route = load_network(settings.teacher, streams.device)
+        try:
+            teacher, route = load_network(settings.teacher, streams.device)
+        except CheckpointError as error:
+            raise CheckpointError(f"the teacher (--teacher): {error}") from error
         others["teacher"] = teacher.to(memory_format=torch.channels_last)
         if method.starts_from_teacher:
-            copy_routes(teacher, network, route)
+            try:
+                copy_routes(teacher, network, route)
+            except ValueError as error:
+                raise ValueError(f"the teacher (--teacher) does not fit the network: {error}") from error
     if "momentum" in method.others:
         others["momentum"] = copy.deepcopy(network)
     heads = build_heads(streams, method.make_heads(network.feature_dim, network.embedding_dim))

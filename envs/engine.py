@@ -51,6 +51,7 @@ class AttackEngine:
         device: torch.device | str = "cpu",
         data: Split | None = None,
     ) -> None:
+        settings.check_method()
         self.settings = settings
         self.device = torch.device(device)
         self.data = settings.load_data() if data is None else data
@@ -79,6 +80,7 @@ class AttackEngine:
         self._seen: tuple[Tensor, Encoded] | None = None
         self._objective: Objective | None = None
         self._draw(0)
+        self._check_views()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -113,7 +115,8 @@ class AttackEngine:
 
     @property
     def observation_dim(self) -> int:
-        """Length of a view's observation: the backbone's features, the view's clean loss, the training progress."""
+        """Length of a view's observation: the backbone's features, what the attack maximises of the clean view (its
+        loss; TARO: its similarity to its target), the training progress."""
         return self.learner.network.feature_dim + 2
 
     @property
@@ -147,6 +150,17 @@ class AttackEngine:
                 self.sampler.restrict(self._coreset())
             images = as_float(self.source.next())
             self._views = self.make_views(images, self.streams["views"], step)
+
+    def _check_views(self) -> None:
+        """Raises a ValueError unless the method makes and attacks as many views as it says."""
+        b, method = self.settings.batch_size, self.method
+        expected = {"views_per_image": len(self._views), "attacked_per_image": len(self.views)}
+        for name, found in expected.items():
+            if found != getattr(method, name) * b:
+                raise ValueError(
+                    f"the method {self.settings.method} says that {name} is {getattr(method, name)}, but has {found} "
+                    f"for {b} images: make_views, attacked and {name} have to agree"
+                )
 
     def _selects(self, step: int) -> bool:
         """Whether a coreset is to be chosen after `step` updates."""
@@ -202,6 +216,11 @@ class AttackEngine:
         standardised, and what the network gave for them."""
         look = self.learner.look(views)
         loss = self._objective_of(views)(look.embeddings)
+        if loss.shape != look.features.shape[:1]:
+            raise ValueError(
+                f"objective of the method {self.settings.method} gives {tuple(loss.shape)}: expected a value for each "
+                f"of {len(look.features)} attacked views"
+            )
         return torch.cat([look.features, loss[:, None]], dim=1), look
 
     def _objective_of(self, views: Tensor) -> Objective:

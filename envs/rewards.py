@@ -8,7 +8,7 @@
 | term | what, for each attacked view | source |
 |---|---|---|
 | `adversarial`, `clean`, `mixed` | the method's losses on the weights that the attack saw | r of ASTrA, ICLR 2025 |
-| `cost` | gradient steps that the view's budget spends | ours |
+| `cost` | gradient steps that the view's budget spends (none in free training) | ours |
 | `lookahead_adversarial` | attacked loss of held-out views before the update minus after it | R2 of LAS-AT, CVPR 2022 |
 | `lookahead_clean` | the same of their clean loss | R3 of LAS-AT |
 | `progress` | the view's attacked loss when its image was last seen, minus now | ours |
@@ -228,7 +228,7 @@ class Rewards:
         """
         terms = self._learner.method.reward_terms(objective, clean, adversarial)
         if self._settings.reward_cost:
-            terms["cost"] = budget.steps.float()
+            terms["cost"] = self._learner.method.attack_steps(budget).float()
         return terms
 
     def before_update(self, rows: Tensor, losses: Tensor) -> dict[str, Tensor]:

@@ -220,5 +220,5 @@ def check_num_envs(given: int, right: int, batch_size: int) -> None:
     """Raises a ValueError unless `given` is 1, which stands for nothing said, or the right number."""
     if given not in (1, right):
         raise ValueError(
-            f"num_envs is {given}: a batch of {batch_size} images has {right} views; leave it out or say so"
+            f"num_envs is {given}: a batch of {batch_size} images has {right} attacked views; leave it out or say so"
         )

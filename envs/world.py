@@ -10,7 +10,8 @@ from ssl_core.gradcache import chunk_sizes
 from ssl_core.images import Split
 from ssl_core.loading import KEEP_DATA
 from ssl_core.lookup import pick
-from ssl_core.methods import Method, find_method, make_method
+from ssl_core.losses import MIXED_READINGS
+from ssl_core.methods import Method, find_method, is_own, make_method
 from ssl_core.networks import (
     ARCHITECTURES,
     NORMALISATIONS,
@@ -36,7 +37,6 @@ CORESETS = {
     "rcs": "robustness-aware coreset selection",
     "random": "as many batches, drawn at random",
 }
-MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ class WorldSettings:
     update_chunks: int = 1
 
     def __post_init__(self) -> None:
-        kind = find_method(self.method)
+        if not is_own(self.method):
+            find_method(self.method)
         pick(self.dataset, DATASETS, "data set")
         check_cache_dir(self.dataset, self.cache_dir)
         pick(self.keep_data, KEEP_DATA, "place to keep the data")
@@ -222,17 +223,28 @@ class WorldSettings:
             _check(name, getattr(self, name), -math.inf, math.inf, "a finite number")
         expected = "2 or more images, since each needs negatives"
         _check("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
-        if not hasattr(kind, "mixed_reading"):
+        self.make_views()
+        self.make_perspective()
+        if not is_own(self.method):
+            # a subclass asks its own questions when it has checked its own figures
+            WorldSettings.check_method(self)
+
+    def check_method(self) -> None:
+        """Whether the method and its options fit each other and the settings.
+
+        Of a method of one's own this is asked when a world is made and not before: it imports the method's module, and
+        a run's record is read without that.
+
+        Raises:
+            ValueError: if they do not.
+        """
+        method = self.make_method()
+        if not hasattr(method, "mixed_reading"):
             for name in ("mixed_weight", "mixed_reading", "reward_mixed"):
                 if getattr(self, name) != getattr(WorldSettings, name):
                     raise ValueError(
                         f"{name} is {getattr(self, name)}: only the methods astra and astra++ have a mixed loss"
                     )
-        self.make_views()
-        self.make_perspective()
-        self._check_method(self.make_method())
-
-    def _check_method(self, method: Method) -> None:
         if self.update_chunks > 1 and not method.paired:
             raise ValueError(
                 f"update_chunks is {self.update_chunks}, but the method {self.method} does not take its views in "
@@ -309,6 +321,8 @@ class WorldSettings:
         Raises:
             ValueError: if one is unknown or out of its range.
         """
+        if "kind" in (self.perspective_kwargs or {}):
+            raise ValueError("perspective_kwargs has a kind: give it as --perspective")
         chosen = PerspectiveSettings(kind=self.perspective)
         return replaced(chosen, self.perspective_kwargs or {}, "the perspective augmentation")
 

@@ -19,7 +19,7 @@ from experiments.recipes import recipe, with_options
 from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from ssl_core.lookup import pick
 
-CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data")
+CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
 KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}
 """Each setting's type, as text."""
 
@@ -72,6 +72,7 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
             invocation = Invocation(_settings(parser, config, argv, given))
         # settings alone do not import what an agent's dotted path names; a run does
         describe(invocation.settings.agent)
+        invocation.settings.check_method()
         if early.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)

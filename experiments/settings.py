@@ -15,7 +15,7 @@ from envs.torch_env import OBSERVATIONS
 from envs.world import WorldSettings
 from experiments.recipes import recipe, with_options
 from ssl_core.lookup import pick
-from ssl_core.methods import find_method
+from ssl_core.methods import find_method, is_own
 from ssl_core.networks import PRECISIONS, bf16_is_native, last_strided_map
 from ssl_core.overrides import replaced
 from ssl_core.postprocessing import PostSettings
@@ -164,7 +164,9 @@ class Settings(WorldSettings):
     progress: str = "auto"
 
     def __post_init__(self) -> None:
-        attacks = find_method(self.method).attacks
+        # a run's record is complete, and reading it imports no module of a user's
+        recorded = is_own(self.method) and self.agent != "auto"
+        attacks = self.agent != "none" if recorded else find_method(self.method).attacks
         self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
         # a written record has all three: reading it imports no module of a user's
         if not is_dotted(self.agent) or "auto" in (self.observation, self.actions, self.reward_scope):
@@ -192,15 +194,15 @@ class Settings(WorldSettings):
             raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
         self._check_paper()
         self._check_figures()
+        if not is_own(self.method):
+            self.check_method()
 
     def _kind_of_actions(self, usual: str) -> str:
         """What the agent is meant for; but `fixed` and `schedule` play what their method's own budget gives exactly."""
-        if self.agent not in ("fixed", "schedule") or (self.epsilon, self.step_size, self.steps) != (None, None, None):
+        if self.agent not in ("fixed", "schedule"):
             return usual
         try:
-            for budget in (self.fixed_budget, *self.scheduled_budgets):
-                if budget is not None:
-                    ActionTable(usual).encode(*budget)
+            ActionTable(usual).encode(*self.make_method().default_budget(1))
         except ValueError:
             return "continuous"
         return usual
@@ -249,9 +251,13 @@ class Settings(WorldSettings):
         _check("schedule", self.schedule, len(self.schedule) > 0, "at least one radius")
         if self.agent_kwargs is not None and not all(isinstance(name, str) for name in self.agent_kwargs):
             raise ValueError(f"agent_kwargs are {self.agent_kwargs!r}: expected settings by name")
+        self.make_post()
+
+    def check_method(self) -> None:
+        """As of the world, and whether post-processing and budgets fit the method."""
+        super().check_method()
         if self.post_kwargs is not None and not find_method(self.method).post_processed:
             raise ValueError(f"post_kwargs: the method {self.method} has no post-processing (its ++ form has)")
-        self.make_post()
         for budget in (self.fixed_budget, *self.scheduled_budgets):
             if budget is not None:
                 ActionTable(self.actions).encode(*budget)

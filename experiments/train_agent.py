@@ -128,7 +128,7 @@ def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
     except KeyboardInterrupt:
         _note(run, console, f"stopped; training is done and saved: post-process by {_resume(folder)}")
         return 130
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         return _fail(1, f"the post-processing failed: {error}; training is done and saved in {folder.path}")
     return 0
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ssl_core.postprocessing import post_process
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -27,6 +26,7 @@ from ssl_core.checkpoint import (
 from ssl_core.clock import Clock
 from ssl_core.images import Split
 from ssl_core.networks import TargetNetwork
+from ssl_core.postprocessing import post_process
 from ssl_core.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
@@ -56,6 +56,12 @@ class Run:
     def __init__(self, settings: Settings, device: torch.device, data: Split | None = None) -> None:
         self.settings = settings
         self.engine = AttackEngine(settings, settings.seed, device, data)
+        images, clusters = len(self.engine.data.train), settings.make_post().clusters
+        if self.engine.method.post_processed and clusters > images:
+            raise ValueError(
+                f"the post-processing makes {clusters} clusters of {images} training images: lower "
+                "--post_kwargs.clusters, or raise --limit"
+            )
         self.env: TorchViewEnv | TorchBatchEnv
         played: Any
         if settings.env == "batch":

@@ -108,6 +108,10 @@ def select(
     batch b, G of RD. Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its
     gradient lowers RD most to first order; the projector makes that step virtually, and G is computed again.
 
+    Where the released code differs or is not stored: held-out images are seen through the method's views here, drawn
+    anew for each pick, and un-augmented there; the divergence is KL(clean || attacked), in an older version of the code
+    the reverse; of a momentum pair (DynACL) the target network stands for both.
+
     All of it is in eval mode. g_b is computed once, on the projector as it was; only G follows the virtual steps. Both
     are as in the released code. There a virtual step may count twice, since the layers are stepped under two names; it
     is made once here.

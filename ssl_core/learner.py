@@ -258,8 +258,14 @@ class TargetLearner:
         networks = self._plain(chunked)
         with self._perturbed(moment, views, adversarial):
             terms = self.method.losses(networks, views, adversarial)
-            means = {name: values.mean() for name, values in terms.items()}
             weights = self.method.weights_at(moment)
+            if not isinstance(terms, dict) or terms.keys() != weights.keys():
+                found = ", ".join(terms) if isinstance(terms, dict) else f"a {type(terms).__name__}"
+                kind = type(self.method).__name__
+                raise ValueError(
+                    f"losses of {kind} are {found}: expected the terms of its weights, {', '.join(weights)}"
+                )
+            means = {name: values.mean() for name, values in terms.items()}
             total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
             values = torch.stack([*means.values(), total]).detach().tolist()
             losses = dict(zip([*means, "total"], values, strict=True))

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 REDUCTIONS = ("mean", "sum", "none")
+MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:

@@ -4,7 +4,7 @@ import collections.abc
 import numbers
 import types
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ssl_core.lookup import pick
@@ -32,7 +32,8 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
     Raises:
         ValueError: if a name is unknown, a value is of another type than the field's, or out of its range.
     """
-    kinds = get_type_hints(type(settings))
+    hints = get_type_hints(type(settings))
+    kinds = {field.name: hints[field.name] for field in fields(settings) if field.init}  # type: ignore[arg-type]
     for name, value in overrides.items():
         pick(name, kinds, f"setting of {whose}")
         check_type(whose, name, value, kinds[name])

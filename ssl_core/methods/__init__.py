@@ -18,6 +18,8 @@ from ssl_core.methods.siamese import BYOL, SimSiam
 from ssl_core.methods.taro import TARO
 from ssl_core.overrides import replaced
 
+OTHERS = {"momentum", "teacher"}
+"""Networks that a method may have beside its target."""
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "rocl": RoCL,
@@ -41,17 +43,24 @@ METHODS: dict[str, type[Method]] = {
 """By age, roughly, and with their kin."""
 
 
+def is_own(name: str) -> bool:
+    """Whether a method's name is the dotted path of a user's own."""
+    return bool(PATH.fullmatch(name))
+
+
 def find_method(name: str) -> type[Method]:
     """The method of a name of `METHODS`, or at a dotted path, my_module:MyMethod.
 
     Raises:
         ValueError: if there is no such method.
     """
-    if not PATH.fullmatch(name):
+    if not is_own(name):
         return pick(name, METHODS, "method")
     found = imported(name, "method", "my_module:MyMethod")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"method {name!r} is {described(found)}: expected a subclass of ssl_core.methods.Method")
+    if missing := sorted(found.__abstractmethods__):
+        raise ValueError(f"method {name!r} lacks {', '.join(missing)}: every method has to say these itself")
     return found
 
 
@@ -69,7 +78,15 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **shared: A
     kind = find_method(name)
     own = {field.name for field in fields(kind)}
     method = kind(**{key: value for key, value in shared.items() if key in own})
-    return replaced(method, options or {}, f"the method {name!r}")
+    method = replaced(method, options or {}, f"the method {name!r}")
+    for what in ("clean_route", "attack_route", "evaluation_route"):
+        route = getattr(method, what)
+        # without an attack the network has no route for it
+        if route not in method.routes and (method.attacks or what != "attack_route"):
+            raise ValueError(f"{what} of the method {name!r} is {route!r}: expected one of {', '.join(method.routes)}")
+    if strangers := set(method.others) - OTHERS:
+        raise ValueError(f"others of the method {name!r} are {', '.join(method.others)}: {strangers} are unknown")
+    return method
 
 
-__all__ = ["ACL", "METHODS", "ASTrA", "Method", "Network", "Networks", "SimCLR", "find_method", "make_method"]
+__all__ = ["ACL", "METHODS", "ASTrA", "Method", "Network", "Networks", "SimCLR", "find_method", "is_own", "make_method"]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Encode, Objective
+from ssl_core.attacks import Budget, Encode, Objective
 from ssl_core.losses import nt_xent
 from ssl_core.networks import Encoded
 from ssl_core.plan import Moment
@@ -155,6 +155,11 @@ class Method(ABC):
     def default_budget(self, step: int) -> tuple[float, float, int]:
         """The authors' own (epsilon, step_size, steps) at training step `step`: ACL's 8/255, 2/255 and 5."""
         return 8 / 255, 2 / 255, 5
+
+    def attack_steps(self, budget: Budget) -> Tensor:
+        """Gradient steps (n,) that an attack within the budget takes of its own: none in free adversarial training,
+        whose updates have the gradients anyway."""
+        return torch.zeros_like(budget.steps) if self.free else budget.steps
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Features, and the embeddings that `objective` takes, of some of the attacked views; here by the target.

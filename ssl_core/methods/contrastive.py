@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_core.attacks import Objective
 from ssl_core.lookup import pick
-from ssl_core.losses import mixed_nt_xent, nt_xent
+from ssl_core.losses import MIXED_READINGS, mixed_nt_xent, nt_xent
 from ssl_core.methods.base import Method, Networks
 
 STREAMS: Mapping[str, str] = {
@@ -157,6 +157,7 @@ class ASTrA(ACL):
                 f"streams is {self.streams!r}: {type(self).__name__} contrasts clean and attacked views and takes 'ds' "
                 f"only; {', '.join(STREAMS)} are choices of ACL"
             )
+        pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """ACL's two terms and the mixed one."""

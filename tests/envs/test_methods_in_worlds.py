@@ -1,6 +1,7 @@
 """Worlds of methods that are not ACL's shape: other numbers of views, replays of a batch, coresets, teachers."""
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,8 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
         ({"jitter": (0.1, 0.2)}, "jitter is"),
         ({"normalisation": "cifarr"}, "did you mean 'cifar'"),
         ({"method": "acll"}, "did you mean 'acl'"),
-        ({"method": "no_such_module:M"}, "cannot import no_such_module"),
-        ({"method": "ssl_core.plan:Plan"}, "expected a subclass of ssl_core.methods.Method"),
+        ({"method": "astra", "method_kwargs": {"mixed_reading": "pair"}}, "did you mean 'pairs'"),
+        ({"perspective": "moebius", "perspective_kwargs": {"kind": "lcm"}}, "give it as --perspective"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict, message: str, tiny: dict) -> None:
@@ -179,3 +180,90 @@ def test_a_teacher_of_another_shape_or_none_at_all_is_refused(tiny: dict, teache
         world(tiny, "deacl", teacher, width=4)
     with pytest.raises(ValueError, match="no such checkpoint"):
         world(tiny, "deacl", str(Path(teacher).with_name("other.pt")))
+
+
+SOURCE = """
+from dataclasses import dataclass
+from ssl_core.methods import ACL, Method
+
+@dataclass(frozen=True)
+class Scalar(ACL):
+    def objective(self, z):
+        return super().objective(z).mean()
+
+@dataclass(frozen=True)
+class Fewer(ACL):
+    def attacked(self, views):
+        return views[::2]
+
+@dataclass(frozen=True)
+class More(ACL):
+    views_per_image = 3
+
+@dataclass(frozen=True)
+class Extra(ACL):
+    def losses(self, networks, views, adversarial):
+        return super().losses(networks, views, adversarial) | {"extra": views.mean(dim=(1, 2, 3))}
+
+@dataclass(frozen=True)
+class Listed(ACL):
+    def losses(self, networks, views, adversarial):
+        return list(super().losses(networks, views, adversarial).values())
+
+@dataclass(frozen=True)
+class NoRoute(ACL):
+    evaluation_route = "clean"
+
+@dataclass(frozen=True)
+class Stranger(ACL):
+    others = ("ema",)
+
+class Unsaid(Method):
+    paper = "none"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Scalar", r"objective of the method own_methods:Scalar gives \(\): expected a value for each of 8"),
+        ("Fewer", "says that attacked_per_image is 2, but has 4 for 4 images"),
+        ("More", "says that views_per_image is 3, but has 8 for 4 images"),
+        (
+            "Extra",
+            "losses of Extra are clean, adversarial, extra: expected the terms of its weights, clean, adversarial",
+        ),
+        ("Listed", "losses of Listed are a list"),
+        ("NoRoute", "evaluation_route of the method 'own_methods:NoRoute' is 'clean': expected one of normal, pgd"),
+        ("Stranger", "others of the method 'own_methods:Stranger' are ema"),
+        ("Unsaid", "lacks losses, weights"),
+    ],
+)
+def test_mistakes_of_a_method_of_ones_own_are_said(name: str, message: str, tiny: dict, tmp_path, monkeypatch) -> None:
+    (tmp_path / "own_methods.py").write_text(SOURCE, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_methods", raising=False)
+    with pytest.raises(ValueError, match=message):
+        engine = AttackEngine(WorldSettings(**tiny | {"method": f"own_methods:{name}"}), seed=3)
+        engine.play(uniform(engine))
+
+
+def test_settings_of_a_method_of_ones_own_are_read_without_its_module(tiny: dict) -> None:
+    settings = WorldSettings(**tiny | {"method": "no_such_module:M"})
+    with pytest.raises(ValueError, match="cannot import no_such_module"):
+        settings.check_method()
+    with pytest.raises(ValueError, match="cannot import no_such_module"):
+        AttackEngine(settings)
+
+
+def test_what_a_class_says_is_no_option(tiny: dict) -> None:
+    with pytest.raises(ValueError, match="unknown setting of the method 'acl' 'attack_mode': choose from temp"):
+        WorldSettings(**tiny | {"method": "acl", "method_kwargs": {"attack_mode": "train"}})
+
+
+def test_a_free_attack_costs_no_steps_of_its_own(tiny: dict, teacher: str) -> None:
+    engine = world(tiny, "cf-amc-ssl", teacher, reward_cost=0.1)
+    assert engine.play(uniform(engine)).terms["cost"].max() == 0
+    engine = world(tiny, "acl", teacher, reward_cost=0.1)
+    assert engine.play(uniform(engine)).terms["cost"].min() == 2

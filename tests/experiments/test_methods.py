@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,30 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "run"
     assert main([*shlex.split(TINY), "--method=simclr", "--evaluate=false", f"--run_dir={folder}"]) == 0
     return folder
+
+
+def test_a_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_other(
+    teacher: Path, tmp_path: Path, interrupt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(teacher, tmp_path / "first")
+    interrupt(1)
+    flags = [*shlex.split(TINY), "--method=deacl", "--agent=fixed", "--evaluate=false", f"--run_dir={run}"]
+    assert main([*flags, f"--teacher={tmp_path / 'first'}"]) == 130
+    (tmp_path / "first").rename(moved)
+    assert main([f"--resume={run}"]) == 2
+    assert "the teacher (--teacher): " in capsys.readouterr().err
+    other = tmp_path / "other"
+    assert main([*shlex.split(TINY), "--method=simclr", "--evaluate=false", "--seed=1", f"--run_dir={other}"]) == 0
+    assert main([f"--resume={run}", f"--teacher={other}"]) == 2
+    assert "the teacher is another one than before" in capsys.readouterr().err
+    assert main([f"--resume={run}", f"--teacher={moved}"]) == 0
+
+
+def test_more_clusters_than_images_are_refused_before_training(tmp_path: Path, capsys) -> None:
+    flags = [*shlex.split(TINY), "--method=dynacl++", "--agent=fixed", f"--run_dir={tmp_path / 'run'}"]
+    assert main(flags) == 2
+    assert "lower --post_kwargs.clusters" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("agent", ["fixed", "random", "reinforce", "ppo"])

@@ -134,8 +134,7 @@ def test_the_fixed_agent_plays_the_methods_own_budget_exactly() -> None:
     # budgets beside the grid of factored actions
     assert {method for method, kind in kinds.items() if kind == "continuous"} == {"rocl", "emp-ssl", "cf-amc-ssl"}
     assert Settings(method="rocl", agent="schedule").actions == "continuous"
-    with pytest.raises(ValueError, match="the nearest that factored actions have"):
-        Settings(method="rocl", agent="fixed", epsilon=8 / 255)
+    assert Settings(method="rocl", agent="fixed", epsilon=8 / 255).actions == "continuous"
 
 
 def test_reinforce_paper_fixes_what_the_paper_fixes() -> None:

@@ -190,7 +190,7 @@ def test_bad_arguments_are_refused() -> None:
         for value in (-0.1, float("inf"), float("nan"), "1", True):
             with pytest.raises(ValueError, match=f"{name} is .*expected a finite number of 0 or more"):
                 DynACLAIR(**{name: value})
-    with pytest.raises(ValueError, match=r"reweighting is 1.5: expected a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"reweighting is 1.5: expected a finite number in \[0, 1\]"):
         DynACLAIR(reweighting=1.5)
     with pytest.raises(ValueError, match="temperature"):
         ACLAIR(temperature=0)
