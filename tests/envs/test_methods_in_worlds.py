@@ -16,6 +16,7 @@ from ssl_core.attacks import Budget
 from ssl_core.checkpoint import describe_network, save_checkpoint
 from ssl_core.methods import METHODS
 from ssl_core.networks import build_network
+from tests.states import same
 
 HEADS = {"emp-ssl": {"neck": 8, "projector": "mlp"}, "cf-amc-ssl": {"neck": 8, "projector": "mlp"}}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -43,16 +44,6 @@ def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine
 
 def uniform(engine: AttackEngine) -> Budget | None:
     return Budget.uniform(engine.num_attacked, 8 / 255, 2 / 255, 2) if engine.method.attacks else None
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("method", METHODS)

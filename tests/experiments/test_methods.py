@@ -11,6 +11,7 @@ import torch
 
 from experiments.train_agent import main
 from ssl_core.methods import METHODS
+from tests.states import same
 
 TINY = (
     "--limit=8 --test_limit=20 --batch_size=4 --image_size=8 --width=2 --projector_hidden=8 --projector_dim=8 "
@@ -27,16 +28,6 @@ SMALLER = {
     [name for name, method in METHODS.items() if method.post_processed],
     "--post_kwargs.clusters=2 --post_kwargs.epochs=1 --post_kwargs.probe_epochs=1 --post_kwargs.steps=1",
 )
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def state(folder: Path) -> dict[str, Any]:

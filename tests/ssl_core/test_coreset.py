@@ -17,6 +17,7 @@ from ssl_core.methods.contrastive import ACL
 from ssl_core.networks import build_network
 from ssl_core.optim import make_optimizer
 from ssl_core.rng import Streams
+from tests.states import same
 
 SIZE = 4
 IMAGES = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(5))
@@ -194,16 +195,6 @@ def snapshot(target: TargetLearner) -> dict[str, Any]:
             "global": torch.get_rng_state(),
         }
     )
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
 
 
 @pytest.mark.parametrize("method", [ACL(), InTrainMode(), make_method("astra")])
