@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ssl_core.attacks import Budget, pgd
 from ssl_core.divergences import KINDS, representational_divergence
 from ssl_core.folding import FoldedNetwork
-from ssl_core.learner import NonFiniteLossError, TargetLearner, frozen, on_route
+from ssl_core.learner import NonFiniteLossError, TargetLearner, frozen
 from ssl_core.lookup import pick
-from ssl_core.methods import Network, Networks
+from ssl_core.methods import Network
 from ssl_core.rng import Streams, derive_seed
 from ssl_core.route_norm import Untracked
 
@@ -232,7 +232,7 @@ def _batch_gradient(
     budget = Budget.uniform(number, *method.default_budget(learner.step), device=views.device)
     adversarial = learner.attack(views, budget, noise).images
     with _differentiable(learner, parameters):
-        terms = method.losses(_networks(learner), views, adversarial)
+        terms = method.losses(learner.plain(), views, adversarial)
         weights = method.weights_at(learner.moment)
         total = torch.stack([weights[name] * values.mean() for name, values in terms.items()]).sum()
         return list(torch.autograd.grad(total, list(parameters)))
@@ -286,14 +286,6 @@ def _maximised(
         return representational_divergence(clean, z, settings.divergence, "sum")
 
     return pgd(encode, objective, images, budget, generator=noise).images
-
-
-def _networks(learner: TargetLearner) -> Networks:
-    """The learner's networks as they are, for the method's losses."""
-    others: dict[str, Network] = dict(learner.others.items())
-    if "teacher" in others:
-        others["teacher"] = on_route(others["teacher"], learner.teacher_route)
-    return Networks(learner.network, dict(learner.heads.items()), others, learner.tables)
 
 
 def _averaged(gradient: Gradient) -> Tensor:

@@ -126,7 +126,7 @@ class TargetLearner:
         others: dict[str, Network] = {name: FoldedNetwork(self._other(name)) for name in self.others}
         return self._networks(FoldedNetwork(self.network), others)
 
-    def _plain(self, target: Network | None = None) -> Networks:
+    def plain(self, target: Network | None = None) -> Networks:
         """All networks as they are, the target behind `target` if it is given."""
         return self._networks(target or self.network, {name: self._other(name) for name in self.others})
 
@@ -168,7 +168,7 @@ class TargetLearner:
             return found
         # what is compared with the attacked views' embeddings has to be made as they are
         with self._under_attack(), self.untracked(), torch.no_grad():
-            embeddings = self.method.encoded(self._plain(), images, rows, attacked=False).embeddings
+            embeddings = self.method.encoded(self.plain(), images, rows, attacked=False).embeddings
         return Encoded(found.features, embeddings)
 
     @contextmanager
@@ -204,7 +204,7 @@ class TargetLearner:
         # batch norm in train mode couples the batch: all of it is encoded in every iteration
         granularity = len(images) if training else -(-len(images) // SHAPES)
         with self._under_attack():
-            encode = self.method.encode(self._plain() if training else self._folded())
+            encode = self.method.encode(self.plain() if training else self._folded())
             return pgd(encode, objective, images, budget, generator=generator, start=start, granularity=granularity)
 
     def carry(self, views: Tensor, budget: Budget) -> Attacked:
@@ -234,7 +234,7 @@ class TargetLearner:
         self._carried["perturbations"] = moved - images
         rows = torch.arange(len(moved), device=moved.device)
         with self._under_attack(), self.untracked(), torch.no_grad():
-            return Attacked(moved, self.method.encode(self._plain())(moved, rows))
+            return Attacked(moved, self.method.encode(self.plain())(moved, rows))
 
     def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:
         """One optimiser step on all views of a batch and the attacked ones.
@@ -255,7 +255,7 @@ class TargetLearner:
         if self.method.free and adversarial is not None:
             adversarial = adversarial.detach().requires_grad_()
         chunked = ChunkedNetwork(self.network, self.update_chunks) if self.update_chunks > 1 else None
-        networks = self._plain(chunked)
+        networks = self.plain(chunked)
         with self._perturbed(moment, views, adversarial):
             terms = self.method.losses(networks, views, adversarial)
             weights = self.method.weights_at(moment)
@@ -297,7 +297,7 @@ class TargetLearner:
         gamma = self.method.weight_perturbation(moment)
         if gamma == 0 or adversarial is None:
             return nullcontext()
-        modules, networks = nn.ModuleList([self.network, self.heads]), self._plain()
+        modules, networks = nn.ModuleList([self.network, self.heads]), self.plain()
         return perturbed(modules, lambda: self.method.perturbation_loss(networks, views, adversarial), gamma)
 
     @staticmethod

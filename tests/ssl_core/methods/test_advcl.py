@@ -227,7 +227,7 @@ def test_labels_are_those_of_the_fitted_clusters_of_the_images_themselves() -> N
         f"centroids_{k}": (k, 32) for k in CLUSTERS
     }
     seen = target._other("teacher")(batch, "normal").features
-    labels = METHOD.labels(target._plain(), batch)
+    labels = METHOD.labels(target.plain(), batch)
     for column, k in enumerate(CLUSTERS):
         assert torch.equal(labels[:, column], assign(seen.detach(), target.tables[f"centroids_{k}"]))
         assert labels[:, column].unique().tolist() == list(range(k))  # no cluster is empty
@@ -262,7 +262,7 @@ def test_the_attack_runs_in_train_mode_on_its_two_routes() -> None:
 
 def test_a_subset_is_encoded_like_the_whole_in_eval_mode() -> None:
     target, batch = learner(), images(3, 8)
-    networks = target._plain()
+    networks = target.plain()
     with frozen(target._parts):
         for attacked in (True, False):
             whole = METHOD.encoded(networks, batch, torch.arange(8), attacked)

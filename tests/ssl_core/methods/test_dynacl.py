@@ -155,7 +155,7 @@ def test_the_attack_raises_the_contrastive_loss_of_the_pair_and_changes_nothing(
     objective = target.objective(images(0))
     assert objective(attacked.embeddings).mean() > objective(idle.embeddings).mean() + 1e-4
     with frozen(target.network), frozen(target.others), torch.no_grad():
-        plain = by_both(target._plain(), attacked.images, torch.arange(8), "pgd").embeddings
+        plain = by_both(target.plain(), attacked.images, torch.arange(8), "pgd").embeddings
     torch.testing.assert_close(attacked.embeddings, plain, rtol=1e-3, atol=1e-4)
     budget = Budget(torch.full((8,), 8 / 255), torch.full((8,), 2 / 255), torch.tensor([0, 3, 1, 2, 5, 5, 0, 1]))
     uneven = target.attack(images(0), budget, generator(2))
