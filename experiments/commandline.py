@@ -20,6 +20,7 @@ from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_dev
 from ssl_core.lookup import pick
 
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
+FRACTION = re.compile(r"(\d+(?:\.\d+)?)/([1-9]\d*)")
 KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}
 """Each setting's type, as text."""
 
@@ -88,7 +89,8 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
         if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
-            expected = KINDS[match[1]].replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
+            kind = KINDS[match[1]].replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
+            expected = f"settings by name, such as --{match[1]}.NAME VALUE" if "dict" in kind else kind
             message = f"--{match[1]}: expected {expected}, got {match[2].strip()!r}"
         message = " ".join(message.split())
         if not self.exit_on_error:
@@ -203,7 +205,16 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(Path(values[name]).expanduser().resolve())
-    return {name: values[name] for name in KINDS}
+    return {name: _written_out(values[name]) if "dict" in KINDS[name] else values[name] for name in KINDS}
+
+
+def _written_out(value: Any) -> Any:
+    """An option, or options by name or in a list, with every text that is a fraction (8/255) as its number."""
+    if isinstance(value, dict):
+        return {name: _written_out(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_written_out(each) for each in value]
+    return float(match[1]) / int(match[2]) if isinstance(value, str) and (match := FRACTION.fullmatch(value)) else value
 
 
 def _decimals(argv: Iterable[str]) -> Iterator[str]:
@@ -213,7 +224,7 @@ def _decimals(argv: Iterable[str]) -> Iterator[str]:
         if token.startswith("--"):
             name = token[2:].partition("=")[0]
         takes = "float" in KINDS.get(name, "")
-        yield re.sub(r"(\d+(?:\.\d+)?)/([1-9]\d*)", lambda m: repr(float(m[1]) / int(m[2])), token) if takes else token
+        yield FRACTION.sub(lambda m: repr(float(m[1]) / int(m[2])), token) if takes else token
 
 
 def _as_text(value: Any) -> str:

@@ -73,6 +73,23 @@ def test_bad_settings_of_an_agent_are_refused_in_one_line(capsys: pytest.Capture
     assert "cannot read" in refused(capsys, "--agent_config", str(tmp_path / "none.yaml"))
 
 
+def test_fractions_among_options_are_numbers(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--method=astra++", "--post_kwargs.epsilon", "6/255", "--perspective=moebius"]
+    settings = settings_of(*flags, "--perspective_kwargs.magnitude=[1/10,2/10]")
+    assert settings.post_kwargs is not None and settings.post_kwargs["epsilon"] == 6 / 255
+    assert settings.perspective_kwargs == {"magnitude": [0.1, 0.2]}
+    config.write_text("method: astra++\npost_kwargs: {step_size: 1/255}\n")
+    settings = settings_of("--config", str(config))
+    assert settings.post_kwargs is not None and settings.post_kwargs["step_size"] == 1 / 255
+    line = refused(capsys, "--method=astra++", "--post_kwargs.epsilon", "6/0")
+    assert "epsilon of the post-processing is '6/0': expected a number" in line
+
+
+def test_options_without_a_name_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--method_kwargs", "a2s")
+    assert line.endswith("--method_kwargs: expected settings by name, such as --method_kwargs.NAME VALUE, got 'a2s'")
+
+
 def test_flags_win_over_files_over_presets_wherever_they_stand(config: Path) -> None:
     for argv in (
         ["--epochs", "30", "--config", str(config), "--preset", "cifar10"],
