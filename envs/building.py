@@ -1,6 +1,7 @@
 """A world's learner, built from the world's settings."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from ssl_core.checkpoint import CheckpointError, load_network
 from ssl_core.heads import build_heads
 from ssl_core.learner import TargetLearner
 from ssl_core.networks import NORMALISATIONS, TargetNetwork, build_network, copy_routes
-from ssl_core.optim import make_optimizer, warmup_cosine
+from ssl_core.optim import make_optimizer, warmup_cosine, warmup_cosine_by_epoch
 from ssl_core.plan import Plan
 from ssl_core.rng import Streams
 
@@ -65,16 +66,11 @@ def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images:
     heads = build_heads(streams, method.make_heads(network.feature_dim, network.embedding_dim))
     beside = [(head, method.constant_lr) for head in heads.values()]
     optimizer = make_optimizer(settings.optimizer, network, settings.peak_lr, settings.weight_decay, heads=beside)
-    warmup, total = settings.warmup_updates(plan.steps), plan.epochs * plan.steps
-
-    def schedule(step: int) -> float:
-        return warmup_cosine(plan.full_steps(step), total=total, warmup=warmup, peak=settings.peak_lr)
-
     learner = TargetLearner(
         network,
         method,
         optimizer,
-        schedule,
+        make_schedule(settings, plan),
         settings.update_chunks,
         heads=heads,
         others=others,
@@ -84,3 +80,21 @@ def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images:
     if images is not None:
         learner.make_tables(images, streams)
     return learner
+
+
+def make_schedule(settings: WorldSettings, plan: Plan) -> Callable[[int], float]:
+    """The learning rate of each update of a run, by the number of updates before it."""
+    peak, floor, start = settings.peak_lr, settings.final_lr, settings.warmup_lr
+    if settings.lr_interval == "epoch":
+        warmup_epochs = min(settings.warmup_epochs, settings.epochs // 2)
+
+        def by_epoch(step: int) -> float:
+            return warmup_cosine_by_epoch(plan.place(step)[0], plan.epochs, warmup_epochs, peak, floor, start)
+
+        return by_epoch
+    warmup, total = settings.warmup_updates(plan.steps), plan.epochs * plan.steps
+
+    def by_update(step: int) -> float:
+        return warmup_cosine(plan.full_steps(step), total, warmup, peak, floor, start)
+
+    return by_update

@@ -32,6 +32,7 @@ REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mi
 PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3, "sgd-classic": 0.5, "lars-excluded": 1.0, "lars-emp": 0.3}
 """Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's and EMP-SSL's; those of sgd and adamw were found on the
 digits."""
+LR_INTERVALS = {"update": "the learning rate changes at every update", "epoch": "it changes once an epoch"}
 CORESETS = {
     "none": "every epoch is over all data",
     "rcs": "robustness-aware coreset selection",
@@ -76,6 +77,9 @@ class WorldSettings:
             for adamw; `PEAK_LR`).
         weight_decay: the target network's weight decay.
         warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
+        warmup_lr: the rate that the warm-up begins with.
+        final_lr: the rate that the cosine behind it goes down to.
+        lr_interval: `update`, or `epoch`: the rate changes once an epoch, and the first has `warmup_lr`.
         temperature: of the contrastive losses.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
         mixed_reading: `pairs` (as coded) or `views` (as drawn).
@@ -84,6 +88,8 @@ class WorldSettings:
             1 - 0.9 * strength to 1, as ACL and DynACL do.
         jitter: how far a strong view's brightness, contrast, saturation and hue change at strength 1.
         flip: probability of a horizontal flip.
+        blur: probability of a Gaussian blur of a strong view at strength 1.
+        solarize: probability that an image's second strong view is solarised at strength 1.
         perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
             experimental: with ranges of ours).
         perspective_kwargs: its settings, over those it has by default
@@ -142,6 +148,9 @@ class WorldSettings:
     lr: float | None = None
     weight_decay: float = 1e-6
     warmup_epochs: int = 1
+    warmup_lr: float = 0.0
+    final_lr: float = 1e-6
+    lr_interval: str = "update"
     temperature: float = 0.5
     mixed_weight: float = 0.5
     mixed_reading: str = "pairs"
@@ -149,6 +158,8 @@ class WorldSettings:
     crop_scale: tuple[float, ...] | None = None
     jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
     flip: float = 0.0
+    blur: float = 0.0
+    solarize: float = 0.0
     perspective: str = "none"
     perspective_kwargs: dict[str, Any] | None = None
     interpolation: str = "bicubic"
@@ -179,6 +190,7 @@ class WorldSettings:
         pick(self.projector, PROJECTORS, "projector")
         pick(self.normalisation, NORMALISATIONS, "normalisation")
         pick(self.optimizer, OPTIMIZERS, "optimizer")
+        pick(self.lr_interval, LR_INTERVALS, "interval of the learning rate")
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
         pick(self.reward_scope, REWARD_SCOPES, "reward scope")
         pick(self.coreset, CORESETS, "coreset")
@@ -204,6 +216,9 @@ class WorldSettings:
             )
         if self.lr is not None:
             _check("lr", self.lr, 0, math.inf, "0 or more")
+        for name in ("warmup_lr", "final_lr"):
+            if getattr(self, name) != getattr(WorldSettings, name):
+                _check(name, getattr(self, name), 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}")
         for name in ("weight_decay", "mixed_weight"):
             _check(name, getattr(self, name), 0, math.inf, "0 or more")
         for name, length in (("crop_scale", 2), ("jitter", 4)):
@@ -217,17 +232,32 @@ class WorldSettings:
                 _check(name, getattr(self, name), least, math.inf, f"an integer of {least} or more", whole=True)
         _check("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
         _check("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
-        for name in ("strength", "flip"):
+        for name in ("strength", "flip", "blur", "solarize"):
             _check(name, getattr(self, name), 0, 1, "a number in [0, 1]")
         for name in REWARD_WEIGHTS:
             _check(name, getattr(self, name), -math.inf, math.inf, "a finite number")
         expected = "2 or more images, since each needs negatives"
         _check("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
+        self._check_idle_options()
         self.make_views()
         self.make_perspective()
         if not is_own(self.method):
             # a subclass asks its own questions when it has checked its own figures
             WorldSettings.check_method(self)
+
+    def _check_idle_options(self) -> None:
+        """Raises a ValueError where an option is given of something that is left out, or would change nothing."""
+        if self.coreset == "none":
+            for name in ("coreset_fraction", "coreset_warmup", "coreset_every"):
+                if getattr(self, name) != getattr(WorldSettings, name):
+                    raise ValueError(f"{name} is {getattr(self, name)}, but there is no coreset: add --coreset rcs")
+        elif self.coreset_epochs[0] >= self.epochs:
+            raise ValueError(
+                f"coreset is {self.coreset!r}, but the first {self.coreset_epochs[0]} of {self.epochs} epochs are on "
+                "all data: take more epochs, or a shorter --coreset_warmup"
+            )
+        if self.perspective_kwargs and self.perspective == "none":
+            raise ValueError("perspective_kwargs: there is no perspective augmentation: add --perspective moebius")
 
     def check_method(self) -> None:
         """Whether the method and its options fit each other and the settings.
@@ -239,6 +269,17 @@ class WorldSettings:
             ValueError: if they do not.
         """
         method = self.make_method()
+        options = dict(self.method_kwargs or {})
+        for name in ("temperature", "mixed_weight", "mixed_reading"):
+            if name in options and getattr(self, name) not in (getattr(WorldSettings, name), options[name]):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} and method_kwargs.{name} {options[name]}: give one of them"
+                )
+        if not method.has_temperature and ("temperature" in options or self.temperature != WorldSettings.temperature):
+            raise ValueError(
+                f"temperature is {options.get('temperature', self.temperature)}, but the loss of the method "
+                f"{self.method} has none: leave it out"
+            )
         if not hasattr(method, "mixed_reading"):
             for name in ("mixed_weight", "mixed_reading", "reward_mixed"):
                 if getattr(self, name) != getattr(WorldSettings, name):
@@ -313,6 +354,8 @@ class WorldSettings:
             interpolation=self.interpolation,
             crop=None if self.crop_scale is None else (self.crop_scale[0], self.crop_scale[1]),
             jitter=(self.jitter[0], self.jitter[1], self.jitter[2], self.jitter[3]),
+            blur_probability=self.blur,
+            solarize_probability=self.solarize,
         )
 
     def make_perspective(self) -> PerspectiveSettings:

@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-SOLO_LEARN = {"crop_scale": (0.08, 1.0), "batch_size": 256, "weight_decay": 1e-5}
-"""What solo-learn's CIFAR settings of BYOL and SimSiam share; their blur and solarisation are no part of our views."""
+SOLO_LEARN = {
+    "crop_scale": (0.08, 1.0),
+    "normalisation": "cifar",
+    "batch_size": 256,
+    "weight_decay": 1e-5,
+    "warmup_lr": 3e-5,
+    "final_lr": 0.0,
+}
+"""What solo-learn's CIFAR settings of BYOL and SimSiam share."""
 DISTILLATION = {
     "optimizer": "sgd-classic",
     "lr": 0.5,
@@ -12,6 +19,9 @@ DISTILLATION = {
     "batch_size": 256,
     "epochs": 100,
     "warmup_epochs": 10,
+    "warmup_lr": 0.003,
+    "final_lr": 0.0,
+    "lr_interval": "epoch",
     "stem": "cifar-padded",
     "normalisation": "cifar",
     "projector": "none",
@@ -22,6 +32,7 @@ EMP = {
     "weight_decay": 1e-4,
     "batch_size": 100,
     "warmup_epochs": 0,
+    "final_lr": 0.0,
     "neck": 4096,
     "projector": "mlp",
     "projector_hidden": 4096,
@@ -31,13 +42,16 @@ EMP = {
     "interpolation": "bilinear",
 }
 ACL = {"projector_hidden": 512}
-DYNACL = {**ACL, "interpolation": "bilinear"}
+DYNACL = {**ACL, "interpolation": "bilinear", "warmup_lr": 0.5, "lr_interval": "epoch"}
 
 AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "simclr": ACL,
     "acl": ACL,
     "rocl": {
         "lr": 1.5,
+        "warmup_lr": 0.24,
+        "final_lr": 0.0,
+        "lr_interval": "epoch",
         "projector": "rocl",
         "projector_hidden": 2048,
         "projector_dim": 128,
@@ -48,6 +62,8 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "advcl": {
         "optimizer": "sgd-classic",
         "lr": 0.5,
+        "warmup_lr": 0.01,
+        "final_lr": 5e-4,
         "weight_decay": 1e-4,
         "projector": "advcl",
         "projector_hidden": 512,
@@ -68,6 +84,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "weight_decay": 5e-4,
         "epochs": 800,
         "warmup_epochs": 5,
+        "final_lr": 0.0,
         "projector": "simsiam-2",
         "projector_hidden": 2048,
         "projector_dim": 2048,
@@ -83,6 +100,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "optimizer": "lars-excluded",
         "lr": 1.0,
         "jitter": (0.4, 0.4, 0.2, 0.1),
+        "solarize": 0.2,
         "projector": "mlp",
         "projector_hidden": 4096,
         "projector_dim": 256,
@@ -92,6 +110,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         **SOLO_LEARN,
         "optimizer": "sgd-classic",
         "lr": 0.5,
+        "blur": 0.5,
         "projector": "simsiam-3",
         "projector_hidden": 2048,
         "projector_dim": 2048,
@@ -99,7 +118,12 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code. `simclr` is
-as in ACL. All learning rates follow one schedule, warm-up and cosine by the update; DynACL's own counts epochs."""
+as in ACL.
+
+Decided, where released codes differ by one update or epoch, or by less than two hundredths of the peak: a warm-up by
+the update reaches its peak in the update behind it, one by the epoch in its last epoch; the cosine spans what the
+warm-up leaves (of the whole run in AdvCL, TARO and RoCL) and follows the warm-up's interval (by the epoch in AdvCL).
+RoCL's colours come before the crop there, and solo-learn's flip last. Its blur is Pillow's, see `ssl_core.filters`."""
 
 MOMENTUM = 0.9
 """Momentum of a moving average in the small presets. With the authors' 0.99 it remembers 100 updates, half of the 220

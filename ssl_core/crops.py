@@ -1,16 +1,12 @@
-"""Many crops of each image: EMP-SSL's patches, CF-AMC-SSL's crops, and augmentations with blur or solarisation."""
+"""Many crops of each image: EMP-SSL's patches and CF-AMC-SSL's crops."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ssl_core.filters import FilterParameters, apply_filters, draw_filters
 from ssl_core.views import StrongParameters, ViewSettings, apply_strong, check_images, draw_strong
-
-SIGMAS = (0.1, 2.0)
-"""The blur's standard deviation is drawn uniformly from here, in pixels: EMP-SSL's and solo-learn's."""
-_BLUR_RADIUS = 6
-_SOLARIZE_FROM = 128 / 255
 
 
 @dataclass(frozen=True)
@@ -73,24 +69,18 @@ class CropParameters:
 
     Attributes:
         strong: box, flip, colour jitter and grayscale.
-        blur: (n,) bool.
-        sigma: (n,) float32, of the blur, in pixels.
-        solarize: (n,) bool.
+        filters: blur and solarisation.
     """
 
     strong: StrongParameters
-    blur: Tensor
-    sigma: Tensor
-    solarize: Tensor
+    filters: FilterParameters
 
 
 def draw_crops(n: int, height: int, width: int, settings: CropSettings, generator: torch.Generator) -> CropParameters:
-    """Parameters of n crops: those of n strong views, then 3 numbers for each, whatever the settings are."""
+    """Parameters of n crops: those of n strong views, then those of their filters."""
     strong = draw_strong(n, height, width, settings.views, generator)
-    blur, width_of_blur, solarize = torch.rand(n, 3, generator=generator, dtype=torch.float64).unbind(1)
-    low, high = SIGMAS
-    sigma = (low + (high - low) * width_of_blur).float()
-    return CropParameters(strong, blur < settings.blur_probability, sigma, solarize < settings.solarize_probability)
+    filters = draw_filters(n, settings.blur_probability, settings.solarize_probability, generator)
+    return CropParameters(strong, filters)
 
 
 def apply_crops(images: Tensor, parameters: CropParameters, interpolation: str = "bilinear") -> Tensor:
@@ -107,48 +97,7 @@ def apply_crops(images: Tensor, parameters: CropParameters, interpolation: str =
     Raises:
         ValueError: as `views.apply_strong`.
     """
-    crops = apply_strong(images, parameters.strong, interpolation)
-    chosen = parameters.blur.nonzero()[:, 0]
-    if len(chosen):
-        rows = chosen.to(images.device, non_blocking=True)
-        crops.index_copy_(0, rows, gaussian_blur(crops.index_select(0, rows), parameters.sigma[chosen]))
-    inverted = parameters.solarize.to(images.device, non_blocking=True).view(-1, 1, 1, 1) & (crops >= _SOLARIZE_FROM)
-    return torch.where(inverted, 1 - crops, crops)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image by its own Gaussian, reflected at the borders.
-
-    The kernel is cut off 6 pixels from its middle (three times the greatest of `SIGMAS`), or, in images of fewer than
-    7 pixels, as far out as reflection goes: one less than the shorter side. It is torchvision's `gaussian_blur` with a
-    `kernel_size` of 13, up to rounding. EMP-SSL and solo-learn blur by Pillow, which comes near a Gaussian by boxes.
-
-    Args:
-        images: (n, channels, H, W) float32.
-        sigma: (n,) float32 on the CPU, positive, in pixels.
-
-    Returns:
-        New images of the same shape and range.
-    """
-    height, width = images.shape[-2:]
-    radius = min(_BLUR_RADIUS, height - 1, width - 1)
-    distance = torch.arange(-radius, radius + 1, dtype=sigma.dtype)
-    kernels = (-0.5 * (distance / sigma[:, None]).square()).exp()
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).to(images.device, non_blocking=True)
-    with torch.autocast(images.device.type, enabled=False):
-        down, across = (_blurring(kernels, size, radius) for size in (height, width))
-        # Rows of weights sum to one only up to rounding.
-        return (down.unsqueeze(1) @ images @ across.mT.unsqueeze(1)).clamp_(0, 1)
-
-
-def _blurring(kernels: Tensor, size: int, radius: int) -> Tensor:
-    """(n, size, size) matrices that convolve with kernels (n, 2 radius + 1), reflected at both ends."""
-    place = torch.arange(size, device=kernels.device)
-    source = place[:, None] + torch.arange(-radius, radius + 1, device=kernels.device)
-    source = (size - 1) - ((size - 1) - source.abs()).abs()
-    # Each weight goes where its source lies: weights that meet there add up.
-    spread = (source.unsqueeze(2) == place).to(kernels.dtype)
-    return torch.einsum("nk,pks->nps", kernels, spread)
+    return apply_filters(apply_strong(images, parameters.strong, interpolation), parameters.filters)
 
 
 def multi_crops(images: Tensor, n: int, settings: CropSettings, generator: torch.Generator) -> Tensor:

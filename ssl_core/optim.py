@@ -225,13 +225,28 @@ def make_optimizer(
     return make([first, *others], lr, weight_decay)
 
 
-def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: float = 1e-6) -> float:
-    """Learning rate of update `step` (0-based): linear from 0 over `warmup` updates, then cosine to `floor` at `total`.
+def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: float = 1e-6, start: float = 0.0) -> float:
+    """Learning rate of update `step` (0-based): linear from `start` over `warmup` updates, then cosine to `floor` at
+    `total`.
 
-    ACL's schedule (methods of ACL, DynACL and ASTrA: 10 epochs of warm-up, floor 1e-6, counted per iteration).
-    Beyond `total` the rate stays at the floor.
+    ACL's and ASTrA's schedule (10 epochs of warm-up from 0, floor 1e-6, counted per iteration). Beyond `total` the rate
+    stays at the floor.
     """
     if step < warmup:
-        return peak * step / warmup
+        return start + (peak - start) * step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_cosine_by_epoch(
+    epoch: int, epochs: int, warmup: int, peak: float, floor: float = 0.0, start: float = 0.0
+) -> float:
+    """Learning rate throughout an epoch (0-based), for schedules that count epochs (DynACL, DeACL, RoCL).
+
+    Linear from `start` in the first epoch to `peak` in epoch `warmup` (counted from 1), which the next epoch has too;
+    then cosine towards `floor`, which would be that of epoch `epochs + 1`. With one epoch of warm-up its rate is the
+    peak.
+    """
+    if epoch < warmup - 1:
+        return start + (peak - start) * epoch / (warmup - 1)
+    return warmup_cosine(max(epoch, warmup), epochs, warmup, peak, floor)

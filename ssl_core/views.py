@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssl_core.colour import colour
+from ssl_core.filters import apply_filters, draw_filters
 from ssl_core.lookup import pick
 
 _TRIES = 10
@@ -59,6 +60,9 @@ class ViewSettings:
             [0, 1/2] of a turn, all times s. (.4, .4, .2, .1) is TARO's, (.8, .8, .8, .2) solo-learn's.
         jitter_probability: of the colour jitter as a whole, in [0, 1], times s.
         gray_probability: of grayscale, in [0, 1], times s.
+        blur_probability: of a Gaussian blur of each of two strong views, in [0, 1], times s; SimSiam's is .5.
+        solarize_probability: of an inversion of the values from 128/255 on in the second of two strong views, in
+            [0, 1], times s; BYOL's is .2.
 
     Raises:
         ValueError: a value outside its range, or an unknown interpolation.
@@ -73,9 +77,12 @@ class ViewSettings:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_probability: float = 0.8
     gray_probability: float = 0.2
+    blur_probability: float = 0.0
+    solarize_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("strength", "flip", "jitter_probability", "gray_probability"):
+        shares = ("jitter_probability", "gray_probability", "blur_probability", "solarize_probability")
+        for name in ("strength", "flip", *shares):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"views: {name} is {getattr(self, name)}, expected a number in [0, 1]")
         if self.padding < 0:
@@ -265,9 +272,19 @@ def strong_views(images: Tensor, settings: ViewSettings, generator: torch.Genera
 
 
 def two_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """Two independent strong views of each image: (2B, 3, H, W), rows 2k and 2k + 1 the views of image k."""
+    """Two independent strong views of each image, blurred and solarised where the settings say so.
+
+    Returns:
+        (2B, 3, H, W), rows 2k and 2k + 1 the views of image k.
+    """
     check_images(images)
-    return strong_views(images.repeat_interleave(2, dim=0), settings, generator)
+    views = strong_views(images.repeat_interleave(2, dim=0), settings, generator)
+    blur, solarize = settings.strength * settings.blur_probability, settings.strength * settings.solarize_probability
+    if not (settings.blur_probability or settings.solarize_probability):
+        # nothing is drawn for what is left out
+        return views
+    second = torch.arange(len(views)) % 2
+    return apply_filters(views, draw_filters(len(views), blur, second * solarize, generator))
 
 
 def draw_weak(n: int, settings: ViewSettings, generator: torch.Generator) -> WeakParameters:

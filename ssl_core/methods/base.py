@@ -98,6 +98,8 @@ class Method(ABC):
     chunks needs."""
     nt_xent_based: ClassVar[bool] = True
     """Whether the loss is made of NT-Xents: what coreset selection (RCS) is defined for."""
+    has_temperature: ClassVar[bool] = True
+    """Whether the loss has the temperature; else a temperature that is given is refused."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

@@ -40,6 +40,7 @@ class Distillation(Method):
 
     others: ClassVar[tuple[str, ...]] = ("teacher",)
     nt_xent_based: ClassVar[bool] = False
+    has_temperature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,6 +58,7 @@ class EMPSSL(Method):
     start_radius = 0.0
     paired = False
     nt_xent_based = False
+    has_temperature = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +76,8 @@ class EMPSSL(Method):
     def crop_settings(self, settings: ViewSettings) -> CropSettings:
         """How a run's crops are made: the authors' own at strength 1, none but the patches' at 0.
 
-        A run's own crop takes the place of the crops' area, not of the patches'; all reaches and probabilities but the
-        flip's are times the strength.
+        A run's own crop takes the place of the crops' area, not of the patches', and a run's own probability of blur or
+        solarisation that of the authors'; all reaches and probabilities but the flip's are times the strength.
         """
         s = settings.strength
         brightness, contrast, saturation, hue = (s * reach for reach in settings.jitter)
@@ -88,8 +89,8 @@ class EMPSSL(Method):
             jitter=(brightness, contrast, saturation, hue),
             jitter_probability=s * settings.jitter_probability,
             gray_probability=s * settings.gray_probability,
-            blur_probability=s * _RARELY,
-            solarize_probability=s * _RARELY,
+            blur_probability=s * (settings.blur_probability or _RARELY),
+            solarize_probability=s * (settings.solarize_probability or _RARELY),
             interpolation=settings.interpolation,
         )
 

@@ -48,6 +48,7 @@ class Predictive(Method):
     predictor_hidden: int = 512
 
     nt_xent_based: ClassVar[bool] = False
+    has_temperature: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

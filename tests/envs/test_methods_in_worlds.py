@@ -159,11 +159,25 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
         ({"method": "acll"}, "did you mean 'acl'"),
         ({"method": "astra", "method_kwargs": {"mixed_reading": "pair"}}, "did you mean 'pairs'"),
         ({"perspective": "moebius", "perspective_kwargs": {"kind": "lcm"}}, "give it as --perspective"),
+        ({"perspective_kwargs": {"probability": 0.5}}, "no perspective augmentation: add --perspective"),
+        ({"coreset_fraction": 0.3}, "coreset_fraction is 0.3, but there is no coreset"),
+        ({"coreset_every": 2}, "coreset_every is 2, but there is no coreset"),
+        ({"coreset": "random", "epochs": 1}, "the first 1 of 1 epochs are on all data"),
+        ({"method": "byol", "temperature": 0.2}, "loss of the method byol has none"),
+        ({"method": "taro", "method_kwargs": {"temperature": 0.2}}, "loss of the method taro has none"),
+        ({"method": "emp-ssl", "temperature": 0.2}, "temperature is 0.2, but the loss of the method emp-ssl has none"),
+        ({"temperature": 0.2, "method_kwargs": {"temperature": 0.3}}, "method_kwargs.temperature 0.3: give one"),
+        ({"mixed_weight": 0.2, "method_kwargs": {"mixed_weight": 0.3}}, "method_kwargs.mixed_weight 0.3: give one"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict, message: str, tiny: dict) -> None:
     with pytest.raises(ValueError, match=message):
         WorldSettings(**tiny | changes)
+
+
+def test_a_shared_figure_may_be_given_among_a_methods_options_too() -> None:
+    assert WorldSettings(method_kwargs={"temperature": 0.3}).make_method().temperature == 0.3
+    assert WorldSettings(temperature=0.3, method_kwargs={"temperature": 0.3}).make_method().temperature == 0.3
 
 
 def test_a_teacher_of_another_shape_or_none_at_all_is_refused(tiny: dict, teacher: str) -> None:

@@ -1,8 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from envs.building import build_learner
+from envs.building import build_learner, make_schedule
 from envs.world import WorldSettings
 from ssl_core.plan import Plan
 from ssl_core.rng import Streams
@@ -44,6 +45,11 @@ from ssl_core.rng import Streams
         ({"strength": 1.5}, "strength"),
         ({"flip": -0.1}, "flip"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"lr": 0.1, "warmup_lr": 0.2}, "warmup_lr is 0.2: expected 0 to the peak learning rate, 0.1"),
+        ({"final_lr": -1e-3}, "final_lr is -0.001: expected 0 to the peak learning rate, 0.003"),
+        ({"lr_interval": "epochs"}, "unknown interval of the learning rate 'epochs'.*did you mean 'epoch'"),
+        ({"blur": 1.5}, "blur is 1.5"),
+        ({"solarize": -0.1}, "solarize is -0.1"),
         ({"reward_clean": math.inf}, "reward_clean"),
         ({"reward_cost": math.nan}, "reward_cost is nan"),
         ({"reward_lookahead": math.inf}, "reward_lookahead is inf"),
@@ -70,6 +76,21 @@ def test_a_learner_is_built_as_the_settings_say() -> None:
     settings = WorldSettings(width=4, update_chunks=3, recompute=True)
     learner = build_learner(settings, Streams(0), plan=Plan(settings.epochs, 10))
     assert learner.update_chunks == 3 and learner.network.backbone.recompute
+
+
+def test_the_learning_rate_may_follow_the_epochs_of_a_run() -> None:
+    settings = WorldSettings(lr=0.8, epochs=6, warmup_epochs=2, warmup_lr=0.4, final_lr=0.2, lr_interval="epoch")
+    plan = settings.make_plan(3)
+    rates = [make_schedule(settings, plan)(step) for step in range(plan.total)]
+    # epochs 1 and 2 warm up, 3 to 6 are at 0, 1/4, 1/2 and 3/4 of the cosine
+    cosine = [0.2 + 0.3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert rates == pytest.approx([rate for rate in (0.4, 0.8, *cosine) for _ in range(3)])
+    # with a coreset later epochs are shorter; with a single epoch there is no warm-up
+    coreset = replace(settings, coreset="random", coreset_warmup=1, coreset_fraction=0.34)
+    plan = coreset.make_plan(3)
+    rates = [make_schedule(coreset, plan)(step) for step in range(plan.total)]
+    assert rates == pytest.approx([0.4, 0.4, 0.4, 0.8, *cosine])
+    assert make_schedule(replace(settings, epochs=1), Plan(1, 3))(2) == 0.8
 
 
 def test_the_learning_rate_is_the_optimizers_usual_one() -> None:

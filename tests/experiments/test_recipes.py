@@ -1,7 +1,9 @@
+import math
 from dataclasses import fields, replace
 
 import pytest
 
+from envs.building import make_schedule
 from experiments.commandline import load, parse
 from experiments.recipes import AUTHORS, SMALL, recipe
 from experiments.settings import PRESETS, Settings
@@ -39,9 +41,9 @@ def test_every_method_has_settings_in_every_preset(preset: str, method: str) -> 
 
 def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_path) -> None:
     words = flags("cifar10", "byol")
-    settings = parse([*words, "--lr=0.5", "--method_kwargs.temperature=0.3"]).settings
+    settings = parse([*words, "--lr=0.5", "--method_kwargs.momentum_start=0.98"]).settings
     assert (settings.lr, settings.projector) == (0.5, "mlp")
-    assert settings.method_kwargs == {"predictor_hidden": 4096, "temperature": 0.3}
+    assert settings.method_kwargs == {"predictor_hidden": 4096, "momentum_start": 0.98}
     path = tmp_path / "config.yaml"
     path.write_text(settings.to_yaml(), encoding="utf-8")
     assert load(path) == settings
@@ -69,6 +71,30 @@ def test_the_authors_settings_of_a_few() -> None:
     astra = parse(flags("cifar10", "astra")).settings
     assert (astra.optimizer, astra.projector_hidden, astra.epochs, astra.seed) == ("lars", 2048, 1000, 3407)
     assert parse(flags("cifar10", "acl")).settings.projector_hidden == 512
+    byol, simsiam = (parse(flags("cifar10", name)).settings.make_views() for name in ("byol", "simsiam"))
+    assert (byol.blur_probability, byol.solarize_probability, byol.jitter) == (0, 0.2, (0.4, 0.4, 0.2, 0.1))
+    assert (simsiam.blur_probability, simsiam.solarize_probability, simsiam.crop) == (0.5, 0, (0.08, 1.0))
     # the small presets keep the network and the optimiser of all methods
     small = parse(flags("digits-grid", "deacl")).settings
     assert (small.optimizer, small.stem, small.epochs, small.projector) == ("adamw", "cifar", 10, "none")
+
+
+@pytest.mark.parametrize(
+    ("method", "rates"),
+    [
+        # the first update, the first of epochs 2, 11 and the last one, of so many
+        ("astra", (0.0, 0.5, 5.0, 1e-6)),
+        ("dynacl", (0.5, 1.0, 5.0, 1.36e-5)),
+        ("rocl", (0.24, 0.38, 1.5, 3.78e-6)),
+        ("advcl", (0.01, 0.059, 0.5, 5e-4)),
+        ("deacl", (0.003, 0.003 + 0.497 / 9, 0.5, 1.52e-4)),
+        ("byol", (3e-5, 0.1, 1.0, 0.0)),
+        ("emp-ssl", (0.3, 0.3 * (1 + math.cos(math.pi / 30)) / 2, 0.225, 0.0)),
+    ],
+)
+def test_the_authors_learning_rates(method: str, rates: tuple[float, ...]) -> None:
+    settings = parse(flags("cifar10", method)).settings
+    steps = 97
+    schedule = make_schedule(settings, settings.make_plan(steps))
+    found = [schedule(step) for step in (0, steps, 10 * steps, settings.epochs * steps - 1)]
+    assert found == pytest.approx(rates, rel=0.01, abs=1e-6)

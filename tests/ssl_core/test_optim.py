@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.optim import LARS, OPTIMIZERS, WrappedLARS, make_optimizer, warmup_cosine
+from ssl_core.optim import LARS, OPTIMIZERS, WrappedLARS, make_optimizer, warmup_cosine, warmup_cosine_by_epoch
 
 
 def test_lars_equals_its_formula_step_by_step() -> None:
@@ -68,6 +68,27 @@ def test_warmup_cosine_at_its_boundaries() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert warmup_cosine(0, 100, 0, 5.0) == 5.0
     assert math.isfinite(warmup_cosine(3, 3, 3, 1.0))
+    rates = [warmup_cosine(step, 100, 10, 5.0, floor=0.5, start=1.0) for step in range(102)]
+    assert rates[:3] == pytest.approx([1.0, 1.4, 1.8]) and rates[10] == 5.0 and rates[55] == pytest.approx(2.75)
+    assert rates[100] == rates[101] == 0.5
+
+
+def test_warmup_cosine_by_epoch_is_what_the_released_codes_have() -> None:
+    # epochs are counted from 1, as in their codes; DynACL: 5 e / 10, then its cosine over 990 epochs
+    dynacl = [0.0] + [warmup_cosine_by_epoch(e - 1, 1000, 10, 5.0, floor=1e-6, start=0.5) for e in range(1, 1001)]
+    assert dynacl[1:12] == pytest.approx([0.5 * e for e in range(1, 11)] + [5.0])
+    for e in (12, 500, 1000):
+        assert dynacl[e] == pytest.approx(1e-6 + 0.5 * (5 - 1e-6) * (1 + math.cos(math.pi * (e - 11) / 990)))
+    assert dynacl[1000] == pytest.approx(1.36e-5, rel=0.01)
+    # DeACL: from .003 to .5, 497 / 9 thousandths more an epoch, then to 0
+    deacl = [0.0] + [warmup_cosine_by_epoch(e - 1, 100, 10, 0.5, start=0.003) for e in range(1, 101)]
+    assert deacl[1:12] == pytest.approx([0.003 + 0.497 / 9 * (e - 1) for e in range(1, 11)] + [0.5])
+    assert (deacl[12], deacl[100]) == (pytest.approx(0.49985, rel=1e-4), pytest.approx(1.52e-4, rel=0.01))
+    # RoCL: .1 (1 + 1.4 e)
+    rocl = [warmup_cosine_by_epoch(e - 1, 1000, 10, 1.5, start=0.24) for e in range(1, 11)]
+    assert rocl == pytest.approx([0.1 * (1 + 1.4 * e) for e in range(1, 11)])
+    assert [warmup_cosine_by_epoch(e, 2, 0, 3.0) for e in (0, 1, 2, 3)] == pytest.approx([3.0, 1.5, 0.0, 0.0])
+    assert warmup_cosine_by_epoch(0, 2, 1, 3.0, start=1.0) == 3.0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
