@@ -11,7 +11,7 @@ from envs.rewards import Rewards, held_out_rows
 from envs.world import WorldSettings
 from ssl_core.attacks import Attacked, Budget, Objective
 from ssl_core.clock import Clock
-from ssl_core.coreset import CoresetSettings, select
+from ssl_core.coreset import select, validation_rows
 from ssl_core.images import Split
 from ssl_core.learner import NonFiniteLossError, TargetLearner
 from ssl_core.loading import BatchSource
@@ -136,9 +136,14 @@ class AttackEngine:
         return self._views
 
     def _start(self, held_out: Tensor | None) -> None:
-        self.sampler = BatchSampler(
-            len(self.data.train), self.settings.batch_size, self.streams["data"], held_out=held_out
-        )
+        """The sampler of batches, without what the look-ahead holds out and what a coreset is measured on."""
+        n = len(self.data.train)
+        self._measured: Tensor | None = None
+        if self.settings.coreset != "none":
+            rows = torch.arange(n) if held_out is None else torch.arange(n)[~torch.isin(torch.arange(n), held_out)]
+            self._measured = validation_rows(rows, self.streams)
+            held_out = self._measured if held_out is None else torch.cat([held_out, self._measured])
+        self.sampler = BatchSampler(n, self.settings.batch_size, self.streams["data"], held_out=held_out)
         self.source.start(self.sampler)
 
     def _draw(self, step: int | None = None) -> None:
@@ -171,14 +176,16 @@ class AttackEngine:
 
     def _coreset(self) -> Tensor:
         """Rows of the training images of the coming epochs' batches, chosen on the present weights."""
-        settings = CoresetSettings(kind=self.settings.coreset, batches=self.plan.reduced_steps // self.plan.replays)
+        if self._measured is None:
+            raise ValueError("there is no coreset in the settings")
         return select(
             self.learner,
             self.sampler.all_rows,
+            self._measured,
             self.settings.batch_size,
             lambda rows: as_float(self.data.train.images[rows].to(self.device)),
             lambda images: self.make_views(images, self.streams["coreset/views"]),
-            settings,
+            self.settings.make_coreset(self.plan.reduced_steps // self.plan.replays),
             self.streams,
         )
 
@@ -247,7 +254,8 @@ class AttackEngine:
         return torch.cat([scaled.clamp_(-OBSERVATION_BOUND, OBSERVATION_BOUND), progress], dim=1)
 
     def assess(self, views: Tensor, clean: Tensor, budget: Budget, generator: torch.Generator) -> Assessment:
-        """Attacks a batch's views and computes the reward, on the present weights; nothing is learned.
+        """Attacks a batch's views and computes the reward, on the present weights; nothing is learned. Where the attack
+        is in train mode the running statistics follow its steps, unless within `learner.untracked()`.
 
         The reward has only the terms that a frozen network has: `adversarial`, `clean`, `mixed` and `cost`. `play` adds
         those of an update and of the images' history, see `envs.rewards`.

@@ -104,7 +104,7 @@ class TorchBatchEnv:
     Args:
         engine: the world.
         actions: as `TorchViewEnv`.
-        episode_steps: length of an episode; None for the steps of an epoch.
+        episode_steps: length of an episode; None for the steps of the epoch that it begins in (on a coreset fewer).
 
     Raises:
         ValueError: if a name is unknown, does not suit the method, or the length is not positive.
@@ -123,7 +123,7 @@ class TorchBatchEnv:
         size = 2 * (engine.observation_dim - 1) + 1
         self.observation_space = gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (size,), np.float32)
         self.device = engine.device
-        self.episode_steps = episode_steps or engine.steps_per_epoch
+        self.episode_steps = episode_steps
         self.episode_start = engine.step
         """Target updates made when the episode began."""
 
@@ -140,7 +140,9 @@ class TorchBatchEnv:
         check_count(actions, 1, "one for the batch")
         self.table.check(actions)
         reward, _, info = self._views.play(actions.expand(self._views.num_envs, *actions.shape[1:]))
-        done = self.engine.step - self.episode_start >= self.episode_steps
+        plan = self.engine.plan
+        length = self.episode_steps or plan.steps_in(plan.place(self.episode_start)[0])
+        done = self.engine.step - self.episode_start >= length
         if done:
             self.episode_start = self.engine.step
         return Played(reward.mean()[None], torch.tensor([done], device=self.device), info)

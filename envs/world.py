@@ -1,14 +1,12 @@
 """Everything that defines one world: the data, the target network, its method and its reward, as one typed record."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_core.datasets import DATASETS, check_cache_dir, load_dataset
+from envs.data_settings import DataSettings, check_figure, check_path
+from ssl_core.coreset import CoresetSettings
 from ssl_core.gradcache import chunk_sizes
-from ssl_core.images import Split
-from ssl_core.loading import KEEP_DATA
 from ssl_core.lookup import pick
 from ssl_core.losses import MIXED_READINGS
 from ssl_core.methods import Method, find_method, is_own, make_method
@@ -41,25 +39,14 @@ CORESETS = {
 
 
 @dataclass(frozen=True)
-class WorldSettings:
-    """A world's settings; the defaults are the embedded digits, which need no download.
+class WorldSettings(DataSettings):
+    """A world's settings: those of its data, and all others.
 
     Args:
         method: self-supervised method, a name of `ssl_core.methods.METHODS`, or the dotted path of one's own,
             my_module:MyMethod.
         method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_reading.
         teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
-        dataset: a name of `ssl_core.datasets.DATASETS`.
-        data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
-            unpacks to, or the root of a tree of images).
-        cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
-            not fit in memory. By default they are decoded into memory at every start.
-        keep_data: where the training images stay: `device`, `host` (memory or disk, the next batch gathered ahead) or
-            `auto` (on the device where they are in memory and at most a quarter of what is free there).
-        download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
-        limit: number of training images, None for all.
-        test_limit: number of test images, None for all.
-        image_size: side in pixels to which images are resized.
         arch: `resnet10`, `resnet18`, `resnet34` or `resnet50`.
         width: channels of the first stage (64 in the paper).
         stem: `cifar` (3x3, stride 1), `cifar-padded` (the same with 2 pixels of padding: DeACL) or `imagenet` (7x7,
@@ -88,8 +75,9 @@ class WorldSettings:
             1 - 0.9 * strength to 1, as ACL and DynACL do.
         jitter: how far a strong view's brightness, contrast, saturation and hue change at strength 1.
         flip: probability of a horizontal flip.
-        blur: probability of a Gaussian blur of a strong view at strength 1.
-        solarize: probability that an image's second strong view is solarised at strength 1.
+        blur: probability of a Gaussian blur of a strong view at strength 1; None: 0, but of the crops of emp-ssl and
+            cf-amc-ssl 0.1, their authors'.
+        solarize: probability that an image's second strong view is solarised at strength 1; None: as blur.
         perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
             experimental: with ranges of ours).
         perspective_kwargs: its settings, over those it has by default
@@ -100,6 +88,8 @@ class WorldSettings:
         coreset_fraction: share of the batches that these epochs keep.
         coreset_warmup: epochs on all data before; None: a tenth of the epochs (RCS: 100 of 1000).
         coreset_every: epochs from one selection to the next; None: a fiftieth of the epochs (20 of 1000), at least 1.
+        coreset_kwargs: settings of the selection, over those it has by default (`ssl_core.coreset.CoresetSettings`):
+            coreset_kwargs.divergence.
         reward_scope: `view` or `batch`.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
@@ -126,14 +116,6 @@ class WorldSettings:
     method: str = "astra"
     method_kwargs: dict[str, Any] | None = None
     teacher: str | None = None
-    dataset: str = "digits"
-    data_dir: str | None = None
-    cache_dir: str | None = None
-    keep_data: str = "auto"
-    download: bool = True
-    limit: int | None = None
-    test_limit: int | None = None
-    image_size: int = 16
     arch: str = "resnet10"
     width: int = 16
     stem: str = "cifar"
@@ -158,8 +140,8 @@ class WorldSettings:
     crop_scale: tuple[float, ...] | None = None
     jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
     flip: float = 0.0
-    blur: float = 0.0
-    solarize: float = 0.0
+    blur: float | None = None
+    solarize: float | None = None
     perspective: str = "none"
     perspective_kwargs: dict[str, Any] | None = None
     interpolation: str = "bicubic"
@@ -167,6 +149,7 @@ class WorldSettings:
     coreset_fraction: float = 0.2
     coreset_warmup: int | None = None
     coreset_every: int | None = None
+    coreset_kwargs: dict[str, Any] | None = None
     reward_scope: str = "view"
     reward_adversarial: float = 1 / 3
     reward_clean: float = 1 / 3
@@ -182,9 +165,7 @@ class WorldSettings:
     def __post_init__(self) -> None:
         if not is_own(self.method):
             find_method(self.method)
-        pick(self.dataset, DATASETS, "data set")
-        check_cache_dir(self.dataset, self.cache_dir)
-        pick(self.keep_data, KEEP_DATA, "place to keep the data")
+        super().__post_init__()
         pick(self.arch, ARCHITECTURES, "architecture")
         pick(self.stem, STEMS, "stem")
         pick(self.projector, PROJECTORS, "projector")
@@ -196,18 +177,19 @@ class WorldSettings:
         pick(self.coreset, CORESETS, "coreset")
         pick(self.precision, PRECISIONS, "precision")
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
-        for name in ("data_dir", "cache_dir", "teacher"):
-            if getattr(self, name) == "":
-                raise ValueError(f"{name} is empty: expected a path, or leave it out")
-        for name in ("image_size", "width", "projector_hidden", "projector_dim", "epochs", "limit", "test_limit"):
-            if getattr(self, name) is not None or name not in ("limit", "test_limit"):
-                _check(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
-        _check("batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives", whole=True)
-        _check("update_chunks", self.update_chunks, 1, math.inf, "1, for the batch as a whole, or more", whole=True)
+        check_path("teacher", self.teacher)
+        for name in ("width", "projector_hidden", "projector_dim", "epochs"):
+            check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
+        check_figure(
+            "batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives", whole=True
+        )
+        check_figure(
+            "update_chunks", self.update_chunks, 1, math.inf, "1, for the batch as a whole, or more", whole=True
+        )
         chunk_sizes(self.batch_size, self.update_chunks)
         if type(self.recompute) is not bool:
             raise ValueError(f"recompute is {self.recompute!r}: expected true or false")
-        _check("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
+        check_figure("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.precision == "bf16" and last_strided_map(self.image_size, self.stem) < 2:
             # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a processor
             raise ValueError(
@@ -215,32 +197,36 @@ class WorldSettings:
                 "where bf16 is not reliable: take --precision fp32, or larger images"
             )
         if self.lr is not None:
-            _check("lr", self.lr, 0, math.inf, "0 or more")
+            check_figure("lr", self.lr, 0, math.inf, "0 or more")
         for name in ("warmup_lr", "final_lr"):
             if getattr(self, name) != getattr(WorldSettings, name):
-                _check(name, getattr(self, name), 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}")
+                check_figure(
+                    name, getattr(self, name), 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}"
+                )
         for name in ("weight_decay", "mixed_weight"):
-            _check(name, getattr(self, name), 0, math.inf, "0 or more")
+            check_figure(name, getattr(self, name), 0, math.inf, "0 or more")
         for name, length in (("crop_scale", 2), ("jitter", 4)):
             value = getattr(self, name)
             if value is not None and len(value) != length:
                 raise ValueError(f"{name} is {list(value)}: expected {length} numbers")
             object.__setattr__(self, name, None if value is None else tuple(value))
-        _check("coreset_fraction", self.coreset_fraction, 1e-6, 1, "a share in (0, 1]")
+        check_figure("coreset_fraction", self.coreset_fraction, 1e-6, 1, "a share in (0, 1]")
         for name, least in (("coreset_warmup", 0), ("coreset_every", 1)):
             if getattr(self, name) is not None:
-                _check(name, getattr(self, name), least, math.inf, f"an integer of {least} or more", whole=True)
-        _check("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
-        _check("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
+                check_figure(name, getattr(self, name), least, math.inf, f"an integer of {least} or more", whole=True)
+        check_figure("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
+        check_figure("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
         for name in ("strength", "flip", "blur", "solarize"):
-            _check(name, getattr(self, name), 0, 1, "a number in [0, 1]")
+            if getattr(self, name) is not None or name in ("strength", "flip"):
+                check_figure(name, getattr(self, name), 0, 1, "a number in [0, 1]")
         for name in REWARD_WEIGHTS:
-            _check(name, getattr(self, name), -math.inf, math.inf, "a finite number")
+            check_figure(name, getattr(self, name), -math.inf, math.inf, "a finite number")
         expected = "2 or more images, since each needs negatives"
-        _check("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
+        check_figure("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
         self._check_idle_options()
         self.make_views()
         self.make_perspective()
+        self.make_coreset(1)
         if not is_own(self.method):
             # a subclass asks its own questions when it has checked its own figures
             WorldSettings.check_method(self)
@@ -248,7 +234,7 @@ class WorldSettings:
     def _check_idle_options(self) -> None:
         """Raises a ValueError where an option is given of something that is left out, or would change nothing."""
         if self.coreset == "none":
-            for name in ("coreset_fraction", "coreset_warmup", "coreset_every"):
+            for name in ("coreset_fraction", "coreset_warmup", "coreset_every", "coreset_kwargs"):
                 if getattr(self, name) != getattr(WorldSettings, name):
                     raise ValueError(f"{name} is {getattr(self, name)}, but there is no coreset: add --coreset rcs")
         elif self.coreset_epochs[0] >= self.epochs:
@@ -304,8 +290,8 @@ class WorldSettings:
         needs_teacher = "teacher" in method.others
         if needs_teacher and self.teacher is None:
             raise ValueError(
-                f"the method {self.method} learns from a teacher: train one by --method simclr, and give its run "
-                "folder (or another checkpoint of this project) as --teacher RUN"
+                f"the method {self.method} learns from a teacher: train one by --method simclr (for the preset cifar10 "
+                "by --preset cifar10-teacher), and give its run folder (or another checkpoint) as --teacher RUN"
             )
         if self.teacher is not None and not needs_teacher:
             raise ValueError(f"teacher is {self.teacher}, but the method {self.method} has none: leave it out")
@@ -332,19 +318,6 @@ class WorldSettings:
     def warmup_updates(self, steps_per_epoch: int) -> int:
         """Length of the warm-up in updates."""
         return min(2 * self.warmup_epochs, self.epochs) * steps_per_epoch // 2
-
-    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
-        """The data set, as `ssl_core.datasets.load_dataset` reads it."""
-        return load_dataset(
-            self.dataset,
-            data_dir=self.data_dir,
-            image_size=self.image_size,
-            limit=self.limit,
-            test_limit=self.test_limit,
-            download=self.download,
-            cache_dir=self.cache_dir,
-            on_progress=on_progress,
-        )
 
     def make_views(self) -> ViewSettings:
         """The settings of the augmentations."""
@@ -378,18 +351,25 @@ class WorldSettings:
         """
         if self.coreset == "none":
             return Plan(self.epochs, batches * replays, replays)
-        kept = max(1, round(self.coreset_fraction * batches)) * replays
+        # whole batches, as in the released code; the summand makes up for rounding: 0.29 * 100 is 28.999...
+        kept = max(1, int(self.coreset_fraction * batches + 1e-9)) * replays
         return Plan(self.epochs, batches * replays, replays, self.coreset_epochs[0], kept)
+
+    def make_coreset(self, batches: int) -> CoresetSettings:
+        """How a coreset of so many batches is chosen; of the control's, the divergence and the attack are not used.
+
+        Raises:
+            ValueError: if a setting is unknown or out of its range.
+        """
+        kind = "random" if self.coreset == "none" else self.coreset
+        options = self.coreset_kwargs or {}
+        for name, flag in (("kind", "--coreset"), ("batches", "--coreset_fraction")):
+            if name in options:
+                raise ValueError(f"coreset_kwargs have {name!r}: give it as {flag}")
+        return replaced(CoresetSettings(batches, kind), options, "the coreset")
 
     @property
     def coreset_epochs(self) -> tuple[int, int]:
         """The first epoch on a coreset (from 0), and the epochs from one selection to the next."""
         first = -(-self.epochs // 10) if self.coreset_warmup is None else self.coreset_warmup
         return first, max(1, self.epochs // 50) if self.coreset_every is None else self.coreset_every
-
-
-def _check(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:
-    """Raises a ValueError unless the value is a finite number in [low, high], and an integer where it has to be."""
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[operator, arg-type]
-        raise ValueError(f"{name} is {value!r}: expected {expected}")

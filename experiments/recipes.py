@@ -77,7 +77,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "dynacl++": DYNACL,
     "acl-air": ACL,
     "dynacl-air": ACL,
-    "dynacl-air++": ACL,
+    "dynacl-air++": {**ACL, "post_kwargs": {"clusters": 0}},
     "taro": {
         "optimizer": "sgd-classic",
         "lr": 0.06,

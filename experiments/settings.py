@@ -61,6 +61,41 @@ PRESETS: dict[str, dict[str, Any]] = {
         "probe_augment": True,
         "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
     },
+    # SimCLR as solo-learn trains it on CIFAR-10: the first stage of DeACL, whose student starts from its weights
+    "cifar10-teacher": {
+        "method": "simclr",
+        "dataset": "cifar10",
+        "image_size": 32,
+        "arch": "resnet18",
+        "width": 64,
+        "stem": "cifar-padded",
+        "normalisation": "cifar",
+        "projector": "rocl",
+        "projector_hidden": 2048,
+        "projector_dim": 256,
+        "batch_size": 256,
+        "epochs": 1000,
+        "optimizer": "lars-excluded",
+        "lr": 0.4,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 10,
+        "warmup_lr": 3e-5,
+        "final_lr": 0.0,
+        "temperature": 0.2,
+        "strength": 1.0,
+        "crop_scale": (0.08, 1.0),
+        "jitter": (0.8, 0.8, 0.8, 0.2),
+        "flip": 0.5,
+        "blur": 0.5,
+        "interpolation": "bicubic",
+        "checkpoint_every": 5,
+        "images_every": 50,
+        "probe_epochs": 25,
+        "probe_lr": 0.01,
+        "probe_batch_size": 512,
+        "probe_augment": True,
+        "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
+    },
     "cifar10-quick": {
         "dataset": "cifar10",
         "image_size": 32,
@@ -96,8 +131,9 @@ class Settings(WorldSettings):
     """A run's settings. Where the default is `auto` the record holds what it was resolved to.
 
     Args:
-        preset: `digits`, `digits-grid` (half the work, for comparisons), `folder`, `cifar10` (the paper's) or
-            `cifar10-quick`; by default that of the data set, `cifar10-quick` for cifar100 and (at 32 pixels) stl10 too.
+        preset: `digits`, `digits-grid` (half the work, for comparisons), `folder`, `cifar10` (the paper's),
+            `cifar10-teacher` (a teacher for `deacl` and, with `--arch resnet34`, `daq-sdp` there) or `cifar10-quick`;
+            by default that of the data set, `cifar10-quick` for cifar100 and (at 32 pixels) stl10 too.
         agent: a name of `agents.AGENTS`, or the dotted path of one's own, my_module:MyAgent; auto: `reinforce`, or
             `none` for a method without an attack, or `reinforce-paper` in the preset cifar10.
         agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.

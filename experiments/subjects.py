@@ -17,7 +17,7 @@ from ssl_core.networks import TargetNetwork
 from ssl_core.probes import PlainEncoder
 
 NO_ROUTE = "none"
-CLEAN_ROUTE, ATTACKED_ROUTE = "normal", "pgd"
+ATTACKED_ROUTE = "pgd"
 EXAMPLE = "my_module:build"
 ANSWERED = 8
 """Images that tell one version of a user's code from another."""
@@ -94,7 +94,7 @@ def own(path: Path, device: torch.device) -> Subject:
     settings = RunFolder.open(run).settings() if (run / "config.yaml").is_file() else None
     name = run.resolve().name if settings else path.stem
     checkpoint = "last" if path.is_dir() else path.stem
-    return Subject(name, checkpoint, network, route, _clean_route(network, route), settings)
+    return Subject(name, checkpoint, network, route, network.routes[0], settings)
 
 
 def foreign(
@@ -109,8 +109,7 @@ def foreign(
 ) -> Subject:
     """A checkpoint of another project (`ssl_core.foreign.load_foreign`)."""
     found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
-    clean = _clean_route(found.network, found.route)
-    network = found.network.eval()
+    network, clean = found.network.eval(), found.network.routes[0]
     return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
 
 
@@ -151,7 +150,3 @@ def module(path: str, image_size: int, device: torch.device, classifier: bool) -
     name = path.partition(":")[0].rpartition(".")[2]
     marks = tensor_digest(answers)
     return Subject(name, path, encoder, NO_ROUTE, NO_ROUTE, classifier=classifier, answers=marks)
-
-
-def _clean_route(network: TargetNetwork, route: str) -> str:
-    return CLEAN_ROUTE if CLEAN_ROUTE in network.routes else route

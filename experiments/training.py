@@ -56,12 +56,16 @@ class Run:
     def __init__(self, settings: Settings, device: torch.device, data: Split | None = None) -> None:
         self.settings = settings
         self.engine = AttackEngine(settings, settings.seed, device, data)
-        images, clusters = len(self.engine.data.train), settings.make_post().clusters
-        if self.engine.method.post_processed and clusters > images:
-            raise ValueError(
-                f"the post-processing makes {clusters} clusters of {images} training images: lower "
-                "--post_kwargs.clusters, or raise --limit"
-            )
+        self.post = settings.make_post()
+        """Of the method's post-processing, if it has one."""
+        if self.engine.method.post_processed:
+            train = self.engine.data.train
+            self.post = self.post.for_classes(len(train.classes))
+            if self.post.clusters > len(train):
+                raise ValueError(
+                    f"the post-processing makes {self.post.clusters} clusters of {len(train)} training images: lower "
+                    "--post_kwargs.clusters, or raise --limit"
+                )
         self.env: TorchViewEnv | TorchBatchEnv
         played: Any
         if settings.env == "batch":
@@ -109,7 +113,7 @@ class Run:
             engine.learner.encoder,
             (engine.method.clean_route, engine.method.attack_route),
             engine.data.train.images,
-            settings.make_post(),
+            self.post,
             Streams(settings.seed, engine.device),
         )
         self.save(folder)

@@ -73,12 +73,12 @@ class CoresetSettings:
 
 
 def validation_rows(rows: Tensor, streams: Streams) -> Tensor:
-    """The rows that RCS holds out to measure the divergence on: the same at every selection of a run.
+    """The rows that RCS holds out of training to measure the divergence on: the same throughout a run.
 
     A hundredth, as in the released code, but 32 at least where these are no more than a tenth, and always one.
 
     Args:
-        rows: (m,) int64, m >= 1, those that are trained on.
+        rows: (m,) int64, m >= 1, those that there are.
         streams: only their seed counts, no stream moves.
 
     Returns:
@@ -92,16 +92,16 @@ def validation_rows(rows: Tensor, streams: Streams) -> Tensor:
 def select(
     learner: TargetLearner,
     rows: Tensor,
+    validation: Tensor,
     batch_size: int,
     load: Load,
     make_views: MakeViews,
     settings: CoresetSettings,
     streams: Streams,
-    validation: Tensor | None = None,
 ) -> Tensor:
     """Chooses the rows of the coming epochs' batches, on the present weights (RCS, Xu et al. 2023, algorithm 1).
 
-    The rows that are not held out are dealt into batches at random. Let L be the method's training loss of a batch on
+    The rows are dealt into batches at random. Let L be the method's training loss of a batch on
     its views and their attacks (by the method's default budget), RD the representational divergence between clean and
     attacked embeddings of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the
     projector's linear layers (weights, and biases where there are), and averaged over the outputs: g_b of L for every
@@ -123,17 +123,16 @@ def select(
     Args:
         learner: whose weights judge.
         rows: (m,) int64, those that may be trained on.
+        validation: (u,) int64, other rows, held out to measure the divergence on; see `validation_rows`.
         batch_size: images in a batch, 1 or more.
         load: images of rows.
         make_views: the method's views of images. It is called for every batch in turn, then for the held-out images, at
             most `batch_size` at once, before each pick.
         settings: how it is done.
         streams: "coreset" deals the batches, one draw a selection; "coreset/noise" on the device starts the attacks.
-        validation: (u,) int64, the held-out rows, which are not chosen; None: `validation_rows(rows, streams)`.
 
     Returns:
-        (batches * batch_size,) int64: the batches in the order in which they were picked. Where more batches are asked
-        for than there are without the held-out images, nothing is left to choose: so many are drawn from all rows.
+        (batches * batch_size,) int64: the batches in the order in which they were picked.
 
     Raises:
         ValueError: more batches than there are rows for; a method without an attack, or a projector without linear
@@ -144,13 +143,9 @@ def select(
         raise ValueError(
             f"a coreset of {settings.batches} batches of {batch_size} was asked for, but there are {len(rows)} images"
         )
-    validation = validation_rows(rows, streams) if validation is None else validation
-    candidates = rows[~torch.isin(rows, validation)]
-    choice = settings.batches * batch_size <= len(candidates)
-    pool = candidates if choice else rows
-    dealt = pool[torch.randperm(len(pool), generator=streams["coreset"])]
+    dealt = rows[torch.randperm(len(rows), generator=streams["coreset"])]
     batches = dealt[: len(dealt) // batch_size * batch_size].view(-1, batch_size)
-    if settings.kind == "rcs" and choice:
+    if settings.kind == "rcs":
         picked = _greedy(learner, batches, load, make_views, validation, settings, streams.on_device("coreset/noise"))
         return batches[picked].flatten()
     return batches[: settings.batches].flatten()

@@ -12,18 +12,18 @@ def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
     of them negative, and this is no image in [0, 1]. A network takes it, an attack must not.
 
     Args:
-        images: (n, channels, H, W) float32, any device.
+        images: (n, channels, H, W) float32 or float64, any device.
         radius: in steps of the spectrum, that is waves across the image, at least 0; 0 keeps all. The default is
             AdvCL's for 32 pixels, and keeps waves of 4 pixels and shorter there. It is not scaled with the size: a
             quarter of the side does the same elsewhere, while 8 leaves nearly nothing of 16 pixels.
 
     Returns:
-        (n, channels, H, W) float32, new, about [-1, 1].
+        (n, channels, H, W), new, about [-1, 1].
 
     Raises:
         ValueError: if an argument is not as above.
     """
-    if images.ndim != 4 or images.dtype != torch.float32:
+    if images.ndim != 4 or images.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"high_frequency takes float32 images (n, channels, H, W), got {images.dtype} of shape "
             f"{tuple(images.shape)}: uint8 images go through views.as_float first"

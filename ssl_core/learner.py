@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_core.attacks import Attacked, Budget, Objective, pgd
+from ssl_core.attacks import Attacked, Budget, Encode, Objective, pgd
 from ssl_core.ema import ema_update
 from ssl_core.fingerprints import digest
 from ssl_core.folding import FoldedNetwork
@@ -148,9 +148,10 @@ class TargetLearner:
         self.tables = {name: value.to(self.device) for name, value in made.items()}
 
     def objective(self, views: Tensor) -> Objective:
-        """What the attack on a batch of views (v, 3, h, w) maximises, on the present weights."""
-        with frozen(self._parts), torch.no_grad():
-            return self.method.objective_for(self._folded(), views)
+        """What the attack on a batch of views (v, 3, h, w) maximises, on the present weights; what it compares with is
+        encoded in the attack's mode, and statistics stay as they were."""
+        with self._comparing() as networks:
+            return self.method.objective_for(networks, views)
 
     def look(self, views: Tensor) -> Encoded:
         """Features, and the embeddings that the objective takes, of those views (n, 3, h, w) of a batch that are
@@ -166,9 +167,8 @@ class TargetLearner:
             found = self.method.encoded(self._folded(), images, rows, attacked=False)
         if self.method.attack_mode == "eval":
             return found
-        # what is compared with the attacked views' embeddings has to be made as they are
-        with self._under_attack(), self.untracked(), torch.no_grad():
-            embeddings = self.method.encoded(self.plain(), images, rows, attacked=False).embeddings
+        with self._comparing() as networks:
+            embeddings = self.method.encoded(networks, images, rows, attacked=False).embeddings
         return Encoded(found.features, embeddings)
 
     @contextmanager
@@ -178,6 +178,13 @@ class TargetLearner:
         with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
             yield
 
+    @contextmanager
+    def _comparing(self) -> Iterator[Networks]:
+        """All networks as the attack sees them, for what is compared with the embeddings of attacked views: in the
+        attack's mode, without gradient, and with statistics that stay as they were."""
+        with self._under_attack(), self.untracked(), torch.no_grad():
+            yield self.plain() if self.method.attack_mode == "train" else self._folded()
+
     def untracked(self) -> AbstractContextManager[None]:
         """A context for what only measures: attacks in train mode leave the running statistics as they are."""
         return Untracked(self._parts)
@@ -186,7 +193,7 @@ class TargetLearner:
         self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
     ) -> Attacked:
         """The method's attack on the views within the budget; the weights are left as they were, and in eval mode the
-        running statistics too. In train mode these follow every pass: one for each step, and one for the embeddings.
+        running statistics too. In train mode these follow the pass of every step.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all views of a batch.
@@ -205,7 +212,19 @@ class TargetLearner:
         granularity = len(images) if training else -(-len(images) // SHAPES)
         with self._under_attack():
             encode = self.method.encode(self.plain() if training else self._folded())
+            if training:
+                encode = self._tracked_by_steps(encode)
             return pgd(encode, objective, images, budget, generator=generator, start=start, granularity=granularity)
+
+    def _tracked_by_steps(self, encode: Encode) -> Encode:
+        """The same encoder, whose pass for the embeddings alone, without gradient, leaves statistics as they were: the
+        authors' attacks have none."""
+
+        def stepping(images: Tensor, rows: Tensor) -> Tensor:
+            with nullcontext() if torch.is_grad_enabled() else self.untracked():
+                return encode(images, rows)
+
+        return stepping
 
     def carry(self, views: Tensor, budget: Budget) -> Attacked:
         """The next step of a free attack (Shafahi et al. 2019): the carried perturbations move by the gradient that the
@@ -233,8 +252,8 @@ class TargetLearner:
         moved = (images + torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)).clamp(0, 1)
         self._carried["perturbations"] = moved - images
         rows = torch.arange(len(moved), device=moved.device)
-        with self._under_attack(), self.untracked(), torch.no_grad():
-            return Attacked(moved, self.method.encode(self.plain())(moved, rows))
+        with self._comparing() as networks:
+            return Attacked(moved, self.method.encode(networks)(moved, rows))
 
     def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:
         """One optimiser step on all views of a batch and the attacked ones.

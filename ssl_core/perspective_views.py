@@ -28,9 +28,10 @@ _NUMBERS = 4
 
 @dataclass(frozen=True)
 class PerspectiveSettings:
-    """How images are seen from one side; the defaults of the numbers are those of MPD's SimCLR.
+    """How images are seen from one side; the defaults of the numbers are those of MPD's DINO, which distorts crops.
 
-    MPD's supervised training has magnitude (.2, .3), d 1 and probability .2; its DINO (.1, .3), 1 and .8.
+    That is what is done with a method's views here. MPD's SimCLR has magnitude (.2, .4), d .75 and probability .8, its
+    supervised training (.2, .3), 1 and .2; both distort the whole image, before it is cropped.
 
     "lcm" is EXPERIMENTAL. Published are the form log(k z + c) and how its four views come from one by flips and
     rotations, not the constants nor how often it is applied. Ours are c = 1, which keeps the middle where it is, and a
@@ -50,8 +51,8 @@ class PerspectiveSettings:
 
     kind: str = "none"
     probability: float = 0.8
-    magnitude: tuple[float, float] = (0.2, 0.4)
-    d: float = 0.75
+    magnitude: tuple[float, float] = (0.1, 0.3)
+    d: float = 1.0
     padding: str = "zeros"
 
     def __post_init__(self) -> None:

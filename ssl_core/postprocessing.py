@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ class PostSettings:
     """Linear probing, then adversarial full fine-tuning, on pseudo labels (LP-AFT); the defaults are DynACL++'s.
 
     Args:
-        clusters: number of pseudo classes, at least 2: 10 in DynACL's code, the number of classes in AIR's.
+        clusters: number of pseudo classes, at least 2: 10 in DynACL's code. 0: the number of classes of the data, as in
+            AIR's (see `for_classes`).
         starts: runs of k-means, of which the best is kept.
         probe_epochs: of linear probing (LP), on the frozen encoder.
         probe_lr: its learning rate.
@@ -67,7 +68,7 @@ class PostSettings:
         fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
         rising = list(self.milestones) == sorted(set(self.milestones))
         for name, valid, expected in (
-            ("clusters", self.clusters >= 2, "at least 2"),
+            ("clusters", self.clusters >= 2 or self.clusters == 0, "at least 2, or 0 for the number of classes"),
             ("starts", self.starts >= 1, "at least 1"),
             ("probe_epochs", self.probe_epochs >= 1, "at least 1"),
             ("probe_lr", 0 < self.probe_lr < math.inf, "above 0"),
@@ -86,6 +87,21 @@ class PostSettings:
         ):
             if not valid:
                 raise ValueError(f"the post-processing's {name} is {getattr(self, name)!r}: expected {expected}")
+
+    def for_classes(self, classes: int) -> "PostSettings":
+        """The same with as many clusters as there are classes, where `clusters` is 0.
+
+        Raises:
+            ValueError: if it is, and there are fewer than two classes.
+        """
+        if self.clusters:
+            return self
+        if classes < 2:
+            raise ValueError(
+                f"the post-processing makes as many clusters as there are classes, and the data have {classes}: say "
+                "how many as --post_kwargs.clusters"
+            )
+        return replace(self, clusters=classes)
 
     def probe(self) -> ProbeSettings:
         """What linear probing is run with: its learning rate stays."""
@@ -146,7 +162,7 @@ def post_process(
         network: is left as it is.
         routes: of clean and of attacked images. If they are the same, that route is the one that is trained.
         images: (n, 3, h, w) uint8, n >= 2 and at least the number of clusters.
-        settings: of all stages.
+        settings: of all stages; `clusters` is not 0 here.
         streams: their seed decides every draw, their device is worked on. No stream of them is advanced.
         progress: called after every step with the stage ("probe", "fine-tuning"), its steps done and their total.
 

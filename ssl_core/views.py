@@ -60,9 +60,10 @@ class ViewSettings:
             [0, 1/2] of a turn, all times s. (.4, .4, .2, .1) is TARO's, (.8, .8, .8, .2) solo-learn's.
         jitter_probability: of the colour jitter as a whole, in [0, 1], times s.
         gray_probability: of grayscale, in [0, 1], times s.
-        blur_probability: of a Gaussian blur of each of two strong views, in [0, 1], times s; SimSiam's is .5.
+        blur_probability: of a Gaussian blur of each of two strong views, in [0, 1], times s; SimSiam's is .5. None is
+            0, but for crops (EMP-SSL), which have their own.
         solarize_probability: of an inversion of the values from 128/255 on in the second of two strong views, in
-            [0, 1], times s; BYOL's is .2.
+            [0, 1], times s; BYOL's is .2. None as above.
 
     Raises:
         ValueError: a value outside its range, or an unknown interpolation.
@@ -77,13 +78,13 @@ class ViewSettings:
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_probability: float = 0.8
     gray_probability: float = 0.2
-    blur_probability: float = 0.0
-    solarize_probability: float = 0.0
+    blur_probability: float | None = None
+    solarize_probability: float | None = None
 
     def __post_init__(self) -> None:
         shares = ("jitter_probability", "gray_probability", "blur_probability", "solarize_probability")
         for name in ("strength", "flip", *shares):
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"views: {name} is {getattr(self, name)}, expected a number in [0, 1]")
         if self.padding < 0:
             raise ValueError(f"views: padding is {self.padding}, expected a number of pixels, 0 or more")
@@ -279,12 +280,12 @@ def two_views(images: Tensor, settings: ViewSettings, generator: torch.Generator
     """
     check_images(images)
     views = strong_views(images.repeat_interleave(2, dim=0), settings, generator)
-    blur, solarize = settings.strength * settings.blur_probability, settings.strength * settings.solarize_probability
-    if not (settings.blur_probability or settings.solarize_probability):
+    blur, solarize = settings.blur_probability or 0.0, settings.solarize_probability or 0.0
+    if not (blur or solarize):
         # nothing is drawn for what is left out
         return views
-    second = torch.arange(len(views)) % 2
-    return apply_filters(views, draw_filters(len(views), blur, second * solarize, generator))
+    chances = settings.strength * blur, settings.strength * solarize * (torch.arange(len(views)) % 2)
+    return apply_filters(views, draw_filters(len(views), *chances, generator))
 
 
 def draw_weak(n: int, settings: ViewSettings, generator: torch.Generator) -> WeakParameters:

@@ -83,6 +83,7 @@ FLOORS = {
     "envs/engine.py": 5,
     "envs/rewards.py": 5,
     "envs/world.py": 5,
+    "envs/data_settings.py": 5,
     "envs/building.py": 5,
     "envs/records.py": 5,
     "envs/torch_env.py": 5,
@@ -126,6 +127,7 @@ NEIGHBOURS = {
     ("envs/engine.py", "envs/rewards.py"),
     ("envs/engine.py", "envs/world.py"),
     ("envs/rewards.py", "envs/world.py"),
+    ("envs/world.py", "envs/data_settings.py"),
     ("envs/torch_env.py", "envs/actions.py"),
     ("envs/torch_env.py", "envs/engine.py"),
 }

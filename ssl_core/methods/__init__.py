@@ -84,6 +84,11 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **shared: A
         # without an attack the network has no route for it
         if route not in method.routes and (method.attacks or what != "attack_route"):
             raise ValueError(f"{what} of the method {name!r} is {route!r}: expected one of {', '.join(method.routes)}")
+    if method.clean_route != method.routes[0]:
+        raise ValueError(
+            f"clean_route of the method {name!r} is {method.clean_route!r}: expected the first of its routes, "
+            f"{method.routes[0]!r}"
+        )
     if strangers := set(method.others) - OTHERS:
         raise ValueError(f"others of the method {name!r} are {', '.join(method.others)}: {strangers} are unknown")
     return method

@@ -54,14 +54,15 @@ class AdvCL(Method):
     features of the image itself; these centroids are fitted to the training images before training. The authors' labels
     came from clusters too, of the features of an encoder pre-trained on ImageNet.
 
-    Rows: attacked views 2k and 2k+1 are x_cl and x_ce of image k. The attack runs in train mode, as the authors'; other
-    than there, what it compares x_cl with (t1, t2, x_h) is encoded once a batch and in eval mode.
+    Rows: attacked views 2k and 2k+1 are x_cl and x_ce of image k. The attack runs in train mode, as the authors'. What
+    it compares x_cl with (t1, t2, x_h) is encoded once a batch, in train mode too; the authors encode it at every step,
+    with the same result, and their running statistics follow each time.
 
     The reward is the own loss of each attacked view: SupCon's mean over the four versions of the image for x_cl, from
     log 3 to log(4b - 1) + 2 / temperature, times temperature / base_temperature, with b images a batch; for x_ce the
     mean of the cross entropies, from 0 without bound, of which the mean of log K is chance. These are different units:
-    even and odd rows may be compared among themselves only. The clean counterpart is that of x0 on the route "normal",
-    in eval mode.
+    even and odd rows may be compared among themselves only. The clean counterpart is that of x0 on the route "normal".
+    All are of the attack's train mode.
 
     Args:
         temperature: of SupCon.

@@ -60,7 +60,7 @@ class Method(ABC):
     summary: ClassVar[str] = ""
     """What it is in one line, for lists."""
     routes: ClassVar[tuple[str, ...]] = ("normal", "pgd")
-    """Batch-norm routes of the network."""
+    """Batch-norm routes of the network, that of clean images first."""
     clean_route: ClassVar[str] = "normal"
     """Route of clean images."""
     attack_route: ClassVar[str] = "pgd"
@@ -188,10 +188,10 @@ class Method(ABC):
         """What the attack on a batch maximises, `objective(z) -> (n,)`; here the same for every batch.
 
         A method whose objective compares with something that is not attacked (another view, a teacher's features)
-        computes that here, once a batch, in eval mode and without gradient.
+        computes that here, once a batch and without gradient.
 
         Args:
-            networks: in eval mode.
+            networks: in the mode of the attack, a teacher in eval mode.
             views: (v, 3, h, w) all views of the batch.
         """
         return self.objective

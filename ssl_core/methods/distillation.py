@@ -146,11 +146,14 @@ class DAQSDP(Distillation):
 
     The reward is -cos to the teacher's features, in [-1, 1], of weak and strong views alike.
 
+    All four routes start with the teacher's batch norm; in the released code only "weak" does, whose names fit the
+    teacher's file, and the others as batch norms begin.
+
     Args:
         gamma: size of the perturbation of the weights, 0 or more; 0: none.
         perturbed_from: share of the training, in [0, 1], from which on weights are perturbed: from the first update
-            before which at least that share is over, which with 100 epochs is the first of epoch 60 (counted from 0),
-            as in the released code. With 1 they never are.
+            before which at least that share is over. 0.6 leaves the last 40 %; the released code counts its 100 epochs
+            from 1 and begins with the 60th, when 59 are over. With 1 they never are.
     """
 
     gamma: float = 0.002

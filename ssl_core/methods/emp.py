@@ -29,10 +29,9 @@ class EMPSSL(Method):
     perturbation, 5 steps of 0.01 within 8/255, with batch norm in train mode. There is one batch-norm route, and no
     clean image is trained on.
 
-    The reward's terms are rows of L, whose mean is L: "adversarial" on the attacked crops in the attack's train mode,
-    "clean" on the clean ones in eval mode, so that their difference holds the change of mode too. They lie between
-    -invariance - R_max and invariance, with R_max = min(b, d) / 2 * log(1 + d / (min(b, d) * epsilon)), and near
-    -invariance as a rule: two orders larger than an NT-Xent.
+    The reward's terms are rows of L, whose mean is L: "adversarial" on the attacked crops, "clean" on the clean ones,
+    both in the attack's train mode. They lie between -invariance - R_max and invariance, with R_max = min(b, d) / 2 *
+    log(1 + d / (min(b, d) * epsilon)), and near -invariance as a rule: two orders larger than an NT-Xent.
 
     Args:
         temperature: without effect, there is no temperature in the loss.
@@ -89,8 +88,8 @@ class EMPSSL(Method):
             jitter=(brightness, contrast, saturation, hue),
             jitter_probability=s * settings.jitter_probability,
             gray_probability=s * settings.gray_probability,
-            blur_probability=s * (settings.blur_probability or _RARELY),
-            solarize_probability=s * (settings.solarize_probability or _RARELY),
+            blur_probability=s * _given(settings.blur_probability),
+            solarize_probability=s * _given(settings.solarize_probability),
             interpolation=settings.interpolation,
         )
 
@@ -124,6 +123,10 @@ class EMPSSL(Method):
     @property
     def weights(self) -> Mapping[str, float]:
         return {"adversarial": 1.0}
+
+
+def _given(probability: float | None) -> float:
+    return _RARELY if probability is None else probability
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ class RoCL(Method):
     through detached operands only, and a factor does not change a sign. The gradient goes through the attacked row's
     own embedding alone, not through the other attacked views, of which it is one of the negatives.
 
+    The released code takes the attack and NTX_2 within each of its two GPUs' 256 images, and NTX_3 over all 512; here
+    all are over the batch.
+
     The reward is NT-Xent of t and t', a row for each view t, attacked or clean: between 0 and log(2b - 1) + 2 /
     temperature, with b images in a batch.
 

@@ -14,6 +14,7 @@ from envs.torch_env import TorchViewEnv
 from envs.world import WorldSettings
 from ssl_core.attacks import Budget
 from ssl_core.checkpoint import describe_network, save_checkpoint
+from ssl_core.coreset import validation_rows
 from ssl_core.methods import METHODS
 from ssl_core.networks import build_network
 from tests.states import same
@@ -89,6 +90,8 @@ def test_a_batch_is_replayed_and_then_follows_the_next(tiny: dict, teacher: str)
     assert not engine.last.end_of_epoch and engine.last.epoch == pytest.approx(6 / 9)
 
 
+SHARES = (0.05, 0.1, 0.2)
+LOOKING = {"lookahead_images": 2}
 CORESET = {"coreset_warmup": 1, "coreset_every": 2, "coreset_fraction": 0.34, "epochs": 4}
 
 
@@ -103,6 +106,9 @@ def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict
         engine.play(uniform(engine))
     # three batches of the first epoch, then one chosen for two epochs, then another choice
     assert rows[3] == rows[4]
+    # what the choice is measured on is in no epoch, those on all data included
+    measured = validation_rows(torch.arange(len(engine.data.train)), engine.streams)
+    assert len(measured) and not {row for batch in rows for row in batch} & set(measured.tolist())
     assert [engine.plan.ends_epoch(step) for step in range(1, 7)] == [False, False, True, True, True, True]
     for start in (2, 3, 5):
         resumed = world(tiny, "acl", teacher, coreset=kind, **CORESET)
@@ -110,6 +116,36 @@ def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict
         while resumed.step < resumed.planned_updates:
             resumed.play(uniform(resumed))
         assert same(resumed.state_dict(), engine.state_dict()), start
+
+
+def test_a_coreset_is_chosen_as_its_options_say_and_beside_a_look_ahead(tiny: dict, teacher: str, monkeypatch) -> None:
+    import envs.engine as module
+
+    seen: list[Any] = []
+    select = module.select
+
+    def watched(*given: Any) -> torch.Tensor:
+        seen.append(given)
+        return select(*given)
+
+    monkeypatch.setattr(module, "select", watched)
+    options = {"divergence": "ot", "steps": 1}
+    engine = world(
+        tiny, "acl", teacher, coreset="rcs", coreset_kwargs=options, reward_lookahead=1.0, **LOOKING, **CORESET
+    )
+    while engine.step < engine.planned_updates:
+        engine.play(uniform(engine))
+    (_, rows, measured, *_, settings, _), *_ = seen
+    assert (settings.divergence, settings.steps, settings.kind, settings.batches) == ("ot", 1, "rcs", 1)
+    looked_at = engine.rewards.held_out
+    groups = [set(each.tolist()) for each in (rows, measured, looked_at)]
+    assert len(set.union(*groups)) == sum(map(len, groups)) == len(engine.data.train)
+
+
+def test_coresets_are_whole_batches_rounded_down() -> None:
+    kept = {share: WorldSettings(coreset="rcs", coreset_fraction=share).make_plan(96).reduced_steps for share in SHARES}
+    # CIFAR-10 in batches of 512, a hundredth held out: int(49500 * share) // 512 in the released code
+    assert kept == {share: int(49500 * share) // 512 for share in SHARES} == {0.05: 4, 0.1: 9, 0.2: 19}
 
 
 def test_the_selection_is_made_on_the_weights_that_the_epoch_has_made(tiny: dict, teacher: str, monkeypatch) -> None:
@@ -161,6 +197,9 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
         ({"perspective": "moebius", "perspective_kwargs": {"kind": "lcm"}}, "give it as --perspective"),
         ({"perspective_kwargs": {"probability": 0.5}}, "no perspective augmentation: add --perspective"),
         ({"coreset_fraction": 0.3}, "coreset_fraction is 0.3, but there is no coreset"),
+        ({"coreset_kwargs": {"divergence": "js"}}, "coreset_kwargs is .*no coreset"),
+        ({"coreset": "rcs", "coreset_kwargs": {"divergence": "jss"}}, "did you mean 'js'"),
+        ({"coreset": "rcs", "coreset_kwargs": {"batches": 3}}, "give it as --coreset_fraction"),
         ({"coreset_every": 2}, "coreset_every is 2, but there is no coreset"),
         ({"coreset": "random", "epochs": 1}, "the first 1 of 1 epochs are on all data"),
         ({"method": "byol", "temperature": 0.2}, "loss of the method byol has none"),

@@ -3,13 +3,15 @@ from dataclasses import fields, replace
 
 import pytest
 
-from envs.building import make_schedule
+from envs.building import build_learner, make_schedule
 from experiments.commandline import load, parse
 from experiments.recipes import AUTHORS, SMALL, recipe
 from experiments.settings import PRESETS, Settings
+from ssl_core.checkpoint import describe_network, save_checkpoint
 from ssl_core.crops import CropSettings
 from ssl_core.methods import METHODS
 from ssl_core.methods.emp import EMPSSL
+from ssl_core.rng import Streams
 
 NAMES = {field.name for field in fields(Settings)}
 TEACHER = {name: "somewhere" for name, method in METHODS.items() if "teacher" in method.others}
@@ -27,7 +29,7 @@ def test_recipes_are_of_methods_and_settings_that_there_are() -> None:
         assert all(values.keys() <= NAMES for values in table.values())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if "method" not in values])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_settings_in_every_preset(preset: str, method: str) -> None:
     settings = parse(flags(preset, method)).settings
@@ -56,12 +58,31 @@ def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_pa
     assert load(path).method_kwargs == {"streams": "a2a"}
 
 
+@pytest.mark.parametrize(("method", "arch"), [("deacl", "resnet18"), ("daq-sdp", "resnet34")])
+def test_the_preset_of_teachers_fits_the_students(method: str, arch: str, tmp_path) -> None:
+    words = ["--data_dir=photographs", "--width=2"]
+    teacher = parse([*words, "--preset=cifar10-teacher", f"--arch={arch}"]).settings
+    assert (teacher.method, teacher.agent, teacher.temperature) == ("simclr", "none", 0.2)
+    plan = teacher.make_plan(3)
+    network = build_learner(teacher, Streams(0), plan).network
+    payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
+    path = save_checkpoint(tmp_path / "teacher.pt", "encoder", payload)
+    student = parse([*words, "--preset=cifar10", f"--method={method}", f"--teacher={path}"]).settings
+    learner = build_learner(student, Streams(1), plan)
+    assert learner.network.feature_dim == network.feature_dim
+    # what a method compares with any teacher's features needs no likeness
+    parse([*words, "--preset=cifar10", "--method=advcl", f"--teacher={path}"])
+
+
 def test_emp_ssl_crops_as_its_authors_do() -> None:
     settings = parse(flags("cifar10", "emp-ssl")).settings
     method = settings.make_method()
     assert isinstance(method, EMPSSL)
     found = method.crop_settings(settings.make_views())
     assert found.scale == pytest.approx((0.08, 1.0)) and replace(found, scale=(0.08, 1.0)) == CropSettings()
+    changed = parse([*flags("cifar10", "emp-ssl"), "--blur=0", "--solarize=0.3"]).settings
+    found = method.crop_settings(changed.make_views())
+    assert (found.blur_probability, found.solarize_probability) == (0, 0.3)
 
 
 def test_the_authors_settings_of_a_few() -> None:
@@ -72,8 +93,8 @@ def test_the_authors_settings_of_a_few() -> None:
     assert (astra.optimizer, astra.projector_hidden, astra.epochs, astra.seed) == ("lars", 2048, 1000, 3407)
     assert parse(flags("cifar10", "acl")).settings.projector_hidden == 512
     byol, simsiam = (parse(flags("cifar10", name)).settings.make_views() for name in ("byol", "simsiam"))
-    assert (byol.blur_probability, byol.solarize_probability, byol.jitter) == (0, 0.2, (0.4, 0.4, 0.2, 0.1))
-    assert (simsiam.blur_probability, simsiam.solarize_probability, simsiam.crop) == (0.5, 0, (0.08, 1.0))
+    assert (byol.blur_probability, byol.solarize_probability, byol.jitter) == (None, 0.2, (0.4, 0.4, 0.2, 0.1))
+    assert (simsiam.blur_probability, simsiam.solarize_probability, simsiam.crop) == (0.5, None, (0.08, 1.0))
     # the small presets keep the network and the optimiser of all methods
     small = parse(flags("digits-grid", "deacl")).settings
     assert (small.optimizer, small.stem, small.epochs, small.projector) == ("adamw", "cifar", 10, "none")

@@ -235,28 +235,67 @@ def test_labels_are_those_of_the_fitted_clusters_of_the_images_themselves() -> N
     assert all(torch.equal(value, again.tables[name]) for name, value in target.tables.items())
 
 
-def test_the_attack_raises_both_objectives() -> None:
+def trained(batches: int = 5) -> TargetLearner:
+    """In float64, after some updates: routes and statistics are no longer alike."""
     target, batch = learner(), views()
-    for _ in range(5):
+    for _ in range(batches):
         target.update(batch, METHOD.attacked(batch))
-    objective = target.objective(batch)
-    start = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 0), generator(5))
-    end = target.attack(batch, BUDGET, generator(5))
-    gain = objective(end.embeddings) - objective(start.embeddings)
-    assert gain[0::2].mean() > 0.05 and gain[1::2].mean() > 0.01
+    target._parts.double()
+    target.tables = {name: value.double() for name, value in target.tables.items()}
+    return target
+
+
+def plain_attack(target: TargetLearner, batch: Tensor, start: Tensor, steps: int) -> Tensor:
+    """The attack by the training loss itself, all versions of the images encoded in train mode at every step."""
+    images, moved = METHOD.attacked(batch), start
+    with target.untracked():
+        target._parts.train()
+        target.others.eval()
+        for _ in range(steps):
+            moved = moved.detach().requires_grad_()
+            terms = METHOD.losses(target.plain(), batch, moved)
+            (slope,) = torch.autograd.grad(terms["contrast"].sum() + terms["pseudo"].sum(), moved)
+            moved = (moved + 2 / 255 * slope.sign()).clamp(images - 8 / 255, images + 8 / 255).clamp(0, 1)
+    return moved.detach()
+
+
+def test_the_attack_is_that_of_the_training_loss_in_train_mode() -> None:
+    target, batch = trained(), views().double()
+    still = Budget.uniform(12, 8 / 255, 2 / 255, 0)
+    start = target.attack(batch, still, generator(5)).images
+    end = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 5), generator(5))
+    expected = plain_attack(target, batch, start, 5)
+    # a budget's figures are float32
+    torch.testing.assert_close(end.images, expected, rtol=0, atol=1e-8)
+    with target.untracked(), torch.no_grad():
+        before, after = (METHOD.losses(target.plain(), batch, each) for each in (start, end.images))
+    assert after["contrast"].mean() > before["contrast"].mean() + 0.5
+    assert after["pseudo"].mean() > before["pseudo"].mean() + 0.01
     assert not torch.equal(end.images[0::2], end.images[1::2])
-    assert (end.images - METHOD.attacked(batch)).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_what_the_attack_compares_with_leaves_no_trace() -> None:
+    target, batch = learner(), views()
+    before = copy.deepcopy(target._parts.state_dict())
+    objective, look = target.objective(batch), target.look(batch)
+    assert objective(look.embeddings).shape == (12,)
+    after = target._parts.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_attack_runs_in_train_mode_on_its_two_routes() -> None:
     target, batch = learner(), views()
     before = copy.deepcopy(target.network)
-    end = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 0), generator(5))
+    # the pass of the one step sees the start
+    start = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 0), generator(5)).images
+    compare(target.network, before, *METHOD.routes)
+    end = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 1), generator(5))
     expected = copy.deepcopy(before).train()
     for row, route in enumerate(METHOD.attack_routes):
+        expected(start[row::2], route)
+        compare(target.network, expected, route)
         embeddings = expected(end.images[row::2], route).embeddings
         torch.testing.assert_close(end.embeddings[row::2, :8], embeddings)
-        compare(target.network, expected, route)
     compare(target.network, before, "normal")
 
 
@@ -290,11 +329,12 @@ def test_each_route_follows_its_own_views() -> None:
     assert all(torch.equal(value, teacher[name]) for name, value in target.others["teacher"].state_dict().items())
 
 
-def compare(one: TargetNetwork, other: TargetNetwork, route: str) -> None:
-    """The backbones' running statistics of a route are equal bit for bit."""
+def compare(one: TargetNetwork, other: TargetNetwork, *routes: str) -> None:
+    """The backbones' running statistics of some routes are equal bit for bit."""
     ours, theirs = one.backbone.state_dict(), other.backbone.state_dict()
-    names = [name for name in ours if f".{route}.running_" in name]
-    assert names and all(torch.equal(ours[name], theirs[name]) for name in names)
+    for route in routes:
+        names = [name for name in ours if f".{route}.running_" in name]
+        assert names and all(torch.equal(ours[name], theirs[name]) for name in names)
 
 
 def test_updates_descend_and_reward_terms_are_the_objectives_own() -> None:

@@ -142,11 +142,14 @@ def test_the_attack_starts_from_nothing_and_raises_the_loss_in_train_mode() -> N
     begun = copy.deepcopy(target.network)
     idle = target.attack(crops(), budget(0), generator())
     assert torch.equal(idle.images, crops())
-    # the statistics follow the attacked crops, pass by pass
-    begun.train()(crops(), "normal")
-    assert torch.equal(idle.embeddings, copy.deepcopy(begun)(crops(), "normal").embeddings.detach())
-    for name, value in target.network.state_dict().items():
-        assert torch.equal(value, begun.state_dict()[name]), name
+    # the statistics follow the attacked crops, step by step: without one they stay
+    assert torch.equal(idle.embeddings, copy.deepcopy(begun).train()(crops(), "normal").embeddings.detach())
+    for steps in (0, 1):
+        target.attack(crops(), budget(steps), generator())
+        if steps:
+            begun.train()(crops(), "normal")
+        for name, value in target.network.state_dict().items():
+            assert torch.equal(value, begun.state_dict()[name]), name
     attacked = target.attack(crops(), budget(), generator())
     assert torch.equal(attacked.images, learner(method).attack(crops(), budget(), generator(9)).images)
     assert 0.9 * EPSILON < (attacked.images - crops()).abs().amax() <= EPSILON + 1e-6

@@ -1,0 +1,77 @@
+"""A world's data, as a part of its settings."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ssl_core.datasets import DATASETS, check_cache_dir, load_dataset
+from ssl_core.images import Split
+from ssl_core.loading import KEEP_DATA
+from ssl_core.lookup import pick
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
+
+    Args:
+        dataset: a name of `ssl_core.datasets.DATASETS`.
+        data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
+            unpacks to, or the root of a tree of images).
+        cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
+            not fit in memory. By default they are decoded into memory at every start.
+        keep_data: where the training images stay: `device`, `host` (memory or disk, the next batch gathered ahead) or
+            `auto` (on the device where they are in memory and at most a quarter of what is free there).
+        download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
+        limit: number of training images, None for all.
+        test_limit: number of test images, None for all.
+        image_size: side in pixels to which images are resized.
+
+    Raises:
+        ValueError: if a name is unknown or a figure is out of its range.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    cache_dir: str | None = None
+    keep_data: str = "auto"
+    download: bool = True
+    limit: int | None = None
+    test_limit: int | None = None
+    image_size: int = 16
+
+    def __post_init__(self) -> None:
+        pick(self.dataset, DATASETS, "data set")
+        check_cache_dir(self.dataset, self.cache_dir)
+        pick(self.keep_data, KEEP_DATA, "place to keep the data")
+        for name in ("data_dir", "cache_dir"):
+            check_path(name, getattr(self, name))
+        for name in ("image_size", "limit", "test_limit"):
+            if getattr(self, name) is not None or name == "image_size":
+                check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
+
+    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
+        """The data set, as `ssl_core.datasets.load_dataset` reads it."""
+        return load_dataset(
+            self.dataset,
+            data_dir=self.data_dir,
+            image_size=self.image_size,
+            limit=self.limit,
+            test_limit=self.test_limit,
+            download=self.download,
+            cache_dir=self.cache_dir,
+            on_progress=on_progress,
+        )
+
+
+def check_path(name: str, value: str | None) -> None:
+    """Raises a ValueError if a path is given but empty."""
+    if value == "":
+        raise ValueError(f"{name} is empty: expected a path, or leave it out")
+
+
+def check_figure(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:
+    """Raises a ValueError unless the value is a finite number in [low, high], and an integer where it has to be."""
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[operator, arg-type]
+        raise ValueError(f"{name} is {value!r}: expected {expected}")
