@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SOLO_LEARN = {
+    "stem": "cifar-padded",
     "crop_scale": (0.08, 1.0),
     "normalisation": "cifar",
     "batch_size": 256,

@@ -195,7 +195,7 @@ def test_images_that_are_not_distorted_keep_every_bit(settings: PerspectiveSetti
 
 
 def test_at_the_greatest_strength_the_pole_is_outside_the_image() -> None:
-    """At a corner c z + d is 0 for |c| = d / sqrt(2); MPD's SimCLR has a least modulus of 0.75 - 0.4 sqrt(2) = 0.184."""
+    """At a corner c z + d is 0 for |c| = d / sqrt(2); of MPD's SimCLR the least modulus is .75 - .4 sqrt(2) = .184."""
     c = 0.4 * torch.tensor([-1 - 1j, 1.0, 1j]) / torch.tensor([2**0.5, 1, 1])
     moduli = [
         np.hypot(*(part for part in (own.real * x - own.imag * y + 0.75, own.real * y + own.imag * x))).min()

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from ssl_core.learner import TargetLearner
 from ssl_core.losses import mixed_nt_xent, nt_xent
 from ssl_core.methods import Method, Networks, make_method
 from ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
-from ssl_core.networks import TargetNetwork, build_network
+from ssl_core.networks import Encoded, TargetNetwork, build_network
 from ssl_core.optim import make_optimizer
 
 FAMILY = [SimCLR(), ACL(), ACL(streams="a2a"), ACL(streams="a2s"), ASTrA(), ASTrAPlus()]
@@ -189,6 +190,116 @@ def test_astra_plus_is_astra_with_post_processing() -> None:
     ours, theirs = (each.losses(Networks(network()), views(0), views(1)) for each in (plus, plain))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (plus.weights, plus.start_radius) == (plain.weights, 8 / 255)
+
+
+def chosen(method: Method, clean: Tensor, attacked: Tensor) -> dict[str, Tensor]:
+    """The terms of a network that gives chosen embeddings (2N, d) of all clean and of all attacked views; "loss" is
+    their weighted sum."""
+    crossed = isinstance(method, ACL) and method.streams == "a2s"
+    given = {"normal": clean[1::2] if crossed else clean, "pgd": attacked[0::2] if crossed else attacked}
+    networks = Networks(lambda images, route: Encoded(given[route], given[route]))
+    terms = method.losses(networks, views(0, len(clean)), method.attacked(views(1, len(clean))))
+    return terms | {"loss": torch.stack([method.weights[name] * each.mean() for name, each in terms.items()]).sum()}
+
+
+def stretched(directions: Tensor) -> Tensor:
+    """Embeddings of these directions and of any length, which has to be no matter."""
+    return directions * (0.1 + 5 * torch.rand(len(directions), 1, generator=generator(7), dtype=torch.float64))
+
+
+def form(partner: float, ones: int, zeros: int, t: float = 0.5) -> float:
+    """NT-Xent of a row with a partner of this cosine, and this many others (the partner too) of cosine 1 and 0."""
+    return math.log(ones * math.exp(1 / t) + zeros) - partner / t
+
+
+AXES = torch.eye(12, dtype=torch.float64)
+EQUAL = AXES[:1].expand(6, -1)
+"""All views of three images have one direction."""
+APART, BEYOND = AXES[:6], AXES[6:]
+"""All views are orthogonal, and these to those."""
+TWINS = AXES[:3].repeat_interleave(2, dim=0)
+"""The views of an image have one direction, the images are orthogonal."""
+MIXED = {"pairs": 0.5, "views": 1.0}  # "views" adds two losses, at a weight of 0.5
+
+
+@pytest.mark.parametrize("t", [0.5, 0.2])
+@pytest.mark.parametrize(
+    ("clean", "attacked", "own", "other", "crossed", "mixed"),
+    [
+        # rows are (partner, ones, zeros) of clean rows, attacked rows, a2s, and the mixed loss of all pairs and a view
+        (EQUAL, EQUAL, (1, 5, 0), (1, 5, 0), (1, 5, 0), {"pairs": (1, 11, 0), "views": (1, 5, 0)}),
+        (APART, BEYOND, (0, 0, 5), (0, 0, 5), (0, 0, 5), {"pairs": (0, 0, 11), "views": (0, 0, 5)}),
+        (APART, APART, (0, 0, 5), (0, 0, 5), (0, 0, 5), {"pairs": (1, 1, 10), "views": (1, 1, 4)}),
+        # the other view of an image is a negative in "pairs", clean and attacked, and no row at all in "views"
+        (TWINS, TWINS, (1, 1, 4), (1, 1, 4), (1, 1, 4), {"pairs": (1, 3, 8), "views": (1, 1, 4)}),
+        (TWINS, TWINS @ AXES.roll(6, 0), (1, 1, 4), (1, 1, 4), (0, 0, 5), {"pairs": (0, 1, 10), "views": (0, 0, 5)}),
+        (TWINS, -TWINS, (1, 1, 4), (1, 1, 4), None, {}),
+        (APART, EQUAL, (0, 0, 5), (1, 5, 0), None, {}),
+    ],
+)
+def test_losses_of_equal_and_of_orthogonal_embeddings_have_closed_forms(
+    clean: Tensor,
+    attacked: Tensor,
+    own: tuple[int, int, int],
+    other: tuple[int, int, int],
+    crossed: tuple[int, int, int] | None,
+    mixed: dict[str, tuple[int, int, int]],
+    t: float,
+) -> None:
+    both = stretched(clean), stretched(attacked)
+    dual = (form(*own, t) + form(*other, t)) / 2
+    assert chosen(SimCLR(t), *both)["loss"].item() == pytest.approx(form(*own, t))
+    assert chosen(ACL(t), *both)["loss"].item() == pytest.approx(dual)
+    assert chosen(ACL(t, streams="a2a"), *both)["loss"].item() == pytest.approx(form(*other, t))
+    if crossed is not None:
+        terms = chosen(ACL(t, streams="a2s"), *both)
+        torch.testing.assert_close(terms["adversarial"], torch.full((6,), form(*crossed, t)).double())
+        assert terms["loss"].item() == pytest.approx(form(*crossed, t))
+    for reading, row in mixed.items():
+        found = chosen(ASTrA(t, mixed_reading=reading), *both)["loss"].item()
+        assert found == pytest.approx(dual + MIXED[reading] * form(*row, t))
+
+
+@pytest.mark.parametrize("method", [*FAMILY, ASTrA(mixed_reading="views")])
+def test_the_order_of_the_images_only_orders_the_rows(method: Method) -> None:
+    clean, attacked = (torch.randn(8, 5, dtype=torch.float64, generator=generator(seed)) for seed in (3, 4))
+    order = torch.tensor([4, 5, 0, 1, 6, 7, 2, 3])
+    terms, moved = chosen(method, clean, attacked), chosen(method, clean[order], attacked[order])
+    for name, values in terms.items():
+        torch.testing.assert_close(moved[name], values if name == "loss" else values[order])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (SimCLR, {}),
+        (ACL, {}),
+        (ACL, {"streams": "a2a"}),
+        (ACL, {"streams": "a2s"}),
+        (ASTrA, {}),
+        (ASTrA, {"mixed_reading": "views"}),
+    ],
+)
+def test_losses_in_the_limits_of_the_temperature(kind: type[Method], options: dict[str, str]) -> None:
+    clean, attacked = (torch.randn(6, 5, dtype=torch.float64, generator=generator(seed)) for seed in (3, 4))
+    hot, cold = (chosen(kind(temperature=t, **options), clean, attacked) for t in (1e7, 1e-3))
+    scale = 2 if options.get("mixed_reading") == "views" else 1
+    for name, values in hot.items():
+        # all rows are alike: chance
+        rows = 12 if name == "mixed" and scale == 1 else 6
+        if name != "loss":
+            expected = (scale if name == "mixed" else 1) * math.log(rows - 1)
+            torch.testing.assert_close(values, torch.full_like(values, expected), rtol=1e-6, atol=0)
+    # the nearest other row alone counts, against the partner
+    given = {"clean": clean, "adversarial": attacked}
+    if "streams" in options:
+        crossed = torch.stack([attacked[0::2], clean[1::2]], dim=1).flatten(0, 1)
+        given["adversarial"] = crossed if options["streams"] == "a2s" else attacked
+    for name in given.keys() & cold.keys():
+        z = torch.nn.functional.normalize(given[name], dim=1)
+        cosine = (z @ z.T).fill_diagonal_(-2)
+        expected = cosine.amax(dim=1) - cosine[torch.arange(6), torch.arange(6) ^ 1]
+        torch.testing.assert_close(1e-3 * cold[name], expected, rtol=0, atol=1e-3 * math.log(5) + 1e-9)
 
 
 def test_bad_arguments_are_refused() -> None:

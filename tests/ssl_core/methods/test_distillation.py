@@ -150,6 +150,30 @@ def test_the_perturbation_of_weights_raises_the_two_terms_of_the_weak_views() ->
     assert value.item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("weight", [2.0, 0.7])
+@pytest.mark.parametrize("taught", [(1, 1), (0, 0), (-1, 1)])
+@pytest.mark.parametrize("attacked", [(1, 1), (0, 0), (-1, -1), (1, 0)])
+def test_daq_sdp_of_chosen_angles_has_a_closed_form(
+    taught: tuple[int, int], attacked: tuple[int, int], weight: float
+) -> None:
+    """Cosines of clean features to the teacher's, and of attacked to clean ones, of weak and of strong views."""
+    axes, lengths = torch.eye(6).double(), torch.arange(1.0, 4).double()[:, None]
+    turned = {1: axes[:3], 0: axes[3:], -1: -axes[:3]}
+    features = {"nature": lengths * axes[:3], "strongnature": axes[:3] / lengths}
+    features |= {route: 2 * turned[cos] for route, cos in zip(("weak", "strong"), attacked, strict=True)}
+    teacher = torch.stack([turned[cos] for cos in taught], dim=1).flatten(0, 1)
+    method, losses = DAQSDP(trades_weight=weight), []
+    for order in (torch.arange(3), torch.tensor([2, 0, 1])):
+        given, seen = {key: value[order] for key, value in features.items()}, teacher.unflatten(0, (3, 2))[order]
+        networks = Networks(
+            lambda x, route, given=given: Encoded(given[route], given[route][:, :2]),
+            others={"teacher": lambda x, route, seen=seen: Encoded(seen.flatten(0, 1), x)},
+        )
+        terms = method.losses(networks, small(3), small(4))
+        losses.append(sum(method.weights[name] * values.mean().item() for name, values in terms.items()))
+    assert losses == pytest.approx([-(sum(taught) + weight * sum(attacked)) / 2] * 2)
+
+
 @pytest.mark.parametrize("method", BOTH)
 def test_gradients_are_those_of_finite_differences_and_the_teacher_gets_none(method: Distillation) -> None:
     student, teacher, networks = plain(method)

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from ssl_core.attacks import Budget
 from ssl_core.learner import TargetLearner, frozen
 from ssl_core.methods.base import Networks
 from ssl_core.methods.dynacl import DynACL, DynACLPlus, by_both, shift_at, strength_at
-from ssl_core.networks import TargetNetwork, build_network
+from ssl_core.networks import Encoded, TargetNetwork, build_network
 from ssl_core.optim import make_optimizer
 from ssl_core.plan import Moment, Plan
 from ssl_core.views import ViewSettings, two_views
@@ -195,6 +196,52 @@ def test_an_update_has_the_weights_that_are_due() -> None:
         w = 1 + 2 / 3 * step / 4
         expected = (2 - w) / 2 * losses["clean"] + w / 2 * losses["adversarial"]
         assert losses["total"] == pytest.approx(expected, rel=1e-5)
+
+
+def chosen(method: DynACL, clean: Tensor, attacked: Tensor, moment: Moment) -> float:
+    """The loss at a moment, of two networks that give chosen embeddings (2N, d): of first and of second views."""
+    given = {"normal": clean, "pgd": attacked}
+    first, second = (lambda x, route, k=k: Encoded(given[route][k::2], given[route][k::2]) for k in (0, 1))
+    terms = method.losses(Networks(first, others={"momentum": second}), images(0, len(clean)), images(1, len(clean)))
+    weights = method.weights_at(moment)
+    return sum(weights[name] * values.mean().item() for name, values in terms.items())
+
+
+AXES = torch.eye(6, dtype=torch.float64)
+EQUAL = (AXES[:1].expand(6, -1) * torch.arange(1, 7)[:, None], math.log(5))
+"""Embeddings of three images' views in one direction, and their NT-Xent; then orthogonal ones, and alike in pairs."""
+APART = (AXES * 3, math.log(5))
+TWINS = (AXES[:3].repeat_interleave(2, dim=0), math.log(math.exp(2) + 4) - 2)
+FOES = (TWINS[0] * torch.tensor([1, -1]).repeat(3)[:, None], math.log(math.exp(-2) + 4) + 2)
+"""The views of an image have opposite directions, the images are orthogonal."""
+
+
+@pytest.mark.parametrize(("clean", "attacked"), [(EQUAL, APART), (TWINS, EQUAL), (TWINS, FOES), (FOES, TWINS)])
+def test_the_loss_has_closed_forms_at_every_moment(clean: tuple[Tensor, float], attacked: tuple[Tensor, float]) -> None:
+    for epoch in (0, 48, 49, 50, 499, 500, 949, 998, 999):
+        w = min(1 + (epoch + 1) // 50 * 0.05 * 2 / 3, 2)
+        found = chosen(DynACL(), clean[0], attacked[0], at(epoch, 1000))
+        assert found == pytest.approx(((2 - w) * clean[1] + w * attacked[1]) / 2, rel=1e-12)
+    # with reweighting 1 nothing is left of the clean views at last
+    assert chosen(DynACL(reweighting=1.0), clean[0], attacked[0], at(999, 1000)) == pytest.approx(attacked[1])
+    assert chosen(DynACL(reweighting=0.0), clean[0], attacked[0], at(999, 1000)) == pytest.approx(
+        (clean[1] + attacked[1]) / 2
+    )
+
+
+def test_the_loss_in_the_limits_of_the_temperature_and_for_another_order_of_the_images() -> None:
+    clean, attacked = (torch.randn(6, 5, dtype=torch.float64, generator=generator(seed)) for seed in (3, 4))
+    late, order = at(999, 1000), torch.tensor([4, 5, 0, 1, 2, 3])
+    assert chosen(DynACL(temperature=1e7), clean, attacked, late) == pytest.approx(math.log(5), rel=1e-6)
+    gaps = []
+    for given in (clean, attacked):
+        z = torch.nn.functional.normalize(given, dim=1)
+        cosine = (z @ z.T).fill_diagonal_(-2)
+        gaps.append((cosine.amax(dim=1) - cosine[torch.arange(6), torch.arange(6) ^ 1]).mean().item())
+    cold = 1e-3 * chosen(DynACL(temperature=1e-3), clean, attacked, late)
+    assert cold == pytest.approx(gaps[0] / 6 + 5 * gaps[1] / 6, abs=1e-3 * math.log(5) + 1e-9)
+    moved = chosen(DynACL(), clean[order], attacked[order], late)
+    assert moved == pytest.approx(chosen(DynACL(), clean, attacked, late), rel=1e-12)
 
 
 def test_what_a_learner_needs() -> None:

@@ -11,7 +11,7 @@ from ssl_core.learner import TargetLearner, frozen
 from ssl_core.losses import nt_xent
 from ssl_core.methods.base import Networks
 from ssl_core.methods.rocl import RoCL
-from ssl_core.networks import TargetNetwork, build_network
+from ssl_core.networks import Encoded, TargetNetwork, build_network
 from ssl_core.optim import make_optimizer
 
 
@@ -101,6 +101,33 @@ def test_the_attacks_gradient_is_that_of_the_released_loss_and_stops_at_the_othe
 
     slope = (row(fixed[0] + change[0]) - row(fixed[0] - change[0])) / 2e-6
     torch.testing.assert_close(first[0, 2], slope, rtol=1e-5, atol=1e-8)
+
+
+def test_a_row_of_the_training_loss_moves_its_own_anchor_and_no_other_version() -> None:
+    """Both terms through `losses`, whose network gives chosen embeddings of the 2b and of the 3b images."""
+    b, t = 3, 0.3
+    z = {v: torch.randn(v * b, 5, dtype=torch.float64, generator=generator(v)).requires_grad_() for v in (2, 3)}
+    stub = Networks(lambda x, route: Encoded(z[len(x) // b], z[len(x) // b]))
+    terms = RoCL(temperature=t).losses(stub, images(2 * b, 0), images(b, 1))
+    for v, values in ((2, terms["regulariser"]), (3, terms["contrastive"])):
+        fixed = z[v].detach().numpy()
+        units = fixed / np.linalg.norm(fixed, axis=1, keepdims=True)
+        for row in range(v * b):
+            # rows of an image are together in the loss, those of a version in the batch
+            place = row // v + b * (row % v)
+            others = [k for k in range(v * b) if k != place]
+            shares = np.exp(units[others] @ units[place] / t)
+            positives = units[[k for k in others if k % b == place % b]]
+            pull = ((v - 1) * shares @ units[others] / shares.sum() - positives.sum(axis=0)) / t
+            expected = np.zeros_like(fixed)
+            expected[place] = (pull - units[place] * (units[place] @ pull)) / np.linalg.norm(fixed[place])
+            (slope,) = torch.autograd.grad(values[row], z[v], retain_graph=True)
+            np.testing.assert_allclose(slope.numpy(), expected, rtol=1e-9, atol=1e-12)
+        # without the stop the operands' share would be in the gradient: the loss itself rises by more or less
+        (slope,) = torch.autograd.grad(values.sum(), z[v], retain_graph=True)
+        change = 1e-6 * torch.randn(slope.shape, dtype=torch.float64, generator=generator(9))
+        moved = [RoCL(temperature=t).contrast(*(z[v] + side * change).chunk(v)).sum() for side in (1, -1)]
+        assert abs((moved[0] - moved[1]).item() / 2 - (slope * change).sum().item()) > 1e-7
 
 
 def learner() -> TargetLearner:

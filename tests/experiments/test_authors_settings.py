@@ -1,0 +1,400 @@
+"""The preset cifar10 of every method with a published recipe, against a table that was typed by hand.
+
+The table has the authors' own settings from notes on their released codes, whose sections are named, and nothing of
+`experiments.recipes`: what is compared with it is what a run is built from. What the notes do not say is None.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from envs.building import build_learner, make_schedule
+from envs.world import WorldSettings
+from experiments.commandline import parse
+from experiments.settings import Settings
+from ssl_core.checkpoint import describe_network, save_checkpoint
+from ssl_core.coreset import CoresetSettings
+from ssl_core.learner import TargetLearner
+from ssl_core.methods.emp import EMPSSL
+from ssl_core.networks import NORMALISATIONS, TargetNetwork, build_network
+from ssl_core.optim import LARS, WrappedLARS
+from ssl_core.projectors import Projector
+from ssl_core.rng import Streams
+from ssl_core.views import draw_strong, draw_weak
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+"""No normalisation of the input."""
+DUAL = ("normal", "pgd")
+TEACHERS = ("advcl", "deacl", "daq-sdp")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an optimiser makes of a tensor: its class, whether the momentum of .9 is Nesterov's, LARS's trust
+    coefficient, and whether it is a wrapper: one that clips ratios, and leaves biases and batch norm alone."""
+
+    kind: type[torch.optim.Optimizer]
+    nesterov: bool = False
+    trust: float | None = None
+    wraps: bool = False
+
+
+SGD = Rule(torch.optim.SGD)
+ACL_LARS = Rule(LARS, trust=1e-3)
+"""C1: all tensors, batch norm and biases included."""
+EMP_LARS = Rule(WrappedLARS, nesterov=True, trust=0.005, wraps=True)
+SOLO_LARS = Rule(WrappedLARS, trust=0.02, wraps=True)
+"""eta 0.02, clip_lr and exclude_bias_n_norm of solo-learn's scripts/pretrain/cifar/byol.yaml."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A method's published recipe on CIFAR-10.
+
+    Args:
+        rule, lr, weight_decay, batch_size, epochs: the optimiser, its peak rate, and how long it trains.
+        projector: its layers, with what follows each; "shared" is one batch norm for all routes, "plain" one without
+            scale and shift.
+        warmup, ends: epochs of linear warm-up; the rate of the first update, and where the cosine goes.
+        by_epoch: whether the rate changes once an epoch only.
+        blocks, padding, normalisation: residual blocks, the stem's padding, mean and deviation within the network.
+        routes, evaluated: batch-norm routes; the network that is evaluated, and its route.
+        crop, jitter, interpolation: of strong views; the crop's smallest share of the area.
+        budget: epsilon, step size and steps of the method's own attack.
+        attack_mode, start: of the network under attack; radius of the random start, None: epsilon itself.
+        options, weights: of the method, and of its losses at the beginning.
+    """
+
+    rule: Rule
+    lr: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    projector: str
+    warmup: int | None = 10
+    ends: tuple[float | None, float | None] = (None, 0.0)
+    by_epoch: bool | None = None
+    blocks: int = 8
+    padding: int | None = 1
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = PIXELS
+    routes: tuple[str, ...] | None = ("normal",)
+    evaluated: tuple[str, str] | None = ("target", "normal")
+    crop: float | None = None
+    jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
+    interpolation: str | None = None
+    budget: tuple[float, float, int] | None = (8 / 255, 2 / 255, 5)
+    attack_mode: str = "eval"
+    start: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, float] | None = None
+
+
+# C0 to C6: what ACL and its kin share; A(1) crops a tenth of the area or more
+KIN = Sheet(
+    *(ACL_LARS, 5.0, 1e-6, 512, 1000, "512 BN ReLU, 512 BN ReLU, 512 BN"),
+    ends=(0.0, 1e-6),
+    by_epoch=False,
+    normalisation=IMAGENET,
+    routes=DUAL,
+    evaluated=("target", "pgd"),
+    crop=0.1,
+    interpolation="bicubic",
+    options={"temperature": 0.5},
+    weights={"clean": 0.5, "adversarial": 0.5},
+)
+AIR = {"temperature": 0.5, "sir_weight": 0.5, "air_weight": 0.5, "form": "released"}
+AIR_WEIGHTS = {"clean": 1.0, "adversarial": 1.0, "sir": 0.5, "air": 0.5}
+# sections 6 and 11
+DISTILLED = Sheet(
+    *(SGD, 0.5, 5e-4, 256, 100, ""),
+    ends=(0.003, 0.0),
+    padding=2,
+    normalisation=CIFAR,
+    options={"trades_weight": 2.0, "scratch": False},
+    weights={"clean": 1.0, "adversarial": 2.0},
+)
+# section 12.2, the paper's slow arm; 0 is where its attack starts
+EMP = Sheet(
+    *(EMP_LARS, 0.3, 1e-4, 100, 30, "4096 BN ReLU, 1024"),
+    warmup=0,
+    ends=(0.3, 0.0),
+    by_epoch=False,
+    crop=0.08,
+    jitter=(0.4, 0.4, 0.4, 0.2),
+    budget=(8 / 255, 0.01, 5),
+    attack_mode="train",
+    start=0.0,
+    options={"crops": 16, "patches": False, "invariance": 200.0, "epsilon": 0.2},
+    weights={"adversarial": 1.0},
+)
+# section 14: solo-learn's CIFAR settings. Layers of the heads, the stem, crops, colours and the constant rate of
+# SimSiam's predictor are from its code, of which the sheet has the widths alone; it attacks nothing, so has no routes
+SOLO: dict[str, Any] = {"warmup": None, "padding": 2, "normalisation": None, "routes": None, "evaluated": None}
+SOLO |= {"budget": None, "crop": 0.08, "interpolation": "bicubic"}
+
+SHEETS: dict[str, Sheet] = {
+    "astra": replace(
+        KIN,
+        projector="2048 BN ReLU, 512 BN ReLU, 512 BN",
+        start=8 / 255,
+        options={"temperature": 0.5, "mixed_weight": 0.5, "mixed_reading": "pairs"},
+        weights={"clean": 0.5, "adversarial": 0.5, "mixed": 0.5},
+    ),
+    "acl": replace(KIN, options={"temperature": 0.5, "streams": "ds"}),
+    "rocl": Sheet(
+        *(ACL_LARS, 1.5, 1e-6, 512, 1000, "2048 ReLU, 128"),
+        crop=0.08,
+        budget=(0.0314, 0.007, 7),
+        options={"temperature": 0.5, "regulariser": 256.0},
+        weights={"contrastive": 1.0, "regulariser": 1 / 256},
+    ),
+    "advcl": Sheet(
+        *(SGD, 0.5, 1e-4, 512, 1000, "512 shared BN ReLU, 128"),
+        ends=(0.01, 5e-4),
+        routes=("normal", "pgd", "pgd_ce"),
+        evaluated=("target", "pgd"),
+        crop=0.2,
+        attack_mode="train",
+        options={"temperature": 0.5, "base_temperature": 0.07, "clusters": (2, 10, 50, 100, 500), "radius": 8.0},
+        weights={"contrast": 1.0, "pseudo": 0.2},
+    ),
+    "deacl": DISTILLED,
+    "dynacl": replace(
+        KIN,
+        ends=(0.5, 1e-6),
+        by_epoch=True,
+        interpolation="bilinear",
+        evaluated=("momentum", "pgd"),
+        options={"temperature": 0.5, "ema": 0.99, "reweighting": 2 / 3},
+    ),
+    "acl-air": replace(KIN, options=AIR, weights=AIR_WEIGHTS),
+    "dynacl-air": replace(KIN, options=AIR | {"reweighting": 2 / 3}, weights=AIR_WEIGHTS),
+    "taro": Sheet(
+        *(SGD, 0.06, 5e-4, 512, 800, "2048 BN ReLU, 2048 plain BN"),
+        warmup=5,
+        crop=0.08,
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        interpolation="bicubic",
+        budget=(8 / 255, 2 / 255, 10),
+        options={"similarity_weight": 1.0, "entropy_weight": 1.0, "w2": 1.0},
+        weights={"clean": 1.0, "adversarial": 1.0, "mixed": 1.0},
+    ),
+    "daq-sdp": replace(
+        DISTILLED,
+        blocks=16,
+        routes=("nature", "strongnature", "weak", "strong"),
+        evaluated=("target", "weak"),
+        # perturbed weights from epoch 60 of 100
+        options={"trades_weight": 2.0, "scratch": False, "gamma": 0.002, "perturbed_from": 0.6},
+        weights={"nature": 0.5, "strongnature": 0.5, "weak": 1.0, "strong": 1.0},
+    ),
+    "emp-ssl": EMP,
+    # a batch's three replays, in all of which its crops move
+    "cf-amc-ssl": replace(EMP, epochs=10, budget=(8 / 255, 0.01, 3), options=EMP.options | {"m": 3}),
+    "byol": Sheet(
+        *(SOLO_LARS, 1.0, 1e-5, 256, 1000, "4096 BN ReLU, 256"),
+        jitter=(0.4, 0.4, 0.2, 0.1),
+        options={"momentum_start": 0.99},
+        **SOLO,
+    ),
+    "simsiam": Sheet(*(SGD, 0.5, 1e-5, 256, 1000, "2048 BN ReLU, 2048 BN ReLU, 2048 plain BN"), **SOLO),
+}
+NECKS = {"emp-ssl": "4096 BN ReLU", "cf-amc-ssl": "4096 BN ReLU"}
+PREDICTORS = {"taro": "512 BN ReLU, 2048", "byol": "4096 BN ReLU, 256", "simsiam": "512 BN ReLU, 2048"}
+CONSTANT = ("taro", "simsiam")
+"""Whose predictor keeps its learning rate."""
+FILTERED = {"emp-ssl": (0.1, 0.1), "cf-amc-ssl": (0.1, 0.1), "byol": (0.0, 0.2), "simsiam": (0.5, 0.0)}
+"""Probabilities of a blur and of solarisation, where they are not 0; BYOL solarises second views alone."""
+each = pytest.mark.parametrize("name", SHEETS)
+
+
+def settings_of(name: str) -> Settings:
+    teacher = ["--teacher=somewhere"] if name in TEACHERS else []
+    return parse(["--preset=cifar10", f"--method={name}", "--data_dir=photographs", *teacher]).settings
+
+
+def whole_network(settings: Settings) -> tuple[TargetNetwork, dict[str, Any]]:
+    """The network of a run and its method's heads in full size, without weights."""
+    method = settings.make_method()
+    names = ("arch", "width", "stem", "projector", "projector_hidden", "projector_dim", "neck")
+    with torch.device("meta"):
+        network = TargetNetwork(routes=method.routes, **{name: getattr(settings, name) for name in names})
+        return network, method.make_heads(network.feature_dim, network.embedding_dim)
+
+
+def described(head: Projector, routes: tuple[str, ...]) -> str:
+    """A head's layers in words, as the table has them."""
+    layers = []
+    for linear, norm, rectify in head.parts:
+        words = [str(linear.out_features)]
+        if norm is not None:
+            assert len(norm.by_route) == (1 if norm.shared else len(routes))
+            affine = all(part.weight is not None for part in norm.by_route.values())
+            words += ["shared"] * norm.shared + ["plain"] * (not affine) + ["BN"]
+        layers.append(" ".join([*words, *["ReLU"] * rectify]))
+    return ", ".join(layers)
+
+
+@each
+def test_the_network_is_the_authors(name: str) -> None:
+    sheet, settings = SHEETS[name], settings_of(name)
+    (network, heads), routes = whole_network(settings), settings.make_method().routes
+    backbone, stem = network.backbone, network.backbone.conv
+    assert settings.image_size == 32 and len(backbone.blocks) == sheet.blocks and backbone.feature_dim == 512
+    assert (stem.out_channels, stem.kernel_size, stem.stride, backbone.pool) == (64, (3, 3), (1, 1), None)
+    assert sheet.padding in (None, stem.padding[0])
+    assert described(network.projector, routes) == sheet.projector
+    assert (described(network.neck, routes) if network.neck else None) == NECKS.get(name)
+    if name in PREDICTORS:
+        assert described(heads["predictor"], routes) == PREDICTORS[name]
+    assert sheet.routes in (None, routes)
+    assert sheet.normalisation in (None, NORMALISATIONS[settings.normalisation])
+    if sheet.rule is ACL_LARS and name != "rocl":
+        # C4: the first linear layer has a bias, the others none
+        assert [linear.bias is not None for linear in network.projector.linears] == [True, False, False]
+
+
+@each
+def test_the_method_and_its_attack_are_the_authors(name: str) -> None:
+    sheet, method = SHEETS[name], settings_of(name).make_method()
+    assert {option: getattr(method, option) for option in sheet.options} == sheet.options
+    if sheet.weights is not None:
+        assert dict(method.weights) == pytest.approx(sheet.weights)
+    if sheet.evaluated is not None:
+        assert (method.evaluated, method.evaluation_route) == sheet.evaluated
+    if sheet.budget is not None:
+        assert method.default_budget(1) == pytest.approx(sheet.budget)
+        assert (method.attack_mode, method.start_radius) == (sheet.attack_mode, sheet.start)
+
+
+@each
+def test_batches_epochs_and_views_are_the_authors(name: str) -> None:
+    sheet, settings = SHEETS[name], settings_of(name)
+    assert (settings.batch_size, settings.epochs, settings.coreset) == (sheet.batch_size, sheet.epochs, "none")
+    method, views = settings.make_method(), settings.make_views()
+    if name in ("deacl", "daq-sdp"):
+        # W: zero padding of 4 pixels, a random crop, a flip
+        weak = draw_weak(20000, views, torch.Generator().manual_seed(0))
+        assert weak.corners.aminmax() == (0, 8) and weak.flip.float().mean() == pytest.approx(0.5, abs=0.02)
+        return
+    if isinstance(method, EMPSSL):
+        crops = method.crop_settings(views)
+        views, filters = crops.views, (crops.blur_probability, crops.solarize_probability)
+    else:
+        filters = (views.blur_probability, views.solarize_probability)
+    assert tuple(chance or 0.0 for chance in filters) == FILTERED.get(name, (0.0, 0.0)) and views.strength == 1
+    assert sheet.interpolation in (None, views.interpolation)
+    drawn = draw_strong(20000, 32, 32, views, torch.Generator().manual_seed(0))
+    shares = drawn.boxes[:, 2:].prod(dim=1) / 1024
+    # whole pixels: a crop may be a little smaller than the smallest share
+    assert shares.min().item() == pytest.approx(sheet.crop, rel=0.07) and shares.max() == 1
+    for coins, probability in ((drawn.flip, 0.5), (drawn.jitter, 0.8), (drawn.gray, 0.2)):
+        assert coins.float().mean() == pytest.approx(probability, abs=0.02)
+    reach = (drawn.factors - torch.tensor([1.0, 1.0, 1.0, 0.0])).abs().amax(dim=0)
+    assert reach.tolist() == pytest.approx(sheet.jitter, rel=0.01)
+
+
+@each
+def test_the_learning_rate_is_the_authors(name: str) -> None:
+    sheet, settings, steps = SHEETS[name], settings_of(name), 97
+    schedule = make_schedule(settings, settings.make_plan(steps))
+    rates = [schedule(step) for step in range(0, settings.epochs * steps, steps)]
+    assert settings.peak_lr == sheet.lr == max(rates)
+    (first, last), final = sheet.ends, schedule(settings.epochs * steps - 1)
+    assert first is None or rates[0] == pytest.approx(first)
+    # by the epoch, the cosine would be at its end in the epoch after the last
+    assert last is None or final == pytest.approx(last, abs=4e-4 * sheet.lr)
+    if sheet.warmup is not None:
+        assert rates[sheet.warmup] == pytest.approx(sheet.lr, rel=1e-4)
+        before, after = rates[: sheet.warmup], rates[sheet.warmup :]
+        assert all(a < b for a, b in pairwise(before)) and all(a > b for a, b in pairwise(after))
+    if sheet.by_epoch is not None:
+        assert (schedule(3 * steps) == schedule(4 * steps - 1)) == sheet.by_epoch
+
+
+def tiny_learner(name: str, folder: Path) -> TargetLearner:
+    """The learner of a run, but for its widths."""
+    settings = settings_of(name)
+    own: dict[str, Any] = {"width": 2, "projector_hidden": 8, "projector_dim": 8, "neck": min(8, settings.neck)}
+    if name in TEACHERS:
+        mean, std = NORMALISATIONS[settings.normalisation]
+        sizes = {"arch": settings.arch, "width": 2, "stem": settings.stem, "mean": mean, "std": std}
+        teacher = build_network(torch.Generator().manual_seed(0), routes=("normal",), **sizes)
+        payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(teacher)}
+        own["teacher"] = str(save_checkpoint(folder / "teacher.pt", "encoder", payload))
+    tiny = replace(settings, **own)
+    return build_learner(tiny, Streams(0), tiny.make_plan(97))
+
+
+@each
+def test_the_optimiser_moves_every_tensor_as_the_authors_does(name: str, tmp_path: Path) -> None:
+    sheet, learner = SHEETS[name], tiny_learner(name, tmp_path)
+    rule, optimizer = sheet.rule, learner.optimizer
+    modules = nn.ModuleList([learner.network, learner.heads]).double()
+    tensors = dict(modules.named_parameters())
+    assert type(optimizer) is rule.kind
+    assert len(tensors) == sum(len(group["params"]) for group in optimizer.param_groups)
+    heads = [name in CONSTANT] if learner.heads else []
+    assert [bool(group.get("constant_lr")) for group in optimizer.param_groups[1:]] == heads
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (sheet.lr, 0.9, sheet.weight_decay)
+    # two steps from weights of 1 with slopes of 1, where LARS's ratio is its trust coefficient
+    moved = []
+    for _ in range(2):
+        for tensor in tensors.values():
+            tensor.data.fill_(1)
+            tensor.grad = torch.ones_like(tensor)
+        optimizer.step()
+        moved.append({key: 1 - tensor.detach() for key, tensor in tensors.items()})
+    for key, tensor in tensors.items():
+        # excluded are biases and batch norm, the tensors of one dimension
+        if rule.wraps and tensor.ndim == 1:
+            update = sheet.lr
+        elif rule.trust is None:
+            update = sheet.lr * (1 + sheet.weight_decay)
+        else:
+            # clipped, the ratio is divided by the rate first, since that is far above the trust coefficient
+            update = rule.trust * (1 if rule.wraps else sheet.lr)
+        # velocities are 1 and 1.9 times the update; Nesterov's momentum looks one step ahead
+        factors = (1.9, 2.71) if rule.nesterov else (1.0, 1.9)
+        for found, factor in zip(moved, factors, strict=True):
+            expected = torch.full_like(tensor, update * factor)
+            torch.testing.assert_close(found[key], expected, rtol=1e-7, atol=1e-12)
+
+
+def test_astras_run_is_paid_as_released() -> None:
+    settings = settings_of("astra")
+    paid = (settings.reward_adversarial, settings.reward_clean, settings.reward_mixed)
+    assert paid == (pytest.approx(1 / 3), pytest.approx(1 / 3), 0)
+    assert (settings.agent, settings.reward_scope, settings.seed) == ("reinforce-paper", "batch", 3407)
+    assert (settings.reward_cost, settings.reward_lookahead, settings.reward_progress) == (0, 0, 0)
+
+
+def test_a_coresets_epochs_are_the_released_ones_in_proportion() -> None:
+    # section 9: the first 100 of 1000 epochs on all data, then a selection every 20
+    settings = WorldSettings(method="acl", coreset="rcs", epochs=1000)
+    assert settings.coreset_epochs == (100, 20)
+    plan = settings.make_plan(100)
+    assert (plan.steps_in(99), plan.steps_in(100)) == (100, 20)
+    expected = {1: (1, 1), 10: (1, 1), 11: (2, 1), 99: (10, 1), 100: (10, 2), 149: (15, 2), 150: (15, 3)}
+    assert {epochs: WorldSettings(epochs=epochs).coreset_epochs for epochs in expected} == expected
+    for epochs in range(1, 100):
+        first, every = WorldSettings(epochs=epochs).coreset_epochs
+        assert first == max(1, math.ceil(epochs / 10)) and every == 1
+    # what is given wins, each for itself
+    assert replace(settings, coreset_warmup=0).coreset_epochs == (0, 20)
+    assert replace(settings, coreset_every=7).coreset_epochs == (100, 7)
+
+
+def test_a_coreset_is_chosen_as_released() -> None:
+    chosen = CoresetSettings(batches=1)
+    assert (chosen.kind, chosen.divergence, chosen.lr, chosen.steps) == ("rcs", "kl", 0.01, 3)
+    assert (chosen.epsilon, chosen.step_size) == pytest.approx((8 / 255, 10 / 3 / 255))
