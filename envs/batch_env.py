@@ -72,7 +72,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         render_mode: None = None,
         **world: Any,
     ) -> None:
-        self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
+        self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
         self.torch_env = TorchBatchEnv(self.engine, actions, episode_steps)
         self.observation_space = self.torch_env.observation_space
         self.action_space = self.torch_env.action_space

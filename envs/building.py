@@ -84,17 +84,12 @@ def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images:
 
 def make_schedule(settings: WorldSettings, plan: Plan) -> Callable[[int], float]:
     """The learning rate of each update of a run, by the number of updates before it."""
-    peak, floor, start = settings.peak_lr, settings.final_lr, settings.warmup_lr
+    peak, floor, start = settings.peak_lr, settings.final_lr, settings.warmup_start
     if settings.lr_interval == "epoch":
-        warmup_epochs = min(settings.warmup_epochs, settings.epochs // 2)
-
-        def by_epoch(step: int) -> float:
-            return warmup_cosine_by_epoch(plan.place(step)[0], plan.epochs, warmup_epochs, peak, floor, start)
-
-        return by_epoch
-    warmup, total = settings.warmup_updates(plan.steps), plan.epochs * plan.steps
-
-    def by_update(step: int) -> float:
-        return warmup_cosine(plan.full_steps(step), total, warmup, peak, floor, start)
-
-    return by_update
+        # whole epochs, where the warm-up is cut to half of the run
+        epochs = settings.warmup_updates(1)
+        first = peak * (1 / max(1, epochs) if start is None else start)
+        return lambda step: warmup_cosine_by_epoch(plan.place(step)[0], plan.epochs, epochs, peak, floor, first)
+    updates, total = settings.warmup_updates(plan.steps), plan.epochs * plan.steps
+    first = peak * (start or 0.0)
+    return lambda step: warmup_cosine(plan.full_steps(step), total, updates, peak, floor, first)

@@ -10,7 +10,7 @@ from ssl_core.loading import KEEP_DATA
 from ssl_core.lookup import pick
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
 

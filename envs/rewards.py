@@ -82,7 +82,7 @@ class LookAhead:
         self._before: Tensor | None = None
 
     def losses(self) -> Tensor:
-        """(2,): mean loss of the attacked and of the clean views, on the present weights, in eval mode."""
+        """(2,): mean loss of the attacked and of the clean views, on the present weights, in the attack's mode."""
         method = self._learner.method
         epsilon, step_size, steps = method.default_budget(0)
         attacked_views = len(method.attacked(self.views))

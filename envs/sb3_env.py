@@ -39,7 +39,7 @@ class Sb3ViewVecEnv(VecEnv):
         engine: AttackEngine | None = None,
         **world: Any,
     ) -> None:
-        self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
+        self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
         view_env = TorchViewEnv(self.engine, actions, observation)
         check_num_envs(num_envs, view_env.num_envs, self.engine.settings.batch_size)
         self._setup(view_env)

@@ -104,7 +104,7 @@ class TorchBatchEnv:
     Args:
         engine: the world.
         actions: as `TorchViewEnv`.
-        episode_steps: length of an episode; None for the steps of the epoch that it begins in (on a coreset fewer).
+        episode_steps: length of an episode; None: it ends with its epoch.
 
     Raises:
         ValueError: if a name is unknown, does not suit the method, or the length is not positive.
@@ -140,9 +140,8 @@ class TorchBatchEnv:
         check_count(actions, 1, "one for the batch")
         self.table.check(actions)
         reward, _, info = self._views.play(actions.expand(self._views.num_envs, *actions.shape[1:]))
-        plan = self.engine.plan
-        length = self.episode_steps or plan.steps_in(plan.place(self.episode_start)[0])
-        done = self.engine.step - self.episode_start >= length
+        step, length = self.engine.step, self.episode_steps
+        done = self.engine.plan.ends_epoch(step) if length is None else step - self.episode_start >= length
         if done:
             self.episode_start = self.engine.step
         return Played(reward.mean()[None], torch.tensor([done], device=self.device), info)

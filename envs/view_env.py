@@ -85,7 +85,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ) -> None:
         if max_episode_steps not in (None, 1):
             raise ValueError(f"max_episode_steps is {max_episode_steps}: every episode of a view is one step")
-        self.engine = AttackEngine(WorldSettings(**world), seed, device) if engine is None else engine
+        self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
         self.torch_env = TorchViewEnv(self.engine, actions, observation)
         check_num_envs(num_envs, self.torch_env.num_envs, self.engine.settings.batch_size)
         self.num_envs = self.torch_env.num_envs

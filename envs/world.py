@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from envs.data_settings import DataSettings, check_figure, check_path
 from ssl_core.coreset import CoresetSettings
@@ -38,7 +38,7 @@ CORESETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorldSettings(DataSettings):
     """A world's settings: those of its data, and all others.
 
@@ -64,9 +64,10 @@ class WorldSettings(DataSettings):
             for adamw; `PEAK_LR`).
         weight_decay: the target network's weight decay.
         warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
-        warmup_lr: the rate that the warm-up begins with.
+        warmup_start: share of the peak learning rate that the warm-up begins with; None: 0, or with a rate by the epoch
+            one part in as many as there are epochs of warm-up.
         final_lr: the rate that the cosine behind it goes down to.
-        lr_interval: `update`, or `epoch`: the rate changes once an epoch, and the first has `warmup_lr`.
+        lr_interval: `update`, or `epoch`: the rate changes once an epoch, and the last of the warm-up has the peak.
         temperature: of the contrastive losses.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
         mixed_reading: `pairs` (as coded) or `views` (as drawn).
@@ -77,7 +78,8 @@ class WorldSettings(DataSettings):
         flip: probability of a horizontal flip.
         blur: probability of a Gaussian blur of a strong view at strength 1; None: 0, but of the crops of emp-ssl and
             cf-amc-ssl 0.1, their authors'.
-        solarize: probability that an image's second strong view is solarised at strength 1; None: as blur.
+        solarize: probability that an image's second strong view (of crops: each) is solarised at strength 1; None: 0,
+            but of the crops of emp-ssl and cf-amc-ssl 0.1.
         perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
             experimental: with ranges of ours).
         perspective_kwargs: its settings, over those it has by default
@@ -130,7 +132,7 @@ class WorldSettings(DataSettings):
     lr: float | None = None
     weight_decay: float = 1e-6
     warmup_epochs: int = 1
-    warmup_lr: float = 0.0
+    warmup_start: float | None = None
     final_lr: float = 1e-6
     lr_interval: str = "update"
     temperature: float = 0.5
@@ -198,11 +200,10 @@ class WorldSettings(DataSettings):
             )
         if self.lr is not None:
             check_figure("lr", self.lr, 0, math.inf, "0 or more")
-        for name in ("warmup_lr", "final_lr"):
-            if getattr(self, name) != getattr(WorldSettings, name):
-                check_figure(
-                    name, getattr(self, name), 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}"
-                )
+        if self.final_lr != WorldSettings.final_lr:
+            check_figure("final_lr", self.final_lr, 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}")
+        if self.warmup_start is not None:
+            check_figure("warmup_start", self.warmup_start, 0, 1, "a share of the peak learning rate, in [0, 1]")
         for name in ("weight_decay", "mixed_weight"):
             check_figure(name, getattr(self, name), 0, math.inf, "0 or more")
         for name, length in (("crop_scale", 2), ("jitter", 4)):
@@ -223,7 +224,6 @@ class WorldSettings(DataSettings):
             check_figure(name, getattr(self, name), -math.inf, math.inf, "a finite number")
         expected = "2 or more images, since each needs negatives"
         check_figure("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
-        self._check_idle_options()
         self.make_views()
         self.make_perspective()
         self.make_coreset(1)
@@ -231,11 +231,23 @@ class WorldSettings(DataSettings):
             # a subclass asks its own questions when it has checked its own figures
             WorldSettings.check_method(self)
 
-    def _check_idle_options(self) -> None:
-        """Raises a ValueError where an option is given of something that is left out, or would change nothing."""
+    @classmethod
+    def given(cls, **settings: Any) -> Self:
+        """Settings as a user gives them: beyond what is wrong, what would change nothing is refused too."""
+        made = cls(**settings)
+        made.check_given()
+        return made
+
+    def check_given(self) -> None:
+        """Whether every option that is given has something to act on. It is not asked of the record of a run, which may
+        have been made when that was ignored.
+
+        Raises:
+            ValueError: if one is of something that is left out, or is given twice.
+        """
         if self.coreset == "none":
             for name in ("coreset_fraction", "coreset_warmup", "coreset_every", "coreset_kwargs"):
-                if getattr(self, name) != getattr(WorldSettings, name):
+                if getattr(self, name) not in (getattr(WorldSettings, name), {}):
                     raise ValueError(f"{name} is {getattr(self, name)}, but there is no coreset: add --coreset rcs")
         elif self.coreset_epochs[0] >= self.epochs:
             raise ValueError(
@@ -244,6 +256,17 @@ class WorldSettings(DataSettings):
             )
         if self.perspective_kwargs and self.perspective == "none":
             raise ValueError("perspective_kwargs: there is no perspective augmentation: add --perspective moebius")
+        method, options = self.make_method(), dict(self.method_kwargs or {})
+        for name in ("temperature", "mixed_weight", "mixed_reading"):
+            if name in options and getattr(self, name) not in (getattr(WorldSettings, name), options[name]):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} and method_kwargs.{name} {options[name]}: give one of them"
+                )
+        temperature = options.get("temperature", self.temperature)
+        if not method.has_temperature and temperature != WorldSettings.temperature:
+            raise ValueError(
+                f"temperature is {temperature}, but the loss of the method {self.method} has none: leave it out"
+            )
 
     def check_method(self) -> None:
         """Whether the method and its options fit each other and the settings.
@@ -255,17 +278,6 @@ class WorldSettings(DataSettings):
             ValueError: if they do not.
         """
         method = self.make_method()
-        options = dict(self.method_kwargs or {})
-        for name in ("temperature", "mixed_weight", "mixed_reading"):
-            if name in options and getattr(self, name) not in (getattr(WorldSettings, name), options[name]):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)} and method_kwargs.{name} {options[name]}: give one of them"
-                )
-        if not method.has_temperature and ("temperature" in options or self.temperature != WorldSettings.temperature):
-            raise ValueError(
-                f"temperature is {options.get('temperature', self.temperature)}, but the loss of the method "
-                f"{self.method} has none: leave it out"
-            )
         if not hasattr(method, "mixed_reading"):
             for name in ("mixed_weight", "mixed_reading", "reward_mixed"):
                 if getattr(self, name) != getattr(WorldSettings, name):

@@ -18,11 +18,15 @@ from experiments.listing import listing
 from experiments.recipes import recipe, with_options
 from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from ssl_core.lookup import pick
+from ssl_core.overrides import FRACTION, quotient
 
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
-FRACTION = re.compile(r"(\d+(?:\.\d+)?)/([1-9]\d*)")
 KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}
 """Each setting's type, as text."""
+WITHOUT = {
+    item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in fields(Settings)
+}
+"""Every setting as it is where nothing is said of it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
             invocation = _resumed(parser, Path(early.resume), config, argv)
         else:
             invocation = Invocation(_settings(parser, config, argv, given))
+            invocation.settings.check_given()
         # settings alone do not import what an agent's dotted path names; a run does
         describe(invocation.settings.agent)
         invocation.settings.check_method()
@@ -99,13 +104,14 @@ class _Parser(ArgumentParser):
 
 
 def load(path: Path | str) -> Settings:
-    """The settings in a YAML file, over those of its preset.
+    """The settings in the record of a run, which holds all that there were: one that it lacks is younger, and the run
+    was made without it.
 
     Raises:
         ValueError: if the file cannot be read, is not YAML, or holds an unknown or a bad setting.
     """
     try:
-        return _settings(_parser(exit_on_error=False), read_yaml(path), [])
+        return _settings(_parser(exit_on_error=False), WITHOUT | read_yaml(path), [])
     except argparse.ArgumentError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -205,16 +211,7 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(Path(values[name]).expanduser().resolve())
-    return {name: _written_out(values[name]) if "dict" in KINDS[name] else values[name] for name in KINDS}
-
-
-def _written_out(value: Any) -> Any:
-    """An option, or options by name or in a list, with every text that is a fraction (8/255) as its number."""
-    if isinstance(value, dict):
-        return {name: _written_out(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_written_out(each) for each in value]
-    return float(match[1]) / int(match[2]) if isinstance(value, str) and (match := FRACTION.fullmatch(value)) else value
+    return {name: values[name] for name in KINDS}
 
 
 def _decimals(argv: Iterable[str]) -> Iterator[str]:
@@ -224,7 +221,7 @@ def _decimals(argv: Iterable[str]) -> Iterator[str]:
         if token.startswith("--"):
             name = token[2:].partition("=")[0]
         takes = "float" in KINDS.get(name, "")
-        yield FRACTION.sub(lambda m: repr(float(m[1]) / int(m[2])), token) if takes else token
+        yield FRACTION.sub(lambda match: repr(quotient(match)), token) if takes else token
 
 
 def _as_text(value: Any) -> str:

@@ -18,6 +18,8 @@ LEAST_GAIN, LEAST_CLEAN = 60.0, 95.0
 GAIN_AT = 8 / 255
 OWN = "fixed"
 """The agent that plays a method's own budget."""
+CONTROLS = ("random", "fixed-max")
+"""Agents that learn nothing, which one that learns is compared with too."""
 
 
 class Group(NamedTuple):
@@ -83,24 +85,31 @@ def methods_table(comparison: Comparison) -> Table:
 
 
 def strategies_table(comparison: Comparison) -> Table:
-    """What other agents add to a method's own budget, and to uniform random: paired differences by method and epsilon.
+    """What other agents add to a method's own budget and to the controls: paired differences by method and epsilon.
 
     A method of which only its own budget was run is left out.
     """
     found = groups(comparison)
+    references = [name for name in (OWN, *CONTROLS) if any(group.arm == name for group in found)]
     rows = []
     for method in dict.fromkeys(group.method for group in found):
         arms = {group.arm: group for group in found if group.method == method and group.attacks}
         epsilons = sorted({epsilon for group in arms.values() for cell in group.cells for epsilon in cell.correct})
         for arm in (arm for arm in arms if arm != OWN and OWN in arms):
+            steps = np.mean([cell.mean_steps for cell in arms[arm].cells])
             for epsilon in epsilons:
                 against = [
                     points_text(paired(arms[arm].cells, arms[other].cells, epsilon))
                     if other in arms and other != arm
                     else MISSING
-                    for other in (OWN, "random")
+                    for other in references
                 ]
                 shared = paired(arms[arm].cells, arms[OWN].cells, epsilon).seeds
-                rows.append([Entry(text) for text in (method, arm, at(epsilon), str(shared), *against)])
-    note = f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant."
-    return Table("Strategies", note, ["method", "agent", "at", "seeds", f"minus {OWN}", "minus random"], rows)
+                texts = (method, arm, f"{steps:.1f}", at(epsilon), str(shared), *against)
+                rows.append([Entry(text) for text in texts])
+    note = (
+        f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant. Attack steps: "
+        "mean number a view and update."
+    )
+    columns = ["method", "agent", "attack steps", "at", "seeds", *(f"minus {name}" for name in references)]
+    return Table("Strategies", note, columns, rows)

@@ -9,7 +9,6 @@ SOLO_LEARN = {
     "normalisation": "cifar",
     "batch_size": 256,
     "weight_decay": 1e-5,
-    "warmup_lr": 3e-5,
     "final_lr": 0.0,
 }
 """What solo-learn's CIFAR settings of BYOL and SimSiam share."""
@@ -20,7 +19,7 @@ DISTILLATION = {
     "batch_size": 256,
     "epochs": 100,
     "warmup_epochs": 10,
-    "warmup_lr": 0.003,
+    "warmup_start": 0.006,
     "final_lr": 0.0,
     "lr_interval": "epoch",
     "stem": "cifar-padded",
@@ -43,14 +42,14 @@ EMP = {
     "interpolation": "bilinear",
 }
 ACL = {"projector_hidden": 512}
-DYNACL = {**ACL, "interpolation": "bilinear", "warmup_lr": 0.5, "lr_interval": "epoch"}
+DYNACL = {**ACL, "interpolation": "bilinear", "lr_interval": "epoch"}
 
 AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "simclr": ACL,
     "acl": ACL,
     "rocl": {
         "lr": 1.5,
-        "warmup_lr": 0.24,
+        "warmup_start": 0.16,
         "final_lr": 0.0,
         "lr_interval": "epoch",
         "projector": "rocl",
@@ -63,7 +62,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "advcl": {
         "optimizer": "sgd-classic",
         "lr": 0.5,
-        "warmup_lr": 0.01,
+        "warmup_start": 0.02,
         "final_lr": 5e-4,
         "weight_decay": 1e-4,
         "projector": "advcl",
@@ -100,6 +99,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         **SOLO_LEARN,
         "optimizer": "lars-excluded",
         "lr": 1.0,
+        "warmup_start": 3e-5,
         "jitter": (0.4, 0.4, 0.2, 0.1),
         "solarize": 0.2,
         "projector": "mlp",
@@ -111,6 +111,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         **SOLO_LEARN,
         "optimizer": "sgd-classic",
         "lr": 0.5,
+        "warmup_start": 6e-5,
         "blur": 0.5,
         "projector": "simsiam-3",
         "projector_hidden": 2048,

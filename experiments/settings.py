@@ -78,7 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": "lars-excluded",
         "lr": 0.4,
         "weight_decay": 1e-4,
-        "warmup_lr": 3e-5,
+        "warmup_start": 7.5e-5,
         "final_lr": 0.0,
         "temperature": 0.2,
         "crop_scale": (0.08, 1.0),
@@ -115,7 +115,7 @@ DATASET_PRESETS = {
 """The preset of a data set where none is given. The data set itself stays the given one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(WorldSettings):
     """A run's settings. Where the default is `auto` the record holds what it was resolved to.
 
@@ -189,6 +189,9 @@ class Settings(WorldSettings):
     progress: str = "auto"
 
     def __post_init__(self) -> None:
+        own = PRESETS.get(self.preset, {}).get("method", self.method)
+        if own != self.method:
+            raise ValueError(f"the preset {self.preset} is of the method {own}, and not of {self.method}")
         # a run's record is complete, and reading it imports no module of a user's
         recorded = is_own(self.method) and self.agent != "auto"
         attacks = self.agent != "none" if recorded else find_method(self.method).attacks

@@ -101,12 +101,12 @@ def select(
 ) -> Tensor:
     """Chooses the rows of the coming epochs' batches, on the present weights (RCS, Xu et al. 2023, algorithm 1).
 
-    The rows are dealt into batches at random. Let L be the method's training loss of a batch on
-    its views and their attacks (by the method's default budget), RD the representational divergence between clean and
-    attacked embeddings of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the
-    projector's linear layers (weights, and biases where there are), and averaged over the outputs: g_b of L for every
-    batch b, G of RD. Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its
-    gradient lowers RD most to first order; the projector makes that step virtually, and G is computed again.
+    The rows are dealt into batches at random. Let L be the method's training loss of a batch on its views and their
+    attacks (by the method's default budget), RD the representational divergence between clean and attacked embeddings
+    of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the projector's linear
+    layers (weights, and biases where there are), and averaged over the outputs: g_b of L for every batch b, G of RD.
+    Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers RD most
+    to first order; the projector makes that step virtually, and G is computed again.
 
     Where the released code differs or is not stored: held-out images are seen through the method's views here, drawn
     anew for each pick, and un-augmented there; the divergence is KL(clean || attacked), in an older version of the code

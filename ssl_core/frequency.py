@@ -25,7 +25,7 @@ def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
     """
     if images.ndim != 4 or images.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"high_frequency takes float32 images (n, channels, H, W), got {images.dtype} of shape "
+            f"high_frequency takes float32 or float64 images (n, channels, H, W), got {images.dtype} of shape "
             f"{tuple(images.shape)}: uint8 images go through views.as_float first"
         )
     if not radius >= 0:

@@ -238,9 +238,7 @@ def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: floa
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_cosine_by_epoch(
-    epoch: int, epochs: int, warmup: int, peak: float, floor: float = 0.0, start: float = 0.0
-) -> float:
+def warmup_cosine_by_epoch(epoch: int, epochs: int, warmup: int, peak: float, floor: float, start: float) -> float:
     """Learning rate throughout an epoch (0-based), for schedules that count epochs (DynACL, DeACL, RoCL).
 
     Linear from `start` in the first epoch to `peak` in epoch `warmup` (counted from 1), which the next epoch has too;

@@ -2,6 +2,7 @@
 
 import collections.abc
 import numbers
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -10,6 +11,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ssl_core.lookup import pick
 
 Settings = TypeVar("Settings")
+FRACTION = re.compile(r"(\d+(?:\.\d+)?)/([1-9]\d*)")
+"""A fraction as users write it: 8/255."""
 WORDS = {
     bool: "true or false",
     int: "an integer",
@@ -34,10 +37,31 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
     """
     hints = get_type_hints(type(settings))
     kinds = {field.name: hints[field.name] for field in fields(settings) if field.init}  # type: ignore[arg-type]
+    changed = {}
     for name, value in overrides.items():
         pick(name, kinds, f"setting of {whose}")
-        check_type(whose, name, value, kinds[name])
-    return replace(settings, **overrides)  # type: ignore[type-var]
+        changed[name] = written_out(value, kinds[name])
+        check_type(whose, name, changed[name], kinds[name])
+    return replace(settings, **changed)  # type: ignore[type-var]
+
+
+def written_out(value: Any, kind: Any) -> Any:
+    """The value; its number where it is a fraction as text (8/255) and the annotation takes numbers but no text, in a
+    list too."""
+    if isinstance(value, list | tuple) and get_origin(kind) is tuple:
+        parts = get_args(kind)
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        if len(value) != len(kinds):
+            return value
+        return type(value)(written_out(*pair) for pair in zip(value, kinds, strict=True))
+    if isinstance(value, str) and (match := FRACTION.fullmatch(value)) and fits(0.5, kind) and not fits(value, kind):
+        return quotient(match)
+    return value
+
+
+def quotient(match: re.Match[str]) -> float:
+    """The number that a match of `FRACTION` stands for."""
+    return float(match[1]) / int(match[2])
 
 
 def check_type(whose: str, name: str, value: object, kind: Any) -> None:

@@ -99,7 +99,7 @@ class Method(ABC):
     nt_xent_based: ClassVar[bool] = True
     """Whether the loss is made of NT-Xents: what coreset selection (RCS) is defined for."""
     has_temperature: ClassVar[bool] = True
-    """Whether the loss has the temperature; else a temperature that is given is refused."""
+    """Whether the loss has the temperature; else one that is given is refused, of a subclass too."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -191,7 +191,7 @@ class Method(ABC):
         computes that here, once a batch and without gradient.
 
         Args:
-            networks: in the mode of the attack, a teacher in eval mode.
+            networks: target and heads in the mode of the attack, the others in eval mode.
             views: (v, 3, h, w) all views of the batch.
         """
         return self.objective

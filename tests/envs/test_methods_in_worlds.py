@@ -129,12 +129,18 @@ def test_a_coreset_is_chosen_as_its_options_say_and_beside_a_look_ahead(tiny: di
         return select(*given)
 
     monkeypatch.setattr(module, "select", watched)
-    options = {"divergence": "ot", "steps": 1}
-    engine = world(
-        tiny, "acl", teacher, coreset="rcs", coreset_kwargs=options, reward_lookahead=1.0, **LOOKING, **CORESET
-    )
+    changes = {"coreset": "rcs", "coreset_kwargs": {"divergence": "ot", "steps": 1}, "reward_lookahead": 1.0}
+    changes |= LOOKING | CORESET
+    engine, states = world(tiny, "acl", teacher, **changes), []
     while engine.step < engine.planned_updates:
+        states.append(copy.deepcopy(engine.state_dict()))
         engine.play(uniform(engine))
+    # another seed's world holds out others, until it goes on with this one's
+    resumed = AttackEngine(engine.settings, seed=9)
+    resumed.load_state_dict(states[2])
+    while resumed.step < resumed.planned_updates:
+        resumed.play(uniform(resumed))
+    assert same(resumed.state_dict(), engine.state_dict())
     (_, rows, measured, *_, settings, _), *_ = seen
     assert (settings.divergence, settings.steps, settings.kind, settings.batches) == ("ot", 1, "rcs", 1)
     looked_at = engine.rewards.held_out
@@ -211,7 +217,7 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
 )
 def test_what_does_not_fit_together_is_refused(changes: dict, message: str, tiny: dict) -> None:
     with pytest.raises(ValueError, match=message):
-        WorldSettings(**tiny | changes)
+        WorldSettings.given(**tiny | changes)
 
 
 def test_a_shared_figure_may_be_given_among_a_methods_options_too() -> None:

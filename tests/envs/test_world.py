@@ -45,7 +45,7 @@ from ssl_core.rng import Streams
         ({"strength": 1.5}, "strength"),
         ({"flip": -0.1}, "flip"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
-        ({"lr": 0.1, "warmup_lr": 0.2}, "warmup_lr is 0.2: expected 0 to the peak learning rate, 0.1"),
+        ({"warmup_start": 1.2}, r"warmup_start is 1.2: expected a share of the peak learning rate, in \[0, 1\]"),
         ({"final_lr": -1e-3}, "final_lr is -0.001: expected 0 to the peak learning rate, 0.003"),
         ({"lr_interval": "epochs"}, "unknown interval of the learning rate 'epochs'.*did you mean 'epoch'"),
         ({"blur": 1.5}, "blur is 1.5"),
@@ -79,17 +79,20 @@ def test_a_learner_is_built_as_the_settings_say() -> None:
 
 
 def test_the_learning_rate_may_follow_the_epochs_of_a_run() -> None:
-    settings = WorldSettings(lr=0.8, epochs=6, warmup_epochs=2, warmup_lr=0.4, final_lr=0.2, lr_interval="epoch")
+    settings = WorldSettings(lr=0.8, epochs=6, warmup_epochs=2, warmup_start=0.25, final_lr=0.2, lr_interval="epoch")
     plan = settings.make_plan(3)
     rates = [make_schedule(settings, plan)(step) for step in range(plan.total)]
     # epochs 1 and 2 warm up, 3 to 6 are at 0, 1/4, 1/2 and 3/4 of the cosine
     cosine = [0.2 + 0.3 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
-    assert rates == pytest.approx([rate for rate in (0.4, 0.8, *cosine) for _ in range(3)])
+    assert rates == pytest.approx([rate for rate in (0.2, 0.8, *cosine) for _ in range(3)])
+    # nothing said, the first epoch is one of the steps of the warm-up
+    assert make_schedule(replace(settings, warmup_start=None), plan)(0) == pytest.approx(0.4)
+    assert make_schedule(replace(settings, warmup_start=None, lr_interval="update"), plan)(0) == 0
     # with a coreset later epochs are shorter; with a single epoch there is no warm-up
     coreset = replace(settings, coreset="random", coreset_warmup=1, coreset_fraction=0.34)
     plan = coreset.make_plan(3)
     rates = [make_schedule(coreset, plan)(step) for step in range(plan.total)]
-    assert rates == pytest.approx([0.4, 0.4, 0.4, 0.8, *cosine])
+    assert rates == pytest.approx([0.2, 0.2, 0.2, 0.8, *cosine])
     assert make_schedule(replace(settings, epochs=1), Plan(1, 3))(2) == 0.8
 
 

@@ -76,13 +76,39 @@ def test_bad_settings_of_an_agent_are_refused_in_one_line(capsys: pytest.Capture
 def test_fractions_among_options_are_numbers(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--method=astra++", "--post_kwargs.epsilon", "6/255", "--perspective=moebius"]
     settings = settings_of(*flags, "--perspective_kwargs.magnitude=[1/10,2/10]")
-    assert settings.post_kwargs is not None and settings.post_kwargs["epsilon"] == 6 / 255
-    assert settings.perspective_kwargs == {"magnitude": [0.1, 0.2]}
+    assert settings.make_post().epsilon == 6 / 255
+    assert list(settings.make_perspective().magnitude) == [0.1, 0.2]
     config.write_text("method: astra++\npost_kwargs: {step_size: 1/255}\n")
-    settings = settings_of("--config", str(config))
-    assert settings.post_kwargs is not None and settings.post_kwargs["step_size"] == 1 / 255
+    assert settings_of("--config", str(config)).make_post().step_size == 1 / 255
     line = refused(capsys, "--method=astra++", "--post_kwargs.epsilon", "6/0")
     assert "epsilon of the post-processing is '6/0': expected a number" in line
+    # a text is left alone where one is expected
+    line = refused(capsys, "--method=acl", "--method_kwargs.streams", "1/2")
+    assert "unknown streams of ACL '1/2'" in line
+
+
+def test_what_a_record_lacks_is_younger_than_its_run(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    new = settings_of("--preset=cifar10", "--method=rocl", "--data_dir=photographs")
+    assert (new.lr_interval, new.warmup_start, new.final_lr) == ("epoch", 0.16, 0.0)
+    path.write_text(new.to_yaml())
+    assert load(path) == new
+    younger = ("lr_interval", "warmup_start", "final_lr", "blur", "solarize", "coreset_kwargs")
+    old = {name: value for name, value in yaml.safe_load(new.to_yaml()).items() if name not in younger}
+    path.write_text(yaml.safe_dump(old))
+    found = load(path)
+    assert (found.lr_interval, found.warmup_start, found.final_lr) == ("update", None, 1e-6)
+    assert (found.lr, found.projector, found.crop_scale) == (new.lr, new.projector, new.crop_scale)
+
+
+def test_a_record_of_what_was_ignored_once_is_read_but_not_given_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(Settings(method="byol", temperature=0.2, coreset_fraction=0.5).to_yaml())
+    assert load(path).coreset_fraction == 0.5
+    assert "there is no coreset" in refused(capsys, "--config", str(path))
+    assert "byol has none" in refused(capsys, "--method=byol", "--temperature=0.2")
 
 
 def test_options_without_a_name_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,11 +159,11 @@ def test_print_config_is_a_config_that_gives_the_same_settings(
     # a preset with a method of its own is of one without an attack
     agent = "none" if "method" in PRESETS[preset] else "reinforce-paper"
     with pytest.raises(SystemExit) as stop:
-        parse(["--print_config", "--preset", preset, "--agent", agent, "--lr", "1e-7", "--warmup_lr", "0"])
+        parse(["--print_config", "--preset", preset, "--agent", agent, "--lr", "1e-7"])
     assert stop.value.code == 0
     path = tmp_path / "config.yaml"
     path.write_text(capsys.readouterr().out)
-    expected = Settings.from_preset(preset, agent=agent, lr=1e-7, warmup_lr=0.0)
+    expected = Settings.from_preset(preset, agent=agent, lr=1e-7)
     assert load(path) == settings_of("--config", str(path)) == expected
     assert yaml.safe_load(path.read_text()).keys() == asdict(expected).keys()
 

@@ -52,12 +52,27 @@ def test_methods_are_measured_by_the_floor_and_the_goal(cells) -> None:
 
 def test_strategies_are_compared_within_a_method_and_a_seed(cells) -> None:
     table = strategies_table(comparison(cells))
-    found = {(row[1].text, row[2].text): [entry.text for entry in row[3:]] for row in table.rows}
+    found = {(row[1].text, row[3].text): [entry.text for entry in row[4:]] for row in table.rows}
     assert {row[0].text for row in table.rows} == {"acl"}
+    assert table.columns[-2:] == ["minus fixed", "minus random"] and table.columns[2] == "attack steps"
+    assert {row[2].text for row in table.rows} == {f"{cells[1].mean_steps:.1f}"}
     assert found["reinforce", "RA at 8/255"][:2] == ["3", "+6.0 (+6.0 to +6.0)"]
     assert found["reinforce", "RA at 8/255"][2].startswith("+3.0 (")
     assert found["random", "RA at 8/255"][2] == MISSING
     assert found["reinforce", "SA"][1].startswith("+0.0 (")
+
+
+def test_a_constant_hardest_attack_is_a_control_where_it_was_run(cells, make_cell) -> None:
+    hardest = [
+        make_cell(
+            "fixed-max", seed, {0.0: 97.0, AT: 87.0 + seed, 16 / 255: 43.5}, method="acl", views=128, seconds=60.0
+        )
+        for seed in range(3)
+    ]
+    table = strategies_table(comparison([*cells, *hardest]))
+    assert table.columns[-1] == "minus fixed-max"
+    found = {(row[1].text, row[3].text): row[-1].text for row in table.rows}
+    assert found["reinforce", "RA at 8/255"] == "-1.0 (-1.0 to -1.0)" and found["fixed-max", "SA"] == MISSING
 
 
 def test_arms_that_trained_longer_and_several_presets_are_no_part_of_it(cells, make_cell) -> None:

@@ -34,6 +34,13 @@ def test_every_preset_is_valid_with_every_agent(name: str, agent: str) -> None:
     assert Settings.from_preset(name, agent=agent).preset == name
 
 
+def test_a_preset_of_one_method_is_of_no_other() -> None:
+    assert Settings.from_preset("cifar10-teacher").method == "simclr"
+    for method in ("deacl", "astra"):
+        with pytest.raises(ValueError, match=f"cifar10-teacher is of the method simclr, and not of {method}"):
+            Settings.from_preset("cifar10-teacher", method=method)
+
+
 def test_every_data_set_has_a_preset_of_its_own() -> None:
     assert DATASET_PRESETS.keys() == DATASETS.keys()
     for dataset, preset in DATASET_PRESETS.items():
@@ -48,7 +55,7 @@ def test_cifar100_and_stl10_are_trained_as_cifar10_is(tmp_path: Path) -> None:
         settings = parse([f"--dataset={dataset}"]).settings
         assert (settings.dataset, settings.preset, settings.image_size) == (dataset, "cifar10-quick", 32)
         (tmp_path / "config.yaml").write_text(f"dataset: {dataset}\n")
-        assert load(tmp_path / "config.yaml") == settings
+        assert parse([f"--config={tmp_path / 'config.yaml'}"]).settings == settings
         (tmp_path / "config.yaml").write_text(settings.to_yaml())
         assert load(tmp_path / "config.yaml") == settings
         assert parse(["--preset=cifar10", f"--dataset={dataset}"]).settings.arch == "resnet18"

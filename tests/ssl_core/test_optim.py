@@ -81,14 +81,14 @@ def test_warmup_cosine_by_epoch_is_what_the_released_codes_have() -> None:
         assert dynacl[e] == pytest.approx(1e-6 + 0.5 * (5 - 1e-6) * (1 + math.cos(math.pi * (e - 11) / 990)))
     assert dynacl[1000] == pytest.approx(1.36e-5, rel=0.01)
     # DeACL: from .003 to .5, 497 / 9 thousandths more an epoch, then to 0
-    deacl = [0.0] + [warmup_cosine_by_epoch(e - 1, 100, 10, 0.5, start=0.003) for e in range(1, 101)]
+    deacl = [0.0] + [warmup_cosine_by_epoch(e - 1, 100, 10, 0.5, 0.0, 0.003) for e in range(1, 101)]
     assert deacl[1:12] == pytest.approx([0.003 + 0.497 / 9 * (e - 1) for e in range(1, 11)] + [0.5])
     assert (deacl[12], deacl[100]) == (pytest.approx(0.49985, rel=1e-4), pytest.approx(1.52e-4, rel=0.01))
     # RoCL: .1 (1 + 1.4 e)
-    rocl = [warmup_cosine_by_epoch(e - 1, 1000, 10, 1.5, start=0.24) for e in range(1, 11)]
+    rocl = [warmup_cosine_by_epoch(e - 1, 1000, 10, 1.5, 0.0, 0.24) for e in range(1, 11)]
     assert rocl == pytest.approx([0.1 * (1 + 1.4 * e) for e in range(1, 11)])
-    assert [warmup_cosine_by_epoch(e, 2, 0, 3.0) for e in (0, 1, 2, 3)] == pytest.approx([3.0, 1.5, 0.0, 0.0])
-    assert warmup_cosine_by_epoch(0, 2, 1, 3.0, start=1.0) == 3.0
+    assert [warmup_cosine_by_epoch(e, 2, 0, 3.0, 0.0, 0.0) for e in (0, 1, 2, 3)] == pytest.approx([3.0, 1.5, 0.0, 0.0])
+    assert warmup_cosine_by_epoch(0, 2, 1, 3.0, 0.0, 1.0) == 3.0
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
