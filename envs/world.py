@@ -249,6 +249,8 @@ class WorldSettings(DataSettings):
             for name in ("coreset_fraction", "coreset_warmup", "coreset_every", "coreset_kwargs"):
                 if getattr(self, name) not in (getattr(WorldSettings, name), {}):
                     raise ValueError(f"{name} is {getattr(self, name)}, but there is no coreset: add --coreset rcs")
+        elif self.coreset == "random" and self.coreset_kwargs:
+            raise ValueError("coreset_kwargs: a coreset that is drawn at random has no settings: leave them out")
         elif self.coreset_epochs[0] >= self.epochs:
             raise ValueError(
                 f"coreset is {self.coreset!r}, but the first {self.coreset_epochs[0]} of {self.epochs} epochs are on "
@@ -289,11 +291,14 @@ class WorldSettings(DataSettings):
                 f"update_chunks is {self.update_chunks}, but the method {self.method} does not take its views in "
                 "pairs, which chunks need: take 1, or --recompute true to save memory"
             )
-        if self.coreset == "rcs" and not (method.nt_xent_based and method.attacks and self.projector != "none"):
-            raise ValueError(
-                f"coreset is 'rcs', but the method {self.method} has no attack, no projector or a loss that is not "
-                "made of NT-Xents, and the selection needs all three: take --coreset random or none"
-            )
+        if self.coreset == "rcs":
+            lacks = {
+                f"the method {self.method} has no attack": not method.attacks,
+                f"the loss of the method {self.method} is not made of NT-Xents": not method.nt_xent_based,
+                "there is no projector (--projector none)": self.projector == "none",
+            }
+            if missing := [reason for reason, holds in lacks.items() if holds]:
+                raise ValueError(f"coreset is 'rcs', but {' and '.join(missing)}: take --coreset random or none")
         if self.reward_lookahead and not method.objective_is_loss:
             raise ValueError(
                 f"reward_lookahead is {self.reward_lookahead}, but what the attack of the method {self.method} "

@@ -52,8 +52,9 @@ class Budget:
     ) -> "Budget":
         """The same budget for all n images."""
         return cls(
-            torch.full((n,), epsilon, device=device),
-            torch.full((n,), step_size, device=device),
+            # a whole number, as 0, is a radius too
+            torch.full((n,), float(epsilon), device=device),
+            torch.full((n,), float(step_size), device=device),
             torch.full((n,), steps, dtype=torch.int64, device=device),
         )
 

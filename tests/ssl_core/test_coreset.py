@@ -221,6 +221,15 @@ def test_a_selection_leaves_nothing_behind(method: Method) -> None:
     assert same(snapshot(target), before)
 
 
+def test_whole_numbers_are_figures_too() -> None:
+    for whole in (0, 1):
+        picked = [
+            chosen(learner(), batches=2, epsilon=kind(whole), step_size=kind(whole), lr=kind(0))
+            for kind in (int, float)
+        ]
+        assert torch.equal(*picked)
+
+
 def test_attacks_are_the_methods_own_and_start_anew() -> None:
     target, seen = learner(ACL()), []
     attack = target.attack
