@@ -140,9 +140,10 @@ class AttackEngine:
         n = len(self.data.train)
         self._measured: Tensor | None = None
         if self.settings.coreset != "none":
-            rows = torch.arange(n) if held_out is None else torch.arange(n)[~torch.isin(torch.arange(n), held_out)]
-            self._measured = validation_rows(rows, self.streams)
-            held_out = self._measured if held_out is None else torch.cat([held_out, self._measured])
+            kept = torch.empty(0, dtype=torch.int64) if held_out is None else held_out
+            rows = torch.arange(n)
+            self._measured = validation_rows(rows[~torch.isin(rows, kept)], self.streams)
+            held_out = torch.cat([kept, self._measured])
         self.sampler = BatchSampler(n, self.settings.batch_size, self.streams["data"], held_out=held_out)
         self.source.start(self.sampler)
 

@@ -182,8 +182,10 @@ class TargetLearner:
     def _comparing(self) -> Iterator[Networks]:
         """All networks as the attack sees them, for what is compared with the embeddings of attacked views: in the
         attack's mode, without gradient, and with statistics that stay as they were."""
-        with self._under_attack(), self.untracked(), torch.no_grad():
-            yield self.plain() if self.method.attack_mode == "train" else self._folded()
+        training = self.method.attack_mode == "train"
+        # in eval mode statistics stay anyway
+        with self._under_attack(), self.untracked() if training else nullcontext(), torch.no_grad():
+            yield self.plain() if training else self._folded()
 
     def untracked(self) -> AbstractContextManager[None]:
         """A context for what only measures: attacks in train mode leave the running statistics as they are."""

@@ -15,19 +15,10 @@ from ssl_core.attacks import Budget
 from ssl_core.checkpoint import describe_network, save_checkpoint
 from ssl_core.methods import METHODS
 from ssl_core.networks import build_network
+from tests.envs.conftest import TINY as SMALL
 from tests.states import same
 
-TINY: dict[str, Any] = {
-    "batch_size": 4,
-    "epochs": 3,
-    "limit": 14,
-    "test_limit": 20,
-    "image_size": 8,
-    "width": 2,
-    "projector_hidden": 8,
-    "projector_dim": 8,
-    "warmup_epochs": 0,
-}
+TINY: dict[str, Any] = {**SMALL, "warmup_epochs": 0}
 """Steps in milliseconds, and weights that move from the first update on."""
 WORLDS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name, method in METHODS.items() if method.attacks},
