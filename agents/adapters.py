@@ -1,7 +1,7 @@
-"""What an agent needs of an environment, and how every kind of environment is made to offer it."""
+"""How every kind of environment is made to offer what an agent needs: adapters to `TorchVectorEnv`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -10,40 +10,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-
-class Played(NamedTuple):
-    """What a play gives: reward (num_envs,) float32, done (num_envs,) bool and a dict of further information."""
-
-    reward: Tensor
-    done: Tensor
-    info: dict[str, Any]
-
-
-class TorchVectorEnv(Protocol):
-    """A vector environment that speaks tensors and stays on its device; sub-environments start anew by themselves.
-
-    `observation_space` and `action_space` are those of *one* sub-environment.
-    """
-
-    @property
-    def num_envs(self) -> int: ...
-
-    @property
-    def observation_space(self) -> gymnasium.Space: ...
-
-    @property
-    def action_space(self) -> gymnasium.Space: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def observe(self) -> Tensor:
-        """The current observation (num_envs, *shape); asked twice, it is the same."""
-        ...
-
-    def play(self, actions: Tensor) -> Played:
-        """Plays actions (num_envs, *shape); afterwards `observe` gives the next observation."""
-        ...
+from astra_gym.envs.api.protocol import TorchVectorEnv
+from astra_gym.envs.api.step_result import StepResult
 
 
 class HeldObservation:
@@ -71,11 +39,11 @@ class HeldObservation:
             self.observation = self._tensor(self._reset())
         return self.observation
 
-    def play(self, actions: Tensor) -> Played:
+    def play(self, actions: Tensor) -> StepResult:
         self.observe()
         observation, reward, done, info = self._step(actions.cpu().numpy())
         self.observation = self._tensor(observation)
-        return Played(self._tensor(reward).to(torch.float32), self._tensor(done).to(torch.bool), info)
+        return StepResult(self._tensor(reward).to(torch.float32), self._tensor(done).to(torch.bool), info)
 
     def _tensor(self, values: Any) -> Tensor:
         # a copy: some environments write the next observation over the last one

@@ -8,9 +8,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from agents.base import Transition
-from agents.controls import Common, OnePlayAgent
-from agents.policies import choices
+from astra_gym.agents.base import Transition
+from astra_gym.agents.controls import Common, OnePlayAgent
+from astra_gym.agents.policies import choices
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Exp3Bandit(Bandit):
     not: its preferences move in proportion to p. A deterministic prediction is the most probable action.
 
     Args:
-        env: anything that `agents.base.as_torch_env` takes, with a Discrete or MultiDiscrete action space.
+        env: anything that `astra_gym.agents.base.as_torch_env` takes, with a Discrete or MultiDiscrete action space.
         settings: see `BanditSettings`.
         common: seed, device and tensorboard_log, as of `Agent`.
 
@@ -236,8 +236,8 @@ class LinearThompson(Bandit):
     actions.
 
     Args:
-        env: anything that `agents.base.as_torch_env` takes, with observations Box (F,) of floats and a Discrete or
-            MultiDiscrete action space.
+        env: anything that `astra_gym.agents.base.as_torch_env` takes, with observations Box (F,) of floats and a
+            Discrete or MultiDiscrete action space.
         settings: see `LinearSettings`.
         common: seed, device and tensorboard_log, as of `Agent`.
 

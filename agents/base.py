@@ -15,11 +15,13 @@ from stable_baselines3.common.utils import configure_logger, get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 
-from agents import storage
-from agents.torch_env import HeldObservation, NoEnvironment, Played, TorchVectorEnv, as_torch_env
-from ssl_core.rng import Streams
+from astra_gym.agents import storage
+from astra_gym.agents.adapters import HeldObservation, NoEnvironment, as_torch_env
+from astra_gym.envs.api.protocol import TorchVectorEnv
+from astra_gym.envs.api.step_result import StepResult
+from astra_gym.ssl_core.utils.rng import Streams
 
-__all__ = ["Agent", "MaybeCallback", "Played", "TorchVectorEnv", "Transition", "as_torch_env", "silent_logger"]
+__all__ = ["Agent", "MaybeCallback", "StepResult", "TorchVectorEnv", "Transition", "as_torch_env", "silent_logger"]
 
 MaybeCallback = None | Callable[[dict[str, Any], dict[str, Any]], bool] | list[BaseCallback] | BaseCallback
 

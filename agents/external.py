@@ -10,9 +10,9 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from agents import storage
-from agents.base import Agent
-from ssl_core.dotted import described, imported
+from astra_gym.agents import storage
+from astra_gym.agents.base import Agent
+from astra_gym.ssl_core.utils.import_path import described, imported
 
 EXPECTED = (
     "a subclass of Stable-Baselines3's BaseAlgorithm, or a function from an observation array (num_envs, ...) to an "
@@ -84,7 +84,7 @@ class FunctionAgent(Agent):
     itself is in no checkpoint.
 
     Args:
-        env: anything that `agents.base.as_torch_env` takes.
+        env: anything that `astra_gym.agents.base.as_torch_env` takes.
         path: the function's dotted path, which is the agent's kind in its files.
         seed, device, tensorboard_log: as of `Agent`.
 

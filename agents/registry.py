@@ -1,4 +1,4 @@
-"""Agents that choose attacks: REINFORCE, bandits, Stable-Baselines3's, a user's own, controls; one interface."""
+"""Agents by name, or a user's own by a dotted path."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,38 +7,16 @@ from typing import Any
 import torch
 from gymnasium.spaces import Discrete
 
-from agents.bandits import BANDITS, Exp3Bandit, LinearThompson
-from agents.base import Agent, as_torch_env
-from agents.controls import FixedAgent, RandomAgent
-from agents.external import FunctionAgent, is_dotted, resolve
-from agents.policies import is_image
-from agents.reinforce import REINFORCE, SETTINGS
-from agents.sb3 import kind_of_actions
-from agents.sb3_agent import Sb3Agent
-from agents.schedules import ScheduleAgent
-from agents.torch_env import Played, TorchVectorEnv
-from ssl_core.lookup import pick
-from ssl_core.overrides import replaced
-
-__all__ = [
-    "AGENTS",
-    "REINFORCE",
-    "Agent",
-    "AgentEntry",
-    "Exp3Bandit",
-    "FixedAgent",
-    "FunctionAgent",
-    "LinearThompson",
-    "Played",
-    "RandomAgent",
-    "Sb3Agent",
-    "ScheduleAgent",
-    "TorchVectorEnv",
-    "as_torch_env",
-    "describe",
-    "learns",
-    "make_agent",
-]
+from astra_gym.agents.bandits import BANDITS
+from astra_gym.agents.base import Agent, as_torch_env
+from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.external import FunctionAgent, is_dotted, resolve
+from astra_gym.agents.policies import is_image
+from astra_gym.agents.reinforce import REINFORCE, SETTINGS
+from astra_gym.agents.sb3.agent import Sb3Agent
+from astra_gym.agents.sb3.algorithms import kind_of_actions
+from astra_gym.ssl_core.utils.overrides import replaced
+from astra_gym.ssl_core.utils.registry import pick
 
 
 @dataclass(frozen=True)
@@ -153,7 +131,7 @@ def make_agent(
 
     Args:
         name: a name of `AGENTS`; or the dotted path, `my_module:MyAgent`, of a subclass of Stable-Baselines3's
-            `BaseAlgorithm` (see `agents.sb3.make_sb3`) or of a function (see `FunctionAgent`).
+            `BaseAlgorithm` (see `astra_gym.agents.sb3.algorithms.make_sb3`) or of a function (see `FunctionAgent`).
         env: a `TorchVectorEnv`, Stable-Baselines3 `VecEnv`, Gymnasium `VectorEnv` or `Env`; for Stable-Baselines3's
             agents a `VecEnv` or `Env`.
         seed: of the agent's own streams; for Stable-Baselines3's agents of the *global* generators.
@@ -164,7 +142,7 @@ def make_agent(
         schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`.
         updates_warmup: warm-up of "reinforce-paper", in updates.
         overrides: other settings: fields of `ReinforceSettings`, `BanditSettings` or `LinearSettings`, what
-            `agents.sb3.make_sb3` takes; the controls have none.
+            `astra_gym.agents.sb3.algorithms.make_sb3` takes; the controls have none.
 
     Raises:
         ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, or the

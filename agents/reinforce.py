@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.base import Agent, Transition
-from agents.policies import batch_statistics, build_policy
-from ssl_core.lookup import pick
-from ssl_core.optim import LARS, warmup_cosine
+from astra_gym.agents.base import Agent, Transition
+from astra_gym.agents.policies import batch_statistics, build_policy
+from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
+from astra_gym.ssl_core.utils.registry import pick
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ReinforceSettings:
         entropy_coef: weight of the mean entropy (nats) in the loss.
         reduction: "mean" over the samples, or "sum" as in the paper.
         max_grad_norm: the gradient's norm is clipped to it.
-        hidden, image_network, width, log_std, uniform_start: the policy's, see `agents.policies.build_policy`.
+        hidden, image_network, width, log_std, uniform_start: the policy's, see
+            `astra_gym.agents.policies.build_policy`.
 
     Raises:
         ValueError: if a value is out of range.
@@ -118,7 +119,7 @@ class REINFORCE(Agent):
     bad one. In environments of one step (gamma 0) that is r - b.
 
     Args:
-        env: anything that `agents.base.as_torch_env` takes.
+        env: anything that `astra_gym.agents.base.as_torch_env` takes.
         settings: a name of `SETTINGS` or settings of one's own.
         planned_plays: plays of the whole run; the cosine schedule ends there (after planned_plays / (interval *
             n_steps) updates).

@@ -10,7 +10,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from ssl_core.checkpoint import load_checkpoint, save_checkpoint
+from astra_gym.ssl_core.models.checkpoint import load_checkpoint, save_checkpoint
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Budget
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.utils.registry import pick
 
 UNIT = 255
 """Pixel values are fractions; the action sets are in steps of 1/255."""

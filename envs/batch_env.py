@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from envs.engine import AttackEngine
-from envs.torch_env import TorchBatchEnv, as_actions, to_numpy
-from envs.world import WorldSettings
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.torch_env import TorchBatchEnv, as_actions, to_numpy
+from astra_gym.envs.world_config import WorldSettings
 
 
 class BatchAttackEnv(gym.Env[np.ndarray, Any]):
@@ -35,9 +35,9 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     contrastive losses of the attacked and the clean views on the weights that the attack saw (1/3, 1/3 and 0 by
     default, as ASTrA's run). Terms of weight 0 by default can be added: the attack's cost (`reward_cost`), what the
     update did to held-out views (`reward_lookahead`, the same for every view of a batch) and the fall of each view's
-    attacked loss since its image was last seen (`reward_progress`); see `envs.rewards`. The named terms, the losses,
-    the budget used and the attack's strength are in `info` (see `envs.torch_env.step_info`; per-view values are
-    arrays).
+    attacked loss since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards`. The named terms, the
+    losses, the budget used and the attack's strength are in `info` (see `astra_gym.envs.torch_env.step_info`; per-view
+    values are arrays).
 
     ## Transition
     The batch is attacked, the target network takes one optimiser step, the next batch is drawn.
@@ -53,7 +53,8 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         episode_steps: length of an episode, None for an epoch. (`gymnasium.make`'s own `max_episode_steps` wraps the
             environment in a `TimeLimit`, which can only make episodes shorter.)
         engine: a world made elsewhere, instead of `world`.
-        world: settings of the world, as `envs.world.WorldSettings`: `dataset`, `method`, `batch_size`, ...
+        world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`: `dataset`, `method`, `batch_size`,
+            ...
 
     Raises:
         ValueError: if a setting or an action is wrong.

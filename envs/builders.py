@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from envs.world import WorldSettings
-from ssl_core.checkpoint import CheckpointError, load_network
-from ssl_core.heads import build_heads
-from ssl_core.learner import TargetLearner
-from ssl_core.networks import NORMALISATIONS, TargetNetwork, build_network, copy_routes
-from ssl_core.optim import make_optimizer, warmup_cosine, warmup_cosine_by_epoch
-from ssl_core.plan import Plan
-from ssl_core.rng import Streams
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_network
+from astra_gym.ssl_core.models.heads import build_heads
+from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network, copy_routes
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer, warmup_cosine, warmup_cosine_by_epoch
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 
 def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images: Tensor | None = None) -> TargetLearner:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ssl_core.datasets import DATASETS, check_cache_dir, load_dataset
-from ssl_core.images import Split
-from ssl_core.loading import KEEP_DATA
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.data.batch_source import KEEP_DATA
+from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.utils.registry import pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class DataSettings:
     """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
 
     Args:
-        dataset: a name of `ssl_core.datasets.DATASETS`.
+        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`.
         data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
             unpacks to, or the root of a tree of images).
         cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
@@ -51,7 +51,7 @@ class DataSettings:
                 check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
 
     def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
-        """The data set, as `ssl_core.datasets.load_dataset` reads it."""
+        """The data set, as `astra_gym.ssl_core.data.datasets.load_dataset` reads it."""
         return load_dataset(
             self.dataset,
             data_dir=self.data_dir,

@@ -5,22 +5,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.building import build_learner
-from envs.records import Assessment, StepRecord, describe_budget
-from envs.rewards import Rewards, held_out_rows
-from envs.world import WorldSettings
-from ssl_core.attacks import Attacked, Budget, Objective
-from ssl_core.clock import Clock
-from ssl_core.coreset import select, validation_rows
-from ssl_core.images import Split
-from ssl_core.learner import NonFiniteLossError, TargetLearner
-from ssl_core.loading import BatchSource
-from ssl_core.networks import Encoded
-from ssl_core.perspective_views import perspective_views
-from ssl_core.plan import Plan
-from ssl_core.rng import Streams
-from ssl_core.sampler import BatchSampler
-from ssl_core.views import as_float
+from astra_gym.envs.builders import build_learner
+from astra_gym.envs.records import Assessment, StepRecord, describe_budget
+from astra_gym.envs.rewards import Rewards, held_out_rows
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Objective
+from astra_gym.ssl_core.data.batch_source import BatchSource
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.training.coreset import select, validation_rows
+from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
+from astra_gym.ssl_core.transforms.perspective_views import perspective_views
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 OBSERVATION_BOUND = 10.0
 """Standardised features are clipped to plus and minus this."""
@@ -259,7 +259,7 @@ class AttackEngine:
         is in train mode the running statistics follow its steps, unless within `learner.untracked()`.
 
         The reward has only the terms that a frozen network has: `adversarial`, `clean`, `mixed` and `cost`. `play` adds
-        those of an update and of the images' history, see `envs.rewards`.
+        those of an update and of the images' history, see `astra_gym.envs.rewards`.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all of the batch.

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ssl_core.attacks import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget
 
 
 @dataclass(frozen=True)

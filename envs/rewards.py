@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.world import WorldSettings
-from ssl_core.attacks import Budget, Objective
-from ssl_core.learner import TargetLearner
-from ssl_core.methods import find_method
-from ssl_core.rng import Streams
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Budget, Objective
+from astra_gym.ssl_core.methods import find_method
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.utils.rng import Streams
 
 NOISE = "lookahead/noise"
 """The stream of the look-ahead's random start. It stands still: every attack on the held-out views starts alike."""

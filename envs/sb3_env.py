@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from envs.engine import AttackEngine
-from envs.torch_env import TorchBatchEnv, TorchViewEnv, as_actions, check_num_envs, to_numpy
-from envs.world import WorldSettings
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv, as_actions, check_num_envs, to_numpy
+from astra_gym.envs.world_config import WorldSettings
 
 
 class Sb3ViewVecEnv(VecEnv):

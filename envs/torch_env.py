@@ -1,16 +1,17 @@
 """The engine as a vector environment in torch, on the device: what the NumPy shells and our own agents stand on."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.actions import ActionTable
-from envs.engine import OBSERVATION_BOUND, AttackEngine
-from ssl_core.attacks import Budget
-from ssl_core.lookup import pick
+from astra_gym.envs.actions import ActionTable
+from astra_gym.envs.api.step_result import StepResult
+from astra_gym.envs.engine import OBSERVATION_BOUND, AttackEngine
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.utils.registry import pick
 
 OBSERVATIONS = {
     "features": "standardised features of the target network, the clean loss and the training progress",
@@ -18,21 +19,13 @@ OBSERVATIONS = {
 }
 
 
-class Played(NamedTuple):
-    """Reward (num_envs,) float32, whether an episode ended (num_envs,) bool, and named values for `info`."""
-
-    reward: Tensor
-    done: Tensor
-    info: dict[str, Any]
-
-
 class TorchViewEnv:
     """Every attacked view is a sub-environment of one step; all share the engine's target network.
 
     Args:
         engine: the world.
-        actions: a name of `envs.actions.KINDS`; a method without an attack takes "none" and no other. None: "none" for
-            such a method, else "factored".
+        actions: a name of `astra_gym.envs.actions.KINDS`; a method without an attack takes "none" and no other. None:
+            "none" for such a method, else "factored".
         observation: a name of `OBSERVATIONS`.
 
     Raises:
@@ -74,7 +67,7 @@ class TorchViewEnv:
             return as_pixels(self.engine.method.attacked(views))
         return self.engine.standardise(self.engine.raw_observation(views)[0])
 
-    def play(self, actions: Tensor) -> Played:
+    def play(self, actions: Tensor) -> StepResult:
         """One step of every sub-environment.
 
         Args:
@@ -87,7 +80,7 @@ class TorchViewEnv:
         budget = self.table.decode(actions)
         record = self.engine.play(None if budget is None else to_device(budget, self.device))
         done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        return Played(record.reward, done, step_info(self.engine))
+        return StepResult(record.reward, done, step_info(self.engine))
 
     def state_dict(self) -> dict[str, Any]:
         """The world's state."""
@@ -135,7 +128,7 @@ class TorchBatchEnv:
         """What an agent would see of a batch of views (v, 3, h, w), (1, size); the world stays as it is."""
         return _summary(self._views.observation_of(views))
 
-    def play(self, actions: Tensor) -> Played:
+    def play(self, actions: Tensor) -> StepResult:
         """One step of the batch; actions (1, ...). The reward is the mean over the views."""
         check_count(actions, 1, "one for the batch")
         self.table.check(actions)
@@ -144,7 +137,7 @@ class TorchBatchEnv:
         done = self.engine.plan.ends_epoch(step) if length is None else step - self.episode_start >= length
         if done:
             self.episode_start = self.engine.step
-        return Played(reward.mean()[None], torch.tensor([done], device=self.device), info)
+        return StepResult(reward.mean()[None], torch.tensor([done], device=self.device), info)
 
     def state_dict(self) -> dict[str, Any]:
         """The world's state, and where the episode began."""
@@ -197,8 +190,8 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
 
     Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms; where their
     weights are not 0, `reward_cost` (steps), `reward_lookahead_adversarial`, `reward_lookahead_clean` and
-    `reward_progress` too, see `envs.rewards`; `epsilon`, `step_size` (fractions) and `steps`, the budget used;
-    `strength`, the largest change of a pixel (a fraction).
+    `reward_progress` too, see `astra_gym.envs.rewards`; `epsilon`, `step_size` (fractions) and `steps`, the budget
+    used; `strength`, the largest change of a pixel (a fraction).
     Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
     """
     record = engine.last

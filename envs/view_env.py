@@ -7,9 +7,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.engine import AttackEngine
-from envs.torch_env import TorchViewEnv, as_actions, check_num_envs, to_numpy
-from envs.world import WorldSettings
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.torch_env import TorchViewEnv, as_actions, check_num_envs, to_numpy
+from astra_gym.envs.world_config import WorldSettings
 
 
 class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -36,7 +36,8 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     The view's own `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`
     (`reward_scope="batch"`: the mean of all, the paper's one scalar), float64. `reward_cost`, `reward_lookahead` and
     `reward_progress`, 0 by default, weigh further terms: the attack's cost, what the update did to held-out views (one
-    number for all views) and the fall of the view's attacked loss since its image was last seen; see `envs.rewards`.
+    number for all views) and the fall of the view's attacked loss since its image was last seen; see
+    `astra_gym.envs.rewards`.
 
     ## Start and end
     The horizon is 1: every step of every sub-environment is *terminated*, and the next observation belongs to a new
@@ -59,7 +60,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         device: where the target network lives.
         max_episode_steps: 1 or None: the horizon is 1.
         engine: a world made elsewhere, instead of `world`.
-        world: settings of the world, as `envs.world.WorldSettings`.
+        world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`.
 
     Raises:
         ValueError: if a setting, the number of sub-environments or an action is wrong.

@@ -4,13 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from envs.data_settings import DataSettings, check_figure, check_path
-from ssl_core.coreset import CoresetSettings
-from ssl_core.gradcache import chunk_sizes
-from ssl_core.lookup import pick
-from ssl_core.losses import MIXED_READINGS
-from ssl_core.methods import Method, find_method, is_own, make_method
-from ssl_core.networks import (
+from astra_gym.envs.data_config import DataSettings, check_figure, check_path
+from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS
+from astra_gym.ssl_core.methods import Method, find_method, is_own, make_method
+from astra_gym.ssl_core.models.gradcache import chunk_sizes
+from astra_gym.ssl_core.models.target_network import (
     ARCHITECTURES,
     NORMALISATIONS,
     PRECISIONS,
@@ -18,15 +16,17 @@ from ssl_core.networks import (
     STEMS,
     last_strided_map,
 )
-from ssl_core.optim import OPTIMIZERS
-from ssl_core.overrides import replaced
-from ssl_core.perspective_views import PerspectiveSettings
-from ssl_core.plan import Plan
-from ssl_core.views import INTERPOLATIONS, ViewSettings
+from astra_gym.ssl_core.training.coreset import CoresetSettings
+from astra_gym.ssl_core.training.optim import OPTIMIZERS
+from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
+from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
+from astra_gym.ssl_core.utils.overrides import replaced
+from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
 REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
-"""The settings that weigh the reward's terms, see `envs.rewards`."""
+"""The settings that weigh the reward's terms, see `astra_gym.envs.rewards`."""
 PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3, "sgd-classic": 0.5, "lars-excluded": 1.0, "lars-emp": 0.3}
 """Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's and EMP-SSL's; those of sgd and adamw were found on the
 digits."""
@@ -43,7 +43,7 @@ class WorldSettings(DataSettings):
     """A world's settings: those of its data, and all others.
 
     Args:
-        method: self-supervised method, a name of `ssl_core.methods.METHODS`, or the dotted path of one's own,
+        method: self-supervised method, a name of `astra_gym.ssl_core.methods.METHODS`, or the dotted path of one's own,
             my_module:MyMethod.
         method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_reading.
         teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
@@ -51,7 +51,7 @@ class WorldSettings(DataSettings):
         width: channels of the first stage (64 in the paper).
         stem: `cifar` (3x3, stride 1), `cifar-padded` (the same with 2 pixels of padding: DeACL) or `imagenet` (7x7,
             stride 2, max-pool).
-        projector: kind of the projector, a name of `ssl_core.networks.PROJECTORS`.
+        projector: kind of the projector, a name of `astra_gym.ssl_core.models.target_network.PROJECTORS`.
         projector_hidden: width of the projector's second layer (2048 in ASTrA, 512 in ACL).
         projector_dim: dimension of the embeddings.
         neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
@@ -83,23 +83,23 @@ class WorldSettings(DataSettings):
         perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
             experimental: with ranges of ours).
         perspective_kwargs: its settings, over those it has by default
-            (`ssl_core.perspective_views.PerspectiveSettings`).
+            (`astra_gym.ssl_core.transforms.perspective_views.PerspectiveSettings`).
         interpolation: `bicubic` or `bilinear`, of the random resized crop.
         coreset: `none`; `rcs` (robustness-aware coreset selection, for methods made of NT-Xents): later epochs train on
             the batches whose gradients most lower what an attack changes; or `random`, its control: as many at random.
         coreset_fraction: share of the batches that these epochs keep.
         coreset_warmup: epochs on all data before; None: a tenth of the epochs (RCS: 100 of 1000).
         coreset_every: epochs from one selection to the next; None: a fiftieth of the epochs (20 of 1000), at least 1.
-        coreset_kwargs: settings of the selection, over those it has by default (`ssl_core.coreset.CoresetSettings`):
-            coreset_kwargs.divergence.
+        coreset_kwargs: settings of the selection, over those it has by default
+            (`astra_gym.ssl_core.training.coreset.CoresetSettings`): coreset_kwargs.divergence.
         reward_scope: `view` or `batch`.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
         reward_lookahead: weight of what the update did to held-out views, which is added: the fall of their attacked
-            loss plus the fall of their clean loss (LAS-AT's R2 and R3 without labels, see `envs.rewards`); 0: not
-            computed, and nothing is held out.
+            loss plus the fall of their clean loss (LAS-AT's R2 and R3 without labels, see `astra_gym.envs.rewards`); 0:
+            not computed, and nothing is held out.
         lookahead_images: training images held out for it, 2 or more; they enter no training batch.
         reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
             0: not computed.

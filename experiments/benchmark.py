@@ -7,18 +7,19 @@ python experiments/benchmark.py --profile profile/
 
 Variants are measured in turn (ABCD ABCD ...), in each round all of them on the same work, which is new in each round; a
 first round, which does not count, warms up. A figure is the median over the rounds, with its quartiles. Only `start` is
-in seconds, since it is a limit. The parts, each told by the function that measures it:
+in seconds, since it is a limit. The parts, each described at the function in `experiments/benchmarks/` that
+measures it:
 
-attack      `experiments.speed.measure_attack`: the reference's masked loop against ours, and what each idea is worth
-step        `experiments.speed.measure_step`: a whole training step against a plain twin of the reference's
-precision   `experiments.speed.measure_precision`: bfloat16 against float32 in observation, attack and update
-shares      `experiments.overheads.measure_shares`: where the time of a run goes
-agents      `experiments.overheads.measure_agents`: every agent's share of a step
-scaling     `experiments.costs.measure_scaling`: what an attack's time grows with
-efficiency  `experiments.costs.measure_efficiency`: FLOPs used, of those that matrix products reach here
-data        `experiments.feeding.measure_data`: reading batches from 2.8 GB on disk while training on them
-start       `experiments.overheads.measure_start`: seconds to the first training step
-training    `experiments.checkouts.measure_training`: with --against, make demo's training there and here
+attack      `speed.measure_attack`: the reference's masked loop against ours, and what each idea is worth
+step        `speed.measure_step`: a whole training step against a plain twin of the reference's
+precision   `speed.measure_precision`: bfloat16 against float32 in observation, attack and update
+shares      `overheads.measure_shares`: where the time of a run goes
+agents      `overheads.measure_agents`: every agent's share of a step
+scaling     `costs.measure_scaling`: what an attack's time grows with
+efficiency  `costs.measure_efficiency`: FLOPs used, of those that matrix products reach here
+data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
+start       `overheads.measure_start`: seconds to the first training step
+training    `checkouts.measure_training`: with --against, make demo's training there and here
 
 The results are written after every part: an interrupted benchmark keeps those that it has finished.
 """
@@ -33,26 +34,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from rich.console import Console
 
-from experiments.benchmark_report import draw, figures_table, targets_line
-from experiments.checkouts import check_checkout, measure_training
-from experiments.comparing import SCHEMA, compare, comparison_table, count, differences, read
-from experiments.costs import measure_efficiency, measure_scaling, write_profile
-from experiments.feeding import measure_data
-from experiments.measuring import Figure, Result
-from experiments.oneline import OneLineParser
-from experiments.overheads import measure_agents, measure_shares, measure_start
-from experiments.runlog import ROOT
-from experiments.settings import DEVICES, resolve_device
-from experiments.speed import measure_attack, measure_precision, measure_step
-from experiments.workloads import BenchmarkError, Options
-from ssl_core.lookup import pick
-from ssl_core.results import commit, replacing, versions
+from astra_gym.experiments.benchmarks.checkouts import check_checkout, measure_training
+from astra_gym.experiments.benchmarks.compare import SCHEMA, compare, comparison_table, count, differences, read
+from astra_gym.experiments.benchmarks.costs import measure_efficiency, measure_scaling, write_profile
+from astra_gym.experiments.benchmarks.data import measure_data
+from astra_gym.experiments.benchmarks.measure import Figure, Result
+from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
+from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
+from astra_gym.experiments.benchmarks.tables import draw, figures_table, targets_line
+from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
+from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.settings import DEVICES, resolve_device
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
+from astra_gym.ssl_core.utils.registry import pick
 
 AGAINST = "training"
 """The part that needs another checkout."""

@@ -18,22 +18,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from rich.console import Console
 
-from experiments.arms import CONTROL, Arm, base_arms, check_equal_compute, compute_arms, settings_of, without
-from experiments.cells import Cell, summarise
-from experiments.comparison_folder import ComparisonFolder, Plan, extended
-from experiments.grid import Ended, Job, Worker, last_lines, locked, run_jobs, usable_cores
-from experiments.grid_display import Display, Progress, share_done
-from experiments.inference import COMPUTE, PRIMARY_ARMS
-from experiments.oneline import OneLineParser
-from experiments.progress import Interrupt
-from experiments.training import Run
-from ssl_core.images import Split
+from astra_gym.experiments.comparison.arms import (
+    CONTROL,
+    Arm,
+    base_arms,
+    check_equal_compute,
+    compute_arms,
+    settings_of,
+    without,
+)
+from astra_gym.experiments.comparison.cell_results import Cell, summarise
+from astra_gym.experiments.comparison.display import Display, Progress, share_done
+from astra_gym.experiments.comparison.folder import ComparisonFolder, Plan, extended
+from astra_gym.experiments.comparison.scheduler import Ended, Job, Worker, last_lines, locked, run_jobs, usable_cores
+from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.console import Interrupt
+from astra_gym.experiments.runs.run import Run
+from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
+from astra_gym.ssl_core.data.image_set import Split
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ssl_core.plan import Plan
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 Row = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ class Progress:
         """Shows a target update.
 
         Args:
-            row: its metrics, see `experiments.runlog.metrics_of`.
+            row: its metrics, see `astra_gym.experiments.runs.run_folder.metrics_of`.
             images_per_second: the rate, 0 where it is not known yet.
             images_per_step: images of a target update, for the time left.
         """

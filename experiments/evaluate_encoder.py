@@ -20,19 +20,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
 
-from experiments.evaluating import evaluate
-from experiments.evaluation_request import check, default_folder, make_parser, subject_of
-from experiments.evaluation_store import EvaluationStore
-from experiments.evaluation_tables import remarks, tables
-from experiments.markup import for_terminal
-from experiments.overfitting import evaluate_along
-from experiments.settings import resolve_device
-from ssl_core.checkpoint import CheckpointError
+from astra_gym.experiments.config.settings import resolve_device
+from astra_gym.experiments.evaluation.along_run import evaluate_along
+from astra_gym.experiments.evaluation.evaluate import evaluate
+from astra_gym.experiments.evaluation.request import check, default_folder, make_parser, subject_of
+from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.experiments.reports.evaluation_tables import remarks, tables
+from astra_gym.experiments.reports.markup import for_terminal
+from astra_gym.ssl_core.models.checkpoint import CheckpointError
 
 COMMAND = ("python", "experiments/evaluate_encoder.py")
 

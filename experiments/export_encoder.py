@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.oneline import OneLineParser
-from ssl_core.checkpoint import describe_network, load_network, save_checkpoint
-from ssl_core.fingerprints import digest
-from ssl_core.foreign import save_encoder
-from ssl_core.networks import ARCHITECTURES, TargetNetwork
+from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
+from astra_gym.ssl_core.models.foreign import save_encoder
+from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.utils.hashing import digest
 
 LAYOUTS = {
     "torchvision": "names and shapes of torchvision's ResNets, one route, no projector",
@@ -42,14 +43,14 @@ features = model((images - mean) / std)
 """
 WITHOUT = """\
 # torchvision has no ResNet of width {width}: this project reads it
-from ssl_core.foreign import load_foreign
+from astra_gym.ssl_core.models.foreign import load_foreign
 
 encoder = load_foreign({path!r}, format="torchvision")
 # images (n, 3, h, w) in [0, 1]
 features = encoder.network.features(images, encoder.route)
 """
 OURS = """\
-from ssl_core.checkpoint import load_network
+from astra_gym.ssl_core.models.checkpoint import load_network
 
 network, route = load_network({path!r})
 # images (n, 3, h, w) in [0, 1]

@@ -20,26 +20,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments import evaluation_tables, report
-from experiments.arms import PATHS
-from experiments.benchmark_report import cells
-from experiments.cells import Comparison, read_comparison, write_comparison
-from experiments.comparing import read
-from experiments.evaluation_request import make_parser
-from experiments.evaluation_store import EVALUATION, EvaluationStore
-from experiments.evaluation_tables import remarks
-from experiments.figures import reward_comparison
-from experiments.inference import FEWEST_SEEDS, mean_interval
-from experiments.markup import Table, escaped_markdown, to_markdown
-from experiments.method_tables import methods_table, strategies_table
-from experiments.oneline import OneLineParser
-from experiments.report_tables import accuracy_table as compared_accuracies
-from experiments.report_tables import compute_table, improvement_table, primary_table
-from experiments.runlog import ROOT, RunFolder
-from ssl_core.results import Row, read_results, replacing
+from astra_gym.experiments import report
+from astra_gym.experiments.benchmarks.compare import read
+from astra_gym.experiments.benchmarks.tables import cells
+from astra_gym.experiments.comparison.arms import PATHS
+from astra_gym.experiments.comparison.cell_results import Comparison, read_comparison, write_comparison
+from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.evaluation.request import make_parser
+from astra_gym.experiments.evaluation.store import EVALUATION, EvaluationStore
+from astra_gym.experiments.plotting.run_plots import reward_comparison
+from astra_gym.experiments.reports import evaluation_tables
+from astra_gym.experiments.reports.comparison_tables import accuracy_table as compared_accuracies
+from astra_gym.experiments.reports.comparison_tables import compute_table, improvement_table, primary_table
+from astra_gym.experiments.reports.evaluation_tables import remarks
+from astra_gym.experiments.reports.markup import Table, escaped_markdown, to_markdown
+from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.stats import FEWEST_SEEDS, mean_interval
+from astra_gym.ssl_core.evaluation.results import Row, read_results
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.provenance import ROOT
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")

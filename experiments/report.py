@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.cells import Cell, Comparison, read_comparison, summarise
-from experiments.evaluation_page import evaluation_page
-from experiments.evaluation_store import EVALUATION
-from experiments.oneline import OneLineParser
-from experiments.page import Page, to_html, to_markdown
-from experiments.report_page import report
-from experiments.runlog import RunFolder
-from ssl_core.results import replacing
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison, read_comparison, summarise
+from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.evaluation.store import EVALUATION
+from astra_gym.experiments.reports.comparison_report import report
+from astra_gym.experiments.reports.evaluation_report import evaluation_page
+from astra_gym.experiments.reports.page import Page, to_html, to_markdown
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.utils.files import replacing
 
 COMPARISON = "comparison.json"
 

@@ -30,7 +30,7 @@ TARGET, LOWEST, HIGHEST = 55.0, 30.0, 80.0
 
 
 class Evaluated(Protocol):
-    """What is needed of a finished run; `experiments.cells.Cell` is one."""
+    """What is needed of a finished run; `astra_gym.experiments.comparison.cell_results.Cell` is one."""
 
     @property
     def arm(self) -> str: ...
@@ -45,7 +45,7 @@ class Evaluated(Protocol):
 
 
 class Compared(Protocol):
-    """What is needed of a comparison; `experiments.cells.Comparison` is one."""
+    """What is needed of a comparison; `astra_gym.experiments.comparison.cell_results.Comparison` is one."""
 
     @property
     def cells(self) -> Sequence[Evaluated]: ...

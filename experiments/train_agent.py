@@ -12,19 +12,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# the checkout comes first: other distributions have packages called agents and envs too
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
 
-from experiments.commandline import Invocation, parse
-from experiments.footprint import described, peak_memory
-from experiments.progress import Decoding, Interrupt, Progress
-from experiments.runlog import RunFolder, RunLog
-from experiments.settings import default_run_dir, resolve_device
-from experiments.training import HPARAM_METRICS, OffPlan, Run, Stopped
-from ssl_core.checkpoint import CheckpointError
-from ssl_core.learner import NonFiniteLossError
+from astra_gym.experiments.config.cli import Invocation, parse
+from astra_gym.experiments.config.settings import default_run_dir, resolve_device
+from astra_gym.experiments.console import Decoding, Interrupt, Progress
+from astra_gym.experiments.runs.peak_memory import described, peak_memory
+from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
+from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.ssl_core.models.checkpoint import CheckpointError
+from astra_gym.ssl_core.training.learner import NonFiniteLossError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +141,7 @@ def _note(run: Run, console: Console, text: str) -> None:
 
 def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
     # matplotlib and scipy take a second to import: nobody waits for them before training
-    from experiments.evaluation import conclude
+    from astra_gym.experiments.evaluation.end_of_run import conclude
 
     def note(text: str) -> None:
         _note(run, console, text)

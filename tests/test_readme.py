@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compare_agents, evaluate_encoder, export_encoder, publish
-from experiments import report as report_command
-from experiments.arms import base_arms
-from experiments.commandline import parse
-from experiments.evaluation_request import check, make_parser
-from experiments.train_agent import main
-from ssl_core.methods import METHODS
+from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, publish
+from astra_gym.experiments import report as report_command
+from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.config.cli import parse
+from astra_gym.experiments.evaluation.request import check, make_parser
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,11 +15,11 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from agents import storage
-from agents.base import MaybeCallback
-from agents.external import check_trusted
-from agents.sb3 import algorithm_called, make_sb3, seed_globals
-from agents.sb3_state import load_sb3_state, sb3_state
+from astra_gym.agents import storage
+from astra_gym.agents.base import MaybeCallback
+from astra_gym.agents.external import check_trusted
+from astra_gym.agents.sb3.algorithms import algorithm_called, make_sb3, seed_globals
+from astra_gym.agents.sb3.state import load_sb3_state, sb3_state
 
 
 class PlanGuard(BaseCallback):
@@ -89,7 +89,8 @@ class Sb3Agent:
     agent seeds them, loading a state restores them.
 
     Args:
-        name: of `agents.sb3.ALGORITHMS`, or the dotted path of a subclass of Stable-Baselines3's `BaseAlgorithm`.
+        name: of `astra_gym.agents.sb3.algorithms.ALGORITHMS`, or the dotted path of a subclass of Stable-Baselines3's
+            `BaseAlgorithm`.
         env, planned_plays, gamma, seed, device, overrides: as of `make_sb3`; a single `gymnasium.Env` will do as well.
     """
 

@@ -16,13 +16,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.base import silent_logger
-from agents.external import is_dotted, own_algorithm
-from agents.policies import Sb3ImageExtractor, is_image
-from agents.sb3_settings import OURS, arguments_from, check_range, table_for
-from agents.sb3_state import check_resumable
-from ssl_core.lookup import pick, unknown
-from ssl_core.overrides import check_type
+from astra_gym.agents.base import silent_logger
+from astra_gym.agents.external import is_dotted, own_algorithm
+from astra_gym.agents.policies import Sb3ImageExtractor, is_image
+from astra_gym.agents.sb3.settings import OURS, arguments_from, check_range, table_for
+from astra_gym.agents.sb3.state import check_resumable
+from astra_gym.ssl_core.utils.overrides import check_type
+from astra_gym.ssl_core.utils.registry import pick, unknown
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     "ppo": PPO,
@@ -136,8 +136,8 @@ def make_sb3(
         seed: of the *global* generators, see `seed_globals`; None leaves them, for a model whose state is loaded next.
             The environment is never seeded from here.
         device: for image observations.
-        overrides: arguments of the algorithm's constructor, or names of `agents.sb3_settings`; `policy_kwargs` are
-            added to ours.
+        overrides: arguments of the algorithm's constructor, or names of `astra_gym.agents.sb3.settings`;
+            `policy_kwargs` are added to ours.
 
     Raises:
         ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, the

@@ -32,7 +32,7 @@ import numpy as np
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.policies import is_image
+from astra_gym.agents.policies import is_image
 
 VECTOR_ENVS = 16
 """From so many sub-environments on `VIEWS` is taken, below it `BATCH`."""

@@ -43,7 +43,7 @@ HOOKS = ("extra_state", "load_extra_state")
 
 
 def global_states(action_space: gymnasium.Space) -> dict[str, Any]:
-    """The states of all generators that `agents.sb3.seed_globals` seeds, as plain values and tensors."""
+    """The states of all generators that `seed_globals` seeds, as plain values and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.measuring import Figure, Result, ratios
-from experiments.runlog import ROOT
-from experiments.workloads import BenchmarkError, Options
-from ssl_core.results import commit
+from astra_gym.experiments.benchmarks.measure import Figure, Result, ratios
+from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
+from astra_gym.ssl_core.utils.provenance import ROOT, commit
 
 COMMAND = ("experiments/train_agent.py", "--preset", "digits", "--agent", "reinforce", "--evaluate", "false")
 """What `make demo` trains; both checkouts know these flags."""

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 from scipy.stats import ttest_ind
 
-from experiments.measuring import UNITS
-from ssl_core.lookup import pick
+from astra_gym.experiments.benchmarks.measure import UNITS
+from astra_gym.ssl_core.utils.registry import pick
 
 SCHEMA = 2
 """Of the results file."""

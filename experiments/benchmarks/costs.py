@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from envs.actions import GRID, UNIT
-from experiments.measuring import Clock, Figure, Result, fit_line, interleaved
-from experiments.workloads import PAPER, TINY, Options, random_actions, views_for
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner
-from ssl_core.methods import Method, Networks
-from ssl_core.networks import TargetNetwork
-from ssl_core.results import replacing
-from ssl_core.rng import Streams
+from astra_gym.envs.actions import GRID, UNIT
+from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, fit_line, interleaved
+from astra_gym.experiments.benchmarks.workloads import PAPER, TINY, Options, random_actions, views_for
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods import Method, Networks
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
 FEWEST, MOST = GRID[1][0], GRID[1][-1]

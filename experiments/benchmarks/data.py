@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.measuring import Clock, Figure, Result, interleaved
-from experiments.workloads import BenchmarkError, Options
-from ssl_core.decoding import map_images
-from ssl_core.images import ImageSet
-from ssl_core.loading import BatchSource, images_per_second
-from ssl_core.rng import Streams
-from ssl_core.sampler import BatchSampler
-from ssl_core.views import as_float, two_views
+from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, interleaved
+from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
+from astra_gym.ssl_core.data.batch_source import BatchSource, images_per_second
+from astra_gym.ssl_core.data.decoding import map_images
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.transforms.views import as_float, two_views
+from astra_gym.ssl_core.utils.rng import Streams
 
 COUNT, SIZE = 100_000, 96
 """Images and their side in pixels; 2.8 GB in a temporary folder."""

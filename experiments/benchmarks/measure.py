@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.utils.registry import pick
 
 Work = TypeVar("Work")
 Seconds = Mapping[tuple[str, ...], float]

@@ -24,13 +24,14 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.logger import Logger
 
-from agents import Agent, Sb3Agent
-from agents.reinforce import REINFORCE
-from experiments.measuring import Clock, Figure, Result, Seconds, Stopwatch, interleaved, replaced
-from experiments.progress import Interrupt, Progress
-from experiments.runlog import ROOT, RunFolder, RunLog
-from experiments.training import Run, RunCallback
-from experiments.workloads import TINY, BenchmarkError, Options
+from astra_gym.agents import Agent, Sb3Agent
+from astra_gym.agents.reinforce import REINFORCE
+from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, Seconds, Stopwatch, interleaved, replaced
+from astra_gym.experiments.benchmarks.workloads import TINY, BenchmarkError, Options
+from astra_gym.experiments.console import Interrupt, Progress
+from astra_gym.experiments.runs.run import Run, RunCallback
+from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.ssl_core.utils.provenance import ROOT
 
 Say = Callable[[str], None]
 NETWORK, LOSS = "network", "loss"
@@ -205,7 +206,7 @@ def agent_share(seconds: Seconds, interval: int) -> float:
 FIRST_STEP = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
-from experiments import train_agent, training
+from astra_gym.experiments import train_agent, training
 imported, before = time.time(), training.RunCallback._on_step
 def first(callback):
     before(callback)

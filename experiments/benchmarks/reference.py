@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.policies import StrategyPolicy
-from envs.engine import AttackEngine
-from envs.torch_env import as_pixels
-from experiments.workloads import perturbations
-from ssl_core.attacks import Attacked, Budget, Encode, Objective
-from ssl_core.methods import Networks
-from ssl_core.networks import Encoded, TargetNetwork
-from ssl_core.optim import make_optimizer
+from astra_gym.agents.policies import StrategyPolicy
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.torch_env import as_pixels
+from astra_gym.experiments.benchmarks.workloads import perturbations
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective
+from astra_gym.ssl_core.methods import Networks
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
+from astra_gym.ssl_core.training.optim import make_optimizer
 
 INTERVAL = 10
 """ASTrA's strategy network learns in every tenth step."""
@@ -36,7 +36,7 @@ def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: B
     are frozen.
 
     Args:
-        encode, objective, images, budget: as of `ssl_core.attacks.pgd`.
+        encode, objective, images, budget: as of `astra_gym.ssl_core.attacks.pgd.pgd`.
         start: perturbations (n, c, h, w).
 
     Returns:
@@ -60,17 +60,17 @@ def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: B
 
 
 def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
-    """`ssl_core.attacks.pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as with `pgd`."""
+    """`pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as with `pgd`."""
     attacked = masked_steps(encode, objective, images, budget, start)
     with torch.no_grad():
         return Attacked(attacked, encode(attacked, torch.arange(len(images), device=images.device)))
 
 
 class PlainLARS:
-    """`ssl_core.optim.LARS` tensor by tensor (ACL's; You et al. 2017).
+    """`astra_gym.ssl_core.training.optim.LARS` tensor by tensor (ACL's; You et al. 2017).
 
     Args:
-        parameters, lr, momentum, weight_decay, trust: as of `ssl_core.optim.LARS`.
+        parameters, lr, momentum, weight_decay, trust: as of `astra_gym.ssl_core.training.optim.LARS`.
     """
 
     def __init__(

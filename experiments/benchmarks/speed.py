@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.policies import StrategyPolicy
-from agents.reinforce import REINFORCE
-from envs.actions import GRID
-from envs.building import build_learner
-from envs.engine import AttackEngine
-from experiments.measuring import Clock, Figure, Result, Stopwatch, interleaved, ratios, replaced
-from experiments.plain import PlainStep, Strategy, masked_loop, seconds_per_step
-from experiments.training import Run
-from experiments.workloads import (
+from astra_gym.agents.policies import StrategyPolicy
+from astra_gym.agents.reinforce import REINFORCE
+from astra_gym.envs.actions import GRID
+from astra_gym.envs.builders import build_learner
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, Stopwatch, interleaved, ratios, replaced
+from astra_gym.experiments.benchmarks.reference import PlainStep, Strategy, masked_loop, seconds_per_step
+from astra_gym.experiments.benchmarks.workloads import (
     PAPER,
     Options,
     budget_of,
@@ -30,11 +29,12 @@ from experiments.workloads import (
     random_actions,
     seasoned,
 )
-from ssl_core.attacks import Budget, pgd
-from ssl_core.learner import frozen
-from ssl_core.methods import Networks
-from ssl_core.networks import PRECISIONS, TargetNetwork
-from ssl_core.rng import Streams
+from astra_gym.experiments.runs.run import Run
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.methods import Networks
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import PRECISIONS, TargetNetwork
+from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
 WARM_UP_STEPS = (3, 4)
@@ -159,9 +159,9 @@ def measure_step(options: Options, rounds: int, say: Say) -> Result:
     Both sides have the same strategy network and play the same budgets on the same views from the same starts, at first
     with the same weights, whose batch-norm statistics are those of data: there their attacks must agree. Times are
     those of the mean of ten steps. The twin's strategy learns in one of them, and its times are put together from its
-    stages (`experiments.plain.seconds_per_step`). Ours counts its agent's update as often as the agent learns:
-    reinforce in every step, reinforce-paper in one of ten. The twin is float32 throughout; `auto` is what the preset
-    takes on this machine.
+    stages (`astra_gym.experiments.benchmarks.reference.seconds_per_step`). Ours counts its agent's update as often as
+    the agent learns: reinforce in every step, reinforce-paper in one of ten. The twin is float32 throughout; `auto` is
+    what the preset takes on this machine.
     """
     figures: list[Figure] = []
     details: dict[str, Any] = {}

@@ -9,8 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from experiments.drawing import BLUE, GRID, INK, STYLE, new_figure, save_figure
-from experiments.measuring import UNITS, Figure, fit_line
+from astra_gym.experiments.benchmarks.measure import UNITS, Figure, fit_line
+from astra_gym.experiments.plotting.style import BLUE, GRID, INK, STYLE, new_figure, save_figure
 
 Details = Mapping[str, Any]
 SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.actions import GRID, ActionTable
-from envs.building import build_learner
-from envs.engine import AttackEngine
-from experiments.settings import Settings
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner
-from ssl_core.networks import TargetNetwork
-from ssl_core.plan import Plan
-from ssl_core.rng import Streams
+from astra_gym.envs.actions import GRID, ActionTable
+from astra_gym.envs.builders import build_learner
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 PAPER: dict[str, Any] = {
     "image_size": 32,
@@ -50,8 +50,8 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = {"fp32": Tolerance(1e-3, 2.5e-2), "bf16": Tolerance(1e-2, 5e-2)}
-"""Of the attained loss: the contract of `ssl_core.folding`. Where an attack gains little, the loss alone would pass an
-attack that does nothing: so its gain must agree too."""
+"""Of the attained loss: the contract of `astra_gym.ssl_core.models.folding`. Where an attack gains little, the loss
+alone would pass an attack that does nothing: so its gain must agree too."""
 QUICK_FACTOR = 10
 """How many times as much `--quick` allows: the loss of a tiny network on a few tiny images hangs on single pixels."""
 MOST_GAIN = 0.5

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents import AGENTS, learns
-from experiments.cells import Cell, plain
-from experiments.commandline import parse
-from experiments.inference import COMPUTE, PRIMARY_ARMS
-from experiments.settings import Settings
-from ssl_core.lookup import pick
-from ssl_core.methods import find_method
+from astra_gym.agents import AGENTS, learns
+from astra_gym.experiments.comparison.cell_results import Cell, plain
+from astra_gym.experiments.config.cli import parse
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
+from astra_gym.ssl_core.methods import find_method
+from astra_gym.ssl_core.utils.registry import pick
 
 CONTROL = "fixed-max"
 """The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""

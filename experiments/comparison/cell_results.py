@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures import ACTION_SETS, action_counts
-from experiments.inference import COMPUTE
-from experiments.metrics import read_metrics
-from experiments.runlog import RunFolder
-from experiments.settings import Settings
-from ssl_core.methods import METHODS
-from ssl_core.results import replacing
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.stats import COMPUTE
+from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.utils.files import replacing
 
 SCHEMA = 1
 WINDOWS = 20

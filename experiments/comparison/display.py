@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from envs.actions import UNIT
-from experiments.arms import Arm
-from experiments.cells import Cell
+from astra_gym.envs.actions import UNIT
+from astra_gym.experiments.comparison.arms import Arm
+from astra_gym.experiments.comparison.cell_results import Cell
 
 TAIL = 1 << 16
 """Bytes of `metrics.jsonl` that hold its last update for certain."""

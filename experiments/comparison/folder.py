@@ -10,11 +10,19 @@ from typing import Any
 
 import yaml
 
-from experiments.arms import Arm, comparable, differences, make_arm, ordered
-from experiments.cells import PLACES, Cell, Comparison, completed, read_comparison, summarise, write_comparison
-from experiments.commandline import read_mapping
-from experiments.runlog import RunFolder
-from ssl_core.results import replacing
+from astra_gym.experiments.comparison.arms import Arm, comparable, differences, make_arm, ordered
+from astra_gym.experiments.comparison.cell_results import (
+    PLACES,
+    Cell,
+    Comparison,
+    completed,
+    read_comparison,
+    summarise,
+    write_comparison,
+)
+from astra_gym.experiments.config.cli import read_mapping
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.utils.files import replacing
 
 SCHEMA = 1
 """Of `comparison.yaml` and `state.json`."""
@@ -48,7 +56,8 @@ class Plan:
 
 class ComparisonFolder:
     """A comparison's folder: `comparison.yaml` (the plan), `cells/ARM-seedN` (run folders), `logs/ARM-seedN.log`,
-    `comparison.json` (`experiments.cells.Comparison`) and `state.json` (what was started, and for how long).
+    `comparison.json` (`astra_gym.experiments.comparison.cell_results.Comparison`) and `state.json` (what was started,
+    and for how long).
     """
 
     def __init__(self, path: Path) -> None:

@@ -14,10 +14,14 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from experiments.progress import Interrupt
-from experiments.runlog import ROOT
+from astra_gym.experiments.console import Interrupt
+from astra_gym.ssl_core.utils.provenance import ROOT
 
-PRELOADED = ("experiments.train_agent", "experiments.evaluation", "experiments.grid")
+PRELOADED = (
+    "astra_gym.experiments.train_agent",
+    "astra_gym.experiments.evaluation.end_of_run",
+    "astra_gym.experiments.comparison.scheduler",
+)
 """Imported once, before the workers are forked: what a run imports takes as long as a small one's training."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 POLL = 0.5
@@ -138,7 +142,7 @@ def run_cell(argv: Sequence[str], log: str, directory: str, lock: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    train_agent = importlib.import_module("experiments.train_agent")
+    train_agent = importlib.import_module("astra_gym.experiments.train_agent")
     # as a person would type it, for command.txt
     sys.argv[0] = _shortest(Path(train_agent.__file__ or ""))
     sys.exit(train_agent.main(list(argv)))

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from agents import describe
-from experiments.listing import listing
-from experiments.recipes import recipe, with_options
-from experiments.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
-from ssl_core.lookup import pick
-from ssl_core.overrides import FRACTION, quotient
+from astra_gym.agents import describe
+from astra_gym.experiments.config.listing import listing
+from astra_gym.experiments.config.recipes import recipe, with_options
+from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
+from astra_gym.ssl_core.utils.overrides import FRACTION, quotient
+from astra_gym.ssl_core.utils.registry import pick
 
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
 KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from agents import AGENTS
-from ssl_core.datasets import DATASETS
-from ssl_core.methods import METHODS
+from astra_gym.agents import AGENTS
+from astra_gym.ssl_core.data.datasets import DATASETS
+from astra_gym.ssl_core.methods import METHODS
 
 Line = tuple[str, str, str]
 SOURCES = {

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 import yaml
 
-from agents import AGENTS, describe
-from agents.external import is_dotted
-from envs.actions import KINDS, ActionTable
-from envs.torch_env import OBSERVATIONS
-from envs.world import WorldSettings
-from experiments.recipes import recipe, with_options
-from ssl_core.lookup import pick
-from ssl_core.methods import find_method, is_own
-from ssl_core.networks import PRECISIONS, bf16_is_native, last_strided_map
-from ssl_core.overrides import replaced
-from ssl_core.postprocessing import PostSettings
+from astra_gym.agents import AGENTS, describe
+from astra_gym.agents.external import is_dotted
+from astra_gym.envs.actions import KINDS, ActionTable
+from astra_gym.envs.torch_env import OBSERVATIONS
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.experiments.config.recipes import recipe, with_options
+from astra_gym.ssl_core.downstream.postprocessing import PostSettings
+from astra_gym.ssl_core.methods import find_method, is_own
+from astra_gym.ssl_core.models.target_network import PRECISIONS, bf16_is_native, last_strided_map
+from astra_gym.ssl_core.utils.overrides import replaced
+from astra_gym.ssl_core.utils.registry import pick
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
@@ -142,7 +142,7 @@ class Settings(WorldSettings):
         schedule: radii of the agent `schedule`, as fractions, one for each part of the training: [7/255,13/255].
         checkpoint_every: epochs between checkpoints.
         post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++, over those it has by default
-            (`ssl_core.postprocessing.PostSettings`): post_kwargs.epochs.
+            (`astra_gym.ssl_core.downstream.postprocessing.PostSettings`): post_kwargs.epochs.
         keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
             epoch's always among them; 0: none.
         images_every: epochs between image grids in TensorBoard.

@@ -9,12 +9,12 @@ import matplotlib
 import torch
 from rich.console import Console
 
-from experiments import subjects
-from experiments.drawing import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
-from experiments.evaluating import evaluate
-from experiments.evaluation_store import EvaluationStore
-from ssl_core.checkpoint import kept_encoders
-from ssl_core.results import Row, radius_text
+from astra_gym.experiments.evaluation import encoders
+from astra_gym.experiments.evaluation.evaluate import evaluate
+from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from astra_gym.ssl_core.evaluation.results import Row, radius_text
+from astra_gym.ssl_core.models.checkpoint import kept_encoders
 
 PICTURE = "accuracy_along_the_run.png"
 MARKS = (("o-", BLUE), ("s--", ORANGE), ("^:", GREEN), ("D-.", PURPLE))
@@ -27,7 +27,7 @@ def evaluate_along(
     """The rows of the kept encoders of a run whose epoch is a multiple of `--every`, and of the last; their picture.
 
     Args:
-        given: the command line, see `experiments.evaluation_request`.
+        given: the command line, see `astra_gym.experiments.evaluation.request`.
         console: where to say what goes on.
         device: where to work.
 
@@ -52,7 +52,7 @@ def evaluate_along(
     notes: dict[str, list[str]] = {}
     void: dict[str, str] = {}
     for path in kept:
-        found, facts = evaluate(subjects.own(path, device), given, store, console, device)
+        found, facts = evaluate(encoders.own(path, device), given, store, console, device)
         rows += found
         notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
         void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from experiments.runlog import RunFolder
-from experiments.settings import Settings
-from ssl_core.checkpoint import load_network
-from ssl_core.dotted import described, imported
-from ssl_core.fingerprints import digest, tensor_digest
-from ssl_core.foreign import load_foreign
-from ssl_core.networks import TargetNetwork
-from ssl_core.probes import PlainEncoder
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.downstream.linear_probe import PlainEncoder
+from astra_gym.ssl_core.models.checkpoint import load_network
+from astra_gym.ssl_core.models.foreign import load_foreign
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.hashing import digest, tensor_digest
+from astra_gym.ssl_core.utils.import_path import described, imported
 
 NO_ROUTE = "none"
 ATTACKED_ROUTE = "pgd"
@@ -107,7 +107,7 @@ def foreign(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Subject:
-    """A checkpoint of another project (`ssl_core.foreign.load_foreign`)."""
+    """A checkpoint of another project (`astra_gym.ssl_core.models.foreign.load_foreign`)."""
     found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
     network, clean = found.network.eval(), found.network.routes[0]
     return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)

@@ -9,23 +9,25 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from agents import Agent, RandomAgent, Sb3Agent
-from envs.torch_env import to_device
-from experiments import figures
-from experiments.metrics import read_metrics
-from experiments.protocols import own_probe
-from experiments.runlog import ROOT, RunFolder
-from experiments.training import Run
-from ssl_core.attack_suite import Attack, evaluate
-from ssl_core.attacks import Budget
-from ssl_core.fingerprints import digest
-from ssl_core.networks import build_network
-from ssl_core.probes import RawPixels, train_probe
-from ssl_core.results import Origin, Row, commit, replacing, versions, write_results
-from ssl_core.rng import Streams
-from ssl_core.robustness import STEP_SIZE
-from ssl_core.sampler import BatchSampler
-from ssl_core.views import as_float
+from astra_gym.agents import Agent, RandomAgent, Sb3Agent
+from astra_gym.envs.torch_env import to_device
+from astra_gym.experiments.evaluation.protocols import own_probe
+from astra_gym.experiments.plotting import run_plots
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.runs.run import Run
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.downstream.linear_probe import RawPixels, train_probe
+from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
+from astra_gym.ssl_core.evaluation.results import Origin, Row, write_results
+from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.hashing import digest
+from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
+from astra_gym.ssl_core.utils.rng import Streams
 
 POLICY_BATCHES = 4
 """Held-out batches on which policies are compared; few test images come again, with fresh views."""
@@ -36,7 +38,8 @@ FIXED = "method's own budget"
 
 
 def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str], None]) -> list[Row]:
-    """SLF (`ssl_core.probes`) and PGD-20 of the trained encoder, and of two trivial encoders where `controls` is set.
+    """SLF (`astra_gym.ssl_core.downstream.linear_probe`) and PGD-20 of the trained encoder, and of two trivial encoders
+    where `controls` is set.
 
     All are evaluated in float32.
     Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`. Which test images the trained
@@ -167,9 +170,9 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     """The run's pictures into `figures/`, those that its method and data allow."""
     metrics = read_metrics(folder.path / "metrics.jsonl")
-    figures.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
+    run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
-        figures.action_shares(metrics, folder.figures / "action_shares.png")
+        run_plots.action_shares(metrics, folder.figures / "action_shares.png")
         engine = run.engine
         budget = chosen_budget(run, run.agent, engine.all_views)
         generator = Streams(run.settings.seed, engine.device).on_device("gallery/noise")
@@ -179,13 +182,13 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         each = slice(None, None, engine.method.attacked_per_image)
         first = Budget(budget.epsilon[each], budget.step_size[each], budget.steps[each])
         path = folder.figures / "attack_gallery.png"
-        figures.attack_gallery(engine.views[each], attacked.images[each], first, path)
+        run_plots.attack_gallery(engine.views[each], attacked.images[each], first, path)
     if rows:
         by_classifier: dict[str, list[Row]] = {}
         for row in rows:
             name = run.settings.method if row.checkpoint == run.checkpoint_name else row.checkpoint
             by_classifier.setdefault(name, []).append(row)
-        figures.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
+        run_plots.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
 
 
 def table(rows: list[Row]) -> Table:

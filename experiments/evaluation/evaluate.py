@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from experiments.evaluation_request import LabelledData, changes_of, data_of, plan_of
-from experiments.evaluation_store import EvaluationStore
-from experiments.evaluator import Evaluator, Plan, named
-from experiments.health_part import health_part
-from experiments.progress import Decoding, Stages
-from experiments.protocols import protocols_for
-from experiments.runlog import ROOT
-from experiments.subjects import Subject
-from ssl_core.results import Row, commit, versions
-from ssl_core.sanity import SanityError
+from astra_gym.experiments.console import Decoding, Stages
+from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.experiments.evaluation.protocol_runner import Evaluator, Plan, named
+from astra_gym.experiments.evaluation.protocols import protocols_for
+from astra_gym.experiments.evaluation.representation_part import health_part
+from astra_gym.experiments.evaluation.request import LabelledData, changes_of, data_of, plan_of
+from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.ssl_core.evaluation.results import Row
+from astra_gym.ssl_core.evaluation.sanity import SanityError
+from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
 
     Args:
         subject: the encoder.
-        given: the command line, see `experiments.evaluation_request`.
+        given: the command line, see `astra_gym.experiments.evaluation.request`.
         store: where finished parts are kept.
         console: where to say what goes on.
         device: where to work.

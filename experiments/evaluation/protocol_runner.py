@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.evaluation_store import EvaluationStore, Part
-from experiments.progress import Stages
-from experiments.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
-from experiments.subjects import Subject
-from ssl_core.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
-from ssl_core.fingerprints import fingerprint, tensor_digest
-from ssl_core.images import ImageSet, Split
-from ssl_core.labels import labelled_fraction, required_labels
-from ssl_core.masking import check_classifier, masking_evidence
-from ssl_core.probes import Classifier
-from ssl_core.results import PROTOCOLS, Origin, Row, radius_text, versions
-from ssl_core.sanity import SanityError, check_disjoint, check_frozen, check_images, square_drops
-from ssl_core.shifts import evaluate_corruptions, evaluate_perspective
+from astra_gym.experiments.console import Stages
+from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.experiments.evaluation.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
+from astra_gym.experiments.evaluation.store import EvaluationStore, Part
+from astra_gym.ssl_core.data.image_set import ImageSet, Split
+from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
+from astra_gym.ssl_core.downstream.linear_probe import Classifier
+from astra_gym.ssl_core.evaluation.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
+from astra_gym.ssl_core.evaluation.masking import check_classifier, masking_evidence
+from astra_gym.ssl_core.evaluation.results import PROTOCOLS, Origin, Row, radius_text
+from astra_gym.ssl_core.evaluation.sanity import SanityError, check_disjoint, check_frozen, check_images, square_drops
+from astra_gym.ssl_core.evaluation.shifts import evaluate_corruptions, evaluate_perspective
+from astra_gym.ssl_core.utils.hashing import fingerprint, tensor_digest
+from astra_gym.ssl_core.utils.provenance import versions
 
 CORRUPTIONS, PERSPECTIVE = "corruptions", "perspective"
 SHIFTS: Mapping[str, str] = {
@@ -36,12 +37,13 @@ class Plan:
     """What is to be evaluated.
 
     Args:
-        protocols: names of `ssl_core.results.PROTOCOLS`.
+        protocols: names of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`.
         attacks: on every classifier; its clean accuracy is there in any case.
         labels: shares of the training labels, in (0, 1].
         shifts: names of `SHIFTS`.
         severities: of the corruptions, in 1..5.
-        photographs: of frost, by `ssl_core.corruptions.load_photographs`; None for a texture like them.
+        photographs: of frost, by `astra_gym.ssl_core.evaluation.corruptions.load_photographs`; None for a texture like
+            them.
         seed: of everything random.
         batch_size: images attacked at once.
     """

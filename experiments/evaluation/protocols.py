@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.settings import Settings
-from experiments.subjects import Subject
-from ssl_core.finetuning import FineTuneSettings, fine_tune
-from ssl_core.images import ImageSet
-from ssl_core.neighbours import NeighbourSettings, nearest_neighbours
-from ssl_core.probes import (
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
+from astra_gym.ssl_core.downstream.knn import NeighbourSettings, nearest_neighbours
+from astra_gym.ssl_core.downstream.linear_probe import (
     PROBE_LR,
     Classifier,
     ProbeSettings,
@@ -22,7 +22,7 @@ from ssl_core.probes import (
     standard_probe,
     train_probe,
 )
-from ssl_core.views import ViewSettings
+from astra_gym.ssl_core.transforms.views import ViewSettings
 
 TRAINED = ("slf", "alf", "aff", "lp-aff")
 """The protocols that train by gradient steps."""
@@ -68,7 +68,7 @@ class Protocols:
     """The settings of every protocol for one encoder on one data set.
 
     Args:
-        dataset: a name of `ssl_core.datasets.DATASETS`.
+        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`.
         probe: of `slf` and `alf`.
         tuning: of `aff` and `lp-aff`.
         neighbours: of `knn`.
@@ -87,7 +87,7 @@ class Protocols:
         """In what a protocol departs from the published one; nothing where it does not.
 
         Args:
-            protocol: a name of `ssl_core.results.PROTOCOLS`, not `features`.
+            protocol: a name of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`, not `features`.
             images: with how many labels.
             routes: the encoder's batch-norm routes for clean and for attacked images.
         """
@@ -190,7 +190,7 @@ def classifier_of(
     """The classifier that a protocol makes of an encoder.
 
     Args:
-        protocol: a name of `ssl_core.results.PROTOCOLS`, not `features`.
+        protocol: a name of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`, not `features`.
         subject: the encoder.
         train: the labelled images.
         protocols: the settings.

@@ -2,19 +2,19 @@
 
 from dataclasses import asdict
 
-from experiments.evaluation_store import Part
-from experiments.evaluator import Evaluator
-from experiments.health import representation_health
-from experiments.subjects import FeaturesOnly
-from ssl_core.networks import TargetNetwork
-from ssl_core.results import Row
-from ssl_core.views import ViewSettings
+from astra_gym.experiments.evaluation.encoders import FeaturesOnly
+from astra_gym.experiments.evaluation.protocol_runner import Evaluator
+from astra_gym.experiments.evaluation.store import Part
+from astra_gym.ssl_core.evaluation.representation import representation_health
+from astra_gym.ssl_core.evaluation.results import Row
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import ViewSettings
 
 TSNE, SPECTRUM, LANDSCAPE = "tsne.png", "spectrum.png", "landscape.png"
 
 
 def health_part(evaluator: Evaluator) -> list[Row]:
-    """The rows of `experiments.health.representation_health`; its figures are kept with them.
+    """The rows of `astra_gym.ssl_core.evaluation.representation.representation_health`; its figures are kept with them.
 
     Strong views are those of the encoder's run, for another encoder the published ones.
 
@@ -32,7 +32,7 @@ def health_part(evaluator: Evaluator) -> list[Row]:
 
     def measured() -> Part:
         # matplotlib and scikit-learn take a second to import
-        from experiments.health_figures import landscape, spectrum, tsne
+        from astra_gym.experiments.plotting.representation_plots import landscape, spectrum, tsne
 
         health = representation_health(
             encoder,

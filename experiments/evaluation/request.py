@@ -8,23 +8,23 @@ from pathlib import Path
 
 import torch
 
-from experiments import subjects
-from experiments.evaluator import SHIFTS, Plan, protocols_known
-from experiments.oneline import OneLineParser
-from experiments.progress import Decoding
-from experiments.protocols import Changes
-from experiments.settings import DEVICES, PROGRESS
-from experiments.subjects import Subject
-from ssl_core.attack_suite import Attack
-from ssl_core.checkpoint import CheckpointError
-from ssl_core.corruptions import load_photographs
-from ssl_core.datasets import DATASETS, load_dataset
-from ssl_core.foreign import FORMATS
-from ssl_core.images import Split
-from ssl_core.labels import PUBLISHED_FRACTIONS
-from ssl_core.lookup import pick
-from ssl_core.networks import STEMS
-from ssl_core.results import NORMS
+from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.settings import DEVICES, PROGRESS
+from astra_gym.experiments.console import Decoding
+from astra_gym.experiments.evaluation import encoders
+from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, Plan, protocols_known
+from astra_gym.experiments.evaluation.protocols import Changes
+from astra_gym.ssl_core.data.datasets import DATASETS, load_dataset
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS
+from astra_gym.ssl_core.evaluation.attack_suite import Attack
+from astra_gym.ssl_core.evaluation.corruptions import load_photographs
+from astra_gym.ssl_core.evaluation.results import NORMS
+from astra_gym.ssl_core.models.checkpoint import CheckpointError
+from astra_gym.ssl_core.models.foreign import FORMATS
+from astra_gym.ssl_core.models.target_network import STEMS
+from astra_gym.ssl_core.utils.registry import pick
 
 PROTOCOLS = ("slf", "alf", "aff", "knn")
 ATTACKS = ("pgd20", "autoattack")
@@ -216,11 +216,11 @@ def subject_of(given: argparse.Namespace, device: torch.device) -> Subject:
         size = given.image_size or NATIVE_SIZES.get(given.dataset or "")
         if size is None:
             raise ValueError("--model: say by --image_size N which images the model is going to see")
-        return subjects.module(given.model, size, device, "classifier" in (given.protocols or []))
+        return encoders.module(given.model, size, device, "classifier" in (given.protocols or []))
     if not given.encoder.exists():
         raise ValueError(f"{given.encoder} does not exist: expected a run folder, or a checkpoint")
     if given.format is not None:
-        return subjects.foreign(
+        return encoders.foreign(
             given.encoder,
             device,
             format=given.format,
@@ -230,7 +230,7 @@ def subject_of(given: argparse.Namespace, device: torch.device) -> Subject:
             std=given.std,
         )
     try:
-        return subjects.own(given.encoder, device)
+        return encoders.own(given.encoder, device)
     except CheckpointError as error:
         formats = ", ".join(FORMATS)
         raise ValueError(f"{error}; a checkpoint of another project needs --format ({formats})") from error

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ssl_core.results import Row, read_results, replacing, write_results
+from astra_gym.ssl_core.evaluation.results import Row, read_results, write_results
+from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from astra_gym.ssl_core.utils.files import replacing
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"

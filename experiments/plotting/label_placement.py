@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.optimize import isotonic_regression
 
-from experiments.figures import Array
+from astra_gym.experiments.plotting.run_plots import Array
 
 GAP = 14.0
 """Points between labels one above the other."""

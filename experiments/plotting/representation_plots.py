@@ -1,6 +1,7 @@
 """Figures of an encoder's health: its features in the plane, their spectrum, and the loss around its weights.
 
-As in `experiments.figures`, every function takes data and a path and writes a PNG in the look of `experiments.drawing`.
+As in `astra_gym.experiments.plotting.run_plots`, every function takes data and a path and writes a PNG in the look of
+`astra_gym.experiments.plotting.style`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
-from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
-from experiments.figures import Array
-from experiments.health import Landscape
-from ssl_core.health import entropy_rank, normalised, singular_values
+from astra_gym.experiments.plotting.run_plots import Array
+from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from astra_gym.ssl_core.evaluation.embedding_metrics import entropy_rank, normalised, singular_values
+from astra_gym.ssl_core.evaluation.representation import Landscape
 
 SHOWN = 500
 """Images in the plane: more points would cover each other, and the projection's time grows faster than their number."""
@@ -38,7 +39,7 @@ def plane(clean: Tensor, attacked: Tensor, seed: int) -> tuple[Array, Array]:
         seed: of scikit-learn's generator.
 
     Raises:
-        ValueError: if the shapes differ, or as `ssl_core.health.normalised`.
+        ValueError: if the shapes differ, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalised`.
     """
     if clean.shape != attacked.shape:
         raise ValueError(f"clean is {tuple(clean.shape)}, attacked {tuple(attacked.shape)}: expected (n, d) twice")
@@ -121,7 +122,7 @@ def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
         path: the PNG.
 
     Raises:
-        ValueError: if there are none or too many, or as `ssl_core.health.normalised`.
+        ValueError: if there are none or too many, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalised`.
     """
     lines = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
     if not 1 <= len(vectors) <= len(lines):

@@ -1,7 +1,7 @@
 """Figures of a run: what the agent chose, what it was paid, what an attack looks like, and what the encoder is worth.
 
-Every function takes data and a path and writes a PNG in the look of `experiments.drawing`. Where a figure shows more
-than its input (shares, means, intervals), a function of its own computes that.
+Every function takes data and a path and writes a PNG in the look of `astra_gym.experiments.plotting.style`. Where a
+figure shows more than its input (shares, means, intervals), a function of its own computes that.
 """
 
 import math
@@ -18,10 +18,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, WIDTH, new_figure, save_figure
-from experiments.inference import mean_interval
-from ssl_core.attacks import Budget
-from ssl_core.results import Row
+from astra_gym.experiments.plotting.style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PURPLE,
+    STYLE,
+    WIDTH,
+    new_figure,
+    save_figure,
+)
+from astra_gym.experiments.stats import mean_interval
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.evaluation.results import Row
 
 MetricsRow = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]

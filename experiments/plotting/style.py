@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ssl_core.results import replacing
+from astra_gym.ssl_core.utils.files import replacing
 
 WIDTH = 6.4
 DPI = 200

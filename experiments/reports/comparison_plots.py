@@ -1,8 +1,8 @@
 """Figures of a comparison: rewards, accuracy against compute, and what the arms chose, all from its cells alone.
 
-They are drawn in the look of `experiments.drawing`. Up to some twenty arms are told apart by small multiples, or by
-labels at the lines' ends, and not by colour alone. Each function returns whether there was anything to draw, and so a
-file.
+They are drawn in the look of `astra_gym.experiments.plotting.style`. Up to some twenty arms are told apart by small
+multiples, or by labels at the lines' ends, and not by colour alone. Each function returns whether there was anything to
+draw, and so a file.
 """
 
 import math
@@ -16,12 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from agents import learns
-from experiments.cells import Cell, Comparison
-from experiments.drawing import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
-from experiments.figures import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
-from experiments.inference import FEWEST_SEEDS, estimate, mean_interval, pareto
-from experiments.labelling import End, Segment, label_ends, label_points
+from astra_gym.agents import learns
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.plotting.label_placement import End, Segment, label_ends, label_points
+from astra_gym.experiments.plotting.run_plots import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
+from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from astra_gym.experiments.stats import FEWEST_SEEDS, estimate, mean_interval, pareto
 
 COLUMNS = 3
 """Of small multiples."""

@@ -1,4 +1,4 @@
-"""The report of a comparison: what it says, and in which order. `experiments.page` writes it."""
+"""The report of a comparison: what it says, and in which order. `astra_gym.experiments.reports.page` writes it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -6,12 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.cells import Comparison
-from experiments.inference import PRIMARY, deciding_epsilon
-from experiments.markup import Entry, Table
-from experiments.method_tables import methods_table, strategies_table
-from experiments.page import Block, Code, Items, Page, Picture, Section, Text
-from experiments.report_figures import (
+from astra_gym.experiments.comparison.cell_results import Comparison
+from astra_gym.experiments.reports.comparison_plots import (
     accuracy_against_compute,
     choice_by_clean_loss,
     choice_over_training,
@@ -20,8 +16,7 @@ from experiments.report_figures import (
     shares_of_arms,
     without_attack,
 )
-from experiments.report_settings import reward_table, settings_table
-from experiments.report_tables import (
+from astra_gym.experiments.reports.comparison_tables import (
     accuracy_table,
     at,
     best_arm,
@@ -30,6 +25,11 @@ from experiments.report_tables import (
     parts,
     primary_table,
 )
+from astra_gym.experiments.reports.markup import Entry, Table
+from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
+from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text
+from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
+from astra_gym.experiments.stats import PRIMARY, deciding_epsilon
 
 
 def report(comparison: Comparison, figures: Path) -> Page:

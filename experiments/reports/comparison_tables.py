@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.cells import Cell, Comparison
-from experiments.inference import (
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
     PRIMARY,
@@ -21,8 +22,7 @@ from experiments.inference import (
     paired,
     pareto,
 )
-from experiments.markup import MISSING, Entry, Table
-from ssl_core.results import radius_text
+from astra_gym.ssl_core.evaluation.results import radius_text
 
 LEVEL = 0.05
 REFERENCES = tuple(reference for _, reference in PRIMARY)

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation_store import EvaluationStore
-from experiments.evaluation_tables import remarks, tables
-from experiments.figures import accuracy_against_epsilon
-from experiments.health_part import LANDSCAPE, SPECTRUM, TSNE
-from experiments.markup import Entry, Table
-from experiments.overfitting import PICTURE
-from experiments.page import Block, Code, Items, Page, Picture, Section, Text
-from ssl_core.results import Row, read_results
-from ssl_core.sanity import STAGES
+from astra_gym.experiments.evaluation.along_run import PICTURE
+from astra_gym.experiments.evaluation.representation_part import LANDSCAPE, SPECTRUM, TSNE
+from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.experiments.plotting.run_plots import accuracy_against_epsilon
+from astra_gym.experiments.reports.evaluation_tables import remarks, tables
+from astra_gym.experiments.reports.markup import Entry, Table
+from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text
+from astra_gym.ssl_core.evaluation.results import Row, read_results
+from astra_gym.ssl_core.evaluation.sanity import STAGES
 
 CURVES = "accuracy_against_epsilon.png"
 AT_MOST = 4

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments.markup import MISSING, Entry, Table
-from ssl_core.results import Row, radius_text
-from ssl_core.sanity import STAGES
+from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.ssl_core.evaluation.results import Row, radius_text
+from astra_gym.ssl_core.evaluation.sanity import STAGES
 
 NAMES = {"pgd20": "PGD-20", "fgsm": "FGSM", "autoattack": "AA", "autoattack-quick": "AA quick", "worst": "worst"}
 FAMILIES = ("noise", "blur", "weather", "digital", "corruptions", "black", "padded", "perspective")

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.cells import Cell, Comparison
-from experiments.inference import COMPUTE, paired
-from experiments.markup import MISSING, Entry, Table
-from experiments.report_tables import INTERVALS, at, parts, percent_text, points_text
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.reports.comparison_tables import INTERVALS, at, parts, percent_text, points_text
+from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.experiments.stats import COMPUTE, paired
 
 FLOOR = "simclr"
 """The method without an attack that all others are measured by."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import markup
-from experiments.markup import Table, escaped_markdown
+from astra_gym.experiments.reports import markup
+from astra_gym.experiments.reports.markup import Table, escaped_markdown
 
 STYLE = """
 :root { color-scheme: light; }

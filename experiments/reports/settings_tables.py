@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.cells import Cell, Comparison
-from experiments.evaluation import FIXED, UNIFORM
-from experiments.markup import MISSING, Entry, Table
-from experiments.report_tables import INTERVALS, Rows, mean_text, over_parts, parts, ranked
-from ssl_core.results import radius_text
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.evaluation.end_of_run import FIXED, UNIFORM
+from astra_gym.experiments.reports.comparison_tables import INTERVALS, Rows, mean_text, over_parts, parts, ranked
+from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.ssl_core.evaluation.results import radius_text
 
 
 def _named(cell: Cell, names: Sequence[str]) -> str:

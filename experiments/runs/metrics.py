@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from envs.actions import UNIT
+from astra_gym.envs.actions import UNIT
 
 if TYPE_CHECKING:
-    from envs.records import StepRecord
+    from astra_gym.envs.records import StepRecord
 
 FIFTHS = 5
 """Into so many groups a step's views are put by their clean loss, to show what a policy depends on."""

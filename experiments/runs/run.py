@@ -8,14 +8,16 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from agents import Agent, Sb3Agent, describe, make_agent
-from envs.engine import AttackEngine
-from envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
-from envs.torch_env import TorchBatchEnv, TorchViewEnv
-from experiments.progress import Interrupt, Progress
-from experiments.runlog import RunFolder, RunLog
-from experiments.settings import Settings
-from ssl_core.checkpoint import (
+from astra_gym.agents import Agent, Sb3Agent, describe, make_agent
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
+from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.console import Interrupt, Progress
+from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.downstream.postprocessing import post_process
+from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
     encoder_path,
@@ -23,11 +25,9 @@ from ssl_core.checkpoint import (
     load_network,
     save_checkpoint,
 )
-from ssl_core.clock import Clock
-from ssl_core.images import Split
-from ssl_core.networks import TargetNetwork
-from ssl_core.postprocessing import post_process
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
 """A view's episode is one step; in the batch environment an action's effect on later batches counts."""

@@ -18,17 +18,16 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from envs.actions import UNIT
-from experiments.commandline import load
-from experiments.footprint import peak_memory
-from experiments.metrics import metrics_of, metrics_rows
-from experiments.settings import Settings, resolve_device
-from ssl_core.results import commit, replacing, versions
+from astra_gym.envs.actions import UNIT
+from astra_gym.experiments.config.cli import load
+from astra_gym.experiments.config.settings import Settings, resolve_device
+from astra_gym.experiments.runs.metrics import metrics_of, metrics_rows
+from astra_gym.experiments.runs.peak_memory import peak_memory
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 if TYPE_CHECKING:
-    from envs.records import StepRecord
-
-ROOT = Path(__file__).resolve().parent.parent
+    from astra_gym.envs.records import StepRecord
 
 
 class RunFolder:
@@ -128,8 +127,8 @@ class RunFolder:
         Args:
             first, last: target updates before and after.
             seconds: wall time of all.
-            shares: seconds of it by who took them, see `experiments.training.Run.train`.
-            peak: the process's peak memory by then, see `experiments.footprint.peak_memory`.
+            shares: seconds of it by who took them, see `astra_gym.experiments.runs.run.Run.train`.
+            peak: the process's peak memory by then, see `astra_gym.experiments.runs.peak_memory.peak_memory`.
         """
         path = self.results / "training.json"
         rounded = {f"{name}_seconds": round(value, 2) for name, value in shares.items()}

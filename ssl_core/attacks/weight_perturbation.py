@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ssl_core.route_norm import Untracked
+from astra_gym.ssl_core.models.route_norm import Untracked
 
 
 @contextmanager

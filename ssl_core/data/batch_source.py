@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_core.images import ImageSet
-from ssl_core.lookup import pick
-from ssl_core.memory import available
-from ssl_core.sampler import BatchSampler
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.utils.memory import available
+from astra_gym.ssl_core.utils.registry import pick
 
 KEEP_DATA: Mapping[str, str] = {
     "auto": "on the device where the images are in memory and small beside what is free there, else with the host",

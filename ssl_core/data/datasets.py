@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_core.folders import load_folder
-from ssl_core.images import ImageSet, Split, fixed_generator, limited, stratified
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.data.image_folder import load_folder
+from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
+from astra_gym.ssl_core.utils.registry import pick
 
 CACHED = ("folder",)
 """The data sets whose decoded images can be kept on disk."""
@@ -66,7 +66,7 @@ def load_dataset(
             random one.
         download: whether a missing data set may be downloaded.
         cache_dir: where a folder's images are kept decoded, so that they are decoded once and need not fit in memory
-            (`ssl_core.decoding.decode_to_disk`); None to decode them into memory. Refused by the others.
+            (`astra_gym.ssl_core.data.decoding.decode_to_disk`); None to decode them into memory. Refused by the others.
         on_progress: called with the numbers of images decoded and to be decoded, for the training set and then for the
             test set; not called where nothing has to be decoded.
 

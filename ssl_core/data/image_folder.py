@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssl_core.decoding import decode, decode_to_disk
-from ssl_core.images import ImageSet, Split, fixed_generator, limited, stratified
-from ssl_core.memory import available
+from astra_gym.ssl_core.data.decoding import decode, decode_to_disk
+from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
+from astra_gym.ssl_core.utils.memory import available
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -23,7 +23,7 @@ def load_folder(
     cache_dir: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Split:
-    """The images below `data_dir`, as `ssl_core.datasets.load_dataset` describes them under "folder".
+    """The images below `data_dir`, as `astra_gym.ssl_core.data.datasets.load_dataset` describes them under "folder".
 
     Args:
         data_dir: the folder; None is refused.

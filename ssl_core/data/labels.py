@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ssl_core.images import ImageSet
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.utils.rng import Streams
 
 PUBLISHED_FRACTIONS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of CIFAR-10's labels in ASTrA's semi-supervised table."""

@@ -8,16 +8,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.folding import FoldedNetwork
-from ssl_core.images import ImageSet
-from ssl_core.labels import required_labels
-from ssl_core.learner import frozen
-from ssl_core.losses import kl_divergence, trades
-from ssl_core.networks import TargetNetwork
-from ssl_core.probes import Classifier, Encoder
-from ssl_core.rng import Streams
-from ssl_core.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.downstream.linear_probe import Classifier
+from astra_gym.ssl_core.losses.contrastive import kl_divergence, trades
+from astra_gym.ssl_core.models.encoder import Encoder
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.rng import Streams
 
 Features = Callable[[Tensor, str], Tensor]
 
@@ -99,7 +100,7 @@ def fine_tune(
     or a third route, gets no gradient and stays as it is, without weight decay too. A last batch of a single image
     joins the one before, since batch norm has no variance of one value. The same arguments give the same classifier
     bit for bit on the CPU, unless the encoder itself draws random numbers. For the attack a `TargetNetwork` is folded
-    (`ssl_core.folding`), which moves its features by rounding.
+    (`astra_gym.ssl_core.models.folding`), which moves its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import fingerprint
-from ssl_core.images import ImageSet
-from ssl_core.labels import required_labels
-from ssl_core.sanity import check_frozen
-from ssl_core.views import as_float
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.evaluation.sanity import check_frozen
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 
 @dataclass(frozen=True)

@@ -3,34 +3,27 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.fingerprints import fingerprint
-from ssl_core.folding import FoldedNetwork
-from ssl_core.images import ImageSet
-from ssl_core.labels import required_labels
-from ssl_core.networks import TargetNetwork
-from ssl_core.rng import Streams
-from ssl_core.sanity import check_frozen
-from ssl_core.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.evaluation.sanity import check_frozen
+from astra_gym.ssl_core.models.encoder import Encoder
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams
 
 PROBE_LR: Mapping[str, float] = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
 """Learning rates of a linear head by data set, of SLF and ALF alike (DynACL's LPAFT.py); no others are published."""
 OTHER_LR = 0.1
 """For any other data set: STL-10's. A small set makes few steps in 25 epochs, and the head starts at zero."""
-
-
-class Encoder(Protocol):
-    """What a probe asks of a module: backbone features (n, feature_dim) of images (n, 3, H, W) in [0, 1]."""
-
-    feature_dim: int
-
-    def features(self, images: Tensor, route: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -245,7 +238,7 @@ def train_probe(
 
     The probe works on a copy, so `encoder` is left as it is, and the classifier does not change when `encoder` learns
     on. The same arguments give the same head bit for bit on the CPU. In ALF a `TargetNetwork` is folded
-    (`ssl_core.folding`), which moves its features by rounding.
+    (`astra_gym.ssl_core.models.folding`), which moves its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`, a `PlainEncoder` or

@@ -8,13 +8,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ssl_core.clustering import assign, encode_features, fit_clusters
-from ssl_core.finetuning import FineTuneSettings, fine_tune
-from ssl_core.images import ImageSet
-from ssl_core.networks import TargetNetwork
-from ssl_core.probes import ProbeSettings, train_probe
-from ssl_core.rng import Streams, derive_seed
-from ssl_core.views import ViewSettings
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
+from astra_gym.ssl_core.downstream.linear_probe import ProbeSettings, train_probe
+from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssl_core.autoattack import (
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.evaluation.autoattack import (
     BATCH_SIZE,
     VERSIONS,
     autoattack_accuracy,
@@ -20,11 +22,8 @@ from ssl_core.autoattack import (
     deviations,
     passes_per_image,
 )
-from ssl_core.images import ImageSet
-from ssl_core.labels import required_labels
-from ssl_core.results import NORMS, Origin, Row, radius_text
-from ssl_core.rng import Streams
-from ssl_core.robustness import (
+from astra_gym.ssl_core.evaluation.results import NORMS, Origin, Row, radius_text
+from astra_gym.ssl_core.evaluation.robustness import (
     STEP_SIZE,
     clean_accuracy,
     device_of,
@@ -33,8 +32,9 @@ from ssl_core.robustness import (
     pgd_accuracy,
     step_size_for,
 )
-from ssl_core.sanity import check_rows
-from ssl_core.views import as_float
+from astra_gym.ssl_core.evaluation.sanity import check_rows
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.rng import Streams
 
 AUTOATTACKS: Mapping[str, str] = {"autoattack": "standard", "autoattack-quick": "quick"}
 SIGN_ATTACKS = ("fgsm", "pgd20")

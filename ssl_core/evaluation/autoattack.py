@@ -14,15 +14,17 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import digest, tensor_digest
-from ssl_core.lookup import pick
-from ssl_core.results import replacing, versions
-from ssl_core.rng import global_generators_kept
-from ssl_core.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
-from ssl_core.sanity import STAGES, SanityError
-from ssl_core.views import as_float
+from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
+from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.hashing import digest, tensor_digest
+from astra_gym.ssl_core.utils.provenance import versions
+from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.rng import global_generators_kept
 
-# the library warns of single zero gradients, into the midst of a display; `ssl_core.masking` counts them
+# the library warns of single zero gradients, into the midst of a display;
+# `astra_gym.ssl_core.evaluation.masking` counts them
 logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 VERSIONS: Mapping[str, tuple[str, ...]] = {"standard": STAGES, "quick": STAGES[:2]}

@@ -19,8 +19,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
-from ssl_core.lookup import pick
-from ssl_core.severities import SEVERITIES, nearest_table
+from astra_gym.ssl_core.evaluation.severities import SEVERITIES, nearest_table
+from astra_gym.ssl_core.utils.registry import pick
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),

@@ -1,7 +1,8 @@
 """Whether a classifier's gradients are its own: finite, not zero, and what its logits do when the images move.
 
 Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1; Carlini et al. 2019,
-"On evaluating adversarial robustness", section 5. `ssl_core.masking` says what else an attack needs.
+"On evaluating adversarial robustness", section 5.
+`astra_gym.ssl_core.evaluation.masking` says what else an attack needs.
 """
 
 import copy
@@ -11,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.networks import TargetNetwork
-from ssl_core.rng import Streams
-from ssl_core.robustness import logits_of
-from ssl_core.sanity import MASKING, SanityError
+from astra_gym.ssl_core.evaluation.robustness import logits_of
+from astra_gym.ssl_core.evaluation.sanity import MASKING, SanityError
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.rng import Streams
 
 EPSILON = 8 / 255
 TURNED = 0.7
@@ -60,7 +61,8 @@ def telling(count: int, n: int, share: float) -> bool:
 def check_gradients(
     classifier: nn.Module, x: Tensor, y: Tensor, correct: Tensor, streams: Streams, *, sign_attacks: bool = True
 ) -> list[str]:
-    """Raise where gradients would mislead an attack; `ssl_core.masking.check_classifier` says what is asked of them.
+    """Raise where gradients would mislead an attack; `astra_gym.ssl_core.evaluation.masking.check_classifier` says what
+    is asked of them.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> float logits (n, classes), in eval mode.

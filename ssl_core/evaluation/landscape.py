@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import fingerprint
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 Direction = Mapping[str, Tensor]
 """By a weight's name, where it moves to, in its own shape; weights without an entry stay."""

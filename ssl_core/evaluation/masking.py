@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.fingerprints import fingerprint
-from ssl_core.gradients import EPSILON, ROUNDING_LOW, check_gradients, spread, telling
-from ssl_core.networks import TargetNetwork
-from ssl_core.results import wilson_interval
-from ssl_core.rng import Streams, global_generators_kept
-from ssl_core.robustness import device_of, logits_of
-from ssl_core.sanity import MASKING, SanityError, check_frozen, check_images, tolerated
-from ssl_core.views import as_float
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.evaluation.gradient_checks import EPSILON, ROUNDING_LOW, check_gradients, spread, telling
+from astra_gym.ssl_core.evaluation.results import wilson_interval
+from astra_gym.ssl_core.evaluation.robustness import device_of, logits_of
+from astra_gym.ssl_core.evaluation.sanity import MASKING, SanityError, check_frozen, check_images, tolerated
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams, global_generators_kept
 
 UNBOUNDED = 128 / 255
 """From any image this reaches uniform grey, on which no classifier can be better than chance."""

@@ -9,18 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.fingerprints import fingerprint
-from ssl_core.health import alignment, effective_rank, embedding_std, resamples, uniformity
-from ssl_core.images import ImageSet
-from ssl_core.landscape import LAYERS, loss_along, search_directions
-from ssl_core.losses import nt_xent
-from ssl_core.networks import TargetNetwork
-from ssl_core.probes import Encoder
-from ssl_core.results import Origin, Row
-from ssl_core.rng import Streams
-from ssl_core.sanity import check_frozen
-from ssl_core.views import ViewSettings, as_float, two_views
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.evaluation.embedding_metrics import (
+    alignment,
+    effective_rank,
+    embedding_std,
+    resamples,
+    uniformity,
+)
+from astra_gym.ssl_core.evaluation.landscape import LAYERS, loss_along, search_directions
+from astra_gym.ssl_core.evaluation.results import Origin, Row
+from astra_gym.ssl_core.evaluation.sanity import check_frozen
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.models.encoder import Encoder
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, two_views
+from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams
 
 FEWEST_IMAGES = 16
 """Below, a bootstrap may draw one image only, and no figure means anything."""
@@ -89,7 +95,8 @@ def representation_health(
     - "features/attacked": of the images under PGD that drives the feature away from the clean one (maximises
       -cos(f(x'), f(x)), 8/255, 10 steps of 2/255, random start); its alignment is that of clean and attacked;
     - "features/views": alignment of two strong views of each image;
-    - "median of 16/0.5" and "sharpest of 16/0.5": sharpness (`ssl_core.landscape.Searched`) among 16 random directions,
+    - "median of 16/0.5" and "sharpest of 16/0.5": sharpness (`astra_gym.ssl_core.evaluation.landscape.Searched`) among
+    16 random directions,
       at radius 0.5, of NT-Xent (temperature 0.5) with the clean and the attacked image as the pair, on embeddings
       where there are any and on features else. Its value depends on the number of images, at most 256. They are
       attacked once, with the weights as they are: beside these the attack is weaker, which can make the sharpness of

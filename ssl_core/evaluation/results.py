@@ -2,16 +2,14 @@
 
 import json
 import math
-import os
-import platform
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from importlib import metadata
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
+
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.provenance import versions
 
 SCHEMA = 2
 PERCENT = (0.0, 100.0)
@@ -50,17 +48,6 @@ ATTACKS: Mapping[str, str] = {
 }
 NORMS = ("Linf", "L2", "L1")
 INTERVALS = ("wilson", "bootstrap", "none")
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "gymnasium",
-    "stable-baselines3",
-    "sb3-contrib",
-    "pyautoattack",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,20 +225,6 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
-@contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary file's path beside `path`, which it replaces on success: no reader ever sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept, since writers such as matplotlib read the format from it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_results(path: Path | str, rows: Iterable[Row]) -> None:
     """Write `{"schema": 2, "rows": [...]}` to `path`, atomically; folders are made."""
     entries = [{**asdict(row), "versions": dict(row.versions), "standard": row.standard} for row in rows]
@@ -308,39 +281,3 @@ def _row(entry: Any, schema: int) -> Row:
     if standard is not row.standard:
         raise ValueError(f"standard is {standard!r}, but the deviations are {list(row.deviations)}")
     return row
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries among `PACKAGES`."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit(root: Path | str) -> str:
-    """The git commit checked out in `root`.
-
-    Returns:
-        40 hex digits, with `-dirty` where tracked files were changed or Python files are not tracked; `unknown`
-        without git, without a commit, or where `root` is not itself a work tree's root: a copy of the project
-        inside some other repository must not pass that one's commit off as its own.
-    """
-    root = Path(root).resolve()
-
-    def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
-        return run.stdout
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != root:
-            return "unknown"
-        head = git("rev-parse", "--verify", "HEAD").strip()
-        status = git("status", "--porcelain", "--untracked-files=all").splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    dirty = any(not line.startswith("??") or line.rstrip('"').endswith(".py") for line in status)
-    return f"{head}-dirty" if dirty else head

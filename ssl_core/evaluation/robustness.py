@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.views import as_float
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.transforms.views import as_float
 
 STEP_SIZE = 2 / 255
 """The protocol's."""

@@ -1,7 +1,7 @@
 """An evaluation that distrusts itself: whatever would make its figures void is an error with the figures.
 
-What must be reported but is no error comes back as notes, plain sentences with figures. `ssl_core.masking` does the
-same for a classifier and its gradients.
+What must be reported but is no error comes back as notes, plain sentences with figures.
+`astra_gym.ssl_core.evaluation.masking` does the same for a classifier and its gradients.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from ssl_core.images import ImageSet
-from ssl_core.results import Row, radius_text
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.evaluation.results import Row, radius_text
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's attacks in their order; each row counts the images that are right after all attacks up to its own."""
@@ -251,7 +251,7 @@ def _examples(pairs: Sequence[tuple[int, int]]) -> str:
 
 
 def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str, what: str = "encoder") -> None:
-    """Raise unless two `ssl_core.fingerprints.fingerprint`s of a module are equal.
+    """Raise unless two `astra_gym.ssl_core.utils.hashing.fingerprint`s of a module are equal.
 
     Args:
         before, after: digests by name.

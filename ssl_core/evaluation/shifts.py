@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_core.clock import Clock
-from ssl_core.corruptions import FAMILIES, corrupt, departures
-from ssl_core.images import ImageSet
-from ssl_core.labels import required_labels
-from ssl_core.perspective import DIRECTIONS, MAGNITUDE_DEVIATION, distort, draw_magnitudes
-from ssl_core.results import Origin, Row
-from ssl_core.rng import Streams
-from ssl_core.robustness import clean_accuracy
-from ssl_core.severities import SEVERITIES
-from ssl_core.views import as_float
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departures
+from astra_gym.ssl_core.evaluation.results import Origin, Row
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
+from astra_gym.ssl_core.evaluation.severities import SEVERITIES
+from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDE_DEVIATION, distort, draw_magnitudes
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.rng import Streams
 
 RESAMPLES = 2000
 BACKGROUNDS: Mapping[str, bool] = {"black": False, "padded": True}

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.losses import reduced
+from astra_gym.ssl_core.losses.contrastive import reduced
 
 
 def partners(z: Tensor) -> Tensor:

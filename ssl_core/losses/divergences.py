@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.lookup import pick
-from ssl_core.losses import REDUCTIONS, kl_divergence
+from astra_gym.ssl_core.losses.contrastive import REDUCTIONS, kl_divergence
+from astra_gym.ssl_core.utils.registry import pick
 
 KINDS = {
     "kl": "Kullback-Leibler divergence of each row, RCS's default",

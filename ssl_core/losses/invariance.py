@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.utils.registry import pick
 
 FORMS: Mapping[str, str] = {
     "released": "sum of p_j * (log p_j - p_i): the released code hands probabilities over where logarithms belong",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.losses import reduced
+from astra_gym.ssl_core.losses.contrastive import reduced
 
 
 def multi_view_nt_xent(
@@ -16,7 +16,7 @@ def multi_view_nt_xent(
 
     `l_i = sum over positives p of -log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`, with `s_ij` the cosine
     similarity of z_i and (if `stop`) a detached z_j. The positives are *added*, so that three versions of an image give
-    a row two terms. With two views and without the stop it is `ssl_core.losses.nt_xent`.
+    a row two terms. With two views and without the stop it is `astra_gym.ssl_core.losses.contrastive.nt_xent`.
 
     Args:
         z: embeddings (views * N, d), not normalised; rows views * k to views * k + views - 1 the versions of image k.

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from ssl_core.dotted import PATH, described, imported
-from ssl_core.lookup import pick
-from ssl_core.methods.advcl import AdvCL
-from ssl_core.methods.air import ACLAIR, DynACLAIR, DynACLAIRPlus
-from ssl_core.methods.base import Method, Network, Networks
-from ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
-from ssl_core.methods.distillation import DAQSDP, DeACL
-from ssl_core.methods.dynacl import DynACL, DynACLPlus
-from ssl_core.methods.emp import CFAMCSSL, EMPSSL
-from ssl_core.methods.rocl import RoCL
-from ssl_core.methods.siamese import BYOL, SimSiam
-from ssl_core.methods.taro import TARO
-from ssl_core.overrides import replaced
+from astra_gym.ssl_core.methods.advcl import AdvCL
+from astra_gym.ssl_core.methods.air import ACLAIR, DynACLAIR, DynACLAIRPlus
+from astra_gym.ssl_core.methods.base import Method, Network, Networks
+from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
+from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL
+from astra_gym.ssl_core.methods.dynacl import DynACL, DynACLPlus
+from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
+from astra_gym.ssl_core.methods.rocl import RoCL
+from astra_gym.ssl_core.methods.siamese import BYOL, SimSiam
+from astra_gym.ssl_core.methods.taro import TARO
+from astra_gym.ssl_core.utils.import_path import PATH, described, imported
+from astra_gym.ssl_core.utils.overrides import replaced
+from astra_gym.ssl_core.utils.registry import pick
 
 OTHERS = {"momentum", "teacher"}
 """Networks that a method may have beside its target."""
@@ -58,7 +58,9 @@ def find_method(name: str) -> type[Method]:
         return pick(name, METHODS, "method")
     found = imported(name, "method", "my_module:MyMethod")
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"method {name!r} is {described(found)}: expected a subclass of ssl_core.methods.Method")
+        raise ValueError(
+            f"method {name!r} is {described(found)}: expected a subclass of astra_gym.ssl_core.methods.Method"
+        )
     if missing := sorted(found.__abstractmethods__):
         raise ValueError(f"method {name!r} lacks {', '.join(missing)}: every method has to say these itself")
     return found

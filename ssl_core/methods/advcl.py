@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_core.attacks import Objective
-from ssl_core.clustering import assign, encode_features, fit_clusters
-from ssl_core.frequency import high_frequency
-from ssl_core.heads import Classifiers
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.distillation import ANY_ROUTE, taught
-from ssl_core.methods.parts import by_parity, check_number, on_routes
-from ssl_core.multiview_losses import supcon
-from ssl_core.networks import Encoded
-from ssl_core.plan import Moment
-from ssl_core.views import ViewSettings, two_views, weak_views
+from astra_gym.ssl_core.attacks.pgd import Objective
+from astra_gym.ssl_core.losses.multiview import supcon
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.distillation import ANY_ROUTE, taught
+from astra_gym.ssl_core.methods.parts import by_parity, check_number, on_routes
+from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
+from astra_gym.ssl_core.models.heads import Classifiers
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.transforms.high_frequency import high_frequency
+from astra_gym.ssl_core.transforms.views import ViewSettings, two_views, weak_views
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 HEAD = "classifiers"
 

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_core.invariance import FORMS, air, sir
-from ssl_core.lookup import pick
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.dynacl import strength_at
-from ssl_core.methods.parts import check_number
-from ssl_core.plan import Moment
-from ssl_core.views import ViewSettings, two_views
+from astra_gym.ssl_core.losses.invariance import FORMS, air, sir
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.dynacl import strength_at
+from astra_gym.ssl_core.methods.parts import check_number
+from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class ACLAIR(Method):
 
     Args:
         temperature: of the contrastive losses and of the regularisers.
-        form: of the regularisers' divergence, "released" (as coded) or "kl" (as written): see `ssl_core.invariance`.
+        form: of the regularisers' divergence, "released" (as coded) or "kl" (as written): see
+            `astra_gym.ssl_core.losses.invariance`.
         sir_weight: of the standard regulariser, 0 or more.
         air_weight: of the adversarial regulariser, 0 or more.
     """

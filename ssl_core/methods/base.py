@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, Encode, Objective
-from ssl_core.losses import nt_xent
-from ssl_core.networks import Encoded
-from ssl_core.plan import Moment
-from ssl_core.views import ViewSettings, two_views
+from astra_gym.ssl_core.attacks.pgd import Budget, Encode, Objective
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 Network = Callable[[Tensor, str], Encoded]
 """`network(images, route)`: features and embeddings of a network, which may run in chunks or folded."""
@@ -92,7 +92,7 @@ class Method(ABC):
     """Free adversarial training: one backward pass gives the update and the attack's next step, and the perturbations
     are carried from batch to batch (see `TargetLearner.carry`)."""
     post_processed: ClassVar[bool] = False
-    """Whether training ends with `ssl_core.postprocessing` (DynACL++)."""
+    """Whether training ends with `astra_gym.ssl_core.downstream.postprocessing` (DynACL++)."""
     paired: ClassVar[bool] = True
     """Whether every call of the network in `losses` holds rows in pairs, 2k and 2k+1 of one image: what an update in
     chunks needs."""

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Objective
-from ssl_core.lookup import pick
-from ssl_core.losses import MIXED_READINGS, mixed_nt_xent, nt_xent
-from ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.attacks.pgd import Objective
+from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS, mixed_nt_xent, nt_xent
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.utils.registry import pick
 
 STREAMS: Mapping[str, str] = {
     "ds": "dual stream: NT-Xent of the clean views and NT-Xent of the attacked views",
@@ -140,7 +140,8 @@ class ASTrA(ACL):
         temperature: of the contrastive losses.
         streams: "ds", ACL's dual stream; there is no other here.
         mixed_weight: 0.5 in the released run.
-        mixed_reading: "pairs" (as coded) or "views" (as drawn): see `ssl_core.losses.mixed_nt_xent`.
+        mixed_reading: "pairs" (as coded) or "views" (as drawn): see
+            `astra_gym.ssl_core.losses.contrastive.mixed_nt_xent`.
     """
 
     mixed_weight: float = 0.5

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Objective
-from ssl_core.cosine_losses import negative_cosine
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.parts import by_parity, check_number, on_routes
-from ssl_core.networks import Encoded
-from ssl_core.plan import Moment
-from ssl_core.trivial_augment import trivial_augment
-from ssl_core.views import ViewSettings, weak_views
+from astra_gym.ssl_core.attacks.pgd import Objective
+from astra_gym.ssl_core.losses.cosine import negative_cosine
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.parts import by_parity, check_number, on_routes
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
+from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 ANY_ROUTE = "normal"
 """Named where a teacher is called, which answers on its own evaluation route whatever the name."""

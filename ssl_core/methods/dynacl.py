@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.parts import by_parity, check_number
-from ssl_core.networks import Encoded
-from ssl_core.plan import Moment
-from ssl_core.views import ViewSettings, two_views
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.parts import by_parity, check_number
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 STAGES = 20
 """Stages of the schedules, equal parts of the training: 50 epochs of the authors' 1000."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_core.crops import CropSettings, multi_crops
-from ssl_core.methods.base import Method, Networks
-from ssl_core.multiview_losses import emp_ssl
-from ssl_core.plan import Moment
-from ssl_core.views import ViewSettings
+from astra_gym.ssl_core.losses.multiview import emp_ssl
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.transforms.multi_crop import CropSettings, multi_crops
+from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 _SCALE_SPAN = 0.92
 """At strength 1 a crop keeps 0.08 of the area or more, as the authors' do."""
@@ -25,9 +25,9 @@ class EMPSSL(Method):
     """EMP-SSL (Tong et al. 2023) on attacked crops alone, the slow arm of CF-AMC-SSL's paper.
 
     `L = -invariance * mean cos(z_i, mean of the image's z) - mean over i of R(Z_i)` over the n crops of every image, R
-    the total coding rate (see `ssl_core.multiview_losses`). All n * b crops of a batch are attacked jointly: from no
-    perturbation, 5 steps of 0.01 within 8/255, with batch norm in train mode. There is one batch-norm route, and no
-    clean image is trained on.
+    the total coding rate (see `astra_gym.ssl_core.losses.multiview`). All n * b crops of a batch are attacked jointly:
+    from no perturbation, 5 steps of 0.01 within 8/255, with batch norm in train mode. There is one batch-norm route,
+    and no clean image is trained on.
 
     The reward's terms are rows of L, whose mean is L: "adversarial" on the attacked crops, "clean" on the clean ones,
     both in the attack's train mode. They lie between -invariance - R_max and invariance, with R_max = min(b, d) / 2 *

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ssl_core.methods.base import Networks
-from ssl_core.networks import Encoded
+from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.models.target_network import Encoded
 
 Encoder = Callable[[Tensor], Encoded]
 """Images (m, 3, h, w) to features and embeddings."""

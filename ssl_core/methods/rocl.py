@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Objective
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.parts import check_number
-from ssl_core.multiview_losses import multi_view_nt_xent
+from astra_gym.ssl_core.attacks.pgd import Objective
+from astra_gym.ssl_core.losses.multiview import multi_view_nt_xent
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.parts import check_number
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RoCL(Method):
     """Robust contrastive learning (Kim et al. 2020): one batch-norm route, three versions of an image.
 
     Of the views t and t' of an image (rows 2k and 2k+1) only t is attacked, against t'. With `NTX_v` the sum of a row's
-    v - 1 positive terms, averaged over all rows (`ssl_core.multiview_losses.multi_view_nt_xent`),
+    v - 1 positive terms, averaged over all rows (`astra_gym.ssl_core.losses.multiview.multi_view_nt_xent`),
 
     `L = NTX_3({t, t', adv}) + (1 / regulariser) * NTX_2({adv, t'})`.
 

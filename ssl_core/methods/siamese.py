@@ -18,13 +18,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_core.cosine_losses import symmetric_byol, symmetric_negative_cosine
-from ssl_core.ema import cosine_momentum
-from ssl_core.heads import Predictor
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.parts import check_number
-from ssl_core.networks import Encoded
-from ssl_core.plan import Moment
+from astra_gym.ssl_core.losses.cosine import symmetric_byol, symmetric_negative_cosine
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.parts import check_number
+from astra_gym.ssl_core.models.ema import cosine_momentum
+from astra_gym.ssl_core.models.heads import Predictor
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 STREAMS = {
     "ds": "dual stream, half the loss of the clean views and half that of the attacked ones",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ssl_core.networks import TargetNetwork
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 
 SCHEMA = 1
 FORMAT = "astra-gym"
@@ -114,7 +114,7 @@ def kept_encoders(run_folder: Path) -> list[tuple[float, Path]]:
 
     Returns:
         The epochs that each has trained for, which may be more than its name says (see
-        `experiments.training.Run.keep_encoders`), and its file, for `load_network`.
+        `astra_gym.experiments.runs.run.Run.keep_encoders`), and its file, for `load_network`.
 
     Raises:
         CheckpointError: if it is no run folder, or a file is damaged.

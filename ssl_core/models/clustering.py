@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ssl_core.networks import Encoded
-from ssl_core.views import as_float
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.transforms.views import as_float
 
 PIECE = 4096
 """Features whose distances `assign` holds at once."""

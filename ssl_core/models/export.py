@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
-from ssl_core.networks import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
 
 OURS_ALONE = ("mean", "std")
 """Buffers of a `TargetNetwork` that no layout has a name for: the input normalisation."""
@@ -88,7 +88,7 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
     if network.feature_dim != network.backbone.feature_dim:
         raise ValueError(
             f"the encoder has a neck of {network.feature_dim} features behind its ResNet (EMP-SSL), which "
-            "torchvision's models lack: load it by ssl_core.checkpoint.load_network"
+            "torchvision's models lack: load it by astra_gym.ssl_core.models.checkpoint.load_network"
         )
     if route not in network.routes:
         raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")

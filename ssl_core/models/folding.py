@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ssl_core.convolution import Convolution, fixed_convolution
-from ssl_core.networks import Block, Encoded, TargetNetwork, pieces
-from ssl_core.projectors import Projector
-from ssl_core.route_norm import RouteNorm
+from astra_gym.ssl_core.models.fixed_conv import Convolution, fixed_convolution
+from astra_gym.ssl_core.models.projectors import Projector
+from astra_gym.ssl_core.models.route_norm import RouteNorm
+from astra_gym.ssl_core.models.target_network import Block, Encoded, TargetNetwork, pieces
 
 _threshold_backward = torch.ops.aten.threshold_backward
 _max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ssl_core.checkpoint import FORMAT, save_checkpoint
-from ssl_core.exporting import DUAL_NORM, TORCHVISION, foreign_names, torchvision_state
-from ssl_core.fingerprints import digest
-from ssl_core.lookup import pick
-from ssl_core.networks import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
+from astra_gym.ssl_core.models.checkpoint import FORMAT, save_checkpoint
+from astra_gym.ssl_core.models.export import DUAL_NORM, TORCHVISION, foreign_names, torchvision_state
+from astra_gym.ssl_core.models.target_network import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
+from astra_gym.ssl_core.utils.hashing import digest
+from astra_gym.ssl_core.utils.registry import pick
 
 FORMATS = {
     "acl": "ACL (NeurIPS 2020) and its fine-tuned networks: batch norms by route, projector in fc",
@@ -153,7 +153,7 @@ def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
 
     The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (in which the network was
     trained; what is read computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole
-    network that it comes from (`ssl_core.fingerprints.digest`).
+    network that it comes from (`astra_gym.ssl_core.utils.hashing.digest`).
 
     Raises:
         ValueError: if the network has no such route.

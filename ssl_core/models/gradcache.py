@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssl_core.networks import Encoded, TargetNetwork
-from ssl_core.route_norm import Untracked
+from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 
 
 def chunk_sizes(images: int, chunks: int) -> list[int]:

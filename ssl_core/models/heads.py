@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssl_core.initialising import build_module, initialise
-from ssl_core.projectors import PROJECTORS, Projector
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.models.init import build_module, initialise
+from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
+from astra_gym.ssl_core.utils.rng import Streams
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssl_core.route_norm import RouteNorm
+from astra_gym.ssl_core.models.route_norm import RouteNorm
 
 
 class HeadLayer(NamedTuple):

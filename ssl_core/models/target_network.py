@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ssl_core.initialising import build_module
-from ssl_core.lookup import pick
-from ssl_core.projectors import NECK, PROJECTORS, Projector
-from ssl_core.route_norm import SHARED, RouteNorm, Untracked
+from astra_gym.ssl_core.models.init import build_module
+from astra_gym.ssl_core.models.projectors import NECK, PROJECTORS, Projector
+from astra_gym.ssl_core.models.route_norm import SHARED, RouteNorm, Untracked
+from astra_gym.ssl_core.utils.registry import pick
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

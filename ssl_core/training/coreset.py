@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.divergences import KINDS, representational_divergence
-from ssl_core.folding import FoldedNetwork
-from ssl_core.learner import NonFiniteLossError, TargetLearner, frozen
-from ssl_core.lookup import pick
-from ssl_core.methods import Network
-from ssl_core.rng import Streams, derive_seed
-from ssl_core.route_norm import Untracked
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.losses.divergences import KINDS, representational_divergence
+from astra_gym.ssl_core.methods import Network
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
+from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 
 SELECTIONS = {
     "rcs": "the batches whose gradients most lower what an attack changes of held-out images",
@@ -40,7 +41,7 @@ class CoresetSettings:
     Args:
         batches: how many are kept, 1 or more.
         kind: a name of `SELECTIONS`.
-        divergence: a name of `ssl_core.divergences.KINDS`, between clean and attacked embeddings.
+        divergence: a name of `astra_gym.ssl_core.losses.divergences.KINDS`, between clean and attacked embeddings.
         lr: step of the virtual descent along the gradient of a batch that was picked, 0 or more.
         epsilon: radius of the attack that maximises the divergence, and of its random start, in [0, 1].
         step_size: of that attack, in [0, 1].

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_core.attacks import Attacked, Budget, Encode, Objective, pgd
-from ssl_core.ema import ema_update
-from ssl_core.fingerprints import digest
-from ssl_core.folding import FoldedNetwork
-from ssl_core.gradcache import ChunkedNetwork
-from ssl_core.methods import Method, Network, Networks
-from ssl_core.networks import Encoded, TargetNetwork
-from ssl_core.perturbation import perturbed
-from ssl_core.plan import Moment
-from ssl_core.rng import Streams
-from ssl_core.route_norm import Untracked
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective, pgd
+from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
+from astra_gym.ssl_core.methods import Method, Network, Networks
+from astra_gym.ssl_core.models.ema import ema_update
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
+from astra_gym.ssl_core.utils.hashing import digest
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 SHAPES = 64
 """At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
@@ -27,22 +28,6 @@ much as an iteration, while rounding up costs a share of about 1 / SHAPES."""
 
 class NonFiniteLossError(FloatingPointError):
     """The training loss, or the weights after an update, are not finite: training cannot go on from here."""
-
-
-@contextmanager
-def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
-    """Eval mode (or train mode) and no parameter gradients inside; every training flag and `requires_grad` is put back
-    afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        module.train(training).requires_grad_(False)
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, requires_grad in gradients:
-            parameter.requires_grad_(requires_grad)
 
 
 def on_route(network: Network, own: str) -> Network:
@@ -60,7 +45,7 @@ class TargetLearner:
             rate, the others follow the schedule.
         schedule: learning rate of update k (0-based).
         update_chunks: in how many chunks an update runs over a batch, to hold fewer activations; with more than one,
-            batch norm's statistics are a chunk's own (ghost batch norm), see `ssl_core.gradcache`.
+            batch norm's statistics are a chunk's own (ghost batch norm), see `astra_gym.ssl_core.models.gradcache`.
         heads: modules that are trained along (`Method.make_heads`).
         others: networks without gradient by name, "momentum" and "teacher" (`Method.others`).
         teacher_route: route on which the teacher is called, whatever route a method names.

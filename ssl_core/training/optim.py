@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.utils.registry import pick
 
 
 class LARS(Optimizer):

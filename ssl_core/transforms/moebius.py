@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.utils.registry import pick
 
 DIRECTIONS: Mapping[str, complex] = {"left": -1, "right": 1, "top": -1j, "bottom": 1j}
 """Where c of the map z / (c z + 1) points; the plane's imaginary axis goes down, as the rows do."""

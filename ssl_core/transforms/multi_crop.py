@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_core.filters import FilterParameters, apply_filters, draw_filters
-from ssl_core.views import StrongParameters, ViewSettings, apply_strong, check_images, draw_strong
+from astra_gym.ssl_core.transforms.blur import FilterParameters, apply_filters, draw_filters
+from astra_gym.ssl_core.transforms.views import StrongParameters, ViewSettings, apply_strong, check_images, draw_strong
 
 
 @dataclass(frozen=True)

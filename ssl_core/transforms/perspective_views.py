@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.lookup import pick
-from ssl_core.perspective import DIRECTIONS, moebius_grid, plane
-from ssl_core.views import check_images, check_number
+from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, moebius_grid, plane
+from astra_gym.ssl_core.transforms.views import check_images, check_number
+from astra_gym.ssl_core.utils.registry import pick
 
 KINDS: Mapping[str, str] = {
     "none": "the images as they are",

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_core.colour import brightness, contrast, saturation
-from ssl_core.views import check_images, check_number
+from astra_gym.ssl_core.transforms.color import brightness, contrast, saturation
+from astra_gym.ssl_core.transforms.views import check_images, check_number
 
 BINS = 31
 _LEVELS = 255

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssl_core.colour import colour
-from ssl_core.filters import apply_filters, draw_filters
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.transforms.blur import apply_filters, draw_filters
+from astra_gym.ssl_core.transforms.color import colour
+from astra_gym.ssl_core.utils.registry import pick
 
 _TRIES = 10
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.utils.registry import pick
 
 Settings = TypeVar("Settings")
 FRACTION = re.compile(r"(\d+(?:\.\d+)?)/([1-9]\d*)")

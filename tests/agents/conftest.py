@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents import Played
+from astra_gym.agents import StepResult
 
 FACTORS = (7, 5, 3)
 FEATURES = 6
@@ -53,12 +53,12 @@ class KnownOptimum:
     def observe(self) -> Tensor:
         return self.current
 
-    def play(self, actions: Tensor) -> Played:
+    def play(self, actions: Tensor) -> StepResult:
         reward = self.reward(actions)
         self.plays += 1
         self._draw()
         done = torch.full((self.num_envs,), self.plays % self.horizon == 0)
-        return Played(reward, done, {"plays": self.plays})
+        return StepResult(reward, done, {"plays": self.plays})
 
     def reward(self, actions: Tensor) -> Tensor:
         if self.actions == "continuous":

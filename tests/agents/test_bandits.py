@@ -10,9 +10,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from agents import Exp3Bandit, LinearThompson, Played, make_agent
-from agents.bandits import BANDITS, BanditSettings, LinearSettings
-from agents.base import Transition
+from astra_gym.agents import Exp3Bandit, LinearThompson, StepResult, make_agent
+from astra_gym.agents.bandits import BANDITS, BanditSettings, LinearSettings
+from astra_gym.agents.base import Transition
 
 CLASSES: dict[str, Any] = {"bandit": Exp3Bandit, "lints": LinearThompson}
 
@@ -53,9 +53,9 @@ class Constant:
     def mean(self, actions: torch.Tensor) -> torch.Tensor:
         return 1 - ((actions - self.best) / torch.tensor([6, 4, 2])).abs().mean(1)
 
-    def play(self, actions: torch.Tensor) -> Played:
+    def play(self, actions: torch.Tensor) -> StepResult:
         noise = 0.3 * torch.randn(self.num_envs, generator=self.generator)
-        return Played(1e-3 * (self.mean(actions) + noise) + 7, torch.ones(self.num_envs, dtype=torch.bool), {})
+        return StepResult(1e-3 * (self.mean(actions) + noise) + 7, torch.ones(self.num_envs, dtype=torch.bool), {})
 
     def gain(self, agent: Any) -> float:
         """(reward - random) / (best - random) of a deterministic prediction."""

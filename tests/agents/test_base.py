@@ -12,8 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents import REINFORCE, RandomAgent, as_torch_env
-from agents.reinforce import ReinforceSettings
+from astra_gym.agents import REINFORCE, RandomAgent, as_torch_env
+from astra_gym.agents.reinforce import ReinforceSettings
 
 LONG = ReinforceSettings(gamma=0.9, n_steps=4)
 

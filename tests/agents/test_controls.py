@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents import FixedAgent, RandomAgent, make_agent
+from astra_gym.agents import FixedAgent, RandomAgent, make_agent
 
 
 def test_random_is_uniform_over_the_factors(world: Any) -> None:

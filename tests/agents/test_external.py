@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents import AGENTS, Agent, FunctionAgent, Sb3Agent, describe, learns, make_agent, storage
-from agents.external import resolve
+from astra_gym.agents import AGENTS, Agent, FunctionAgent, Sb3Agent, describe, learns, make_agent, storage
+from astra_gym.agents.external import resolve
 
 SOURCE = '''
 import numpy as np

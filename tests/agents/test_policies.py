@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch.distributions import Categorical, Independent, Normal
 
-from agents.policies import ImageExtractor, StrategyPolicy, batch_statistics, build_policy
+from astra_gym.agents.policies import ImageExtractor, StrategyPolicy, batch_statistics, build_policy
 
 FEATURES = spaces.Box(-10, 10, (5,), np.float32)
 IMAGES = spaces.Box(0, 255, (3, 8, 8), np.uint8)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents import AGENTS, REINFORCE, RandomAgent, Sb3Agent, make_agent
-from ssl_core import checkpoint
+from astra_gym.agents import AGENTS, REINFORCE, RandomAgent, Sb3Agent, make_agent
+from astra_gym.ssl_core.models import checkpoint
 
 MADE = [name for name in AGENTS if name != "none"]
 CONSTANT = {"fixed", "fixed-max", "schedule"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.base import Played, Transition
-from agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings, rewards_to_go
-from ssl_core.optim import warmup_cosine
+from astra_gym.agents.base import StepResult, Transition
+from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings, rewards_to_go
+from astra_gym.ssl_core.training.optim import warmup_cosine
 
 PLAIN = ReinforceSettings(baseline_decay=None, normalise_advantage=False, entropy_coef=0.0, max_grad_norm=1e9)
 
@@ -27,8 +27,8 @@ class OneState:
     def observe(self) -> torch.Tensor:
         return torch.ones(self.num_envs, 2)
 
-    def play(self, actions: torch.Tensor) -> Played:
-        return Played(self.rewards[actions], torch.ones(self.num_envs, dtype=torch.bool), {})
+    def play(self, actions: torch.Tensor) -> StepResult:
+        return StepResult(self.rewards[actions], torch.ones(self.num_envs, dtype=torch.bool), {})
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -174,12 +174,12 @@ def test_learning_starts_within_the_plays_of_a_short_run_and_keeps_its_entropy()
         def observe(self) -> torch.Tensor:
             return self.current
 
-        def play(self, actions: torch.Tensor) -> Played:
+        def play(self, actions: torch.Tensor) -> StepResult:
             signal = 0.2 * actions[:, 0] / 12 + 0.05 * actions[:, 1] / 11
             noise = 0.07 * self.current[:, :4].sum(1) / 2 + 0.07 * torch.randn(256, generator=self.generator)
             self.means.append(float(signal.mean()) / 0.25)
             self.current = self.draw()
-            return Played(signal + noise, torch.ones(256, dtype=torch.bool), {})
+            return StepResult(signal + noise, torch.ones(256, dtype=torch.bool), {})
 
     env = Attack()
     agent = REINFORCE(env)

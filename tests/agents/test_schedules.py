@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents import ScheduleAgent, make_agent
+from astra_gym.agents import ScheduleAgent, make_agent
 
 
 def played(agent: Any, plays: int, **arguments: Any) -> list[Any]:

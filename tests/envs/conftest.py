@@ -1,7 +1,7 @@
 import pytest
 
-from envs.engine import AttackEngine
-from envs.world import WorldSettings
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.world_config import WorldSettings
 
 TINY = {
     "batch_size": 4,

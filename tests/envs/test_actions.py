@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.actions import EPSILONS, STEP_SIZES, STEPS, ActionTable
+from astra_gym.envs.actions import EPSILONS, STEP_SIZES, STEPS, ActionTable
 
 
 def test_spaces() -> None:

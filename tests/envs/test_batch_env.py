@@ -8,8 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-import envs
-from envs.batch_env import BatchAttackEnv
+import astra_gym
+from astra_gym.envs.batch_env import BatchAttackEnv
 
 KINDS = ("factored", "flat", "continuous")
 
@@ -27,7 +27,7 @@ def rollout(env: gym.Env, seed: int | None, steps: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("actions", KINDS)
 def test_gymnasiums_checker_passes_without_a_warning(tiny, actions: str) -> None:
-    env = gym.make(envs.BATCH_ID, actions=actions, disable_env_checker=True, **tiny).unwrapped
+    env = gym.make(astra_gym.BATCH_ID, actions=actions, disable_env_checker=True, **tiny).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env, skip_render_check=True)
@@ -41,11 +41,11 @@ def test_stable_baselines3s_checker_passes_without_a_warning(tiny, actions: str)
 
 
 def test_make_vec_and_the_pickled_spec(tiny) -> None:
-    env = gym.make(envs.BATCH_ID, **tiny)
+    env = gym.make(astra_gym.BATCH_ID, **tiny)
     again = gym.make(pickle.loads(pickle.dumps(env.spec)))
     for a, b in zip(rollout(env, 5, 4), rollout(again, 5, 4), strict=True):
         np.testing.assert_array_equal(a, b)
-    vector = gym.make_vec(envs.BATCH_ID, num_envs=2, **tiny)
+    vector = gym.make_vec(astra_gym.BATCH_ID, num_envs=2, **tiny)
     observations, _ = vector.reset(seed=1)
     assert observations.shape == (2, 35)
     vector.step(vector.action_space.sample())
@@ -54,7 +54,7 @@ def test_make_vec_and_the_pickled_spec(tiny) -> None:
 def test_registering_twice_is_harmless() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        envs.register()
+        astra_gym.register()
 
 
 def test_a_seed_is_a_new_world_and_gives_the_same_episode(tiny) -> None:
@@ -76,7 +76,7 @@ def test_reset_without_a_seed_goes_on_in_the_same_world(tiny) -> None:
 
 @pytest.mark.parametrize(("length", "expected"), [(None, 3), (2, 2), (5, 5)])
 def test_an_episode_is_an_epoch_by_default_and_ends_truncated(tiny, length: int | None, expected: int) -> None:
-    env = gym.make(envs.BATCH_ID, episode_steps=length, disable_env_checker=True, **tiny)
+    env = gym.make(astra_gym.BATCH_ID, episode_steps=length, disable_env_checker=True, **tiny)
     env.reset(seed=0)
     ends = []
     for _ in range(2 * expected):

@@ -3,11 +3,12 @@ import copy
 import pytest
 import torch
 
-from envs.engine import AttackEngine
-from envs.world import WorldSettings
-from ssl_core.attacks import Budget
-from ssl_core.learner import NonFiniteLossError, frozen
-from ssl_core.losses import nt_xent
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.training.learner import NonFiniteLossError
 
 BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 3)
 

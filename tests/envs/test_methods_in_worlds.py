@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-import envs  # noqa: F401
-from envs.engine import AttackEngine
-from envs.torch_env import TorchViewEnv
-from envs.world import WorldSettings
-from ssl_core.attacks import Budget
-from ssl_core.checkpoint import describe_network, save_checkpoint
-from ssl_core.coreset import validation_rows
-from ssl_core.methods import METHODS
-from ssl_core.networks import build_network
+import astra_gym  # noqa: F401
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.torch_env import TorchViewEnv
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training.coreset import validation_rows
 from tests.states import same
 
 HEADS = {"emp-ssl": {"neck": 8, "projector": "mlp"}, "cf-amc-ssl": {"neck": 8, "projector": "mlp"}}
@@ -119,7 +119,7 @@ def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict
 
 
 def test_a_coreset_is_chosen_as_its_options_say_and_beside_a_look_ahead(tiny: dict, teacher: str, monkeypatch) -> None:
-    import envs.engine as module
+    import astra_gym.envs.engine as module
 
     seen: list[Any] = []
     select = module.select
@@ -155,7 +155,7 @@ def test_coresets_are_whole_batches_rounded_down() -> None:
 
 
 def test_the_selection_is_made_on_the_weights_that_the_epoch_has_made(tiny: dict, teacher: str, monkeypatch) -> None:
-    import envs.engine as module
+    import astra_gym.envs.engine as module
 
     steps: list[int] = []
     select = module.select
@@ -236,7 +236,7 @@ def test_a_teacher_of_another_shape_or_none_at_all_is_refused(tiny: dict, teache
 
 SOURCE = """
 from dataclasses import dataclass
-from ssl_core.methods import ACL, Method
+from astra_gym.ssl_core.methods import ACL, Method
 
 @dataclass(frozen=True)
 class Scalar(ACL):

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from envs.engine import AttackEngine
-from envs.world import WorldSettings
-from ssl_core.attacks import Budget
-from ssl_core.checkpoint import describe_network, save_checkpoint
-from ssl_core.methods import METHODS
-from ssl_core.networks import build_network
-from ssl_core.perspective_views import PerspectiveSettings, perspective_views
-from ssl_core.views import as_float
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings, perspective_views
+from astra_gym.ssl_core.transforms.views import as_float
 from tests.states import same
 
 KINDS = ["moebius", "lcm"]

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.engine import AttackEngine
-from envs.records import StepRecord
-from envs.rewards import NOISE, LookAhead, Progress
-from envs.torch_env import TorchBatchEnv, TorchViewEnv
-from envs.world import WorldSettings
-from ssl_core.attacks import Attacked, Budget
-from ssl_core.images import ImageSet, Split
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.losses import nt_xent
-from ssl_core.rng import Streams
-from ssl_core.sampler import BatchSampler
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.records import StepRecord
+from astra_gym.envs.rewards import NOISE, LookAhead, Progress
+from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget
+from astra_gym.ssl_core.data.image_set import ImageSet, Split
+from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.utils.rng import Streams
 
 STEPS = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
 BUDGET = Budget(torch.linspace(4, 12, 8) / 255, torch.full((8,), 2 / 255), STEPS)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from envs.engine import AttackEngine
-from envs.records import StepRecord
-from envs.world import WorldSettings
-from ssl_core.attacks import Budget
-from ssl_core.checkpoint import describe_network, save_checkpoint
-from ssl_core.methods import METHODS
-from ssl_core.networks import build_network
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.records import StepRecord
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.models.target_network import build_network
 from tests.envs.conftest import TINY as SMALL
 from tests.states import same
 
@@ -48,7 +48,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def weights_of(name: str) -> dict[str, float]:
-    """The weight of every named term, with its sign, as the docstring of `envs.rewards` states the sum."""
+    """The weight of every named term, with its sign, as the docstring of `astra_gym.envs.rewards` states the sum."""
     weights = {"adversarial": 0.5, "clean": -0.3, "cost": -0.01, "progress": 0.7}
     if name not in NO_LOOKAHEAD:
         weights |= {"lookahead_adversarial": 3.0, "lookahead_clean": 3.0}

@@ -6,9 +6,9 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from envs.engine import AttackEngine
-from envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
-from envs.view_env import ViewAttackVectorEnv
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
+from astra_gym.envs.view_env import ViewAttackVectorEnv
 
 
 def sample(env: VecEnv, seed: int = 0) -> np.ndarray:

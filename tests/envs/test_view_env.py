@@ -8,8 +8,8 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as wrappers
 
-import envs
-from envs.view_env import ViewAttackVectorEnv
+import astra_gym
+from astra_gym.envs.view_env import ViewAttackVectorEnv
 
 WORKING = (
     wrappers.RecordEpisodeStatistics,
@@ -31,7 +31,7 @@ KINDS = ("factored", "flat", "continuous")
 def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make_vec(envs.VIEW_ID, actions=actions, observation=observation, **tiny)
+        env = gym.make_vec(astra_gym.VIEW_ID, actions=actions, observation=observation, **tiny)
         observations, info = env.reset(seed=4)
         assert info == {}
         for _ in range(4):
@@ -53,7 +53,7 @@ def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: s
 
 
 def test_every_view_is_paid_for_its_own_attack(tiny) -> None:
-    env = gym.make_vec(envs.VIEW_ID, **tiny)
+    env = gym.make_vec(astra_gym.VIEW_ID, **tiny)
     env.reset(seed=0)
     actions = np.array([[k, k, k % 5] for k in range(8)])
     _, rewards, _, _, infos = env.step(actions)
@@ -74,7 +74,7 @@ def test_same_seed_same_world(tiny) -> None:
             seen += [observation, reward]
         return seen
 
-    env = gym.make_vec(envs.VIEW_ID, **tiny)
+    env = gym.make_vec(astra_gym.VIEW_ID, **tiny)
     first = play(env)
     for other in (env, gym.make_vec(pickle.loads(pickle.dumps(env.spec)))):
         for a, b in zip(first, play(other), strict=True):
@@ -82,15 +82,15 @@ def test_same_seed_same_world(tiny) -> None:
 
 
 def test_num_envs_is_the_number_of_views(tiny) -> None:
-    assert gym.make_vec(envs.VIEW_ID, num_envs=8, **tiny).num_envs == 8
-    assert gym.make_vec(envs.VIEW_ID, **tiny).num_envs == 8
+    assert gym.make_vec(astra_gym.VIEW_ID, num_envs=8, **tiny).num_envs == 8
+    assert gym.make_vec(astra_gym.VIEW_ID, **tiny).num_envs == 8
     with pytest.raises(ValueError, match=r"num_envs is 4: a batch of 4 images has 8 attacked views"):
-        gym.make_vec(envs.VIEW_ID, num_envs=4, **tiny)
+        gym.make_vec(astra_gym.VIEW_ID, num_envs=4, **tiny)
 
 
 def test_the_single_environment_does_not_exist() -> None:
     with pytest.raises(gym.error.Error):
-        gym.make(envs.VIEW_ID)
+        gym.make(astra_gym.VIEW_ID)
 
 
 def test_horizon_and_seeds(tiny) -> None:

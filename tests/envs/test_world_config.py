@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from envs.building import build_learner, make_schedule
-from envs.world import WorldSettings
-from ssl_core.plan import Plan
-from ssl_core.rng import Streams
+from astra_gym.envs.builders import build_learner, make_schedule
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 
 @pytest.mark.parametrize(

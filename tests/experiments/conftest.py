@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.engine import AttackEngine
-from experiments.cells import WINDOWS, Cell
-from experiments.figures import ACTION_SETS
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.experiments.comparison.cell_results import WINDOWS, Cell
+from astra_gym.experiments.plotting.run_plots import ACTION_SETS
 
 
 @pytest.fixture

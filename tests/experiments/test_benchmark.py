@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import benchmark
-from experiments.benchmark import PARTS, Part, document_of
-from experiments.measuring import TARGETS, Figure, Result
-from experiments.workloads import DisagreementError, Options
+from astra_gym.experiments import benchmark
+from astra_gym.experiments.benchmark import PARTS, Part, document_of
+from astra_gym.experiments.benchmarks.measure import TARGETS, Figure, Result
+from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
 
 
 @pytest.fixture(autouse=True)

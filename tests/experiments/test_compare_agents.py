@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import train_agent
-from experiments.cells import read_comparison
-from experiments.compare_agents import main
-from experiments.grid import locked
+from astra_gym.experiments import train_agent
+from astra_gym.experiments.compare_agents import main
+from astra_gym.experiments.comparison.cell_results import read_comparison
+from astra_gym.experiments.comparison.scheduler import locked
 from tests.experiments.test_train_agent import ROOT, TINY
 
 SCRIPT = ROOT / "experiments" / "compare_agents.py"
@@ -75,7 +75,9 @@ def test_a_grid_leaves_what_the_report_needs(finished) -> None:
 
 
 def test_a_finished_comparison_is_not_run_again(copied, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("experiments.compare_agents.try_arms", lambda arms: pytest.fail("only before the first start"))
+    monkeypatch.setattr(
+        "astra_gym.experiments.compare_agents.try_arms", lambda arms: pytest.fail("only before the first start")
+    )
     before = {path: path.stat().st_mtime_ns for path in (copied / "cells").rglob("*")}
     assert call("--resume", copied) == 0
     assert {path: path.stat().st_mtime_ns for path in (copied / "cells").rglob("*")} == before
@@ -314,7 +316,7 @@ def test_what_goes_wrong_in_the_midst_is_told_as_it_is(tmp_path, monkeypatch, ca
     def fails(self) -> int:
         raise error
 
-    monkeypatch.setattr("experiments.compare_agents.Comparer.run", fails)
+    monkeypatch.setattr("astra_gym.experiments.compare_agents.Comparer.run", fails)
     assert call("--agents=fixed", "--dir", tmp_path / "grid", *TINY) == status
     [line] = capsys.readouterr().err.splitlines()
     assert expected in line
@@ -335,7 +337,7 @@ def test_the_number_of_seeds(tmp_path, monkeypatch) -> None:
     """Agents whose comparisons are fixed beforehand get ten where the others get five or more."""
     made: list[Any] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.compare_agents.Comparer.run", lambda self: made.append(self.plan) or 0)
+    monkeypatch.setattr("astra_gym.experiments.compare_agents.Comparer.run", lambda self: made.append(self.plan) or 0)
     for words in ([], ["--seeds=3"], ["--seeds=3", "--primary_seeds=4"], ["--seeds=12"]):
         assert call("--agents", "reinforce", "ppo", "fixed-max", *words, *TINY) == 0
     assert [[arm.seeds for arm in plan.arms] for plan in made] == [[10, 5, 10], [3, 3, 3], [4, 3, 4], [12, 12, 12]]

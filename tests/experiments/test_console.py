@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.progress import Decoding, Interrupt, Progress
-from ssl_core.plan import Plan
+from astra_gym.experiments.console import Decoding, Interrupt, Progress
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 ATTACKED: dict[str, Any] = {
     "loss/clean": 4.1234,

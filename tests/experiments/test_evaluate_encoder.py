@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from experiments import evaluate_encoder, evaluation_request, evaluator, publish, report, subjects, train_agent
-from experiments.evaluation_store import EvaluationStore
-from ssl_core.images import Split
-from ssl_core.neighbours import NeighbourClassifier
-from ssl_core.results import Row, read_results
-from ssl_core.sanity import SanityError
+from astra_gym.experiments import evaluate_encoder, publish, report, train_agent
+from astra_gym.experiments.evaluation import encoders, protocol_runner, request
+from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.downstream.knn import NeighbourClassifier
+from astra_gym.ssl_core.evaluation.results import Row, read_results
+from astra_gym.ssl_core.evaluation.sanity import SanityError
 
 TINY = "--agent=fixed --limit=120 --test_limit=40 --batch_size=16 --width=4 --epochs=3 --evaluate=false --progress=off"
 QUICK = ["--attacks", "pgd20", "--epsilons", "8/255", "--epochs", "2", "--progress", "off"]
@@ -59,7 +60,7 @@ def test_a_command_that_is_repeated_computes_nothing_again(run: Path, tmp_path: 
         raise AssertionError("it was computed again")
 
     for name in ("classifier_of", "evaluate", "evaluate_perspective", "check_disjoint"):
-        monkeypatch.setattr(evaluator, name, fail)
+        monkeypatch.setattr(protocol_runner, name, fail)
     assert evaluated(tmp_path / "out", *words) == first
     assert {row.metric for row in first} >= {"SA", "RA", "PA", "alignment", "uniformity", "effective_rank", "sharpness"}
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
@@ -69,7 +70,7 @@ def test_a_command_that_is_repeated_computes_nothing_again(run: Path, tmp_path: 
     }
     # another attack needs the classifier, but not its training
     monkeypatch.undo()
-    monkeypatch.setattr(evaluator, "classifier_of", fail)
+    monkeypatch.setattr(protocol_runner, "classifier_of", fail)
     more = evaluated(tmp_path / "out", *words, "--restarts", "2")
     assert [row.restarts for row in more if row.metric == "RA"] == [2]
 
@@ -87,7 +88,7 @@ def test_a_command_that_was_interrupted_gives_what_an_undisturbed_one_does(run: 
                 raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluator.Stages, "update", lambda _, done, total: interrupting(done, total))
+            patch.setattr(protocol_runner.Stages, "update", lambda _, done, total: interrupting(done, total))
             status = evaluate_encoder.main([*words, "--out", str(tmp_path / "stopped")])
         assert status in (0, 130)
         if stop == 2:
@@ -199,13 +200,13 @@ def test_a_faulty_model_gets_no_figure(
 
 
 def test_a_test_set_inside_the_training_set_gets_no_figure(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    real: Callable[..., Split] = evaluation_request.load_dataset
+    real: Callable[..., Split] = request.load_dataset
 
     def leaking(*given: object, **more: object) -> Split:
         train = real(*given, **more).train
         return Split(train, train.take(40))
 
-    monkeypatch.setattr(evaluation_request, "load_dataset", leaking)
+    monkeypatch.setattr(request, "load_dataset", leaking)
     assert evaluate_encoder.main([str(run), *QUICK, "--protocols", "slf", "--out", str(tmp_path / "out")]) == 1
     assert "40 of the 40 images" in capsys.readouterr().err
 
@@ -262,14 +263,14 @@ def test_bad_input_is_one_line(words: list[str], message: str, run: Path, capsys
 
 
 def test_a_void_classifier_costs_no_other(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    checked = evaluator.check_classifier
+    checked = protocol_runner.check_classifier
 
     def strict(classifier: nn.Module, *given: object, **more: object) -> list[str]:
         if isinstance(classifier, NeighbourClassifier):
             raise SanityError("void for a test")
         return checked(classifier, *given, **more)
 
-    monkeypatch.setattr(evaluator, "check_classifier", strict)
+    monkeypatch.setattr(protocol_runner, "check_classifier", strict)
     words = [str(run), *QUICK, "--protocols", "knn", "slf", "--out", str(tmp_path / "out")]
     assert evaluate_encoder.main(words) == 1
     assert "no figure for KNN: void for a test" in capsys.readouterr().err
@@ -303,7 +304,7 @@ def test_code_that_changed_is_evaluated_anew(tmp_path: Path, monkeypatch) -> Non
     for scale in (1.0, -1.0):
         # a module of another name, as a changed file is to another process
         path = module_of(tmp_path, monkeypatch, f"scaled_{int(scale) + 1}", body.format(scale=scale))
-        subject = subjects.module(path, 8, torch.device("cpu"), classifier=False)
+        subject = encoders.module(path, 8, torch.device("cpu"), classifier=False)
         found.append((subject.digest, subject.answers))
     assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
 

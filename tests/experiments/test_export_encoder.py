@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.export_encoder import main
-from ssl_core.checkpoint import describe_network, load_network, save_checkpoint
-from ssl_core.fingerprints import digest
-from ssl_core.foreign import load_foreign
-from ssl_core.networks import TargetNetwork, build_network
+from astra_gym.experiments.export_encoder import main
+from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
+from astra_gym.ssl_core.models.foreign import load_foreign
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.utils.hashing import digest
 
 
 def images() -> torch.Tensor:

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.benchmark import document_of
-from experiments.cells import Comparison, read_comparison, write_comparison
-from experiments.measuring import Figure
-from experiments.publish import accuracy_table, benchmark_table, main, policy_table
-from experiments.runlog import RunFolder
-from experiments.settings import Settings
-from experiments.workloads import Options
-from ssl_core.results import Origin, write_results
+from astra_gym.experiments.benchmark import document_of
+from astra_gym.experiments.benchmarks.measure import Figure
+from astra_gym.experiments.benchmarks.workloads import Options
+from astra_gym.experiments.comparison.cell_results import Comparison, read_comparison, write_comparison
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.publish import accuracy_table, benchmark_table, main, policy_table
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.evaluation.results import Origin, write_results
 
 README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
 

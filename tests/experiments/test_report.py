@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import train_agent
-from experiments.cells import Comparison, read_comparison, write_comparison
-from experiments.report import labelled, main, read
+from astra_gym.experiments import train_agent
+from astra_gym.experiments.comparison.cell_results import Comparison, read_comparison, write_comparison
+from astra_gym.experiments.report import labelled, main, read
 
 TINY = (
     *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),

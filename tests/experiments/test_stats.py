@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from experiments.cells import Cell, Comparison
-from experiments.inference import (
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.stats import (
     PRIMARY,
     PRIMARY_ARMS,
     deciding_epsilon,

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import AGENTS
-from experiments.metrics import read_metrics
-from experiments.train_agent import main
-from ssl_core.checkpoint import load_network
-from ssl_core.results import read_results
+from astra_gym.agents import AGENTS
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.evaluation.results import read_results
+from astra_gym.ssl_core.models.checkpoint import load_network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "experiments" / "train_agent.py"
@@ -368,7 +368,7 @@ def test_an_evaluation_that_fails_is_one_line(tmp_path, capsys) -> None:
 
 
 def test_an_interrupt_during_set_up_is_one_line(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("experiments.train_agent.Run", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("astra_gym.experiments.train_agent.Run", lambda *_: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert run(tmp_path / "run") == 130
     assert "interrupted" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.probes import Classifier, ProbeSettings
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 
 PROBE = ProbeSettings(epochs=10, lr=0.1, augment=False)
 

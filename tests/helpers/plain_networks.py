@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ssl_core.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
+from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, build_network
 
 
 def generator(seed=0):

@@ -25,8 +25,8 @@ import torch
 import yaml
 from PIL import Image
 
-TINY = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=2 --probe_epochs=1 --progress=off"
-TRAIN = f"train_agent.py {TINY}"
+TINY = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=2 --probe_epochs=1"
+TRAIN = f"train_agent.py {TINY} --progress=off"
 CASES: dict[str, str] = {
     "teacher": f"{TRAIN} --method simclr --run_dir teacher",
     "astra": f"{TRAIN} --agent reinforce --keep_every 1 --run_dir astra",
@@ -43,19 +43,22 @@ CASES: dict[str, str] = {
     "deacl": f"{TRAIN} --method deacl --teacher teacher --agent random --run_dir deacl",
     "daq-sdp": f"{TRAIN} --method daq-sdp --teacher teacher --agent fixed --run_dir daq-sdp",
     "cf-amc-ssl": f"{TRAIN} --method cf-amc-ssl --agent reinforce --batch_size 2 --run_dir cf-amc-ssl",
-    "advcl": f"{TRAIN} --method advcl --teacher teacher --agent fixed --run_dir advcl",
+    "advcl": f"{TRAIN} --method advcl --method_kwargs.clusters=[2,3] --teacher teacher --agent fixed --run_dir advcl",
     "byol": f"{TRAIN} --method byol --agent fixed --perspective moebius --run_dir byol",
     "taro": f"{TRAIN} --method taro --agent bandit --run_dir taro",
     "comparison": f"compare_agents.py --agents reinforce fixed --seeds 1 --jobs 1 --dir comparison {TINY}",
     "comparison-report": "report.py comparison",
-    "evaluation": "evaluate_encoder.py astra --protocols slf knn --attacks pgd20 autoattack --epsilons 8/255 --epochs 1 "
-    "--test_limit 10 --shifts perspective --severities 3 --health --progress off --out evaluation",
+    "evaluation": "evaluate_encoder.py astra --protocols slf knn --attacks pgd20 autoattack --epsilons 8/255 "
+    "--epochs 1 --test_limit 16 --shifts perspective --severities 3 --health --progress off --out evaluation",
     "evaluation-report": "report.py evaluation",
-    "along": "evaluate_encoder.py astra --every 1 --epsilons 8/255 --epochs 1 --test_limit 10 --progress off --out along",
+    "along": "evaluate_encoder.py astra --every 1 --epsilons 8/255 --epochs 1 --test_limit 10 --progress off "
+    "--out along",
     "export": "export_encoder.py astra --out encoder.pt",
 }
 """Commands by name, in order: later ones read what earlier ones wrote."""
-SKIPPED = re.compile(r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began")
+SKIPPED = re.compile(
+    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began"
+)
 """Names of values that may differ between equal runs."""
 TIMES = ("resources.json", "training.json")
 

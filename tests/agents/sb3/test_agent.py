@@ -10,11 +10,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents import AGENTS, Sb3Agent
-from agents.policies import Sb3ImageExtractor
-from agents.sb3 import ALGORITHMS, make_sb3, seed_globals
-from agents.sb3_settings import BATCH, REPLAY_BYTES, VIEWS, replay_size, rollout_length
-from agents.sb3_state import load_sb3_state, sb3_state
+from astra_gym.agents import AGENTS, Sb3Agent
+from astra_gym.agents.policies import Sb3ImageExtractor
+from astra_gym.agents.sb3.algorithms import ALGORITHMS, make_sb3, seed_globals
+from astra_gym.agents.sb3.settings import BATCH, REPLAY_BYTES, VIEWS, replay_size, rollout_length
+from astra_gym.agents.sb3.state import load_sb3_state, sb3_state
 
 NAMES = ["ppo", "a2c", "trpo"]
 OFF_POLICY = [name for name in ALGORITHMS if name not in NAMES]

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import checkouts
-from experiments.runlog import ROOT
-from experiments.workloads import BenchmarkError, Options
+from astra_gym.experiments.benchmarks import checkouts
+from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
+from astra_gym.ssl_core.utils.provenance import ROOT
 
 TRAIN = """
 import json, pathlib, sys

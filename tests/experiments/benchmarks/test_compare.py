@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.comparing import MARKS, compare, comparison_table, count, differences, mark, read
-from experiments.measuring import Figure
+from astra_gym.experiments.benchmarks.compare import MARKS, compare, comparison_table, count, differences, mark, read
+from astra_gym.experiments.benchmarks.measure import Figure
 
 
 def figure(median: float, half: float = 0.0, unit: str = "times faster", name: str = "a") -> dict[str, Any]:

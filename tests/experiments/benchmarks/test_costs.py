@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import costs
-from experiments.costs import (
+from astra_gym.experiments.benchmarks import costs
+from astra_gym.experiments.benchmarks.costs import (
     attack_flops,
     counted,
     matrix_peak,
@@ -20,8 +20,8 @@ from experiments.costs import (
     view_flops,
     write_profile,
 )
-from experiments.workloads import Options
-from ssl_core.attacks import Budget
+from astra_gym.experiments.benchmarks.workloads import Options
+from astra_gym.ssl_core.attacks.pgd import Budget
 
 QUICK = Options(1, torch.device("cpu"), quick=True)
 SMALL = {"arch": "resnet10", "width": 4, "projector_hidden": 16, "projector_dim": 8, "image_size": 8}

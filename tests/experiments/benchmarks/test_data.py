@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import feeding
-from experiments.feeding import measure_data, share_figures, write_noise
-from experiments.measuring import TARGETS
-from experiments.workloads import BenchmarkError, Options
-from ssl_core.decoding import map_images
-from ssl_core.views import two_views
+from astra_gym.experiments.benchmarks import data
+from astra_gym.experiments.benchmarks.data import measure_data, share_figures, write_noise
+from astra_gym.experiments.benchmarks.measure import TARGETS
+from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
+from astra_gym.ssl_core.data.decoding import map_images
+from astra_gym.ssl_core.transforms.views import two_views
 
 
 def test_the_file_holds_the_images_and_no_two_are_alike(tmp_path: Path) -> None:
@@ -40,14 +40,14 @@ def test_each_round_has_its_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     batches: list[Tensor] = []
     forgotten: list[Path] = []
-    monkeypatch.setattr(feeding, "forget", forgotten.append)
+    monkeypatch.setattr(data, "forget", forgotten.append)
     real = two_views
 
     def recorded(images: Tensor, *rest: Any) -> Tensor:
         batches.append(images)
         return real(images, *rest)
 
-    monkeypatch.setattr(feeding, "two_views", recorded)
+    monkeypatch.setattr(data, "two_views", recorded)
     figures, details = measure_data(Options(1, torch.device("cpu"), quick=True), 2, said.append)
     assert [figure.values for figure in figures] == [figure.values for figure in share_figures(details["seconds"])]
     assert [len(values) for values in details["seconds"].values()] == [2, 2, 2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.measuring import (
+from astra_gym.experiments.benchmarks.measure import (
     TARGETS,
     UNITS,
     Clock,
@@ -18,7 +18,7 @@ from experiments.measuring import (
     ratios,
     replaced,
 )
-from ssl_core.attacks import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget
 
 
 class Hand:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import overheads
-from experiments.measuring import Stopwatch
-from experiments.overheads import (
+from astra_gym.experiments.benchmarks import overheads
+from astra_gym.experiments.benchmarks.measure import Stopwatch
+from astra_gym.experiments.benchmarks.overheads import (
     ACT,
     LEARN,
     SB3,
@@ -19,8 +19,8 @@ from experiments.overheads import (
     share_figures,
     watched,
 )
-from experiments.training import Run
-from experiments.workloads import Options
+from astra_gym.experiments.benchmarks.workloads import Options
+from astra_gym.experiments.runs.run import Run
 
 OUTSIDE = "outside the target network's arithmetic"
 QUICK = Options(1, torch.device("cpu"), quick=True)

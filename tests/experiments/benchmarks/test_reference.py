@@ -8,16 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from agents.policies import build_policy
-from envs.actions import ActionTable
-from envs.engine import AttackEngine
-from envs.torch_env import TorchViewEnv
-from envs.world import WorldSettings
-from experiments.plain import PlainLARS, PlainStep, Strategy, masked_loop, masked_steps, seconds_per_step
-from ssl_core.attacks import Attacked, Budget, pgd
-from ssl_core.learner import frozen
-from ssl_core.networks import build_network
-from ssl_core.optim import LARS
+from astra_gym.agents.policies import build_policy
+from astra_gym.envs.actions import ActionTable
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.torch_env import TorchViewEnv
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.experiments.benchmarks.reference import (
+    PlainLARS,
+    PlainStep,
+    Strategy,
+    masked_loop,
+    masked_steps,
+    seconds_per_step,
+)
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, pgd
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training.optim import LARS
 
 WORLD = WorldSettings(
     image_size=8, arch="resnet10", width=4, projector_hidden=16, projector_dim=16, batch_size=8, limit=48, epochs=2

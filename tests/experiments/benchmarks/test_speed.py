@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.reinforce import REINFORCE
-from envs.actions import GRID
-from envs.engine import AttackEngine
-from experiments import speed
-from experiments.measuring import Stopwatch
-from experiments.plain import PlainStep, Strategy, seconds_per_step
-from experiments.speed import (
+from astra_gym.agents.reinforce import REINFORCE
+from astra_gym.envs.actions import GRID
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.experiments.benchmarks import speed
+from astra_gym.experiments.benchmarks.measure import Stopwatch
+from astra_gym.experiments.benchmarks.reference import PlainStep, Strategy, seconds_per_step
+from astra_gym.experiments.benchmarks.speed import (
     REFERENCE,
     VARIANTS,
     WORLDS,
@@ -22,8 +22,7 @@ from experiments.speed import (
     own_step,
     twin_stages,
 )
-from experiments.training import Run
-from experiments.workloads import (
+from astra_gym.experiments.benchmarks.workloads import (
     DisagreementError,
     Options,
     Tolerance,
@@ -35,8 +34,9 @@ from experiments.workloads import (
     random_actions,
     seasoned,
 )
-from ssl_core.attacks import Attacked, Budget
-from ssl_core.learner import TargetLearner
+from astra_gym.experiments.runs.run import Run
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget
+from astra_gym.ssl_core.training.learner import TargetLearner
 
 QUICK = Options(1, torch.device("cpu"), quick=True)
 

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.image import imread
 from rich.console import Console
 
-from experiments.benchmark_report import draw, figures_table, shares_of_steps, targets_line
-from experiments.measuring import Figure
+from astra_gym.experiments.benchmarks.measure import Figure
+from astra_gym.experiments.benchmarks.tables import draw, figures_table, shares_of_steps, targets_line
 
 SPEED = [
     Figure("attack", "+ folded batch norm", "times faster", (2.9, 3.0, 3.2)),

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.arms import (
+from astra_gym.experiments.comparison.arms import (
     Arm,
     absolute,
     base_arms,
@@ -14,7 +14,7 @@ from experiments.arms import (
     ordered,
     settings_of,
 )
-from experiments.settings import Settings
+from astra_gym.experiments.config.settings import Settings
 from tests.experiments.conftest import made_cell
 
 

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cells import PLACES, Comparison, read_comparison, summarise, write_comparison
-from experiments.metrics import read_metrics
-from experiments.settings import Settings
-from experiments.train_agent import main
+from astra_gym.experiments.comparison.cell_results import (
+    PLACES,
+    Comparison,
+    read_comparison,
+    summarise,
+    write_comparison,
+)
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.train_agent import main
 
 TINY = (
     *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),
@@ -32,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """They take half of so small a run's time, and a cell holds nothing of them."""
-    patch.setattr("experiments.evaluation.draw", lambda *arguments: None)
+    patch.setattr("astra_gym.experiments.evaluation.end_of_run.draw", lambda *arguments: None)
 
 
 @pytest.fixture

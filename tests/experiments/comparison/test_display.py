@@ -4,8 +4,8 @@ import json
 import pytest
 from rich.console import Console
 
-from experiments.arms import Arm
-from experiments.grid_display import Display, Progress, share_done
+from astra_gym.experiments.comparison.arms import Arm
+from astra_gym.experiments.comparison.display import Display, Progress, share_done
 from tests.experiments.conftest import made_cell
 
 

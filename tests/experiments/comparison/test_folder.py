@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.arms import base_arms
-from experiments.cells import PLACES, Comparison, plain, read_comparison, write_comparison
-from experiments.comparison_folder import ComparisonFolder, Plan
-from experiments.settings import Settings
+from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.comparison.cell_results import PLACES, Comparison, plain, read_comparison, write_comparison
+from astra_gym.experiments.comparison.folder import ComparisonFolder, Plan
+from astra_gym.experiments.config.settings import Settings
 
 
 def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:

@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import Ended, Job, Locked, last_lines, locked, run_jobs, usable_cores
-from experiments.metrics import read_metrics
-from experiments.progress import Interrupt
-from experiments.runlog import ROOT, RunFolder
-from ssl_core.results import read_results
+from astra_gym.experiments.comparison.scheduler import Ended, Job, Locked, last_lines, locked, run_jobs, usable_cores
+from astra_gym.experiments.console import Interrupt
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.evaluation.results import read_results
+from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.experiments.test_train_agent import TINY, assert_equal_runs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 HOLD = """
 import pathlib, sys
-from experiments.grid import locked
+from astra_gym.experiments.comparison.scheduler import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -138,7 +139,7 @@ def test_a_folder_is_run_by_one_process_at_a_time(tmp_path) -> None:
 def test_nobody_begins_while_workers_of_a_killed_process_still_end(tmp_path, monkeypatch) -> None:
     import fcntl
 
-    monkeypatch.setattr("experiments.grid.PATIENCE", 0.3)
+    monkeypatch.setattr("astra_gym.experiments.comparison.scheduler.PATIENCE", 0.3)
     with locked(tmp_path) as workers:
         pass
     with workers.open() as held:

@@ -1,7 +1,8 @@
 """The preset cifar10 of every method with a published recipe, against a table that was typed by hand.
 
 The table has the authors' own settings from notes on their released codes, whose sections are named, and nothing of
-`experiments.recipes`: what is compared with it is what a run is built from. What the notes do not say is None.
+`astra_gym.experiments.config.recipes`: what is compared with it is what a run is built from. What the notes do not say
+is None.
 """
 
 import math
@@ -14,19 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from envs.building import build_learner, make_schedule
-from envs.world import WorldSettings
-from experiments.commandline import parse
-from experiments.settings import Settings
-from ssl_core.checkpoint import describe_network, save_checkpoint
-from ssl_core.coreset import CoresetSettings
-from ssl_core.learner import TargetLearner
-from ssl_core.methods.emp import EMPSSL
-from ssl_core.networks import NORMALISATIONS, TargetNetwork, build_network
-from ssl_core.optim import LARS, WrappedLARS
-from ssl_core.projectors import Projector
-from ssl_core.rng import Streams
-from ssl_core.views import draw_strong, draw_weak
+from astra_gym.envs.builders import build_learner, make_schedule
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.experiments.config.cli import parse
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.ssl_core.methods.emp import EMPSSL
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.models.projectors import Projector
+from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network
+from astra_gym.ssl_core.training.coreset import CoresetSettings
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import LARS, WrappedLARS
+from astra_gym.ssl_core.transforms.views import draw_strong, draw_weak
+from astra_gym.ssl_core.utils.rng import Streams
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.commandline import Invocation, load, parse
-from experiments.settings import PRESETS, Settings
+from astra_gym.experiments.config.cli import Invocation, load, parse
+from astra_gym.experiments.config.settings import PRESETS, Settings
 
 
 def settings_of(*argv: str) -> Settings:

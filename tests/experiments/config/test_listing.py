@@ -1,10 +1,10 @@
 import pytest
 
-from agents import AGENTS
-from experiments.commandline import parse
-from experiments.listing import listing
-from ssl_core.datasets import DATASETS
-from ssl_core.methods import METHODS
+from astra_gym.agents import AGENTS
+from astra_gym.experiments.config.cli import parse
+from astra_gym.experiments.config.listing import listing
+from astra_gym.ssl_core.data.datasets import DATASETS
+from astra_gym.ssl_core.methods import METHODS
 
 
 def test_everything_there_is_stands_on_a_line_of_its_own_with_its_paper() -> None:

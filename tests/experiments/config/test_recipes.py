@@ -3,15 +3,15 @@ from dataclasses import fields, replace
 
 import pytest
 
-from envs.building import build_learner, make_schedule
-from experiments.commandline import load, parse
-from experiments.recipes import AUTHORS, SMALL, recipe
-from experiments.settings import PRESETS, Settings
-from ssl_core.checkpoint import describe_network, save_checkpoint
-from ssl_core.crops import CropSettings
-from ssl_core.methods import METHODS
-from ssl_core.methods.emp import EMPSSL
-from ssl_core.rng import Streams
+from astra_gym.envs.builders import build_learner, make_schedule
+from astra_gym.experiments.config.cli import load, parse
+from astra_gym.experiments.config.recipes import AUTHORS, SMALL, recipe
+from astra_gym.experiments.config.settings import PRESETS, Settings
+from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.methods.emp import EMPSSL
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.transforms.multi_crop import CropSettings
+from astra_gym.ssl_core.utils.rng import Streams
 
 NAMES = {field.name for field in fields(Settings)}
 TEACHER = {name: "somewhere" for name, method in METHODS.items() if "teacher" in method.others}

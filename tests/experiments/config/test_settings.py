@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents import AGENTS
-from envs.actions import ActionTable
-from experiments.commandline import load, parse
-from experiments.settings import (
-    DATASET_PRESETS,
-    PRESETS,
-    Settings,
-    default_run_dir,
-    resolve_device,
-)
-from ssl_core.datasets import DATASETS
-from ssl_core.methods import METHODS
+from astra_gym.agents import AGENTS
+from astra_gym.envs.actions import ActionTable
+from astra_gym.experiments.config.cli import load, parse
+from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, default_run_dir, resolve_device
+from astra_gym.ssl_core.data.datasets import DATASETS
+from astra_gym.ssl_core.methods import METHODS
 
 
 def test_the_defaults_are_reinforce_on_digits() -> None:
@@ -246,7 +240,7 @@ def test_default_run_folders_are_numbered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_the_precision_is_what_the_device_is_good_at(monkeypatch, native: bool, precision: str) -> None:
-    monkeypatch.setattr("experiments.settings.bf16_is_native", lambda device: native)
+    monkeypatch.setattr("astra_gym.experiments.config.settings.bf16_is_native", lambda device: native)
     assert Settings().precision == precision
     assert Settings(precision="fp32").precision == "fp32"
     # what was resolved is what is written down: a run goes on as it began, wherever that is
@@ -259,6 +253,6 @@ def test_a_wrong_precision_is_told_all_there_are() -> None:
 
 
 def test_tiny_maps_are_not_trusted_to_bfloat16(monkeypatch) -> None:
-    monkeypatch.setattr("experiments.settings.bf16_is_native", lambda device: True)
+    monkeypatch.setattr("astra_gym.experiments.config.settings.bf16_is_native", lambda device: True)
     assert Settings(stem="imagenet", image_size=16).precision == "fp32"
     assert Settings(stem="imagenet", image_size=32).precision == "bf16"

@@ -4,12 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.evaluation import chosen_budget, held_out_rewards, standard_linear_finetuning, table
-from experiments.runlog import RunFolder
-from experiments.settings import Settings
-from experiments.training import Run
-from ssl_core.fingerprints import fingerprint
-from ssl_core.results import Origin
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.evaluation.end_of_run import (
+    chosen_budget,
+    held_out_rewards,
+    standard_linear_finetuning,
+    table,
+)
+from astra_gym.experiments.runs.run import Run
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.evaluation.results import Origin
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 TINY = {
     "limit": 26,

@@ -3,13 +3,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.protocols import Changes, Protocols, classifier_of, milestones, packed, protocols_for, unpacked
-from experiments.settings import Settings
-from experiments.subjects import Subject
-from ssl_core.datasets import load_dataset
-from ssl_core.finetuning import FineTuneSettings
-from ssl_core.networks import build_network
-from ssl_core.probes import PROBE_LR, Classifier, ProbeSettings, standard_probe
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.experiments.evaluation.protocols import (
+    Changes,
+    Protocols,
+    classifier_of,
+    milestones,
+    packed,
+    protocols_for,
+    unpacked,
+)
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings
+from astra_gym.ssl_core.downstream.linear_probe import PROBE_LR, Classifier, ProbeSettings, standard_probe
+from astra_gym.ssl_core.models.target_network import build_network
 
 CPU = torch.device("cpu")
 BOTH = ("normal", "pgd")

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from experiments.evaluation_store import EvaluationStore, Part
-from ssl_core.checkpoint import CheckpointError
-from ssl_core.results import Origin, read_results
+from astra_gym.experiments.evaluation.store import EvaluationStore, Part
+from astra_gym.ssl_core.evaluation.results import Origin, read_results
+from astra_gym.ssl_core.models.checkpoint import CheckpointError
 
 ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="abc")
 KEY = {"part": "attacks", "encoder": "0" * 64, "fraction": 0.1}

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from experiments.drawing import new_figure
-from experiments.labelling import End, label_ends, label_points, overlaps, spread
+from astra_gym.experiments.plotting.label_placement import End, label_ends, label_points, overlaps, spread
+from astra_gym.experiments.plotting.style import new_figure
 
 
 def test_heights_that_are_apart_stay() -> None:

@@ -8,18 +8,24 @@ import torch
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from experiments import health
-from experiments.health import Health, Landscape, attack_features, representation_health
-from experiments.health_figures import landscape, plane, spectrum, tsne
-from ssl_core.datasets import load_dataset
-from ssl_core.fingerprints import fingerprint
-from ssl_core.health import alignment, effective_rank, embedding_std, resamples, uniformity
-from ssl_core.images import ImageSet
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.probes import RawPixels
-from ssl_core.results import Origin, Row
-from ssl_core.sanity import SanityError
-from ssl_core.views import ViewSettings, as_float
+from astra_gym.experiments.plotting.representation_plots import landscape, plane, spectrum, tsne
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.linear_probe import RawPixels
+from astra_gym.ssl_core.evaluation import representation
+from astra_gym.ssl_core.evaluation.embedding_metrics import (
+    alignment,
+    effective_rank,
+    embedding_std,
+    resamples,
+    uniformity,
+)
+from astra_gym.ssl_core.evaluation.representation import Health, Landscape, attack_features, representation_health
+from astra_gym.ssl_core.evaluation.results import Origin, Row
+from astra_gym.ssl_core.evaluation.sanity import SanityError
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 VIEWS = ViewSettings(strength=0.5, flip=0.0)
 SPACES = ("features", "embeddings")
@@ -168,7 +174,7 @@ def test_intervals_lie_around_their_figures_where_resamples_do_not() -> None:
     weights = resamples(32, 1000, torch.Generator().manual_seed(1))
     value, resampled = embedding_std(z), embedding_std(z, weights)
     assert resampled.quantile(0.975) < value
-    row = by_name(list(health._statistics({"features": z}, origin(), weights)))["embedding_std", "features"]
+    row = by_name(list(representation._statistics({"features": z}, origin(), weights)))["embedding_std", "features"]
     assert row.interval is not None
     low, high = row.interval
     assert (row.value, row.interval_method) == (value.item(), "bootstrap")
@@ -179,7 +185,7 @@ def test_intervals_lie_around_their_figures_where_resamples_do_not() -> None:
 def test_batches_and_progress(
     monkeypatch: pytest.MonkeyPatch, found: Health, network: TargetNetwork, digits: ImageSet
 ) -> None:
-    monkeypatch.setattr(health, "BATCH", 20)
+    monkeypatch.setattr(representation, "BATCH", 20)
     calls: list[tuple[int, int]] = []
     few = representation_health(
         network, digits, VIEWS, origin=origin(), images=24, progress=lambda *done: calls.append(done)

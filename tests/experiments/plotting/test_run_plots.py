@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from experiments.figures import (
+from astra_gym.experiments.plotting.run_plots import (
     accuracy_against_epsilon,
     accuracy_curve,
     action_counts,
@@ -22,8 +22,8 @@ from experiments.figures import (
     series,
     smoothed,
 )
-from ssl_core.attacks import Budget
-from ssl_core.results import Origin, Row, wilson_interval
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.evaluation.results import Origin, Row, wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -254,5 +254,5 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     losses_and_reward(metrics(), tmp_path / "losses.png")
     assert dict(matplotlib.rcParams) == before
-    code = "import sys, experiments.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, astra_gym.experiments.plotting.run_plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from experiments.cells import Cell, Comparison
-from experiments.report_figures import (
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.reports.comparison_plots import (
     LINES,
     accuracy_against_compute,
     choice_by_clean_loss,

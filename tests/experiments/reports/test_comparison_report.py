@@ -1,9 +1,9 @@
 import pytest
 
-from experiments.cells import Comparison
-from experiments.markup import Table
-from experiments.page import Items, Page, Picture
-from experiments.report_page import answer, duration, machine_table, report
+from astra_gym.experiments.comparison.cell_results import Comparison
+from astra_gym.experiments.reports.comparison_report import answer, duration, machine_table, report
+from astra_gym.experiments.reports.markup import Table
+from astra_gym.experiments.reports.page import Items, Page, Picture
 
 EPSILON = 8 / 255
 RANDOM = {"random": 50.0, "fixed": 45.0, "fixed-max": 56.0}

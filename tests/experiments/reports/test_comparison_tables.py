@@ -5,12 +5,9 @@ from typing import Any
 
 import pytest
 
-from experiments.arms import base_arms
-from experiments.cells import Cell, Comparison
-from experiments.inference import estimate
-from experiments.markup import Table, to_html
-from experiments.report_settings import reward_table, settings_table
-from experiments.report_tables import (
+from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.reports.comparison_tables import (
     accuracy_table,
     best_arm,
     compute_table,
@@ -19,6 +16,9 @@ from experiments.report_tables import (
     percent_text,
     primary_table,
 )
+from astra_gym.experiments.reports.markup import Table, to_html
+from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
+from astra_gym.experiments.stats import estimate
 
 Make = Callable[..., Cell]
 WEAK, STRONG = 8 / 255, 16 / 255

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from experiments.evaluation_tables import remarks, tables
-from ssl_core.results import Origin, Row
+from astra_gym.experiments.reports.evaluation_tables import remarks, tables
+from astra_gym.ssl_core.evaluation.results import Origin, Row
 
 SLF = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="abc")
 ALF = replace(SLF, protocol="alf", label_fraction=0.1, deviations=("epochs 5, not 25",))

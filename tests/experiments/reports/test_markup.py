@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
-from experiments.markup import Entry, Table, for_terminal, to_html, to_markdown
+from astra_gym.experiments.reports.markup import Entry, Table, for_terminal, to_html, to_markdown
 
 HOSTILE = Table(
     "A | B <script>", "5 < 6 & *so* on", ["a*m", "p|q"], [[Entry("<b>&", best=True), Entry("1.0 | `x`\nIQM [2]")]]

@@ -1,8 +1,8 @@
 import pytest
 
-from experiments.cells import Cell, Comparison
-from experiments.markup import MISSING
-from experiments.method_tables import LEAST_GAIN, groups, methods_table, strategies_table
+from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.reports.markup import MISSING
+from astra_gym.experiments.reports.method_tables import LEAST_GAIN, groups, methods_table, strategies_table
 
 AT = 8 / 255
 

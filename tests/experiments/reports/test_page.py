@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.markup import Entry, Table
-from experiments.page import Code, Items, Page, Picture, Section, Text, to_html, to_markdown
+from astra_gym.experiments.reports.markup import Entry, Table
+from astra_gym.experiments.reports.page import Code, Items, Page, Picture, Section, Text, to_html, to_markdown
 
 HOSTILE = "<script>alert('&')</script> a_b *c*"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

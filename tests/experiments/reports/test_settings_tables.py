@@ -1,6 +1,6 @@
 import json
 
-from experiments.report_settings import reward_table, settings_table
+from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
 from tests.experiments.test_report_tables import Make, column, compared
 
 

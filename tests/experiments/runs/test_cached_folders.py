@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.metrics import read_metrics
-from experiments.train_agent import main
-from ssl_core.checkpoint import load_network
-from ssl_core.datasets import load_dataset
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.models.checkpoint import load_network
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "experiments" / "train_agent.py"

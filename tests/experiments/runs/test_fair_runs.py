@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from experiments.settings import Settings
-from experiments.training import Run
-from ssl_core.fingerprints import fingerprint
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.runs.run import Run
+from astra_gym.ssl_core.utils.hashing import fingerprint
 from tests.experiments.test_evaluation import TINY as TINY_SETTINGS
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.train_agent import main
-from ssl_core.methods import METHODS
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.methods import METHODS
 from tests.states import same
 
 TINY = (

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.records import StepRecord
-from experiments.metrics import FIFTHS, metrics_of, read_metrics
-from ssl_core.attacks import Budget
+from astra_gym.envs.records import StepRecord
+from astra_gym.experiments.runs.metrics import FIFTHS, metrics_of, read_metrics
+from astra_gym.ssl_core.attacks.pgd import Budget
 
 
 def record(clean: torch.Tensor, steps: torch.Tensor) -> StepRecord:

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from experiments.footprint import described, peak_memory
+from astra_gym.experiments.runs.peak_memory import described, peak_memory
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 CPU = torch.device("cpu")

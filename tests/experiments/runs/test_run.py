@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from envs.engine import AttackEngine
-from experiments.commandline import load
-from experiments.runlog import RunFolder
-from experiments.train_agent import main
-from experiments.training import Run
-from ssl_core.checkpoint import encoder_path, kept_encoders, load_checkpoint, load_network
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.experiments.config.cli import load
+from astra_gym.experiments.runs.run import Run
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.models.checkpoint import encoder_path, kept_encoders, load_checkpoint, load_network
 from tests.experiments.test_train_agent import TINY, call, expect_error
 
 SOURCE = """

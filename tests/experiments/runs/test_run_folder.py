@@ -15,11 +15,11 @@ from stable_baselines3.common.logger import FormatUnsupportedError, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from envs.records import StepRecord
-from experiments.metrics import metrics_of, read_metrics
-from experiments.runlog import RunFolder, RunLog, image_grid
-from experiments.settings import Settings
-from ssl_core.attacks import Budget
+from astra_gym.envs.records import StepRecord
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.runs.metrics import metrics_of, read_metrics
+from astra_gym.experiments.runs.run_folder import RunFolder, RunLog, image_grid
+from astra_gym.ssl_core.attacks.pgd import Budget
 
 ROOT = Path(__file__).parents[2]
 ARGV = ["experiments/train_agent.py", "--run_dir", "a folder"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.train_agent import main
-from ssl_core.checkpoint import load_network
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.models.checkpoint import load_network
 
 TINY = (
     *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.attacks import Attacked, Budget, check_images, pgd
-from ssl_core.losses import nt_xent
-from ssl_core.networks import TargetNetwork, build_network
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, check_images, pgd
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import fingerprint
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.perturbation import perturbed
+from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core import loading
-from ssl_core.images import ImageSet
-from ssl_core.loading import KEEP_DATA, BatchSource, images_per_second
-from ssl_core.sampler import BatchSampler
+from astra_gym.ssl_core.data import batch_source
+from astra_gym.ssl_core.data.batch_source import KEEP_DATA, BatchSource, images_per_second
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.sampler import BatchSampler
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -70,9 +70,9 @@ def test_auto_keeps_mapped_and_large_images_with_the_host(tmp_path: Path, monkey
     assert BatchSource(mapped, "cpu").keep == "host"
     # a GPU that is not there, since only its memory is asked for
     for free, keep in ((4 * data.images.nbytes, "device"), (4 * data.images.nbytes - 1, "host"), (None, "host")):
-        monkeypatch.setattr(loading, "available", lambda device, free=free: free)
-        assert loading._place(data, torch.device("cuda")) == keep
-        assert loading._place(mapped, torch.device("cuda")) == "host"
+        monkeypatch.setattr(batch_source, "available", lambda device, free=free: free)
+        assert batch_source._place(data, torch.device("cuda")) == keep
+        assert batch_source._place(mapped, torch.device("cuda")) == "host"
 
 
 def test_on_the_device_mapped_images_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_on_the_device_mapped_images_are_in_memory(tmp_path: Path, monkeypatch: 
     expected = data.images.clone()
     data.images.zero_()
     assert torch.equal(source.next(), expected[twin.next()])
-    monkeypatch.setattr(loading, "available", lambda device: data.images.nbytes - 1)
+    monkeypatch.setattr(batch_source, "available", lambda device: data.images.nbytes - 1)
     with pytest.raises(
         ValueError, match=r"toy: 23 images take 0\.0 GB, and cpu has .*: take --keep_data host, or auto"
     ):
@@ -95,8 +95,8 @@ def test_the_next_batch_is_gathered_ahead_within_the_epoch_only(monkeypatch: pyt
         gathered.append((threading.current_thread().name[:7], rows.tolist()))
         return gather(images, file, rows, out)
 
-    gather = loading._gather
-    monkeypatch.setattr(loading, "_gather", watched)
+    gather = batch_source._gather
+    monkeypatch.setattr(batch_source, "_gather", watched)
     source, twin = started(image_set()), sampler()
     for _ in range(8):
         source.next()
@@ -153,7 +153,7 @@ def test_what_the_thread_meets_is_raised(monkeypatch: pytest.MonkeyPatch) -> Non
 
     source.next()
     source.next()
-    monkeypatch.setattr(loading, "_gather", broken)
+    monkeypatch.setattr(batch_source, "_gather", broken)
     source.next()  # gathered before
     with pytest.raises(OSError, match="the disk is gone"):
         source.next()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.datasets import DATASETS, load_dataset
+from astra_gym.ssl_core.data.datasets import DATASETS, load_dataset
 
 
 def rows(images: Tensor) -> set[bytes]:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_core import decoding
-from ssl_core.decoding import CHUNK, decode, decode_to_disk, read_image
+from astra_gym.ssl_core.data import decoding
+from astra_gym.ssl_core.data.decoding import CHUNK, decode, decode_to_disk, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_core.images import ImageSet, stratified
+from astra_gym.ssl_core.data.image_set import ImageSet, stratified
 
 
 def test_image_sets_check_themselves() -> None:

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from ssl_core.images import ImageSet
-from ssl_core.labels import PUBLISHED_FRACTIONS, labelled_fraction, required_labels
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS, labelled_fraction, required_labels
 
 COUNTS = (200, 37, 5, 1)
 CLASSES = ("many", "some", "few", "one", "none")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_core.sampler import BatchSampler
+from astra_gym.ssl_core.data.sampler import BatchSampler
 
 
 def test_an_epoch_is_a_permutation_without_its_incomplete_end() -> None:

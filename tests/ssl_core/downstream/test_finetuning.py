@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.finetuning import FineTuneSettings, fine_tune
-from ssl_core.fingerprints import fingerprint
-from ssl_core.images import ImageSet
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.probes import Classifier, ProbeSettings, RawPixels, train_probe
-from ssl_core.rng import Streams
-from ssl_core.robustness import clean_accuracy, pgd_accuracy
-from ssl_core.route_norm import RouteNorm, Untracked
-from ssl_core.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings, RawPixels, train_probe
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy
+from astra_gym.ssl_core.models.route_norm import RouteNorm, Untracked
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams
 
 VIEWS = ViewSettings(padding=1, flip=0.5)
 CLASSES = ("red", "green", "blue")

@@ -1,6 +1,6 @@
 import pytest
 
-from ssl_core.finetuning import FineTuneSettings
+from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings
 
 
 def test_defaults_are_the_published_protocol() -> None:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.fingerprints import fingerprint
-from ssl_core.images import ImageSet
-from ssl_core.neighbours import NeighbourClassifier, NeighbourSettings, nearest_neighbours
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.probes import departures
-from ssl_core.views import as_float
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.knn import NeighbourClassifier, NeighbourSettings, nearest_neighbours
+from astra_gym.ssl_core.downstream.linear_probe import departures
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 CLASSES = ("red", "green", "blue")
 

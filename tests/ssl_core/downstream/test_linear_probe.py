@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.fingerprints import fingerprint
-from ssl_core.images import ImageSet
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.probes import Classifier, ProbeSettings, RawPixels, TrainingAttack, train_probe
-from ssl_core.rng import Streams
-from ssl_core.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings, RawPixels, TrainingAttack, train_probe
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams
 
 VIEWS = ViewSettings(padding=1, flip=0.5)
 CLASSES = ("left", "right", "neither")

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import fingerprint
-from ssl_core.images import ImageSet
-from ssl_core.probes import (
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.linear_probe import (
     PROBE_LR,
     PlainEncoder,
     ProbeSettings,
@@ -19,7 +18,8 @@ from ssl_core.probes import (
     standard_probe,
     train_probe,
 )
-from ssl_core.views import ViewSettings
+from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 
 def test_defaults_are_the_published_protocol() -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core import postprocessing
-from ssl_core.clustering import assign, fit_clusters
-from ssl_core.fingerprints import fingerprint
-from ssl_core.images import ImageSet
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.postprocessing import PostSettings, post_process
-from ssl_core.rng import Streams, derive_seed
-from ssl_core.views import as_float
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream import postprocessing
+from astra_gym.ssl_core.downstream.postprocessing import PostSettings, post_process
+from astra_gym.ssl_core.models.clustering import assign, fit_clusters
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 
 BOTH = ("normal", "pgd")
 SHORT = PostSettings(clusters=3, starts=2, probe_epochs=2, probe_lr=0.1, epochs=2, lr=0.05, batch_size=20, steps=2)

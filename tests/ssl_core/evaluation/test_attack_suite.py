@@ -9,16 +9,16 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from ssl_core import attack_suite, autoattack, robustness
-from ssl_core.attack_suite import CLEAN, Attack, check_classes, evaluate
-from ssl_core.attacks import Attacked, pgd
-from ssl_core.autoattack import autoattack_accuracy
-from ssl_core.images import ImageSet
-from ssl_core.probes import Classifier, RawPixels
-from ssl_core.results import Origin, Row
-from ssl_core.rng import Streams
-from ssl_core.robustness import clean_accuracy, fgsm_accuracy, pgd_accuracy
-from ssl_core.views import as_float
+from astra_gym.ssl_core.attacks.pgd import Attacked, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels
+from astra_gym.ssl_core.evaluation import attack_suite, autoattack, robustness
+from astra_gym.ssl_core.evaluation.attack_suite import CLEAN, Attack, check_classes, evaluate
+from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy
+from astra_gym.ssl_core.evaluation.results import Origin, Row
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, fgsm_accuracy, pgd_accuracy
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.rng import Streams
 
 SHAPE = (3, 5, 5)
 N = 300

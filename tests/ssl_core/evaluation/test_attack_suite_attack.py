@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from ssl_core.attack_suite import Attack
+from astra_gym.ssl_core.evaluation.attack_suite import Attack
 
 
 @pytest.mark.parametrize(

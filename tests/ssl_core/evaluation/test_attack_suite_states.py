@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core import attack_suite, autoattack
-from ssl_core.attack_suite import Attack, Evaluation, evaluate
-from ssl_core.images import ImageSet
-from ssl_core.results import Origin
-from ssl_core.views import as_float
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.evaluation import attack_suite, autoattack
+from astra_gym.ssl_core.evaluation.attack_suite import Attack, Evaluation, evaluate
+from astra_gym.ssl_core.evaluation.results import Origin
+from astra_gym.ssl_core.transforms.views import as_float
 
 SHAPE = (3, 5, 5)
 ORIGIN = Origin(protocol="slf", route="none", seed=0, checkpoint="last", commit="unknown")

@@ -1,12 +1,12 @@
 import torch
 from torch import nn
 
-from ssl_core.attack_suite import Attack, Evaluation, evaluate
-from ssl_core.images import ImageSet
-from ssl_core.results import Origin
-from ssl_core.rng import Streams
-from ssl_core.robustness import pgd_accuracy
-from ssl_core.views import as_float
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.evaluation.attack_suite import Attack, Evaluation, evaluate
+from astra_gym.ssl_core.evaluation.results import Origin
+from astra_gym.ssl_core.evaluation.robustness import pgd_accuracy
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.rng import Streams
 
 N = 120
 ORIGIN = Origin(protocol="slf", route="none", seed=0, checkpoint="last", commit="unknown", deviations=("short",))

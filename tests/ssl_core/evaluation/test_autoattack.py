@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from ssl_core import autoattack
-from ssl_core.autoattack import VERSIONS, autoattack_accuracy, deviations, passes_per_image
-from ssl_core.datasets import load_dataset
-from ssl_core.fingerprints import digest
-from ssl_core.robustness import clean_accuracy
-from ssl_core.sanity import SanityError
-from ssl_core.views import as_float
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.evaluation import autoattack
+from astra_gym.ssl_core.evaluation.autoattack import VERSIONS, autoattack_accuracy, deviations, passes_per_image
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
+from astra_gym.ssl_core.evaluation.sanity import SanityError
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.hashing import digest
 
 SEED = 3
 EPSILON = 0.1

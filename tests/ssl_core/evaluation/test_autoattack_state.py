@@ -11,9 +11,9 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from ssl_core import autoattack
-from ssl_core.autoattack import autoattack_accuracy, check_state
-from ssl_core.views import as_float
+from astra_gym.ssl_core.evaluation import autoattack
+from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy, check_state
+from astra_gym.ssl_core.transforms.views import as_float
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 3

@@ -11,9 +11,9 @@ from scipy.ndimage import gaussian_filter, zoom
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from ssl_core import corruptions
-from ssl_core.corruptions import FAMILIES, corrupt, departures
-from ssl_core.severities import SEVERITIES, nearest_table
+from astra_gym.ssl_core.evaluation import corruptions
+from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departures
+from astra_gym.ssl_core.evaluation.severities import SEVERITIES, nearest_table
 
 NAMES = [name for names in FAMILIES.values() for name in names]
 UNDRAWN = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}

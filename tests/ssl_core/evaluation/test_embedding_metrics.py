@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.health import (
+from astra_gym.ssl_core.evaluation.embedding_metrics import (
     alignment,
     effective_rank,
     embedding_std,
@@ -72,7 +72,7 @@ def test_figures_are_those_of_numpy() -> None:
 def test_uniformity_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     z, weights = cloud(50), resamples(50, 3, torch.Generator().manual_seed(0))
     whole = uniformity(z), uniformity(z, weights=weights)
-    monkeypatch.setattr("ssl_core.health.CHUNK", 350)
+    monkeypatch.setattr("astra_gym.ssl_core.evaluation.embedding_metrics.CHUNK", 350)
     torch.testing.assert_close((uniformity(z), uniformity(z, weights=weights)), whole, rtol=1e-13, atol=1e-13)
 
 

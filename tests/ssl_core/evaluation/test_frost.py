@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_core import corruptions
-from ssl_core.corruptions import FROST_FILES, corrupt, load_photographs
-from ssl_core.severities import nearest_table
+from astra_gym.ssl_core.evaluation import corruptions
+from astra_gym.ssl_core.evaluation.corruptions import FROST_FILES, corrupt, load_photographs
+from astra_gym.ssl_core.evaluation.severities import nearest_table
 
 CONSTANTS = nearest_table(32, 32).constants["frost"]
 

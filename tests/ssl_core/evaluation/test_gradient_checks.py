@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.datasets import load_dataset
-from ssl_core.gradients import margin, spread, telling
-from ssl_core.images import Split
-from ssl_core.masking import check_classifier
-from ssl_core.probes import Classifier, RawPixels, train_probe
-from ssl_core.sanity import SanityError
-from ssl_core.views import ViewSettings, as_float
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels, train_probe
+from astra_gym.ssl_core.evaluation.gradient_checks import margin, spread, telling
+from astra_gym.ssl_core.evaluation.masking import check_classifier
+from astra_gym.ssl_core.evaluation.sanity import SanityError
+from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
 from tests.ssl_core.faulty_classifiers import PROBE, Wrapped, autocast, halved, network, scaled
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.fingerprints import fingerprint
-from ssl_core.landscape import loss_along, random_direction, search_directions
-from ssl_core.networks import TargetNetwork, build_network
+from astra_gym.ssl_core.evaluation.landscape import loss_along, random_direction, search_directions
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.utils.hashing import fingerprint
 
 RADII = (-1.0, -0.5, 0.0, 0.5, 1.0)
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_core.results import Origin, commit, read_results, replacing, versions, wilson_interval, write_results
+from astra_gym.ssl_core.evaluation.results import Origin, read_results, wilson_interval, write_results
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.provenance import commit, versions
 
 ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown", versions={"python": "3.12.1"})
 CLEAN = ORIGIN.accuracy("SA", 353, 360)

@@ -5,12 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_core import robustness
-from ssl_core.attacks import Attacked, Budget, pgd
-from ssl_core.images import ImageSet
-from ssl_core.probes import Classifier, RawPixels
-from ssl_core.robustness import clean_accuracy, device_of, fgsm_accuracy, pgd_accuracy, step_size_for
-from ssl_core.views import as_float
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, pgd
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels
+from astra_gym.ssl_core.evaluation import robustness
+from astra_gym.ssl_core.evaluation.robustness import (
+    clean_accuracy,
+    device_of,
+    fgsm_accuracy,
+    pgd_accuracy,
+    step_size_for,
+)
+from astra_gym.ssl_core.transforms.views import as_float
 
 SHAPE = (3, 5, 5)
 N = 300

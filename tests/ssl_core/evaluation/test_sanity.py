@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.datasets import load_dataset
-from ssl_core.images import ImageSet
-from ssl_core.results import Origin, Row
-from ssl_core.sanity import (
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.evaluation.results import Origin, Row
+from astra_gym.ssl_core.evaluation.sanity import (
     SanityError,
     check_disjoint,
     check_frozen,

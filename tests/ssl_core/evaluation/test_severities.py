@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ssl_core.corruptions import FAMILIES
-from ssl_core.severities import SEVERITIES, TABLES, Table, nearest_table
+from astra_gym.ssl_core.evaluation.corruptions import FAMILIES
+from astra_gym.ssl_core.evaluation.severities import SEVERITIES, TABLES, Table, nearest_table
 
 
 def test_every_set_has_five_severities_of_every_corruption() -> None:

@@ -4,15 +4,15 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor, nn
 
-from ssl_core.corruptions import FAMILIES, corrupt
-from ssl_core.images import ImageSet
-from ssl_core.perspective import DIRECTIONS, MAGNITUDE_DEVIATION
-from ssl_core.probes import Classifier, RawPixels
-from ssl_core.results import Origin, Row, wilson_interval
-from ssl_core.rng import Streams
-from ssl_core.robustness import clean_accuracy
-from ssl_core.severities import SEVERITIES
-from ssl_core.shifts import bootstrap_intervals, evaluate_corruptions, evaluate_perspective
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels
+from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt
+from astra_gym.ssl_core.evaluation.results import Origin, Row, wilson_interval
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
+from astra_gym.ssl_core.evaluation.severities import SEVERITIES
+from astra_gym.ssl_core.evaluation.shifts import bootstrap_intervals, evaluate_corruptions, evaluate_perspective
+from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDE_DEVIATION
+from astra_gym.ssl_core.utils.rng import Streams
 
 N = 30
 NAMES = [name for names in FAMILIES.values() for name in names]

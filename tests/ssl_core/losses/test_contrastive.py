@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_core.losses import kl_divergence, mixed_nt_xent, nt_xent, trades
+from astra_gym.ssl_core.losses.contrastive import kl_divergence, mixed_nt_xent, nt_xent, trades
 
 
 def embeddings(n: int, d: int = 6, seed: int = 0) -> Tensor:

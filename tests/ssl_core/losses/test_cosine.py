@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.cosine_losses import byol, negative_cosine, partners, symmetric_byol, symmetric_negative_cosine
+from astra_gym.ssl_core.losses.cosine import byol, negative_cosine, partners, symmetric_byol, symmetric_negative_cosine
 
 
 def embeddings(seed: int, n: int = 6, d: int = 5) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ssl_core.divergences import KINDS, representational_divergence
+from astra_gym.ssl_core.losses.divergences import KINDS, representational_divergence
 
 
 def features(n: int = 6, d: int = 5, seed: int = 0) -> Tensor:

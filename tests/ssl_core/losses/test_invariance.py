@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.invariance import air, sir
+from astra_gym.ssl_core.losses.invariance import air, sir
 
 T = 0.3
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.losses import nt_xent
-from ssl_core.multiview_losses import coding_rate, emp_ssl, multi_view_nt_xent, supcon
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.losses.multiview import coding_rate, emp_ssl, multi_view_nt_xent, supcon
 
 
 def embeddings(seed: int = 0, n: int = 12, d: int = 5) -> Tensor:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.targets import select_targets, similarity_entropy_scores, targeted_similarity
+from astra_gym.ssl_core.losses.targets import select_targets, similarity_entropy_scores, targeted_similarity
 
 
 def embeddings(seed: int, n: int = 6, d: int = 5) -> Tensor:

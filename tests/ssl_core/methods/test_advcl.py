@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget
-from ssl_core.clustering import assign
-from ssl_core.frequency import high_frequency
-from ssl_core.heads import build_heads
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.methods.advcl import HEAD, AdvCL
-from ssl_core.methods.base import Networks
-from ssl_core.networks import Encoded, TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.plan import Moment
-from ssl_core.rng import Streams
-from ssl_core.views import ViewSettings, two_views, weak_views
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods.advcl import HEAD, AdvCL
+from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.models.clustering import assign
+from astra_gym.ssl_core.models.heads import build_heads
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.transforms.high_frequency import high_frequency
+from astra_gym.ssl_core.transforms.views import ViewSettings, two_views, weak_views
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 CLUSTERS = (2, 3, 5)
 METHOD = AdvCL(clusters=CLUSTERS)

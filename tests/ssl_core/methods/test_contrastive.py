@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner
-from ssl_core.losses import mixed_nt_xent, nt_xent
-from ssl_core.methods import Method, Networks, make_method
-from ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
-from ssl_core.networks import Encoded, TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.losses.contrastive import mixed_nt_xent, nt_xent
+from astra_gym.ssl_core.methods import Method, Networks, make_method
+from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
 
 FAMILY = [SimCLR(), ACL(), ACL(streams="a2a"), ACL(streams="a2s"), ASTrA(), ASTrAPlus()]
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.methods.base import Method, Networks
-from ssl_core.methods.distillation import DAQSDP, DeACL, Distillation
-from ssl_core.methods.parts import by_parity, on_routes
-from ssl_core.networks import Encoded, TargetNetwork, build_network, copy_routes
-from ssl_core.optim import make_optimizer
-from ssl_core.plan import Moment, Plan
-from ssl_core.trivial_augment import trivial_augment
-from ssl_core.views import ViewSettings, weak_views
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL, Distillation
+from astra_gym.ssl_core.methods.parts import by_parity, on_routes
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network, copy_routes
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
+from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
+from astra_gym.ssl_core.utils.training_plan import Moment, Plan
 
 BOTH = [DeACL(), DAQSDP()]
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.methods.base import Networks
-from ssl_core.methods.dynacl import DynACL, DynACLPlus, by_both, shift_at, strength_at
-from ssl_core.networks import Encoded, TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.plan import Moment, Plan
-from ssl_core.views import ViewSettings, two_views
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.methods.dynacl import DynACL, DynACLPlus, by_both, shift_at, strength_at
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.training_plan import Moment, Plan
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner
-from ssl_core.methods.base import Networks
-from ssl_core.methods.emp import CFAMCSSL, EMPSSL
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.plan import Moment, Plan
-from ssl_core.views import ViewSettings
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.training_plan import Moment, Plan
 
 CROPS, BATCH = 4, 3
 N = CROPS * BATCH

@@ -11,23 +11,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.heads import build_heads
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.methods import METHODS, Method, make_method
-from ssl_core.methods.advcl import AdvCL
-from ssl_core.methods.air import ACLAIR
-from ssl_core.methods.contrastive import ACL, SimCLR
-from ssl_core.methods.distillation import DAQSDP, DeACL
-from ssl_core.methods.dynacl import DynACL
-from ssl_core.methods.emp import EMPSSL
-from ssl_core.methods.rocl import RoCL
-from ssl_core.methods.siamese import Siamese
-from ssl_core.methods.taro import TARO
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.plan import Moment
-from ssl_core.rng import Streams
-from ssl_core.route_norm import Untracked
+from astra_gym.ssl_core.methods import METHODS, Method, make_method
+from astra_gym.ssl_core.methods.advcl import AdvCL
+from astra_gym.ssl_core.methods.air import ACLAIR
+from astra_gym.ssl_core.methods.contrastive import ACL, SimCLR
+from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL
+from astra_gym.ssl_core.methods.dynacl import DynACL
+from astra_gym.ssl_core.methods.emp import EMPSSL
+from astra_gym.ssl_core.methods.rocl import RoCL
+from astra_gym.ssl_core.methods.siamese import Siamese
+from astra_gym.ssl_core.methods.taro import TARO
+from astra_gym.ssl_core.models.heads import build_heads
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Moment
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("simclr", {}),

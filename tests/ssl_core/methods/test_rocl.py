@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Budget
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.losses import nt_xent
-from ssl_core.methods.base import Networks
-from ssl_core.methods.rocl import RoCL
-from ssl_core.networks import Encoded, TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.methods.rocl import RoCL
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.attacks import Budget
-from ssl_core.heads import build_heads
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.methods.base import Networks
-from ssl_core.methods.taro import TARO, agreement
-from ssl_core.networks import build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.methods.taro import TARO, agreement
+from astra_gym.ssl_core.models.heads import build_heads
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.utils.rng import Streams
 
 
 def generator(seed: int = 0) -> torch.Generator:

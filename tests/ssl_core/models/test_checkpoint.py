@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from ssl_core.checkpoint import (
+from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
     encoder_path,
@@ -12,7 +12,7 @@ from ssl_core.checkpoint import (
     load_network,
     save_checkpoint,
 )
-from ssl_core.networks import build_network
+from astra_gym.ssl_core.models.target_network import build_network
 
 
 def network():

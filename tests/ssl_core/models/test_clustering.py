@@ -7,10 +7,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ssl_core.clustering import assign, encode_features, fit_clusters
-from ssl_core.folding import FoldedNetwork
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.views import as_float
+from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.transforms.views import as_float
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.ema import cosine_momentum, ema_update
+from astra_gym.ssl_core.models.ema import cosine_momentum, ema_update
 
 
 def network(seed: int, channels: int = 3) -> nn.Module:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.exporting import DUAL_NORM, foreign_names, torchvision_state
-from ssl_core.networks import build_network
+from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, torchvision_state
+from astra_gym.ssl_core.models.target_network import build_network
 from tests.ssl_core.plain_networks import agree, generator, images, normalised, ordinary, randomise
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_core.convolution import PackedConvolution, PlainConvolution, fixed_convolution, packable
+from astra_gym.ssl_core.models.fixed_conv import PackedConvolution, PlainConvolution, fixed_convolution, packable
 
 SHAPES = [
     # in, out, kernel, stride, side

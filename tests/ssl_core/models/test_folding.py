@@ -3,12 +3,12 @@ import weakref
 import pytest
 import torch
 
-from ssl_core.attacks import Budget, pgd
-from ssl_core.convolution import PlainConvolution
-from ssl_core.folding import FoldedNetwork
-from ssl_core.losses import nt_xent
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.projectors import PROJECTORS
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.models.fixed_conv import PlainConvolution
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.projectors import PROJECTORS
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -126,7 +126,7 @@ def test_pieces_give_what_the_whole_gives(monkeypatch, size: int) -> None:
     images = torch.rand(37, 3, size, size, generator=generator(9), dtype=torch.float64).requires_grad_()
     results = []
     for piece in (1, 2**40):
-        monkeypatch.setattr("ssl_core.networks.PIECE", piece)
+        monkeypatch.setattr("astra_gym.ssl_core.models.target_network.PIECE", piece)
         encoded = FoldedNetwork(network)(images, "normal")
         (gradient,) = torch.autograd.grad(encoded.embeddings.square().sum(), images)
         results.append((*encoded, gradient))

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.checkpoint import describe_network, save_checkpoint
-from ssl_core.exporting import torchvision_state
-from ssl_core.fingerprints import digest
-from ssl_core.foreign import ASSUMED, FORMATS, load_foreign, save_encoder
-from ssl_core.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.models.export import torchvision_state
+from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign, save_encoder
+from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, build_network
+from astra_gym.ssl_core.utils.hashing import digest
 from tests.ssl_core.plain_networks import Family, Momentum, agree, generator, images, normalised, ordinary, randomise
 
 ASKED = {"stem": "cifar", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.gradcache import ChunkedNetwork, chunk_sizes
-from ssl_core.learner import TargetLearner
-from ssl_core.methods import Method, make_method
-from ssl_core.networks import Encoded, TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
+from astra_gym.ssl_core.methods import Method, make_method
+from astra_gym.ssl_core.models.gradcache import ChunkedNetwork, chunk_sizes
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -150,7 +150,7 @@ def learner(chunks: int | None, recompute: bool = False) -> TargetLearner:
 
 
 def test_one_chunk_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_core.learner.ChunkedNetwork", None)
+    monkeypatch.setattr("astra_gym.ssl_core.training.learner.ChunkedNetwork", None)
     ordinary, one = learner(None), learner(1)
     for k in range(2):
         assert ordinary.update(images(8, k), images(8, k + 1)) == one.update(images(8, k), images(8, k + 1))

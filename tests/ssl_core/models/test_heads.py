@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.heads import Classifiers, Predictor, build_head, build_heads
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.models.heads import Classifiers, Predictor, build_head, build_heads
+from astra_gym.ssl_core.utils.rng import Streams
 
 
 def generator(seed: int = 0) -> torch.Generator:

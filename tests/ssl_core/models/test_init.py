@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.initialising import build_module, initialise
+from astra_gym.ssl_core.models.init import build_module, initialise
 
 
 def generator(seed: int = 0) -> torch.Generator:

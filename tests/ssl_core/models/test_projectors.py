@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.initialising import build_module
-from ssl_core.projectors import PROJECTORS, Projector
+from astra_gym.ssl_core.models.init import build_module
+from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
 
 ROUTES = ("normal", "pgd")
 NAMES = {  # size of the layer's outputs, its batch norm, ReLU, bias

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 
-from ssl_core.checkpoint import describe_network
-from ssl_core.learner import TargetLearner, frozen
-from ssl_core.methods import make_method
-from ssl_core.networks import build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.route_norm import Untracked
+from astra_gym.ssl_core.methods import make_method
+from astra_gym.ssl_core.models.checkpoint import describe_network
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -104,7 +105,7 @@ def test_only_training_passes_are_repeated(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_, **__) -> None:
         raise RuntimeError("repeated")
 
-    monkeypatch.setattr("ssl_core.networks.checkpoint", refuse)
+    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.checkpoint", refuse)
     [_, learner] = pair()
     images = batches(1)[0]
     learner.network.eval()(images.clone().requires_grad_(), "pgd").embeddings.sum().backward()

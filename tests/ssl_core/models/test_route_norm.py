@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.route_norm import RouteNorm, Untracked
+from astra_gym.ssl_core.models.route_norm import RouteNorm, Untracked
 
 ROUTES = ("normal", "pgd")
 

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ssl_core.networks import (
+from astra_gym.ssl_core.models.target_network import (
     ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,

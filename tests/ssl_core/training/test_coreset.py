@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_core.attacks import Budget
-from ssl_core.coreset import CoresetSettings, _maximised, select, validation_rows
-from ssl_core.divergences import representational_divergence
-from ssl_core.learner import NonFiniteLossError, TargetLearner
-from ssl_core.losses import nt_xent
-from ssl_core.methods import Method, make_method
-from ssl_core.methods.contrastive import ACL
-from ssl_core.networks import build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.losses.divergences import representational_divergence
+from astra_gym.ssl_core.methods import Method, make_method
+from astra_gym.ssl_core.methods.contrastive import ACL
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximised, select, validation_rows
+from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.utils.rng import Streams
 from tests.states import same
 
 SIZE = 4

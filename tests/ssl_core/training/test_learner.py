@@ -3,11 +3,12 @@ import copy
 import pytest
 import torch
 
-from ssl_core.attacks import Attacked, Budget, pgd
-from ssl_core.learner import SHAPES, NonFiniteLossError, TargetLearner, frozen
-from ssl_core.methods import make_method
-from ssl_core.networks import build_network
-from ssl_core.optim import make_optimizer
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, pgd
+from astra_gym.ssl_core.methods import make_method
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training.learner import SHAPES, NonFiniteLossError, TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -106,7 +107,7 @@ def test_an_attack_meets_few_batch_sizes(n: int, monkeypatch: pytest.MonkeyPatch
         granularities.append(granularity)
         return pgd(*arguments, granularity=granularity, **named)
 
-    monkeypatch.setattr("ssl_core.learner.pgd", noted)
+    monkeypatch.setattr("astra_gym.ssl_core.training.learner.pgd", noted)
     views = torch.rand(n, 3, 4, 4, generator=generator())
     learner().attack(views, Budget.uniform(n, 8 / 255, 2 / 255, 1), generator())
     (granularity,) = granularities

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_core.attacks import Budget
-from ssl_core.heads import Predictor
-from ssl_core.learner import TargetLearner
-from ssl_core.losses import nt_xent
-from ssl_core.methods import ACL, Method, Networks
-from ssl_core.networks import TargetNetwork, build_network
-from ssl_core.optim import make_optimizer
-from ssl_core.plan import Plan
-from ssl_core.rng import Streams
+from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.methods import ACL, Method, Networks
+from astra_gym.ssl_core.models.heads import Predictor
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Plan
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_core.optim import LARS, OPTIMIZERS, WrappedLARS, make_optimizer, warmup_cosine, warmup_cosine_by_epoch
+from astra_gym.ssl_core.training.optim import (
+    LARS,
+    OPTIMIZERS,
+    WrappedLARS,
+    make_optimizer,
+    warmup_cosine,
+    warmup_cosine_by_epoch,
+)
 
 
 def test_lars_equals_its_formula_step_by_step() -> None:

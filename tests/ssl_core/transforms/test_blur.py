@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from ssl_core.filters import SIGMAS, FilterParameters, apply_filters, draw_filters, gaussian_blur
-from ssl_core.views import ViewSettings, strong_views, two_views
+from astra_gym.ssl_core.transforms.blur import SIGMAS, FilterParameters, apply_filters, draw_filters, gaussian_blur
+from astra_gym.ssl_core.transforms.views import ViewSettings, strong_views, two_views
 
 
 def generator(seed: int = 0) -> torch.Generator:

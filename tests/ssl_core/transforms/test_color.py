@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from ssl_core.colour import OPERATIONS, colour, grayscale, luma
+from astra_gym.ssl_core.transforms.color import OPERATIONS, colour, grayscale, luma
 
 BY_TORCHVISION = (
     reference.adjust_brightness,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.frequency import high_frequency
-from ssl_core.networks import TargetNetwork
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.high_frequency import high_frequency
 
 
 def pictures(height: int = 32, width: int = 32, n: int = 4) -> Tensor:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_core.perspective import DIRECTIONS, MAGNITUDES, distort, draw_magnitudes, moebius_grid
+from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDES, distort, draw_magnitudes, moebius_grid
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from ssl_core.crops import CropSettings, apply_crops, draw_crops, multi_crops
-from ssl_core.views import ViewSettings, apply_strong, draw_strong
+from astra_gym.ssl_core.transforms.multi_crop import CropSettings, apply_crops, draw_crops, multi_crops
+from astra_gym.ssl_core.transforms.views import ViewSettings, apply_strong, draw_strong
 
 PATCHES = CropSettings(scale=(0.25, 0.25), ratio=(1, 1))
 PLAIN = CropSettings(jitter_probability=0, gray_probability=0, blur_probability=0, solarize_probability=0, flip=0)

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_core.perspective import DIRECTIONS, distort, moebius_grid
-from ssl_core.perspective_views import (
+from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, distort, moebius_grid
+from astra_gym.ssl_core.transforms.perspective_views import (
     LCM_K,
     PerspectiveParameters,
     PerspectiveSettings,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from ssl_core.trivial_augment import (
+from astra_gym.ssl_core.transforms.trivial_augment import (
     BINS,
     NAMES,
     OPERATIONS,
@@ -19,7 +19,7 @@ from ssl_core.trivial_augment import (
     draw_trivial,
     trivial_augment,
 )
-from ssl_core.views import as_float
+from astra_gym.ssl_core.transforms.views import as_float
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 BY_LEVELS = ("Identity", *GEOMETRIC, "Posterize", "Equalize")

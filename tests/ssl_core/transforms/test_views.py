@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from ssl_core.views import (
+from astra_gym.ssl_core.transforms.views import (
     StrongParameters,
     ViewSettings,
     apply_strong,

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from ssl_core.clock import Clock
+from astra_gym.ssl_core.utils.clock import Clock
 
 
 def test_a_clock_counts_what_runs_inside_and_nothing_else() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_core.dotted import described, imported
+from astra_gym.ssl_core.utils.import_path import described, imported
 
 
 def test_a_path_gives_what_a_module_holds() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_core import memory
-from ssl_core.memory import available
+from astra_gym.ssl_core.utils import memory
+from astra_gym.ssl_core.utils.memory import available
 
 
 @pytest.fixture

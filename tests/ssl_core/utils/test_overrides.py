@@ -7,10 +7,10 @@ from typing import Any, Literal, Optional
 import numpy as np
 import pytest
 
-from agents import AGENTS, Sb3Agent, make_agent
-from agents.sb3 import ALGORITHMS, _parameters
-from agents.sb3_settings import BATCH, OURS, VIEWS
-from ssl_core.overrides import fits, in_words
+from astra_gym.agents import AGENTS, Sb3Agent, make_agent
+from astra_gym.agents.sb3.algorithms import ALGORITHMS, _parameters
+from astra_gym.agents.sb3.settings import BATCH, OURS, VIEWS
+from astra_gym.ssl_core.utils.overrides import fits, in_words
 
 
 def make(name: str, world: Any, shells: Any, overrides: dict[str, Any], num_envs: int = 4, **more: Any) -> Any:

@@ -1,6 +1,6 @@
 import pytest
 
-from ssl_core.lookup import pick
+from astra_gym.ssl_core.utils.registry import pick
 
 TABLE = {"reinforce": 1, "ppo": 2}
 

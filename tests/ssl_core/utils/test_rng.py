@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_core.rng import Streams, derive_seed, global_generators_kept
+from astra_gym.ssl_core.utils.rng import Streams, derive_seed, global_generators_kept
 
 
 def draw(streams: Streams, name: str) -> torch.Tensor:

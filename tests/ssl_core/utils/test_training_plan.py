@@ -1,6 +1,6 @@
 import pytest
 
-from ssl_core.plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, Plan
 
 
 def test_a_plain_plan_counts_epochs_and_updates() -> None:

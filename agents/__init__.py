@@ -1,0 +1,31 @@
+"""Agents that choose attacks: REINFORCE, bandits, Stable-Baselines3's, a user's own, controls; one interface."""
+
+from astra_gym.agents.bandits import Exp3Bandit, LinearThompson
+from astra_gym.agents.base import Agent, as_torch_env
+from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.external import FunctionAgent
+from astra_gym.agents.registry import AGENTS, AgentEntry, describe, learns, make_agent
+from astra_gym.agents.reinforce import REINFORCE
+from astra_gym.agents.sb3.agent import Sb3Agent
+from astra_gym.envs.api.protocol import TorchVectorEnv
+from astra_gym.envs.api.step_result import StepResult
+
+__all__ = [
+    "AGENTS",
+    "REINFORCE",
+    "Agent",
+    "AgentEntry",
+    "Exp3Bandit",
+    "FixedAgent",
+    "FunctionAgent",
+    "LinearThompson",
+    "RandomAgent",
+    "Sb3Agent",
+    "ScheduleAgent",
+    "StepResult",
+    "TorchVectorEnv",
+    "as_torch_env",
+    "describe",
+    "learns",
+    "make_agent",
+]

@@ -1,0 +1,1 @@
+"""What an agent may know of an environment, and nothing else."""

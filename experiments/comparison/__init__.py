@@ -1,0 +1,1 @@
+"""Grids of runs: arms, cells, the folder, the processes and their display."""

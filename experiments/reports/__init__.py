@@ -1,0 +1,1 @@
+"""Reports of comparisons and evaluations: tables, plots and pages."""

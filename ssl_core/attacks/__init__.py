@@ -1,0 +1,1 @@
+"""Attacks on images (PGD with a budget per image) and on weights."""

@@ -1,0 +1,1 @@
+"""Networks: the target network with its batch-norm routes, heads, checkpoints, import and export."""

@@ -1,0 +1,1 @@
+"""Augmentations: views of images, each from its own random generator."""
