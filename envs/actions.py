@@ -21,7 +21,7 @@ STEP_SIZES = tuple(range(1, 6))
 """Step sizes in 1/255."""
 GRID = (EPSILONS, STEPS, STEP_SIZES)
 """The three sets in the order of an action's components."""
-KINDS = {
+ACTION_KINDS = {
     "factored": "MultiDiscrete([13, 12, 5]): epsilon, steps, step size",
     "flat": "Discrete(780): the same grid as one number, epsilon slowest, step size fastest",
     "continuous": "Box(-1, 1, (3,)): epsilon, steps (rounded), step size between the ends of their ranges",
@@ -34,7 +34,7 @@ class ActionTable:
     """Actions of one kind to budgets and back.
 
     Args:
-        kind: a name of `KINDS`.
+        kind: a name of `ACTION_KINDS`.
 
     Raises:
         ValueError: if the kind is unknown.
@@ -43,7 +43,7 @@ class ActionTable:
     kind: str = "factored"
 
     def __post_init__(self) -> None:
-        pick(self.kind, KINDS, "kind of actions")
+        pick(self.kind, ACTION_KINDS, "kind of actions")
 
     @property
     def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Discrete | gym.spaces.Box:

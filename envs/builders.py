@@ -13,10 +13,12 @@ from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwo
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer, warmup_cosine, warmup_cosine_by_epoch
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 
-def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images: Tensor | None = None) -> TargetLearner:
+def build_learner(
+    settings: WorldSettings, streams: Streams, plan: TrainingPlan, images: Tensor | None = None
+) -> TargetLearner:
     """A fresh target network with what its method trains or carries beside it, and the optimiser.
 
     Weights are drawn from the streams "init" and "heads".
@@ -82,7 +84,7 @@ def build_learner(settings: WorldSettings, streams: Streams, plan: Plan, images:
     return learner
 
 
-def make_schedule(settings: WorldSettings, plan: Plan) -> Callable[[int], float]:
+def make_schedule(settings: WorldSettings, plan: TrainingPlan) -> Callable[[int], float]:
     """The learning rate of each update of a run, by the number of updates before it."""
     peak, floor, start = settings.peak_lr, settings.final_lr, settings.warmup_start
     if settings.lr_interval == "epoch":

@@ -20,7 +20,7 @@ from astra_gym.ssl_core.transforms.perspective_views import perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 OBSERVATION_BOUND = 10.0
 """Standardised features are clipped to plus and minus this."""
@@ -68,7 +68,7 @@ class AttackEngine:
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
         self._start(held_out)
         self.method = self.settings.make_method()
-        self.plan: Plan = self.settings.make_plan(self.sampler.steps_per_epoch, self.method.replays)
+        self.plan: TrainingPlan = self.settings.make_plan(self.sampler.steps_per_epoch, self.method.replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train))
         if held_out is not None:

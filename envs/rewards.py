@@ -134,7 +134,7 @@ class LookAhead:
         self._before = None if before is None or NOISE in restarted else before.to(device)
 
 
-class Progress:
+class LossMemory:
     """Each training view's attacked loss when its image was last seen.
 
     Args:
@@ -196,10 +196,10 @@ class Rewards:
             "progress": settings.reward_progress,
         }
         self.lookahead: LookAhead | None = None
-        self.progress: Progress | None = None
+        self.progress: LossMemory | None = None
         if settings.reward_progress and learner.method.attacks:
             slots = learner.method.num_attacked(settings.batch_size) // settings.batch_size
-            self.progress = Progress(images, slots, learner.device)
+            self.progress = LossMemory(images, slots, learner.device)
 
     def look_at(self, rows: Tensor, views: Tensor) -> None:
         """From now on updates are judged on these held-out views; see `LookAhead`."""
@@ -253,7 +253,7 @@ class Rewards:
             reward = reward.mean().expand_as(reward).contiguous()
         return reward
 
-    def _memories(self) -> dict[str, LookAhead | Progress]:
+    def _memories(self) -> dict[str, LookAhead | LossMemory]:
         held = {"lookahead": self.lookahead, "progress": self.progress}
         return {name: memory for name, memory in held.items() if memory is not None}
 

@@ -24,8 +24,8 @@ class TorchViewEnv:
 
     Args:
         engine: the world.
-        actions: a name of `astra_gym.envs.actions.KINDS`; a method without an attack takes "none" and no other. None:
-            "none" for such a method, else "factored".
+        actions: a name of `astra_gym.envs.actions.ACTION_KINDS`; a method without an attack takes "none" and no other.
+            None: "none" for such a method, else "factored".
         observation: a name of `OBSERVATIONS`.
 
     Raises:

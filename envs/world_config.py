@@ -22,7 +22,7 @@ from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
 from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
 REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
@@ -359,7 +359,7 @@ class WorldSettings(DataSettings):
         chosen = PerspectiveSettings(kind=self.perspective)
         return replaced(chosen, self.perspective_kwargs or {}, "the perspective augmentation")
 
-    def make_plan(self, batches: int, replays: int = 1) -> Plan:
+    def make_plan(self, batches: int, replays: int = 1) -> TrainingPlan:
         """The run's updates.
 
         Args:
@@ -367,10 +367,10 @@ class WorldSettings(DataSettings):
             replays: updates that each gets in a row.
         """
         if self.coreset == "none":
-            return Plan(self.epochs, batches * replays, replays)
+            return TrainingPlan(self.epochs, batches * replays, replays)
         # whole batches, as in the released code; the summand makes up for rounding: 0.29 * 100 is 28.999...
         kept = max(1, int(self.coreset_fraction * batches + 1e-9)) * replays
-        return Plan(self.epochs, batches * replays, replays, self.coreset_epochs[0], kept)
+        return TrainingPlan(self.epochs, batches * replays, replays, self.coreset_epochs[0], kept)
 
     def make_coreset(self, batches: int) -> CoresetSettings:
         """How a coreset of so many batches is chosen; of the control's, the divergence and the attack are not used.

@@ -60,7 +60,7 @@ AGAINST = "training"
 """The part that needs another checkout."""
 
 
-class Part(NamedTuple):
+class BenchmarkPart(NamedTuple):
     """A part of the benchmark: what measures it, and in how many rounds where nothing is said."""
 
     measure: Callable[[Options, int, Callable[[str], None]], Result]
@@ -68,16 +68,16 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "attack": Part(measure_attack, 3),
-    "step": Part(measure_step, 3),
-    "precision": Part(measure_precision, 3),
-    "shares": Part(measure_shares, 3),
-    "agents": Part(measure_agents, 3),
-    "scaling": Part(measure_scaling, 3),
-    "efficiency": Part(measure_efficiency, 3),
-    "data": Part(measure_data, 3),
-    "start": Part(measure_start, 3),
-    AGAINST: Part(measure_training, 3),
+    "attack": BenchmarkPart(measure_attack, 3),
+    "step": BenchmarkPart(measure_step, 3),
+    "precision": BenchmarkPart(measure_precision, 3),
+    "shares": BenchmarkPart(measure_shares, 3),
+    "agents": BenchmarkPart(measure_agents, 3),
+    "scaling": BenchmarkPart(measure_scaling, 3),
+    "efficiency": BenchmarkPart(measure_efficiency, 3),
+    "data": BenchmarkPart(measure_data, 3),
+    "start": BenchmarkPart(measure_start, 3),
+    AGAINST: BenchmarkPart(measure_training, 3),
 }
 
 

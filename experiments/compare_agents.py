@@ -35,8 +35,8 @@ from astra_gym.experiments.comparison.arms import (
     without,
 )
 from astra_gym.experiments.comparison.cell_results import Cell, summarise
-from astra_gym.experiments.comparison.display import Display, Progress, share_done
-from astra_gym.experiments.comparison.folder import ComparisonFolder, Plan, extended
+from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
+from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
 from astra_gym.experiments.comparison.scheduler import Ended, Job, Worker, last_lines, locked, run_jobs, usable_cores
 from astra_gym.experiments.config.argparser import OneLineParser
 from astra_gym.experiments.console import Interrupt
@@ -121,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _prepare(given: argparse.Namespace, flags: Sequence[str], argv: Sequence[str]) -> tuple[ComparisonFolder, Plan]:
+def _prepare(
+    given: argparse.Namespace, flags: Sequence[str], argv: Sequence[str]
+) -> tuple[ComparisonFolder, ComparisonPlan]:
     """The folder and its plan; nothing is written yet.
 
     Raises:
@@ -157,7 +159,7 @@ def _prepare(given: argparse.Namespace, flags: Sequence[str], argv: Sequence[str
     try_arms(arms)
     # the folder says where it lies, not what it is
     words = ["python", "experiments/compare_agents.py", *without(argv, "--dir")]
-    return folder, Plan(
+    return folder, ComparisonPlan(
         path.resolve().name, shlex.join(words), given.jobs or usable_cores(), seeds, chosen, tuple(arms)
     )
 
@@ -207,7 +209,7 @@ class Comparer:
         lock: the workers' lock file.
     """
 
-    def __init__(self, folder: ComparisonFolder, plan: Plan, jobs: int, lock: Path) -> None:
+    def __init__(self, folder: ComparisonFolder, plan: ComparisonPlan, jobs: int, lock: Path) -> None:
         self.folder = folder
         self.plan = plan
         self.jobs = jobs
@@ -216,7 +218,7 @@ class Comparer:
         finished = folder.open(plan)
         if fresh:
             folder.write_plan(plan)
-        self.progress = Progress(plan.arms, jobs, finished)
+        self.progress = GridProgress(plan.arms, jobs, finished)
         self.display = Display(self.progress, Console())
         self.before = folder.wall_seconds
         self.began = time.monotonic()

@@ -13,12 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 Row = Mapping[str, Any]
 
 
-class Progress:
+class RunProgress:
     """A display of the run: a live one in a terminal, else one line an epoch (or nothing). A context manager.
 
     Args:
@@ -27,7 +27,7 @@ class Progress:
         console: where to, by default the standard output.
     """
 
-    def __init__(self, plan: Plan, *, kind: str = "auto", console: Console | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, *, kind: str = "auto", console: Console | None = None) -> None:
         self.plan = plan
         self.total = plan.total
         self.console = console or Console()
@@ -103,7 +103,7 @@ class Stages:
     """A display of work that comes in stages, for those that take longer than a moment. A context manager.
 
     Args:
-        kind: as of `Progress`; `lines` are one in ten seconds.
+        kind: as of `RunProgress`; `lines` are one in ten seconds.
         console: where to, by default the standard output.
         patience: seconds without a display.
     """

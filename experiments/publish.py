@@ -28,7 +28,7 @@ from astra_gym.experiments import report
 from astra_gym.experiments.benchmarks.compare import read
 from astra_gym.experiments.benchmarks.tables import cells
 from astra_gym.experiments.comparison.arms import PATHS
-from astra_gym.experiments.comparison.cell_results import Comparison, read_comparison, write_comparison
+from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.config.argparser import OneLineParser
 from astra_gym.experiments.evaluation.request import make_parser
 from astra_gym.experiments.evaluation.store import EVALUATION, EvaluationStore
@@ -157,7 +157,7 @@ def _without_folders(reason: str) -> str:
     return re.sub(r"(?<![\w.~/])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]*)", r"\1", reason)
 
 
-def compared(table: Callable[[Comparison], list[Table] | Table | None]) -> Callable[[Path, str], str]:
+def compared(table: Callable[[ComparisonResult], list[Table] | Table | None]) -> Callable[[Path, str], str]:
     """A table of a kept comparison as Markdown."""
 
     def made(results: Path, name: str) -> str:

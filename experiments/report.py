@@ -18,7 +18,7 @@ if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison, read_comparison, summarise
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult, read_comparison, summarise
 from astra_gym.experiments.config.argparser import OneLineParser
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.comparison_report import report
@@ -30,7 +30,7 @@ from astra_gym.ssl_core.utils.files import replacing
 COMPARISON = "comparison.json"
 
 
-def read(paths: Sequence[Path]) -> Comparison:
+def read(paths: Sequence[Path]) -> ComparisonResult:
     """What is to be reported.
 
     Args:
@@ -51,7 +51,7 @@ def read(paths: Sequence[Path]) -> Comparison:
             raise ValueError(f"{path} is neither a comparison (no {COMPARISON}) nor a run folder (no config.yaml)")
     commands = [RunFolder.open(path).command.read_text(encoding="utf-8").strip() for path in paths]
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
-    return Comparison(name, "\n".join(commands), labelled([summarise(path) for path in paths]), {})
+    return ComparisonResult(name, "\n".join(commands), labelled([summarise(path) for path in paths]), {})
 
 
 def labelled(cells: Sequence[Cell]) -> list[Cell]:
@@ -75,7 +75,7 @@ def key(cell: Cell) -> tuple[str, str, str]:
     return cell.agent, cell.method, cell.preset
 
 
-def write(comparison: Comparison, folder: Path) -> Path:
+def write(comparison: ComparisonResult, folder: Path) -> Path:
     """Writes the report and its figures into a folder; returns the HTML's path.
 
     Raises:

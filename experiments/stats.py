@@ -45,7 +45,7 @@ class Evaluated(Protocol):
 
 
 class Compared(Protocol):
-    """What is needed of a comparison; `astra_gym.experiments.comparison.cell_results.Comparison` is one."""
+    """What is needed of a comparison; `astra_gym.experiments.comparison.cell_results.ComparisonResult` is one."""
 
     @property
     def cells(self) -> Sequence[Evaluated]: ...

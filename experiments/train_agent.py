@@ -20,7 +20,7 @@ from rich.console import Console
 
 from astra_gym.experiments.config.cli import Invocation, parse
 from astra_gym.experiments.config.settings import default_run_dir, resolve_device
-from astra_gym.experiments.console import Decoding, Interrupt, Progress
+from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
 from astra_gym.experiments.runs.peak_memory import described, peak_memory
 from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
@@ -56,7 +56,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
     with Decoding(kind=settings.progress, console=console) as decoding:
         data = settings.load_data(decoding.update)
     run = Run(settings, resolve_device(settings.device), data)
-    with Progress(run.engine.plan, kind=settings.progress, console=console) as progress:
+    with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
         resumed_step = None
         if invocation.resume is None:
             folder = RunFolder.create(path, settings, words, first=run.save)
@@ -91,7 +91,7 @@ def _resume(folder: RunFolder) -> str:
     return shlex.join(["python", sys.argv[0], "--resume", str(folder.path)])
 
 
-def _train(run: Run, folder: RunFolder, log: RunLog, progress: Progress) -> int:
+def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> int:
     first, start = run.engine.step, time.perf_counter()
     shares: dict[str, float] = {}
 

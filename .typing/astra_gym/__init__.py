@@ -1,1 +1,27 @@
-../../astra_gym/__init__.py
+"""Self-supervised adversarial pre-training as Gymnasium environments; the import registers them with Gymnasium."""
+
+from pathlib import Path
+
+import gymnasium as gym
+
+__version__ = "0.2.0"
+BATCH_ID = "ASTrA/BatchAttack-v0"
+"""One attack for the whole batch: `gymnasium.make`."""
+VIEW_ID = "ASTrA/ViewAttack-v0"
+"""An attack for each view: `gymnasium.make_vec`."""
+
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "ssl_core").is_dir():
+    # a checkout, where `ssl_core`, `envs`, `agents` and `experiments` lie beside this folder
+    __path__.append(str(_HERE.parent))
+
+
+def register() -> None:
+    """Register the environments with Gymnasium; twice is harmless."""
+    if BATCH_ID not in gym.registry:
+        gym.register(BATCH_ID, entry_point="astra_gym.envs.batch_env:BatchAttackEnv")
+    if VIEW_ID not in gym.registry:
+        gym.register(VIEW_ID, vector_entry_point="astra_gym.envs.view_env:ViewAttackVectorEnv")
+
+
+register()

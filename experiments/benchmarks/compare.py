@@ -37,7 +37,7 @@ Document = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchmarkComparison:
     """A figure then and now, None where there was or is none, and the mark that it earns, a name of `MARKS`."""
 
     part: str
@@ -107,7 +107,7 @@ def _probability(then: list[float], now: list[float]) -> float:
         return float(ttest_ind(then, now, equal_var=False).pvalue)
 
 
-def compare(old: Document, new: Document) -> list[Comparison]:
+def compare(old: Document, new: Document) -> list[BenchmarkComparison]:
     """Every figure of both results, those of the new one first; parts that the new one did not measure are left out."""
     then = {(figure["part"], figure["name"]): figure for figure in old["figures"]}
     now = {(figure["part"], figure["name"]): figure for figure in new["figures"]}
@@ -116,12 +116,14 @@ def compare(old: Document, new: Document) -> list[Comparison]:
     for key, figure in now.items():
         before = then.get(key)
         if before is None or before["unit"] != figure["unit"]:
-            lines.append(Comparison(*key, figure["unit"], None, figure["median"], "new"))
+            lines.append(BenchmarkComparison(*key, figure["unit"], None, figure["median"], "new"))
         else:
-            lines.append(Comparison(*key, figure["unit"], before["median"], figure["median"], mark(before, figure)))
+            lines.append(
+                BenchmarkComparison(*key, figure["unit"], before["median"], figure["median"], mark(before, figure))
+            )
     for key, figure in then.items():
         if key[0] in measured and key not in now:
-            lines.append(Comparison(*key, figure["unit"], figure["median"], None, "gone"))
+            lines.append(BenchmarkComparison(*key, figure["unit"], figure["median"], None, "gone"))
     return lines
 
 
@@ -132,14 +134,14 @@ def differences(old: Document, new: Document) -> list[str]:
     return [f"{name} was {then}, now {now}" for name, (then, now) in pairs.items() if then != now]
 
 
-def count(lines: Sequence[Comparison]) -> str:
+def count(lines: Sequence[BenchmarkComparison]) -> str:
     """How many figures earned which mark, in words."""
     counted = Counter(line.mark for line in lines)
     always = ("worse", "better", "same")
     return ", ".join(f"{counted[name]} {name}" for name in MARKS if counted[name] or name in always)
 
 
-def comparison_table(lines: Sequence[Comparison]) -> Table:
+def comparison_table(lines: Sequence[BenchmarkComparison]) -> Table:
     """The comparison for the terminal."""
     drawn = Table("part", "figure", "then", "now", "mark", title="Against the earlier result")
     for line in lines:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from astra_gym.envs.actions import GRID, UNIT
-from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, fit_line, interleaved
+from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result, fit_line, interleaved
 from astra_gym.experiments.benchmarks.workloads import PAPER, TINY, Options, random_actions, views_for
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import Method, Networks
@@ -86,7 +86,7 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
         learner.attack(views, budgets[name], stream.on_device("noise"))
 
     tasks = {name: partial(run, name) for name in means}
-    seconds = interleaved(tasks, prepare, rounds, Clock(options.device))
+    seconds = interleaved(tasks, prepare, rounds, DeviceClock(options.device))
     points = [
         ([means[name][index] for name in means], [seconds[name][index] for name in means]) for index in range(rounds)
     ]
@@ -129,7 +129,7 @@ def growth(options: Options, rounds: int, say: Say) -> Result:
         learner, views, budget = learners[name]
         learner.attack(views, budget, stream.on_device("noise"))
 
-    seconds = interleaved({name: partial(run, name) for name in shapes}, prepare, rounds, Clock(options.device))
+    seconds = interleaved({name: partial(run, name) for name in shapes}, prepare, rounds, DeviceClock(options.device))
     cost = {name: [value / shape["views"] / flops[name] for value in seconds[name]] for name, shape in shapes.items()}
     figures = [
         Figure("scaling", name, "times the cost", tuple(a / b for a, b in zip(cost[name], cost["base"], strict=True)))
@@ -253,7 +253,7 @@ def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
     count, size = 2 * network["batch_size"], network["image_size"]
     sizes = {name: network[name] for name in network if name not in ("batch_size", "limit")}
     learners = {precision: options.learner(**sizes, precision=precision) for precision in ("fp32", "bf16")}
-    stream, clock = Streams(0, options.device), Clock(options.device)
+    stream, clock = Streams(0, options.device), DeviceClock(options.device)
     views = views_for(learners["fp32"], count, size, stream)
     budget = Budget.uniform(count, 8 / UNIT, 2 / UNIT, EFFICIENCY_STEPS, options.device)
     plain = learners["fp32"]
@@ -324,7 +324,7 @@ def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
         once()
-        Clock(options.device)()
+        DeviceClock(options.device)()
     folder.mkdir(parents=True, exist_ok=True)
     # the name by which TensorBoard's profiler finds it
     made = Profile(folder / "benchmark.pt.trace.json", folder / "operators.txt")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, interleaved
+from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result, interleaved
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.ssl_core.data.batch_source import BatchSource, images_per_second
 from astra_gym.ssl_core.data.decoding import map_images
@@ -69,7 +69,7 @@ def _timed(
     source: BatchSource, file: Path, steps: int, options: Options, rounds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of the steps with and without reading and of augmenting alone, one a round, and what explains them."""
-    clock = Clock(options.device)
+    clock = DeviceClock(options.device)
     small = {"width": 4, "projector_hidden": 8, "projector_dim": 8} if options.quick else {}
     learner = options.learner(**NETWORK | {"method": "simclr", "agent": "none", "precision": "auto"} | small)
     settings = options.settings().make_views()

@@ -49,7 +49,7 @@ TARGETS = {
 """By a figure's part and name: what its median should at least come to, or at most where less is better."""
 
 
-class Clock:
+class DeviceClock:
     """Seconds since some moment, read when the device has done all that it was given."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

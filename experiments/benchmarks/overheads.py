@@ -26,9 +26,17 @@ from stable_baselines3.common.logger import Logger
 
 from astra_gym.agents import Agent, Sb3Agent
 from astra_gym.agents.reinforce import REINFORCE
-from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, Seconds, Stopwatch, interleaved, replaced
+from astra_gym.experiments.benchmarks.measure import (
+    DeviceClock,
+    Figure,
+    Result,
+    Seconds,
+    Stopwatch,
+    interleaved,
+    replaced,
+)
 from astra_gym.experiments.benchmarks.workloads import TINY, BenchmarkError, Options
-from astra_gym.experiments.console import Interrupt, Progress
+from astra_gym.experiments.console import Interrupt, RunProgress
 from astra_gym.experiments.runs.run import Run, RunCallback
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
 from astra_gym.ssl_core.utils.provenance import ROOT
@@ -80,7 +88,7 @@ def world_points(run: Run) -> list[tuple[object, str, str]]:
     ]
 
 
-def log_points(run: Run, log: RunLog, progress: Progress) -> list[tuple[object, str, str]]:
+def log_points(run: Run, log: RunLog, progress: RunProgress) -> list[tuple[object, str, str]]:
     """Which methods of what a run writes are counted for which part."""
     logging: list[tuple[object, str, str]] = [(log, name, "logging") for name in ("step", "images", "flush")]
     logging += [(run.agent.logger, "dump", "logging"), (progress, "update", "logging")]
@@ -123,12 +131,12 @@ def measure_shares(options: Options, rounds: int, say: Say) -> Result:
 
 def _shares_of(agent: str, options: Options, rounds: int, say: Say) -> Result:
     settings = options.settings(agent=agent, precision="auto")
-    run, clock = Run(settings, options.device), Clock(options.device)
+    run, clock = Run(settings, options.device), DeviceClock(options.device)
     steps, watch, epochs = run.engine.steps_per_epoch, Stopwatch(clock), []
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = RunFolder.create(temporary, settings, ["benchmark.py"])
         log = stack.enter_context(RunLog(folder, settings.batch_size))
-        progress = Progress(run.engine.plan, kind=settings.progress, console=Console(file=StringIO()))
+        progress = RunProgress(run.engine.plan, kind=settings.progress, console=Console(file=StringIO()))
         callback = RunCallback(run, folder, log, progress, Interrupt())
         run.agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // run.env.num_envs)]))
         stack.enter_context(watched(watch, run, *log_points(run, log, progress)))
@@ -164,7 +172,7 @@ def measure_agents(options: Options, rounds: int, say: Say) -> Result:
 
     An agent that learns in every tenth step has its learning counted for a tenth, as in the mean of ten steps.
     """
-    clock = Clock(options.device)
+    clock = DeviceClock(options.device)
     watch = Stopwatch(clock)
     runs = {agent: Run(options.settings(agent=agent, precision="auto"), options.device) for agent in COMPARED}
     shares: dict[str, list[float]] = {agent: [] for agent in COMPARED}

@@ -16,7 +16,15 @@ from astra_gym.agents.reinforce import REINFORCE
 from astra_gym.envs.actions import GRID
 from astra_gym.envs.builders import build_learner
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.experiments.benchmarks.measure import Clock, Figure, Result, Stopwatch, interleaved, ratios, replaced
+from astra_gym.experiments.benchmarks.measure import (
+    DeviceClock,
+    Figure,
+    Result,
+    Stopwatch,
+    interleaved,
+    ratios,
+    replaced,
+)
 from astra_gym.experiments.benchmarks.reference import PlainStep, Strategy, masked_loop, seconds_per_step
 from astra_gym.experiments.benchmarks.workloads import (
     PAPER,
@@ -110,7 +118,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
             agreement.append(check_agreement(*three, loss, variant.name, exact, tolerance) | {"round": number})
 
     tasks = {variant.name: partial(run, variant) for variant in (REFERENCE, *VARIANTS)}
-    seconds = interleaved(tasks, prepare, rounds, Clock(options.device), check)
+    seconds = interleaved(tasks, prepare, rounds, DeviceClock(options.device), check)
     figures = [
         Figure("attack", variant.name, "times faster", ratios(seconds[REFERENCE.name], seconds[variant.name]))
         for variant in VARIANTS
@@ -172,7 +180,7 @@ def measure_step(options: Options, rounds: int, say: Say) -> Result:
 
 
 def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
-    clock = Clock(options.device)
+    clock = DeviceClock(options.device)
     ours = {
         (agent, precision): Run(
             options.settings(**world.changes | {"agent": agent, "precision": precision}), options.device
@@ -327,7 +335,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
 
     stages = {"observe": look, "attack": attack, "update": update}
     tasks = {f"{stage}, {name}": partial(run, name) for stage, run in stages.items() for name in learners}
-    seconds = interleaved(tasks, prepare, rounds, Clock(options.device), check)
+    seconds = interleaved(tasks, prepare, rounds, DeviceClock(options.device), check)
     figures = [
         Figure("precision", stage, "times faster", ratios(seconds[f"{stage}, fp32"], seconds[f"{stage}, bf16"]))
         for stage in stages

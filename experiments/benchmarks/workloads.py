@@ -17,7 +17,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 PAPER: dict[str, Any] = {
     "image_size": 32,
@@ -78,7 +78,7 @@ class Options:
     def learner(self, **changes: Any) -> TargetLearner:
         """A fresh learner of the digits preset in float32 with some settings changed; `quick` shrinks nothing here."""
         settings = Settings.from_preset("digits", **COMMON | changes, device=self.device.type)
-        return build_learner(settings, Streams(0, self.device), Plan(epochs=settings.epochs, steps=10))
+        return build_learner(settings, Streams(0, self.device), TrainingPlan(epochs=settings.epochs, steps=10))
 
     def tolerance(self, precision: str) -> Tolerance:
         """How far apart attacks may lie, one of them in this precision; more with `quick`."""

@@ -223,7 +223,7 @@ def _by_clean_loss(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonResult:
     """Finished runs to be compared, and what is known of how they were made.
 
     Args:
@@ -248,7 +248,7 @@ class Comparison:
         return list(dict.fromkeys(cell.arm for cell in self.cells))
 
     @property
-    def base(self) -> "Comparison":
+    def base(self) -> "ComparisonResult":
         """Without the arms that trained longer (`COMPUTE`): they compete at equal compute only."""
         return replace(self, cells=[cell for cell in self.cells if not cell.arm.endswith(COMPUTE)])
 
@@ -257,7 +257,7 @@ class Comparison:
         return sorted((cell for cell in self.cells if cell.arm == arm), key=lambda cell: cell.seed)
 
 
-def write_comparison(path: Path | str, comparison: Comparison) -> None:
+def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
     """Writes a comparison as JSON, a cell a line, atomically."""
     head = {"schema": SCHEMA} | {
         field.name: getattr(comparison, field.name) for field in fields(comparison) if field.name != "cells"
@@ -272,7 +272,7 @@ def _keyed(correct: Mapping[float, str]) -> dict[str, str]:
     return {repr(epsilon): marks for epsilon, marks in correct.items()}
 
 
-def read_comparison(path: Path | str) -> Comparison:
+def read_comparison(path: Path | str) -> ComparisonResult:
     """Reads what `write_comparison` wrote.
 
     Raises:
@@ -303,7 +303,7 @@ def read_comparison(path: Path | str) -> Comparison:
         if not good:
             raise ValueError(f"{path}, cell {index}: outcomes are not strings of 0 and 1 by epsilon")
         cells.append(Cell(**{**entry, "correct": correct}))
-    head = {field.name: document[field.name] for field in fields(Comparison) if field.name in document}
-    if missing := {field.name for field in fields(Comparison) if field.default is MISSING} - {*head, "cells"}:
+    head = {field.name: document[field.name] for field in fields(ComparisonResult) if field.name in document}
+    if missing := {field.name for field in fields(ComparisonResult) if field.default is MISSING} - {*head, "cells"}:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-    return Comparison(**{**head, "cells": cells})
+    return ComparisonResult(**{**head, "cells": cells})

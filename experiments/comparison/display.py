@@ -23,7 +23,7 @@ TAIL = 1 << 16
 
 
 @dataclass
-class Progress:
+class GridProgress:
     """How far a comparison is.
 
     Args:
@@ -110,7 +110,7 @@ class Display:
         console: where to, by default the standard output.
     """
 
-    def __init__(self, progress: Progress, console: Console | None = None) -> None:
+    def __init__(self, progress: GridProgress, console: Console | None = None) -> None:
         self.progress = progress
         self.console = console or Console()
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None

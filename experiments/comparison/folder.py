@@ -14,7 +14,7 @@ from astra_gym.experiments.comparison.arms import Arm, comparable, differences, 
 from astra_gym.experiments.comparison.cell_results import (
     PLACES,
     Cell,
-    Comparison,
+    ComparisonResult,
     completed,
     read_comparison,
     summarise,
@@ -29,7 +29,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """All that a comparison is made of.
 
     Args:
@@ -56,8 +56,8 @@ class Plan:
 
 class ComparisonFolder:
     """A comparison's folder: `comparison.yaml` (the plan), `cells/ARM-seedN` (run folders), `logs/ARM-seedN.log`,
-    `comparison.json` (`astra_gym.experiments.comparison.cell_results.Comparison`) and `state.json` (what was started,
-    and for how long).
+    `comparison.json` (`astra_gym.experiments.comparison.cell_results.ComparisonResult`) and `state.json` (what was
+    started, and for how long).
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +90,7 @@ class ComparisonFolder:
     def _visible(self) -> Iterable[Path]:
         return (path for path in self.path.iterdir() if not path.name.startswith("."))
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: ComparisonPlan) -> None:
         """Writes `comparison.yaml`, atomically."""
         arms = [
             {"label": arm.label, "suffix": arm.suffix, "seeds": arm.seeds}
@@ -103,7 +103,7 @@ class ComparisonFolder:
             text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1_000_000)
             temporary.write_text(text, encoding="utf-8")
 
-    def read_plan(self) -> Plan:
+    def read_plan(self) -> ComparisonPlan:
         """Reads `comparison.yaml`.
 
         Raises:
@@ -126,7 +126,7 @@ class ComparisonFolder:
                 ):
                     raise ValueError(f"{self.config}: the arm {arm.name!r} would not be the same: {changed[0]}")
                 arms.append(arm)
-            plan = Plan(
+            plan = ComparisonPlan(
                 document["name"],
                 document["command"],
                 document["jobs"],
@@ -138,7 +138,7 @@ class ComparisonFolder:
             raise ValueError(f"{self.config} is damaged: {type(error).__name__}: {error}") from error
         return plan
 
-    def open(self, plan: Plan) -> dict[str, Cell]:
+    def open(self, plan: ComparisonPlan) -> dict[str, Cell]:
         """Looks at what is there: run folders, and in `comparison.json` finished cells whose folders are elsewhere.
 
         Returns:
@@ -212,10 +212,10 @@ class ComparisonFolder:
         with replacing(self._state) as temporary:
             temporary.write_text(json.dumps({"schema": SCHEMA} | state, indent=1) + "\n", encoding="utf-8")
 
-    def write(self, plan: Plan, jobs: int, finished: Mapping[str, Cell], failed: Mapping[str, str]) -> None:
+    def write(self, plan: ComparisonPlan, jobs: int, finished: Mapping[str, Cell], failed: Mapping[str, str]) -> None:
         """Writes `comparison.json`, the cells by arm and seed."""
         names = [arm.named(seed) for arm in plan.arms for seed in range(arm.seeds)]
-        comparison = Comparison(
+        comparison = ComparisonResult(
             name=plan.name,
             command=plan.command,
             cells=[finished[name] for name in names if name in finished],
@@ -227,7 +227,7 @@ class ComparisonFolder:
         write_comparison(self.results, comparison)
 
 
-def extended(plan: Plan, arms: Iterable[Arm]) -> Plan:
+def extended(plan: ComparisonPlan, arms: Iterable[Arm]) -> ComparisonPlan:
     """The plan with further arms."""
     return replace(plan, arms=(*plan.arms, *arms))
 

@@ -21,7 +21,9 @@ from astra_gym.ssl_core.utils.overrides import FRACTION, quotient
 from astra_gym.ssl_core.utils.registry import pick
 
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
-KINDS = {item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)}
+FIELD_TYPES = {
+    item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)
+}
 """Each setting's type, as text."""
 WITHOUT = {
     item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in fields(Settings)
@@ -50,7 +52,7 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(prog)
-    flags = [f"--{name}" for name in (*KINDS, "resume", "config", "agent_config", "print_config", "list", "help")]
+    flags = [f"--{name}" for name in (*FIELD_TYPES, "resume", "config", "agent_config", "print_config", "list", "help")]
     _check_names(map(_flag, (token for token in argv if re.match("--.", token))), flags, "flag", parser.error)
     peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     peek.error = parser.error  # type: ignore[method-assign]
@@ -94,7 +96,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
         if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
-            kind = KINDS[match[1]].replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
+            kind = FIELD_TYPES[match[1]].replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
             expected = f"settings by name, such as --{match[1]}.NAME VALUE" if "dict" in kind else kind
             message = f"--{match[1]}: expected {expected}, got {match[2].strip()!r}"
         message = " ".join(message.split())
@@ -172,7 +174,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     def fail(message: str) -> NoReturn:
         raise ValueError(f"{path}: {message}")
 
-    _check_names(map(str, values), KINDS, "setting", fail)
+    _check_names(map(str, values), FIELD_TYPES, "setting", fail)
     return values
 
 
@@ -211,7 +213,7 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(Path(values[name]).expanduser().resolve())
-    return {name: values[name] for name in KINDS}
+    return {name: values[name] for name in FIELD_TYPES}
 
 
 def _decimals(argv: Iterable[str]) -> Iterator[str]:
@@ -220,7 +222,7 @@ def _decimals(argv: Iterable[str]) -> Iterator[str]:
     for token in argv:
         if token.startswith("--"):
             name = token[2:].partition("=")[0]
-        takes = "float" in KINDS.get(name, "")
+        takes = "float" in FIELD_TYPES.get(name, "")
         yield FRACTION.sub(lambda match: repr(quotient(match)), token) if takes else token
 
 

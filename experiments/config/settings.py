@@ -10,7 +10,7 @@ import yaml
 
 from astra_gym.agents import AGENTS, describe
 from astra_gym.agents.external import is_dotted
-from astra_gym.envs.actions import KINDS, ActionTable
+from astra_gym.envs.actions import ACTION_KINDS, ActionTable
 from astra_gym.envs.torch_env import OBSERVATIONS
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.recipes import recipe, with_options
@@ -211,7 +211,7 @@ class Settings(WorldSettings):
         for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS), ("device", DEVICES)):
             pick(getattr(self, name), table, name)
         pick(self.env, ENVS, "environment")
-        pick(self.actions, KINDS, "kind of actions")
+        pick(self.actions, ACTION_KINDS, "kind of actions")
         pick(self.progress, PROGRESS, "kind of progress")
         for name in ("agent", "actions"):
             value = getattr(self, name)

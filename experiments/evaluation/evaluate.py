@@ -8,7 +8,7 @@ from rich.console import Console
 
 from astra_gym.experiments.console import Decoding, Stages
 from astra_gym.experiments.evaluation.encoders import Subject
-from astra_gym.experiments.evaluation.protocol_runner import Evaluator, Plan, named
+from astra_gym.experiments.evaluation.protocol_runner import EvaluationPlan, Evaluator, named
 from astra_gym.experiments.evaluation.protocols import protocols_for
 from astra_gym.experiments.evaluation.representation_part import health_part
 from astra_gym.experiments.evaluation.request import LabelledData, changes_of, data_of, plan_of
@@ -63,7 +63,7 @@ def evaluate(
     return rows, facts
 
 
-def _headline(subject: Subject, data: LabelledData, plan: Plan, store: EvaluationStore) -> str:
+def _headline(subject: Subject, data: LabelledData, plan: EvaluationPlan, store: EvaluationStore) -> str:
     protocols = ", ".join(named(protocol) for protocol in plan.protocols)
     attacks = ", ".join(dict.fromkeys(attack.name for attack in plan.attacks)) or "no attack"
     images = f"{len(data.split.train):,} training and {len(data.split.test):,} test images"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from astra_gym.experiments.console import Stages
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
-from astra_gym.experiments.evaluation.store import EvaluationStore, Part
+from astra_gym.experiments.evaluation.store import EvaluationPart, EvaluationStore
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
@@ -33,7 +33,7 @@ SHIFTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is to be evaluated.
 
     Args:
@@ -77,7 +77,7 @@ class Evaluator:
         self,
         subject: Subject,
         data: Split,
-        plan: Plan,
+        plan: EvaluationPlan,
         protocols: Protocols,
         store: EvaluationStore,
         stages: Stages,
@@ -136,7 +136,7 @@ class Evaluator:
             self.stages.begin("checking the data")
             for data in (self.data.train, self.data.test):
                 check_images(data.images, data.name)
-            part = self.store.keep_part(key, Part([], check_disjoint(self.data.train, self.data.test)))
+            part = self.store.keep_part(key, EvaluationPart([], check_disjoint(self.data.train, self.data.test)))
             self.stages.end("checked the data")
         self._note("data", part.notes)
 
@@ -167,7 +167,7 @@ class Evaluator:
         train = self.data.train
         return train if protocol == "classifier" else labelled_fraction(train, fraction, self.plan.seed)
 
-    def kept(self, key: dict[str, Any], doing: str, make: Callable[[], Part]) -> Part:
+    def kept(self, key: dict[str, Any], doing: str, make: Callable[[], EvaluationPart]) -> EvaluationPart:
         """The part under a key, made if there is none."""
         if (part := self.store.part(key)) is not None:
             return part
@@ -183,7 +183,7 @@ class Evaluator:
         classifier = cache(lambda: self._classifier(protocol, fraction, label))
         test = self.data.test
 
-        def attacked() -> Part:
+        def attacked() -> EvaluationPart:
             model, labels = classifier(), required_labels(test, "accuracy")
             self.stages.begin(f"{label}: checks")
             signed = any(attack.name in SIGN_ATTACKS for attack in self.plan.attacks)
@@ -203,7 +203,7 @@ class Evaluator:
                 )
             notes += found.notes + square_drops(found.rows)
             outcomes = {describe(attack): right for attack, right in found.correct.items()}
-            return Part(found.rows, notes, outcomes)
+            return EvaluationPart(found.rows, notes, outcomes)
 
         attacks = [asdict(attack) for attack in self.plan.attacks]
         key = trained | {"part": "attacks", "attacks": attacks, "batch_size": self.plan.batch_size}
@@ -216,11 +216,11 @@ class Evaluator:
                 key["severities"] = list(self.plan.severities)
                 key["photographs"] = self.plan.photographs and tensor_digest(*self.plan.photographs)
 
-            def shifted(shift: str = shift) -> Part:
+            def shifted(shift: str = shift) -> EvaluationPart:
                 model = classifier()
                 self.stages.begin(f"{label}: {shift}")
                 with unchanged(model, f"while it was evaluated under {shift}"):
-                    return Part(self._shifted(shift, model, origin))
+                    return EvaluationPart(self._shifted(shift, model, origin))
 
             rows += self.kept(key, f"{label}: {shift}", shifted).rows
         # a part is found by the encoder's weights, and the same weights may have another name by now

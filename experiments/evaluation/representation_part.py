@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from astra_gym.experiments.evaluation.encoders import FeaturesOnly
 from astra_gym.experiments.evaluation.protocol_runner import Evaluator
-from astra_gym.experiments.evaluation.store import Part
+from astra_gym.experiments.evaluation.store import EvaluationPart
 from astra_gym.ssl_core.evaluation.representation import representation_health
 from astra_gym.ssl_core.evaluation.results import Row
 from astra_gym.ssl_core.models.target_network import TargetNetwork
@@ -30,7 +30,7 @@ def health_part(evaluator: Evaluator) -> list[Row]:
     key = evaluator.key("health") | {"views": asdict(views)}
     figures = store.figures_of(key)
 
-    def measured() -> Part:
+    def measured() -> EvaluationPart:
         # matplotlib and scikit-learn take a second to import
         from astra_gym.experiments.plotting.representation_plots import landscape, spectrum, tsne
 
@@ -48,7 +48,7 @@ def health_part(evaluator: Evaluator) -> list[Row]:
         spectrum({"clean": clean, "attacked": attacked}, figures / SPECTRUM)
         if health.landscape is not None:
             landscape(health.landscape, figures / LANDSCAPE)
-        return Part(health.rows)
+        return EvaluationPart(health.rows)
 
     rows = list(evaluator.kept(key, doing, measured).rows)
     store.show(figures)

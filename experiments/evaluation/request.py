@@ -13,7 +13,7 @@ from astra_gym.experiments.config.settings import DEVICES, PROGRESS
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
 from astra_gym.experiments.evaluation.encoders import Subject
-from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, Plan, protocols_known
+from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, EvaluationPlan, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
 from astra_gym.ssl_core.data.datasets import DATASETS, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
@@ -236,7 +236,7 @@ def subject_of(given: argparse.Namespace, device: torch.device) -> Subject:
         raise ValueError(f"{error}; a checkpoint of another project needs --format ({formats})") from error
 
 
-def plan_of(given: argparse.Namespace) -> Plan:
+def plan_of(given: argparse.Namespace) -> EvaluationPlan:
     """What is to be evaluated.
 
     Raises:
@@ -259,7 +259,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         else:
             radii = given.epsilons or ([STANDARD_EPSILON["Linf"]] if along else EPSILONS)
             attacks += [Attack(name, epsilon, restarts=given.restarts if name == "pgd20" else 1) for epsilon in radii]
-    return Plan(
+    return EvaluationPlan(
         protocols=protocols,
         attacks=tuple(attacks),
         labels=tuple(given.labels),

@@ -20,7 +20,7 @@ EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Part:
+class EvaluationPart:
     """What one part of an evaluation found.
 
     Args:
@@ -53,7 +53,7 @@ class EvaluationStore:
         """Takes away what the last command has drawn: it may be of another encoder."""
         shutil.rmtree(self.figures, ignore_errors=True)
 
-    def part(self, key: Mapping[str, Any]) -> Part | None:
+    def part(self, key: Mapping[str, Any]) -> EvaluationPart | None:
         """The part kept under a key, None where there is none."""
         folder = self.path / "parts" / _name(key)
         if not (folder / "part.json").is_file():
@@ -63,9 +63,9 @@ class EvaluationStore:
         except ValueError as error:
             raise ValueError(f"{folder / 'part.json'} is damaged ({error}): delete {folder}") from error
         outcomes = {name: torch.tensor([mark == "1" for mark in marks]) for name, marks in document["outcomes"].items()}
-        return Part(read_results(folder / "rows.json"), document["notes"], outcomes)
+        return EvaluationPart(read_results(folder / "rows.json"), document["notes"], outcomes)
 
-    def keep_part(self, key: Mapping[str, Any], part: Part) -> Part:
+    def keep_part(self, key: Mapping[str, Any], part: EvaluationPart) -> EvaluationPart:
         """Keeps a part; it is there once `part.json` is, which comes last."""
         folder = self.path / "parts" / _name(key)
         write_results(folder / "rows.json", part.rows)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from astra_gym.agents import learns
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.plotting.label_placement import End, Segment, label_ends, label_points
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
 from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
@@ -83,7 +83,7 @@ def mean_shares(cells: Sequence[Cell], kind: str, values: Sequence[int]) -> Shar
 
 
 @matplotlib.rc_context(STYLE)
-def learning_curves(comparison: Comparison, path: Path | str) -> bool:
+def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
     """Draw each arm's mean reward over training in a panel of its own, with the other arms in grey behind it.
 
     Args:
@@ -131,7 +131,7 @@ def _clear(axes: Sequence[Axes], columns: int) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_against_compute(comparison: Comparison, epsilon: float, path: Path | str) -> bool:
+def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path: Path | str) -> bool:
     """Draw each arm's RA against the attack gradient steps that its runs spent, and the Pareto front.
 
     Arms that spend nothing (no attack) are left out, see `without_attack`: their RA would flatten all the others'.
@@ -177,7 +177,7 @@ class Spent(NamedTuple):
     high: float
 
 
-def compute_points(comparison: Comparison, epsilon: float) -> dict[str, Spent]:
+def compute_points(comparison: ComparisonResult, epsilon: float) -> dict[str, Spent]:
     """Where the arms lie in `accuracy_against_compute`."""
     points = {}
     for arm in comparison.arms:
@@ -189,13 +189,13 @@ def compute_points(comparison: Comparison, epsilon: float) -> dict[str, Spent]:
     return points
 
 
-def without_attack(comparison: Comparison) -> list[str]:
+def without_attack(comparison: ComparisonResult) -> list[str]:
     """Arms that spend no attack gradient step."""
     return [arm for arm in comparison.arms if not any(cell.attack_steps for cell in comparison.of(arm))]
 
 
 @matplotlib.rc_context(STYLE)
-def shares_of_arms(comparison: Comparison, path: Path | str) -> bool:
+def shares_of_arms(comparison: ComparisonResult, path: Path | str) -> bool:
     """Draw the shares of the chosen epsilons, steps and step sizes over training: a row an arm, averaged over seeds.
 
     Args:
@@ -229,7 +229,7 @@ def shares_of_arms(comparison: Comparison, path: Path | str) -> bool:
 
 
 @matplotlib.rc_context(STYLE)
-def choice_by_clean_loss(comparison: Comparison, path: Path | str) -> bool:
+def choice_by_clean_loss(comparison: ComparisonResult, path: Path | str) -> bool:
     """Draw how the mean choice for a view differs with the view's clean loss, from the mean over all views.
 
     Args:
@@ -252,7 +252,7 @@ def choice_by_clean_loss(comparison: Comparison, path: Path | str) -> bool:
 
 
 @matplotlib.rc_context(STYLE)
-def choice_over_training(comparison: Comparison, path: Path | str) -> bool:
+def choice_over_training(comparison: ComparisonResult, path: Path | str) -> bool:
     """Draw the mean epsilon, steps and step size over training, a line an arm.
 
     Args:
@@ -268,7 +268,7 @@ def choice_over_training(comparison: Comparison, path: Path | str) -> bool:
     return _panels(comparison, lines, titles, "target updates", {}, path)
 
 
-def highlighted(comparison: Comparison, lines: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> list[str]:
+def highlighted(comparison: ComparisonResult, lines: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> list[str]:
     """The learning arms to be told apart, at most eight: those whose choice moves the most."""
     learning = [arm for arm in lines if learns(comparison.of(arm)[0].agent)]
     most = sorted(learning, key=lambda arm: -_moved(lines[arm]))[: len(LINES)]
@@ -281,7 +281,7 @@ def _moved(lines: Mapping[str, tuple[Array, Array]]) -> float:
 
 
 def _panels(
-    comparison: Comparison,
+    comparison: ComparisonResult,
     lines: Mapping[str, Mapping[str, tuple[Array, Array]]],
     titles: Mapping[str, str],
     label: str,

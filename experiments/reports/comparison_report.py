@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astra_gym.experiments.comparison.cell_results import Comparison
+from astra_gym.experiments.comparison.cell_results import ComparisonResult
 from astra_gym.experiments.reports.comparison_plots import (
     accuracy_against_compute,
     choice_by_clean_loss,
@@ -32,7 +32,7 @@ from astra_gym.experiments.reports.settings_tables import reward_table, settings
 from astra_gym.experiments.stats import PRIMARY, deciding_epsilon
 
 
-def report(comparison: Comparison, figures: Path) -> Page:
+def report(comparison: ComparisonResult, figures: Path) -> Page:
     """Draws the figures and says what the report holds.
 
     Args:
@@ -103,7 +103,7 @@ ALONE = 4
 """So many of them concern an arm that is alone."""
 
 
-def _method_tables(comparison: Comparison) -> list[Table]:
+def _method_tables(comparison: ComparisonResult) -> list[Table]:
     """Methods side by side, where there are several of one preset."""
     several = len({cell.method for cell in comparison.cells}) > 1
     if not several or len({cell.preset for cell in comparison.cells}) > 1:
@@ -112,7 +112,7 @@ def _method_tables(comparison: Comparison) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def answer(comparison: Comparison) -> list[str]:
+def answer(comparison: ComparisonResult) -> list[str]:
     """What the figures say, in sentences; nothing in them is typed."""
     sentences, last = [], []
     for part in parts(comparison):
@@ -142,7 +142,7 @@ def answer(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def _primary_sentences(comparison: Comparison) -> list[str]:
+def _primary_sentences(comparison: ComparisonResult) -> list[str]:
     table = primary_table(comparison)
     rows = [] if table is None else [dict(zip(table.columns, (e.text for e in row), strict=True)) for row in table.rows]
     decided = [row for row in rows if not row["verdict"].startswith("secondary")]
@@ -179,7 +179,7 @@ def _is(number: int) -> str:
     return "is" if number <= 1 else "are"
 
 
-def _drawn(comparison: Comparison, folder: Path) -> dict[str, list[Block]]:
+def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]:
     """The figures that there is something for, by what they show; a set for every method and preset."""
     found: dict[str, list[Block]] = {}
     cut = parts(comparison)
@@ -196,7 +196,7 @@ def _drawn(comparison: Comparison, folder: Path) -> dict[str, list[Block]]:
     return found
 
 
-def _figures(part: Comparison) -> dict[str, tuple[Callable[[Path], bool], str, str]]:
+def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], str, str]]:
     """By name: what draws a figure, what it shows in words, and its caption."""
     arms = ", ".join(part.arms)
     deciding = deciding_epsilon(part)
@@ -248,7 +248,7 @@ def _figures(part: Comparison) -> dict[str, tuple[Callable[[Path], bool], str, s
     }
 
 
-def machine_table(comparison: Comparison) -> Table:
+def machine_table(comparison: ComparisonResult) -> Table:
     """Versions, commits, device, threads and time of all runs."""
     cells = comparison.cells
     names = dict.fromkeys(name for cell in cells for name in cell.versions)
@@ -279,6 +279,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _unfinished(comparison: Comparison) -> list[Block]:
+def _unfinished(comparison: ComparisonResult) -> list[Block]:
     rows = [[Entry(name), Entry(reason)] for name, reason in comparison.unfinished.items()]
     return [Table("Failed or missing", "", ["run", "reason"], rows)] if rows else []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.markup import MISSING, Entry, Table
 from astra_gym.experiments.stats import (
     COMPUTE,
@@ -29,7 +29,7 @@ REFERENCES = tuple(reference for _, reference in PRIMARY)
 INTERVALS = "In brackets the 95 % interval over seeds (Student's t from 3 seeds, expanded bootstrap from 10)."
 
 
-def parts(comparison: Comparison) -> list[Comparison]:
+def parts(comparison: ComparisonResult) -> list[ComparisonResult]:
     """The comparison cut by method and preset, in the order in which they first appear: only cells of one compare."""
     groups = dict.fromkeys((cell.method, cell.preset) for cell in comparison.cells)
     return [
@@ -42,7 +42,7 @@ Rows = list[list[Entry]]
 
 
 def over_parts(
-    comparison: Comparison, columns: Sequence[str], rows: Callable[[Comparison], Rows]
+    comparison: ComparisonResult, columns: Sequence[str], rows: Callable[[ComparisonResult], Rows]
 ) -> tuple[list[str], Rows]:
     """Columns and rows over all parts; where there are several, the second column says which."""
     found = [(part.cells[0], rows(part)) for part in parts(comparison)]
@@ -99,7 +99,7 @@ def _accuracies(cells: Sequence[Cell], epsilon: float | None) -> list[float]:
     return [cell.accuracy(epsilon) for cell in cells if epsilon is not None and epsilon in cell.outcomes]
 
 
-def ranked(comparison: Comparison) -> list[str]:
+def ranked(comparison: ComparisonResult) -> list[str]:
     """Arms from the best to the worst at the deciding epsilon, else at SA; then those without a figure, and last those
     that trained longer.
     """
@@ -112,7 +112,7 @@ def ranked(comparison: Comparison) -> list[str]:
     return sorted(comparison.arms, key=worth, reverse=True)
 
 
-def best_arm(comparison: Comparison, epsilon: float) -> str | None:
+def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
     """The arm that is above every other: its paired difference to each, over three shared seeds or more, has a 95 %
     interval above 0 (`inference.estimate`). None where no arm is, or there is but one. Arms at equal compute do not
     compete.
@@ -128,7 +128,7 @@ def best_arm(comparison: Comparison, epsilon: float) -> str | None:
     return None
 
 
-def accuracy_table(comparison: Comparison) -> list[Table]:
+def accuracy_table(comparison: ComparisonResult) -> list[Table]:
     """SA, RA and cost by arm, best RA at the deciding epsilon first; a table for every method and preset.
 
     Arms at equal compute are left to `compute_table`: here they would be ranked against arms that trained less.
@@ -138,7 +138,7 @@ def accuracy_table(comparison: Comparison) -> list[Table]:
     return [_accuracies_of(part, note) for part in parts(comparison.base)]
 
 
-def _accuracies_of(part: Comparison, more: str) -> Table:
+def _accuracies_of(part: ComparisonResult, more: str) -> Table:
     epsilons = sorted({epsilon for cell in part.cells for epsilon in cell.correct})
     best = {epsilon: best_arm(part, epsilon) for epsilon in epsilons}
     rows = []
@@ -170,7 +170,7 @@ def _accuracies_of(part: Comparison, more: str) -> Table:
     return Table(f"Accuracy: {cell.method}, {cell.preset}", note, columns, rows)
 
 
-def primary_table(comparison: Comparison) -> Table | None:
+def primary_table(comparison: ComparisonResult) -> Table | None:
     """The comparisons of `inference.PRIMARY`, tested at the deciding epsilon and told at SA; None where there is none.
 
     The verdict is at 5 % after Holm over the family fixed beforehand, one for each method and preset; a missing member
@@ -206,7 +206,7 @@ def primary_table(comparison: Comparison) -> Table | None:
     return Table("Primary comparisons", note, columns, rows)
 
 
-def _primary_rows(part: Comparison) -> Rows:
+def _primary_rows(part: ComparisonResult) -> Rows:
     rows = []
     epsilon, missing = deciding_epsilon(part), _missing_seeds(part)
     for place in [0.0] if epsilon is None else [epsilon, 0.0]:
@@ -230,7 +230,7 @@ def _primary_rows(part: Comparison) -> Rows:
     return rows
 
 
-def _missing_seeds(part: Comparison) -> dict[str, set[int]]:
+def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
     """The planned seeds of `inference.PRIMARY_ARMS` that are not finished, by arm."""
     cell = part.cells[0]
     place = f"(?:-{re.escape(cell.method)})?(?:-{re.escape(cell.preset)})?"
@@ -252,13 +252,13 @@ def _verdict(found: Paired, p: float, smallest: float) -> str:
     return "better" if found.difference > 0 else "worse"
 
 
-def improvement_table(comparison: Comparison) -> Table | None:
+def improvement_table(comparison: ComparisonResult) -> Table | None:
     """Every arm that is in no primary comparison's first place against the three references, by intervals only.
 
     None where no epsilon decides, or there is no such pair of arms.
     """
 
-    def rows(part: Comparison) -> Rows:
+    def rows(part: ComparisonResult) -> Rows:
         epsilon, lines = deciding_epsilon(part), []
         for arm in ranked(part) if epsilon is not None else []:
             others = [other for other in REFERENCES if other in part.arms and other != arm]
@@ -282,12 +282,12 @@ def improvement_table(comparison: Comparison) -> Table | None:
     return Table("All other comparisons", note, columns, found) if found else None
 
 
-def compute_table(comparison: Comparison) -> Table:
+def compute_table(comparison: ComparisonResult) -> Table:
     """Attack compute against RA at the deciding epsilon by arm, and arms at equal compute against two references."""
     equal = any(arm.endswith(COMPUTE) for arm in comparison.arms)
     references = ("reinforce", "fixed-max") if equal else ()
 
-    def rows(part: Comparison) -> Rows:
+    def rows(part: ComparisonResult) -> Rows:
         epsilon = deciding_epsilon(part)
         arms = sorted(part.arms, key=lambda arm: _steps(part.of(arm)))
         points = [(arm, (_steps(part.of(arm)), _accuracies(part.of(arm), epsilon))) for arm in arms]
@@ -330,7 +330,7 @@ def _amount(steps: float) -> str:
     return f"{steps / 1e6:.2f} M" if steps >= 999_500 else f"{steps / 1e3:.0f} k" if steps else "0"
 
 
-def _at_equal_compute(part: Comparison, arm: str, reference: str, epsilon: float | None) -> str:
+def _at_equal_compute(part: ComparisonResult, arm: str, reference: str, epsilon: float | None) -> str:
     dearer = reference + COMPUTE
     other = dearer if dearer in part.arms and dearer != arm else reference
     if epsilon is None or not arm.endswith(COMPUTE) or other not in part.arms:

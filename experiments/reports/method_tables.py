@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, at, parts, percent_text, points_text
 from astra_gym.experiments.reports.markup import MISSING, Entry, Table
 from astra_gym.experiments.stats import COMPUTE, paired
@@ -39,7 +39,7 @@ class Group(NamedTuple):
         return any(cell.views for cell in self.cells)
 
 
-def groups(comparison: Comparison) -> list[Group]:
+def groups(comparison: ComparisonResult) -> list[Group]:
     """Arms by method, in the order of the comparison; what trained longer is left out.
 
     Raises:
@@ -56,7 +56,7 @@ def groups(comparison: Comparison) -> list[Group]:
     ]
 
 
-def methods_table(comparison: Comparison) -> Table:
+def methods_table(comparison: ComparisonResult) -> Table:
     """SA, RA and seconds of every method and arm; with the methods' own budget, also RA minus that of the floor."""
     found = groups(comparison)
     epsilons = sorted({epsilon for group in found for cell in group.cells for epsilon in cell.correct})
@@ -84,7 +84,7 @@ def methods_table(comparison: Comparison) -> Table:
     return Table("Methods", note, columns, rows)
 
 
-def strategies_table(comparison: Comparison) -> Table:
+def strategies_table(comparison: ComparisonResult) -> Table:
     """What other agents add to a method's own budget and to the controls: paired differences by method and epsilon.
 
     A method of which only its own budget was run is left out.

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.evaluation.end_of_run import FIXED, UNIFORM
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, Rows, mean_text, over_parts, parts, ranked
 from astra_gym.experiments.reports.markup import MISSING, Entry, Table
@@ -16,12 +16,12 @@ def _named(cell: Cell, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {_value(name, cell.settings.get(name))}" for name in names) or MISSING
 
 
-def reward_table(comparison: Comparison) -> Table:
+def reward_table(comparison: ComparisonResult) -> Table:
     """Rewards by arm: in the first and the last tenth of training, and on held-out views beside the controls'."""
     names = sorted({name for cell in comparison.cells for name in cell.settings if _of_reward(name)})
     differing = [name for name in names if len({_canonical(cell.settings.get(name)) for cell in comparison.cells}) > 1]
 
-    def rows(part: Comparison) -> Rows:
+    def rows(part: ComparisonResult) -> Rows:
         lines = []
         for arm in ranked(part):
             cells = part.of(arm)
@@ -47,7 +47,7 @@ def _of_reward(name: str) -> bool:
     return name.startswith("reward_") or name == "lookahead_images"
 
 
-def settings_table(comparison: Comparison) -> Table:
+def settings_table(comparison: ComparisonResult) -> Table:
     """The settings in which arms differ, a column each, and in the note those that all share; the seed is left out."""
     names = dict.fromkeys(name for cell in comparison.cells for name in cell.settings if name != "seed")
     values = {name: {_canonical(cell.settings.get(name)) for cell in comparison.cells} for name in names}
@@ -56,7 +56,7 @@ def settings_table(comparison: Comparison) -> Table:
     # told by a column of their own
     told = [name for name in differing if name not in ("method", "preset") or len(parts(comparison)) < 2]
 
-    def rows(part: Comparison) -> Rows:
+    def rows(part: ComparisonResult) -> Rows:
         lines = []
         for arm in part.arms:
             counted = [Counter(_value(name, cell.settings.get(name)) for cell in part.of(arm)) for name in told]
@@ -67,7 +67,7 @@ def settings_table(comparison: Comparison) -> Table:
     return Table("Settings", f"Shared by all: {shared or 'none'}.{_other_orders(comparison)}", columns, found)
 
 
-def _other_orders(comparison: Comparison) -> str:
+def _other_orders(comparison: ComparisonResult) -> str:
     """Which arms of a part did not make the same updates on the same images in the same order, in sentences."""
     sentences = ""
     for part in parts(comparison.base):

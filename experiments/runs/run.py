@@ -13,7 +13,7 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.console import Interrupt, Progress
+from astra_gym.experiments.console import Interrupt, RunProgress
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.postprocessing import post_process
@@ -195,7 +195,7 @@ class Run:
         }
 
     def train(
-        self, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt, shares: dict[str, float]
+        self, folder: RunFolder, log: RunLog, progress: RunProgress, interrupt: Interrupt, shares: dict[str, float]
     ) -> None:
         """Makes the target updates that are left.
 
@@ -236,7 +236,7 @@ class Run:
 class RunCallback(BaseCallback):
     """Writes every target update down; at rollout boundaries keeps encoders, saves checkpoints and heeds interrupts."""
 
-    def __init__(self, run: Run, folder: RunFolder, log: RunLog, progress: Progress, interrupt: Interrupt) -> None:
+    def __init__(self, run: Run, folder: RunFolder, log: RunLog, progress: RunProgress, interrupt: Interrupt) -> None:
         super().__init__()
         self.run = run
         self.folder = folder

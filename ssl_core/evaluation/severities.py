@@ -9,7 +9,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
-class Table:
+class SeverityTable:
     """The constants of one published set.
 
     Args:
@@ -35,7 +35,7 @@ class Table:
 
 _JPEG_FILES = "without the JPEG compression, quality 85, that the published files have gone through"
 TABLES = (
-    Table("CIFAR-10-C", 32, 0.2, "", {
+    SeverityTable("CIFAR-10-C", 32, 0.2, "", {
         "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
         "shot_noise": (500, 250, 100, 75, 50),
         "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
@@ -57,7 +57,7 @@ TABLES = (
         "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
         "jpeg_compression": (80, 65, 58, 50, 40),
     }),
-    Table("Tiny-ImageNet-C", 64, 0.3, _JPEG_FILES, {
+    SeverityTable("Tiny-ImageNet-C", 64, 0.3, _JPEG_FILES, {
         "gaussian_noise": (0.04, 0.08, 0.12, 0.15, 0.18),
         "shot_noise": (250, 100, 50, 30, 15),
         "impulse_noise": (0.01, 0.02, 0.05, 0.08, 0.14),
@@ -79,7 +79,7 @@ TABLES = (
         "pixelate": (0.9, 0.8, 0.7, 0.6, 0.5),
         "jpeg_compression": (65, 58, 50, 40, 25),
     }),
-    Table("ImageNet-C", 224, 1.0, _JPEG_FILES, {
+    SeverityTable("ImageNet-C", 224, 1.0, _JPEG_FILES, {
         "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
         "shot_noise": (60, 25, 12, 5, 3),
         "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),
@@ -106,6 +106,6 @@ TABLES = (
 )  # fmt: skip
 
 
-def nearest_table(height: int, width: int) -> Table:
+def nearest_table(height: int, width: int) -> SeverityTable:
     """The table for images of a size: that of the set whose side is nearest to the shorter one by ratio."""
     return min(TABLES, key=lambda table: abs(math.log(min(height, width) / table.side)))

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from astra_gym.ssl_core.losses.contrastive import REDUCTIONS, kl_divergence
 from astra_gym.ssl_core.utils.registry import pick
 
-KINDS = {
+DIVERGENCES = {
     "kl": "Kullback-Leibler divergence of each row, RCS's default",
     "js": "Jensen-Shannon divergence of each row, at most log 2",
     "ot": "optimal transport between the two sets of rows, by Sinkhorn's iterations",
@@ -38,7 +38,7 @@ def representational_divergence(
 
     Args:
         clean, adversarial: (n, d), n >= 1; "kl" and "js" need d >= 2. No gradient is stopped.
-        kind: a name of `KINDS`.
+        kind: a name of `DIVERGENCES`.
         reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it.
         regularisation: of "ot": the entropy's weight in units of the cost, above 0.
         iterations: of "ot", at least 1.
@@ -50,7 +50,7 @@ def representational_divergence(
         ValueError: if the shapes do not fit, a figure is out of its range, a name is unknown, or "ot" is asked for
             rows.
     """
-    pick(kind, KINDS, "divergence")
+    pick(kind, DIVERGENCES, "divergence")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     least = 1 if kind == "ot" else 2

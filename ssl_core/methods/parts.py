@@ -9,11 +9,11 @@ from torch import Tensor
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.models.target_network import Encoded
 
-Encoder = Callable[[Tensor], Encoded]
+RouteEncoder = Callable[[Tensor], Encoded]
 """Images (m, 3, h, w) to features and embeddings."""
 
 
-def by_parity(images: Tensor, rows: Tensor, even: Encoder, odd: Encoder) -> Encoded:
+def by_parity(images: Tensor, rows: Tensor, even: RouteEncoder, odd: RouteEncoder) -> Encoded:
     """Even rows encoded in one way and odd ones in another: by two networks, or on two routes.
 
     Args:
@@ -34,7 +34,7 @@ def by_parity(images: Tensor, rows: Tensor, even: Encoder, odd: Encoder) -> Enco
     return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
 
 
-def on_routes(networks: Networks, routes: tuple[str, str]) -> tuple[Encoder, Encoder]:
+def on_routes(networks: Networks, routes: tuple[str, str]) -> tuple[RouteEncoder, RouteEncoder]:
     """The target network on the first route, and on the second."""
     first, second = routes
     return lambda images: networks(images, first), lambda images: networks(images, second)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
-from astra_gym.ssl_core.losses.divergences import KINDS, representational_divergence
+from astra_gym.ssl_core.losses.divergences import DIVERGENCES, representational_divergence
 from astra_gym.ssl_core.methods import Network
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
@@ -41,7 +41,8 @@ class CoresetSettings:
     Args:
         batches: how many are kept, 1 or more.
         kind: a name of `SELECTIONS`.
-        divergence: a name of `astra_gym.ssl_core.losses.divergences.KINDS`, between clean and attacked embeddings.
+        divergence: a name of `astra_gym.ssl_core.losses.divergences.DIVERGENCES`, between clean and attacked
+            embeddings.
         lr: step of the virtual descent along the gradient of a batch that was picked, 0 or more.
         epsilon: radius of the attack that maximises the divergence, and of its random start, in [0, 1].
         step_size: of that attack, in [0, 1].
@@ -61,7 +62,7 @@ class CoresetSettings:
 
     def __post_init__(self) -> None:
         pick(self.kind, SELECTIONS, "selection of a coreset")
-        pick(self.divergence, KINDS, "divergence")
+        pick(self.divergence, DIVERGENCES, "divergence")
         for name, least in (("batches", 1), ("steps", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

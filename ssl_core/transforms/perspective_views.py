@@ -11,7 +11,7 @@ from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, moebius_grid, plan
 from astra_gym.ssl_core.transforms.views import check_images, check_number
 from astra_gym.ssl_core.utils.registry import pick
 
-KINDS: Mapping[str, str] = {
+PERSPECTIVES: Mapping[str, str] = {
     "none": "the images as they are",
     "moebius": "MPD's Moebius maps, z / (c z + d)",
     "lcm": "log conformal maps, log(k z + 1): experimental, with ranges of our own",
@@ -38,7 +38,7 @@ class PerspectiveSettings:
     real k from U(.6, .9), which keeps k z + c clear of 0 and of the logarithm's cut.
 
     Args:
-        kind: a name of `KINDS`; "none" draws nothing and changes nothing.
+        kind: a name of `PERSPECTIVES`; "none" draws nothing and changes nothing.
         probability: that an image is distorted, in [0, 1].
         magnitude: least and greatest |c| of "moebius", 0 <= least <= greatest < d / sqrt(2): from there on the map's
             pole could lie within the image, were c to point to a corner. Not used by "lcm".
@@ -56,7 +56,7 @@ class PerspectiveSettings:
     padding: str = "zeros"
 
     def __post_init__(self) -> None:
-        pick(self.kind, KINDS, "kind of perspective")
+        pick(self.kind, PERSPECTIVES, "kind of perspective")
         pick(self.padding, PADDINGS, "padding")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"perspective: probability is {self.probability}, expected a number in [0, 1]")
@@ -75,7 +75,7 @@ class PerspectiveParameters:
     """How each of n images is distorted; all tensors on the CPU.
 
     Attributes:
-        kind: a name of `KINDS`.
+        kind: a name of `PERSPECTIVES`.
         applied: (n,) bool.
         direction: (n,) complex64, a value of `perspective.DIRECTIONS`: of "moebius" where c points to, of "lcm" where
             the side that comes nearer lies, which in "moebius" is the direction's conjugate: MPD's "top" has the lower

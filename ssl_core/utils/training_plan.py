@@ -23,7 +23,7 @@ class Moment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The updates of a run.
 
     Args:

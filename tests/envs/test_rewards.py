@@ -11,7 +11,7 @@ from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.records import StepRecord
-from astra_gym.envs.rewards import NOISE, LookAhead, Progress
+from astra_gym.envs.rewards import NOISE, LookAhead, LossMemory
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Attacked, Budget
@@ -273,7 +273,7 @@ def test_progress_is_that_of_a_dict_kept_by_hand(tiny, more: dict) -> None:
 
 
 def test_progress_in_closed_form() -> None:
-    progress = Progress(3, 2, torch.device("cpu"))
+    progress = LossMemory(3, 2, torch.device("cpu"))
     assert progress.fall(torch.tensor([2, 0]), torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [0, 0, 0, 0]
     assert progress.fall(torch.tensor([1, 2]), torch.tensor([9.0, 9.0, 0.5, 3.0])).tolist() == [0, 0, 0.5, -1]
     assert progress.fall(torch.tensor([2, 0]), torch.tensor([0.5, 0.0, 4.0, 4.0])).tolist() == [0, 3, -1, 0]

@@ -6,7 +6,7 @@ import pytest
 from astra_gym.envs.builders import build_learner, make_schedule
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_bad_settings_are_refused(setting: dict, message: str) -> None:
 
 def test_a_learner_is_built_as_the_settings_say() -> None:
     settings = WorldSettings(method="acl", width=4, projector_hidden=6, projector_dim=5, optimizer="sgd", lr=0.3)
-    learner = build_learner(settings, Streams(0), plan=Plan(settings.epochs, 10))
+    learner = build_learner(settings, Streams(0), plan=TrainingPlan(settings.epochs, 10))
     assert learner.network.feature_dim == 32 and learner.network.embedding_dim == 5
     assert learner.network.routes == ("normal", "pgd")
     assert type(learner.optimizer).__name__ == "SGD"
     assert learner.schedule(10) == 0.3 and learner.schedule(0) == 0
     assert learner.update_chunks == 1 and not learner.network.backbone.recompute
     settings = WorldSettings(width=4, update_chunks=3, recompute=True)
-    learner = build_learner(settings, Streams(0), plan=Plan(settings.epochs, 10))
+    learner = build_learner(settings, Streams(0), plan=TrainingPlan(settings.epochs, 10))
     assert learner.update_chunks == 3 and learner.network.backbone.recompute
 
 
@@ -93,7 +93,7 @@ def test_the_learning_rate_may_follow_the_epochs_of_a_run() -> None:
     plan = coreset.make_plan(3)
     rates = [make_schedule(coreset, plan)(step) for step in range(plan.total)]
     assert rates == pytest.approx([0.2, 0.2, 0.2, 0.8, *cosine])
-    assert make_schedule(replace(settings, epochs=1), Plan(1, 3))(2) == 0.8
+    assert make_schedule(replace(settings, epochs=1), TrainingPlan(1, 3))(2) == 0.8
 
 
 def test_the_learning_rate_is_the_optimizers_usual_one() -> None:

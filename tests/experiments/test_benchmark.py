@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from astra_gym.experiments import benchmark
-from astra_gym.experiments.benchmark import PARTS, Part, document_of
+from astra_gym.experiments.benchmark import PARTS, BenchmarkPart, document_of
 from astra_gym.experiments.benchmarks.measure import TARGETS, Figure, Result
 from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
 
@@ -22,14 +22,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
-def fake(part: str, names: Sequence[str], value: float = 2.0) -> Part:
+def fake(part: str, names: Sequence[str], value: float = 2.0) -> BenchmarkPart:
     """A part that measures at once."""
 
     def measure(options: Options, rounds: int, say: Any) -> Result:
         say(f"{part}: {rounds}")
         return [Figure(part, name, "times faster", (value,) * rounds) for name in names], {"rounds": rounds}
 
-    return Part(measure, 5)
+    return BenchmarkPart(measure, 5)
 
 
 def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -95,11 +95,11 @@ def test_an_earlier_result_is_compared_with(
     assert "0 worse, 0 better, 3 same" in out and "circumstances" not in out
 
 
-def failing(error: BaseException) -> Part:
+def failing(error: BaseException) -> BenchmarkPart:
     def measure(options: Options, rounds: int, say: Any) -> Result:
         raise error
 
-    return Part(measure, 1)
+    return BenchmarkPart(measure, 1)
 
 
 def test_a_part_that_fails_leaves_the_others(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from astra_gym.experiments.console import Decoding, Interrupt, Progress
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 ATTACKED: dict[str, Any] = {
     "loss/clean": 4.1234,
@@ -32,7 +32,7 @@ PLAIN: dict[str, Any] = {"loss/clean": 4.1234, "loss/total": 4.1234}
 def shown(row: dict[str, Any], width: int, terminal: bool, kind: str = "auto", steps: int = 6) -> str:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, color_system=None, _environ={})
-    with Progress(Plan(2, 3), kind=kind, console=console) as progress:
+    with RunProgress(TrainingPlan(2, 3), kind=kind, console=console) as progress:
         for step in range(1, steps + 1):
             progress.update(row | {"step": step}, 512.0, 128)
     return file.getvalue()
@@ -101,7 +101,7 @@ def test_progress_can_be_switched_off_and_chosen() -> None:
 
 def test_an_unknown_rate_gives_no_time_left() -> None:
     file = io.StringIO()
-    with Progress(Plan(1, 1), console=Console(file=file, width=80)) as progress:
+    with RunProgress(TrainingPlan(1, 1), console=Console(file=file, width=80)) as progress:
         progress.update(PLAIN | {"step": 1}, 0.0, 128)
     assert file.getvalue().endswith("- left\n")
 

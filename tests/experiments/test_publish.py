@@ -7,7 +7,7 @@ import torch
 from astra_gym.experiments.benchmark import document_of
 from astra_gym.experiments.benchmarks.measure import Figure
 from astra_gym.experiments.benchmarks.workloads import Options
-from astra_gym.experiments.comparison.cell_results import Comparison, read_comparison, write_comparison
+from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.publish import accuracy_table, benchmark_table, main, policy_table
 from astra_gym.experiments.runs.run_folder import RunFolder
@@ -132,7 +132,7 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
         "ppo-seed0": "it ended well, but /secret/place/cells/ppo-seed0/results/slf.json is missing",
         "ppo-seed1": "ended with status 1: '/secret/my place/x.npy' of 8/255: lower it and/or go on by /secret/here.",
     }
-    made = Comparison("small", command, cells, reasons)
+    made = ComparisonResult("small", command, cells, reasons)
     write_comparison(folder / "comparison.json", made)
     kinds = ("accuracy", "primary", "others", "compute")
     readme.write_text("".join(f"<!-- table compared-{kind} small -->\nSTALE\n<!-- end -->\n" for kind in kinds))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.experiments import train_agent
-from astra_gym.experiments.comparison.cell_results import Comparison, read_comparison, write_comparison
+from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.report import labelled, main, read
 
 TINY = (
@@ -30,7 +30,9 @@ def compared(make_cell, tmp_path) -> Path:
     cells = [make_cell(arm, seed, {0.0: 95.0, 0.1: mean}) for arm, mean in arms.items() for seed in (0, 1)]
     folder = tmp_path / "grid"
     folder.mkdir()
-    write_comparison(folder / "comparison.json", Comparison("grid", "python compare.py", cells, {"a": "it failed"}))
+    write_comparison(
+        folder / "comparison.json", ComparisonResult("grid", "python compare.py", cells, {"a": "it failed"})
+    )
     return folder
 
 
@@ -99,6 +101,6 @@ def test_bad_input_is_one_line(compared, run, tmp_path, capsys) -> None:
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
     shutil.rmtree(unfinished / "results")
     assert "is missing: the run is not finished" in fails([str(unfinished)], capsys)
-    write_comparison(tmp_path / "empty.json", Comparison("none", "", [], {"a": "it failed"}))
+    write_comparison(tmp_path / "empty.json", ComparisonResult("none", "", [], {"a": "it failed"}))
     assert "no finished run to report (a: it failed)" in fails([str(tmp_path / "empty.json")], capsys)
     assert read_comparison(tmp_path / "empty.json").cells == []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.stats import (
     PRIMARY,
     PRIMARY_ARMS,
@@ -199,8 +199,8 @@ def test_holm_is_never_above_bonferroni_and_keeps_the_order() -> None:
         assert (np.diff(adjusted[np.argsort(ps)]) >= 0).all()
 
 
-def compared(cells: Sequence[Cell]) -> Comparison:
-    return Comparison("made", "none", cells, {})
+def compared(cells: Sequence[Cell]) -> ComparisonResult:
+    return ComparisonResult("made", "none", cells, {})
 
 
 def test_the_deciding_epsilon_is_where_the_arms_mean_is_nearest_to_55(make_cell: Make) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from astra_gym.experiments.benchmarks.measure import (
     TARGETS,
     UNITS,
-    Clock,
+    DeviceClock,
     Figure,
     Stopwatch,
     fit_line,
@@ -130,7 +130,7 @@ def test_rounds_run_in_turn_on_the_same_work_and_the_first_does_not_count(clock:
 
 
 def test_a_clock_moves_on() -> None:
-    clock = Clock("cpu")
+    clock = DeviceClock("cpu")
     assert 0 <= clock() < clock() + 1e-9
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from astra_gym.experiments.comparison.cell_results import (
     PLACES,
-    Comparison,
+    ComparisonResult,
     read_comparison,
     summarise,
     write_comparison,
@@ -80,14 +80,14 @@ def test_a_run_without_an_attack_has_neither_rewards_nor_budgets(runs) -> None:
 def test_a_comparison_comes_back_as_it_was(runs, tmp_path) -> None:
     cells = [summarise(runs / "simclr"), summarise(runs / "attacks"), summarise(runs / "attacks")]
     cells[2] = replace(cells[2], seed=1)
-    made = Comparison("a title", "python x.py", cells, {"random-seed4": "killed"}, 12.5, 2)
+    made = ComparisonResult("a title", "python x.py", cells, {"random-seed4": "killed"}, 12.5, 2)
     write_comparison(tmp_path / "comparison.json", made)
     found = read_comparison(tmp_path / "comparison.json")
     assert found == made
     assert found.arms == ["none", "random"] and [cell.seed for cell in found.of("random")] == [1, 3]
     write_comparison(tmp_path / "again.json", found)
     assert (tmp_path / "again.json").read_text() == (tmp_path / "comparison.json").read_text()
-    write_comparison(tmp_path / "empty.json", Comparison("x", "y", [], {}))
+    write_comparison(tmp_path / "empty.json", ComparisonResult("x", "y", [], {}))
     assert read_comparison(tmp_path / "empty.json").cells == []
 
 
@@ -166,7 +166,7 @@ def test_no_run_folder(tmp_path) -> None:
 )
 def test_damaged_comparisons_are_told(runs, tmp_path, change, part: str) -> None:
     path = tmp_path / "comparison.json"
-    write_comparison(path, Comparison("a", "b", [summarise(runs / "simclr")], {}))
+    write_comparison(path, ComparisonResult("a", "b", [summarise(runs / "simclr")], {}))
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
@@ -187,5 +187,5 @@ def test_files_that_are_no_comparison(tmp_path, text: str) -> None:
 def test_figures_that_are_not_finite_are_not_written(runs, tmp_path) -> None:
     cell = replace(summarise(runs / "simclr"), seconds=math.nan)
     with pytest.raises(ValueError):
-        write_comparison(tmp_path / "comparison.json", Comparison("a", "b", [cell], {}))
+        write_comparison(tmp_path / "comparison.json", ComparisonResult("a", "b", [cell], {}))
     assert not list(tmp_path.iterdir())

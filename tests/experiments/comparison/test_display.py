@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from astra_gym.experiments.comparison.arms import Arm
-from astra_gym.experiments.comparison.display import Display, Progress, share_done
+from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
 from tests.experiments.conftest import made_cell
 
 
@@ -13,7 +13,7 @@ def planned(label: str, seeds: int) -> Arm:
     return Arm(label, ("--agent", label), seeds, {"eval_epsilons": [8 / 255], "epochs": 10, "agent": label})
 
 
-def shown(progress: Progress, width: int = 80) -> list[str]:
+def shown(progress: GridProgress, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     with console.capture() as text:
         console.print(Display(progress, console).panel(spent=90))
@@ -21,9 +21,9 @@ def shown(progress: Progress, width: int = 80) -> list[str]:
 
 
 @pytest.fixture
-def progress() -> Progress:
+def progress() -> GridProgress:
     arms = [planned("reinforce", 10), planned("an-agent-with-a-name-of-its-own@compute", 5), planned("fixed", 2)]
-    made = Progress(arms, jobs=2)
+    made = GridProgress(arms, jobs=2)
     for seed, accuracy in enumerate((90.0, 94.0)):
         cell = made_cell("reinforce", seed, {0.0: accuracy, 8 / 255: accuracy - 50}, seconds=60.0)
         made.finished[f"reinforce-seed{seed}"] = cell
@@ -53,9 +53,9 @@ def test_the_time_left_is_that_of_what_is_not_done(progress) -> None:
     assert progress.seconds_left() == pytest.approx(work / 2, abs=2)
     progress.took["reinforce-seed1"] = 120.0
     assert progress.seconds_left() > work / 2 + 200
-    assert Progress([planned("fixed", 2)], 2).seconds_left() is None
+    assert GridProgress([planned("fixed", 2)], 2).seconds_left() is None
     # one long cell is left, however many processes there are
-    alone = Progress([planned("fixed", 1)], 8, running={"fixed-seed0": (0.5, 40.0)})
+    alone = GridProgress([planned("fixed", 1)], 8, running={"fixed-seed0": (0.5, 40.0)})
     assert alone.seconds_left() == pytest.approx(40)
 
 

@@ -5,14 +5,20 @@ import pytest
 import yaml
 
 from astra_gym.experiments.comparison.arms import base_arms
-from astra_gym.experiments.comparison.cell_results import PLACES, Comparison, plain, read_comparison, write_comparison
-from astra_gym.experiments.comparison.folder import ComparisonFolder, Plan
+from astra_gym.experiments.comparison.cell_results import (
+    PLACES,
+    ComparisonResult,
+    plain,
+    read_comparison,
+    write_comparison,
+)
+from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.config.settings import Settings
 
 
 def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
     arms = base_arms(["reinforce"], ["acl", "astra"], ["digits"], [], [], 1, 1)
-    plan, folder = Plan("a", "b", 1, 1, ("reinforce",), tuple(arms)), ComparisonFolder(tmp_path)
+    plan, folder = ComparisonPlan("a", "b", 1, 1, ("reinforce",), tuple(arms)), ComparisonFolder(tmp_path)
     folder.write_plan(plan)
     assert folder.read_plan() == plan
     assert [arm.named(seed) for arm, seed in plan.cells] == ["reinforce-acl-seed0", "reinforce-astra-seed0"]
@@ -27,21 +33,21 @@ def test_finished_cells_whose_folders_are_elsewhere_count_if_their_settings_are_
     tmp_path, make_cell
 ) -> None:
     arms = base_arms(["reinforce", "random"], ["astra"], ["digits-grid"], [], [], 2, 2)
-    plan, folder = Plan("a", "b", 1, 2, (), tuple(arms)), ComparisonFolder(tmp_path)
+    plan, folder = ComparisonPlan("a", "b", 1, 2, (), tuple(arms)), ComparisonFolder(tmp_path)
 
     def cell(seed: int, **changes):
         settings = Settings.from_preset("digits-grid", agent="random", seed=seed, **changes)
         kept = plain(settings, PLACES)
         return replace(make_cell("random", seed), settings=kept, preset="digits-grid")
 
-    write_comparison(folder.results, Comparison("a", "b", [cell(0), cell(1)], {}))
+    write_comparison(folder.results, ComparisonResult("a", "b", [cell(0), cell(1)], {}))
     folder.check_new()
     assert list(folder.open(plan)) == ["random-seed0", "random-seed1"]
     assert folder.adopted == {"random-seed0", "random-seed1"}
     # a run that is there comes before what was known of it
     (folder.cells / "random-seed0").mkdir(parents=True)
     assert list(ComparisonFolder(tmp_path).open(plan)) == ["random-seed1"]
-    write_comparison(folder.results, Comparison("a", "b", [cell(1, epochs=9)], {}))
+    write_comparison(folder.results, ComparisonResult("a", "b", [cell(1, epochs=9)], {}))
     with pytest.raises(ValueError, match="random-seed1 was made with other settings: epochs is 9 and 10 in the plan"):
         ComparisonFolder(tmp_path).open(plan)
 
@@ -55,7 +61,7 @@ def test_a_comparison_that_is_older_than_a_setting_goes_on(tmp_path) -> None:
         cell.settings.pop("keep_every", None)  # type: ignore[attr-defined]
     flags = ["--precision", cells[0].settings["precision"]]
     arms = base_arms(["fixed"], ["astra"], ["digits-grid"], [], flags, len(cells), len(cells))
-    plan, folder = Plan("a", "b", 1, len(cells), (), tuple(arms)), ComparisonFolder(tmp_path)
+    plan, folder = ComparisonPlan("a", "b", 1, len(cells), (), tuple(arms)), ComparisonFolder(tmp_path)
     write_comparison(folder.results, replace(comparison, cells=cells))
     found = folder.open(plan)
     assert len(found) == len(cells) >= 5

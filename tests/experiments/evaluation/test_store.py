@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from astra_gym.experiments.evaluation.store import EvaluationStore, Part
+from astra_gym.experiments.evaluation.store import EvaluationPart, EvaluationStore
 from astra_gym.ssl_core.evaluation.results import Origin, read_results
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 
@@ -14,7 +14,7 @@ KEY = {"part": "attacks", "encoder": "0" * 64, "fraction": 0.1}
 def test_a_part_comes_back_under_its_own_key_only(tmp_path) -> None:
     store = EvaluationStore(tmp_path)
     right = torch.tensor([True, False, True, True])
-    part = Part([ORIGIN.accuracy("SA", 3, 4)], ["a note"], {"clean": right})
+    part = EvaluationPart([ORIGIN.accuracy("SA", 3, 4)], ["a note"], {"clean": right})
     assert store.part(KEY) is None
     store.keep_part(KEY, part)
     found = store.part(dict(reversed(KEY.items())))
@@ -27,7 +27,7 @@ def test_a_part_comes_back_under_its_own_key_only(tmp_path) -> None:
 
 def test_a_part_that_was_cut_short_is_not_there(tmp_path) -> None:
     store = EvaluationStore(tmp_path)
-    store.keep_part(KEY, Part([ORIGIN.accuracy("SA", 3, 4)]))
+    store.keep_part(KEY, EvaluationPart([ORIGIN.accuracy("SA", 3, 4)]))
     [mark] = tmp_path.glob("parts/*/part.json")
     mark.unlink()
     assert store.part(KEY) is None

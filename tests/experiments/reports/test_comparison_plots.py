@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.comparison_plots import (
     LINES,
     accuracy_against_compute,
@@ -26,8 +26,8 @@ from astra_gym.experiments.reports.comparison_plots import (
 FIGURES = (learning_curves, shares_of_arms, choice_by_clean_loss, choice_over_training)
 
 
-def comparison(cells: list[Cell]) -> Comparison:
-    return Comparison("made up", "", cells, {})
+def comparison(cells: list[Cell]) -> ComparisonResult:
+    return ComparisonResult("made up", "", cells, {})
 
 
 def curve(reward: list[float], step: list[int]) -> dict[str, Any]:

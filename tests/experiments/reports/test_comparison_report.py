@@ -1,6 +1,6 @@
 import pytest
 
-from astra_gym.experiments.comparison.cell_results import Comparison
+from astra_gym.experiments.comparison.cell_results import ComparisonResult
 from astra_gym.experiments.reports.comparison_report import answer, duration, machine_table, report
 from astra_gym.experiments.reports.markup import Table
 from astra_gym.experiments.reports.page import Items, Page, Picture
@@ -9,8 +9,8 @@ EPSILON = 8 / 255
 RANDOM = {"random": 50.0, "fixed": 45.0, "fixed-max": 56.0}
 
 
-def comparison(cells, **fields) -> Comparison:
-    return Comparison("made up", "python compare.py", cells, fields.pop("unfinished", {}), **fields)
+def comparison(cells, **fields) -> ComparisonResult:
+    return ComparisonResult("made up", "python compare.py", cells, fields.pop("unfinished", {}), **fields)
 
 
 def grid(make_cell, seeds: int, reinforce: float = 60.0, scatter: float = 1.0, arms=RANDOM) -> list:

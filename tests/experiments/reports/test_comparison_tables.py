@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from astra_gym.experiments.comparison.arms import base_arms
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.comparison_tables import (
     accuracy_table,
     best_arm,
@@ -25,8 +25,8 @@ WEAK, STRONG = 8 / 255, 16 / 255
 NOISE = (0.0, 1.0, -1.0, 2.0, -2.0, 1.5, -1.5, 0.5, -0.5, 0.0)
 
 
-def compared(cells: Sequence[Cell]) -> Comparison:
-    return Comparison("made", "none", cells, {})
+def compared(cells: Sequence[Cell]) -> ComparisonResult:
+    return ComparisonResult("made", "none", cells, {})
 
 
 def grid(make_cell: Make, means: Mapping[str, float], seeds: int, **fields: Any) -> list[Cell]:
@@ -147,7 +147,9 @@ def test_the_primary_table_tests_three_comparisons_at_the_deciding_epsilon(make_
         assert row[2] == "-" and row[-1] == "secondary, no verdict"
 
 
-def made_grid(make_cell: Make, methods: Sequence[str], presets: Sequence[str], missing: Sequence[str]) -> Comparison:
+def made_grid(
+    make_cell: Make, methods: Sequence[str], presets: Sequence[str], missing: Sequence[str]
+) -> ComparisonResult:
     """A grid of eight seeds as the command plans it, in which `missing` cells are not finished."""
     arms = base_arms(list(PRIMARY_ARMS), methods, presets, [], [], 8, 8)
     cells, unfinished = [], {}
@@ -158,7 +160,7 @@ def made_grid(make_cell: Make, methods: Sequence[str], presets: Sequence[str], m
                 continue
             place = {name: arm.settings[name] for name in ("method", "preset")}
             cells += grid(make_cell, {arm.label: PRIMARY_ARMS[arm.agent]}, 8, **place)[seed : seed + 1]
-    return Comparison("made", "none", cells, unfinished)
+    return ComparisonResult("made", "none", cells, unfinished)
 
 
 def test_every_method_and_preset_of_a_planned_grid_has_its_primary_comparisons(make_cell: Make) -> None:
@@ -194,7 +196,7 @@ def test_there_is_no_verdict_before_all_planned_runs_of_the_primary_arms_are_fin
     assert verdicts(["acl", "astra"], ["fixed-acl-seed7"]) == [waiting, done]
     # other arms keep nobody waiting
     comparison = made_grid(make_cell, ["astra"], ["digits"], [])
-    others = Comparison("made", "none", comparison.cells, {"ppo-seed0": "killed", "fixed-step-seed1": "killed"})
+    others = ComparisonResult("made", "none", comparison.cells, {"ppo-seed0": "killed", "fixed-step-seed1": "killed"})
     assert [row[-1].text for row in table_of(primary_table(others)).rows[:3]] == done
 
 

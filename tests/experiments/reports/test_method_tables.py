@@ -1,14 +1,14 @@
 import pytest
 
-from astra_gym.experiments.comparison.cell_results import Cell, Comparison
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.markup import MISSING
 from astra_gym.experiments.reports.method_tables import LEAST_GAIN, groups, methods_table, strategies_table
 
 AT = 8 / 255
 
 
-def comparison(cells: list[Cell]) -> Comparison:
-    return Comparison("made up", "", cells, {})
+def comparison(cells: list[Cell]) -> ComparisonResult:
+    return ComparisonResult("made up", "", cells, {})
 
 
 def rows(table) -> dict[tuple[str, str], list[str]]:

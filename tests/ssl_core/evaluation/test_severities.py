@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from astra_gym.ssl_core.evaluation.corruptions import FAMILIES
-from astra_gym.ssl_core.evaluation.severities import SEVERITIES, TABLES, Table, nearest_table
+from astra_gym.ssl_core.evaluation.severities import SEVERITIES, TABLES, SeverityTable, nearest_table
 
 
 def test_every_set_has_five_severities_of_every_corruption() -> None:
@@ -30,7 +30,7 @@ PUBLISHED = {
 """SHA-256 of each table as JSON, taken when the tables agreed with Hendrycks & Dietterich's code, number by number."""
 
 
-def canonical(table: Table) -> str:
+def canonical(table: SeverityTable) -> str:
     """All that a table says, with each number as a float of 12 significant digits."""
 
     def written(value: object) -> object:
@@ -41,7 +41,7 @@ def canonical(table: Table) -> str:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_the_published_constants_stay_as_they_are(table: Table) -> None:
+def test_the_published_constants_stay_as_they_are(table: SeverityTable) -> None:
     found = hashlib.sha256(canonical(table).encode()).hexdigest()
     assert found == PUBLISHED[table.name], (
         "a constant of a published set has changed, and with it every figure measured with it: a change has to be "

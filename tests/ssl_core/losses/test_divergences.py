@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from astra_gym.ssl_core.losses.divergences import KINDS, representational_divergence
+from astra_gym.ssl_core.losses.divergences import DIVERGENCES, representational_divergence
 
 
 def features(n: int = 6, d: int = 5, seed: int = 0) -> Tensor:
@@ -85,14 +85,14 @@ def test_one_row_costs_one_less_the_cosine() -> None:
     assert representational_divergence(clean, adversarial, "ot").item() == pytest.approx(1 - cosine)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIVERGENCES)
 def test_identical_features_do_not_diverge(kind: str) -> None:
     clean = features()
     assert representational_divergence(clean, clean.clone(), kind).item() == pytest.approx(0, abs=1e-12)
     assert representational_divergence(clean, 3 * clean, kind).item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIVERGENCES)
 def test_images_may_come_in_any_order(kind: str) -> None:
     clean, adversarial, order = features(), features(seed=1), torch.tensor([3, 0, 5, 1, 4, 2])
     value = representational_divergence(clean, adversarial, kind, iterations=300)
@@ -130,7 +130,7 @@ def test_constant_rows_are_uniform_and_have_finite_gradients() -> None:
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(value, [clean, adversarial]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DIVERGENCES)
 def test_gradients_by_finite_differences(kind: str) -> None:
     clean, adversarial = features(4, 5).requires_grad_(), features(4, 5, seed=1).requires_grad_()
     reductions = ("mean", "sum") if kind == "ot" else ("mean", "sum", "none")

@@ -12,7 +12,7 @@ from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, bui
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
-from astra_gym.ssl_core.utils.training_plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 
 KINDS = [ACLAIR, DynACLAIR, DynACLAIRPlus]
 
@@ -35,7 +35,7 @@ def network() -> TargetNetwork:
 def learner(method: ACLAIR) -> TargetLearner:
     target = network()
     optimizer = make_optimizer("sgd-classic", target, 0.002, 0.0)
-    return TargetLearner(target, method, optimizer, lambda step: 0.002, moment=Plan(epochs=4, steps=1).moment)
+    return TargetLearner(target, method, optimizer, lambda step: 0.002, moment=TrainingPlan(epochs=4, steps=1).moment)
 
 
 def statistics(target: nn.Module, route: str) -> list[Tensor]:

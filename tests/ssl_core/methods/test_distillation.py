@@ -16,7 +16,7 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
-from astra_gym.ssl_core.utils.training_plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 
 BOTH = [DeACL(), DAQSDP()]
 
@@ -311,7 +311,7 @@ def statistics(network: TargetNetwork, route: str) -> list[Tensor]:
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 10), (3, 4), (5, 7), (20, 3), (100, 7), (77, 13)])
 def test_weights_are_perturbed_in_the_last_two_fifths(epochs: int, steps: int) -> None:
-    method, plan = DAQSDP(), Plan(epochs, steps)
+    method, plan = DAQSDP(), TrainingPlan(epochs, steps)
     gammas = [method.weight_perturbation(plan.moment(step)) for step in range(plan.total)]
     first = -(-6 * plan.total // 10)
     assert gammas == [0.0] * first + [0.002] * (plan.total - first)

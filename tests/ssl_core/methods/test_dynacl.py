@@ -14,7 +14,7 @@ from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, bui
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
-from astra_gym.ssl_core.utils.training_plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -39,7 +39,7 @@ def networks() -> tuple[Networks, TargetNetwork, TargetNetwork]:
 
 def learner(method: DynACL, epochs: int = 4) -> TargetLearner:
     target = network(0)
-    plan = Plan(epochs=epochs, steps=1)
+    plan = TrainingPlan(epochs=epochs, steps=1)
     return TargetLearner(
         target,
         method,

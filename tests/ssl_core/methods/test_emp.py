@@ -15,7 +15,7 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork, build_networ
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings
-from astra_gym.ssl_core.utils.training_plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 
 CROPS, BATCH = 4, 3
 N = CROPS * BATCH
@@ -33,7 +33,7 @@ def network() -> TargetNetwork:
 
 def learner(method: EMPSSL) -> TargetLearner:
     target = network()
-    plan = Plan(2, 4 * method.replays, method.replays)
+    plan = TrainingPlan(2, 4 * method.replays, method.replays)
     return TargetLearner(target, method, make_optimizer("sgd", target, 0.1, 0.0), lambda step: 0.1, moment=plan.moment)
 
 

@@ -14,7 +14,7 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork, build_networ
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 
 METHODS = (BYOL, SimSiam)
 BOTH = pytest.mark.parametrize("kind", METHODS)
@@ -43,7 +43,7 @@ def learner(method: Siamese, lr: float = 0.05) -> TargetLearner:
         lambda step: lr / (1 + step),
         heads=heads,
         others=others,
-        moment=Plan(epochs=3, steps=2).moment,
+        moment=TrainingPlan(epochs=3, steps=2).moment,
     )
 
 

@@ -16,7 +16,7 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork, build_networ
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import Plan
+from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,7 +35,7 @@ def learner(method: Method, optimizer: str = "sgd-classic", lr: float = 0.05, **
     target = network(method.routes)
     heads = method.make_heads(target.feature_dim, target.embedding_dim)
     made = make_optimizer(optimizer, target, lr, 0.0, heads=[(head, method.constant_lr) for head in heads.values()])
-    plan = Plan(epochs=4, steps=3 * method.replays, replays=method.replays)
+    plan = TrainingPlan(epochs=4, steps=3 * method.replays, replays=method.replays)
     return TargetLearner(
         target, method, made, lambda step: lr / (1 + step), heads=heads, others=others, moment=plan.moment
     )

@@ -1,10 +1,10 @@
 import pytest
 
-from astra_gym.ssl_core.utils.training_plan import Moment, Plan
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 
 
 def test_a_plain_plan_counts_epochs_and_updates() -> None:
-    plan = Plan(epochs=3, steps=4)
+    plan = TrainingPlan(epochs=3, steps=4)
     assert plan.total == 12
     assert [plan.place(step) for step in (0, 3, 4, 11, 12)] == [(0, 0), (0, 3), (1, 0), (2, 3), (3, 0)]
     assert [step for step in range(1, 13) if plan.ends_epoch(step)] == [4, 8, 12]
@@ -16,7 +16,7 @@ def test_a_plain_plan_counts_epochs_and_updates() -> None:
 
 
 def test_later_epochs_may_be_of_a_part_of_the_data() -> None:
-    plan = Plan(epochs=5, steps=10, reduced_from=2, reduced_steps=2)
+    plan = TrainingPlan(epochs=5, steps=10, reduced_from=2, reduced_steps=2)
     assert plan.total == 26
     assert [plan.steps_in(epoch) for epoch in range(5)] == [10, 10, 2, 2, 2]
     assert [plan.place(step) for step in (19, 20, 21, 22, 25, 26)] == [(1, 9), (2, 0), (2, 1), (3, 0), (4, 1), (5, 0)]
@@ -27,20 +27,20 @@ def test_later_epochs_may_be_of_a_part_of_the_data() -> None:
 
 
 def test_a_part_from_the_first_epoch_on_and_one_that_never_comes() -> None:
-    assert Plan(epochs=4, steps=10, reduced_from=0, reduced_steps=3).total == 12
-    assert Plan(epochs=4, steps=10, reduced_from=9, reduced_steps=3).total == 40
+    assert TrainingPlan(epochs=4, steps=10, reduced_from=0, reduced_steps=3).total == 12
+    assert TrainingPlan(epochs=4, steps=10, reduced_from=9, reduced_steps=3).total == 40
 
 
 def test_replays_of_a_batch() -> None:
-    plan = Plan(epochs=2, steps=6, replays=3)
+    plan = TrainingPlan(epochs=2, steps=6, replays=3)
     assert [plan.moment(step).replay for step in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     assert plan.total == 12
 
 
 def test_bad_plans_are_refused() -> None:
     with pytest.raises(ValueError, match="steps is 0"):
-        Plan(epochs=1, steps=0)
+        TrainingPlan(epochs=1, steps=0)
     with pytest.raises(ValueError, match="no multiple of 3 replays"):
-        Plan(epochs=1, steps=4, replays=3)
+        TrainingPlan(epochs=1, steps=4, replays=3)
     with pytest.raises(ValueError, match="no multiple of 2 replays"):
-        Plan(epochs=4, steps=4, replays=2, reduced_from=1, reduced_steps=3)
+        TrainingPlan(epochs=4, steps=4, replays=2, reduced_from=1, reduced_steps=3)
