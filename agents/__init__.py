@@ -1,5 +1,8 @@
 """Agents that choose attacks: REINFORCE, bandits, Stable-Baselines3's, a user's own, controls; one interface."""
 
+if __name__ != "astra_gym.agents":
+    raise ImportError(f"{__name__} is a part of astra_gym, not a package of its own: import astra_gym.agents")
+
 from astra_gym.agents.bandits import Exp3Bandit, LinearThompson
 from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent

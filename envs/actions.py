@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.utils.registry import pick
 
 UNIT = 255
@@ -19,8 +19,8 @@ STEPS = tuple(range(3, 15))
 """Numbers of ascent steps."""
 STEP_SIZES = tuple(range(1, 6))
 """Step sizes in 1/255."""
-GRID = (EPSILONS, STEPS, STEP_SIZES)
-"""The three sets in the order of an action's components."""
+GRID = {"epsilon": EPSILONS, "steps": STEPS, "step_size": STEP_SIZES}
+"""The three sets by name, in the order of an action's components."""
 ACTION_KINDS = {
     "factored": "MultiDiscrete([13, 12, 5]): epsilon, steps, step size",
     "flat": "Discrete(780): the same grid as one number, epsilon slowest, step size fastest",
@@ -48,7 +48,7 @@ class ActionTable:
     @property
     def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Discrete | gym.spaces.Box:
         """The space of one action."""
-        sizes = [len(values) for values in GRID]
+        sizes = [len(values) for values in GRID.values()]
         if self.kind == "factored":
             return gym.spaces.MultiDiscrete(sizes)
         if self.kind == "continuous":
@@ -89,48 +89,56 @@ class ActionTable:
         if self.kind == "none":
             return None
         if self.kind == "continuous":
-            ends = torch.tensor([(values[0], values[-1]) for values in GRID], device=actions.device)
+            ends = torch.tensor([(values[0], values[-1]) for values in GRID.values()], device=actions.device)
             low, high = ends.to(torch.float32).unbind(dim=1)
-            values = low + (actions.to(torch.float32) + 1) / 2 * (high - low)
-            return Budget(values[:, 0] / UNIT, values[:, 2] / UNIT, values[:, 1].round().to(torch.int64))
+            columns = (low + (actions.to(torch.float32) + 1) / 2 * (high - low)).unbind(dim=1)
+            value = dict(zip(GRID, columns, strict=True))
+            return Budget(
+                epsilon=value["epsilon"] / UNIT,
+                step_size=value["step_size"] / UNIT,
+                steps=value["steps"].round().to(torch.int64),
+            )
         if self.kind == "flat":
             fastest, middle = len(STEP_SIZES), len(STEPS)
             heads = (actions // (fastest * middle), actions // fastest % middle, actions % fastest)
         else:
             heads = actions.unbind(dim=1)  # type: ignore[assignment]
         # the sets are runs of integers, so a member is its first plus the index
-        epsilon, steps, step_size = (head.to(torch.int64) + values[0] for head, values in zip(heads, GRID, strict=True))
-        return Budget(epsilon.to(torch.float32) / UNIT, step_size.to(torch.float32) / UNIT, steps)
+        chosen = {
+            name: head.to(torch.int64) + values[0] for head, (name, values) in zip(heads, GRID.items(), strict=True)
+        }
+        return Budget(
+            epsilon=chosen["epsilon"].to(torch.float32) / UNIT,
+            step_size=chosen["step_size"].to(torch.float32) / UNIT,
+            steps=chosen["steps"],
+        )
 
-    def encode(self, epsilon: float, step_size: float, steps: int) -> np.ndarray:
+    def encode(self, budget: ConstantBudget) -> np.ndarray:
         """The action of a budget.
-
-        Args:
-            epsilon, step_size: fractions (8/255, not 8).
-            steps: number of steps.
 
         Raises:
             ValueError: if a figure is outside its range, or not on the grid of a discrete kind.
         """
         if self.kind == "none":
             return np.int64(0)  # type: ignore[return-value]
-        given = (("epsilon", epsilon * UNIT, True), ("steps", steps, False), ("step_size", step_size * UNIT, True))
+        given = {"epsilon": budget.epsilon * UNIT, "steps": budget.steps, "step_size": budget.step_size * UNIT}
         values = []
-        for (name, value, fraction), choices in zip(given, GRID, strict=True):
+        for name, choices in GRID.items():
+            value = given[name]
             if not choices[0] - 1e-6 <= value <= choices[-1] + 1e-6:
-                unit = "/255" if fraction else ""
+                unit = "" if name == "steps" else "/255"
                 raise ValueError(f"{name} is {value:g}{unit}: expected {choices[0]}{unit} to {choices[-1]}{unit}")
             values.append(min(max(value, choices[0]), choices[-1]))
         if self.kind == "continuous":
-            ends = [(choices[0], choices[-1]) for choices in GRID]
+            ends = [(choices[0], choices[-1]) for choices in GRID.values()]
             return np.array([2 * (v - a) / (b - a) - 1 for v, (a, b) in zip(values, ends, strict=True)], np.float32)
-        indices = [round(value - choices[0]) for value, choices in zip(values, GRID, strict=True)]
-        for (name, _, _), value, index, choices in zip(given, values, indices, GRID, strict=True):
+        indices = [round(value - choices[0]) for value, choices in zip(values, GRID.values(), strict=True)]
+        for (name, choices), value, index in zip(GRID.items(), values, indices, strict=True):
             if abs(value - choices[index]) > 1e-3:
                 raise ValueError(
                     f"{name} is {value:g}/255: the nearest that {self.kind} actions have is {choices[index]}/255; "
                     f"take that, or continuous actions"
                 )
         if self.kind == "flat":
-            return np.ravel_multi_index(indices, [len(choices) for choices in GRID])  # type: ignore[return-value]
+            return np.ravel_multi_index(indices, [len(choices) for choices in GRID.values()])  # type: ignore[return-value]
         return np.array(indices, np.int64)

@@ -84,16 +84,16 @@ class LookAhead:
     def losses(self) -> Tensor:
         """(2,): mean loss of the attacked and of the clean views, on the present weights, in the attack's mode."""
         method = self._learner.method
-        epsilon, step_size, steps = method.default_budget(0)
+        own = method.budget_at(0)
         attacked_views = len(method.attacked(self.views))
-        budget = Budget.uniform(attacked_views, epsilon, step_size, steps, self.views.device)
+        budget = own.expand(attacked_views, self.views.device)
         generator = self._streams.on_device(NOISE)
         start = generator.get_state()
         objective = self._learner.objective(self.views)
         with self._learner.untracked():
             attacked = self._learner.attack(self.views, budget, generator, objective)
         generator.set_state(start)
-        self.attack_steps += steps * attacked_views
+        self.attack_steps += own.steps * attacked_views
         clean = self._learner.look(self.views)
         return torch.stack([objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
 

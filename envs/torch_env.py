@@ -182,7 +182,9 @@ def to_device(budget: Budget, device: torch.device) -> Budget:
     """The budget on the device."""
     if budget.steps.device == device:
         return budget
-    return Budget(budget.epsilon.to(device), budget.step_size.to(device), budget.steps.to(device))
+    return Budget(
+        epsilon=budget.epsilon.to(device), step_size=budget.step_size.to(device), steps=budget.steps.to(device)
+    )
 
 
 def step_info(engine: AttackEngine) -> dict[str, Any]:

@@ -25,11 +25,9 @@ The results are written after every part: an interrupted benchmark keeps those t
 """
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,18 +40,18 @@ import torch
 from rich.console import Console
 
 from astra_gym.experiments.benchmarks.checkouts import check_checkout, measure_training
-from astra_gym.experiments.benchmarks.compare import SCHEMA, compare, comparison_table, count, differences, read
+from astra_gym.experiments.benchmarks.compare import compare, comparison_table, count, differences, read
 from astra_gym.experiments.benchmarks.costs import measure_efficiency, measure_scaling, write_profile
 from astra_gym.experiments.benchmarks.data import measure_data
-from astra_gym.experiments.benchmarks.measure import Figure, Result
+from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
+from astra_gym.experiments.benchmarks.results_file import ResultsFile
 from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
-from astra_gym.experiments.benchmarks.tables import draw, figures_table, targets_line
+from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
-from astra_gym.ssl_core.utils.files import replacing
-from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 from astra_gym.ssl_core.utils.registry import pick
 
 AGAINST = "training"
@@ -87,7 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     `device` is resolved, `old` is the earlier result of `--compare` (None without), `picture` a path.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog="benchmark.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(prog=program("benchmark"), description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--parts", nargs="+", metavar="PART", help="by default all; training only with --against")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, for the part training")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")
@@ -157,84 +155,6 @@ def _writable(folder: Path) -> bool:
         return False
 
 
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def document_of(
-    options: Options, figures: Sequence[Figure], details: dict[str, Any], failed: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """What the results file holds: the circumstances, the figures with their summaries, what explains them, and why
-    parts `failed`."""
-    device = options.device
-    return {
-        "schema": SCHEMA,
-        "quick": options.quick,
-        "versions": versions(),
-        "processor": processor(),
-        "threads": options.threads,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "figures": [figure.record() for figure in figures],
-        "details": details,
-        "failed": dict(failed or {}),
-    }
-
-
-class Report:
-    """What was measured so far; the file is written after every part, the picture at the end.
-
-    Args:
-        options: of the benchmark.
-        output: the results file.
-        picture: beside it.
-    """
-
-    def __init__(self, options: Options, output: Path, picture: Path) -> None:
-        self.options = options
-        self.output = output
-        self.picture = picture
-        self.figures: list[Figure] = []
-        self.details: dict[str, Any] = {}
-        self.failed: dict[str, str] = {}
-        self.document: dict[str, Any] = {}
-        self.drawn = False
-        # now: the file itself may be tracked, and is changed after the first part
-        self.commit = commit(ROOT)
-
-    def add(self, part: str, result: Result) -> None:
-        """Takes what a part gave, and writes."""
-        figures, self.details[part] = result
-        self.figures += figures
-        self.write()
-
-    def fail(self, part: str, why: str) -> None:
-        """Notes why a part gave nothing, and writes, if there are figures."""
-        self.failed[part] = why
-        self.write()
-
-    def write(self) -> None:
-        """Replaces the file; an earlier one stays until there are figures."""
-        if not self.figures:
-            return
-        found = document_of(self.options, self.figures, self.details, self.failed)
-        self.document = {"commit": self.commit} | found
-        with replacing(self.output) as temporary:
-            temporary.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-    def draw(self) -> None:
-        """Replaces the picture, if there is something to draw."""
-        self.drawn = draw(self.figures, self.details, self.picture)
-
-    def __str__(self) -> str:
-        if not self.figures:
-            return "nothing was written"
-        return f"written: {self.output}" + (f", {self.picture}" if self.drawn else "; there is nothing to draw in it")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command.
 
@@ -245,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(argv)
     torch.set_num_threads(given.threads)
     options = Options(given.threads, given.device, given.quick, given.against)
-    report = Report(options, given.output, given.picture)
+    report = ResultsFile(options, given.output, given.picture)
     try:
         return _run(given, report)
     except KeyboardInterrupt:
@@ -253,11 +173,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(KeyboardInterrupt):
             report.draw()
         parts = f" (parts: {', '.join(report.details)})" if report.details else ""
-        print(f"benchmark.py: interrupted: {report}{parts}", file=sys.stderr)
+        print(f"{program('benchmark')}: interrupted: {report}{parts}", file=sys.stderr)
         return 130
 
 
-def _run(given: argparse.Namespace, report: Report) -> int:
+def _run(given: argparse.Namespace, report: ResultsFile) -> int:
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -274,7 +194,7 @@ def _run(given: argparse.Namespace, report: Report) -> int:
             result = part.measure(report.options, rounds, say)
         except BenchmarkError as error:
             why = " ".join(str(error).split())
-            print(f"benchmark.py: error: the part {name!r} failed: {why}", file=sys.stderr)
+            print(f"{program('benchmark')}: error: the part {name!r} failed: {why}", file=sys.stderr)
             report.fail(name, why)
         else:
             report.add(name, result)

@@ -26,6 +26,7 @@ if not __package__:
 
 from rich.console import Console
 
+from astra_gym.experiments.config.commands import program, recorded
 from astra_gym.experiments.config.settings import resolve_device
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.evaluate import evaluate
@@ -34,8 +35,6 @@ from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.markup import for_terminal
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
-
-COMMAND = ("python", "experiments/evaluate_encoder.py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check(given)
-        return _run(given, shlex.join([*COMMAND, *words]))
+        return _run(given, shlex.join([*recorded("evaluate"), *words]))
     except (ValueError, CheckpointError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        again = shlex.join([*COMMAND, *words])
-        print(f"evaluate_encoder.py: interrupted; what is finished is kept: go on by {again}", file=sys.stderr)
+        again = shlex.join([*recorded("evaluate"), *words])
+        print(f"{program('evaluate')}: interrupted; what is finished is kept: go on by {again}", file=sys.stderr)
         return 130
     except RuntimeError as error:
-        print(f"evaluate_encoder.py: error: the evaluation failed: {error}", file=sys.stderr)
+        print(f"{program('evaluate')}: error: the evaluation failed: {error}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -78,10 +77,10 @@ def _run(given: argparse.Namespace, command: str) -> int:
         console.print(for_terminal(table))
     for text in remarks(rows, facts["notes"]):
         say(text)
-    page = shlex.join(["python", "experiments/report.py", str(store.path)])
+    page = shlex.join([*recorded("report"), str(store.path)])
     say(f"results lie in {store.path}; as a page, with intervals: {page}")
     for name, reason in facts["void"].items():
-        print(f"evaluate_encoder.py: error: no figure for {name}: {reason}", file=sys.stderr)
+        print(f"{program('evaluate')}: error: no figure for {name}: {reason}", file=sys.stderr)
     return 1 if facts["void"] else 0
 
 

@@ -5,7 +5,6 @@ python experiments/train_agent.py --agent ppo --dataset cifar10 --data_dir DIR -
 python experiments/train_agent.py --resume runs/NAME
 """
 
-import shlex
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ if not __package__:
 from rich.console import Console
 
 from astra_gym.experiments.config.cli import Invocation, parse
+from astra_gym.experiments.config.commands import called, program, typed
 from astra_gym.experiments.config.settings import default_run_dir, resolve_device
 from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
 from astra_gym.experiments.runs.peak_memory import described, peak_memory
@@ -30,10 +30,10 @@ from astra_gym.ssl_core.training.learner import NonFiniteLossError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    words = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
+    words = [*called("train"), *(sys.argv[1:] if argv is None else argv)]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(parse(argv), words, Console())
+        return _run(parse(argv, program("train")), words, Console())
     except (ValueError, CheckpointError) as error:
         return _fail(2, error)
     except KeyboardInterrupt:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(status: int, message: object) -> int:
-    print(f"train_agent.py: error: {message}", file=sys.stderr)
+    print(f"{program('train')}: error: {message}", file=sys.stderr)
     return status
 
 
@@ -88,7 +88,7 @@ def _headline(run: Run, folder: RunFolder) -> str:
 
 
 def _resume(folder: RunFolder) -> str:
-    return shlex.join(["python", sys.argv[0], "--resume", str(folder.path)])
+    return typed("train", "--resume", str(folder.path))
 
 
 def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> int:

@@ -24,7 +24,7 @@ from astra_gym.ssl_core.utils.files import replacing
 from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
-FEWEST, MOST = GRID[1][0], GRID[1][-1]
+FEWEST, MOST = GRID["steps"][0], GRID["steps"][-1]
 MEANS = (4.0, 6.0, (FEWEST + MOST) / 2, 11.0, 14.0)
 """Mean numbers of steps of the straight line's points; the largest number is the same in all."""
 BASE: dict[str, int] = {"views": 64, "width": 32, "size": 32}
@@ -78,8 +78,11 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
             if not number:
                 steps = steps.clamp(max=FEWEST)
             means[f"mean {mean:g}"] += [steps.double().mean().item()] if number else []
-            given = ((epsilon + GRID[0][0]) / UNIT, (step_size + GRID[2][0]) / UNIT, steps)
-            budgets[f"mean {mean:g}"] = Budget(*(value.to(options.device) for value in given))
+            budgets[f"mean {mean:g}"] = Budget(
+                epsilon=((epsilon + GRID["epsilon"][0]) / UNIT).to(options.device),
+                step_size=((step_size + GRID["step_size"][0]) / UNIT).to(options.device),
+                steps=steps.to(options.device),
+            )
         return budgets
 
     def run(name: str, budgets: Mapping[str, Budget]) -> None:
@@ -117,7 +120,9 @@ def growth(options: Options, rounds: int, say: Say) -> Result:
     for name, shape in shapes.items():
         learner = options.learner(**arguments, width=shape["width"], image_size=shape["size"])
         views = views_for(learner, shape["views"], shape["size"], stream)
-        budget = Budget.uniform(shape["views"], 8 / 255, 2 / 255, GROWTH_STEPS, options.device)
+        budget = Budget.uniform(
+            shape["views"], epsilon=8 / 255, step_size=2 / 255, steps=GROWTH_STEPS, device=options.device
+        )
         learners[name] = (learner, views, budget)
         flops[name] = attack_flops(learner.network, learner.method, shape["size"])(budget) / shape["views"]
 
@@ -255,7 +260,7 @@ def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
     learners = {precision: options.learner(**sizes, precision=precision) for precision in ("fp32", "bf16")}
     stream, clock = Streams(0, options.device), DeviceClock(options.device)
     views = views_for(learners["fp32"], count, size, stream)
-    budget = Budget.uniform(count, 8 / UNIT, 2 / UNIT, EFFICIENCY_STEPS, options.device)
+    budget = Budget.uniform(count, epsilon=8 / UNIT, step_size=2 / UNIT, steps=EFFICIENCY_STEPS, device=options.device)
     plain = learners["fp32"]
     needed = {
         "attack": attack_flops(plain.network, plain.method, size)(budget),
@@ -311,7 +316,7 @@ def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
     views = views_for(learner, 2 * network["batch_size"], network["image_size"], stream)
     steps = torch.arange(len(views), device=options.device) % EFFICIENCY_STEPS + 1
     filled = [torch.full((len(views),), value / UNIT, device=options.device) for value in (8, 2)]
-    budget = Budget(filled[0], filled[1], steps)
+    budget = Budget(epsilon=filled[0], step_size=filled[1], steps=steps)
 
     def once() -> None:
         with record_function("attack"):

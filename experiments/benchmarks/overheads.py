@@ -39,7 +39,7 @@ from astra_gym.experiments.benchmarks.workloads import TINY, BenchmarkError, Opt
 from astra_gym.experiments.console import Interrupt, RunProgress
 from astra_gym.experiments.runs.run import Run, RunCallback
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
-from astra_gym.ssl_core.utils.provenance import ROOT
+from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 Say = Callable[[str], None]
 NETWORK, LOSS = "network", "loss"
@@ -213,19 +213,21 @@ def agent_share(seconds: Seconds, interval: int) -> float:
 
 FIRST_STEP = """
 import json, sys, time
-sys.path.insert(0, sys.argv[1])
-from astra_gym.experiments import train_agent, training
-imported, before = time.time(), training.RunCallback._on_step
+if sys.argv[1]:
+    sys.path.insert(0, sys.argv[1])
+from astra_gym.experiments import train_agent
+from astra_gym.experiments.runs.run import RunCallback
+imported, before = time.time(), RunCallback._on_step
 def first(callback):
     before(callback)
     with open(sys.argv[2], "w") as file:
         json.dump({"imported": imported, "first": time.time()}, file)
     raise KeyboardInterrupt
-training.RunCallback._on_step = first
+RunCallback._on_step = first
 sys.exit(train_agent.main(sys.argv[3:]))
 """
-"""The command itself until its first step is made and reported, where it is interrupted; arguments: the checkout, the
-file to tell the moments, the command's own."""
+"""The command itself until its first step is made and reported, where it is interrupted; arguments: the checkout (empty
+where there is none), the file to tell the moments, the command's own."""
 
 
 def measure_start(options: Options, rounds: int, say: Say) -> Result:
@@ -258,7 +260,7 @@ def first_step(options: Options) -> tuple[float, float]:
     environment = os.environ | {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as temporary:
         told = Path(temporary) / "told.json"
-        words = [sys.executable, "-c", FIRST_STEP, str(ROOT), str(told), *flags, f"--run_dir={temporary}/run"]
+        words = [sys.executable, "-c", FIRST_STEP, str(CHECKOUT or ""), str(told), *flags, f"--run_dir={temporary}/run"]
         # two processes share no other clock on every system
         began = time.time()
         done = subprocess.run(words, env=environment, capture_output=True, text=True)

@@ -87,7 +87,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
 
     def prepare(number: int) -> tuple[Budget, int]:
         say(f"attack: round {number} of {rounds}")
-        steps = (GRID[1][0], GRID[1][-1]) if number else WARM_UP_STEPS
+        steps = (GRID["steps"][0], GRID["steps"][-1]) if number else WARM_UP_STEPS
         actions = random_actions(len(engine.views), engine.streams["twin/budgets"], steps)
         return budget_of(actions, options.device), number
 

@@ -93,7 +93,7 @@ def views_for(learner: TargetLearner, count: int, size: int, stream: Streams) ->
 
 
 def random_actions(
-    count: int, generator: torch.Generator, steps: tuple[int, int] = (GRID[1][0], GRID[1][-1])
+    count: int, generator: torch.Generator, steps: tuple[int, int] = (GRID["steps"][0], GRID["steps"][-1])
 ) -> Tensor:
     """Factored actions (count, 3), uniform on the action grid, their numbers of steps within both ends.
 
@@ -105,9 +105,11 @@ def random_actions(
         generator: on the CPU.
         steps: smallest and largest number of steps.
     """
-    epsilon, step_size = (torch.randint(len(GRID[head]), (count,), generator=generator) for head in (0, 2))
+    epsilon, step_size = (
+        torch.randint(len(GRID[name]), (count,), generator=generator) for name in ("epsilon", "step_size")
+    )
     choices = steps[1] - steps[0] + 1
-    evenly = (2 * torch.arange(count) + 1) * choices // (2 * count) + steps[0] - GRID[1][0]
+    evenly = (2 * torch.arange(count) + 1) * choices // (2 * count) + steps[0] - GRID["steps"][0]
     return torch.stack([epsilon, evenly[torch.randperm(count, generator=generator)], step_size], dim=1)
 
 

@@ -19,6 +19,8 @@ from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.utils.files import replacing
 
 SCHEMA = 1
+COMPARISON = "comparison.json"
+"""The file of a comparison's results in its folder."""
 WINDOWS = 20
 """Into so many parts a training is cut for curves and shares."""
 PLACES = ("run_dir", "data_dir", "cache_dir", "teacher", "progress")

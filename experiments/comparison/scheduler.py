@@ -14,8 +14,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from astra_gym.experiments.config.commands import is_installed
 from astra_gym.experiments.console import Interrupt
-from astra_gym.ssl_core.utils.provenance import ROOT
+from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 PRELOADED = (
     "astra_gym.experiments.train_agent",
@@ -144,7 +145,8 @@ def run_cell(argv: Sequence[str], log: str, directory: str, lock: str) -> None:
     torch.set_num_threads(1)
     train_agent = importlib.import_module("astra_gym.experiments.train_agent")
     # as a person would type it, for command.txt
-    sys.argv[0] = _shortest(Path(train_agent.__file__ or ""))
+    if not is_installed():
+        sys.argv[0] = _shortest(Path(train_agent.__file__ or ""))
     sys.exit(train_agent.main(list(argv)))
 
 
@@ -169,7 +171,7 @@ def _watch() -> None:
 @contextlib.contextmanager
 def _circumstances() -> Iterator[None]:
     """What a new Python process inherits, the fork server above all: one thread, and this checkout before others."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join(filter(None, [str(CHECKOUT or ""), os.environ.get("PYTHONPATH")]))
     wanted = ONE_THREAD | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in wanted}
     # the fork server is slow to import and must outlive a Ctrl-C meanwhile

@@ -1,7 +1,7 @@
 """Settings of a run: one typed record that is the command line, the YAML file and the Python interface alike."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from astra_gym.envs.actions import ACTION_KINDS, ActionTable
 from astra_gym.envs.torch_env import OBSERVATIONS
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.recipes import recipe, with_options
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.downstream.postprocessing import PostSettings
 from astra_gym.ssl_core.methods import find_method, is_own
 from astra_gym.ssl_core.models.target_network import PRECISIONS, bf16_is_native, last_strided_map
@@ -101,7 +102,7 @@ AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
 """Whose attacks a preset is about, where it is not `reinforce`."""
 TUPLES = ("eval_epsilons", "schedule", "crop_scale", "jitter")
 """Settings that are tuples here and lists in YAML."""
-HARDEST = (15 / 255, 4 / 255, 14)
+HARDEST = ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
 """The agent `fixed-max`: radius and number of steps at the top of their ranges, and steps that reach every corner."""
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
@@ -230,7 +231,7 @@ class Settings(WorldSettings):
         if self.agent not in ("fixed", "schedule"):
             return usual
         try:
-            ActionTable(usual).encode(*self.make_method().default_budget(1))
+            ActionTable(usual).encode(self.make_method().budget_at(1))
         except ValueError:
             return "continuous"
         return usual
@@ -288,7 +289,7 @@ class Settings(WorldSettings):
             raise ValueError(f"post_kwargs: the method {self.method} has no post-processing (its ++ form has)")
         for budget in (self.fixed_budget, *self.scheduled_budgets):
             if budget is not None:
-                ActionTable(self.actions).encode(*budget)
+                ActionTable(self.actions).encode(budget)
 
     def make_post(self) -> PostSettings:
         """The settings of the method's post-processing.
@@ -299,27 +300,25 @@ class Settings(WorldSettings):
         return replaced(PostSettings(), dict(self.post_kwargs or {}), "the post-processing")
 
     @property
-    def scheduled_budgets(self) -> list[tuple[float, float, int]]:
-        """(epsilon, step_size, steps) of each part of the agent `schedule`; steps and their size are the method's."""
+    def scheduled_budgets(self) -> list[ConstantBudget]:
+        """The budget of each part of the agent `schedule`; steps and their size are the method's."""
         if self.agent != "schedule":
             return []
-        _, step_size, steps = self.make_method().default_budget(1)
-        return [(epsilon, step_size, steps) for epsilon in self.schedule]
+        own = self.make_method().budget_at(1)
+        return [replace(own, epsilon=epsilon) for epsilon in self.schedule]
 
     @property
-    def fixed_budget(self) -> tuple[float, float, int] | None:
-        """(epsilon, step_size, steps) of the agent `fixed` (what was given, and the method's own for the rest) and of
-        `fixed-max`; None for an agent that chooses.
+    def fixed_budget(self) -> ConstantBudget | None:
+        """The budget of the agent `fixed` (what was given, and the method's own for the rest) and of `fixed-max`; None
+        for an agent that chooses.
         """
         if self.agent == "fixed-max":
             return HARDEST
         if self.agent != "fixed":
             return None
-        epsilon, step_size, steps = self.make_method().default_budget(1)
-        return (
-            epsilon if self.epsilon is None else self.epsilon,
-            step_size if self.step_size is None else self.step_size,
-            steps if self.steps is None else self.steps,
+        given = {name: getattr(self, name) for name in ("epsilon", "step_size", "steps")}
+        return replace(
+            self.make_method().budget_at(1), **{name: value for name, value in given.items() if value is not None}
         )
 
     @classmethod

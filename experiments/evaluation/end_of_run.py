@@ -133,7 +133,7 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
         budgets = {
             settings.agent: chosen_budget(run, run.agent, views),
             UNIFORM: chosen_budget(run, uniform, views),
-            FIXED: Budget.uniform(len(clean), *engine.method.default_budget(engine.step), engine.device),
+            FIXED: engine.method.budget_at(engine.step).expand(len(clean), engine.device),
         }
         start = noise.get_state()
         for name, budget in budgets.items():
@@ -180,7 +180,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
             attacked = engine.learner.attack(engine.all_views, budget, generator)
         # one view of each image: the others show the same scan again
         each = slice(None, None, engine.method.attacked_per_image)
-        first = Budget(budget.epsilon[each], budget.step_size[each], budget.steps[each])
+        first = Budget(epsilon=budget.epsilon[each], step_size=budget.step_size[each], steps=budget.steps[each])
         path = folder.figures / "attack_gallery.png"
         run_plots.attack_gallery(engine.views[each], attacked.images[each], first, path)
     if rows:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.settings import DEVICES, PROGRESS
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
@@ -54,7 +55,7 @@ def make_parser(description: str) -> OneLineParser:
     raw = argparse.RawDescriptionHelpFormatter
     usage = "%(prog)s [RUN | CHECKPOINT | --model PATH] [--FLAG VALUE ...]"
     parser = OneLineParser(
-        prog="evaluate_encoder.py", usage=usage, description=description, formatter_class=raw, allow_abbrev=False
+        prog=program("evaluate"), usage=usage, description=description, formatter_class=raw, allow_abbrev=False
     )
     what = parser.add_argument_group("what is evaluated")
     what.add_argument("encoder", nargs="?", type=Path, help="a run folder, or a checkpoint")

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from astra_gym.experiments.comparison.cell_results import ComparisonResult
+from astra_gym.experiments.comparison.cell_results import COMPARISON, Cell, ComparisonResult, read_comparison, summarise
 from astra_gym.experiments.reports.comparison_plots import (
     accuracy_against_compute,
     choice_by_clean_loss,
@@ -27,8 +28,9 @@ from astra_gym.experiments.reports.comparison_tables import (
 )
 from astra_gym.experiments.reports.markup import Entry, Table
 from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
-from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text
+from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text, write_page
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
+from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import PRIMARY, deciding_epsilon
 
 
@@ -282,3 +284,57 @@ def duration(seconds: float | None) -> str:
 def _unfinished(comparison: ComparisonResult) -> list[Block]:
     rows = [[Entry(name), Entry(reason)] for name, reason in comparison.unfinished.items()]
     return [Table("Failed or missing", "", ["run", "reason"], rows)] if rows else []
+
+
+def read_runs(paths: Sequence[Path]) -> ComparisonResult:
+    """What is to be reported.
+
+    Args:
+        paths: one comparison, as a folder or its `comparison.json`, or run folders.
+
+    Raises:
+        ValueError: if a path is neither, or a comparison stands beside others, or what it holds is damaged or
+            unfinished.
+    """
+    files = [path / COMPARISON if (path / COMPARISON).is_file() else path for path in paths]
+    comparisons = [file for file in files if not file.is_dir()]
+    if comparisons and len(files) > 1:
+        raise ValueError(f"{comparisons[0]} is not a run folder: give one comparison alone, or run folders")
+    if comparisons:
+        return read_comparison(files[0])
+    for path in paths:
+        if not (path / "config.yaml").is_file():
+            raise ValueError(f"{path} is neither a comparison (no {COMPARISON}) nor a run folder (no config.yaml)")
+    commands = [RunFolder.open(path).command.read_text(encoding="utf-8").strip() for path in paths]
+    name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
+    return ComparisonResult(name, "\n".join(commands), labelled([summarise(path) for path in paths]), {})
+
+
+def labelled(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells of single runs with arms by their agents, told apart by the settings in which runs of one agent differ."""
+    arms = []
+    for cell in cells:
+        same = [other for other in cells if (other.agent, other.method, other.preset) == key(cell)]
+        names = [
+            name
+            for name in cell.settings
+            if name not in ("seed", "progress")
+            and any(other.settings.get(name) != cell.settings[name] for other in same)
+        ]
+        values = ",".join(f"{name}={cell.settings[name]}" for name in names)
+        arms.append(f"{cell.agent}@{values}" if values else cell.agent)
+    return [replace(cell, arm=arm) for cell, arm in zip(cells, arms, strict=True)]
+
+
+def key(cell: Cell) -> tuple[str, str, str]:
+    """What runs have in common that are compared under one agent's name."""
+    return cell.agent, cell.method, cell.preset
+
+
+def write_report(comparison: ComparisonResult, folder: Path) -> Path:
+    """Writes the report and its figures into a folder; returns the HTML's path.
+
+    Raises:
+        ValueError: if no run is finished, or an arm has a seed twice.
+    """
+    return write_page(report(comparison, folder / "figures"), folder)

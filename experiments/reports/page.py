@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from astra_gym.experiments.reports import markup
 from astra_gym.experiments.reports.markup import Table, escaped_markdown
+from astra_gym.ssl_core.utils.files import replacing
 
 STYLE = """
 :root { color-scheme: light; }
@@ -190,3 +191,12 @@ def _html_picture(path: Path, alt: str, caption: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{html.escape(alt)}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def write_page(page: Page, folder: Path) -> Path:
+    """Writes a page, whose figures lie in `folder/figures`, as `report.md` and `report.html`; returns that path."""
+    figures = folder / "figures"
+    for name, text in (("report.md", to_markdown(page, figures.name)), ("report.html", to_html(page, figures))):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder / "report.html"

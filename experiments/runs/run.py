@@ -82,7 +82,7 @@ class Run:
             gamma=DISCOUNT[settings.env],
             planned_plays=self.engine.planned_updates,
             fixed_action=self._fixed_action(),
-            schedule_actions=[self.env.table.encode(*budget) for budget in settings.scheduled_budgets],
+            schedule_actions=[self.env.table.encode(budget) for budget in settings.scheduled_budgets],
             updates_warmup=settings.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
             overrides=settings.agent_kwargs,
         )
@@ -92,7 +92,7 @@ class Run:
 
     def _fixed_action(self) -> Any:
         budget = self.settings.fixed_budget
-        return None if budget is None else self.env.table.encode(*budget)
+        return None if budget is None else self.env.table.encode(budget)
 
     @property
     def encoder(self) -> TargetNetwork:

@@ -11,7 +11,7 @@ Encode = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     """What the attack on each of n images may spend.
 
@@ -48,15 +48,34 @@ class Budget:
 
     @classmethod
     def uniform(
-        cls, n: int, epsilon: float, step_size: float, steps: int, device: torch.device | str = "cpu"
+        cls, n: int, *, epsilon: float, step_size: float, steps: int, device: torch.device | str = "cpu"
     ) -> "Budget":
         """The same budget for all n images."""
         return cls(
             # a whole number, as 0, is a radius too
-            torch.full((n,), float(epsilon), device=device),
-            torch.full((n,), float(step_size), device=device),
-            torch.full((n,), steps, dtype=torch.int64, device=device),
+            epsilon=torch.full((n,), float(epsilon), device=device),
+            step_size=torch.full((n,), float(step_size), device=device),
+            steps=torch.full((n,), steps, dtype=torch.int64, device=device),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantBudget:
+    """One budget for every image: what a method attacks with by default, and what a fixed rule plays.
+
+    Args:
+        epsilon: radius of the L-infinity ball, in the images' unit (8/255, not 8).
+        step_size: length of one ascent step, in the same unit.
+        steps: number of steps, 0 or more.
+    """
+
+    epsilon: float
+    step_size: float
+    steps: int
+
+    def expand(self, n: int, device: torch.device | str = "cpu") -> Budget:
+        """The budget of n images, each with this one."""
+        return Budget.uniform(n, epsilon=self.epsilon, step_size=self.step_size, steps=self.steps, device=device)
 
 
 class Attacked(NamedTuple):

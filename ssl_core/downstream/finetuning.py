@@ -206,7 +206,13 @@ def _attack(
         lambda moved, _: head(features(moved, routes[1])),
         lambda answers: kl_divergence(clean, answers),
         images,
-        Budget.uniform(len(images), settings.epsilon, settings.step_size, settings.steps, images.device),
+        Budget.uniform(
+            len(images),
+            epsilon=settings.epsilon,
+            step_size=settings.step_size,
+            steps=settings.steps,
+            device=images.device,
+        ),
         # `pgd` holds a given start to the pixels' bounds, but to the ball from the first step on only.
         start=noise.clamp(-settings.epsilon, settings.epsilon),
     ).images

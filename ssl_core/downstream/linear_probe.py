@@ -92,7 +92,7 @@ class TrainingAttack:
 
     def budget(self, n: int, device: torch.device | str) -> Budget:
         """The same for each of n images."""
-        return Budget.uniform(n, self.epsilon, self.step_size, self.steps, device)
+        return Budget.uniform(n, epsilon=self.epsilon, step_size=self.step_size, steps=self.steps, device=device)
 
 
 def standard_probe(dataset: str) -> ProbeSettings:

@@ -147,7 +147,7 @@ def masking_evidence(
             lambda moved, _: classifier(moved),
             lambda logits: F.cross_entropy(logits, y, reduction="none"),
             x,
-            Budget.uniform(n, epsilon, step_size, steps, x.device),
+            Budget.uniform(n, epsilon=epsilon, step_size=step_size, steps=steps, device=x.device),
             generator=streams.on_device(f"masking/pgd/{epsilon!r}"),
         )
         return attacked.embeddings.argmax(1) == y

@@ -196,7 +196,7 @@ def attack_features(encoder: nn.Module, images: Tensor, route: str, generator: t
         lambda x, _: cast(Encoder, encoder).features(x, route),
         lambda z: -F.cosine_similarity(z, clean, dim=1),
         images,
-        Budget.uniform(len(images), EPSILON, STEP_SIZE, STEPS, images.device),
+        Budget.uniform(len(images), epsilon=EPSILON, step_size=STEP_SIZE, steps=STEPS, device=images.device),
         generator=generator,
     ).images
 

@@ -89,7 +89,13 @@ def pgd_accuracy(
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         step = step_size_for(epsilon) if step_size is None else step_size
-        return _ascend(classifier, x, y, Budget.uniform(len(x), epsilon, step, steps, x.device), generator=generator)
+        return _ascend(
+            classifier,
+            x,
+            y,
+            Budget.uniform(len(x), epsilon=epsilon, step_size=step, steps=steps, device=x.device),
+            generator=generator,
+        )
 
     return _survivors(classifier, images, labels, epsilon, attack, restarts, batch_size, clean, progress)
 
@@ -111,7 +117,13 @@ def fgsm_accuracy(
     """
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        return _ascend(classifier, x, y, Budget.uniform(len(x), epsilon, epsilon, 1, x.device), start="zero")
+        return _ascend(
+            classifier,
+            x,
+            y,
+            Budget.uniform(len(x), epsilon=epsilon, step_size=epsilon, steps=1, device=x.device),
+            start="zero",
+        )
 
     return _survivors(classifier, images, labels, epsilon, attack, 1, batch_size, clean, progress)
 

@@ -1,5 +1,6 @@
 """What a self-supervised (adversarial) method says of itself."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.attacks.pgd import Budget, Encode, Objective
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, Encode, Objective
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
@@ -154,9 +155,30 @@ class Method(ABC):
 
     # --- the attack --------------------------------------------------------------------------------------------------
 
-    def default_budget(self, step: int) -> tuple[float, float, int]:
-        """The authors' own (epsilon, step_size, steps) at training step `step`: ACL's 8/255, 2/255 and 5."""
-        return 8 / 255, 2 / 255, 5
+    def default_budget(self, step: int) -> ConstantBudget:
+        """The authors' own budget at training step `step`: ACL's 8/255, 5 steps of 2/255."""
+        return ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
+
+    def budget_at(self, step: int) -> ConstantBudget:
+        """`default_budget`, also of a method written for version 0.1, whose bare tuple was (epsilon, step_size, steps).
+
+        Raises:
+            ValueError: if it is neither a `ConstantBudget` nor such a tuple.
+        """
+        budget: object = self.default_budget(step)
+        if isinstance(budget, ConstantBudget):
+            return budget
+        name = type(self).__name__
+        if not isinstance(budget, tuple) or len(budget) != 3:
+            raise ValueError(f"default_budget of {name} gives {budget!r}: expected a ConstantBudget")
+        warnings.warn(
+            f"default_budget of {name} gives a bare tuple, read as (epsilon, step_size, steps): return "
+            "astra_gym.ssl_core.attacks.pgd.ConstantBudget(epsilon=..., step_size=..., steps=...) instead",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        epsilon, step_size, steps = budget
+        return ConstantBudget(epsilon=epsilon, step_size=step_size, steps=steps)
 
     def attack_steps(self, budget: Budget) -> Tensor:
         """Gradient steps (n,) that an attack within the budget takes of its own: none in free adversarial training,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.losses.multiview import emp_ssl
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings, multi_crops
@@ -107,9 +108,9 @@ class EMPSSL(Method):
         """The crops (n * b, 3, h, w), rows n * k to n * k + n - 1 those of image k."""
         return multi_crops(images, self.crops, self.crop_settings(settings), generator)
 
-    def default_budget(self, step: int) -> tuple[float, float, int]:
+    def default_budget(self, step: int) -> ConstantBudget:
         """8/255, 0.01 and 5."""
-        return 8 / 255, 1e-2, 5
+        return ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=5)
 
     def objective(self, z: Tensor) -> Tensor:
         """EMP-SSL's loss, a value for each crop."""
@@ -166,6 +167,6 @@ class CFAMCSSL(EMPSSL):
         """m."""
         return self.m
 
-    def default_budget(self, step: int) -> tuple[float, float, int]:
+    def default_budget(self, step: int) -> ConstantBudget:
         """8/255, 0.01 in every replay; no fewer than 3 steps, so that every kind of actions has them, is as good."""
-        return 8 / 255, 1e-2, max(self.m, 3)
+        return ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=max(self.m, 3))

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Objective
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.multiview import multi_view_nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.parts import check_number
@@ -63,9 +63,9 @@ class RoCL(Method):
         """The views t, (b, 3, h, w)."""
         return views[0::2]
 
-    def default_budget(self, step: int) -> tuple[float, float, int]:
+    def default_budget(self, step: int) -> ConstantBudget:
         """The released 0.0314, 0.007 and 7, which are not quite 8/255 and 2/255."""
-        return 0.0314, 0.007, 7
+        return ConstantBudget(epsilon=0.0314, step_size=0.007, steps=7)
 
     def objective(self, z: Tensor) -> Tensor:
         """There is none without the views that are not attacked: see `objective_for`."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Objective
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.cosine import negative_cosine, partners
 from astra_gym.ssl_core.losses.targets import select_targets, targeted_similarity
 from astra_gym.ssl_core.methods.base import Networks
@@ -67,9 +67,9 @@ class TARO(Predictive):
         if self.similarity_weight == self.entropy_weight == 0:
             raise ValueError("similarity_weight and entropy_weight are both 0: expected one above 0 to select by")
 
-    def default_budget(self, step: int) -> tuple[float, float, int]:
+    def default_budget(self, step: int) -> ConstantBudget:
         """8/255, 2/255 and 10."""
-        return 8 / 255, 2 / 255, 10
+        return ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=10)
 
     # --- the attack --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout; of an installed distribution, the folder of its package."""
+CHECKOUT = ROOT if (ROOT / "astra_gym").is_dir() else None
+"""The checkout, from which `import astra_gym` finds this copy; None where it is installed without one."""
+DISTRIBUTION = "astra-gym"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -37,9 +40,12 @@ def commit(root: Path | str) -> str:
     Returns:
         40 hex digits, with `-dirty` where tracked files were changed or Python files are not tracked; `unknown`
         without git, without a commit, or where `root` is not itself a work tree's root: a copy of the project
-        inside some other repository must not pass that one's commit off as its own.
+        inside some other repository must not pass that one's commit off as its own. Of an installed distribution,
+        its name and version.
     """
     root = Path(root).resolve()
+    if root == ROOT and CHECKOUT is None:
+        return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
 
     def git(*words: str) -> str:
         run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from astra_gym.envs.actions import EPSILONS, STEP_SIZES, STEPS, ActionTable
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 
 
 def test_spaces() -> None:
@@ -36,7 +37,7 @@ def test_ends_and_middle_of_continuous_actions() -> None:
 def test_encode_is_the_inverse_of_decode(kind: str) -> None:
     table = ActionTable(kind)
     for epsilon, steps, step_size in [(8, 5, 2), (3, 3, 1), (15, 14, 5), (12, 9, 4)]:
-        action = table.encode(epsilon / 255, step_size / 255, steps)
+        action = table.encode(ConstantBudget(epsilon=epsilon / 255, step_size=step_size / 255, steps=steps))
         assert table.space.contains(action), action
         budget = table.decode(torch.as_tensor(np.asarray(action))[None])
         assert budget.steps.item() == steps
@@ -52,7 +53,7 @@ def test_encode_is_the_inverse_of_decode(kind: str) -> None:
 def test_budgets_out_of_range_are_refused(kind: str, budget: tuple[int, int, int], name: str) -> None:
     epsilon, steps, step_size = budget
     with pytest.raises(ValueError, match=rf"{name}.* is .*expected"):
-        ActionTable(kind).encode(epsilon / 255, step_size / 255, steps)
+        ActionTable(kind).encode(ConstantBudget(epsilon=epsilon / 255, step_size=step_size / 255, steps=steps))
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,11 @@ def test_bad_actions_are_refused(kind: str, actions: torch.Tensor, message: str)
 @pytest.mark.parametrize("kind", ["factored", "flat"])
 def test_a_budget_off_the_grid_is_refused_where_there_is_a_grid(kind: str) -> None:
     with pytest.raises(ValueError, match=r"epsilon is 8.4/255: the nearest .* is 8/255"):
-        ActionTable(kind).encode(8.4 / 255, 2 / 255, 5)
+        ActionTable(kind).encode(ConstantBudget(epsilon=8.4 / 255, step_size=2 / 255, steps=5))
     assert ActionTable("continuous").decode(
-        torch.as_tensor(ActionTable("continuous").encode(8.4 / 255, 2 / 255, 5))[None]
+        torch.as_tensor(
+            ActionTable("continuous").encode(ConstantBudget(epsilon=8.4 / 255, step_size=2 / 255, steps=5))
+        )[None]
     ).epsilon.item() == pytest.approx(8.4 / 255)
 
 

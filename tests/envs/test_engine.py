@@ -10,7 +10,7 @@ from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.training.learner import NonFiniteLossError
 
-BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 3)
+BUDGET = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=3)
 
 
 def weights(engine: AttackEngine) -> list[torch.Tensor]:
@@ -127,7 +127,7 @@ def test_bad_budgets_are_refused(engine: AttackEngine) -> None:
     with pytest.raises(ValueError, match="a budget for 8 views"):
         engine.play(None)
     with pytest.raises(ValueError, match="6 entries"):
-        engine.play(Budget.uniform(6, 0.1, 0.1, 1))
+        engine.play(Budget.uniform(6, epsilon=0.1, step_size=0.1, steps=1))
     assert engine.step == 0
 
 

@@ -44,7 +44,11 @@ def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine
 
 
 def uniform(engine: AttackEngine) -> Budget | None:
-    return Budget.uniform(engine.num_attacked, 8 / 255, 2 / 255, 2) if engine.method.attacks else None
+    return (
+        Budget.uniform(engine.num_attacked, epsilon=8 / 255, step_size=2 / 255, steps=2)
+        if engine.method.attacks
+        else None
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,7 +73,7 @@ def test_a_world_shows_pays_and_attacks_what_its_method_says(method: str, tiny: 
 def test_within_a_ball_of_radius_0_nothing_moves(method: str, tiny: dict, teacher: str) -> None:
     """With epsilon 0 the attack changes nothing, whatever its random start is."""
     engine = world(tiny, method, teacher)
-    record = engine.play(Budget.uniform(engine.num_attacked, 0.0, 0.0, 3))
+    record = engine.play(Budget.uniform(engine.num_attacked, epsilon=0.0, step_size=0.0, steps=3))
     assert record.adversarial is not None
     torch.testing.assert_close(record.adversarial, record.views)
     assert record.strength.max() == 0

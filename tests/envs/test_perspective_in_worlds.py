@@ -40,7 +40,11 @@ def world(tiny: dict, method: str, teacher: str, seed: int = 3, **changes: Any) 
 
 
 def uniform(engine: AttackEngine) -> Budget | None:
-    return Budget.uniform(engine.num_attacked, 8 / 255, 2 / 255, 2) if engine.method.attacks else None
+    return (
+        Budget.uniform(engine.num_attacked, epsilon=8 / 255, step_size=2 / 255, steps=2)
+        if engine.method.attacks
+        else None
+    )
 
 
 def originals(engine: AttackEngine) -> int:

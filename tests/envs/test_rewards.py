@@ -23,7 +23,7 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.utils.rng import Streams
 
 STEPS = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
-BUDGET = Budget(torch.linspace(4, 12, 8) / 255, torch.full((8,), 2 / 255), STEPS)
+BUDGET = Budget(epsilon=torch.linspace(4, 12, 8) / 255, step_size=torch.full((8,), 2 / 255), steps=STEPS)
 LOOKAHEAD = {"reward_lookahead": 3.0, "lookahead_images": 5}
 ALL = LOOKAHEAD | {"reward_cost": 0.01, "reward_progress": 0.7, "reward_mixed": 0.1}
 """5 of 14 images are held out: 2 updates an epoch, one image left over."""
@@ -101,7 +101,7 @@ def probed(twin: AttackEngine, start: Tensor, views: Tensor) -> tuple[float, flo
     """Attacked and clean loss of the views on a twin's weights, the attack always from the same random start."""
     generator = torch.Generator()
     generator.set_state(start)
-    budget = Budget.uniform(len(views), 8 / 255, 2 / 255, 5)
+    budget = Budget.uniform(len(views), epsilon=8 / 255, step_size=2 / 255, steps=5)
     attacked = twin.learner.attack(views, budget, generator).images
     network = twin.learner.network
     with frozen(network), torch.no_grad():

@@ -71,7 +71,9 @@ def world(name: str, teacher: str, seed: int = 3, scope: str = "view") -> Attack
 def mixed_budget(engine: AttackEngine) -> Budget:
     """Another radius for every view, and 0 to 3 steps: the views' costs differ."""
     n = engine.num_attacked
-    return Budget(torch.linspace(4, 12, n) / 255, torch.full((n,), 2 / 255), torch.arange(n) % 4)
+    return Budget(
+        epsilon=torch.linspace(4, 12, n) / 255, step_size=torch.full((n,), 2 / 255), steps=torch.arange(n) % 4
+    )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from astra_gym.experiments import benchmark
-from astra_gym.experiments.benchmark import PARTS, BenchmarkPart, document_of
+from astra_gym.experiments.benchmark import PARTS, BenchmarkPart
 from astra_gym.experiments.benchmarks.measure import TARGETS, Figure, Result
+from astra_gym.experiments.benchmarks.results_file import document_of
 from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
 
 

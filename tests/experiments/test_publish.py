@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from astra_gym.experiments.benchmark import document_of
 from astra_gym.experiments.benchmarks.measure import Figure
+from astra_gym.experiments.benchmarks.results_file import document_of
 from astra_gym.experiments.benchmarks.workloads import Options
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.publish import accuracy_table, benchmark_table, main, policy_table
+from astra_gym.experiments.publish import main
+from astra_gym.experiments.reports.published_tables import accuracy_table, benchmark_table, policy_table
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import Origin, write_results
 

@@ -6,7 +6,8 @@ import pytest
 
 from astra_gym.experiments import train_agent
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
-from astra_gym.experiments.report import labelled, main, read
+from astra_gym.experiments.report import main
+from astra_gym.experiments.reports.comparison_report import labelled, read_runs
 
 TINY = (
     *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),
@@ -76,7 +77,7 @@ def test_several_runs_make_a_comparison(run, tmp_path, capsys) -> None:
     config = other / "config.yaml"
     config.write_text(config.read_text().replace("seed: 3", "seed: 4"))
     assert "--out DIR" in fails([str(run), str(other)], capsys)
-    comparison = read([run, other])
+    comparison = read_runs([run, other])
     assert [(cell.arm, cell.seed) for cell in comparison.cells] == [("reinforce", 3), ("reinforce", 4)]
     assert comparison.name == "2 runs"
     assert "has seed 3 twice" in fails([str(run), str(run), "--out", str(tmp_path / "twice")], capsys)

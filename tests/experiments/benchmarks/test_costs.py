@@ -57,7 +57,7 @@ def test_the_flops_of_a_network_by_hand() -> None:
     forward, stem = by_hand(8)
     # the gradient of an input costs what the forward pass does
     assert view_flops(network, "pgd", 8) == (forward, 2 * forward)
-    budget = Budget(torch.zeros(3), torch.zeros(3), torch.tensor([0, 2, 5]))
+    budget = Budget(epsilon=torch.zeros(3), step_size=torch.zeros(3), steps=torch.tensor([0, 2, 5]))
     assert attack_flops(network, method, 8)(budget) == 7 * 2 * forward + 3 * forward
     # two streams of 6 views; the views' own gradient is not needed; the similarities of two losses on 6 rows and of one
     # on 12, each z @ z.T with both of its gradients

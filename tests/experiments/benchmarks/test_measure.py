@@ -70,7 +70,7 @@ def test_a_stopwatch_survives_an_exception(clock: Hand) -> None:
 
 def test_watching_counts_calls_and_leaves_the_owner_as_it_was(clock: Hand) -> None:
     watch, network = Stopwatch(clock), torch.nn.Linear(2, 3)
-    budget = Budget.uniform(2, 0.1, 0.1, 3)
+    budget = Budget.uniform(2, epsilon=0.1, step_size=0.1, steps=3)
     before = dict(vars(network)), dict(vars(budget)), torch.autograd.grad
 
     class Slow(torch.nn.Linear):

@@ -48,7 +48,7 @@ def attack() -> Callable[..., Attacked]:
         network.train()(images, method.attack_route)
     network.eval()
     epsilon = torch.tensor([8.0, 8, 3, 8, 4, 8]) / 255
-    budget = Budget(epsilon, torch.full((6,), 2 / 255), torch.tensor([0, 5, 3, 1, 0, 2]))
+    budget = Budget(epsilon=epsilon, step_size=torch.full((6,), 2 / 255), steps=torch.tensor([0, 5, 3, 1, 0, 2]))
     start = (torch.rand(images.shape, generator=source, dtype=torch.float64) * 2 - 1) * 8 / 255
 
     def run(kind: Callable[..., Attacked]) -> Attacked:
@@ -67,7 +67,7 @@ def test_the_plain_loop_computes_the_weights_gradients_unless_they_are_frozen() 
     layer = torch.nn.Conv2d(3, 2, 3)
 
     def run() -> None:
-        images, budget = torch.full((2, 3, 4, 4), 0.5), Budget.uniform(2, 0.1, 0.1, 2)
+        images, budget = torch.full((2, 3, 4, 4), 0.5), Budget.uniform(2, epsilon=0.1, step_size=0.1, steps=2)
         masked_loop(lambda x, rows: layer(x), lambda z: z.sum((1, 2, 3)), images, budget, torch.zeros(2, 3, 4, 4))
 
     with frozen(layer):
@@ -115,7 +115,7 @@ def test_the_twins_update_is_the_learners(optimizer: str) -> None:
     # without a warm-up: at a rate of 0 nothing would move
     settings = replace(WORLD, optimizer=optimizer, warmup_epochs=0)
     plain, engine = twin(settings), AttackEngine(settings)
-    budget = Budget.uniform(16, 8 / 255, 2 / 255, 2)
+    budget = Budget.uniform(16, epsilon=8 / 255, step_size=2 / 255, steps=2)
     before = copy.deepcopy(plain.network.state_dict())
     for _ in range(2):
         views = engine.views
@@ -136,7 +136,9 @@ def test_the_twins_update_is_the_learners(optimizer: str) -> None:
 
 def test_the_twins_attack_starts_where_ours_does_and_attains_the_same() -> None:
     plain, engine = twin(WORLD), AttackEngine(WORLD)
-    budget = Budget(torch.full((16,), 8 / 255), torch.full((16,), 2 / 255), torch.arange(16) % 4 + 1)
+    budget = Budget(
+        epsilon=torch.full((16,), 8 / 255), step_size=torch.full((16,), 2 / 255), steps=torch.arange(16) % 4 + 1
+    )
     found = plain.attack(budget)
     ours = engine.learner.attack(engine.views, budget, engine.streams.on_device("noise")).images
     route = plain.method.attack_route
@@ -149,7 +151,7 @@ def test_the_twins_attack_starts_where_ours_does_and_attains_the_same() -> None:
 def test_the_twins_attack_pays_one_forward_pass_a_step_and_no_other(steps: int) -> None:
     plain, passes = twin(WORLD), []
     plain.network.register_forward_hook(lambda *call: passes.append(torch.is_grad_enabled()))
-    plain.attack(Budget.uniform(16, 8 / 255, 2 / 255, steps))
+    plain.attack(Budget.uniform(16, epsilon=8 / 255, step_size=2 / 255, steps=steps))
     assert passes == [True] * steps
 
 
@@ -172,7 +174,12 @@ def test_the_strategy_acts_on_its_observation_and_learns(name: str) -> None:
     observation, actions = plain.act(name)
     assert observation.shape[1:] == ((3, 8, 8) if name == "image" else (plain.engine.observation_dim,))
     assert actions.shape == (16, 3) and not policy.training and torch.equal(policy.head.weight, before)
-    plain.learn(name, observation, actions, plain.assess(plain.attack(Budget.uniform(16, 8 / 255, 2 / 255, 1))))
+    plain.learn(
+        name,
+        observation,
+        actions,
+        plain.assess(plain.attack(Budget.uniform(16, epsilon=8 / 255, step_size=2 / 255, steps=1))),
+    )
     assert not torch.equal(policy.head.weight, before)
 
 

@@ -96,12 +96,14 @@ def test_the_start_is_the_learners() -> None:
     engine = AttackEngine(QUICK.settings())
     # no steps, in a ball that holds the start: the attack gives the start back
     count = len(engine.views)
-    budget = Budget.uniform(count, 1.0, 0.0, 0)
+    budget = Budget.uniform(count, epsilon=1.0, step_size=0.0, steps=0)
     found = engine.learner.attack(engine.views, budget, torch.Generator().manual_seed(5)).images
     radius = engine.method.start_radius
     start = perturbations(engine.views, budget, radius, torch.Generator().manual_seed(5))
     assert torch.equal(found, (engine.views + start).clamp(0, 1)) and start.abs().max() > 0
-    own = perturbations(engine.views, Budget.uniform(count, 0.25, 0.0, 0), None, torch.Generator())
+    own = perturbations(
+        engine.views, Budget.uniform(count, epsilon=0.25, step_size=0.0, steps=0), None, torch.Generator()
+    )
     assert 0.24 < own.abs().max() <= 0.25
 
 
@@ -109,8 +111,8 @@ def test_budgets_are_uniform_on_the_grid_and_their_steps_within_both_ends() -> N
     actions = random_actions(3000, torch.Generator().manual_seed(0), (12, 14))
     budget = budget_of(actions, torch.device("cpu"))
     assert set(budget.steps.tolist()) == {12, 13, 14}
-    assert {round(255 * value) for value in budget.epsilon.tolist()} == set(GRID[0])
-    assert {round(255 * value) for value in budget.step_size.tolist()} == set(GRID[2])
+    assert {round(255 * value) for value in budget.epsilon.tolist()} == set(GRID["epsilon"])
+    assert {round(255 * value) for value in budget.step_size.tolist()} == set(GRID["step_size"])
     assert torch.bincount(budget.steps)[12:].tolist() == [1000, 1000, 1000]
     # chance decides on the views, not on the mean, even where the numbers cannot be all alike
     few = [budget_of(random_actions(64, torch.Generator().manual_seed(seed)), torch.device("cpu")) for seed in (1, 2)]
@@ -152,7 +154,9 @@ def test_a_wrong_attack_is_caught(threads: int, caught: str, monkeypatch: pytest
 
     def one_step_for_all(encode: Any, objective: Any, images: Tensor, budget: Budget, **rest: Any) -> Attacked:
         steps = torch.ones_like(budget.steps)
-        return real(encode, objective, images, Budget(budget.epsilon, budget.step_size, steps), **rest)
+        return real(
+            encode, objective, images, Budget(epsilon=budget.epsilon, step_size=budget.step_size, steps=steps), **rest
+        )
 
     monkeypatch.setattr(speed, "pgd", one_step_for_all)
     with pytest.raises(DisagreementError, match=f"^{caught}: "):

@@ -272,7 +272,8 @@ def test_the_method_and_its_attack_are_the_authors(name: str) -> None:
     if sheet.evaluated is not None:
         assert (method.evaluated, method.evaluation_route) == sheet.evaluated
     if sheet.budget is not None:
-        assert method.default_budget(1) == pytest.approx(sheet.budget)
+        own = method.default_budget(1)
+        assert (own.epsilon, own.step_size, own.steps) == pytest.approx(sheet.budget)
         assert (method.attack_mode, method.start_radius) == (sheet.attack_mode, sheet.start)
 
 

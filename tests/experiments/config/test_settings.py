@@ -1,7 +1,7 @@
 """Settings: defaults that depend on each other, presets, contradictions."""
 
 import re
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,19 @@ import torch
 from astra_gym.agents import AGENTS
 from astra_gym.envs.actions import ActionTable
 from astra_gym.experiments.config.cli import load, parse
-from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, default_run_dir, resolve_device
+from astra_gym.experiments.config.settings import (
+    DATASET_PRESETS,
+    HARDEST,
+    PRESETS,
+    Settings,
+    default_run_dir,
+    resolve_device,
+)
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
+
+ACL_BUDGET = ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
 
 
 def test_the_defaults_are_reinforce_on_digits() -> None:
@@ -128,9 +138,9 @@ def test_the_fixed_agent_plays_the_methods_own_budget_exactly() -> None:
             taught = {"teacher": "somewhere"} if "teacher" in kind.others else {}
             settings = Settings(method=method, agent="fixed", **taught)
             table = ActionTable(settings.actions)
-            budget = table.decode(torch.as_tensor(table.encode(*settings.fixed_budget))[None])
-            found = (budget.epsilon.item(), budget.step_size.item(), budget.steps.item())
-            assert found == pytest.approx(kind().default_budget(1), rel=1e-6)
+            budget = table.decode(torch.as_tensor(table.encode(settings.fixed_budget))[None])
+            found = {name: getattr(budget, name).item() for name in ("epsilon", "step_size", "steps")}
+            assert found == pytest.approx(asdict(kind().default_budget(1)), rel=1e-6)
             kinds[method] = settings.actions
     # budgets beside the grid of factored actions
     assert {method for method, kind in kinds.items() if kind == "continuous"} == {"rocl", "emp-ssl", "cf-amc-ssl"}
@@ -209,10 +219,16 @@ def test_what_is_out_of_range_or_contradicts_is_refused(change: dict[str, object
 
 
 def test_the_fixed_agents_budget_is_the_methods_own_where_nothing_is_said() -> None:
-    assert Settings(agent="fixed").fixed_budget == (8 / 255, 2 / 255, 5)
-    assert Settings(agent="fixed-max").fixed_budget == (15 / 255, 4 / 255, 14)
+    assert Settings(agent="fixed").fixed_budget == ACL_BUDGET
+    assert (
+        Settings(agent="fixed-max").fixed_budget
+        == HARDEST
+        == ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
+    )
     assert Settings(agent="reinforce").fixed_budget is None
-    assert Settings(agent="fixed", epsilon=10 / 255, steps=7).fixed_budget == (10 / 255, 2 / 255, 7)
+    assert Settings(agent="fixed", epsilon=10 / 255, steps=7).fixed_budget == replace(
+        ACL_BUDGET, epsilon=10 / 255, steps=7
+    )
 
 
 def test_settings_are_frozen_and_replaceable() -> None:

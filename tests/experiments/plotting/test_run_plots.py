@@ -161,7 +161,9 @@ def test_series_and_running_mean() -> None:
 def views(n: int = 9) -> tuple[torch.Tensor, torch.Tensor, Budget]:
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(n, 3, 16, 16, generator=generator) * 0.5 + 0.25
-    budget = Budget(torch.linspace(3, 15, n) / 255, torch.full((n,), 2 / 255), torch.arange(3, 3 + n))
+    budget = Budget(
+        epsilon=torch.linspace(3, 15, n) / 255, step_size=torch.full((n,), 2 / 255), steps=torch.arange(3, 3 + n)
+    )
     sign = torch.where(torch.rand(clean.shape, generator=generator) < 0.5, -1.0, 1.0)
     return clean, clean + sign * budget.epsilon.view(-1, 1, 1, 1), budget
 
@@ -171,7 +173,7 @@ def test_attack_gallery(tmp_path: Path) -> None:
     attack_gallery(*views(), path)
     assert picture(path).shape[1] == 1280
     clean, attacked, budget = views()
-    attack_gallery(clean[:1], attacked[:1], Budget.uniform(1, 3 / 255, 2 / 255, 5), path)
+    attack_gallery(clean[:1], attacked[:1], Budget.uniform(1, epsilon=3 / 255, step_size=2 / 255, steps=5), path)
     assert picture(path).shape[1] < 600
     with pytest.raises(ValueError, match="with 9 budgets"):
         attack_gallery(clean[:4], attacked[:4], budget, path)

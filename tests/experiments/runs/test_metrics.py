@@ -13,7 +13,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 
 def record(clean: torch.Tensor, steps: torch.Tensor) -> StepRecord:
     n = len(clean)
-    budget = Budget(torch.full((n,), 8 / 255), torch.full((n,), 2 / 255), steps)
+    budget = Budget(epsilon=torch.full((n,), 8 / 255), step_size=torch.full((n,), 2 / 255), steps=steps)
     views = torch.zeros(n, 3, 4, 4)
     terms = {"adversarial": clean + 1, "clean": clean}
     return StepRecord(1, 0.1, clean, terms, budget, budget.epsilon, {"total": 1.0}, 0.1, views, views, False)

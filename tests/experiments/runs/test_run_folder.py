@@ -30,9 +30,9 @@ def record(step: int, n: int = 6, attacked: bool = True) -> StepRecord:
     generator = torch.Generator().manual_seed(step)
     views = torch.rand(n, 3, 8, 8, generator=generator)
     budget = Budget(
-        torch.randint(3, 16, (n,), generator=generator) / 255,
-        torch.randint(1, 6, (n,), generator=generator) / 255,
-        torch.randint(3, 15, (n,), generator=generator),
+        epsilon=torch.randint(3, 16, (n,), generator=generator) / 255,
+        step_size=torch.randint(1, 6, (n,), generator=generator) / 255,
+        steps=torch.randint(3, 15, (n,), generator=generator),
     )
     terms = {name: torch.rand(n, generator=generator) for name in ("adversarial", "clean")}
     return StepRecord(

@@ -29,9 +29,9 @@ def trained_network(dtype: torch.dtype, routes: tuple[str, ...] = ("normal", "pg
 
 def mixed_budget(n: int, seed: int = 1) -> Budget:
     return Budget(
-        torch.randint(3, 16, (n,), generator=generator(seed)) / 255,
-        torch.randint(1, 6, (n,), generator=generator(seed + 1)) / 255,
-        torch.arange(n)[torch.randperm(n, generator=generator(seed + 2))] % 15,
+        epsilon=torch.randint(3, 16, (n,), generator=generator(seed)) / 255,
+        step_size=torch.randint(1, 6, (n,), generator=generator(seed + 1)) / 255,
+        steps=torch.arange(n)[torch.randperm(n, generator=generator(seed + 2))] % 15,
     )
 
 
@@ -85,8 +85,8 @@ def test_active_images_only_gives_exactly_the_plain_masked_loop(dtype: torch.dty
 def test_the_work_is_steps_plus_one_forwards_and_steps_backwards_an_image() -> None:
     forwards = torch.zeros(8, dtype=torch.int64)
     backwards = torch.zeros(8, dtype=torch.int64)
-    budget = Budget.uniform(8, 8 / 255, 2 / 255, 0)
-    budget = Budget(budget.epsilon, budget.step_size, torch.tensor([3, 0, 5, 5, 1, 2, 0, 4]))
+    budget = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=0)
+    budget = Budget(epsilon=budget.epsilon, step_size=budget.step_size, steps=torch.tensor([3, 0, 5, 5, 1, 2, 0, 4]))
 
     def encode(x: Tensor, rows: Tensor) -> Tensor:
         forwards[rows] += 1
@@ -103,9 +103,9 @@ def test_linear_objective_in_closed_form() -> None:
     weight = torch.randn(3, 5, 5, generator=generator(), dtype=torch.float64)
     images = torch.full((4, 3, 5, 5), 0.5, dtype=torch.float64)
     budget = Budget(
-        torch.tensor([0.1, 0.1, 0.1, 0.0], dtype=torch.float64),
-        torch.tensor([0.03, 0.03, 0.2, 0.03], dtype=torch.float64),
-        torch.tensor([4, 2, 1, 3]),
+        epsilon=torch.tensor([0.1, 0.1, 0.1, 0.0], dtype=torch.float64),
+        step_size=torch.tensor([0.03, 0.03, 0.2, 0.03], dtype=torch.float64),
+        steps=torch.tensor([4, 2, 1, 3]),
     )
     attacked = pgd(lambda x, rows: (x * weight).sum(dim=(1, 2, 3)), lambda z: z, images, budget, start="zero")
     reached = torch.tensor([0.1, 0.06, 0.1, 0.0], dtype=torch.float64).view(-1, 1, 1, 1)
@@ -133,7 +133,7 @@ def test_stays_in_the_ball_and_in_the_bounds_whatever_the_start() -> None:
 
 def test_uniform_start_fills_each_ball_and_ignores_the_order_of_steps() -> None:
     images = torch.full((2, 3, 40, 40), 0.5)
-    budget = Budget(torch.tensor([0.02, 0.1]), torch.tensor([0.01, 0.01]), torch.tensor([0, 0]))
+    budget = Budget(epsilon=torch.tensor([0.02, 0.1]), step_size=torch.tensor([0.01, 0.01]), steps=torch.tensor([0, 0]))
     attacked = pgd(lambda x, rows: x.flatten(1), lambda z: z.sum(1), images, budget, generator=generator())
     spread = (attacked.images - images).abs().amax(dim=(1, 2, 3))
     assert (spread <= budget.epsilon + 1e-6).all() and (spread >= 0.98 * budget.epsilon).all()
@@ -143,7 +143,9 @@ def test_uniform_start_fills_each_ball_and_ignores_the_order_of_steps() -> None:
 def test_rows_are_the_positions_of_the_images() -> None:
     images = torch.rand(6, 3, 4, 4, generator=generator(), dtype=torch.float64)
     table = torch.randn(6, 48, generator=generator(1), dtype=torch.float64)
-    budget = Budget(torch.full((6,), 0.05), torch.full((6,), 0.05), torch.tensor([1, 3, 0, 2, 1, 3]))
+    budget = Budget(
+        epsilon=torch.full((6,), 0.05), step_size=torch.full((6,), 0.05), steps=torch.tensor([1, 3, 0, 2, 1, 3])
+    )
     attacked = pgd(lambda x, rows: (x.flatten(1) * table[rows]).sum(1), lambda z: z, images, budget, start="zero")
     expected = (images + 0.05 * table.view(6, 3, 4, 4).sign()).clamp(0, 1)
     expected[2] = images[2]
@@ -167,7 +169,7 @@ def test_parameters_modes_and_buffers_are_untouched() -> None:
 def test_supervised_use() -> None:
     images, labels = torch.rand(10, 3, 4, 4, generator=generator()), torch.arange(10) % 3
     weight = torch.randn(48, 3, generator=generator(1))
-    budget = Budget.uniform(10, 8 / 255, 2 / 255, 5)
+    budget = Budget.uniform(10, epsilon=8 / 255, step_size=2 / 255, steps=5)
     encode = lambda x, rows: x.flatten(1) @ weight  # noqa: E731
     attacked = pgd(encode, lambda z: F.cross_entropy(z, labels, reduction="none"), images, budget, start="zero")
     clean = F.cross_entropy(encode(images, labels), labels, reduction="none")
@@ -209,7 +211,10 @@ def test_bad_images_are_refused(images: Tensor) -> None:
 
 
 def test_other_bad_arguments_are_refused() -> None:
-    images, budget = torch.rand(2, 3, 4, 4, generator=generator()), Budget.uniform(2, 0.1, 0.1, 1)
+    images, budget = (
+        torch.rand(2, 3, 4, 4, generator=generator()),
+        Budget.uniform(2, epsilon=0.1, step_size=0.1, steps=1),
+    )
 
     def attack(**arguments) -> Attacked:
         return pgd(lambda x, rows: x, lambda z: z, **({"images": images, "budget": budget} | arguments))
@@ -221,7 +226,7 @@ def test_other_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="start has shape"):
         attack(start=torch.zeros(1))
     with pytest.raises(ValueError, match="one for each"):
-        attack(budget=Budget.uniform(3, 0.1, 0.1, 1))
+        attack(budget=Budget.uniform(3, epsilon=0.1, step_size=0.1, steps=1))
 
 
 @pytest.mark.parametrize("granularity", [4, 7, 100])
@@ -252,12 +257,15 @@ def test_coarser_batches_give_the_same(granularity: int) -> None:
 
 def test_a_gradient_that_is_the_same_for_all_pixels_may_share_their_memory() -> None:
     images = torch.full((5, 3, 4, 4), 0.5)
-    budget = Budget.uniform(5, 0.1, 0.05, 3)
+    budget = Budget.uniform(5, epsilon=0.1, step_size=0.05, steps=3)
     attacked = pgd(lambda x, rows: x.sum((1, 2, 3))[:, None], lambda z: z[:, 0], images, budget, start="zero")
     torch.testing.assert_close(attacked.images, images + 0.1)
 
 
 def test_a_granularity_below_one_is_refused() -> None:
-    images, budget = torch.rand(2, 3, 4, 4, generator=generator()), Budget.uniform(2, 8 / 255, 2 / 255, 1)
+    images, budget = (
+        torch.rand(2, 3, 4, 4, generator=generator()),
+        Budget.uniform(2, epsilon=8 / 255, step_size=2 / 255, steps=1),
+    )
     with pytest.raises(ValueError, match="granularity is 0: expected 1 or more"):
         pgd(lambda x, rows: x.flatten(1), lambda z: z.sum(dim=1), images, budget, start="zero", granularity=0)

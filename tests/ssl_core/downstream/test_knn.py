@@ -142,7 +142,7 @@ def test_an_attack_by_gradients_finds_what_a_search_of_the_whole_ball_finds() ->
         lambda x, _: classifier(x),
         lambda z: F.cross_entropy(z, labels, reduction="none"),
         images,
-        Budget.uniform(len(images), epsilon, epsilon / 10, 30),
+        Budget.uniform(len(images), epsilon=epsilon, step_size=epsilon / 10, steps=30),
         generator=torch.Generator().manual_seed(0),
     ).images
     shifts = torch.cartesian_prod(*3 * [torch.linspace(-epsilon, epsilon, 5)]).view(-1, 1, 3, 1, 1)

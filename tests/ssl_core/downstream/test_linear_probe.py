@@ -339,7 +339,7 @@ def test_adversarial_fine_tuning_turns_from_fragile_features_to_robust_ones() ->
             lambda x, _: classifier(x),
             lambda z: F.cross_entropy(z, labels, reduction="none"),
             x,
-            Budget.uniform(n, epsilon, 2 / 255, 20),
+            Budget.uniform(n, epsilon=epsilon, step_size=2 / 255, steps=20),
             generator=torch.Generator().manual_seed(0),
         ).images
         return [float((classifier(images).argmax(1) == labels).float().mean()) for images in (x, attacked)]

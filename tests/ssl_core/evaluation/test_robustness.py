@@ -220,7 +220,7 @@ def plain_restarts(
         if not len(rows):
             break
         x, y = as_float(images[rows]), labels[rows]
-        budget = Budget.uniform(len(rows), epsilon, 2 / 255, 2)
+        budget = Budget.uniform(len(rows), epsilon=epsilon, step_size=2 / 255, steps=2)
         attacked = pgd(
             lambda moved, _: classifier(moved),
             lambda logits, y=y: F.cross_entropy(logits, y, reduction="none"),

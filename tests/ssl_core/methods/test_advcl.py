@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.methods.advcl import HEAD, AdvCL
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.models.clustering import assign
@@ -23,7 +23,7 @@ from astra_gym.ssl_core.utils.training_plan import Moment
 
 CLUSTERS = (2, 3, 5)
 METHOD = AdvCL(clusters=CLUSTERS)
-BUDGET = Budget.uniform(12, 8 / 255, 2 / 255, 5)
+BUDGET = Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=5)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,7 +82,7 @@ def test_it_says_what_a_learner_needs() -> None:
     assert method.routes == ("normal", "pgd", "pgd_ce") and method.evaluation_route == "pgd"
     assert (method.views_per_image, method.attacked_per_image, method.num_attacked(16)) == (4, 2, 32)
     assert method.attack_mode == "train" and not method.starts_from_teacher
-    assert method.default_budget(0) == (8 / 255, 2 / 255, 5)
+    assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
     assert method.clusters == (2, 10, 50, 100, 500)
     assert dict(method.weights) == {"contrast": 1.0, "pseudo": 0.2}
     assert method.make_heads(7, 3)[HEAD].state_dict().keys() == {
@@ -262,9 +262,9 @@ def plain_attack(target: TargetLearner, batch: Tensor, start: Tensor, steps: int
 
 def test_the_attack_is_that_of_the_training_loss_in_train_mode() -> None:
     target, batch = trained(), views().double()
-    still = Budget.uniform(12, 8 / 255, 2 / 255, 0)
+    still = Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=0)
     start = target.attack(batch, still, generator(5)).images
-    end = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 5), generator(5))
+    end = target.attack(batch, Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=5), generator(5))
     expected = plain_attack(target, batch, start, 5)
     # a budget's figures are float32
     torch.testing.assert_close(end.images, expected, rtol=0, atol=1e-8)
@@ -288,9 +288,9 @@ def test_the_attack_runs_in_train_mode_on_its_two_routes() -> None:
     target, batch = learner(), views()
     before = copy.deepcopy(target.network)
     # the pass of the one step sees the start
-    start = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 0), generator(5)).images
+    start = target.attack(batch, Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(5)).images
     compare(target.network, before, *METHOD.routes)
-    end = target.attack(batch, Budget.uniform(12, 8 / 255, 2 / 255, 1), generator(5))
+    end = target.attack(batch, Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=1), generator(5))
     expected = copy.deepcopy(before).train()
     for row, route in enumerate(METHOD.attack_routes):
         expected(start[row::2], route)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import mixed_nt_xent, nt_xent
 from astra_gym.ssl_core.methods import Method, Networks, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
@@ -55,7 +55,7 @@ def reference(z: np.ndarray, temperature: float) -> np.ndarray:
 def test_every_method_says_what_a_learner_needs(method: Method) -> None:
     assert {method.clean_route, method.evaluation_route} <= set(method.routes)
     assert method.num_attacked(16) == (16 * method.attacked_per_image if method.attacks else 0)
-    assert method.default_budget(0) == (8 / 255, 2 / 255, 5)
+    assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
     assert len(method.attacked(views(0))) == 4 * method.attacked_per_image
     adversarial = method.attacked(views(1)) if method.attacks else None
     terms = method.losses(Networks(network(method.routes)), views(0), adversarial)
@@ -137,8 +137,10 @@ def test_a2s_trains_both_branches_and_does_not_care_which_clean_first_views_ther
 def test_the_attack_raises_what_it_maximises_and_each_route_sees_its_own_stream(method: Method) -> None:
     target = learner(method)
     number = method.num_attacked(4)
-    attacked = target.attack(views(0), Budget.uniform(number, 8 / 255, 2 / 255, 5), generator(2))
-    idle = target.attack(views(0), Budget.uniform(number, 8 / 255, 2 / 255, 0), generator(2))
+    attacked = target.attack(
+        views(0), Budget.uniform(number, epsilon=8 / 255, step_size=2 / 255, steps=5), generator(2)
+    )
+    idle = target.attack(views(0), Budget.uniform(number, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(2))
     objective = target.objective(views(0))
     assert objective(attacked.embeddings).mean() > objective(idle.embeddings).mean() + 1e-4
     look = target.look(views(0)).embeddings

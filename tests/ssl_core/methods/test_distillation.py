@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL, Distillation
 from astra_gym.ssl_core.methods.parts import by_parity, on_routes
@@ -92,7 +92,7 @@ def test_they_say_what_a_learner_needs(method: Distillation) -> None:
     assert not type(method)(scratch=True).starts_from_teacher
     assert {method.clean_route, method.attack_route, method.evaluation_route} <= set(method.routes)
     assert method.attack_mode == "eval" and method.start_radius is None
-    assert method.default_budget(0) == (8 / 255, 2 / 255, 5)
+    assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
     assert method.views_per_image == method.attacked_per_image == (1 if isinstance(method, DeACL) else 2)
     assert len(method.summary) <= 90
 
@@ -235,8 +235,8 @@ def test_the_attack_turns_features_away_from_the_teacher(method: Distillation) -
     target, views = learner(method), images(3)
     copy_routes(target._other("teacher"), target.network, "pgd")
     objective = target.objective(views)
-    start = target.attack(views, Budget.uniform(6, 8 / 255, 2 / 255, 0), generator(5))
-    end = target.attack(views, Budget.uniform(6, 8 / 255, 2 / 255, 5), generator(5))
+    start = target.attack(views, Budget.uniform(6, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(5))
+    end = target.attack(views, Budget.uniform(6, epsilon=8 / 255, step_size=2 / 255, steps=5), generator(5))
     assert bool((objective(end.embeddings) > objective(start.embeddings)).all())
     assert (end.images - views).abs().max() <= 8 / 255 + 1e-6
     with frozen(target.network):

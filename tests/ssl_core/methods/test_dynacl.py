@@ -152,14 +152,18 @@ def test_the_attack_raises_the_contrastive_loss_of_the_pair_and_changes_nothing(
     target = learner(DynACL())
     target.network.train()
     before = copy.deepcopy([target.network.state_dict(), target.others.state_dict()])
-    attacked = target.attack(images(0), Budget.uniform(8, 8 / 255, 2 / 255, 5), generator(2))
-    idle = target.attack(images(0), Budget.uniform(8, 8 / 255, 2 / 255, 0), generator(2))
+    attacked = target.attack(images(0), Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=5), generator(2))
+    idle = target.attack(images(0), Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(2))
     objective = target.objective(images(0))
     assert objective(attacked.embeddings).mean() > objective(idle.embeddings).mean() + 1e-4
     with frozen(target.network), frozen(target.others), torch.no_grad():
         plain = by_both(target.plain(), attacked.images, torch.arange(8), "pgd").embeddings
     torch.testing.assert_close(attacked.embeddings, plain, rtol=1e-3, atol=1e-4)
-    budget = Budget(torch.full((8,), 8 / 255), torch.full((8,), 2 / 255), torch.tensor([0, 3, 1, 2, 5, 5, 0, 1]))
+    budget = Budget(
+        epsilon=torch.full((8,), 8 / 255),
+        step_size=torch.full((8,), 2 / 255),
+        steps=torch.tensor([0, 3, 1, 2, 5, 5, 0, 1]),
+    )
     uneven = target.attack(images(0), budget, generator(2))
     assert float((uneven.images - images(0)).abs().max()) <= 8 / 255 + 1e-6
     for part, state in zip((target.network, target.others), before, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
@@ -43,7 +43,7 @@ def crops(seed: int = 1) -> torch.Tensor:
 
 
 def budget(steps: int = 5, epsilon: float = EPSILON) -> Budget:
-    return Budget.uniform(N, epsilon, STEP, steps)
+    return Budget.uniform(N, epsilon=epsilon, step_size=STEP, steps=steps)
 
 
 def loss_by_hand(z: np.ndarray, invariance: float, epsilon: float) -> float:
@@ -94,9 +94,9 @@ def test_reward_terms_are_rows_of_the_loss_within_its_range() -> None:
 def test_what_is_attacked_and_how() -> None:
     method, free = EMPSSL(), CFAMCSSL()
     assert method.views_per_image == method.attacked_per_image == 16 and method.num_attacked(100) == 1600
-    assert method.default_budget(0) == (8 / 255, 1e-2, 5) and method.replays == 1
-    assert free.default_budget(7) == (8 / 255, 1e-2, 3) and free.replays == 3
-    assert CFAMCSSL(m=5).default_budget(0)[2] == CFAMCSSL(m=5).replays == 5
+    assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=5) and method.replays == 1
+    assert free.default_budget(7) == ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=3) and free.replays == 3
+    assert CFAMCSSL(m=5).default_budget(0).steps == CFAMCSSL(m=5).replays == 5
     assert (method.free, free.free) == (False, True)
     for each in (method, free):
         assert each.routes == ("normal",) == (each.clean_route,) == (each.attack_route,) == (each.evaluation_route,)
@@ -186,7 +186,7 @@ def test_free_training_takes_each_step_of_the_attack_from_the_last_update() -> N
 def test_a_budget_of_one_step_moves_its_view_in_the_first_replay_only() -> None:
     target = learner(CFAMCSSL(crops=CROPS, m=2))
     steps = torch.tensor([0, 1, 2] * (N // 3))
-    own = Budget(torch.full((N,), EPSILON), torch.full((N,), STEP), steps)
+    own = Budget(epsilon=torch.full((N,), EPSILON), step_size=torch.full((N,), STEP), steps=steps)
     before = torch.zeros(N, 3, 8, 8)
     for step in range(4):
         played = target.carry(crops(), own).images

@@ -1,12 +1,13 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.rocl import RoCL
@@ -140,11 +141,11 @@ def test_the_attack_raises_its_objective_in_the_released_ball() -> None:
     made, views = learner(), images(8, 0)
     made.update(views, views[0::2])
     before = copy.deepcopy(made.network.state_dict())
-    epsilon, size, steps = made.method.default_budget(0)
-    assert (epsilon, size, steps, made.method.start_radius) == (0.0314, 0.007, 7, None)
+    own = made.method.default_budget(0)
+    assert own == ConstantBudget(epsilon=0.0314, step_size=0.007, steps=7) and made.method.start_radius is None
     objective = made.objective(views)
-    still = made.attack(views, Budget.uniform(4, epsilon, size, 0), generator())
-    attacked = made.attack(views, Budget.uniform(4, epsilon, size, steps), generator())
+    still = made.attack(views, replace(own, steps=0).expand(4), generator())
+    attacked = made.attack(views, own.expand(4), generator())
     assert objective(attacked.embeddings).mean() > objective(still.embeddings).mean() + 0.01
     assert 0.03 < (still.images - views[0::2]).abs().max() <= 0.0314 + 1e-6
     assert (attacked.images - views[0::2]).abs().max() <= 0.0314 + 1e-6

@@ -53,7 +53,7 @@ def networks(made: TargetLearner) -> Networks:
 
 VIEWS = torch.rand(8, 3, 8, 8, generator=generator(1))
 ATTACKED = torch.rand(8, 3, 8, 8, generator=generator(2))
-BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 5)
+BUDGET = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=5)
 
 
 def numpy_rows(p: Tensor, z: Tensor) -> np.ndarray:
@@ -136,7 +136,7 @@ def test_the_attack_raises_the_frameworks_own_loss(kind: type[Siamese], streams:
     made.update(VIEWS, ATTACKED)
     before = copy.deepcopy(made._parts.state_dict())
     objective = made.objective(VIEWS)
-    still = made.attack(VIEWS, Budget.uniform(8, 8 / 255, 2 / 255, 0), generator())
+    still = made.attack(VIEWS, Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=0), generator())
     attacked = made.attack(VIEWS, BUDGET, generator())
     assert objective(attacked.embeddings).mean() > objective(still.embeddings).mean() + 1e-3
     assert all(torch.equal(value, before[name]) for name, value in made._parts.state_dict().items())

@@ -1,11 +1,12 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.taro import TARO, agreement
 from astra_gym.ssl_core.models.heads import build_heads
@@ -112,11 +113,11 @@ def test_the_attack_pulls_each_view_towards_its_target() -> None:
     made = learner(entropy_weight=0.0)
     made.update(VIEWS, ATTACKED)
     before = copy.deepcopy(made._parts.state_dict())
-    epsilon, size, steps = made.method.default_budget(0)
-    assert (epsilon, size, steps) == (8 / 255, 2 / 255, 10)
+    budget = made.method.default_budget(0)
+    assert budget == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=10)
     objective = made.objective(VIEWS)
-    still = made.attack(VIEWS, Budget.uniform(8, epsilon, size, 0), generator())
-    attacked = made.attack(VIEWS, Budget.uniform(8, epsilon, size, steps), generator())
+    still = made.attack(VIEWS, replace(budget, steps=0).expand(8), generator())
+    attacked = made.attack(VIEWS, budget.expand(8), generator())
     assert all(torch.equal(value, before[name]) for name, value in made._parts.state_dict().items())
     with frozen(made._parts), torch.no_grad():
         joined = made.method.joined(networks(made), VIEWS, "normal")

@@ -164,7 +164,9 @@ def test_an_attack_through_it_attains_the_same_loss(dtype: torch.dtype, precisio
     fast = trained(dtype)
     fast.precision = precision
     images = torch.rand(32, 3, 16, 16, generator=generator(5), dtype=dtype)
-    budget = Budget(torch.full((32,), 8 / 255), torch.full((32,), 2 / 255), torch.arange(32) % 9)
+    budget = Budget(
+        epsilon=torch.full((32,), 8 / 255), step_size=torch.full((32,), 2 / 255), steps=torch.arange(32) % 9
+    )
     start = (torch.rand(images.shape, generator=generator(6), dtype=dtype) * 2 - 1) * 8 / 255
     attacked = [
         pgd(

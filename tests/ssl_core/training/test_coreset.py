@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.losses.divergences import representational_divergence
 from astra_gym.ssl_core.methods import Method, make_method
@@ -29,8 +29,8 @@ ROWS = torch.arange(30)
 class Unattacked(ACL):
     """ACL whose own attack changes nothing, so that a test can say its gradients."""
 
-    def default_budget(self, step: int) -> tuple[float, float, int]:
-        return 0.0, 0.0, 0
+    def default_budget(self, step: int) -> ConstantBudget:
+        return ConstantBudget(epsilon=0.0, step_size=0.0, steps=0)
 
 
 def learner(method: Method | None = None, projector: str = "acl") -> TargetLearner:

@@ -22,7 +22,7 @@ def learner(method: str = "astra", lr: float = 0.1) -> TargetLearner:
 
 
 VIEWS = torch.rand(8, 3, 8, 8, generator=generator(1))
-BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 3)
+BUDGET = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=3)
 
 
 def test_frozen_puts_every_flag_back_even_after_an_error() -> None:
@@ -53,7 +53,7 @@ def test_looking_and_attacking_change_nothing() -> None:
 
 
 def test_astra_starts_in_eight_whatever_epsilon_is_and_acl_in_its_own_ball() -> None:
-    idle = Budget.uniform(8, 1.0, 1 / 255, 0)
+    idle = Budget.uniform(8, epsilon=1.0, step_size=1 / 255, steps=0)
     gray = torch.full((8, 3, 8, 8), 0.5)
     astra = (learner("astra").attack(gray, idle, generator()).images - gray).abs().max()
     acl = (learner("acl").attack(gray, idle, generator()).images - gray).abs().max()
@@ -109,7 +109,7 @@ def test_an_attack_meets_few_batch_sizes(n: int, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("astra_gym.ssl_core.training.learner.pgd", noted)
     views = torch.rand(n, 3, 4, 4, generator=generator())
-    learner().attack(views, Budget.uniform(n, 8 / 255, 2 / 255, 1), generator())
+    learner().attack(views, Budget.uniform(n, epsilon=8 / 255, step_size=2 / 255, steps=1), generator())
     (granularity,) = granularities
     assert n / granularity <= SHAPES
     assert granularity == 1 or n / (granularity - 1) > SHAPES  # no coarser than that needs

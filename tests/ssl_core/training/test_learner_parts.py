@@ -24,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 VIEWS = torch.rand(8, 3, 8, 8, generator=generator(1))
-BUDGET = Budget.uniform(8, 8 / 255, 2 / 255, 2)
+BUDGET = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=2)
 
 
 def network(routes: tuple[str, ...] = ("normal", "pgd"), seed: int = 0) -> TargetNetwork:
@@ -142,7 +142,7 @@ def test_an_attack_in_train_mode_couples_the_batch_and_moves_the_attacked_statis
     target = learner(InTrainMode())
     target.network.eval()
     norms = target.network.backbone.norm.by_route
-    steps = Budget(torch.full((8,), 8 / 255), torch.full((8,), 2 / 255), torch.arange(8) % 3)
+    steps = Budget(epsilon=torch.full((8,), 8 / 255), step_size=torch.full((8,), 2 / 255), steps=torch.arange(8) % 3)
     attacked = target.attack(VIEWS, steps, generator(3))
     # two steps at most; the pass for the embeddings leaves nothing
     assert norms["pgd"].num_batches_tracked == 2 and norms["normal"].num_batches_tracked == 0
@@ -165,7 +165,7 @@ class Free(ACL):
 
 def test_free_perturbations_follow_the_plain_loop() -> None:
     target, twin = learner(Free()), learner(Free())
-    budget = Budget.uniform(8, 8 / 255, 0.01, 3)
+    budget = Budget.uniform(8, epsilon=8 / 255, step_size=0.01, steps=3)
     delta = torch.zeros_like(VIEWS)
     batches = [VIEWS, torch.rand(8, 3, 8, 8, generator=generator(2))]
     for step in range(6):
@@ -196,7 +196,7 @@ def test_a_view_without_steps_left_stays_and_a_smaller_ball_holds() -> None:
     steps = torch.tensor([0, 1, 2, 3, 9, 9, 9, 9])
     moved = []
     for epsilon in (8 / 255, 8 / 255, 8 / 255, 1 / 255):
-        budget = Budget(torch.full((8,), epsilon), torch.full((8,), 0.01), steps)
+        budget = Budget(epsilon=torch.full((8,), epsilon), step_size=torch.full((8,), 0.01), steps=steps)
         before = target._carried.get("perturbations", torch.zeros_like(VIEWS)).clone()
         images = target.carry(VIEWS, budget).images
         moved.append((target._carried["perturbations"] - before).flatten(1).abs().amax(dim=1) > 0)

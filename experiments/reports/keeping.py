@@ -1,0 +1,129 @@
+"""What is kept under results/ of finished runs, comparisons and evaluations: no path of the machine they ran on."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from astra_gym.experiments.comparison.arms import PATHS
+from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison, write_comparison
+from astra_gym.experiments.evaluation.request import make_parser
+from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.experiments.plotting.run_plots import reward_comparison
+from astra_gym.experiments.reports.comparison_report import write_report
+from astra_gym.experiments.reports.published_tables import POLICIES, policy_rewards
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.stats import FEWEST_SEEDS
+from astra_gym.ssl_core.evaluation.results import Row, read_results
+
+KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
+PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR", "--teacher": "RUN"}
+"""What stands for a path of one machine in a kept command."""
+PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
+
+
+def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> Path:
+    """Copies a finished run's figures to results/GROUP/METHOD-AGENT-seedN/; the group is by default the preset.
+
+    Raises:
+        ValueError: if it is no run folder, or has not been evaluated.
+    """
+    folder = RunFolder.open(run)
+    settings = folder.settings()
+    if not (folder.results / "slf.json").is_file():
+        raise ValueError(f"{run} has no results/slf.json: finish it by --resume {run}")
+    group = group or settings.preset
+    target = results / group / f"{settings.method}-{settings.agent}-seed{settings.seed}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, target / Path(name).name)
+    # where the data lay on one machine says nothing on another
+    placeless = replace(settings, data_dir=None, run_dir=None)
+    (target / "config.yaml").write_text(placeless.to_yaml(), encoding="utf-8")
+    for name in PICTURES if pictures else ():
+        if (folder.figures / name).is_file():
+            shutil.copyfile(folder.figures / name, target / name)
+    if pictures and len(seeds := policy_rewards(results, group)) >= FEWEST_SEEDS:
+        rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}
+        reward_comparison(rewards, results / group / "reward_comparison.png")
+    return target
+
+
+def keep_comparison(folder: Path, results: Path) -> Path:
+    """Copies a comparison to results/comparisons/NAME/, with a report made anew.
+
+    Raises:
+        ValueError: if it is damaged, or not a run of it is finished.
+    """
+    comparison = read_comparison(folder / COMPARISON)
+    target = results / "comparisons" / folder.resolve().name
+    # where things lay on one machine says nothing on another
+    unfinished = {name: _without_folders(reason) for name, reason in comparison.unfinished.items()}
+    command = shlex.join(_without_places(shlex.split(comparison.command)))
+    comparison = replace(comparison, command=command, unfinished=unfinished)
+    write_report(comparison, target)
+    write_comparison(target / COMPARISON, comparison)
+    return target
+
+
+def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
+    """Copies an evaluation's rows, facts and figures to results/evaluations/NAME/, by default its encoder's name.
+
+    Raises:
+        ValueError: if it is unfinished or damaged.
+    """
+    store = EvaluationStore(folder)
+    rows, facts = read_results(store.file), store.facts()
+    name = name or facts["name"] + folder.resolve().name.removeprefix("evaluation")
+    target = EvaluationStore(results / "evaluations" / name)
+    if target.file.is_file() and _origins(read_results(target.file)) != _origins(rows):
+        raise ValueError(f"{target.path} holds the evaluation of another encoder or data set: give --group NAME")
+    target.begin()
+    words = shlex.split(facts["command"])
+    encoder = make_parser("").parse_args(words[2:]).encoder
+    words = [_placeless(encoder, facts["name"]) if encoder and Path(word) == encoder else word for word in words]
+    command = shlex.join(_without_places(words))
+    target.conclude(rows, facts | {"command": command})
+    for picture in sorted(store.figures.glob("*.png")):
+        target.figures.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, target.figures / picture.name)
+    return target.path
+
+
+def _origins(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    return {(row.checkpoint_hash, row.dataset) for row in rows}
+
+
+def _placeless(encoder: Path, run: str) -> str:
+    """An encoder's path without what is one machine's: `runs/NAME`, a checkpoint in it, or a file's name."""
+    if not encoder.suffix:
+        return f"runs/{run}"
+    return f"runs/{run}/checkpoints/{encoder.name}" if encoder.parent.name == "checkpoints" else encoder.name
+
+
+def _without_places(words: Sequence[str]) -> list[str]:
+    made, before = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if before in PLACES:
+            made.append(PLACES[before])
+        elif name in PLACES and equals:
+            made.append(f"{name}={PLACES[name]}")
+        elif before == "--arm" or (name == "--arm" and equals):
+            # the flags of an arm of one's own: LABEL=FLAGS
+            head, _, flags = (value if name == "--arm" else word).partition("=")
+            arm = f"{head}={shlex.join(_without_places(shlex.split(flags)))}"
+            made.append(f"--arm={arm}" if name == "--arm" else arm)
+        else:
+            made.append(word)
+        before = word
+    return made
+
+
+def _without_folders(reason: str) -> str:
+    """A text with the names only of what absolute paths lead to; in quotes, a path may have blanks."""
+    reason = re.sub(r"""(['"])/(?:[^'"]*/)?([^'"/]*)\1""", r"\1\2\1", reason)
+    return re.sub(r"(?<![\w.~/])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]*)", r"\1", reason)
