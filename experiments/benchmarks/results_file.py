@@ -1,6 +1,5 @@
 """The results file of the benchmark: written after every part, with the circumstances and what explains the figures."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from astra_gym.experiments.benchmarks.compare import SCHEMA
 from astra_gym.experiments.benchmarks.measure import Figure, Result
 from astra_gym.experiments.benchmarks.tables import draw
 from astra_gym.experiments.benchmarks.workloads import Options
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 
@@ -81,8 +80,7 @@ class ResultsFile:
             return
         found = document_of(self.options, self.figures, self.details, self.failed)
         self.document = {"commit": self.commit} | found
-        with replacing(self.output) as temporary:
-            temporary.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(self.output, self.document)
 
     def draw(self) -> None:
         """Replaces the picture, if there is something to draw."""

@@ -22,7 +22,7 @@ from astra_gym.experiments.comparison.cell_results import (
 )
 from astra_gym.experiments.config.cli import read_mapping
 from astra_gym.experiments.runs.run_folder import RunFolder
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import replacing, write_json
 
 SCHEMA = 1
 """Of `comparison.yaml` and `state.json`."""
@@ -209,8 +209,7 @@ class ComparisonFolder:
             "started": sorted(self.started),
             "adopted": sorted(self.adopted),
         }
-        with replacing(self._state) as temporary:
-            temporary.write_text(json.dumps({"schema": SCHEMA} | state, indent=1) + "\n", encoding="utf-8")
+        write_json(self._state, {"schema": SCHEMA} | state)
 
     def write(self, plan: ComparisonPlan, jobs: int, finished: Mapping[str, Cell], failed: Mapping[str, str]) -> None:
         """Writes `comparison.json`, the cells by arm and seed."""

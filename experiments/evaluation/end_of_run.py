@@ -1,7 +1,6 @@
 """What a run shows at its end: accuracies, what its policy earns on held-out batches, and pictures."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -24,7 +23,7 @@ from astra_gym.ssl_core.evaluation.results import Origin, Row, write_results
 from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.transforms.views import as_float
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 from astra_gym.ssl_core.utils.rng import Streams
@@ -105,9 +104,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
 
 def _write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
     marks = {repr(attack.epsilon): "".join(map(str, right.int().tolist())) for attack, right in correct.items()}
-    with replacing(folder.results / "outcomes.json") as temporary:
-        document = {"schema": 1, "checkpoint": checkpoint, "correct": marks}
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(folder.results / "outcomes.json", {"schema": 1, "checkpoint": checkpoint, "correct": marks})
 
 
 def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
@@ -150,8 +147,7 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
         "commit": commit(ROOT),
         "versions": versions(),
     }
-    with replacing(folder.results / "policy.json") as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(folder.results / "policy.json", document)
     return rewards
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.evaluation.results import Row, read_results, write_results
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_json
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
@@ -71,7 +71,7 @@ class EvaluationStore:
         write_results(folder / "rows.json", part.rows)
         marks = {name: "".join(map(str, right.int().tolist())) for name, right in part.outcomes.items()}
         document = {"schema": SCHEMA, "key": key, "notes": list(part.notes), "outcomes": marks}
-        _write(folder / "part.json", document)
+        write_json(folder / "part.json", document)
         return part
 
     def classifier(self, key: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ class EvaluationStore:
     def conclude(self, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
         """Writes `evaluation.json` (the rows) and `facts.json` (notes, command, machine)."""
         write_results(self.file, rows)
-        _write(self.path / "facts.json", {"schema": SCHEMA, **facts})
+        write_json(self.path / "facts.json", {"schema": SCHEMA, **facts})
 
     def facts(self) -> dict[str, Any]:
         """What `conclude` was given beside the rows.
@@ -124,8 +124,3 @@ class EvaluationStore:
 def _name(key: Mapping[str, Any]) -> str:
     text = json.dumps(key, sort_keys=True, allow_nan=False)
     return f"{key['part']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")

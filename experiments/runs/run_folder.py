@@ -23,7 +23,7 @@ from astra_gym.experiments.config.cli import load
 from astra_gym.experiments.config.settings import Settings, resolve_device
 from astra_gym.experiments.runs.metrics import metrics_of, metrics_rows
 from astra_gym.experiments.runs.peak_memory import peak_memory
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import replacing, write_json
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 if TYPE_CHECKING:
@@ -134,16 +134,14 @@ class RunFolder:
         rounded = {f"{name}_seconds": round(value, 2) for name, value in shares.items()}
         stretches = _parts(path, "stretches") if path.exists() else []
         stretches.append({"first": first, "last": last, "seconds": round(seconds, 1), **rounded, **peak})
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"schema": 1, "stretches": stretches}, indent=1) + "\n", encoding="utf-8")
+        write_json(path, {"schema": 1, "stretches": stretches})
 
     def environments(self) -> list[dict[str, Any]]:
         """Where the run ran: one entry for its start and one for each time it was resumed."""
         return _parts(self.environment, "starts")
 
     def _write_environment(self, starts: list[dict[str, Any]]) -> None:
-        with replacing(self.environment) as temporary:
-            temporary.write_text(json.dumps({"schema": 1, "starts": starts}, indent=1) + "\n", encoding="utf-8")
+        write_json(self.environment, {"schema": 1, "starts": starts})
 
 
 def _unwritable(path: Path, error: OSError) -> ValueError:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
 from astra_gym.ssl_core.transforms.views import as_float
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.hashing import digest, tensor_digest
 from astra_gym.ssl_core.utils.provenance import versions
 from astra_gym.ssl_core.utils.registry import pick
@@ -342,8 +342,7 @@ def _write(path: Path, key: Mapping[str, Any], stages: Mapping[str, _Stage]) -> 
         for name, stage in stages.items()
     }
     document = {"schema": STATE_SCHEMA, "key": key, "attacks": attacks, "seal": _seal(key, attacks)}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(path, document)
 
 
 def _read(path: Path, key: Mapping[str, Any], clean: Tensor) -> dict[str, _Stage]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.provenance import versions
 
 SCHEMA = 2
@@ -228,9 +228,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 def write_results(path: Path | str, rows: Iterable[Row]) -> None:
     """Write `{"schema": 2, "rows": [...]}` to `path`, atomically; folders are made."""
     entries = [{**asdict(row), "versions": dict(row.versions), "standard": row.standard} for row in rows]
-    with replacing(path) as temporary:
-        document = {"schema": SCHEMA, "rows": entries}
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, {"schema": SCHEMA, "rows": entries})
 
 
 def read_results(path: Path | str) -> list[Row]:

@@ -1,9 +1,11 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -18,3 +20,14 @@ def replacing(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, document: Any) -> None:
+    """Write a document of plain values as indented JSON, whole or not at all; folders are made.
+
+    Raises:
+        ValueError: if it holds a number that is not finite, which JSON does not have.
+    """
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.coreset import validation_rows
-from tests.states import same
+from tests.helpers.states import same
 
 HEADS = {"emp-ssl": {"neck": 8, "projector": "mlp"}, "cf-amc-ssl": {"neck": 8, "projector": "mlp"}}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoi
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings, perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
-from tests.states import same
+from tests.helpers.states import same
 
 KINDS = ["moebius", "lcm"]
 ALWAYS = {"perspective_kwargs": {"probability": 1.0}}

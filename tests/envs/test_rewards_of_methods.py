@@ -16,7 +16,7 @@ from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
 from astra_gym.ssl_core.models.target_network import build_network
 from tests.envs.conftest import TINY as SMALL
-from tests.states import same
+from tests.helpers.states import same
 
 TINY: dict[str, Any] = {**SMALL, "warmup_epochs": 0}
 """Steps in milliseconds, and weights that move from the first update on."""

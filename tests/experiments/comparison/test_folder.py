@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +13,7 @@ from astra_gym.experiments.comparison.cell_results import (
 )
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.ssl_core.utils.provenance import ROOT
 
 
 def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
@@ -54,7 +54,7 @@ def test_finished_cells_whose_folders_are_elsewhere_count_if_their_settings_are_
 
 def test_a_comparison_that_is_older_than_a_setting_goes_on(tmp_path) -> None:
     """The kept grid: its cells count as those of today's plan, and of no other."""
-    kept = Path(__file__).resolve().parents[2] / "results" / "comparisons" / "digits-grid" / "comparison.json"
+    kept = ROOT / "results" / "comparisons" / "digits-grid" / "comparison.json"
     comparison = read_comparison(kept)
     cells = [cell for cell in comparison.cells if cell.arm == "fixed"]
     for cell in cells:

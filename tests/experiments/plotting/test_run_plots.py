@@ -24,8 +24,7 @@ from astra_gym.experiments.plotting.run_plots import (
 )
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.evaluation.results import Origin, Row, wilson_interval
-
-ROOT = Path(__file__).resolve().parents[2]
+from astra_gym.ssl_core.utils.provenance import ROOT
 
 
 def metrics(updates: int = 50, seed: int = 0, views: int = 64) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.models.checkpoint import load_network
+from astra_gym.ssl_core.utils.provenance import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "experiments" / "train_agent.py"
 TINY = (
     *("--dataset=folder", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),

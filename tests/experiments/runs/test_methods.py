@@ -11,7 +11,7 @@ import torch
 
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.methods import METHODS
-from tests.states import same
+from tests.helpers.states import same
 
 TINY = (
     "--limit=8 --test_limit=20 --batch_size=4 --image_size=8 --width=2 --projector_hidden=8 --projector_dim=8 "

@@ -20,8 +20,8 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.metrics import metrics_of, read_metrics
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog, image_grid
 from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.utils.provenance import ROOT
 
-ROOT = Path(__file__).parents[2]
 ARGV = ["experiments/train_agent.py", "--run_dir", "a folder"]
 
 
@@ -178,7 +178,7 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
-from test_runlog import RunFolder, RunLog, write
+from test_run_folder import RunFolder, RunLog, write
 log = RunLog(RunFolder(Path({path!r})), 3)
 write(log, range(1, 9))
 log.flush()

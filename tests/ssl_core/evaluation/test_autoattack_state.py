@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.evaluation import autoattack
 from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy, check_state
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.provenance import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = 3
 EPSILON = 0.01
 

@@ -14,7 +14,7 @@ from astra_gym.ssl_core.evaluation.gradient_checks import margin, spread, tellin
 from astra_gym.ssl_core.evaluation.masking import check_classifier
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
-from tests.ssl_core.faulty_classifiers import PROBE, Wrapped, autocast, halved, network, scaled
+from tests.helpers.faulty_classifiers import PROBE, Wrapped, autocast, halved, network, scaled
 
 
 @pytest.fixture(autouse=True)

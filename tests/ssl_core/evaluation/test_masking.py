@@ -15,7 +15,7 @@ from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels, tr
 from astra_gym.ssl_core.evaluation.masking import check_classifier, masking_evidence
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
-from tests.ssl_core.faulty_classifiers import (
+from tests.helpers.faulty_classifiers import (
     PROBE,
     Pooled,
     Wrapped,

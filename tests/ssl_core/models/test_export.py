@@ -4,7 +4,7 @@ from torch import nn
 
 from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, torchvision_state
 from astra_gym.ssl_core.models.target_network import build_network
-from tests.ssl_core.plain_networks import agree, generator, images, normalised, ordinary, randomise
+from tests.helpers.plain_networks import agree, generator, images, normalised, ordinary, randomise
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from astra_gym.ssl_core.models.export import torchvision_state
 from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign, save_encoder
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, build_network
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.ssl_core.plain_networks import Family, Momentum, agree, generator, images, normalised, ordinary, randomise
+from tests.helpers.plain_networks import Family, Momentum, agree, generator, images, normalised, ordinary, randomise
 
 ASKED = {"stem": "cifar", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 

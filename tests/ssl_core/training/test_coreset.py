@@ -17,7 +17,7 @@ from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximised, sel
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
-from tests.states import same
+from tests.helpers.states import same
 
 SIZE = 4
 IMAGES = torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(5))

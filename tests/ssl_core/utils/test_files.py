@@ -1,0 +1,26 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from astra_gym.ssl_core.utils.files import replacing, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "slf.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_no_nan_and_makes_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": math.nan})
+    assert list(tmp_path.iterdir()) == []
+    write_json(path, {"ä": [1, 2]})
+    assert path.read_bytes() == b'{\n "\\u00e4": [\n  1,\n  2\n ]\n}\n'
