@@ -1,136 +1,35 @@
 """The house's rules, read from the code: imports go down the floors, and a few things are nowhere or in one place."""
 
 import ast
-import os
-import subprocess
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from astra_gym.experiments.config.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("ssl_core", "envs", "agents", "experiments")
-# A room is a file or a whole folder; within a folder that is one room, files import each other freely (but no cycle).
-FLOORS = {
-    "ssl_core/__init__.py": 0,
-    "ssl_core/utils/rng.py": 0,
-    "ssl_core/utils/registry.py": 0,
-    "ssl_core/utils/memory.py": 0,
-    "ssl_core/utils/clock.py": 0,
-    "ssl_core/utils/import_path.py": 0,
-    "ssl_core/utils/overrides.py": 1,
-    "ssl_core/utils/training_plan.py": 0,
-    "ssl_core/evaluation/severities.py": 0,
-    "ssl_core/models/route_norm.py": 0,
-    "ssl_core/models/init.py": 0,
-    "ssl_core/models/ema.py": 0,
-    "ssl_core/losses/contrastive.py": 1,
-    "ssl_core/utils/hashing.py": 1,
-    "ssl_core/evaluation/embedding_metrics.py": 1,
-    "ssl_core/evaluation/corruptions.py": 1,
-    "ssl_core/transforms/moebius.py": 1,
-    "ssl_core/models/fixed_conv.py": 1,
-    "ssl_core/attacks/pgd.py": 1,
-    "ssl_core/transforms/views.py": 1,
-    "ssl_core/training/optim.py": 1,
-    "ssl_core/models/projectors.py": 1,
-    "ssl_core/attacks/weight_perturbation.py": 1,
-    "ssl_core/data/decoding.py": 1,
-    "ssl_core/data/image_set.py": 1,
-    "ssl_core/data/sampler.py": 1,
-    "ssl_core/models/target_network.py": 2,
-    "ssl_core/models/heads.py": 2,
-    "ssl_core/data/image_folder.py": 2,
-    "ssl_core/data/batch_source.py": 2,
-    "ssl_core/data/labels.py": 2,
-    "ssl_core/losses/cosine.py": 2,
-    "ssl_core/losses/multiview.py": 2,
-    "ssl_core/losses/invariance.py": 2,
-    "ssl_core/losses/targets.py": 2,
-    "ssl_core/transforms/multi_crop.py": 2,
-    "ssl_core/transforms/high_frequency.py": 1,
-    "ssl_core/transforms/trivial_augment.py": 2,
-    "ssl_core/transforms/perspective_views.py": 2,
-    "ssl_core/transforms/color.py": 0,
-    "ssl_core/transforms/blur.py": 0,
-    "ssl_core/losses/divergences.py": 2,
-    "ssl_core/models/folding.py": 3,
-    "ssl_core/models/export.py": 3,
-    "ssl_core/evaluation/landscape.py": 3,
-    "ssl_core/models/gradcache.py": 3,
-    "ssl_core/data/datasets.py": 3,
-    "ssl_core/models/clustering.py": 3,
-    "ssl_core/methods/": 3,
-    "ssl_core/training/learner.py": 4,
-    "ssl_core/models/checkpoint.py": 4,
-    "ssl_core/evaluation/results.py": 4,
-    "ssl_core/evaluation/sanity.py": 4,
-    "ssl_core/evaluation/masking.py": 4,
-    "ssl_core/evaluation/gradient_checks.py": 4,
-    "ssl_core/downstream/linear_probe.py": 4,
-    "ssl_core/downstream/knn.py": 4,
-    "ssl_core/downstream/finetuning.py": 4,
-    "ssl_core/downstream/postprocessing.py": 4,
-    "ssl_core/training/coreset.py": 4,
-    "ssl_core/evaluation/autoattack.py": 4,
-    "ssl_core/evaluation/attack_suite.py": 4,
-    "ssl_core/evaluation/shifts.py": 4,
-    "ssl_core/models/foreign.py": 4,
-    "ssl_core/evaluation/robustness.py": 4,
-    "envs/actions.py": 5,
-    "envs/engine.py": 5,
-    "envs/rewards.py": 5,
-    "envs/world_config.py": 5,
-    "envs/data_config.py": 5,
-    "envs/builders.py": 5,
-    "envs/records.py": 5,
-    "envs/torch_env.py": 5,
-    "envs/__init__.py": 6,
-    "envs/batch_env.py": 6,
-    "envs/view_env.py": 6,
-    "envs/sb3_env.py": 6,
-    "agents/": 7,
-    "experiments/": 8,
-}
-# On the floors that build things, these neighbours may be used; the floors of pure functions (0 to 2) know none.
-NEIGHBOURS = {
-    ("ssl_core/evaluation/autoattack.py", "ssl_core/evaluation/results.py"),
-    ("ssl_core/evaluation/autoattack.py", "ssl_core/evaluation/robustness.py"),
-    ("ssl_core/evaluation/autoattack.py", "ssl_core/evaluation/sanity.py"),
-    ("ssl_core/evaluation/attack_suite.py", "ssl_core/evaluation/autoattack.py"),
-    ("ssl_core/evaluation/attack_suite.py", "ssl_core/evaluation/results.py"),
-    ("ssl_core/evaluation/attack_suite.py", "ssl_core/evaluation/robustness.py"),
-    ("ssl_core/evaluation/attack_suite.py", "ssl_core/evaluation/sanity.py"),
-    ("ssl_core/evaluation/sanity.py", "ssl_core/evaluation/results.py"),
-    ("ssl_core/evaluation/masking.py", "ssl_core/evaluation/results.py"),
-    ("ssl_core/evaluation/shifts.py", "ssl_core/evaluation/results.py"),
-    ("ssl_core/evaluation/shifts.py", "ssl_core/evaluation/robustness.py"),
-    ("ssl_core/evaluation/masking.py", "ssl_core/evaluation/sanity.py"),
-    ("ssl_core/evaluation/masking.py", "ssl_core/evaluation/gradient_checks.py"),
-    ("ssl_core/evaluation/masking.py", "ssl_core/evaluation/robustness.py"),
-    ("ssl_core/evaluation/gradient_checks.py", "ssl_core/evaluation/robustness.py"),
-    ("ssl_core/evaluation/gradient_checks.py", "ssl_core/evaluation/sanity.py"),
-    ("ssl_core/downstream/linear_probe.py", "ssl_core/evaluation/sanity.py"),
-    ("ssl_core/downstream/knn.py", "ssl_core/evaluation/sanity.py"),
-    ("ssl_core/downstream/finetuning.py", "ssl_core/downstream/linear_probe.py"),
-    ("ssl_core/downstream/finetuning.py", "ssl_core/training/learner.py"),
-    ("ssl_core/methods/", "ssl_core/models/clustering.py"),
-    ("ssl_core/downstream/postprocessing.py", "ssl_core/downstream/finetuning.py"),
-    ("ssl_core/downstream/postprocessing.py", "ssl_core/downstream/linear_probe.py"),
-    ("ssl_core/training/coreset.py", "ssl_core/training/learner.py"),
-    ("ssl_core/models/foreign.py", "ssl_core/models/checkpoint.py"),
-    ("envs/builders.py", "envs/world_config.py"),
-    ("envs/engine.py", "envs/builders.py"),
-    ("envs/engine.py", "envs/records.py"),
-    ("envs/engine.py", "envs/rewards.py"),
-    ("envs/engine.py", "envs/world_config.py"),
-    ("envs/rewards.py", "envs/world_config.py"),
-    ("envs/world_config.py", "envs/data_config.py"),
-    ("envs/torch_env.py", "envs/actions.py"),
-    ("envs/torch_env.py", "envs/engine.py"),
-}
+PACKAGES = ("ssl_core", "envs", "agents", "experiments", "astra_gym")
+# A room may import from the floors below it, and within itself. Two rooms of one floor do not know each other.
+FLOORS = (
+    ("ssl_core/utils",),
+    ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses"),
+    ("ssl_core/models",),
+    ("ssl_core/attacks",),
+    ("ssl_core/methods", "ssl_core/evaluation"),
+    ("ssl_core/training", "ssl_core/downstream"),
+    ("envs/api",),
+    ("envs", "agents"),
+    ("experiments/config", "experiments/console", "experiments/stats"),
+    ("experiments/runs", "experiments/plotting"),
+    ("experiments/evaluation", "experiments/benchmarks"),
+    ("experiments/comparison",),
+    ("experiments/reports",),
+    ("experiments", "astra_gym"),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SEEDED_IN = "agents/sb3/algorithms.py"
 GLOBAL_SEEDS = {
     "torch.manual_seed",
@@ -154,6 +53,9 @@ def python_files() -> list[str]:
 
 
 SOURCES = [file for file in python_files() if not file.startswith("tests/")]
+FOLDERS = sorted(
+    {str(Path(file).parent) for file in SOURCES if str(Path(file).parent) not in ("ssl_core", "astra_gym")}
+)
 
 
 def parsed(file: str) -> ast.Module:
@@ -161,17 +63,19 @@ def parsed(file: str) -> ast.Module:
 
 
 def room(file: str) -> str:
-    """The room that a file belongs to."""
-    [found] = [name for name in FLOORS if file == name or (name.endswith("/") and file.startswith(name))] or [""]
-    return found
+    """The room that a file belongs to: the innermost of those whose name its path begins with; empty if none."""
+    stem = file.removesuffix(".py")
+    found = [name for name in FLOOR if stem == name or stem.startswith(f"{name}/")]
+    return max(found, key=len, default="")
 
 
 def file_of(module: str) -> str | None:
     """The project's file of a dotted module name; None for a module of somebody else, or a name within a module."""
-    path = ROOT / module.replace(".", "/")
-    if module.split(".")[0] not in PACKAGES:
-        return None
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+    first, _, rest = module.partition(".")
+    if first != "astra_gym" or not rest:
+        return "astra_gym/__init__.py" if module == "astra_gym" else None
+    path = ROOT / rest.replace(".", "/")
+    for candidate in (path.with_suffix(".py"), path / "__init__.py", ROOT / "astra_gym" / f"{rest}.py"):
         if candidate.is_file():
             return candidate.relative_to(ROOT).as_posix()
     return None
@@ -211,30 +115,26 @@ def outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
             yield from outside_functions(node)
 
 
-def test_every_file_has_a_room() -> None:
-    assert len(SOURCES) > 20
-    assert [file for file in SOURCES if not room(file)] == []
-
-
-def test_every_room_of_the_slice_is_inhabited_by_at_least_one_file() -> None:
-    assert set(FLOORS) - {room(file) for file in SOURCES} == set()
+def test_every_file_has_a_room_and_every_room_a_file() -> None:
+    assert len(SOURCES) > 100
+    outside = [file for file in SOURCES if not room(file)]
+    assert outside == ["ssl_core/__init__.py"]
+    assert {room(file) for file in SOURCES} - {""} == set(FLOOR)
 
 
 def test_imports_go_down() -> None:
     wrong = []
     for file, targets in arrows().items():
-        for target in targets:
+        for target in targets - {"astra_gym/__init__.py"}:
             here, there = room(file), room(target)
-            downwards = FLOORS[there] < FLOORS[here] or here == there or (here, there) in NEIGHBOURS
-            if not downwards or (here == "agents/" and there.startswith("envs/")):
+            if here != there and not FLOOR[there] < FLOOR[here]:
                 wrong.append(f"{file} -> {target}")
     assert wrong == []
 
 
-def test_the_permitted_neighbours_are_in_use_and_on_one_floor() -> None:
-    used = {(room(file), room(target)) for file, targets in arrows().items() for target in targets}
-    assert used >= NEIGHBOURS
-    assert all(FLOORS[one] == FLOORS[other] for one, other in NEIGHBOURS)
+def test_only_the_command_imports_the_distribution_itself() -> None:
+    importers = {file for file, targets in arrows().items() if "astra_gym/__init__.py" in targets}
+    assert importers == {"astra_gym/__main__.py"}
 
 
 def test_imports_have_no_cycle() -> None:
@@ -244,11 +144,34 @@ def test_imports_have_no_cycle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_nobody_imports_the_experiments() -> None:
-    importers = {
-        file for file, targets in arrows().items() if any(room(target) == "experiments/" for target in targets)
-    }
-    assert {file for file in importers if not file.startswith("experiments/")} == set()
+def test_experiments_holds_commands_and_packages_and_ssl_core_packages_only() -> None:
+    files = {Path(file).stem for file in SOURCES if str(Path(file).parent) == "experiments"}
+    assert files == {*COMMANDS.values(), "console", "stats", "__init__"}
+    assert [file for file in SOURCES if str(Path(file).parent) == "ssl_core"] == ["ssl_core/__init__.py"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_package_has_2_to_16_files_and_says_its_purpose_in_one_line(folder: str) -> None:
+    files = [file for file in SOURCES if str(Path(file).parent) == folder]
+    assert 2 <= len(files) <= 16
+    purpose = ast.get_docstring(parsed(f"{folder}/__init__.py"))
+    assert purpose and len(purpose.splitlines()) == 1
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    names = Counter(
+        node.name
+        for file in SOURCES
+        for node in parsed(file).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_the_tests_mirror_the_tree() -> None:
+    folders = {Path(file).parent.relative_to("tests") for file in python_files() if file.startswith("tests/")}
+    folders -= {Path("."), Path("helpers")}
+    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []
 
 
 @pytest.mark.parametrize("file", python_files())
@@ -271,44 +194,3 @@ def test_torchvision_is_imported_only_where_it_is_used(file: str) -> None:
     at_import = [node for node in outside_functions(parsed(file)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [name for node in at_import for name in imported_modules(node, file)]
     assert [name for name in names if name.split(".")[0] == "torchvision"] == []
-
-
-@pytest.mark.parametrize("file", [file for file in SOURCES if file.startswith("experiments/")])
-def test_no_command_bears_a_standard_modules_name(file: str) -> None:
-    # A script's folder comes first on sys.path: its neighbours would hide such a module.
-    assert Path(file).stem not in sys.stdlib_module_names
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_have_an_init(package: str) -> None:
-    # Without one, a package of the same name anywhere on sys.path would win.
-    assert (ROOT / package / "__init__.py").is_file()
-
-
-DECOY = "raise ImportError('the decoy was imported instead of the checkout')\n"
-METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1.4.0\n"
-AS_SITE = "import runpy, site, sys; site.addsitedir(sys.argv[1]); sys.argv = sys.argv[2:]; "
-AS_SITE += "runpy.run_path(sys.argv[0], run_name='__main__')"
-
-
-@pytest.mark.parametrize("place", ["PYTHONPATH", "site"])
-def test_the_main_command_finds_the_checkout_beside_distributions_of_the_same_names(tmp_path: Path, place: str) -> None:
-    decoys, elsewhere = tmp_path / "decoys", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for name in PACKAGES:
-        (decoys / name).mkdir(parents=True)
-        (decoys / name / "__init__.py").write_text(DECOY)
-        (decoys / f"{name}-1.4.0.dist-info").mkdir()
-        (decoys / f"{name}-1.4.0.dist-info" / "METADATA").write_text(METADATA.format(name=name))
-    script = [str(ROOT / "experiments" / "train_agent.py"), "--help"]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    if place == "PYTHONPATH":
-        environment["PYTHONPATH"] = os.pathsep.join([str(decoys), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        command = [sys.executable, *script]
-    else:
-        environment |= {key: value for key, value in os.environ.items() if key == "PYTHONPATH"}
-        command = [sys.executable, "-c", AS_SITE, str(decoys), *script]
-    run = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    for flag in ("--agent", "--method", "--dataset", "--resume", "--config"):
-        assert flag in run.stdout

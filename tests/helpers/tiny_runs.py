@@ -57,12 +57,12 @@ CASES: dict[str, str] = {
 }
 """Commands by name, in order: later ones read what earlier ones wrote."""
 SKIPPED = re.compile(
-    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began"
+    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began|^teacher$"
 )
 """Names of values that may differ between equal runs."""
 READ = {".pt", ".json", ".jsonl", ".yaml", ".png"}
-UNREAD = re.compile(r"training\.json$|^evaluation/(parts|states)/")
-"""Files of times, and of an evaluation's parts, which are kept by the commit."""
+UNREAD = re.compile(r"training\.json$|^(evaluation|along)/(parts|states|classifiers)/")
+"""Files of times, and of an evaluation's parts, whose names depend on the commit; the rows made of them are compared."""
 
 
 def record(folder: Path, checkout: Path, python: str, only: list[str]) -> int:

@@ -1,0 +1,79 @@
+"""What version 0.1 wrote is still read: a run that was stopped, a comparison, an evaluation and an exported encoder.
+
+`fixtures/v0_1` was made by 0.1.0 at tiny sizes; `continuation.jsonl` is how that version itself continued the run.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from astra_gym.experiments import compare_agents, evaluate_encoder, report, train_agent
+from astra_gym.experiments.comparison.cell_results import read_comparison
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.evaluation.results import read_results
+from astra_gym.ssl_core.models.checkpoint import load_network
+
+FIXTURES = Path(__file__).resolve().parent / "fixtures" / "v0_1"
+
+
+@pytest.fixture
+def fixture(tmp_path: Path) -> Path:
+    """A copy that may be written to."""
+    return Path(shutil.copytree(FIXTURES, tmp_path / "v0_1"))
+
+
+def test_the_run_continues_as_its_own_version_continued_it(fixture: Path) -> None:
+    before = read_metrics(fixture / "run" / "metrics.jsonl")
+    assert train_agent.main(["--resume", str(fixture / "run"), "--progress", "off"]) == 0
+    rows = read_metrics(fixture / "run" / "metrics.jsonl")
+    assert rows[: len(before)] == before
+    assert [row["step"] for row in rows][-1] > before[-1]["step"]
+    expected = [json.loads(line) for line in (fixture / "continuation.jsonl").read_text("utf-8").splitlines()]
+    updates = [row for row in expected if "loss/total" in row]
+    found = {row["step"]: row for row in rows if "loss/total" in row}
+    assert len(updates) == 6
+    # another processor rounds otherwise, and later a drawn action may tip
+    for row in updates[:2]:
+        values = {name: value for name, value in row.items() if isinstance(value, float)}
+        assert {name: found[row["step"]][name] for name in values} == pytest.approx(values, rel=1e-2, abs=1e-3)
+
+
+def test_the_run_is_reported_evaluated_and_loaded(fixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = RunFolder.open(fixture / "run").settings()
+    assert (settings.method, settings.coreset, settings.agent) == ("acl", "rcs", "reinforce")
+    network, route = load_network(fixture / "run")
+    features = network.features(torch.rand(2, 3, 8, 8), route)
+    assert features.shape == (2, network.feature_dim) and features.isfinite().all()
+    words = "--protocols knn --attacks pgd20 --epsilons 8/255 --test_limit 8 --progress off"
+    assert evaluate_encoder.main([str(fixture / "run"), *words.split(), "--out", str(fixture / "again")]) == 0
+    assert {row.metric for row in read_results(fixture / "again" / "evaluation.json")} == {"SA", "RA"}
+
+
+def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fixture / "comparison"
+    before = (folder / "comparison.json").read_text(encoding="utf-8")
+    assert compare_agents.main(["--resume", str(folder)]) == 0
+    cells = read_comparison(folder / "comparison.json").cells
+    assert {cell.arm for cell in cells} == {"reinforce", "fixed"}
+    assert json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"] == json.loads(before)["cells"]
+    assert report.main([str(folder)]) == 0
+    assert "reinforce" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_evaluation_is_read_and_reported(fixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_results(fixture / "evaluation" / "evaluation.json")
+    assert {row.protocol for row in rows} == {"slf", "knn"}
+    assert report.main([str(fixture / "evaluation")]) == 0
+    assert (fixture / "evaluation" / "report.html").is_file()
+
+
+def test_the_export_is_read(fixture: Path) -> None:
+    exported = torch.load(fixture / "encoder.pt", weights_only=True)
+    assert any(name.startswith("layer1.") for name in exported.get("state_dict", exported))
+    words = "--format torchvision --dataset digits --image_size 8 --protocols knn --attacks pgd20 --epsilons 8/255"
+    words += " --test_limit 8 --progress off"
+    assert evaluate_encoder.main([str(fixture / "encoder.pt"), *words.split(), "--out", str(fixture / "again")]) == 0
