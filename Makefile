@@ -1,11 +1,11 @@
-# make demo | test | test-all | lint | setup | clean        (PYTHON=python3.12 chooses another interpreter)
+# make demo | test | test-all | test-wheel | lint | setup | clean        (PYTHON=python3.12 chooses another interpreter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all test-wheel lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -38,8 +38,12 @@ test: lint
 
 # With every agent on the problem of known optimum, some minutes more.
 test-all: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not wheel"
+
+# The distribution in an environment of its own, used from an empty folder.
+test-wheel: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -m wheel tests/test_wheel.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
-	find agents envs experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find agents astra_gym envs experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -62,7 +62,7 @@ SKIPPED = re.compile(
 """Names of values that may differ between equal runs."""
 READ = {".pt", ".json", ".jsonl", ".yaml", ".png"}
 UNREAD = re.compile(r"training\.json$|^(evaluation|along)/(parts|states|classifiers)/")
-"""Files of times, and of an evaluation's parts, whose names depend on the commit; the rows made of them are compared."""
+"""Files of times, and parts of evaluations, named after the commit; the rows made of them are compared."""
 
 
 def record(folder: Path, checkout: Path, python: str, only: list[str]) -> int:

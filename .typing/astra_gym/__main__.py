@@ -1,0 +1,1 @@
+../../astra_gym/__main__.py
