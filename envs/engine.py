@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.envs.builders import build_learner
+from astra_gym.envs.observations import RunningStatistics
 from astra_gym.envs.records import Assessment, StepRecord, describe_budget
 from astra_gym.envs.rewards import Rewards, held_out_rows
 from astra_gym.envs.world_config import WorldSettings
@@ -21,12 +22,6 @@ from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
-
-OBSERVATION_BOUND = 10.0
-"""Standardised features are clipped to plus and minus this."""
-MEMORY = 0.99
-"""How much of the running statistics stays at each batch: they follow the target network, which drifts."""
-VARIANCE_FLOOR = 1e-6
 
 
 class AttackEngine:
@@ -75,8 +70,7 @@ class AttackEngine:
             images = as_float(self.data.train.images[held_out].to(self.device))
             self.rewards.look_at(held_out, self.make_views(images, self.streams["lookahead/views"]))
         self.last: StepRecord | None = None
-        self._mean: Tensor | None = None
-        self._variance: Tensor | None = None
+        self.statistics = RunningStatistics()
         self._seen: tuple[Tensor, Encoded] | None = None
         self._objective: Objective | None = None
         self._draw(0)
@@ -215,7 +209,7 @@ class AttackEngine:
             if not bool(raw.isfinite().all()):
                 last = "no attack yet" if self.last is None else describe_budget(self.last.budget)
                 raise NonFiniteLossError(f"features before update {self.step + 1} are not finite; last {last}")
-            self._update_statistics(raw)
+            self.statistics.update(raw)
             self._seen = self.standardise(raw), look
         return self._seen
 
@@ -238,21 +232,9 @@ class AttackEngine:
             self._objective = self.learner.objective(views)
         return self._objective
 
-    def _update_statistics(self, raw: Tensor) -> None:
-        variance, mean = torch.var_mean(raw, dim=0, correction=0)
-        if self._mean is None or self._variance is None:
-            self._mean, self._variance = mean, variance
-        else:
-            self._mean = MEMORY * self._mean + (1 - MEMORY) * mean
-            self._variance = MEMORY * self._variance + (1 - MEMORY) * variance
-
     def standardise(self, raw: Tensor) -> Tensor:
-        """Raw observations to what an agent sees: standardised, clipped, and with the progress appended in [-1, 1]."""
-        if self._mean is None or self._variance is None:
-            raise ValueError("there are no running statistics yet: call observe() first")
-        scaled = (raw - self._mean) / (self._variance + VARIANCE_FLOOR).sqrt()
-        progress = scaled.new_full((len(raw), 1), 2 * self.progress - 1)
-        return torch.cat([scaled.clamp_(-OBSERVATION_BOUND, OBSERVATION_BOUND), progress], dim=1)
+        """Raw observations to what an agent sees, by the present statistics and progress."""
+        return self.statistics.standardise(raw, self.progress)
 
     def assess(self, views: Tensor, clean: Tensor, budget: Budget, generator: torch.Generator) -> Assessment:
         """Attacks a batch's views and computes the reward, on the present weights; nothing is learned. Where the attack
@@ -350,7 +332,7 @@ class AttackEngine:
             "sampler": self.sampler.state_dict(),
             "views": self._views,
             "seen": None if self._seen is None else {"observation": self._seen[0], "look": tuple(self._seen[1])},
-            "statistics": {"mean": self._mean, "variance": self._variance},
+            "statistics": self.statistics.state_dict(),
         } | ({"rewards": remembered} if remembered else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
@@ -363,9 +345,6 @@ class AttackEngine:
             ValueError: if the state is of a world with other reward terms to remember, or of other data.
         """
 
-        def here(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(self.device)
-
         self.learner.load_state_dict(state["learner"])
         restarted = self.streams.load_state_dict(state["streams"])
         self.rewards.load_state_dict(state.get("rewards", {}), restarted)
@@ -377,5 +356,5 @@ class AttackEngine:
         if state["seen"] is not None:
             look = Encoded(*(value.to(self.device) for value in state["seen"]["look"]))
             self._seen = state["seen"]["observation"].to(self.device), look
-        self._mean, self._variance = (here(state["statistics"][name]) for name in ("mean", "variance"))
+        self.statistics.load_state_dict(state["statistics"], self.device)
         return restarted

@@ -9,14 +9,10 @@ from torch import Tensor
 
 from astra_gym.envs.actions import ActionTable
 from astra_gym.envs.api.step_result import StepResult
-from astra_gym.envs.engine import OBSERVATION_BOUND, AttackEngine
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.observations import OBSERVATION_BOUND, OBSERVATIONS, as_pixels, summary
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.utils.registry import pick
-
-OBSERVATIONS = {
-    "features": "standardised features of the target network, the clean loss and the training progress",
-    "image": "the views themselves, uint8 (view environment only)",
-}
 
 
 class TorchViewEnv:
@@ -122,11 +118,11 @@ class TorchBatchEnv:
 
     def observe(self) -> Tensor:
         """The observation (1, size) of the coming batch: mean and standard deviation over its views, and progress."""
-        return _summary(self.engine.observe())
+        return summary(self.engine.observe())
 
     def observation_of(self, views: Tensor) -> Tensor:
         """What an agent would see of a batch of views (v, 3, h, w), (1, size); the world stays as it is."""
-        return _summary(self._views.observation_of(views))
+        return summary(self._views.observation_of(views))
 
     def play(self, actions: Tensor) -> StepResult:
         """One step of the batch; actions (1, ...). The reward is the mean over the views."""
@@ -166,16 +162,6 @@ def check_count(actions: Tensor, expected: int, what: str) -> None:
     """Raises a ValueError unless there are as many actions as expected."""
     if actions.ndim == 0 or len(actions) != expected:
         raise ValueError(f"actions have shape {tuple(actions.shape)}: expected {what}")
-
-
-def as_pixels(views: Tensor) -> Tensor:
-    """Views in [0, 1] as uint8, in the ordinary memory layout: a saved copy must be laid out alike to go on exactly."""
-    return (views * 255).round().to(torch.uint8).contiguous()
-
-
-def _summary(each: Tensor) -> Tensor:
-    deviation, mean = torch.std_mean(each[:, :-1], dim=0, correction=0)
-    return torch.cat([mean, deviation, each[0, -1:]])[None]
 
 
 def to_device(budget: Budget, device: torch.device) -> Budget:

@@ -53,7 +53,8 @@ def installed_here() -> bool:
 def test_an_editable_installation_is_imported_from_any_folder(tmp_path: Path) -> None:
     if not installed_here():
         pytest.skip("this checkout is not installed here, its dependencies are")
-    code = "import astra_gym, astra_gym.envs.engine as e, gymnasium; print(e.__file__, astra_gym.VIEW_ID in gymnasium.registry)"
+    code = "import astra_gym.envs.engine, gymnasium; "
+    code += "print(astra_gym.envs.engine.__file__, astra_gym.VIEW_ID in gymnasium.registry)"
     run = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert run.stdout.split() == [str(ROOT / "envs" / "engine.py"), "True"]
 

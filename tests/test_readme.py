@@ -137,7 +137,14 @@ def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_pa
 
 def test_every_command_is_known() -> None:
     scripts = ("train_agent", "compare_agents", "report", "evaluate_encoder", "export_encoder")
-    known = ("make demo", "make test", "pip install .", "astra-gym train", "tensorboard --logdir", *(f"python experiments/{name}.py" for name in scripts))
+    known = (
+        "make demo",
+        "make test",
+        "pip install .",
+        "astra-gym train",
+        "tensorboard --logdir",
+        *(f"python experiments/{name}.py" for name in scripts),
+    )
     assert COMMANDS and all(line.startswith(known) for line in COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert {"demo", "test", "setup"} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from astra_gym.agents.policies import StrategyPolicy
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.torch_env import as_pixels
+from astra_gym.envs.observations import as_pixels
 from astra_gym.experiments.benchmarks.workloads import perturbations
 from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective
 from astra_gym.ssl_core.methods import Networks

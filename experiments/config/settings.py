@@ -11,7 +11,7 @@ import yaml
 from astra_gym.agents import AGENTS, describe
 from astra_gym.agents.external import is_dotted
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
-from astra_gym.envs.torch_env import OBSERVATIONS
+from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
