@@ -10,6 +10,10 @@ BATCH_ID = "ASTrA/BatchAttack-v0"
 VIEW_ID = "ASTrA/ViewAttack-v0"
 """An attack for each view: `gymnasium.make_vec`."""
 
+if __name__ != "astra_gym":
+    # the root of a checkout is a part of the package's path: no second copy by `import astra_gym.astra_gym`
+    raise ImportError(f"{__name__} is astra_gym itself: import astra_gym")
+
 _HERE = Path(__file__).resolve().parent
 if not (_HERE / "ssl_core").is_dir():
     # a checkout, where `ssl_core`, `envs`, `agents` and `experiments` lie beside this folder

@@ -1,4 +1,4 @@
-"""What an agent sees of a batch: standardized features, summaries over its views, or the views themselves."""
+"""What an agent sees of a batch: standardised features, summaries over its views, or the views themselves."""
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class RunningStatistics:
 
 
 def as_pixels(views: Tensor) -> Tensor:
-    """Views in [0, 1] as uint8, in the ordinary memory layout, as which a saved copy comes back."""
+    """Views in [0, 1] as uint8, laid out contiguously: a saved copy must be laid out alike to resume exactly."""
     return (views * 255).round().to(torch.uint8).contiguous()
 
 

@@ -83,7 +83,7 @@ class WorldSettings(DataSettings):
         perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
             experimental: with ranges of ours).
         perspective_kwargs: its settings, over those it has by default
-            (`astra_gym.ssl_core.transforms.perspective_views.PerspectiveSettings`).
+            (`PerspectiveSettings`).
         interpolation: `bicubic` or `bilinear`, of the random resized crop.
         coreset: `none`; `rcs` (robustness-aware coreset selection, for methods made of NT-Xents): later epochs train on
             the batches whose gradients most lower what an attack changes; or `random`, its control: as many at random.
@@ -91,7 +91,7 @@ class WorldSettings(DataSettings):
         coreset_warmup: epochs on all data before; None: a tenth of the epochs (RCS: 100 of 1000).
         coreset_every: epochs from one selection to the next; None: a fiftieth of the epochs (20 of 1000), at least 1.
         coreset_kwargs: settings of the selection, over those it has by default
-            (`astra_gym.ssl_core.training.coreset.CoresetSettings`): coreset_kwargs.divergence.
+            (`CoresetSettings`): coreset_kwargs.divergence.
         reward_scope: `view` or `batch`.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).

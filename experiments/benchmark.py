@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
 from rich.console import Console
@@ -50,7 +50,7 @@ from astra_gym.experiments.benchmarks.speed import measure_attack, measure_preci
 from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.experiments.config.argparser import OneLineParser
-from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -85,7 +85,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     `device` is resolved, `old` is the earlier result of `--compare` (None without), `picture` a path.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog=program("benchmark"), description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(
+        prog=program("benchmark"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
+    )
     parser.add_argument("--parts", nargs="+", metavar="PART", help="by default all; training only with --against")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, for the part training")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")

@@ -18,20 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 
-from astra_gym.experiments.comparison.arms import (
-    base_arms,
-    check_equal_compute,
-    without,
-)
+from astra_gym.experiments.comparison.arms import base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked, usable_cores
 from astra_gym.experiments.config.argparser import OneLineParser
-from astra_gym.experiments.config.commands import program, recorded, typed
+from astra_gym.experiments.config.commands import help_text, program, recorded, typed
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
@@ -43,7 +39,7 @@ def _parser() -> OneLineParser:
     raw = argparse.RawDescriptionHelpFormatter
     usage = "%(prog)s [--FLAG VALUE ...], or %(prog)s --resume DIR [--jobs N]"
     parser = OneLineParser(
-        prog=program("compare"), usage=usage, description=__doc__, formatter_class=raw, allow_abbrev=False
+        prog=program("compare"), usage=usage, description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
     )
     parser.add_argument("--agents", nargs="+", metavar="NAME", help=f"by default {' '.join(AGENTS)}")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"of each agent, from 0; by default {SEEDS}")
@@ -63,7 +59,7 @@ def _parser() -> OneLineParser:
         "--arm",
         action="append",
         metavar="'LABEL=FLAGS'",
-        help="an arm of one's own: flags of train_agent.py; may be repeated",
+        help=f"a custom arm: flags of {program('train')}; may be repeated",
     )
     parser.add_argument(
         "--equal_compute",

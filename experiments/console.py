@@ -52,7 +52,7 @@ class RunProgress:
         """Shows a target update.
 
         Args:
-            row: its metrics, see `astra_gym.experiments.runs.run_folder.metrics_of`.
+            row: its metrics, see `astra_gym.experiments.runs.metrics.metrics_of`.
             images_per_second: the rate, 0 where it is not known yet.
             images_per_step: images of a target update, for the time left.
         """

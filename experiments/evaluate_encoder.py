@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from rich.console import Console
 
-from astra_gym.experiments.config.commands import program, recorded
+from astra_gym.experiments.config.commands import help_text, program, recorded
 from astra_gym.experiments.config.settings import resolve_device
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.evaluate import evaluate
@@ -40,7 +40,7 @@ from astra_gym.ssl_core.models.checkpoint import CheckpointError
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 a figure would be void, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = make_parser(__doc__ or "")
+    parser = make_parser(help_text(__doc__))
     given = parser.parse_args(words)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import cast
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from astra_gym.experiments.config.argparser import OneLineParser
-from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.foreign import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
@@ -109,7 +109,9 @@ def recipe(network: TargetNetwork, out: Path, layout: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, 0. Bad input ends the process with status 2 and one line."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog=program("export"), description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(
+        prog=program("export"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
+    )
     parser.add_argument("source", type=Path, metavar="RUN", help="a run folder, or a checkpoint in one")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write")
     parser.add_argument("--route", help="batch-norm route; by default the one that the run is evaluated on")

@@ -14,32 +14,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
-from astra_gym.experiments.comparison.cell_results import (
-    COMPARISON,
-)
+from astra_gym.experiments.comparison.cell_results import COMPARISON
 from astra_gym.experiments.config.argparser import OneLineParser
-from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
 from astra_gym.ssl_core.utils.files import replacing
-from astra_gym.ssl_core.utils.provenance import ROOT
+from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog=program("publish"), description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(
+        prog=program("publish"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs or comparisons to be kept")
     parser.add_argument("--group", help="the folder of results/ that they are kept in, by default their preset's name")
     parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="where results are kept")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file with the tables")
+    parser.add_argument(
+        "--results", type=Path, default=CHECKOUT and CHECKOUT / "results", help="where results are kept"
+    )
+    parser.add_argument(
+        "--readme", type=Path, default=CHECKOUT and CHECKOUT / "README.md", help="the file with the tables"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the tables are stale")
     options = parser.parse_args(argv)
+    if options.results is None or options.readme is None:
+        parser.error(
+            "there is no checkout here: give --results DIR and --readme FILE, where results and tables are kept"
+        )
     try:
         for run in options.runs:
             if (run / COMPARISON).is_file():

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file hides nobody's module
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from astra_gym.experiments.config.argparser import OneLineParser
-from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.comparison_report import read_runs, write_report
 from astra_gym.experiments.reports.evaluation_report import evaluation_page
@@ -28,7 +28,9 @@ from astra_gym.experiments.reports.page import write_page
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, 0. Bad input ends the process with status 2 and one line."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(prog=program("report"), description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = OneLineParser(
+        prog=program("report"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a comparison, or run folders")
     parser.add_argument("--out", type=Path, metavar="DIR", help="by default the folder that is reported")
     given = parser.parse_args(argv)

@@ -11,7 +11,7 @@ import pytest
 from astra_gym.experiments.config.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("ssl_core", "envs", "agents", "experiments", "astra_gym")
+PACKAGES = ("ssl_core", "envs", "agents", "experiments")
 # A room may import from the floors below it, and within itself. Two rooms of one floor do not know each other.
 FLOORS = (
     ("ssl_core/utils",),
@@ -83,7 +83,7 @@ def file_of(module: str) -> str | None:
 
 def imported_modules(tree: ast.AST, file: str) -> Iterator[str]:
     """Dotted names of all modules that are imported anywhere in `tree`, a part of the project's file."""
-    package = file.split("/")[:-1]
+    package = ["astra_gym", *(part for part in file.split("/")[:-1] if part != "astra_gym")]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -132,6 +132,19 @@ def test_imports_go_down() -> None:
     assert wrong == []
 
 
+def test_all_imports_begin_with_the_distribution() -> None:
+    plain = {
+        file: [name for name in imported_modules(parsed(file), file) if name.split(".")[0] in PACKAGES]
+        for file in python_files()
+    }
+    assert {file: names for file, names in plain.items() if names} == {}
+
+
+def test_no_command_imports_another() -> None:
+    commands = {f"experiments/{module}.py" for module in COMMANDS.values()}
+    assert {file: targets & commands for file, targets in arrows().items() if targets & commands} == {}
+
+
 def test_only_the_command_imports_the_distribution_itself() -> None:
     importers = {file for file, targets in arrows().items() if "astra_gym/__init__.py" in targets}
     assert importers == {"astra_gym/__main__.py"}
@@ -168,10 +181,29 @@ def test_a_class_has_a_name_of_its_own() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+ABOUT_SEVERAL = {
+    "tests/agents": ("overrides",),
+    "tests/envs": ("methods_in_worlds", "perspective_in_worlds"),
+    "tests/ssl_core/methods": ("every_method",),
+    "tests/ssl_core/evaluation": ("frost",),
+    "tests/ssl_core/models": ("recompute",),
+    "tests/experiments/config": ("authors_settings",),
+    "tests/experiments/runs": ("cached_folders", "fair_runs", "methods", "saving_memory"),
+}
+"""Tests of something that several modules of their folder make together."""
+
+
 def test_the_tests_mirror_the_tree() -> None:
-    folders = {Path(file).parent.relative_to("tests") for file in python_files() if file.startswith("tests/")}
-    folders -= {Path("."), Path("helpers")}
-    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []
+    strays = []
+    for file in python_files():
+        folder, _, name = file.rpartition("/")
+        if not name.startswith("test_") or folder in ("tests", "tests/torture"):
+            continue
+        stem, place = name.removeprefix("test_").removesuffix(".py"), ROOT / folder.removeprefix("tests/")
+        modules = {path.stem for path in place.glob("*.py")} | set(ABOUT_SEVERAL.get(folder, ()))
+        if not any(stem == module or stem.startswith(f"{module}_") for module in modules):
+            strays.append(file)
+    assert strays == []
 
 
 @pytest.mark.parametrize("file", python_files())

@@ -8,6 +8,7 @@ their instances. On a GPU every part waits for the device, so that its time is i
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from astra_gym.experiments.benchmarks.measure import (
     replaced,
 )
 from astra_gym.experiments.benchmarks.workloads import TINY, BenchmarkError, Options
+from astra_gym.experiments.config.commands import recorded
 from astra_gym.experiments.console import Interrupt, RunProgress
 from astra_gym.experiments.runs.run import Run, RunCallback
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
@@ -245,7 +247,7 @@ def measure_start(options: Options, rounds: int, say: Say) -> Result:
         Figure("start", "first training step", "seconds", tuple(whole)),
         Figure("start", "of it until everything is imported", "seconds", tuple(imports)),
     ]
-    return figures, {"threads": options.threads, "command": "python experiments/train_agent.py"}
+    return figures, {"threads": options.threads, "command": shlex.join(recorded("train"))}
 
 
 def first_step(options: Options) -> tuple[float, float]:

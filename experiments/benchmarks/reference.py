@@ -60,7 +60,7 @@ def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: B
 
 
 def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
-    """`pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as with `pgd`."""
+    """`attacks.pgd.pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as there."""
     attacked = masked_steps(encode, objective, images, budget, start)
     with torch.no_grad():
         return Attacked(attacked, encode(attacked, torch.arange(len(images), device=images.device)))

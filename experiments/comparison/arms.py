@@ -130,7 +130,7 @@ def base_arms(
         own: `LABEL=FLAGS` each; their flags come last.
         flags: for all arms.
         seeds: of an arm.
-        primary_seeds: of an arm of an agent in `inference.PRIMARY_ARMS`.
+        primary_seeds: of an arm of an agent in `stats.PRIMARY_ARMS`.
 
     Raises:
         ValueError: if a flag or a label is wrong, two arms have the same name, or arms of a method and preset would be

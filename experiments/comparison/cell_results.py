@@ -49,7 +49,7 @@ class Cell:
         held_out: mean reward of the trained policy and of the controls on held-out views, by policy.
         curve: means over `WINDOWS` parts of the training: `step` (the last of the part), `reward`, `epsilon`, `steps`
             and `step_size` (epsilon and step size in 1/255).
-        shares: by `epsilon`, `steps` and `step_size`: `edges`, `values` and `share` as of `figures.action_counts`.
+        shares: by `epsilon`, `steps` and `step_size`: `edges`, `values` and `share` as of `run_plots.action_counts`.
         by_clean_loss: by the same: the mean in each fifth of a step's views, from the smallest clean loss to the
             largest, over the second half of the training.
         commits: of the project, every one that the run ran on.
@@ -174,7 +174,7 @@ def plain(settings: Settings, without: Sequence[str]) -> dict[str, Any]:
 
 
 def completed(cell: Cell) -> Cell:
-    """The cell with every setting that is younger than it at its default, by which all goes on as before."""
+    """The cell with the settings that did not exist when it was made, at their defaults, which change nothing."""
     younger = {field.name: field.default for field in fields(Settings) if field.name not in (*PLACES, *cell.settings)}
     return replace(cell, settings={**cell.settings, **_listed(younger)})
 

@@ -7,12 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from astra_gym.experiments.comparison.arms import (
-    CONTROL,
-    Arm,
-    compute_arms,
-    settings_of,
-)
+from astra_gym.experiments.comparison.arms import CONTROL, Arm, compute_arms, settings_of
 from astra_gym.experiments.comparison.cell_results import Cell, summarise
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended

@@ -14,7 +14,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from astra_gym.experiments.config.commands import is_installed
+from astra_gym.experiments.config.commands import launcher
 from astra_gym.experiments.console import Interrupt
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
@@ -145,7 +145,7 @@ def run_cell(argv: Sequence[str], log: str, directory: str, lock: str) -> None:
     torch.set_num_threads(1)
     train_agent = importlib.import_module("astra_gym.experiments.train_agent")
     # as a person would type it, for command.txt
-    if not is_installed():
+    if not launcher():
         sys.argv[0] = _shortest(Path(train_agent.__file__ or ""))
     sys.exit(train_agent.main(list(argv)))
 
@@ -192,7 +192,9 @@ def _context() -> Any:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(list(PRELOADED))
+        # what the fork server imports it finds by PYTHONPATH: where that is not read, a worker imports all by itself
+        reads = not sys.flags.ignore_environment and os.pathsep not in str(CHECKOUT or "")
+        context.set_forkserver_preload(list(PRELOADED) if reads else [])
         with _circumstances():
             from multiprocessing.forkserver import ensure_running
 

@@ -15,31 +15,48 @@ COMMANDS = {
     "benchmark": "benchmark",
 }
 """Modules of `astra_gym.experiments` by the name of their command; each has a `main(argv) -> status`."""
+SCRIPTS = Path(__file__).resolve().parents[1]
 
 
-def is_installed() -> bool:
-    """Whether this process was started as `astra-gym NAME` or `python -m astra_gym NAME`."""
-    called = Path(sys.argv[0])
-    return called.name == INSTALLED or called.parts[-2:] == ("astra_gym", "__main__.py")
+def launcher() -> list[str]:
+    """The words before a command's name: `astra-gym`, or `python -m astra_gym`; empty where a script was called."""
+    path = Path(sys.argv[0])
+    if path.name == INSTALLED:
+        return [INSTALLED]
+    return ["python", "-m", "astra_gym"] if path.parts[-2:] == ("astra_gym", "__main__.py") else []
 
 
 def program(name: str) -> str:
     """What a command is called in usage lines and errors."""
-    return f"{INSTALLED} {name}" if is_installed() else f"{COMMANDS[name]}.py"
+    return f"{INSTALLED} {name}" if launcher() else f"{COMMANDS[name]}.py"
 
 
 def called(name: str) -> list[str]:
     """The words by which this process called its command."""
-    return [INSTALLED, name] if is_installed() else [sys.argv[0]]
+    first = launcher()
+    return [*first, name] if first else [sys.argv[0]]
 
 
 def recorded(name: str) -> list[str]:
-    """The words that call a command wherever the project is: from a checkout's root, or installed."""
-    return [INSTALLED, name] if is_installed() else ["python", f"experiments/{COMMANDS[name]}.py"]
+    """The words that call a command wherever the project is: installed, or from a checkout's root."""
+    return [INSTALLED, name] if launcher() else ["python", f"experiments/{COMMANDS[name]}.py"]
 
 
 def typed(name: str, *words: str) -> str:
     """The line to type now, in the present folder, to call a command as this process was called."""
-    if is_installed():
-        return shlex.join([INSTALLED, name, *words])
-    return shlex.join(["python", str(Path(sys.argv[0]).with_name(f"{COMMANDS[name]}.py")), *words])
+    if first := launcher():
+        return shlex.join([*first, name, *words])
+    script = Path(sys.argv[0] or ".").parent / f"{COMMANDS[name]}.py"
+    if not script.is_file():
+        # called by a program of the user's
+        script = SCRIPTS / script.name
+    return shlex.join(["python", str(script), *words])
+
+
+def help_text(text: str | None) -> str:
+    """A command's help, in which the commands are called as this process was called."""
+    text = text or ""
+    if launcher():
+        for name, module in COMMANDS.items():
+            text = text.replace(f"python experiments/{module}.py", program(name)).replace(f"{module}.py", program(name))
+    return text

@@ -125,8 +125,7 @@ as in ACL.
 Decided, where released codes differ by one update or epoch, or by less than two hundredths of the peak: a warm-up by
 the update reaches its peak in the update behind it, one by the epoch in its last epoch; the cosine spans what the
 warm-up leaves (of the whole run in AdvCL, TARO and RoCL) and follows the warm-up's interval (by the epoch in AdvCL).
-RoCL's colours come before the crop there, and solo-learn's flip last.
-Its blur is Pillow's, see `astra_gym.ssl_core.transforms.blur`."""
+RoCL's colours come before the crop there, and solo-learn's flip last. Its blur is Pillow's, see `transforms.blur`."""
 
 MOMENTUM = 0.9
 """Momentum of a moving average in the small presets. With the authors' 0.99 it remembers 100 updates, half of the 220

@@ -143,7 +143,7 @@ class Settings(WorldSettings):
         schedule: radii of the agent `schedule`, as fractions, one for each part of the training: [7/255,13/255].
         checkpoint_every: epochs between checkpoints.
         post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++, over those it has by default
-            (`astra_gym.ssl_core.downstream.postprocessing.PostSettings`): post_kwargs.epochs.
+            (`PostSettings`): post_kwargs.epochs.
         keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
             epoch's always among them; 0: none.
         images_every: epochs between image grids in TensorBoard.
@@ -328,7 +328,7 @@ class Settings(WorldSettings):
         return cls(**({"preset": name} | pick(name, PRESETS, "preset") | own | with_options(own, changes)))
 
     def to_yaml(self) -> str:
-        """Every setting as YAML, for `--config` and `commandline.load`."""
+        """Every setting as YAML, for `--config` and `astra_gym.experiments.config.cli.load`."""
         values = asdict(self) | {name: _listed(getattr(self, name)) for name in TUPLES}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -41,7 +41,7 @@ LINES: tuple[Any, ...] = (
 
 
 class Band(NamedTuple):
-    """A mean over seeds along `x` and its 95 % t interval, NaN below `inference.FEWEST_SEEDS` seeds; each (k,)."""
+    """A mean over seeds along `x` and its 95 % t interval, NaN below `stats.FEWEST_SEEDS` seeds; each (k,)."""
 
     x: Array
     mean: Array

@@ -114,7 +114,7 @@ def ranked(comparison: ComparisonResult) -> list[str]:
 
 def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
     """The arm that is above every other: its paired difference to each, over three shared seeds or more, has a 95 %
-    interval above 0 (`inference.estimate`). None where no arm is, or there is but one. Arms at equal compute do not
+    interval above 0 (`stats.estimate`). None where no arm is, or there is but one. Arms at equal compute do not
     compete.
     """
     arms = comparison.base.arms
@@ -171,7 +171,7 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
 
 
 def primary_table(comparison: ComparisonResult) -> Table | None:
-    """The comparisons of `inference.PRIMARY`, tested at the deciding epsilon and told at SA; None where there is none.
+    """The comparisons of `stats.PRIMARY`, tested at the deciding epsilon and told at SA; None where there is none.
 
     The verdict is at 5 % after Holm over the family fixed beforehand, one for each method and preset; a missing member
     counts, with p = 1. There is none before all planned runs of the family's arms are finished: who looks while
@@ -231,7 +231,7 @@ def _primary_rows(part: ComparisonResult) -> Rows:
 
 
 def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
-    """The planned seeds of `inference.PRIMARY_ARMS` that are not finished, by arm."""
+    """The planned seeds of `stats.PRIMARY_ARMS` that are not finished, by arm."""
     cell = part.cells[0]
     place = f"(?:-{re.escape(cell.method)})?(?:-{re.escape(cell.preset)})?"
     return {

@@ -9,11 +9,7 @@ from typing import Any
 
 from astra_gym.experiments.benchmarks.compare import read
 from astra_gym.experiments.benchmarks.tables import cells
-from astra_gym.experiments.comparison.cell_results import (
-    COMPARISON,
-    ComparisonResult,
-    read_comparison,
-)
+from astra_gym.experiments.comparison.cell_results import COMPARISON, ComparisonResult, read_comparison
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.reports import evaluation_tables
 from astra_gym.experiments.reports.comparison_tables import accuracy_table as compared_accuracies
@@ -147,7 +143,7 @@ TABLES = {
 
 
 def with_tables(text: str, results: Path) -> str:
-    """The README with every table between `<!-- table KIND PRESET -->` and `<!-- end -->` made anew."""
+    """The text of a document with every table between `<!-- table KIND NAME -->` and `<!-- end -->` made anew."""
 
     def renewed(match: re.Match[str]) -> str:
         kind, preset = match[2], match[3]

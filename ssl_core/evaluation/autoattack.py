@@ -23,8 +23,7 @@ from astra_gym.ssl_core.utils.provenance import versions
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.rng import global_generators_kept
 
-# the library warns of single zero gradients, into the midst of a display;
-# `astra_gym.ssl_core.evaluation.masking` counts them
+# the library warns of single zero gradients, into the midst of a display; `masking` counts them
 logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 VERSIONS: Mapping[str, tuple[str, ...]] = {"standard": STAGES, "quick": STAGES[:2]}

@@ -1,8 +1,7 @@
 """Whether a classifier's gradients are its own: finite, not zero, and what its logits do when the images move.
 
 Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1; Carlini et al. 2019,
-"On evaluating adversarial robustness", section 5.
-`astra_gym.ssl_core.evaluation.masking` says what else an attack needs.
+"On evaluating adversarial robustness", section 5. `masking` says what else an attack needs.
 """
 
 import copy

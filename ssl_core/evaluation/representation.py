@@ -95,8 +95,7 @@ def representation_health(
     - "features/attacked": of the images under PGD that drives the feature away from the clean one (maximises
       -cos(f(x'), f(x)), 8/255, 10 steps of 2/255, random start); its alignment is that of clean and attacked;
     - "features/views": alignment of two strong views of each image;
-    - "median of 16/0.5" and "sharpest of 16/0.5": sharpness (`astra_gym.ssl_core.evaluation.landscape.Searched`) among
-    16 random directions,
+    - "median of 16/0.5" and "sharpest of 16/0.5": sharpness (`landscape.Searched`) among 16 random directions,
       at radius 0.5, of NT-Xent (temperature 0.5) with the clean and the attacked image as the pair, on embeddings
       where there are any and on features else. Its value depends on the number of images, at most 256. They are
       attacked once, with the weights as they are: beside these the attack is weaker, which can make the sharpness of

@@ -1,7 +1,7 @@
 """An evaluation that distrusts itself: whatever would make its figures void is an error with the figures.
 
-What must be reported but is no error comes back as notes, plain sentences with figures.
-`astra_gym.ssl_core.evaluation.masking` does the same for a classifier and its gradients.
+What must be reported but is no error comes back as notes, plain sentences with figures. `masking` does the same for a
+classifier and its gradients.
 """
 
 import hashlib

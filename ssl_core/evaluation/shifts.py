@@ -1,4 +1,4 @@
-"""Accuracy under shifts that nobody chose to do harm: common corruptions (CA) and perspective distortion (PA)."""
+"""Accuracy under natural shifts of the images: common corruptions (CA) and perspective distortion (PA)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a self-supervised (adversarial) method says of itself."""
+"""The interface of a self-supervised (adversarial) method: its views, its attack, its loss."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -174,7 +174,7 @@ class Method(ABC):
         warnings.warn(
             f"default_budget of {name} gives a bare tuple, read as (epsilon, step_size, steps): return "
             "astra_gym.ssl_core.attacks.pgd.ConstantBudget(epsilon=..., step_size=..., steps=...) instead",
-            DeprecationWarning,
+            FutureWarning,
             stacklevel=2,
         )
         epsilon, step_size, steps = budget

@@ -20,10 +20,10 @@ class TARO(Predictive):
     """Targeted adversarial training without negatives (Kim et al. 2023), on SimSiam and one batch-norm route.
 
     Each view is pulled towards a view of the same kind (first among first, second among second), which is selected by
-    similar features and uncertain predictions (`astra_gym.ssl_core.losses.targets.select_targets`). With p the
-    predictions, z the embeddings, and t the target's clean view, the attack maximises `cos(p(x'), z(t)) + cos(p(t),
-    z(x'))`, in [-2, 2]. As in the released code z is detached: the gradient goes through p(x') alone, and raises the
-    first summand. The second is only reported, and may fall further than the first rises while the predictor is young.
+    similar features and uncertain predictions (`targets.select_targets`). With p the predictions, z the
+    embeddings, and t the target's clean view, the attack maximises `cos(p(x'), z(t)) + cos(p(t), z(x'))`, in [-2, 2].
+    As in the released code z is detached: the gradient goes through p(x') alone, and raises the first summand. The
+    second is only reported, and may fall further than the first rises while the predictor is young.
 
     With `S(a, b) = -1/2 [cos(p_a, sg z_b) + cos(p_b, sg z_a)]`, the clean first view x1 and the attacked views a1, a2,
 

@@ -1,4 +1,4 @@
-"""What an evaluation asks of an encoder."""
+"""What is asked of an encoder by whoever measures it."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Encoder(Protocol):
-    """What a probe asks of a module: backbone features (n, feature_dim) of images (n, 3, H, W) in [0, 1]."""
+    """A module that gives backbone features (n, feature_dim) of images (n, 3, H, W) in [0, 1]."""
 
     feature_dim: int
 

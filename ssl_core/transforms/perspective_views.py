@@ -77,7 +77,7 @@ class PerspectiveParameters:
     Attributes:
         kind: a name of `PERSPECTIVES`.
         applied: (n,) bool.
-        direction: (n,) complex64, a value of `perspective.DIRECTIONS`: of "moebius" where c points to, of "lcm" where
+        direction: (n,) complex64, a value of `moebius.DIRECTIONS`: of "moebius" where c points to, of "lcm" where
             the side that comes nearer lies, which in "moebius" is the direction's conjugate: MPD's "top" has the lower
             side come nearer.
         amount: (n,) float32: |c| of "moebius", k of "lcm".
@@ -160,7 +160,7 @@ def lcm_grid(height: int, width: int, k: Tensor, direction: Tensor) -> Tensor:
         direction: (n,) complex, of unit length: where the side that comes nearer lies.
 
     Returns:
-        (n, height, width, 2), as `perspective.moebius_grid`.
+        (n, height, width, 2), as `moebius.moebius_grid`.
     """
     u = direction[:, None, None]
     inner = k[:, None, None] * plane(height, width, direction) * u.conj() + 1

@@ -102,8 +102,10 @@ def loaded(file: Path) -> Any:
 def differences(before: Any, after: Any, where: str) -> Iterator[str]:
     """Where two nested values differ; NaN equals NaN."""
     if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
-        before, after = before.cpu().float().numpy(), after.cpu().float().numpy()
-    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
+        same = before.shape == after.shape and before.dtype == after.dtype
+        if not same or not bool(((before == after) | ((before != before) & (after != after))).all()):
+            yield f"{where}: tensors {before.dtype} {tuple(before.shape)} and {after.dtype} {tuple(after.shape)} differ"
+    elif isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
         if before.shape != after.shape or not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
             yield f"{where}: arrays {before.shape} and {after.shape} differ"
     elif isinstance(before, dict) and isinstance(after, dict):

@@ -18,7 +18,7 @@ class Written(ACL):
 
 
 def test_a_bare_tuple_is_read_in_the_order_of_0_1_with_a_warning() -> None:
-    with pytest.warns(DeprecationWarning, match=r"Written gives a bare tuple, read as \(epsilon, step_size, steps\)"):
+    with pytest.warns(FutureWarning, match=r"Written gives a bare tuple, read as \(epsilon, step_size, steps\)"):
         assert Written(budget=(0.1, 0.02, 5)).budget_at(0) == ConstantBudget(epsilon=0.1, step_size=0.02, steps=5)
 
 
