@@ -154,6 +154,7 @@ def test_every_command_runs(python: Path, tmp_path: Path) -> None:
     run(command, "report", "grid", cwd=tmp_path)
     run(command, "export", "runs/small", "--out", "encoder.pt", cwd=tmp_path)
     (tmp_path / "notes.md").write_text("<!-- table accuracy mine -->\n<!-- end -->\n", encoding="utf-8")
+    assert "--results DIR" in run(command, "publish", "runs/small", cwd=tmp_path, status=2)
     kept = ("--results", "kept", "--readme", "notes.md", "--group", "mine")
     run(command, "publish", "runs/small", *kept, cwd=tmp_path)
     assert "astra-fixed" in (tmp_path / "notes.md").read_text(encoding="utf-8")
@@ -186,6 +187,11 @@ def test_two_checkouts_and_the_wheel_never_mix(python: Path, tmp_path: Path) -> 
             printed = run(interpreter, "-c", LOADED, script, cwd=here)
             files = [line for line in printed.splitlines() if line.endswith(".py")]
             assert len(files) > 50 and all(file.startswith(f"{checkout}/") for file in files)
+    # nor do the workers of a comparison, where PYTHONPATH is not read
+    grid = ("--agents", "fixed", "--seeds", "1", "--dir", tmp_path / "grid", *TINY)
+    run(python, "-I", other / "experiments" / "compare_agents.py", *grid, cwd=tmp_path)
+    command = (tmp_path / "grid" / "cells" / "fixed-seed0" / "command.txt").read_text(encoding="utf-8")
+    assert command.startswith("other/experiments/train_agent.py ")
     # the installed command is the wheel's, in a checkout too
     shown = run(
         python.parent / "astra-gym", "train", "--agent", "nobody", "--run_dir", tmp_path / "x", cwd=other, status=2
