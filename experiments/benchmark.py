@@ -41,7 +41,7 @@ from rich.console import Console
 
 from astra_gym.experiments.benchmarks.checkouts import check_checkout, measure_training
 from astra_gym.experiments.benchmarks.compare import compare, comparison_table, count, differences, read
-from astra_gym.experiments.benchmarks.costs import measure_efficiency, measure_scaling, write_profile
+from astra_gym.experiments.benchmarks.costs import PROFILE, measure_efficiency, measure_scaling, write_profile
 from astra_gym.experiments.benchmarks.data import measure_data
 from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
@@ -52,6 +52,7 @@ from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.experiments.config.argparser import OneLineParser
 from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
+from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.registry import pick
 
 AGAINST = "training"
@@ -118,6 +119,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 raise ValueError(f"--profile: {given.profile} is a file: expected a folder")
             if not _writable(given.profile):
                 raise ValueError(f"--profile: {given.profile} cannot be written to: expected a folder that can be")
+            for name in PROFILE:
+                _check_writable("profile", given.profile / name)
             return given
         if given.output.is_dir():
             raise ValueError(f"--output: {given.output} is a folder: expected a file")
@@ -144,6 +147,10 @@ def _check_writable(name: str, path: Path) -> None:
     """Raises a ValueError unless the file can be written; makes its folder."""
     if path.is_dir() or not _writable(path.parent):
         raise ValueError(f"--{name}: {path} cannot be written: expected a file in a folder that can be")
+    try:
+        check_target(path)
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
 
 
 def _writable(folder: Path) -> bool:

@@ -22,9 +22,9 @@ if not __package__:
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 
-from astra_gym.experiments.comparison.arms import base_arms, check_equal_compute, without
+from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
-from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
+from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked, usable_cores
 from astra_gym.experiments.config.argparser import OneLineParser
 from astra_gym.experiments.config.commands import help_text, program, recorded, typed
@@ -37,7 +37,7 @@ PRESET, METHOD = "digits-grid", "astra"
 
 def _parser() -> OneLineParser:
     raw = argparse.RawDescriptionHelpFormatter
-    usage = "%(prog)s [--FLAG VALUE ...], or %(prog)s --resume DIR [--jobs N]"
+    usage = "%(prog)s [--FLAG VALUE ...], or %(prog)s --resume DIR [--jobs N] [--trust]"
     parser = OneLineParser(
         prog=program("compare"), usage=usage, description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
     )
@@ -73,6 +73,8 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--dir", type=Path, metavar="DIR", help="by default comparisons/PRESET, -2, -3, ...")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a comparison")
+    what = "import the modules that its plan or a config file names, which runs their code"
+    parser.add_argument("--trust", action="store_true", help=what)
     return parser
 
 
@@ -82,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     given, flags = parser.parse_known_args(argv)
     begun: Path | None = None
+    trusting: list[str] = []
     try:
         folder, plan = _prepare(given, flags, argv)
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -90,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.resume is None:
                 folder.check_new()
             else:
-                plan = folder.read_plan()
+                plan = folder.read_plan(given.trust)
             comparer = Comparer(folder, plan, given.jobs or plan.jobs, lock)
-            begun = folder.path
+            begun, trusting = folder.path, plan.trusting
             return comparer.run()
     except ValueError as error:
         parser.error(str(error))
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a full disk is found at a write, which knows no name
         parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
     except KeyboardInterrupt:
-        when = f"; go on by {typed('compare', '--resume', str(begun))}" if begun else " before anything ran"
+        when = f"; go on by {typed('compare', '--resume', str(begun), *trusting)}" if begun else " before anything ran"
         print(f"{program('compare')}: error: interrupted{when}", file=sys.stderr)
         return 130
 
@@ -113,17 +116,20 @@ def _prepare(
     Raises:
         ValueError: if anything is wrong with the command line or the folder.
     """
-    for name in ("seeds", "primary_seeds", "jobs"):
+    for name, most in (("seeds", MOST_SEEDS), ("primary_seeds", MOST_SEEDS), ("jobs", MOST_JOBS)):
         value = getattr(given, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}: expected 1 or more, got {value}")
+        if value is not None and not 1 <= value <= most:
+            expected = "1 or more" if value < 1 else f"{most:,} or fewer"
+            raise ValueError(f"--{name}: expected {expected}, got {value}")
     if given.resume is not None:
-        others = [f"--{name}" for name, value in vars(given).items() if value and name not in ("resume", "jobs")]
+        others = [
+            f"--{name}" for name, value in vars(given).items() if value and name not in ("resume", "jobs", "trust")
+        ]
         if others or flags:
             first = [*others, *flags][0]
             raise ValueError(f"--resume goes on with the comparison as it is: only --jobs may change, not {first}")
         folder = ComparisonFolder(given.resume)
-        return folder, folder.read_plan()
+        return folder, folder.read_plan(given.trust)
     for flag in flags:
         if not flag.startswith("--") and flag == flags[0]:
             raise ValueError(f"unexpected {flag!r}: flags begin with --, see --help")
@@ -134,7 +140,8 @@ def _prepare(
     seeds = given.seeds or SEEDS
     primary = given.primary_seeds or (max(PRIMARY_SEEDS, seeds) if seeds >= SEEDS else seeds)
     agents = given.agents or list(AGENTS)
-    arms = base_arms(agents, methods, presets, given.arm or [], flags, seeds, primary)
+    again, own = typed("compare", *argv, "--trust"), given.arm or []
+    arms = base_arms(agents, methods, presets, own, flags, seeds, primary, given.trust or None, again)
     chosen = tuple(dict.fromkeys(given.equal_compute or ()))
     check_equal_compute(chosen, arms)
     path = given.dir or _free("-".join(presets))

@@ -22,6 +22,7 @@ from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.foreign import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.hashing import digest
 
 LAYOUTS = {
@@ -70,18 +71,22 @@ def export(source: Path, out: Path, route: str | None, layout: str, force: bool)
         force: whether a file that is there is replaced.
 
     Raises:
-        ValueError: if the source is no run, the network has no such route, or the file is there already.
+        ValueError: if the source is no run, the network has no such route, or the file is there already, is a
+            checkpoint of the run, a link or a device.
         OSError: if it cannot be written.
     """
     network, evaluated = load_network(source)
     route = route or evaluated
     if route not in network.routes:
         raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
-    sources = (source, source / "checkpoints" / "last.pt")
-    if any(out.exists() and file.exists() and out.samefile(file) for file in sources):
+    checkpoints = source / "checkpoints" if source.is_dir() else source.parent
+    if any(out.exists() and file.exists() and out.samefile(file) for file in (source, checkpoints / "last.pt")):
         raise ValueError(f"{out} is what is exported: name another file")
+    if out.exists() and checkpoints.name == "checkpoints" and out.parent.resolve() == checkpoints.resolve():
+        raise ValueError(f"{out} is a checkpoint of the run: name another file")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file")
+    check_target(out)
     if out.exists() and not force:
         raise ValueError(f"{out} is there already: --force replaces it")
     out.parent.mkdir(parents=True, exist_ok=True)

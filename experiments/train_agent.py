@@ -88,7 +88,7 @@ def _headline(run: Run, folder: RunFolder) -> str:
 
 
 def _resume(folder: RunFolder) -> str:
-    return typed("train", "--resume", str(folder.path))
+    return typed("train", "--resume", str(folder.path), *folder.trusting)
 
 
 def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> int:

@@ -302,6 +302,10 @@ class Profile:
     table: Path
 
 
+PROFILE = ("benchmark.pt.trace.json", "operators.txt")
+"""The files of a profile; TensorBoard's profiler finds the first by its name."""
+
+
 def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
     """Runs torch's profiler over one attack and one update, after a warm-up.
 
@@ -331,8 +335,7 @@ def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
         once()
         DeviceClock(options.device)()
     folder.mkdir(parents=True, exist_ok=True)
-    # the name by which TensorBoard's profiler finds it
-    made = Profile(folder / "benchmark.pt.trace.json", folder / "operators.txt")
+    made = Profile(*(folder / name for name in PROFILE))
     with replacing(made.trace) as temporary:
         profiler.export_chrome_trace(str(temporary))
     order = "self_device_time_total" if cuda else "self_cpu_time_total"

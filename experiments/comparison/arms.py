@@ -14,17 +14,20 @@ from astra_gym.agents import AGENTS, learns
 from astra_gym.experiments.comparison.cell_results import Cell, plain
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.methods import find_method
+from astra_gym.ssl_core.utils.paths import path_component
 from astra_gym.ssl_core.utils.registry import pick
 
 CONTROL = "fixed-max"
 """The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""
 OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
 PATHS = ("--data_dir", "--cache_dir", "--teacher", "--config", "--agent_config")
-SET_BY_CELL = ("--seed", "--run_dir", "--progress", "--resume", "--print_config", "--help")
+SET_BY_CELL = ("--seed", "--run_dir", "--progress", "--resume", "--print_config", "--list", "--help", "--trust")
 GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", "--method": "--methods"}
 """Flags of a single run, and what a comparison has in their place."""
+MOST_SEEDS = 10_000
 NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress")
 """Settings that differ between the cells of an arm by right."""
 SAME_TEST = ("dataset", "data_dir", "limit", "test_limit", "image_size", "eval_epsilons")
@@ -69,23 +72,52 @@ class Arm:
         return f"{self.name}-seed{seed}"
 
 
-def make_arm(label: str, flags: Sequence[str], seeds: int, suffix: str = "") -> Arm:
+def make_arm(
+    label: str,
+    flags: Sequence[str],
+    seeds: int,
+    suffix: str = "",
+    trust: bool | None = None,
+    again: str | None = None,
+) -> Arm:
     """An arm, checked by the parser of `train_agent.py`.
 
+    Its flags name the modules of the user's that its runs import, also where a file has named them: so a cell imports
+    what this comparison does, and nothing else.
+
+    Args:
+        label, flags, seeds, suffix: of the arm.
+        trust, again: see `astra_gym.experiments.config.cli.parse`.
+
     Raises:
-        ValueError: if a flag is wrong, or the run would leave no accuracies to compare.
+        ValueError: if a name, a number of seeds or a flag is wrong, or the run would leave no accuracies to compare.
     """
+    check_count("seeds", seeds, MOST_SEEDS)
+    path_component(f"{label}{suffix}-seed{seeds - 1}", "a cell of the arm")
     try:
-        settings = settings_of(flags)
+        settings = settings_of(flags, trust, again)
     except ValueError as error:
         raise ValueError(f"{error} (in the arm {label!r})") from error
     if not settings.evaluate:
         raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
+    named = named_by(settings)
+    if any(path not in (word.rpartition("=")[2] for word in flags) for path in named[1::2]):
+        flags = [*flags, *named]
     return Arm(label, tuple(flags), seeds, comparable(settings), suffix)
 
 
-def settings_of(flags: Sequence[str]) -> Settings:
+def check_count(name: str, value: object, most: int) -> None:
+    """Raises a ValueError unless the value is an integer from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name} is {value!r:.60}: expected an integer from 1 to {most:,}")
+
+
+def settings_of(flags: Sequence[str], trust: bool | None = None, again: str | None = None) -> Settings:
     """What flags of `train_agent.py` come to.
+
+    Args:
+        flags: the flags.
+        trust, again: see `astra_gym.experiments.config.cli.parse`.
 
     Raises:
         ValueError: with the parser's own message if one is wrong.
@@ -93,7 +125,7 @@ def settings_of(flags: Sequence[str]) -> Settings:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return parse(flags, prog="").settings
+            return parse(flags, prog="", trust=trust, again=again).settings
     except SystemExit:
         raise ValueError(shown.getvalue().strip().removeprefix(": error: ")) from None
 
@@ -118,6 +150,8 @@ def base_arms(
     flags: Sequence[str],
     seeds: int,
     primary_seeds: int,
+    trust: bool | None = None,
+    again: str | None = None,
 ) -> list[Arm]:
     """The arms of a grid: every agent (and arm of one's own) under every method and preset.
 
@@ -131,6 +165,7 @@ def base_arms(
         flags: for all arms.
         seeds: of an arm.
         primary_seeds: of an arm of an agent in `stats.PRIMARY_ARMS`.
+        trust, again: see `astra_gym.experiments.config.cli.parse`.
 
     Raises:
         ValueError: if a flag or a label is wrong, two arms have the same name, or arms of a method and preset would be
@@ -152,10 +187,10 @@ def base_arms(
             for agent in agents if attacks else ["none"]:
                 label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
                 number = primary_seeds if agent in PRIMARY_ARMS else seeds
-                arms.append(make_arm(label, [*grid, "--agent", agent, *given], number, suffix))
+                arms.append(make_arm(label, [*grid, "--agent", agent, *given], number, suffix, trust, again))
             for text in own:
                 label, words = _own(text)
-                arms.append(make_arm(label, [*grid, *given, *words], seeds, suffix))
+                arms.append(make_arm(label, [*grid, *given, *words], seeds, suffix, trust, again))
     names = [arm.name for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")

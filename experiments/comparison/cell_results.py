@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.overrides import fits, in_words
 
 SCHEMA = 1
 COMPARISON = "comparison.json"
@@ -283,7 +284,7 @@ def read_comparison(path: Path | str) -> ComparisonResult:
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable comparison: {error}") from error
     if (
         not isinstance(document, dict)
@@ -304,8 +305,25 @@ def read_comparison(path: Path | str) -> ComparisonResult:
             good = False
         if not good:
             raise ValueError(f"{path}, cell {index}: outcomes are not strings of 0 and 1 by epsilon")
+        for name, hint in get_type_hints(Cell).items():
+            if name != "correct" and not _holds(entry[name], hint):
+                raise ValueError(f"{path}, cell {index}: {name} is {entry[name]!r:.60}: expected {in_words(hint)}")
         cells.append(Cell(**{**entry, "correct": correct}))
     head = {field.name: document[field.name] for field in fields(ComparisonResult) if field.name in document}
     if missing := {field.name for field in fields(ComparisonResult) if field.default is MISSING} - {*head, "cells"}:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    for name, hint in get_type_hints(ComparisonResult).items():
+        if name in head and name != "cells" and not _holds(head[name], hint):
+            raise ValueError(f"{path}: {name} is {head[name]!r:.60}: expected {in_words(hint)}")
     return ComparisonResult(**{**head, "cells": cells})
+
+
+def _holds(value: Any, kind: Any) -> bool:
+    """Whether a value from a file is of an annotated type, with all that lies in it."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Mapping:
+        pairs = [zip(pair, parts, strict=True) for pair in value.items()] if isinstance(value, dict) else []
+        return isinstance(value, dict) and all(_holds(one, part) for pair in pairs for one, part in pair)
+    if origin is Sequence:
+        return isinstance(value, list) and all(_holds(one, parts[0]) for one in value)
+    return fits(value, kind)

@@ -13,10 +13,13 @@ from astra_gym.experiments.comparison.display import Display, GridProgress, shar
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
 from astra_gym.experiments.comparison.scheduler import Ended, Job, Worker, last_lines, run_jobs
 from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.console import Interrupt
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.paths import check_folder
 
 DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "image_size")
 """Settings on which the data set depends, and nothing else of it."""
@@ -134,12 +137,16 @@ class Comparer:
         run_jobs(jobs, self.jobs, self.lock, interrupt, started=started, ended=ended, looked=looked)
 
     def _job(self, name: str, arm: Arm, seed: int) -> Job:
-        run = self.folder.cells / name
+        run, log = self.folder.cells / name, self.folder.logs / f"{name}.log"
+        # a finished cell may be a link, and is only read
+        check_folder(run)
+        check_target(log)
         if self.folder.resumable(name):
-            argv = ["--resume", str(run)]
+            # the plan names the modules, and not the run's own record: another is not imported
+            argv = ["--resume", str(run), *named_by(arm.settings)]
         else:
             argv = [*arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]
-        return Job(name, tuple(argv), self.folder.logs / f"{name}.log")
+        return Job(name, tuple(argv), log)
 
     def _take(self, end: Ended, arm: Arm, seed: int, asked: bool) -> None:
         """What a cell that ended leaves."""
@@ -202,7 +209,7 @@ class Comparer:
                 note(f"{', '.join(waiting)}: only when all others are finished")
         if asked or failed:
             why = f"{asked}: go on" if asked else "try them again"
-            note(f"{why} by {typed('compare', '--resume', str(self.folder.path))}")
+            note(f"{why} by {typed('compare', '--resume', str(self.folder.path), *self.plan.trusting)}")
         if any(arm.learns for arm in self.plan.arms) and CONTROL not in {arm.agent for arm in self.plan.arms}:
             note(f"the control {CONTROL} is missing: is choosing worth more than attacking hard?")
         note(f"the runs are in {self.folder.cells}, what they come to in {self.folder.results}")

@@ -1,16 +1,25 @@
 """The folder of a comparison: its plan, what has been started there, and the finished cells."""
 
 import json
+import math
+import os
 import shlex
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from astra_gym.experiments.comparison.arms import Arm, comparable, differences, make_arm, ordered
+from astra_gym.experiments.comparison.arms import (
+    MOST_SEEDS,
+    SET_BY_CELL,
+    Arm,
+    check_count,
+    check_flags,
+    comparable,
+    differences,
+    make_arm,
+    ordered,
+)
 from astra_gym.experiments.comparison.cell_results import (
     PLACES,
     Cell,
@@ -21,11 +30,20 @@ from astra_gym.experiments.comparison.cell_results import (
     write_comparison,
 )
 from astra_gym.experiments.config.cli import read_mapping
+from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.utils.files import replacing, write_json
+from astra_gym.ssl_core.utils.paths import check_folder, path_component
+from astra_gym.ssl_core.utils.yaml_files import dump_yaml
 
 SCHEMA = 1
 """Of `comparison.yaml` and `state.json`."""
+TEXTS = ("name", "command", "equal_compute", "arms.label", "arms.suffix", "arms.flags")
+"""What a plan says in words: a label 1e3 is no number."""
+MOST_JOBS = 10_000
+BEGUN = (".", "command.txt", "environment.json", "last.pt")
+"""How the names of files begin that a run writes before it can be resumed; those with a dot are temporary."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,11 @@ class ComparisonPlan:
     def cells(self) -> list[tuple[Arm, int]]:
         """Arm and seed of each cell, in the order in which they are run."""
         return list(ordered(self.arms))
+
+    @property
+    def trusting(self) -> list[str]:
+        """What the command that resumes it needs beside its folder: `--trust` where a module is imported."""
+        return ["--trust"] if any(named_by(arm.settings) for arm in self.arms) else []
 
 
 class ComparisonFolder:
@@ -100,43 +123,62 @@ class ComparisonFolder:
         head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
         document = head | {"equal_compute": list(plan.equal_compute), "arms": arms}
         with replacing(self.config) as temporary:
-            text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1_000_000)
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(dump_yaml(document), encoding="utf-8")
 
-    def read_plan(self) -> ComparisonPlan:
+    def read_plan(self, trust: bool = False) -> ComparisonPlan:
         """Reads `comparison.yaml`.
 
+        Args:
+            trust: whether the modules that it names may be imported.
+
         Raises:
-            ValueError: if the folder is none of a comparison, the file is damaged, or a flag or a default of the
-                project has another meaning than when it was written.
+            ValueError: if the folder is none of a comparison, the file is damaged, names a module without `trust`, or a
+                flag or a default of the project has another meaning than when it was written.
         """
         if not self.config.is_file():
             raise ValueError(f"{self.path} is no comparison's folder: it has no comparison.yaml")
-        document = read_mapping(self.config)
+        document = read_mapping(self.config, TEXTS)
         if document.get("schema") != SCHEMA:
-            raise ValueError(f"{self.config} has schema {document.get('schema')!r}: expected {SCHEMA}")
+            raise ValueError(f"{self.config} has schema {document.get('schema')!r:.60}: expected {SCHEMA}")
+        again = typed("compare", "--resume", str(self.path), "--trust")
         try:
-            arms = []
-            for entry in document["arms"]:
-                flags, suffix = shlex.split(entry["flags"]), entry.get("suffix", "")
-                arm = make_arm(entry["label"], flags, entry["seeds"], suffix)
-                # a setting that is younger than the plan has its default, in the cells too
-                if changed := differences(
-                    {name: arm.settings.get(name) for name in entry["settings"]}, entry["settings"]
-                ):
-                    raise ValueError(f"{self.config}: the arm {arm.name!r} would not be the same: {changed[0]}")
-                arms.append(arm)
-            plan = ComparisonPlan(
-                document["name"],
-                document["command"],
-                document["jobs"],
-                document["seeds"],
-                tuple(document["equal_compute"]),
-                tuple(arms),
-            )
+            plan = self._plan(document, trust, again)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.config} is damaged: {type(error).__name__}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.config}: {error}") from error
+        if repeated := sorted({arm.name for arm in plan.arms if [one.name for one in plan.arms].count(arm.name) > 1}):
+            raise ValueError(f"{self.config}: two arms are called {repeated[0]}: expected different labels")
         return plan
+
+    def _plan(self, document: Mapping[str, Any], trust: bool, again: str) -> ComparisonPlan:
+        _check_types(document, {"name": str, "command": str, "equal_compute": list, "arms": list}, "the plan")
+        check_count("jobs", document["jobs"], MOST_JOBS)
+        check_count("seeds", document["seeds"], MOST_SEEDS)
+        if not document["arms"]:
+            raise ValueError("it has no arms: expected one or more")
+        arms = []
+        for entry in document["arms"]:
+            # the first plans have no suffixes
+            entry = {"suffix": ""} | entry
+            _check_types(entry, {"label": str, "suffix": str, "flags": str, "settings": dict}, "an arm")
+            flags = shlex.split(entry["flags"])
+            check_flags(flags, SET_BY_CELL)
+            arm = make_arm(entry["label"], flags, entry["seeds"], entry["suffix"], trust, again)
+            # a setting that is younger than the plan has its default, in the cells too
+            if changed := differences({name: arm.settings.get(name) for name in entry["settings"]}, entry["settings"]):
+                raise ValueError(f"the arm {arm.name!r} would not be the same: {changed[0]}")
+            arms.append(arm)
+        if not all(isinstance(label, str) for label in document["equal_compute"]):
+            raise ValueError(f"equal_compute is {document['equal_compute']!r:.60}: expected labels of arms")
+        return ComparisonPlan(
+            document["name"],
+            document["command"],
+            document["jobs"],
+            document["seeds"],
+            tuple(document["equal_compute"]),
+            tuple(arms),
+        )
 
     def open(self, plan: ComparisonPlan) -> dict[str, Cell]:
         """Looks at what is there: run folders, and in `comparison.json` finished cells whose folders are elsewhere.
@@ -147,12 +189,18 @@ class ComparisonFolder:
         Raises:
             ValueError: if a run's settings are not the planned ones, or a file is damaged.
         """
+        for part in (self.cells, self.logs):
+            check_folder(part)
         if self._state.is_file():
             try:
                 state = json.loads(self._state.read_text(encoding="utf-8"))
                 self.wall_seconds = float(state["wall_seconds"])
                 self.started, self.adopted = set(state["started"]), set(state["adopted"])
-            except (ValueError, LookupError, TypeError) as error:
+                if not 0 <= self.wall_seconds < math.inf:
+                    raise ValueError(f"wall_seconds is {self.wall_seconds}")
+                for name in (*self.started, *self.adopted):
+                    path_component(name, "a cell")
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise ValueError(f"{self._state} is damaged ({error}): remove it, the time so far is lost") from error
         found, known = {}, self._known()
         for arm, seed in plan.cells:
@@ -196,10 +244,27 @@ class ComparisonFolder:
         return (self.cells / name / "config.yaml").is_file()
 
     def clear(self, name: str) -> None:
-        """Removes what is left of a run that was killed before it could be resumed."""
+        """Removes what is left of a run that was killed before it could be resumed, and nothing else.
+
+        Raises:
+            ValueError: if the folder is a link, or holds what no such run has written.
+        """
         path = self.cells / name
-        if path.exists() and not self.resumable(name):
-            shutil.rmtree(path)
+        check_folder(path)
+        if not path.exists() or self.resumable(name):
+            return
+        left = [Path(folder) / file for folder, _, files in os.walk(path) for file in files]
+        folders = [Path(folder) / one for folder, inner, _ in os.walk(path, topdown=False) for one in inner]
+        for file in left:
+            if not file.name.startswith(BEGUN) or not file.is_file() or file.is_symlink():
+                raise ValueError(f"{file} is not of a run that was killed at its beginning: move {path} away")
+        for folder in folders:
+            if folder.is_symlink() or folder not in (path / "checkpoints", path / "results", path / "figures"):
+                raise ValueError(f"{folder} is not of a run that was killed at its beginning: move {path} away")
+        for file in left:
+            file.unlink()
+        for folder in (*folders, path):
+            folder.rmdir()
 
     def note_state(self, wall_seconds: float) -> None:
         """Keeps the time that the grid has run, and which cells it has started."""
@@ -224,6 +289,12 @@ class ComparisonFolder:
             jobs=jobs,
         )
         write_comparison(self.results, comparison)
+
+
+def _check_types(found: Mapping[str, Any], kinds: Mapping[str, type], what: str) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise ValueError(f"{name} of {what} is {found[name]!r:.60}: expected a {kind.__name__}")
 
 
 def extended(plan: ComparisonPlan, arms: Iterable[Arm]) -> ComparisonPlan:

@@ -16,6 +16,7 @@ from typing import Any
 
 from astra_gym.experiments.config.commands import launcher
 from astra_gym.experiments.console import Interrupt
+from astra_gym.ssl_core.utils.paths import open_to_append
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 PRELOADED = (
@@ -97,12 +98,13 @@ def locked(folder: Path) -> Iterator[Path]:
 
     Raises:
         Locked: if another process holds it, or its workers do not end.
+        ValueError: if a lock's file is no regular file.
     """
     # not there on Windows, where the rest of this file can be imported
     import fcntl
 
     workers = folder / ".workers.lock"
-    with (folder / ".lock").open("a+") as mine, workers.open("a+") as theirs:
+    with open_to_append(folder / ".lock") as mine, open_to_append(workers) as theirs:
         try:
             fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -134,7 +136,7 @@ def run_cell(argv: Sequence[str], log: str, directory: str, lock: str) -> None:
 
     held = open(lock)  # noqa: SIM115 - until the process ends
     fcntl.flock(held, fcntl.LOCK_SH)
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
         os.dup2(output, number)

@@ -1,34 +1,36 @@
 """The command line and the YAML file, by jsonargparse over `Settings`, with errors of one line."""
 
 import argparse
+import contextlib
 import difflib
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_loader
 
 from astra_gym.agents import describe
+from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, read_flags, wrong
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
-from astra_gym.ssl_core.utils.overrides import FRACTION, quotient
+from astra_gym.experiments.config.trust import nothing, only_named
 from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.yaml_files import load_yaml, read_yaml_file
 
+SWITCHES = ("print_config", "list", "trust")
+"""Flags without a value that are no settings."""
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
-FIELD_TYPES = {
-    item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)
-}
-"""Each setting's type, as text."""
 WITHOUT = {
     item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in fields(Settings)
 }
 """Every setting as it is where nothing is said of it."""
+YAML = "yaml-1.2"
+set_loader(YAML, load_yaml, (ValueError,))
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,35 @@ class Invocation:
     resume: Path | None = None
 
 
-def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> Invocation:
+def parse(
+    argv: Sequence[str] | None = None,
+    prog: str = "train_agent.py",
+    trust: bool | None = None,
+    again: str | None = None,
+) -> Invocation:
     """The command line: preset < `--config` files < flags, wherever they stand.
+
+    Args:
+        argv: the command line.
+        prog: what it is called in errors.
+        trust: whether every module may be imported that is named, here or in a file; by default those that are named
+            here, and the others with `--trust`. False for a command line that stands in a file itself.
+        again: the command that trusts, for the error.
 
     Ends the process with status 2 and one line on the standard error if anything is wrong with it, and with status 0
     after `--help` and `--print_config`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(prog)
-    flags = [f"--{name}" for name in (*FIELD_TYPES, "resume", "config", "agent_config", "print_config", "list", "help")]
+    flags = [f"--{name}" for name in (*FIELD_TYPES, "resume", "config", "agent_config", *SWITCHES, "help")]
     _check_names(map(_flag, (token for token in argv if re.match("--.", token))), flags, "flag", parser.error)
     peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     peek.error = parser.error  # type: ignore[method-assign]
-    for name in ("preset", "dataset", "method", "resume", "agent_config"):
+    for name in ("preset", "dataset", "agent", "method", "resume", "agent_config"):
         peek.add_argument(f"--{name}")
     peek.add_argument("--config", action="append", default=[])
-    peek.add_argument("--print_config", action="store_true")
-    peek.add_argument("--list", action="store_true")
+    for name in SWITCHES:
+        peek.add_argument(f"--{name}", action="store_true")
     early = peek.parse_known_args(argv)[0]
     if early.list:
         print(listing(), end="")
@@ -70,17 +84,24 @@ def parse(argv: Sequence[str] | None = None, prog: str = "train_agent.py") -> In
         for path in early.config:
             config |= read_yaml(path)
         if early.agent_config is not None:
-            config["agent_kwargs"] = read_mapping(early.agent_config, _Floats) | (config.get("agent_kwargs") or {})
+            over = config.get("agent_kwargs")
+            if not isinstance(over, dict | None):
+                raise wrong("agent_kwargs", str(over))
+            config["agent_kwargs"] = read_mapping(early.agent_config) | (over or {})
         flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}
         given = config | {key: value for key, value in flagged.items() if value is not None}
-        if early.resume is not None:
-            invocation = _resumed(parser, Path(early.resume), config, argv)
-        else:
-            invocation = Invocation(_settings(parser, config, argv, given))
-            invocation.settings.check_given()
-        # settings alone do not import what an agent's dotted path names; a run does
-        describe(invocation.settings.agent)
-        invocation.settings.check_method()
+        trusted = early.trust if trust is None else trust
+        named = () if trust is False else (early.agent, early.method)
+        again = again or typed("train", *(argv if early.resume is None else ("--resume", early.resume)), "--trust")
+        with contextlib.nullcontext() if trusted else only_named(named, again):
+            if early.resume is not None:
+                invocation = _resumed(parser, Path(early.resume), config, argv)
+            else:
+                invocation = Invocation(_settings(parser, config, argv, given))
+                invocation.settings.check_given()
+            # settings alone do not import what an agent's dotted path names; a run does
+            describe(invocation.settings.agent)
+            invocation.settings.check_method()
         if early.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)
@@ -96,9 +117,7 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
         if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
-            kind = FIELD_TYPES[match[1]].replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
-            expected = f"settings by name, such as --{match[1]}.NAME VALUE" if "dict" in kind else kind
-            message = f"--{match[1]}: expected {expected}, got {match[2].strip()!r}"
+            message = str(wrong(match[1], match[2].strip()))
         message = " ".join(message.split())
         if not self.exit_on_error:
             raise argparse.ArgumentError(None, message) from ex
@@ -110,12 +129,15 @@ def load(path: Path | str) -> Settings:
     was made without it.
 
     Raises:
-        ValueError: if the file cannot be read, is not YAML, or holds an unknown or a bad setting.
+        ValueError: if the file cannot be read, is not YAML, or holds an unknown or a bad setting, or one that only an
+            import of a user's module would make a record.
     """
     try:
-        return _settings(_parser(exit_on_error=False), WITHOUT | read_yaml(path), [])
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{path}: {error}") from error
+        with nothing(path):
+            return _settings(_parser(exit_on_error=False), WITHOUT | read_yaml(path), [])
+    except (argparse.ArgumentError, ValueError) as error:
+        named = str(error).startswith(str(path))
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser:
@@ -125,37 +147,30 @@ def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser
         description="Trains a target network whose attacks an agent chooses, and evaluates it.",
         exit_on_error=exit_on_error,
         print_config=None,
+        parser_mode=YAML,
     )
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with; its settings stay as they are")
     parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with any of the settings below")
     parser.add_argument("--agent_config", metavar="FILE", help="YAML file with any of the agent's own settings")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
     parser.add_argument("--list", action="store_true", help="list methods, agents and data sets, and exit")
+    what = "import the modules that a config file or the resumed run names, which runs their code"
+    parser.add_argument("--trust", action="store_true", help=what)
     parser.add_class_arguments(Settings)
     return parser
 
 
-class _Floats(yaml.SafeLoader):
-    """YAML 1.2's floats: 1e-3 is a number, which YAML 1.1 reads as text."""
-
-
-_Floats.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def read_mapping(path: Path | str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> dict[str, Any]:
+def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, empty for an empty file.
+
+    Args:
+        path: the file.
+        texts: see `astra_gym.ssl_core.utils.yaml_files.load_yaml`.
 
     Raises:
         ValueError: if the file cannot be read or is not a YAML mapping.
     """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), loader)
-    except OSError as error:
-        raise ValueError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    values = read_yaml_file(path, texts)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -169,7 +184,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key.
     """
-    values = read_mapping(path)
+    values = read_mapping(path, TEXTS)
 
     def fail(message: str) -> NoReturn:
         raise ValueError(f"{path}: {message}")
@@ -201,14 +216,17 @@ def _settings(
     own = recipe(str(preset), str(given.get("method", Settings.method)))
     # what a file of a user's own leaves out is the recipe's; a run's record is complete
     config = with_options(own, config) if given is not config else config
-    parser.set_defaults({"preset": preset} | pick(preset, PRESETS, "preset") | own)
-    return Settings(**_values(parser, config, argv))
+    defaults = {"preset": preset} | pick(preset, PRESETS, "preset") | own
+    return Settings(**_values(parser, defaults, config, argv))
 
 
-def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+def _values(
+    parser: _Parser, defaults: Mapping[str, Any], config: Mapping[str, Any], argv: Sequence[str]
+) -> dict[str, Any]:
     # As flags before the others, a file's values pass the same checks and lose against the same names.
-    flags = [f"--{key}={_as_text(value)}" for key, value in config.items()]
-    values = vars(parser.parse_args(list(_decimals([*flags, *argv]))))
+    flags, options = read_flags(config, argv, defaults)
+    parser.set_defaults({name: value for name, value in defaults.items() if name not in OPTIONS})
+    values = vars(parser.parse_args(flags)) | options
     for name in ("data_dir", "cache_dir", "teacher"):
         if values[name]:
             # a run may be resumed from another folder
@@ -216,26 +234,11 @@ def _values(parser: _Parser, config: Mapping[str, Any], argv: Sequence[str]) -> 
     return {name: values[name] for name in FIELD_TYPES}
 
 
-def _decimals(argv: Iterable[str]) -> Iterator[str]:
-    """The command line with every fraction (8/255) of a setting that takes fractions written out."""
-    name = ""
-    for token in argv:
-        if token.startswith("--"):
-            name = token[2:].partition("=")[0]
-        takes = "float" in FIELD_TYPES.get(name, "")
-        yield FRACTION.sub(lambda match: repr(quotient(match)), token) if takes else token
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value, default=str) if isinstance(value, bool | int | float | list | dict | None) else str(value)
-
-
 def _resumed(parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequence[str]) -> Invocation:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml")
     own = asdict(load(run / "config.yaml")) | {"run_dir": str(run)}
-    parser.set_defaults(own)
-    values = _values(parser, config, argv)
+    values = _values(parser, own, config, argv)
     if Path(values["run_dir"]).resolve() == run.resolve():
         values["run_dir"] = str(run)
     if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from astra_gym.agents import AGENTS, describe
 from astra_gym.agents.external import is_dotted
@@ -20,6 +19,7 @@ from astra_gym.ssl_core.methods import find_method, is_own
 from astra_gym.ssl_core.models.target_network import PRECISIONS, bf16_is_native, last_strided_map
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.yaml_files import dump_yaml
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
@@ -330,7 +330,7 @@ class Settings(WorldSettings):
     def to_yaml(self) -> str:
         """Every setting as YAML, for `--config` and `astra_gym.experiments.config.cli.load`."""
         values = asdict(self) | {name: _listed(getattr(self, name)) for name in TUPLES}
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return dump_yaml(values)
 
 
 def _listed(value: tuple[float, ...] | None) -> list[float] | None:

@@ -15,6 +15,7 @@ from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
 from astra_gym.ssl_core.models.checkpoint import kept_encoders
+from astra_gym.ssl_core.utils.paths import check_folder
 
 PICTURE = "accuracy_along_the_run.png"
 MARKS = (("o-", BLUE), ("s--", ORANGE), ("^:", GREEN), ("D-.", PURPLE))
@@ -45,6 +46,8 @@ def evaluate_along(
         raise ValueError(
             f"{given.encoder} has kept no encoder along its training: train with --keep_every {given.every}"
         )
+    if given.out is None:
+        check_folder(given.encoder / "evaluation-along")
     store = EvaluationStore(given.out or given.encoder / "evaluation-along")
     store.begin()
     rows: list[Row] = []
@@ -57,13 +60,20 @@ def evaluate_along(
         notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
         void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}
     facts |= {"name": given.encoder.resolve().name, "notes": notes, "void": void}
-    accuracy_along_the_run(rows, store.figures / PICTURE)
+    accuracy_along_the_run(rows, store.draws(PICTURE))
     return rows, facts, store
 
 
 def epoch_of(checkpoint: str) -> int:
-    """The epoch in a kept encoder's name."""
-    return int(checkpoint.removeprefix(EPOCH))
+    """The epoch in a kept encoder's name.
+
+    Raises:
+        ValueError: if it is no such name.
+    """
+    number = checkpoint.removeprefix(EPOCH)
+    if not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise ValueError(f"{checkpoint!r:.60} is no name of a kept encoder: expected {EPOCH} and a number")
+    return int(number)
 
 
 @matplotlib.rc_context(STYLE)

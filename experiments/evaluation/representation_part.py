@@ -51,5 +51,5 @@ def health_part(evaluator: Evaluator) -> list[Row]:
         return EvaluationPart(health.rows)
 
     rows = list(evaluator.kept(key, doing, measured).rows)
-    store.show(figures)
+    store.show(sorted(figures.glob("*.png")))
     return rows

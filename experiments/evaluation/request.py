@@ -25,6 +25,7 @@ from astra_gym.ssl_core.evaluation.results import NORMS
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.models.foreign import FORMATS
 from astra_gym.ssl_core.models.target_network import STEMS
+from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.registry import pick
 
 PROTOCOLS = ("slf", "alf", "aff", "knn")
@@ -333,12 +334,21 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
 
 
 def default_folder(given: argparse.Namespace, subject: Subject) -> Path:
-    """Where an evaluation is kept: in the encoder's run, or in `evaluations/NAME`."""
+    """Where an evaluation is kept: in the encoder's run, or in `evaluations/NAME`.
+
+    Raises:
+        ValueError: if there is no such data set, or the run has a link in that place.
+    """
+    if given.dataset is not None:
+        pick(given.dataset, DATASETS, "data set")
     data = (
         f"-{given.dataset}" if given.dataset and subject.settings and given.dataset != subject.settings.dataset else ""
     )
     if subject.settings is None:
         return Path("evaluations") / f"{subject.name}{data}"
     if given.encoder.is_dir():
-        return given.encoder / f"evaluation{data}"
-    return given.encoder.parent.parent / f"evaluation-{subject.checkpoint}{data}"
+        path = given.encoder / f"evaluation{data}"
+    else:
+        path = given.encoder.parent.parent / f"evaluation-{subject.checkpoint}{data}"
+    check_folder(path)
+    return path

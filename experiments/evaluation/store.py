@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,33 @@ from torch import Tensor
 
 from astra_gym.ssl_core.evaluation.results import Row, read_results, write_results
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from astra_gym.ssl_core.utils.files import write_json
+from astra_gym.ssl_core.utils.files import check_target, write_json
+from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, copy_file
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
+FIGURES = ("accuracy_along_the_run.png", "tsne.png", "spectrum.png", "landscape.png", "accuracy_against_epsilon.png")
+"""What an evaluation and its report draw."""
+OTHERS = ("config.yaml", "comparison.yaml", "comparison.json")
+"""Files of a run and of a comparison, whose folders are no place for an evaluation."""
+FACTS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("name", "commit", "device", "command"), lambda value: isinstance(value, str)),
+    "threads": lambda value: type(value) is int,
+    "versions": lambda value: _by_name(value, str),
+    "notes": lambda value: (
+        _by_name(value, list) and all(_by_name(dict(enumerate(said)), str) for said in value.values())
+    ),
+    "data": lambda value: (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and all(type(value.get(part)) is int for part in ("train", "test"))
+    ),
+}
+"""What a report and `publish` take from `facts.json`, and how it has to look."""
+
+
+def _by_name(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, kind) for one in value.values())
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,7 @@ class EvaluationStore:
 
     `parts/KEY/` holds a part's rows, notes, outcomes and figures; `classifiers/KEY.pt` what a training gave;
     `states/KEY/` where long attacks have got to; `evaluation.json`, `facts.json` and `figures/` are the last command's.
+    Of the files in `figures/` only those are replaced or removed that an evaluation has put there.
 
     Args:
         path: the folder; it is made when something is kept.
@@ -48,10 +71,24 @@ class EvaluationStore:
         self.path = path
         self.figures = path / "figures"
         self.file = path / EVALUATION
+        # the first evaluations have no list
+        self._own = OwnFiles(self.figures, FIGURES if self.file.is_file() else ())
+        self._drawn: dict[str, Path | None] = {}
 
     def begin(self) -> None:
-        """Takes away what the last command has drawn: it may be of another encoder."""
-        shutil.rmtree(self.figures, ignore_errors=True)
+        """Looks, before anything is computed, whether the folder can be this evaluation's; nothing is written yet.
+
+        Raises:
+            ValueError: if it is a run's or a comparison's, a part of it is a link or no folder, or a figure would
+                replace a file that no evaluation has drawn.
+        """
+        if other := next((name for name in OTHERS if (self.path / name).exists()), None):
+            raise ValueError(f"--out: {self.path} is not an evaluation's folder, it has a {other}: choose another")
+        for name in ("parts", "classifiers", "states", "figures"):
+            check_folder(self.path / name)
+        for name in (EVALUATION, "facts.json"):
+            check_target(self.path / name)
+        self._own.check(*FIGURES)
 
     def part(self, key: Mapping[str, Any]) -> EvaluationPart | None:
         """The part kept under a key, None where there is none."""
@@ -92,11 +129,19 @@ class EvaluationStore:
         """The folder for the figures of a part."""
         return self.path / "parts" / _name(key) / "figures"
 
-    def show(self, figures: Path) -> None:
-        """Puts the figures of a part among those of the last command."""
-        self.figures.mkdir(parents=True, exist_ok=True)
-        for figure in sorted(figures.glob("*.png")):
-            shutil.copyfile(figure, self.figures / figure.name)
+    def show(self, figures: Iterable[Path]) -> None:
+        """Puts figures among those of the last command, once it concludes."""
+        self._drawn |= {figure.name: figure for figure in figures}
+
+    def draws(self, name: str) -> Path:
+        """The path of a figure that is drawn now, among those of the last command."""
+        self._own.claim(name)
+        self._drawn[name] = None
+        return self.figures / name
+
+    def own_figures(self) -> list[Path]:
+        """The figures that are there and were drawn by an evaluation."""
+        return [self.figures / name for name in sorted(self._own.names()) if (self.figures / name).is_file()]
 
     def states(self, key: Mapping[str, Any]) -> Path:
         """The folder for the states of attacks on a classifier."""
@@ -105,7 +150,15 @@ class EvaluationStore:
         return folder
 
     def conclude(self, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-        """Writes `evaluation.json` (the rows) and `facts.json` (notes, command, machine)."""
+        """Writes `evaluation.json` (the rows) and `facts.json` (notes, command, machine), and puts the figures in place
+        of those of an earlier command, which may be of another encoder.
+        """
+        if self._drawn or (self.figures.is_dir() and self._own.names()):
+            self._own.claim(*self._drawn)
+            for name, source in self._drawn.items():
+                if source is not None:
+                    copy_file(source, self.figures / name)
+            self._own.keep_only(*self._drawn)
         write_results(self.file, rows)
         write_json(self.path / "facts.json", {"schema": SCHEMA, **facts})
 
@@ -115,10 +168,18 @@ class EvaluationStore:
         Raises:
             ValueError: if the evaluation is unfinished, or the file is damaged.
         """
+        path = self.path / "facts.json"
         try:
-            return json.loads((self.path / "facts.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path / 'facts.json'} cannot be read ({error}): repeat the evaluation") from error
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): repeat the evaluation") from error
+        if not isinstance(facts, dict):
+            raise ValueError(f"{path} holds a {type(facts).__name__}: repeat the evaluation")
+        # the first evaluations were kept before a void classifier had an entry
+        for name, holds in (*FACTS.items(), ("void", lambda value: value is None or _by_name(value, str))):
+            if not holds(facts.get(name)):
+                raise ValueError(f"{path} is damaged: {name} is {facts.get(name)!r:.60}: repeat the evaluation")
+        return facts
 
 
 def _name(key: Mapping[str, Any]) -> str:

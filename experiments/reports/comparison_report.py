@@ -1,5 +1,6 @@
 """The report of a comparison: what it says, and in which order. `astra_gym.experiments.reports.page` writes it."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,10 +29,21 @@ from astra_gym.experiments.reports.comparison_tables import (
 )
 from astra_gym.experiments.reports.markup import Entry, Table
 from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
-from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text, write_page
+from astra_gym.experiments.reports.page import (
+    Block,
+    Code,
+    Items,
+    Page,
+    Picture,
+    Section,
+    Text,
+    check_report,
+    write_page,
+)
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import PRIMARY, deciding_epsilon
+from astra_gym.ssl_core.utils.paths import check_folder, path_component
 
 
 def report(comparison: ComparisonResult, figures: Path) -> Page:
@@ -39,10 +51,11 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
 
     Args:
         comparison: finished runs.
-        figures: the folder for the PNGs.
+        figures: the folder for the PNGs, in that of the report.
 
     Raises:
-        ValueError: if no run is finished, or an arm has a seed twice.
+        ValueError: if no run is finished, an arm has a seed twice, a name cannot be a file's, or a file would be
+            replaced that no report has written.
     """
     if not comparison.cells:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in comparison.unfinished.items()) or "it has no cells"
@@ -183,18 +196,29 @@ def _is(number: int) -> str:
 
 def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]:
     """The figures that there is something for, by what they show; a set for every method and preset."""
-    found: dict[str, list[Block]] = {}
+    again = check_report(folder.parent)
+    check_folder(folder)
     cut = parts(comparison)
+    drawings = []
     for part in cut:
         cell = part.cells[0]
         prefix = f"{cell.method}-{cell.preset}-" if len(cut) > 1 else ""
         where = f" {cell.method}, {cell.preset}." if len(cut) > 1 else ""
         for kind, (draw, alt, caption) in _figures(part).items():
-            name = f"{prefix}{kind}.png"
-            if draw(folder / name):
-                found.setdefault(kind, []).append(Picture(name, alt, caption + where))
-            else:
-                found.setdefault(kind, [])
+            name = path_component(f"{prefix}{kind}.png", "a figure")
+            if not again and os.path.lexists(folder / name):
+                raise ValueError(f"{folder / name} would be replaced, and is of no report here: move it away")
+            drawings.append((kind, draw, Picture(name, alt, caption + where)))
+    found: dict[str, list[Block]] = {}
+    try:
+        for kind, draw, picture in drawings:
+            found.setdefault(kind, []).extend([picture] if draw(folder / picture.name) else [])
+    except BaseException:
+        if not again:
+            # the report that they would be known by is not going to be there
+            for _, _, picture in drawings:
+                (folder / picture.name).unlink(missing_ok=True)
+        raise
     return found
 
 
@@ -335,6 +359,6 @@ def write_report(comparison: ComparisonResult, folder: Path) -> Path:
     """Writes the report and its figures into a folder; returns the HTML's path.
 
     Raises:
-        ValueError: if no run is finished, or an arm has a seed twice.
+        ValueError: as `report`.
     """
     return write_page(report(comparison, folder / "figures"), folder)

@@ -9,7 +9,7 @@ from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.run_plots import accuracy_against_epsilon
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.markup import Entry, Table
-from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text
+from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text, check_report
 from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.evaluation.sanity import STAGES
 
@@ -59,8 +59,9 @@ def evaluation_page(folder: Path) -> Page:
         folder: of the evaluation.
 
     Raises:
-        ValueError: if it is unfinished or damaged.
+        ValueError: if it is unfinished or damaged, or a file would be replaced that no report has written.
     """
+    check_report(folder)
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
     remarked: list[Block] = [
@@ -71,7 +72,7 @@ def evaluation_page(folder: Path) -> Page:
     sections = [
         Section("How to read it", [Items(HOW_TO_READ)]),
         *(Section(table.title, [table]) for table in tables(rows)),
-        Section("Accuracy against epsilon", _curves(rows, store.figures)),
+        Section("Accuracy against epsilon", _curves(rows, store)),
         Section("Figures", [picture for picture in PICTURES if (store.figures / picture.name).is_file()]),
         Section("No figure", [Items(list(void.items()))] if void else []),
         Section("Remarks", remarked if remarks(rows, facts["notes"]) else []),
@@ -86,7 +87,7 @@ def evaluation_page(folder: Path) -> Page:
     return Page(f"Evaluation: {facts['name']}", [opening], [section for section in sections if section.blocks])
 
 
-def _curves(rows: list[Row], figures: Path) -> list[Block]:
+def _curves(rows: list[Row], store: EvaluationStore) -> list[Block]:
     found: dict[str, list[Row]] = {}
     for row in rows:
         if row.metric == "SA" or (row.attack == "pgd20" and row.restarts == 1):
@@ -97,7 +98,7 @@ def _curves(rows: list[Row], figures: Path) -> list[Block]:
         return []
     found = dict(list(found.items())[:AT_MOST])
     short = {name.rpartition(" ")[0]: own for name, own in found.items()}
-    accuracy_against_epsilon(short if len(short) == len(found) else found, figures / CURVES)
+    accuracy_against_epsilon(short if len(short) == len(found) else found, store.draws(CURVES))
     alt = "Test accuracy against the radius of PGD-20, a line a protocol"
     return [Picture(CURVES, alt, "Clean accuracy at 0, and under PGD-20 at each radius, with 95 % Wilson intervals.")]
 

@@ -1,8 +1,9 @@
 """What is kept under results/ of finished runs, comparisons and evaluations: no path of the machine they ran on."""
 
+import contextlib
+import io
 import re
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from astra_gym.experiments.reports.published_tables import POLICIES, policy_rewa
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import FEWEST_SEEDS
 from astra_gym.ssl_core.evaluation.results import Row, read_results
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.paths import copy_file, path_component
 
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
 PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR", "--teacher": "RUN"}
@@ -35,17 +38,18 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
     if not (folder.results / "slf.json").is_file():
         raise ValueError(f"{run} has no results/slf.json: finish it by --resume {run}")
     group = group or settings.preset
-    target = results / group / f"{settings.method}-{settings.agent}-seed{settings.seed}"
-    target.mkdir(parents=True, exist_ok=True)
+    name = path_component(f"{settings.method}-{settings.agent}-seed{settings.seed}", "the run")
+    target = results / group / name
     for name in KEPT:
         if (folder.path / name).is_file():
-            shutil.copyfile(folder.path / name, target / Path(name).name)
+            copy_file(folder.path / name, target / Path(name).name)
     # where the data lay on one machine says nothing on another
     placeless = replace(settings, data_dir=None, run_dir=None)
-    (target / "config.yaml").write_text(placeless.to_yaml(), encoding="utf-8")
+    with replacing(target / "config.yaml") as temporary:
+        temporary.write_text(placeless.to_yaml(), encoding="utf-8")
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
-            shutil.copyfile(folder.figures / name, target / name)
+            copy_file(folder.figures / name, target / name)
     if pictures and len(seeds := policy_rewards(results, group)) >= FEWEST_SEEDS:
         rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}
         reward_comparison(rewards, results / group / "reward_comparison.png")
@@ -77,20 +81,27 @@ def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
     """
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
-    name = name or facts["name"] + folder.resolve().name.removeprefix("evaluation")
+    name = name or path_component(facts["name"] + folder.resolve().name.removeprefix("evaluation"), "the encoder")
     target = EvaluationStore(results / "evaluations" / name)
     if target.file.is_file() and _origins(read_results(target.file)) != _origins(rows):
         raise ValueError(f"{target.path} holds the evaluation of another encoder or data set: give --group NAME")
     target.begin()
     words = shlex.split(facts["command"])
-    encoder = make_parser("").parse_args(words[2:]).encoder
+    encoder = _encoder(words[2:], folder)
     words = [_placeless(encoder, facts["name"]) if encoder and Path(word) == encoder else word for word in words]
     command = shlex.join(_without_places(words))
+    target.show(store.own_figures())
     target.conclude(rows, facts | {"command": command})
-    for picture in sorted(store.figures.glob("*.png")):
-        target.figures.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture, target.figures / picture.name)
     return target.path
+
+
+def _encoder(words: Sequence[str], folder: Path) -> Path | None:
+    """The encoder in a kept command of `evaluate_encoder.py`, None where it names a model."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return make_parser("").parse_args(words).encoder
+    except SystemExit:
+        raise ValueError(f"{folder / 'facts.json'} holds no command of an evaluation: repeat it") from None
 
 
 def _origins(rows: Sequence[Row]) -> set[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from astra_gym.experiments.reports import markup
 from astra_gym.experiments.reports.markup import Table, escaped_markdown
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import check_target, replacing
 
 STYLE = """
 :root { color-scheme: light; }
@@ -79,6 +79,11 @@ HTML = """<!DOCTYPE html>
 </body>
 </html>
 """
+OURS = {
+    "report.md": "# (Comparison of agents|Run|Evaluation): ",
+    "report.html": re.escape(HTML.partition("<meta name")[0]),
+}
+"""How the files of a report begin."""
 
 
 class Text(NamedTuple):
@@ -193,8 +198,31 @@ def _html_picture(path: Path, alt: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
+def check_report(folder: Path) -> bool:
+    """Whether a report of ours lies in a folder.
+
+    Raises:
+        ValueError: if something else is called as its files are.
+    """
+    found = False
+    for name, ours in OURS.items():
+        check_target(folder / name)
+        if (folder / name).exists():
+            found = True
+            with (folder / name).open(encoding="utf-8", errors="replace") as file:
+                start = file.read(400)
+            if not re.match(ours, start):
+                raise ValueError(f"{folder / name} was not written by report: move it away, or choose another --out")
+    return found
+
+
 def write_page(page: Page, folder: Path) -> Path:
-    """Writes a page, whose figures lie in `folder/figures`, as `report.md` and `report.html`; returns that path."""
+    """Writes a page, whose figures lie in `folder/figures`, as `report.md` and `report.html`; returns that path.
+
+    Raises:
+        ValueError: as `check_report`.
+    """
+    check_report(folder)
     figures = folder / "figures"
     for name, text in (("report.md", to_markdown(page, figures.name)), ("report.html", to_html(page, figures))):
         with replacing(folder / name) as temporary:

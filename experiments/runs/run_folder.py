@@ -21,9 +21,11 @@ from torch.utils.tensorboard.summary import hparams
 from astra_gym.envs.actions import UNIT
 from astra_gym.experiments.config.cli import load
 from astra_gym.experiments.config.settings import Settings, resolve_device
+from astra_gym.experiments.config.trust import trusting
 from astra_gym.experiments.runs.metrics import metrics_of, metrics_rows
 from astra_gym.experiments.runs.peak_memory import peak_memory
 from astra_gym.ssl_core.utils.files import replacing, write_json
+from astra_gym.ssl_core.utils.paths import check_folder, open_to_append
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.results = path / "results"
         self.figures = path / "figures"
+        self.trusting: list[str] = []
+        """What the command that resumes the run needs beside its folder."""
 
     @classmethod
     def create(
@@ -64,6 +68,7 @@ class RunFolder:
             ValueError: if the folder exists and is not empty, or cannot be written.
         """
         folder = cls(Path(path))
+        folder.trusting = trusting(settings)
         folder.check_new()
         try:
             for part in (folder.path, folder.checkpoints, folder.results, folder.figures):
@@ -110,10 +115,13 @@ class RunFolder:
         """Adds the resuming command and its environment to those of the start.
 
         Raises:
-            ValueError: if the folder cannot be written.
+            ValueError: if the folder cannot be written, or what lies in it leads out of it.
         """
+        self.trusting = trusting(settings)
+        for part in (self.checkpoints, self.results, self.figures):
+            check_folder(part)
         try:
-            with self.command.open("a", encoding="utf-8") as file:
+            with open_to_append(self.command) as file:
                 file.write(shlex.join(argv) + "\n")
             self._write_environment([*self.environments(), environment(settings)])
         except OSError as error:
@@ -198,12 +206,12 @@ class RunLog:
         self._times: deque[float] = deque(maxlen=20)
         if resumed_step is not None:
             self._take_back(resumed_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = open_to_append(self.path)
         purge_step = None if resumed_step is None else resumed_step + 1
         self._board = SummaryWriter(str(folder.path), purge_step=purge_step)
 
     def _take_back(self, step: int) -> None:
-        self.path.touch()  # a run killed before its first update has none
+        open_to_append(self.path).close()  # a run killed before its first update has none
         kept = [row for row in metrics_rows(self.path) if row["step"] <= step]
         if (last := max((row["step"] for row in kept), default=0)) != step:
             raise ValueError(f"{self.path} ends at step {last}, but the checkpoint was saved at step {step}")

@@ -18,6 +18,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from astra_gym.ssl_core.utils.files import check_target
+
 SCHEMA = 1
 """Of the files of decoded images; to be raised whenever `read_image` gives other pixels than before."""
 CHUNK = 8
@@ -117,7 +119,10 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
             f"the decoded images take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: "
             "give another --cache_dir, or lower --limit or --image_size"
         )
+    check_target(file)
     temporary = folder / f".{file.name}.{os.getpid()}.partial"
+    # a link under this name would be written through
+    temporary.unlink(missing_ok=True)
     try:
         # Written, not mapped: a disk that fills up is an error here, and would kill the process there.
         with temporary.open("wb") as content, closing(_decoded(paths, size, on_progress)) as chunks:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.files import check_target
 
 SCHEMA = 1
 FORMAT = "astra-gym"
@@ -28,8 +29,12 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: if something lies there that is no regular file.
     """
     path = Path(path)
+    check_target(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)
         try:

@@ -2,19 +2,46 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_NO_FILES = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_target(path: Path | str) -> None:
+    """Raises a ValueError if something lies at a path that is no regular file: it is not replaced."""
+    try:
+        kind = stat.S_IFMT(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if kind in _NO_FILES:
+        raise ValueError(f"{path} is {_NO_FILES[kind]}: expected a file there, or nothing")
+
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary file's path beside `path`, which it replaces on success: no reader ever sees half a file."""
+    """Yield a temporary file's path beside `path`, which it replaces on success: no reader ever sees half a file.
+
+    Raises:
+        ValueError: if something lies at the path that is no regular file, such as a link or a device.
+    """
     path = Path(path)
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept, since writers such as matplotlib read the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # what a dead process left under this name, or a link that somebody put there: it would be written through
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)

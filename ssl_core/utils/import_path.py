@@ -4,10 +4,28 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import reduce
 from typing import Any
 
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CHECK: ContextVar[Callable[[str, str], None] | None] = ContextVar("check", default=None)
+
+
+@contextmanager
+def imports_checked(check: Callable[[str, str], None]) -> Iterator[None]:
+    """Meanwhile nothing is imported by `imported` that `check` does not let pass.
+
+    Args:
+        check: gets what is named and the dotted path, "agent" and "my_module:MyAgent"; raises a ValueError to refuse.
+    """
+    token = _CHECK.set(check)
+    try:
+        yield
+    finally:
+        _CHECK.reset(token)
 
 
 def imported(path: str, what: str, example: str) -> Any:
@@ -19,10 +37,13 @@ def imported(path: str, what: str, example: str) -> Any:
         example: a path of such a thing, for messages.
 
     Raises:
-        ValueError: if the path is malformed, its module cannot be imported or has no such attribute.
+        ValueError: if the path is malformed, its module cannot be imported or has no such attribute, or it may not be
+            imported now (`imports_checked`).
     """
     if not isinstance(path, str) or not PATH.fullmatch(path):
         raise ValueError(f"{what} {path!r} is no dotted path: expected module:Name, such as {example}")
+    if (check := _CHECK.get()) is not None:
+        check(what, path)
     module_name, _, names = path.partition(":")
     if os.getcwd() not in sys.path:
         # last, so that a user's file never hides an installed module

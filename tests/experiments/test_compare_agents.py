@@ -202,8 +202,12 @@ def test_a_cell_that_fails_stops_nobody_and_is_tried_again(tmp_path, monkeypatch
     assert "own@compute, fixed@compute: only when all others are finished" in shown
     found = read_comparison("grid/comparison.json")
     assert [cell.arm for cell in found.cells] == ["fixed"] and "not in the mood" in found.unfinished["own-seed0"]
+    assert "--resume grid --trust" in shown
     (tmp_path / "mood").touch()
-    assert call("--resume", "grid") == 0
+    # anybody may have written the plan
+    assert call("--resume", "grid") == 2
+    assert "names the agent 'moody:act'" in capsys.readouterr().err
+    assert call("--resume", "grid", "--trust") == 0
     shown = capsys.readouterr().out
     # 3 steps an attack against 5
     assert "own@compute: 3 epochs" in shown and "no fixed@compute" in shown
@@ -211,7 +215,7 @@ def test_a_cell_that_fails_stops_nobody_and_is_tried_again(tmp_path, monkeypatch
     assert [(cell.arm, cell.attack_steps) for cell in found.cells] == [
         *(("fixed", 12 * 8 * 5), ("own", 12 * 8 * 3), ("own@compute", 18 * 8 * 3)),
     ]
-    assert call("--resume", "grid") == 0
+    assert call("--resume", "grid", "--trust") == 0
     assert [cell.arm for cell in read_comparison("grid/comparison.json").cells] == ["fixed", "own", "own@compute"]
 
 

@@ -52,6 +52,26 @@ def test_every_protocol_gives_rows_that_say_where_they_come_from(run: Path, tmp_
     assert facts["data"] == {"name": "digits", "train": 120, "test": 40}
 
 
+def test_a_command_that_fails_removes_nothing(run: Path, tmp_path: Path, capsys) -> None:
+    figures = tmp_path / "thesis" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "mine.png").write_text("mine")
+    for words in (["--dataset", "nowhere"], ["--dataset", "../../x"], ["--limit", "3"]):
+        with pytest.raises(SystemExit):
+            evaluate_encoder.main([str(run), *QUICK, *words, "--out", str(figures.parent)])
+        assert (figures / "mine.png").read_text() == "mine"
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(SystemExit):
+        evaluate_encoder.main([str(run), *QUICK, "--out", str(run)])
+    assert "is not an evaluation's folder, it has a config.yaml" in capsys.readouterr().err
+    (run / "evaluation").symlink_to(tmp_path)
+    with pytest.raises(SystemExit):
+        evaluate_encoder.main([str(run), *QUICK])
+    (run / "evaluation").unlink()
+    assert "evaluation is a symbolic link" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
 def test_a_command_that_is_repeated_computes_nothing_again(run: Path, tmp_path: Path, monkeypatch) -> None:
     words = [str(run), *QUICK, "--protocols", "slf", "--shifts", "perspective", "--health"]
     first = evaluated(tmp_path / "out", *words)

@@ -100,6 +100,14 @@ def test_a_file_is_replaced_only_by_force_and_the_source_never(run, tmp_path, ca
     for given in (run, source):
         assert "is what is exported" in fails(capsys, given, f"--out={source}", "--force")
     assert source.read_bytes() == before
+    kept = run / "checkpoints" / "epoch-0001.pt"
+    kept.write_text("mine")
+    (tmp_path / "link.pt").symlink_to(kept)
+    for given, name in (((run, kept), "is a checkpoint of the run"), ((source, kept), "is a checkpoint of the run")):
+        assert name in fails(capsys, given[0], f"--out={given[1]}", "--force")
+    for place, name in ((tmp_path / "link.pt", "is a symbolic link"), (Path("/dev/null"), "is a device")):
+        assert name in fails(capsys, run, f"--out={place}", "--force")
+    assert kept.read_text() == "mine"
 
 
 def test_bad_input_is_one_line(run, tmp_path, capsys) -> None:

@@ -167,3 +167,25 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
     (folder / "comparison.json").write_text("{}")
     with pytest.raises(SystemExit):
         main([str(folder), *where])
+
+
+def test_names_from_files_lead_nowhere(tmp_path, capsys) -> None:
+    run = finished_run(tmp_path / "runs" / "a", 0, 90.0, 50.0)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("agent: reinforce", "agent: ../../../victim:Agent"))
+    evaluation = tmp_path / "evaluation"
+    facts = {"name": "../../victim", "notes": {}, "data": {"name": "digits", "train": 1, "test": 1}, "commit": "abc"}
+    facts |= {"versions": {}, "device": "cpu", "threads": 1, "command": "python evaluate_encoder.py runs/a"}
+    write_results(evaluation / "evaluation.json", [])
+    (evaluation / "facts.json").write_text(json.dumps(facts))
+    where = [f"--results={tmp_path / 'in' / 'results'}", f"--readme={_empty(tmp_path)}"]
+    for folder in (run, evaluation):
+        with pytest.raises(SystemExit):
+            main([str(folder), *where])
+        [line] = capsys.readouterr().err.splitlines()
+        assert "expected a plain name" in line
+    (evaluation / "facts.json").write_text(json.dumps(facts | {"name": "a", "command": "python x --help"}))
+    with pytest.raises(SystemExit) as end:
+        main([str(evaluation), *where])
+    assert end.value.code == 2 and "holds no command of an evaluation" in capsys.readouterr().err
+    assert not (tmp_path / "in").exists() and not (tmp_path / "victim").exists()

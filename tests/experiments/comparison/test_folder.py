@@ -1,4 +1,7 @@
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +15,7 @@ from astra_gym.experiments.comparison.cell_results import (
     write_comparison,
 )
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
+from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.utils.provenance import ROOT
 
@@ -77,3 +81,142 @@ def test_a_comparison_that_is_older_than_a_setting_goes_on(tmp_path) -> None:
     other = base_arms(["fixed"], ["astra"], ["digits-grid"], [], [*flags, "--keep_every", "2"], 5, 5)
     with pytest.raises(ValueError, match="fixed-seed0 was made with other settings: keep_every is 0 and 2 in the plan"):
         ComparisonFolder(tmp_path).open(replace(plan, arms=tuple(other)))
+
+
+FIXTURE = ROOT / "tests" / "fixtures" / "v0_1" / "comparison"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ComparisonFolder:
+    """A copy of the kept comparison, beside a folder of somebody else's."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis.txt").write_text("mine")
+    return ComparisonFolder(Path(shutil.copytree(FIXTURE, tmp_path / "in" / "comparison")))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("label: reinforce", "label: ../../../victim", "a cell of the arm is called '../../../victim-seed0'"),
+        ("label: reinforce", "label: /tmp/victim", "a cell of the arm is called"),
+        ("label: reinforce", 'label: "a\\0b"', "a cell of the arm is called"),
+        ("label: reinforce", 'label: "a\\nb"', "a cell of the arm is called"),
+        ("label: reinforce", f"label: {'a' * 250}", "a cell of the arm is called"),
+        ("label: reinforce", "label: [a]", r"label of an arm is \['a'\]: expected a str"),
+        ("label: reinforce", "label: fixed", "two arms are called fixed"),
+        ("suffix: ''", "suffix: /../../victim", "a cell of the arm is called"),
+        ("suffix: ''", "suffix: 3.5", None),
+        ("jobs: 1", "jobs: 0", "jobs is 0: expected an integer from 1 to 10,000"),
+        ("jobs: 1", "jobs: -1", "jobs is -1"),
+        ("jobs: 1", "jobs: true", "jobs is True"),
+        ("jobs: 1", "jobs: [1]", r"jobs is \[1\]"),
+        ("\nseeds: 1", '\nseeds: "2"', "seeds is '2': expected an integer"),
+        ("\nseeds: 1", "\nseeds: null", "seeds is None"),
+        ("  seeds: 1", "  seeds: 1000000000000", "seeds is 1000000000000: expected an integer from 1 to 10,000"),
+        ("  seeds: 1", "  seeds: 1.5", "seeds is 1.5"),
+        ("equal_compute: []", "equal_compute: abc", "equal_compute of the plan is 'abc': expected a list"),
+        ("equal_compute: []", "equal_compute: [[a]]", "expected labels of arms"),
+        ("flags: --preset", "flags: # --preset", "flags of an arm is None: expected a str"),
+        ("flags: --preset", "flags: '--preset", "not a YAML file"),
+        ("arms:", "arms: []\nothers:", "it has no arms"),
+        ("arms:", "arms: {a: 1}\nothers:", "arms of the plan is"),
+        ("- label: fixed", "- 3\n- label: fixed", "is damaged"),
+        ("schema: 1", "schema: 1\nschema: 1", "the key 'schema' stands in lines 1 and 2"),
+    ],
+)
+def test_a_plan_that_a_stranger_wrote_leads_nowhere(
+    folder: ComparisonFolder, old: str, new: str, message: str | None
+) -> None:
+    good = folder.config.read_text(encoding="utf-8")
+    assert folder.read_plan().arms and old in good
+    folder.config.write_text(good.replace(old, new, 1), encoding="utf-8")
+    if message is None:
+        # a number is a name like others where a name is expected
+        assert folder.read_plan().arms[0].suffix == "3.5"
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        folder.read_plan()
+    assert len(str(error.value).replace(str(folder.path), "")) < 300
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        '{"wall_seconds": 1, "started": ["../../victim"], "adopted": []}',
+        '{"wall_seconds": 1, "started": [], "adopted": [["a"]]}',
+        '{"wall_seconds": NaN, "started": [], "adopted": []}',
+        '{"wall_seconds": -1, "started": [], "adopted": []}',
+        '{"wall_seconds": 1, "started": [3], "adopted": []}',
+        "[" * 9999,
+    ],
+)
+def test_a_state_that_a_stranger_wrote_is_refused(folder: ComparisonFolder, state: str) -> None:
+    (folder.path / "state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+        folder.open(folder.read_plan())
+
+
+def test_only_what_a_killed_run_leaves_is_removed(folder: ComparisonFolder, tmp_path: Path) -> None:
+    cell = folder.cells / "reinforce-seed0"
+
+    def begun() -> None:
+        for part in ("checkpoints", "results", "figures"):
+            (cell / part).mkdir(parents=True, exist_ok=True)
+        for name in (
+            "command.txt",
+            "environment.json",
+            ".config.1.yaml",
+            "checkpoints/.last.pt.x",
+            "checkpoints/last.pt",
+        ):
+            (cell / name).touch()
+
+    begun()
+    folder.clear(cell.name)
+    assert not cell.exists()
+    for name in ("notes.txt", "results/slf.json", "own/a.txt"):
+        begun()
+        (cell / name).parent.mkdir(exist_ok=True)
+        (cell / name).write_text("mine")
+        with pytest.raises(ValueError, match="is not of a run that was killed at its beginning"):
+            folder.clear(cell.name)
+        assert (cell / name).read_text() == "mine" and (cell / "command.txt").exists()
+        shutil.rmtree(cell)
+    begun()
+    shutil.rmtree(cell / "results")
+    (cell / "results").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="is not of a run"):
+        folder.clear(cell.name)
+    shutil.rmtree(cell)
+    cell.symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        folder.clear(cell.name)
+    assert (tmp_path / "victim" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["cells", "logs", ".lock", ".workers.lock"])
+def test_a_link_in_the_folder_is_not_followed(folder: ComparisonFolder, name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim" / ("thesis.txt" if "lock" in name else "")
+    (folder.path / name).symlink_to(victim)
+    with pytest.raises(ValueError, match="is a symbolic link"), locked(folder.path):
+        folder.open(folder.read_plan())
+    assert (tmp_path / "victim" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_comparison_of_the_wrong_types_is_refused(folder: ComparisonFolder) -> None:
+    good = json.loads(folder.results.read_text(encoding="utf-8"))
+    for name, value in (
+        ("arm", ["a"]),
+        ("method", 3),
+        ("seed", "0"),
+        ("curve", {"step": "x"}),
+        ("held_out", {"a": None}),
+    ):
+        document = {**good, "cells": [good["cells"][0] | {name: value}]}
+        folder.results.write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=f"cell 0: {name} is "):
+            read_comparison(folder.results)
+    for name, value in (("command", None), ("name", 3), ("unfinished", ["a"]), ("jobs", "1")):
+        folder.results.write_text(json.dumps(good | {name: value}))
+        with pytest.raises(ValueError, match=rf"comparison\.json: {name} is "):
+            read_comparison(folder.results)

@@ -1,9 +1,11 @@
 import pytest
 
 from astra_gym.experiments.comparison.cell_results import ComparisonResult
-from astra_gym.experiments.reports.comparison_report import answer, duration, machine_table, report
+from astra_gym.experiments.reports import comparison_report
+from astra_gym.experiments.reports.comparison_report import answer, duration, machine_table, report, write_report
 from astra_gym.experiments.reports.markup import Table
-from astra_gym.experiments.reports.page import Items, Page, Picture
+from astra_gym.experiments.reports.page import Items, Page, Picture, check_report
+from astra_gym.ssl_core.utils.provenance import ROOT
 
 EPSILON = 8 / 255
 RANDOM = {"random": 50.0, "fixed": 45.0, "fixed-max": 56.0}
@@ -163,3 +165,50 @@ def test_every_machine_and_version_is_told(make_cell) -> None:
 )
 def test_times_in_words(seconds, words) -> None:
     assert duration(seconds) == words
+
+
+def test_names_from_a_file_draw_nothing_elsewhere(make_cell, tmp_path) -> None:
+    for field in ("method", "preset"):
+        for name in ("../../victim/x", "/tmp/victim", "a\0b", "a\nb", "x" * 300):
+            cells = [make_cell("reinforce", 0), make_cell("reinforce", 0, **{field: name})]
+            with pytest.raises(ValueError, match=r"a figure is called .*: expected a plain name"):
+                report(comparison(cells), tmp_path / "in" / "figures")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_report_has_written_is_not_replaced(make_cell, tmp_path, monkeypatch) -> None:
+    folder, done = tmp_path / "thesis", comparison([make_cell("fixed", 0)])
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "learning_curves.png").write_text("mine")
+    with pytest.raises(ValueError, match=r"learning_curves\.png would be replaced, and is of no report here"):
+        write_report(done, folder)
+    (folder / "figures" / "learning_curves.png").rename(folder / "kept.png")
+    for name in ("report.md", "report.html"):
+        (folder / name).write_text("# My report\n")
+        with pytest.raises(ValueError, match=rf"{name} was not written by report: move it away"):
+            write_report(done, folder)
+        assert list((folder / "figures").iterdir()) == []
+        (folder / name).unlink()
+    # one that is interrupted leaves nothing that would stop the next
+    monkeypatch.setattr(comparison_report, "shares_of_arms", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        write_report(done, folder)
+    monkeypatch.undo()
+    assert list((folder / "figures").iterdir()) == []
+    write_report(done, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    assert write_report(done, folder) == folder / "report.html"
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    for name, victim in (("report.md", folder / "kept.png"), ("figures", tmp_path)):
+        (folder / name).rename(folder / "moved")
+        (folder / name).symlink_to(victim)
+        with pytest.raises(ValueError, match="is a symbolic link"):
+            write_report(done, folder)
+        (folder / name).unlink()
+        (folder / "moved").rename(folder / name)
+    assert (folder / "kept.png").read_text() == "mine"
+
+
+def test_kept_reports_are_known_as_such() -> None:
+    kept = [path.parent for path in (ROOT / "results").rglob("report.html")]
+    assert kept and all(map(check_report, kept))

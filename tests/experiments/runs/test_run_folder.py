@@ -102,6 +102,25 @@ def test_a_resumed_run_adds_to_it(tmp_path: Path) -> None:
     assert [start["precision"] for start in again.environments()] == ["fp32", "bf16"]
 
 
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "results", "figures", "command.txt", "environment.json", "metrics.jsonl"]
+)
+def test_what_leads_out_of_the_folder_is_not_written(tmp_path: Path, name: str) -> None:
+    folder = new_folder(tmp_path / "run")
+    victim = tmp_path / "victim"
+    if (folder.path / name).is_dir():
+        (folder.path / name).rename(victim)
+    else:
+        victim.write_text(json.dumps({"starts": []}) if name == "environment.json" else "")
+        (folder.path / name).unlink(missing_ok=True)
+    before = victim.stat().st_mtime_ns
+    (folder.path / name).symlink_to(victim)
+    with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
+        folder.note_resume(folder.settings(), ARGV)
+        RunLog(folder, 6, resumed_step=0).close()
+    assert victim.stat().st_mtime_ns == before and (folder.path / name).is_symlink()
+
+
 def test_a_run_folder_that_exists_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     new_folder(tmp_path / "empty")

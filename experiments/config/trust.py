@@ -1,0 +1,53 @@
+"""Which modules a command may import: those that its user names, and no others because a file names them.
+
+Importing a module runs its code. A dotted path (`my_module:MyAgent`) in a config file, in a run's record or in a
+comparison's plan is refused unless the command line repeats it, or says `--trust`. That holds for `--config FILE` too:
+a file that the user wrote and the `config.yaml` of a stranger's run look alike.
+"""
+
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from astra_gym.agents.external import is_dotted
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.ssl_core.utils.import_path import imports_checked
+
+
+def only_named(names: Collection[str | None], again: str) -> AbstractContextManager[None]:
+    """Meanwhile only these modules are imported.
+
+    Args:
+        names: dotted paths that the user has named.
+        again: the command that trusts the others, for the error.
+    """
+
+    def check(what: str, path: str) -> None:
+        if path not in names:
+            raise ValueError(
+                f"a file, and not this command line, names the {what} {path!r:.80}, whose import runs its code; if you "
+                f"trust it, type `{again}`"
+            )
+
+    return imports_checked(check)
+
+
+def nothing(file: Path | str) -> AbstractContextManager[None]:
+    """Meanwhile no module is imported: a record is read without that."""
+
+    def check(what: str, path: str) -> None:
+        raise ValueError(f"{file} is no complete record of a run: to read it, the {what} {path!r} would be imported")
+
+    return imports_checked(check)
+
+
+def named_by(settings: Settings | Mapping[str, Any]) -> list[str]:
+    """The flags that name the modules of a run's settings; none where all of it is ours."""
+    values = settings if isinstance(settings, Mapping) else vars(settings)
+    return [word for name in ("agent", "method") if is_dotted(values[name]) for word in (f"--{name}", values[name])]
+
+
+def trusting(settings: Settings) -> list[str]:
+    """What a command that resumes a run needs beside its folder: `--trust` where a module is imported."""
+    return ["--trust"] if named_by(settings) else []

@@ -1,0 +1,123 @@
+"""Flags and config files are read by one YAML, 1.2's, and text in them is never read twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from astra_gym.experiments.config.cli import load, parse
+from astra_gym.experiments.config.flag_values import OPTIONS, TEXTS, as_text, read_flags
+from astra_gym.experiments.config.settings import Settings
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    [line] = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(line) < 300
+    return line
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        *(("download", word) for word in ("off", "yes", "1", "")),
+        *(("epochs", word) for word in ("1:30", "1_000", "0b11", "1e1", "true", "٣", "[3]")),
+        *(("lr", word) for word in ("1:30.5", "1_0.5", ".nan", "nan")),
+        *(("eval_epsilons", word) for word in ("[1:30]", '["0.5"]', "[true]", "0.5")),
+    ],
+)
+def test_what_yaml_1_1_took_for_a_number_or_a_truth_value_is_refused(
+    flag: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert f"--{flag}: expected " in refused(capsys, f"--{flag}", text)
+    (tmp_path / "c.yaml").write_text(f"{flag}: {text}\n")
+    assert f"--{flag}: expected " in refused(capsys, "--config", str(tmp_path / "c.yaml"))
+
+
+def test_numbers_are_those_of_the_core_schema_in_flags_and_in_files(tmp_path: Path) -> None:
+    flags = ["--epochs", "010", "--batch_size=0x1f", "--limit", "0o10", "--lr", "1e-3", "--eval_epsilons", "[1/4,0.5]"]
+    made = parse(flags).settings
+    assert (made.epochs, made.batch_size, made.limit, made.lr) == (10, 31, 8, 1e-3)
+    assert made.eval_epsilons == (0.25, 0.5)
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 010\nbatch_size: 0x1f\nlimit: 0o10\nlr: 1e-3\neval_epsilons: [1/4, 0.5]\n")
+    assert parse(["--config", str(file)]).settings == made
+
+
+def test_a_folder_called_010_keeps_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for name in ("010", "1e3", "0x1f", "2020-01-01", "off"):
+        file.write_text(f"run_dir: {name}\n")
+        assert parse(["--config", str(file)]).settings.run_dir == name
+        assert parse(["--run_dir", name]).settings.run_dir == name
+        file.write_text(Settings(run_dir=name).to_yaml())
+        assert load(file).run_dir == name
+
+
+def test_settings_by_name_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"a": "off", "b": "010", "c": ["1:30", 1e-3], "d": {"e": "null", "f": None}, "g": "1e3", "h": 8}
+    file = tmp_path / "c.yaml"
+    file.write_text(Settings(agent_kwargs=values).to_yaml())
+    assert load(file).agent_kwargs == values
+    assert parse(["--config", str(file)]).settings.agent_kwargs == values
+    assert parse([f"--agent_kwargs={json.dumps(values)}"]).settings.agent_kwargs == values
+    flags = ["--agent_kwargs.a", "off", "--agent_kwargs.b='010'", "--agent_kwargs.c", "[1:30, 1e-3]", "--epochs", "2"]
+    flags += ["--agent_kwargs.d.e", '"null"', "--agent_kwargs.d.f=", "--agent_kwargs.g='1e3'"]
+    flags += ["--agent_kwargs.h", "010"]
+    assert parse(flags).settings.agent_kwargs == values | {"h": 10}
+    assert parse(["--agent_kwargs.x", "- -1"]).settings.agent_kwargs == {"x": [-1]}
+    assert parse(["--agent_kwargs.x", "-1e-3"]).settings.agent_kwargs == {"x": -1e-3}
+    assert "--agent_kwargs.x: '{a: 1, a: 2}' is not YAML: the key 'a' stands twice" in refused(
+        capsys, "--agent_kwargs.x", "{a: 1, a: 2}"
+    )
+    assert "expected one argument" in refused(capsys, "--agent_kwargs.x", "--epochs", "2")
+    assert "expected a name behind every dot" in refused(capsys, "--agent_kwargs..x=1")
+
+
+def test_a_doubled_key_is_refused_wherever_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("agent: ppo\nagent_kwargs:\n  learning_rate: 0.1\n  learning_rate: 0.2\n")
+    assert "c.yaml is not a YAML file: the key 'learning_rate' stands in lines 3 and 4" in refused(
+        capsys, "--config", str(file)
+    )
+    assert "the key 'learning_rate'" in refused(capsys, "--agent_config", str(file))
+    with pytest.raises(ValueError, match="the key 'learning_rate'"):
+        load(file)
+    file.write_text("agent_kwargs: [1]\n")
+    (tmp_path / "agent.yaml").write_text("n_steps: 2\n")
+    assert "--agent_kwargs: expected settings by name" in refused(
+        capsys, "--config", str(file), "--agent_config", str(tmp_path / "agent.yaml")
+    )
+
+
+def test_a_class_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jsonargparse would import it, to see whether its arguments are right."""
+    mark = tmp_path / "imported"
+    (tmp_path / "hostile_class.py").write_text(f"open({str(mark)!r}, 'w')\nclass X:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    value = {"x": {"class_path": "hostile_class.X"}}
+    for name in OPTIONS:
+        options = {name: value}
+        assert read_flags(options, [f"--{name}.y", "{class_path: hostile_class.X}"], {})[1][name] == {
+            **value,
+            "y": value["x"],
+        }
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"agent_kwargs": value}))
+    assert load(file).agent_kwargs == value
+    assert parse(["--config", str(file), "--agent_kwargs.y", "{class_path: hostile_class.X}"])
+    assert not mark.exists()
+
+
+def test_every_setting_comes_back_from_its_text() -> None:
+    """Every default and preset, by way of a config file's values."""
+    presets = [Settings.from_preset(name, data_dir="x") for name in ("cifar10", "cifar10-teacher")]
+    for settings in (Settings(), *presets):
+        values = yaml.safe_load(settings.to_yaml())
+        flags, options = read_flags(values, [], {})
+        given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+        assert given.keys() | options.keys() == values.keys()
+        assert {name: given[name] for name in TEXTS} == {name: as_text(values[name]) for name in TEXTS}
+        assert options == {name: values[name] for name in OPTIONS}
