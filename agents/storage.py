@@ -11,6 +11,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from astra_gym.ssl_core.models.checkpoint import load_checkpoint, save_checkpoint
+from astra_gym.ssl_core.utils.files import expanded
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def array_to_tensor(values: np.ndarray | None) -> Tensor | None:
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:
     """The path, with Stable-Baselines3's `.zip` where it has no suffix (`torch.save` writes a zip archive too)."""
-    path = Path(path)
+    path = expanded(path)
     return path if path.suffix else path.with_suffix(".zip")
 
 
@@ -66,4 +67,5 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: a ValueError, if it is missing, truncated, foreign or of another schema.
     """
-    return load_checkpoint(Path(path) if Path(path).is_file() else with_suffix(path), "agent")
+    path = expanded(path)
+    return load_checkpoint(path if path.is_file() else with_suffix(path), "agent")

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import gymnasium as gym
-
 __version__ = "0.2.0"
 BATCH_ID = "ASTrA/BatchAttack-v0"
 """One attack for the whole batch: `gymnasium.make`."""
@@ -18,6 +16,13 @@ _HERE = Path(__file__).resolve().parent
 if not (_HERE / "ssl_core").is_dir():
     # a checkout, where `ssl_core`, `envs`, `agents` and `experiments` lie beside this folder
     __path__.append(str(_HERE.parent))
+
+from astra_gym.ssl_core.utils.stopping import end_while_starting  # noqa: E402
+
+# of a command only, and before the imports that take seconds
+end_while_starting()
+
+import gymnasium as gym  # noqa: E402
 
 
 def register() -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from astra_gym import __version__
 from astra_gym.experiments.config.commands import COMMANDS, INSTALLED
+from astra_gym.experiments.config.output import surviving
 
 USAGE = f"""usage: {INSTALLED} COMMAND [--FLAG VALUE ...]
 
@@ -27,17 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         Its exit status; 2 if there is no such command.
     """
     name, *words = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    if name in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if name == "--version":
-        print(f"{INSTALLED} {__version__}")
-        return 0
-    if name not in COMMANDS:
+    if name in COMMANDS:
+        status: int = import_module(f"astra_gym.experiments.{COMMANDS[name]}").main(words)
+        return status
+    with surviving():
+        if name in ("-h", "--help"):
+            print(USAGE)
+            return 0
+        if name == "--version":
+            print(f"{INSTALLED} {__version__}")
+            return 0
         print(f"{INSTALLED}: error: unknown command {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    status: int = import_module(f"astra_gym.experiments.{COMMANDS[name]}").main(words)
-    return status
 
 
 if __name__ == "__main__":

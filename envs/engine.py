@@ -335,6 +335,24 @@ class AttackEngine:
             "statistics": self.statistics.state_dict(),
         } | ({"rewards": remembered} if remembered else {})
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a world is its settings, its data and its state: the functions between them (schedules, objectives) have no
+        # name by which another process could find them
+        return {
+            "settings": self.settings,
+            "seed": self.streams.seed,
+            "device": self.device,
+            "data": self.data,
+            "state": self.state_dict(),
+            "last": self.last,
+            "clock": self.clock,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        AttackEngine.__init__(self, state["settings"], state["seed"], state["device"], state["data"])
+        self.load_state_dict(state["state"])
+        self.last, self.clock = state["last"], state["clock"]
+
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Restores what `state_dict` gave.
 

@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # before the imports that take seconds: from here on a signal ends this process with a line
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 import torch
 from rich.console import Console
@@ -49,11 +51,13 @@ from astra_gym.experiments.benchmarks.results_file import ResultsFile
 from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
 from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
-from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.stopping import status_of
 
 AGAINST = "training"
 """The part that needs another checkout."""
@@ -90,14 +94,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog=program("benchmark"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
     )
     parser.add_argument("--parts", nargs="+", metavar="PART", help="by default all; training only with --against")
-    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout, for the part training")
+    parser.add_argument(
+        "--against", type=path_argument, metavar="CHECKOUT", help="another checkout, for the part training"
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
     parser.add_argument("--device", default="auto", metavar="NAME", help=", ".join(DEVICES))
-    parser.add_argument("--output", type=Path, default=Path("results/benchmark.json"), metavar="FILE")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="a PNG, by default beside the output")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="an earlier result, to mark what changed")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="instead: profile one attack and one update")
+    parser.add_argument("--output", type=path_argument, default=Path("results/benchmark.json"), metavar="FILE")
+    parser.add_argument("--picture", type=path_argument, metavar="FILE", help="a PNG, by default beside the output")
+    parser.add_argument(
+        "--compare", type=path_argument, metavar="OLD.json", help="an earlier result, to mark what changed"
+    )
+    parser.add_argument(
+        "--profile", type=path_argument, metavar="DIR", help="instead: profile one attack and one update"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny networks, to try the command: figures mean nothing")
     given = parser.parse_args(argv)
     try:
@@ -168,22 +178,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command.
 
     Returns:
-        Its exit status: 0 done (targets met or not); 1 if a part cannot be measured, after all the others; 130 if
-        interrupted. Attacks that disagree cannot be measured: their times are not those of the same work.
+        Its exit status: 0 done (targets met or not); 1 if a part cannot be measured, after all the others; 128 + N if
+        stopped by signal N. Attacks that disagree cannot be measured: their times are not those of the same work.
     """
+    return framed("benchmark", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
     given = parse(argv)
     torch.set_num_threads(given.threads)
     options = Options(given.threads, given.device, given.quick, given.against)
     report = ResultsFile(options, given.output, given.picture)
+    ending.place, ending.kept = (given.profile or given.output.parent), lambda: str(report)
     try:
         return _run(given, report)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         # an earlier picture must not stand beside the new file; who is in a hurry interrupts again
         with suppress(KeyboardInterrupt):
             report.draw()
         parts = f" (parts: {', '.join(report.details)})" if report.details else ""
         print(f"{program('benchmark')}: interrupted: {report}{parts}", file=sys.stderr)
-        return 130
+        return status_of(stop)
 
 
 def _run(given: argparse.Namespace, report: ResultsFile) -> int:

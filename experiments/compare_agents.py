@@ -12,23 +12,29 @@ are the planned ones.
 """
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # before the imports that take seconds: from here on a signal ends this process with a line
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 
 from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
 from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked, usable_cores
-from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program, recorded, typed
+from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
+from astra_gym.ssl_core.utils.disk import disk_error, is_full
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10
@@ -71,41 +77,53 @@ def _parser() -> OneLineParser:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="processes at once; by default the number of usable cores"
     )
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="by default comparisons/PRESET, -2, -3, ...")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with a comparison")
+    parser.add_argument("--dir", type=path_argument, metavar="DIR", help="by default comparisons/PRESET, -2, -3, ...")
+    parser.add_argument("--resume", type=path_argument, metavar="DIR", help="go on with a comparison")
     what = "import the modules that its plan or a config file names, which runs their code"
     parser.add_argument("--trust", action="store_true", help=what)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 if a cell failed, 2 bad input, 130 interrupted."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """The command; returns its exit status: 0 done, 1 if a cell failed, 2 bad input, 128 + N stopped by signal N."""
+    return framed("compare", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
     parser = _parser()
     given, flags = parser.parse_known_args(argv)
-    begun: Path | None = None
-    trusting: list[str] = []
+    ending.stopped = "interrupted before anything ran"
     try:
         folder, plan = _prepare(given, flags, argv)
+        ending.place = folder.path
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path) as lock:
+            if not lock.folder.has_locks:
+                print(
+                    f"{program('compare')}: note: {folder.path} lies on a file system without locks: start no second "
+                    "comparison in it",
+                    file=sys.stderr,
+                )
             # what the lock's last holder may have written
             if given.resume is None:
                 folder.check_new()
             else:
                 plan = folder.read_plan(given.trust)
+            folder.sweep()
             comparer = Comparer(folder, plan, given.jobs or plan.jobs, lock)
-            begun, trusting = folder.path, plan.trusting
+            again = typed("compare", "--resume", str(folder.path), *plan.trusting)
+            ending.kept = "all runs that have finished are kept, and the others' checkpoints"
+            ending.after = f"resume by {again}"
+            ending.stopped = f"interrupted; go on by {again}"
             return comparer.run()
     except ValueError as error:
+        if is_full(error):
+            raise
         parser.error(str(error))
     except OSError as error:
-        # a full disk is found at a write, which knows no name
+        if disk_error(error):
+            raise
         parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
-    except KeyboardInterrupt:
-        when = f"; go on by {typed('compare', '--resume', str(begun), *trusting)}" if begun else " before anything ran"
-        print(f"{program('compare')}: error: interrupted{when}", file=sys.stderr)
-        return 130
 
 
 def _prepare(
@@ -144,10 +162,11 @@ def _prepare(
     arms = base_arms(agents, methods, presets, own, flags, seeds, primary, given.trust or None, again)
     chosen = tuple(dict.fromkeys(given.equal_compute or ()))
     check_equal_compute(chosen, arms)
-    path = given.dir or _free("-".join(presets))
-    folder = ComparisonFolder(path)
-    folder.check_new()
+    if given.dir is not None:
+        ComparisonFolder(given.dir).check_new()
     try_arms(arms)
+    path = given.dir or _claimed("-".join(presets))
+    folder = ComparisonFolder(path)
     # the folder says where it lies, not what it is
     words = [*recorded("compare"), *without(argv, "--dir")]
     return folder, ComparisonPlan(
@@ -155,11 +174,13 @@ def _prepare(
     )
 
 
-def _free(name: str) -> Path:
-    number, path = 1, Path("comparisons") / name
-    while path.exists():
-        number += 1
-        path = Path("comparisons") / f"{name}-{number}"
+def _claimed(name: str) -> Path:
+    """The first folder comparisons/NAME, -2, -3, ... that was not there: it is made here, since others choose too."""
+    for number in itertools.count(1):
+        path = Path("comparisons") / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
     return path
 
 

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from astra_gym.ssl_core.utils.stopping import SIGNALS, StopRequested, handle, put_back, status_of
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 Row = Mapping[str, Any]
@@ -240,31 +241,34 @@ def _left(seconds: float | None) -> str:
 
 
 class Interrupt:
-    """While entered, Ctrl-C and SIGTERM only ask: `asked` becomes the signal's name. A second one interrupts at once.
+    """While entered, signals that ask the process to stop only ask: `asked` becomes the name of the first.
 
-    Signals reach a process's main thread only: entering it elsewhere raises a ValueError.
+    A second Ctrl-C interrupts at once. A second signal of another kind does not: a terminal that closes and systems
+    that shut down send several. Signals reach a process's main thread only: entered elsewhere, nothing is ever asked.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = SIGNALS
 
     def __init__(self) -> None:
         self.asked: str | None = None
+        self.status = 0
+        """The exit status of a process that was asked."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self.asked = None
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self.asked, self.status = None, 0
+        self._before = handle(self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that was not set from Python and cannot be set again from it.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        put_back(self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
-            raise KeyboardInterrupt
-        # Nothing is printed here: a handler may interrupt a print, and Python's streams do not take that.
-        self.asked = signal.Signals(number).name
+        stop = StopRequested(number)
+        if self.asked is None:
+            # Nothing is printed here: a handler may interrupt a print, and Python's streams do not take that.
+            self.asked, self.status = str(stop), status_of(stop)
+        elif number == signal.SIGINT:
+            raise stop

@@ -15,7 +15,6 @@ row.
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,13 @@ from pathlib import Path
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # before the imports that take seconds: from here on a signal ends this process with a line
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from rich.console import Console
 
-from astra_gym.experiments.config.commands import help_text, program, recorded
+from astra_gym.experiments.config.commands import help_text, program, recorded, typed
+from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import resolve_device
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.evaluate import evaluate
@@ -35,41 +37,48 @@ from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.markup import for_terminal
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
+from astra_gym.ssl_core.utils.disk import disk_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 a figure would be void, 2 bad input, 130 interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """The command; returns its exit status: 0 done, 1 a figure would be void, 2 bad input, 128 + N by signal N."""
+    return framed("evaluate", argv, _main)
+
+
+def _main(words: list[str], ending: Ending) -> int:
     parser = make_parser(help_text(__doc__))
     given = parser.parse_args(words)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command = shlex.join([*recorded("evaluate"), *words])
+    ending.kept = "what is finished is kept"
+    ending.after = f"resume by {typed('evaluate', *words)}"
+    ending.stopped = f"interrupted; what is finished is kept: go on by {command}"
     try:
         check(given)
-        return _run(given, shlex.join([*recorded("evaluate"), *words]))
+        return _run(given, command, ending)
     except (ValueError, CheckpointError, OSError) as error:
+        if disk_error(error):
+            raise
         parser.error(str(error))
-    except KeyboardInterrupt:
-        again = shlex.join([*recorded("evaluate"), *words])
-        print(f"{program('evaluate')}: interrupted; what is finished is kept: go on by {again}", file=sys.stderr)
-        return 130
     except RuntimeError as error:
+        if disk_error(error):
+            raise
         print(f"{program('evaluate')}: error: the evaluation failed: {error}", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
-def _run(given: argparse.Namespace, command: str) -> int:
+def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
     console, device = Console(), resolve_device(given.device)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     if given.every is not None:
+        ending.place = given.out or given.encoder or ending.place
         rows, facts, store = evaluate_along(given, console, device)
     else:
         subject = subject_of(given, device)
         store = EvaluationStore(given.out or default_folder(given, subject))
+        ending.place = store.path
         store.begin()
         rows, facts = evaluate(subject, given, store, console, device)
     store.conclude(rows, facts | {"command": command})

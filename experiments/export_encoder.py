@@ -16,12 +16,16 @@ from typing import cast
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # before the imports that take seconds: from here on a signal ends this process with a line
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
-from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.foreign import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.utils.disk import disk_error
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.hashing import digest
 
@@ -112,21 +116,29 @@ def recipe(network: TargetNetwork, out: Path, layout: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 0. Bad input ends the process with status 2 and one line."""
+    """The command; returns its exit status, 0, or 128 + N stopped by signal N. Bad input ends the process with status 2
+    and one line."""
+    return framed("export", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(
         prog=program("export"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
     )
-    parser.add_argument("source", type=Path, metavar="RUN", help="a run folder, or a checkpoint in one")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write")
+    parser.add_argument("source", type=path_argument, metavar="RUN", help="a run folder, or a checkpoint in one")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="where to write")
     parser.add_argument("--route", help="batch-norm route; by default the one that the run is evaluated on")
     described = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
     parser.add_argument("--layout", choices=LAYOUTS, default="torchvision", help=described)
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     given = parser.parse_args(argv)
+    ending.place = given.out.parent
     try:
         network, route = export(given.source, given.out, given.route, given.layout, given.force)
     except (ValueError, OSError) as error:
+        if disk_error(error):
+            raise
         parser.error(str(error))
     built = network.arguments
     print(f"encoder: {given.out}: {built['arch']}, width {built['width']}, stem {built['stem']}, route {route}\n")

@@ -16,31 +16,40 @@ from pathlib import Path
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # before the imports that take seconds: from here on a signal ends this process with a line
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON
-from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
+from astra_gym.ssl_core.utils.disk import disk_error
 from astra_gym.ssl_core.utils.files import replacing
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input."""
+    """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input, 128 + N stopped by
+    signal N."""
+    return framed("publish", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(
         prog=program("publish"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs or comparisons to be kept")
+    parser.add_argument("runs", nargs="*", type=path_argument, help="folders of runs or comparisons to be kept")
     parser.add_argument("--group", help="the folder of results/ that they are kept in, by default their preset's name")
     parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
     parser.add_argument(
-        "--results", type=Path, default=CHECKOUT and CHECKOUT / "results", help="where results are kept"
+        "--results", type=path_argument, default=CHECKOUT and CHECKOUT / "results", help="where results are kept"
     )
     parser.add_argument(
-        "--readme", type=Path, default=CHECKOUT and CHECKOUT / "README.md", help="the file with the tables"
+        "--readme", type=path_argument, default=CHECKOUT and CHECKOUT / "README.md", help="the file with the tables"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the tables are stale")
     options = parser.parse_args(argv)
@@ -48,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             "there is no checkout here: give --results DIR and --readme FILE, where results and tables are kept"
         )
+    ending.place, ending.kept = options.results, "what was kept before is whole"
+    ending.stopped = f"interrupted: {ending.kept}; {ending.after}"
     try:
         for run in options.runs:
             if (run / COMPARISON).is_file():
@@ -61,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = options.readme.read_text(encoding="utf-8")
         renewed = with_tables(text, options.results)
     except (OSError, ValueError) as error:
+        if disk_error(error):
+            raise
         parser.error(str(error))
     if options.check:
         print("the README's tables are those of the results" if text == renewed else "the README's tables are stale")

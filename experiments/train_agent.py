@@ -5,41 +5,48 @@ python experiments/train_agent.py --agent ppo --dataset cifar10 --data_dir DIR -
 python experiments/train_agent.py --resume runs/NAME
 """
 
-import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # before the imports that take seconds: from here on a signal ends this process with a line
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from rich.console import Console
 
 from astra_gym.experiments.config.cli import Invocation, parse
 from astra_gym.experiments.config.commands import called, program, typed
-from astra_gym.experiments.config.settings import default_run_dir, resolve_device
+from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.config.settings import resolve_device
 from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
+from astra_gym.experiments.runs.claims import claimed, held
 from astra_gym.experiments.runs.peak_memory import described, peak_memory
 from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
-from astra_gym.ssl_core.models.checkpoint import CheckpointError
+from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
 from astra_gym.ssl_core.training.learner import NonFiniteLossError
+from astra_gym.ssl_core.utils.disk import is_full
+from astra_gym.ssl_core.utils.stopping import status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    words = [*called("train"), *(sys.argv[1:] if argv is None else argv)]
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """The command; returns its exit status: 0 done, 1 failed, 2 bad input, 128 + N stopped by the signal N."""
+    return framed("train", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
+    ending.stopped = "interrupted before training began"
     try:
-        return _run(parse(argv, program("train")), words, Console())
+        return _run(parse(argv, program("train")), [*called("train"), *argv], Console(), ending)
     except (ValueError, CheckpointError) as error:
+        if is_full(error):
+            raise
         return _fail(2, error)
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted before training began")
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(status: int, message: object) -> int:
@@ -47,33 +54,62 @@ def _fail(status: int, message: object) -> int:
     return status
 
 
-def _run(invocation: Invocation, words: Sequence[str], console: Console) -> int:
+def _run(invocation: Invocation, words: Sequence[str], console: Console, ending: Ending) -> int:
     settings = invocation.settings
-    path = Path(settings.run_dir or default_run_dir(settings))
-    if invocation.resume is None:
-        # before the data are read, or downloaded
-        RunFolder(path).check_new()
-    with Decoding(kind=settings.progress, console=console) as decoding:
-        data = settings.load_data(decoding.update)
-    run = Run(settings, resolve_device(settings.device), data)
-    with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
-        resumed_step = None
-        if invocation.resume is None:
-            folder = RunFolder.create(path, settings, words, first=run.save)
-        else:
-            folder = RunFolder.open(invocation.resume)
-            for note in run.restore(folder):
-                progress.note(f"not bit for bit the uninterrupted run: {note}")
-            folder.note_resume(settings, words)
-            resumed_step = run.engine.step
-        progress.note(_headline(run, folder))
-        with RunLog(folder, settings.batch_size, resumed_step=resumed_step) as log:
-            if resumed_step is None:
-                log.hparams(settings, HPARAM_METRICS)
-            status = _train(run, folder, log, progress)
-    if status == 0:
-        status = _post_process(run, folder, console)
-    return _conclude(run, folder, console) if status == 0 and settings.evaluate else status
+    with ExitStack() as hold:
+        if invocation.resume is not None:
+            folder = hold.enter_context(held(RunFolder.open(invocation.resume)))
+            _keep_in_mind(folder, ending)
+        elif settings.run_dir is not None:
+            # before the data are read, or downloaded
+            RunFolder(Path(settings.run_dir)).check_new()
+        with Decoding(kind=settings.progress, console=console) as decoding:
+            data = settings.load_data(decoding.update)
+        run = Run(settings, resolve_device(settings.device), data)
+        with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
+            resumed_step = None
+            if invocation.resume is None:
+                folder = hold.enter_context(claimed(settings))
+                ending.place = folder.path
+                folder.begin(settings, words, first=run.save)
+                _keep_in_mind(folder, ending)
+            else:
+                for note in run.restore(folder):
+                    progress.note(f"not bit for bit the uninterrupted run: {note}")
+                folder.note_resume(settings, words)
+                resumed_step = run.engine.step
+            if folder.lock is not None and not folder.lock.has_locks:
+                _warn(f"{folder.path} lies on a file system without locks: start no second process in it")
+            progress.note(_headline(run, folder))
+            with RunLog(folder, settings.batch_size, resumed_step=resumed_step) as log:
+                for damage in log.damages:
+                    _warn(damage)
+                if resumed_step is None:
+                    log.hparams(settings, HPARAM_METRICS)
+                status = _train(run, folder, log, progress)
+        if status == 0:
+            status = _post_process(run, folder, console)
+        return _conclude(run, folder, console) if status == 0 and settings.evaluate else status
+
+
+def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
+    """What is said of a run that ends early, from now on."""
+
+    def kept() -> str:
+        try:
+            step = load_checkpoint(folder.checkpoints / "last.pt", "run")["step"]
+        except CheckpointError as error:
+            return f"its checkpoint is lost ({error})"
+        return f"the checkpoint of step {step} is whole"
+
+    ending.place, ending.kept = folder.path, kept
+    ending.after = f"resume by {_resume(folder)}"
+    ending.stopped = f"interrupted; {ending.after}"
+
+
+def _warn(text: str) -> None:
+    """On the standard error, whatever the display shows."""
+    print(f"{program('train')}: note: {text}", file=sys.stderr)
 
 
 def _headline(run: Run, folder: RunFolder) -> str:
@@ -106,14 +142,17 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
     try:
         with Interrupt() as interrupt:
             run.train(folder, log, progress, interrupt, shares)
+        if interrupt.asked:
+            # after the last look, when all was saved
+            raise Stopped(interrupt.asked)
     except Stopped as name:
         note_time()
         where = f"{run.engine.step} of {run.engine.planned_updates}"
-        progress.note(f"{name}: saved at step {where}; go on by {_resume(folder)}")
-        return 130
-    except KeyboardInterrupt:
-        progress.note(f"stopped at once; go on from the last checkpoint by {_resume(folder)}")
-        return 130
+        _say(run, progress.console, f"{name}: saved at step {where}; go on by {_resume(folder)}")
+        return interrupt.status
+    except KeyboardInterrupt as stop:
+        _say(run, progress.console, f"stopped at once; go on from the last checkpoint by {_resume(folder)}")
+        return status_of(stop)
     except OffPlan as error:
         note_time()
         return _fail(1, f"{error}; what is trained is saved in {folder.path}")
@@ -126,10 +165,12 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
 def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
     try:
         run.post_process(folder, lambda text: _note(run, console, text))
-    except KeyboardInterrupt:
-        _note(run, console, f"stopped; training is done and saved: post-process by {_resume(folder)}")
-        return 130
+    except KeyboardInterrupt as stop:
+        _say(run, console, f"stopped; training is done and saved: post-process by {_resume(folder)}")
+        return status_of(stop)
     except (RuntimeError, ValueError) as error:
+        if is_full(error):
+            raise
         return _fail(1, f"the post-processing failed: {error}; training is done and saved in {folder.path}")
     return 0
 
@@ -139,19 +180,30 @@ def _note(run: Run, console: Console, text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
+def _say(run: Run, console: Console, text: str) -> None:
+    """What must be known of a run that was stopped, also where nothing is displayed."""
+    if run.settings.progress == "off":
+        _warn(text)
+    else:
+        _note(run, console, text)
+
+
 def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
     # matplotlib and scipy take a second to import: nobody waits for them before training
     from astra_gym.experiments.evaluation.end_of_run import conclude
 
     def note(text: str) -> None:
+        folder.check()
         _note(run, console, text)
 
     try:
         table = conclude(run, folder, note)
-    except KeyboardInterrupt:
-        note(f"stopped; training is done and saved: evaluate it by {_resume(folder)}")
-        return 130
+    except KeyboardInterrupt as stop:
+        _say(run, console, f"stopped; training is done and saved: evaluate it by {_resume(folder)}")
+        return status_of(stop)
     except RuntimeError as error:
+        if is_full(error):
+            raise
         return _fail(1, f"the evaluation failed: {error}; training is done and saved in {folder.path}")
     if table is not None:
         console.print(table)

@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from astra_gym.agents import AGENTS, learns
@@ -17,6 +16,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.methods import find_method
+from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.paths import path_component
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -240,9 +240,9 @@ def absolute(flags: Iterable[str]) -> list[str]:
     for token in flags:
         name, equals, value = token.partition("=")
         if before in PATHS:
-            made.append(str(Path(token).expanduser().resolve()))
+            made.append(str(expanded(token).resolve()))
         elif name in PATHS and equals:
-            made.append(f"{name}={Path(value).expanduser().resolve()}")
+            made.append(f"{name}={expanded(value).resolve()}")
         else:
             made.append(token)
         before = token

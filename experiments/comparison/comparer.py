@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -11,7 +10,7 @@ from astra_gym.experiments.comparison.arms import CONTROL, Arm, compute_arms, se
 from astra_gym.experiments.comparison.cell_results import Cell, summarise
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
-from astra_gym.experiments.comparison.scheduler import Ended, Job, Worker, last_lines, run_jobs
+from astra_gym.experiments.comparison.scheduler import LOST, Ended, GridLock, Job, Worker, last_lines, run_jobs
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.console import Interrupt
@@ -20,6 +19,7 @@ from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.paths import check_folder
+from astra_gym.ssl_core.utils.stopping import status_of
 
 DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "image_size")
 """Settings on which the data set depends, and nothing else of it."""
@@ -55,10 +55,10 @@ class Comparer:
         folder: of the comparison, held by this process.
         plan: of it.
         jobs: processes at once.
-        lock: the workers' lock file.
+        lock: by which it is held.
     """
 
-    def __init__(self, folder: ComparisonFolder, plan: ComparisonPlan, jobs: int, lock: Path) -> None:
+    def __init__(self, folder: ComparisonFolder, plan: ComparisonPlan, jobs: int, lock: GridLock) -> None:
         self.folder = folder
         self.plan = plan
         self.jobs = jobs
@@ -89,21 +89,21 @@ class Comparer:
     def run(self) -> int:
         """Runs the cells that are not finished; returns the exit status."""
         try:
-            with Interrupt() as interrupt:
-                with self.display:
-                    self._save()
-                    # the first worker is a few seconds away
-                    self.display.update(self.spent)
+            with Interrupt() as interrupt, self.display:
+                self._save()
+                # the first worker is a few seconds away
+                self.display.update(self.spent)
+                self._run_missing(interrupt)
+                if not interrupt.asked and not self.progress.failed:
+                    self._add_compute_arms()
                     self._run_missing(interrupt)
-                    if not interrupt.asked and not self.progress.failed:
-                        self._add_compute_arms()
-                        self._run_missing(interrupt)
-                    self.display.update(self.spent)
-                asked = interrupt.asked
-        except KeyboardInterrupt:
-            asked = "stopped at once"
+                self.display.update(self.spent)
+            asked, status = interrupt.asked, interrupt.status
+        except KeyboardInterrupt as stop:
+            asked, status = "stopped at once", status_of(stop)
         self._save()
-        return self._conclude(asked)
+        self._conclude(asked)
+        return status if asked else int(bool(self.progress.failed))
 
     def _run_missing(self, interrupt: Interrupt) -> None:
         cells = {arm.named(seed): (arm, seed) for arm, seed in self.plan.cells}
@@ -129,12 +129,12 @@ class Comparer:
                 many = "1 run is saved at the end of its rollout"
                 if len(running) != 1:
                     many = f"{len(running)} runs are saved at the end of their rollouts"
-                self.display.note(f"{interrupt.asked}: {many}; again: at once")
+                self.display.note(f"{interrupt.asked}: {many}; Ctrl-C: at once")
             self.display.update(self.spent)
 
         told: list[str] = []
         jobs = [self._job(name, *cells[name]) for name in missing]
-        run_jobs(jobs, self.jobs, self.lock, interrupt, started=started, ended=ended, looked=looked)
+        run_jobs(jobs, self.jobs, self.lock.workers, interrupt, started=started, ended=ended, looked=looked)
 
     def _job(self, name: str, arm: Arm, seed: int) -> Job:
         run, log = self.folder.cells / name, self.folder.logs / f"{name}.log"
@@ -151,14 +151,14 @@ class Comparer:
     def _take(self, end: Ended, arm: Arm, seed: int, asked: bool) -> None:
         """What a cell that ended leaves."""
         name, reason = end.job.name, ""
-        if end.status == 0:
+        if end.status in (0, LOST):
             try:
                 cell = summarise(self.folder.cells / name, arm.label)
                 self.progress.took[name] = end.seconds
                 self.progress.finished[name] = cell
                 self.display.finished(name, cell, self.spent)
             except ValueError as error:
-                reason = f"it ended well, but {error}"
+                reason = f"it ended well, but {error}" if end.status == 0 else end.reason
         elif not asked:
             reason = end.reason
         if reason:
@@ -169,6 +169,7 @@ class Comparer:
         self._save()
 
     def _save(self) -> None:
+        self.lock.folder.check()
         self.folder.note_state(self.spent)
         self.folder.write(self.plan, self.jobs, self.progress.finished, self.progress.failed)
 
@@ -196,7 +197,7 @@ class Comparer:
             }
             self._save()
 
-    def _conclude(self, asked: str | None) -> int:
+    def _conclude(self, asked: str | None) -> None:
         note, failed, path = self.display.note, self.progress.failed, str(self.folder.path)
         if not self.display.console.is_terminal:
             self.display.console.print(self.display.table())
@@ -214,4 +215,3 @@ class Comparer:
             note(f"the control {CONTROL} is missing: is choosing worth more than attacking hard?")
         note(f"the runs are in {self.folder.cells}, what they come to in {self.folder.results}")
         note(f"the report: {typed('report', path)}")
-        return 130 if asked else int(bool(failed))

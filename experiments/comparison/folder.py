@@ -35,6 +35,7 @@ from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.utils.files import replacing, write_json
 from astra_gym.ssl_core.utils.paths import check_folder, path_component
+from astra_gym.ssl_core.utils.writers import sweep
 from astra_gym.ssl_core.utils.yaml_files import dump_yaml
 
 SCHEMA = 1
@@ -112,6 +113,11 @@ class ComparisonFolder:
 
     def _visible(self) -> Iterable[Path]:
         return (path for path in self.path.iterdir() if not path.name.startswith("."))
+
+    def sweep(self) -> None:
+        """Removes the temporary files that killed writers have left; runs do so with their own folders."""
+        ours = {self.config.name, self.results.name, self._state.name}
+        sweep(self.path, lambda name: name in ours or (self.path / name).exists())
 
     def write_plan(self, plan: ComparisonPlan) -> None:
         """Writes `comparison.yaml`, atomically."""

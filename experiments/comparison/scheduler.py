@@ -10,14 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_gym.experiments.config.commands import launcher
 from astra_gym.experiments.console import Interrupt
+from astra_gym.ssl_core.utils.disk import is_full_at
 from astra_gym.ssl_core.utils.paths import open_to_append
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
+from astra_gym.ssl_core.utils.stopping import block
+from astra_gym.ssl_core.utils.writers import FolderLock, Locked, is_running, lock
 
 PRELOADED = (
     "astra_gym.experiments.train_agent",
@@ -30,6 +33,8 @@ POLL = 0.5
 """Seconds between two looks at the workers, and two drawings of the display."""
 PATIENCE = 20.0
 """Seconds that workers of a killed comparison have to end."""
+LOST = 255
+"""The exit status, in `multiprocessing`, of a process whose fork server was killed: nobody knows the true one."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that ended: its exit status, negative for a signal's number, and its wall time in seconds."""
+    """A run that ended: its exit status, negative for a signal's number or `LOST`, and its wall time in seconds."""
 
     job: Job
     status: int
@@ -58,7 +63,9 @@ class Ended:
     @property
     def reason(self) -> str:
         """Why it failed, in a line."""
-        if self.status >= 0:
+        if self.status == LOST:
+            why = "ended unseen, since the fork server was killed"
+        elif self.status >= 0:
             why = f"ended with status {self.status}"
         else:
             number = -self.status
@@ -66,6 +73,9 @@ class Ended:
             why = f"killed by {names.get(number, f'signal {number}')}"
             if names.get(number) == "SIGKILL":
                 why += " (the system kills processes so when memory runs out)"
+        if self.status == 1 and is_full_at(self.job.log.parent):
+            # the log may lack its reason then
+            why += f", no space left in {self.job.log.parent}"
         last = last_lines(self.job.log, 1)
         return f"{why}: {last[0]}" if last else why
 
@@ -83,59 +93,42 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Locked(ValueError):
-    """Another process holds the lock."""
+class GridLock(NamedTuple):
+    """What a process holds that runs a grid: the folder, and the file that its workers lock."""
+
+    folder: FolderLock
+    workers: Path
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Path]:
+def locked(folder: Path) -> Iterator[GridLock]:
     """Holds a folder for this process, which runs a grid there, until it ends, however that may be.
 
     Workers hold a second lock: while those of a killed process are still ending, nobody begins anew.
-
-    Returns:
-        The workers' lock file.
 
     Raises:
         Locked: if another process holds it, or its workers do not end.
         ValueError: if a lock's file is no regular file.
     """
-    # not there on Windows, where the rest of this file can be imported
-    import fcntl
-
-    workers = folder / ".workers.lock"
-    with open_to_append(folder / ".lock") as mine, open_to_append(workers) as theirs:
-        try:
-            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            mine.seek(0)
-            raise Locked(f"{folder} is being run by another process ({mine.read().strip() or 'unknown'})") from None
-        mine.truncate(0)
-        mine.write(f"process {os.getpid()}")
-        mine.flush()
+    with FolderLock(folder, "run") as mine:
+        path = folder / ".workers.lock"
         deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+        with open_to_append(path) as theirs:
+            while lock(theirs.fileno()) is False:
                 if time.monotonic() > deadline:
-                    raise Locked(f"{folder}: workers of an earlier process are still running") from None
+                    raise Locked(f"{folder}: workers of an earlier process are still running")
                 time.sleep(0.1)
-        fcntl.flock(theirs, fcntl.LOCK_UN)
-        yield workers
+        yield GridLock(mine, path)
 
 
-def run_cell(argv: Sequence[str], log: str, directory: str, lock: str) -> None:
+def run_cell(argv: Sequence[str], log: str, directory: str, workers: str) -> None:
     """What a worker does: `train_agent.main`, its output in the log. Ends the process with its exit status."""
     # away from the terminal, whose Ctrl-C is for the scheduler alone: it asks the workers, once
     os.setsid()
     os.chdir(directory)
     _watch()
-    import fcntl
-
-    held = open(lock)  # noqa: SIM115 - until the process ends
-    fcntl.flock(held, fcntl.LOCK_SH)
+    held = open(workers)  # noqa: SIM115 - until the process ends
+    lock(held.fileno(), shared=True)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
@@ -172,17 +165,23 @@ def _watch() -> None:
 
 @contextlib.contextmanager
 def _circumstances() -> Iterator[None]:
-    """What a new Python process inherits, the fork server above all: one thread, and this checkout before others."""
+    """What a new Python process inherits, the fork server above all: one thread, and this checkout before others.
+
+    And signals that are held back: what stops this process, such as a batch system that signals all processes of a
+    job, must not end the fork server. A worker lets them through when it can save its run.
+    """
     paths = os.pathsep.join(filter(None, [str(CHECKOUT or ""), os.environ.get("PYTHONPATH")]))
     wanted = ONE_THREAD | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     before = {name: os.environ.get(name) for name in wanted}
-    # the fork server is slow to import and must outlive a Ctrl-C meanwhile
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    masked = block()
     os.environ.update(wanted)
     try:
+        # its start lets signals through again
+        resource_tracker.ensure_running()
+        block()
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -197,42 +196,54 @@ def _context() -> Any:
         # what the fork server imports it finds by PYTHONPATH: where that is not read, a worker imports all by itself
         reads = not sys.flags.ignore_environment and os.pathsep not in str(CHECKOUT or "")
         context.set_forkserver_preload(list(PRELOADED) if reads else [])
-        with _circumstances():
-            from multiprocessing.forkserver import ensure_running
-
-            ensure_running()
     return context
 
 
 class Worker:
     """A run's process, from its start to its end."""
 
-    def __init__(self, context: Any, job: Job, lock: Path) -> None:
+    def __init__(self, context: Any, job: Job, workers: Path) -> None:
         self.job = job
         self.began = time.monotonic()
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = (job.argv, str(job.log), os.getcwd(), str(lock.resolve()))
+        arguments = (job.argv, str(job.log), os.getcwd(), str(workers.resolve()))
         self.process = context.Process(target=run_cell, args=arguments, name=job.name, daemon=True)
-        # a fork server has inherited them already
-        forks = context.get_start_method() == "forkserver"
-        with contextlib.nullcontext() if forks else _circumstances():
-            self.process.start()
+        # a fork server that was killed is started anew
+        with _circumstances():
+            try:
+                self.process.start()
+            except (EOFError, ConnectionError):
+                # it was killed just now
+                self.process.start()
 
     @property
     def seconds(self) -> float:
         """Since its start."""
         return time.monotonic() - self.began
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether it runs though the fork server was killed, which alone learns how it ends."""
+        return self.process.exitcode == LOST and is_running(self.process.pid)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.is_alive() or self.orphaned
+
     def ask_to_stop(self) -> None:
         """As Ctrl-C does: training is saved at the next rollout boundary."""
-        # before the run has its handlers, this signal ends it at once; SIGINT is ignored then
-        if self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGTERM)
+        self._send(signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends it at once."""
-        self.process.kill()
+        self._send(signal.SIGKILL)
         self.process.join()
+
+    def _send(self, number: int) -> None:
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     def ended(self) -> Ended:
         """To be called when the process is at its end."""
@@ -243,7 +254,7 @@ class Worker:
 def run_jobs(
     jobs: Sequence[Job],
     at_once: int,
-    lock: Path,
+    workers: Path,
     interrupt: Interrupt,
     *,
     started: Callable[[Job], None],
@@ -255,7 +266,7 @@ def run_jobs(
     Args:
         jobs: in the order in which they begin.
         at_once: processes.
-        lock: the workers' lock file, see `locked`.
+        workers: the workers' lock file, see `locked`.
         interrupt: entered; once it is asked, no job begins and those that run are asked to stop.
         started: called before a job begins.
         ended: called for each job that ended, failed or not.
@@ -273,14 +284,15 @@ def run_jobs(
             while waiting and len(running) < at_once and not interrupt.asked:
                 job = waiting.pop(0)
                 started(job)
-                running.append(Worker(context, job, lock))
+                running.append(Worker(context, job, workers))
             if interrupt.asked and not told:
                 told = True
                 for worker in running:
                     worker.ask_to_stop()
             looked(running)
-            connection.wait([worker.process.sentinel for worker in running], POLL)
-            over = [worker for worker in running if not worker.process.is_alive()]
+            # the fork server's end is told at once, and again and again
+            connection.wait([worker.process.sentinel for worker in running if not worker.orphaned], POLL)
+            over = [worker for worker in running if not worker.is_alive]
             running = [worker for worker in running if worker not in over]
             for worker in over:
                 ended(worker.ended())

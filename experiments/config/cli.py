@@ -19,6 +19,7 @@ from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from astra_gym.experiments.config.trust import nothing, only_named
+from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.yaml_files import load_yaml, read_yaml_file
 
@@ -95,7 +96,7 @@ def parse(
         again = again or typed("train", *(argv if early.resume is None else ("--resume", early.resume)), "--trust")
         with contextlib.nullcontext() if trusted else only_named(named, again):
             if early.resume is not None:
-                invocation = _resumed(parser, Path(early.resume), config, argv)
+                invocation = _resumed(parser, expanded(early.resume), config, argv)
             else:
                 invocation = Invocation(_settings(parser, config, argv, given))
                 invocation.settings.check_given()
@@ -170,7 +171,7 @@ def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ValueError: if the file cannot be read or is not a YAML mapping.
     """
-    values = read_yaml_file(path, texts)
+    values = read_yaml_file(expanded(path), texts)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -230,7 +231,9 @@ def _values(
     for name in ("data_dir", "cache_dir", "teacher"):
         if values[name]:
             # a run may be resumed from another folder
-            values[name] = str(Path(values[name]).expanduser().resolve())
+            values[name] = str(expanded(values[name]).resolve())
+    if values["run_dir"]:
+        values["run_dir"] = str(expanded(values["run_dir"]))
     return {name: values[name] for name in FIELD_TYPES}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from astra_gym.experiments.config.argparser import OneLineParser
+from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.settings import DEVICES, PROGRESS
 from astra_gym.experiments.console import Decoding
@@ -59,7 +59,7 @@ def make_parser(description: str) -> OneLineParser:
         prog=program("evaluate"), usage=usage, description=description, formatter_class=raw, allow_abbrev=False
     )
     what = parser.add_argument_group("what is evaluated")
-    what.add_argument("encoder", nargs="?", type=Path, help="a run folder, or a checkpoint")
+    what.add_argument("encoder", nargs="?", type=path_argument, help="a run folder, or a checkpoint")
     what.add_argument(
         "--model",
         metavar="PATH",
@@ -102,7 +102,7 @@ def make_parser(description: str) -> OneLineParser:
     how.add_argument("--severities", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5])
     how.add_argument(
         "--frost_photographs",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="with frost1.png ... as published; without them frost is a texture like them, and marked",
     )
@@ -133,7 +133,7 @@ def make_parser(description: str) -> OneLineParser:
     data.add_argument("--test_limit", type=int, metavar="N", help="test images; 0: all")
     data.add_argument("--download", type=_switch, metavar="BOOL", default=True)
     run = parser.add_argument_group("the rest")
-    run.add_argument("--out", type=Path, metavar="DIR", help="by default RUN/evaluation, or evaluations/NAME")
+    run.add_argument("--out", type=path_argument, metavar="DIR", help="by default RUN/evaluation, or evaluations/NAME")
     run.add_argument("--seed", type=int, default=0, metavar="N")
     run.add_argument(
         "--attack_batch_size",

@@ -14,6 +14,7 @@ from astra_gym.ssl_core.evaluation.results import Row, read_results, write_resul
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from astra_gym.ssl_core.utils.files import check_target, write_json
 from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, copy_file
+from astra_gym.ssl_core.utils.writers import sweep
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
@@ -76,7 +77,8 @@ class EvaluationStore:
         self._drawn: dict[str, Path | None] = {}
 
     def begin(self) -> None:
-        """Looks, before anything is computed, whether the folder can be this evaluation's; nothing is written yet.
+        """Looks, before anything is computed, whether the folder can be this evaluation's; nothing is written yet, but
+        what killed writers left in it is removed.
 
         Raises:
             ValueError: if it is a run's or a comparison's, a part of it is a link or no folder, or a figure would
@@ -89,6 +91,14 @@ class EvaluationStore:
         for name in (EVALUATION, "facts.json"):
             check_target(self.path / name)
         self._own.check(*FIGURES)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Removes the temporary files that killed writers have left."""
+        sweep(self.path, lambda name: name in (EVALUATION, "facts.json") or (self.path / name).exists())
+        sweep(self.path / "classifiers")
+        for folder in (*self.path.glob("parts/*"), *self.path.glob("parts/*/figures"), *self.path.glob("states/*")):
+            sweep(folder)
 
     def part(self, key: Mapping[str, Any]) -> EvaluationPart | None:
         """The part kept under a key, None where there is none."""

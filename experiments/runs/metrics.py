@@ -68,6 +68,39 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     return [merged[step] for step in sorted(merged)]
 
 
+def kept_rows(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows up to a target update, as a run takes them over that resumes there, and what is lost of them, in words.
+
+    A log that was damaged or lost does not touch the checkpoint: what can be read of it is kept.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        lines = [""]
+    rows = [_row(line) for line in lines[:-1]]
+    kept = [row for row in rows if row is not None and row["step"] <= step]
+    damages = []
+    if bad := [number for number, row in enumerate(rows, start=1) if row is None]:
+        which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines, the first of them {bad[0]}, are"
+        damages.append(f"{path} is damaged: {which} left out")
+    # an agent's own rows have no epoch
+    updates = {row["step"] for row in kept if "epoch" in row}
+    if lost := [number for number in range(1, step + 1) if number not in updates]:
+        damages.append(
+            f"{path} lacks {len(lost)} of the {step} updates before the checkpoint, the first of them {lost[0]}: "
+            "curves and reports lack them too"
+        )
+    return kept, damages
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
 def metrics_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows as they stand in the file; a last line that was cut short is left out.
 

@@ -221,6 +221,7 @@ class Run:
             finally:
                 shares["world"], shares["writing"] = engine.clock.seconds - world, callback.clock.seconds
                 shares["agent"] = time.perf_counter() - start - shares["world"] - shares["writing"]
+        folder.check()
         log.flush()
         self.keep_encoders(folder)
         self.save(folder)
@@ -256,6 +257,7 @@ class RunCallback(BaseCallback):
             self._keep()
 
     def _keep(self) -> None:
+        self.folder.check()
         self.run.keep_encoders(self.folder)
         if self._due() > self.saved or self.interrupt.asked:
             self.saved = self._due()

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,13 @@ from astra_gym.envs.actions import UNIT
 from astra_gym.experiments.config.cli import load
 from astra_gym.experiments.config.settings import Settings, resolve_device
 from astra_gym.experiments.config.trust import trusting
-from astra_gym.experiments.runs.metrics import metrics_of, metrics_rows
+from astra_gym.experiments.runs.event_files import let_the_next_be_last
+from astra_gym.experiments.runs.metrics import kept_rows, metrics_of
 from astra_gym.experiments.runs.peak_memory import peak_memory
 from astra_gym.ssl_core.utils.files import replacing, write_json
 from astra_gym.ssl_core.utils.paths import check_folder, open_to_append
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
+from astra_gym.ssl_core.utils.writers import LOCK, FolderLock
 
 if TYPE_CHECKING:
     from astra_gym.envs.records import StepRecord
@@ -47,6 +50,8 @@ class RunFolder:
         self.figures = path / "figures"
         self.trusting: list[str] = []
         """What the command that resumes the run needs beside its folder."""
+        self.lock: FolderLock | None = None
+        """While this process holds it, see `astra_gym.experiments.runs.claims`."""
 
     @classmethod
     def create(
@@ -70,30 +75,62 @@ class RunFolder:
         folder = cls(Path(path))
         folder.trusting = trusting(settings)
         folder.check_new()
-        try:
-            for part in (folder.path, folder.checkpoints, folder.results, folder.figures):
-                part.mkdir(parents=True, exist_ok=True)
-            folder.command.write_text(shlex.join(argv) + "\n", encoding="utf-8")
-            folder._write_environment([environment(settings)])
-            if first is not None:
-                first(folder)
-            # The last, since it is what makes the folder one that can be resumed.
-            with replacing(folder.config) as temporary:
-                temporary.write_text(settings.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            raise _unwritable(folder.path, error) from error
+        folder.begin(settings, argv, first)
         return folder
+
+    def begin(self, settings: Settings, argv: Sequence[str], first: Callable[[Self], None] | None = None) -> None:
+        """Makes what `create` does of a folder that is new, see `astra_gym.experiments.runs.claims`.
+
+        Where that fails nothing is left.
+        """
+        try:
+            for part in (self.path, *self.parts):
+                part.mkdir(parents=True, exist_ok=True)
+            self.command.write_text(shlex.join(argv) + "\n", encoding="utf-8")
+            self._write_environment([environment(settings)])
+            if first is not None:
+                first(self)
+            # The last, since it is what makes the folder one that can be resumed.
+            with replacing(self.config) as temporary:
+                temporary.write_text(settings.to_yaml(), encoding="utf-8")
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, OSError):
+                raise unwritable(self.path, error) from error
+            raise
+
+    def _undo(self) -> None:
+        with suppress(OSError):
+            for path in (*self.files, self.checkpoints / "last.pt"):
+                path.unlink(missing_ok=True)
+            for part in self.parts:
+                part.rmdir()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What lies in it besides folders and TensorBoard's events."""
+        return self.config, self.command, self.environment, self.path / "metrics.jsonl"
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """Its folders."""
+        return self.checkpoints, self.results, self.figures
+
+    def check(self) -> None:
+        """Raises a FolderLostError if this process holds the folder, and it was removed or moved."""
+        if self.lock is not None:
+            self.lock.check()
 
     def check_new(self) -> None:
         """Raises a ValueError if the folder exists and is not empty."""
         try:
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
                 hint = (
                     f"go on with it by {shlex.join(['--resume', str(self.path)])}, or " if self.config.exists() else ""
                 )
                 raise ValueError(f"the run folder {self.path} exists and is not empty: {hint}choose another --run_dir")
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -125,7 +162,7 @@ class RunFolder:
                 file.write(shlex.join(argv) + "\n")
             self._write_environment([*self.environments(), environment(settings)])
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def note_training(
         self, first: int, last: int, seconds: float, shares: Mapping[str, float], peak: Mapping[str, int]
@@ -152,7 +189,8 @@ class RunFolder:
         write_json(self.environment, {"schema": 1, "starts": starts})
 
 
-def _unwritable(path: Path, error: OSError) -> ValueError:
+def unwritable(path: Path, error: OSError) -> ValueError:
+    """What is raised where a run's folder cannot be written."""
     return ValueError(f"cannot write the run folder {path} ({error.strerror}): choose another --run_dir")
 
 
@@ -192,7 +230,7 @@ class RunLog:
         folder: the run's folder.
         images_per_step: images of a target update, for the rate.
         resumed_step: the checkpoint's step where a run goes on. What was written after it is taken back, so that the
-            curves are those of a run that was never interrupted.
+            curves are those of a run that was never interrupted; `damages` says what is lost of the log before it.
         histograms_every: target updates between histograms.
     """
 
@@ -204,6 +242,8 @@ class RunLog:
         self.histograms_every = histograms_every
         self.images_per_second = 0.0
         self._times: deque[float] = deque(maxlen=20)
+        self.damages: list[str] = []
+        """What of the earlier log is lost, in words; a checkpoint is whole without it."""
         if resumed_step is not None:
             self._take_back(resumed_step)
         self._file = open_to_append(self.path)
@@ -211,15 +251,10 @@ class RunLog:
         self._board = SummaryWriter(str(folder.path), purge_step=purge_step)
 
     def _take_back(self, step: int) -> None:
-        open_to_append(self.path).close()  # a run killed before its first update has none
-        kept = [row for row in metrics_rows(self.path) if row["step"] <= step]
-        if (last := max((row["step"] for row in kept), default=0)) != step:
-            raise ValueError(f"{self.path} ends at step {last}, but the checkpoint was saved at step {step}")
+        let_the_next_be_last(self.path.parent)
+        kept, self.damages = kept_rows(self.path, step)
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        # TensorBoard reads a run's files by name, which is by the second they were made in: this one must be later.
-        made = [int(file.name.split(".")[3]) for file in self.path.parent.glob("events.out.tfevents.*")]
-        time.sleep(min(max(max(made, default=0) + 1 - time.time(), 0), 1))
 
     def __enter__(self) -> Self:
         return self
@@ -227,7 +262,12 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            # of the disk that has ended the work already
+            if error is None:
+                raise
 
     def step(self, record: "StepRecord") -> dict[str, Any]:
         """Writes a target update down.
@@ -290,8 +330,9 @@ class RunLog:
 
     def close(self) -> None:
         """Writes out what is left and closes the files."""
-        self._file.close()
-        self._board.close()
+        with ExitStack() as both:
+            both.callback(self._board.close)
+            self._file.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
         # JSON has no NaN, and some of SB3's figures (explained variance) are NaN by right.

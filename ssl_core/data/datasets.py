@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from astra_gym.ssl_core.data.image_folder import load_folder
 from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
+from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.registry import pick
 
 CACHED = ("folder",)
@@ -181,7 +182,7 @@ def _load_archive(archive: _Archive, request: _Request) -> Split:
             f"{archive.name} is read from a folder, or downloaded to it: give --data_dir DIR, the folder that holds "
             f"or shall hold {archive.source.base_folder}"
         )
-    root = Path(request.data_dir).expanduser()
+    root = expanded(request.data_dir)
     with warnings.catch_warnings():
         # CIFAR's batches were pickled by Python 2; some versions of NumPy warn of a dtype flag in them.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")

@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import os
+import re
 import shutil
 import warnings
 from collections import deque
@@ -18,10 +19,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.files import check_target, expanded
+from astra_gym.ssl_core.utils.writers import lock, sweep
 
 SCHEMA = 1
 """Of the files of decoded images; to be raised whenever `read_image` gives other pixels than before."""
+CACHED = re.compile(r"images-\d+px-[0-9a-f]{32}\.u8")
+"""Names of the files of decoded images."""
 CHUNK = 8
 """Images that a thread decodes at a time: few, since an interrupt waits for the chunks in work."""
 
@@ -56,7 +60,7 @@ def decode_to_disk(
     The file's name is a hash of what its content depends on: the files' paths below `root`, sizes and times of
     modification, in their order, and `size`. Where the file is there and whole, nothing is decoded; a folder that has
     changed gets another file, and the old one may be deleted. It is written under another name and renamed when it is
-    whole: an interrupted run leaves nothing, a killed one a `.partial` file that nobody reads.
+    whole: an interrupted run leaves nothing, a killed one a `.partial` file that nobody reads and the next run removes.
 
     Args:
         paths: N image files below `root`.
@@ -73,7 +77,7 @@ def decode_to_disk(
     Raises:
         ValueError: a file that cannot be read as an image, a cache folder that cannot be used or is too small.
     """
-    folder = Path(cache_dir).expanduser()
+    folder = expanded(cache_dir)
     label = _label(paths, size, root)
     file = folder / f"images-{size}px-{label[:32]}.u8"
     shape = (len(paths), 3, size, size)
@@ -84,6 +88,7 @@ def decode_to_disk(
             _write(file, paths, size, trailer, on_progress)
         return map_images(file, shape), file
     except OSError as error:
+        error.filename = error.filename or str(file)
         raise ValueError(
             f"the decoded images cannot be kept in {folder} ({error.strerror or error}): give another --cache_dir"
         ) from error
@@ -113,6 +118,7 @@ def _is_whole(file: Path, size: int, trailer: bytes) -> bool:
 def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_progress: OnProgress | None) -> None:
     folder = file.parent
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, lambda name: CACHED.fullmatch(name) is not None)
     needed, free = len(paths) * 3 * size**2 + len(trailer), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
@@ -126,6 +132,7 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
     try:
         # Written, not mapped: a disk that fills up is an error here, and would kill the process there.
         with temporary.open("wb") as content, closing(_decoded(paths, size, on_progress)) as chunks:
+            lock(content.fileno())
             for chunk in chunks:
                 content.write(chunk.numpy().data)
             content.write(trailer)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.data.decoding import decode, decode_to_disk
 from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
+from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.memory import available
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -39,7 +40,7 @@ def load_folder(
     """
     if data_dir is None:
         raise ValueError("the data set 'folder' needs to know which: give --data_dir DIR, a folder of images")
-    root = Path(data_dir).expanduser()
+    root = expanded(data_dir)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder: give --data_dir an existing folder of images")
     train_dir = root / "train"

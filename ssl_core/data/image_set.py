@@ -6,9 +6,12 @@ same settings see the same data.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from astra_gym.ssl_core.data.decoding import map_images
 
 _SPLIT_SEED = 20250424
 
@@ -41,6 +44,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # images in a file are mapped again where this is read: a copy of them would have to fit in memory
+        return self.__dict__ | ({} if self.file is None else {"images": tuple(self.images.shape)})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["file"] is not None:
+            state = state | {"images": map_images(state["file"], state["images"])}
+        self.__dict__.update(state)
 
     def take(self, n: int) -> "ImageSet":
         """The first n images; ValueError unless 1 <= n <= len(self)."""

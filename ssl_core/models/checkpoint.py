@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from astra_gym.ssl_core.models.target_network import TargetNetwork
-from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.files import check_target, expanded
+from astra_gym.ssl_core.utils.writers import lock, sweep
 
 SCHEMA = 1
 FORMAT = "astra-gym"
@@ -35,9 +36,11 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
     """
     path = Path(path)
     check_target(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    sweep(path.parent, lambda name: name == path.name)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", delete=False) as file:
         temporary = Path(file.name)
         try:
+            lock(file.fileno())
             torch.save({"format": FORMAT, "schema": SCHEMA, "kind": kind, **payload}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -96,7 +99,7 @@ def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
-    path = Path(path)
+    path = expanded(path)
     payload = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path, ("run", "encoder"), device)
     if "network" not in payload:
         raise CheckpointError(f"{path}: an exported encoder, in another layout: read it as --format torchvision")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from astra_gym.ssl_core.utils.writers import held, sweep
+
 _NO_FILES = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -32,21 +34,25 @@ def check_target(path: Path | str) -> None:
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary file's path beside `path`, which it replaces on success: no reader ever sees half a file.
 
+    What killed writers of the same file have left is removed.
+
     Raises:
         ValueError: if something lies at the path that is no regular file, such as a link or a device.
     """
     path = Path(path)
     check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, lambda name: name == path.name)
     # The suffix is kept, since writers such as matplotlib read the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     # what a dead process left under this name, or a link that somebody put there: it would be written through
     temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with held(temporary):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, document: Any) -> None:
@@ -58,3 +64,15 @@ def write_json(path: Path | str, document: Any) -> None:
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def expanded(path: os.PathLike[str] | str) -> Path:
+    """The path with the home folder for a leading `~` or `~USER`, where no shell did it: in a file, in `--out=~/x`.
+
+    Raises:
+        ValueError: if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no home folder for its beginning, write the path out") from error

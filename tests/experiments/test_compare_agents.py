@@ -17,6 +17,7 @@ from astra_gym.experiments import train_agent
 from astra_gym.experiments.compare_agents import main
 from astra_gym.experiments.comparison.cell_results import read_comparison
 from astra_gym.experiments.comparison.scheduler import locked
+from astra_gym.ssl_core.utils.stopping import StopRequested
 from tests.experiments.test_train_agent import ROOT, TINY
 
 SCRIPT = ROOT / "experiments" / "compare_agents.py"
@@ -309,9 +310,10 @@ def test_an_agent_of_ones_own_that_cannot_be_made_is_one_line_too(tmp_path, monk
 @pytest.mark.parametrize(
     ("error", "status", "expected"),
     [
-        (OSError(27, "File too large"), 2, "compare_agents.py: error: File too large"),
-        (OSError(28, "No space left on device", "x.json"), 2, "error: x.json: No space left on device"),
+        (OSError(27, "File too large"), 1, "grid cannot be read or written (File too large); all runs that have"),
+        (OSError(28, "No space left on device"), 1, "grid; all runs that have finished are kept, and the others' chec"),
         (KeyboardInterrupt(), 130, "error: interrupted; go on by python"),
+        (StopRequested(signal.SIGHUP), 129, "error: interrupted; go on by python"),
     ],
 )
 def test_what_goes_wrong_in_the_midst_is_told_as_it_is(tmp_path, monkeypatch, capsys, error, status, expected) -> None:

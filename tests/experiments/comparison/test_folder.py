@@ -198,7 +198,7 @@ def test_only_what_a_killed_run_leaves_is_removed(folder: ComparisonFolder, tmp_
 def test_a_link_in_the_folder_is_not_followed(folder: ComparisonFolder, name: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim" / ("thesis.txt" if "lock" in name else "")
     (folder.path / name).symlink_to(victim)
-    with pytest.raises(ValueError, match="is a symbolic link"), locked(folder.path):
+    with pytest.raises(ValueError, match=r"is a symbolic link|is no regular file"), locked(folder.path):
         folder.open(folder.read_plan())
     assert (tmp_path / "victim" / "thesis.txt").read_text() == "mine"
 

@@ -36,7 +36,7 @@ def run(folder: Path, jobs: list[Job], at_once: int = 1, looked: Callable = lamb
         run_jobs(
             jobs,
             at_once,
-            lock,
+            lock.workers,
             interrupt,
             started=lambda job: begun.append(job.name),
             ended=ends.append,
@@ -97,7 +97,7 @@ def test_an_interrupt_asks_the_workers_to_save_and_begins_no_other(tmp_path) -> 
 
     looked.asked = False
     ends = run(tmp_path, [job(tmp_path, "long", "--epochs=500"), job(tmp_path, "never")], looked=looked)
-    assert [(name, end.status) for name, end in ends.items()] == [("long", 130)]
+    assert [(name, end.status) for name, end in ends.items()] == [("long", 128 + signal.SIGTERM)]
     assert "saved at step" in (tmp_path / "logs" / "long.log").read_text()
     assert read_metrics(tmp_path / "long" / "metrics.jsonl")
 
@@ -128,7 +128,7 @@ def test_a_folder_is_run_by_one_process_at_a_time(tmp_path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(Locked, match=rf"is being run by another process \(process {process.pid}\)"), locked(tmp_path):
+    with pytest.raises(Locked, match=rf"is being run by another process \(process {process.pid} on "), locked(tmp_path):
         pass
     process.kill()
     process.communicate()
@@ -140,9 +140,9 @@ def test_nobody_begins_while_workers_of_a_killed_process_still_end(tmp_path, mon
     import fcntl
 
     monkeypatch.setattr("astra_gym.experiments.comparison.scheduler.PATIENCE", 0.3)
-    with locked(tmp_path) as workers:
+    with locked(tmp_path) as lock:
         pass
-    with workers.open() as held:
+    with lock.workers.open() as held:
         fcntl.flock(held, fcntl.LOCK_SH)
         with pytest.raises(Locked, match="workers of an earlier process"), locked(tmp_path):
             pass

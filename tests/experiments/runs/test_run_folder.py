@@ -1,9 +1,11 @@
 """The run folder, metrics and TensorBoard's curves, also after a run was killed and resumed."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -222,12 +224,66 @@ def test_a_killed_and_resumed_runs_curves_are_those_of_one_never_interrupted(tmp
     assert curves(folder.path) == curves(tmp_path / "whole")
 
 
-def test_metrics_that_end_before_the_checkpoint_are_refused(tmp_path: Path) -> None:
-    folder = new_folder(tmp_path / "run")
-    with RunLog(folder, 3) as log:
-        write(log, range(1, 5))
-    with pytest.raises(ValueError, match="ends at step 4, but the checkpoint was saved at step 6"):
-        RunLog(folder, 3, resumed_step=6)
+def test_a_log_that_was_damaged_is_told_and_kept_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    whole = new_folder(tmp_path / "run")
+    with RunLog(whole, 3) as log:
+        write(log, range(1, 7))
+    lines = (whole.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 8  # two of them are the agent's
+    damages = {
+        "lost": (None, ["lacks 6 of the 6 updates before the checkpoint, the first of them 1"]),
+        "cut": ("".join(lines[:5]) + lines[5][:20], ["lacks 2 of the 6 updates before the checkpoint, the first"]),
+        "garbage": ("".join([lines[0], "garbage\n", *lines[2:]]), ["line 2 is left out", "lacks 1 of the 6 updates"]),
+        "nul": ("\0" * 40 + "\n[]\n" + "".join(lines), ["2 lines, the first of them 1, are left out"]),
+        "binary": (b"\xff\xfe\n", ["line 1 is left out", "lacks 6"]),
+        "whole": ("".join(lines), []),
+    }
+    for name, (content, told) in damages.items():
+        folder = new_folder(tmp_path / name)
+        path = folder.path / "metrics.jsonl"
+        if content is not None:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with RunLog(folder, 3, resumed_step=6) as log:
+            assert len(log.damages) == len(told), (name, log.damages)
+            for damage, part in zip(log.damages, told, strict=True):
+                assert str(path) in damage and part in damage and "\n" not in damage
+            write(log, range(7, 9))
+        assert [row["step"] for row in read_metrics(path)][-2:] == [7, 8]
+
+
+@pytest.mark.parametrize("back", [0, 30, 3600, 10 * 365 * 86400])
+def test_a_clock_that_has_gone_back_does_not_change_the_curves(tmp_path: Path, monkeypatch, back: int) -> None:
+    with RunLog(new_folder(tmp_path / "whole"), 3) as log:
+        write(log, range(1, 13))
+    folder, real, gone = new_folder(tmp_path / "run"), time.time, 0
+    monkeypatch.setattr(time, "time", lambda: real() - gone)
+    (folder.path / "events.out.tfevents.backup").touch()
+    # resumed twice, each time with an earlier clock, after updates that are taken back
+    for count, (first, last) in enumerate([(1, 6), (5, 10), (9, 13)]):
+        gone = count * back
+        with RunLog(folder, 3, resumed_step=first - 1 if count else None) as log:
+            write(log, range(first, last))
+    monkeypatch.undo()
+    (folder.path / "events.out.tfevents.backup").unlink()
+    assert curves(folder.path) == curves(tmp_path / "whole")
+
+
+def test_a_log_that_cannot_be_ended_hides_no_other_error(tmp_path: Path, monkeypatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def close() -> None:
+        raise full
+
+    for failed in (None, RuntimeError("the work")):
+        with pytest.raises((OSError, RuntimeError)) as caught, RunLog(new_folder(tmp_path / f"{failed}"), 3) as log:
+            write(log, range(1, 3))
+            board = log._board.close
+            monkeypatch.setattr(log._board, "close", close)
+            if failed:
+                raise failed
+        board()
+        assert caught.value is (failed or full)
+        assert log._file.closed
 
 
 def test_a_run_killed_before_its_first_update_can_go_on(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""What surrounds every command: signals, full disks and readers that go away end in a line and a status, or in neither.
+
+A command is a function that is called with an `Ending`, which it keeps up to date with its progress: where it writes,
+what a sudden end leaves, and what to do then.
+"""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from astra_gym.experiments.config.commands import program, typed
+from astra_gym.experiments.config.output import surviving
+from astra_gym.ssl_core.utils.disk import FULL, FolderLostError, disk_error
+from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
+
+
+@dataclass
+class Ending:
+    """What a command says if it has to end early.
+
+    Args:
+        name: of the command.
+        after: what to do then, in words.
+        place: the folder or file that it writes.
+        kept: what is there, in words; a function where that has to be looked up.
+        stopped: the words after a signal.
+    """
+
+    name: str
+    after: str
+    place: Path = field(default_factory=Path)
+    kept: str | Callable[[], str] = "nothing was written"
+    stopped: str = "interrupted: nothing was written"
+
+    def of_disk(self, error: OSError) -> str:
+        """The line for an error of a disk."""
+        if isinstance(error, FolderLostError):
+            return f"{error}: what was in it is lost, unless you have it elsewhere"
+        place, kept = self.place, self.kept if isinstance(self.kept, str) else self.kept()
+        if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(place):
+            # such as a cache of decoded images, on another disk
+            place = Path(error.filename).parent
+        if error.errno in FULL:
+            return f"no space left in {place}; {kept}; {self.after}"
+        return f"{place} cannot be read or written ({error.strerror}); {kept}; {self.after}"
+
+    def concerns(self, error: BaseException) -> bool:
+        """Whether an error is about a file in the place that is written."""
+        name = error.filename if isinstance(error, OSError) else None
+        return self.place != Path() and isinstance(name, str) and Path(name).is_relative_to(self.place)
+
+
+def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], Ending], int]) -> int:
+    """Run a command.
+
+    Args:
+        name: of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
+        argv: its flags, by default this process's.
+        command: gives its exit status; it takes the flags.
+
+    Returns:
+        The exit status: the command's own, 1 where a disk ended it, 128 plus its number where a signal did.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    ending = Ending(name, f"repeat by {typed(name, *words)}")
+    with surviving(), _quiet_threads():
+        raised: list[StopRequested] = []
+        try:
+            with raising() as raised:
+                return command(words, ending)
+        except KeyboardInterrupt as stop:
+            return _end(ending, status_of(stop), ending.stopped)
+        except Exception as error:
+            if raised:
+                # code that was interrupted has made another error of it
+                return _end(ending, status_of(raised[-1]), ending.stopped)
+            found = disk_error(error)
+            if found is None and isinstance(error, OSError) and ending.concerns(error):
+                found = error
+            if found is None:
+                raise
+            return _end(ending, 1, ending.of_disk(found))
+
+
+def _end(ending: Ending, status: int, text: str) -> int:
+    print(f"{program(ending.name)}: error: {text}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Within, threads print nothing of a disk's error: whoever waits for them meets it too."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if failed.exc_value is None or disk_error(failed.exc_value) is None:
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -1,0 +1,78 @@
+"""Run folders that one process holds: a new one that nobody else has, or one to be resumed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from astra_gym.experiments.config.settings import Settings, default_run_dir
+from astra_gym.experiments.runs.run_folder import RunFolder, unwritable
+from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.writers import LOCK, FolderLock, sweep
+
+
+@contextmanager
+def claimed(settings: Settings) -> Iterator[RunFolder]:
+    """The empty folder of a new run, held for this process: `run_dir`, or the first by default that nobody has.
+
+    Raises:
+        ValueError: if it is not empty, cannot be written, or another process holds it.
+    """
+    path, made = _made(settings)
+    folder = RunFolder(path)
+    folder.check_new()
+    try:
+        with held(folder):
+            # what another process may have made of it meanwhile
+            folder.check_new()
+            yield folder
+    except BaseException:
+        if made:
+            _remove_empty(path)
+        raise
+
+
+def _made(settings: Settings) -> tuple[Path, bool]:
+    """The folder, and whether it was made here."""
+    while True:
+        path = expanded(settings.run_dir or default_run_dir(settings))
+        try:
+            path.mkdir(parents=True)
+            return path, True
+        except FileExistsError as error:
+            if path.is_dir() and settings.run_dir is not None:
+                return path, False
+            # a name that was chosen here belongs to the process that makes the folder: others are choosing too
+            if settings.run_dir is not None:
+                raise unwritable(path, error) from error
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if [file.name for file in path.iterdir()] == [LOCK]:
+            (path / LOCK).unlink()
+        path.rmdir()
+
+
+@contextmanager
+def held(folder: RunFolder) -> Iterator[RunFolder]:
+    """Holds a run's folder for this process, and removes what killed writers have left in it.
+
+    Raises:
+        ValueError: if another process holds it, or it cannot be written.
+    """
+    try:
+        lock = FolderLock(folder.path)
+    except OSError as error:
+        raise unwritable(folder.path, error) from error
+    with lock:
+        folder.lock = lock
+        ours = {path.name for path in (*folder.files, *folder.path.iterdir())}
+        sweep(folder.path, ours.__contains__)
+        for part in folder.parts:
+            sweep(part)
+        try:
+            yield folder
+        finally:
+            folder.lock = None
