@@ -30,9 +30,10 @@ from rich.console import Console
 from astra_gym.experiments.config.commands import help_text, program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import resolve_device
+from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.evaluate import evaluate
-from astra_gym.experiments.evaluation.request import check, default_folder, make_parser, subject_of
+from astra_gym.experiments.evaluation.request import check, data_of, default_folder, make_parser, plan_of, subject_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.markup import for_terminal
@@ -67,7 +68,7 @@ def _main(words: list[str], ending: Ending) -> int:
 
 
 def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
-    console, device = Console(), resolve_device(given.device)
+    console, device = Console(emoji=False), resolve_device(given.device)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -77,10 +78,14 @@ def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
         rows, facts, store = evaluate_along(given, console, device)
     else:
         subject = subject_of(given, device)
-        store = EvaluationStore(given.out or default_folder(given, subject))
+        plan = plan_of(given)
+        with Decoding(kind=given.progress, console=console) as decoding:
+            data = data_of(given, subject, decoding)
+        store = EvaluationStore(given.out or default_folder(given, subject, data))
         ending.place = store.path
+        store.check_data(data.name)
         store.begin()
-        rows, facts = evaluate(subject, given, store, console, device)
+        rows, facts = evaluate(subject, data, plan, given, store, console, device)
     store.conclude(rows, facts | {"command": command})
     for table in tables(rows):
         console.print(for_terminal(table))

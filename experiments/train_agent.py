@@ -28,6 +28,8 @@ from astra_gym.experiments.runs.claims import claimed, held
 from astra_gym.experiments.runs.peak_memory import described, peak_memory
 from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
 from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.ssl_core.data.summary import summary
+from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
 from astra_gym.ssl_core.training.learner import NonFiniteLossError
 from astra_gym.ssl_core.utils.disk import is_full
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str], ending: Ending) -> int:
     ending.stopped = "interrupted before training began"
     try:
-        return _run(parse(argv, program("train")), [*called("train"), *argv], Console(), ending)
+        return _run(parse(argv, program("train")), [*called("train"), *argv], Console(emoji=False), ending)
     except (ValueError, CheckpointError) as error:
         if is_full(error):
             raise
@@ -66,14 +68,22 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
         with Decoding(kind=settings.progress, console=console) as decoding:
             data = settings.load_data(decoding.update)
         run = Run(settings, resolve_device(settings.device), data)
+        if invocation.resume is None and settings.evaluate:
+            # at the end it would be refused: better before the training than after it
+            try:
+                run.check_held_out()
+            except TrainedOnError as error:
+                raise ValueError(f"{error}, or train with --evaluate false") from error
         with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
             resumed_step = None
             if invocation.resume is None:
                 folder = hold.enter_context(claimed(settings))
                 ending.place = folder.path
-                folder.begin(settings, words, first=run.save)
+                folder.begin(settings, words, first=run.begin)
                 _keep_in_mind(folder, ending)
             else:
+                for note in run.check_images(folder):
+                    progress.note(note)
                 for note in run.restore(folder):
                     progress.note(f"not bit for bit the uninterrupted run: {note}")
                 folder.note_resume(settings, words)
@@ -119,12 +129,13 @@ def _headline(run: Run, folder: RunFolder) -> str:
     how = f" in {chunks} chunks each (ghost batch norm)" if chunks > 1 else ""
     return (
         f"{settings.method} on {settings.dataset} ({len(engine.data.train)} images), attacks by {settings.agent}: "
-        f"{left} of {engine.planned_updates} updates to make{how}, into {folder.path}"
+        f"{left} of {engine.planned_updates} updates to make{how}, into {folder.path}\n"
+        f"{settings.data_dir or settings.dataset}: {summary(engine.data)}"
     )
 
 
 def _resume(folder: RunFolder) -> str:
-    return typed("train", "--resume", str(folder.path), *folder.trusting)
+    return typed("train", "--resume", str(folder.path), *folder.moved, *folder.trusting)
 
 
 def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> int:

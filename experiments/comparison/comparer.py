@@ -17,6 +17,7 @@ from astra_gym.experiments.console import Interrupt
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
@@ -38,13 +39,17 @@ def try_arms(arms: Sequence[Arm]) -> None:
         try:
             settings = settings_of([*arm.flags, "--seed", "0"])
             key = tuple(getattr(settings, name) for name in DATA)
-            if key not in loaded:
+            fresh = key not in loaded
+            if fresh:
                 loaded[key] = settings.load_data()
             # on the processor: a GPU's memory is for the workers
-            Run(settings, torch.device("cpu"), loaded[key])
+            run = Run(settings, torch.device("cpu"), loaded[key])
+            if fresh:
+                # at the end of each run it would be refused
+                run.check_held_out()
         except Exception as error:
             # an agent of one's own may raise anything
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, ValueError | TrainedOnError) else f"{type(error).__name__}: "
             raise ValueError(f"{kind}{error} (in the arm {arm.name!r})") from error
 
 

@@ -25,7 +25,8 @@ from astra_gym.ssl_core.utils.yaml_files import load_yaml, read_yaml_file
 
 SWITCHES = ("print_config", "list", "trust")
 """Flags without a value that are no settings."""
-CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "cache_dir", "keep_data", "teacher")
+CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "data_dir", "cache_dir", "keep_data", "teacher")
+"""Of `data_dir` the place alone: the images have to be the same."""
 WITHOUT = {
     item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in fields(Settings)
 }

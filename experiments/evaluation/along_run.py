@@ -9,8 +9,10 @@ import matplotlib
 import torch
 from rich.console import Console
 
+from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
 from astra_gym.experiments.evaluation.evaluate import evaluate
+from astra_gym.experiments.evaluation.request import data_of, plan_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
@@ -46,16 +48,21 @@ def evaluate_along(
         raise ValueError(
             f"{given.encoder} has kept no encoder along its training: train with --keep_every {given.every}"
         )
+    plan = plan_of(given)
+    with Decoding(kind=given.progress, console=console) as decoding:
+        data = data_of(given, encoders.own(kept[0], device), decoding)
+    place = f"-{data.place}" if data.place else ""
     if given.out is None:
-        check_folder(given.encoder / "evaluation-along")
-    store = EvaluationStore(given.out or given.encoder / "evaluation-along")
+        check_folder(given.encoder / f"evaluation-along{place}")
+    store = EvaluationStore(given.out or given.encoder / f"evaluation-along{place}")
+    store.check_data(data.name)
     store.begin()
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}
     void: dict[str, str] = {}
     for path in kept:
-        found, facts = evaluate(encoders.own(path, device), given, store, console, device)
+        found, facts = evaluate(encoders.own(path, device), data, plan, given, store, console, device)
         rows += found
         notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
         void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}

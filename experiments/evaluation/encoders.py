@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder
+from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.downstream.linear_probe import PlainEncoder
 from astra_gym.ssl_core.models.checkpoint import load_network
 from astra_gym.ssl_core.models.foreign import load_foreign
@@ -50,6 +51,7 @@ class Subject:
         notes: what was assumed in reading it, in sentences.
         classifier: whether the module's outputs are logits already.
         projector: whether the encoder's embeddings are trained ones, where it has a projector at all.
+        trained: the images that it was trained on, where its run keeps digests of them.
         answers: digest of what it makes of some images, where its code is the user's and may change; else empty.
     """
 
@@ -63,6 +65,7 @@ class Subject:
     classifier: bool = False
     projector: bool = True
     answers: str = ""
+    trained: RunImages | None = None
     digest: str = field(init=False)
     """SHA-256 of its weights and statistics."""
 
@@ -85,16 +88,18 @@ def own(path: Path, device: torch.device) -> Subject:
 
     Raises:
         CheckpointError: if it is no checkpoint of ours.
-        ValueError: if the run's settings cannot be read.
+        ValueError: if the run's settings, or the digests of its images, cannot be read.
     """
     network, route = load_network(path, device)
     # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
     network.precision = "fp32"
-    run = path if path.is_dir() else path.parent.parent
-    settings = RunFolder.open(run).settings() if (run / "config.yaml").is_file() else None
-    name = run.resolve().name if settings else path.stem
+    folder = RunFolder.of(path)
+    of_run = folder.config.is_file()
+    settings, trained = (folder.settings(), folder.images()) if of_run else (None, None)
+    name = folder.path.resolve().name if of_run else path.stem
     checkpoint = "last" if path.is_dir() else path.stem
-    return Subject(name, checkpoint, network, route, network.routes[0], settings)
+    notes = (NO_DIGESTS,) if of_run and trained is None else ()
+    return Subject(name, checkpoint, network, route, network.routes[0], settings, notes, trained=trained)
 
 
 def foreign(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from astra_gym.agents import Agent, RandomAgent, Sb3Agent
 from astra_gym.envs.torch_env import to_device
 from astra_gym.experiments.evaluation.protocols import own_probe
+from astra_gym.experiments.evaluation.store import TRAINED_ON, listed
 from astra_gym.experiments.plotting import run_plots
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run import Run
@@ -21,6 +22,7 @@ from astra_gym.ssl_core.downstream.linear_probe import RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
 from astra_gym.ssl_core.evaluation.results import Origin, Row, write_results
 from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
+from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.files import write_json
@@ -204,7 +206,15 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
 
     Returns:
         The table of accuracies; None where the data have no labels.
+
+    Raises:
+        TrainedOnError: before any figure is made, if test images were trained on.
     """
+    try:
+        for sentence in run.check_held_out():
+            note(sentence)
+    except TrainedOnError as error:
+        raise listed(error, folder.results / TRAINED_ON) from error
     rows: list[Row] = []
     if run.engine.data.train.labels is None or run.engine.data.test.labels is None:
         note(f"the data set {run.settings.dataset} has no labels: linear evaluation (SLF) is left out")

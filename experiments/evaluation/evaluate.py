@@ -6,25 +6,35 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from astra_gym.experiments.console import Decoding, Stages
+from astra_gym.experiments.console import Stages
+from astra_gym.experiments.evaluation.data_identity import decoder_notes
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocol_runner import EvaluationPlan, Evaluator, named
 from astra_gym.experiments.evaluation.protocols import protocols_for
 from astra_gym.experiments.evaluation.representation_part import health_part
-from astra_gym.experiments.evaluation.request import LabelledData, changes_of, data_of, plan_of
+from astra_gym.experiments.evaluation.request import LabelledData, changes_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.evaluation.results import Row
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 
 def evaluate(
-    subject: Subject, given: argparse.Namespace, store: EvaluationStore, console: Console, device: torch.device
+    subject: Subject,
+    data: LabelledData,
+    plan: EvaluationPlan,
+    given: argparse.Namespace,
+    store: EvaluationStore,
+    console: Console,
+    device: torch.device,
 ) -> tuple[list[Row], dict[str, Any]]:
     """The rows of an encoder, and the facts to be told beside them: notes, data, versions.
 
     Args:
         subject: the encoder.
+        data: of `data_of`.
+        plan: of `plan_of`.
         given: the command line, see `astra_gym.experiments.evaluation.request`.
         store: where finished parts are kept.
         console: where to say what goes on.
@@ -34,21 +44,19 @@ def evaluate(
         SanityError: if every figure would be void.
         ValueError: if data or settings cannot be used.
     """
-    plan = plan_of(given)
-    with Decoding(kind=given.progress, console=console) as decoding:
-        data = data_of(given, subject, decoding)
     protocols = protocols_for(data.name, subject.settings, changes_of(given))
     with Stages(kind=given.progress, console=console) as stages:
         stages.note(_headline(subject, data, plan, store))
         evaluator = Evaluator(
-            subject, data.split, plan, protocols, store, stages, device, commit(ROOT), data.deviations
+            subject, data.split, plan, protocols, store, stages, device, commit(ROOT), data.deviations, data.seen
         )
         rows = evaluator.run()
         if given.health or given.everything:
             rows += health_part(evaluator)
     if not rows:
         raise SanityError("; ".join(f"{name}: {reason}" for name, reason in evaluator.void.items()))
-    notes = {"the checkpoint": list(subject.notes)} if subject.notes else {}
+    said = [*subject.notes, *decoder_notes(subject, data.split.test)]
+    notes = {"the checkpoint": said} if said else {}
     facts = {
         "name": subject.name,
         "notes": notes | evaluator.notes,
@@ -68,4 +76,5 @@ def _headline(subject: Subject, data: LabelledData, plan: EvaluationPlan, store:
     attacks = ", ".join(dict.fromkeys(attack.name for attack in plan.attacks)) or "no attack"
     images = f"{len(data.split.train):,} training and {len(data.split.test):,} test images"
     encoder = f"{subject.name} ({subject.checkpoint}, route {subject.route})"
-    return f"{encoder} on {data.name} ({images}): {protocols}; {attacks}; into {store.path}"
+    what = f"{encoder} on {data.name} ({images}): {protocols}; {attacks}; into {store.path}"
+    return f"{what}\nimages: {summary(data.split)}"

@@ -1,6 +1,7 @@
 """One evaluation: every protocol asked for, its attacks and its shifts, checked and kept part by part."""
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,14 +14,23 @@ from torch import Tensor, nn
 from astra_gym.experiments.console import Stages
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
-from astra_gym.experiments.evaluation.store import EvaluationPart, EvaluationStore
+from astra_gym.experiments.evaluation.store import TRAINED_ON, EvaluationPart, EvaluationStore, listed
+from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
 from astra_gym.ssl_core.evaluation.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
 from astra_gym.ssl_core.evaluation.masking import check_classifier, masking_evidence
 from astra_gym.ssl_core.evaluation.results import PROTOCOLS, Origin, Row, radius_text
-from astra_gym.ssl_core.evaluation.sanity import SanityError, check_disjoint, check_frozen, check_images, square_drops
+from astra_gym.ssl_core.evaluation.sanity import (
+    SanityError,
+    TrainedOnError,
+    check_disjoint,
+    check_frozen,
+    check_images,
+    check_untrained,
+    square_drops,
+)
 from astra_gym.ssl_core.evaluation.shifts import evaluate_corruptions, evaluate_perspective
 from astra_gym.ssl_core.utils.hashing import fingerprint, tensor_digest
 from astra_gym.ssl_core.utils.provenance import versions
@@ -71,6 +81,7 @@ class Evaluator:
         device: where to work.
         commit: git commit of the project, for the rows.
         deviations: in what the data depart from the published protocol.
+        seen: the test images at the size of those that the encoder was trained on; None where it is the same.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class Evaluator:
         device: torch.device,
         commit: str,
         deviations: Sequence[str] = (),
+        seen: ImageSet | None = None,
     ) -> None:
         self.subject = subject
         self.data = data
@@ -94,6 +106,7 @@ class Evaluator:
         self.device = device
         self.commit = commit
         self.deviations = tuple(deviations)
+        self.seen = data.test if seen is None else seen
         self.notes: dict[str, list[str]] = {}
         """What has to be reported beside the rows, by what it concerns."""
         self.void: dict[str, str] = {}
@@ -129,14 +142,24 @@ class Evaluator:
         """Checks the images before any figure is made of them.
 
         Raises:
-            SanityError: if training and test images are not disjoint, or do not look like images.
+            SanityError: if test images are among the training images or those that the encoder was trained on, or
+                images do not look like images.
         """
-        key = self.key("data")
+        trained = self.subject.trained
+        known = trained and hashlib.sha256(trained.train.values + trained.taught).hexdigest()
+        key = self.key("data") | {"trained": known}
         if (part := self.store.part(key)) is None:
             self.stages.begin("checking the data")
             for data in (self.data.train, self.data.test):
                 check_images(data.images, data.name)
-            part = self.store.keep_part(key, EvaluationPart([], check_disjoint(self.data.train, self.data.test)))
+            try:
+                images = RunImages.of(self.data)
+                notes = check_disjoint(self.data.train, self.data.test, images)
+                if trained is not None:
+                    notes += check_untrained(trained.beside(images.train), self.seen, f"the run {self.subject.name}")
+            except TrainedOnError as error:
+                raise listed(error, self.store.path / TRAINED_ON) from error
+            part = self.store.keep_part(key, EvaluationPart([], notes))
             self.stages.end("checked the data")
         self._note("data", part.notes)
 

@@ -10,14 +10,15 @@ import torch
 
 from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import program
-from astra_gym.experiments.config.settings import DEVICES, PROGRESS
+from astra_gym.experiments.config.settings import DEVICES, PROGRESS, Settings
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
+from astra_gym.experiments.evaluation.data_identity import FOLDER, folder_name, is_own_folder
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, EvaluationPlan, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
 from astra_gym.ssl_core.data.datasets import DATASETS, load_dataset
-from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS
 from astra_gym.ssl_core.evaluation.attack_suite import Attack
 from astra_gym.ssl_core.evaluation.corruptions import load_photographs
@@ -163,11 +164,15 @@ class LabelledData:
         name: of the data set.
         split: its labelled training and test images.
         deviations: in what it departs from the published protocol.
+        seen: its test images at the size of those that the encoder's run was trained on.
+        place: what an evaluation's folder is called after it; empty where the data are the run's own.
     """
 
     name: str
     split: Split
     deviations: tuple[str, ...]
+    seen: ImageSet
+    place: str = ""
 
 
 def check(given: argparse.Namespace) -> None:
@@ -289,6 +294,9 @@ def changes_of(given: argparse.Namespace) -> Changes:
 def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> LabelledData:
     """The labelled images: those of the encoder's run, with what the command line changes; else what it names.
 
+    A folder is the run's if it holds the images that the run was trained on, wherever it lies. Any other is another
+    data set, with a name of its own, also where it lies at the run's place.
+
     Raises:
         ValueError: if no data set is named, or it cannot be read.
     """
@@ -304,51 +312,68 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
     def chosen(flag: int | None, value: int | None) -> int | None:
         return value if flag is None else (flag or None)
 
-    limit = chosen(given.limit, own.limit if own else None)
-    test_limit = chosen(given.test_limit, own.test_limit if own else None)
     # an encoder of a run sees another data set at its own size
     size = given.image_size or (settings.image_size if settings else None)
-    split = load_dataset(
-        name,
-        data_dir=given.data_dir or (own.data_dir if own else None),
-        image_size=size,
-        limit=limit,
-        test_limit=test_limit,
-        download=given.download,
-        cache_dir=own.cache_dir if own else None,
-        on_progress=decoding.update,
-    )
+    data_dir = given.data_dir or (own.data_dir if own else None)
+
+    def load(limits: Settings | None, side: int | None) -> Split:
+        return load_dataset(
+            name,
+            data_dir=data_dir,
+            image_size=side,
+            limit=chosen(given.limit, limits.limit if limits else None),
+            test_limit=chosen(given.test_limit, limits.test_limit if limits else None),
+            download=given.download,
+            cache_dir=own.cache_dir if own else None,
+            on_progress=decoding.update,
+        )
+
+    split, limits, mine = None, own, own is not None and name != FOLDER
+    if name == FOLDER and own is not None:
+        # the run's limits are of its own folder, which may have moved; another may hold fewer images
+        try:
+            split = load(own, size)
+            trained = split if size == own.image_size else load(own, own.image_size)
+            mine = is_own_folder(subject, trained.train, given.data_dir)
+        except ValueError:
+            if given.data_dir is None or (own.limit, own.test_limit) == (None, None):
+                raise
+        if not mine and given.data_dir is not None and (own.limit, own.test_limit) != (None, None):
+            split, limits = None, None
+    split = split or load(limits, size)
+    seen = split.test
+    if settings is not None and subject.trained is not None and size != settings.image_size:
+        seen = load(limits, settings.image_size).test
     deviations = []
     sizes = FULL_SIZES.get(name, (None, None))
-    for limit_given, part, full, what in (
-        (limit, split.train, sizes[0], "training"),
-        (test_limit, split.test, sizes[1], "test"),
+    for limit, part, full, what in (
+        (chosen(given.limit, limits.limit if limits else None), split.train, sizes[0], "training"),
+        (chosen(given.test_limit, limits.test_limit if limits else None), split.test, sizes[1], "test"),
     ):
-        if limit_given is not None and len(part) != full:
+        if limit is not None and len(part) != full:
             deviations.append(f"{len(part):,} {what} images only")
     if name in NATIVE_SIZES and size not in (None, NATIVE_SIZES[name]):
         deviations.append(f"images resized to {size} pixels")
-    if settings is not None and own is None:
-        deviations.append(f"encoder pre-trained on {settings.dataset}")
-    return LabelledData(name, split, tuple(deviations))
+    if settings is not None and not mine:
+        deviations.append(f"encoder pre-trained on {'another folder' if own else settings.dataset}")
+    label, place = name, name if settings is not None and not mine else ""
+    if name == FOLDER and not mine and data_dir is not None:
+        label, place = folder_name(data_dir)
+    return LabelledData(label, split, tuple(deviations), seen, place)
 
 
-def default_folder(given: argparse.Namespace, subject: Subject) -> Path:
+def default_folder(given: argparse.Namespace, subject: Subject, data: LabelledData) -> Path:
     """Where an evaluation is kept: in the encoder's run, or in `evaluations/NAME`.
 
     Raises:
-        ValueError: if there is no such data set, or the run has a link in that place.
+        ValueError: if the run has a link in that place.
     """
-    if given.dataset is not None:
-        pick(given.dataset, DATASETS, "data set")
-    data = (
-        f"-{given.dataset}" if given.dataset and subject.settings and given.dataset != subject.settings.dataset else ""
-    )
+    place = f"-{data.place}" if data.place else ""
     if subject.settings is None:
-        return Path("evaluations") / f"{subject.name}{data}"
+        return Path("evaluations") / f"{subject.name}{place}"
     if given.encoder.is_dir():
-        path = given.encoder / f"evaluation{data}"
+        path = given.encoder / f"evaluation{place}"
     else:
-        path = given.encoder.parent.parent / f"evaluation-{subject.checkpoint}{data}"
+        path = given.encoder.parent.parent / f"evaluation-{subject.checkpoint}{place}"
     check_folder(path)
     return path

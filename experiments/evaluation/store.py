@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.evaluation.results import Row, read_results, write_results
+from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from astra_gym.ssl_core.utils.files import check_target, write_json
+from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
 from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, copy_file
 from astra_gym.ssl_core.utils.writers import sweep
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
+TRAINED_ON = "trained_on.txt"
+"""The list of test images that were trained on, where an evaluation was refused for them."""
 FIGURES = ("accuracy_along_the_run.png", "tsne.png", "spectrum.png", "landscape.png", "accuracy_against_epsilon.png")
 """What an evaluation and its report draw."""
 OTHERS = ("config.yaml", "comparison.yaml", "comparison.json")
@@ -99,6 +102,15 @@ class EvaluationStore:
         sweep(self.path / "classifiers")
         for folder in (*self.path.glob("parts/*"), *self.path.glob("parts/*/figures"), *self.path.glob("states/*")):
             sweep(folder)
+
+    def check_data(self, name: str) -> None:
+        """Raises a ValueError if the folder holds the results of another data set, which would be replaced."""
+        try:
+            others = {row.dataset for row in read_results(self.file)} - {name} if self.file.is_file() else set()
+        except ValueError:
+            return  # what is damaged is no loss
+        if others:
+            raise ValueError(f"{self.path} holds an evaluation on {', '.join(sorted(others))}: give another --out DIR")
 
     def part(self, key: Mapping[str, Any]) -> EvaluationPart | None:
         """The part kept under a key, None where there is none."""
@@ -190,6 +202,15 @@ class EvaluationStore:
             if not holds(facts.get(name)):
                 raise ValueError(f"{path} is damaged: {name} is {facts.get(name)!r:.60}: repeat the evaluation")
         return facts
+
+
+def listed(error: TrainedOnError, path: Path) -> TrainedOnError:
+    """The error, with a list of all images in a file where it does not name them all."""
+    if len(error.shared) <= 3:
+        return error
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in error.shared), encoding="utf-8", errors="replace")
+    return TrainedOnError(f"{error}; all are listed in {path}", error.shared)
 
 
 def _name(key: Mapping[str, Any]) -> str:

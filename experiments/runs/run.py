@@ -2,6 +2,9 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +17,11 @@ from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.console import Interrupt, RunProgress
-from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder, RunLog
+from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.postprocessing import post_process
+from astra_gym.ssl_core.evaluation.sanity import check_disjoint, check_untrained
 from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
@@ -118,10 +123,56 @@ class Run:
         )
         self.save(folder)
 
+    @cached_property
+    def images(self) -> RunImages:
+        """Digests of the data and of what the teacher was trained on, computed once."""
+        teacher = self.settings.teacher if "teacher" in self.engine.method.others else None
+        return RunImages.of(self.engine.data, None if teacher is None else RunFolder.of(Path(teacher)).images())
+
+    def check_held_out(self) -> list[str]:
+        """Checks that no test image is trained on.
+
+        Returns:
+            What has to be said of the images beside figures that are made of them.
+
+        Raises:
+            TrainedOnError: with how many, examples, and what to do.
+        """
+        data, images = self.engine.data, self.images
+        notes = check_disjoint(data.train, data.test, images)
+        return notes + check_untrained(images.beside(images.train), data.test, "the teacher")
+
+    def check_images(self, folder: RunFolder) -> list[str]:
+        """Checks that the data are those that the run in a folder began with, wherever they lie now.
+
+        Returns:
+            A note where that cannot be checked.
+
+        Raises:
+            ValueError: if they are others, or in another order.
+        """
+        kept = folder.images()
+        if kept is None:
+            return [NO_DIGESTS]
+        if difference := kept.difference(self.images):
+            place = self.settings.data_dir
+            raise ValueError(
+                f"{place or self.settings.dataset} does not hold the images that {folder.path} began with "
+                f"({difference}): restore them{', or give the --data_dir where they are now' if place else ''}"
+            )
+        # the teacher may have moved
+        self.images = replace(self.images, taught=kept.taught)
+        return []
+
     @property
     def checkpoint_name(self) -> str:
         """How results name the present state."""
         return f"step-{self.engine.step}"
+
+    def begin(self, folder: RunFolder) -> None:
+        """Writes what a new run's folder needs to be resumed: the digests of its images, and the first checkpoint."""
+        self.images.write(folder.digests)
+        self.save(folder)
 
     def save(self, folder: RunFolder) -> None:
         """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`."""

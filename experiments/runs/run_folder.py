@@ -26,6 +26,7 @@ from astra_gym.experiments.config.trust import trusting
 from astra_gym.experiments.runs.event_files import let_the_next_be_last
 from astra_gym.experiments.runs.metrics import kept_rows, metrics_of
 from astra_gym.experiments.runs.peak_memory import peak_memory
+from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.utils.files import replacing, write_json
 from astra_gym.ssl_core.utils.paths import check_folder, open_to_append
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
@@ -34,10 +35,16 @@ from astra_gym.ssl_core.utils.writers import LOCK, FolderLock
 if TYPE_CHECKING:
     from astra_gym.envs.records import StepRecord
 
+NO_DIGESTS = (
+    "this run keeps no digests of its images, as runs of version 0.1: whether they are the same is not checked, nor "
+    "whether test images were trained on"
+)
+
 
 class RunFolder:
-    """A run's folder: `config.yaml`, `command.txt`, `environment.json`, `metrics.jsonl`, TensorBoard's events, and the
-    folders `checkpoints`, `results` and `figures`. Made by `create`, found again by `open`.
+    """A run's folder: `config.yaml`, `command.txt`, `environment.json`, `images.digests`, `metrics.jsonl`,
+    TensorBoard's events, and the folders `checkpoints`, `results` and `figures`. Made by `create`, found again by
+    `open`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,11 +52,14 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.command = path / "command.txt"
         self.environment = path / "environment.json"
+        self.digests = path / "images.digests"
         self.checkpoints = path / "checkpoints"
         self.results = path / "results"
         self.figures = path / "figures"
         self.trusting: list[str] = []
         """What the command that resumes the run needs beside its folder."""
+        self.moved: tuple[str, ...] = ()
+        """Flags that a resume needs beside the folder, since the data are not where `config.yaml` has them."""
         self.lock: FolderLock | None = None
         """While this process holds it, see `astra_gym.experiments.runs.claims`."""
 
@@ -144,9 +154,22 @@ class RunFolder:
             raise ValueError(f"{path} is not a run folder: it has no config.yaml")
         return folder
 
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The folder of a run, or of the run that a checkpoint lies in; whether it is one is not checked."""
+        return cls(path if path.is_dir() else path.parent.parent)
+
     def settings(self) -> Settings:
         """What `config.yaml` holds."""
         return load(self.config)
+
+    def images(self) -> RunImages | None:
+        """Digests of the images of the run; None for a run that keeps none, as those of version 0.1.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        return RunImages.read(self.digests) if self.digests.exists() else None
 
     def note_resume(self, settings: Settings, argv: Sequence[str]) -> None:
         """Adds the resuming command and its environment to those of the start.
@@ -157,6 +180,8 @@ class RunFolder:
         self.trusting = trusting(settings)
         for part in (self.checkpoints, self.results, self.figures):
             check_folder(part)
+        if settings.data_dir is not None and settings.data_dir != self.settings().data_dir:
+            self.moved = ("--data_dir", settings.data_dir)
         try:
             with open_to_append(self.command) as file:
                 file.write(shlex.join(argv) + "\n")

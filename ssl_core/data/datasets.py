@@ -53,9 +53,11 @@ def load_dataset(
     - "stl10": the 5,000 and 8,000 labelled images of 96 x 96 in 10 classes, likewise (a download of 2.6 GB). The
       100,000 unlabelled ones are not read, and need not be there.
     - "folder": the images (png, jpg, jpeg, webp, bmp) anywhere below `data_dir`, cut to squares of `image_size` (32). A
-      `train` folder in it, with a `test` or else a `val` folder beside it, is the split; otherwise a fifth is set apart
-      for the test, stratified by class. Labels are the names of the first-level folders, if every image lies in one and
-      there are at least two of them; else there are none. Files are decoded by as many threads as there are cores.
+      `train` folder in it, with a `test` or else a `val` folder beside it, is the split (in any case and in the usual
+      spellings, such as `Training` and `valid`); otherwise a fifth is set apart for the test, stratified by class.
+      Labels are the names of the first-level folders, if every image lies in one and there are at least two of them;
+      else there are none. Files of other kinds are skipped, and counted in the notes of the split. Files are decoded by
+      as many threads as there are cores.
 
     Args:
         name: a key of `DATASETS`.

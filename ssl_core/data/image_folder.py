@@ -1,6 +1,6 @@
 """Any folder of images as a data set: which files there are, what their labels are, which are held out."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.data.decoding import decode, decode_to_disk
+from astra_gym.ssl_core.data.folder_layout import (
+    ImageTree,
+    check_classes,
+    check_inner,
+    check_whole,
+    counted,
+    find_split,
+    folders_in,
+    named,
+    scan,
+)
 from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
 from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.memory import available
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def load_folder(
@@ -35,27 +44,37 @@ def load_folder(
         on_progress: called with the numbers of images decoded and to be decoded, for each of the two sets.
 
     Raises:
-        ValueError: a folder that is missing, cannot be divided or holds what is no image, a limit above what there is,
-            images that would take more than half of the available memory, a cache folder that cannot be used.
+        ValueError: a folder that is missing, cannot be read or divided, may be meant in two ways
+            (`astra_gym.ssl_core.data.folder_layout.find_split`), has a class without images or holds what cannot be
+            decoded, a limit above what there is, images that would take more than half of the available memory, a
+            cache folder that cannot be used.
     """
     if data_dir is None:
         raise ValueError("the data set 'folder' needs to know which: give --data_dir DIR, a folder of images")
     root = expanded(data_dir)
-    if not root.is_dir():
+    try:
+        is_folder = root.is_dir()
+    except OSError as error:
+        raise ValueError(f"{root} cannot be read ({error.strerror}): make it readable, or move it") from error
+    if not is_folder:
         raise ValueError(f"{root} is not a folder: give --data_dir an existing folder of images")
-    train_dir = root / "train"
-    test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if train_dir.is_dir() and test_dir is not None:
-        train_paths, test_paths = _image_paths(train_dir), _image_paths(test_dir)
-        train_labels, classes = _folder_labels(train_paths, train_dir)
-        test_labels = _test_labels(test_paths, test_dir, classes)
+    halves = find_split(root)
+    if halves is not None:
+        trees = [scan(root / name) for name in halves]
+        for tree in trees:
+            check_inner(tree)
+            check_classes(tree)
+        train_paths, test_paths = (tree.paths for tree in trees)
+        train_labels, classes = _folder_labels(train_paths, trees[0].root)
+        test_labels = _test_labels(test_paths, trees[1].root, classes)
         train, test = (torch.randperm(len(paths), generator=fixed_generator()) for paths in (train_paths, test_paths))
     else:
-        train_paths = test_paths = _image_paths(root)
+        trees = [scan(root)]
+        check_whole(trees[0])
+        check_classes(trees[0])
+        train_paths = test_paths = trees[0].paths
         if len(train_paths) < 2:
             raise ValueError(f"{root} holds a single image: at least two are needed, one to train on and one held out")
-        if all(train_dir in path.parents for path in train_paths):
-            raise ValueError(f"{root} has train/, but neither test/ nor val/: add one, or give --data_dir {train_dir}")
         train_labels, classes = _folder_labels(train_paths, root)
         test_labels = train_labels
         strata = torch.zeros(len(train_paths), dtype=torch.int64) if train_labels is None else train_labels
@@ -73,11 +92,13 @@ def load_folder(
             images = decode(paths, size, on_progress)
         else:
             images, file = decode_to_disk(paths, size, cache_dir, root=root, on_progress=on_progress)
-        return ImageSet(images, None if labels is None else labels[rows], classes, f"{root} {what}", file)
+        kept = None if labels is None else labels[rows]
+        return ImageSet(images, kept, classes, f"{root} {what}", file, tuple(paths))
 
     return Split(
         chosen(train_paths, train_labels, train, "train"),
         chosen(test_paths, test_labels, test, "test"),
+        _notes(root, halves, trees, classes),
     )
 
 
@@ -92,19 +113,36 @@ def _check_memory(root: Path, n: int, size: int) -> None:
         )
 
 
-def _image_paths(root: Path) -> list[Path]:
-    """All images below root but hidden ones, in an order that does not depend on the file system."""
-    paths, walked = list[Path](), set[str]()
-    for folder, inner, names in os.walk(root, followlinks=True):
-        walked.add(os.path.realpath(folder))
-        shown = sorted(name for name in inner if not name.startswith("."))
-        inner[:] = [name for name in shown if os.path.realpath(os.path.join(folder, name)) not in walked]
-        paths += [
-            Path(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    if paths:
-        return sorted(paths)
-    raise ValueError(f"{root} holds no image: expected {', '.join(IMAGE_SUFFIXES)} files in it or below")
+def _notes(
+    root: Path, halves: tuple[str, str] | None, trees: Sequence[ImageTree], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """How the folder was divided, and what in it was left out."""
+    notes = []
+    if halves is None:
+        notes.append("a fifth is held out")
+    else:
+        notes.append(f"divided by {halves[0]}/ and {halves[1]}/")
+        if unread := [name for name in folders_in(root) if name not in halves]:
+            notes.append(f"not read: {named(unread)}")
+    if not classes:
+        notes.append(f"no labels, since {_why_unlabelled(trees[0])}")
+    skipped = Counter[str]()
+    for tree in trees:
+        skipped.update(tree.skipped)
+    if skipped:
+        total = sum(skipped.values())
+        notes.append(f"skipped {total:,} file{'s' if total > 1 else ''} ({counted(skipped)})")
+    return tuple(notes)
+
+
+def _why_unlabelled(tree: ImageTree) -> str:
+    tops = tree.below[()]
+    if not tops:
+        return "there are no class folders"
+    if tree.root not in tree.folders:
+        return f"all images lie in one folder ({named(tops)})"
+    outside = [path for path in tree.paths if path.parent == tree.root]
+    return f"{len(outside):,} images lie in no class folder ({named((path.name for path in outside), '')})"
 
 
 def _class_name(path: Path, root: Path) -> str | None:

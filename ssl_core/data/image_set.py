@@ -26,6 +26,7 @@ class ImageSet:
         classes: names of the classes; empty where there are no labels.
         name: for messages, e.g. "cifar10 test".
         file: where the images are mapped, the file that begins with them; None where they are in memory.
+        paths: the N files that the images were decoded from, for messages; empty where there are none.
     """
 
     images: Tensor
@@ -33,6 +34,7 @@ class ImageSet:
     classes: tuple[str, ...]
     name: str
     file: Path | None = None
+    paths: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -58,15 +60,21 @@ class ImageSet:
         """The first n images; ValueError unless 1 <= n <= len(self)."""
         images = limited(self.images, n, self.name)
         labels = None if self.labels is None else self.labels[:n]
-        return ImageSet(images, labels, self.classes, self.name, self.file)
+        return ImageSet(images, labels, self.classes, self.name, self.file, self.paths[:n])
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What is trained on, and what is held out."""
+    """What is trained on, and what is held out.
+
+    Attributes:
+        train, test: the images.
+        notes: how they were found and what was left out, in a few words each; nothing where there is no question.
+    """
 
     train: ImageSet
     test: ImageSet
+    notes: tuple[str, ...] = ()
 
 
 def limited(rows: Tensor, limit: int | None, what: str) -> Tensor:

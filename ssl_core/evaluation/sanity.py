@@ -4,13 +4,13 @@ What must be reported but is no error comes back as notes, plain sentences with 
 classifier and its gradients.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.data.image_digests import ImageDigests, RunImages, digest_images, short_path
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
 
@@ -20,11 +20,23 @@ STRENGTH = ("fgsm", "pgd20", "autoattack-quick", "autoattack")
 """From the weakest attack to the strongest."""
 MASKING = "which is a sign of gradient masking"
 _PIECE = 1000
-_EXAMPLES = 5
+_EXAMPLES = 3
 
 
 class SanityError(RuntimeError):
     """The figures contradict one another, or what they were measured on is not what it seems: they are void."""
+
+
+class TrainedOnError(SanityError):
+    """Test images were trained on.
+
+    Attributes:
+        shared: each of them, with what it was trained on as where that is known.
+    """
+
+    def __init__(self, message: str, shared: Sequence[str]) -> None:
+        super().__init__(message)
+        self.shared = shared
 
 
 def tolerated(n: int) -> float:
@@ -195,59 +207,92 @@ def check_images(images: Tensor, what: str) -> None:
         raise SanityError(f"{span}, almost black, as if pixels had been divided by 255 twice: divide once")
 
 
-def check_disjoint(train: ImageSet, test: ImageSet) -> list[str]:
+def check_disjoint(train: ImageSet, test: ImageSet, known: RunImages | None = None) -> list[str]:
     """Raise where the test set holds images that were trained on, pixel for pixel.
 
     Args:
         train, test: images of one size; mapped ones are read in pieces.
+        known: their digests, where they are known already.
 
     Returns:
-        A note on up to two images, or half a percent of the test set, that both sets hold, and one on images that the
-        test set holds more than once, which count more than once.
+        A note on up to two images, or half a percent of the test set, that both sets hold (of image files none may be
+        shared: a folder can be put right, a published test set is what it is), and one on images that the test set
+        holds more than once, which count more than once.
 
     Raises:
         ValueError: if the sizes differ.
-        SanityError: with the number and examples, if the sets share more.
+        TrainedOnError: with the number and examples, if the sets share more.
     """
     if train.images.shape[1:] != test.images.shape[1:]:
         sizes = f"{tuple(train.images.shape[1:])} and {tuple(test.images.shape[1:])}"
         raise ValueError(f"{train.name} and {test.name} are of sizes {sizes}: expected one size")
+    trained, tested = (known.train, known.test) if known else (digest_images(train), digest_images(test))
     first: dict[bytes, int] = {}
-    copies = []
-    for row, digest in enumerate(_digests(test.images)):
-        if digest in first:
-            copies.append((row, first[digest]))
-        first.setdefault(digest, row)
-    again = dict(copies)
-    trained: dict[int, int] = {}
-    for row, digest in enumerate(_digests(train.images)):
-        if digest in first:
-            trained.setdefault(first[digest], row)
-    shared = [(row, trained[again.get(row, row)]) for row in range(len(test)) if again.get(row, row) in trained]
-    notes = []
-    if shared:
-        note = (
-            f"{len(shared)} of the {len(test)} images of {test.name} ({100 * len(shared) / len(test):.2f} %) are also "
-            f"among the {len(train)} of {train.name}: rows {_examples(shared)}"
-        )
-        if len(shared) > max(2, 0.005 * len(test)):
-            raise SanityError(f"{note}; what was trained on is no test: take it out of one of the sets")
-        notes.append(note)
+    copies = [(row, first[value]) for row, value in enumerate(tested) if first.setdefault(value, row) != row]
+    rows: dict[bytes, int] = {}
+    for row, value in enumerate(trained):
+        if value in first:
+            rows.setdefault(value, row)
+    shared = [(row, rows[value]) for row, value in enumerate(tested) if value in rows]
+    named = [f"{_called(test, one)} = {_called(train, other)}" for one, other in shared]
+    where = f"are also among the {len(train)} of {train.name}"
+    notes = _trained_on(test, named, where, "take it out of one of the sets")
     if copies:
         share = f"{len(copies)} of the {len(test)} images of {test.name} ({100 * len(copies) / len(test):.2f} %)"
-        notes.append(f"{share} repeat an earlier one of it: rows {_examples(copies)}")
+        again = [f"{_called(test, one)} = {_called(test, other)}" for one, other in copies]
+        notes.append(f"{share} repeat an earlier one of it: {_examples(test, again)}")
     return notes
 
 
-def _digests(images: Tensor) -> Iterator[bytes]:
-    for piece in images.split(_PIECE):
-        for image in piece.flatten(1).numpy():
-            yield hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+def check_untrained(trained: ImageDigests, test: ImageSet, by: str) -> list[str]:
+    """Raise where the test set holds images that an encoder was trained on.
+
+    Args:
+        trained: digests of what it was trained on.
+        test: images of the same size.
+        by: who was trained on them, for the message: "the run small".
+
+    Returns:
+        A note where few images are shared, as of `check_disjoint`.
+
+    Raises:
+        ValueError: if the sizes differ.
+        TrainedOnError: with the number and examples.
+    """
+    if not trained.values:
+        return []
+    tested = digest_images(test)
+    if tested.shape != trained.shape:
+        raise ValueError(f"{by} was trained on images of size {trained.shape}, {test.name} has {tested.shape}")
+    seen = set(trained)
+    named = [_called(test, row) for row, value in enumerate(tested) if value in seen]
+    advice = (
+        "restore the folder as it was then, or take them out of the test images" if test.paths else "test on others"
+    )
+    return _trained_on(test, named, f"were trained on by {by}", advice)
 
 
-def _examples(pairs: Sequence[tuple[int, int]]) -> str:
-    more = ", ..." if len(pairs) > _EXAMPLES else ""
-    return ", ".join(f"{one} = {other}" for one, other in pairs[:_EXAMPLES]) + more
+def _trained_on(test: ImageSet, named: Sequence[str], where: str, advice: str) -> list[str]:
+    if not named:
+        return []
+    note = (
+        f"{len(named)} of the {len(test)} images of {test.name} ({100 * len(named) / len(test):.2f} %) {where}: "
+        f"{_examples(test, named)}"
+    )
+    if len(named) > (0 if test.paths else max(2, 0.005 * len(test))):
+        raise TrainedOnError(f"{note}; what was trained on is no test: {advice}", named)
+    return [note]
+
+
+def _called(data: ImageSet, row: int) -> str:
+    """An image's name for a message: its file and the folder of that, else its row."""
+    return short_path(data.paths[row]) if data.paths else str(row)
+
+
+def _examples(data: ImageSet, named: Iterable[str]) -> str:
+    named = list(named)
+    more = ", ..." if len(named) > _EXAMPLES else ""
+    return f"{'' if data.paths else 'rows '}{', '.join(named[:_EXAMPLES])}{more}"
 
 
 def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str, what: str = "encoder") -> None:

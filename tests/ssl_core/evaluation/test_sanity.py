@@ -1,18 +1,22 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.data.image_digests import digest_images
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 from astra_gym.ssl_core.evaluation.sanity import (
     SanityError,
+    TrainedOnError,
     check_disjoint,
     check_frozen,
     check_images,
     check_rows,
+    check_untrained,
     square_drops,
     tolerated,
 )
@@ -199,6 +203,38 @@ def test_copies_within_the_test_set_are_a_note_and_each_counts_as_shared() -> No
     train.images[5] = test.images[7]
     with pytest.raises(SanityError, match=r"3 of the 100 images .*rows 7 = 5, 30 = 5, 40 = 5"):
         check_disjoint(train, test)
+
+
+def test_of_image_files_none_may_be_shared_and_files_are_named() -> None:
+    train, test = image_set(1200, 0, "train"), image_set(800, 1, "test")
+    test.images[10] = train.images[1100]
+    train, test = (
+        replace(data, paths=tuple(Path("pets") / data.name / "cat" / f"{row}.png" for row in range(len(data))))
+        for data in (train, test)
+    )
+    expected = r"^1 of the 800 images of test \(0\.12 %\) are also among the 1200 of train: "
+    with pytest.raises(
+        TrainedOnError, match=expected + r"test/cat/10\.png = train/cat/1100\.png; what .* is no test: "
+    ) as it:
+        check_disjoint(train, test)
+    assert it.value.shared == ["test/cat/10.png = train/cat/1100.png"]
+
+
+def test_what_an_encoder_was_trained_on_is_no_test_for_it() -> None:
+    train, test = image_set(50, 0, "train"), image_set(100, 1, "test")
+    trained = digest_images(train)
+    assert check_untrained(trained, test, "the run small") == []
+    test.images[[4, 9]] = train.images[[30, 20]]
+    [note] = check_untrained(trained, test, "the run small")
+    assert note == "2 of the 100 images of test (2.00 %) were trained on by the run small: rows 4, 9"
+    test.images[60:64] = train.images[7]
+    with pytest.raises(
+        TrainedOnError, match=r"6 of the 100 .*the run small: rows 4, 9, 60, \.\.\.; .*: test on others$"
+    ):
+        check_untrained(trained, test, "the run small")
+    small = replace(test, images=test.images[..., :3, :3])
+    with pytest.raises(ValueError, match=r"the run small was trained .* of size \(3, 4, 4\), test has \(3, 3, 3\)"):
+        check_untrained(trained, small, "the run small")
 
 
 def test_sets_of_two_sizes_are_refused() -> None:

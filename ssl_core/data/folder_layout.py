@@ -1,0 +1,270 @@
+"""How a folder of images is laid out: which folders in it are a split, which are classes, what is no image."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+JUNK = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that systems and archives make by themselves: passed over like hidden ones."""
+TRAIN, TEST, VAL = "train", "test", "val"
+WORDS: Mapping[str, str] = (
+    dict.fromkeys(("train", "training", "trainval"), TRAIN)
+    | dict.fromkeys(("test", "testing"), TEST)
+    | dict.fromkeys(("val", "valid", "validate", "validation", "dev", "devel", "development"), VAL)
+    | dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), VAL)
+)
+"""Words for a part of a split, in small letters."""
+FILLERS = ("set", "dataset", "data", "images", "image", "imgs", "img", "split", "folder")
+"""Words that say nothing beside one of those: `test_set`, `TrainImages`."""
+LONGEST_SUFFIX = 10
+SHOWN = 3
+"""Names in a message."""
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """What lies below a folder.
+
+    Attributes:
+        root: the folder.
+        paths: its images, in an order that does not depend on the file system.
+        folders: those in which images lie, the root among them where some lie in no folder of it.
+        skipped: files that are no images, by `suffix_of`.
+        empty: folders directly in it that hold no image, with what they hold instead, by `suffix_of`.
+    """
+
+    root: Path
+    paths: Sequence[Path]
+    folders: Sequence[Path]
+    skipped: Mapping[str, int]
+    empty: Mapping[str, Mapping[str, int]]
+
+    @property
+    def below(self) -> dict[tuple[str, ...], set[str]]:
+        """The names of the folders that hold images, by the folders that they lie in, as parts from the root."""
+        found: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        for folder in self.folders:
+            parts = folder.relative_to(self.root).parts
+            for depth, name in enumerate(parts):
+                found[parts[:depth]].add(name)
+        return found
+
+
+def suffix_of(name: str) -> str:
+    """The kind of a file for a count, such as `.heic`: its suffix in small letters, where it has a short one."""
+    suffix = os.path.splitext(name)[1].lower()
+    if len(suffix) < 2:
+        return "without a suffix"
+    return suffix if len(suffix) <= LONGEST_SUFFIX and suffix.isprintable() else "of other kinds"
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Counts by kind in words, the largest first: `12 .heic, 1 .txt`."""
+    first = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    more = sum(count for _, count in first[5:])
+    return ", ".join([f"{count:,} {kind}" for kind, count in first[:5]] + ([f"{more:,} others"] if more else []))
+
+
+def named(names: Iterable[str], mark: str = "/") -> str:
+    """A few of the names, each with a mark after it, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"{name}{mark}" for name in names[:SHOWN]) + more
+
+
+def scan(root: Path) -> ImageTree:
+    """Every image below a folder but hidden ones; links to folders are followed, once.
+
+    Raises:
+        ValueError: a folder or a link that cannot be read, an image's name on what is no file, no image at all.
+    """
+    paths, folders, walked = list[Path](), list[Path](), set[str]()
+    tops: dict[str, Counter[str]] = {}
+    skipped, holding = Counter[str](), set[str]()
+    todo = [(root, "")]
+    while todo:
+        folder, top = todo.pop()
+        walked.add(os.path.realpath(folder))
+        inner, before = [], len(paths)
+        for name, is_folder in _listed(folder):
+            if is_folder:
+                inner.append(name)
+            elif name.lower().endswith(IMAGE_SUFFIXES):
+                paths.append(folder / name)
+            else:
+                skipped[suffix_of(name)] += 1
+                if top:
+                    tops[top][suffix_of(name)] += 1
+        if len(paths) > before:
+            folders.append(folder)
+            holding.add(top)
+        inner = [name for name in inner if os.path.realpath(folder / name) not in walked]
+        if not top:
+            tops |= {name: Counter() for name in inner}
+        todo += [(folder / name, top or name) for name in reversed(inner)]
+    if not paths:
+        instead = f" (but {counted(skipped)})" if skipped else ""
+        raise ValueError(f"{root} holds no image{instead}: expected {', '.join(IMAGE_SUFFIXES)} files in it or below")
+    empty = {name: kinds for name, kinds in tops.items() if name not in holding}
+    return ImageTree(root, sorted(paths), folders, skipped, empty)
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, bool]]:
+    """What lies in a folder and is not hidden, sorted by name, and whether it is a folder itself."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in JUNK:
+                    continue
+                is_folder = entry.is_dir()
+                # A link to nothing may stand for a class, and to open a pipe is to wait for ever.
+                if not is_folder and not entry.is_file():
+                    if entry.is_symlink():
+                        raise ValueError(f"{entry.path} is a link to nothing: repair it or remove it")
+                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                        raise ValueError(f"{entry.path} is not a file that can be read as an image: remove it")
+                found.append((entry.name, is_folder))
+    except OSError as error:
+        what = error.filename or folder
+        raise ValueError(f"{what} cannot be read ({error.strerror}): make it readable, or move it away") from error
+    yield from sorted(found)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in a folder that are not hidden, sorted; ValueError as of `scan`."""
+    return [name for name, is_folder in _listed(folder) if is_folder]
+
+
+def part_of_split(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Which part of a split a folder's name stands for (`train`, `test` or `val`), and what else it says.
+
+    `Train`, `training_set` and `TrainImages` are ("train", ()), `seg_test` is ("test", ("seg",)), `cats` is None.
+    """
+    kinds, others = set[str](), []
+    for token in re.findall(r"[^\W\d_]+", name.casefold()):
+        short = [token.removesuffix(filler) for filler in FILLERS]
+        word = next((part for part in (token, *short) if part in WORDS), None)
+        if word is not None:
+            kinds.add(WORDS[word])
+        elif token not in FILLERS:
+            others.append(token)
+    if kinds == {TRAIN, VAL}:  # train_val, on which both are trained
+        kinds = {TRAIN}
+    return (kinds.pop(), tuple(others)) if len(kinds) == 1 else None
+
+
+def find_split(root: Path) -> tuple[str, str] | None:
+    """The two folders in `root` that are its split: to train on, and held out; None where there is none.
+
+    `train` beside `test`, else beside `val`, whatever else there is; otherwise the same in any case and in the usual
+    spellings, where there is one such pair.
+
+    Raises:
+        ValueError: names that may be meant as a split or as classes, or more than one split; unreadable folders.
+    """
+    names = folders_in(root)
+    if TRAIN in names and (exact := next((name for name in (TEST, VAL) if name in names), None)):
+        return TRAIN, exact
+    pairs = _pairs(names)
+    if not pairs:
+        return None
+    trains, tests = ([name for pair in pairs for name in pair[half]] for half in (0, 1))
+    if len(trains) > 1 or len(tests) > 1:
+        raise ValueError(
+            f"{root} can be divided in several ways, by {named(trains)} and {named(tests)}: leave one folder for each "
+            f"half, or call them train/ and test/"
+        )
+    [train], [test] = trains, tests
+    classes, others = (set(folders_in(root / name)) for name in (train, test))
+    if classes and others - classes:
+        raise ValueError(
+            f"{root}: {train}/ and {test}/ are either the halves of a split or two classes, and {test}/ has folders "
+            f"that {train}/ lacks ({named(sorted(others - classes))}): {_LAYOUTS}"
+        )
+    return train, test
+
+
+_LAYOUTS = "expected train/CLASS/IMAGE and test/CLASS/IMAGE with the same classes, or CLASS/IMAGE under other names"
+
+
+def _pairs(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
+    """Folders to train on and held out, those that differ in nothing but this."""
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in names:
+        if (part := part_of_split(name)) is not None:
+            groups[part[1]][part[0]].append(name)
+    return [
+        (group[TRAIN], group[TEST] or group[VAL])
+        for group in groups.values()
+        if TRAIN in group and (TEST in group or VAL in group)
+    ]
+
+
+def check_whole(tree: ImageTree) -> None:
+    """Refuses a folder without a split of its own that looks like a part of one.
+
+    Raises:
+        ValueError: all images lie below `train` (or another name of a part of a split), or beside it lie folders with
+            the same classes; the halves of a split lie deeper.
+    """
+    below = tree.below
+    tops = below[()]
+    parts = {name: part[0] for name in sorted(tops) if (part := part_of_split(name)) and not part[1]}
+    if tree.root in tree.folders:
+        parts = {}
+    if len(tops) == 1 and parts:
+        [(name, kind)] = parts.items()
+        lacks = "neither test/ nor val/: add one" if kind == TRAIN else "no train/: add it"
+        raise ValueError(f"{tree.root} has {name}/, but {lacks}, or give --data_dir {tree.root / name}")
+    for name in parts:
+        mine = below.get((name,), set())
+        for other in sorted(tops - {name}):
+            others = below.get((other,), set())
+            if mine and others and (mine <= others or others <= mine):
+                raise ValueError(
+                    f"{tree.root}: {name}/ and {other}/ hold the same folders ({named(sorted(mine & others))}), so it "
+                    f"is not clear whether they are the halves of a split or classes: {_LAYOUTS}"
+                )
+    check_inner(tree, whole=True)
+
+
+def check_inner(tree: ImageTree, whole: bool = False) -> None:
+    """Refuses a folder in which the halves of a split lie deeper, as they would be mixed.
+
+    Args:
+        tree: what lies in it.
+        whole: whether its own first folders were looked at already.
+
+    Raises:
+        ValueError: with where they lie.
+    """
+    for parts, names in sorted(tree.below.items()):
+        if (parts or not whole) and (pairs := _pairs(sorted(names))):
+            train, test = pairs[0][0][0], pairs[0][1][0]
+            place = tree.root.joinpath(*parts)
+            raise ValueError(
+                f"{place} is divided into {train}/ and {test}/, which would be mixed: give --data_dir {place}, or "
+                "have train/CLASS/IMAGE and test/CLASS/IMAGE in one folder"
+            )
+
+
+def check_classes(tree: ImageTree) -> None:
+    """Refuses a folder of classes of which one has no image.
+
+    Raises:
+        ValueError: with the class, and what it holds instead.
+    """
+    if not tree.empty or tree.root in tree.folders:
+        return
+    name, kinds = next(iter(sorted(tree.empty.items())))
+    more = f", like {len(tree.empty) - 1} more" if len(tree.empty) > 1 else ""
+    instead = f"but {counted(kinds)}" if kinds else "and no other file"
+    raise ValueError(
+        f"{tree.root / name} is a class folder without an image ({instead}){more}: expected "
+        f"{', '.join(IMAGE_SUFFIXES)} files; convert them, or move the folder away"
+    )
