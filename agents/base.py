@@ -19,6 +19,7 @@ from astra_gym.agents import storage
 from astra_gym.agents.adapters import HeldObservation, NoEnvironment, as_torch_env
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
+from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
 
 __all__ = ["Agent", "MaybeCallback", "StepResult", "TorchVectorEnv", "Transition", "as_torch_env", "silent_logger"]
@@ -154,7 +155,7 @@ class Agent:
             progress_bar: Stable-Baselines3's own (needs tqdm and rich).
 
         Raises:
-            ValueError: if the environment gives a reward that is not finite, or there is no environment.
+            ValueError: if the environment gives an observation or a reward that is not finite, or there is none.
         """
         if reset_num_timesteps:
             self.num_timesteps = 0
@@ -184,6 +185,8 @@ class Agent:
         """One play; returns it under the names that Stable-Baselines3's callbacks read."""
         # a copy: an environment may write its next observation over this one
         observation = self._env.observe().to(self.device, copy=True)
+        if not_finite(observation):
+            raise ValueError(f"the environment's observation is not finite after {self.num_timesteps} timesteps")
         actions = self._act(observation)
         sent = self._send(actions)
         played = self._env.play(sent.to(self._env.device))
@@ -308,6 +311,10 @@ class Agent:
 
     # state
 
+    def numbers(self) -> dict[str, Any]:
+        """All that has to be finite for the agent to go on, by name; not copied."""
+        return {"learner": self._learner_state(), "rollout": [transition._asdict() for transition in self._rollout]}
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that exact resuming needs, as plain values and tensors (weights_only-loadable)."""
         held = self._env.observation if isinstance(self._env, HeldObservation) else None
@@ -346,7 +353,9 @@ class Agent:
             self._env.observation = None if saved is None else saved.to(self._env.device, copy=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the agent to a file, `.zip` added where the path has no suffix; atomically."""
+        """Writes the agent to a file, `.zip` added where the path has no suffix; atomically. A ValueError, and nothing
+        is written, if its numbers are not finite."""
+        storage.check_finite(path, self.numbers())
         content = {
             "observation_space": storage.space_to_dict(self.observation_space),
             "action_space": storage.space_to_dict(self.action_space),
@@ -373,7 +382,8 @@ class Agent:
             force_reset: as in `set_env`.
 
         Raises:
-            ValueError: if the file is missing, truncated, foreign or another agent's, or the environment does not fit.
+            ValueError: if the file is missing, truncated, foreign, another agent's or not of finite numbers, or the
+                environment does not fit.
         """
         saved = storage.read(path)
         if saved["agent"] != cls.kind:
@@ -384,6 +394,7 @@ class Agent:
         arguments = cls._from_arguments(saved["arguments"])
         agent = cls(NoEnvironment(saved["num_envs"], *spaces_), device=get_device(device), **arguments)
         agent.load_state_dict(saved["state"])
+        storage.check_finite(path, agent.numbers())
         if env is not None:
             agent.set_env(env, force_reset)
         return agent

@@ -1,5 +1,6 @@
 """REINFORCE (Williams 1992): ASTrA's own setting, and one that learns within a few hundred steps."""
 
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -215,6 +216,10 @@ class REINFORCE(Agent):
         self.policy.eval()
         self.updates += 1
         figures = torch.stack([policy_loss.detach(), entropy.detach().mean(), norm]).tolist()
+        if not all(map(math.isfinite, figures)):
+            raise ValueError(
+                f"update {self.updates} of the policy is not finite (the loss is {figures[0]:g}): lower learning_rate"
+            )
         for name, value in zip(("policy_loss", "entropy", "grad_norm"), figures, strict=True):
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/learning_rate", rate)

@@ -10,8 +10,9 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from astra_gym.ssl_core.models.checkpoint import load_checkpoint, save_checkpoint
+from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.finite import not_finite, some
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:
@@ -43,6 +44,20 @@ def space_from_dict(saved: Mapping[str, Any]) -> Space:
 def array_to_tensor(values: np.ndarray | None) -> Tensor | None:
     """A copy of the array as a tensor."""
     return None if values is None else torch.tensor(values)
+
+
+def check_finite(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:
+    """Refuses an agent that nothing can be done with, to be written to a file or read from it.
+
+    Args:
+        path: the file.
+        numbers: the agent's.
+
+    Raises:
+        CheckpointError: a ValueError, if some are NaN or infinite.
+    """
+    if bad := not_finite(numbers):
+        raise CheckpointError(f"{path}: the agent's numbers are not finite ({some(bad)}): take an earlier file of it")
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:

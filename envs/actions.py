@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, whole_steps
 from astra_gym.ssl_core.utils.registry import pick
 
 UNIT = 255
@@ -121,6 +121,7 @@ class ActionTable:
         """
         if self.kind == "none":
             return np.int64(0)  # type: ignore[return-value]
+        whole_steps(budget.steps)
         given = {"epsilon": budget.epsilon * UNIT, "steps": budget.steps, "step_size": budget.step_size * UNIT}
         values = []
         for name, choices in GRID.items():

@@ -54,7 +54,7 @@ def build_learner(
     route = "normal"
     if "teacher" in method.others and settings.teacher is not None:
         try:
-            teacher, route = load_network(settings.teacher, streams.device)
+            teacher, route = load_network(settings.teacher, streams.device, checks_images=False)
         except CheckpointError as error:
             raise CheckpointError(f"the teacher (--teacher): {error}") from error
         others["teacher"] = teacher.to(memory_format=torch.channels_last)

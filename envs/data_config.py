@@ -1,8 +1,12 @@
 """A world's data, as a part of its settings."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
 
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
 from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
@@ -44,6 +48,8 @@ class DataSettings:
         pick(self.dataset, DATASETS, "data set")
         check_cache_dir(self.dataset, self.cache_dir)
         pick(self.keep_data, KEEP_DATA, "place to keep the data")
+        if type(self.download) is not bool:
+            raise ValueError(f"download is {self.download!r:.60}: expected true or false")
         for name in ("data_dir", "cache_dir"):
             check_path(name, getattr(self, name))
         for name in ("image_size", "limit", "test_limit"):
@@ -64,10 +70,26 @@ class DataSettings:
         )
 
 
-def check_path(name: str, value: str | None) -> None:
-    """Raises a ValueError if a path is given but empty."""
+def check_path(name: str, value: object) -> None:
+    """Raises a ValueError if something is given that is no path, or empty."""
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{name} is {value!r:.60}: expected a path, or leave it out")
     if value == "":
         raise ValueError(f"{name} is empty: expected a path, or leave it out")
+
+
+def check_options(name: str, value: object) -> None:
+    """Raises a ValueError unless the value is a dict of settings by name, or None."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise ValueError(f"{name} is {value!r:.60}: expected settings by name, as a dict")
+
+
+def check_numbers(name: str, value: object, length: int) -> None:
+    """Raises a ValueError unless the value is a list, a tuple or an array of so many finite numbers."""
+    listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    numbers = [part for part in listed if isinstance(part, Real) and not isinstance(part, bool) and math.isfinite(part)]
+    if len(listed) != length or len(numbers) != length:
+        raise ValueError(f"{name} is {value!r:.60}: expected {length} numbers")
 
 
 def check_figure(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:

@@ -20,6 +20,8 @@ from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearne
 from astra_gym.ssl_core.transforms.perspective_views import perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.device import usable_device
+from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
@@ -36,7 +38,7 @@ class AttackEngine:
         data: the data set, if it is already loaded.
 
     Raises:
-        ValueError: if the data cannot be loaded or holds fewer images than a batch.
+        ValueError: if the data cannot be loaded or holds fewer images than a batch, or there is no such device.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class AttackEngine:
     ) -> None:
         settings.check_method()
         self.settings = settings
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.data = settings.load_data() if data is None else data
         self.views_settings = settings.make_views()
         self.perspective = settings.make_perspective()
@@ -206,9 +208,10 @@ class AttackEngine:
         """The coming batch's observations and what the network gave for its clean views, made once a batch."""
         if self._seen is None:
             raw, look = self.raw_observation(self._views)
-            if not bool(raw.isfinite().all()):
+            # of both at once: a device is waited for at each question
+            if bad := not_finite({"views": self._views, "features": raw}):
                 last = "no attack yet" if self.last is None else describe_budget(self.last.budget)
-                raise NonFiniteLossError(f"features before update {self.step + 1} are not finite; last {last}")
+                raise NonFiniteLossError(f"{bad[0]} before update {self.step + 1} are not finite; last {last}")
             self.statistics.update(raw)
             self._seen = self.standardise(raw), look
         return self._seen
@@ -265,7 +268,8 @@ class AttackEngine:
 
         Raises:
             ValueError: if there is a budget and no attack, or the other way round, or its length is wrong.
-            NonFiniteLossError: if the loss is not finite; the message names step and budget.
+            NonFiniteLossError: if views, rewards, the attack's gradients, the loss or the weights after the update are
+                not finite; the message names step and budget.
         """
         with self.clock.running():
             return self._play(budget)
@@ -290,6 +294,8 @@ class AttackEngine:
             reward, terms, adversarial = assessment
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
             others = self.rewards.before_update(self.sampler.last, terms["adversarial"])
+            for name, values in ({"the rewards": reward} | others).items():
+                self.learner.watch(name, values)
         lr = self.learner.lr
         late = self._selects(self.step + 1)
         if not late:
@@ -307,6 +313,8 @@ class AttackEngine:
         if others:
             terms = terms | others
             reward = self.rewards.total(terms)
+            if self.rewards.lookahead is not None and not_finite(reward):
+                raise NonFiniteLossError(f"the rewards of update {self.step} are not finite; {describe_budget(budget)}")
         self.last = StepRecord(
             step=self.step,
             epoch=self.epoch,
@@ -322,6 +330,18 @@ class AttackEngine:
             other_steps=self.rewards.attack_steps - spent,
         )
         return self.last
+
+    def numbers(self) -> dict[str, Any]:
+        """All that has to be finite for the world to go on, by name; not copied. A loss that is not known yet is NaN by
+        right, and not among them."""
+        lookahead = self.rewards.lookahead
+        return {
+            "learner": self.learner.numbers(),
+            "views": self._views,
+            "seen": self._seen,
+            "statistics": self.statistics.state_dict(),
+            "lookahead": None if lookahead is None else lookahead.state_dict(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, the coming batch and its observation included."""

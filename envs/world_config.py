@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from astra_gym.envs.data_config import DataSettings, check_figure, check_path
+from astra_gym.envs.data_config import DataSettings, check_figure, check_numbers, check_options, check_path
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS
 from astra_gym.ssl_core.methods import Method, find_method, is_own, make_method
 from astra_gym.ssl_core.models.gradcache import chunk_sizes
@@ -168,6 +168,8 @@ class WorldSettings(DataSettings):
         if not is_own(self.method):
             find_method(self.method)
         super().__post_init__()
+        for name in ("method_kwargs", "perspective_kwargs", "coreset_kwargs"):
+            check_options(name, getattr(self, name))
         pick(self.arch, ARCHITECTURES, "architecture")
         pick(self.stem, STEMS, "stem")
         pick(self.projector, PROJECTORS, "projector")
@@ -208,8 +210,8 @@ class WorldSettings(DataSettings):
             check_figure(name, getattr(self, name), 0, math.inf, "0 or more")
         for name, length in (("crop_scale", 2), ("jitter", 4)):
             value = getattr(self, name)
-            if value is not None and len(value) != length:
-                raise ValueError(f"{name} is {list(value)}: expected {length} numbers")
+            if value is not None or name == "jitter":
+                check_numbers(name, value, length)
             object.__setattr__(self, name, None if value is None else tuple(value))
         check_figure("coreset_fraction", self.coreset_fraction, 1e-6, 1, "a share in (0, 1]")
         for name, least in (("coreset_warmup", 0), ("coreset_every", 1)):

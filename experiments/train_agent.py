@@ -31,8 +31,8 @@ from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
 from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
-from astra_gym.ssl_core.training.learner import NonFiniteLossError
 from astra_gym.ssl_core.utils.disk import is_full
+from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.stopping import status_of
 
 
@@ -49,6 +49,8 @@ def _main(argv: list[str], ending: Ending) -> int:
         if is_full(error):
             raise
         return _fail(2, error)
+    except NonFiniteError as error:
+        return _fail(1, f"{error}; training has not begun")
 
 
 def _fail(status: int, message: object) -> int:
@@ -77,6 +79,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
         with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
             resumed_step = None
             if invocation.resume is None:
+                run.check_finite()
                 folder = hold.enter_context(claimed(settings))
                 ending.place = folder.path
                 folder.begin(settings, words, first=run.begin)
@@ -167,10 +170,14 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
     except OffPlan as error:
         note_time()
         return _fail(1, f"{error}; what is trained is saved in {folder.path}")
-    except NonFiniteLossError as error:
-        return _fail(1, f"{error}; the last good checkpoint is {folder.checkpoints / 'last.pt'}")
+    except NonFiniteError as error:
+        return _fail(1, f"{error}; {_last_good(run, folder)}")
     note_time()
     return 0
+
+
+def _last_good(run: Run, folder: RunFolder) -> str:
+    return f"the last good checkpoint, of update {run.saved_step}, is {folder.checkpoints / 'last.pt'}"
 
 
 def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
@@ -179,7 +186,7 @@ def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
     except KeyboardInterrupt as stop:
         _say(run, console, f"stopped; training is done and saved: post-process by {_resume(folder)}")
         return status_of(stop)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, NonFiniteError) as error:
         if is_full(error):
             raise
         return _fail(1, f"the post-processing failed: {error}; training is done and saved in {folder.path}")

@@ -19,7 +19,8 @@ from astra_gym.agents import storage
 from astra_gym.agents.base import MaybeCallback
 from astra_gym.agents.external import check_trusted
 from astra_gym.agents.sb3.algorithms import algorithm_called, make_sb3, seed_globals
-from astra_gym.agents.sb3.state import load_sb3_state, sb3_state
+from astra_gym.agents.sb3.state import load_sb3_state, sb3_numbers, sb3_state
+from astra_gym.ssl_core.utils.finite import not_finite
 
 
 class PlanGuard(BaseCallback):
@@ -44,6 +45,9 @@ class PlanGuard(BaseCallback):
         self._write()
 
     def _on_step(self) -> bool:
+        for what, name in (("reward", "rewards"), ("observation", "new_obs")):
+            if not_finite(self.locals.get(name)):
+                raise ValueError(f"the environment's {what} is not finite after {self.num_timesteps} timesteps")
         self.rewards.append(float(np.mean(self.locals["rewards"])))
         self.episodes += int(np.sum(self.locals["dones"]))
         if self.num_timesteps < self.target or self._is_complete():
@@ -130,6 +134,9 @@ class Sb3Agent:
 
         `log_interval` counts rollouts, as in our own agents. Off-policy algorithms would count episodes, of which a
         play has hundreds: there the figures are written once a rollout whatever it is.
+
+        Raises:
+            ValueError: if the environment gives an observation or a reward that is not finite.
         """
         guard = PlanGuard(total_timesteps)
         if isinstance(callback, list):
@@ -154,9 +161,19 @@ class Sb3Agent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Stable-Baselines3's `predict`; random actions draw from torch's global generator."""
+        """Stable-Baselines3's `predict`; random actions draw from torch's global generator.
+
+        Raises:
+            ValueError: if the observation is not finite.
+        """
         values = observation.cpu().numpy() if isinstance(observation, Tensor) else observation
+        if not_finite(values):
+            raise ValueError("the observation is not finite: it has NaN or infinite values")
         return self.model.predict(values, state, episode_start, deterministic)
+
+    def numbers(self) -> dict[str, Any]:
+        """See `sb3_numbers`."""
+        return sb3_numbers(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """See `sb3_state`."""
@@ -176,8 +193,10 @@ class Sb3Agent:
         """Writes the agent to a file that loads with weights_only; atomically.
 
         Raises:
-            ValueError: if an argument is no plain value, as a learning rate's schedule.
+            ValueError: if an argument is no plain value, as a learning rate's schedule, or what is learnt is not
+                finite; what lies at the path stays.
         """
+        storage.check_finite(path, self.numbers())
         for name, value in self.arguments.items():
             if callable(value):
                 raise ValueError(f"{name} is {value!r}: a function cannot be saved, use state_dict and load_state_dict")
@@ -211,7 +230,7 @@ class Sb3Agent:
 
         Raises:
             ValueError: if the file is missing, truncated, foreign or another agent's, names a class of one's own that
-                `kind` does not, or the environment does not fit.
+                `kind` does not, holds numbers that are not finite, or the environment does not fit.
         """
         saved = storage.read(path)
         name = saved["agent"]
@@ -227,6 +246,7 @@ class Sb3Agent:
         if env is not None:
             agent.set_env(env)
         agent.load_state_dict(saved["state"])
+        storage.check_finite(path, agent.numbers())
         if force_reset:
             agent.model._last_obs = None
         return agent

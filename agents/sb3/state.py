@@ -109,6 +109,18 @@ def sb3_state(model: BaseAlgorithm) -> dict[str, Any]:
     }
 
 
+def sb3_numbers(model: BaseAlgorithm) -> dict[str, Any]:
+    """All of a model that has to be finite, by name; not copied.
+
+    Parameters and optimisers, the entropy's coefficient and the last observation. An attribute of a user's own class
+    may be infinite by right, as a best value so far.
+    """
+    return {
+        "parameters": model.get_parameters(),
+        **{name: getattr(model, name, None) for name in ("log_ent_coef", "_last_obs")},
+    }
+
+
 def load_sb3_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
     """Restores `sb3_state` in a model that was constructed with the same arguments; the global generators last.
 

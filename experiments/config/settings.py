@@ -270,6 +270,7 @@ class Settings(WorldSettings):
         for name in ("epsilon", "step_size"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 <= value <= 1, "a fraction in [0, 1]: 8/255, not 8")
+        _check("steps", self.steps, self.steps is None or type(self.steps) is int, "an integer, or nothing")
         given = {name for name in ("epsilon", "step_size", "steps") if getattr(self, name) is not None}
         if given and self.agent != "fixed":
             flags = ", ".join(f"--{name}" for name in sorted(given))

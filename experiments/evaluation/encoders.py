@@ -14,6 +14,7 @@ from astra_gym.ssl_core.downstream.linear_probe import PlainEncoder
 from astra_gym.ssl_core.models.checkpoint import load_network
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.finite import some
 from astra_gym.ssl_core.utils.hashing import digest, tensor_digest
 from astra_gym.ssl_core.utils.import_path import described, imported
 
@@ -35,6 +36,18 @@ class FeaturesOnly(nn.Module):
     def features(self, images: Tensor, route: str) -> Tensor:
         """(n, 3, H, W) -> (n, feature_dim)."""
         return self.network.features(images, route)
+
+
+class LikeImages(nn.Module):
+    """A classifier whose logits are of the images' type: AutoAttack keeps both in tensors of one type."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, classes)."""
+        return self.model(images).to(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -90,9 +103,7 @@ def own(path: Path, device: torch.device) -> Subject:
         CheckpointError: if it is no checkpoint of ours.
         ValueError: if the run's settings, or the digests of its images, cannot be read.
     """
-    network, route = load_network(path, device)
-    # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
-    network.precision = "fp32"
+    network, route = load_network(path, device, checks_images=False)
     folder = RunFolder.of(path)
     of_run = folder.config.is_file()
     settings, trained = (folder.settings(), folder.images()) if of_run else (None, None)
@@ -115,6 +126,7 @@ def foreign(
     """A checkpoint of another project (`astra_gym.ssl_core.models.foreign.load_foreign`)."""
     found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
     network, clean = found.network.eval(), found.network.routes[0]
+    network.checks_images = False  # the data are checked once, and attacks stay where images lie
     return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
 
 
@@ -128,7 +140,8 @@ def module(path: str, image_size: int, device: torch.device, classifier: bool) -
         classifier: whether its outputs are logits; else they are features.
 
     Raises:
-        ValueError: if the path leads nowhere, or not to a module, or the module does not take such images.
+        ValueError: if the path leads nowhere, or not to a module, or the module does not take such images, changes
+            them, or has no answer of its own for an image.
     """
     found = imported(path, "model", EXAMPLE)
     if not isinstance(found, nn.Module):
@@ -145,13 +158,57 @@ def module(path: str, image_size: int, device: torch.device, classifier: bool) -
             raise ValueError(f"model {path!r} returned {described(built)}: expected an nn.Module")
         found = built
     found = found.to(device).eval()
+    if isinstance(found, torch.jit.ScriptModule):
+        # a copy of TorchScript's parameters that take gradients has none of its own
+        for parameter in found.parameters():
+            parameter.requires_grad_(False)
     shape = (3, image_size, image_size)
-    encoder = found if classifier else PlainEncoder(found, shape)
     images = torch.rand(ANSWERED, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.no_grad():
-        answers = found(images)
-    if not isinstance(answers, Tensor):
-        raise ValueError(f"model {path!r} gives {described(answers)}: expected a tensor of features, or of logits")
+    answers = _tried(found, images, path)
+    if classifier and answers.dtype == torch.float64:
+        found = LikeImages(found)
+    encoder = found if classifier else PlainEncoder(found, shape)
     name = path.partition(":")[0].rpartition(".")[2]
     marks = tensor_digest(answers)
     return Subject(name, path, encoder, NO_ROUTE, NO_ROUTE, classifier=classifier, answers=marks)
+
+
+def _tried(model: nn.Module, images: Tensor, path: str) -> Tensor:
+    """What a user's module in eval mode makes of images (n, 3, H, W) in [0, 1], if an evaluation can use it."""
+    norms = [
+        name or "itself"
+        for name, part in model.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
+    ]
+    if norms:
+        raise ValueError(
+            f"model {path!r}: batch norm without running statistics ({some(norms)}) makes an image's answer depend on "
+            "the others of its batch: expected track_running_stats=True"
+        )
+    given = images.clone()
+    with torch.no_grad():
+        try:
+            answers = model(given)
+            unchanged = torch.equal(given, images)
+            # as attacks and checks may ask: a module that needs company fails here
+            model(images[:1].clone())
+        except Exception as error:  # code of the user's
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"model {path!r} fails on images {images.dtype} {tuple(images.shape)}, or on one of them alone"
+                f"{_other_type(model)}: {type(error).__name__}: {reason}"
+            ) from error
+    if not isinstance(answers, Tensor):
+        raise ValueError(f"model {path!r} gives {described(answers)}: expected a tensor of features, or of logits")
+    if not unchanged:
+        raise ValueError(
+            f"model {path!r} changes the images that it is given: expected a forward that works on a copy, x = x - 0.5 "
+            "and not x.sub_(0.5) or x -= 0.5"
+        )
+    return answers
+
+
+def _other_type(model: nn.Module) -> str:
+    """In which type its weights are, if not in that of the images."""
+    others = {str(part.dtype) for part in model.parameters() if part.is_floating_point()} - {"torch.float32"}
+    return f"; its weights are {', '.join(sorted(others))}: build it with .float()" if others else ""

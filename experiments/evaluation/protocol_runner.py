@@ -15,6 +15,7 @@ from astra_gym.experiments.console import Stages
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
 from astra_gym.experiments.evaluation.store import TRAINED_ON, EvaluationPart, EvaluationStore, listed
+from astra_gym.ssl_core.attacks.pgd import NonFiniteGradientError
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
@@ -131,7 +132,7 @@ class Evaluator:
             for fraction in (1.0,) if protocol == "classifier" else self.plan.labels:
                 try:
                     rows += self._evaluated(protocol, fraction)
-                except SanityError as error:
+                except (SanityError, NonFiniteGradientError) as error:
                     # one bad classifier must not cost the hours that went into the others
                     self.void[named(protocol, fraction)] = str(error)
                     self.stages.note(f"{named(protocol, fraction)} is void: {error}")

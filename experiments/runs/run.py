@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import Logger
 
 from astra_gym.agents import Agent, Sb3Agent, describe, make_agent
 from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.records import describe_budget
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.experiments.config.settings import Settings
@@ -32,6 +33,7 @@ from astra_gym.ssl_core.models.checkpoint import (
 )
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.finite import NonFiniteError, not_finite, some
 from astra_gym.ssl_core.utils.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
@@ -92,6 +94,8 @@ class Run:
             overrides=settings.agent_kwargs,
         )
         self._kept_epochs = 0
+        self.saved_step: int | None = None
+        """The update after which the run was saved last, or at which it was resumed."""
         self.processed: TargetNetwork | None = None
         """The encoder after its method's post-processing; None before, and for a method without one."""
 
@@ -174,8 +178,23 @@ class Run:
         self.images.write(folder.digests)
         self.save(folder)
 
+    def check_finite(self) -> None:
+        """Raises a NonFiniteError if agent, optimisers or world hold a number that is NaN or infinite."""
+        processed = None if self.processed is None else self.processed.state_dict()
+        held = {"agent": self.agent.numbers(), "world": self.engine.numbers(), "post-processed": processed}
+        if bad := not_finite(held):
+            last = self.engine.last
+            played = "no attack yet" if last is None else describe_budget(last.budget)
+            # one of them: in an agent that has a NaN all have, soon
+            raise NonFiniteError(f"NaN or infinite after update {self.engine.step}: {some(bad, 1)}; last {played}")
+
     def save(self, folder: RunFolder) -> None:
-        """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`."""
+        """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`.
+
+        Raises:
+            NonFiniteError: as `check_finite`; what was saved before stays.
+        """
+        self.check_finite()
         payload = self._encoder() | {
             "post_processed": self.processed is not None,
             "agent_name": self.settings.agent,
@@ -184,6 +203,7 @@ class Run:
             "agent": self.agent.state_dict(),
         }
         save_checkpoint(folder.checkpoints / "last.pt", "run", payload)
+        self.saved_step = self.engine.step
 
     def _encoder(self) -> dict[str, Any]:
         """What `load_network` needs, and when it was."""
@@ -203,12 +223,18 @@ class Run:
         and what it writes anew is the same. A rollout may end later than the epoch: the file is named after the epoch
         and holds the encoder of the first boundary at or after its end, with the `step` and the `epoch` (a fraction)
         that this was. Epochs that end within one rollout so have files that are alike.
+
+        Raises:
+            NonFiniteError: as `check_finite`, if an encoder is due.
         """
         before, self._kept_epochs = self._kept_epochs, int(self.engine.epoch)
         every, last = self.settings.keep_every, self.settings.epochs
-        for epoch in range(before + 1, self._kept_epochs + 1):
-            if every and (epoch % every == 0 or epoch == last):
-                save_checkpoint(encoder_path(folder.checkpoints, epoch), "encoder", self._encoder())
+        reached = range(before + 1, self._kept_epochs + 1)
+        due = [epoch for epoch in reached if every and (epoch % every == 0 or epoch == last)]
+        if due:
+            self.check_finite()
+        for epoch in due:
+            save_checkpoint(encoder_path(folder.checkpoints, epoch), "encoder", self._encoder())
 
     def restore(self, folder: RunFolder) -> list[str]:
         """Goes back to `checkpoints/last.pt`.
@@ -217,7 +243,7 @@ class Run:
             What makes the continuation differ from an uninterrupted run, in words; nothing where it is exact.
 
         Raises:
-            CheckpointError: if there is no checkpoint, or it is damaged or does not fit the settings.
+            CheckpointError: if there is no checkpoint, or it is damaged, does not fit the settings or is not finite.
         """
         payload = load_checkpoint(folder.checkpoints / "last.pt", "run")
         try:
@@ -229,7 +255,12 @@ class Run:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder.checkpoints / 'last.pt'} does not fit config.yaml: {reason} ...") from error
         if payload.get("post_processed"):
-            self.processed = load_network(folder.path, self.engine.device)[0]
+            self.processed = load_network(folder.path, self.engine.device, checks_images=False)[0]
+        try:
+            self.check_finite()
+        except NonFiniteError as error:
+            raise CheckpointError(f"{folder.checkpoints / 'last.pt'} cannot be resumed: {error}") from error
+        self.saved_step = self.engine.step
         self._kept_epochs = int(self.engine.epoch)
         notes = [f"the random stream {name!r} starts anew on this device" for name in restarted]
         for name, now in self._circumstances().items():
@@ -259,7 +290,8 @@ class Run:
         Raises:
             Stopped: if the run was interrupted; its last rollout boundary is saved.
             OffPlan: if the agent made fewer or more target updates than are planned; they are saved.
-            NonFiniteLossError: if the training loss is not finite.
+            NonFiniteError: if what an update is made of or leaves is not finite, or agent, optimisers or world are not
+                when they are about to be saved; what was saved before stays.
         """
         agent, env, engine = self.agent, self.env, self.engine
         agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // env.num_envs)]))
@@ -269,6 +301,10 @@ class Run:
             start, world = time.perf_counter(), engine.clock.seconds
             try:
                 agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
+            except (RuntimeError, ValueError):
+                # what a library says when it meets a NaN takes pages; what is not finite is said in a line
+                self.check_finite()
+                raise
             finally:
                 shares["world"], shares["writing"] = engine.clock.seconds - world, callback.clock.seconds
                 shares["agent"] = time.perf_counter() - start - shares["world"] - shares["writing"]

@@ -1,5 +1,8 @@
 """Projected gradient ascent with a budget of its own for every image."""
 
+import math
+import numbers
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +12,25 @@ from torch import Tensor
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[Tensor], Tensor]
+
+
+class NonFiniteGradientError(RuntimeError):
+    """An attack whose gradients are NaN or infinite, and which therefore left images where they were."""
+
+
+def whole_steps(steps: object) -> int:
+    """The number of steps, if it is one.
+
+    Raises:
+        ValueError: if it is not an integer of 0 or more: 1.5 steps are not 1.
+    """
+    try:
+        whole = -1 if isinstance(steps, bool) else operator.index(steps)  # type: ignore[arg-type]
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise ValueError(f"steps is {steps!r:.40}: expected an integer of 0 or more")
+    return whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +72,16 @@ class Budget:
     def uniform(
         cls, n: int, *, epsilon: float, step_size: float, steps: int, device: torch.device | str = "cpu"
     ) -> "Budget":
-        """The same budget for all n images."""
+        """The same budget for all n images.
+
+        Raises:
+            ValueError: if steps is not an integer, or a value is out of its range.
+        """
         return cls(
             # a whole number, as 0, is a radius too
             epsilon=torch.full((n,), float(epsilon), device=device),
             step_size=torch.full((n,), float(step_size), device=device),
-            steps=torch.full((n,), steps, dtype=torch.int64, device=device),
+            steps=torch.full((n,), whole_steps(steps), dtype=torch.int64, device=device),
         )
 
 
@@ -66,12 +92,23 @@ class ConstantBudget:
     Args:
         epsilon: radius of the L-infinity ball, in the images' unit (8/255, not 8).
         step_size: length of one ascent step, in the same unit.
-        steps: number of steps, 0 or more.
+        steps: number of steps, an integer of 0 or more.
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
     epsilon: float
     step_size: float
     steps: int
+
+    def __post_init__(self) -> None:
+        whole_steps(self.steps)
+        for name in ("epsilon", "step_size"):
+            value = getattr(self, name)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and 0 <= value <= 1):
+                raise ValueError(f"{name} is {value!r:.40}: expected in [0, 1], in the images' unit: 8/255 and not 8")
 
     def expand(self, n: int, device: torch.device | str = "cpu") -> Budget:
         """The budget of n images, each with this one."""
@@ -106,6 +143,7 @@ def pgd(
     start: str | Tensor = "uniform",
     bounds: tuple[float, float] = (0.0, 1.0),
     granularity: int = 1,
+    watch: Tensor | None = None,
 ) -> Attacked:
     """L-infinity PGD (Madry et al. 2018) by sign ascent, with radius, step size and number of steps per image.
 
@@ -128,12 +166,17 @@ def pgd(
         bounds: smallest and largest pixel value.
         granularity: the number of images encoded at once is rounded up to a multiple of this, so that few shapes occur:
             a library that prepares itself for each new shape has done so soon. The result is the same.
+        watch: a scalar tensor on the images' device, for callers who must not wait for it here: what is added to it is
+            finite as long as all gradients are.
 
     Returns:
         The attacked images and their embeddings, in the order of `images`.
 
     Raises:
-        ValueError: if images, budget or start do not fit together, or the generator is missing.
+        ValueError: if images, budget or start do not fit together, start is not finite or in another unit than the
+            images, the generator is missing, or encode or objective do not give one row or value for each image.
+        NonFiniteGradientError: after the last step, if a gradient was not finite and there is no `watch`: a sign makes
+            0 of NaN, so the image did not move.
     """
     check_images(images, bounds)
     if len(budget) != len(images):
@@ -152,10 +195,11 @@ def pgd(
     low = (clean - epsilon).clamp_(min=bounds[0])
     high = (clean + epsilon).clamp_(max=bounds[1])
 
-    moved = (clean + _start(start, images, budget, generator)[order]).clamp_(*bounds)
+    moved = (clean + _start(start, images, budget, generator, bounds)[order]).clamp_(*bounds)
     spent = sum(count > 0 for count in steps)
     moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
 
+    ends = torch.zeros((), device=images.device) if watch is None else watch
     settled: list[Tensor] = []  # embeddings of the images that are encoded no more, the latest first
     encoded = len(steps)
     for iteration in range(steps[0] + 1):
@@ -163,26 +207,55 @@ def pgd(
         needed = min(encoded, -(-active // granularity) * granularity)
         if needed < encoded:
             with torch.no_grad():
-                settled.insert(0, encode(moved[needed:encoded], order[needed:encoded]).detach())
+                settled.insert(0, _rows(encode, moved[needed:encoded], order[needed:encoded]).detach())
             encoded = needed
         if not encoded:
             break
         with torch.enable_grad():
             x = moved[:encoded].detach().requires_grad_()
-            z = torch.cat([encode(x, order[:encoded]), *settled])
-            (gradient,) = torch.autograd.grad(objective(z[place]).sum(), x)
+            z = torch.cat([_rows(encode, x, order[:encoded]), *settled])
+            values = objective(z[place])
+            if values.shape != budget.steps.shape:
+                raise ValueError(
+                    f"objective gives {tuple(values.shape)}: expected ({len(images)},), a value for each image, "
+                    "neither summed nor averaged"
+                )
+            (gradient,) = torch.autograd.grad(values.sum(), x)
         with torch.no_grad():
+            if active:
+                low_end, high_end = torch.aminmax(gradient[:active])
+                ends.add_(low_end).add_(high_end)
             # one buffer takes the step, and the result goes where the images already lie
             step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
+    if watch is None and not math.isfinite(ends):
+        raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
     return Attacked(moved[place], torch.cat(settled)[place])
 
 
-def _start(start: str | Tensor, images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
+def _rows(encode: Encode, x: Tensor, rows: Tensor) -> Tensor:
+    z = encode(x, rows)
+    if z.shape[:1] != x.shape[:1]:
+        raise ValueError(f"encode gives {tuple(z.shape)} for {len(x)} images: expected a row for each")
+    return z
+
+
+def _start(
+    start: str | Tensor,
+    images: Tensor,
+    budget: Budget,
+    generator: torch.Generator | None,
+    bounds: tuple[float, float],
+) -> Tensor:
     """The initial perturbations, in the order of `images`, so that the draw does not depend on the budget's order."""
     if isinstance(start, Tensor):
         if start.shape != images.shape:
             raise ValueError(f"start has shape {tuple(start.shape)}: expected the images' {tuple(images.shape)}")
+        size = float(start.abs().max())
+        if not size <= bounds[1] - bounds[0]:
+            raise ValueError(
+                f"start has values up to {size:g}: expected finite perturbations in the images' unit, 8/255 and not 8"
+            )
         return start.to(images)
     if start == "zero":
         return torch.zeros_like(images)

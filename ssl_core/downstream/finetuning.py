@@ -61,7 +61,7 @@ class FineTuneSettings:
     def __post_init__(self) -> None:
         fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
         for name, valid, expected in (
-            ("epochs", self.epochs >= 1, "at least 1"),
+            ("epochs", type(self.epochs) is int and self.epochs >= 1, "an integer of at least 1"),
             ("lr", self.lr > 0, "above 0"),
             ("batch_size", self.batch_size >= 2, "at least 2, since batch norm takes the statistics of a batch"),
             ("milestones", list(self.milestones) == sorted(set(self.milestones)), "epochs in rising order"),
@@ -70,7 +70,7 @@ class FineTuneSettings:
             ("beta", self.beta >= 0, "at least 0"),
             ("epsilon", 0 <= self.epsilon <= 1, fraction),
             ("step_size", 0 <= self.step_size <= 1, fraction),
-            ("steps", self.steps >= 0, "at least 0"),
+            ("steps", type(self.steps) is int and self.steps >= 0, "an integer of at least 0"),
             ("start_noise", 0 <= self.start_noise <= 1, fraction),
         ):
             if not valid:
@@ -140,19 +140,20 @@ def fine_tune(
     noise = streams.on_device("finetuning/noise")
     steps = settings.epochs * len(_batches(torch.arange(len(train)), settings.batch_size))
 
+    watch = torch.zeros((), device=device)  # of the attack's gradients
     done = 0
     for _ in range(settings.epochs):
         for rows in _batches(torch.randperm(len(train), generator=order), settings.batch_size):
             images = weak_views(as_float(train.images[rows].to(device)), views, crops)
             with frozen(model):
-                attacked = _attack(encoder, head, routes, images, settings, noise)
+                attacked = _attack(encoder, head, routes, images, settings, noise, watch)
             y = labels[rows.to(device)]
             loss = trades(head(features(images, routes[0])), head(features(attacked, routes[1])), y, settings.beta)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             done += 1
-            if not bool(loss.isfinite()) or not _finite(model):
+            if not bool(loss.isfinite() & watch.isfinite()) or not _finite(model):
                 raise RuntimeError(
                     f"fine-tuning diverged in step {done} of {steps} at learning rate "
                     f"{optimiser.param_groups[0]['lr']:g}, with loss {loss.item():g}: lower its lr, or check that the "
@@ -196,6 +197,7 @@ def _attack(
     images: Tensor,
     settings: FineTuneSettings,
     generator: torch.Generator,
+    watch: Tensor,
 ) -> Tensor:
     """The images moved so that their answer on the attacked route leaves the clean one; all is in eval mode."""
     features = _eval_features(encoder)
@@ -215,6 +217,7 @@ def _attack(
         ),
         # `pgd` holds a given start to the pixels' bounds, but to the ball from the first step on only.
         start=noise.clamp(-settings.epsilon, settings.epsilon),
+        watch=watch,
     ).images
 
 

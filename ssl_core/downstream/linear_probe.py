@@ -53,9 +53,9 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
-            ("epochs", self.epochs >= 1, "at least 1"),
+            ("epochs", type(self.epochs) is int and self.epochs >= 1, "an integer of at least 1"),
             ("lr", self.lr > 0, "above 0"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("batch_size", type(self.batch_size) is int and self.batch_size >= 1, "an integer of at least 1"),
             ("milestones", list(self.milestones) == sorted(set(self.milestones)), "epochs in rising order"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
@@ -85,7 +85,7 @@ class TrainingAttack:
         for name, valid, expected in (
             ("epsilon", 0 < self.epsilon <= 1, "a fraction in (0, 1], such as 8/255 and not 8"),
             ("step_size", 0 < self.step_size <= 1, "a fraction in (0, 1], such as 2/255 and not 2"),
-            ("steps", self.steps >= 1, "at least 1"),
+            ("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1"),
         ):
             if not valid:
                 raise ValueError(f"the training attack's {name} is {getattr(self, name)!r}: expected {expected}")
@@ -144,8 +144,8 @@ class RawPixels(nn.Module):
 class PlainEncoder(nn.Module):
     """Any module as an encoder: images (n, 3, H, W) in [0, 1] -> features (n, d), (n, d, 1, 1) or (n, d, h, w).
 
-    The mean over the last two dimensions makes the features (n, d). Whatever normalisation the module expects has to be
-    part of it.
+    The mean over the last two dimensions makes the features (n, d), in the images' type. Whatever normalisation the
+    module expects has to be part of it.
 
     Args:
         module: kept, not copied; its mode is left as it is.
@@ -167,8 +167,14 @@ class PlainEncoder(nn.Module):
         trial = copy.deepcopy(module).eval()
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         images = torch.stack([torch.full(shape, grey, device=device) for grey in (0.25, 0.75)])
+        given = images.clone()
         with torch.no_grad():
-            together = _pooled(trial(images), 2)
+            together = _pooled(trial(given), 2)
+            if not torch.equal(given, images):
+                raise ValueError(
+                    "the encoder changes the images that it is given: expected a forward that works on a copy, "
+                    "x = x - 0.5 and not x.sub_(0.5)"
+                )
             alone = torch.cat([_pooled(trial(image), 1) for image in images.split(1)])
         # Far above what rounding does, even in bfloat16, and far below what batch statistics do.
         if (together - alone).norm() > 0.1 * alone.norm():
@@ -180,7 +186,8 @@ class PlainEncoder(nn.Module):
 
     def features(self, images: Tensor, route: str) -> Tensor:
         """(n, 3, H, W) -> (n, feature_dim); there are no routes to choose from."""
-        return _pooled(self.module(images), len(images))
+        # a module that computes in another type stands before a head that does not
+        return _pooled(self.module(images), len(images)).to(images.dtype)
 
 
 def _pooled(output: object, n: int) -> Tensor:
@@ -270,9 +277,9 @@ def train_probe(
         head.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(settings.milestones), gamma=0.1)
-    extract = _clean_features(encoder, route)
+    extract, watch = _clean_features(encoder, route), torch.zeros((), device=device)
     if attack is not None:
-        extract = _attacked_features(encoder, route, head, attack, streams.on_device("probe/noise"))
+        extract = _attacked_features(encoder, route, head, attack, streams.on_device("probe/noise"), watch)
 
     def features(rows: Tensor) -> Tensor:
         images = as_float(train.images[rows].to(device))
@@ -292,7 +299,7 @@ def train_probe(
             optimiser.step()
             if progress is not None:
                 progress(done, settings.epochs * steps)
-        if not all(bool(parameter.isfinite().all()) for parameter in head.parameters()):
+        if not all(bool(values.isfinite().all()) for values in (*head.parameters(), watch)):
             raise RuntimeError(
                 f"the probe diverged in epoch {epoch + 1} of {settings.epochs} at learning rate "
                 f"{optimiser.param_groups[0]['lr']:g}: lower its lr, or check that the features are finite"
@@ -316,9 +323,10 @@ def _clean_features(encoder: nn.Module, route: str) -> Extract:
 
 
 def _attacked_features(
-    encoder: nn.Module, route: str, head: nn.Module, attack: TrainingAttack, noise: torch.Generator
+    encoder: nn.Module, route: str, head: nn.Module, attack: TrainingAttack, noise: torch.Generator, watch: Tensor
 ) -> Extract:
-    """(images, labels) -> features of the images attacked by the head's cross entropy, without gradient."""
+    """(images, labels) -> features of the images attacked by the head's cross entropy, without gradient; `watch` is
+    `pgd`'s."""
     folded = FoldedNetwork(encoder) if type(encoder) is TargetNetwork else None
 
     def encode(images: Tensor, rows: Tensor) -> Tensor:
@@ -332,6 +340,7 @@ def _attacked_features(
             images,
             attack.budget(len(images), images.device),
             generator=noise,
+            watch=watch,
         ).embeddings
 
     return extract

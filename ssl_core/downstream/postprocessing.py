@@ -82,7 +82,7 @@ class PostSettings:
             ("beta", 0 <= self.beta < math.inf, "at least 0"),
             ("epsilon", 0 <= self.epsilon <= 1, fraction),
             ("step_size", 0 <= self.step_size <= 1, fraction),
-            ("steps", self.steps >= 0, "at least 0"),
+            ("steps", type(self.steps) is int and self.steps >= 0, "an integer of at least 0"),
             ("start_noise", 0 <= self.start_noise <= 1, fraction),
         ):
             if not valid:

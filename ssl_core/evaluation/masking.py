@@ -188,6 +188,11 @@ def _chosen(classifier: nn.Module, images: Tensor, labels: Tensor, limit: int) -
     device = device_of(classifier)
     x, y = as_float(images.to(device)), labels.to(device)
     logits = torch.cat([logits_of(classifier, piece) for piece in x.split(limit)])
+    if not torch.equal(x, as_float(images.to(device))):
+        raise SanityError(
+            "the classifier changes the images that it is given: expected a forward that works on a copy, x = x - 0.5 "
+            "and not x.sub_(0.5)"
+        )
     right = logits.argmax(1) == y
     first = torch.argsort(right.logical_not().byte(), stable=True)[:limit]
     return x[first], y[first], right[first]
@@ -250,7 +255,7 @@ def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
         torch.arange(1, n, 2),
         *torch.arange(min(n, _ALONE)).split(1),
     ]
-    worst = torch.zeros(n, device=x.device)
+    worst = torch.zeros(n, device=x.device, dtype=logits.dtype)
     for order in filter(len, orders):
         rows = order.to(x.device)
         moved = (logits_of(classifier, x[rows]) - logits[rows]).abs().amax(1) / scale

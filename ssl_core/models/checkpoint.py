@@ -1,19 +1,25 @@
 """Checkpoints: plain tensors and values, written whole or not at all, loaded without running anybody's code."""
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.files import check_target, expanded
+from astra_gym.ssl_core.utils.finite import not_finite, some
 from astra_gym.ssl_core.utils.writers import lock, sweep
 
 SCHEMA = 1
 FORMAT = "astra-gym"
+WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Floating types in which weights may be kept."""
 
 
 class CheckpointError(ValueError):
@@ -61,16 +67,16 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
 
     Raises:
         CheckpointError: if the file is missing, truncated, foreign, or of another kind or schema.
+        ValueError: if there is no such device.
     """
-    path = Path(path)
+    path, device = Path(path), usable_device(device)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file fails in torch's and zipfile's reading in a dozen ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: truncated, or no checkpoint that loads with weights_only=True ({reason})"
+            f"{path}: truncated, or no checkpoint that loads with weights_only=True ({_reason(error)})"
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a foreign file, without the mark {FORMAT!r} of this project's checkpoints")
@@ -84,29 +90,83 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
     return payload
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, in one line, without the codes that make a terminal's text bold."""
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()
+    return " ".join(said)[:120] or type(error).__name__
+
+
 def describe_network(network: TargetNetwork) -> dict[str, Any]:
     """What `load_network` needs to build the same network again."""
     return {"arguments": dict(network.arguments), "state": network.state_dict()}
 
 
-def load_network(path: str | Path, device: torch.device | str = "cpu") -> tuple[TargetNetwork, str]:
+def load_network(
+    path: str | Path, device: torch.device | str = "cpu", *, checks_images: bool = True
+) -> tuple[TargetNetwork, str]:
     """The target network of a run's checkpoint or of a kept encoder, in eval mode, and its route of evaluation.
+
+    It computes in float32 whatever its run was trained in, as its export does. Its `features` and `forward` refuse
+    images that are not float32 (n, 3, h, w) in [0, 1].
 
     Args:
         path: a checkpoint of kind "run" or "encoder", or a run folder (then `checkpoints/last.pt` in it).
         device: where to put it.
+        checks_images: False leaves the look at the images' values out, which waits for the device at every call.
 
     Raises:
-        CheckpointError: as `load_checkpoint`.
+        CheckpointError: as `load_checkpoint`, or if the weights are not finite or do not fit the network.
+        ValueError: if there is no such device.
     """
-    path = expanded(path)
-    payload = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path, ("run", "encoder"), device)
-    if "network" not in payload:
+    path, device = expanded(path), usable_device(device)
+    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    payload = load_checkpoint(file, ("run", "encoder"))
+    if "network" not in payload and "state_dict" in payload:
         raise CheckpointError(f"{path}: an exported encoder, in another layout: read it as --format torchvision")
-    with torch.random.fork_rng(devices=[]):
-        network = TargetNetwork(**payload["network"]["arguments"])
-    network.load_state_dict(payload["network"]["state"])
-    return network.to(device).eval(), payload["evaluation_route"]
+    network = _network_of(payload.get("network"), file)
+    route = payload.get("evaluation_route")
+    if not isinstance(route, str) or route not in network.routes:
+        raise CheckpointError(f"{file}: its route of evaluation is {route!r:.60}: expected {some(network.routes)}")
+    # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
+    network.precision = "fp32"
+    network.checks_images = checks_images
+    return network.to(device).eval(), route
+
+
+def _network_of(saved: Any, file: Path) -> TargetNetwork:
+    """The network that `describe_network` described, on the CPU."""
+    arguments, state = (saved.get(name) if isinstance(saved, dict) else None for name in ("arguments", "state"))
+    if not isinstance(arguments, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{file}: damaged: expected a network's arguments and its weights by name")
+    try:
+        # on no device: nothing is drawn, and a size that the weights belie takes no memory
+        with torch.device("meta"):
+            network = TargetNetwork(**arguments)
+    except Exception as error:  # arguments that somebody has edited fail in a dozen ways
+        raise CheckpointError(f"{file}: damaged: its network cannot be built ({_reason(error)})") from error
+    expected = network.state_dict()
+    faults = {
+        "missing": [name for name in expected if name not in state],
+        "not understood": [str(name)[:60] for name in state if name not in expected],
+        "of another type": [name for name in expected if name in state and not _is_like(state[name], expected[name])],
+    }
+    if not any(faults.values()):
+        shapes = {name: tuple(state[name].shape) for name in expected}
+        faults["of another shape"] = [name for name in expected if shapes[name] != tuple(expected[name].shape)]
+    if any(faults.values()):
+        said = "; ".join(f"{what}: {some(names, 1)}" for what, names in faults.items() if names)
+        raise CheckpointError(f"{file}: damaged: its weights do not fit its network ({said})")
+    if bad := not_finite(state):
+        raise CheckpointError(f"{file}: its weights are not finite ({some(bad)}): take an earlier checkpoint")
+    network.to_empty(device="cpu").load_state_dict(state)
+    return network
+
+
+def _is_like(value: Any, expected: Tensor) -> bool:
+    """Whether it is a dense tensor of weights, or of integers, as expected."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.dtype in WEIGHTS if expected.is_floating_point() else value.dtype == expected.dtype
 
 
 def encoder_path(checkpoints: Path, epoch: int) -> Path:

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 from torch import Tensor
 
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.utils.finite import not_finite, some
 
 OURS_ALONE = ("mean", "std")
 """Buffers of a `TargetNetwork` that no layout has a name for: the input normalisation."""
@@ -83,7 +84,8 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
         Copies of the tensors, on the CPU.
 
     Raises:
-        ValueError: if the network has no such route, or its features come from a layer that these models lack.
+        ValueError: if the network has no such route, its features come from a layer that these models lack, or its
+            weights are not finite.
     """
     if network.feature_dim != network.backbone.feature_dim:
         raise ValueError(
@@ -93,6 +95,8 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
     if route not in network.routes:
         raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
     state = network.state_dict()
+    if bad := not_finite(state):
+        raise ValueError(f"the network's weights are not finite ({some(bad)}): there is nothing to export")
     return {
         theirs: state[ours].detach().cpu().clone()
         for ours, theirs in foreign_names(network, TORCHVISION, "backbone.").items()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.models.checkpoint import FORMAT, save_checkpoint
 from astra_gym.ssl_core.models.export import DUAL_NORM, TORCHVISION, foreign_names, torchvision_state
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
+from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -110,11 +111,12 @@ def load_foreign(
             an ordinary ResNet is called "normal".
         mean, std: input normalisation per channel, for pixels in [0, 1]; needed if neither the file nor the format says
             (torchvision and timm: ImageNet's, if the stem is ImageNet's).
-        device: where to put the network.
+        device: where to put the network, which refuses images that are not float32 (n, 3, h, w) in [0, 1].
 
     Raises:
         ValueError: if the file is missing, needs code to be read, holds no such network or a variant of one, or has
-            entries that are not understood; if something must be said, or what is said contradicts the file.
+            entries that are not understood; if something must be said, or what is said contradicts the file; if there
+            is no such device.
     """
     pick(format, FORMATS, "format")
     notes: list[str] = []
@@ -144,7 +146,7 @@ def load_foreign(
     if sizes is None:
         names = {ours: theirs for ours, theirs in names.items() if ours.startswith("backbone.")}
     _fill(network, names, state, notes)
-    network.to(device).eval()
+    network.to(usable_device(device)).eval().checks_images = True
     return Foreign(network, chosen, notes, sizes is not None)
 
 

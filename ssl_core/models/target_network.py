@@ -33,6 +33,8 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
 PIECE = 2**18
 """Bytes of one channel of the images that a processor encodes at once in eval mode: its cache then holds their
 activations from layer to layer, and the layers are still large enough for its vector units."""
+ROUNDING = 1e-6
+"""So far beyond 0 and 1 pixels may lie where `checks_images` looks: what rounding leaves of a clip."""
 PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
 STEMS = {
     "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
@@ -215,6 +217,9 @@ class TargetNetwork(nn.Module):
         """What the network was built from, for its checkpoint; `recompute` changes no result and is not part of it."""
         pick(precision, PRECISIONS, "precision")
         self.precision = precision
+        self.checks_images = False
+        """Whether `features` and `forward` look at the images' values first (`check_values`): so does a network that a
+        user loads; in training, where a device would be waited for at every call, nothing does."""
         self.backbone = ResNet(arch, width, stem, routes, recompute)
         self.feature_dim = neck or self.backbone.feature_dim
         self.neck = Projector(NECK, self.backbone.feature_dim, neck, neck, routes) if neck else None
@@ -223,11 +228,13 @@ class TargetNetwork(nn.Module):
 
     def features(self, images: Tensor, route: str) -> Tensor:
         """Images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
+        self._look(images, route)
         with self._autocast(images.device):
             return torch.cat([self._full(self._features(piece, route)) for piece in self._pieces(images)])
 
     def forward(self, images: Tensor, route: str) -> Encoded:
         """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of `routes`."""
+        self._look(images, route)
         with self._autocast(images.device):
             features = [self._features(piece, route) for piece in self._pieces(images)]
             embeddings = [self._full(self.projector(piece, route)) for piece in features]
@@ -256,6 +263,30 @@ class TargetNetwork(nn.Module):
         self.check_route(route)
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
+
+    def check_values(self, images: Tensor) -> None:
+        """Raises a ValueError unless the images are float32, on the network's device and in [0, 1]; it waits for the
+        device."""
+        if images.dtype not in (torch.float32, self.mean.dtype):
+            advice = "; divide bytes by 255: images.float() / 255" if not images.is_floating_point() else ""
+            raise ValueError(f"images are {images.dtype}: expected torch.float32 in [0, 1]{advice}")
+        if images.device != self.mean.device:
+            raise ValueError(f"images are on {images.device}: expected them on the network's, {self.mean.device}")
+        if not images.numel():
+            return
+        low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            advice = "; divide bytes by 255, and leave normalisation out: it is a layer of the network"
+            raise ValueError(f"images span [{low:g}, {high:g}]: expected values in [0, 1]{advice}")
+
+    def _look(self, images: Tensor, route: str) -> None:
+        # a compiler cannot follow a decision that values make
+        if not self.checks_images or torch.compiler.is_compiling():
+            return
+        if not isinstance(images, Tensor):
+            raise ValueError(f"images are of type {type(images).__name__}: expected a tensor (n, 3, h, w) in [0, 1]")
+        self.check(images, route)
+        self.check_values(images)
 
     def check_route(self, route: str) -> None:
         """Raises a ValueError unless the network has the route."""

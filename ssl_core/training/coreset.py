@@ -254,7 +254,8 @@ def _divergence_gradient(
             folded = FoldedNetwork(learner.network)
             with torch.no_grad():
                 clean = folded(images, method.clean_route).embeddings
-            attacked = _maximised(folded, images, clean, method.attack_route, settings, noise)
+            watch = learner.watched_gradients()
+            attacked = _maximised(folded, images, clean, method.attack_route, settings, noise, watch)
         with _differentiable(learner, parameters):
             before = learner.network(images, method.clean_route).embeddings
             after = learner.network(attacked, method.attack_route).embeddings
@@ -272,6 +273,7 @@ def _maximised(
     route: str,
     settings: CoresetSettings,
     noise: torch.Generator,
+    watch: Tensor | None = None,
 ) -> Tensor:
     """Images (n, 3, h, w) attacked so that their embeddings diverge most from the clean ones."""
     budget = Budget.uniform(
@@ -282,9 +284,12 @@ def _maximised(
         return network(moved, route).embeddings
 
     def objective(z: Tensor) -> Tensor:
-        return representational_divergence(clean, z, settings.divergence, "sum")
+        if settings.divergence == "ot":
+            # of the two sets, and not of a row: each counts as much as the whole
+            return representational_divergence(clean, z, "ot").expand(len(z))
+        return representational_divergence(clean, z, settings.divergence, "none")
 
-    return pgd(encode, objective, images, budget, generator=noise).images
+    return pgd(encode, objective, images, budget, generator=noise, watch=watch).images
 
 
 def _averaged(gradient: Gradient) -> Tensor:

@@ -1,5 +1,6 @@
 """The target network in training: it owns network and optimiser, and alone flips modes and batch-norm routes."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,17 +18,20 @@ from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
+from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment
 
+GRADIENTS = "the attack's gradients"
 SHAPES = 64
 """At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
 much as an iteration, while rounding up costs a share of about 1 / SHAPES."""
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The training loss, or the weights after an update, are not finite: training cannot go on from here."""
+class NonFiniteLossError(NonFiniteError):
+    """What an update is made of (views, features, rewards, gradients, the loss), or the weights after it, are not
+    finite: training cannot go on from here."""
 
 
 def on_route(network: Network, own: str) -> Network:
@@ -83,6 +87,7 @@ class TargetLearner:
         self.device = next(network.parameters()).device
         self._parts = nn.ModuleList([network, self.heads, self.others])
         self._carried: dict[str, Tensor] = {}
+        self._watched: dict[str, Tensor] = {}
 
     @property
     def lr(self) -> float:
@@ -176,6 +181,15 @@ class TargetLearner:
         """A context for what only measures: attacks in train mode leave the running statistics as they are."""
         return Untracked(self._parts)
 
+    def watch(self, name: str, values: Tensor) -> None:
+        """The next update reads, with its loss, whether these values are finite, and ends as it would for a loss that
+        is not: nobody waits for them before."""
+        self._watched[name] = torch.stack(torch.aminmax(values.detach()))
+
+    def watched_gradients(self) -> Tensor:
+        """What the attacks up to the next update `watch` their gradients by, see `pgd`."""
+        return self._watched.setdefault(GRADIENTS, torch.zeros((), device=self.device))
+
     def attack(
         self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
     ) -> Attacked:
@@ -201,7 +215,16 @@ class TargetLearner:
             encode = self.method.encode(self.plain() if training else self._folded())
             if training:
                 encode = self._tracked_by_steps(encode)
-            return pgd(encode, objective, images, budget, generator=generator, start=start, granularity=granularity)
+            return pgd(
+                encode,
+                objective,
+                images,
+                budget,
+                generator=generator,
+                start=start,
+                granularity=granularity,
+                watch=self.watched_gradients(),
+            )
 
     def _tracked_by_steps(self, encode: Encode) -> Encode:
         """The same encoder, whose pass for the embeddings alone, without gradient, leaves statistics as they were: the
@@ -249,8 +272,8 @@ class TargetLearner:
             The mean of each named loss term, and "total".
 
         Raises:
-            NonFiniteLossError: if the loss is not finite (nothing was updated then but batch-norm statistics) or the
-                weights or these statistics are not, after the update.
+            NonFiniteLossError: if the loss, or what is watched (`watch`), is not finite (nothing was updated then but
+                batch-norm statistics) or the weights or these statistics are not, after the update.
         """
         moment = self.moment
         self.network.train()
@@ -273,9 +296,16 @@ class TargetLearner:
                 )
             means = {name: values.mean() for name, values in terms.items()}
             total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
-            values = torch.stack([*means.values(), total]).detach().tolist()
-            losses = dict(zip([*means, "total"], values, strict=True))
-            self._check_finite(total.detach(), f"the loss of update {self.step + 1} is not finite: {losses}")
+            watched, self._watched = self._watched, {}
+            # all in one copy: a device is waited for once
+            ends = [value.to(total.dtype).sum() for value in watched.values()]
+            values = torch.stack([*means.values(), total, *ends]).detach().tolist()
+            losses = dict(zip([*means, "total"], values[: len(means) + 1], strict=True))
+            for name, value in zip(watched, values[len(means) + 1 :], strict=True):
+                if not math.isfinite(value):
+                    raise NonFiniteLossError(f"{name} of update {self.step + 1} are not finite")
+            if not math.isfinite(losses["total"]):
+                raise NonFiniteLossError(f"the loss of update {self.step + 1} is not finite: {losses}")
             for group in self.optimizer.param_groups:
                 if not group.get("constant_lr"):
                     group["lr"] = self.lr
@@ -311,6 +341,20 @@ class TargetLearner:
         if not bool(values.isfinite().all()):
             raise NonFiniteLossError(message)
 
+    def numbers(self) -> dict[str, Any]:
+        """All that has to be finite for training to go on, by name; not copied. A teacher does not change; what is
+        watched and was not read yet is among them."""
+        others = {name: self.others[name].state_dict() for name in self.others if name != "teacher"}
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "heads": self.heads.state_dict(),
+            "others": others,
+            "tables": self.tables,
+            "carried": self._carried,
+            "watched": self._watched,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser and number of updates; heads, moving averages and carried perturbations where there are.
 
@@ -323,6 +367,7 @@ class TargetLearner:
             "tables": dict(self.tables),
             "carried": {name: value.clone() for name, value in self._carried.items()},
             "teacher": digest(self.others["teacher"]) if "teacher" in self.others else "",
+            "teacher_precision": self._other("teacher").precision if "teacher" in self.others else "",
         }
         return state | {name: value for name, value in beside.items() if value}
 
@@ -330,6 +375,10 @@ class TargetLearner:
         """Restores what `state_dict` gave; ValueError if the teacher is another one now."""
         if "teacher" in self.others and state.get("teacher") != digest(self.others["teacher"]):
             raise ValueError("the teacher is another one than before: go on with the file that the run began with")
+        if "teacher" in self.others:
+            # before there was this entry, a teacher computed in the precision of its own run
+            teacher = self._other("teacher")
+            teacher.precision = state.get("teacher_precision", teacher.arguments["precision"])
         self.network.load_state_dict(state["network"])
         self.heads.load_state_dict(state.get("heads", {}))
         for name, other in state.get("others", {}).items():

@@ -12,7 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from astra_gym.agents import REINFORCE, RandomAgent, as_torch_env
+from astra_gym.agents import REINFORCE, RandomAgent, as_torch_env, storage
+from astra_gym.agents.adapters import HeldObservation
 from astra_gym.agents.reinforce import ReinforceSettings
 
 LONG = ReinforceSettings(gamma=0.9, n_steps=4)
@@ -266,3 +267,39 @@ def test_set_random_seed_starts_the_streams_anew(world: Any) -> None:
     assert not np.array_equal(agent.predict(np.zeros((9, 6), np.float32))[0], first)
     agent.set_random_seed(1)
     assert np.array_equal(agent.predict(np.zeros((9, 6), np.float32))[0], first)
+
+
+@pytest.mark.parametrize("shell", ["torch", "vec_env", "vector_env"])
+def test_an_observation_that_is_not_finite_stops_before_anything_is_chosen(world: Any, shells: Any, shell: str) -> None:
+    env = world(num_envs=4)
+    agent = REINFORCE(shells[shell](env)).learn(4 * 2)
+    before, plays = weights(agent), env.plays
+    env.current[1, 2] = float("nan")
+    if isinstance(agent._env, HeldObservation):
+        agent._env.observation = env.current.clone()
+    with pytest.raises(ValueError, match="the environment's observation is not finite after 8 timesteps"):
+        agent.learn(4, reset_num_timesteps=False)
+    assert torch.equal(weights(agent), before) and env.plays == plays
+
+
+def test_an_update_that_is_not_finite_stops(world: Any) -> None:
+    agent = REINFORCE(world(num_envs=4)).learn(4)
+    with torch.no_grad():
+        agent.policy.head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="update 2 of the policy is not finite"):
+        agent.learn(4, reset_num_timesteps=False)
+
+
+def test_an_agent_that_is_not_finite_is_neither_written_nor_read(world: Any, tmp_path: Path) -> None:
+    agent, path = REINFORCE(world(num_envs=4)).learn(4), tmp_path / "agent.zip"
+    agent.save(path)
+    good, saved = path.read_bytes(), storage.read(path)
+    with torch.no_grad():
+        agent.policy.head.bias[1] = float("inf")
+    with pytest.raises(ValueError, match=r"not finite \(learner/policy/head.bias\): take an earlier file"):
+        agent.save(path)
+    assert path.read_bytes() == good
+    saved["state"]["learner"]["baseline"] = float("nan")
+    storage.write(path, "reinforce", {name: saved[name] for name in saved if name not in ("format", "schema", "kind")})
+    with pytest.raises(ValueError, match=r"agent\.zip: the agent's numbers are not finite \(learner/baseline\)"):
+        REINFORCE.load(path)

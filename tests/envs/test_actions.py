@@ -93,3 +93,11 @@ def test_a_budget_off_the_grid_is_refused_where_there_is_a_grid(kind: str) -> No
 def test_unknown_kind_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'factored'"):
         ActionTable("factord")
+
+
+@pytest.mark.parametrize("kind", ["factored", "flat", "continuous"])
+def test_steps_that_are_not_whole_have_no_action(kind: str) -> None:
+    budget = ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
+    object.__setattr__(budget, "steps", 5.5)
+    with pytest.raises(ValueError, match=r"steps is 5\.5: expected an integer"):
+        ActionTable(kind).encode(budget)

@@ -9,6 +9,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.training.learner import NonFiniteLossError
+from astra_gym.ssl_core.utils.finite import not_finite
 
 BUDGET = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=3)
 
@@ -167,3 +168,55 @@ def test_a_copied_world_goes_on_by_itself(tiny, keep: str) -> None:
     other = copy.deepcopy(engine)
     first = [engine.play(BUDGET).reward.clone() for _ in range(4)]
     assert all(torch.equal(other.play(BUDGET).reward, reward) for reward in first)
+
+
+BAD = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_views_that_are_not_finite_name_update_and_budget(engine: AttackEngine, monkeypatch, value: float) -> None:
+    engine.play(BUDGET)
+    engine._views[3, 0, 0, 0] = value
+    for act in (engine.observe, lambda: engine.play(BUDGET)):
+        with pytest.raises(NonFiniteLossError, match=r"views before update 2 are not finite; .*epsilon 8 to 8"):
+            act()
+    assert not_finite(engine.numbers()) == ["views"]
+    assert engine.step == 1
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("settings", [{}, {"reward_progress": 0.5}, {"reward_scope": "batch"}])
+def test_rewards_that_are_not_finite_stop_before_the_update(tiny, monkeypatch, settings: dict, value: float) -> None:
+    engine = AttackEngine(WorldSettings(**tiny, **settings), seed=3)
+    engine.play(BUDGET)
+    weights = {name: one.clone() for name, one in engine.learner.network.named_parameters()}
+    terms = engine.rewards.frozen_terms
+    bad = {"clean": torch.tensor([0.0, value] * 4)}
+    monkeypatch.setattr(engine.rewards, "frozen_terms", lambda *given: terms(*given) | bad)
+    with pytest.raises(NonFiniteLossError, match=r"the rewards of update 2 are not finite; .*steps 3 to 3"):
+        engine.play(BUDGET)
+    assert all(torch.equal(one, weights[name]) for name, one in engine.learner.network.named_parameters())
+
+
+def test_a_look_ahead_that_is_not_finite_stops_too(tiny, monkeypatch) -> None:
+    engine = AttackEngine(WorldSettings(**tiny, reward_lookahead=0.5, lookahead_images=4), seed=3)
+    engine.play(BUDGET)
+    assert engine.rewards.lookahead is not None
+    monkeypatch.setattr(engine.rewards.lookahead, "losses", lambda: torch.tensor([float("nan"), 0.0]))
+    with pytest.raises(NonFiniteLossError, match="the rewards of update 2 are not finite"):
+        engine.play(BUDGET)
+
+
+def test_losses_that_are_not_known_yet_are_nan_by_right(tiny) -> None:
+    engine = AttackEngine(WorldSettings(**tiny, reward_progress=0.5), seed=3)
+    engine.play(BUDGET)
+    assert engine.state_dict()["rewards"]["progress"]["last"].isnan().any()
+    assert not_finite(engine.numbers()) == []
+    engine.learner.optimizer.state[engine.learner.network.backbone.conv.weight]["exp_avg_sq"].fill_(float("inf"))
+    assert not_finite(engine.numbers()) == ["learner/optimizer/state/0/exp_avg_sq"]
+
+
+@pytest.mark.parametrize("device", ["cuad", "meta"])
+def test_a_device_that_is_not_there_is_refused(tiny, device: str) -> None:
+    with pytest.raises(ValueError, match=f"device is '{device}'"):
+        AttackEngine(WorldSettings(**tiny), 0, device)

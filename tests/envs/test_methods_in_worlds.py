@@ -323,3 +323,17 @@ def test_a_free_attack_costs_no_steps_of_its_own(tiny: dict, teacher: str) -> No
     assert engine.play(uniform(engine)).terms["cost"].max() == 0
     engine = world(tiny, "acl", teacher, reward_cost=0.1)
     assert engine.play(uniform(engine)).terms["cost"].min() == 2
+
+
+@pytest.mark.parametrize("method", ["deacl", "daq-sdp", "advcl"])
+def test_a_teacher_computes_in_float32_whatever_its_run_was_trained_in(
+    method: str, tiny: dict, teacher: str, tmp_path: Path
+) -> None:
+    payload = torch.load(teacher, weights_only=True)
+    payload["network"]["arguments"]["precision"] = "bf16"
+    torch.save(payload, tmp_path / "half.pt")
+    engines = [world(tiny, method, path, precision="fp32") for path in (teacher, str(tmp_path / "half.pt"))]
+    # and nothing waits for the device to look at what training gives it
+    assert not engines[1].learner.others["teacher"].checks_images
+    played = [engine.play(uniform(engine)) for engine in engines]
+    assert played[0].losses == played[1].losses and torch.equal(played[0].reward, played[1].reward)

@@ -342,3 +342,27 @@ def test_a_model_that_changes_under_attack_gets_no_figure(tmp_path: Path, monkey
     assert evaluate_encoder.main([*words, *many]) == 1
     assert "not frozen" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("parts/attacks-*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_and_float64_are_evaluated(tmp_path: Path, monkeypatch) -> None:
+    traced = CONVOLUTION.replace("build", "plain") + "\n\ndef build():\n"
+    traced += "    return torch.jit.trace(plain().eval(), torch.rand(2, 3, 8, 8))\n"
+    path = module_of(tmp_path, monkeypatch, "traced_of_mine", traced)
+    rows = evaluated(tmp_path / "out", "--model", path, *DATA, *QUICK, "--protocols", "slf", "knn")
+    assert {row.protocol for row in rows} == {"slf", "knn"}
+    path = module_of(
+        tmp_path, monkeypatch, "double_of_mine", LOGITS.format(output="x.flatten(1).double() @ self.weight.double()")
+    )
+    quick = ["--attacks", "pgd20", "autoattack-quick", "--epsilons", "8/255", "--test_limit", "20"]
+    rows = evaluated(tmp_path / "logits", "--model", path, *DATA, *quick, "--protocols", "classifier")
+    assert {row.attack for row in rows} >= {"none", "pgd20", "autoattack-quick"}
+
+
+def test_a_model_whose_gradients_fail_in_an_attack_gets_no_figure(tmp_path: Path, monkeypatch, capsys) -> None:
+    # right at the image the slope of the root is infinite, and 0 times it NaN: FGSM begins there
+    output = f"{PLAIN} + 0 * (x - (255 * x).round() / 255).abs().sqrt().flatten(1).sum(1, keepdim=True)"
+    path = module_of(tmp_path, monkeypatch, "rooted", LOGITS.format(output=output))
+    words = ["--model", path, *DATA, "--attacks", "fgsm", "--epsilons", "8/255", "--protocols", "classifier"]
+    assert evaluate_encoder.main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert "the attack's gradients are not finite" in capsys.readouterr().err

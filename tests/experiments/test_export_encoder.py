@@ -121,3 +121,34 @@ def test_bad_input_is_one_line(run, tmp_path, capsys) -> None:
     fails(capsys, run, f"--out={tmp_path / 'file' / 'encoder.pt'}")
     assert not out.exists()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "mine"]
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "ours"])
+def test_an_encoder_trained_in_bfloat16_and_its_export_give_the_same_features(tmp_path, capsys, layout) -> None:
+    half = written(tmp_path / "half", precision="bf16")
+    out = tmp_path / "encoder.pt"
+    assert main([str(tmp_path / "half"), f"--out={out}", f"--layout={layout}"]) == 0
+    loaded, route = load_network(tmp_path / "half")
+    assert near(followed(capsys.readouterr().out), loaded.features(images(), route))
+    assert not near(half.features(images(), route), loaded.features(images(), route))
+
+
+def test_an_encoder_that_is_not_finite_is_not_exported(tmp_path, capsys) -> None:
+    network = written(tmp_path / "mine")
+    network.backbone.conv.weight.data[0, 0, 0, 0] = float("nan")
+    payload = {"network": describe_network(network), "evaluation_route": "pgd"}
+    save_checkpoint(tmp_path / "mine" / "checkpoints" / "last.pt", "run", payload)
+    said = fails(capsys, tmp_path / "mine", f"--out={tmp_path / 'encoder.pt'}")
+    assert "its weights are not finite (backbone.conv.weight): take an earlier checkpoint" in said
+    assert not (tmp_path / "encoder.pt").exists()
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "ours"])
+def test_what_the_recipe_loads_refuses_bytes(run, tmp_path, capsys, layout) -> None:
+    out = tmp_path / "encoder.pt"
+    assert main([str(run), f"--out={out}", f"--layout={layout}"]) == 0
+    capsys.readouterr()
+    network = load_network(out)[0] if layout == "ours" else load_foreign(out, format="torchvision").network
+    for wrong in ((images() * 255).to(torch.uint8), images() * 255, images() / 0):
+        with pytest.raises(ValueError, match=r"expected .*in \[0, 1\]"):
+            network.features(wrong, "pgd")

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecMonitor
 
-from astra_gym.agents import AGENTS, Sb3Agent
+from astra_gym.agents import AGENTS, Sb3Agent, storage
 from astra_gym.agents.policies import Sb3ImageExtractor
 from astra_gym.agents.sb3.algorithms import ALGORITHMS, make_sb3, seed_globals
 from astra_gym.agents.sb3.settings import BATCH, REPLAY_BYTES, VIEWS, replay_size, rollout_length
@@ -299,3 +299,44 @@ def test_bad_input(world: Any, shells: Any, tmp_path: Any) -> None:
     flat = Sb3Agent("ppo", shells["vec_env"](world("flat")), planned_plays=1, gamma=0.0)
     with pytest.raises(ValueError, match="does not fit this PPO"):
         agent.load_state_dict(flat.state_dict())
+
+
+BAD = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("name", ["a2c", "ppo", "dqn", "sac"])
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_what_an_environment_gives_has_to_be_finite(
+    world: Any, shells: Any, what: str, name: str, value: float
+) -> None:
+    class Broken(shells["vec_env"]):
+        def step_wait(self) -> Any:
+            observation, reward, *others = super().step_wait()
+            (reward if what == "reward" else observation)[1] = value
+            return (observation, reward, *others)
+
+    agent = Sb3Agent(name, Broken(world(own(name), num_envs=4)), planned_plays=3, gamma=0.0)
+    with pytest.raises(ValueError, match=f"the environment's {what} is not finite after 4 timesteps"):
+        agent.learn(12)
+
+
+def test_an_agent_that_is_not_finite_is_neither_written_nor_read_nor_asked(
+    world: Any, shells: Any, tmp_path: Any
+) -> None:
+    agent = Sb3Agent("sac", shells["vec_env"](world("continuous", num_envs=4)), planned_plays=3, gamma=0.0).learn(12)
+    path = tmp_path / "agent.zip"
+    agent.save(path)
+    good, saved = path.read_bytes(), storage.read(path)
+    with pytest.raises(ValueError, match="the observation is not finite"):
+        agent.predict(np.full((4, 6), np.nan, np.float32))
+    # the entropy's coefficient is in no state dict
+    agent.model.log_ent_coef.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"not finite \(log_ent_coef\): take an earlier file"):
+        agent.save(path)
+    assert path.read_bytes() == good
+    state = saved["state"]["parameters"]["actor.optimizer"]["state"]
+    state[0]["exp_avg_sq"].fill_(float("inf"))
+    storage.write(path, "sac", {name: saved[name] for name in saved if name not in ("format", "schema", "kind")})
+    with pytest.raises(ValueError, match=r"not finite \(parameters/actor.optimizer/state/0/exp_avg_sq\)"):
+        Sb3Agent.load(path)

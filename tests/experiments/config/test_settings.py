@@ -207,6 +207,8 @@ def test_an_unknown_name_offers_the_nearest(name: str, value: str, nearest: str 
         ({"agent": "fixed", "epsilon": 16 / 255}, "epsilon is 16/255: expected 3/255 to 15/255"),
         ({"agent": "fixed", "step_size": 0.5 / 255}, "step_size is 0.5/255"),
         ({"agent": "fixed", "steps": 15}, "steps is 15: expected 3 to 14"),
+        ({"agent": "fixed", "steps": 5.5}, "steps is 5.5: expected an integer"),
+        ({"agent": "fixed", "steps": 5.0}, "steps is 5.0: expected an integer"),
         ({"agent": "ppo", "epsilon": 8 / 255}, "--epsilon: only the agent fixed"),
         ({"steps": 5, "step_size": 2 / 255}, "--step_size, --steps: only the agent fixed"),
         ({"env": "batch", "observation": "image"}, "observation 'image'"),

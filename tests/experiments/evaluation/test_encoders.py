@@ -1,3 +1,5 @@
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,105 @@ def test_a_users_module_is_wrapped_unless_it_is_a_classifier(tmp_path: Path, mon
             encoders.module(f"pooling_of_mine:{name}", 8, CPU, classifier=False)
     with pytest.raises(ValueError, match=r"is a float: expected an nn\.Module"):
         encoders.module("math:pi", 8, CPU, classifier=False)
+
+
+MODELS = """
+import torch
+from torch import nn
+
+class Base(nn.Module):
+    def __init__(self, *first, features=192):
+        super().__init__()
+        self.m = nn.Sequential(*first, nn.Flatten(), nn.Linear(features, 10))
+        nn.init.constant_(self.m[-1].weight, 0.01)
+
+    def forward(self, x):
+        return self.m(x)
+
+class Sub(Base):
+    def forward(self, x):
+        return self.m(x.sub_(0.5))
+
+class Assigned(Base):
+    def forward(self, x):
+        x -= 0.5
+        return self.m(x)
+
+class Doubles(Base):
+    def forward(self, x):
+        return self.m.double()(x.double())
+
+class Grouped(Base):
+    def forward(self, x):
+        return self.m(x.unflatten(0, (-1, 2)).flatten(0, 1))
+
+def threshold():
+    return Base(nn.Threshold(0.5, 0.0, inplace=True))
+
+def first_norm():
+    return Base(nn.BatchNorm2d(3, track_running_stats=False))
+
+def last_norm():
+    model = Base()
+    model.m.append(nn.BatchNorm1d(10, track_running_stats=False))
+    return model
+
+def kept_norm():
+    return Base(nn.BatchNorm2d(3), nn.InstanceNorm2d(3))
+
+def double():
+    return Base().double()
+
+def half():
+    return Base(nn.Conv2d(3, 3, 1)).half()
+
+def other_size():
+    return Base(features=768)
+
+def traced():
+    return torch.jit.trace(Base().eval(), torch.rand(2, 3, 8, 8))
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with networks of a user's own, in the current directory."""
+    (tmp_path / "networks_of_mine.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    yield "networks_of_mine"
+    sys.modules.pop("networks_of_mine", None)
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Sub", "changes the images that it is given: expected a forward that works on a copy"),
+        ("Assigned", "changes the images that it is given"),
+        ("threshold", "changes the images that it is given"),
+        ("first_norm", r"batch norm without running statistics \(m\.0\) .*expected track_running_stats=True"),
+        ("last_norm", r"batch norm without running statistics \(m\.2\)"),
+        ("double", r"its weights are torch\.float64: build it with \.float\(\)"),
+        ("half", r"its weights are torch\.float16: build it with \.float\(\)"),
+        ("other_size", r"fails on images torch\.float32 \(8, 3, 8, 8\)"),
+        ("Grouped", "or on one of them alone"),
+    ],
+)
+def test_a_users_module_that_cannot_be_evaluated_is_told_why(
+    models: str, name: str, message: str, classifier: bool
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        encoders.module(f"{models}:{name}", 8, CPU, classifier)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["Base", "Doubles", "traced", "kept_norm"])
+def test_a_users_module_of_any_make_that_works_is_taken(models: str, name: str) -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = encoders.module(f"{models}:{name}", 8, CPU, classifier=True).encoder(images)
+    features = encoders.module(f"{models}:{name}", 8, CPU, classifier=False).encoder.features(images, "none")
+    for answers in (found, features):
+        # heads and attacks compute in the images' type
+        assert answers.shape == (4, 10) and answers.dtype == torch.float32
+    assert torch.autograd.grad(found.sum(), images)[0].abs().sum() > 0

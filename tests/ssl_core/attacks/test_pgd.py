@@ -1,11 +1,19 @@
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, check_images, pgd
+from astra_gym.ssl_core.attacks.pgd import (
+    Attacked,
+    Budget,
+    ConstantBudget,
+    NonFiniteGradientError,
+    check_images,
+    pgd,
+)
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 
@@ -269,3 +277,67 @@ def test_a_granularity_below_one_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="granularity is 0: expected 1 or more"):
         pgd(lambda x, rows: x.flatten(1), lambda z: z.sum(dim=1), images, budget, start="zero", granularity=0)
+
+
+@pytest.mark.parametrize("steps", [1.5, 2.0, True, "3", None, float("nan"), -1, torch.tensor(1.5)])
+def test_steps_are_whole(steps: object) -> None:
+    for make in (ConstantBudget, lambda **budget: Budget.uniform(2, **budget)):
+        with pytest.raises(ValueError, match=r"steps is .*: expected an integer of 0 or more"):
+            make(epsilon=0.1, step_size=0.1, steps=steps)
+    whole = ConstantBudget(epsilon=0.1, step_size=0.1, steps=np.int64(3))  # type: ignore[arg-type]
+    assert whole.expand(2).steps.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["epsilon", "step_size"])
+@pytest.mark.parametrize("value", [8, -0.1, float("nan"), float("inf"), "8/255", True])
+def test_a_constant_budget_is_in_the_images_unit(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is .*8/255 and not 8"):
+        ConstantBudget(**({"epsilon": 0.1, "step_size": 0.1, "steps": 1} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": lambda z: z.sum()}, r"objective gives \(\): expected \(3,\)"),
+        ({"objective": lambda z: z.sum(1).mean()[None]}, r"objective gives \(1,\): expected \(3,\)"),
+        ({"objective": lambda z: z}, r"objective gives \(3, 48\): expected \(3,\)"),
+        ({"objective": lambda z: torch.cat([z, z]).sum(1)}, r"objective gives \(6,\): expected \(3,\)"),
+        ({"encode": lambda x, rows: torch.cat([x, x]).flatten(1)}, r"encode gives \(6, 48\) for 3 images"),
+        ({"encode": lambda x, rows: x.sum()}, r"encode gives \(\) for 3 images"),
+        ({"start": torch.full((3, 3, 4, 4), float("nan"))}, "start has values up to nan: expected finite"),
+        ({"start": torch.full((3, 3, 4, 4), float("inf"))}, "start has values up to inf: expected finite"),
+        ({"start": torch.full((3, 3, 4, 4), -8.0)}, "start has values up to 8: .*8/255 and not 8"),
+    ],
+)
+@pytest.mark.parametrize("granularity", [1, 3])
+def test_what_does_not_fit_the_images_is_refused(change: dict, message: str, granularity: int) -> None:
+    arguments = {
+        "encode": lambda x, rows: x.flatten(1),
+        "objective": lambda z: z.sum(1),
+        "images": torch.rand(3, 3, 4, 4, generator=generator()),
+        "budget": Budget.uniform(3, epsilon=0.1, step_size=0.1, steps=2),
+        "start": "zero",
+        "granularity": granularity,
+    }
+    pgd(**arguments)
+    with pytest.raises(ValueError, match=message):
+        pgd(**(arguments | change))
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_may_be_collected_instead() -> None:
+    images, budget = torch.full((3, 3, 4, 4), 0.5), Budget.uniform(3, epsilon=0.1, step_size=0.1, steps=2)
+
+    def encode(x: Tensor, rows: Tensor) -> Tensor:
+        # the root's slope at 0 is infinite, and 0 times it is NaN: the values are fine, the sign of NaN is 0
+        return x.flatten(1) + 0 * (x - x.detach()).abs().sqrt().flatten(1)
+
+    def attack(watch: Tensor | None = None) -> Attacked:
+        return pgd(encode, lambda z: z.sum(1), images, budget, start="zero", watch=watch)
+
+    with pytest.raises(NonFiniteGradientError, match="left images where they were"):
+        attack()
+    watch = torch.zeros(())
+    assert torch.equal(attack(watch).images, images) and not watch.isfinite()
+    good = torch.zeros(())
+    pgd(lambda x, rows: 1e30 * x.flatten(1), lambda z: z.sum(1), images, budget, start="zero", watch=good)
+    assert good.isfinite()

@@ -120,6 +120,7 @@ def test_a_plain_encoder_leaves_the_module_as_it_is() -> None:
         (lambda x: x.flatten(2), r"gave a tensor \(2, 3, 36\) for 2 images: expected features \(2, d\)"),
         (lambda x: x.mean((2, 3))[:1], r"gave a tensor \(1, 3\) for 2 images"),
         (lambda x: x.mean(), r"gave a tensor \(\) for 2 images"),
+        (lambda x: x.sub_(0.5).mean((2, 3)), "changes the images that it is given"),
         (lambda x: F.batch_norm(x, None, None, training=True), "depend on the other images of its batch"),
     ],
 )
@@ -134,3 +135,9 @@ def test_features_that_are_not_finite_are_an_error() -> None:
     encoder = PlainEncoder(Reshaped(lambda x: (0.9 - x.mean((2, 3))).log()), (3, 6, 6))
     with pytest.raises(RuntimeError, match="features that are not finite"):
         encoder.features(torch.ones(2, 3, 6, 6), "any")
+
+
+def test_features_are_of_the_images_type() -> None:
+    encoder = PlainEncoder(Reshaped(lambda x: x.double().mean((2, 3))), (3, 6, 6))
+    assert encoder.features(torch.ones(2, 3, 6, 6), "any").dtype == torch.float32
+    assert encoder.features(torch.ones(2, 3, 6, 6).double(), "any").dtype == torch.float64

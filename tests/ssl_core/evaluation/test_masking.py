@@ -273,3 +273,16 @@ def test_bad_input_is_refused(linear: Classifier, digits: Split) -> None:
         masking_evidence(linear, images, labels, limit=0)
     with pytest.raises(SanityError, match="multiply by 255"):
         check_classifier(linear, as_float(images).to(torch.uint8), labels)
+
+
+def in_place(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x.mul_(0.9))
+
+
+def test_a_classifier_that_changes_its_images_is_told_so(digits: Split, linear: Classifier) -> None:
+    with pytest.raises(SanityError, match="changes the images that it is given"):
+        check(Wrapped(linear, in_place), digits)
+
+
+def test_logits_in_float64_are_fine(digits: Split, linear: Classifier) -> None:
+    assert check(Wrapped(linear, lambda model, x: model(x).double()), digits) == check(linear, digits)

@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from astra_gym.ssl_core.models.checkpoint import (
     load_network,
     save_checkpoint,
 )
-from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 
 
 def network():
@@ -73,8 +74,10 @@ def test_code_in_a_file_is_not_run(tmp_path) -> None:
             return (pytest.fail, ("the file's code was run",))
 
     torch.save({"format": "astra-gym", "x": Bomb()}, tmp_path / "bomb.pt")
-    with pytest.raises(CheckpointError, match="weights_only"):
+    with pytest.raises(CheckpointError, match="weights_only") as error:
         load_checkpoint(tmp_path / "bomb.pt", "run")
+    said = str(error.value).replace(str(tmp_path), "")
+    assert said.isprintable() and len(said) < 300
 
 
 def test_load_network_from_a_file_and_from_a_run_folder(tmp_path) -> None:
@@ -115,3 +118,106 @@ def test_kept_encoders_are_listed_by_the_epoch_that_they_are_of(tmp_path) -> Non
     save_checkpoint(found[0][1], "agent", payload)
     with pytest.raises(CheckpointError, match="kind 'agent', expected 'run' or 'encoder'"):
         load_network(found[0][1])
+
+
+def saved(folder: Path, trained: TargetNetwork | None = None, route: object = "pgd", **changes: object) -> Path:
+    """A kept encoder, with some of what describes its network changed."""
+    described = describe_network(network() if trained is None else trained)
+    payload = {"network": described | changes, "evaluation_route": route}
+    return save_checkpoint(folder / "kept.pt", "encoder", payload)
+
+
+def pixels() -> torch.Tensor:
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_loaded_network_computes_in_float32_whatever_it_was_trained_in(tmp_path) -> None:
+    half = build_network(torch.Generator().manual_seed(0), arch="resnet10", width=4, projector_dim=8, precision="bf16")
+    loaded, route = load_network(saved(tmp_path, half.eval()))
+    exact = network().eval()(pixels(), route)
+    found = loaded(pixels(), route)
+    assert torch.equal(found.features, exact.features) and torch.equal(found.embeddings, exact.embeddings)
+    assert not torch.equal(half(pixels(), route).features, exact.features)
+    # what it was trained in stays on record
+    assert loaded.arguments["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("call", ["features", "forward"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda x: (x * 255).to(torch.uint8),
+            r"torch\.uint8: expected torch\.float32 in \[0, 1\]; divide bytes by 255",
+        ),
+        (lambda x: x * 255, r"images span \[.*, 25\d.*\]: expected values in \[0, 1\]; divide bytes by 255"),
+        (lambda x: (x - 0.5) / 0.25, r"expected values in \[0, 1\].*leave normalisation out"),
+        (lambda x: x.masked_fill(x > 0.9, float("nan")), r"images span \[nan, nan\]: expected values in \[0, 1\]"),
+        (lambda x: x.half(), r"torch\.float16: expected torch\.float32"),
+        (lambda x: x.double(), r"torch\.float64: expected torch\.float32"),
+        (lambda x: x[0], r"shape \(3, 8, 8\): expected \(n, 3, h, w\)"),
+        (lambda x: x.permute(0, 2, 3, 1), r"shape \(4, 8, 8, 3\): expected \(n, 3, h, w\)"),
+        (lambda x: x.numpy(), "images are of type ndarray: expected a tensor"),
+    ],
+)
+def test_a_loaded_network_refuses_what_is_no_image(tmp_path, call: str, wrong, message: str) -> None:
+    loaded, route = load_network(saved(tmp_path))
+    with pytest.raises(ValueError, match=message) as error:
+        getattr(loaded, call)(wrong(pixels()), route)
+    assert len(str(error.value)) < 300
+
+
+def test_a_loaded_network_takes_what_an_attack_gives_it_and_keeps_its_names(tmp_path) -> None:
+    loaded, route = load_network(saved(tmp_path))
+    edge = pixels().round()
+    edge[0, 0, 0] = 1 + 1e-7  # what rounding leaves of a clip
+    x = edge.requires_grad_()
+    loaded.features(x, route).sum().backward()
+    assert x.grad is not None and loaded.features(x[:0], route).shape == (0, loaded.feature_dim)
+    assert loaded.double().features(pixels().double(), route).dtype == torch.float64
+    assert loaded.state_dict().keys() == network().state_dict().keys()
+    # where a device must not be waited for, nothing looks at values
+    free, _ = load_network(tmp_path / "kept.pt", checks_images=False)
+    free.features(pixels() * 255, route)
+    assert not network().checks_images
+
+
+def state(**changes: object) -> dict[str, object]:
+    return dict(network().state_dict()) | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"state": state(mean=torch.tensor(float("nan")).expand(1, 3, 1, 1).clone())},
+            r"weights are not finite \(mean\)",
+        ),
+        ({"state": state(**{"backbone.conv.weight": torch.zeros(1)})}, r"of another shape: backbone\.conv\.weight"),
+        ({"state": state(**{"backbone.conv.weight": 3})}, r"of another type: backbone\.conv\.weight"),
+        ({"state": state(strange=torch.zeros(1))}, "not understood: strange"),
+        ({"state": {}}, r"missing: mean and \d+ more"),
+        ({"state": [1]}, "expected a network's arguments and its weights"),
+        ({"arguments": None}, "expected a network's arguments and its weights"),
+        ({"arguments": {"width": "4"}}, "its network cannot be built"),
+        ({"arguments": {"width": 10**5}}, "do not fit its network"),  # 20 TB
+        ({"arguments": {"arch": "vgg"}}, "its network cannot be built .*unknown architecture"),
+        ({"arguments": {"colour": 1}}, "its network cannot be built .*colour"),
+        ({"route": None}, r"route of evaluation is None: expected normal, pgd"),
+        ({"route": "robust"}, r"route of evaluation is 'robust': expected normal, pgd"),
+    ],
+)
+def test_an_edited_network_is_one_error(tmp_path, changes: dict[str, object], message: str) -> None:
+    path = saved(tmp_path, **changes)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_network(path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) - len(str(path)) < 300 and "\n" not in str(error.value)
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_file(tmp_path) -> None:
+    path = saved(tmp_path)
+    for read in (load_network, lambda path, device: load_checkpoint(path, "encoder", device)):
+        with pytest.raises(ValueError, match="device is 'cuad': expected cpu, cuda") as error:
+            read(path, "cuad")
+        assert not isinstance(error.value, CheckpointError)

@@ -46,3 +46,11 @@ def test_every_name_of_ours_has_one_of_theirs() -> None:
     names = foreign_names(network, DUAL_NORM)
     assert set(names) == set(network.state_dict()) - {"mean", "std"}
     assert len(set(names.values())) == len(names)
+
+
+@pytest.mark.parametrize("name", ["backbone.conv.weight", "backbone.norm.by_route.normal.running_var"])
+def test_weights_that_are_not_finite_are_not_exported(name: str) -> None:
+    network = ordinary()
+    network.state_dict()[name].view(-1)[1] = float("inf")
+    with pytest.raises(ValueError, match=rf"weights are not finite \({name}\)"):
+        torchvision_state(network, "normal")

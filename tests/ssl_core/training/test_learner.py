@@ -9,6 +9,7 @@ from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.learner import SHAPES, NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.utils.finite import not_finite
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -125,3 +126,54 @@ def test_state_goes_on_where_it_was() -> None:
     assert a == b
     for x, y in zip(straight.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_watched_ends_the_next_update_before_any_weight_moves(value: float) -> None:
+    target = learner()
+    target.watch("the rewards", torch.ones(8))
+    target.update(VIEWS, VIEWS)
+    before = target.network.backbone.conv.weight.clone()
+    target.watch("the rewards", torch.tensor([1.0, value, 1.0]))
+    with pytest.raises(NonFiniteLossError, match="the rewards of update 2 are not finite"):
+        target.update(VIEWS, VIEWS)
+    assert torch.equal(before, target.network.backbone.conv.weight) and target.step == 1
+    # it was read: the next update is judged by what is watched for it
+    target.update(VIEWS, VIEWS)
+
+
+def test_an_attack_without_a_gradient_ends_the_next_update() -> None:
+    target = learner()
+    objective = target.objective(VIEWS)
+    # values are fine; the root's slope at 0 is not
+    target.attack(VIEWS, BUDGET, generator(), lambda z: objective(z) + 0 * (z - z.detach()).abs().sqrt().sum(1))
+    # which is seen before anything is saved, too
+    assert not_finite(target.numbers()) == ["watched/the attack's gradients"]
+    with pytest.raises(NonFiniteLossError, match="the attack's gradients of update 1 are not finite"):
+        target.update(VIEWS, VIEWS)
+
+
+def taught(precision: str) -> TargetLearner:
+    """A student of a teacher whose own run computed in bfloat16, as `load_network` gives it (fp32) or as it was."""
+    rules = make_method("deacl")
+    network = build_network(generator(), arch="resnet10", width=4, routes=rules.routes, projector_dim=8)
+    teacher = build_network(generator(1), arch="resnet10", width=4, routes=("normal",), precision="bf16")
+    teacher.precision = precision
+    optimizer = make_optimizer("sgd", network, 0.1, 0.0)
+    return TargetLearner(network, rules, optimizer, lambda step: 0.1, others={"teacher": teacher})
+
+
+def test_a_run_from_before_keeps_its_teacher_s_precision() -> None:
+    state = taught("fp32").state_dict()
+    assert state["teacher_precision"] == "fp32"
+    found = taught("fp32")
+    found.load_state_dict(copy.deepcopy(state))
+    assert found.others["teacher"].precision == "fp32"
+    del state["teacher_precision"]
+    found.load_state_dict(copy.deepcopy(state))
+    assert found.others["teacher"].precision == "bf16"
+    # and after it was saved anew
+    again = taught("fp32")
+    again.load_state_dict(copy.deepcopy(found.state_dict()))
+    assert again.others["teacher"].precision == "bf16"
+    assert "teacher_precision" not in learner().state_dict()
