@@ -19,7 +19,7 @@ from astra_gym.agents import storage
 from astra_gym.agents.adapters import HeldObservation, NoEnvironment, as_torch_env
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
-from astra_gym.ssl_core.utils.finite import not_finite
+from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
 from astra_gym.ssl_core.utils.rng import Streams
 
 __all__ = ["Agent", "MaybeCallback", "StepResult", "TorchVectorEnv", "Transition", "as_torch_env", "silent_logger"]
@@ -186,14 +186,14 @@ class Agent:
         # a copy: an environment may write its next observation over this one
         observation = self._env.observe().to(self.device, copy=True)
         if not_finite(observation):
-            raise ValueError(f"the environment's observation is not finite after {self.num_timesteps} timesteps")
+            raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)
         played = self._env.play(sent.to(self._env.device))
         reward = played.reward.to(self.device)
         rewards = reward.cpu().numpy()
         if not np.isfinite(rewards).all():
-            raise ValueError(
+            raise NonFiniteValueError(
                 f"the environment's reward is not finite in {int((~np.isfinite(rewards)).sum())} of {self.n_envs} "
                 f"sub-environments after {self.num_timesteps} timesteps"
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 from astra_gym.agents.base import Agent, Transition
 from astra_gym.agents.policies import batch_statistics, build_policy
 from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
+from astra_gym.ssl_core.utils.finite import NonFiniteValueError
 from astra_gym.ssl_core.utils.registry import pick
 
 
@@ -217,7 +218,7 @@ class REINFORCE(Agent):
         self.updates += 1
         figures = torch.stack([policy_loss.detach(), entropy.detach().mean(), norm]).tolist()
         if not all(map(math.isfinite, figures)):
-            raise ValueError(
+            raise NonFiniteValueError(
                 f"update {self.updates} of the policy is not finite (the loss is {figures[0]:g}): lower learning_rate"
             )
         for name, value in zip(("policy_loss", "entropy", "grad_norm"), figures, strict=True):

@@ -76,7 +76,7 @@ def test_the_method_of_ones_own_trains_under_every_kind_of_agent(agent: str, tmp
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     rows = [row for row in rows if "loss/total" in row]
     assert len(rows) == 6 and rows[-1]["loss/adversarial"] != rows[-1]["loss/clean"]
-    assert main(["--resume", "run"]) == 0
+    assert main(["--resume", "run", "--trust"]) == 0
 
 
 def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:

@@ -20,7 +20,7 @@ from astra_gym.agents.base import MaybeCallback
 from astra_gym.agents.external import check_trusted
 from astra_gym.agents.sb3.algorithms import algorithm_called, make_sb3, seed_globals
 from astra_gym.agents.sb3.state import load_sb3_state, sb3_numbers, sb3_state
-from astra_gym.ssl_core.utils.finite import not_finite
+from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
 
 
 class PlanGuard(BaseCallback):
@@ -47,7 +47,7 @@ class PlanGuard(BaseCallback):
     def _on_step(self) -> bool:
         for what, name in (("reward", "rewards"), ("observation", "new_obs")):
             if not_finite(self.locals.get(name)):
-                raise ValueError(f"the environment's {what} is not finite after {self.num_timesteps} timesteps")
+                raise NonFiniteValueError(f"the environment's {what} is not finite after {self.num_timesteps} steps")
         self.rewards.append(float(np.mean(self.locals["rewards"])))
         self.episodes += int(np.sum(self.locals["dones"]))
         if self.num_timesteps < self.target or self._is_complete():

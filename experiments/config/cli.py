@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, set_loader
 
 from astra_gym.agents import describe
 from astra_gym.experiments.config.commands import typed
-from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, read_flags, wrong
+from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, by_name, read_flags, wrong
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
@@ -86,10 +86,7 @@ def parse(
         for path in early.config:
             config |= read_yaml(path)
         if early.agent_config is not None:
-            over = config.get("agent_kwargs")
-            if not isinstance(over, dict | None):
-                raise wrong("agent_kwargs", str(over))
-            config["agent_kwargs"] = read_mapping(early.agent_config) | (over or {})
+            config["agent_kwargs"] = read_mapping(early.agent_config) | (config.get("agent_kwargs") or {})
         flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}
         given = config | {key: value for key, value in flagged.items() if value is not None}
         trusted = early.trust if trust is None else trust
@@ -192,6 +189,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path}: {message}")
 
     _check_names(map(str, values), FIELD_TYPES, "setting", fail)
+    for name in set(OPTIONS) & values.keys():
+        by_name(name, values[name], str(values[name]))
     return values
 
 

@@ -61,7 +61,7 @@ def read_flags(
     flags = []
     for name, value in config.items():
         if name in OPTIONS:
-            options[name] = _by_name(name, value, as_text(value))
+            options[name] = by_name(name, value, as_text(value))
         else:
             flags.append(f"--{name}={_plain(name, value, as_text(value))}")
     tokens = list(argv)
@@ -82,7 +82,7 @@ def read_flags(
             if path or flag.endswith("."):
                 options[name] = _with(options[name], path.split("."), value, flag)
             else:
-                options[name] = _by_name(name, value, text)
+                options[name] = by_name(name, value, text)
         else:
             flags.append(f"--{name}={text if name in TEXTS else _plain(name, _loaded(flag, text), text)}")
     return flags, options
@@ -130,7 +130,8 @@ def _plain(name: str, value: Any, given: str) -> str:
     return as_text(value)
 
 
-def _by_name(name: str, value: Any, given: str) -> dict[str, Any] | None:
+def by_name(name: str, value: Any, given: str) -> dict[str, Any] | None:
+    """A copy of the value of a setting of `OPTIONS`; raises a ValueError if it is no mapping from names."""
     if value is not None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
         raise wrong(name, given)
     return copy.deepcopy(value)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from astra_gym.experiments.config.commands import program, typed
+from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.output import surviving
 from astra_gym.ssl_core.utils.disk import FULL, FolderLostError, disk_error
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
@@ -23,16 +23,16 @@ class Ending:
 
     Args:
         name: of the command.
-        after: what to do then, in words.
         place: the folder or file that it writes.
         kept: what is there, in words; a function where that has to be looked up.
+        after: what to do then, in words.
         stopped: the words after a signal.
     """
 
     name: str
-    after: str
     place: Path = field(default_factory=Path)
     kept: str | Callable[[], str] = "nothing was written"
+    after: str = "repeat the command"
     stopped: str = "interrupted: nothing was written"
 
     def of_disk(self, error: OSError) -> str:
@@ -65,7 +65,7 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
         The exit status: the command's own, 1 where a disk ended it, 128 plus its number where a signal did.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    ending = Ending(name, f"repeat by {typed(name, *words)}")
+    ending = Ending(name)
     with surviving(), _quiet_threads():
         raised: list[StopRequested] = []
         try:

@@ -168,9 +168,13 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     """The run's pictures into `figures/`, those that its method and data allow."""
     metrics = read_metrics(folder.path / "metrics.jsonl")
-    run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
+    # a log that was lost takes the curves with it, and nothing else
+    logged = any("loss/total" in row for row in metrics)
+    if logged:
+        run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
-        run_plots.action_shares(metrics, folder.figures / "action_shares.png")
+        if logged:
+            run_plots.action_shares(metrics, folder.figures / "action_shares.png")
         engine = run.engine
         budget = chosen_budget(run, run.agent, engine.all_views)
         generator = Streams(run.settings.seed, engine.device).on_device("gallery/noise")

@@ -87,6 +87,8 @@ class EvaluationStore:
             ValueError: if it is a run's or a comparison's, a part of it is a link or no folder, or a figure would
                 replace a file that no evaluation has drawn.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--out: {self.path} is a file: expected a folder")
         if other := next((name for name in OTHERS if (self.path / name).exists()), None):
             raise ValueError(f"--out: {self.path} is not an evaluation's folder, it has a {other}: choose another")
         for name in ("parts", "classifiers", "states", "figures"):
@@ -127,6 +129,7 @@ class EvaluationStore:
     def keep_part(self, key: Mapping[str, Any], part: EvaluationPart) -> EvaluationPart:
         """Keeps a part; it is there once `part.json` is, which comes last."""
         folder = self.path / "parts" / _name(key)
+        check_folder(folder)
         write_results(folder / "rows.json", part.rows)
         marks = {name: "".join(map(str, right.int().tolist())) for name, right in part.outcomes.items()}
         document = {"schema": SCHEMA, "key": key, "notes": list(part.notes), "outcomes": marks}
@@ -168,6 +171,7 @@ class EvaluationStore:
     def states(self, key: Mapping[str, Any]) -> Path:
         """The folder for the states of attacks on a classifier."""
         folder = self.path / "states" / _name(key)
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

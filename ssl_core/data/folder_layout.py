@@ -186,7 +186,16 @@ def find_split(root: Path) -> tuple[str, str] | None:
             f"{root}: {train}/ and {test}/ are either the halves of a split or two classes, and {test}/ has folders "
             f"that {train}/ lacks ({named(sorted(others - classes))}): {_LAYOUTS}"
         )
+    alike = [name for name in names if part_of_split(name) is None and _holds_images(root / name)]
+    if alike and not classes and not others:
+        raise ValueError(
+            f"{root}: {train}/ and {test}/ are either the halves of a split or classes like {named(alike)}: {_LAYOUTS}"
+        )
     return train, test
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name, is_folder in _listed(folder) if not is_folder)
 
 
 _LAYOUTS = "expected train/CLASS/IMAGE and test/CLASS/IMAGE with the same classes, or CLASS/IMAGE under other names"

@@ -16,6 +16,10 @@ class NonFiniteError(FloatingPointError):
     """Numbers that all later ones depend on are NaN or infinite."""
 
 
+class NonFiniteValueError(NonFiniteError, ValueError):
+    """What an agent is given, or makes of it, is NaN or infinite."""
+
+
 def not_finite(numbers: Any) -> list[str]:
     """Find what holds NaN or infinite values.
 

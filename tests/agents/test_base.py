@@ -277,7 +277,7 @@ def test_an_observation_that_is_not_finite_stops_before_anything_is_chosen(world
     env.current[1, 2] = float("nan")
     if isinstance(agent._env, HeldObservation):
         agent._env.observation = env.current.clone()
-    with pytest.raises(ValueError, match="the environment's observation is not finite after 8 timesteps"):
+    with pytest.raises(ValueError, match="the environment's observation is not finite after 8 steps"):
         agent.learn(4, reset_num_timesteps=False)
     assert torch.equal(weights(agent), before) and env.plays == plays
 

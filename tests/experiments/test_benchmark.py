@@ -187,6 +187,9 @@ def test_a_profile_is_written_instead(tmp_path: Path, monkeypatch: pytest.Monkey
             "--picture: folder.png cannot be written: expected a file in a folder that can be",
         ),
         (["--profile", "file"], "--profile: file is a file: expected a folder"),
+        (["--profile", "."], "--profile: operators.txt is a symbolic link: expected a file there, or nothing"),
+        (["--output", "linked.json"], "--output: linked.json is a symbolic link: expected a file there, or nothing"),
+        (["--picture", "link.png"], "--picture: link.png is a symbolic link: expected a file there, or nothing"),
         (["--compare", "old.json"], "--compare: old.json has schema 1: expected 2, measure it anew"),
         (
             ["--compare", "quick.json"],
@@ -203,6 +206,8 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
+    for name in ("linked.json", "link.png", "operators.txt"):
+        (tmp_path / name).symlink_to("file")
     (tmp_path / "old.json").write_text('{"schema": 1, "quick": false, "figures": []}')
     (tmp_path / "quick.json").write_text('{"schema": 2, "quick": true, "figures": []}')
     monkeypatch.chdir(tmp_path)

@@ -56,7 +56,7 @@ def test_a_command_that_fails_removes_nothing(run: Path, tmp_path: Path, capsys)
     figures = tmp_path / "thesis" / "figures"
     figures.mkdir(parents=True)
     (figures / "mine.png").write_text("mine")
-    for words in (["--dataset", "nowhere"], ["--dataset", "../../x"], ["--limit", "3"]):
+    for words in (["--dataset", "nowhere"], ["--dataset", "../../x"], ["--severities", "9"]):
         with pytest.raises(SystemExit):
             evaluate_encoder.main([str(run), *QUICK, *words, "--out", str(figures.parent)])
         assert (figures / "mine.png").read_text() == "mine"

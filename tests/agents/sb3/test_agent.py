@@ -317,7 +317,7 @@ def test_what_an_environment_gives_has_to_be_finite(
             return (observation, reward, *others)
 
     agent = Sb3Agent(name, Broken(world(own(name), num_envs=4)), planned_plays=3, gamma=0.0)
-    with pytest.raises(ValueError, match=f"the environment's {what} is not finite after 4 timesteps"):
+    with pytest.raises(ValueError, match=f"the environment's {what} is not finite after 4 steps"):
         agent.learn(12)
 
 

@@ -85,6 +85,9 @@ def test_a_doubled_key_is_refused_wherever_it_stands(tmp_path: Path, capsys: pyt
     assert "the key 'learning_rate'" in refused(capsys, "--agent_config", str(file))
     with pytest.raises(ValueError, match="the key 'learning_rate'"):
         load(file)
+    for text in ("method: dynacl\nmethod_kwargs: [1]\n", "agent_kwargs: {1: 2}\n", "coreset_kwargs: abc\n"):
+        file.write_text(text)
+        assert "expected settings by name" in refused(capsys, "--config", str(file))
     file.write_text("agent_kwargs: [1]\n")
     (tmp_path / "agent.yaml").write_text("n_steps: 2\n")
     assert "--agent_kwargs: expected settings by name" in refused(

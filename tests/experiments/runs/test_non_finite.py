@@ -10,6 +10,7 @@ import torch
 from stable_baselines3 import DQN, PPO
 
 from astra_gym.agents import REINFORCE
+from astra_gym.envs.torch_env import TorchViewEnv
 from astra_gym.experiments.runs import run as run_module
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
@@ -226,3 +227,17 @@ def test_save_keeps_what_is_there(tmp_path: Path) -> None:
     assert [path.name for path in folder.checkpoints.iterdir()] == ["last.pt"]
     with pytest.raises(CheckpointError):
         load_checkpoint(folder.checkpoints / "epoch-0001.pt", "encoder")
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_an_observation_that_breaks_on_its_way_to_the_agent(tmp_path: Path, capsys, monkeypatch, agent: str) -> None:
+    folder, observe = tmp_path / "run", TorchViewEnv.observe
+
+    def broken(env: TorchViewEnv) -> torch.Tensor:
+        seen = observe(env)
+        return seen / 0 if env.engine.step == 5 else seen
+
+    monkeypatch.setattr(TorchViewEnv, "observe", broken)
+    said = failed(capsys, folder, f"--agent={agent}", "--agent_kwargs.n_steps=1")
+    assert "the environment's observation is not finite after " in said
+    assert said.endswith(last_good(3)) and saved_step(folder) == 3

@@ -55,7 +55,7 @@ def test_an_agent_that_leaves_the_plan_fails_and_what_is_trained_is_saved(
     folder = tmp_path / "run"
     flags = [*TINY, f"--run_dir={folder}", f"--agent={mine}:{name}", "--agent_kwargs.n_steps=1"]
     # the play that Eager makes by itself is in no row, which a resume would find first
-    for argv, step in ((flags, made), (["--resume", str(folder)], resumed))[: 1 if name == "Eager" else 2]:
+    for argv, step in ((flags, made), (["--resume", str(folder), "--trust"], resumed))[: 1 if name == "Eager" else 2]:
         assert main(argv) == 1
         [line] = capsys.readouterr().err.splitlines()
         assert f"the agent {mine}:{name} made {step} of 12 planned updates" in line and f"saved in {folder}" in line
@@ -84,9 +84,8 @@ def test_a_run_of_one_s_own_is_read_from_another_folder_without_its_module(
     assert load(folder / "config.yaml") == saved and mine not in sys.modules
     capsys.readouterr()
     # to go on it is needed: said by the parser and by the run
-    expect_error(
-        capsys, call("--resume", str(folder)), f"agent '{mine}:Own': cannot import {mine}: ModuleNotFoundError"
-    )
+    told = f"agent '{mine}:Own': cannot import {mine}: ModuleNotFoundError"
+    expect_error(capsys, call("--resume", str(folder), "--trust"), told)
     with pytest.raises(ValueError, match=f"cannot import {mine}"):
         Run(saved, torch.device("cpu"))
 

@@ -217,6 +217,21 @@ def test_a_damaged_file_is_made_anew(
     assert len(decoded) == len(pictures) and torch.equal(images, one_by_one(pictures)) and file.read_bytes() == whole
 
 
+def test_a_link_in_the_cache_folder_is_not_written_through(pictures: list[Path], tmp_path: Path) -> None:
+    file = on_disk(pictures, tmp_path)[1]
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    file.unlink()
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.symlink_to(victim)
+    on_disk(pictures, tmp_path)
+    file.unlink()
+    file.symlink_to(victim)
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        on_disk(pictures, tmp_path)
+    assert victim.read_text() == "mine"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["Ctrl-C", "full"])
 def test_an_interrupted_decoding_leaves_nothing(
     pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -91,6 +91,10 @@ def test_what_was_read_before_is_read_the_same(tmp_path: Path) -> None:
         ),
         (("Train/a", "training/a", "Test/a"), r"several ways, by Train/, training/ and Test/: leave one"),
         (("training/a", "valid/a", "Val/a"), r"several ways, by training/ and Val/, valid/"),
+        (
+            ("bus", "Train", "Valid"),
+            r"Train/ and Valid/ are either the halves of a split or classes like bus/: expected",
+        ),
         (("train/a", "train/b", "other/a"), r"train/ and other/ hold the same folders \(a/\).*expected train/CLASS"),
         (("Testing/a", "Testing/b"), r"has Testing/, but no train/: add it, or give --data_dir .*Testing"),
         (
