@@ -20,6 +20,7 @@ from astra_gym.agents.adapters import HeldObservation, NoEnvironment, as_torch_e
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 __all__ = ["Agent", "MaybeCallback", "StepResult", "TorchVectorEnv", "Transition", "as_torch_env", "silent_logger"]
@@ -336,13 +337,12 @@ class Agent:
             ValueError: if the state is another agent's.
         """
         if state.get("kind") != self.kind:
-            raise ValueError(f"the state is a {state.get('kind')!r} agent's: expected {self.kind!r}")
+            raise ValueError(f"the state is a {shown(state.get('kind'))} agent's: expected {self.kind!r}")
         try:
             self._load_learner_state(state["learner"])
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"the state does not fit this {self.kind!r} agent: {error}") from error
-        self.num_timesteps = state["num_timesteps"]
-        self.rollouts = state["rollouts"]
+            raise ValueError(f"the state does not fit this {shown(self.kind)} agent: {error}") from error
+        self.num_timesteps, self.rollouts = state["num_timesteps"], state["rollouts"]
         self._streams.load_state_dict(state["streams"])
         self._rollout = [
             Transition(**{name: value.to(self.device, copy=True) for name, value in transition.items()})
@@ -387,7 +387,7 @@ class Agent:
         """
         saved = storage.read(path)
         if saved["agent"] != cls.kind:
-            raise ValueError(f"{path} holds a {saved['agent']!r} agent: expected {cls.kind!r}")
+            raise ValueError(f"{path} holds a {shown(saved['agent'])} agent: expected {shown(cls.kind)}")
         spaces_ = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
         if device == "auto" and env is not None:
             device = as_torch_env(env, get_device(device)).device

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from astra_gym.agents.base import Agent
 from astra_gym.agents.policies import choices
+from astra_gym.ssl_core.utils.messages import shown
 
 
 class Common(TypedDict, total=False):
@@ -103,9 +104,9 @@ def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:
         values = values.astype(np.int64)
     else:
         numbers = "numbers" if isinstance(space, spaces.Box) else "integers"
-        raise ValueError(f"{what} is {action!r}: expected {numbers}, an element of {space}")
+        raise ValueError(f"{what} is {shown(action)}: expected {numbers}, an element of {space}")
     if not space.contains(values[()] if values.ndim == 0 else values):
-        raise ValueError(f"{what} is {action!r}: expected an element of {space}")
+        raise ValueError(f"{what} is {shown(action)}: expected an element of {space}")
     return torch.as_tensor(values)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from astra_gym.agents import storage
 from astra_gym.agents.base import Agent
 from astra_gym.ssl_core.utils.import_path import described, imported
+from astra_gym.ssl_core.utils.messages import shown
 
 EXPECTED = (
     "a subclass of Stable-Baselines3's BaseAlgorithm, or a function from an observation array (num_envs, ...) to an "
@@ -38,7 +39,7 @@ def resolve(path: str) -> Any:
     found = imported(path, "agent", "my_module:MyAgent")
     is_algorithm = isinstance(found, type) and issubclass(found, BaseAlgorithm)
     if not is_algorithm and (isinstance(found, type) or not callable(found)):
-        raise ValueError(f"agent {path!r} is {described(found)}: expected {EXPECTED}")
+        raise ValueError(f"agent {shown(path)} is {described(found)}: expected {EXPECTED}")
     return found
 
 
@@ -56,10 +57,10 @@ def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None
         ValueError: if it is another agent's, or one's own and nobody said so.
     """
     if expected is not None and saved != expected:
-        raise ValueError(f"{file} holds a {saved!r} agent: expected {expected!r}")
+        raise ValueError(f"{file} holds a {shown(saved)} agent: expected {shown(expected)}")
     if expected is None and is_dotted(saved):
         raise ValueError(
-            f"{file} holds the agent {saved!r}, and loading it imports that module: if you trust it, name it by "
+            f"{file} holds the agent {shown(saved)}, and loading it imports that module: if you trust it, name it by "
             f"load(..., kind={saved!r})"
         )
 
@@ -72,7 +73,7 @@ def own_algorithm(path: str) -> type[BaseAlgorithm]:
     """
     found = resolve(path)
     if not isinstance(found, type):
-        raise ValueError(f"agent {path!r} is a function: expected a subclass of Stable-Baselines3's BaseAlgorithm")
+        raise ValueError(f"agent {shown(path)} is a function: expected a subclass of Stable-Baselines3's BaseAlgorithm")
     return found
 
 
@@ -105,7 +106,7 @@ class FunctionAgent(Agent):
     ) -> None:
         self.function: Callable[[np.ndarray], Any] = resolve(path)
         if isinstance(self.function, type):
-            raise ValueError(f"agent {path!r} is the class {self.function.__name__}: expected a function")
+            raise ValueError(f"agent {shown(path)} is the class {self.function.__name__}: expected a function")
         log = None if tensorboard_log is None else os.fspath(tensorboard_log)
         super().__init__(env, seed=seed, device=device, tensorboard_log=log)
         self.kind = path  # type: ignore[misc]
@@ -162,7 +163,7 @@ class FunctionAgent(Agent):
         saved = storage.read(path)
         name = saved["agent"]
         if not is_dotted(name) or "path" not in saved["arguments"]:
-            raise ValueError(f"{path} holds a {name!r} agent: expected a function's, by its dotted path")
+            raise ValueError(f"{path} holds a {shown(name)} agent: expected a function's, by its dotted path")
         for named in (name, saved["arguments"]["path"]):
             check_trusted(path, named, kind)
         made = type(cls.__name__, (cls,), {"kind": name})

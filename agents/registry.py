@@ -15,6 +15,7 @@ from astra_gym.agents.policies import is_image
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.agents.sb3.algorithms import kind_of_actions
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -158,7 +159,7 @@ def make_agent(
             chosen = replace(chosen, **IMAGES)
         return REINFORCE(
             env,
-            replaced(chosen, overrides, f"the agent {name!r}"),
+            replaced(chosen, overrides, f"the agent {shown(name)}"),
             planned_plays=planned_plays,
             updates_warmup=updates_warmup,
             seed=seed,
@@ -170,9 +171,9 @@ def make_agent(
         )
     if name in BANDITS:
         bandit, defaults = BANDITS[name]
-        return bandit(env, replaced(defaults, overrides, f"the agent {name!r}"), seed=seed, device=device)
+        return bandit(env, replaced(defaults, overrides, f"the agent {shown(name)}"), seed=seed, device=device)
     if overrides:
-        raise ValueError(f"agent {name!r} has no settings: got {', '.join(overrides)}")
+        raise ValueError(f"agent {shown(name)} has no settings: got {', '.join(overrides)}")
     if is_dotted(name):
         return FunctionAgent(env, name, seed=seed, device=device)
     if name == "random":
@@ -187,5 +188,5 @@ def make_agent(
             raise ValueError(f"agent 'none' is the absence of an attack: the action space is {space}, not Discrete(1)")
         fixed_action = 0
     if fixed_action is None:
-        raise ValueError(f"fixed_action is None: agent {name!r} needs an element of the action space")
+        raise ValueError(f"fixed_action is None: agent {shown(name)} needs an element of the action space")
     return FixedAgent(env, fixed_action, seed=seed, device=device)

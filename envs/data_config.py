@@ -11,6 +11,7 @@ import numpy as np
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
 from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 
@@ -96,4 +97,4 @@ def check_figure(name: str, value: object, low: float, high: float, expected: st
     """Raises a ValueError unless the value is a finite number in [low, high], and an integer where it has to be."""
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[operator, arg-type]
-        raise ValueError(f"{name} is {value!r}: expected {expected}")
+        raise ValueError(f"{name} is {shown(value)}: expected {expected}")

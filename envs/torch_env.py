@@ -12,6 +12,7 @@ from astra_gym.envs.api.step_result import StepResult
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.observations import OBSERVATION_BOUND, OBSERVATIONS, as_pixels, summary
 from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 
@@ -34,7 +35,7 @@ class TorchViewEnv:
         self.table = ActionTable(actions)
         if (actions == "none") == engine.method.attacks:
             fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
-            raise ValueError(f"actions are {actions!r}: the method {engine.settings.method} takes {fitting}")
+            raise ValueError(f"actions are {shown(actions)}: the method {engine.settings.method} takes {fitting}")
         pick(observation, OBSERVATIONS, "observation")
         self.observation = observation
         self.action_space = self.table.space
@@ -103,7 +104,7 @@ class TorchBatchEnv:
 
     def __init__(self, engine: AttackEngine, actions: str | None = None, episode_steps: int | None = None) -> None:
         if episode_steps is not None and (type(episode_steps) is not int or episode_steps < 1):
-            raise ValueError(f"episode_steps is {episode_steps!r}: expected a positive integer")
+            raise ValueError(f"episode_steps is {shown(episode_steps)}: expected a positive integer")
         self._views = TorchViewEnv(engine, actions)
         self.engine = engine
         self.table = self._views.table

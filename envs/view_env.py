@@ -10,6 +10,7 @@ from gymnasium.vector.utils import batch_space
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.torch_env import TorchViewEnv, as_actions, check_num_envs, to_numpy
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.utils.messages import shown
 
 
 class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -102,7 +103,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         """A new world where a seed is given, else the coming batch of this one."""
         if seed is not None:
             if not isinstance(seed, int):
-                raise ValueError(f"seed is {seed!r}: expected one integer, since all views share one world")
+                raise ValueError(f"seed is {shown(seed)}: expected one integer, since all views share one world")
             super().reset(seed=seed)
             self.engine.reset(seed)
         return self._observation(), {}

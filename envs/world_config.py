@@ -20,6 +20,7 @@ from astra_gym.ssl_core.training.coreset import CoresetSettings
 from astra_gym.ssl_core.training.optim import OPTIMIZERS
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
 from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
@@ -192,7 +193,7 @@ class WorldSettings(DataSettings):
         )
         chunk_sizes(self.batch_size, self.update_chunks)
         if type(self.recompute) is not bool:
-            raise ValueError(f"recompute is {self.recompute!r}: expected true or false")
+            raise ValueError(f"recompute is {shown(self.recompute)}: expected true or false")
         check_figure("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.precision == "bf16" and last_strided_map(self.image_size, self.stem) < 2:
             # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a processor
@@ -384,7 +385,7 @@ class WorldSettings(DataSettings):
         options = self.coreset_kwargs or {}
         for name, flag in (("kind", "--coreset"), ("batches", "--coreset_fraction")):
             if name in options:
-                raise ValueError(f"coreset_kwargs have {name!r}: give it as {flag}")
+                raise ValueError(f"coreset_kwargs have {shown(name)}: give it as {flag}")
         return replaced(CoresetSettings(batches, kind), options, "the coreset")
 
     @property

@@ -34,7 +34,7 @@ from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
-from astra_gym.ssl_core.utils.disk import disk_error, is_full
+from astra_gym.ssl_core.safety.disk import disk_error, is_full
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10

@@ -25,7 +25,7 @@ from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.foreign import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
-from astra_gym.ssl_core.utils.disk import disk_error
+from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.hashing import digest
 

@@ -26,7 +26,7 @@ from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
-from astra_gym.ssl_core.utils.disk import disk_error
+from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.utils.files import replacing
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 

@@ -27,12 +27,14 @@ from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
 from astra_gym.experiments.runs.claims import claimed, held
 from astra_gym.experiments.runs.peak_memory import described, peak_memory
 from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
-from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.runs.run_log import RunLog
 from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
-from astra_gym.ssl_core.utils.disk import is_full
+from astra_gym.ssl_core.safety.disk import is_full
 from astra_gym.ssl_core.utils.finite import NonFiniteError
+from astra_gym.ssl_core.utils.messages import short
 from astra_gym.ssl_core.utils.stopping import status_of
 
 
@@ -54,7 +56,7 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def _fail(status: int, message: object) -> int:
-    print(f"{program('train')}: error: {message}", file=sys.stderr)
+    print(f"{program('train')}: error: {short(message)}", file=sys.stderr)
     return status
 
 
@@ -77,7 +79,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             except TrainedOnError as error:
                 raise ValueError(f"{error}, or train with --evaluate false") from error
         with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
-            resumed_step = None
+            resumed_step, damage = None, list[str]()
             if invocation.resume is None:
                 run.check_finite()
                 folder = hold.enter_context(claimed(settings))
@@ -89,14 +91,16 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                     progress.note(note)
                 for note in run.restore(folder):
                     progress.note(f"not bit for bit the uninterrupted run: {note}")
-                folder.note_resume(settings, words)
+                if invocation.accept_edited_config:
+                    folder.accept_config()
+                damage = folder.note_resume(settings, words)
                 resumed_step = run.engine.step
             if folder.lock is not None and not folder.lock.has_locks:
                 _warn(f"{folder.path} lies on a file system without locks: start no second process in it")
             progress.note(_headline(run, folder))
             with RunLog(folder, settings.batch_size, resumed_step=resumed_step) as log:
-                for damage in log.damages:
-                    _warn(damage)
+                for sentence in (*damage, *log.damage):
+                    _warn(f"{folder.path}/{sentence}; the run resumes from its checkpoint, and a report marks this")
                 if resumed_step is None:
                     log.hparams(settings, HPARAM_METRICS)
                 status = _train(run, folder, log, progress)
@@ -120,9 +124,9 @@ def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
     ending.stopped = f"interrupted; {ending.after}"
 
 
-def _warn(text: str) -> None:
+def _warn(text: object) -> None:
     """On the standard error, whatever the display shows."""
-    print(f"{program('train')}: note: {text}", file=sys.stderr)
+    print(f"{program('train')}: note: {short(text)}", file=sys.stderr)
 
 
 def _headline(run: Run, folder: RunFolder) -> str:

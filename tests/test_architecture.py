@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ssl_core", "envs", "agents", "experiments")
 # A room may import from the floors below it, and within itself. Two rooms of one floor do not know each other.
 FLOORS = (
+    ("ssl_core/safety",),
     ("ssl_core/utils",),
     ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses"),
     ("ssl_core/models",),
@@ -187,8 +188,9 @@ ABOUT_SEVERAL = {
     "tests/ssl_core/methods": ("every_method",),
     "tests/ssl_core/evaluation": ("frost",),
     "tests/ssl_core/models": ("recompute",),
+    "tests/experiments": ("sealed_files",),
     "tests/experiments/config": ("authors_settings",),
-    "tests/experiments/runs": ("cached_folders", "fair_runs", "methods", "saving_memory"),
+    "tests/experiments/runs": ("cached_folders", "fair_runs", "methods", "non_finite", "saving_memory"),
 }
 """Tests of something that several modules of their folder make together."""
 

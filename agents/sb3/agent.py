@@ -21,6 +21,7 @@ from astra_gym.agents.external import check_trusted
 from astra_gym.agents.sb3.algorithms import algorithm_called, make_sb3, seed_globals
 from astra_gym.agents.sb3.state import load_sb3_state, sb3_numbers, sb3_state
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
+from astra_gym.ssl_core.utils.messages import shown
 
 
 class PlanGuard(BaseCallback):
@@ -186,7 +187,7 @@ class Sb3Agent:
             ValueError: if the state is another agent's.
         """
         if state.get("kind") != self.kind:
-            raise ValueError(f"the state is a {state.get('kind')!r} agent's: expected {self.kind!r}")
+            raise ValueError(f"the state is a {shown(state.get('kind'))} agent's: expected {shown(self.kind)}")
         load_sb3_state(self.model, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -199,7 +200,9 @@ class Sb3Agent:
         storage.check_finite(path, self.numbers())
         for name, value in self.arguments.items():
             if callable(value):
-                raise ValueError(f"{name} is {value!r}: a function cannot be saved, use state_dict and load_state_dict")
+                raise ValueError(
+                    f"{name} is {shown(value)}: a function cannot be saved, use state_dict and load_state_dict"
+                )
         content = {
             "observation_space": storage.space_to_dict(self.model.observation_space),
             "action_space": storage.space_to_dict(self.model.action_space),

@@ -21,6 +21,7 @@ from astra_gym.agents.external import is_dotted, own_algorithm
 from astra_gym.agents.policies import Sb3ImageExtractor, is_image
 from astra_gym.agents.sb3.settings import OURS, arguments_from, check_range, table_for
 from astra_gym.agents.sb3.state import check_resumable
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import check_type
 from astra_gym.ssl_core.utils.registry import pick, unknown
 
@@ -105,10 +106,10 @@ def _check_settings(name: str, overrides: Mapping[str, Any], kinds: Mapping[str,
     """Raises a ValueError of one line if a setting is unknown, of another type, or out of its range."""
     for key, value in overrides.items():
         if key in NOT_SETTINGS:
-            raise ValueError(f"{key} is no setting of {name!r}: {NOT_SETTINGS[key]}")
+            raise ValueError(f"{key} is no setting of {shown(name)}: {NOT_SETTINGS[key]}")
         if key not in kinds:
-            raise unknown(key, sorted(kinds), f"setting of {name!r}")
-        check_type(f"the agent {name!r}", key, value, kinds[key])
+            raise unknown(key, sorted(kinds), f"setting of {shown(name)}")
+        check_type(f"the agent {shown(name)}", key, value, kinds[key])
         check_range(name, key, value)
 
 
@@ -176,7 +177,7 @@ def make_sb3(
         raise ValueError(f"{name} cannot be made: {reason}") from error
     if env.num_envs > 1 and getattr(getattr(model, "train_freq", None), "unit", None) is TrainFrequencyUnit.EPISODE:
         raise ValueError(
-            f"train_freq of the agent {name!r} is in episodes, of which {env.num_envs} run at once: take plays"
+            f"train_freq of the agent {shown(name)} is in episodes, of which {env.num_envs} run at once: take plays"
         )
     check_resumable(model)
     model.set_logger(silent_logger())

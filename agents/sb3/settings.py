@@ -33,6 +33,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecEnv
 
 from astra_gym.agents.policies import is_image
+from astra_gym.ssl_core.utils.messages import shown
 
 VECTOR_ENVS = 16
 """From so many sub-environments on `VIEWS` is taken, below it `BATCH`."""
@@ -203,7 +204,7 @@ def check_range(agent: str, name: str, value: Any) -> None:
     for figure in value if isinstance(value, list | tuple) else [value]:
         for expected, check in holds.items():
             if isinstance(figure, int | float) and not check(figure):
-                raise ValueError(f"{name} of the agent {agent!r} is {value!r}: expected {expected}")
+                raise ValueError(f"{name} of the agent {shown(agent)} is {shown(value)}: expected {expected}")
 
 
 def rollout_length(planned_plays: int, preferred: int, low: int, high: int) -> int:

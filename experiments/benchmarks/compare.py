@@ -1,6 +1,5 @@
 """One result of the benchmark against an earlier one, figure by figure."""
 
-import json
 import math
 import warnings
 from collections import Counter
@@ -13,6 +12,8 @@ from rich.table import Table
 from scipy.stats import ttest_ind
 
 from astra_gym.experiments.benchmarks.measure import UNITS
+from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 SCHEMA = 2
@@ -59,13 +60,13 @@ def read(path: Path, quick: bool) -> dict[str, Any]:
         ValueError: if the file is missing, is no such result, is of another schema or of the other kind.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a benchmark's result: {error}") from error
+        document = read_json(path, "restore it from a copy, or measure it again")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a benchmark's result: {error.strerror}") from error
     if not isinstance(document, dict) or "schema" not in document:
         raise ValueError(f"{path} is no benchmark's result: expected an object with a schema")
     if document["schema"] != SCHEMA:
-        raise ValueError(f"{path} has schema {document['schema']!r}: expected {SCHEMA}, measure it anew")
+        raise ValueError(f"{path} has schema {shown(document['schema'])}: expected {SCHEMA}, measure it anew")
     try:
         for figure in document["figures"]:
             low, high = figure["quartiles"]

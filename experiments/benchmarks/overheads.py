@@ -40,7 +40,8 @@ from astra_gym.experiments.benchmarks.workloads import TINY, BenchmarkError, Opt
 from astra_gym.experiments.config.commands import recorded
 from astra_gym.experiments.console import Interrupt, RunProgress
 from astra_gym.experiments.runs.run import Run, RunCallback
-from astra_gym.experiments.runs.run_folder import RunFolder, RunLog
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.runs.run_log import RunLog
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 Say = Callable[[str], None]

@@ -17,6 +17,7 @@ from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.methods import find_method
 from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import path_component
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -24,7 +25,17 @@ CONTROL = "fixed-max"
 """The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""
 OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
 PATHS = ("--data_dir", "--cache_dir", "--teacher", "--config", "--agent_config")
-SET_BY_CELL = ("--seed", "--run_dir", "--progress", "--resume", "--print_config", "--list", "--help", "--trust")
+SET_BY_CELL = (
+    "--seed",
+    "--run_dir",
+    "--progress",
+    "--resume",
+    "--print_config",
+    "--list",
+    "--help",
+    "--trust",
+    "--accept_edited_config",
+)
 GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", "--method": "--methods"}
 """Flags of a single run, and what a comparison has in their place."""
 MOST_SEEDS = 10_000
@@ -97,7 +108,7 @@ def make_arm(
     try:
         settings = settings_of(flags, trust, again)
     except ValueError as error:
-        raise ValueError(f"{error} (in the arm {label!r})") from error
+        raise ValueError(f"{error} (in the arm {shown(label)})") from error
     if not settings.evaluate:
         raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
     named = named_by(settings)
@@ -139,7 +150,7 @@ def differences(found: Mapping[str, Any], planned: Mapping[str, Any]) -> list[st
     """How settings differ from the planned ones, in words."""
     names = [name for name in planned if name not in found or found[name] != planned[name]]
     names += [name for name in found if name not in planned]
-    return [f"{name} is {found.get(name)!r} and {planned.get(name)!r} in the plan" for name in names]
+    return [f"{name} is {shown(found.get(name))} and {shown(planned.get(name))} in the plan" for name in names]
 
 
 def base_arms(
@@ -213,15 +224,17 @@ def _check_same_test(arms: Sequence[Arm]) -> None:
 def _own(text: str) -> tuple[str, list[str]]:
     label, equals, line = text.partition("=")
     if not equals or not OWN_LABEL.fullmatch(label):
-        raise ValueError(f"--arm {text!r}: expected LABEL=FLAGS, the label of letters, digits and @._-")
+        raise ValueError(f"--arm {shown(text)}: expected LABEL=FLAGS, the label of letters, digits and @._-")
     if label in AGENTS:
-        raise ValueError(f"--arm {text!r}: {label} is the label of the agent with its own settings, choose another")
+        raise ValueError(
+            f"--arm {shown(text)}: {label} is the label of the agent with its own settings, choose another"
+        )
     if label.endswith(COMPUTE):
-        raise ValueError(f"--arm {text!r}: labels that end in {COMPUTE} are those of --equal_compute")
+        raise ValueError(f"--arm {shown(text)}: labels that end in {COMPUTE} are those of --equal_compute")
     try:
         words = shlex.split(line)
     except ValueError as error:
-        raise ValueError(f"--arm {text!r}: {error}") from error
+        raise ValueError(f"--arm {shown(text)}: {error}") from error
     check_flags(words, SET_BY_CELL)
     return label, absolute(words)
 

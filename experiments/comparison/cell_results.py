@@ -12,11 +12,14 @@ import numpy as np
 
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts
-from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.runs.logs import kept_aside, whole_parts
+from astra_gym.experiments.runs.metrics import lost_updates, read_metrics
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.safety.sealing import read_json, sealed_json
 from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.overrides import fits, in_words
 
 SCHEMA = 1
@@ -56,6 +59,8 @@ class Cell:
         commits: of the project, every one that the run ran on.
         versions: of Python and the libraries.
         device, threads: of the run.
+        damage: a sentence for each of the run's logs that is damaged. Figures that are made of it are then those of
+            what is left: `attack_steps` scaled to all updates, `views` 0 where not an update is left.
     """
 
     arm: str
@@ -81,6 +86,7 @@ class Cell:
     versions: Mapping[str, str]
     device: str
     threads: int
+    damage: Sequence[str] = ()
 
     @property
     def mean_steps(self) -> float:
@@ -110,24 +116,29 @@ def summarise(run: Path, arm: str | None = None) -> Cell:
         arm: its label, by default its agent.
 
     Raises:
-        ValueError: if it is no run folder, is damaged, or has not been evaluated.
+        ValueError: if it is no run folder, its settings or results are damaged, or it has not been evaluated.
     """
     folder = RunFolder.open(run)
     try:
         return _summarise(folder, arm)
     except (LookupError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{run} is damaged: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise ValueError(f"{run} is damaged, a file of it does not hold what it should ({reason})") from error
 
 
 def _summarise(folder: RunFolder, arm: str | None) -> Cell:
     settings = folder.settings()
     outcomes = _read(folder.results / "outcomes.json")
-    rows = read_metrics(folder.path / "metrics.jsonl")
+    correct = _outcomes(outcomes["correct"])
+    updates = int(outcomes["checkpoint"].removeprefix("step-"))
+    damage = kept_aside(folder.path)
+    metrics = folder.path / "metrics.jsonl"
+    rows = [row for row in read_metrics(metrics, damage) if 1 <= row["step"] <= updates]
+    if metrics.exists() and (lost := lost_updates(rows, updates)):
+        damage.append(lost)
     timing = folder.results / "training.json"
-    training = _read(timing)["stretches"] if timing.exists() else []
+    training = whole_parts(timing, "stretches", damage) if timing.exists() else []
     policy = _read(folder.results / "policy.json")["rewards"] if settings.agent != "none" else {}
-    if [row["step"] for row in rows] != list(range(1, int(outcomes["checkpoint"].removeprefix("step-")) + 1)):
-        raise ValueError(f"{folder.path / 'metrics.jsonl'} is damaged: it lacks updates of {outcomes['checkpoint']}")
     rewards = [row["reward/mean"] for row in rows if row.get("reward/mean") is not None]
     tenth = max(1, len(rewards) // 10)
     spent, views = 0, 0
@@ -138,10 +149,11 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
             views = sum(counts.values())
             spent += 0 if free else round(row["budget/steps"] * views)
         spent += row.get("attack/other_steps", 0)
-    starts = folder.environments()
+    spent = round(spent * updates / len(rows)) if 0 < len(rows) < updates else spent
+    starts = folder.environments(damage)
     timed = sum(part["last"] - part["first"] for part in training)
     # a killed process leaves no entry of the updates that it made
-    scale = max(1.0, len(rows) / timed) if timed else 1.0
+    scale = max(1.0, updates / timed) if timed else 1.0
     return Cell(
         arm=arm or settings.agent,
         agent=settings.agent,
@@ -149,13 +161,13 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
         preset=settings.preset,
         seed=settings.seed,
         settings=plain(settings, PLACES),
-        updates=len(rows),
+        updates=updates,
         views=views,
         attack_steps=spent,
         seconds=scale * sum(part["seconds"] for part in training),
         world_seconds=scale * sum(part.get("world_seconds", 0.0) for part in training),
         agent_seconds=scale * sum(part.get("agent_seconds", 0.0) for part in training),
-        correct={float(epsilon): marks for epsilon, marks in outcomes["correct"].items()},
+        correct=correct,
         reward_first=float(np.mean(rewards[:tenth])) if rewards else None,
         reward_last=float(np.mean(rewards[-tenth:])) if rewards else None,
         held_out={name: float(np.mean(values)) for name, values in policy.items()},
@@ -163,10 +175,23 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
         shares=_shares(rows) if views else {},
         by_clean_loss=_by_clean_loss(rows),
         commits=sorted({start["commit"] for start in starts}),
-        versions=starts[-1]["versions"],
-        device=starts[-1]["device"],
-        threads=starts[-1]["threads"],
+        versions=starts[-1]["versions"] if starts else {},
+        device=starts[-1]["device"] if starts else "unknown",
+        threads=starts[-1]["threads"] if starts else 0,
+        damage=tuple(damage),
     )
+
+
+def _outcomes(entry: Any) -> dict[float, str]:
+    """Outcomes by epsilon as JSON holds them; a TypeError if they are none."""
+    try:
+        correct = {float(epsilon): marks for epsilon, marks in entry.items()}
+        good = all(math.isfinite(epsilon) and set(marks) <= {"0", "1"} for epsilon, marks in correct.items())
+    except (AttributeError, TypeError, ValueError):
+        good = False
+    if not good or not correct or len({len(marks) for marks in correct.values()}) > 1 or not max(correct.values()):
+        raise TypeError("outcomes are not strings of 0 and 1 by epsilon")
+    return correct
 
 
 def plain(settings: Settings, without: Sequence[str]) -> dict[str, Any]:
@@ -186,11 +211,9 @@ def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, "delete it, and resume the run to evaluate it again")
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the run is not finished; go on with it by --resume") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
 
 
 def _curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -202,7 +225,7 @@ def _curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     curve: dict[str, list[float]] = {"step": [part[-1]["step"] for part in parts]}
     for name, key in keys.items():
         values = [[row[key] for row in part if row.get(key) is not None] for part in parts]
-        if all(values):
+        if values and all(values):
             curve[name] = [round(float(np.mean(found)), 5) for found in values]
     return curve
 
@@ -265,14 +288,18 @@ def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
     head = {"schema": SCHEMA} | {
         field.name: getattr(comparison, field.name) for field in fields(comparison) if field.name != "cells"
     }
-    lines = [json.dumps(asdict(cell) | {"correct": _keyed(cell.correct)}, allow_nan=False) for cell in comparison.cells]
+    lines = [json.dumps(_entry(cell), allow_nan=False) for cell in comparison.cells]
     text = json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cells": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(sealed_json(text))
 
 
-def _keyed(correct: Mapping[float, str]) -> dict[str, str]:
-    return {repr(epsilon): marks for epsilon, marks in correct.items()}
+def _entry(cell: Cell) -> dict[str, Any]:
+    """A cell as JSON holds it."""
+    entry = asdict(cell) | {"correct": {repr(epsilon): marks for epsilon, marks in cell.correct.items()}}
+    if not cell.damage:
+        del entry["damage"]
+    return entry
 
 
 def read_comparison(path: Path | str) -> ComparisonResult:
@@ -283,39 +310,42 @@ def read_comparison(path: Path | str) -> ComparisonResult:
             one.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable comparison: {error}") from error
+        document = read_json(path, "restore it from a copy, or delete it: --resume makes it again from finished cells")
+    except OSError as error:
+        raise ValueError(f"{path} is not a readable comparison: {error.strerror}") from error
     if (
         not isinstance(document, dict)
         or document.get("schema") != SCHEMA
         or not isinstance(document.get("cells"), list)
     ):
         raise ValueError(f"{path} is not a comparison of schema {SCHEMA}")
-    known = {field.name for field in fields(Cell)}
     cells = []
     for index, entry in enumerate(document["cells"]):
-        if not isinstance(entry, dict) or entry.keys() != known:
-            wrong = sorted(known ^ entry.keys()) if isinstance(entry, dict) else "no object"
-            raise ValueError(f"{path}, cell {index}: missing or unknown fields: {wrong}")
         try:
-            correct = {float(epsilon): marks for epsilon, marks in entry["correct"].items()}
-            good = all(math.isfinite(epsilon) and set(marks) <= {"0", "1"} for epsilon, marks in correct.items())
-        except (AttributeError, TypeError, ValueError):
-            good = False
-        if not good:
-            raise ValueError(f"{path}, cell {index}: outcomes are not strings of 0 and 1 by epsilon")
-        for name, hint in get_type_hints(Cell).items():
-            if name != "correct" and not _holds(entry[name], hint):
-                raise ValueError(f"{path}, cell {index}: {name} is {entry[name]!r:.60}: expected {in_words(hint)}")
-        cells.append(Cell(**{**entry, "correct": correct}))
+            _check_fields(entry, Cell, ("correct",))
+            read = {"correct": _outcomes(entry["correct"]), "damage": tuple(entry.get("damage", ()))}
+            cells.append(Cell(**{**entry, **read}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, cell {index}: {error}") from error
     head = {field.name: document[field.name] for field in fields(ComparisonResult) if field.name in document}
-    if missing := {field.name for field in fields(ComparisonResult) if field.default is MISSING} - {*head, "cells"}:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-    for name, hint in get_type_hints(ComparisonResult).items():
-        if name in head and name != "cells" and not _holds(head[name], hint):
-            raise ValueError(f"{path}: {name} is {head[name]!r:.60}: expected {in_words(hint)}")
+    try:
+        _check_fields(head | {"cells": []}, ComparisonResult)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return ComparisonResult(**{**head, "cells": cells})
+
+
+def _check_fields(entry: Any, kind: type, without: Sequence[str] = ()) -> None:
+    """Raises a ValueError unless an object has the fields of a dataclass, of their types but for those `without`."""
+    if not isinstance(entry, dict):
+        raise ValueError("expected an object")
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    wrong = sorted({name for name, needed in known.items() if needed} - entry.keys() | entry.keys() - known.keys())
+    if wrong:
+        raise ValueError(f"missing or unknown fields: {few(wrong)}")
+    for name, hint in get_type_hints(kind).items():
+        if name in entry and name not in without and not _holds(entry[name], hint):
+            raise ValueError(f"{name} is {shown(entry[name])}: expected {in_words(hint)}")
 
 
 def _holds(value: Any, kind: Any) -> bool:

@@ -182,6 +182,11 @@ class Comparer:
         known = {arm.name for arm in self.plan.arms}
         chosen = self.plan.equal_compute
         cells: list[Cell] = list(self.progress.finished.values())
+        finished = self.progress.finished.items()
+        lost = [name for name, cell in finished if cell.damage and not cell.views and cell.agent != "none"]
+        if chosen and lost:
+            self.display.note(f"{', '.join(chosen)}: no arm {COMPUTE}, since metrics.jsonl of {lost[0]} is lost")
+            return
         base = [arm for arm in self.plan.arms if not arm.label.endswith(COMPUTE)]
         made = {arm.name: arm for arm in compute_arms(chosen, base, cells, self.plan.seeds)}
         added = [arm for name, arm in made.items() if name not in known]

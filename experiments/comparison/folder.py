@@ -1,6 +1,5 @@
 """The folder of a comparison: its plan, what has been started there, and the finished cells."""
 
-import json
 import math
 import os
 import shlex
@@ -33,10 +32,12 @@ from astra_gym.experiments.config.cli import read_mapping
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.safety.sealing import check_yaml, read_json, sealed_yaml
+from astra_gym.ssl_core.safety.writers import sweep
+from astra_gym.ssl_core.safety.yaml_files import dump_yaml
 from astra_gym.ssl_core.utils.files import replacing, write_json
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import check_folder, path_component
-from astra_gym.ssl_core.utils.writers import sweep
-from astra_gym.ssl_core.utils.yaml_files import dump_yaml
 
 SCHEMA = 1
 """Of `comparison.yaml` and `state.json`."""
@@ -129,7 +130,7 @@ class ComparisonFolder:
         head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
         document = head | {"equal_compute": list(plan.equal_compute), "arms": arms}
         with replacing(self.config) as temporary:
-            temporary.write_text(dump_yaml(document), encoding="utf-8")
+            temporary.write_bytes(sealed_yaml(dump_yaml(document)))
 
     def read_plan(self, trust: bool = False) -> ComparisonPlan:
         """Reads `comparison.yaml`.
@@ -143,9 +144,11 @@ class ComparisonFolder:
         """
         if not self.config.is_file():
             raise ValueError(f"{self.path} is no comparison's folder: it has no comparison.yaml")
+        advice = "restore it, or delete it and start anew with the same --dir, which keeps the finished cells"
+        check_yaml(self.config, advice)
         document = read_mapping(self.config, TEXTS)
         if document.get("schema") != SCHEMA:
-            raise ValueError(f"{self.config} has schema {document.get('schema')!r:.60}: expected {SCHEMA}")
+            raise ValueError(f"{self.config} has schema {shown(document.get('schema'))}: expected {SCHEMA}")
         again = typed("compare", "--resume", str(self.path), "--trust")
         try:
             plan = self._plan(document, trust, again)
@@ -173,10 +176,10 @@ class ComparisonFolder:
             arm = make_arm(entry["label"], flags, entry["seeds"], entry["suffix"], trust, again)
             # a setting that is younger than the plan has its default, in the cells too
             if changed := differences({name: arm.settings.get(name) for name in entry["settings"]}, entry["settings"]):
-                raise ValueError(f"the arm {arm.name!r} would not be the same: {changed[0]}")
+                raise ValueError(f"the arm {shown(arm.name)} would not be the same: {changed[0]}")
             arms.append(arm)
         if not all(isinstance(label, str) for label in document["equal_compute"]):
-            raise ValueError(f"equal_compute is {document['equal_compute']!r:.60}: expected labels of arms")
+            raise ValueError(f"equal_compute is {shown(document['equal_compute'])}: expected labels of arms")
         return ComparisonPlan(
             document["name"],
             document["command"],
@@ -199,15 +202,18 @@ class ComparisonFolder:
             check_folder(part)
         if self._state.is_file():
             try:
-                state = json.loads(self._state.read_text(encoding="utf-8"))
+                state = read_json(self._state, "remove it")
                 self.wall_seconds = float(state["wall_seconds"])
                 self.started, self.adopted = set(state["started"]), set(state["adopted"])
                 if not 0 <= self.wall_seconds < math.inf:
-                    raise ValueError(f"wall_seconds is {self.wall_seconds}")
+                    raise ValueError(f"{self._state} is damaged (wall_seconds is {self.wall_seconds}): remove it")
                 for name in (*self.started, *self.adopted):
                     path_component(name, "a cell")
-            except (ValueError, LookupError, TypeError, RecursionError) as error:
-                raise ValueError(f"{self._state} is damaged ({error}): remove it, the time so far is lost") from error
+            except (ValueError, LookupError, TypeError) as error:
+                said = str(error)
+                if not said.startswith(str(self._state)):
+                    said = f"{self._state} is damaged ({said}): remove it"
+                raise ValueError(f"{said}, the time so far is lost") from error
         found, known = {}, self._known()
         for arm, seed in plan.cells:
             name = arm.named(seed)
@@ -300,7 +306,7 @@ class ComparisonFolder:
 def _check_types(found: Mapping[str, Any], kinds: Mapping[str, type], what: str) -> None:
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
-            raise ValueError(f"{name} of {what} is {found[name]!r:.60}: expected a {kind.__name__}")
+            raise ValueError(f"{name} of {what} is {shown(found[name])}: expected a {kind.__name__}")
 
 
 def extended(plan: ComparisonPlan, arms: Iterable[Arm]) -> ComparisonPlan:

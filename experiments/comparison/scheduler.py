@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from astra_gym.experiments.config.commands import launcher
 from astra_gym.experiments.console import Interrupt
-from astra_gym.ssl_core.utils.disk import is_full_at
+from astra_gym.ssl_core.safety.disk import is_full_at
+from astra_gym.ssl_core.safety.writers import FolderLock, Locked, is_running, lock
 from astra_gym.ssl_core.utils.paths import open_to_append
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 from astra_gym.ssl_core.utils.stopping import block
-from astra_gym.ssl_core.utils.writers import FolderLock, Locked, is_running, lock
 
 PRELOADED = (
     "astra_gym.experiments.train_agent",

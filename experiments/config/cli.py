@@ -19,14 +19,19 @@ from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
 from astra_gym.experiments.config.trust import nothing, only_named
+from astra_gym.ssl_core.safety.sealing import check_yaml
+from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
 from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.messages import brief, short
 from astra_gym.ssl_core.utils.registry import pick
-from astra_gym.ssl_core.utils.yaml_files import load_yaml, read_yaml_file
 
-SWITCHES = ("print_config", "list", "trust")
+SWITCHES = ("print_config", "list", "trust", "accept_edited_config")
 """Flags without a value that are no settings."""
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "data_dir", "cache_dir", "keep_data", "teacher")
 """Of `data_dir` the place alone: the images have to be the same."""
+EDITED = "--resume RUN --accept_edited_config"
+RECORDED = ("dataset", "method", "epochs", "agent", "seed", "progress")
+"""Settings that every record of a run has, the last one among them: a record that lacks some of them was cut short."""
 WITHOUT = {
     item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in fields(Settings)
 }
@@ -42,10 +47,12 @@ class Invocation:
     Args:
         settings: of the run.
         resume: the run folder to go on with, None for a new run.
+        accept_edited_config: whether that folder's `config.yaml` may differ from what was written.
     """
 
     settings: Settings
     resume: Path | None = None
+    accept_edited_config: bool = False
 
 
 def parse(
@@ -91,10 +98,14 @@ def parse(
         given = config | {key: value for key, value in flagged.items() if value is not None}
         trusted = early.trust if trust is None else trust
         named = () if trust is False else (early.agent, early.method)
-        again = again or typed("train", *(argv if early.resume is None else ("--resume", early.resume)), "--trust")
+        accepting = ["--accept_edited_config"] if early.accept_edited_config else []
+        resuming = argv if early.resume is None else ("--resume", early.resume, *accepting)
+        again = again or typed("train", *resuming, "--trust")
         with contextlib.nullcontext() if trusted else only_named(named, again):
             if early.resume is not None:
-                invocation = _resumed(parser, expanded(early.resume), config, argv)
+                invocation = _resumed(parser, expanded(early.resume), config, argv, early.accept_edited_config)
+            elif accepting:
+                raise ValueError("--accept_edited_config is about the config.yaml of a run: give it with --resume RUN")
             else:
                 invocation = Invocation(_settings(parser, config, argv, given))
                 invocation.settings.check_given()
@@ -117,23 +128,33 @@ class _Parser(ArgumentParser):
         # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
         if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
             message = str(wrong(match[1], match[2].strip()))
-        message = " ".join(message.split())
+        message = short(message)
         if not self.exit_on_error:
             raise argparse.ArgumentError(None, message) from ex
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def load(path: Path | str) -> Settings:
+def load(path: Path | str, accept_edited: bool = False) -> Settings:
     """The settings in the record of a run, which holds all that there were: one that it lacks is younger, and the run
     was made without it.
 
+    Args:
+        path: the record, `config.yaml`.
+        accept_edited: whether it may differ from what was written.
+
     Raises:
-        ValueError: if the file cannot be read, is not YAML, or holds an unknown or a bad setting, or one that only an
-            import of a user's module would make a record.
+        ValueError: if the file cannot be read, is damaged, edited, empty or cut short, is not YAML, or holds an unknown
+            or a bad setting, or one that only an import of a user's module would make a record.
     """
+    if not accept_edited:
+        check_yaml(path, f"restore it, or accept the edit by {EDITED}")
+    values = read_yaml(path)
+    if missing := [name for name in RECORDED if name not in values]:
+        what = "is empty" if not values else f"lacks {', '.join(missing[:3])}"
+        raise ValueError(f"{path} {what}: expected all settings of the run, restore it from a copy")
     try:
         with nothing(path):
-            return _settings(_parser(exit_on_error=False), WITHOUT | read_yaml(path), [])
+            return _settings(_parser(exit_on_error=False), WITHOUT | values, [])
     except (argparse.ArgumentError, ValueError) as error:
         named = str(error).startswith(str(path))
         raise ValueError(str(error) if named else f"{path}: {error}") from error
@@ -149,6 +170,11 @@ def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser
         parser_mode=YAML,
     )
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with; its settings stay as they are")
+    parser.add_argument(
+        "--accept_edited_config",
+        action="store_true",
+        help="with --resume: go on with a config.yaml that was edited, which is refused otherwise",
+    )
     parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with any of the settings below")
     parser.add_argument("--agent_config", metavar="FILE", help="YAML file with any of the agent's own settings")
     parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
@@ -164,7 +190,7 @@ def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         path: the file.
-        texts: see `astra_gym.ssl_core.utils.yaml_files.load_yaml`.
+        texts: see `astra_gym.ssl_core.safety.yaml_files.load_yaml`.
 
     Raises:
         ValueError: if the file cannot be read or is not a YAML mapping.
@@ -204,7 +230,8 @@ def _check_names(given: Iterable[str], known: Iterable[str], what: str, fail: Ca
     for name in given:
         if name not in names.values():
             nearest = difflib.get_close_matches(name.lstrip("-"), names, n=1)
-            fail(f"unknown {what} {name}" + (f"; did you mean {names[nearest[0]]}?" if nearest else ": see --help"))
+            hint = f"; did you mean {names[nearest[0]]}?" if nearest else ": see --help"
+            fail(f"unknown {what} {brief(name)}{hint}")
 
 
 def _settings(
@@ -237,15 +264,17 @@ def _values(
     return {name: values[name] for name in FIELD_TYPES}
 
 
-def _resumed(parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequence[str]) -> Invocation:
+def _resumed(
+    parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequence[str], accept_edited: bool
+) -> Invocation:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml")
-    own = asdict(load(run / "config.yaml")) | {"run_dir": str(run)}
+    own = asdict(load(run / "config.yaml", accept_edited)) | {"run_dir": str(run)}
     values = _values(parser, own, config, argv)
     if Path(values["run_dir"]).resolve() == run.resolve():
         values["run_dir"] = str(run)
     if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
-        listed = ", ".join(f"--{key} {values[key]} (it has {own[key]})" for key in refused)
+        listed = ", ".join(f"--{key} {brief(values[key], 40)} (it has {brief(own[key], 40)})" for key in refused[:3])
         *others, last = CHANGEABLE_ON_RESUME
         raise ValueError(f"{run} cannot go on with {listed}: only {', '.join(others)} and {last} may change")
-    return Invocation(Settings(**values), run)
+    return Invocation(Settings(**values), run, accept_edited)

@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.ssl_core.safety.yaml_files import load_yaml
 from astra_gym.ssl_core.utils.overrides import fits, written_out
-from astra_gym.ssl_core.utils.yaml_files import load_yaml
 
 FIELD_TYPES = {
     item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type) for item in fields(Settings)

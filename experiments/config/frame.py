@@ -13,7 +13,9 @@ from pathlib import Path
 
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.output import surviving
-from astra_gym.ssl_core.utils.disk import FULL, FolderLostError, disk_error
+from astra_gym.ssl_core.safety.disk import FULL, FolderLostError, disk_error
+from astra_gym.ssl_core.safety.sealing import unsealed_collected
+from astra_gym.ssl_core.utils.messages import FEW, short
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
 
 
@@ -66,7 +68,7 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
-    with surviving(), _quiet_threads():
+    with surviving(), _noting_unsealed(name), _quiet_threads():
         raised: list[StopRequested] = []
         try:
             with raising() as raised:
@@ -88,6 +90,18 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
 def _end(ending: Ending, status: int, text: str) -> int:
     print(f"{program(ending.name)}: error: {text}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def _noting_unsealed(name: str) -> Iterator[None]:
+    """At its end, one note names the files that were read without a seal."""
+    with unsealed_collected() as found:
+        yield
+    if found:
+        more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
+        listed = ", ".join(map(str, found[:FEW])) + more
+        said = f"without a seal, as version 0.1 wrote them: {listed}; damage in them would not be seen"
+        print(f"{program(name)}: note: {short(said)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

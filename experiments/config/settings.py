@@ -17,9 +17,10 @@ from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.downstream.postprocessing import PostSettings
 from astra_gym.ssl_core.methods import find_method, is_own
 from astra_gym.ssl_core.models.target_network import PRECISIONS, bf16_is_native, last_strided_map
+from astra_gym.ssl_core.safety.yaml_files import dump_yaml
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
-from astra_gym.ssl_core.utils.yaml_files import dump_yaml
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
@@ -218,7 +219,7 @@ class Settings(WorldSettings):
             value = getattr(self, name)
             if (value == "none") == attacks:
                 why = "attacks, and somebody has to choose how" if attacks else "has no attack to choose"
-                raise ValueError(f"{name} is {value!r}, but the method {self.method} {why}: leave --{name} out")
+                raise ValueError(f"{name} is {shown(value)}, but the method {self.method} {why}: leave --{name} out")
         if self.observation == "image" and self.env == "batch":
             raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
         self._check_paper()
@@ -280,7 +281,7 @@ class Settings(WorldSettings):
             raise ValueError(f"--schedule: only the agent schedule has one, and the agent is {self.agent}")
         _check("schedule", self.schedule, len(self.schedule) > 0, "at least one radius")
         if self.agent_kwargs is not None and not all(isinstance(name, str) for name in self.agent_kwargs):
-            raise ValueError(f"agent_kwargs are {self.agent_kwargs!r}: expected settings by name")
+            raise ValueError(f"agent_kwargs are {shown(self.agent_kwargs)}: expected settings by name")
         self.make_post()
 
     def check_method(self) -> None:
@@ -340,7 +341,7 @@ def _listed(value: tuple[float, ...] | None) -> list[float] | None:
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{name} is {value!r}: expected {expected}")
+        raise ValueError(f"{name} is {shown(value)}: expected {expected}")
 
 
 def resolve_device(name: str) -> torch.device:

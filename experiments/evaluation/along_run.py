@@ -11,7 +11,7 @@ from rich.console import Console
 
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
-from astra_gym.experiments.evaluation.evaluate import evaluate
+from astra_gym.experiments.evaluation.evaluate import CHECKPOINT, evaluate
 from astra_gym.experiments.evaluation.request import data_of, plan_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
@@ -60,12 +60,17 @@ def evaluate_along(
     rows: list[Row] = []
     facts: dict[str, Any] = {}
     notes: dict[str, list[str]] = {}
+    common: dict[str, None] = {}
     void: dict[str, str] = {}
     for path in kept:
         found, facts = evaluate(encoders.own(path, device), data, plan, given, store, console, device)
         rows += found
+        # what is said of every encoder's checkpoint is said once
+        common |= dict.fromkeys(facts["notes"].pop(CHECKPOINT, ()))
         notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
         void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}
+    if common:
+        notes = {CHECKPOINT: list(common), **notes}
     facts |= {"name": given.encoder.resolve().name, "notes": notes, "void": void}
     accuracy_along_the_run(rows, store.draws(PICTURE))
     return rows, facts, store

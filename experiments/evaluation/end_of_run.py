@@ -167,13 +167,13 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
 
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     """The run's pictures into `figures/`, those that its method and data allow."""
-    metrics = read_metrics(folder.path / "metrics.jsonl")
+    # what is damaged was reported when the run was resumed
+    metrics = read_metrics(folder.path / "metrics.jsonl", [])
     # a log that was lost takes the curves with it, and nothing else
-    logged = any("loss/total" in row for row in metrics)
-    if logged:
+    if any(row.get("loss/total") is not None for row in metrics):
         run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
-        if logged:
+        if any(row.get("actions/epsilon") for row in metrics):
             run_plots.action_shares(metrics, folder.figures / "action_shares.png")
         engine = run.engine
         budget = chosen_budget(run, run.agent, engine.all_views)

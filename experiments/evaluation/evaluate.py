@@ -19,6 +19,9 @@ from astra_gym.ssl_core.evaluation.results import Row
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
+CHECKPOINT = "the checkpoint"
+"""What notes on the encoder itself are said to concern."""
+
 
 def evaluate(
     subject: Subject,
@@ -56,7 +59,7 @@ def evaluate(
     if not rows:
         raise SanityError("; ".join(f"{name}: {reason}" for name, reason in evaluator.void.items()))
     said = [*subject.notes, *decoder_notes(subject, data.split.test)]
-    notes = {"the checkpoint": said} if said else {}
+    notes = {CHECKPOINT: said} if said else {}
     facts = {
         "name": subject.name,
         "notes": notes | evaluator.notes,

@@ -26,6 +26,7 @@ from astra_gym.ssl_core.evaluation.results import NORMS
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.models.foreign import FORMATS
 from astra_gym.ssl_core.models.target_network import STEMS
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -43,12 +44,12 @@ def _radius(text: str) -> float:
     try:
         return float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a radius such as 8/255, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a radius such as 8/255, got {shown(text)}") from None
 
 
 def _switch(text: str) -> bool:
     if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected true or false, got {shown(text)}")
     return text == "true"
 
 
@@ -328,22 +329,29 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
             on_progress=decoding.update,
         )
 
-    split, limits, mine = None, own, own is not None and name != FOLDER
+    # test images are told from those that a run was trained on at the size of that run
+    seen_size = settings.image_size if settings is not None and subject.trained is not None else size
+
+    def pair(limits: Settings | None) -> tuple[Split, Split]:
+        split = load(limits, size)
+        return split, split if seen_size == size else load(limits, seen_size)
+
+    limits, mine = own, own is not None
     if name == FOLDER and own is not None:
-        # the run's limits are of its own folder, which may have moved; another may hold fewer images
+        limited = (own.limit, own.test_limit) != (None, None) and given.data_dir is not None
         try:
-            split = load(own, size)
-            trained = split if size == own.image_size else load(own, own.image_size)
-            mine = is_own_folder(subject, trained.train, given.data_dir)
+            split, seen = pair(own)
+            mine = is_own_folder(subject, seen.train, given.data_dir)
         except ValueError:
-            if given.data_dir is None or (own.limit, own.test_limit) == (None, None):
+            if not limited:
                 raise
-        if not mine and given.data_dir is not None and (own.limit, own.test_limit) != (None, None):
-            split, limits = None, None
-    split = split or load(limits, size)
-    seen = split.test
-    if settings is not None and subject.trained is not None and size != settings.image_size:
-        seen = load(limits, settings.image_size).test
+            mine = False
+        if limited and not mine:
+            # the limits are of the run's own folder: another one may hold fewer images
+            limits = None
+            split, seen = pair(None)
+    else:
+        split, seen = pair(own)
     deviations = []
     sizes = FULL_SIZES.get(name, (None, None))
     for limit, part, full, what in (
@@ -359,7 +367,7 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
     label, place = name, name if settings is not None and not mine else ""
     if name == FOLDER and not mine and data_dir is not None:
         label, place = folder_name(data_dir)
-    return LabelledData(label, split, tuple(deviations), seen, place)
+    return LabelledData(label, split, tuple(deviations), seen.test, place)
 
 
 def default_folder(given: argparse.Namespace, subject: Subject, data: LabelledData) -> Path:

@@ -13,9 +13,11 @@ from torch import Tensor
 from astra_gym.ssl_core.evaluation.results import Row, read_results, write_results
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from astra_gym.ssl_core.safety.sealing import check_png, read_json
+from astra_gym.ssl_core.safety.writers import sweep
 from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, copy_file
-from astra_gym.ssl_core.utils.writers import sweep
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
@@ -119,12 +121,17 @@ class EvaluationStore:
         folder = self.path / "parts" / _name(key)
         if not (folder / "part.json").is_file():
             return None
+        advice = f"delete {folder}, and it is found again"
+        document = read_json(folder / "part.json", advice)
         try:
-            document = json.loads((folder / "part.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{folder / 'part.json'} is damaged ({error}): delete {folder}") from error
-        outcomes = {name: torch.tensor([mark == "1" for mark in marks]) for name, marks in document["outcomes"].items()}
-        return EvaluationPart(read_results(folder / "rows.json"), document["notes"], outcomes)
+            rows = read_results(folder / "rows.json")
+            marked = {name: [mark == "1" for mark in marks] for name, marks in document["outcomes"].items()}
+            notes = [str(note) for note in document["notes"]]
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error}; or {advice}") from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / 'part.json'} is damaged, it lacks outcomes or notes: {advice}") from error
+        return EvaluationPart(rows, notes, {name: torch.tensor(marks) for name, marks in marked.items()})
 
     def keep_part(self, key: Mapping[str, Any], part: EvaluationPart) -> EvaluationPart:
         """Keeps a part; it is there once `part.json` is, which comes last."""
@@ -155,8 +162,14 @@ class EvaluationStore:
         return self.path / "parts" / _name(key) / "figures"
 
     def show(self, figures: Iterable[Path]) -> None:
-        """Puts figures among those of the last command, once it concludes."""
-        self._drawn |= {figure.name: figure for figure in figures}
+        """Puts figures among those of the last command, once it concludes.
+
+        Raises:
+            ValueError: if one is damaged.
+        """
+        for figure in figures:
+            check_png(figure)
+            self._drawn[figure.name] = figure
 
     def draws(self, name: str) -> Path:
         """The path of a figure that is drawn now, among those of the last command."""
@@ -196,15 +209,15 @@ class EvaluationStore:
         """
         path = self.path / "facts.json"
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): repeat the evaluation") from error
+            facts = read_json(path, "repeat the evaluation")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): repeat the evaluation") from error
         if not isinstance(facts, dict):
             raise ValueError(f"{path} holds a {type(facts).__name__}: repeat the evaluation")
         # the first evaluations were kept before a void classifier had an entry
         for name, holds in (*FACTS.items(), ("void", lambda value: value is None or _by_name(value, str))):
             if not holds(facts.get(name)):
-                raise ValueError(f"{path} is damaged: {name} is {facts.get(name)!r:.60}: repeat the evaluation")
+                raise ValueError(f"{path} is damaged: {name} is {shown(facts.get(name))}: repeat the evaluation")
         return facts
 
 

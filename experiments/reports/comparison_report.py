@@ -41,6 +41,7 @@ from astra_gym.experiments.reports.page import (
     write_page,
 )
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
+from astra_gym.experiments.runs.logs import damaged_events
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import PRIMARY, deciding_epsilon
 from astra_gym.ssl_core.utils.paths import check_folder, path_component
@@ -81,6 +82,7 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
         Section("Settings and machine", [settings_table(comparison), machine_table(comparison)]),
         Section("Repeat it", [Code(comparison.command)] if comparison.command else []),
         Section("Unfinished runs", _unfinished(comparison)),
+        Section(DAMAGED, _damaged(comparison)),
     ]
     if not several:
         sections = [section for section in sections if section.title != "Accuracy against attack compute"]
@@ -154,6 +156,8 @@ def answer(comparison: ComparisonResult) -> list[str]:
     if comparison.unfinished:
         total = len(comparison.cells) + len(comparison.unfinished)
         sentences.append(f"{len(comparison.unfinished)} of {total} runs are unfinished: the figures may change.")
+    if damaged := sum(bool(cell.damage) for cell in comparison.cells):
+        sentences.append(f"The logs of {_count(damaged, 'run')} are damaged, see {DAMAGED}.")
     return sentences
 
 
@@ -310,6 +314,16 @@ def _unfinished(comparison: ComparisonResult) -> list[Block]:
     return [Table("Failed or missing", "", ["run", "reason"], rows)] if rows else []
 
 
+DAMAGED = "Damaged logs"
+
+
+def _damaged(comparison: ComparisonResult) -> list[Block]:
+    found = [(f"{cell.arm}, seed {cell.seed}", sentence) for cell in comparison.cells for sentence in cell.damage]
+    rows = [[Entry(run), Entry(sentence)] for run, sentence in found]
+    note = "Accuracies are as measured. Rewards, choices, attack steps and times are those of what is left of the logs."
+    return [Table("Runs whose logs are damaged", note, ["run", "damage"], rows)] if rows else []
+
+
 def read_runs(paths: Sequence[Path]) -> ComparisonResult:
     """What is to be reported.
 
@@ -329,9 +343,14 @@ def read_runs(paths: Sequence[Path]) -> ComparisonResult:
     for path in paths:
         if not (path / "config.yaml").is_file():
             raise ValueError(f"{path} is neither a comparison (no {COMPARISON}) nor a run folder (no config.yaml)")
-    commands = [RunFolder.open(path).command.read_text(encoding="utf-8").strip() for path in paths]
+    commands, cells = list[str](), list[Cell]()
+    for path in paths:
+        damage: list[str] = []
+        commands += RunFolder.open(path).commands(damage)
+        cell = summarise(path)
+        cells.append(replace(cell, damage=[*cell.damage, *damage, *damaged_events(path)]))
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
-    return ComparisonResult(name, "\n".join(commands), labelled([summarise(path) for path in paths]), {})
+    return ComparisonResult(name, "\n".join(commands), labelled(cells), {})
 
 
 def labelled(cells: Sequence[Cell]) -> list[Cell]:

@@ -18,6 +18,7 @@ from astra_gym.experiments.reports.published_tables import POLICIES, policy_rewa
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import FEWEST_SEEDS
 from astra_gym.ssl_core.evaluation.results import Row, read_results
+from astra_gym.ssl_core.safety.sealing import check_png, read_json, sealed_yaml
 from astra_gym.ssl_core.utils.files import replacing
 from astra_gym.ssl_core.utils.paths import copy_file, path_component
 
@@ -42,13 +43,16 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
     target = results / group / name
     for name in KEPT:
         if (folder.path / name).is_file():
+            # a damaged file is not worth keeping
+            read_json(folder.path / name)
             copy_file(folder.path / name, target / Path(name).name)
     # where the data lay on one machine says nothing on another
     placeless = replace(settings, data_dir=None, run_dir=None)
     with replacing(target / "config.yaml") as temporary:
-        temporary.write_text(placeless.to_yaml(), encoding="utf-8")
+        temporary.write_bytes(sealed_yaml(placeless.to_yaml()))
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
+            check_png(folder.figures / name)
             copy_file(folder.figures / name, target / name)
     if pictures and len(seeds := policy_rewards(results, group)) >= FEWEST_SEEDS:
         rewards = {name: [seed[name] for seed in seeds] for name in POLICIES}

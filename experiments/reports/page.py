@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from astra_gym.experiments.reports import markup
 from astra_gym.experiments.reports.markup import Table, escaped_markdown
+from astra_gym.ssl_core.safety.sealing import check_png
 from astra_gym.ssl_core.utils.files import check_target, replacing
 
 STYLE = """
@@ -190,6 +191,7 @@ def _html_block(block: Block, figures: Path) -> str:
 
 
 def _html_picture(path: Path, alt: str, caption: str) -> str:
+    check_png(path)
     content = path.read_bytes()
     # a PNG's header holds its size: the page does not jump while it loads
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))

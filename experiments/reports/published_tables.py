@@ -1,6 +1,5 @@
 """The tables of documents that are made from kept results, between `<!-- table KIND NAME -->` and `<!-- end -->`."""
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from astra_gym.experiments.reports.markup import Table, escaped_markdown, to_mar
 from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
 from astra_gym.experiments.stats import mean_interval
 from astra_gym.ssl_core.evaluation.results import Row, read_results
+from astra_gym.ssl_core.safety.sealing import read_json
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
 
@@ -84,7 +84,7 @@ def policy_rewards(results: Path, preset: str) -> list[dict[str, float]]:
     """Mean held-out reward of each policy, one dict for each kept seed of REINFORCE."""
     seeds = []
     for path in sorted((results / preset).glob("astra-reinforce-seed*/policy.json")):
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = read_json(path)
         seeds.append({name: statistics.mean(values) for name, values in document["rewards"].items()})
     return seeds
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from astra_gym.experiments.config.settings import Settings, default_run_dir
 from astra_gym.experiments.runs.run_folder import RunFolder, unwritable
+from astra_gym.ssl_core.safety.writers import LOCK, FolderLock, sweep
 from astra_gym.ssl_core.utils.files import expanded
-from astra_gym.ssl_core.utils.writers import LOCK, FolderLock, sweep
 
 
 @contextmanager

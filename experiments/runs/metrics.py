@@ -1,13 +1,15 @@
 """Target updates as rows of numbers: what `metrics.jsonl` and TensorBoard say of a run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from astra_gym.envs.actions import UNIT
+from astra_gym.experiments.runs.logs import numbers
+from astra_gym.ssl_core.safety.sealing import LINE_SEAL, note_unsealed, opened_line
 
 if TYPE_CHECKING:
     from astra_gym.envs.records import StepRecord
@@ -57,62 +59,65 @@ def metrics_of(record: "StepRecord") -> dict[str, Any]:
     return row
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, damage: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
 
     A last line that was cut short, by a process killed while writing, is left out.
+
+    Args:
+        path: the file.
+        damage: takes a sentence for each thing that is wrong with the file, and damaged lines are left out; without it
+            they are errors.
+
+    Raises:
+        ValueError: if a line is damaged, or the file cannot be read, and `damage` is None.
     """
     merged: dict[int, dict[str, Any]] = {}
-    for row in metrics_rows(Path(path)):
+    for row in metrics_rows(Path(path), damage):
         merged.setdefault(row["step"], {}).update(row)
     return [merged[step] for step in sorted(merged)]
 
 
-def kept_rows(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows up to a target update, as a run takes them over that resumes there, and what is lost of them, in words.
-
-    A log that was damaged or lost does not touch the checkpoint: what can be read of it is kept.
-    """
+def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows as they stand in the file; arguments and errors are those of `read_metrics`."""
     try:
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
-    except FileNotFoundError:
-        lines = [""]
-    rows = [_row(line) for line in lines[:-1]]
-    kept = [row for row in rows if row is not None and row["step"] <= step]
-    damages = []
-    if bad := [number for number, row in enumerate(rows, start=1) if row is None]:
-        which = f"line {bad[0]} is" if len(bad) == 1 else f"{len(bad)} lines, the first of them {bad[0]}, are"
-        damages.append(f"{path} is damaged: {which} left out")
-    # an agent's own rows have no epoch
-    updates = {row["step"] for row in kept if "epoch" in row}
-    if lost := [number for number in range(1, step + 1) if number not in updates]:
-        damages.append(
-            f"{path} lacks {len(lost)} of the {step} updates before the checkpoint, the first of them {lost[0]}: "
-            "curves and reports lack them too"
-        )
-    return kept, damages
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
-
-
-def metrics_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows as they stand in the file; a last line that was cut short is left out.
-
-    Raises:
-        ValueError: if a line is not a row.
-    """
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        if damage is None:
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        damage.append(f"{path.name} is missing" if not path.exists() else f"{path.name} cannot be read")
+        return []
+    wrong: dict[int, str] = {}
+    if last and opened_line(last[:-1]) not in (None, last[:-1]):
+        # a whole line: it was its line break that was damaged
+        lines.append(last[:-1])
+        wrong[len(lines)] = "it does not end with a line break"
+    rows = []
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError(f"{path}, line {number}: expected an object with a step, got {line[:60]!r}")
-        yield row
+            content = opened_line(line)
+            if content is None:
+                raise ValueError("its content does not fit its CRC-32")
+            if content == line:
+                note_unsealed(path)
+            row = json.loads(content.decode())
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("expected an object with a step")
+            if LINE_SEAL in row:
+                raise ValueError("it was written anew, with its CRC-32 as an entry")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
+            wrong[number] = f"no UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+    if wrong and damage is None:
+        number, reason = next(iter(wrong.items()))
+        raise ValueError(f"{path}, line {number} is damaged: {reason}")
+    if wrong and damage is not None:
+        damage.append(f"{path.name}, line {numbers(wrong)}: damaged")
+    return rows
+
+
+def lost_updates(rows: Iterable[Mapping[str, Any]], last: int) -> str | None:
+    """A sentence on the updates, of `last` in all, that no row is of; None where there is a row of each."""
+    # an agent's own rows have no epoch
+    missing = sorted(set(range(1, last + 1)) - {row["step"] for row in rows if "epoch" in row})
+    return f"metrics.jsonl lacks {len(missing)} of {last} updates: {numbers(missing)}" if missing else None

@@ -18,7 +18,8 @@ from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.console import Interrupt, RunProgress
-from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder, RunLog
+from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder
+from astra_gym.experiments.runs.run_log import RunLog
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.postprocessing import post_process
@@ -250,10 +251,15 @@ class Run:
             restarted = self.env.load_state_dict(payload["world"])
             # the agent last: a Stable-Baselines3 agent's state ends with the global generators'
             self.agent.load_state_dict(payload["agent"])
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            self._kept_epochs = int(self.engine.epoch)
+            before = dict(payload["circumstances"])
+        except Exception as error:  # a state that was edited fails in many ways, a user's agent in any
             # torch lists every tensor that differs, a line each: the first few words tell enough
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{folder.checkpoints / 'last.pt'} does not fit config.yaml: {reason} ...") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise CheckpointError(
+                f"{folder.checkpoints / 'last.pt'} does not fit config.yaml ({reason} ...): one of the two was edited, "
+                "restore it from a copy"
+            ) from error
         if payload.get("post_processed"):
             self.processed = load_network(folder.path, self.engine.device, checks_images=False)[0]
         try:
@@ -261,10 +267,9 @@ class Run:
         except NonFiniteError as error:
             raise CheckpointError(f"{folder.checkpoints / 'last.pt'} cannot be resumed: {error}") from error
         self.saved_step = self.engine.step
-        self._kept_epochs = int(self.engine.epoch)
         notes = [f"the random stream {name!r} starts anew on this device" for name in restarted]
         for name, now in self._circumstances().items():
-            if (then := payload["circumstances"].get(name)) != now:
+            if (then := before.get(name)) != now:
                 notes.append(f"{name} was {then} and is {now}")
         return notes
 

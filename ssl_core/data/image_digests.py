@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import PIL
 from torch import Tensor
@@ -112,15 +112,15 @@ class RunImages:
     def write(self, path: Path | str) -> None:
         """Writes a line of JSON and the digests, whole or not at all."""
         body = self.train.values + self.test.values + self.taught
-        head = {
+        head: dict[str, Any] = {
             "format": FORMAT,
             "schema": SCHEMA,
             "shape": self.train.shape,
             "train": len(self.train),
             "test": len(self.test),
             "decoder": self.decoder,
-            "sha256": hashlib.sha256(body).hexdigest(),
         }
+        head["sha256"] = _sealed(head, body)
         with replacing(path) as temporary:
             temporary.write_bytes(json.dumps(head).encode() + b"\n" + body)
 
@@ -136,7 +136,7 @@ class RunImages:
             head = json.loads(line)
             if (head["format"], head["schema"]) != (FORMAT, SCHEMA):
                 raise ValueError(f"it is of {head['format']!r} {head['schema']!r}, not {FORMAT!r} {SCHEMA}")
-            if hashlib.sha256(body).hexdigest() != head["sha256"]:
+            if _sealed({name: value for name, value in head.items() if name != "sha256"}, body) != head["sha256"]:
                 raise ValueError("its digests are not those that were written")
             channels, height, width = head["shape"]
             shape, first = (int(channels), int(height), int(width)), LENGTH * head["train"]
@@ -148,6 +148,10 @@ class RunImages:
             raise ValueError(
                 f"{path} is damaged ({reason}): restore it, or remove it, and the run's images are no longer checked"
             ) from error
+
+
+def _sealed(head: dict[str, Any], body: bytes) -> str:
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode() + body).hexdigest()
 
 
 def short_path(path: Path) -> str:

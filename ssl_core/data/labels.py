@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 PUBLISHED_FRACTIONS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -22,12 +23,14 @@ def required_labels(data: ImageSet, purpose: str) -> Tensor:
     """
     if data.labels is None:
         raise ValueError(
-            f"data set {data.name!r} has no labels, and {purpose} needs them: put the images into one folder "
+            f"data set {shown(data.name)} has no labels, and {purpose} needs them: put the images into one folder "
             "for each class, or leave the evaluation out"
         )
     low, high = int(data.labels.min()), int(data.labels.max())
     if low < 0 or high >= len(data.classes):
-        raise ValueError(f"data set {data.name!r} has labels in {low}..{high}: expected 0..{len(data.classes) - 1}")
+        raise ValueError(
+            f"data set {shown(data.name)} has labels in {low}..{high}: expected 0..{len(data.classes) - 1}"
+        )
     return data.labels
 
 
@@ -49,7 +52,7 @@ def labelled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
         ValueError: if the fraction is out of its range, or `data` lacks labels.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"the label fraction is {fraction!r}: expected a share in (0, 1], such as 0.1 for 10 %")
+        raise ValueError(f"the label fraction is {shown(fraction)}: expected a share in (0, 1], such as 0.1 for 10 %")
     labels = required_labels(data, "a share of them")
     if fraction == 1:
         return data

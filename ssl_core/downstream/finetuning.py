@@ -18,6 +18,7 @@ from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 Features = Callable[[Tensor, str], Tensor]
@@ -74,7 +75,7 @@ class FineTuneSettings:
             ("start_noise", 0 <= self.start_noise <= 1, fraction),
         ):
             if not valid:
-                raise ValueError(f"fine-tuning's {name} is {getattr(self, name)!r}: expected {expected}")
+                raise ValueError(f"fine-tuning's {name} is {shown(getattr(self, name))}: expected {expected}")
 
 
 def fine_tune(
@@ -126,7 +127,7 @@ def fine_tune(
     """
     labels = required_labels(train, "fine-tuning").to(device)
     if len(train) < 2:
-        raise ValueError(f"data set {train.name!r} has {len(train)} image: fine-tuning needs 2 or more")
+        raise ValueError(f"data set {shown(train.name)} has {len(train)} image: fine-tuning needs 2 or more")
     encoder = copy.deepcopy(encoder)
     features = cast(Encoder, encoder).features
     head = _start(cast(Encoder, encoder).feature_dim, len(train.classes), head)

@@ -15,6 +15,7 @@ from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import check_frozen
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.messages import shown
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class NeighbourSettings:
             ("temperature", 0 < self.temperature < math.inf, "above 0"),
         ):
             if not valid:
-                raise ValueError(f"the neighbours' {name} is {getattr(self, name)!r}: expected {expected}")
+                raise ValueError(f"the neighbours' {name} is {shown(getattr(self, name))}: expected {expected}")
 
 
 class NeighbourClassifier(nn.Module):

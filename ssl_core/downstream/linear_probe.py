@@ -18,6 +18,7 @@ from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 PROBE_LR: Mapping[str, float] = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
@@ -61,7 +62,7 @@ class ProbeSettings:
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
         ):
             if not valid:
-                raise ValueError(f"the probe's {name} is {getattr(self, name)!r}: expected {expected}")
+                raise ValueError(f"the probe's {name} is {shown(getattr(self, name))}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class TrainingAttack:
             ("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1"),
         ):
             if not valid:
-                raise ValueError(f"the training attack's {name} is {getattr(self, name)!r}: expected {expected}")
+                raise ValueError(f"the training attack's {name} is {shown(getattr(self, name))}: expected {expected}")
 
     def budget(self, n: int, device: torch.device | str) -> Budget:
         """The same for each of n images."""

@@ -14,6 +14,7 @@ from astra_gym.ssl_core.downstream.linear_probe import ProbeSettings, train_prob
 from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 
 
@@ -86,7 +87,7 @@ class PostSettings:
             ("start_noise", 0 <= self.start_noise <= 1, fraction),
         ):
             if not valid:
-                raise ValueError(f"the post-processing's {name} is {getattr(self, name)!r}: expected {expected}")
+                raise ValueError(f"the post-processing's {name} is {shown(getattr(self, name))}: expected {expected}")
 
     def for_classes(self, classes: int) -> "PostSettings":
         """The same with as many clusters as there are classes, where `clusters` is 0.

@@ -34,6 +34,7 @@ from astra_gym.ssl_core.evaluation.robustness import (
 )
 from astra_gym.ssl_core.evaluation.sanity import check_rows
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 AUTOATTACKS: Mapping[str, str] = {"autoattack": "standard", "autoattack-quick": "quick"}
@@ -69,28 +70,30 @@ class Attack:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ValueError(f"unknown attack {self.name!r}: choose from {', '.join(NAMES)}")
+            raise ValueError(f"unknown attack {shown(self.name)}: choose from {', '.join(NAMES)}")
         if self.norm not in NORMS or (self.norm != "Linf" and self.name in ("none", *SIGN_ATTACKS)):
             known = NORMS if self.name not in ("none", *SIGN_ATTACKS) else ("Linf",)
-            raise ValueError(f"the norm of {self.name} is {self.norm!r}: expected {' or '.join(known)}")
+            raise ValueError(f"the norm of {self.name} is {shown(self.norm)}: expected {' or '.join(known)}")
         if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
-            raise ValueError(f"the epsilon of {self.name} is {self.epsilon!r}: expected a number, such as 8/255")
+            raise ValueError(f"the epsilon of {self.name} is {shown(self.epsilon)}: expected a number, such as 8/255")
         # an integer is the same radius, and names the same random stream
         object.__setattr__(self, "epsilon", float(self.epsilon))
         if self.name in AUTOATTACKS:
             check_radius(self.epsilon, self.norm)
         if self.name == "none" and self.epsilon != 0:
-            raise ValueError(f"the epsilon of none is {self.epsilon!r}: expected 0")
+            raise ValueError(f"the epsilon of none is {shown(self.epsilon)}: expected 0")
         if not (0 <= self.epsilon <= 1 or (self.norm != "Linf" and 1 < self.epsilon < math.inf)):
-            raise ValueError(f"the epsilon of {self.name} is {self.epsilon!r}: expected in [0, 1], 8/255 and not 8")
+            raise ValueError(
+                f"the epsilon of {self.name} is {shown(self.epsilon)}: expected in [0, 1], 8/255 and not 8"
+            )
         if type(self.restarts) is not int or self.restarts < 1 or (self.restarts > 1 and self.name != "pgd20"):
             expected = "an integer of at least 1" if self.name == "pgd20" else "1, which only pgd20 can raise"
-            raise ValueError(f"the restarts of {self.name} are {self.restarts!r}: expected {expected}")
+            raise ValueError(f"the restarts of {self.name} are {shown(self.restarts)}: expected {expected}")
         if self.step_size is not None:
             self._check_step(self.step_size)
 
     def _check_step(self, step: float) -> None:
-        given = f"the step size of {self.name} is {step!r}"
+        given = f"the step size of {self.name} is {shown(step)}"
         if self.name != "pgd20":
             raise ValueError(f"{given}: expected None, since only pgd20 takes one")
         if isinstance(step, bool) or not isinstance(step, int | float):
@@ -365,5 +368,5 @@ def _check(test: ImageSet, attacks: Sequence[Attack]) -> Tensor:
     if len(set(attacks)) != len(attacks):
         raise ValueError(f"the attacks are {list(attacks)}: expected all different")
     if own := [attack.name for attack in attacks if attack.name in ("none", "worst")]:
-        raise ValueError(f"the attacks hold {own[0]!r}, which comes by itself: leave it out")
+        raise ValueError(f"the attacks hold {shown(own[0])}, which comes by itself: leave it out")
     return labels

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
+from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.hashing import digest, tensor_digest
@@ -348,11 +349,11 @@ def _read(path: Path, key: Mapping[str, Any], clean: Tensor) -> dict[str, _Stage
     """The stages that a state holds; none where there is no file."""
     advice = "delete it, or give another path"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path, advice)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"AutoAttack's state {path} is damaged ({error}): {advice}") from error
+        raise ValueError(f"AutoAttack's state {path} is damaged (it does not fit its SHA-256): {advice}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if type(schema) is int and schema != STATE_SCHEMA:
         raise ValueError(f"AutoAttack's state {path} has schema {schema}, not {STATE_SCHEMA}: {advice}")

@@ -1,6 +1,5 @@
 """Results as data: every measured number is a typed row that says where it came from."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -8,7 +7,9 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import write_json
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.provenance import versions
 
 SCHEMA = 2
@@ -193,7 +194,7 @@ class Origin:
 
 def _require(holds: object, name: str, row: Row, expected: str) -> None:
     if not holds:
-        raise ValueError(f"a result's {name} is {getattr(row, name)!r}: expected {expected}")
+        raise ValueError(f"a result's {name} is {shown(getattr(row, name))}: expected {expected}")
 
 
 def radius_text(norm: str, epsilon: float) -> str:
@@ -235,17 +236,15 @@ def read_results(path: Path | str) -> list[Row]:
     """Read what `write_results` wrote, now or in schema 1, whose rows were short linear probes: never standard.
 
     Raises:
-        ValueError: if the file is not JSON, has another schema, or a row lacks a field, has an unknown or a bad one.
+        ValueError: if the file is damaged, is not JSON, has another schema, or a row lacks a field, has an unknown or a
+            bad one.
         FileNotFoundError: if there is no such file.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a results file: {error}") from error
+    document = read_json(path, "restore it from a copy, or measure it again")
     if not isinstance(document, dict) or "schema" not in document or not isinstance(document.get("rows"), list):
         raise ValueError(f'{path} is not a results file: expected {{"schema": {SCHEMA}, "rows": [...]}}')
     if document["schema"] not in (1, SCHEMA):
-        raise ValueError(f"{path} has schema {document['schema']!r}; this version reads schemas 1 and {SCHEMA}")
+        raise ValueError(f"{path} has schema {shown(document['schema'])}; this version reads schemas 1 and {SCHEMA}")
     rows = []
     for index, entry in enumerate(document["rows"]):
         try:
@@ -260,7 +259,7 @@ FIRST_SCHEMA = "results of schema 1 do not say how the probe was trained"
 
 def _row(entry: Any, schema: int) -> Row:
     if not isinstance(entry, dict):
-        raise ValueError(f"expected an object, not {entry!r}")
+        raise ValueError(f"expected an object, not {shown(entry)}")
     known = {item.name: item.default is MISSING for item in fields(Row)} | {"standard": False}
     first = {"attack", "epsilon"}
     expected = {name for name, needed in known.items() if schema == SCHEMA or needed} | first
@@ -277,5 +276,5 @@ def _row(entry: Any, schema: int) -> Row:
     values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     row = Row(**values)
     if standard is not row.standard:
-        raise ValueError(f"standard is {standard!r}, but the deviations are {list(row.deviations)}")
+        raise ValueError(f"standard is {shown(standard)}, but the deviations are {list(row.deviations)}")
     return row

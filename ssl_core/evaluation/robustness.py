@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.messages import shown
 
 STEP_SIZE = 2 / 255
 """The protocol's."""
@@ -196,9 +197,9 @@ def _survivors(
     """Which images are right as they are and after every one of `restarts` rounds of the attack."""
     check_arguments(classifier, images, labels)
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon is {epsilon!r}: expected a fraction in [0, 1], such as 8/255 and not 8")
+        raise ValueError(f"epsilon is {shown(epsilon)}: expected a fraction in [0, 1], such as 8/255 and not 8")
     if restarts < 1:
-        raise ValueError(f"restarts is {restarts!r}: expected at least 1")
+        raise ValueError(f"restarts is {shown(restarts)}: expected at least 1")
     device = device_of(classifier)
     robust = (clean_accuracy(classifier, images, labels, batch_size) if clean is None else clean).clone()
     if robust.shape != labels.shape or robust.dtype != torch.bool:

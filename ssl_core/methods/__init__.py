@@ -15,6 +15,7 @@ from astra_gym.ssl_core.methods.rocl import RoCL
 from astra_gym.ssl_core.methods.siamese import BYOL, SimSiam
 from astra_gym.ssl_core.methods.taro import TARO
 from astra_gym.ssl_core.utils.import_path import PATH, described, imported
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -59,10 +60,10 @@ def find_method(name: str) -> type[Method]:
     found = imported(name, "method", "my_module:MyMethod")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(
-            f"method {name!r} is {described(found)}: expected a subclass of astra_gym.ssl_core.methods.Method"
+            f"method {shown(name)} is {described(found)}: expected a subclass of astra_gym.ssl_core.methods.Method"
         )
     if missing := sorted(found.__abstractmethods__):
-        raise ValueError(f"method {name!r} lacks {', '.join(missing)}: every method has to say these itself")
+        raise ValueError(f"method {shown(name)} lacks {', '.join(missing)}: every method has to say these itself")
     return found
 
 
@@ -80,19 +81,21 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **shared: A
     kind = find_method(name)
     own = {field.name for field in fields(kind)}
     method = kind(**{key: value for key, value in shared.items() if key in own})
-    method = replaced(method, options or {}, f"the method {name!r}")
+    method = replaced(method, options or {}, f"the method {shown(name)}")
     for what in ("clean_route", "attack_route", "evaluation_route"):
         route = getattr(method, what)
         # without an attack the network has no route for it
         if route not in method.routes and (method.attacks or what != "attack_route"):
-            raise ValueError(f"{what} of the method {name!r} is {route!r}: expected one of {', '.join(method.routes)}")
+            raise ValueError(
+                f"{what} of the method {shown(name)} is {shown(route)}: expected one of {', '.join(method.routes)}"
+            )
     if method.clean_route != method.routes[0]:
         raise ValueError(
-            f"clean_route of the method {name!r} is {method.clean_route!r}: expected the first of its routes, "
-            f"{method.routes[0]!r}"
+            f"clean_route of the method {shown(name)} is {shown(method.clean_route)}: expected the first of its "
+            f"routes, {method.routes[0]!r}"
         )
     if strangers := set(method.others) - OTHERS:
-        raise ValueError(f"others of the method {name!r} are {', '.join(method.others)}: {strangers} are unknown")
+        raise ValueError(f"others of the method {shown(name)} are {', '.join(method.others)}: {strangers} are unknown")
     return method
 
 

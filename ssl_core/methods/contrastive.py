@@ -10,6 +10,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS, mixed_nt_xent, nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 STREAMS: Mapping[str, str] = {
@@ -155,8 +156,8 @@ class ASTrA(ACL):
         super().__post_init__()
         if self.streams != "ds":
             raise ValueError(
-                f"streams is {self.streams!r}: {type(self).__name__} contrasts clean and attacked views and takes 'ds' "
-                f"only; {', '.join(STREAMS)} are choices of ACL"
+                f"streams is {shown(self.streams)}: {type(self).__name__} contrasts clean and attacked views and takes "
+                f"'ds' only; {', '.join(STREAMS)} are choices of ACL"
             )
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
 

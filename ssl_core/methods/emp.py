@@ -11,6 +11,7 @@ from astra_gym.ssl_core.losses.multiview import emp_ssl
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings, multi_crops
 from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 _SCALE_SPAN = 0.92
@@ -64,10 +65,10 @@ class EMPSSL(Method):
         super().__post_init__()
         if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 2:
             raise ValueError(
-                f"crops is {self.crops!r}: expected two or more, since an image's are compared with their mean"
+                f"crops is {shown(self.crops)}: expected two or more, since an image's are compared with their mean"
             )
         if type(self.patches) is not bool:
-            raise ValueError(f"patches is {self.patches!r}: expected true or false")
+            raise ValueError(f"patches is {shown(self.patches)}: expected true or false")
         if not 0 <= self.invariance < float("inf"):
             raise ValueError(f"invariance is {self.invariance}: expected a number of 0 or more")
         if not 0 < self.epsilon < float("inf"):
@@ -160,7 +161,7 @@ class CFAMCSSL(EMPSSL):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1:
-            raise ValueError(f"m is {self.m!r}: expected an integer of 1 or more, the updates of a batch")
+            raise ValueError(f"m is {shown(self.m)}: expected an integer of 1 or more, the updates of a batch")
 
     @property
     def replays(self) -> int:

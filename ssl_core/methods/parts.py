@@ -8,6 +8,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.utils.messages import shown
 
 RouteEncoder = Callable[[Tensor], Encoded]
 """Images (m, 3, h, w) to features and embeddings."""
@@ -46,4 +47,4 @@ def check_number(name: str, value: object, low: float = 0.0, high: float = math.
     if not (number and low <= value <= high and not (above and value == low)):  # type: ignore[operator]
         bound = f"above {low:g}" if above else f"of {low:g} or more"
         expected = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name} is {value!r}: expected a finite number {expected}")
+        raise ValueError(f"{name} is {shown(value)}: expected a finite number {expected}")

@@ -24,6 +24,7 @@ from astra_gym.ssl_core.methods.parts import check_number
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 STREAMS = {
@@ -53,7 +54,7 @@ class Predictive(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.predictor_hidden) is not int or self.predictor_hidden < 1:
-            raise ValueError(f"predictor_hidden is {self.predictor_hidden!r}: expected a positive integer")
+            raise ValueError(f"predictor_hidden is {shown(self.predictor_hidden)}: expected a positive integer")
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """The predictor, as long in its outputs as the embeddings."""
@@ -107,14 +108,14 @@ class Siamese(Predictive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = " or ".join(f"{name!r} ({what})" for name, what in STREAMS.items())
+        choices = " or ".join(f"{shown(name)} ({what})" for name, what in STREAMS.items())
         if self.streams == "a2s":
             raise ValueError(
                 "streams is 'a2s', an attacked view against a clean one: of these two unlike branches, predictor and "
                 f"target, no paper says which takes the attacked view; expected {choices}"
             )
         if self.streams not in STREAMS:
-            raise ValueError(f"streams is {self.streams!r}: expected {choices}")
+            raise ValueError(f"streams is {shown(self.streams)}: expected {choices}")
 
     @property
     def routes(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.safety.plain_values import check_plain, load_plain
+from astra_gym.ssl_core.safety.sealing import DamagedError, check_zip, seal_zip
+from astra_gym.ssl_core.safety.writers import lock, sweep
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.files import check_target, expanded
 from astra_gym.ssl_core.utils.finite import not_finite, some
-from astra_gym.ssl_core.utils.writers import lock, sweep
+from astra_gym.ssl_core.utils.messages import shown
 
 SCHEMA = 1
 FORMAT = "astra-gym"
@@ -27,7 +30,8 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Path:
-    """Writes `payload` (nested dicts and lists of tensors and plain values) to a temporary file and renames it.
+    """Writes `payload` (nested dicts and lists of tensors and plain values) and its seal to a temporary file, and
+    renames it.
 
     Args:
         path: the file to write; its folder must exist.
@@ -38,16 +42,22 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
         The path.
 
     Raises:
+        CheckpointError: if `payload` holds anything else, which could not be read again; nothing is written then.
         ValueError: if something lies there that is no regular file.
     """
     path = Path(path)
     check_target(path)
+    try:
+        check_plain(payload)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
     sweep(path.parent, lambda name: name == path.name)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", delete=False) as file:
         temporary = Path(file.name)
         try:
             lock(file.fileno())
             torch.save({"format": FORMAT, "schema": SCHEMA, "kind": kind, **payload}, file)
+            seal_zip(file)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:
@@ -66,17 +76,20 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
         device: where to put its tensors.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, foreign, or of another kind or schema.
+        CheckpointError: if the file is missing, truncated, damaged, foreign, or of another kind or schema.
         ValueError: if there is no such device.
     """
     path, device = Path(path), usable_device(device)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file fails in torch's and zipfile's reading in a dozen ways
+        check_zip(path)
+        payload = load_plain(path, device)
+    except DamagedError as error:
+        raise CheckpointError(str(error)) from error
+    except (ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path}: truncated, or no checkpoint that loads with weights_only=True ({_reason(error)})"
+            f"{path}: truncated, or no checkpoint that loads with weights_only=True ({error})"
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise CheckpointError(f"{path}: a foreign file, without the mark {FORMAT!r} of this project's checkpoints")
@@ -86,7 +99,7 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
     kinds = [kind] if isinstance(kind, str) else kind
     if payload.get("kind") not in kinds:
         expected = " or ".join(map(repr, kinds))
-        raise CheckpointError(f"{path}: holds a checkpoint of kind {payload.get('kind')!r}, expected {expected}")
+        raise CheckpointError(f"{path}: holds a checkpoint of kind {shown(payload.get('kind'))}, expected {expected}")
     return payload
 
 
@@ -126,7 +139,7 @@ def load_network(
     network = _network_of(payload.get("network"), file)
     route = payload.get("evaluation_route")
     if not isinstance(route, str) or route not in network.routes:
-        raise CheckpointError(f"{file}: its route of evaluation is {route!r:.60}: expected {some(network.routes)}")
+        raise CheckpointError(f"{file}: its route of evaluation is {shown(route)}: expected {some(network.routes)}")
     # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
     network.precision = "fp32"
     network.checks_images = checks_images
@@ -190,4 +203,7 @@ def kept_encoders(run_folder: Path) -> list[tuple[float, Path]]:
     checkpoints = run_folder / "checkpoints"
     if not checkpoints.is_dir():
         raise CheckpointError(f"{run_folder}: no run folder: it has no checkpoints")
-    return sorted((load_checkpoint(path, "encoder")["epoch"], path) for path in checkpoints.glob("epoch-*.pt"))
+    kept = {path: load_checkpoint(path, "encoder").get("epoch") for path in checkpoints.glob("epoch-*.pt")}
+    if edited := [path for path, epoch in kept.items() if not isinstance(epoch, int | float)]:
+        raise CheckpointError(f"{edited[0]}: it does not say its epoch, so the file was edited")
+    return sorted((epoch, path) for path, epoch in kept.items() if epoch is not None)

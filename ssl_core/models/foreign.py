@@ -7,7 +7,7 @@ not settle (the stem of a small kernel, which route, the input normalisation) is
 import argparse
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.models.checkpoint import FORMAT, save_checkpoint
 from astra_gym.ssl_core.models.export import DUAL_NORM, TORCHVISION, foreign_names, torchvision_state
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
+from astra_gym.ssl_core.safety.plain_values import load_plain
+from astra_gym.ssl_core.safety.sealing import check_zip
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.hashing import digest
+from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.registry import pick
 
 FORMATS = {
@@ -169,31 +172,32 @@ def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[s
     """The file's state dict, and what our own export says beside it."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    # others do not seal what they write
+    check_zip(path, ours=False)
     try:
-        # a Namespace is where argparse puts options, and nothing but attributes: old checkpoints keep theirs
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file fails in torch's and zipfile's reading in a dozen ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        payload = load_plain(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path}: damaged, or no file of plain tensors, which is all that is read here ({reason}); where its code "
-            "is trusted, load it there and save the weights alone: torch.save(model.state_dict(), FILE)"
+            f"{path}: damaged, or no file of plain tensors, which is all that is read here ({error}); if you trust it, "
+            "load it where it was made and save the weights alone: torch.save(model.state_dict(), FILE)"
         ) from error
     ours = isinstance(payload, dict) and payload.get("format") == FORMAT
     if ours and payload.get("kind") != ENCODER:
-        raise ValueError(f"{path}: a checkpoint of this project, of kind {payload.get('kind')!r}: not a foreign one")
+        raise ValueError(
+            f"{path}: a checkpoint of this project, of kind {shown(payload.get('kind'))}: not a foreign one"
+        )
     if _is_state(payload):
         state = payload
     else:
         holders = [name for name in CONTAINERS if isinstance(payload, dict) and _is_state(payload.get(name))]
         if len(holders) != 1:
-            held = _few(payload) if isinstance(payload, dict) else type(payload).__name__
+            held = few(payload) if isinstance(payload, dict) else type(payload).__name__
             found = f"several state dicts ({', '.join(holders)}): save the one that is meant alone" if holders else held
             raise ValueError(f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds {found}")
         state = payload[holders[0]]
         _refuse_variants(path, payload)
         if not ours and len(payload) > 1:
-            notes.append(f"left out of the file: {_few(name for name in payload if name != holders[0])}")
+            notes.append(f"left out of the file: {few(name for name in payload if name != holders[0])}")
     while wrappers := [wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)]:
         state = {name.removeprefix(wrappers[0]): value for name, value in state.items()}
     return dict(state), {name: payload[name] for name in SAID} if ours else {}
@@ -211,7 +215,7 @@ def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
     for option, plain in PLAIN.items():
         value = options.get(option)
         if isinstance(value, str | int | float) and value not in plain:
-            raise ValueError(f"{path}: its network was built with {option}={value!r}, which our networks have not")
+            raise ValueError(f"{path}: its network was built with {option}={shown(value)}, which our networks have not")
 
 
 def _is_state(value: object) -> bool:
@@ -223,7 +227,7 @@ def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[st
     places = [prefix for prefix in PREFIXES[format] if f"{prefix}conv1.weight" in state]
     if len(places) != 1:
         deep = "; conv1.0.weight is a deep stem of several convolutions, which our networks have not"
-        found = f"several encoders, at {', '.join(places)}" if places else f"{_few(state)}"
+        found = f"several encoders, at {', '.join(places)}" if places else f"{few(state)}"
         hint = deep if any(name.endswith("conv1.0.weight") for name in state) else ""
         raise ValueError(f"expected one conv1.weight for the format {format}; the state dict holds {found}{hint}")
     [prefix] = places
@@ -235,7 +239,7 @@ def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[st
         )
     others = {name.split(".")[0] for name in state if not name.startswith(prefix)}
     if others:
-        notes.append(f"the encoder is {prefix[:-1]}; left out beside it: {_few(sorted(others))}")
+        notes.append(f"the encoder is {prefix[:-1]}; left out beside it: {few(sorted(others))}")
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -255,7 +259,7 @@ def _chosen(route: str | None, routes: Sequence[str], format: str) -> str:
             f"{ROUTES[1]!r}"
         )
     if route is not None and route not in routes:
-        raise ValueError(f"the file has no route {route!r}: it has {', '.join(routes)}")
+        raise ValueError(f"the file has no route {shown(route)}: it has {', '.join(routes)}")
     return routes[0] if route is None else route
 
 
@@ -357,7 +361,7 @@ def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | N
         notes.append(f"left out: fc, a classifier of {len(head['weight'])} classes")
     elif head:
         notes.append(
-            f"left out: a head that is not our projector of three layers: {_few(f'fc.{name}' for name in head)}"
+            f"left out: a head that is not our projector of three layers: {few(f'fc.{name}' for name in head)}"
         )
     notes.append("no projector in the file: ours is all zeros, and so are its embeddings")
     return None
@@ -377,7 +381,7 @@ def _fill(network: TargetNetwork, names: Mapping[str, str], state: Mapping[str, 
     broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
     faults = {"not understood": strange, "missing": absent, "of another shape": misfits, "not finite": broken}
     if any(faults.values()):
-        said = "; ".join(f"{what}: {_few(which)}" for what, which in faults.items() if which)
+        said = "; ".join(f"{what}: {few(which)}" for what, which in faults.items() if which)
         raise ValueError(f"the file is no {network.arguments['arch']} of this format: {said}")
     network.load_state_dict(own | {ours: state[theirs] for ours, theirs in names.items() if theirs in state})
     kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
@@ -387,11 +391,4 @@ def _fill(network: TargetNetwork, names: Mapping[str, str], state: Mapping[str, 
         notes.append(f"no counters num_batches_tracked in the file, of {len(counters - set(state))} batch norms: 0")
     unused = [name for name in counters & set(state) if not int(cast(int, state[name]))]
     if 0 < len(unused) < len(counters & set(state)):
-        notes.append(f"batch norms that saw no batch in training: {_few(sorted(unused))}")
-
-
-def _few(names: Iterable[object], most: int = 6) -> str:
-    """The first names, and how many more there are."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+        notes.append(f"batch norms that saw no batch in training: {few(sorted(unused))}")

@@ -14,6 +14,7 @@ from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 
@@ -66,7 +67,7 @@ class CoresetSettings:
         for name, least in (("batches", 1), ("steps", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"coreset: {name} is {value!r}, expected an integer of {least} or more")
+                raise ValueError(f"coreset: {name} is {shown(value)}, expected an integer of {least} or more")
         if not 0 <= self.lr < float("inf"):
             raise ValueError(f"coreset: lr is {self.lr}, expected a number of 0 or more")
         for name in ("epsilon", "step_size"):

@@ -3,12 +3,13 @@
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from astra_gym.ssl_core.utils.writers import held, sweep
+from astra_gym.ssl_core.safety.sealing import sealed_json
+from astra_gym.ssl_core.safety.writers import held, sweep
 
 _NO_FILES = {
     stat.S_IFLNK: "a symbolic link",
@@ -55,15 +56,17 @@ def replacing(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path | str, document: Any) -> None:
-    """Write a document of plain values as indented JSON, whole or not at all; folders are made.
+def write_json(path: Path | str, document: Mapping[str, Any]) -> None:
+    """Write a document of plain values as indented JSON with its seal, whole or not at all; folders are made.
+
+    `astra_gym.ssl_core.safety.sealing.read_json` reads it.
 
     Raises:
-        ValueError: if it holds a number that is not finite, which JSON does not have.
+        ValueError: if it is empty, or holds a number that is not finite, which JSON does not have.
     """
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    content = sealed_json(json.dumps(document, indent=1, allow_nan=False) + "\n")
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def expanded(path: os.PathLike[str] | str) -> Path:

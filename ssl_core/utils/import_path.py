@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from functools import reduce
 from typing import Any
 
+from astra_gym.ssl_core.utils.messages import brief, shown
+
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CHECK: ContextVar[Callable[[str, str], None] | None] = ContextVar("check", default=None)
 
@@ -41,7 +43,7 @@ def imported(path: str, what: str, example: str) -> Any:
             imported now (`imports_checked`).
     """
     if not isinstance(path, str) or not PATH.fullmatch(path):
-        raise ValueError(f"{what} {path!r} is no dotted path: expected module:Name, such as {example}")
+        raise ValueError(f"{what} {shown(path)} is no dotted path: expected module:Name, such as {example}")
     if (check := _CHECK.get()) is not None:
         check(what, path)
     module_name, _, names = path.partition(":")
@@ -53,11 +55,15 @@ def imported(path: str, what: str, example: str) -> Any:
     except (Exception, SystemExit) as error:
         # a script without a guard ends the process when it is imported
         reason = " ".join(str(error).split())
-        raise ValueError(f"{what} {path!r}: cannot import {module_name}: {type(error).__name__}: {reason}") from error
+        module_name, reason = brief(module_name), brief(reason, 100)
+        raise ValueError(
+            f"{what} {shown(path)}: cannot import {module_name}: {type(error).__name__}: {reason}"
+        ) from error
     try:
         return reduce(getattr, names.split("."), module)
     except AttributeError:
-        raise ValueError(f"{what} {path!r}: the module {module_name} ({_place(module)}) has no {names}") from None
+        place = f"the module {brief(module_name)} ({_place(module)})"
+        raise ValueError(f"{what} {shown(path)}: {place} has no {brief(names)}") from None
 
 
 def described(found: object) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 Settings = TypeVar("Settings")
@@ -67,7 +68,7 @@ def quotient(match: re.Match[str]) -> float:
 def check_type(whose: str, name: str, value: object, kind: Any) -> None:
     """Raises a ValueError, naming owner and setting, unless the value `fits` the annotation."""
     if not fits(value, kind):
-        raise ValueError(f"{name} of {whose} is {value!r}: expected {in_words(kind)}")
+        raise ValueError(f"{name} of {whose} is {shown(value)}: expected {in_words(kind)}")
 
 
 def fits(value: object, kind: Any) -> bool:

@@ -1,6 +1,5 @@
 """Paths that names from files, links and devices cannot lead astray."""
 
-import json
 import os
 import shutil
 import stat
@@ -8,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
-from astra_gym.ssl_core.utils.files import check_target, replacing
+from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
 
 LONGEST = 200
 """Bytes of a name: file systems take 255, and temporary files and suffixes need some."""
@@ -92,13 +92,14 @@ class OwnFiles:
         check_folder(self.folder)
         check_target(file)
         try:
-            listed = json.loads(file.read_text(encoding="utf-8"))
+            document = read_json(file)
         except FileNotFoundError:
             return {name for name in self.older if os.path.lexists(self.folder / name)}
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read ({error}): delete it, and move {self.folder} away") from error
+        listed = document.get("files") if isinstance(document, dict) else None
         if not isinstance(listed, list):
-            raise ValueError(f"{file} holds a {type(listed).__name__}: expected a list of names")
+            raise ValueError(f"{file} holds no list of files: delete it, and move {self.folder} away")
         return {path_component(name, f"a file in {file}") for name in listed}
 
     def check(self, *names: str) -> None:
@@ -123,5 +124,4 @@ class OwnFiles:
         self._write(set(names))
 
     def _write(self, names: set[str]) -> None:
-        with replacing(self.list) as temporary:
-            temporary.write_text(json.dumps(sorted(names)) + "\n", encoding="utf-8")
+        write_json(self.list, {"files": sorted(names)})

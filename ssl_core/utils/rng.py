@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from astra_gym.ssl_core.utils.messages import shown
+
 
 def derive_seed(seed: int, name: str) -> int:
     """A 63-bit seed for `name`, so that streams of one run are independent and adding one does not move another."""
@@ -42,7 +44,7 @@ class Streams:
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed is {seed!r}: expected an integer of 0 or more")
+            raise ValueError(f"seed is {shown(seed)}: expected an integer of 0 or more")
         self.seed = seed
         self.device = torch.device(device)
         self._host: dict[str, torch.Generator] = {}

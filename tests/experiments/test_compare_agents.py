@@ -17,8 +17,10 @@ from astra_gym.experiments import train_agent
 from astra_gym.experiments.compare_agents import main
 from astra_gym.experiments.comparison.cell_results import read_comparison
 from astra_gym.experiments.comparison.scheduler import locked
+from astra_gym.ssl_core.safety.sealing import without_seal
 from astra_gym.ssl_core.utils.stopping import StopRequested
 from tests.experiments.test_train_agent import ROOT, TINY
+from tests.helpers.sealed import resealed_yaml
 
 SCRIPT = ROOT / "experiments" / "compare_agents.py"
 GRID = ("--agents", "reinforce", "bandit", "--seeds=1", "--primary_seeds=2", "--preset=digits", *TINY)
@@ -146,7 +148,7 @@ def test_runs_made_by_hand_are_adopted(finished, tmp_path, capsys) -> None:
     folder = tmp_path / "title"
     shutil.copytree(finished / "cells", folder / "cells")
     config = folder / "cells" / "bandit-seed0" / "config.yaml"
-    config.write_text(config.read_text().replace("progress: lines", "progress: 'off'"))
+    resealed_yaml(config, "progress: lines", "progress: 'off'")
     assert call(*GRID, "--dir", folder) == 0
     assert "adopted: 3 finished runs" in capsys.readouterr().out
     found = read_comparison(folder / "comparison.json")
@@ -159,7 +161,7 @@ def test_runs_made_by_hand_are_adopted(finished, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(("old", "new"), [("batch_size: 4", "batch_size: 8"), ("seed: 0", "seed: 1")])
 def test_runs_with_other_settings_are_never_mixed_in(copied, capsys, old: str, new: str) -> None:
     config = copied / "cells" / "bandit-seed0" / "config.yaml"
-    config.write_text(config.read_text().replace(old, new))
+    resealed_yaml(config, old, new)
     before = (copied / "comparison.json").read_text()
     assert call("--resume", copied) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -172,7 +174,7 @@ def test_runs_with_other_settings_are_never_mixed_in(copied, capsys, old: str, n
 
 def test_a_plan_that_would_mean_something_else_today_is_refused(copied, capsys) -> None:
     path = copied / "comparison.yaml"
-    good = path.read_text()
+    good = without_seal(path.read_bytes()).decode()
     for text, part in (
         (good.replace("temperature: 0.5", "temperature: 0.4", 1), "temperature is 0.5 and 0.4"),
         (good.replace("  seeds: 1\n", "", 1), "damaged"),

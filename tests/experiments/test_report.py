@@ -8,6 +8,7 @@ from astra_gym.experiments import train_agent
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.report import main
 from astra_gym.experiments.reports.comparison_report import labelled, read_runs
+from tests.helpers.sealed import resealed_yaml
 
 TINY = (
     *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),
@@ -75,7 +76,7 @@ def test_a_run_is_reported_in_its_folder(run, tmp_path) -> None:
 def test_several_runs_make_a_comparison(run, tmp_path, capsys) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     config = other / "config.yaml"
-    config.write_text(config.read_text().replace("seed: 3", "seed: 4"))
+    resealed_yaml(config, "seed: 3", "seed: 4")
     assert "--out DIR" in fails([str(run), str(other)], capsys)
     comparison = read_runs([run, other])
     assert [(cell.arm, cell.seed) for cell in comparison.cells] == [("reinforce", 3), ("reinforce", 4)]

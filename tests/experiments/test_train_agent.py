@@ -302,13 +302,24 @@ def test_folders_that_cannot_be_read(tmp_path, capsys) -> None:
     expect_error(capsys, call(*flags, f"--data_dir={root}"), "3.png")
 
 
-def test_damaged_run_files_are_named(tmp_path, capsys) -> None:
-    folder = tmp_path / "run"
-    assert run(folder, "--epochs=1", "--evaluate=false") == 0
-    capsys.readouterr()
-    for text in ("{}", "["):
-        (folder / "environment.json").write_text(text)
-        expect_error(capsys, call("--resume", str(folder)), "environment.json")
+def test_damaged_logs_are_named_and_the_run_resumes(tmp_path, capsys) -> None:
+    assert run(tmp_path / "run", "--epochs=1", "--evaluate=false") == 0
+    damage = {"environment.json": ("{}", "[", None), "metrics.jsonl": ("[]\n", "garbage\n", "\xff\n", None)}
+    damage |= {"command.txt": ("", "rm", None), "events.out.tfevents.backup": ("an odd name and no record",)}
+    for name, texts in damage.items():
+        for number, text in enumerate(texts):
+            folder = tmp_path / f"{name}-{number}"
+            shutil.copytree(tmp_path / "run", folder)
+            (folder / name).unlink(missing_ok=True)
+            if text is not None:
+                (folder / name).write_bytes(text.encode("latin-1"))
+            capsys.readouterr()
+            assert main(["--resume", str(folder)]) == 0
+            lines = capsys.readouterr().err.splitlines()
+            assert lines and all(f"note: {folder}/{name}" in line for line in lines)
+            assert (folder / f"{name}.damaged").exists() == (
+                name in ("environment.json", "metrics.jsonl") and bool(text)
+            )
 
 
 def test_the_printed_command_can_be_pasted(tmp_path, interrupt, capsys) -> None:

@@ -57,7 +57,7 @@ CASES: dict[str, str] = {
 }
 """Commands by name, in order: later ones read what earlier ones wrote."""
 SKIPPED = re.compile(
-    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began|^teacher$"
+    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began|^teacher$|^sha256$|^crc32$"
 )
 """Names of values that may differ between equal runs."""
 READ = {".pt", ".json", ".jsonl", ".yaml", ".png"}

@@ -16,6 +16,7 @@ from astra_gym.experiments.comparison.cell_results import (
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
+from tests.helpers.sealed import resealed_json, resealed_rows
 
 TINY = (
     *("--limit=26", "--test_limit=30", "--batch_size=4", "--image_size=8", "--width=2", "--projector_hidden=8"),
@@ -117,7 +118,7 @@ def test_the_time_of_a_killed_process_is_estimated(copied, first: int, last: int
     assert summarise(copied).seconds == 0 and summarise(copied).agent_share == 0
 
 
-@pytest.mark.parametrize("name", ["results/outcomes.json", "results/policy.json", "metrics.jsonl", "environment.json"])
+@pytest.mark.parametrize("name", ["results/outcomes.json", "results/policy.json"])
 @pytest.mark.parametrize("text", [None, "", "{}", "[1]", "garbage\n"])
 def test_damaged_and_missing_files_are_told(copied, name: str, text: str | None) -> None:
     path = copied / name
@@ -126,21 +127,33 @@ def test_damaged_and_missing_files_are_told(copied, name: str, text: str | None)
         summarise(copied)
 
 
-def test_a_log_that_lacks_updates_is_told(copied) -> None:
-    path = copied / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] != 7))
-    with pytest.raises(ValueError, match="lacks updates of step-12"):
-        summarise(copied)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "results/training.json"])
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]", "garbage\n", '{"starts": [1], "stretches": [2]}'])
+def test_damaged_and_missing_logs_are_marked(copied, name: str, text: str | None) -> None:
+    path, before = copied / name, summarise(copied)
+    path.unlink() if text is None else path.write_text(text)
+    cell = summarise(copied)
+    assert cell.correct == before.correct and cell.updates == before.updates == 12 and before.damage == ()
+    # the times of a run are not known where nobody has kept them
+    assert all(name in sentence for sentence in cell.damage)
+    assert bool(cell.damage) == ((name, text) != ("results/training.json", None))
+    write_comparison(copied / "comparison.json", ComparisonResult("a", "b", [cell, before], {}))
+    assert read_comparison(copied / "comparison.json").cells == [cell, before]
+
+
+def test_a_log_that_lacks_updates_is_marked_and_its_attack_steps_are_scaled(copied) -> None:
+    before = summarise(copied)
+    resealed_rows(copied / "metrics.jsonl", lambda rows: [row for row in rows if row["step"] not in (3, 7)])
+    cell = summarise(copied)
+    assert cell.damage == ("metrics.jsonl lacks 2 of 12 updates: 3, 7",)
+    assert (cell.updates, cell.views) == (12, before.views)
+    assert cell.attack_steps == pytest.approx(before.attack_steps, rel=0.1)
 
 
 def test_the_steps_of_a_rewards_look_ahead_are_attack_steps_too(copied) -> None:
     path, before = copied / "metrics.jsonl", summarise(copied).attack_steps
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row in rows:
-        if row["step"] > 10 and "loss/total" in row:
-            row["attack/other_steps"] = 100
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"attack/other_steps": 100}
+    resealed_rows(path, lambda rows: [row | (more if row["step"] > 10 and "loss/total" in row else {}) for row in rows])
     assert summarise(copied).attack_steps == before + 200
 
 
@@ -167,9 +180,7 @@ def test_no_run_folder(tmp_path) -> None:
 def test_damaged_comparisons_are_told(runs, tmp_path, change, part: str) -> None:
     path = tmp_path / "comparison.json"
     write_comparison(path, ComparisonResult("a", "b", [summarise(runs / "simclr")], {}))
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
+    resealed_json(path, change)
     with pytest.raises(ValueError, match=part):
         read_comparison(path)
 

@@ -55,6 +55,8 @@ def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_pa
     changes = {"method": "byol", "data_dir": settings.data_dir, "method_kwargs": {"streams": "a2a"}}
     assert Settings.from_preset("cifar10", **changes) == settings
     # a run's record is complete: what it leaves out, it did without
+    whole = "dataset: digits\nepochs: 1\nagent: fixed\nseed: 0\nprogress: auto\n"
+    path.write_text(path.read_text() + whole)
     assert load(path).method_kwargs == {"streams": "a2a"}
 
 

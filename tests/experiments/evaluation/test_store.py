@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from astra_gym.experiments.evaluation.store import FIGURES, EvaluationPart, EvaluationStore
 from astra_gym.ssl_core.evaluation.results import Origin, read_results
@@ -71,7 +72,7 @@ def test_a_conclusion_removes_the_figures_of_an_earlier_one_and_nothing_else(tmp
     (folder / "figures" / "thesis.png").write_text("mine")
     parts = [tmp_path / "tsne.png", tmp_path / "spectrum.png"]
     for part in parts:
-        part.write_text(part.name)
+        Image.new("RGB", (2, 2)).save(part)
 
     def shown(*figures) -> set[str]:
         store = EvaluationStore(folder)

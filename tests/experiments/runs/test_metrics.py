@@ -45,5 +45,5 @@ def test_an_updates_entries_are_joined_and_a_cut_line_is_left_out(tmp_path: Path
     path.write_text('{"step": 2, "a": 1}\n{"step": 1}\n{"step": 2, "b": null}\n{"step": 3, "a"')
     assert read_metrics(path) == [{"step": 1}, {"step": 2, "a": 1, "b": None}]
     path.write_text('{"step": 1}\n{"epoch": 2}\n')
-    with pytest.raises(ValueError, match="line 2: expected an object with a step"):
+    with pytest.raises(ValueError, match="line 2 is damaged: expected an object with a step"):
         read_metrics(path)

@@ -249,13 +249,14 @@ def test_a_run_without_digests_has_one_note(run: Path, pets: Path, capsys: pytes
     capsys.readouterr()
     assert train("--resume", run) == 0
     assert capsys.readouterr().out.count("this run keeps no digests of its images") == 1
-    assert evaluate(run) == 0
-    assert capsys.readouterr().out.count("this run keeps no digests of its images") == 1
+    for flags in ((), ("--every", "1")):
+        assert evaluate(run, *flags) == 0
+        assert capsys.readouterr().out.count("this run keeps no digests of its images") == 1
     assert {row.dataset for row in rows(run / "evaluation")} == {"folder"}
     assert evaluate(run, "--data_dir", pets) == 0
     shutil.copytree(pets, pets.parent / "copy")
     assert evaluate(run, "--data_dir", pets.parent / "copy") == 0
-    assert [path.name[:22] for path in run.glob("evaluation-*")] == ["evaluation-folder-copy"]
+    assert [path.name[:22] for path in run.glob("evaluation-folder*")] == ["evaluation-folder-copy"]
 
 
 def test_damaged_digests_are_refused_by_name(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

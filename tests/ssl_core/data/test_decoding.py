@@ -14,6 +14,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.data import decoding
 from astra_gym.ssl_core.data.decoding import CHUNK, decode, decode_to_disk, read_image
+from astra_gym.ssl_core.safety.sealing import DamagedError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -203,16 +204,24 @@ def test_another_schema_makes_another_file(
         lambda content: content[:-1],
         lambda content: content + b"}",
         lambda content: content[:-10] + bytes(10),
+        lambda content: bytes([content[0] ^ 1]) + content[1:],
+        lambda content: content[:300] + bytes([content[300] ^ 128]) + content[301:],
     ],
-    ids=["empty", "a part", "a byte less", "a byte more", "another end"],
+    ids=["empty", "a part", "a byte less", "a byte more", "another end", "the first bit", "another bit"],
 )
-def test_a_damaged_file_is_made_anew(
+def test_a_damaged_file_is_refused_and_made_anew_once_it_is_deleted(
     pictures: list[Path], tmp_path: Path, decoded: list[Path], damage: Callable[[bytes], bytes]
 ) -> None:
     file = on_disk(pictures, tmp_path)[1]
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     decoded.clear()
+    with pytest.raises(
+        DamagedError, match=rf"{file.name} is damaged .*: .* delete it, and the images are decoded again"
+    ):
+        on_disk(pictures, tmp_path)
+    assert decoded == []
+    file.unlink()
     images, _ = on_disk(pictures, tmp_path)
     assert len(decoded) == len(pictures) and torch.equal(images, one_by_one(pictures)) and file.read_bytes() == whole
 

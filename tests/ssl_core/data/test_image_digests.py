@@ -48,7 +48,9 @@ def test_the_file_gives_back_what_was_written_and_shows_every_damage(tmp_path: P
     assert (found.taught, found.decoder, made.difference(found), len(found.train)) == (made.taught, "Pillow 9", "", 20)
     good = file.read_bytes()
     head = len(good.partition(b"\n")[0])
-    for damaged in (b"", good[:head], good[:-1], b"[1]\n" + good, good[: head + 9] + b"?" + good[head + 10 :]):
+    edited = good.replace(b'"train": 20', b'"train": 21')
+    assert edited != good
+    for damaged in (b"", good[:head], good[:-1], b"[1]\n" + good, good[: head + 9] + b"?" + good[head + 10 :], edited):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"images\.digests is damaged \(.*: restore it, or remove it"):
             RunImages.read(file)

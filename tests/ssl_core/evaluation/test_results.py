@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from astra_gym.ssl_core.evaluation.results import Origin, read_results, wilson_interval, write_results
+from astra_gym.ssl_core.safety.sealing import read_json
 
 ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown", versions={"python": "3.12.1"})
 CLEAN = ORIGIN.accuracy("SA", 353, 360)
@@ -69,7 +70,7 @@ def test_a_row_refuses_fields_that_cannot_be(change: dict[str, Any], message: st
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    document = json.loads(path.read_text())
+    document = read_json(path)
     change(document)
     path.write_text(json.dumps(document))
 
@@ -117,7 +118,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "slf.json"
     write_results(path, [CLEAN])
     path.write_text(path.read_text()[:40])
-    with pytest.raises(ValueError, match="not a results file"):
+    with pytest.raises(ValueError, match="restore it from a copy, or measure it again"):
         read_results(path)
 
 

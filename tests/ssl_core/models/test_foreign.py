@@ -314,7 +314,7 @@ def test_every_entry_of_a_file_is_used_or_named(dual) -> None:
         good | {"layer4.0.conv2.weight": good["layer4.0.conv2.weight"] * float("nan")}
     )
     many = refused(good | {f"strange{i}": torch.zeros(1) for i in range(20)})
-    assert "strange0, strange1, strange10, strange11, strange12, strange13 and 14 more" in many
+    assert "strange0, strange1, strange10 and 17 more" in many
 
 
 def test_batch_norms_that_saw_no_batch_and_other_precisions_are_noted(dual) -> None:

@@ -1,9 +1,9 @@
-import json
 import math
 from pathlib import Path
 
 import pytest
 
+from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import replacing, write_json
 
 
@@ -13,7 +13,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     with pytest.raises(RuntimeError), replacing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 1}
+    assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -23,4 +23,16 @@ def test_json_has_no_nan_and_makes_its_folder(tmp_path: Path) -> None:
         write_json(path, {"a": math.nan})
     assert list(tmp_path.iterdir()) == []
     write_json(path, {"ä": [1, 2]})
-    assert path.read_bytes() == b'{\n "\\u00e4": [\n  1,\n  2\n ]\n}\n'
+    lines = path.read_bytes().splitlines()
+    assert (
+        lines[0] == b"{"
+        and lines[1].startswith(b' "sha256": "')
+        and lines[2:]
+        == [
+            b' "\\u00e4": [',
+            b"  1,",
+            b"  2",
+            b" ]",
+            b"}",
+        ]
+    )

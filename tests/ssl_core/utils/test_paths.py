@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
+from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
 from astra_gym.ssl_core.utils.paths import LONGEST, OwnFiles, check_folder, copy_file, open_to_append, path_component
 
@@ -63,7 +64,7 @@ def test_what_is_no_regular_file_is_neither_replaced_nor_written_through(
 
     for write in (
         replaced,
-        lambda: write_json(path, {}),
+        lambda: write_json(path, {"a": 1}),
         lambda: save_checkpoint(path, "run", {}),
         lambda: open_to_append(path),
         lambda: copy_file(source, path),
@@ -84,8 +85,8 @@ def test_a_link_where_the_temporary_file_goes_is_not_written_through(tmp_path: P
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / f".a.{os.getpid()}.json").symlink_to(victim)
-    write_json(tmp_path / "a.json", {})
-    assert victim.read_text() == "mine" and (tmp_path / "a.json").read_text() == "{}\n"
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert victim.read_text() == "mine" and read_json(tmp_path / "a.json") == {"a": 1}
 
 
 def test_a_link_to_a_folder_is_no_folder(tmp_path: Path) -> None:
@@ -117,7 +118,11 @@ def test_only_files_that_were_claimed_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "listed", ['["../victim"]', '["/victim"]', '[["a"]]', "{}", "null", "[" * 9999, '["a', '["\\u0000"]']
+    "listed",
+    [
+        *('{"files": ["../victim"]}', '{"files": ["/victim"]}', '{"files": [["a"]]}', '{"files": ["\\u0000"]}'),
+        *('{"files": "victim"}', '["a"]', "{}", "null", "[" * 9999, '{"files": ["a'),
+    ],
 )
 def test_a_list_that_a_stranger_wrote_removes_nothing(listed: str, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
@@ -132,7 +137,7 @@ def test_a_listed_link_is_left_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "a.png").symlink_to(tmp_path / "victim")
-    (tmp_path / ".figures.json").write_text(json.dumps(["a.png", "gone.png"]))
+    (tmp_path / ".figures.json").write_text(json.dumps({"files": ["a.png", "gone.png"]}))
     own = OwnFiles(tmp_path / "figures")
     with pytest.raises(ValueError, match="is a symbolic link"):
         own.check("a.png")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from astra_gym.ssl_core.safety.yaml_files import MOST_CHARACTERS, dump_yaml, load_yaml, read_yaml_file
 from astra_gym.ssl_core.utils.provenance import ROOT
-from astra_gym.ssl_core.utils.yaml_files import MOST_CHARACTERS, dump_yaml, load_yaml, read_yaml_file
 
 BITS = (
     *("off", "on", "y", "NO", "true", "null", "~", "", "010", "0o10", "0x1f", "1e3", "1:30", "1_0", "2020-01-01"),

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
-from astra_gym.ssl_core.utils import writers
-from astra_gym.ssl_core.utils.disk import FolderLostError
+from astra_gym.ssl_core.safety import writers
+from astra_gym.ssl_core.safety.disk import FolderLostError
+from astra_gym.ssl_core.safety.writers import FolderLock, Locked, is_running, sweep
 from astra_gym.ssl_core.utils.files import replacing
 from astra_gym.ssl_core.utils.provenance import ROOT
-from astra_gym.ssl_core.utils.writers import FolderLock, Locked, is_running, sweep
 
 WRITER = """
 import pathlib, sys
 from astra_gym.ssl_core.utils.files import replacing
-from astra_gym.ssl_core.utils.writers import FolderLock
+from astra_gym.ssl_core.safety.writers import FolderLock
 folder = pathlib.Path(sys.argv[1])
 lock = FolderLock(folder)
 with replacing(folder / "results.json") as temporary:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from astra_gym.ssl_core.utils.disk import FolderLostError
+from astra_gym.ssl_core.safety.disk import FolderLostError
 
 LOCK = ".lock"
 """The file in a folder by which a process holds it."""

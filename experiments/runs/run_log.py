@@ -1,0 +1,203 @@
+"""What is written into a run's folder while the run makes updates: `metrics.jsonl` and TensorBoard's events."""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from stable_baselines3.common.logger import FormatUnsupportedError, KVWriter
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from astra_gym.envs.actions import UNIT
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.runs.event_files import let_the_next_be_last
+from astra_gym.experiments.runs.logs import damaged_events, set_aside
+from astra_gym.experiments.runs.metrics import lost_updates, metrics_of, metrics_rows
+from astra_gym.experiments.runs.peak_memory import peak_memory
+from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.ssl_core.safety.sealing import sealed_line
+from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.paths import open_to_append
+
+if TYPE_CHECKING:
+    from astra_gym.envs.records import StepRecord
+
+
+class RunLog:
+    """Writes `metrics.jsonl` and TensorBoard's events, which say the same, one row a target update.
+
+    Both hold nothing that differs between two equal runs on the CPU, but for TensorBoard's tags under `time/` and
+    `memory/` (peak memory, once an epoch). Call `flush` before a checkpoint is saved: what lies before it then outlives
+    the process.
+
+    Args:
+        folder: the run's folder.
+        images_per_step: images of a target update, for the rate.
+        resumed_step: the checkpoint's step where a run goes on. What was written after it is taken back, so that the
+            curves are those of a run that was never interrupted.
+        histograms_every: target updates between histograms.
+
+    Attributes:
+        damage: a sentence for each thing that is wrong with what was written before; the checkpoint is what counts.
+    """
+
+    def __init__(
+        self, folder: RunFolder, images_per_step: int, *, resumed_step: int | None = None, histograms_every: int = 10
+    ) -> None:
+        self.path = folder.path / "metrics.jsonl"
+        self.images_per_step = images_per_step
+        self.histograms_every = histograms_every
+        self.images_per_second = 0.0
+        self.damage: list[str] = []
+        self._times: deque[float] = deque(maxlen=20)
+        if resumed_step is not None:
+            self._take_back(resumed_step)
+        self._file = open_to_append(self.path)
+        purge_step = None if resumed_step is None else resumed_step + 1
+        self._board = SummaryWriter(str(folder.path), purge_step=purge_step)
+
+    def _take_back(self, step: int) -> None:
+        # a run killed before its first update has none
+        rows = metrics_rows(self.path, self.damage) if step or self.path.exists() else []
+        if self.damage:
+            set_aside(self.path)
+        kept = [row for row in rows if row["step"] <= step]
+        if self.path.exists() and (lost := lost_updates(kept, step)):
+            self.damage.append(lost)
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(b"".join(sealed_line(json.dumps(row)) for row in kept))
+        self.damage += damaged_events(self.path.parent)
+        let_the_next_be_last(self.path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OSError:
+            # of the disk that has ended the work already
+            if error is None:
+                raise
+
+    def step(self, record: "StepRecord") -> dict[str, Any]:
+        """Writes a target update down.
+
+        Returns:
+            Its row, see `metrics_of`.
+        """
+        row = metrics_of(record)
+        self._write(row)
+        self._scalars({name: value for name, value in row.items() if isinstance(value, float)}, record.step)
+        self._times.append(time.perf_counter())
+        if len(self._times) > 1:
+            seconds = self._times[-1] - self._times[0]
+            self.images_per_second = (len(self._times) - 1) * self.images_per_step / max(seconds, 1e-9)
+            self._board.add_scalar("time/images_per_second", self.images_per_second, record.step)
+        if record.end_of_epoch:
+            for name, value in peak_memory(record.views.device).items():
+                self._board.add_scalar(f"memory/{name}", value, record.step)
+        if record.budget is not None and record.step % self.histograms_every == 0:
+            self._board.add_histogram("actions/epsilon", record.budget.epsilon * UNIT, record.step)
+            self._board.add_histogram("actions/steps", record.budget.steps, record.step)
+            self._board.add_histogram("actions/step_size", record.budget.step_size * UNIT, record.step)
+        return row
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Writes figures down that come with a target update but not from it: an agent's own, an evaluation's."""
+        self._write({"step": step} | dict(values))
+        self._scalars(values, step)
+
+    def images(self, record: "StepRecord", count: int = 8) -> None:
+        """A grid of the first `count` views: clean, attacked, the perturbation (grey is 0, the ends are +-16/255)."""
+        if record.adversarial is None:
+            return
+        clean, attacked = (part[:count].detach().float().cpu() for part in (record.views, record.adversarial))
+        rows = [clean, attacked, ((attacked - clean) * UNIT / 32 + 0.5).clamp(0, 1)]
+        self._board.add_image("attack/clean_attacked_perturbation", image_grid(rows), record.step)
+
+    def hparams(self, settings: Settings, metrics: Sequence[str]) -> None:
+        """The settings for TensorBoard's table of runs, beside the scalars called `metrics`; once, at the start."""
+        # SummaryWriter.add_hparams would put them into a run of their own, in a folder below.
+        values = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in asdict(settings).items()
+        }
+        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
+            self._board._get_file_writer().add_summary(summary)
+
+    def agent_writer(self, update_of: Callable[[int], int]) -> "AgentWriter":
+        """What an agent's SB3 logger writes to: `Logger(folder=None, output_formats=[log.agent_writer(...)])`.
+
+        Args:
+            update_of: from the agent's time steps to target updates.
+        """
+        return AgentWriter(self, update_of)
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._file.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Writes out what is left and closes the files."""
+        with ExitStack() as both:
+            both.callback(self._board.close)
+            self._file.close()
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        # JSON has no NaN, and some of SB3's figures (explained variance) are NaN by right.
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        self._file.write(sealed_line(json.dumps(plain, allow_nan=False)).decode())
+        self._file.flush()
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+class AgentWriter(KVWriter):
+    """An SB3 logger's output into a run's log, at the target update that its time steps make, under `agent/`."""
+
+    def __init__(self, log: RunLog, update_of: Callable[[int], int]) -> None:
+        self.log = log
+        self.update_of = update_of
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Numbers go into both files, but what SB3 times itself (`time/`) is left out: the log has its own rate."""
+        values = {}
+        for key, value in key_values.items():
+            if key.startswith("time/") or isinstance(value, str) or "tensorboard" in (key_excluded.get(key) or ()):
+                continue
+            try:
+                values[f"agent/{key}"] = float(value)
+            except (TypeError, ValueError) as error:
+                raise FormatUnsupportedError(["run log"], type(value).__name__) from error
+        if values:
+            self.log.scalars(values, self.update_of(step))
+
+    def close(self) -> None:
+        """The run closes its log itself: an agent's logger may go first."""
+
+
+def image_grid(rows: Sequence[Tensor], side: int = 64, gap: int = 2) -> Tensor:
+    """Equally long rows of images (n, 3, H, W) in [0, 1] as one image (3, ...), each about `side` pixels wide."""
+    scale = max(1, side // rows[0].shape[-1])
+    lines = []
+    for images in rows:
+        large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+        padded = torch.nn.functional.pad(large, (gap, gap, gap, gap), value=1.0)
+        lines.append(torch.cat(list(padded), dim=2))
+    return torch.cat(lines, dim=1)

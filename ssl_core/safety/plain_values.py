@@ -1,0 +1,76 @@
+"""What a checkpoint may hold, tensors and plain values: checked before it is written, and read without running code."""
+
+import argparse
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCALARS = (np.bool_, np.integer, np.floating)
+"""NumPy's numbers, which others leave beside their weights (an accuracy, an epoch)."""
+_KINDS = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+_SCALAR = np.float64(0).__reduce__()[0]
+"""What makes a number anew; its module has another name in NumPy 1 and 2."""
+PLAIN = {bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.dtype, torch.device}
+ALLOWED: list[Any] = [
+    # a Namespace is where argparse puts options, and nothing but attributes
+    argparse.Namespace,
+    np.dtype,
+    *_KINDS,
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+]
+"""What is read beside torch's own list; nothing of it can run code."""
+
+
+def load_plain(path: Path | str, device: torch.device | str = "cpu") -> Any:
+    """What `torch.save` wrote, if it is made of tensors and plain values; NumPy's numbers count as such.
+
+    Raises:
+        ValueError: with the reason alone, if the file is damaged, or holds anything else.
+    """
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged or hostile file fails in torch's and zipfile's reading in a dozen ways
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Torch's error in a few words, without its advice to run the file's code and without the terminal's colours."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if match := re.search(r"(?:GLOBAL|[Uu]nsupported class|class) ([A-Za-z_][\w.]*\.\w+)", text):
+        return f"it holds {match[1][:80]}, which is neither a tensor nor a plain value"
+    text = text.rpartition("WeightsUnpickler error: ")[2] if "WeightsUnpickler error" in text else text
+    text = text.partition(". ")[0] or type(error).__name__
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:80])
+
+
+def check_plain(value: object, where: str = "it") -> None:
+    """Raise a ValueError, naming the place, unless a value is one that `load_plain` reads.
+
+    Args:
+        value: nested dicts, lists, tuples and sets.
+        where: the value is found, for the error.
+    """
+    kind = type(value)
+    if isinstance(value, Tensor) or kind in PLAIN or isinstance(value, SCALARS):
+        return
+    if kind in (dict, OrderedDict, Counter) and isinstance(value, Mapping):
+        for name, part in value.items():
+            check_plain(name, f"a key of {where}")
+            check_plain(part, f"{where}.{name}" if where != "it" else str(name))
+    elif kind in (list, tuple, set) and isinstance(value, list | tuple | set):
+        for part in value:
+            check_plain(part, where)
+    else:
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        raise ValueError(
+            f"{where[:100]} is a {name[:80]}: a checkpoint holds tensors, numbers, text, and collections of them, and "
+            "could not be read again with anything else"
+        )

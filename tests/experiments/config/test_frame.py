@@ -1,0 +1,95 @@
+"""How a command ends that a signal, a disk or an error ends."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.ssl_core.utils.disk import FolderLostError
+from astra_gym.ssl_core.utils.stopping import SIGNALS
+
+
+def ended(capsys, error: BaseException | None = None, *, number: int | None = None, hidden: bool = False) -> tuple:
+    def command(words: list[str], ending: Ending) -> int:
+        ending.place, ending.kept = Path("runs/one"), lambda: "the checkpoint of step 7 is whole"
+        ending.after, ending.stopped = "resume by X", "interrupted; resume by X"
+        if number is not None:
+            try:
+                os.kill(os.getpid(), number)
+            except KeyboardInterrupt:
+                if hidden:
+                    raise ImportError("numpy failed to import") from None
+                raise
+        if error is not None:
+            raise error
+        return 5
+
+    status = framed("train", ["--flag"], command)
+    return status, capsys.readouterr().err
+
+
+def test_a_command_ends_with_its_own_status(capsys) -> None:
+    assert ended(capsys) == (5, "")
+    before = sys.stdout, sys.stderr, threading.excepthook, [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError):
+        ended(capsys, ZeroDivisionError())
+    with pytest.raises(SystemExit):
+        ended(capsys, SystemExit(2))
+    after = sys.stdout, sys.stderr, threading.excepthook, [signal.getsignal(number) for number in SIGNALS]
+    assert before == after
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_it_with_its_number_also_where_a_library_makes_an_error_of_it(capsys, number, hidden) -> None:
+    line = "train_agent.py: error: interrupted; resume by X\n"
+    assert ended(capsys, number=number, hidden=hidden) == (128 + number, line)
+
+
+TOLD = {
+    OSError(errno.ENOSPC, "No space"): "no space left in runs/one; the checkpoint of step 7 is whole; resume by X",
+    OSError(errno.EDQUOT, "Quota", "runs/one/a.pt"): "no space left in runs/one; the checkpoint of step 7 is whole",
+    OSError(errno.ENOSPC, "No space", "cache/a.u8"): "no space left in cache; the checkpoint of step 7 is whole",
+    OSError(errno.EROFS, "Read-only file system"): "runs/one cannot be read or written (Read-only file system); the",
+    PermissionError(errno.EACCES, "Permission denied", "runs/one/x"): "runs/one cannot be read or written (Permission",
+    FolderLostError("runs/one was removed or moved while it was written"): "runs/one was removed or moved while",
+}
+
+
+@pytest.mark.parametrize("error", TOLD)
+def test_a_disk_ends_it_in_one_line(capsys, error: OSError) -> None:
+    status, line = ended(capsys, error)
+    assert status == 1 and len(line) < 300 and line.count("\n") == 1
+    assert line.startswith(f"train_agent.py: error: {TOLD[error]}")
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied", "elsewhere"), FileNotFoundError("x"), OSError()]
+)
+def test_other_errors_are_not_hidden(capsys, error: OSError) -> None:
+    with pytest.raises(OSError) as caught:
+        ended(capsys, error)
+    assert caught.value is error
+
+
+def test_threads_print_nothing_of_a_full_disk_and_everything_else(capsys, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: seen.append(failed.exc_value))
+    errors = [OSError(errno.ENOSPC, "full"), ValueError("a bug")]
+
+    def fails(error: Exception) -> None:
+        raise error
+
+    def command(words: list[str], ending: Ending) -> int:
+        for error in errors:
+            thread = threading.Thread(target=fails, args=(error,))
+            thread.start()
+            thread.join()
+        return 0
+
+    assert framed("train", [], command) == 0 and seen == errors[1:]

@@ -1,0 +1,117 @@
+"""Standard streams that are lost: the reader goes away, the disk is full, the encoding is poor."""
+
+import errno
+import importlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from astra_gym.experiments.config.commands import COMMANDS
+from astra_gym.experiments.config.output import Output, surviving
+from astra_gym.ssl_core.utils.provenance import ROOT
+
+
+class Broken(io.StringIO):
+    """A stream that takes so many writes and fails then."""
+
+    def __init__(self, error: Exception, writes: int = 1) -> None:
+        super().__init__()
+        self.error, self.writes = error, writes
+
+    def write(self, text: str) -> int:
+        if self.writes == 0:
+            raise self.error
+        self.writes -= 1
+        return super().write(text)
+
+
+def pipe_without_a_reader() -> io.TextIOWrapper:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def test_what_comes_after_the_first_failure_is_swallowed() -> None:
+    for error in (BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.ENOSPC, "full"), ValueError("closed")):
+        stream = Broken(error)
+        output = Output(stream)
+        console = Console(file=output)
+        for _ in range(3):
+            print("a line", file=output)
+            console.print("another")
+        output.flush()
+        assert output.lost is error and stream.getvalue() == "a line"
+
+
+def test_a_pipe_whose_reader_has_gone_fails_nobody_and_leaves_nothing_to_flush() -> None:
+    with pipe_without_a_reader() as stream:
+        output = Output(stream)
+        output.write("x" * 100_000)
+        output.flush()
+        assert isinstance(output.lost, BrokenPipeError) and not output.isatty()
+    # closing has flushed what was left
+
+
+def test_characters_that_an_encoding_lacks_are_replaced() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=Output(stream)).print("0.1 ± 0.2 │ ä")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"0.1 ? 0.2 ? ?\n"
+
+
+def test_streams_are_replaced_within_and_a_full_disk_is_told(monkeypatch) -> None:
+    out, err = Broken(OSError(errno.ENOSPC, "No space left on device")), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with surviving():
+        for _ in range(9):
+            print("much")
+    assert (sys.stdout, sys.stderr) == (out, err)
+    assert err.getvalue() == "note: the standard output was lost (No space left on device): nothing more was printed\n"
+    with surviving():
+        # started without them, as some supervisors do
+        monkeypatch.setattr(sys, "stdout", None)
+        with surviving():
+            print("nobody sees it")
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (["-m", "astra_gym", "--help"], ["stdout", "stderr"]),
+        (["-m", "astra_gym", "nonsense"], ["stderr"]),
+        (["experiments/train_agent.py", "--list"], ["stdout"]),
+        pytest.param(
+            *(["-m", "astra_gym", "--help"], ["full"]),
+            marks=pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full"),
+        ),
+    ],
+)
+def test_a_process_whose_reader_has_gone_ends_as_it_would(words: list[str], lost: list[str]) -> None:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    opened = [FULL.open("w") if name == "full" else pipe_without_a_reader() for name in lost]
+    streams |= {"stdout" if name == "full" else name: stream for name, stream in zip(lost, opened, strict=True)}
+    done = subprocess.run([sys.executable, *words], **streams, text=True, cwd=ROOT)
+    for stream in opened:
+        stream.close()
+    assert done.returncode == (2 if "nonsense" in words else 0)
+    # of the interpreter's own last flush nothing is heard
+    told = "note: the standard output was lost (No space left on device): nothing more was printed\n"
+    assert (done.stderr or "") == (told if "full" in lost else "")
+
+
+@pytest.mark.parametrize("name", COMMANDS.values())
+def test_the_help_of_every_command_survives_its_reader(monkeypatch, name: str) -> None:
+    main = importlib.import_module(f"astra_gym.experiments.{name}").main
+    with pipe_without_a_reader() as stream, pytest.raises(SystemExit) as caught:
+        monkeypatch.setattr(sys, "stdout", stream)
+        main(["--help"])
+    assert caught.value.code == 0
