@@ -1,11 +1,11 @@
-# make demo | test | test-all | test-wheel | lint | setup | clean        (PYTHON=python3.12 chooses another interpreter)
+# make demo | test | test-all | test-wheel | torture | lint | setup | clean  (PYTHON=python3.12 chooses another interpreter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-all test-wheel lint clean
+.PHONY: setup demo test test-all test-wheel torture lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -43,6 +43,13 @@ test-all: lint
 # The distribution in an environment of its own, used from an empty folder.
 test-wheel: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -m wheel tests/test_wheel.py
+
+# Kills, full disks, flipped bits, random input, hostile folders, bad numbers and long runs, as long as is asked for; every
+# failure is printed with the command that repeats it. One part alone: .venv/bin/python -m tests.torture --help
+MINUTES ?= 30
+SEED ?= 0
+torture: setup
+	$(ONE_THREAD) $(BIN)/python -m tests.torture --minutes $(MINUTES) --seed $(SEED) --output results/reliability.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

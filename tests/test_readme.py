@@ -140,6 +140,7 @@ def test_every_command_is_known() -> None:
     known = (
         "make demo",
         "make test",
+        "make torture",
         "pip install .",
         "astra-gym train",
         "tensorboard --logdir",
@@ -147,7 +148,7 @@ def test_every_command_is_known() -> None:
     )
     assert COMMANDS and all(line.startswith(known) for line in COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert {"demo", "test", "setup"} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    assert {"demo", "test", "torture", "setup"} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
     command = re.search(r"experiments/train_agent\.py (.*--run_dir runs/demo)", makefile)
     assert command is not None
     assert parse(shlex.split(command[1])).settings.run_dir == "runs/demo"

@@ -68,11 +68,14 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
-    with surviving(), _noting_unsealed(name), _quiet_threads():
+    with surviving(), unsealed_collected() as unsealed, _quiet_threads():
         raised: list[StopRequested] = []
         try:
             with raising() as raised:
-                return command(words, ending)
+                status = command(words, ending)
+                if status != 2:
+                    _note_unsealed(name, unsealed)
+                return status
         except KeyboardInterrupt as stop:
             return _end(ending, status_of(stop), ending.stopped)
         except Exception as error:
@@ -92,11 +95,8 @@ def _end(ending: Ending, status: int, text: str) -> int:
     return status
 
 
-@contextlib.contextmanager
-def _noting_unsealed(name: str) -> Iterator[None]:
-    """At its end, one note names the files that were read without a seal."""
-    with unsealed_collected() as found:
-        yield
+def _note_unsealed(name: str, found: Sequence[Path]) -> None:
+    """One note, at a command's end, names the files that were read without a seal; bad input has its error alone."""
     if found:
         more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
         listed = ", ".join(map(str, found[:FEW])) + more

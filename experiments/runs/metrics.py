@@ -98,14 +98,14 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
             content = opened_line(line)
             if content is None:
                 raise ValueError("its content does not fit its CRC-32")
-            if content == line:
-                note_unsealed(path)
             row = json.loads(content.decode())
             if not isinstance(row, dict) or type(row.get("step")) is not int:
                 raise ValueError("expected an object with a step")
             if LINE_SEAL in row:
                 raise ValueError("it was written anew, with its CRC-32 as an entry")
             rows.append(row)
+            if content == line:
+                note_unsealed(path)
         except (ValueError, RecursionError) as error:
             wrong[number] = f"no UTF-8 at byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
     if wrong and damage is None:

@@ -81,7 +81,6 @@ class RunFolder:
             ValueError: if the folder exists and is not empty, or cannot be written.
         """
         folder = cls(Path(path))
-        folder.trusting = trusting(settings)
         folder.check_new()
         folder.begin(settings, argv, first)
         return folder
@@ -91,6 +90,7 @@ class RunFolder:
 
         Where that fails nothing is left.
         """
+        self.trusting = trusting(settings)
         try:
             for part in (self.path, *self.parts):
                 part.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class RunFolder:
 
     def _undo(self) -> None:
         with suppress(OSError):
-            for path in (*self.files, self.checkpoints / "last.pt"):
+            for path in (*self.files, self.digests, self.checkpoints / "last.pt"):
                 path.unlink(missing_ok=True)
             for part in self.parts:
                 part.rmdir()

@@ -22,6 +22,7 @@ from torch import Tensor
 from astra_gym.ssl_core.safety.sealing import damaged, note_unsealed
 from astra_gym.ssl_core.safety.writers import lock, sweep
 from astra_gym.ssl_core.utils.files import check_target, expanded
+from astra_gym.ssl_core.utils.messages import plain
 
 SCHEMA = 1
 """Of the files of decoded images; to be raised whenever `read_image` gives other pixels than before."""
@@ -240,7 +241,8 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read as an image ({error}): repair it or remove it")
+    # a name may hold the terminal's codes
+    return ValueError(plain(f"{path} cannot be read as an image ({error}): repair it or remove it"))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ from astra_gym.experiments.publish import main
 from astra_gym.experiments.reports.published_tables import accuracy_table, benchmark_table, policy_table
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import Origin, write_results
+from tests.helpers.sealed import resealed_yaml
 
 README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
 
@@ -171,8 +172,7 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
 
 def test_names_from_files_lead_nowhere(tmp_path, capsys) -> None:
     run = finished_run(tmp_path / "runs" / "a", 0, 90.0, 50.0)
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("agent: reinforce", "agent: ../../../victim:Agent"))
+    resealed_yaml(run / "config.yaml", "agent: reinforce", "agent: ../../../victim:Agent")
     evaluation = tmp_path / "evaluation"
     facts = {"name": "../../victim", "notes": {}, "data": {"name": "digits", "train": 1, "test": 1}, "commit": "abc"}
     facts |= {"versions": {}, "device": "cpu", "threads": 1, "command": "python evaluate_encoder.py runs/a"}

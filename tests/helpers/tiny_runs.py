@@ -100,13 +100,13 @@ def loaded(file: Path) -> Any:
 
 
 def differences(before: Any, after: Any, where: str) -> Iterator[str]:
-    """Where two nested values differ; NaN equals NaN."""
+    """Where two nested values differ, to the last bit; NaN equals NaN."""
     if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
-        same = before.shape == after.shape and before.dtype == after.dtype
-        if not same or not bool(((before == after) | ((before != before) & (after != after))).all()):
-            yield f"{where}: tensors {before.dtype} {tuple(before.shape)} and {after.dtype} {tuple(after.shape)} differ"
-    elif isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
-        if before.shape != after.shape or not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
+        before, after = _as_array(before), _as_array(after)
+    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):
+        if before.dtype != after.dtype:
+            yield f"{where}: {before.dtype} and {after.dtype}"
+        elif before.shape != after.shape or not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
             yield f"{where}: arrays {before.shape} and {after.shape} differ"
     elif isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
@@ -125,25 +125,41 @@ def differences(before: Any, after: Any, where: str) -> Iterator[str]:
         yield f"{where}: {str(before)[:60]!r} and {str(after)[:60]!r}"
 
 
-def compare(before: Path, after: Path) -> int:
-    """Print every difference and how much was compared; 1 where anything differs."""
-    files = {
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    # NumPy has no bfloat16, and every one of its values is a float32
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
+
+
+def compared(before: Path, after: Path, unread: re.Pattern[str] = UNREAD) -> dict[str, list[str]]:
+    """What differs, by the name of every file that was compared.
+
+    Args:
+        before, after: folders.
+        unread: pattern of the files that are left out.
+    """
+    names = {
         path.relative_to(folder).as_posix()
         for folder in (before, after)
         for path in folder.rglob("*")
-        if path.suffix in READ and not UNREAD.search(path.relative_to(folder).as_posix())
+        if path.suffix in READ and not unread.search(path.relative_to(folder).as_posix())
     }
-    wrong = 0
-    for name in sorted(files):
+    found = {}
+    for name in sorted(names):
         if not (before / name).is_file() or not (after / name).is_file():
-            found = [f"{name}: only {'before' if (before / name).is_file() else 'after'}"]
+            found[name] = [f"{name}: only {'before' if (before / name).is_file() else 'after'}"]
         else:
-            found = list(differences(loaded(before / name), loaded(after / name), name))
-        for line in found:
-            print(line)
-        wrong += bool(found)
-    print(f"{len(files)} files compared, {wrong} differ")
-    return 1 if wrong or not files else 0
+            found[name] = list(differences(loaded(before / name), loaded(after / name), name))
+    return found
+
+
+def compare(before: Path, after: Path) -> int:
+    """Print every difference and how much was compared; 1 where anything differs."""
+    found = compared(before, after)
+    for line in (line for lines in found.values() for line in lines):
+        print(line)
+    wrong = sum(map(bool, found.values()))
+    print(f"{len(found)} files compared, {wrong} differ")
+    return 1 if wrong or not found else 0
 
 
 def main() -> int:

@@ -103,7 +103,7 @@ def test_an_earlier_result_is_read(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "cannot be read as a benchmark's result: .*No such file"),
-        ("{", "cannot be read as a benchmark's result"),
+        ("{", "is not readable JSON .*measure it again"),
         ("[]", "is no benchmark's result: expected an object with a schema"),
         (json.dumps({"schema": 1, "figures": []}), "has schema 1: expected 2, measure it anew"),
         (json.dumps({"schema": 2, "quick": False}), "is damaged: KeyError 'figures'"),

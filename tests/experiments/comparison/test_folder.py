@@ -153,7 +153,7 @@ def test_a_plan_that_a_stranger_wrote_leads_nowhere(
 )
 def test_a_state_that_a_stranger_wrote_is_refused(folder: ComparisonFolder, state: str) -> None:
     (folder.path / "state.json").write_text(state)
-    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+    with pytest.raises(ValueError, match=r"state\.json is (damaged|not readable JSON)"):
         folder.open(folder.read_plan())
 
 

@@ -108,7 +108,7 @@ def test_a_class_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch
             "y": value["x"],
         }
     file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump({"agent_kwargs": value}))
+    file.write_text(yaml.safe_dump(yaml.safe_load(Settings().to_yaml()) | {"agent_kwargs": value}))
     assert load(file).agent_kwargs == value
     assert parse(["--config", str(file), "--agent_kwargs.y", "{class_path: hostile_class.X}"])
     assert not mark.exists()

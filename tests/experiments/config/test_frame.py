@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.ssl_core.utils.disk import FolderLostError
+from astra_gym.ssl_core.safety.disk import FolderLostError
 from astra_gym.ssl_core.utils.stopping import SIGNALS
 
 

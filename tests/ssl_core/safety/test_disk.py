@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from astra_gym.ssl_core.utils.disk import FolderLostError, disk_error, is_full, is_full_at
+from astra_gym.ssl_core.safety.disk import FolderLostError, disk_error, is_full, is_full_at
 from astra_gym.ssl_core.utils.files import expanded
 
 FULL = Path("/dev/full")
