@@ -121,6 +121,7 @@ def _label(paths: Sequence[Path], size: int, root: Path) -> str:
 
 def _check(file: Path, size: int, trailer: bytes) -> None:
     """DamagedError unless the file is as it was written; one of version 0.1 has no digest, only its end is known."""
+    check_target(file)
     with file.open("rb") as content:
         content.seek(size)
         found = content.read(2 * len(trailer) + SHA256)
