@@ -92,7 +92,8 @@ class WorldSettings(DataSettings):
         coreset_warmup: epochs on all data before; None: a tenth of the epochs (RCS: 100 of 1000).
         coreset_every: epochs from one selection to the next; None: a fiftieth of the epochs (20 of 1000), at least 1.
         coreset_kwargs: settings of the selection, over those it has by default
-            (`CoresetSettings`): coreset_kwargs.divergence.
+            (`CoresetSettings`): coreset_kwargs.divergence, coreset_kwargs.form (`released`, or `softmax` as in version
+            0.1), coreset_kwargs.biases (true as in version 0.1).
         reward_scope: `view` or `batch`.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
@@ -254,6 +255,8 @@ class WorldSettings(DataSettings):
                     raise ValueError(f"{name} is {getattr(self, name)}, but there is no coreset: add --coreset rcs")
         elif self.coreset == "random" and self.coreset_kwargs:
             raise ValueError("coreset_kwargs: a coreset that is drawn at random has no settings: leave them out")
+        elif self.make_coreset(1).divergence == "ot" and "form" in (self.coreset_kwargs or {}):
+            raise ValueError("coreset_kwargs.form is of the divergences kl and js, and not of ot: leave it out")
         elif self.coreset_epochs[0] >= self.epochs:
             raise ValueError(
                 f"coreset is {self.coreset!r}, but the first {self.coreset_epochs[0]} of {self.epochs} epochs are on "

@@ -1,5 +1,7 @@
 """How far adversarial features are from clean ones, without labels: the measure behind RCS's choice of a coreset."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,9 +11,16 @@ from astra_gym.ssl_core.utils.registry import pick
 
 DIVERGENCES = {
     "kl": "Kullback-Leibler divergence of each row, RCS's default",
-    "js": "Jensen-Shannon divergence of each row, at most log 2",
+    "js": "Jensen-Shannon divergence of each row",
     "ot": "optimal transport between the two sets of rows, by Sinkhorn's iterations",
 }
+FORMS = {
+    "released": "as in RCS's code: kl of scaled values without a softmax, js with its arguments reversed",
+    "softmax": "kl and js of the softmax of scaled values, as in version 0.1",
+}
+"""How "kl" and "js" make distributions of rows; "ot" is the same in both."""
+FLOOR = 1e-8
+"""What the released "kl" adds to every scaled value."""
 
 
 def representational_divergence(
@@ -20,15 +29,25 @@ def representational_divergence(
     kind: str = "kl",
     reduction: str = "mean",
     *,
+    form: str = "released",
     regularisation: float = 0.05,
     iterations: int = 50,
 ) -> Tensor:
     """Representational divergence of RCS (Xu et al., NeurIPS 2023) between features of the same images.
 
-    For "kl" and "js" a row becomes a distribution over its d places in two steps: min-max normalisation to [0, 1], as
-    in the released code, then softmax, which is ours: it keeps every probability above 0 without a constant to choose.
-    A row's offset and positive scale therefore do not count, and a constant row is uniform. With p of the clean row and
-    q of the adversarial one, "kl" is KL(p || q) and "js" half KL(p || m) plus half KL(q || m), m = (p + q) / 2.
+    Let p be of the clean row, q of the adversarial one, m = (p + q) / 2 and KL(a || b) the sum of a (log a - log b).
+
+    In the form "released", which is that of RCS's code (its `kl_loss` and `JS_loss`), "kl" is KL(q || p). p and q are
+    the rows scaled to [0, 1] by their least and greatest value, plus 1e-8: no softmax, so neither sums to 1, and the
+    value may be below 0. A row's offset and positive scale do not count. A constant row is all 1e-8 here and not a
+    number there. The gradient leaves out the least place of a row, whose scaled value is 0 whatever the row: there it
+    is the rounding error of a slope of up to 1e8. "js" is half KL(m || p) plus half KL(m || q), p and q the softmax of
+    the rows as they are: offsets do not count, scales do. It has no bound, and stays finite where the probabilities
+    underflow, which there it does not.
+
+    In the form "softmax", which is ours and was the only one in version 0.1, p and q are the softmax of the rows scaled
+    to [0, 1]; "kl" is KL(p || q), and "js" half KL(p || m) plus half KL(q || m), at most log 2. Offset and positive
+    scale do not count, and a constant row is uniform. The two forms may rank the same pairs in opposite orders.
 
     "ot" is ours altogether. The rows are set to length 1, and moving one to another costs 1 - cosine. OT(A, B) is the
     cost of the entropy-regularised optimal plan between the two sets of equal weights, as its dual value after a fixed
@@ -39,18 +58,22 @@ def representational_divergence(
     Args:
         clean, adversarial: (n, d), n >= 1; "kl" and "js" need d >= 2. No gradient is stopped.
         kind: a name of `DIVERGENCES`.
-        reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it.
+        reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it. The released mean
+            is over places too: of "mean" here a d-th.
+        form: a name of `FORMS`, of "kl" and "js".
         regularisation: of "ot": the entropy's weight in units of the cost, above 0.
         iterations: of "ot", at least 1.
 
     Returns:
-        A scalar, or (n,) for "none", in nats for "kl" and "js"; at least 0 up to rounding ("ot": up to convergence).
+        A scalar, or (n,) for "none", in nats for "kl" and "js"; but for the released "kl" at least 0 up to rounding
+        ("ot": up to convergence).
 
     Raises:
         ValueError: if the shapes do not fit, a figure is out of its range, a name is unknown, or "ot" is asked for
             rows.
     """
     pick(kind, DIVERGENCES, "divergence")
+    pick(form, FORMS, "form of a divergence")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     least = 1 if kind == "ot" else 2
@@ -67,8 +90,11 @@ def representational_divergence(
                 f"regularisation is {regularisation} and iterations {iterations}: expected above 0, and 1 or more"
             )
         return _transport(clean, adversarial, regularisation, iterations) * (len(clean) if reduction == "sum" else 1)
-    p, q = _unit_range(clean), _unit_range(adversarial)
-    values = kl_divergence(p, q) if kind == "kl" else _jensen_shannon(p, q)
+    if form == "released":
+        values = _released_kl(clean, adversarial) if kind == "kl" else _released_js(clean, adversarial)
+    else:
+        p, q = _unit_range(clean), _unit_range(adversarial)
+        values = kl_divergence(p, q) if kind == "kl" else _jensen_shannon(p, q)
     return values.mean() if reduction == "mean" else values.sum() if reduction == "sum" else values
 
 
@@ -77,6 +103,18 @@ def _unit_range(features: Tensor) -> Tensor:
     low, high = features.amin(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)
     extent = high - low
     return (features - low) / torch.where(extent > 0, extent, torch.ones_like(extent))
+
+
+def _released_kl(clean: Tensor, adversarial: Tensor) -> Tensor:
+    p, q = _unit_range(clean), _unit_range(adversarial)
+    log_p, log_q = (torch.where(row > 0, row, row.detach()).add(FLOOR).log() for row in (p, q))
+    return ((q + FLOOR) * (log_q - log_p)).sum(dim=1)
+
+
+def _released_js(clean: Tensor, adversarial: Tensor) -> Tensor:
+    log_p, log_q = (F.log_softmax(row, dim=1) for row in (clean, adversarial))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (log_m.exp() * (log_m - (log_p + log_q) / 2)).sum(dim=1)
 
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:

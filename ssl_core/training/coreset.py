@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
-from astra_gym.ssl_core.losses.divergences import DIVERGENCES, representational_divergence
+from astra_gym.ssl_core.losses.divergences import DIVERGENCES, FORMS, representational_divergence
 from astra_gym.ssl_core.methods import Network
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
@@ -32,30 +32,37 @@ Load = Callable[[Tensor], Tensor]
 MakeViews = Callable[[Tensor], Tensor]
 """`make_views(images)`: the method's views (v, 3, h, w) of images, drawn anew by every call."""
 Gradient = list[Tensor]
-"""Of a scalar, with respect to each parameter of the projector's linear layers."""
+"""Of a scalar, with respect to each parameter of the projector's linear layers that counts."""
 
 
 @dataclass(frozen=True)
 class CoresetSettings:
-    """How a coreset is chosen; the defaults are those of the released code.
+    """How a coreset is chosen; the defaults are those of the released code, and of biases of the paper.
 
     Args:
         batches: how many are kept, 1 or more.
         kind: a name of `SELECTIONS`.
         divergence: a name of `astra_gym.ssl_core.losses.divergences.DIVERGENCES`, between clean and attacked
             embeddings.
+        form: of the divergence, a name of `astra_gym.ssl_core.losses.divergences.FORMS`: `released`, or `softmax`, that
+            of version 0.1; of the divergence "ot" it is not used.
+        biases: whether gradients and virtual steps are of the linear layers' biases too, as in version 0.1; else they
+            are of weights alone, as the paper has it. The versions of the released code that are stored take the first
+            layer's bias with them, the only one of ACL's projector.
         lr: step of the virtual descent along the gradient of a batch that was picked, 0 or more.
         epsilon: radius of the attack that maximises the divergence, and of its random start, in [0, 1].
         step_size: of that attack, in [0, 1].
         steps: of that attack, 0 or more.
 
     Raises:
-        ValueError: a figure out of its range, or an unknown name.
+        ValueError: a figure out of its range, an unknown name, or `biases` that is not true or false.
     """
 
     batches: int
     kind: str = "rcs"
     divergence: str = "kl"
+    form: str = "released"
+    biases: bool = False
     lr: float = 0.01
     epsilon: float = 8 / 255
     step_size: float = 10 / 255 / 3
@@ -64,6 +71,9 @@ class CoresetSettings:
     def __post_init__(self) -> None:
         pick(self.kind, SELECTIONS, "selection of a coreset")
         pick(self.divergence, DIVERGENCES, "divergence")
+        pick(self.form, FORMS, "form of a divergence")
+        if type(self.biases) is not bool:
+            raise ValueError(f"coreset: biases is {shown(self.biases)}, expected true or false")
         for name, least in (("batches", 1), ("steps", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -106,14 +116,14 @@ def select(
 
     The rows are dealt into batches at random. Let L be the method's training loss of a batch on its views and their
     attacks (by the method's default budget), RD the representational divergence between clean and attacked embeddings
-    of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the projector's linear
-    layers (weights, and biases where there are), and averaged over the outputs: g_b of L for every batch b, G of RD.
+    of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the weights of the
+    projector's linear layers (with `biases` also to their biases), and averaged over the outputs: g_b of L for every
+    batch b, G of RD.
     Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers RD most
     to first order; the projector makes that step virtually, and G is computed again.
 
     Where the released code differs or is not stored: held-out images are seen through the method's views here, drawn
-    anew for each pick, and un-augmented there; the divergence is KL(clean || attacked), in an older version of the code
-    the reverse; of a momentum pair (DynACL) the target network stands for both.
+    anew for each pick, and un-augmented there; of a momentum pair (DynACL) the target network stands for both.
 
     All of it is in eval mode. g_b is computed once, on the projector as it was; only G follows the virtual steps. Both
     are as in the released code. There a virtual step may count twice, since the layers are stepped under two names; it
@@ -170,7 +180,13 @@ def _greedy(
             "attack: take the selection random, or none"
         )
     projector = learner.network.projector
-    parameters = [p for layer in projector.modules() if isinstance(layer, nn.Linear) for p in layer.parameters()]
+    parameters = [
+        parameter
+        for layer in projector.modules()
+        if isinstance(layer, nn.Linear)
+        for name, parameter in layer.named_parameters()
+        if name == "weight" or settings.biases
+    ]
     if not parameters:
         raise ValueError("the selection rcs looks at the projector's linear layers, but it has none: take random")
     size = batches.shape[1]
@@ -260,7 +276,7 @@ def _divergence_gradient(
         with _differentiable(learner, parameters):
             before = learner.network(images, method.clean_route).embeddings
             after = learner.network(attacked, method.attack_route).embeddings
-            value = representational_divergence(before, after, settings.divergence, "sum")
+            value = representational_divergence(before, after, settings.divergence, "sum", form=settings.form)
             gradients = torch.autograd.grad(value, list(parameters))
             for part, gradient in zip(total, gradients, strict=True):
                 part.add_(gradient)
@@ -288,7 +304,7 @@ def _maximised(
         if settings.divergence == "ot":
             # of the two sets, and not of a row: each counts as much as the whole
             return representational_divergence(clean, z, "ot").expand(len(z))
-        return representational_divergence(clean, z, settings.divergence, "none")
+        return representational_divergence(clean, z, settings.divergence, "none", form=settings.form)
 
     return pgd(encode, objective, images, budget, generator=noise, watch=watch).images
 

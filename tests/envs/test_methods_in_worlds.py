@@ -212,6 +212,11 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
         ({"coreset_kwargs": {"divergence": "js"}}, "coreset_kwargs is .*no coreset"),
         ({"coreset": "rcs", "coreset_kwargs": {"divergence": "jss"}}, "did you mean 'js'"),
         ({"coreset": "rcs", "coreset_kwargs": {"batches": 3}}, "give it as --coreset_fraction"),
+        ({"coreset": "rcs", "coreset_kwargs": {"form": "softmaxx"}}, "did you mean 'softmax'"),
+        (
+            {"coreset": "rcs", "coreset_kwargs": {"divergence": "ot", "form": "softmax"}},
+            "coreset_kwargs.form is of the divergences kl and js, and not of ot",
+        ),
         ({"coreset_every": 2}, "coreset_every is 2, but there is no coreset"),
         ({"coreset": "random", "epochs": 1}, "the first 1 of 1 epochs are on all data"),
         ({"method": "byol", "temperature": 0.2}, "loss of the method byol has none"),

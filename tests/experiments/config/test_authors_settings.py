@@ -397,4 +397,6 @@ def test_a_coresets_epochs_are_the_released_ones_in_proportion() -> None:
 def test_a_coreset_is_chosen_as_released() -> None:
     chosen = CoresetSettings(batches=1)
     assert (chosen.kind, chosen.divergence, chosen.lr, chosen.steps) == ("rcs", "kl", 0.01, 3)
+    # KL of scaled values without a softmax; gradients of weights only
+    assert (chosen.form, chosen.biases) == ("released", False)
     assert (chosen.epsilon, chosen.step_size) == pytest.approx((8 / 255, 10 / 3 / 255))

@@ -13,6 +13,7 @@ from astra_gym.ssl_core.losses.divergences import representational_divergence
 from astra_gym.ssl_core.methods import Method, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL
 from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.training import coreset
 from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximised, select, validation_rows
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
@@ -72,11 +73,35 @@ def chosen(target: TargetLearner, seed: int = 0, **settings: Any) -> torch.Tenso
     return select(target, *parts(streams), SIZE, load, make_views, CoresetSettings(**settings), streams)
 
 
+def divergence_of(clean: torch.Tensor, attacked: torch.Tensor, settings: CoresetSettings) -> torch.Tensor:
+    """Its sum over rows, of "kl" and "js" written out."""
+    if settings.divergence == "ot":
+        return representational_divergence(clean, attacked, "ot", "sum")
+    low, span = clean.amin(1, keepdim=True), clean.amax(1, keepdim=True) - clean.amin(1, keepdim=True)
+    lowest, extent = attacked.amin(1, keepdim=True), attacked.amax(1, keepdim=True) - attacked.amin(1, keepdim=True)
+    p, q = (clean - low) / span, (attacked - lowest) / extent
+    if settings.form == "softmax":
+        p, q = p.softmax(1), q.softmax(1)
+        m = (p + q) / 2
+        if settings.divergence == "kl":
+            return (p * (p / q).log()).sum()
+        return (p * (p / m).log() + q * (q / m).log()).sum() / 2
+    if settings.divergence == "kl":
+        p, q = p + 1e-8, q + 1e-8
+        return (q * (q / p).log()).sum()
+    log_p, log_q = clean.log_softmax(1), attacked.log_softmax(1)
+    log_m = torch.stack([log_p, log_q]).logsumexp(0) - 0.6931471805599453
+    return (log_m.exp() * (2 * log_m - log_p - log_q)).sum() / 2
+
+
 def reference(target: TargetLearner, settings: CoresetSettings, streams: Streams) -> torch.Tensor:
     """Algorithm 1 by backward passes through the whole of a copy and a plain optimiser, without attack steps."""
     network = copy.deepcopy(target.network).eval()
     linears = list(network.projector.linears)
-    parameters = [p for linear in linears for p in linear.parameters()]
+    parameters = [linear.weight for linear in linears]
+    if settings.biases:
+        # ACL's projector has one, in its first layer
+        parameters.insert(1, linears[0].bias)
     rest, validation = parts(streams)
     dealt = rest[torch.randperm(len(rest), generator=streams["coreset"])]
     batches = [dealt[k : k + SIZE] for k in range(0, len(dealt) - SIZE + 1, SIZE)]
@@ -104,7 +129,7 @@ def reference(target: TargetLearner, settings: CoresetSettings, streams: Streams
             start = (torch.rand(views.shape, generator=noise) * 2 - 1) * settings.epsilon
             moved = (views + start).clamp(0, 1)
             embeddings = network(views, "normal").embeddings, network(moved, "pgd").embeddings
-            part = backward(representational_divergence(*embeddings, settings.divergence, "sum"))
+            part = backward(divergence_of(*embeddings, settings))
             gradient = [a + b for a, b in zip(gradient, part, strict=True)]
         best = max(left, key=lambda b: (averaged(full[b]) @ averaged(gradient)).item())
         picked.append(best)
@@ -115,13 +140,47 @@ def reference(target: TargetLearner, settings: CoresetSettings, streams: Streams
     return torch.cat([batches[b] for b in picked])
 
 
-@pytest.mark.parametrize("divergence", ["kl", "js", "ot"])
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize(
+    ("divergence", "form"),
+    [("kl", "released"), ("js", "released"), ("kl", "softmax"), ("js", "softmax"), ("ot", "released")],
+)
 @pytest.mark.parametrize("lr", [0.01, 30.0])
-def test_batches_are_picked_as_the_algorithm_says(divergence: str, lr: float) -> None:
+def test_batches_are_picked_as_the_algorithm_says(divergence: str, form: str, lr: float, biases: bool) -> None:
     target = learner()
-    settings = CoresetSettings(batches=4, divergence=divergence, lr=lr, epsilon=0.1, steps=0)
+    settings = CoresetSettings(batches=4, divergence=divergence, form=form, biases=biases, lr=lr, epsilon=0.1, steps=0)
     rows = select(target, *parts(Streams(3)), SIZE, load, make_views, settings, Streams(3))
     assert torch.equal(rows, reference(target, settings, Streams(3)))
+
+
+def test_what_version_0_1_picked_is_picked_by_its_form_with_biases() -> None:
+    # what its code, which had no other, gives of these images
+    picked = [4, 0, 3, 22, 21, 20, 25, 8, 19, 10, 2, 14, 9, 16, 24, 29]
+    for divergence in ("kl", "js"):
+        rows = chosen(learner(), batches=4, divergence=divergence, form="softmax", biases=True)
+        assert rows.tolist() == picked
+    assert chosen(learner(), batches=4).tolist() != picked
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_gradients_and_virtual_steps_leave_biases_out_by_default(biases: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, widths, moved = learner(), [], []
+    bias = target.network.projector.linears[0].bias
+    assert bias is not None and all(linear.bias is None for linear in target.network.projector.linears[1:])
+    began = bias.detach().clone()
+    averaged, gradient_of = coreset._averaged, coreset._divergence_gradient
+    monkeypatch.setattr(coreset, "_averaged", lambda g: widths.append(len(averaged(g))) or averaged(g))
+
+    def watched(*arguments: Any) -> Any:
+        moved.append(not torch.equal(bias, began))
+        return gradient_of(*arguments)
+
+    monkeypatch.setattr(coreset, "_divergence_gradient", watched)
+    chosen(target, batches=3, lr=1.0, biases=biases)
+    # layers of 32 to 6 to 5 to 5: as many weights an output, and the bias as a single number
+    assert set(widths) == {32 + 6 + 5 + biases}
+    assert moved == [False, biases, biases]
+    assert torch.equal(bias, began)
 
 
 def test_a_virtual_step_counts() -> None:
@@ -274,10 +333,13 @@ def test_what_cannot_be_selected_is_refused() -> None:
         CoresetSettings(batches=1, kind="best")
     with pytest.raises(ValueError, match="divergence"):
         CoresetSettings(batches=1, divergence="cosine")
+    with pytest.raises(ValueError, match="form of a divergence 'soft'"):
+        CoresetSettings(batches=1, form="soft")
     for bad, message in (
         ({"batches": 0}, "batches is 0, expected an integer of 1 or more"),
         ({"batches": 2.5}, "batches is 2.5"),
         ({"batches": 1, "steps": -1}, "steps is -1, expected an integer of 0 or more"),
+        ({"batches": 1, "biases": 1}, "biases is 1, expected true or false"),
         ({"batches": 1, "lr": float("nan")}, "lr is nan"),
         ({"batches": 1, "epsilon": 8.0}, r"epsilon is 8.0, expected a number in \[0, 1\], 8/255 not 8"),
     ):
