@@ -28,9 +28,17 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
 REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
 """The settings that weigh the reward's terms, see `astra_gym.envs.rewards`."""
-PEAK_LR = {"lars": 5.0, "sgd": 0.3, "adamw": 3e-3, "sgd-classic": 0.5, "lars-excluded": 1.0, "lars-emp": 0.3}
-"""Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's and EMP-SSL's; those of sgd and adamw were found on the
-digits."""
+PEAK_LR = {
+    "lars": 5.0,
+    "sgd": 0.3,
+    "adamw": 3e-3,
+    "sgd-classic": 0.5,
+    "lars-excluded": 1.0,
+    "lars-emp": 0.3,
+    "lars-torchlars": 1.5,
+}
+"""Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's, EMP-SSL's and RoCL's; those of sgd and adamw were found
+on the digits."""
 LR_INTERVALS = {"update": "the learning rate changes at every update", "epoch": "it changes once an epoch"}
 CORESETS = {
     "none": "every epoch is over all data",
@@ -59,8 +67,8 @@ class WorldSettings(DataSettings):
         normalisation: of the input, within the network: `imagenet` (ACL and its kin), `cifar`, `half` or `none`.
         batch_size: images a step; each gives as many views as the method says, two for most.
         epochs: planned passes over the training images; they also span the learning-rate schedule.
-        optimizer: `lars` (ACL's), `lars-excluded` (BYOL's), `lars-emp` (EMP-SSL's), `sgd`, `sgd-classic` (without
-            Nesterov's momentum) or `adamw`.
+        optimizer: `lars` (ACL's), `lars-excluded` (BYOL's), `lars-emp` (EMP-SSL's), `lars-torchlars` (RoCL's), `sgd`,
+            `sgd-classic` (without Nesterov's momentum) or `adamw`.
         lr: the target network's peak learning rate; None: the optimiser's usual one (5.0 for lars, 0.3 for sgd, 0.003
             for adamw; `PEAK_LR`).
         weight_decay: the target network's weight decay.
@@ -312,9 +320,10 @@ class WorldSettings(DataSettings):
             )
         needs_teacher = "teacher" in method.others
         if needs_teacher and self.teacher is None:
+            own = "cifar10-teacher-daq" if self.method == "daq-sdp" else "cifar10-teacher"
             raise ValueError(
                 f"the method {self.method} learns from a teacher: train one by --method simclr (for the preset cifar10 "
-                "by --preset cifar10-teacher), and give its run folder (or another checkpoint) as --teacher RUN"
+                f"by --preset {own}), and give its run folder (or another checkpoint) as --teacher RUN"
             )
         if self.teacher is not None and not needs_teacher:
             raise ValueError(f"teacher is {self.teacher}, but the method {self.method} has none: leave it out")

@@ -48,6 +48,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "simclr": ACL,
     "acl": ACL,
     "rocl": {
+        "optimizer": "lars-torchlars",
         "lr": 1.5,
         "warmup_start": 0.16,
         "final_lr": 0.0,

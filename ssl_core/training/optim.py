@@ -71,12 +71,14 @@ class LARS(Optimizer):
 
 
 class WrappedLARS(Optimizer):
-    """LARS as a wrapper round SGD, which leaves biases and batch norm alone (solo-learn's form, EMP-SSL's too).
+    """LARS as a wrapper round SGD: solo-learn's form, EMP-SSL's and torchlars'.
 
     A tensor of two dimensions or more: `q = trust * |w| / (|g| + wd * |w| + 1e-8)`, with `clip` `q <- min(q / lr, 1)`,
-    and `d = q * (g + wd * w)`; where |w| or |g| is 0, and for all tensors of fewer dimensions, `d = g`. Then SGD
-    without weight decay: `v <- momentum * v + d` and `w <- w - lr * v`, with Nesterov's
+    and `d = q * (g + wd * w)`; where |w| or |g| is 0, and for all tensors of fewer dimensions (biases, batch norm),
+    `d = g`. Then SGD without weight decay: `v <- momentum * v + d` and `w <- w - lr * v`, with Nesterov's
     `w <- w - lr * (d + momentum * v)`. Unlike in ACL's `LARS`, the rate is no part of the velocity.
+
+    With `everywhere`, as in torchlars (RoCL), all tensors are alike, and where |w| or |g| is 0, `d = g + wd * w`.
 
     Args:
         params: as of any optimiser.
@@ -86,6 +88,7 @@ class WrappedLARS(Optimizer):
         trust: the trust coefficient.
         clip: whether a tensor's rate `lr * q` is at most `lr`, and else independent of it.
         nesterov: whether the momentum is Nesterov's.
+        everywhere: whether no tensor is left alone.
 
     Raises:
         ValueError: if a figure is negative.
@@ -100,11 +103,13 @@ class WrappedLARS(Optimizer):
         trust: float = 0.02,
         clip: bool = True,
         nesterov: bool = False,
+        everywhere: bool = False,
     ) -> None:
         if min(lr, momentum, weight_decay, trust) < 0:
             raise ValueError(f"LARS was given {lr=}, {momentum=}, {weight_decay=}, {trust=}: expected none negative")
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, settings | {"trust": trust, "clip": clip, "nesterov": nesterov})
+        settings |= {"trust": trust, "clip": clip, "nesterov": nesterov, "everywhere": everywhere}
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -114,15 +119,17 @@ class WrappedLARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            everywhere = group["everywhere"]
+            weights = [weight for weight in group["params"] if weight.grad is not None]
             # the adapted ones first, in step with their updates
-            weights = sorted((weight for weight in group["params"] if weight.grad is not None), key=_is_excluded)
+            weights.sort(key=lambda weight: not everywhere and _is_excluded(weight))
             if not weights:
                 continue
             for weight in weights:
                 if "velocity" not in self.state[weight]:
                     self.state[weight]["velocity"] = torch.zeros_like(weight)
             velocities = [self.state[weight]["velocity"] for weight in weights]
-            adapted = [weight for weight in weights if not _is_excluded(weight)]
+            adapted = [weight for weight in weights if everywhere or not _is_excluded(weight)]
             updates = [weight.grad for weight in weights]
             updates[: len(adapted)] = self._scaled(adapted, group)
             torch._foreach_mul_(velocities, group["momentum"])
@@ -133,6 +140,12 @@ class WrappedLARS(Optimizer):
             else:
                 torch._foreach_add_(weights, velocities, alpha=-group["lr"])
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            # files of version 0.1 are older than it
+            group.setdefault("everywhere", False)
 
     def _scaled(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         if not weights:
@@ -147,7 +160,9 @@ class WrappedLARS(Optimizer):
             ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
         bare = (size == 0) | (slope == 0)
         ratio = torch.where(bare, torch.ones_like(ratio), ratio)
-        decays = torch.where(bare, torch.zeros_like(ratio), torch.full_like(ratio, decay))
+        decays = torch.full_like(ratio, decay)
+        if not group["everywhere"]:
+            decays = torch.where(bare, torch.zeros_like(ratio), decays)
         updates = torch._foreach_add(gradients, torch._foreach_mul(weights, list(decays.unbind())))
         torch._foreach_mul_(updates, list(ratio.unbind()))
         return list(updates)
@@ -169,6 +184,10 @@ def _lars_emp(params: Iterable[Any], lr: float, weight_decay: float) -> Optimize
     return WrappedLARS(params, lr, weight_decay=weight_decay, trust=0.005, nesterov=True)
 
 
+def _lars_torchlars(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
+    return WrappedLARS(params, lr, weight_decay=weight_decay, trust=0.001, clip=False, everywhere=True)
+
+
 def _sgd(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
     return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, nesterov=True, fused=True)
 
@@ -188,10 +207,11 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {
     "sgd-classic": _sgd_classic,
     "lars-excluded": _lars_excluded,
     "lars-emp": _lars_emp,
+    "lars-torchlars": _lars_torchlars,
 }
 """`lars`: ACL, DynACL, AIR, ASTrA. `sgd`: Nesterov's momentum. `sgd-classic`: plain momentum (AdvCL, DeACL, TARO,
 DAQ-SDP). `lars-excluded`: solo-learn's on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
-CF-AMC-SSL."""
+CF-AMC-SSL. `lars-torchlars`: RoCL's, torchlars' LARS round SGD."""
 
 
 def make_optimizer(

@@ -39,17 +39,21 @@ TEACHERS = ("advcl", "deacl", "daq-sdp")
 @dataclass(frozen=True)
 class Rule:
     """What an optimiser makes of a tensor: its class, whether the momentum of .9 is Nesterov's, LARS's trust
-    coefficient, and whether it is a wrapper: one that clips ratios, and leaves biases and batch norm alone."""
+    coefficient, and whether it is a wrapper: one that clips ratios, and leaves biases and batch norm alone; `plain` is
+    a wrapper that does neither, whose rate multiplies the velocity."""
 
     kind: type[torch.optim.Optimizer]
     nesterov: bool = False
     trust: float | None = None
     wraps: bool = False
+    plain: bool = False
 
 
 SGD = Rule(torch.optim.SGD)
 ACL_LARS = Rule(LARS, trust=1e-3)
 """C1: all tensors, batch norm and biases included."""
+TORCHLARS = Rule(WrappedLARS, trust=1e-3, plain=True)
+"""Section 4: torchlars' LARS of trust .001 over SGD, of all tensors."""
 EMP_LARS = Rule(WrappedLARS, nesterov=True, trust=0.005, wraps=True)
 SOLO_LARS = Rule(WrappedLARS, trust=0.02, wraps=True)
 """eta 0.02, clip_lr and exclude_bias_n_norm of solo-learn's scripts/pretrain/cifar/byol.yaml."""
@@ -150,7 +154,7 @@ SHEETS: dict[str, Sheet] = {
     ),
     "acl": replace(KIN, options={"temperature": 0.5, "streams": "ds"}),
     "rocl": Sheet(
-        *(ACL_LARS, 1.5, 1e-6, 512, 1000, "2048 ReLU, 128"),
+        *(TORCHLARS, 1.5, 1e-6, 512, 1000, "2048 ReLU, 128"),
         crop=0.08,
         budget=(0.0314, 0.007, 7),
         options={"temperature": 0.5, "regulariser": 256.0},
@@ -257,7 +261,7 @@ def test_the_network_is_the_authors(name: str) -> None:
         assert described(heads["predictor"], routes) == PREDICTORS[name]
     assert sheet.routes in (None, routes)
     assert sheet.normalisation in (None, NORMALISATIONS[settings.normalisation])
-    if sheet.rule is ACL_LARS and name != "rocl":
+    if sheet.rule is ACL_LARS:
         # C4: the first linear layer has a bias, the others none
         assert [linear.bias is not None for linear in network.projector.linears] == [True, False, False]
 
@@ -368,6 +372,18 @@ def test_the_optimiser_moves_every_tensor_as_the_authors_does(name: str, tmp_pat
         for found, factor in zip(moved, factors, strict=True):
             expected = torch.full_like(tensor, update * factor)
             torch.testing.assert_close(found[key], expected, rtol=1e-7, atol=1e-12)
+    # a rate a tenth as large tells whether it is a part of the velocity, which is 1.9 times the update by now
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.1
+    for tensor in tensors.values():
+        tensor.data.fill_(1)
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    if rule in (ACL_LARS, TORCHLARS):
+        factor = 0.9 * 1.9 + 0.1 if rule is ACL_LARS else 0.1 * (0.9 * 1.9 + 1)
+        for tensor in tensors.values():
+            expected = torch.full_like(tensor, 1e-3 * sheet.lr * factor)
+            torch.testing.assert_close(1 - tensor.detach(), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_astras_run_is_paid_as_released() -> None:

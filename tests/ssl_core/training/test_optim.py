@@ -178,6 +178,60 @@ def test_wrapped_lars_equals_its_formula_step_by_step(name: str | None, trust: f
     assert clipped == (set() if name is None else {False, True})
 
 
+def test_torchlars_lars_equals_its_formula_step_by_step() -> None:
+    """Section 4: LARS of trust .001 round SGD with momentum .9, over all tensors, with a rate that changes."""
+    random = np.random.default_rng(1)
+    weights = [random.normal(size=shape) for shape in [(4,), (3, 4), (2, 3, 2, 2), (5,), ()]]
+    weights[3] *= 0
+    parameters = nn.ParameterList(torch.tensor(weight) for weight in weights)
+    optimizer = make_optimizer("lars-torchlars", parameters, 0.1, 0.3)
+    velocities = [0 * weight for weight in weights]
+    for step, lr in enumerate((0.0, 0.15, 1.5, 1e-3)):
+        optimizer.param_groups[0]["lr"] = lr
+        for index, parameter in enumerate(parameters):
+            w, g = weights[index], random.normal(size=weights[index].shape)
+            # a gradient of 0, of a matrix, at the second step
+            g = 0 * g if (step, index) == (1, 1) else g
+            parameter.grad = torch.tensor(g)
+            size, slope = np.sqrt((w**2).sum()), np.sqrt((g**2).sum())
+            q = 0.001 * size / (slope + 0.3 * size + 1e-8) if size > 0 and slope > 0 else 1
+            # the rate is SGD's, outside of the velocity
+            velocities[index] = 0.9 * velocities[index] + q * (g + 0.3 * w)
+            weights[index] = w - lr * velocities[index]
+        optimizer.step()
+        for parameter, weight in zip(parameters, weights, strict=True):
+            np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-10, atol=1e-14)
+
+
+def test_torchlars_and_acls_lars_part_when_the_rate_changes() -> None:
+    """By hand, from a weight of 1 with slopes of 1 and no decay: q is .001 but for what the weight has moved."""
+    found = []
+    for name in ("lars", "lars-torchlars"):
+        weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        optimizer = make_optimizer(name, nn.ParameterList([weight]), 1.0, 0.0)
+        for lr in (1.0, 0.1):
+            optimizer.param_groups[0]["lr"] = lr
+            weight.grad = torch.ones(1, dtype=torch.float64)
+            optimizer.step()
+        found.append(1 - weight.item())
+    # .001, then ACL's .9 * .001 + .1 * .000999, and torchlars' .1 * (.9 * .001 + .000999)
+    assert found == [pytest.approx(0.001 + 0.0009999, rel=1e-6), pytest.approx(0.001 + 0.0001899, rel=1e-6)]
+
+
+def test_wrapped_lars_of_a_file_older_than_torchlars_form_goes_on() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = make_optimizer("lars-excluded", layer, 0.5, 0.1)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["everywhere"]
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["everywhere"] is False
+    layer(torch.ones(1, 2)).sum().backward()
+    before = layer.bias.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(layer.bias.data, before - 0.5)
+
+
 def test_wrapped_lars_neither_decays_nor_adapts_biases() -> None:
     layer = nn.Linear(2, 2)
     nn.init.ones_(layer.bias)
