@@ -11,7 +11,10 @@ SOURCES = {
     "digits": ("1,797 scans of handwritten digits, 8 x 8, embedded", "Alpaydin & Kaynak, UCI 1998, in scikit-learn"),
     "cifar10": ("60,000 photographs of 10 classes, 32 x 32", "Krizhevsky 2009"),
     "cifar100": ("60,000 photographs of 100 classes, 32 x 32", "Krizhevsky 2009"),
-    "stl10": ("13,000 labelled photographs of 10 classes, 96 x 96", "Coates et al., AISTATS 2011"),
+    "stl10": (
+        "13,000 photographs of 10 classes, 96 x 96: the 5,000 and 8,000 labelled ones only",
+        "Coates et al., AISTATS 2011",
+    ),
     "folder": ("any folder of images, labelled by sub-folders or not at all", ""),
 }
 """What each data set is, and where it comes from."""

@@ -1,4 +1,5 @@
-"""Each method's own settings: its authors' for their data set, and how the small presets scale them down."""
+"""Each method's own settings: its authors' for their data set but for what is named here, and how the small presets
+scale them down."""
 
 from collections.abc import Mapping
 from typing import Any

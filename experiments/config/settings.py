@@ -44,6 +44,21 @@ CIFAR10: dict[str, Any] = {
     "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
 }
 """What the presets at the papers' size share; the probe is DynACL's."""
+TEACHER: dict[str, Any] = {
+    **CIFAR10,
+    "method": "simclr",
+    "stem": "cifar-padded",
+    "normalisation": "cifar",
+    "projector": "rocl",
+    "projector_hidden": 2048,
+    "projector_dim": 256,
+    "batch_size": 256,
+    "final_lr": 0.0,
+    "temperature": 0.2,
+    "crop_scale": (0.08, 1.0),
+    "jitter": (0.8, 0.8, 0.8, 0.2),
+}
+"""What the SimCLR teachers of DeACL and of DAQ-SDP share; a student starts from its teacher's weights."""
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},
     # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
@@ -67,25 +82,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-6,
         "seed": 3407,
     },
-    # SimCLR as solo-learn trains it on CIFAR-10: the first stage of DeACL, whose student starts from its weights
+    # SimCLR as solo-learn trains it on CIFAR-10: the first stage of DeACL
     "cifar10-teacher": {
-        **CIFAR10,
-        "method": "simclr",
-        "stem": "cifar-padded",
-        "normalisation": "cifar",
-        "projector": "rocl",
-        "projector_hidden": 2048,
-        "projector_dim": 256,
-        "batch_size": 256,
+        **TEACHER,
         "optimizer": "lars-excluded",
         "lr": 0.4,
         "weight_decay": 1e-4,
         "warmup_start": 7.5e-5,
-        "final_lr": 0.0,
-        "temperature": 0.2,
-        "crop_scale": (0.08, 1.0),
-        "jitter": (0.8, 0.8, 0.8, 0.2),
         "blur": 0.5,
+    },
+    # the first stage of DAQ-SDP by its own code and README: by SGD, without a blur, on a ResNet-34
+    "cifar10-teacher-daq": {
+        **TEACHER,
+        "arch": "resnet34",
+        "optimizer": "sgd-classic",
+        "lr": 0.5,
+        "weight_decay": 1e-5,
+        "warmup_start": 0.006,
+        "lr_interval": "epoch",
     },
     "cifar10-quick": {
         "dataset": "cifar10",
@@ -123,8 +137,9 @@ class Settings(WorldSettings):
 
     Args:
         preset: `digits`, `digits-grid` (half the work, for comparisons), `folder`, `cifar10` (the paper's),
-            `cifar10-teacher` (a teacher for `deacl` and, with `--arch resnet34`, `daq-sdp` there) or `cifar10-quick`;
-            by default that of the data set, `cifar10-quick` for cifar100 and (at 32 pixels) stl10 too.
+            `cifar10-teacher` and `cifar10-teacher-daq` (teachers for `deacl` and for `daq-sdp` there) or
+            `cifar10-quick`; by default that of the data set, `cifar10-quick` for cifar100 and (at 32 pixels, on the
+            5,000 labelled images) stl10 too.
         agent: a name of `agents.AGENTS`, or the dotted path of one's own, my_module:MyAgent; auto: `reinforce`, or
             `none` for a method without an attack, or `reinforce-paper` in the preset cifar10.
         agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.

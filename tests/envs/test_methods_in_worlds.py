@@ -183,7 +183,8 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "deacl"}, r"deacl learns from a teacher: train one by --method simclr"),
+        ({"method": "deacl"}, r"deacl learns from a teacher: train one by --method simclr.*cifar10-teacher\)"),
+        ({"method": "daq-sdp"}, r"by --preset cifar10-teacher-daq\), and give its run folder"),
         ({"method": "acl", "teacher": "x"}, "acl has none: leave it out"),
         ({"method": "byol", "method_kwargs": {"streams": "a2s"}}, "a2s"),
         ({"method": "emp-ssl", "method_kwargs": {"crops": 1}}, "crops"),

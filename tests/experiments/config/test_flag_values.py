@@ -116,7 +116,9 @@ def test_a_class_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch
 
 def test_every_setting_comes_back_from_its_text() -> None:
     """Every default and preset, by way of a config file's values."""
-    presets = [Settings.from_preset(name, data_dir="x") for name in ("cifar10", "cifar10-teacher")]
+    presets = [
+        Settings.from_preset(name, data_dir="x") for name in ("cifar10", "cifar10-teacher", "cifar10-teacher-daq")
+    ]
     for settings in (Settings(), *presets):
         values = yaml.safe_load(settings.to_yaml())
         flags, options = read_flags(values, [], {})

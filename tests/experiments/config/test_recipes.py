@@ -60,10 +60,38 @@ def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_pa
     assert load(path).method_kwargs == {"streams": "a2a"}
 
 
-@pytest.mark.parametrize(("method", "arch"), [("deacl", "resnet18"), ("daq-sdp", "resnet34")])
-def test_the_preset_of_teachers_fits_the_students(method: str, arch: str, tmp_path) -> None:
+def test_the_teacher_of_daq_sdp_is_its_authors() -> None:
+    """Section 11, stage 1, and the README and configuration of the released code: SGD, no blur, a decay of 1e-5."""
+    teacher = parse(["--preset=cifar10-teacher-daq", "--data_dir=photographs"]).settings
+    assert (teacher.method, teacher.temperature, teacher.batch_size, teacher.epochs) == ("simclr", 0.2, 256, 1000)
+    assert (teacher.arch, teacher.stem, teacher.normalisation) == ("resnet34", "cifar-padded", "cifar")
+    assert (teacher.projector, teacher.projector_hidden, teacher.projector_dim) == ("rocl", 2048, 256)
+    assert (teacher.optimizer, teacher.lr, teacher.weight_decay) == ("sgd-classic", 0.5, 1e-5)
+    views = teacher.make_views()
+    assert (views.crop, views.jitter, views.interpolation, views.flip) == (
+        (0.08, 1),
+        (0.8, 0.8, 0.8, 0.2),
+        "bicubic",
+        0.5,
+    )
+    assert not views.blur_probability and not views.solarize_probability and views.strength == 1
+    # ten epochs from .003 to .5, then a cosine to 0, by the epoch
+    schedule = make_schedule(teacher, teacher.make_plan(97))
+    rates = [schedule(97 * epoch) for epoch in (0, 1, 9, 505)]
+    assert rates == pytest.approx([0.003, 0.003 + 0.497 / 9, 0.5, 0.25], rel=0.01)
+    assert schedule(97) == schedule(2 * 97 - 1) and schedule(999 * 97) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_teacher_of_deacl_keeps_blur_and_decay() -> None:
+    teacher = parse(["--preset=cifar10-teacher", "--data_dir=photographs"]).settings
+    assert (teacher.optimizer, teacher.lr, teacher.weight_decay) == ("lars-excluded", 0.4, 1e-4)
+    assert (teacher.arch, teacher.make_views().blur_probability, teacher.warmup_start) == ("resnet18", 0.5, 7.5e-5)
+
+
+@pytest.mark.parametrize(("method", "preset"), [("deacl", "cifar10-teacher"), ("daq-sdp", "cifar10-teacher-daq")])
+def test_the_preset_of_teachers_fits_the_students(method: str, preset: str, tmp_path) -> None:
     words = ["--data_dir=photographs", "--width=2"]
-    teacher = parse([*words, "--preset=cifar10-teacher", f"--arch={arch}"]).settings
+    teacher = parse([*words, f"--preset={preset}"]).settings
     assert (teacher.method, teacher.agent, teacher.temperature) == ("simclr", "none", 0.2)
     plan = teacher.make_plan(3)
     network = build_learner(teacher, Streams(0), plan).network

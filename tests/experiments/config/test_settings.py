@@ -39,10 +39,11 @@ def test_every_preset_is_valid_with_every_agent(name: str, agent: str) -> None:
 
 
 def test_a_preset_of_one_method_is_of_no_other() -> None:
-    assert Settings.from_preset("cifar10-teacher").method == "simclr"
-    for method in ("deacl", "astra"):
-        with pytest.raises(ValueError, match=f"cifar10-teacher is of the method simclr, and not of {method}"):
-            Settings.from_preset("cifar10-teacher", method=method)
+    for preset in ("cifar10-teacher", "cifar10-teacher-daq"):
+        assert Settings.from_preset(preset).method == "simclr"
+        for method in ("deacl", "astra"):
+            with pytest.raises(ValueError, match=f"{preset} is of the method simclr, and not of {method}"):
+                Settings.from_preset(preset, method=method)
 
 
 def test_every_data_set_has_a_preset_of_its_own() -> None:
