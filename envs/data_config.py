@@ -20,7 +20,8 @@ class DataSettings:
     """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
 
     Args:
-        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`.
+        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`; `stl10` trains on its 5,000 labelled images, its
+            100,000 unlabelled ones are not read.
         data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
             unpacks to, or the root of a tree of images).
         cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need

@@ -51,7 +51,7 @@ def load_dataset(
     - "cifar10", "cifar100": 50,000 and 10,000 images of 32 x 32 in 10 or 100 (fine) classes; in `data_dir`, downloaded
       where they are not there and `download`.
     - "stl10": the 5,000 and 8,000 labelled images of 96 x 96 in 10 classes, likewise (a download of 2.6 GB). The
-      100,000 unlabelled ones are not read, and need not be there.
+      100,000 unlabelled ones, on which the papers pre-train, are not read, and need not be there.
     - "folder": the images (png, jpg, jpeg, webp, bmp) anywhere below `data_dir`, cut to squares of `image_size` (32). A
       `train` folder in it, with a `test` or else a `val` folder beside it, is the split (in any case and in the usual
       spellings, such as `Training` and `valid`); otherwise a fifth is set apart for the test, stratified by class.
