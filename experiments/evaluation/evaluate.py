@@ -47,7 +47,8 @@ def evaluate(
         SanityError: if every figure would be void.
         ValueError: if data or settings cannot be used.
     """
-    protocols = protocols_for(data.name, subject.settings, changes_of(given))
+    routes = (subject.clean_route, subject.route)
+    protocols = protocols_for(data.name, subject.settings, changes_of(given), routes)
     with Stages(kind=given.progress, console=console) as stages:
         stages.note(_headline(subject, data, plan, store))
         evaluator = Evaluator(

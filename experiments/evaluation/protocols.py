@@ -11,7 +11,7 @@ from torch import nn
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.ssl_core.data.image_set import ImageSet
-from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
+from astra_gym.ssl_core.downstream.finetuning import ONE_ROUTE_NOISE, FineTuneSettings, fine_tune
 from astra_gym.ssl_core.downstream.knn import NeighbourSettings, nearest_neighbours
 from astra_gym.ssl_core.downstream.linear_probe import (
     PROBE_LR,
@@ -44,6 +44,7 @@ class Changes:
         batch_size: of every trained protocol.
         lr: of linear heads.
         aff_lr: of full fine-tuning.
+        aff_noise: standard deviation of the noise from which its attack starts, in the images' unit.
         augment: whether linear heads are trained on cropped and flipped images.
         flip: probability of a horizontal flip.
         neighbours: k of the nearest neighbours.
@@ -53,6 +54,7 @@ class Changes:
     batch_size: int | None = None
     lr: float | None = None
     aff_lr: float | None = None
+    aff_noise: float | None = None
     augment: bool | None = None
     flip: float | None = None
     neighbours: int | None = None
@@ -127,16 +129,18 @@ class Protocols:
         return own
 
 
-def protocols_for(dataset: str, settings: Settings | None, changes: Changes) -> Protocols:
+def protocols_for(dataset: str, settings: Settings | None, changes: Changes, routes: tuple[str, str]) -> Protocols:
     """The published settings, with the user's changes.
 
     For a data set without a published protocol, the linear probe and the flips are those of the run that the encoder
-    comes from, if that was trained on it.
+    comes from, if that was trained on it. The published full fine-tuning is of two batch-norm routes, and its attack
+    starts at the clean image; of one route it starts at TRADES' noise.
 
     Args:
         dataset: on which is evaluated.
         settings: of the encoder's run, None where there is none.
         changes: the user's.
+        routes: the encoder's batch-norm routes for clean and for attacked images.
     """
     own = settings if settings is not None and settings.dataset == dataset else None
     probe, flip = standard_probe(dataset), STANDARD_VIEWS.flip
@@ -147,6 +151,8 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes) -> 
         steps = milestones(changes.epochs, standard_probe(dataset).milestones)
         probe = replace(probe, epochs=changes.epochs, milestones=steps)
     tuning = FineTuneSettings()
+    if routes[0] == routes[1]:
+        tuning = replace(tuning, start_noise=ONE_ROUTE_NOISE)
     if changes.epochs is not None:
         tuning = replace(tuning, epochs=changes.epochs, milestones=milestones(changes.epochs, tuning.milestones))
     if changes.batch_size is not None:
@@ -156,6 +162,8 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes) -> 
         probe = replace(probe, lr=changes.lr)
     if changes.aff_lr is not None:
         tuning = replace(tuning, lr=changes.aff_lr)
+    if changes.aff_noise is not None:
+        tuning = replace(tuning, start_noise=changes.aff_noise)
     if changes.augment is not None:
         probe = replace(probe, augment=changes.augment)
     neighbours = NeighbourSettings()

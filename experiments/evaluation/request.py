@@ -124,6 +124,13 @@ def make_parser(description: str) -> OneLineParser:
     change.add_argument("--batch_size", type=int, metavar="N", help="of every training")
     change.add_argument("--lr", type=float, metavar="X", help="of linear heads")
     change.add_argument("--aff_lr", type=float, metavar="X", help="of full fine-tuning")
+    change.add_argument(
+        "--aff_noise",
+        type=_radius,
+        metavar="X",
+        help="noise from which its attack starts: by default 0 with two routes, as published, and 0.001 with one; "
+        "version 0.1 had 0.001",
+    )
     change.add_argument("--augment", type=_switch, metavar="BOOL", help="whether linear heads see crops and flips")
     change.add_argument("--flip", type=float, metavar="P", help="probability of a horizontal flip")
     change.add_argument("--neighbours", type=int, metavar="K", help="of knn")
@@ -286,6 +293,7 @@ def changes_of(given: argparse.Namespace) -> Changes:
         batch_size=given.batch_size,
         lr=given.lr,
         aff_lr=given.aff_lr,
+        aff_noise=given.aff_noise,
         augment=given.augment,
         flip=given.flip,
         neighbours=given.neighbours,

@@ -22,11 +22,13 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 Features = Callable[[Tensor, str], Tensor]
+ONE_ROUTE_NOISE = 0.001
+"""The start noise of TRADES and ACL, whose networks have one route."""
 
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """Adversarial full fine-tuning (AFF); the defaults are the protocol of DynACL and ASTrA, but for `start_noise`.
+    """Adversarial full fine-tuning (AFF); the defaults are the protocol of DynACL and ASTrA.
 
     Args:
         epochs: passes over the labelled images.
@@ -39,9 +41,11 @@ class FineTuneSettings:
         epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
         step_size: of the attack, in the same unit.
         steps: of the attack.
-        start_noise: standard deviation of the normal noise from which the attack starts, in the same unit, as in TRADES
-            and ACL. DynACL's and ASTrA's scripts start at the clean image: on a network with one route the divergence
-            has its minimum there, and the first step would follow the sign of rounding errors.
+        start_noise: standard deviation of the normal noise from which the attack starts, in the same unit. 0 is the
+            released code of DynACL and ASTrA, which starts at the clean image: with two routes that differ the
+            divergence has a gradient there. 0.001 is TRADES' and ACL's (`ONE_ROUTE_NOISE`), and was the default of
+            version 0.1: on a network with one route the divergence has its minimum at the clean image, and without
+            noise the first step would follow the sign of rounding errors.
 
     Raises:
         ValueError: if a figure is out of its range.
@@ -57,7 +61,7 @@ class FineTuneSettings:
     epsilon: float = 8 / 255
     step_size: float = 2 / 255
     steps: int = 10
-    start_noise: float = 0.001
+    start_noise: float = 0.0
 
     def __post_init__(self) -> None:
         fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
@@ -107,13 +111,13 @@ def fine_tune(
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.
         routes: batch-norm routes of the clean and of the attacked images, ("normal", "pgd") in the protocol. A network
             with a single route takes both passes there, as in TRADES itself: its running statistics are then updated
-            twice a step, by the clean batch first, and follow a mixture of the two.
+            twice a step, by the clean batch first, and follow a mixture of the two; its attack needs `start_noise`.
         train: labelled images, at least 2.
         settings: of the fine-tuning.
         views: `padding` and `flip` of the augmentation.
         seed: of the order of the images, the augmentation and the attack's start.
         head: from a copy of which to start, (feature_dim -> classes); without it the head starts at zero, so that the
-            first attack has no gradient and moves nothing: the first step trains on the start noise.
+            first attack has no gradient and moves nothing: the first step trains on the start noise, if any.
         device: where to work.
         progress: called after every step with the steps done and their total.
 

@@ -12,7 +12,7 @@ from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.provenance import versions
 
-SCHEMA = 2
+SCHEMA = 3
 PERCENT = (0.0, 100.0)
 PROTOCOLS: Mapping[str, str] = {
     "slf": "standard linear fine-tuning: a linear head on the frozen encoder",
@@ -227,13 +227,16 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 
 def write_results(path: Path | str, rows: Iterable[Row]) -> None:
-    """Write `{"schema": 2, "rows": [...]}` to `path`, atomically; folders are made."""
+    """Write `{"schema": 3, "rows": [...]}` to `path`, atomically; folders are made."""
     entries = [{**asdict(row), "versions": dict(row.versions), "standard": row.standard} for row in rows]
     write_json(path, {"schema": SCHEMA, "rows": entries})
 
 
 def read_results(path: Path | str) -> list[Row]:
-    """Read what `write_results` wrote, now or in schema 1, whose rows were short linear probes: never standard.
+    """Read what `write_results` wrote, now or before.
+
+    The rows of schema 1 were short linear probes: never standard. Those of schema 2, which version 0.1 wrote, are taken
+    as they are, but for full fine-tuning: its attack started at noise of 0.001, which is a deviation by now.
 
     Raises:
         ValueError: if the file is damaged, is not JSON, has another schema, or a row lacks a field, has an unknown or a
@@ -243,8 +246,8 @@ def read_results(path: Path | str) -> list[Row]:
     document = read_json(path, "restore it from a copy, or measure it again")
     if not isinstance(document, dict) or "schema" not in document or not isinstance(document.get("rows"), list):
         raise ValueError(f'{path} is not a results file: expected {{"schema": {SCHEMA}, "rows": [...]}}')
-    if document["schema"] not in (1, SCHEMA):
-        raise ValueError(f"{path} has schema {shown(document['schema'])}; this version reads schemas 1 and {SCHEMA}")
+    if document["schema"] not in range(1, SCHEMA + 1):
+        raise ValueError(f"{path} has schema {shown(document['schema'])}; this version reads schemas 1 to {SCHEMA}")
     rows = []
     for index, entry in enumerate(document["rows"]):
         try:
@@ -255,6 +258,8 @@ def read_results(path: Path | str) -> list[Row]:
 
 
 FIRST_SCHEMA = "results of schema 1 do not say how the probe was trained"
+NOISE_OF_SECOND_SCHEMA = "start_noise 0.001, not 0"
+"""Of "aff" and "lp-aff" in schema 2; in words that a row of today has with the same noise."""
 
 
 def _row(entry: Any, schema: int) -> Row:
@@ -262,7 +267,7 @@ def _row(entry: Any, schema: int) -> Row:
         raise ValueError(f"expected an object, not {shown(entry)}")
     known = {item.name: item.default is MISSING for item in fields(Row)} | {"standard": False}
     first = {"attack", "epsilon"}
-    expected = {name for name, needed in known.items() if schema == SCHEMA or needed} | first
+    expected = {name for name, needed in known.items() if schema > 1 or needed} | first
     if missing := sorted(expected - entry.keys()):
         raise ValueError(f"lacks {', '.join(missing)}")
     if unknown := sorted(entry.keys() - expected):
@@ -277,4 +282,6 @@ def _row(entry: Any, schema: int) -> Row:
     row = Row(**values)
     if standard is not row.standard:
         raise ValueError(f"standard is {shown(standard)}, but the deviations are {list(row.deviations)}")
+    if schema == 2 and row.protocol in ("aff", "lp-aff"):
+        return replace(row, deviations=(*row.deviations, NOISE_OF_SECOND_SCHEMA))
     return row

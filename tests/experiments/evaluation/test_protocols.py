@@ -17,14 +17,65 @@ from astra_gym.experiments.evaluation.protocols import (
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings
 from astra_gym.ssl_core.downstream.linear_probe import PROBE_LR, Classifier, ProbeSettings, standard_probe
+from astra_gym.ssl_core.evaluation.results import NOISE_OF_SECOND_SCHEMA, PROTOCOLS
 from astra_gym.ssl_core.models.target_network import build_network
 
 CPU = torch.device("cpu")
 BOTH = ("normal", "pgd")
 
 
-def made(dataset: str = "cifar10", settings: Settings | None = None, **changes: object) -> Protocols:
-    return protocols_for(dataset, settings, Changes(**changes))
+def made(
+    dataset: str = "cifar10",
+    settings: Settings | None = None,
+    routes: tuple[str, str] = BOTH,
+    **changes: object,
+) -> Protocols:
+    return protocols_for(dataset, settings, Changes(**changes), routes)
+
+
+# C7 of the notes on DynACL's test_LF.py and test_AFF.py, which ASTrA's copies repeat; the rates are of LPAFT.py
+PUBLISHED_LR = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
+LINEAR_HEADS = {"epochs": 25, "batch_size": 512, "milestones": (10, 20), "momentum": 0.9, "weight_decay": 2e-4}
+FULL = {"epochs": 25, "lr": 0.1, "batch_size": 128, "milestones": (15, 20), "momentum": 0.9, "weight_decay": 2e-4}
+FULL |= {"beta": 6.0, "epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10, "start_noise": 0.0}
+"""At most 8/255 by ten steps of 2/255 from the clean image, without noise (C8)."""
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED_LR)
+def test_a_standard_row_is_got_by_the_published_settings(dataset: str) -> None:
+    protocols = made(dataset)
+    weak = {"padding": 4, "flip": 0.5}
+    expected: dict[str, dict[str, dict[str, object]]] = {
+        "slf": {"probe": LINEAR_HEADS | {"lr": PUBLISHED_LR[dataset], "augment": True}, "views": weak},
+        "aff": {"tuning": FULL, "views": weak},
+    }
+    # ten steps of 2/255 within 8/255, from a random start
+    expected["alf"] = expected["slf"] | {"attack": {"epsilon": 8 / 255, "step_size": 2 / 255, "steps": 10}}
+    for protocol, settings in expected.items():
+        key = protocols.key(protocol)
+        assert key.keys() == settings.keys()
+        for what, values in settings.items():
+            found = key[what] if what != "views" else {name: key[what][name] for name in weak}
+            assert found == values, (protocol, what)
+    standard = {protocol for protocol in PROTOCOLS if not protocols.deviations(protocol, 5_000, BOTH)}
+    # DynACL has no full fine-tuning on STL-10, and ASTrA's there crops without padding
+    assert standard - {"classifier", "features"} == ({"slf", "alf"} if dataset == "stl10" else {"slf", "alf", "aff"})
+
+
+def test_one_route_starts_at_trades_noise_and_is_not_standard() -> None:
+    one = made(routes=("normal", "normal"))
+    assert one.tuning.start_noise == 0.001
+    assert one.deviations("aff", 50_000, ("normal", "normal")) == (
+        "start_noise 0.001, not 0",
+        "one batch-norm route for clean and attacked images, not two",
+    )
+    assert made(routes=("normal", "normal"), aff_noise=0.0).tuning.start_noise == 0
+
+
+def test_the_noise_of_version_0_1_is_a_deviation_in_the_words_of_its_files() -> None:
+    for protocol in ("aff", "lp-aff"):
+        assert NOISE_OF_SECOND_SCHEMA in made(aff_noise=0.001).deviations(protocol, 50_000, BOTH)
+        assert NOISE_OF_SECOND_SCHEMA not in made().deviations(protocol, 50_000, BOTH)
 
 
 @pytest.mark.parametrize("dataset", PROBE_LR)
@@ -50,6 +101,8 @@ def test_published_protocols_are_standard(dataset: str) -> None:
         ({"lr": 0.02}, "aff", ()),
         ({"lr": 0.02}, "lp-aff", ("lr 0.02, not 0.01",)),
         ({"aff_lr": 0.02}, "aff", ("lr 0.02, not 0.1",)),
+        ({"aff_noise": 0.001}, "aff", ("start_noise 0.001, not 0",)),
+        ({"aff_noise": 0.001}, "slf", ()),
         ({"flip": 0.0}, "slf", ("flips with probability 0, not 0.5",)),
         ({"flip": 0.0, "augment": False}, "slf", ("augment False, not True",)),
         ({"flip": 0.0, "augment": False}, "aff", ("flips with probability 0, not 0.5",)),
@@ -125,6 +178,9 @@ def test_every_setting_that_decides_is_in_the_key() -> None:
     for protocol in ("slf", "alf", "aff", "lp-aff", "knn"):
         keys = {
             repr(made(**change).key(protocol))
-            for change in ({}, {"epochs": 1}, {"lr": 0.5}, {"aff_lr": 0.5}, {"flip": 0.1}, {"neighbours": 3})
+            for change in (
+                *({}, {"epochs": 1}, {"lr": 0.5}, {"aff_lr": 0.5}, {"aff_noise": 0.5}, {"flip": 0.1}),
+                {"neighbours": 3},
+            )
         }
-        assert len(keys) == {"slf": 4, "alf": 4, "aff": 4, "lp-aff": 5, "knn": 2}[protocol]
+        assert len(keys) == {"slf": 4, "alf": 4, "aff": 5, "lp-aff": 6, "knn": 2}[protocol]

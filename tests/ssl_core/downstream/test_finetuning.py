@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -64,6 +65,7 @@ def plain_fine_tuning(
     seed: int,
     lrs: tuple[float, ...],
     decay: float,
+    noise: float,
 ) -> tuple[TargetNetwork, nn.Linear]:
     """One step for each learning rate, on all images: 10 steps of 2/255 in 8/255, beta 6, torch's own KL."""
     network, head = copy.deepcopy(network), copy.deepcopy(head)
@@ -84,7 +86,7 @@ def plain_fine_tuning(
 
         network.eval()
         target = F.softmax(head(network.features(x, routes[0])), dim=1).detach()
-        moved = x + 0.001 * torch.randn(x.shape, generator=streams.on_device("finetuning/noise"))
+        moved = x + noise * torch.randn(x.shape, generator=streams.on_device("finetuning/noise"))
         moved = moved.clamp(0, 1)
         for _ in range(10):
             moved = moved.detach().requires_grad_()
@@ -106,23 +108,34 @@ def plain_fine_tuning(
     return network, head
 
 
-@pytest.mark.parametrize(("own", "routes"), [(BOTH, BOTH), (BOTH, ("pgd", "pgd")), (("normal",), ("normal", "normal"))])
+@pytest.mark.parametrize(
+    ("own", "routes", "noise"),
+    [(BOTH, BOTH, 0.0), (BOTH, BOTH, 0.001), (BOTH, ("pgd", "pgd"), 0.001), (("normal",), ("normal", "normal"), 0.001)],
+)
 def test_three_steps_are_those_of_the_protocol_written_out(
-    own: tuple[str, ...], routes: tuple[str, str], head: nn.Linear
+    own: tuple[str, ...], routes: tuple[str, str], noise: float, head: nn.Linear
 ) -> None:
     """Weights and running statistics of everything, on two routes and on one, with the learning rate's fall.
 
     In float64: so near to the divergence's minimum the signs of a float32 gradient hang on the order of operations.
     """
+    exact = 1e-12 if routes == BOTH else 1e-5
     data, network, head = image_set(12), tiny(own).double(), copy.deepcopy(head).double()
+    # routes as a training leaves them: while they are alike, the clean image is the divergence's minimum on two as well
+    generator = torch.Generator().manual_seed(3)
+    for name, statistic in network.named_buffers():
+        if ".pgd." in name and "running" in name:
+            statistic.add_(0.2 * torch.rand(statistic.shape, generator=generator, dtype=torch.float64))
     settings = FineTuneSettings(epochs=3, lr=0.05, batch_size=12, milestones=(2,), weight_decay=0.01)
+    if noise:
+        settings = replace(settings, start_noise=noise)
     got = fine_tune(network, routes, data, settings, VIEWS, seed=5, head=head)
-    expected, expected_head = plain_fine_tuning(network, head, routes, data, 5, (0.05, 0.05, 0.005), 0.01)
+    expected, expected_head = plain_fine_tuning(network, head, routes, data, 5, (0.05, 0.05, 0.005), 0.01, noise)
     state = encoder_of(got).state_dict()
     for name, value in expected.state_dict().items():
-        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-5)
-    torch.testing.assert_close(head_of(got).weight, expected_head.weight, rtol=0, atol=1e-5)
-    torch.testing.assert_close(head_of(got).bias, expected_head.bias, rtol=0, atol=1e-5)
+        torch.testing.assert_close(state[name], value, rtol=0, atol=exact)
+    torch.testing.assert_close(head_of(got).weight, expected_head.weight, rtol=0, atol=exact)
+    torch.testing.assert_close(head_of(got).bias, expected_head.bias, rtol=0, atol=exact)
     # and the two differ from where they came from by far more than that
     assert float((head_of(got).weight - head.weight).detach().abs().max()) > 1e-2
 
@@ -226,18 +239,24 @@ def recorded(settings: FineTuneSettings, n: int = 12, views: ViewSettings = VIEW
     return recorder
 
 
-def test_a_zero_head_makes_the_first_attack_a_no_op_and_the_second_real() -> None:
+@pytest.mark.parametrize("deviation", [0.0, 0.001])
+def test_a_zero_head_makes_the_first_attack_a_no_op_and_the_second_real(deviation: float) -> None:
     """All logits are equal whatever the image, so the divergence has no gradient: only the start noise is left."""
-    calls = recorded(FineTuneSettings(epochs=2, milestones=(), steps=3)).calls
+    calls = recorded(FineTuneSettings(epochs=2, milestones=(), steps=3, start_noise=deviation)).calls
     noise = Streams(0).on_device("finetuning/noise")
     distances = []
     for call in (0, 7):
         clean, attacked = calls[call + 5][0], calls[call + 6][0]
-        start = (clean + 0.001 * torch.randn(clean.shape, generator=noise)).clamp(0, 1)
+        start = (clean + deviation * torch.randn(clean.shape, generator=noise)).clamp(0, 1)
         distances.append(float((attacked - start).abs().max()))
         assert float((attacked - clean).abs().max()) <= 8 / 255 + 1e-6
     assert distances[0] == 0
     assert distances[1] == pytest.approx(3 * 2 / 255, abs=1e-5)
+
+
+def test_the_published_attack_starts_at_the_clean_image() -> None:
+    clean, start = (call[0] for call in recorded(FineTuneSettings(epochs=1, milestones=())).calls[:2])
+    assert torch.equal(clean, start)
 
 
 def test_modes_routes_and_passes_are_the_protocols() -> None:
@@ -292,7 +311,8 @@ def test_a_handful_of_labelled_images_is_enough_to_train_on(network: TargetNetwo
     """The semi-supervised protocol as it stands, on 15 images: an epoch is one batch."""
     few, test = image_set(15, tint=60), image_set(48, seed=1, tint=60)
     tuned = fine_tune(network, BOTH, few, FineTuneSettings(), VIEWS, seed=0)
-    assert robust(tuned, test) > 0.5
+    # of three classes
+    assert robust(tuned, test) > 0.45
 
 
 class Standing(nn.Module):

@@ -4,7 +4,8 @@ from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings
 
 
 def test_defaults_are_the_published_protocol() -> None:
-    assert FineTuneSettings() == FineTuneSettings(25, 0.1, 128, (15, 20), 0.9, 2e-4, 6.0, 8 / 255, 2 / 255, 10, 0.001)
+    # C7 and C8: 10 steps of 2/255 from the clean image, without noise
+    assert FineTuneSettings() == FineTuneSettings(25, 0.1, 128, (15, 20), 0.9, 2e-4, 6.0, 8 / 255, 2 / 255, 10, 0.0)
 
 
 @pytest.mark.parametrize(

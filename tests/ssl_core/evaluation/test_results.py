@@ -24,7 +24,7 @@ def test_rows_come_back_exactly_as_they_were_written(tmp_path: Path) -> None:
     write_results(path, [CLEAN, ROBUST])
     assert read_results(path) == [CLEAN, ROBUST]
     document = json.loads(path.read_text())
-    assert document["schema"] == 2
+    assert document["schema"] == 3
     assert document["rows"][1] == FIRST_SCHEMA | {
         **{"norm": "Linf", "restarts": 1, "condition": "", "label_fraction": 1.0, "dataset": "unknown"},
         **{"interval": list(wilson_interval(120, 360)), "interval_method": "wilson", "seconds": None},
@@ -78,7 +78,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda document: document.update(schema=3), "schema 3; this version reads schemas 1 and 2"),
+        (lambda document: document.update(schema=4), "schema 4; this version reads schemas 1 to 3"),
+        (lambda document: document.update(schema="2"), "schema '2'; this version reads"),
         (lambda document: document.pop("schema"), "not a results file"),
         (lambda document: document.update(rows={}), "not a results file"),
         (lambda document: document["rows"].append(3), "row 2: expected an object, not 3"),
@@ -104,6 +105,21 @@ def test_rows_of_the_first_schema_are_read_and_are_not_standard(tmp_path: Path) 
     [row] = read_results(path)
     assert not row.standard and "schema 1" in row.deviations[0]
     assert replace(row, deviations=ROBUST.deviations) == ROBUST
+
+
+def test_full_fine_tuning_of_the_second_schema_was_of_start_noise(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    rows = [replace(CLEAN, protocol=protocol) for protocol in ("slf", "aff", "lp-aff", "knn")]
+    rows.append(replace(ROBUST, protocol="aff"))
+    write_results(path, rows)
+    edit(path, lambda document: document.update(schema=2))
+    found = read_results(path)
+    noise = "start_noise 0.001, not 0"
+    assert [row.deviations for row in found] == [(), (noise,), (noise,), (), ("half the images", noise)]
+    assert [row.standard for row in found] == [True, False, False, True, False]
+    # said once: written anew they are of the present schema
+    write_results(path, found)
+    assert read_results(path) == found
 
 
 def test_a_row_that_claims_to_be_standard_must_be(tmp_path: Path) -> None:
