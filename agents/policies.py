@@ -1,7 +1,7 @@
 """Strategy networks: from observations to a distribution over actions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -85,6 +85,26 @@ class MlpExtractor(nn.Module):
         return self.layers(features)
 
 
+class SeparateHeads(nn.ModuleList):
+    """One linear layer for each head; their outputs stand side by side, as those of one layer would.
+
+    Under an optimizer that works number by number, such as Adam, that is one layer. LARS has a trust ratio for each
+    tensor, so that there each head takes steps of its own length.
+    """
+
+    def __init__(self, inputs: int, outputs: Sequence[int]) -> None:
+        super().__init__(nn.Linear(inputs, each) for each in outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([head(features) for head in self], dim=1)
+
+
+HEADS: Mapping[str, str] = {
+    "joint": "one linear layer gives the logits of all heads",
+    "separate": "a linear layer for each head, as in ASTrA's released code",
+}
+
+
 class StrategyPolicy(nn.Module):
     """A distribution over actions for every observation.
 
@@ -98,9 +118,10 @@ class StrategyPolicy(nn.Module):
         image_network: "small" (`ImageExtractor`) or "resnet18" (the paper's), for image observations.
         width: channels of the ResNet's first stage.
         log_std: initial log standard deviation of the Gaussian, in units of the box.
+        heads: a name of `HEADS`; where there is one head only, both are the same.
 
     Raises:
-        ValueError: if a space is of another kind.
+        ValueError: if a space is of another kind, or a name is unknown.
     """
 
     def __init__(
@@ -111,8 +132,10 @@ class StrategyPolicy(nn.Module):
         image_network: str = "small",
         width: int = 64,
         log_std: float = -0.5,
+        heads: str = "joint",
     ) -> None:
         super().__init__()
+        pick(heads, HEADS, "kind of heads")
         self.image = is_image(observation_space)
         shape = observation_space.shape or ()
         self.extractor: nn.Module
@@ -137,7 +160,9 @@ class StrategyPolicy(nn.Module):
             self.log_std = nn.Parameter(torch.full((outputs,), log_std))
         else:
             raise ValueError(f"the action space is {action_space}: expected MultiDiscrete, Discrete or Box (d,)")
-        self.head = nn.Linear(int(self.extractor.feature_dim), outputs)  # type: ignore[arg-type]
+        features = int(self.extractor.feature_dim)  # type: ignore[arg-type]
+        several = heads == "separate" and len(self.choices) > 1
+        self.head = SeparateHeads(features, self.choices) if several else nn.Linear(features, outputs)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Logits of all heads side by side, or means: (n, outputs)."""
@@ -197,24 +222,27 @@ def build_policy(
     width: int = 64,
     log_std: float = -0.5,
     uniform_start: bool = True,
+    heads: str = "joint",
 ) -> StrategyPolicy:
     """A `StrategyPolicy` whose weights come from the generator; torch's global generator is left alone.
 
     Args:
         generator: a CPU generator.
         uniform_start: orthogonal weights and an output layer near zero, so that the policy starts as good as uniform;
-            False is the initialisation of the paper's network, torch's own.
+            False: as `initialise` has it, He initialisation (fan-out) for convolutions and torch's own for linear
+            layers.
         others: as of `StrategyPolicy`.
     """
     # constructors draw weights from the global generator: those are thrown away, its state is put back
     with torch.random.fork_rng(devices=[]):
-        policy = StrategyPolicy(observation_space, action_space, hidden, image_network, width, log_std)
+        policy = StrategyPolicy(observation_space, action_space, hidden, image_network, width, log_std, heads)
     initialise(policy.extractor, generator)
     initialise(policy.head, generator)
     if uniform_start:
+        last = set(policy.head.modules())
         for part in policy.modules():
             if isinstance(part, nn.Linear | nn.Conv2d):
-                gain = 0.01 if part is policy.head else math.sqrt(2)
+                gain = 0.01 if part in last else math.sqrt(2)
                 nn.init.orthogonal_(part.weight, gain, generator=generator)
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)

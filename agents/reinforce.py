@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from astra_gym.agents.base import Agent, Transition
-from astra_gym.agents.policies import batch_statistics, build_policy
+from astra_gym.agents.policies import HEADS, batch_statistics, build_policy
+from astra_gym.envs.api.protocol import AssessingEnv
 from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError
 from astra_gym.ssl_core.utils.registry import pick
@@ -32,8 +33,12 @@ class ReinforceSettings:
         entropy_coef: weight of the mean entropy (nats) in the loss.
         reduction: "mean" over the samples, or "sum" as in the paper.
         max_grad_norm: the gradient's norm is clipped to it.
-        hidden, image_network, width, log_std, uniform_start: the policy's, see
+        hidden, image_network, width, log_std, uniform_start, heads: the policy's, see
             `astra_gym.agents.policies.build_policy`.
+        second_draw: update the policy from a first draw of actions, which the environment only assesses, and then play
+            a second draw, from the updated policy: ASTrA's released code. Needs `n_steps` 1. False, or an environment
+            that cannot assess (see `astra_gym.envs.api.protocol.AssessingEnv`; the log's `train/second_draw` is 0
+            then): one draw, which is played and learned from.
 
     Raises:
         ValueError: if a value is out of range.
@@ -56,15 +61,20 @@ class ReinforceSettings:
     width: int = 64
     log_std: float = -0.5
     uniform_start: bool = True
+    heads: str = "joint"
+    second_draw: bool = False
 
     def __post_init__(self) -> None:
         pick(self.optimizer, {"adam": 0, "lars": 0}, "optimizer")
         pick(self.schedule, {"constant": 0, "cosine": 0}, "schedule")
         pick(self.reduction, {"mean": 0, "sum": 0}, "reduction")
+        pick(self.heads, HEADS, "kind of heads")
         if min(self.learning_rate, self.max_grad_norm) <= 0:
             raise ValueError(f"{self.learning_rate=}, {self.max_grad_norm=}: expected both positive")
         if min(self.n_steps, self.interval) < 1:
             raise ValueError(f"{self.n_steps=}, {self.interval=}: expected both at least 1")
+        if self.second_draw and self.n_steps > 1:
+            raise ValueError(f"n_steps is {self.n_steps}: expected 1, since second_draw learns from single plays")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}: expected a discount in [0, 1]")
         if self.baseline_decay is not None and not 0 <= self.baseline_decay < 1:
@@ -90,6 +100,8 @@ SETTINGS: dict[str, ReinforceSettings] = {
         reduction="sum",
         image_network="resnet18",
         uniform_start=False,
+        heads="separate",
+        second_draw=True,
     ),
 }
 
@@ -165,6 +177,7 @@ class REINFORCE(Agent):
             width=chosen.width,
             log_std=chosen.log_std,
             uniform_start=chosen.uniform_start,
+            heads=chosen.heads,
         ).to(self.device)
         self.policy.eval()
         self.optimizer: torch.optim.Optimizer
@@ -188,17 +201,30 @@ class REINFORCE(Agent):
 
     def _act(self, observation: Tensor) -> Tensor:
         generator = self._streams["agent/actions"]
-        if self._updates_after(self.rollouts + 1):
-            with batch_statistics(self.policy):
-                return self.policy.sample(observation, generator)
+        if not self._updates_after(self.rollouts + 1):
+            return self.policy.sample(observation, generator)
+        env = self._env if self.settings.second_draw and isinstance(self._env, AssessingEnv) else None
+        with batch_statistics(self.policy):
+            first = self.policy.sample(observation, self._streams["agent/assessed"] if env else generator)
+        reward = env.assess(self._send(first).to(env.device)) if env else None
+        if self.settings.second_draw:
+            self.logger.record("train/second_draw", int(reward is not None))
+        if reward is None:
+            return first
+        reward = reward.to(self.device)
+        self._learn_from([Transition(observation, first, reward, torch.ones_like(reward, dtype=torch.bool))])
         return self.policy.sample(observation, generator)
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
         return self.policy.sample(observation, self._streams["agent/predict"], deterministic)
 
     def _update(self, rollout: list[Transition]) -> None:
-        if not self._updates_after(self.rollouts):
-            return
+        # not where the policy has learned from a draw that was assessed: there is one update in each interval
+        if self._updates_after(self.rollouts) and self.updates < self.rollouts // self.settings.interval:
+            self._learn_from(rollout)
+
+    def _learn_from(self, rollout: list[Transition]) -> None:
+        """One update of the policy."""
         chosen = self.settings
         advantages = self._advantages(rollout).flatten()
         observations = torch.cat([transition.observation for transition in rollout])

@@ -25,6 +25,9 @@ from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
+ASSESSED = "assessed/noise"
+"""The stream of the random starts of attacks that are assessed and not played."""
+
 
 class AttackEngine:
     """One world: a target network in training, its data and every random stream.
@@ -75,6 +78,7 @@ class AttackEngine:
         self.statistics = RunningStatistics()
         self._seen: tuple[Tensor, Encoded] | None = None
         self._objective: Objective | None = None
+        self._tried_steps = 0
         self._draw(0)
         self._check_views()
 
@@ -255,6 +259,25 @@ class AttackEngine:
         objective = self._objective_of(views)
         return self._assessed(objective, clean, self.learner.attack(views, budget, generator, objective), budget)
 
+    def try_out(self, budget: Budget) -> Tensor | None:
+        """What the coming batch would be rewarded with under a budget: it is attacked, from a random start of a stream
+        of its own (`ASSESSED`), and nothing is learned.
+
+        Args:
+            budget: `num_attacked` entries on the engine's device.
+
+        Returns:
+            The reward (n,), as `play` gives it on average; None where the attack is part of the update (CF-AMC), or a
+            term of the reward judges the update or remembers the images.
+        """
+        if self.method.free or not self.rewards.only_frozen:
+            return None
+        with self.clock.running(), self.learner.untracked():
+            clean = self._observed()[1].embeddings
+            tried = self.assess(self._views, clean, budget, self.streams.on_device(ASSESSED))
+            self._tried_steps += int(self.method.attack_steps(budget).sum())
+        return tried.reward
+
     def _assessed(self, objective: Objective, clean: Tensor, attacked: Attacked, budget: Budget) -> Assessment:
         terms = self.rewards.frozen_terms(objective, clean, attacked.embeddings, budget)
         return Assessment(self.rewards.total(terms), terms, attacked.images)
@@ -327,8 +350,9 @@ class AttackEngine:
             views=views,
             adversarial=adversarial,
             end_of_epoch=self.plan.ends_epoch(self.step),
-            other_steps=self.rewards.attack_steps - spent,
+            other_steps=self.rewards.attack_steps - spent + self._tried_steps,
         )
+        self._tried_steps = 0
         return self.last
 
     def numbers(self) -> dict[str, Any]:

@@ -24,8 +24,9 @@ class StepRecord:
         views: (n, 3, h, w) clean views, those that were attacked.
         adversarial: (n, 3, h, w) attacked views, None without an attack.
         end_of_epoch: whether this was the last step of an epoch.
-        other_steps: gradient steps of attacks beside the budget's, times their views: what the look-ahead reward
-            measures an update by; 0 without it. The first play measures twice.
+        other_steps: gradient steps of attacks beside the budget's, times their views: those that were tried out since
+            the last play, and what the look-ahead reward measures an update by; 0 without them. The first play measures
+            twice.
     """
 
     step: int

@@ -215,6 +215,11 @@ class Rewards:
         """Gradient steps that the terms themselves have made since the world was built, times their views."""
         return 0 if self.lookahead is None else self.lookahead.attack_steps
 
+    @property
+    def only_frozen(self) -> bool:
+        """Whether the reward is that of the attack alone: no term judges the update or remembers the images."""
+        return self.lookahead is None and self.progress is None
+
     def frozen_terms(
         self, objective: Objective, clean: Tensor, adversarial: Tensor, budget: Budget
     ) -> dict[str, Tensor]:

@@ -76,8 +76,18 @@ class TorchViewEnv:
         check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
         budget = self.table.decode(actions)
         record = self.engine.play(None if budget is None else to_device(budget, self.device))
-        done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        return StepResult(record.reward, done, step_info(self.engine))
+        return StepResult(record.reward, torch.ones_like(record.reward, dtype=torch.bool), step_info(self.engine))
+
+    def assess(self, actions: Tensor) -> Tensor | None:
+        """What actions (num_envs, ...) would be rewarded with, (num_envs,): the coming batch is attacked, and nothing
+        is learned. None where that takes an update, see `AttackEngine.try_out`.
+
+        Raises:
+            ValueError: as `play`.
+        """
+        check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
+        budget = self.table.decode(actions)
+        return None if budget is None else self.engine.try_out(to_device(budget, self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """The world's state."""
@@ -129,12 +139,22 @@ class TorchBatchEnv:
         """One step of the batch; actions (1, ...). The reward is the mean over the views."""
         check_count(actions, 1, "one for the batch")
         self.table.check(actions)
-        reward, _, info = self._views.play(actions.expand(self._views.num_envs, *actions.shape[1:]))
+        reward, _, info = self._views.play(self._for_each_view(actions))
         step, length = self.engine.step, self.episode_steps
         done = self.engine.plan.ends_epoch(step) if length is None else step - self.episode_start >= length
         if done:
             self.episode_start = self.engine.step
         return StepResult(reward.mean()[None], torch.tensor([done], device=self.device), info)
+
+    def _for_each_view(self, actions: Tensor) -> Tensor:
+        return actions.expand(self._views.num_envs, *actions.shape[1:])
+
+    def assess(self, actions: Tensor) -> Tensor | None:
+        """What an action (1, ...) would be rewarded with, (1,), or None: see `TorchViewEnv.assess`."""
+        check_count(actions, 1, "one for the batch")
+        self.table.check(actions)
+        reward = self._views.assess(self._for_each_view(actions))
+        return None if reward is None else reward.mean()[None]
 
     def state_dict(self) -> dict[str, Any]:
         """The world's state, and where the episode began."""

@@ -1,6 +1,6 @@
 """What an agent needs of an environment."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import gymnasium
 import torch
@@ -33,4 +33,19 @@ class TorchVectorEnv(Protocol):
 
     def play(self, actions: Tensor) -> StepResult:
         """Plays actions (num_envs, *shape); afterwards `observe` gives the next observation."""
+        ...
+
+
+@runtime_checkable
+class AssessingEnv(Protocol):
+    """A `TorchVectorEnv` that can say what actions would be rewarded with, without taking the step."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def assess(self, actions: Tensor) -> Tensor | None:
+        """The reward (num_envs,) of actions (num_envs, *shape) in the present state, which stays as it is.
+
+        None where a reward is known only after the step.
+        """
         ...

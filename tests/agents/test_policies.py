@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
-from astra_gym.agents.policies import ImageExtractor, StrategyPolicy, batch_statistics, build_policy
+from astra_gym.agents.policies import HEADS, ImageExtractor, StrategyPolicy, batch_statistics, build_policy
+from astra_gym.ssl_core.training.optim import LARS
 
 FEATURES = spaces.Box(-10, 10, (5,), np.float32)
 IMAGES = spaces.Box(0, 255, (3, 8, 8), np.uint8)
@@ -90,11 +92,46 @@ def test_weights_come_from_the_generator_alone(space: spaces.Box, network: str) 
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
-def test_uniform_start_is_nearly_uniform() -> None:
-    policy = build_policy(generator(), FEATURES, ACTIONS["factored"])
+@pytest.mark.parametrize("heads", ["joint", "separate"])
+def test_uniform_start_is_nearly_uniform(heads: str) -> None:
+    policy = build_policy(generator(), FEATURES, ACTIONS["factored"], heads=heads)
     observation = torch.randn((50, 5), generator=generator(1))
     _, entropy = policy.log_prob_entropy(observation, policy.sample(observation, generator()))
     assert entropy.min() > 0.999 * (math.log(4) + math.log(3))
+
+
+def test_under_lars_each_separate_head_has_a_step_length_of_its_own() -> None:
+    """ACL's LARS by hand: q = eta |w| / (|g| + wd |w|), v <- 0.9 v + lr q (g + wd w), w <- w - v, tensor by tensor."""
+    space = spaces.MultiDiscrete([13, 12, 5])
+    heads = build_policy(generator(), FEATURES, space, hidden=(16,), uniform_start=False, heads="separate").head.double()
+    optimizer = LARS(heads.parameters(), 0.1, weight_decay=1e-6)
+    features = torch.randn((6, 16), generator=generator(1), dtype=torch.float64)
+    chosen = torch.stack([torch.randint(n, (6,), generator=generator(2)) for n in (13, 12, 5)], 1)
+    tensors = list(heads.parameters())
+    assert [tuple(tensor.shape) for tensor in tensors[::2]] == [(13, 16), (12, 16), (5, 16)]
+    velocities = [np.zeros(tuple(weight.shape)) for weight in tensors]
+    for _ in range(4):
+        optimizer.zero_grad()
+        parts = zip(heads(features).split([13, 12, 5], 1), chosen.T, strict=True)
+        sum(nn.functional.cross_entropy(logits, best, reduction="sum") for logits, best in parts).backward()
+        expected, ratios = [], set()
+        for i, weight in enumerate(tensors):
+            w, g = weight.detach().numpy(), weight.grad.numpy()
+            q = 1e-3 * np.linalg.norm(w) / (np.linalg.norm(g) + 1e-6 * np.linalg.norm(w))
+            velocities[i] = 0.9 * velocities[i] + 0.1 * q * (g + 1e-6 * w)
+            expected.append(w - velocities[i])
+            ratios.add(q)
+        optimizer.step()
+        for weight, after in zip(tensors, expected, strict=True):
+            np.testing.assert_allclose(weight.detach().numpy(), after, rtol=0, atol=1e-12)
+        assert len(ratios) == len(tensors)
+
+
+def test_one_head_is_the_same_either_way() -> None:
+    joint, separate = (build_policy(generator(), FEATURES, ACTIONS["flat"], heads=heads) for heads in HEADS)
+    assert all(torch.equal(a, b) for a, b in zip(joint.parameters(), separate.parameters(), strict=True))
+    with pytest.raises(ValueError, match="kind of heads"):
+        build_policy(generator(), FEATURES, ACTIONS["flat"], heads="three")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (32, 32), (96, 96)])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from astra_gym.agents.base import StepResult, Transition
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings, rewards_to_go
@@ -146,6 +147,50 @@ def test_paper_setting_on_images_is_resnet18_in_train_mode_at_updates_only(world
     assert modes == [False] * 9 + [True, True]
     moved = torch.zeros_like(norm.running_mean)
     assert not torch.equal(norm.running_mean, moved) and not agent.policy.training
+
+
+class Assessed(OneState):
+    """`OneState` whose assessments are other rewards than its plays, and that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, torch.Tensor]] = []
+
+    def play(self, actions: torch.Tensor) -> StepResult:
+        self.asked.append(("play", actions))
+        return super().play(actions)
+
+    def assess(self, actions: torch.Tensor) -> torch.Tensor | None:
+        self.asked.append(("assess", actions))
+        return 10 * self.rewards[actions]
+
+
+def test_the_tenth_step_learns_from_a_draw_that_is_assessed_and_plays_a_second_one() -> None:
+    env = Assessed()
+    agent = REINFORCE(env, replace(SETTINGS["reinforce-paper"], max_grad_norm=1e9), planned_plays=20, seed=5)
+    agent.learn(8 * 9)
+    before = agent.policy(env.observe())[0].softmax(0).detach()
+    state = agent._streams["agent/actions"].get_state()
+    agent.learn(8, reset_num_timesteps=False)
+    assert [kind for kind, _ in env.asked] == ["play"] * 9 + ["assess", "play"]
+    first, second = env.asked[9][1], env.asked[10][1]
+    # the policy gradient of the assessed rewards, at the weights that drew: sum_i r_i (p_j - [a_i = j])
+    hits = nn.functional.one_hot(first, 4).float()
+    expected = (10 * OneState.rewards[first, None] * (before - hits)).sum(0)
+    torch.testing.assert_close(agent.policy.head.bias.grad, expected)
+    # the second draw is of the weights that have learned, and what it is rewarded with is not learned from
+    again = agent.policy.sample(env.observe(), torch.Generator().set_state(state))
+    assert torch.equal(second, again) and not torch.equal(first, second)
+    agent.learn(8 * 10, reset_num_timesteps=False)
+    assert [kind for kind, _ in env.asked[11:]] == ["play"] * 9 + ["assess", "play"] and agent.updates == 2
+
+
+def test_an_environment_that_cannot_assess_is_learned_from_in_one_draw() -> None:
+    env = Assessed()
+    env.assess = lambda actions: None  # type: ignore[method-assign]
+    agent = REINFORCE(env, "reinforce-paper", planned_plays=20)
+    assert changes(agent, 20) == [10, 20] and [kind for kind, _ in env.asked] == ["play"] * 20
+    with pytest.raises(ValueError, match="n_steps is 5: expected 1"):
+        replace(SETTINGS["reinforce-paper"], n_steps=5)
 
 
 def test_paper_setting_has_neither_baseline_nor_bonus() -> None:
