@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_network
 from astra_gym.ssl_core.models.heads import build_heads
 from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network, copy_routes
@@ -95,3 +96,20 @@ def make_schedule(settings: WorldSettings, plan: TrainingPlan) -> Callable[[int]
     updates, total = settings.warmup_updates(plan.steps), plan.epochs * plan.steps
     first = peak * (start or 0.0)
     return lambda step: warmup_cosine(plan.full_steps(step), total, updates, peak, floor, first)
+
+
+def check_views(settings: WorldSettings, method: Method, views: Tensor) -> None:
+    """Raises a ValueError unless the method makes as many views of a batch as it says, and attacks as many of them.
+
+    Args:
+        settings: of the world.
+        method: its method.
+        views: (v, 3, h, w), all that it made of a full batch.
+    """
+    b = settings.batch_size
+    for name, found in {"views_per_image": len(views), "attacked_per_image": len(method.attacked(views))}.items():
+        if found != getattr(method, name) * b:
+            raise ValueError(
+                f"the method {settings.method} says that {name} is {getattr(method, name)}, but has {found} for {b} "
+                f"images: make_views, attacked and {name} have to agree"
+            )

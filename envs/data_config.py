@@ -32,6 +32,9 @@ class DataSettings:
         limit: number of training images, None for all.
         test_limit: number of test images, None for all.
         image_size: side in pixels to which images are resized.
+        drop_last: whether an epoch leaves out its last batch where that is smaller than the others, in images of a new
+            draw every epoch; None: true, and in a run what the method's authors do. With false the number of views
+            varies, so no environment or agent takes it that has one action for each view.
 
     Raises:
         ValueError: if a name is unknown or a figure is out of its range.
@@ -45,6 +48,7 @@ class DataSettings:
     limit: int | None = None
     test_limit: int | None = None
     image_size: int = 16
+    drop_last: bool | None = None
 
     def __post_init__(self) -> None:
         pick(self.dataset, DATASETS, "data set")
@@ -52,6 +56,10 @@ class DataSettings:
         pick(self.keep_data, KEEP_DATA, "place to keep the data")
         if type(self.download) is not bool:
             raise ValueError(f"download is {self.download!r:.60}: expected true or false")
+        if self.drop_last is None:
+            object.__setattr__(self, "drop_last", True)
+        if type(self.drop_last) is not bool:
+            raise ValueError(f"drop_last is {self.drop_last!r:.60}: expected true or false")
         for name in ("data_dir", "cache_dir"):
             check_path(name, getattr(self, name))
         for name in ("image_size", "limit", "test_limit"):

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_gym.envs.builders import build_learner
+from astra_gym.envs import coresets
+from astra_gym.envs.builders import build_learner, check_views
 from astra_gym.envs.observations import RunningStatistics
 from astra_gym.envs.records import Assessment, StepRecord, describe_budget
 from astra_gym.envs.rewards import Rewards, held_out_rows
@@ -15,7 +16,7 @@ from astra_gym.ssl_core.data.batch_source import BatchSource
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.models.target_network import Encoded
-from astra_gym.ssl_core.training.coreset import select, validation_rows
+from astra_gym.ssl_core.training.coreset import validation_rows
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.transforms.perspective_views import perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
@@ -80,7 +81,7 @@ class AttackEngine:
         self._objective: Objective | None = None
         self._tried_steps = 0
         self._draw(0)
-        self._check_views()
+        check_views(self.settings, self.method, self._views)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -144,7 +145,8 @@ class AttackEngine:
             rows = torch.arange(n)
             self._measured = validation_rows(rows[~torch.isin(rows, kept)], self.streams)
             held_out = torch.cat([kept, self._measured])
-        self.sampler = BatchSampler(n, self.settings.batch_size, self.streams["data"], held_out=held_out)
+        size, drop_last = self.settings.batch_size, bool(self.settings.drop_last)
+        self.sampler = BatchSampler(n, size, self.streams["data"], held_out, drop_last)
         self.source.start(self.sampler)
 
     def _draw(self, step: int | None = None) -> None:
@@ -152,43 +154,11 @@ class AttackEngine:
         step = self.step if step is None else step
         self._seen = self._objective = None
         if self.plan.moment(step).replay == 0:
-            if self._selects(step):
-                self.sampler.restrict(self._coreset())
+            if self._measured is not None and coresets.is_due(self.settings, self.plan, step):
+                world = self.settings, self.plan, self.learner, self.sampler, self.data.train.images
+                self.sampler.restrict(coresets.choose(*world, self._measured, self.make_views, self.streams))
             images = as_float(self.source.next())
             self._views = self.make_views(images, self.streams["views"], step)
-
-    def _check_views(self) -> None:
-        """Raises a ValueError unless the method makes and attacks as many views as it says."""
-        b, method = self.settings.batch_size, self.method
-        expected = {"views_per_image": len(self._views), "attacked_per_image": len(self.views)}
-        for name, found in expected.items():
-            if found != getattr(method, name) * b:
-                raise ValueError(
-                    f"the method {self.settings.method} says that {name} is {getattr(method, name)}, but has {found} "
-                    f"for {b} images: make_views, attacked and {name} have to agree"
-                )
-
-    def _selects(self, step: int) -> bool:
-        """Whether a coreset is to be chosen after `step` updates."""
-        epoch, before = self.plan.place(step)
-        first, every = self.settings.coreset_epochs
-        due = self.settings.coreset != "none" and before == 0 and first <= epoch < self.settings.epochs
-        return due and (epoch - first) % every == 0
-
-    def _coreset(self) -> Tensor:
-        """Rows of the training images of the coming epochs' batches, chosen on the present weights."""
-        if self._measured is None:
-            raise ValueError("there is no coreset in the settings")
-        return select(
-            self.learner,
-            self.sampler.all_rows,
-            self._measured,
-            self.settings.batch_size,
-            lambda rows: as_float(self.data.train.images[rows].to(self.device)),
-            lambda images: self.make_views(images, self.streams["coreset/views"]),
-            self.settings.make_coreset(self.plan.reduced_steps // self.plan.replays),
-            self.streams,
-        )
 
     def make_views(self, images: Tensor, generator: torch.Generator, step: int | None = None) -> Tensor:
         """The method's views (v, 3, h, w) of images (b, 3, h, w), as at the update after `step` others."""
@@ -320,7 +290,7 @@ class AttackEngine:
             for name, values in ({"the rewards": reward} | others).items():
                 self.learner.watch(name, values)
         lr = self.learner.lr
-        late = self._selects(self.step + 1)
+        late = coresets.is_due(self.settings, self.plan, self.step + 1)
         if not late:
             # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
             self._draw(self.step + 1)

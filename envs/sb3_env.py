@@ -41,7 +41,7 @@ class Sb3ViewVecEnv(VecEnv):
     ) -> None:
         self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
         view_env = TorchViewEnv(self.engine, actions, observation)
-        check_num_envs(num_envs, view_env.num_envs, self.engine.settings.batch_size)
+        check_num_envs(num_envs, view_env.num_envs, self.engine.settings)
         self._setup(view_env)
 
     def _setup(self, torch_env: TorchViewEnv | TorchBatchEnv) -> None:

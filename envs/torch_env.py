@@ -11,6 +11,7 @@ from astra_gym.envs.actions import ActionTable
 from astra_gym.envs.api.step_result import StepResult
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.observations import OBSERVATION_BOUND, OBSERVATIONS, as_pixels, summary
+from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -44,7 +45,8 @@ class TorchViewEnv:
 
     @property
     def num_envs(self) -> int:
-        """Number of sub-environments: the attacked views of a batch."""
+        """Number of sub-environments: the attacked views of the coming batch; the same in every step, but where the
+        world has `drop_last` false."""
         return len(self.engine.views)
 
     def _observation_space(self) -> gym.Space:
@@ -219,9 +221,16 @@ def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in info.items()}
 
 
-def check_num_envs(given: int, right: int, batch_size: int) -> None:
-    """Raises a ValueError unless `given` is 1, which stands for nothing said, or the right number."""
+def check_num_envs(given: int, right: int, settings: WorldSettings) -> None:
+    """Raises a ValueError unless `given` is 1, which stands for nothing said, or the right number, and the number of
+    views is the same in every step."""
+    if not settings.drop_last:
+        raise ValueError(
+            "drop_last is false: the last batch of an epoch has fewer views, and here each view is a sub-environment; "
+            "leave it out, or take the batch environment"
+        )
     if given not in (1, right):
         raise ValueError(
-            f"num_envs is {given}: a batch of {batch_size} images has {right} attacked views; leave it out or say so"
+            f"num_envs is {given}: a batch of {settings.batch_size} images has {right} attacked views; leave it out or "
+            "say so"
         )

@@ -89,7 +89,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
             raise ValueError(f"max_episode_steps is {max_episode_steps}: every episode of a view is one step")
         self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
         self.torch_env = TorchViewEnv(self.engine, actions, observation)
-        check_num_envs(num_envs, self.torch_env.num_envs, self.engine.settings.batch_size)
+        check_num_envs(num_envs, self.torch_env.num_envs, self.engine.settings)
         self.num_envs = self.torch_env.num_envs
         self.single_observation_space = self.torch_env.observation_space
         self.single_action_space = self.torch_env.action_space

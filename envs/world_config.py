@@ -305,6 +305,9 @@ class WorldSettings(DataSettings):
                 f"update_chunks is {self.update_chunks}, but the method {self.method} does not take its views in "
                 "pairs, which chunks need: take 1, or --recompute true to save memory"
             )
+        if not self.drop_last and (method.free or self.coreset != "none"):
+            what = f"the method {self.method} carries an attack over" if method.free else "a coreset is made of full"
+            raise ValueError(f"drop_last is false, but {what} batches of one size: leave it out")
         if self.coreset == "rcs":
             lacks = {
                 f"the method {self.method} has no attack": not method.attacks,

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts
 from astra_gym.experiments.runs.logs import kept_aside, whole_parts
 from astra_gym.experiments.runs.metrics import lost_updates, read_metrics
@@ -200,9 +201,10 @@ def plain(settings: Settings, without: Sequence[str]) -> dict[str, Any]:
 
 
 def completed(cell: Cell) -> Cell:
-    """The cell with the settings that did not exist when it was made, at their defaults, which change nothing."""
-    younger = {field.name: field.default for field in fields(Settings) if field.name not in (*PLACES, *cell.settings)}
-    return replace(cell, settings={**cell.settings, **_listed(younger)})
+    """The cell with the settings that did not exist when it was made, at the values that change nothing."""
+    known = as_written(cell.settings)
+    younger = {field.name: field.default for field in fields(Settings) if field.name not in (*PLACES, *known)}
+    return replace(cell, settings={**known, **_listed(younger)})
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from astra_gym.experiments.comparison.cell_results import (
 )
 from astra_gym.experiments.config.cli import read_mapping
 from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.flag_values import as_text
+from astra_gym.experiments.config.superseded import as_written, left_out
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.safety.sealing import check_yaml, read_json, sealed_yaml
@@ -173,9 +175,11 @@ class ComparisonFolder:
             _check_types(entry, {"label": str, "suffix": str, "flags": str, "settings": dict}, "an arm")
             flags = shlex.split(entry["flags"])
             check_flags(flags, SET_BY_CELL)
+            # what is younger than the plan is as it was when it was written, in the cells too
+            flags += [f"--{name}={as_text(value)}" for name, value in left_out(entry["settings"]).items()]
             arm = make_arm(entry["label"], flags, entry["seeds"], entry["suffix"], trust, again)
-            # a setting that is younger than the plan has its default, in the cells too
-            if changed := differences({name: arm.settings.get(name) for name in entry["settings"]}, entry["settings"]):
+            planned = as_written(entry["settings"])
+            if changed := differences({name: arm.settings.get(name) for name in planned}, planned):
                 raise ValueError(f"the arm {shown(arm.name)} would not be the same: {changed[0]}")
             arms.append(arm)
         if not all(isinstance(label, str) for label in document["equal_compute"]):

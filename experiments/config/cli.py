@@ -18,6 +18,7 @@ from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
+from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.config.trust import nothing, only_named
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
@@ -91,7 +92,9 @@ def parse(
     try:
         config: dict[str, Any] = {}
         for path in early.config:
-            config |= read_yaml(path)
+            values = read_yaml(path)
+            # the record of a run stays what it was; what a file of a user's own leaves out is as it is now
+            config |= as_written(values) if values.keys() >= set(RECORDED) else values
         if early.agent_config is not None:
             config["agent_kwargs"] = read_mapping(early.agent_config) | (config.get("agent_kwargs") or {})
         flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}
@@ -154,7 +157,7 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
         raise ValueError(f"{path} {what}: expected all settings of the run, restore it from a copy")
     try:
         with nothing(path):
-            return _settings(_parser(exit_on_error=False), WITHOUT | values, [])
+            return _settings(_parser(exit_on_error=False), WITHOUT | as_written(values), [])
     except (argparse.ArgumentError, ValueError) as error:
         named = str(error).startswith(str(path))
         raise ValueError(str(error) if named else f"{path}: {error}") from error

@@ -129,6 +129,9 @@ the update reaches its peak in the update behind it, one by the epoch in its las
 warm-up leaves (of the whole run in AdvCL, TARO and RoCL) and follows the warm-up's interval (by the epoch in AdvCL).
 RoCL's colours come before the crop there, and solo-learn's flip last. Its blur is Pillow's, see `transforms.blur`."""
 
+KEEP_LAST = ("acl", "dynacl", "dynacl++", "acl-air", "dynacl-air", "dynacl-air++")
+"""Methods whose released code trains on the last, smaller batch of an epoch too; the other codes leave it out."""
+
 MOMENTUM = 0.9
 """Momentum of a moving average in the small presets. With the authors' 0.99 it remembers 100 updates, half of the 220
 that these make: its network, which is DynACL's encoder, lags behind."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from astra_gym.agents import AGENTS, describe
+from astra_gym.agents import AGENTS, describe, learns
 from astra_gym.agents.external import is_dotted
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.experiments.config.recipes import recipe, with_options
+from astra_gym.experiments.config.recipes import KEEP_LAST, recipe, with_options
+from astra_gym.experiments.config.superseded import named_forms
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.downstream.postprocessing import PostSettings
 from astra_gym.ssl_core.methods import find_method, is_own
@@ -219,6 +220,13 @@ class Settings(WorldSettings):
             self._resolve("observation", meant_for.observation if self.env == "view" else "features")
             self._resolve("actions", self._kind_of_actions(meant_for.actions) if attacks else "none")
             self._resolve("reward_scope", meant_for.reward_scope)
+        if self.drop_last is None:
+            # as the method's authors, where the agent does not ask for the same number of views in every step
+            varies = self.env == "batch" or not learns(self.agent)
+            kept = self.preset == "cifar10" and self.method in KEEP_LAST and varies and self.coreset == "none"
+            object.__setattr__(self, "drop_last", not kept)
+        for name, options in named_forms(self.agent, self.coreset).items():
+            object.__setattr__(self, name, options | (getattr(self, name) or {}))
         pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":
             reliable = last_strided_map(self.image_size, self.stem) > 1
@@ -237,6 +245,11 @@ class Settings(WorldSettings):
                 raise ValueError(f"{name} is {shown(value)}, but the method {self.method} {why}: leave --{name} out")
         if self.observation == "image" and self.env == "batch":
             raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
+        if not self.drop_last and self.env == "view" and learns(self.agent):
+            raise ValueError(
+                f"drop_last is false: the last batch of an epoch has fewer views, and the agent {self.agent} learns "
+                "from the same number in every step; leave it out, or take --env batch"
+            )
         self._check_paper()
         self._check_figures()
         if not is_own(self.method):

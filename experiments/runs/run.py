@@ -75,16 +75,21 @@ class Run:
                     "--post_kwargs.clusters, or raise --limit"
                 )
         self.env: TorchViewEnv | TorchBatchEnv
-        played: Any
-        if settings.env == "batch":
-            played = Sb3BatchVecEnv(self.engine, settings.actions)
-        else:
-            played = Sb3ViewVecEnv(engine=self.engine, actions=settings.actions, observation=settings.observation)
-        self.env = played.torch_env
         entry = describe(settings.agent)
+        played: Any
+        if entry.vec_env and settings.env == "batch":
+            played = Sb3BatchVecEnv(self.engine, settings.actions)
+            self.env = played.torch_env
+        elif entry.vec_env:
+            played = Sb3ViewVecEnv(engine=self.engine, actions=settings.actions, observation=settings.observation)
+            self.env = played.torch_env
+        elif settings.env == "batch":
+            played = self.env = TorchBatchEnv(self.engine, settings.actions)
+        else:
+            played = self.env = TorchViewEnv(self.engine, settings.actions, settings.observation)
         self.agent: Agent | Sb3Agent = make_agent(
             settings.agent,
-            played if entry.vec_env else self.env,
+            played,
             seed=settings.seed,
             device=device,
             gamma=DISCOUNT[settings.env],

@@ -68,7 +68,7 @@ class BatchSource:
         self._sampler = sampler
 
     def next(self) -> Tensor:
-        """(batch_size, 3, H, W) uint8 on the device: the images of the rows that the sampler gives next.
+        """(k, 3, H, W) uint8 on the device: the images of the rows (k,) that the sampler gives next.
 
         Raises:
             ValueError: if `start` was not called before.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class BatchSampler:
-    """Batches of row numbers without end: every epoch a new permutation, its incomplete last batch dropped.
+    """Batches of row numbers without end: every epoch a new permutation, its incomplete last batch dropped or kept.
 
     Epochs are over all rows that are not held out, or over those that `restrict` says.
 
@@ -17,13 +17,19 @@ class BatchSampler:
         batch_size: images in a batch, at most n.
         generator: CPU generator; one permutation is drawn from it at the first batch of every epoch.
         held_out: (k,) int64, rows that are never given, each once; None: all are.
+        drop_last: whether the rows that are left over make no batch; else the last batch of an epoch may be smaller.
 
     Raises:
         ValueError: a batch of less than one image, or of more than there are to give.
     """
 
     def __init__(
-        self, n: int, batch_size: int, generator: torch.Generator, held_out: torch.Tensor | None = None
+        self,
+        n: int,
+        batch_size: int,
+        generator: torch.Generator,
+        held_out: torch.Tensor | None = None,
+        drop_last: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 image or more")
@@ -36,6 +42,7 @@ class BatchSampler:
             raise ValueError(f"batch_size is {batch_size}, but there are only {there}: lower it, or raise the limit")
         self.n = n
         self.batch_size = batch_size
+        self.drop_last = drop_last
         self._generator = generator
         self._order = torch.empty(0, dtype=torch.int64)
         self._rows: Tensor | None = None
@@ -44,7 +51,8 @@ class BatchSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in the present epoch, which a batch begins and not `restrict`; before the first one, in all rows."""
-        return (len(self._order) or self._size) // self.batch_size
+        rows = len(self._order) or self._size
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     @property
     def all_rows(self) -> Tensor:
@@ -77,7 +85,8 @@ class BatchSampler:
             raise ValueError(f"an epoch is restricted to rows that are not among {there}: leave these out")
 
     def next(self) -> Tensor:
-        """(batch_size,) int64: the rows of the coming batch, none of them twice in an epoch."""
+        """(batch_size,) int64, at the end of an epoch without `drop_last` fewer: the rows of the coming batch, none of
+        them twice in an epoch."""
         if self._taken == self.steps_per_epoch:
             pool = self._given if self._rows is None else self._rows
             order = torch.randperm(self._size if pool is None else len(pool), generator=self._generator)

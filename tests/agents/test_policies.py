@@ -103,7 +103,9 @@ def test_uniform_start_is_nearly_uniform(heads: str) -> None:
 def test_under_lars_each_separate_head_has_a_step_length_of_its_own() -> None:
     """ACL's LARS by hand: q = eta |w| / (|g| + wd |w|), v <- 0.9 v + lr q (g + wd w), w <- w - v, tensor by tensor."""
     space = spaces.MultiDiscrete([13, 12, 5])
-    heads = build_policy(generator(), FEATURES, space, hidden=(16,), uniform_start=False, heads="separate").head.double()
+    heads = build_policy(
+        generator(), FEATURES, space, hidden=(16,), uniform_start=False, heads="separate"
+    ).head.double()
     optimizer = LARS(heads.parameters(), 0.1, weight_decay=1e-6)
     features = torch.randn((6, 16), generator=generator(1), dtype=torch.float64)
     chosen = torch.stack([torch.randint(n, (6,), generator=generator(2)) for n in (13, 12, 5)], 1)
