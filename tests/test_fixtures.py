@@ -1,6 +1,7 @@
-"""What version 0.1 wrote is still read: a run that was stopped, a comparison, an evaluation and an exported encoder.
+"""What version 0.1 wrote is still read: runs that were stopped, a comparison, an evaluation and an exported encoder.
 
-`fixtures/v0_1` was made by 0.1.0 at tiny sizes; `continuation.jsonl` is how that version itself continued the run.
+`fixtures/v0_1` was made by 0.1.0 at tiny sizes; `continuation-NAME.jsonl` is how that version itself continued a run:
+`run` is ACL on a coreset (RCS), `paper` is ASTrA with the agent reinforce-paper, before its tenth step.
 """
 
 import json
@@ -26,18 +27,21 @@ def fixture(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FIXTURES, tmp_path / "v0_1"))
 
 
-def test_the_run_continues_as_its_own_version_continued_it(fixture: Path) -> None:
-    before = read_metrics(fixture / "run" / "metrics.jsonl")
-    assert train_agent.main(["--resume", str(fixture / "run"), "--progress", "off"]) == 0
-    rows = read_metrics(fixture / "run" / "metrics.jsonl")
+@pytest.mark.parametrize(("name", "updates_made", "compared"), [("run", 6, 2), ("paper", 16, 4)])
+def test_a_run_continues_as_its_own_version_continued_it(
+    fixture: Path, name: str, updates_made: int, compared: int
+) -> None:
+    before = read_metrics(fixture / name / "metrics.jsonl")
+    assert train_agent.main(["--resume", str(fixture / name), "--progress", "off"]) == 0
+    rows = read_metrics(fixture / name / "metrics.jsonl")
     assert rows[: len(before)] == before
     assert [row["step"] for row in rows][-1] > before[-1]["step"]
-    expected = [json.loads(line) for line in (fixture / "continuation.jsonl").read_text("utf-8").splitlines()]
+    expected = [json.loads(line) for line in (fixture / f"continuation-{name}.jsonl").read_text("utf-8").splitlines()]
     updates = [row for row in expected if "loss/total" in row]
     found = {row["step"]: row for row in rows if "loss/total" in row}
-    assert len(updates) == 6
+    assert len(updates) == updates_made
     # another processor rounds otherwise, and later a drawn action may tip
-    for row in updates[:2]:
+    for row in updates[:compared]:
         values = {name: value for name, value in row.items() if isinstance(value, float)}
         assert {name: found[row["step"]][name] for name in values} == pytest.approx(values, rel=1e-2, abs=1e-3)
 
@@ -45,6 +49,7 @@ def test_the_run_continues_as_its_own_version_continued_it(fixture: Path) -> Non
 def test_the_run_is_reported_evaluated_and_loaded(fixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = RunFolder.open(fixture / "run").settings()
     assert (settings.method, settings.coreset, settings.agent) == ("acl", "rcs", "reinforce")
+    assert settings.drop_last and settings.coreset_kwargs == {"form": "softmax", "biases": True}
     network, route = load_network(fixture / "run")
     features = network.features(torch.rand(2, 3, 8, 8), route)
     assert features.shape == (2, network.feature_dim) and features.isfinite().all()
