@@ -55,7 +55,7 @@ from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
-from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.stopping import status_of
 
@@ -137,7 +137,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         given.picture = given.picture or given.output.with_suffix(".png")
         if given.picture.suffix.lower() != ".png":
             raise ValueError(f"--picture: expected a file that ends in .png, got {given.picture}")
-        if given.picture.resolve() == given.output.resolve():
+        if resolved(given.picture) == resolved(given.output):
             raise ValueError(f"--output: {given.output} is the picture's path too: expected another, such as x.json")
         for name in ("output", "picture"):
             _check_writable(name, getattr(given, name))

@@ -84,7 +84,8 @@ def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
             data = data_of(given, subject, decoding)
         store = EvaluationStore(given.out or default_folder(given, subject, data))
         ending.place = store.path
-        store.check_data(data.name)
+        for sentence in store.check_data(data.name):
+            say(f"note: {short(sentence)}")
         store.begin()
         rows, facts = evaluate(subject, data, plan, given, store, console, device)
     store.conclude(rows, facts | {"command": command})

@@ -26,7 +26,7 @@ from astra_gym.ssl_core.models.checkpoint import describe_network, load_network,
 from astra_gym.ssl_core.models.foreign import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
 from astra_gym.ssl_core.safety.disk import disk_error
-from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.hashing import digest
 
 LAYOUTS = {
@@ -86,7 +86,7 @@ def export(source: Path, out: Path, route: str | None, layout: str, force: bool)
     checkpoints = source / "checkpoints" if source.is_dir() else source.parent
     if any(out.exists() and file.exists() and out.samefile(file) for file in (source, checkpoints / "last.pt")):
         raise ValueError(f"{out} is what is exported: name another file")
-    if out.exists() and checkpoints.name == "checkpoints" and out.parent.resolve() == checkpoints.resolve():
+    if out.exists() and checkpoints.name == "checkpoints" and resolved(out.parent) == resolved(checkpoints):
         raise ValueError(f"{out} is a checkpoint of the run: name another file")
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file")

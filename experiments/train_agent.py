@@ -153,7 +153,8 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
         seconds = time.perf_counter() - start
         if run.engine.step > first:
             peak = peak_memory(run.engine.device)
-            folder.note_training(first, run.engine.step, seconds, shares, peak)
+            for sentence in folder.note_training(first, run.engine.step, seconds, shares, peak):
+                _warn(f"{folder.path}/{sentence}; a report marks this")
             facts = [f"trained {run.engine.step - first} updates in {seconds:.0f} s", *described(peak)]
             progress.note(", ".join(facts))
 

@@ -16,7 +16,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.methods import find_method
-from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.files import resolved
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import path_component
 from astra_gym.ssl_core.utils.registry import pick
@@ -253,9 +253,9 @@ def absolute(flags: Iterable[str]) -> list[str]:
     for token in flags:
         name, equals, value = token.partition("=")
         if before in PATHS:
-            made.append(str(expanded(token).resolve()))
+            made.append(str(resolved(token)))
         elif name in PATHS and equals:
-            made.append(f"{name}={expanded(value).resolve()}")
+            made.append(f"{name}={resolved(value)}")
         else:
             made.append(token)
         before = token

@@ -19,6 +19,7 @@ from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.messages import short
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
 
@@ -82,6 +83,8 @@ class Comparer:
         begun = [name for name in self.folder.adopted if name not in self.progress.finished]
         cells = f"{self.progress.planned} cells ({len(self.plan.arms)} arms), {len(self.progress.finished)} finished"
         self.display.note(f"{cells}, {self.jobs} at once, into {self.folder.path}")
+        for sentence in self.folder.damage:
+            self.display.note(f"note: {short(sentence)}")
         if self.folder.adopted:
             more = f", and {len(begun)} to go on with" if begun else ""
             self.display.note(f"adopted: {len(self.folder.adopted) - len(begun)} finished runs{more}")

@@ -97,6 +97,8 @@ class ComparisonFolder:
         self.wall_seconds = 0.0
         self.started: set[str] = set()
         self.adopted: set[str] = set()
+        self.damage: list[str] = []
+        """What `open` found damaged in the cells, in words."""
 
     def check_new(self) -> None:
         """Raises a ValueError unless the folder is absent, empty, or has runs to be adopted and no plan: run folders in
@@ -232,9 +234,13 @@ class ComparisonFolder:
                 self.check(arm, seed)
                 try:
                     found[name] = summarise(self.cells / name, arm.label)
-                except ValueError:
-                    # training or evaluation is not finished; what is damaged is told by the run that goes on with it
-                    continue
+                    self.damage += [
+                        f"{self.cells / name}/{sentence}; a report marks this" for sentence in found[name].damage
+                    ]
+                except ValueError as error:
+                    # training or evaluation is not finished, or its results are damaged: they are made again
+                    if (self.cells / name / "results" / "outcomes.json").exists():
+                        self.damage.append(f"{error}; the run is evaluated again")
         return found
 
     def _known(self) -> dict[tuple[str, str, str, int], Cell]:

@@ -22,7 +22,7 @@ from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.config.trust import nothing, only_named
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
-from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.files import expanded, resolved
 from astra_gym.ssl_core.utils.messages import brief, short
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -261,7 +261,7 @@ def _values(
     for name in ("data_dir", "cache_dir", "teacher"):
         if values[name]:
             # a run may be resumed from another folder
-            values[name] = str(expanded(values[name]).resolve())
+            values[name] = str(resolved(values[name]))
     if values["run_dir"]:
         values["run_dir"] = str(expanded(values["run_dir"]))
     return {name: values[name] for name in FIELD_TYPES}
@@ -274,7 +274,7 @@ def _resumed(
         raise ValueError(f"{run} is not a run folder: it has no config.yaml")
     own = asdict(load(run / "config.yaml", accept_edited)) | {"run_dir": str(run)}
     values = _values(parser, own, config, argv)
-    if Path(values["run_dir"]).resolve() == run.resolve():
+    if resolved(values["run_dir"]) == resolved(run):
         values["run_dir"] = str(run)
     if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
         listed = ", ".join(f"--{key} {brief(values[key], 40)} (it has {brief(own[key], 40)})" for key in refused[:3])

@@ -10,6 +10,7 @@ import PIL
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.ssl_core.data.image_digests import digest_images
 from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.utils.files import resolved
 
 FOLDER = "folder"
 """The data set of which there are many, and so the one that needs a name of its own."""
@@ -51,4 +52,4 @@ def decoder_notes(subject: Subject, test: ImageSet) -> tuple[str, ...]:
 
 
 def _resolved(data_dir: str | Path) -> Path:
-    return Path(data_dir).expanduser().resolve()
+    return resolved(data_dir)

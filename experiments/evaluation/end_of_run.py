@@ -38,14 +38,14 @@ UNIFORM = "uniform random"
 FIXED = "method's own budget"
 
 
-def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str], None]) -> list[Row]:
+def standard_linear_finetuning(
+    run: Run, folder: RunFolder, note: Callable[[str], None]
+) -> tuple[list[Row], Mapping[Attack, Tensor]]:
     """SLF (`astra_gym.ssl_core.downstream.linear_probe`) and PGD-20 of the trained encoder, and of two trivial encoders
     where `controls` is set.
 
     All are evaluated in float32.
-    Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`. Which test images the trained
-    encoder was right on goes to `results/outcomes.json`, as a string of 0 and 1 for each epsilon (0.0: clean), so that
-    runs can be compared image by image.
+    Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`.
 
     Args:
         run: with labelled data.
@@ -53,7 +53,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         note: prints a line.
 
     Returns:
-        The rows, the trained encoder's first.
+        The rows, the trained encoder's first; on which test images (n,) that was right, by attack.
     """
     settings, engine = run.settings, run.engine
     network, route = copy.deepcopy(run.encoder), engine.method.evaluation_route
@@ -67,6 +67,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         encoders[RANDOM_WEIGHTS] = (untrained, route)
         encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
     rows: list[Row] = []
+    correct: Mapping[Attack, Tensor] = {}
     for name, (encoder, path) in encoders.items():
         note(f"linear probe on {name}, then PGD-20 at {len(settings.eval_epsilons)} epsilons")
         classifier = train_probe(
@@ -94,17 +95,18 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
                 deviations=("the preset's probe, see config.yaml",),
             ),
         )
-        if not rows:
-            _write_outcomes(folder, name, found.correct)
+        correct = correct or found.correct
         for sentence in found.notes:
             note(sentence)
         # a run that is repeated gives the same file, and a clock does not
         rows += [replace(row, seconds=None) for row in found.rows]
         write_results(folder.results / "slf.json", rows)
-    return rows
+    return rows, correct
 
 
-def _write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
+def write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
+    """Writes `results/outcomes.json`: on which test images the encoder was right, as a string of 0 and 1 for each
+    epsilon (0.0: clean), so that runs can be compared image by image."""
     marks = {repr(attack.epsilon): "".join(map(str, right.int().tolist())) for attack, right in correct.items()}
     write_json(folder.results / "outcomes.json", {"schema": 1, "checkpoint": checkpoint, "correct": marks})
 
@@ -206,7 +208,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table | None:
-    """Evaluates and draws.
+    """Evaluates and draws. `results/outcomes.json` comes last: where it is, all else is there.
 
     Returns:
         The table of accuracies; None where the data have no labels.
@@ -220,12 +222,15 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
     except TrainedOnError as error:
         raise listed(error, folder.results / TRAINED_ON) from error
     rows: list[Row] = []
+    correct: Mapping[Attack, Tensor] = {}
     if run.engine.data.train.labels is None or run.engine.data.test.labels is None:
         note(f"the data set {run.settings.dataset} has no labels: linear evaluation (SLF) is left out")
     else:
-        rows = standard_linear_finetuning(run, folder, note)
+        rows, correct = standard_linear_finetuning(run, folder, note)
     if run.engine.method.attacks:
         note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
         held_out_rewards(run, folder)
     draw(run, folder, rows)
+    if correct:
+        write_outcomes(folder, run.checkpoint_name, correct)
     return table(rows) if rows else None

@@ -107,14 +107,22 @@ class EvaluationStore:
         for folder in (*self.path.glob("parts/*"), *self.path.glob("parts/*/figures"), *self.path.glob("states/*")):
             sweep(folder)
 
-    def check_data(self, name: str) -> None:
-        """Raises a ValueError if the folder holds the results of another data set, which would be replaced."""
+    def check_data(self, name: str) -> list[str]:
+        """Looks whether the folder holds the results of another data set, which would be replaced.
+
+        Returns:
+            A sentence where its table is damaged: it is replaced whatever it was of.
+
+        Raises:
+            ValueError: if it does.
+        """
         try:
             others = {row.dataset for row in read_results(self.file)} - {name} if self.file.is_file() else set()
-        except ValueError:
-            return  # what is damaged is no loss
+        except ValueError as error:
+            return [f"{error}; it is written anew"]
         if others:
             raise ValueError(f"{self.path} holds an evaluation on {', '.join(sorted(others))}: give another --out DIR")
+        return []
 
     def part(self, key: Mapping[str, Any]) -> EvaluationPart | None:
         """The part kept under a key, None where there is none."""

@@ -223,7 +223,7 @@ class RunFolder:
 
     def note_training(
         self, first: int, last: int, seconds: float, shares: Mapping[str, float], peak: Mapping[str, int]
-    ) -> None:
+    ) -> list[str]:
         """Adds a stretch of training, from update `first` to `last`, to `results/training.json`.
 
         Args:
@@ -231,12 +231,17 @@ class RunFolder:
             seconds: wall time of all.
             shares: seconds of it by who took them, see `astra_gym.experiments.runs.run.Run.train`.
             peak: the process's peak memory by then, see `astra_gym.experiments.runs.peak_memory.peak_memory`.
+
+        Returns:
+            A sentence where the file is damaged: it is begun anew then, without the earlier stretches.
         """
+        damage: list[str] = []
         path = self.results / "training.json"
         rounded = {f"{name}_seconds": round(value, 2) for name, value in shares.items()}
-        stretches = self._begun_anew(path, "stretches", []) if path.exists() else []
+        stretches = self._begun_anew(path, "stretches", damage) if path.exists() else []
         stretches.append({"first": first, "last": last, "seconds": round(seconds, 1), **rounded, **peak})
         write_json(path, {"schema": 1, "stretches": stretches})
+        return damage
 
     def environments(self, damage: list[str] | None = None) -> list[dict[str, Any]]:
         """Where the run ran: one entry for its start and one for each time it was resumed.

@@ -17,7 +17,7 @@ from astra_gym.ssl_core.safety.writers import lock, sweep
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.files import check_target, expanded
 from astra_gym.ssl_core.utils.finite import not_finite, some
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.messages import printable, shown
 
 SCHEMA = 1
 FORMAT = "astra-gym"
@@ -27,6 +27,9 @@ WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 class CheckpointError(ValueError):
     """A file that is no checkpoint of this project, is damaged, or is of another kind or version."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Path:
@@ -79,7 +82,7 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
         CheckpointError: if the file is missing, truncated, damaged, foreign, or of another kind or schema.
         ValueError: if there is no such device.
     """
-    path, device = Path(path), usable_device(device)
+    path, device = expanded(path), usable_device(device)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:

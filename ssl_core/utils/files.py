@@ -11,6 +11,8 @@ from typing import Any
 from astra_gym.ssl_core.safety.sealing import sealed_json
 from astra_gym.ssl_core.safety.writers import held, sweep
 
+MOST_NAME, MOST_PATH = 255, 4096
+"""Bytes of a name and of a path that Linux takes; elsewhere it is about as many."""
 _NO_FILES = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -73,9 +75,29 @@ def expanded(path: os.PathLike[str] | str) -> Path:
     """The path with the home folder for a leading `~` or `~USER`, where no shell did it: in a file, in `--out=~/x`.
 
     Raises:
-        ValueError: if there is no such user.
+        ValueError: if there is no such user, or no file system takes so long a path.
     """
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: there is no home folder for its beginning, write the path out") from error
+    longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
+    if longest > MOST_NAME or len(os.fsencode(found)) >= MOST_PATH:
+        text = str(found)
+        raise ValueError(
+            f"the path {text[:40]}...{text[-20:]} has {len(text)} characters: expected less than {MOST_PATH} bytes, "
+            f"and names of at most {MOST_NAME}"
+        )
+    return found
+
+
+def resolved(path: os.PathLike[str] | str) -> Path:
+    """The `expanded` path from the root, without links.
+
+    Raises:
+        ValueError: as `expanded`, or if links lead in a circle.
+    """
+    try:
+        return expanded(path).resolve()
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: links in it lead in a circle, give a path that ends somewhere") from error

@@ -44,7 +44,11 @@ def few(names: Iterable[object], where: str = "", most: int = FEW) -> str:
 
 def plain(text: str) -> str:
     """A text on one line: without the terminal's codes, and with `?` for signs that cannot be printed."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).split())
+    return printable(" ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).split()))
+
+
+def printable(text: str) -> str:
+    """A text with `?` for signs that cannot be printed: a path may have line breaks and a terminal's codes in it."""
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 

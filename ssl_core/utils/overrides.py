@@ -93,8 +93,16 @@ def fits(value: object, kind: Any) -> bool:
     kind = types.NoneType if kind is None else origin or kind
     if kind in (int, float):
         number = isinstance(value, numbers.Integral if kind is int else numbers.Real)
-        return number and not isinstance(value, bool) and value == value
+        return number and not isinstance(value, bool) and value == value and (kind is int or _has_float(value))
     return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _has_float(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def in_words(kind: Any) -> str:

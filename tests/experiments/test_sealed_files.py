@@ -12,7 +12,7 @@ from PIL import Image
 from astra_gym.agents import storage
 from astra_gym.experiments import evaluate_encoder, export_encoder, publish, report, train_agent
 from astra_gym.experiments.benchmarks.compare import read as read_benchmark
-from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.comparison.arms import Arm, base_arms, comparable
 from astra_gym.experiments.comparison.cell_results import read_comparison, summarise
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.config.cli import load
@@ -137,6 +137,28 @@ def test_a_flipped_bit_in_a_log_is_reported_with_its_name(made: Path, pattern: s
         REPORTED[pattern](path, damage)
         assert len(damage) == 1 and path.name in damage[0], bit
         path.write_bytes(whole)
+
+
+def test_damage_that_a_command_mends_by_itself_is_told(made: Path, tmp_path: Path, capsys) -> None:
+    """What is written anew, or made again, was damaged all the same: a disk is failing, or somebody edited it."""
+    run, cell = (Path(shutil.copytree(made / "run", tmp_path / name)) for name in ("run", "c/cells/fixed-seed0"))
+    flip(run / "results" / "training.json", 8 * 40)
+    resealed_yaml(run / "config.yaml", "epochs: 1", "epochs: 2")
+    assert train_agent.main(["--resume", str(run), "--progress=off"]) == 0
+    assert "training.json" in capsys.readouterr().err
+    for name in ("results/outcomes.json", "metrics.jsonl", "results/training.json", "environment.json"):
+        whole = (cell / name).read_bytes()
+        flip(cell / name, 8 * 80)
+        folder = ComparisonFolder(tmp_path / "c")
+        settings = comparable(load(cell / "config.yaml", accept_edited=True))
+        arm = Arm("fixed", (), 1, settings)
+        folder.open(ComparisonPlan("a", "b", 1, 1, (), (arm,)))
+        assert folder.damage and all(Path(name).name in sentence for sentence in folder.damage), name
+        (cell / name).write_bytes(whole)
+    evaluation = Path(shutil.copytree(made / "evaluation", tmp_path / "evaluation"))
+    flip(evaluation / "evaluation.json", 8 * 200)
+    [sentence] = EvaluationStore(evaluation).check_data("digits")
+    assert "evaluation.json is damaged" in sentence and sentence.endswith("it is written anew")
 
 
 def test_there_are_500_flips_and_no_file_of_a_run_is_left_out(made: Path) -> None:

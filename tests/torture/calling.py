@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from astra_gym.experiments.config.commands import COMMANDS
+from astra_gym.ssl_core.utils.messages import counted
 from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.torture.fence import Breach, Fence
 
@@ -206,7 +207,7 @@ def message_faults(text: str, given: Sequence[str] = ()) -> list[str]:
     # an evaluation says it of each of its parts
     if len(lines) > 1 and not all("error: no figure for" in line for line in lines):
         faults.append("several lines")
-    if max(len(_without(line, given)) for line in lines) > LONGEST:
+    if max(counted(_without(line, given)) for line in lines) > LONGEST:
         faults.append("longer than 300 characters")
     if CONTROL.search(text.replace("\n", "")):
         faults.append("control characters")

@@ -7,6 +7,7 @@ import random
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,12 @@ def mutate_tensors(draw: random.Random, file: Path, victim: Path) -> str:
             archive.writestr("archive/data.pkl", pickle.dumps(_Evil()))
             archive.writestr("archive/data/0", bytes(50_000_000))
         return "a zip archive with names that lead outside"
-    payload = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        payload = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:
+        # it was made hostile before
+        file.write_bytes(pickle.dumps(_Evil()))
+        return "a pickle with code"
     head = {name: payload.pop(name, None) for name in ("format", "schema", "kind")}
     for name in [name for name in payload if "digest" in name or "seal" in name]:
         # whoever writes the file can seal it, too
@@ -256,7 +262,9 @@ def mutate_pictures(draw: random.Random, root: Path, victim: Path) -> str:
         "a number where bytes were": lambda: (folder / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100)),
     }
     name = draw.choice(list(ways))
-    ways[name]()
+    with suppress(FileExistsError):
+        # something hostile is there already
+        ways[name]()
     return name
 
 

@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.evaluation import end_of_run
 from astra_gym.experiments.evaluation.end_of_run import (
     chosen_budget,
+    conclude,
     held_out_rewards,
     standard_linear_finetuning,
     table,
+    write_outcomes,
 )
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
@@ -53,14 +56,26 @@ def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(
 
 def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_path) -> None:
     run, folder = make(tmp_path, agent="fixed", probe_epochs=2, eval_epsilons=(8 / 255,))
-    rows = standard_linear_finetuning(run, folder, lambda text: None)
+    rows, correct = standard_linear_finetuning(run, folder, lambda text: None)
+    write_outcomes(folder, run.checkpoint_name, correct)
     expected = [row.value for row in rows]
     outcomes = json.loads((folder.results / "outcomes.json").read_text())
     assert outcomes["checkpoint"] == rows[0].checkpoint
     assert [100 * marks.count("1") / len(marks) for marks in outcomes["correct"].values()] == expected
     assert list(outcomes["correct"]) == [repr(row.epsilon) for row in rows]
     run.engine.learner.network.precision = "bf16"
-    assert [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)] == expected
+    assert [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)[0]] == expected
+
+
+def test_a_run_that_is_killed_while_it_draws_is_not_taken_for_a_finished_one(tmp_path, monkeypatch) -> None:
+    run, folder = make(tmp_path, agent="fixed", probe_epochs=1, eval_epsilons=(8 / 255,))
+    monkeypatch.setattr(end_of_run, "draw", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        conclude(run, folder, lambda text: None)
+    assert (folder.results / "policy.json").is_file() and not (folder.results / "outcomes.json").exists()
+    monkeypatch.undo()
+    conclude(run, folder, lambda text: None)
+    assert (folder.results / "outcomes.json").is_file() and (folder.figures / "attack_gallery.png").is_file()
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])

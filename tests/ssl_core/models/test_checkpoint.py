@@ -44,6 +44,8 @@ def test_bad_files_are_named(tmp_path) -> None:
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "missing.pt", "run")
+    with pytest.raises(CheckpointError, match=r"a\?b\?\[31m.pt: no such checkpoint$"):
+        load_checkpoint("a\nb\x1b[31m.pt", "run")
     for name in ("cut", "text", "empty"):
         with pytest.raises(CheckpointError, match=rf"{name}\.pt: truncated"):
             load_checkpoint(tmp_path / f"{name}.pt", "run")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.ssl_core.safety.sealing import read_json
-from astra_gym.ssl_core.utils.files import replacing, write_json
+from astra_gym.ssl_core.utils.files import expanded, replacing, resolved, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -36,3 +36,14 @@ def test_json_has_no_nan_and_makes_its_folder(tmp_path: Path) -> None:
             b"}",
         ]
     )
+
+
+def test_paths_that_no_file_system_takes_and_links_in_a_circle_are_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in ("x" * 300, "d/" * 3000, "~" + "x" * 300):
+        with pytest.raises(ValueError, match=r"expected less than 4096 bytes|no home folder") as caught:
+            expanded(path)
+        assert len(str(caught.value)) < 400
+    with pytest.raises(ValueError, match="lead in a circle"):
+        resolved(tmp_path / "loop" / "a")
+    assert resolved(tmp_path / "new" / ".." / "b") == tmp_path.resolve() / "b"
