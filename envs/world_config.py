@@ -16,8 +16,8 @@ from astra_gym.ssl_core.models.target_network import (
     STEMS,
     last_strided_map,
 )
-from astra_gym.ssl_core.training.coreset import CoresetSettings
-from astra_gym.ssl_core.training.optim import OPTIMIZERS
+from astra_gym.ssl_core.training.coreset import SELECTIONS, CoresetSettings
+from astra_gym.ssl_core.training.optim import OPTIMIZERS, PEAK_LR
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
 from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
 from astra_gym.ssl_core.utils.messages import shown
@@ -28,23 +28,7 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
 REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
 """The settings that weigh the reward's terms, see `astra_gym.envs.rewards`."""
-PEAK_LR = {
-    "lars": 5.0,
-    "sgd": 0.3,
-    "adamw": 3e-3,
-    "sgd-classic": 0.5,
-    "lars-excluded": 1.0,
-    "lars-emp": 0.3,
-    "lars-torchlars": 1.5,
-}
-"""Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's, EMP-SSL's and RoCL's; those of sgd and adamw were found
-on the digits."""
 LR_INTERVALS = {"update": "the learning rate changes at every update", "epoch": "it changes once an epoch"}
-CORESETS = {
-    "none": "every epoch is over all data",
-    "rcs": "robustness-aware coreset selection",
-    "random": "as many batches, drawn at random",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +172,7 @@ class WorldSettings(DataSettings):
         pick(self.lr_interval, LR_INTERVALS, "interval of the learning rate")
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
         pick(self.reward_scope, REWARD_SCOPES, "reward scope")
-        pick(self.coreset, CORESETS, "coreset")
+        pick(self.coreset, {"none": "every epoch is over all data"} | SELECTIONS, "coreset")
         pick(self.precision, PRECISIONS, "precision")
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
         check_path("teacher", self.teacher)

@@ -212,6 +212,17 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {
 """`lars`: ACL, DynACL, AIR, ASTrA. `sgd`: Nesterov's momentum. `sgd-classic`: plain momentum (AdvCL, DeACL, TARO,
 DAQ-SDP). `lars-excluded`: solo-learn's on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
 CF-AMC-SSL. `lars-torchlars`: RoCL's, torchlars' LARS round SGD."""
+PEAK_LR = {
+    "lars": 5.0,
+    "sgd": 0.3,
+    "adamw": 3e-3,
+    "sgd-classic": 0.5,
+    "lars-excluded": 1.0,
+    "lars-emp": 0.3,
+    "lars-torchlars": 1.5,
+}
+"""Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's, EMP-SSL's and RoCL's; those of sgd and adamw were found
+on the digits."""
 
 
 def make_optimizer(

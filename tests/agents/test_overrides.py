@@ -119,7 +119,7 @@ def test_every_table_s_own_names_have_types_and_every_algorithm_s_arguments_too(
     ("kind", "good", "bad", "words"),
     [
         (int, [3, np.int64(3)], [3.0, True, "3", None], "an integer"),
-        (float, [3, 0.5, np.float32(1), float("inf")], [True, "3", None, float("nan")], "a number"),
+        (float, [3, 0.5, np.float32(1), float("inf")], [True, "3", None, float("nan"), 10**400], "a number"),
         (Optional[float], [None, 1.0], ["x"], "a number or nothing"),  # noqa: UP045
         (float | Callable[[float], float], [1, abs], ["x", None], "a number or a function"),
         (tuple[int, ...], [(), [1, 2], (3,)], [3, [1, "x"], "12"], "a list (each an integer)"),
