@@ -12,7 +12,8 @@ from torch import Tensor
 
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from astra_gym.ssl_core.utils.files import expanded
-from astra_gym.ssl_core.utils.finite import not_finite, some
+from astra_gym.ssl_core.utils.finite import not_finite
+from astra_gym.ssl_core.utils.messages import few
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def check_finite(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> No
         CheckpointError: a ValueError, if some are NaN or infinite.
     """
     if bad := not_finite(numbers):
-        raise CheckpointError(f"{path}: the agent's numbers are not finite ({some(bad)}): take an earlier file of it")
+        raise CheckpointError(f"{path}: the agent's numbers are not finite ({few(bad)}): take an earlier file of it")
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:

@@ -14,9 +14,9 @@ from astra_gym.ssl_core.downstream.linear_probe import PlainEncoder
 from astra_gym.ssl_core.models.checkpoint import load_network
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import TargetNetwork
-from astra_gym.ssl_core.utils.finite import some
 from astra_gym.ssl_core.utils.hashing import digest, tensor_digest
 from astra_gym.ssl_core.utils.import_path import described, imported
+from astra_gym.ssl_core.utils.messages import few
 
 NO_ROUTE = "none"
 ATTACKED_ROUTE = "pgd"
@@ -182,7 +182,7 @@ def _tried(model: nn.Module, images: Tensor, path: str) -> Tensor:
     ]
     if norms:
         raise ValueError(
-            f"model {path!r}: batch norm without running statistics ({some(norms)}) makes an image's answer depend on "
+            f"model {path!r}: batch norm without running statistics ({few(norms)}) makes an image's answer depend on "
             "the others of its batch: expected track_running_stats=True"
         )
     given = images.clone()

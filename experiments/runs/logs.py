@@ -6,7 +6,7 @@ What is said about damage begins with the file's name in the run's folder: `comm
 import hashlib
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,6 @@ def damaged_events(run: Path) -> list[str]:
         if wrong:
             found.append(f"{path.name} is damaged: {wrong}")
     return found
-
-
-def numbers(found: Iterable[int], most: int = 3) -> str:
-    """The first few numbers, and how many more there are: `3, 7, 9 and 4 more`."""
-    listed: Sequence[int] = list(found)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(map(str, listed[:most])) + more
 
 
 def _name(path: Path) -> str:

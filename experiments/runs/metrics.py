@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from astra_gym.envs.actions import UNIT
-from astra_gym.experiments.runs.logs import numbers
 from astra_gym.ssl_core.safety.sealing import LINE_SEAL, note_unsealed, opened_line
+from astra_gym.ssl_core.utils.messages import few
 
 if TYPE_CHECKING:
     from astra_gym.envs.records import StepRecord
@@ -112,7 +112,7 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
         number, reason = next(iter(wrong.items()))
         raise ValueError(f"{path}, line {number} is damaged: {reason}")
     if wrong and damage is not None:
-        damage.append(f"{path.name}, line {numbers(wrong)}: damaged")
+        damage.append(f"{path.name}, line {few(wrong)}: damaged")
     return rows
 
 
@@ -120,4 +120,4 @@ def lost_updates(rows: Iterable[Mapping[str, Any]], last: int) -> str | None:
     """A sentence on the updates, of `last` in all, that no row is of; None where there is a row of each."""
     # an agent's own rows have no epoch
     missing = sorted(set(range(1, last + 1)) - {row["step"] for row in rows if "epoch" in row})
-    return f"metrics.jsonl lacks {len(missing)} of {last} updates: {numbers(missing)}" if missing else None
+    return f"metrics.jsonl lacks {len(missing)} of {last} updates: {few(missing)}" if missing else None

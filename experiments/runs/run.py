@@ -34,7 +34,8 @@ from astra_gym.ssl_core.models.checkpoint import (
 )
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.utils.clock import Clock
-from astra_gym.ssl_core.utils.finite import NonFiniteError, not_finite, some
+from astra_gym.ssl_core.utils.finite import NonFiniteError, not_finite
+from astra_gym.ssl_core.utils.messages import few
 from astra_gym.ssl_core.utils.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
@@ -192,7 +193,7 @@ class Run:
             last = self.engine.last
             played = "no attack yet" if last is None else describe_budget(last.budget)
             # one of them: in an agent that has a NaN all have, soon
-            raise NonFiniteError(f"NaN or infinite after update {self.engine.step}: {some(bad, 1)}; last {played}")
+            raise NonFiniteError(f"NaN or infinite after update {self.engine.step}: {few(bad, most=1)}; last {played}")
 
     def save(self, folder: RunFolder) -> None:
         """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`.

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
@@ -29,10 +29,6 @@ from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 DIGEST = "command_sha256"
-
-if TYPE_CHECKING:
-    pass
-
 NO_DIGESTS = (
     "this run keeps no digests of its images, as runs of version 0.1: whether they are the same is not checked, nor "
     "whether test images were trained on"

@@ -16,8 +16,8 @@ from astra_gym.ssl_core.safety.sealing import DamagedError, check_zip, seal_zip
 from astra_gym.ssl_core.safety.writers import lock, sweep
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.files import check_target, expanded
-from astra_gym.ssl_core.utils.finite import not_finite, some
-from astra_gym.ssl_core.utils.messages import printable, shown
+from astra_gym.ssl_core.utils.finite import not_finite
+from astra_gym.ssl_core.utils.messages import few, printable, shown
 
 SCHEMA = 1
 FORMAT = "astra-gym"
@@ -135,14 +135,14 @@ def load_network(
         ValueError: if there is no such device.
     """
     path, device = expanded(path), usable_device(device)
-    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    file = path / "checkpoints" / "last.pt" if os.path.isdir(path) else path
     payload = load_checkpoint(file, ("run", "encoder"))
     if "network" not in payload and "state_dict" in payload:
         raise CheckpointError(f"{path}: an exported encoder, in another layout: read it as --format torchvision")
     network = _network_of(payload.get("network"), file)
     route = payload.get("evaluation_route")
     if not isinstance(route, str) or route not in network.routes:
-        raise CheckpointError(f"{file}: its route of evaluation is {shown(route)}: expected {some(network.routes)}")
+        raise CheckpointError(f"{file}: its route of evaluation is {shown(route)}: expected {few(network.routes)}")
     # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
     network.precision = "fp32"
     network.checks_images = checks_images
@@ -170,10 +170,10 @@ def _network_of(saved: Any, file: Path) -> TargetNetwork:
         shapes = {name: tuple(state[name].shape) for name in expected}
         faults["of another shape"] = [name for name in expected if shapes[name] != tuple(expected[name].shape)]
     if any(faults.values()):
-        said = "; ".join(f"{what}: {some(names, 1)}" for what, names in faults.items() if names)
+        said = "; ".join(f"{what}: {few(names, most=1)}" for what, names in faults.items() if names)
         raise CheckpointError(f"{file}: damaged: its weights do not fit its network ({said})")
     if bad := not_finite(state):
-        raise CheckpointError(f"{file}: its weights are not finite ({some(bad)}): take an earlier checkpoint")
+        raise CheckpointError(f"{file}: its weights are not finite ({few(bad)}): take an earlier checkpoint")
     network.to_empty(device="cpu").load_state_dict(state)
     return network
 

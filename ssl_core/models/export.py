@@ -6,7 +6,8 @@ from typing import NamedTuple, cast
 from torch import Tensor
 
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
-from astra_gym.ssl_core.utils.finite import not_finite, some
+from astra_gym.ssl_core.utils.finite import not_finite
+from astra_gym.ssl_core.utils.messages import few
 
 OURS_ALONE = ("mean", "std")
 """Buffers of a `TargetNetwork` that no layout has a name for: the input normalisation."""
@@ -96,7 +97,7 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
         raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
     state = network.state_dict()
     if bad := not_finite(state):
-        raise ValueError(f"the network's weights are not finite ({some(bad)}): there is nothing to export")
+        raise ValueError(f"the network's weights are not finite ({few(bad)}): there is nothing to export")
     return {
         theirs: state[ours].detach().cpu().clone()
         for ours, theirs in foreign_names(network, TORCHVISION, "backbone.").items()

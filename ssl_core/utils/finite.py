@@ -1,15 +1,12 @@
 """Whether numbers are finite, by name, and the error for where they are not."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-MOST = 3
-"""So many names are given in a message."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -63,9 +60,3 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor | float]]:
             yield name, float(value.min()) if math.isfinite(value.max()) else math.inf
     elif isinstance(value, float | np.floating):
         yield name, float(value)
-
-
-def some(names: Sequence[str], most: int = MOST) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from astra_gym.ssl_core.utils.finite import not_finite, some
+from astra_gym.ssl_core.utils.finite import not_finite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -43,9 +43,3 @@ def test_what_is_finite_is_not_named(fine: object) -> None:
 def test_nothing_is_changed_and_gradients_do_not_matter() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     assert not_finite({"weight": weight}) == [] and weight.grad_fn is None
-
-
-def test_some_of_many_names() -> None:
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some(list("abcde")) == "a, b, c and 2 more"
-    assert some(list("abcde"), 1) == "a and 4 more"
