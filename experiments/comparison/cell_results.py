@@ -122,7 +122,9 @@ def summarise(run: Path, arm: str | None = None) -> Cell:
     folder = RunFolder.open(run)
     try:
         return _summarise(folder, arm)
-    except (LookupError, TypeError, AttributeError, OSError) as error:
+    except OSError as error:
+        raise ValueError(f"{run} cannot be read: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise ValueError(f"{run} is damaged, a file of it does not hold what it should ({reason})") from error
 

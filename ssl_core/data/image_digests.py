@@ -133,6 +133,9 @@ class RunImages:
         """
         try:
             line, _, body = Path(path).read_bytes().partition(b"\n")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): make it readable") from error
+        try:
             head = json.loads(line)
             if (head["format"], head["schema"]) != (FORMAT, SCHEMA):
                 raise ValueError(f"it is of {head['format']!r} {head['schema']!r}, not {FORMAT!r} {SCHEMA}")
@@ -143,10 +146,9 @@ class RunImages:
             last = first + LENGTH * head["test"]
             train, test = ImageDigests(shape, body[:first]), ImageDigests(shape, body[first:last])
             return cls(train, test, body[last:], str(head["decoder"]))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except (ValueError, LookupError, TypeError) as error:
             raise ValueError(
-                f"{path} is damaged ({reason}): restore it, or remove it, and the run's images are no longer checked"
+                f"{path} is damaged ({error}): restore it, or remove it, and the run's images are no longer checked"
             ) from error
 
 

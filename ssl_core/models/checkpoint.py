@@ -79,18 +79,22 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
         device: where to put its tensors.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, damaged, foreign, or of another kind or schema.
+        CheckpointError: if the file is missing, unreadable, truncated, damaged, foreign, or of another kind or schema.
         ValueError: if there is no such device.
     """
     path, device = expanded(path), usable_device(device)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint")
         check_zip(path)
         payload = load_plain(path, device)
     except DamagedError as error:
         raise CheckpointError(str(error)) from error
-    except (ValueError, OSError) as error:
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
+    except ValueError as error:
         raise CheckpointError(
             f"{path}: truncated, or no checkpoint that loads with weights_only=True ({error})"
         ) from error

@@ -170,10 +170,13 @@ def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
 
 def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The file's state dict, and what our own export says beside it."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    # others do not seal what they write
-    check_zip(path, ours=False)
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        # others do not seal what they write
+        check_zip(path, ours=False)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
     try:
         payload = load_plain(path)
     except ValueError as error:

@@ -1,9 +1,14 @@
 """No flipped bit in a file that is read back goes unseen: refused with the file's name; in a log, reported with it."""
 
+import builtins
+import errno
+import io
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +164,27 @@ def test_damage_that_a_command_mends_by_itself_is_told(made: Path, tmp_path: Pat
     flip(evaluation / "evaluation.json", 8 * 200)
     [sentence] = EvaluationStore(evaluation).check_data("digits")
     assert "evaluation.json is damaged" in sentence and sentence.endswith("it is written anew")
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_damaged(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions would not do: the superuser reads everything."""
+    opened = io.open
+    for pattern, read in REFUSED.items():
+        path = sorted(made.glob(pattern))[0]
+
+        def denying(file: object, *given: Any, path: Path = path, **more: Any) -> Any:
+            if file in (path, str(path)):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return opened(file, *given, **more)
+
+        with monkeypatch.context() as patch:
+            for module in (io, builtins):
+                patch.setattr(module, "open", denying)
+            with pytest.raises((ValueError, OSError), match="Permission denied") as caught:
+                read(path)
+        # of decoded images, the folder that they are kept in
+        assert path.name in str(caught.value) or str(path.parent) in str(caught.value), pattern
+        assert not re.search("damaged|truncated", str(caught.value)), pattern
 
 
 def test_there_are_500_flips_and_no_file_of_a_run_is_left_out(made: Path) -> None:
