@@ -19,7 +19,7 @@ from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.utils.files import check_target
-from astra_gym.ssl_core.utils.messages import short
+from astra_gym.ssl_core.utils.messages import short, shown
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
 
@@ -51,7 +51,7 @@ def try_arms(arms: Sequence[Arm]) -> None:
         except Exception as error:
             # an agent of one's own may raise anything
             kind = "" if isinstance(error, ValueError | TrainedOnError) else f"{type(error).__name__}: "
-            raise ValueError(f"{kind}{error} (in the arm {arm.name!r})") from error
+            raise ValueError(f"{kind}{error} (in the arm {shown(arm.name)})") from error
 
 
 class Comparer:

@@ -13,6 +13,10 @@ from typing import Any
 from astra_gym.agents.external import is_dotted
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.utils.import_path import imports_checked
+from astra_gym.ssl_core.utils.messages import LIMIT, counted, shown
+
+ROOM = 80
+"""Characters that are left for what a caller adds to the error: the arm of a comparison."""
 
 
 def only_named(names: Collection[str | None], again: str) -> AbstractContextManager[None]:
@@ -20,15 +24,18 @@ def only_named(names: Collection[str | None], again: str) -> AbstractContextMana
 
     Args:
         names: dotted paths that the user has named.
-        again: the command that trusts the others, for the error.
+        again: the command that trusts the others, for the error; one too long for an error is said in words.
     """
 
     def check(what: str, path: str) -> None:
         if path not in names:
-            raise ValueError(
-                f"a file, and not this command line, names the {what} {path!r:.80}, whose import runs its code; if you "
-                f"trust it, type `{again}`"
+            said = (
+                f"a file, and not this command line, names the {what} {shown(path)}, whose import runs its code; if "
+                f"you trust it, type `{again}`"
             )
+            # half a command is none
+            whole = counted(said) <= LIMIT - ROOM
+            raise ValueError(said if whole else said.replace(f"type `{again}`", "repeat your command with --trust"))
 
     return imports_checked(check)
 

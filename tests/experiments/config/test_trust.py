@@ -67,6 +67,9 @@ def test_a_run_is_resumed_with_the_modules_that_its_user_names(run: Path, import
     line = refused(capsys, "--resume", str(run))
     assert f"names the agent {AGENT!r}, whose import runs its code" in line
     assert line.endswith(f"train_agent.py --resume {run} --trust`") and not imported()
+    # a command too long for an error is said in words: half of it would be another command
+    line = refused(capsys, "--config", str(run / "config.yaml"), "--run_dir", "x" * 200)
+    assert line.endswith("runs its code; if you trust it, repeat your command with --trust") and "`" not in line
     # another name is no excuse, nor is a file that repeats this one
     assert "it has hostile_agent:act" in refused(capsys, "--resume", str(run), "--agent", "other:act")
     (tmp_path / "same.yaml").write_text(f"agent: {AGENT}\n")
