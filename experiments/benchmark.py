@@ -56,6 +56,7 @@ from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
 from astra_gym.ssl_core.utils.files import check_target, resolved
+from astra_gym.ssl_core.utils.paths import check_place
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.stopping import status_of
 
@@ -125,8 +126,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         given.device = resolve_device(given.device)
         given.old = None if given.compare is None else _old(given.compare, given.quick)
         if given.profile is not None:
-            if given.profile.exists() and not given.profile.is_dir():
-                raise ValueError(f"--profile: {given.profile} is a file: expected a folder")
+            check_place(given.profile, "--profile")
             if not _writable(given.profile):
                 raise ValueError(f"--profile: {given.profile} cannot be written to: expected a folder that can be")
             for name in PROFILE:

@@ -27,6 +27,7 @@ from astra_gym.experiments.reports.comparison_report import read_runs, write_rep
 from astra_gym.experiments.reports.evaluation_report import evaluation_page
 from astra_gym.experiments.reports.page import write_page
 from astra_gym.ssl_core.safety.disk import disk_error
+from astra_gym.ssl_core.utils.paths import check_place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,8 @@ def _main(argv: list[str], ending: Ending) -> int:
         if given.out is None and len(given.paths) > 1:
             raise ValueError("several runs have no folder in common: say by --out DIR where the report goes")
         [first, *_] = given.paths
+        if given.out is not None:
+            check_place(given.out, "--out")
         ending.place = given.out or (first if first.is_dir() else first.parent)
         ending.kept, ending.stopped = (
             "the report is unfinished",

@@ -39,7 +39,7 @@ from astra_gym.ssl_core.safety.writers import sweep
 from astra_gym.ssl_core.safety.yaml_files import dump_yaml
 from astra_gym.ssl_core.utils.files import replacing, write_json
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.paths import check_folder, path_component
+from astra_gym.ssl_core.utils.paths import check_folder, check_place, path_component
 
 SCHEMA = 1
 """Of `comparison.yaml` and `state.json`."""
@@ -108,8 +108,7 @@ class ComparisonFolder:
             raise ValueError(
                 f"{self.path} has a comparison: go on with it by {shlex.join(['--resume', str(self.path)])}"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--dir: {self.path} is a file: expected a folder")
+        check_place(self.path, "--dir")
         adoptable = self.cells.is_dir() or self.results.is_file()
         if self.path.is_dir() and not adoptable and any(self._visible()):
             raise ValueError(

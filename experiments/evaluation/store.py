@@ -17,7 +17,7 @@ from astra_gym.ssl_core.safety.sealing import check_png, read_json
 from astra_gym.ssl_core.safety.writers import sweep
 from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, copy_file
+from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, check_place, copy_file
 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
@@ -89,8 +89,7 @@ class EvaluationStore:
             ValueError: if it is a run's or a comparison's, a part of it is a link or no folder, or a figure would
                 replace a file that no evaluation has drawn.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--out: {self.path} is a file: expected a folder")
+        check_place(self.path, "--out")
         if other := next((name for name in OTHERS if (self.path / name).exists()), None):
             raise ValueError(f"--out: {self.path} is not an evaluation's folder, it has a {other}: choose another")
         for name in ("parts", "classifiers", "states", "figures"):

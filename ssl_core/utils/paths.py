@@ -46,6 +46,18 @@ def check_folder(path: Path) -> None:
         raise ValueError(f"{path} is no folder: move it away")
 
 
+def check_place(path: Path, flag: str) -> None:
+    """Raises a ValueError if something is at a path that a user has named, and is neither a folder nor a link to one.
+
+    Args:
+        path: may be missing.
+        flag: by which it was named, for the error.
+    """
+    if os.path.lexists(path) and not path.is_dir():
+        what = "a link that leads to no folder" if path.is_symlink() else "a file"
+        raise ValueError(f"{flag}: {path} is {what}: expected a folder, or nothing")
+
+
 def open_to_append(path: Path) -> IO[str]:
     """Opens a text file to write at its end and to read; it is made where it is missing.
 

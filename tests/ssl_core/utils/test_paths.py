@@ -10,7 +10,15 @@ import pytest
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
-from astra_gym.ssl_core.utils.paths import LONGEST, OwnFiles, check_folder, copy_file, open_to_append, path_component
+from astra_gym.ssl_core.utils.paths import (
+    LONGEST,
+    OwnFiles,
+    check_folder,
+    check_place,
+    copy_file,
+    open_to_append,
+    path_component,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,18 @@ def test_a_link_where_the_temporary_file_goes_is_not_written_through(tmp_path: P
     (tmp_path / f".a.{os.getpid()}.json").symlink_to(victim)
     write_json(tmp_path / "a.json", {"a": 1})
     assert victim.read_text() == "mine" and read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_user_may_name_a_link_to_a_folder_but_none_to_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    for name, target in {"link": "there", "dangling": "nowhere", "astray": "file"}.items():
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for name in ("there", "nowhere", "link"):
+        check_place(tmp_path / name, "--out")
+    for name, what in {"file": "a file", "dangling": "a link that leads", "astray": "a link that leads"}.items():
+        with pytest.raises(ValueError, match=rf"--out: {tmp_path / name} is {what}.*: expected a folder, or nothing"):
+            check_place(tmp_path / name, "--out")
 
 
 def test_a_link_to_a_folder_is_no_folder(tmp_path: Path) -> None:
