@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from astra_gym.ssl_core.safety.disk import FolderLostError, disk_error, is_full, is_full_at
-from astra_gym.ssl_core.utils.files import expanded
 
 FULL = Path("/dev/full")
 
@@ -44,12 +43,3 @@ def test_only_a_disks_errors_are_recognised() -> None:
 
 def test_a_full_folder(tmp_path: Path) -> None:
     assert not is_full_at(tmp_path) and not is_full_at(tmp_path / "nowhere")
-
-
-def test_the_home_folder(monkeypatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert [str(expanded(path)) for path in ("~/x", "~", "x/~", Path("~/y"), "/z")] == [
-        *("/home/me/x", "/home/me", "x/~", "/home/me/y", "/z")
-    ]
-    with pytest.raises(ValueError, match="~nobody-has-this-name/x: there is no home folder for its beginning"):
-        expanded("~nobody-has-this-name/x")

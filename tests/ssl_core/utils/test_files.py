@@ -47,3 +47,12 @@ def test_paths_that_no_file_system_takes_and_links_in_a_circle_are_refused_at_on
     with pytest.raises(ValueError, match="lead in a circle"):
         resolved(tmp_path / "loop" / "a")
     assert resolved(tmp_path / "new" / ".." / "b") == tmp_path.resolve() / "b"
+
+
+def test_the_home_folder(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [str(expanded(path)) for path in ("~/x", "~", "x/~", Path("~/y"), "/z")] == [
+        *("/home/me/x", "/home/me", "x/~", "/home/me/y", "/z")
+    ]
+    with pytest.raises(ValueError, match="~nobody-has-this-name/x: there is no home folder for its beginning"):
+        expanded("~nobody-has-this-name/x")
