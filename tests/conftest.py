@@ -1,13 +1,22 @@
-"""What several test files share: one thread a process, and the real CIFAR-10 where it is at hand."""
+"""What several test files share: one thread a process, no folder left behind, the real CIFAR-10 where it is at hand."""
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sb3_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where a model of Stable-Baselines3 without a logger makes a folder, instead of in the system's temporary one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
 
 
 @pytest.fixture(scope="session")
