@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from astra_gym.experiments import train_agent
 from astra_gym.experiments.config.commands import COMMANDS
 from astra_gym.experiments.config.output import Output, surviving
+from astra_gym.ssl_core.models.checkpoint import load_checkpoint
 from astra_gym.ssl_core.utils.provenance import ROOT
 
 
@@ -115,3 +117,12 @@ def test_the_help_of_every_command_survives_its_reader(monkeypatch, name: str) -
         monkeypatch.setattr(sys, "stdout", stream)
         main(["--help"])
     assert caught.value.code == 0
+
+
+def test_a_run_whose_reader_goes_away_is_made_to_its_end(tmp_path: Path, monkeypatch) -> None:
+    tiny = "--limit=12 --test_limit=8 --batch_size=4 --image_size=8 --width=2 --projector_hidden=4 --projector_dim=4"
+    with pipe_without_a_reader() as out, pipe_without_a_reader() as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert train_agent.main([*tiny.split(), "--epochs=2", "--evaluate=false", f"--run_dir={tmp_path / 'run'}"]) == 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt", "run")["step"] == 6
