@@ -290,8 +290,11 @@ class WorldSettings(DataSettings):
                 "pairs, which chunks need: take 1, or --recompute true to save memory"
             )
         if not self.drop_last and (method.free or self.coreset != "none"):
-            what = f"the method {self.method} carries an attack over" if method.free else "a coreset is made of full"
-            raise ValueError(f"drop_last is false, but {what} batches of one size: leave it out")
+            what = f"the method {self.method} carries an attack over batches of one size"
+            what = what if method.free else "a coreset is made of full batches"
+            raise ValueError(f"drop_last is false, but {what}: leave it out")
+        if not self.drop_last and self.update_chunks > 1:
+            raise ValueError(f"drop_last is false and update_chunks is {self.update_chunks}: give one of them")
         if self.coreset == "rcs":
             lacks = {
                 f"the method {self.method} has no attack": not method.attacks,

@@ -205,8 +205,21 @@ def base_arms(
     names = [arm.name for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")
+    arms = _of_equal_epochs(arms, trust, again)
     _check_same_test(arms)
     return arms
+
+
+def _of_equal_epochs(arms: Sequence[Arm], trust: bool | None, again: str | None) -> list[Arm]:
+    """The arms; where some of a method and preset leave the last, smaller batch out, all do: else those of agents that
+    learn nothing would make more updates in an epoch. An arm that is given `--drop_last` keeps it."""
+    without_last = {_world(arm) for arm in arms if arm.settings["drop_last"]}
+    made = []
+    for arm in arms:
+        if not arm.settings["drop_last"] and _world(arm) in without_last and "--drop_last" not in map(_name, arm.flags):
+            arm = make_arm(arm.label, [*arm.flags, "--drop_last=true"], arm.seeds, arm.suffix, trust, again)
+        made.append(arm)
+    return made
 
 
 def _check_same_test(arms: Sequence[Arm]) -> None:

@@ -4,12 +4,16 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from astra_gym.agents.controls import FixedAgent
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS
 from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.sb3_env import Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
 from tests.helpers.states import same
@@ -46,6 +50,55 @@ def test_twenty_plays_of_the_paper_s_agent_are_22_attacks_and_resume_exactly_bet
         agent_again.load_state_dict(kept[play][1])
         agent_again.learn((20 - play) * env.num_envs, reset_num_timesteps=False)
         assert same(env.state_dict(), env_again.state_dict()) and same(agent.state_dict(), agent_again.state_dict())
+
+
+@pytest.mark.parametrize("kind", [TorchViewEnv, TorchBatchEnv])
+def test_without_drop_last_the_last_batch_is_trained_on_as_it_is(
+    tiny: dict[str, Any], kind: type[TorchViewEnv | TorchBatchEnv]
+) -> None:
+    def make() -> tuple[TorchViewEnv | TorchBatchEnv, FixedAgent]:
+        env = kind(AttackEngine(WorldSettings(**tiny, method="acl", drop_last=False), seed=3))
+        return env, FixedAgent(env, env.table.encode(env.engine.method.budget_at(0)))
+
+    env, agent = make()
+    views, losses, kept = [], [], {}
+
+    def note(local: Any, _: Any) -> bool:
+        record = env.engine.last
+        views.append(len(record.views))
+        losses.append(record.losses["clean"])
+        kept[record.step] = copy.deepcopy((env.state_dict(), agent.state_dict()))
+        return True
+
+    @torch.no_grad()
+    def clean_loss() -> float:
+        """NT-Xent of all views in train mode, before the update: the positive among all others but oneself."""
+        learner = copy.deepcopy(env.engine.learner)
+        learner.network.train()
+        z = nn.functional.normalize(learner.network(env.engine.views, "normal").embeddings, dim=1)
+        scores = (z @ z.T / 0.5).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+        return float(nn.functional.cross_entropy(scores, torch.arange(len(z)) ^ 1))
+
+    # 14 images in batches of 4
+    assert (env.engine.steps_per_epoch, env.engine.planned_updates) == (4, 12)
+    agent.learn(3 * agent.n_envs, callback=note)
+    expected = clean_loss()
+    agent.learn(9 * agent.n_envs, callback=note, reset_num_timesteps=False)
+    assert views == [8, 8, 8, 4] * 3
+    assert losses[3] == pytest.approx(expected, rel=1e-5)
+    for step in (3, 4, 7):
+        env_again, agent_again = make()
+        env_again.load_state_dict(kept[step][0])
+        agent_again.load_state_dict(kept[step][1])
+        agent_again.learn((12 - step) * agent.n_envs, reset_num_timesteps=False)
+        assert same(env.state_dict(), env_again.state_dict()) and same(agent.state_dict(), agent_again.state_dict())
+
+
+@pytest.mark.parametrize("kind", [gymnasium.make_vec, Sb3ViewVecEnv])
+def test_an_environment_of_views_refuses_batches_of_two_sizes(tiny: dict[str, Any], kind: Any) -> None:
+    first = ("ASTrA/ViewAttack-v0",) if kind is gymnasium.make_vec else ()
+    with pytest.raises(ValueError, match=r"drop_last is false.*take the batch environment"):
+        kind(*first, **tiny, drop_last=False)
 
 
 @pytest.mark.parametrize("method", ["astra", "taro"])

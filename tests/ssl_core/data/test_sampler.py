@@ -20,14 +20,24 @@ def test_an_epoch_is_a_permutation_without_its_incomplete_end() -> None:
     assert ((left_out - 20).abs() < 5 * (200 * 0.09) ** 0.5).all()
 
 
+def test_without_drop_last_an_epoch_ends_with_what_is_left() -> None:
+    sampler = BatchSampler(10, 4, torch.Generator().manual_seed(0), drop_last=False)
+    assert sampler.steps_per_epoch == 3
+    for _ in range(2):
+        batches = [sampler.next() for _ in range(3)]
+        assert [len(batch) for batch in batches] == [4, 4, 2] and len(torch.cat(batches).unique()) == 10
+    assert BatchSampler(8, 4, torch.Generator(), drop_last=False).steps_per_epoch == 2
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("taken", [0, 1, 4, 5, 7])
-def test_a_sampler_goes_on_where_it_was(taken: int, tmp_path: Path) -> None:
-    sampler = BatchSampler(23, 5, torch.Generator().manual_seed(3))
+def test_a_sampler_goes_on_where_it_was(taken: int, drop_last: bool, tmp_path: Path) -> None:
+    sampler = BatchSampler(23, 5, torch.Generator().manual_seed(3), drop_last=drop_last)
     for _ in range(taken):
         sampler.next()
     torch.save(sampler.state_dict(), tmp_path / "sampler.pt")
     expected = [sampler.next() for _ in range(12)]
-    other = BatchSampler(23, 5, torch.Generator().manual_seed(99))
+    other = BatchSampler(23, 5, torch.Generator().manual_seed(99), drop_last=drop_last)
     other.next()
     other.load_state_dict(torch.load(tmp_path / "sampler.pt", weights_only=True))
     assert all(torch.equal(other.next(), batch) for batch in expected)
