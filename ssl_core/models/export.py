@@ -30,16 +30,19 @@ DUAL_NORM = Layout(("conv", "bn"), ".bn_list.{index}")
 """ACL's, which DynACL and ASTrA took over: a list of batch norms, `normal` first and `pgd` second."""
 
 
-def foreign_names(network: TargetNetwork, layout: Layout, part: str = "") -> dict[str, str]:
-    """The layout's name for every entry of the network's state dict (whose name begins with `part`) but the input
-    normalisation.
+def foreign_names(network: TargetNetwork, layout: Layout, projector: bool = True) -> dict[str, str]:
+    """The layout's name for every entry of the network's state dict but the input normalisation and, unless it is
+    wanted, the projector.
 
-    The ACL family has its projector where a classifier would be: `fc.fc1`, `fc.bn1` and so on. In a layout without a
-    place for routes, the batch norms of all routes get the same name.
+    Where a classifier would be, `fc`, the ACL family has its projector (`fc.fc1`, `fc.bn1` and so on), and a neck gets
+    the names of `Sequential(Linear, BatchNorm1d, ReLU)`. In a layout without a place for routes, the batch norms of all
+    routes get the same name.
     """
     counts = ARCHITECTURES[cast(str, network.arguments["arch"])][1]
     places = [f"layer{stage}.{index}" for stage, count in enumerate(counts, 1) for index in range(count)]
-    names = [name for name in network.state_dict() if name not in OURS_ALONE and name.startswith(part)]
+    names = [name for name in network.state_dict() if name not in OURS_ALONE]
+    if not projector:
+        names = [name for name in names if not name.startswith("projector.")]
     return {name: _translated(name, layout, network.routes, places) for name in names}
 
 
@@ -51,6 +54,8 @@ def _translated(name: str, layout: Layout, routes: Sequence[str], places: Sequen
             return f"{places[int(block)]}.conv{int(part) + 1}.{leaf}"
         case ["backbone", "blocks", block, "shortcut", "conv", leaf]:
             return f"{places[int(block)]}.downsample.{layout.shortcut[0]}.{leaf}"
+        case ["neck", "linears", "0", leaf]:
+            return f"fc.0.{leaf}"
         case ["projector", "linears", part, leaf]:
             return f"fc.fc{int(part) + 1}.{leaf}"
         case [*owner, "by_route", route, leaf]:
@@ -67,6 +72,8 @@ def _norm(owner: Sequence[str], layout: Layout, places: Sequence[str]) -> str:
             return f"{places[int(block)]}.bn{int(part) + 1}"
         case ["backbone", "blocks", block, "shortcut", "norm"]:
             return f"{places[int(block)]}.downsample.{layout.shortcut[1]}"
+        case ["neck", "norms", "0"]:
+            return "fc.1"
         case ["projector", "norms", part]:
             return f"fc.bn{int(part) + 1}"
     raise ValueError(f"no other layout has a name for {'.'.join(owner)}")
@@ -75,31 +82,23 @@ def _norm(owner: Sequence[str], layout: Layout, places: Sequence[str]) -> str:
 def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
     """The encoder's weights, with the batch norms of one route, as torchvision's ResNets name and shape them.
 
-    `torchvision.models.resnet18`, `resnet34` and `resnet50` of width 64 (and `ResNet(BasicBlock, [1, 1, 1, 1])` for
-    resnet10) load it with `strict=True` once `model.fc = torch.nn.Identity()`; a network of the stem `cifar` also wants
-    `model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)` and `model.maxpool = torch.nn.Identity()`. The
-    model then gives the same features from images normalised by the network's mean and standard deviation, which are no
-    part of a state dict: keep them beside it. torchvision has no models of other widths. The projector is left out.
+    A `torchvision.models.ResNet` of the same layers loads it with `strict=True`; its `fc` is the neck if there is one,
+    else `Identity`. `export_encoder.py` prints the code that builds it. The model gives the same features from images
+    normalised by the network's mean and standard deviation, which are no part of a state dict: keep them beside it. The
+    projector is left out.
 
     Returns:
         Copies of the tensors, on the CPU.
 
     Raises:
-        ValueError: if the network has no such route, its features come from a layer that these models lack, or its
-            weights are not finite.
+        ValueError: if the network has no such route, or its weights are not finite.
     """
-    if network.feature_dim != network.backbone.feature_dim:
-        raise ValueError(
-            f"the encoder has a neck of {network.feature_dim} features behind its ResNet (EMP-SSL), which "
-            "torchvision's models lack: load it by astra_gym.ssl_core.models.checkpoint.load_network"
-        )
-    if route not in network.routes:
-        raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
+    network.check_route(route)
     state = network.state_dict()
     if bad := not_finite(state):
         raise ValueError(f"the network's weights are not finite ({few(bad)}): there is nothing to export")
     return {
         theirs: state[ours].detach().cpu().clone()
-        for ours, theirs in foreign_names(network, TORCHVISION, "backbone.").items()
+        for ours, theirs in foreign_names(network, TORCHVISION, projector=False).items()
         if ".by_route." not in ours or f".by_route.{route}." in ours
     }

@@ -99,8 +99,9 @@ def load_foreign(
 
     Architecture and width follow from the shapes. So does the stem where it is certain: 7x7 is ImageNet's (stride 2,
     max-pooling), 3x3 is CIFAR's (stride 1, padding 1, no pooling) in the ACL family, whose code says so; any other 3x3
-    needs `stem`, since strides, padding and pooling are in no state dict (DeACL and DAQ-SDP pad by 2: those are other
-    networks, and `TargetNetwork` cannot hold them). The family keeps its input normalisation in the file.
+    needs `stem`, since strides, padding and pooling are in no state dict (`cifar-padded` for DeACL and DAQ-SDP, which
+    pad by 2). The family keeps its input normalisation in the file. What `save_encoder` wrote says all of this itself,
+    and its `fc` is the neck.
 
     What the state dict of an ordinary ResNet cannot show is assumed, and a note names it (`ASSUMED`). Refused is what
     can be seen: a name (`arch`, `model`) or an option beside the state dict that says otherwise, the convolutions of a
@@ -138,16 +139,16 @@ def load_foreign(
     stem = _stem(state["conv1.weight"], format, stem, said.get("stem"), notes)
     usual = format in FAMILY or stem == "imagenet"
     mean, std = _normalisation(_said_normalisation(state, said), mean, std, usual, notes)
-    sizes = _projector(state, notes)
+    # what we wrote has no projector, and a neck in its place
+    neck = state.get("fc.0.weight", torch.empty(0)).shape[:1].numel() if said else 0
+    sizes = _projector({} if said else state, notes)
     arguments: dict[str, Any] = {"arch": _architecture(state), "width": len(state["conv1.weight"]), "stem": stem}
-    arguments |= {"routes": routes, "mean": mean, "std": std, **(sizes or {})}
+    arguments |= {"routes": routes, "mean": mean, "std": std, "neck": neck, **(sizes or {})}
     with torch.random.fork_rng(devices=[]):
         network = TargetNetwork(**arguments)
     for parameter in network.projector.parameters():
         nn.init.zeros_(parameter)
-    names = foreign_names(network, DUAL_NORM if dual else TORCHVISION)
-    if sizes is None:
-        names = {ours: theirs for ours, theirs in names.items() if ours.startswith("backbone.")}
+    names = foreign_names(network, DUAL_NORM if dual else TORCHVISION, projector=sizes is not None)
     _fill(network, names, state, notes)
     network.to(usable_device(device)).eval().checks_images = True
     return Foreign(network, chosen, notes, sizes is not None)
@@ -161,7 +162,7 @@ def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
     network that it comes from (`astra_gym.ssl_core.utils.hashing.digest`).
 
     Raises:
-        ValueError: if the network has no such route.
+        ValueError: if the network has no such route, or its weights are not finite.
     """
     built = {name: network.arguments[name] for name in ("arch", "width", "stem", "mean", "std", "precision")}
     made = {"route": route, "feature_dim": network.feature_dim, "source_digest": digest(network)}
@@ -274,6 +275,8 @@ def _stem(kernel: Tensor, format: str, given: str | None, said: str | None, note
         raise ValueError(f"conv1.weight is {tuple(kernel.shape)}: expected (width, 3, 3, 3) or (width, 3, 7, 7)")
     if given is not None:
         pick(given, STEMS, "stem")
+        if said not in (None, given):
+            raise ValueError(f"stem is given as {given}, but the file says {shown(said)}: leave it out")
     for stem in (given, said):
         if stem is not None and stem != fits:
             raise ValueError(f"stem {stem} ({STEMS[stem]}) is asked for, but the first convolution is {fits}'s")

@@ -1,9 +1,13 @@
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, torchvision_state
+from astra_gym.ssl_core.models.foreign import load_foreign, save_encoder
 from astra_gym.ssl_core.models.target_network import build_network
+from astra_gym.ssl_core.utils.hashing import digest
 from tests.helpers.plain_networks import agree, generator, images, normalised, ordinary, randomise
 
 
@@ -42,7 +46,7 @@ def test_what_is_written_is_a_copy() -> None:
 
 
 def test_every_name_of_ours_has_one_of_theirs() -> None:
-    network = build_network(generator(), arch="resnet50", width=4)
+    network = build_network(generator(), arch="resnet50", width=4, neck=8)
     names = foreign_names(network, DUAL_NORM)
     assert set(names) == set(network.state_dict()) - {"mean", "std"}
     assert len(set(names.values())) == len(names)
@@ -54,3 +58,32 @@ def test_weights_that_are_not_finite_are_not_exported(name: str) -> None:
     network.state_dict()[name].view(-1)[1] = float("inf")
     with pytest.raises(ValueError, match=rf"weights are not finite \({name}\)"):
         torchvision_state(network, "normal")
+
+
+@pytest.mark.parametrize("stem, neck", [("cifar", 0), ("cifar-padded", 12), ("imagenet", 0)])
+def test_a_saved_encoder_is_read_back_and_says_what_a_state_dict_cannot(tmp_path, stem, neck) -> None:
+    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    network = randomise(build_network(generator(), arch="resnet18", width=4, stem=stem, neck=neck, **given))
+    path = save_encoder(tmp_path / "encoder.pt", network, "pgd")
+    held = torch.load(path, weights_only=True)
+    assert (held["arch"], held["width"], held["stem"], held["route"]) == ("resnet18", 4, stem, "pgd")
+    assert (held["feature_dim"], held["source_digest"]) == (neck or 32, digest(network))
+    foreign = load_foreign(path, format="torchvision")
+    assert foreign.route == "pgd" and foreign.network.routes == ("pgd",) and not foreign.projector
+    expected = network.features(images().float(), "pgd")
+    assert torch.equal(foreign.network.features(images().float(), "pgd"), expected)
+    assert not torch.equal(network.features(images().float(), "normal"), expected)
+    assert load_foreign(path, format="torchvision", stem=stem, route="pgd", **given).route == "pgd"
+    other = "cifar" if stem == "cifar-padded" else "cifar-padded"
+    for contradiction, said in (
+        ({"route": "normal"}, "the file has no route 'normal'"),
+        ({"stem": "stl"}, "unknown stem 'stl'"),
+        ({"stem": other}, f"stem is given as {other}, but the file says '{stem}': leave it out"),
+        ({"mean": (0, 0, 0), "std": (1, 1, 1)}, "but the file says"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            load_foreign(path, format="torchvision", **contradiction)
+    held["state_dict"]["fc.0.weight"] = torch.tensor(1.0)
+    torch.save(held, path)
+    with pytest.raises(ValueError, match=r"of another shape: fc\.0\.weight \(\)"):
+        load_foreign(path, format="torchvision")

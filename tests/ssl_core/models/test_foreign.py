@@ -8,9 +8,9 @@ from torch import nn
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
 from astra_gym.ssl_core.models.export import torchvision_state
 from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign, save_encoder
-from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, build_network
+from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.helpers.plain_networks import Family, Momentum, agree, generator, images, normalised, ordinary, randomise
+from tests.helpers.plain_networks import Family, Momentum, agree, images, normalised, ordinary, randomise
 
 ASKED = {"stem": "cifar", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -374,25 +374,6 @@ def test_options_in_a_checkpoint_are_data_and_are_trusted_no_further(tmp_path) -
     foreign = load_foreign(saved(tmp_path, payload), format="torchvision", **ASKED)
     assert "left out of the file: args" in foreign.notes
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
-
-
-@pytest.mark.parametrize("stem", ["cifar", "cifar-padded", "imagenet"])
-def test_a_saved_encoder_is_read_back_and_says_what_a_state_dict_cannot(tmp_path, stem) -> None:
-    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    network = randomise(build_network(generator(), arch="resnet18", width=4, stem=stem, **given))
-    path = save_encoder(tmp_path / "encoder.pt", network, "pgd")
-    held = torch.load(path, weights_only=True)
-    assert (held["arch"], held["width"], held["stem"], held["route"]) == ("resnet18", 4, stem, "pgd")
-    assert (held["feature_dim"], held["source_digest"]) == (32, digest(network))
-    foreign = load_foreign(path, format="torchvision")
-    assert foreign.route == "pgd" and foreign.network.routes == ("pgd",) and not foreign.projector
-    expected = network.features(images().float(), "pgd")
-    assert torch.equal(foreign.network.features(images().float(), "pgd"), expected)
-    assert not torch.equal(network.features(images().float(), "normal"), expected)
-    assert load_foreign(path, format="torchvision", stem=stem, route="pgd", **given).route == "pgd"
-    for contradiction in ({"route": "normal"}, {"stem": "stl"}, {"mean": (0, 0, 0), "std": (1, 1, 1)}):
-        with pytest.raises(ValueError):
-            load_foreign(path, format="torchvision", **contradiction)
 
 
 def test_every_format_is_described() -> None:
