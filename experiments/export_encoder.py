@@ -1,17 +1,17 @@
 """Write the encoder of a run as a file that other programs load.
 
-python experiments/export_encoder.py runs/NAME --out FILE.pt                # torchvision's names, the robust route
+python experiments/export_encoder.py runs/NAME --out FILE.pt                # for torchvision, the robust route
 python experiments/export_encoder.py runs/NAME/checkpoints/best.pt --out FILE.pt --route normal
 python experiments/export_encoder.py runs/NAME --out FILE.pt --layout ours  # all routes and the projector
 
 The file holds plain tensors and values (it loads with weights_only=True), the input normalisation beside the weights.
+The code that is printed turns images into features; for torchvision's names it needs torch and torchvision alone.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
@@ -30,32 +30,24 @@ from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.hashing import digest
 
 LAYOUTS = {
-    "torchvision": "names and shapes of torchvision's ResNets, one route, no projector",
+    "torchvision": "names and shapes of torchvision's ResNets, one route, the neck if any as fc, no projector",
     "ours": "the whole network as this project's commands read it, without the rest of the run",
 }
-CONV1 = "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)\nmodel.maxpool = torch.nn.Identity()\n"
-WITH_TORCHVISION = """\
+TORCHVISION = """\
 import torch
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+from torchvision.models.resnet import {block}, ResNet
 
 saved = torch.load({path!r}, weights_only=True)
-model = ResNet({block}, {counts})
-{stem}model.fc = torch.nn.Identity()
+{model}
 model.load_state_dict(saved["state_dict"])
 model.eval()
 mean, std = (torch.tensor(saved[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-# images (n, 3, h, w) in [0, 1]
+# images: float32 (n, 3, h, w) in [0, 1]; features: (n, {features})
 features = model((images - mean) / std)
 """
-WITHOUT = """\
-# torchvision has no ResNet of width {width}: this project reads it
-from astra_gym.ssl_core.models.foreign import load_foreign
-
-encoder = load_foreign({path!r}, format="torchvision")
-# images (n, 3, h, w) in [0, 1]
-features = encoder.network.features(images, encoder.route)
-"""
 OURS = """\
+# with this project installed
 from astra_gym.ssl_core.models.checkpoint import load_network
 
 network, route = load_network({path!r})
@@ -81,8 +73,7 @@ def export(source: Path, out: Path, route: str | None, layout: str, force: bool)
     """
     network, evaluated = load_network(source)
     route = route or evaluated
-    if route not in network.routes:
-        raise ValueError(f"the network has no route {route!r}: it has {', '.join(network.routes)}")
+    network.check_route(route)
     checkpoints = source / "checkpoints" if source.is_dir() else source.parent
     if any(out.exists() and file.exists() and out.samefile(file) for file in (source, checkpoints / "last.pt")):
         raise ValueError(f"{out} is what is exported: name another file")
@@ -103,16 +94,34 @@ def export(source: Path, out: Path, route: str | None, layout: str, force: bool)
 
 
 def recipe(network: TargetNetwork, out: Path, layout: str) -> str:
-    """Python that loads the file and turns `images` into `features`."""
+    """Python that loads the file and turns `images` into `features`, by torchvision or, for the layout `ours`, by this
+    project."""
     if layout == "ours":
         return OURS.format(path=str(out))
-    width, stem = network.arguments["width"], network.arguments["stem"]
-    if width != 64:
-        return WITHOUT.format(path=str(out), width=width)
-    kind, counts = ARCHITECTURES[cast(str, network.arguments["arch"])]
+    kind, counts = ARCHITECTURES[network.arguments["arch"]]
     block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[kind]
-    changes = CONV1 if stem == "cifar" else ""
-    return WITH_TORCHVISION.format(path=str(out), block=block, counts=list(counts), stem=changes)
+    model = "\n".join(_model(network, block, counts))
+    return TORCHVISION.format(path=str(out), block=block, model=model, features=network.feature_dim)
+
+
+def _model(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterator[str]:
+    """Lines that build torchvision's ResNet and replace the layers in which this network differs from it."""
+    width, backbone, neck = network.arguments["width"], network.backbone, network.neck
+    yield f"model = ResNet({block}, {list(counts)})"
+    if width != 64 or backbone.pool is None:
+        yield f"model.conv1 = nn.{backbone.conv}"
+    if backbone.pool is None:
+        yield "model.maxpool = nn.Identity()"
+    if width != 64:
+        yield f"model.bn1 = nn.BatchNorm2d({width})"
+        yield f"model.inplanes = {width}"
+        for stage, count in enumerate(counts):
+            stride = ", stride=2" if stage else ""
+            yield f"model.layer{stage + 1} = model._make_layer({block}, {width * 2**stage}, {count}{stride})"
+    if neck is None:
+        yield "model.fc = nn.Identity()"
+    else:
+        yield f"model.fc = nn.Sequential(nn.{neck.linears[0]}, nn.BatchNorm1d({neck.outputs}), nn.ReLU())"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

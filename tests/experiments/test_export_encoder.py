@@ -1,27 +1,52 @@
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from astra_gym.experiments.config.settings import PRESETS, Settings
 from astra_gym.experiments.export_encoder import main
+from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.utils.hashing import digest
+from tests.helpers.plain_networks import randomise
+
+ALONE = """
+import json, sys
+# what a process without this project has
+sys.modules["astra_gym"] = None
+import torch
+
+jobs, file = json.loads(sys.stdin.read())
+features = {}
+for name, (code, side) in jobs.items():
+    names = {"images": torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))}
+    with torch.no_grad():
+        exec(code, names)
+    features[name] = names["features"]
+torch.save(features, file)
+"""
+"""Follows the printed code of every job, and saves the features that it makes."""
 
 
-def images() -> torch.Tensor:
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+def images(side: int = 16) -> torch.Tensor:
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def written(folder: Path, **arguments: object) -> TargetNetwork:
     """A run folder with a checkpoint of a network whose routes differ; returns the network."""
     built = {"arch": "resnet10", "width": 4, "projector_hidden": 8, "projector_dim": 8, **arguments}
-    network = build_network(torch.Generator().manual_seed(0), **built).train()
-    for route in network.routes:
-        network(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(len(route))), route)
+    network = randomise(build_network(torch.Generator().manual_seed(0), **built))
     (folder / "checkpoints").mkdir(parents=True)
-    payload = {"network": describe_network(network.eval()), "evaluation_route": "pgd"}
+    payload = {"network": describe_network(network), "evaluation_route": "pgd"}
     save_checkpoint(folder / "checkpoints" / "last.pt", "run", payload)
     return network
 
@@ -53,16 +78,48 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one - other).abs().max() <= 1e-6 * other.abs().max()) and other.std() > 1e-3
 
 
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_the_printed_recipe_loads_the_file_into_torchvisions_network(tmp_path, capsys, stem) -> None:
-    network = written(tmp_path / "mine", width=64, stem=stem, mean=(0.1, 0.2, 0.3))
-    out = tmp_path / "new" / "encoder.pt"
-    assert main([str(tmp_path / "mine"), f"--out={out}"]) == 0
-    said = capsys.readouterr().out
-    assert said.splitlines()[0] == f"encoder: {out}: resnet10, width 64, stem {stem}, route pgd"
-    assert near(followed(said), network.features(images(), "pgd"))
-    assert not near(network.features(images(), "normal"), network.features(images(), "pgd"))
-    assert [file.name for file in out.parent.iterdir()] == ["encoder.pt"]
+def encoders() -> Iterator[dict[str, Any]]:
+    """What an encoder is built from: as each preset says for each method, and in ways that no preset has."""
+    names = ("stem", "arch", "width", "neck")
+    for preset, method in itertools.product(PRESETS, METHODS):
+        if PRESETS[preset].get("method", method) == method:
+            teacher = {"teacher": "runs/teacher"} if "teacher" in METHODS[method].others else {}
+            settings = Settings.from_preset(preset, method=method, **teacher)
+            yield {name: getattr(settings, name) for name in names}
+    others = [
+        ("imagenet", "resnet18", 64, 0),
+        ("imagenet", "resnet10", 16, 0),
+        ("imagenet", "resnet50", 4, 24),
+        ("cifar-padded", "resnet50", 4, 0),
+        ("cifar-padded", "resnet10", 4, 24),
+        ("cifar", "resnet34", 4, 24),
+    ]
+    yield from (dict(zip(names, other, strict=True)) for other in others)
+
+
+def test_the_printed_code_needs_torch_and_torchvision_alone_whatever_the_encoder(tmp_path, capsys) -> None:
+    jobs, expected = {}, {}
+    for built in encoders():
+        name = "{arch}, width {width}, stem {stem}, neck {neck}".format(**built)
+        if name in jobs:
+            continue
+        run, out, side = tmp_path / name, tmp_path / "new" / f"{name}.pt", 48 if built["stem"] == "imagenet" else 16
+        network = written(run, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), **built)
+        assert main([str(run), f"--out={out}"]) == 0
+        said, _, code = capsys.readouterr().out.partition("\n\n")
+        assert said == f"encoder: {out}: {name.rpartition(',')[0]}, route pgd"
+        jobs[name], expected[name] = (code, side), network.features(images(side), "pgd").detach()
+        foreign = load_foreign(out, format="torchvision")
+        assert torch.equal(foreign.network.features(images(side), foreign.route), expected[name])
+        assert not near(network.features(images(side), "normal"), expected[name])
+        # hundreds of megabytes in all
+        shutil.rmtree(run)
+    command = [sys.executable, "-I", "-c", ALONE]
+    subprocess.run(command, input=json.dumps((jobs, f"{tmp_path}/features.pt")), cwd=tmp_path, text=True, check=True)
+    found = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert [name for name in jobs if not near(found[name], expected[name])] == []
+    assert {file.stem for file in (tmp_path / "new").iterdir()} == set(jobs)
+    shutil.rmtree(tmp_path / "new")
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "ours"])
@@ -71,7 +128,7 @@ def test_the_other_recipes_work_too(run, tmp_path, capsys, layout) -> None:
     out = tmp_path / "encoder.pt"
     assert main([str(source), f"--out={out}", f"--layout={layout}", "--route=normal"]) == 0
     network, _ = load_network(source)
-    assert torch.equal(followed(capsys.readouterr().out), network.features(images(), "normal"))
+    assert near(followed(capsys.readouterr().out), network.features(images(), "normal"))
     assert torch.load(out, weights_only=True)["source_digest"] == digest(network)
 
 
