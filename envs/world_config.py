@@ -54,7 +54,7 @@ class WorldSettings(DataSettings):
         optimizer: `lars` (ACL's), `lars-excluded` (BYOL's), `lars-emp` (EMP-SSL's), `lars-torchlars` (RoCL's), `sgd`,
             `sgd-classic` (without Nesterov's momentum) or `adamw`.
         lr: the target network's peak learning rate; None: the optimiser's usual one (5.0 for lars, 0.3 for sgd, 0.003
-            for adamw; `PEAK_LR`).
+            for adamw; `astra_gym.ssl_core.training.optim.PEAK_LR`).
         weight_decay: the target network's weight decay.
         warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
         warmup_start: share of the peak learning rate that the warm-up begins with; None: 0, or with a rate by the epoch

@@ -4,7 +4,6 @@ The table has the authors' own settings from notes on their released codes, whos
 recipes: what is compared with it is what a run is built from. What the notes do not say is None.
 """
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +14,12 @@ import torch
 from torch import nn
 
 from astra_gym.envs.builders import build_learner, make_schedule
-from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.methods.emp import EMPSSL
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
 from astra_gym.ssl_core.models.projectors import Projector
 from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network
-from astra_gym.ssl_core.training.coreset import CoresetSettings
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import LARS, WrappedLARS
 from astra_gym.ssl_core.transforms.views import draw_strong, draw_weak
@@ -392,27 +389,3 @@ def test_astras_run_is_paid_as_released() -> None:
     assert paid == (pytest.approx(1 / 3), pytest.approx(1 / 3), 0)
     assert (settings.agent, settings.reward_scope, settings.seed) == ("reinforce-paper", "batch", 3407)
     assert (settings.reward_cost, settings.reward_lookahead, settings.reward_progress) == (0, 0, 0)
-
-
-def test_a_coresets_epochs_are_the_released_ones_in_proportion() -> None:
-    # section 9: the first 100 of 1000 epochs on all data, then a selection every 20
-    settings = WorldSettings(method="acl", coreset="rcs", epochs=1000)
-    assert settings.coreset_epochs == (100, 20)
-    plan = settings.make_plan(100)
-    assert (plan.steps_in(99), plan.steps_in(100)) == (100, 20)
-    expected = {1: (1, 1), 10: (1, 1), 11: (2, 1), 99: (10, 1), 100: (10, 2), 149: (15, 2), 150: (15, 3)}
-    assert {epochs: WorldSettings(epochs=epochs).coreset_epochs for epochs in expected} == expected
-    for epochs in range(1, 100):
-        first, every = WorldSettings(epochs=epochs).coreset_epochs
-        assert first == max(1, math.ceil(epochs / 10)) and every == 1
-    # what is given wins, each for itself
-    assert replace(settings, coreset_warmup=0).coreset_epochs == (0, 20)
-    assert replace(settings, coreset_every=7).coreset_epochs == (100, 7)
-
-
-def test_a_coreset_is_chosen_as_released() -> None:
-    chosen = CoresetSettings(batches=1)
-    assert (chosen.kind, chosen.divergence, chosen.lr, chosen.steps) == ("rcs", "kl", 0.01, 3)
-    # KL of scaled values without a softmax; gradients of weights only
-    assert (chosen.form, chosen.biases) == ("released", False)
-    assert (chosen.epsilon, chosen.step_size) == pytest.approx((8 / 255, 10 / 3 / 255))
