@@ -1,5 +1,7 @@
-"""The tables of a comparison of methods: what each reaches with its own budget, and what a learned strategy adds."""
+"""The tables of a comparison of methods: what each reaches with its own budget, what a learned strategy adds, and a
+coreset that is chosen."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +12,7 @@ from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, at, parts, percent_text, points_text
 from astra_gym.experiments.reports.markup import MISSING, Entry, Table
 from astra_gym.experiments.stats import COMPUTE, paired
+from astra_gym.ssl_core.training.coreset import SELECTIONS
 
 FLOOR = "simclr"
 """The method without an attack that all others are measured by."""
@@ -113,3 +116,28 @@ def strategies_table(comparison: ComparisonResult) -> Table:
     )
     columns = ["method", "agent", "attack steps", "at", "seeds", *(f"minus {name}" for name in references)]
     return Table("Strategies", note, columns, rows)
+
+
+def coresets_table(comparison: ComparisonResult) -> Table | None:
+    """What a chosen coreset adds to its control, as many batches drawn at random: paired differences by method.
+
+    None where there is no such pair of arms.
+    """
+    found, rows = groups(comparison), []
+    for method in dict.fromkeys(group.method for group in found):
+        kinds = {
+            kind: [group for group in found if group.method == method and _coreset(group) == kind]
+            for kind in SELECTIONS
+        }
+        for group, control in itertools.product(kinds["rcs"], kinds["random"]):
+            for epsilon in sorted({epsilon for cell in group.cells for epsilon in cell.correct}):
+                difference = paired(group.cells, control.cells, epsilon)
+                texts = (method, group.arm, control.arm, at(epsilon), str(difference.seeds), points_text(difference))
+                rows.append([Entry(text) for text in texts])
+    note = f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant."
+    columns = ["method", "arm", "control", "at", "seeds", "arm minus control"]
+    return Table("Coresets", note, columns, rows) if rows else None
+
+
+def _coreset(group: Group) -> str:
+    return str(group.cells[0].settings.get("coreset", "none"))

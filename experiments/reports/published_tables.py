@@ -15,7 +15,7 @@ from astra_gym.experiments.reports.comparison_tables import accuracy_table as co
 from astra_gym.experiments.reports.comparison_tables import compute_table, improvement_table, primary_table
 from astra_gym.experiments.reports.evaluation_tables import remarks
 from astra_gym.experiments.reports.markup import Table, escaped_markdown, to_markdown
-from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
+from astra_gym.experiments.reports.method_tables import coresets_table, methods_table, strategies_table
 from astra_gym.experiments.stats import mean_interval
 from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.safety.sealing import read_json
@@ -139,6 +139,7 @@ TABLES = {
     "compared-compute": compared(compute_table),
     "compared-methods": compared(methods_table),
     "compared-strategies": compared(strategies_table),
+    "compared-coresets": compared(coresets_table),
 }
 
 

@@ -1,8 +1,16 @@
+from dataclasses import replace
+
 import pytest
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.markup import MISSING
-from astra_gym.experiments.reports.method_tables import LEAST_GAIN, groups, methods_table, strategies_table
+from astra_gym.experiments.reports.method_tables import (
+    LEAST_GAIN,
+    coresets_table,
+    groups,
+    methods_table,
+    strategies_table,
+)
 
 AT = 8 / 255
 
@@ -60,6 +68,23 @@ def test_strategies_are_compared_within_a_method_and_a_seed(cells) -> None:
     assert found["reinforce", "RA at 8/255"][2].startswith("+3.0 (")
     assert found["random", "RA at 8/255"][2] == MISSING
     assert found["reinforce", "SA"][1].startswith("+0.0 (")
+
+
+def test_chosen_coresets_are_compared_with_random_ones_within_a_seed(make_cell) -> None:
+    def cell(arm: str, seed: int, robust: float, coreset: str) -> Cell:
+        made = make_cell(arm, seed, {0.0: 97.0, AT: robust}, method="acl", views=128, seconds=60.0)
+        return replace(made, settings={**made.settings, "coreset": coreset})
+
+    made = [cell("fixed", seed, 70.0, "none") for seed in range(3)]
+    made += [cell("chosen", seed, 80.0 + seed, "rcs") for seed in range(3)]
+    made += [cell("drawn", seed, 78.0 + seed, "random") for seed in range(3)]
+    table = coresets_table(comparison(made))
+    assert table is not None
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["acl", "chosen", "drawn", "SA", "3", "+0.0 (+0.0 to +0.0)"],
+        ["acl", "chosen", "drawn", "RA at 8/255", "3", "+2.0 (+2.0 to +2.0)"],
+    ]
+    assert coresets_table(comparison(made[:6])) is None
 
 
 def test_a_constant_hardest_attack_is_a_control_where_it_was_run(cells, make_cell) -> None:
