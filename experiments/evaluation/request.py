@@ -135,7 +135,11 @@ def make_parser(description: str) -> OneLineParser:
     change.add_argument("--flip", type=float, metavar="P", help="probability of a horizontal flip")
     change.add_argument("--neighbours", type=int, metavar="K", help="of knn")
     data = parser.add_argument_group("data, by default the run's own")
-    data.add_argument("--dataset", metavar="NAME", help="another one than the run's: transfer")
+    data.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="another one than the run's: transfer; of stl10 the 5,000 labelled images are trained on",
+    )
     data.add_argument("--data_dir", metavar="DIR")
     data.add_argument("--image_size", type=int, metavar="N", help="side in pixels to which images are resized")
     data.add_argument("--limit", type=int, metavar="N", help="training images; 0: all")
