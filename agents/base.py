@@ -388,12 +388,12 @@ class Agent:
         saved = storage.read(path)
         if saved["agent"] != cls.kind:
             raise ValueError(f"{path} holds a {shown(saved['agent'])} agent: expected {shown(cls.kind)}")
-        spaces_ = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
-        if device == "auto" and env is not None:
-            device = as_torch_env(env, get_device(device)).device
-        arguments = cls._from_arguments(saved["arguments"])
-        agent = cls(NoEnvironment(saved["num_envs"], *spaces_), device=get_device(device), **arguments)
-        agent.load_state_dict(saved["state"])
+        with storage.restoring(path):
+            both = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
+            device = as_torch_env(env, get_device(device)).device if device == "auto" and env is not None else device
+            blank = NoEnvironment(saved["num_envs"], *both)
+            agent = cls(blank, device=get_device(device), **cls._from_arguments(saved["arguments"]))
+            agent.load_state_dict(saved["state"])
         storage.check_finite(path, agent.numbers())
         if env is not None:
             agent.set_env(env, force_reset)

@@ -1,7 +1,8 @@
 """Files of agents: plain tensors and dicts that load with `weights_only=True`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.finite import not_finite
-from astra_gym.ssl_core.utils.messages import few
+from astra_gym.ssl_core.utils.messages import brief, few
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:
@@ -59,6 +60,16 @@ def check_finite(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> No
     """
     if bad := not_finite(numbers):
         raise CheckpointError(f"{path}: the agent's numbers are not finite ({few(bad)}): take an earlier file of it")
+
+
+@contextmanager
+def restoring(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes a CheckpointError of what an agent's file that was edited may raise when an agent is made of it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} holds no whole agent ({brief(reason)}): it was edited, take a copy") from error
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:

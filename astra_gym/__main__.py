@@ -7,6 +7,7 @@ from importlib import import_module
 from astra_gym import __version__
 from astra_gym.experiments.config.commands import COMMANDS, INSTALLED
 from astra_gym.experiments.config.output import surviving
+from astra_gym.ssl_core.utils.messages import said, shown
 
 USAGE = f"""usage: {INSTALLED} COMMAND [--FLAG VALUE ...]
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "--version":
             print(f"{INSTALLED} {__version__}")
             return 0
-        print(f"{INSTALLED}: error: unknown command {name!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        text = f"unknown command {shown(name)}: expected one of {', '.join(COMMANDS)}"
+        print(said(INSTALLED, text), file=sys.stderr)
         return 2
 
 

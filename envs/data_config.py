@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def check_options(name: str, value: object) -> None:
 def check_numbers(name: str, value: object, length: int) -> None:
     """Raises a ValueError unless the value is a list, a tuple or an array of so many finite numbers."""
     listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    numbers = [part for part in listed if isinstance(part, Real) and not isinstance(part, bool) and math.isfinite(part)]
+    numbers = [part for part in listed if isinstance(part, Real) and not isinstance(part, bool) and _finite(part)]
     if len(listed) != length or len(numbers) != length:
         raise ValueError(f"{name} is {value!r:.60}: expected {length} numbers")
 
@@ -105,5 +106,13 @@ def check_numbers(name: str, value: object, length: int) -> None:
 def check_figure(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:
     """Raises a ValueError unless the value is a finite number in [low, high], and an integer where it has to be."""
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[operator, arg-type]
+    if not (number and _finite(value) and low <= value <= high):  # type: ignore[operator]
         raise ValueError(f"{name} is {shown(value)}: expected {expected}")
+
+
+def _finite(value: Any) -> bool:
+    """Whether a number is finite, as a float too: an integer may be too large for one."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -56,6 +56,7 @@ from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import DEVICES, resolve_device
 from astra_gym.ssl_core.utils.files import check_target, resolved
+from astra_gym.ssl_core.utils.messages import said
 from astra_gym.ssl_core.utils.paths import check_place
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.stopping import status_of
@@ -218,7 +219,7 @@ def _run(given: argparse.Namespace, report: ResultsFile) -> int:
             result = part.measure(report.options, rounds, say)
         except BenchmarkError as error:
             why = " ".join(str(error).split())
-            print(f"{program('benchmark')}: error: the part {name!r} failed: {why}", file=sys.stderr)
+            print(said(program("benchmark"), f"the part {name!r} failed: {why}"), file=sys.stderr)
             report.fail(name, why)
         else:
             report.add(name, result)

@@ -39,7 +39,7 @@ from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.markup import for_terminal
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.safety.disk import disk_error
-from astra_gym.ssl_core.utils.messages import short
+from astra_gym.ssl_core.utils.messages import said, short
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _main(words: list[str], ending: Ending) -> int:
     except RuntimeError as error:
         if disk_error(error):
             raise
-        print(f"{program('evaluate')}: error: the evaluation failed: {short(error)}", file=sys.stderr)
+        print(said(program("evaluate"), f"the evaluation failed: {error}"), file=sys.stderr)
         return 1
 
 
@@ -96,7 +96,7 @@ def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
     page = shlex.join([*recorded("report"), str(store.path)])
     say(f"results lie in {store.path}; as a page, with intervals: {page}")
     for name, reason in facts["void"].items():
-        print(f"{program('evaluate')}: error: no figure for {name}: {short(reason)}", file=sys.stderr)
+        print(said(program("evaluate"), f"no figure for {name}: {reason}"), file=sys.stderr)
     return 1 if facts["void"] else 0
 
 

@@ -34,7 +34,7 @@ from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
 from astra_gym.ssl_core.safety.disk import is_full
 from astra_gym.ssl_core.utils.finite import NonFiniteError
-from astra_gym.ssl_core.utils.messages import short
+from astra_gym.ssl_core.utils.messages import said
 from astra_gym.ssl_core.utils.stopping import status_of
 
 
@@ -56,7 +56,7 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def _fail(status: int, message: object) -> int:
-    print(f"{program('train')}: error: {short(message)}", file=sys.stderr)
+    print(said(program("train"), message), file=sys.stderr)
     return status
 
 
@@ -126,7 +126,7 @@ def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
 
 def _warn(text: object) -> None:
     """On the standard error, whatever the display shows."""
-    print(f"{program('train')}: note: {short(text)}", file=sys.stderr)
+    print(said(program("train"), text, "note"), file=sys.stderr)
 
 
 def _headline(run: Run, folder: RunFolder) -> str:

@@ -238,17 +238,19 @@ class Sb3Agent:
         saved = storage.read(path)
         name = saved["agent"]
         check_trusted(path, name, kind)
-        algorithm_called(name)
-        both = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
-        blank = DummyVecEnv([lambda: NoGymnasiumEnv(*both) for _ in range(saved["num_envs"])])
-        overrides = dict(saved["arguments"])
-        planned_plays, gamma = overrides.pop("planned_plays"), overrides.pop("gamma")
-        agent = cls(
-            name, blank, planned_plays=planned_plays, gamma=gamma, seed=None, device=device, overrides=overrides
-        )
+        with storage.restoring(path):
+            algorithm_called(name)
+            both = storage.space_from_dict(saved["observation_space"]), storage.space_from_dict(saved["action_space"])
+            blank = DummyVecEnv([lambda: NoGymnasiumEnv(*both) for _ in range(saved["num_envs"])])
+            overrides = dict(saved["arguments"])
+            planned_plays, gamma = overrides.pop("planned_plays"), overrides.pop("gamma")
+            agent = cls(
+                name, blank, planned_plays=planned_plays, gamma=gamma, seed=None, device=device, overrides=overrides
+            )
         if env is not None:
             agent.set_env(env)
-        agent.load_state_dict(saved["state"])
+        with storage.restoring(path):
+            agent.load_state_dict(saved["state"])
         storage.check_finite(path, agent.numbers())
         if force_reset:
             agent.model._last_obs = None

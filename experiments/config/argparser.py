@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from astra_gym.ssl_core.utils.files import expanded
-from astra_gym.ssl_core.utils.messages import short
+from astra_gym.ssl_core.utils.messages import said
 
 
 def path_argument(text: str) -> Path:
@@ -21,4 +21,4 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the process."""
-        self.exit(2, f"{self.prog}: error: {short(message)}\n")
+        self.exit(2, f"{said(self.prog, message)}\n")

@@ -23,7 +23,7 @@ from astra_gym.experiments.config.trust import nothing, only_named
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
 from astra_gym.ssl_core.utils.files import expanded, resolved
-from astra_gym.ssl_core.utils.messages import brief, short
+from astra_gym.ssl_core.utils.messages import brief, said, short
 from astra_gym.ssl_core.utils.registry import pick
 
 SWITCHES = ("print_config", "list", "trust", "accept_edited_config")
@@ -131,10 +131,9 @@ class _Parser(ArgumentParser):
         # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
         if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
             message = str(wrong(match[1], match[2].strip()))
-        message = short(message)
         if not self.exit_on_error:
-            raise argparse.ArgumentError(None, message) from ex
-        self.exit(2, f"{self.prog}: error: {message}\n")
+            raise argparse.ArgumentError(None, short(message)) from ex
+        self.exit(2, f"{said(self.prog, message)}\n")
 
 
 def load(path: Path | str, accept_edited: bool = False) -> Settings:

@@ -15,7 +15,7 @@ from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.output import surviving
 from astra_gym.ssl_core.safety.disk import FULL, FolderLostError, disk_error
 from astra_gym.ssl_core.safety.sealing import unsealed_collected
-from astra_gym.ssl_core.utils.messages import FEW, short
+from astra_gym.ssl_core.utils.messages import FEW, said
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
 
 
@@ -91,7 +91,7 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
 
 
 def _end(ending: Ending, status: int, text: str) -> int:
-    print(f"{program(ending.name)}: error: {text}", file=sys.stderr)
+    print(said(program(ending.name), text), file=sys.stderr)
     return status
 
 
@@ -100,8 +100,8 @@ def _note_unsealed(name: str, found: Sequence[Path]) -> None:
     if found:
         more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
         listed = ", ".join(map(str, found[:FEW])) + more
-        said = f"without a seal, as version 0.1 wrote them: {listed}; damage in them would not be seen"
-        print(f"{program(name)}: note: {short(said)}", file=sys.stderr)
+        text = f"without a seal, as version 0.1 wrote them: {listed}; damage in them would not be seen"
+        print(said(program(name), text, "note"), file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,9 @@ def load_plain(path: Path | str, device: torch.device | str = "cpu") -> Any:
         ValueError: with the reason alone, if the file is damaged, or holds anything else.
     """
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            # of a foreign pickle's protocol: whether it can be read is told below
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged or hostile file fails in torch's and zipfile's reading in a dozen ways
         raise ValueError(_reason(error)) from error

@@ -52,6 +52,11 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
+def said(program: str, message: object, kind: str = "error") -> str:
+    """What a command says on the standard error, `PROGRAM: error: MESSAGE`: all of it is `short`."""
+    return short(f"{program}: {kind}: {message}")
+
+
 def short(message: object, limit: int = LIMIT) -> str:
     """A message on one line, of at most `limit` characters beside its paths: the middle of a longer one is left out.
 

@@ -231,6 +231,20 @@ def test_truncated_foreign_and_other_agents_files_are_refused(world: Any, shells
         Sb3Agent.load(tmp_path / "whole.zip")
     with pytest.raises(ValueError, match="no such checkpoint"):
         REINFORCE.load(tmp_path / "absent")
+    agents = {"reinforce": REINFORCE, "random": RandomAgent, "ppo": Sb3Agent}
+    for name, loader in agents.items():
+        make(name, world(), shells).save(tmp_path / "edited.zip")
+        whole = checkpoint.load_checkpoint(tmp_path / "edited.zip", "agent")
+        for change in (
+            {"arguments": "~root"},
+            {"action_space": "0"},
+            {"observation_space": {**whole["observation_space"], "high": 1}},
+            {"state": {}},
+        ):
+            checkpoint.save_checkpoint(tmp_path / "edited.zip", "agent", {**whole, **change})
+            with pytest.raises(ValueError) as caught:
+                loader.load(tmp_path / "edited.zip")
+            assert len(str(caught.value)) < 300 + len(str(tmp_path)), (name, change)
 
 
 def test_states_that_do_not_fit_are_refused(world: Any, shells: Any) -> None:
