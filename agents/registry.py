@@ -56,7 +56,7 @@ AGENTS: dict[str, AgentEntry] = {
         paper="Williams, Machine Learning 1992",
     ),
     "reinforce-paper": AgentEntry(
-        "ASTrA's REINFORCE: one reward for the batch, no baseline, learns from a draw in every tenth step, ResNet-18, LARS",
+        "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, three heads, ResNet-18, LARS",
         observation="image",
         reward_scope="batch",
         paper="ASTrA, ICLR 2025",
