@@ -198,7 +198,7 @@ class Exp3Bandit(Bandit):
     def _update(self, rollout: list[Transition]) -> None:
         (played,) = rollout
         self._record(played)
-        advantages = self._advantages(played.reward.cpu())
+        advantages = self._advantages(played.reward)
         chosen, share = self.settings, self.settings.share
         for p, column in zip(self._heads(), self._columns(played.action.cpu()), strict=True):
             earned = torch.bincount(column, advantages, len(p)) / (len(advantages) * p + 1)
@@ -314,7 +314,7 @@ class LinearThompson(Bandit):
             raise RuntimeError("a play is learnt from whose propensities are not known: only _act's own plays are")
         self._record(played)
         x = self._inputs(played.observation)
-        advantages = self._advantages(played.reward)
+        advantages = self._advantages(played.reward).to(x.device, non_blocking=True)
         self.gram *= self.settings.forgetting
         self.moment *= self.settings.forgetting
         sums = self.gram.split(self.choices), self.moment.split(self.choices)

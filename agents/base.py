@@ -29,7 +29,7 @@ MaybeCallback = None | Callable[[dict[str, Any], dict[str, Any]], bool] | list[B
 
 
 class Transition(NamedTuple):
-    """One play: observation (n, ...), the actions as drawn, reward (n,) float32, done (n,) bool."""
+    """One play: observation (n, ...) and actions as drawn; on the host, reward (n,) float32 and done (n,) bool."""
 
     observation: Tensor
     action: Tensor
@@ -186,24 +186,25 @@ class Agent:
         """One play; returns it under the names that Stable-Baselines3's callbacks read."""
         # a copy: an environment may write its next observation over this one
         observation = self._env.observe().to(self.device, copy=True)
-        if not_finite(observation):
+        # a world on a GPU looks itself, later
+        if observation.device.type == "cpu" and not_finite(observation):
             raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)
         played = self._env.play(sent.to(self._env.device))
-        reward = played.reward.to(self.device)
-        rewards = reward.cpu().numpy()
+        reward, done = played.reward.cpu(), played.done.cpu()
+        rewards = reward.numpy()
         if not np.isfinite(rewards).all():
             raise NonFiniteValueError(
                 f"the environment's reward is not finite in {int((~np.isfinite(rewards)).sum())} of {self.n_envs} "
                 f"sub-environments after {self.num_timesteps} timesteps"
             )
-        self._rollout.append(Transition(observation, actions, reward, played.done.to(self.device)))
+        self._rollout.append(Transition(observation, actions, reward, done))
         self.num_timesteps += self.n_envs
         return {
             "actions": sent,
             "rewards": rewards,
-            "dones": played.done.cpu().numpy(),
+            "dones": done.numpy(),
             "infos": played.info.get("infos", [played.info] * self.n_envs),
         }
 
@@ -344,10 +345,9 @@ class Agent:
             raise ValueError(f"the state does not fit this {shown(self.kind)} agent: {error}") from error
         self.num_timesteps, self.rollouts = state["num_timesteps"], state["rollouts"]
         self._streams.load_state_dict(state["streams"])
-        self._rollout = [
-            Transition(**{name: value.to(self.device, copy=True) for name, value in transition.items()})
-            for transition in state["rollout"]
-        ]
+        places: tuple[torch.device | str, ...] = (self.device, self.device, "cpu", "cpu")
+        kept = [zip(Transition(**each), places, strict=True) for each in state["rollout"]]
+        self._rollout = [Transition(*(value.to(place, copy=True) for value, place in pairs)) for pairs in kept]
         if isinstance(self._env, HeldObservation):
             saved = state["observation"]
             self._env.observation = None if saved is None else saved.to(self._env.device, copy=True)

@@ -180,11 +180,11 @@ class StrategyPolicy(nn.Module):
         if not self.choices:
             if deterministic:
                 return outputs
-            noise = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+            noise = torch.randn(outputs.shape, generator=generator).to(outputs.device, non_blocking=True)
             return outputs + noise * self.log_std.exp()
         if not deterministic:
             # Gumbel-max: log-probabilities minus the log of exponential noise are greatest at an exact draw
-            noise = torch.empty(outputs.shape).exponential_(generator=generator).to(outputs.device)
+            noise = torch.empty(outputs.shape).exponential_(generator=generator).to(outputs.device, non_blocking=True)
             outputs = outputs - noise.log()
         actions = torch.stack([logits.argmax(1) for logits in outputs.split(self.choices, 1)], 1)
         return actions[:, 0] if self.single else actions

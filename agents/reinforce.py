@@ -211,7 +211,7 @@ class REINFORCE(Agent):
             self.logger.record("train/second_draw", int(reward is not None))
         if reward is None:
             return first
-        reward = reward.to(self.device)
+        reward = reward.cpu()
         self._learn_from([Transition(observation, first, reward, torch.ones_like(reward, dtype=torch.bool))])
         return self.policy.sample(observation, generator)
 
@@ -226,7 +226,7 @@ class REINFORCE(Agent):
     def _learn_from(self, rollout: list[Transition]) -> None:
         """One update of the policy."""
         chosen = self.settings
-        advantages = self._advantages(rollout).flatten()
+        advantages = self._advantages(rollout).flatten().to(self.device, non_blocking=True)
         observations = torch.cat([transition.observation for transition in rollout])
         actions = torch.cat([transition.action for transition in rollout])
         rate = self.learning_rate

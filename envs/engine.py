@@ -182,8 +182,11 @@ class AttackEngine:
         """The coming batch's observations and what the network gave for its clean views, made once a batch."""
         if self._seen is None:
             raw, look = self.raw_observation(self._views)
-            # of both at once: a device is waited for at each question
-            if bad := not_finite({"views": self._views, "features": raw}):
+            if self.device.type != "cpu":
+                # a GPU is waited for later, with the loss
+                self.learner.watch("the views", self._views)
+                self.learner.watch("the features", raw)
+            elif bad := not_finite({"views": self._views, "features": raw}):
                 last = "no attack yet" if self.last is None else describe_budget(self.last.budget)
                 raise NonFiniteLossError(f"{bad[0]} before update {self.step + 1} are not finite; last {last}")
             self.statistics.update(raw)
@@ -234,7 +237,7 @@ class AttackEngine:
         of its own (`ASSESSED`), and nothing is learned.
 
         Args:
-            budget: `num_attacked` entries on the engine's device.
+            budget: `num_attacked` entries, on the host.
 
         Returns:
             The reward (n,), as `play` gives it on average; None where the attack is part of the update (CF-AMC), or a
@@ -257,7 +260,7 @@ class AttackEngine:
         updates the target once. Terms that judge the update are computed after it.
 
         Args:
-            budget: `num_attacked` entries on the engine's device; None for a method without an attack.
+            budget: `num_attacked` entries, on the host; None for a method without an attack.
 
         Raises:
             ValueError: if there is a budget and no attack, or the other way round, or its length is wrong.
@@ -274,6 +277,7 @@ class AttackEngine:
             raise ValueError(f"the method {self.settings.method} takes {needs}")
         terms: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
+        frozen = 0
         adversarial = None
         reward = strength = torch.zeros(len(views), device=self.device)
         spent = self.rewards.attack_steps
@@ -285,6 +289,7 @@ class AttackEngine:
             else:
                 assessment = self.assess(everything, clean, budget, self.streams.on_device("noise"))
             reward, terms, adversarial = assessment
+            frozen = len(terms)
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
             others = self.rewards.before_update(self.sampler.last, terms["adversarial"])
             for name, values in ({"the rewards": reward} | others).items():
@@ -295,16 +300,18 @@ class AttackEngine:
             # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
             self._draw(self.step + 1)
         try:
-            losses = self.learner.update(everything, adversarial)
+            told = terms | others | {"strength": strength, "reward": reward}
+            losses = self.learner.update(everything, adversarial, told)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error}; {describe_budget(budget)}") from error
         if late:
             # a coreset is chosen on the weights that the epoch has made
             self._draw(self.step)
+        strength, reward, terms = told.pop("strength"), told.pop("reward"), told
         if budget is not None:
-            others |= self.rewards.after_update(len(views))
-        if others:
-            terms = terms | others
+            shown = self.rewards.after_update(len(views))
+            terms |= {name: values.cpu() for name, values in shown.items()}
+        if len(terms) > frozen:
             reward = self.rewards.total(terms)
             if self.rewards.lookahead is not None and not_finite(reward):
                 raise NonFiniteLossError(f"the rewards of update {self.step} are not finite; {describe_budget(budget)}")

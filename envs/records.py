@@ -10,7 +10,8 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one `play` did, all tensors on the device and without gradient; n is the number of attacked views.
+    """What one `play` did, without gradient; n is the number of attacked views. All tensors are on the host but the
+    views.
 
     Args:
         step: number of target updates made, this one included.
@@ -21,8 +22,8 @@ class StepRecord:
         strength: (n,) largest absolute change of a pixel in each view, in the images' unit.
         losses: mean of each named loss term, and "total".
         lr: learning rate of the update.
-        views: (n, 3, h, w) clean views, those that were attacked.
-        adversarial: (n, 3, h, w) attacked views, None without an attack.
+        views: (n, 3, h, w) clean views, those that were attacked, on the device.
+        adversarial: (n, 3, h, w) attacked views, on the device, None without an attack.
         end_of_epoch: whether this was the last step of an epoch.
         other_steps: gradient steps of attacks beside the budget's, times their views: those that were tried out since
             the last play, and what the look-ahead reward measures an update by; 0 without them. The first play measures

@@ -86,7 +86,7 @@ class LookAhead:
         method = self._learner.method
         own = method.budget_at(0)
         attacked_views = len(method.attacked(self.views))
-        budget = own.expand(attacked_views, self.views.device)
+        budget = own.expand(attacked_views)
         generator = self._streams.on_device(NOISE)
         start = generator.get_state()
         objective = self._learner.objective(self.views)
@@ -154,7 +154,7 @@ class LossMemory:
             rows: (b,) which training images.
             losses: (b * slots,), those of an image together.
         """
-        rows = rows.to(self._last.device)
+        rows = rows.to(self._last.device, non_blocking=True)
         now = losses.view(len(rows), -1).to(self._last.dtype)
         last = self._last[rows]
         self._last[rows] = now
@@ -233,7 +233,7 @@ class Rewards:
         """
         terms = self._learner.method.reward_terms(objective, clean, adversarial)
         if self._settings.reward_cost:
-            terms["cost"] = self._learner.method.attack_steps(budget).float()
+            terms["cost"] = self._learner.method.attack_steps(budget).float().to(clean.device, non_blocking=True)
         return terms
 
     def before_update(self, rows: Tensor, losses: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from astra_gym.envs.api.step_result import StepResult
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.observations import OBSERVATION_BOUND, OBSERVATIONS, as_pixels, summary
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -76,9 +75,9 @@ class TorchViewEnv:
             ValueError: if their number, shape, dtype or range is wrong.
         """
         check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
-        budget = self.table.decode(actions)
-        record = self.engine.play(None if budget is None else to_device(budget, self.device))
-        return StepResult(record.reward, torch.ones_like(record.reward, dtype=torch.bool), step_info(self.engine))
+        # on the host, where actions are checked and the attack is planned: a GPU is waited for once
+        record = self.engine.play(self.table.decode(actions.cpu()))
+        return StepResult(record.reward, torch.ones(len(record.views), dtype=torch.bool), step_info(self.engine))
 
     def assess(self, actions: Tensor) -> Tensor | None:
         """What actions (num_envs, ...) would be rewarded with, (num_envs,): the coming batch is attacked, and nothing
@@ -88,8 +87,8 @@ class TorchViewEnv:
             ValueError: as `play`.
         """
         check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
-        budget = self.table.decode(actions)
-        return None if budget is None else self.engine.try_out(to_device(budget, self.device))
+        budget = self.table.decode(actions.cpu())
+        return None if budget is None else self.engine.try_out(budget)
 
     def state_dict(self) -> dict[str, Any]:
         """The world's state."""
@@ -140,13 +139,14 @@ class TorchBatchEnv:
     def play(self, actions: Tensor) -> StepResult:
         """One step of the batch; actions (1, ...). The reward is the mean over the views."""
         check_count(actions, 1, "one for the batch")
+        actions = actions.cpu()
         self.table.check(actions)
         reward, _, info = self._views.play(self._for_each_view(actions))
         step, length = self.engine.step, self.episode_steps
         done = self.engine.plan.ends_epoch(step) if length is None else step - self.episode_start >= length
         if done:
             self.episode_start = self.engine.step
-        return StepResult(reward.mean()[None], torch.tensor([done], device=self.device), info)
+        return StepResult(reward.mean()[None], torch.tensor([done]), info)
 
     def _for_each_view(self, actions: Tensor) -> Tensor:
         return actions.expand(self._views.num_envs, *actions.shape[1:])
@@ -154,6 +154,7 @@ class TorchBatchEnv:
     def assess(self, actions: Tensor) -> Tensor | None:
         """What an action (1, ...) would be rewarded with, (1,), or None: see `TorchViewEnv.assess`."""
         check_count(actions, 1, "one for the batch")
+        actions = actions.cpu()
         self.table.check(actions)
         reward = self._views.assess(self._for_each_view(actions))
         return None if reward is None else reward.mean()[None]
@@ -187,17 +188,9 @@ def check_count(actions: Tensor, expected: int, what: str) -> None:
         raise ValueError(f"actions have shape {tuple(actions.shape)}: expected {what}")
 
 
-def to_device(budget: Budget, device: torch.device) -> Budget:
-    """The budget on the device."""
-    if budget.steps.device == device:
-        return budget
-    return Budget(
-        epsilon=budget.epsilon.to(device), step_size=budget.step_size.to(device), steps=budget.steps.to(device)
-    )
-
-
 def step_info(engine: AttackEngine) -> dict[str, Any]:
-    """What `info` tells of the step just played: per-view tensors (num_attacked,) and numbers of the whole batch.
+    """What `info` tells of the step just played: per-view tensors (num_attacked,) on the host, and numbers of the whole
+    batch.
 
     Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms; where their
     weights are not 0, `reward_cost` (steps), `reward_lookahead_adversarial`, `reward_lookahead_clean` and

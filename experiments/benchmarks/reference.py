@@ -42,7 +42,7 @@ def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: B
     Returns:
         The attacked views (n, c, h, w) alone, as from the reference: no forward pass follows the last step.
     """
-    rows = torch.arange(len(images), device=images.device)
+    rows = torch.arange(len(images))
     epsilon, step_size, steps = (value.view(-1, 1, 1, 1) for value in (budget.epsilon, budget.step_size, budget.steps))
     epsilon, step_size = epsilon.to(images.dtype), step_size.to(images.dtype)
     low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
@@ -63,7 +63,7 @@ def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Bu
     """`attacks.pgd.pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as there."""
     attacked = masked_steps(encode, objective, images, budget, start)
     with torch.no_grad():
-        return Attacked(attacked, encode(attacked, torch.arange(len(images), device=images.device)))
+        return Attacked(attacked, encode(attacked, torch.arange(len(images))))
 
 
 class PlainLARS:

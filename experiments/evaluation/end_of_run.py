@@ -9,7 +9,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from astra_gym.agents import Agent, RandomAgent, Sb3Agent
-from astra_gym.envs.torch_env import to_device
 from astra_gym.experiments.evaluation.protocols import own_probe
 from astra_gym.experiments.evaluation.store import TRAINED_ON, listed
 from astra_gym.experiments.plotting import run_plots
@@ -134,7 +133,7 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
         budgets = {
             settings.agent: chosen_budget(run, run.agent, views),
             UNIFORM: chosen_budget(run, uniform, views),
-            FIXED: engine.method.budget_at(engine.step).expand(len(clean), engine.device),
+            FIXED: engine.method.budget_at(engine.step).expand(len(clean)),
         }
         start = noise.get_state()
         for name, budget in budgets.items():
@@ -158,13 +157,13 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
 def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
     """The budget (n,) that the agent draws for those of a batch's views (v, 3, h, w) that are attacked, as it does in
     training."""
-    actions = torch.as_tensor(agent.predict(run.env.observation_of(views))[0], device=run.engine.device)
+    actions = torch.as_tensor(agent.predict(run.env.observation_of(views))[0])
     # one action of the batch environment stands for every view
     attacked = run.engine.method.attacked(views)
     budget = run.env.table.decode(actions.expand(len(attacked), *actions.shape[1:]))
     if budget is None:
         raise ValueError(f"the method {run.settings.method} has no attack to choose")
-    return to_device(budget, run.engine.device)
+    return budget
 
 
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:

@@ -35,7 +35,8 @@ def whole_steps(steps: object) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the attack on each of n images may spend.
+    """What the attack on each of n images may spend. It is kept on the host, which queues as many steps as it says: on
+    a GPU it would be waited for.
 
     Args:
         epsilon: (n,) radius of the L-infinity ball, in the images' unit (8/255, not 8).
@@ -49,6 +50,13 @@ class Budget:
     epsilon: Tensor
     step_size: Tensor
     steps: Tensor
+
+    def to(self, device: torch.device | str) -> "Budget":
+        """The budget on a device; itself, where it is there."""
+        if self.steps.device == torch.device(device):
+            return self
+        parts = {name: getattr(self, name).to(device) for name in ("epsilon", "step_size", "steps")}
+        return Budget(**parts)
 
     def __post_init__(self) -> None:
         shapes = {tuple(value.shape) for value in (self.epsilon, self.step_size, self.steps)}
@@ -122,10 +130,13 @@ class Attacked(NamedTuple):
     embeddings: Tensor
 
 
-def check_images(images: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
-    """Raises a ValueError unless `images` is a floating (n, c, h, w) tensor within the bounds and without NaN."""
+def check_images(images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
+    """Raises a ValueError unless `images` is a floating (n, c, h, w) tensor within the bounds and without NaN; without
+    bounds, its values are not looked at, for which a device is waited for."""
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: expected floats (n, c, h, w), n >= 1")
+    if bounds is None:
+        return
     low, high = torch.aminmax(images)
     if not (bounds[0] <= low.item() and high.item() <= bounds[1]):
         raise ValueError(
@@ -155,10 +166,10 @@ def pgd(
 
     Args:
         encode: `encode(x, rows) -> z`, row by row independent of the rest of the batch (a network in eval mode); `rows`
-            are the positions of `x` in `images`. z is (len(x), ...).
+            (on the host) are the positions of `x` in `images`. z is (len(x), ...).
         objective: `objective(z) -> (n,)`, z in the order of `images`; it may couple the batch. Its sum is maximised.
         images: (n, c, h, w) within the bounds.
-        budget: n entries.
+        budget: n entries, on the host.
         generator: source of the random start, on the images' device; needed for `start="uniform"`.
         start: "uniform" (in the image's own ball), "zero", or perturbations (n, c, h, w). Given perturbations are only
             clipped to the bounds before the first step, and to the ball from then on (ASTrA's run starts in +-8/255
@@ -167,7 +178,7 @@ def pgd(
         granularity: the number of images encoded at once is rounded up to a multiple of this, so that few shapes occur:
             a library that prepares itself for each new shape has done so soon. The result is the same.
         watch: a scalar tensor on the images' device, for callers who must not wait for it here: what is added to it is
-            finite as long as all gradients are.
+            finite as long as all gradients are, and images and start are what they should be.
 
     Returns:
         The attacked images and their embeddings, in the order of `images`.
@@ -178,28 +189,37 @@ def pgd(
         NonFiniteGradientError: after the last step, if a gradient was not finite and there is no `watch`: a sign makes
             0 of NaN, so the image did not move.
     """
-    check_images(images, bounds)
+    watched = watch is not None and images.device.type != "cpu"
+    check_images(images, None if watched else bounds)
     if len(budget) != len(images):
         raise ValueError(f"the budget has {len(budget)} entries: expected one for each of the {len(images)} images")
     if granularity < 1:
         raise ValueError(f"granularity is {granularity}: expected 1 or more")
-    images = images.detach()
+    images, budget = images.detach(), budget.to("cpu")
+
+    def placed(values: Tensor) -> Tensor:
+        return values.to(images.device, non_blocking=True)
+
     # most steps first: the images still moving are then always a prefix, a slice and not a gather
-    order = torch.argsort(budget.steps, descending=True, stable=True)
-    place = torch.argsort(order)
+    by_steps = torch.argsort(budget.steps, descending=True, stable=True)
+    steps = budget.steps[by_steps].tolist()
+    order, place = placed(by_steps), placed(torch.argsort(by_steps))
     clean = images[order]
-    steps = budget.steps[order].tolist()
     shape = (-1, *[1] * (images.ndim - 1))
-    epsilon = budget.epsilon.to(images.dtype)[order].view(shape)
-    step_size = budget.step_size.to(images.dtype)[order].view(shape)
+    epsilon = placed(budget.epsilon.to(images.dtype)[by_steps].view(shape))
+    step_size = placed(budget.step_size.to(images.dtype)[by_steps].view(shape))
     low = (clean - epsilon).clamp_(min=bounds[0])
     high = (clean + epsilon).clamp_(max=bounds[1])
 
-    moved = (clean + _start(start, images, budget, generator, bounds)[order]).clamp_(*bounds)
+    first = _start(start, images, budget, generator, None if watched else bounds)
+    moved = (clean + first[order]).clamp_(*bounds)
     spent = sum(count > 0 for count in steps)
     moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
 
     ends = torch.zeros((), device=images.device) if watch is None else watch
+    if watched:
+        # what is out of range becomes NaN
+        ends.add_(_outside(images, *bounds)).add_(_outside(first, bounds[0] - bounds[1], bounds[1] - bounds[0]))
     settled: list[Tensor] = []  # embeddings of the images that are encoded no more, the latest first
     encoded = len(steps)
     for iteration in range(steps[0] + 1):
@@ -207,13 +227,13 @@ def pgd(
         needed = min(encoded, -(-active // granularity) * granularity)
         if needed < encoded:
             with torch.no_grad():
-                settled.insert(0, _rows(encode, moved[needed:encoded], order[needed:encoded]).detach())
+                settled.insert(0, _rows(encode, moved[needed:encoded], by_steps[needed:encoded]).detach())
             encoded = needed
         if not encoded:
             break
         with torch.enable_grad():
             x = moved[:encoded].detach().requires_grad_()
-            z = torch.cat([_rows(encode, x, order[:encoded]), *settled])
+            z = torch.cat([_rows(encode, x, by_steps[:encoded]), *settled])
             values = objective(z[place])
             if values.shape != budget.steps.shape:
                 raise ValueError(
@@ -245,14 +265,14 @@ def _start(
     images: Tensor,
     budget: Budget,
     generator: torch.Generator | None,
-    bounds: tuple[float, float],
+    bounds: tuple[float, float] | None,
 ) -> Tensor:
-    """The initial perturbations, in the order of `images`, so that the draw does not depend on the budget's order."""
+    """The initial perturbations, in the order of `images`, so that the draw does not depend on the budget's order.
+    Without bounds, values that are given are not looked at."""
     if isinstance(start, Tensor):
         if start.shape != images.shape:
             raise ValueError(f"start has shape {tuple(start.shape)}: expected the images' {tuple(images.shape)}")
-        size = float(start.abs().max())
-        if not size <= bounds[1] - bounds[0]:
+        if bounds is not None and not (size := float(start.abs().max())) <= bounds[1] - bounds[0]:
             raise ValueError(
                 f"start has values up to {size:g}: expected finite perturbations in the images' unit, 8/255 and not 8"
             )
@@ -264,4 +284,11 @@ def _start(
     if generator is None:
         raise ValueError("start='uniform' draws random numbers: give a generator on the images' device")
     unit = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
-    return unit * budget.epsilon.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
+    radius = budget.epsilon.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
+    return unit * radius.to(images.device, non_blocking=True)
+
+
+def _outside(values: Tensor, low: float, high: float) -> Tensor:
+    """NaN if values are out of the range or NaN, else 0; a scalar, for which nobody waits."""
+    least, most = torch.aminmax(values)
+    return torch.where((least >= low) & (most <= high), 0.0, torch.nan)

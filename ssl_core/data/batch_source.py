@@ -78,7 +78,7 @@ class BatchSource:
             raise ValueError("there is no sampler yet: call start() first")
         rows = self._sampler.next()
         if self.keep == "device":
-            return self._images.index_select(0, rows.to(self.device))
+            return self._images.index_select(0, rows.to(self.device, non_blocking=True))
         ahead, self._ahead = self._ahead, None
         # The rows differ where somebody else has moved the sampler.
         if ahead is not None and torch.equal(ahead[0], rows):

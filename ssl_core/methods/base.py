@@ -193,7 +193,7 @@ class Method(ABC):
         Args:
             networks: in the mode of the attack.
             images: (m, 3, h, w), perturbed or clean.
-            rows: (m,) int64, which of the attacked views they are.
+            rows: (m,) int64, on the host, which of the attacked views they are.
             attacked: whether they are taken for attacked images, or for clean ones.
         """
         return networks(images, self.attack_route if attacked else self.clean_route)

@@ -126,7 +126,7 @@ def by_both(networks: Networks, images: Tensor, rows: Tensor, route: str) -> Enc
     Args:
         networks: the networks.
         images: (m, 3, h, w).
-        rows: (m,) int64, what is even or odd.
+        rows: (m,) int64, on the host, what is even or odd.
         route: of both networks.
 
     Returns:

@@ -19,19 +19,19 @@ def by_parity(images: Tensor, rows: Tensor, even: RouteEncoder, odd: RouteEncode
 
     Args:
         images: (m, 3, h, w).
-        rows: (m,) int64, what is even or odd.
+        rows: (m,) int64, on the host, what is even or odd.
         even, odd: encoders of images.
 
     Returns:
         Features and embeddings in the order of the images.
     """
     parity = rows % 2
-    order = torch.argsort(parity, stable=True)
+    sorting = torch.argsort(parity, stable=True)
     count = int(parity.sum())
+    order, back = (places.to(images.device, non_blocking=True) for places in (sorting, torch.argsort(sorting)))
     # a network takes no empty batch, and a subset of the rows may be of one kind
     parts = [part for part in zip(order.split([len(rows) - count, count]), (even, odd), strict=True) if len(part[0])]
     outputs = [encode(images[places]) for places, encode in parts]
-    back = torch.argsort(order)
     return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
 
 

@@ -243,7 +243,7 @@ def _batch_gradient(
     """The gradient of the method's loss on a batch's views and their attacks."""
     method = learner.method
     number = len(method.attacked(views))
-    budget = method.budget_at(learner.step).expand(number, views.device)
+    budget = method.budget_at(learner.step).expand(number)
     adversarial = learner.attack(views, budget, noise).images
     with _differentiable(learner, parameters):
         terms = method.losses(learner.plain(), views, adversarial)
@@ -293,9 +293,7 @@ def _maximised(
     watch: Tensor | None = None,
 ) -> Tensor:
     """Images (n, 3, h, w) attacked so that their embeddings diverge most from the clean ones."""
-    budget = Budget.uniform(
-        len(images), epsilon=settings.epsilon, step_size=settings.step_size, steps=settings.steps, device=images.device
-    )
+    budget = Budget.uniform(len(images), epsilon=settings.epsilon, step_size=settings.step_size, steps=settings.steps)
 
     def encode(moved: Tensor, rows: Tensor) -> Tensor:
         return network(moved, route).embeddings

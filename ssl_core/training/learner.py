@@ -18,6 +18,7 @@ from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
+from astra_gym.ssl_core.utils.device import on_the_host
 from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.rng import Streams
@@ -153,7 +154,7 @@ class TargetLearner:
         """
         with frozen(self._parts), torch.no_grad():
             images = self.method.attacked(views)
-            rows = torch.arange(len(images), device=images.device)
+            rows = torch.arange(len(images))
             found = self.method.encoded(self._folded(), images, rows, attacked=False)
         if self.method.attack_mode == "eval":
             return found
@@ -248,7 +249,7 @@ class TargetLearner:
 
         Args:
             views: (v, 3, h, w) in [0, 1], all views of a batch.
-            budget: an entry for each attacked view.
+            budget: an entry for each attacked view, on the host.
 
         Returns:
             The attacked images, and their embeddings in the attack's mode; statistics stay as they were.
@@ -257,25 +258,29 @@ class TargetLearner:
         shape = (-1, *[1] * (images.ndim - 1))
         carried = self._carried.get("perturbations", torch.zeros_like(images))
         slope = self._carried.get("slope", torch.zeros_like(images))
-        epsilon = budget.epsilon.to(images.dtype).view(shape)
+        epsilon = budget.epsilon.to(images.dtype).view(shape).to(images.device, non_blocking=True)
         size = torch.where(budget.steps > self.moment.replay, budget.step_size.to(images.dtype), 0.0).view(shape)
+        size = size.to(images.device, non_blocking=True)
         moved = (images + torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)).clamp(0, 1)
         self._carried["perturbations"] = moved - images
-        rows = torch.arange(len(moved), device=moved.device)
+        rows = torch.arange(len(moved))
         with self._comparing() as networks:
             return Attacked(moved, self.method.encode(networks)(moved, rows))
 
-    def update(self, views: Tensor, adversarial: Tensor | None) -> dict[str, float]:
-        """One optimiser step on all views of a batch and the attacked ones.
+    def update(
+        self, views: Tensor, adversarial: Tensor | None, along: dict[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """One optimiser step on all views (v, 3, h, w) of a batch and the attacked ones, None without attack. A GPU is
+        waited for once, when all of it is queued; the values of `along` become host copies then.
 
         Returns:
             The mean of each named loss term, and "total".
 
         Raises:
-            NonFiniteLossError: if the loss, or what is watched (`watch`), is not finite (nothing was updated then but
-                batch-norm statistics) or the weights or these statistics are not, after the update.
+            NonFiniteLossError: if the loss, what is watched (`watch`), or afterwards weights or batch norm's statistics
+                are not finite. On the CPU the loss is looked at before the update; on a GPU the network is lost then.
         """
-        moment = self.moment
+        moment, at_once = self.moment, self.device.type == "cpu"
         self.network.train()
         self.heads.train()
         for name in self.others:
@@ -297,15 +302,10 @@ class TargetLearner:
             means = {name: values.mean() for name, values in terms.items()}
             total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
             watched, self._watched = self._watched, {}
-            # all in one copy: a device is waited for once
             ends = [value.to(total.dtype).sum() for value in watched.values()]
-            values = torch.stack([*means.values(), total, *ends]).detach().tolist()
-            losses = dict(zip([*means, "total"], values[: len(means) + 1], strict=True))
-            for name, value in zip(watched, values[len(means) + 1 :], strict=True):
-                if not math.isfinite(value):
-                    raise NonFiniteLossError(f"{name} of update {self.step + 1} are not finite")
-            if not math.isfinite(losses["total"]):
-                raise NonFiniteLossError(f"the loss of update {self.step + 1} is not finite: {losses}")
+            figures = torch.stack([*means.values(), total, *ends]).detach()
+            read = [*means, "total"], list(watched)
+            losses = self._finite(figures.tolist(), *read) if at_once else {}
             for group in self.optimizer.param_groups:
                 if not group.get("constant_lr"):
                     group["lr"] = self.lr
@@ -325,8 +325,23 @@ class TargetLearner:
         # not show it: a processor's fused ReLU turns NaN into 0
         state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
         norms = torch.stack(torch._foreach_norm(state))
-        self._check_finite(norms, f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
+        if not at_once:
+            figures, norms, *brought = on_the_host(figures, norms, *(along or {}).values())
+            losses = self._finite(figures.tolist(), *read)
+            (along or {}).update(zip(along or {}, brought, strict=True))
+        if not bool(norms.isfinite().all()):
+            raise NonFiniteLossError(f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
         self.step += 1
+        return losses
+
+    def _finite(self, figures: list[float], terms: list[str], watched: list[str]) -> dict[str, float]:
+        """The losses by name, of the figures of loss terms and of what is watched; raises if some are not finite."""
+        losses = dict(zip(terms, figures, strict=False))
+        for name, value in zip(watched, figures[len(terms) :], strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"{name} of update {self.step + 1} are not finite")
+        if not math.isfinite(losses["total"]):
+            raise NonFiniteLossError(f"the loss of update {self.step + 1} is not finite: {losses}")
         return losses
 
     def _perturbed(self, moment: Moment, views: Tensor, adversarial: Tensor | None) -> AbstractContextManager[None]:
@@ -335,11 +350,6 @@ class TargetLearner:
             return nullcontext()
         modules, networks = nn.ModuleList([self.network, self.heads]), self.plain()
         return perturbed(modules, lambda: self.method.perturbation_loss(networks, views, adversarial), gamma)
-
-    @staticmethod
-    def _check_finite(values: Tensor, message: str) -> None:
-        if not bool(values.isfinite().all()):
-            raise NonFiniteLossError(message)
 
     def numbers(self) -> dict[str, Any]:
         """All that has to be finite for training to go on, by name; not copied. A teacher does not change; what is

@@ -1,6 +1,7 @@
 """Devices as a user names them."""
 
 import torch
+from torch import Tensor
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -28,3 +29,10 @@ def usable_device(device: torch.device | str) -> torch.device:
         except Exception as error:  # every kind of device has its own way to be missing
             raise ValueError(f"device is {name!r}, which torch cannot use here: take cpu or cuda") from error
     return found
+
+
+def on_the_host(*values: Tensor) -> list[Tensor]:
+    """Copies of floating-point tensors on the host, for which a device is waited for once."""
+    together = torch.cat([value.detach().flatten() for value in values]).cpu()
+    parts = together.split([value.numel() for value in values])
+    return [part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]

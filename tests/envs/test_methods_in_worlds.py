@@ -123,7 +123,7 @@ def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict
 
 
 def test_a_coreset_is_chosen_as_its_options_say_and_beside_a_look_ahead(tiny: dict, teacher: str, monkeypatch) -> None:
-    import astra_gym.envs.engine as module
+    import astra_gym.envs.coresets as module
 
     seen: list[Any] = []
     select = module.select
@@ -159,7 +159,7 @@ def test_coresets_are_whole_batches_rounded_down() -> None:
 
 
 def test_the_selection_is_made_on_the_weights_that_the_epoch_has_made(tiny: dict, teacher: str, monkeypatch) -> None:
-    import astra_gym.envs.engine as module
+    import astra_gym.envs.coresets as module
 
     steps: list[int] = []
     select = module.select
