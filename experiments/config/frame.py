@@ -47,7 +47,8 @@ class Ending:
             place = Path(error.filename).parent
         if error.errno in FULL:
             return f"no space left in {place}; {kept}; {self.after}"
-        return f"{place} cannot be read or written ({error.strerror}); {kept}; {self.after}"
+        at = error.filename if isinstance(error.filename, str) else place
+        return f"{at} cannot be read or written ({error.strerror}); {kept}; {self.after}"
 
     def concerns(self, error: BaseException) -> bool:
         """Whether an error is about a file in the place that is written."""

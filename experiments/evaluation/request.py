@@ -251,6 +251,8 @@ def subject_of(given: argparse.Namespace, device: torch.device) -> Subject:
     try:
         return encoders.own(given.encoder, device)
     except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         formats = ", ".join(FORMATS)
         raise ValueError(f"{error}; a checkpoint of another project needs --format ({formats})") from error
 

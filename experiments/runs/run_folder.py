@@ -259,7 +259,9 @@ class RunFolder:
 
 def unwritable(path: Path, error: OSError) -> ValueError:
     """What is raised where a run's folder cannot be written."""
-    return ValueError(f"cannot write the run folder {path} ({error.strerror}): choose another --run_dir")
+    inside = isinstance(error.filename, str) and path in Path(error.filename).parents
+    where = f"{error.filename}: " if inside else ""
+    return ValueError(f"cannot write the run folder {path} ({where}{error.strerror}): choose another --run_dir")
 
 
 def environment(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:

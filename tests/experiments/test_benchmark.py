@@ -186,7 +186,7 @@ def test_a_profile_is_written_instead(tmp_path: Path, monkeypatch: pytest.Monkey
             ["--picture", "folder.png"],
             "--picture: folder.png cannot be written: expected a file in a folder that can be",
         ),
-        (["--profile", "file"], "--profile: file is a file: expected a folder"),
+        (["--profile", "file"], "--profile: file is a file: expected a folder, or nothing"),
         (["--profile", "."], "--profile: operators.txt is a symbolic link: expected a file there, or nothing"),
         (["--output", "linked.json"], "--output: linked.json is a symbolic link: expected a file there, or nothing"),
         (["--picture", "link.png"], "--picture: link.png is a symbolic link: expected a file there, or nothing"),

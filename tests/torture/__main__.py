@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case", type=int, help="only this one of the part")
     parser.add_argument("--keep", action="store_true", help="keep the folders of everything")
     parser.add_argument("--room", type=Path, help="where everything happens; by default a new temporary folder")
-    parser.add_argument("--output", type=Path, help="write the counts to this file, as JSON")
+    parser.add_argument("--output", type=Path, help="write the counts, and what safety costs, to this file, as JSON")
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)
@@ -208,6 +208,11 @@ def torture(given: argparse.Namespace, room: Path) -> int:
     from tests.torture.summary import summary, table
 
     document = summary(given.minutes, given.seed, jobs, time.monotonic() - began, done)
+    if given.output is not None:
+        from tests.torture.costs import costs
+
+        say("nothing else runs now: what safety costs")
+        document["costs"] = costs(room / "costs")
     say(table(document))
     if given.output is not None:
         from astra_gym.ssl_core.utils.files import write_json

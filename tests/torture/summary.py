@@ -53,4 +53,9 @@ def table(document: dict[str, Any]) -> str:
     for name, part in document["parts"].items():
         lines.append(f"{name:<10}{part['cases']:>7}{part['failures']:>8}{part['seconds']:>9.0f}")
         lines += [f"    {entry['cases']:>4} x {entry['kind']} (case {entry['first']})" for entry in part["failed"]]
+    if costs := document.get("costs"):
+        lines.append(
+            f"seals and digests: {100 * costs['share']:.2f} % of a training of {costs['training_seconds']:.0f} s"
+        )
+        lines.append(f"digests of {costs['images']:,} images: {costs['images_seconds']:.1f} s")
     return "\n".join(lines)

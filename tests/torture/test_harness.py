@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from astra_gym.ssl_core.models import checkpoint
 from astra_gym.ssl_core.models.checkpoint import load_checkpoint, save_checkpoint
+from astra_gym.ssl_core.safety import sealing
 from tests.helpers.tiny_runs import compared, differences
 from tests.torture.calling import Answer, called, faults, message_faults
 from tests.torture.cases import Case, Journal, Part, run_case, run_cases
+from tests.torture.costs import costs
 from tests.torture.goods import Goods
 from tests.torture.mutations import hostile_values, leaves, mutated
 from tests.torture.no_space import full_below
+from tests.torture.summary import table
 from tests.torture.values import kinds, text_for
 from tests.torture.yaml_files import document
 
@@ -158,6 +162,17 @@ def test_a_case_repeats_exactly_and_a_fault_of_the_harness_is_counted(tmp_path: 
     assert first.failures == again.failures == [("kind", "a\\x1b[31m\\udcffb c")]
     assert other.failures[1].kind.startswith("harness: KeyError at test_harness.py")
     assert list((tmp_path / "cases").iterdir()) == []
+
+
+def test_what_safety_costs_is_measured_in_every_module_that_seals(tmp_path: Path) -> None:
+    tiny = "--limit=12 --test_limit=8 --batch_size=4 --image_size=8 --width=2 --projector_hidden=4 --projector_dim=4"
+    found = costs(tmp_path, (*tiny.split(), "--epochs=1", "--evaluate=false", "--progress=off"), images=1000)
+    assert min(found.values()) > 0 and 0 < found["share"] < 1 and found["images"] == 1000
+    parts = (found["seals_seconds"] + found["digests_seconds"]) / found["training_seconds"]
+    assert found["share"] == pytest.approx(parts, abs=0.01)
+    assert "digests of 1,000 images: " in table({"parts": {}, "costs": found})
+    # the modules are left as they were
+    assert checkpoint.seal_zip is sealing.seal_zip
 
 
 def test_the_journal_tells_what_ended_and_what_was_running(tmp_path: Path) -> None:

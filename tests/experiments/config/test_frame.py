@@ -56,7 +56,7 @@ TOLD = {
     OSError(errno.EDQUOT, "Quota", "runs/one/a.pt"): "no space left in runs/one; the checkpoint of step 7 is whole",
     OSError(errno.ENOSPC, "No space", "cache/a.u8"): "no space left in cache; the checkpoint of step 7 is whole",
     OSError(errno.EROFS, "Read-only file system"): "runs/one cannot be read or written (Read-only file system); the",
-    PermissionError(errno.EACCES, "Permission denied", "runs/one/x"): "runs/one cannot be read or written (Permission",
+    PermissionError(errno.EACCES, "Permission denied", "runs/one/x"): "runs/one/x cannot be read or written",
     FolderLostError("runs/one was removed or moved while it was written"): "runs/one was removed or moved while",
 }
 

@@ -1,5 +1,6 @@
 """The run folder."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.runs.run_folder import RunFolder, unwritable
 from astra_gym.experiments.runs.run_log import RunLog
 from tests.helpers.logged_runs import ARGV, new_folder
 
@@ -69,6 +70,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ValueError, match=f"cannot write the run folder {path}.*: choose another --run_dir"):
             new_folder(path)
+
+
+def test_a_file_that_keeps_a_folder_from_being_written_is_named() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "run/command.txt")
+    assert str(unwritable(Path("run"), error)).startswith(
+        "cannot write the run folder run (run/command.txt: Permission denied)"
+    )
 
 
 def test_only_a_run_folder_can_be_opened(tmp_path: Path) -> None:
