@@ -182,7 +182,7 @@ class Exp3Bandit(Bandit):
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         heads = [torch.multinomial(p, n, replacement=True, generator=generator) for p in self._heads()]
-        return self._joined(heads).to(self.device)
+        return self._joined(heads).to(self.device, non_blocking=True)
 
     def _greedy(self, observation: Tensor) -> Tensor:
         return self._joined([p.argmax().repeat(len(observation)) for p in self._heads()]).to(self.device)

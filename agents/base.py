@@ -191,7 +191,7 @@ class Agent:
             raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)
-        played = self._env.play(sent.to(self._env.device))
+        played = self._env.play(sent.to(self._env.device, non_blocking=True))
         reward, done = played.reward.cpu(), played.done.cpu()
         rewards = reward.numpy()
         if not np.isfinite(rewards).all():

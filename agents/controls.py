@@ -79,7 +79,7 @@ class RandomAgent(OnePlayAgent):
             actions = low + (high - low) * torch.rand((n, *space.shape), generator=generator)
         else:
             actions = self._joined([torch.randint(each, (n,), generator=generator) for each in choices(space)])
-        return actions.to(self.device)
+        return actions.to(self.device, non_blocking=True)
 
 
 def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:

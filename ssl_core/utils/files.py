@@ -11,8 +11,9 @@ from typing import Any
 from astra_gym.ssl_core.safety.sealing import sealed_json
 from astra_gym.ssl_core.safety.writers import held, sweep
 
-MOST_NAME, MOST_PATH = 255, 4096
-"""Bytes of a name and of a path that Linux takes; elsewhere it is about as many."""
+MOST_NAME, MOST_PATH, MOST_PARTS = 255, 4096, 200
+"""Bytes of a name and of a path that Linux takes, elsewhere it is about as many; and folders one in the other, which
+Python makes by recursion."""
 _NO_FILES = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -82,11 +83,11 @@ def expanded(path: os.PathLike[str] | str) -> Path:
     except RuntimeError as error:
         raise ValueError(f"{path}: there is no home folder for its beginning, write the path out") from error
     longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
-    if longest > MOST_NAME or len(os.fsencode(found)) >= MOST_PATH:
+    if longest > MOST_NAME or len(os.fsencode(found)) >= MOST_PATH or len(found.parts) > MOST_PARTS:
         text = str(found)
         raise ValueError(
             f"the path {text[:40]}...{text[-20:]} has {len(text)} characters: expected less than {MOST_PATH} bytes, "
-            f"and names of at most {MOST_NAME}"
+            f"names of at most {MOST_NAME}, and {MOST_PARTS} of them"
         )
     return found
 

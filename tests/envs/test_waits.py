@@ -1,0 +1,120 @@
+"""What a step does on a GPU, on one that is pretended: no device is mixed with another, and the host hardly waits."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from astra_gym.agents import AGENTS, make_agent
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
+from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
+from astra_gym.envs.world_config import WorldSettings
+from tests.helpers.pretend_cuda import PretendGpu, pretend_cuda
+
+TINY = {"batch_size": 4, "epochs": 3, "limit": 14, "test_limit": 20, "image_size": 16, "width": 2}
+TINY |= {"projector_hidden": 8, "projector_dim": 8}
+MLP = {"projector": "mlp", "neck": 8, "method_kwargs": {"crops": 4}}
+WORLDS: dict[str, tuple[dict[str, Any], int]] = {
+    "astra": ({}, 2),
+    "acl": ({}, 2),
+    "acl a2s": ({"method_kwargs": {"streams": "a2s"}}, 2),
+    "simclr": ({}, 2),
+    "rocl": ({"projector": "rocl"}, 2),
+    "dynacl": ({"optimizer": "lars"}, 2),
+    "dynacl-air": ({}, 2),
+    "acl-air": ({}, 2),
+    "byol": ({"projector": "mlp"}, 2),
+    "simsiam": ({"projector": "simsiam-2"}, 2),
+    "taro": ({"projector": "simsiam-2"}, 2),
+    "emp-ssl": (MLP, 2),
+    "cf-amc-ssl": (MLP, 2),
+    "astra host": ({"keep_data": "host"}, 2),
+    "astra moebius": ({"perspective": "moebius"}, 2),
+    "astra recompute": ({"recompute": True}, 2),
+    "astra chunks": ({"update_chunks": 2}, 2),
+    "astra blur": ({"blur": 0.5, "solarize": 0.3}, 2),
+    "astra look-ahead": ({"reward_lookahead": 1.0, "reward_progress": 1.0, "lookahead_images": 2}, 4),
+}
+"""Worlds, and how often the host may wait in a step: for the actions, and for all that the step comes to; a look-ahead
+measures after the update once more."""
+AGENT_WAITS = {
+    **dict.fromkeys(("fixed", "fixed-max", "schedule", "random"), 2),
+    **dict.fromkeys(("reinforce", "reinforce-paper"), 3),
+    "bandit": 5,
+    **dict.fromkeys(("ppo", "a2c", "trpo", "dqn", "qrdqn", "sac", "td3", "ddpg", "tqc", "crossq"), 4),
+    "lints": 30,
+}
+"""How often the host may wait in a step that an agent plays and learns from. Linear Thompson sampling solves small
+systems, choice by choice."""
+
+
+def second_step(gpu: PretendGpu, agent: Any, num_envs: int) -> None:
+    """Counts in the second step: the first one makes what lasts."""
+    with gpu.counting():
+        agent.learn(num_envs)
+    assert not gpu.mixed, gpu.mixed
+    with gpu.counting():
+        agent.learn(num_envs, reset_num_timesteps=False)
+    assert not gpu.mixed, gpu.mixed
+
+
+def made(name: str, env: Any, **more: Any) -> Any:
+    fixed = env.action_space.sample()
+    given = {"fixed_action": fixed, "schedule_actions": [fixed, fixed], "planned_plays": 9, "gamma": 0.0} | more
+    return make_agent(name, env, seed=0, device="cuda", **given)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_no_world_mixes_devices_or_waits_within_its_attack(name: str) -> None:
+    settings, ceiling = WORLDS[name]
+    with pretend_cuda() as gpu:
+        engine = AttackEngine(WorldSettings(**TINY, method=name.split()[0], **settings), seed=1, device="cuda")
+        env = TorchViewEnv(engine)
+        second_step(gpu, made("fixed" if engine.method.attacks else "none", env), env.num_envs)
+    assert gpu.waits.total() <= ceiling, gpu.waits
+    assert not [place for place in gpu.waits if re.search(r"(pgd|parts|folding)\.py", place)], gpu.waits
+    assert gpu.launches.total() > 100
+
+
+@pytest.mark.parametrize("env", ["view", "batch"])
+@pytest.mark.parametrize("name", [name for name in AGENTS if name not in ("none",)])
+def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:
+    entry = AGENTS[name]
+    with pretend_cuda() as gpu:
+        settings = WorldSettings(**TINY, reward_scope=entry.reward_scope)
+        engine = AttackEngine(settings, seed=1, device="cuda")
+        if env == "batch":
+            torch_env: Any = TorchBatchEnv(engine, entry.actions)
+            played = Sb3BatchVecEnv(engine, entry.actions) if entry.vec_env else torch_env
+        else:
+            observation = entry.observation
+            played = TorchViewEnv(engine, entry.actions, observation)
+            if entry.vec_env:
+                played = Sb3ViewVecEnv(engine=engine, actions=entry.actions, observation=observation)
+        overrides = {"width": 2} if name == "reinforce-paper" else {}
+        second_step(gpu, made(name, played, overrides=overrides), played.num_envs)
+    assert gpu.waits.total() <= AGENT_WAITS[name], gpu.waits
+
+
+def test_the_pretended_gpu_finds_what_it_is_for() -> None:
+    with pretend_cuda() as gpu:
+        there = torch.ones(3, 2, device="cuda")
+        assert there.device.type == "cuda" and torch.zeros(2).device.type == "cpu"
+        with gpu.counting():
+            there + torch.ones(3, 2)
+        assert gpu.mixed.total() == 1 and not gpu.waits
+        with gpu.counting():
+            float(there.sum())
+            there.cpu()
+            there[torch.tensor([0, 1])]
+            there[there > 0]
+            torch.ones(4).to("cuda")
+            torch.ones(4).to("cuda", non_blocking=True)
+        assert gpu.waits.total() == 5 and not gpu.mixed
+        with gpu.counting():
+            torch.rand(3, device="cuda", generator=torch.Generator())
+        assert gpu.mixed.total() == 1
+    assert not torch.cuda.is_available() or torch.cuda.device_count()
+    assert torch.ones(1).device.type == "cpu"
