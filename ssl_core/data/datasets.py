@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -100,20 +102,33 @@ def _resize(images: Tensor, size: int, mode: str) -> Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
+def _scans() -> np.ndarray:
+    """scikit-learn's digits (1797, 65): 64 pixels of 0 to 16 and the label in each row.
+
+    Its file is read as `load_digits` does, without importing scikit-learn, which takes a second.
+    """
+    package = find_spec("sklearn")
+    for folder in (package.submodule_search_locations or []) if package is not None else []:
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return np.column_stack([found.data, found.target])
+
+
 def _digits(request: _Request) -> Split:
     if request.data_dir is not None:
         raise ValueError(
             f"digits come with scikit-learn and are read from no folder, but data_dir is {request.data_dir!r}: "
             "leave it out, or choose the data set 'folder' or 'cifar10'"
         )
-    # Imported here, since scikit-learn takes a second that the other data sets need not pay.
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    labels = torch.as_tensor(scans.target, dtype=torch.int64)
-    gray = torch.as_tensor(scans.images, dtype=torch.float32).unsqueeze(1) * (255 / 16)
+    scans = _scans()
+    labels = torch.as_tensor(scans[:, -1], dtype=torch.int64)
+    gray = torch.as_tensor(scans[:, :-1], dtype=torch.float32).view(-1, 1, 8, 8) * (255 / 16)
     images = _resize(gray, request.image_size or 16, "bilinear").expand(-1, 3, -1, -1)
-    classes = tuple(str(name) for name in scans.target_names)
+    classes = tuple(map(str, range(10)))
     train, test = stratified(labels, 360)
     train = limited(train, request.limit, "digits train")
     test = limited(test, request.test_limit, "digits test")
