@@ -1,7 +1,10 @@
 import pytest
+import torch
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
+from astra_gym.ssl_core.models.target_network import build_network
 
 TINY = {
     "batch_size": 4,
@@ -24,3 +27,11 @@ def tiny() -> dict:
 @pytest.fixture
 def engine() -> AttackEngine:
     return AttackEngine(WorldSettings(**TINY), seed=3)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An encoder for methods that learn from one."""
+    network = build_network(torch.Generator().manual_seed(4), arch="resnet10", width=2, routes=("normal",))
+    payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
+    return str(save_checkpoint(tmp_path_factory.mktemp("taught") / "teacher.pt", "encoder", payload))

@@ -14,8 +14,6 @@ from astra_gym.envs.torch_env import TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
-from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
-from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.coreset import validation_rows
 from tests.helpers.states import same
 
@@ -28,13 +26,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 ATTACKED = {"rocl": 1, "deacl": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
 """Attacked views of an image, where they are not two."""
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> str:
-    network = build_network(torch.Generator().manual_seed(4), arch="resnet10", width=2, routes=("normal",))
-    payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
-    return str(save_checkpoint(tmp_path / "teacher.pt", "encoder", payload))
 
 
 def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine:

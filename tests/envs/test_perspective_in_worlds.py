@@ -10,8 +10,6 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
-from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
-from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings, perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
 from tests.helpers.states import same
@@ -25,13 +23,6 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 WITH_ORIGINALS = ["advcl", "acl-air", "dynacl-air", "dynacl-air++"]
 """Methods that have the image itself among its views: the last rows of all."""
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    network = build_network(torch.Generator().manual_seed(4), arch="resnet10", width=2, routes=("normal",))
-    payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
-    return str(save_checkpoint(tmp_path_factory.mktemp("taught") / "teacher.pt", "encoder", payload))
 
 
 def world(tiny: dict, method: str, teacher: str, seed: int = 3, **changes: Any) -> AttackEngine:

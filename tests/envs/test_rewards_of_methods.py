@@ -13,8 +13,6 @@ from astra_gym.envs.records import StepRecord
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
-from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
-from astra_gym.ssl_core.models.target_network import build_network
 from tests.envs.conftest import TINY as SMALL
 from tests.helpers.states import same
 
@@ -38,13 +36,6 @@ NO_LOOKAHEAD = ("taro",)
 """What its attack maximises is no loss: the look-ahead is refused (tests/envs/test_methods_in_worlds.py)."""
 FREE = "cf-amc-ssl"
 """Free adversarial training: the update's own gradient is the attack's."""
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    network = build_network(torch.Generator().manual_seed(4), arch="resnet10", width=2, routes=("normal",))
-    payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
-    return str(save_checkpoint(tmp_path_factory.mktemp("taught") / "teacher.pt", "encoder", payload))
 
 
 def weights_of(name: str) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What a step does on a GPU, on one that is pretended: no device is mixed with another, and the host hardly waits."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.methods import METHODS
 from tests.helpers.pretend_cuda import PretendGpu, pretend_cuda
 
 TINY = {"batch_size": 4, "epochs": 3, "limit": 14, "test_limit": 20, "image_size": 16, "width": 2}
@@ -28,6 +30,11 @@ WORLDS: dict[str, tuple[dict[str, Any], int]] = {
     "byol": ({"projector": "mlp"}, 2),
     "simsiam": ({"projector": "simsiam-2"}, 2),
     "taro": ({"projector": "simsiam-2"}, 2),
+    "deacl": ({"projector": "none"}, 2),
+    "daq-sdp": ({"projector": "none"}, 2),
+    "advcl": ({"projector": "advcl", "method_kwargs": {"clusters": [2, 3]}}, 2),
+    "astra++": ({}, 2),
+    "dynacl-air++": ({}, 2),
     "emp-ssl": (MLP, 2),
     "cf-amc-ssl": (MLP, 2),
     "astra host": ({"keep_data": "host"}, 2),
@@ -50,6 +57,12 @@ AGENT_WAITS = {
 systems, choice by choice."""
 
 
+def some(names: Iterable[str], always: set[str]) -> list[Any]:
+    """The names as parameters; those that are not always tried are left to `make test-all`."""
+    marks = pytest.mark.every_agent
+    return [pytest.param(name, marks=[] if name in always else marks) for name in sorted(names)]
+
+
 def second_step(gpu: PretendGpu, agent: Any, num_envs: int) -> None:
     """Counts in the second step: the first one makes what lasts."""
     with gpu.counting():
@@ -66,11 +79,12 @@ def made(name: str, env: Any, **more: Any) -> Any:
     return make_agent(name, env, seed=0, device="cuda", **given)
 
 
-@pytest.mark.parametrize("name", WORLDS)
-def test_no_world_mixes_devices_or_waits_within_its_attack(name: str) -> None:
-    settings, ceiling = WORLDS[name]
+@pytest.mark.parametrize("name", some(WORLDS, {"astra", "dynacl", "taro", "cf-amc-ssl", "astra look-ahead"}))
+def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: str) -> None:
+    (settings, ceiling), method = WORLDS[name], name.split()[0]
+    taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
     with pretend_cuda() as gpu:
-        engine = AttackEngine(WorldSettings(**TINY, method=name.split()[0], **settings), seed=1, device="cuda")
+        engine = AttackEngine(WorldSettings(**TINY, method=method, **settings, **taught), seed=1, device="cuda")
         env = TorchViewEnv(engine)
         second_step(gpu, made("fixed" if engine.method.attacks else "none", env), env.num_envs)
     assert gpu.waits.total() <= ceiling, gpu.waits
@@ -78,8 +92,8 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str) -> None:
     assert gpu.launches.total() > 100
 
 
-@pytest.mark.parametrize("env", ["view", "batch"])
-@pytest.mark.parametrize("name", [name for name in AGENTS if name not in ("none",)])
+@pytest.mark.parametrize("env", some(["view", "batch"], {"view"}))
+@pytest.mark.parametrize("name", some(AGENT_WAITS, {"fixed", "random", "reinforce", "reinforce-paper", "ppo"}))
 def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:
     entry = AGENTS[name]
     with pretend_cuda() as gpu:
