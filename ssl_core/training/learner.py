@@ -27,7 +27,7 @@ from astra_gym.ssl_core.utils.training_plan import Moment
 GRADIENTS = "the attack's gradients"
 SHAPES = 64
 """At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
-much as an iteration, while rounding up costs a share of about 1 / SHAPES."""
+much as an iteration, while rounding up costs a share of about 1 / SHAPES. A GPU computes in blocks of 64 anyway."""
 
 
 class NonFiniteLossError(NonFiniteError):
@@ -211,7 +211,7 @@ class TargetLearner:
         objective = self.objective(views) if objective is None else objective
         training = self.method.attack_mode == "train"
         # batch norm in train mode couples the batch: all of it is encoded in every iteration
-        granularity = len(images) if training else -(-len(images) // SHAPES)
+        granularity = max(64 if self.device.type == "cuda" else 1, -(-len(images) // SHAPES))
         with self._under_attack():
             encode = self.method.encode(self.plain() if training else self._folded())
             if training:
@@ -223,7 +223,7 @@ class TargetLearner:
                 budget,
                 generator=generator,
                 start=start,
-                granularity=granularity,
+                granularity=len(images) if training else granularity,
                 watch=self.watched_gradients(),
             )
 
