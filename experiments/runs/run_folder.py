@@ -24,7 +24,7 @@ from astra_gym.experiments.runs.logs import (
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.safety.sealing import sealed_yaml, without_seal
 from astra_gym.ssl_core.safety.writers import LOCK, FolderLock
-from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
+from astra_gym.ssl_core.utils.files import check_target, expanded, replacing, write_json
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
@@ -143,7 +143,7 @@ class RunFolder:
         Raises:
             ValueError: if it is not a run's folder.
         """
-        folder = cls(Path(path))
+        folder = cls(expanded(path))
         if not folder.config.is_file():
             raise ValueError(f"{path} is not a run folder: it has no config.yaml")
         return folder

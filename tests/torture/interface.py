@@ -163,6 +163,8 @@ def _attack(case: Case) -> Call:
 def _loader(case: Case) -> Call:
     draw = case.draw
     path = Path(path_for(draw)) if draw.random() < 0.5 else path_for(draw)
+    # images are kept where the caller says, above the case's folder too: that would be outside the fence
+    cache = "cache" if ".." in Path(path).parts else str(path)
     loaders: dict[str, Callable[[], Any]] = {
         "load_network": lambda: load_network(path),
         "load_checkpoint": lambda: load_checkpoint(path, draw.choice(("run", "agent", "x"))),
@@ -170,7 +172,7 @@ def _loader(case: Case) -> Call:
         "load_foreign": lambda: load_foreign(path, format=draw.choice((*FORMATS, "x"))),
         "load_dataset": lambda: load_dataset("folder", data_dir=str(path), image_size=8),
         "cached load_dataset": lambda: load_dataset(
-            "folder", data_dir=str(case.goods("pictures")), image_size=8, cache_dir=str(path)
+            "folder", data_dir=str(case.goods("pictures")), image_size=8, cache_dir=cache
         ),
         "read_comparison": lambda: read_comparison(path),
         "RunFolder.open": lambda: RunFolder.open(path).settings(),

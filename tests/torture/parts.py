@@ -14,12 +14,12 @@ from tests.torture.words import speak_among_things
 PARTS: Mapping[str, Part] = {
     part.name: part
     for part in (
-        Part("kills", 0.29, kill),
-        Part("disks", 0.13, fill),
-        Part("flips", 0.21, flip),
-        Part("hostile", 0.13, attack, patience=300.0),
+        Part("kills", 0.42, kill),
+        Part("disks", 0.15, fill),
+        Part("flips", 0.10, flip),
+        Part("hostile", 0.11, attack, patience=300.0),
         Part("poison", 0.05, poison),
-        Part("words", 0.14, speak_among_things, patience=300.0),
+        Part("words", 0.12, speak_among_things, patience=300.0),
         Part("growth", 0.05, grow, patience=900.0),
     )
 }
