@@ -13,15 +13,13 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
 from astra_gym.ssl_core.losses.contrastive import kl_divergence, trades
-from astra_gym.ssl_core.models.encoder import Encoder
-from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.encoder import Encoder, fast_features
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
-Features = Callable[[Tensor, str], Tensor]
 ONE_ROUTE_NOISE = 0.001
 """The start noise of TRADES and ACL, whose networks have one route."""
 
@@ -105,7 +103,7 @@ def fine_tune(
     or a third route, gets no gradient and stays as it is, without weight decay too. A last batch of a single image
     joins the one before, since batch norm has no variance of one value. The same arguments give the same classifier
     bit for bit on the CPU, unless the encoder itself draws random numbers. For the attack a `TargetNetwork` is folded
-    (`astra_gym.ssl_core.models.folding`), which moves its features by rounding.
+    (`astra_gym.ssl_core.models.encoder.fast_features`), which moves its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.
@@ -133,6 +131,9 @@ def fine_tune(
     if len(train) < 2:
         raise ValueError(f"data set {shown(train.name)} has {len(train)} image: fine-tuning needs 2 or more")
     encoder = copy.deepcopy(encoder)
+    own = type(encoder) is TargetNetwork  # how the weights of others lie is theirs to say
+    if own:
+        encoder.to(memory_format=torch.channels_last)
     features = cast(Encoder, encoder).features
     head = _start(cast(Encoder, encoder).feature_dim, len(train.classes), head)
     model = nn.ModuleList([encoder, head]).to(device).train().requires_grad_(True)
@@ -168,6 +169,9 @@ def fine_tune(
                 progress(done, steps)
         schedule.step()
     optimiser.zero_grad()
+    if own:
+        # as a checkpoint of it is read
+        encoder.to(memory_format=torch.contiguous_format)
     return Classifier(encoder, routes[1], head)
 
 
@@ -205,7 +209,7 @@ def _attack(
     watch: Tensor,
 ) -> Tensor:
     """The images moved so that their answer on the attacked route leaves the clean one; all is in eval mode."""
-    features = _eval_features(encoder)
+    features = fast_features(encoder)
     with torch.no_grad():
         clean = head(features(images, routes[0]))
     noise = settings.start_noise * torch.randn(images.shape, generator=generator, device=images.device)
@@ -224,14 +228,6 @@ def _attack(
         start=noise.clamp(-settings.epsilon, settings.epsilon),
         watch=watch,
     ).images
-
-
-def _eval_features(encoder: nn.Module) -> Features:
-    """(images, route) -> features in eval mode, by the fastest way there is."""
-    if type(encoder) is not TargetNetwork:  # a subclass may compute something else
-        return cast(Encoder, encoder).features
-    folded = FoldedNetwork(encoder)
-    return lambda images, route: folded(images, route).features
 
 
 def _finite(model: nn.Module) -> bool:

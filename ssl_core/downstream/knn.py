@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import check_frozen
+from astra_gym.ssl_core.models.encoder import FrozenEncoderClassifier, fast_features
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.messages import shown
@@ -42,7 +42,7 @@ class NeighbourSettings:
                 raise ValueError(f"the neighbours' {name} is {shown(getattr(self, name))}: expected {expected}")
 
 
-class NeighbourClassifier(nn.Module):
+class NeighbourClassifier(FrozenEncoderClassifier):
     """A frozen encoder and its features of the training images: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
 
     The k training images whose features have the largest cosine similarity s to the image's vote for their classes,
@@ -56,8 +56,6 @@ class NeighbourClassifier(nn.Module):
     gradient: with a constant instead, an image all of whose neighbours are of one class would have none that float32
     can tell from 0, and would seem robust for that reason alone. (A class without any training image is taken to have
     one of similarity -1.)
-
-    It stays in eval mode whatever `train()` is asked for, and no parameter takes gradients; the images may.
 
     Args:
         encoder: module with `features(images, route)`.
@@ -83,11 +81,9 @@ class NeighbourClassifier(nn.Module):
         classes: int,
         settings: NeighbourSettings,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, route)
         if not settings.k <= len(features):
             raise ValueError(f"k is {settings.k}: expected at most {len(features)}, the number of training images")
-        self.encoder = encoder
-        self.route = route
         self.settings = settings
         by_class = labels.argsort(stable=True)
         self.register_buffer("bank", F.normalize(features.detach()[by_class], dim=1))
@@ -96,12 +92,8 @@ class NeighbourClassifier(nn.Module):
         """Training images by class, in the order of the bank."""
         self.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "NeighbourClassifier":
-        """Stay in eval mode: batch statistics in a classifier would couple the images of a batch."""
-        return super().train(False)
-
     def forward(self, images: Tensor) -> Tensor:
-        similarity = F.normalize(_features(self.encoder, images, self.route), dim=1) @ self.bank.T
+        similarity = F.normalize(_finite(self.features(images)), dim=1) @ self.bank.T
         temperature = self.settings.temperature
         nearest = torch.stack([_largest(part) for part in similarity.split(self.sizes, 1)], 1)
         best = nearest.detach().amax(1, keepdim=True)
@@ -147,11 +139,11 @@ def nearest_neighbours(
     """
     labels = required_labels(train, "a vote of the nearest neighbours").to(device)
     encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
-    before = fingerprint(encoder)
+    before, features = fingerprint(encoder), fast_features(encoder)
     parts: list[Tensor] = []
     for images in train.images.split(batch_size):
         with torch.no_grad():
-            parts.append(_features(encoder, as_float(images.to(device)), route))
+            parts.append(_finite(features(as_float(images.to(device)), route)))
         if progress is not None:
             progress(sum(map(len, parts)), len(train))
     check_frozen(before, fingerprint(encoder), "while its training images were encoded")
@@ -159,8 +151,7 @@ def nearest_neighbours(
     return NeighbourClassifier(encoder, route, torch.cat(parts), labels, len(train.classes), used)
 
 
-def _features(encoder: nn.Module, images: Tensor, route: str) -> Tensor:
-    features = cast(Any, encoder).features(images, route)
+def _finite(features: Tensor) -> Tensor:
     if not bool(features.isfinite().all()):
         raise RuntimeError("the encoder gave features that are not finite, which have no nearest neighbours")
     return features

@@ -13,9 +13,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import check_frozen
-from astra_gym.ssl_core.models.encoder import Encoder
-from astra_gym.ssl_core.models.folding import FoldedNetwork
-from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.models.encoder import Encoder, FrozenEncoderClassifier, fast_features
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.messages import shown
@@ -204,25 +202,16 @@ def _pooled(output: object, n: int) -> Tensor:
     return features
 
 
-class Classifier(nn.Module):
-    """A frozen encoder with a linear head: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
-
-    It stays in eval mode whatever `train()` is asked for, and no parameter takes gradients; the images may.
-    """
+class Classifier(FrozenEncoderClassifier):
+    """A frozen encoder with a linear head: images (n, 3, H, W) in [0, 1] -> logits (n, classes)."""
 
     def __init__(self, encoder: nn.Module, route: str, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.route = route
+        super().__init__(encoder, route)
         self.head = head
         self.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "Classifier":
-        """Stay in eval mode: batch statistics in a classifier would couple the images of a batch."""
-        return super().train(False)
-
     def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.head(cast(Encoder, self.encoder).features(images, self.route)))
+        return cast(Tensor, self.head(self.features(images)))
 
 
 def train_probe(
@@ -245,8 +234,8 @@ def train_probe(
     has no gradient: its images are but moved at random.)
 
     The probe works on a copy, so `encoder` is left as it is, and the classifier does not change when `encoder` learns
-    on. The same arguments give the same head bit for bit on the CPU. In ALF a `TargetNetwork` is folded
-    (`astra_gym.ssl_core.models.folding`), which moves its features by rounding.
+    on. The same arguments give the same head bit for bit on the CPU. A `TargetNetwork` is folded
+    (`astra_gym.ssl_core.models.encoder.fast_features`), which moves its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`, a `PlainEncoder` or
@@ -315,10 +304,11 @@ Extract = Callable[[Tensor, Tensor], Tensor]
 
 def _clean_features(encoder: nn.Module, route: str) -> Extract:
     """(images, labels) -> features, without gradient."""
+    features = fast_features(encoder)
 
     @torch.no_grad()
     def extract(images: Tensor, labels: Tensor) -> Tensor:
-        return cast(Encoder, encoder).features(images, route)
+        return features(images, route)
 
     return extract
 
@@ -328,15 +318,12 @@ def _attacked_features(
 ) -> Extract:
     """(images, labels) -> features of the images attacked by the head's cross entropy, without gradient; `watch` is
     `pgd`'s."""
-    folded = FoldedNetwork(encoder) if type(encoder) is TargetNetwork else None
-
-    def encode(images: Tensor, rows: Tensor) -> Tensor:
-        return cast(Encoder, encoder).features(images, route) if folded is None else folded(images, route).features
+    features = fast_features(encoder)
 
     def extract(images: Tensor, labels: Tensor) -> Tensor:
         # The head is in the objective: what comes out of the attack are the features that it is trained on next.
         return pgd(
-            encode,
+            lambda moved, _: features(moved, route),
             lambda z: F.cross_entropy(head(z), labels, reduction="none"),
             images,
             attack.budget(len(images), images.device),

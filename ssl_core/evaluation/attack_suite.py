@@ -41,7 +41,7 @@ AUTOATTACKS: Mapping[str, str] = {"autoattack": "standard", "autoattack-quick": 
 SIGN_ATTACKS = ("fgsm", "pgd20")
 NAMES = ("none", *SIGN_ATTACKS, *AUTOATTACKS, "worst")
 QUICK = "AutoAttack's first two attacks only"
-PASSES = {"fgsm": 4, "pgd20": 42}
+PASSES = {"fgsm": 3, "pgd20": 41}
 """Forward passes for an image, where a backward pass to the image counts as one, as in `passes_per_image`."""
 
 Report = Callable[[int, int], None]

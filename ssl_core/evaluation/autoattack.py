@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
+from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.files import write_json
@@ -267,9 +268,10 @@ def _check_attacked(attacked: Tensor, images: Tensor, epsilon: float, norm: str,
 
 @contextmanager
 def _undisturbed(classifier: nn.Module) -> Iterator[None]:
-    """Puts back what the library changes: the global generators, which it seeds, and the parameters' gradients."""
+    """Holds the classifier, and puts back what the library changes: the global generators, which it seeds, and the
+    parameters' gradients."""
     learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-    with global_generators_kept():
+    with global_generators_kept(), held(classifier):
         try:
             for parameter in learning:
                 parameter.requires_grad_(False)

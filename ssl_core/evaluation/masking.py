@@ -14,6 +14,7 @@ from astra_gym.ssl_core.evaluation.gradient_checks import EPSILON, ROUNDING_LOW,
 from astra_gym.ssl_core.evaluation.results import wilson_interval
 from astra_gym.ssl_core.evaluation.robustness import device_of, logits_of
 from astra_gym.ssl_core.evaluation.sanity import MASKING, SanityError, check_frozen, check_images, tolerated
+from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
@@ -83,20 +84,21 @@ def check_classifier(
     """
     if training := [name or "itself" for name, module in classifier.named_modules() if module.training]:
         raise SanityError(f"the classifier is in train mode ({', '.join(training[:3])}): call its eval() first")
-    streams = Streams(seed, device_of(classifier))
-    before = fingerprint(classifier)
-    x, y, correct = _chosen(classifier, images, labels, limit)
-    logits = logits_of(classifier, x)
-    notes = _check_kind(logits, labels)
-    _check_repeats(classifier, x, logits, streams)
-    notes += _check_alone(classifier, x, logits)
-    if not bool(correct.any()):
-        notes.append(f"none of the {len(x)} images tried is classified correctly")
-    notes += check_gradients(classifier, x, y, correct, streams, sign_attacks=sign_attacks)
-    check_frozen(before, fingerprint(classifier), "while it was checked", "classifier")
-    if training := [name or "itself" for name, module in classifier.named_modules() if module.training]:
-        raise SanityError(f"the classifier went to train mode by itself ({', '.join(training[:3])})")
-    _check_equal(logits, logits_of(classifier, x), "after its gradients were taken: it changes itself")
+    with held(classifier):
+        streams = Streams(seed, device_of(classifier))
+        before = fingerprint(classifier)
+        x, y, correct = _chosen(classifier, images, labels, limit)
+        logits = logits_of(classifier, x)
+        notes = _check_kind(logits, labels)
+        _check_repeats(classifier, x, logits, streams)
+        notes += _check_alone(classifier, x, logits)
+        if not bool(correct.any()):
+            notes.append(f"none of the {len(x)} images tried is classified correctly")
+        notes += check_gradients(classifier, x, y, correct, streams, sign_attacks=sign_attacks)
+        check_frozen(before, fingerprint(classifier), "while it was checked", "classifier")
+        if training := [name or "itself" for name, module in classifier.named_modules() if module.training]:
+            raise SanityError(f"the classifier went to train mode by itself ({', '.join(training[:3])})")
+        _check_equal(logits, logits_of(classifier, x), "after its gradients were taken: it changes itself")
     return notes
 
 
@@ -135,44 +137,45 @@ def masking_evidence(
             half a point.
         RuntimeError: if a logit is not finite.
     """
-    streams = Streams(seed, device_of(classifier))
-    x, y, correct = _chosen(classifier, images, labels, limit)
-    if not bool(correct.any()):
-        return [f"none of the {len(x)} images tried is classified correctly: there is nothing to attack"]
-    x, y = x[correct], y[correct]
-    n = len(x)
+    with held(classifier):
+        streams = Streams(seed, device_of(classifier))
+        x, y, correct = _chosen(classifier, images, labels, limit)
+        if not bool(correct.any()):
+            return [f"none of the {len(x)} images tried is classified correctly: there is nothing to attack"]
+        x, y = x[correct], y[correct]
+        n = len(x)
 
-    def stay_right(epsilon: float, step_size: float, steps: int) -> Tensor:
-        attacked = pgd(
-            lambda moved, _: classifier(moved),
-            lambda logits: F.cross_entropy(logits, y, reduction="none"),
-            x,
-            Budget.uniform(n, epsilon=epsilon, step_size=step_size, steps=steps, device=x.device),
-            generator=streams.on_device(f"masking/pgd/{epsilon!r}"),
-        )
-        return attacked.embeddings.argmax(1) == y
+        def stay_right(epsilon: float, step_size: float, steps: int) -> Tensor:
+            attacked = pgd(
+                lambda moved, _: classifier(moved),
+                lambda logits: F.cross_entropy(logits, y, reduction="none"),
+                x,
+                Budget.uniform(n, epsilon=epsilon, step_size=step_size, steps=steps, device=x.device),
+                generator=streams.on_device(f"masking/pgd/{epsilon!r}"),
+            )
+            return attacked.embeddings.argmax(1) == y
 
-    left = int(stay_right(UNBOUNDED, 2.5 * UNBOUNDED / steps, steps).sum())
-    chance = float(y.bincount().max()) / n
-    unbounded = f"PGD with epsilon 128/255, {steps} steps: {100 * left / n:.1f} % of {n} images stay right"
-    if wilson_interval(left, n)[0] > 100 * chance:
-        raise SanityError(
-            f"{unbounded}, but no more than {100 * chance:.1f} %, the share of the commonest class, can withstand an "
-            f"attack that may erase the image: the attack fails, {MASKING}"
+        left = int(stay_right(UNBOUNDED, 2.5 * UNBOUNDED / steps, steps).sum())
+        chance = float(y.bincount().max()) / n
+        unbounded = f"PGD with epsilon 128/255, {steps} steps: {100 * left / n:.1f} % of {n} images stay right"
+        if wilson_interval(left, n)[0] > 100 * chance:
+            raise SanityError(
+                f"{unbounded}, but no more than {100 * chance:.1f} %, the share of the commonest class, can withstand "
+                f"an attack that may erase the image: the attack fails, {MASKING}"
+            )
+        by_pgd = int(stay_right(EPSILON, 2 / 255, 20).sum())
+        noise, found = streams.on_device("masking/noise"), torch.ones_like(y, dtype=torch.bool)
+        for _ in range(20):
+            moved = x + EPSILON * (2 * torch.rand(x.shape, generator=noise, device=x.device) - 1)
+            found &= logits_of(classifier, moved.clamp_(0, 1)).argmax(1) == y
+        by_noise = int(found.sum())
+        bounded = (
+            f"epsilon 8/255: {100 * by_pgd / n:.1f} % of {n} images stay right under PGD-20, "
+            f"{100 * by_noise / n:.1f} % at 20 random points"
         )
-    by_pgd = int(stay_right(EPSILON, 2 / 255, 20).sum())
-    noise, found = streams.on_device("masking/noise"), torch.ones_like(y, dtype=torch.bool)
-    for _ in range(20):
-        moved = x + EPSILON * (2 * torch.rand(x.shape, generator=noise, device=x.device) - 1)
-        found &= logits_of(classifier, moved.clamp_(0, 1)).argmax(1) == y
-    by_noise = int(found.sum())
-    bounded = (
-        f"epsilon 8/255: {100 * by_pgd / n:.1f} % of {n} images stay right under PGD-20, {100 * by_noise / n:.1f} % at "
-        "20 random points"
-    )
-    if 100 * (by_pgd - by_noise) / n > tolerated(n):
-        raise SanityError(f"{bounded}: chance finds more than the attack, {MASKING}")
-    return [unbounded, bounded]
+        if 100 * (by_pgd - by_noise) / n > tolerated(n):
+            raise SanityError(f"{bounded}: chance finds more than the attack, {MASKING}")
+        return [unbounded, bounded]
 
 
 def _chosen(classifier: nn.Module, images: Tensor, labels: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, pgd
+from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.messages import shown
 
@@ -44,7 +45,8 @@ def clean_accuracy(classifier: nn.Module, images: Tensor, labels: Tensor, batch_
     check_arguments(classifier, images, labels)
     device = device_of(classifier)
     batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return torch.cat([is_correct(classifier, as_float(x.to(device)), y.to(device)) for x, y in batches])
+    with held(classifier):
+        return torch.cat([is_correct(classifier, as_float(x.to(device)), y.to(device)) for x, y in batches])
 
 
 def pgd_accuracy(
@@ -88,7 +90,7 @@ def pgd_accuracy(
         RuntimeError: if a logit is not finite, or an attacked image has left its ball or [0, 1].
     """
 
-    def attack(x: Tensor, y: Tensor) -> Tensor:
+    def attack(x: Tensor, y: Tensor) -> Attacked:
         step = step_size_for(epsilon) if step_size is None else step_size
         return _ascend(
             classifier,
@@ -117,7 +119,7 @@ def fgsm_accuracy(
     randomness. Arguments, result and errors are those of `pgd_accuracy`.
     """
 
-    def attack(x: Tensor, y: Tensor) -> Tensor:
+    def attack(x: Tensor, y: Tensor) -> Attacked:
         return _ascend(
             classifier,
             x,
@@ -148,20 +150,28 @@ def device_of(classifier: nn.Module) -> torch.device:
 @torch.no_grad()
 def logits_of(classifier: nn.Module, images: Tensor) -> Tensor:
     """Logits (n, classes) of images (n, 3, H, W) in [0, 1], on the same device; a RuntimeError if one is not finite."""
-    logits = classifier(images)
-    if not isinstance(logits, Tensor):
-        raise RuntimeError(f"the classifier gave a {type(logits).__name__}: expected a tensor of logits")
-    if logits.ndim != 2 or len(logits) != len(images) or not bool(logits.isfinite().all()):
-        raise RuntimeError(
-            f"the classifier gave {tuple(logits.shape)} logits with {int((~logits.isfinite()).sum())} that are not "
-            f"finite: expected finite ones ({len(images)}, classes)"
-        )
-    return logits
+    return _checked(classifier(images), len(images))
 
 
 def is_correct(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Whether images (n, 3, H, W) in [0, 1] are classified as their labels (n,) say: bool (n,), on the CPU."""
-    return (logits_of(classifier, images).argmax(1) == labels).cpu()
+    return _agree(logits_of(classifier, images), labels)
+
+
+def _agree(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).cpu()
+
+
+def _checked(logits: object, n: int) -> Tensor:
+    """Logits of n images; a RuntimeError if they are none."""
+    if not isinstance(logits, Tensor):
+        raise RuntimeError(f"the classifier gave a {type(logits).__name__}: expected a tensor of logits")
+    if logits.ndim != 2 or len(logits) != n or not bool(logits.isfinite().all()):
+        raise RuntimeError(
+            f"the classifier gave {tuple(logits.shape)} logits with {int((~logits.isfinite()).sum())} that are not "
+            f"finite: expected finite ones ({n}, classes)"
+        )
+    return logits
 
 
 def _ascend(
@@ -171,8 +181,8 @@ def _ascend(
     budget: Budget,
     generator: torch.Generator | None = None,
     start: str = "uniform",
-) -> Tensor:
-    """Images (n, 3, H, W) in [0, 1], moved up their cross entropy with the labels (n,)."""
+) -> Attacked:
+    """Images (n, 3, H, W) in [0, 1], moved up their cross entropy with the labels (n,), and the logits of them."""
     return pgd(
         lambda moved, _: classifier(moved),
         lambda logits: F.cross_entropy(logits, labels, reduction="none"),
@@ -180,7 +190,7 @@ def _ascend(
         budget,
         generator=generator,
         start=start,
-    ).images
+    )
 
 
 def _survivors(
@@ -188,7 +198,7 @@ def _survivors(
     images: Tensor,
     labels: Tensor,
     epsilon: float,
-    attack: Callable[[Tensor, Tensor], Tensor],
+    attack: Callable[[Tensor, Tensor], Attacked],
     restarts: int,
     batch_size: int,
     clean: Tensor | None,
@@ -208,20 +218,21 @@ def _survivors(
         # in other batches a device may round a near tie the other way
         return robust
     done = 0
-    for later in reversed(range(restarts)):
-        targets = robust.nonzero().flatten()
-        left = len(targets)
-        for rows in targets.split(batch_size) if left else ():
-            x, y = as_float(images[rows].to(device)), labels[rows].to(device)
-            attacked = attack(x, y)
-            distance = float((attacked - x).abs().max())
-            if distance > epsilon + 1e-6 or float(attacked.min()) < 0 or float(attacked.max()) > 1:
-                raise RuntimeError(
-                    f"the attack broke its own rules, so its accuracy would be void: distance {distance:g} with "
-                    f"epsilon {epsilon:g}, pixels in [{float(attacked.min()):g}, {float(attacked.max()):g}]"
-                )
-            robust[rows] = is_correct(classifier, attacked, y)
-            done, left = done + len(rows), left - len(rows)
-            if progress is not None:
-                progress(done, done + left + later * int(robust.sum()))
+    with held(classifier):
+        for later in reversed(range(restarts)):
+            targets = robust.nonzero().flatten()
+            left = len(targets)
+            for rows in targets.split(batch_size) if left else ():
+                x, y = as_float(images[rows].to(device)), labels[rows].to(device)
+                attacked, logits = attack(x, y)
+                distance = float((attacked - x).abs().max())
+                if distance > epsilon + 1e-6 or float(attacked.min()) < 0 or float(attacked.max()) > 1:
+                    raise RuntimeError(
+                        f"the attack broke its own rules, so its accuracy would be void: distance {distance:g} with "
+                        f"epsilon {epsilon:g}, pixels in [{float(attacked.min()):g}, {float(attacked.max()):g}]"
+                    )
+                robust[rows] = _agree(_checked(logits, len(rows)), y)
+                done, left = done + len(rows), left - len(rows)
+                if progress is not None:
+                    progress(done, done + left + later * int(robust.sum()))
     return robust

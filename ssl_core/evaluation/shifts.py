@@ -12,6 +12,7 @@ from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departu
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
 from astra_gym.ssl_core.evaluation.severities import SEVERITIES
+from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDE_DEVIATION, distort, draw_magnitudes
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
@@ -157,16 +158,21 @@ def _evaluate(
     labels = required_labels(test, "accuracy").cpu()
     n, rows = len(test), []
     right: dict[str, Tensor] = {}
-    for condition, change in conditions.items():
-        clock, flags = Clock(), []
-        for batch in torch.arange(n).split(batch_size):
-            with clock.running():
-                flags.append(clean_accuracy(classifier, change(batch), labels[batch], batch_size))
-            if progress is not None:
-                progress(n * len(right) + int(batch[-1]) + 1, n * len(conditions))
-        right[condition] = torch.cat(flags)
-        what: dict[str, Any] = {"condition": condition, "deviations": deviations[condition], "seconds": clock.seconds}
-        rows.append(origin.accuracy(metric, int(right[condition].sum()), n, **what))
+    with held(classifier):
+        for condition, change in conditions.items():
+            clock, flags = Clock(), []
+            for batch in torch.arange(n).split(batch_size):
+                with clock.running():
+                    flags.append(clean_accuracy(classifier, change(batch), labels[batch], batch_size))
+                if progress is not None:
+                    progress(n * len(right) + int(batch[-1]) + 1, n * len(conditions))
+            right[condition] = torch.cat(flags)
+            what: dict[str, Any] = {
+                "condition": condition,
+                "deviations": deviations[condition],
+                "seconds": clock.seconds,
+            }
+            rows.append(origin.accuracy(metric, int(right[condition].sum()), n, **what))
     by_image = torch.stack([torch.stack([right[one] for one in group]).double().mean(0) for group in groups.values()])
     intervals = bootstrap_intervals(100 * by_image, Streams(origin.seed)[f"bootstrap/{metric}"])
     for (name, group), values, interval in zip(groups.items(), by_image, intervals, strict=True):

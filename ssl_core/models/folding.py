@@ -51,9 +51,10 @@ class FoldedRoute:
     Args:
         network: what is folded, as it is now.
         route: of its batch norm.
+        projector: whether the projector is folded too; without it the embeddings are the features.
     """
 
-    def __init__(self, network: TargetNetwork, route: str) -> None:
+    def __init__(self, network: TargetNetwork, route: str, projector: bool = True) -> None:
         backbone = network.backbone
         self.dtype = torch.bfloat16 if network.precision == "bf16" else network.mean.dtype
         self.outputs = network.mean.dtype
@@ -70,7 +71,7 @@ class FoldedRoute:
                 Residual(convs, None if short is None else self._convolution(short.conv, short.norm, route))
             )
         self.neck = [] if network.neck is None else self._linears(network.neck, route)
-        self.head = self._linears(network.projector, route)
+        self.head = self._linears(network.projector, route) if projector else []
 
     @torch.no_grad()
     def _convolution(self, conv: nn.Conv2d, norm: RouteNorm, route: str, divisor: Tensor | None = None) -> Convolution:
@@ -242,13 +243,21 @@ class FoldedNetwork:
         if network.training:
             raise ValueError("the network is in train mode: batch norm can be folded in eval mode only")
         self.network = network
-        self._routes: dict[str, FoldedRoute] = {}
+        self._routes: dict[tuple[str, bool], FoldedRoute] = {}
 
     def __call__(self, images: Tensor, route: str) -> Encoded:
         """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the network."""
+        return self._encoded(images, route, projector=True)
+
+    def features(self, images: Tensor, route: str) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1] to features, without the projector's work."""
+        return self._encoded(images, route, projector=False).features
+
+    def _encoded(self, images: Tensor, route: str, projector: bool) -> Encoded:
         self.network.check(images, route)
-        if route not in self._routes:
-            self._routes[route] = FoldedRoute(self.network, route)
-        folded = self._routes[route]
+        key = route, projector
+        if key not in self._routes:
+            self._routes[key] = FoldedRoute(self.network, route, projector)
+        folded = self._routes[key]
         encoded = [folded(piece) for piece in pieces(images, folded.dtype.itemsize, folded.recompute)]
         return encoded[0] if len(encoded) == 1 else Encoded(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream import finetuning
 from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings, RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy
@@ -66,6 +67,32 @@ def test_every_weight_of_the_backbone_moves_and_no_part_of_the_projector(
     still = {name for name in before if before[name] == after[name]}
     assert still == {name for name in before if name.startswith("projector.")} | {"mean", "std"}
     assert passes(tuned) == {4}
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_our_network_is_trained_channels_last_and_a_module_of_others_as_it_lies(
+    ours: bool, network: TargetNetwork, head: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Theirs(TargetNetwork):
+        pass
+
+    given = network
+    if not ours:
+        given = Theirs(**network.arguments)
+        given.load_state_dict(network.state_dict())
+    seen: list[bool] = []
+
+    def watched(encoder: nn.Module, *rest: Any) -> Tensor:
+        weight = encoder.get_parameter("backbone.blocks.0.convs.0.weight")
+        seen.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return attack(encoder, *rest)
+
+    attack = finetuning._attack
+    monkeypatch.setattr(finetuning, "_attack", watched)
+    settings = FineTuneSettings(epochs=1, batch_size=24, milestones=())
+    classifier = fine_tune(given, BOTH, image_set(), settings, VIEWS, seed=0, head=head)
+    assert seen == [ours] * 2
+    assert all(parameter.is_contiguous() for parameter in classifier.parameters())
 
 
 def passes(network: TargetNetwork) -> set[int]:

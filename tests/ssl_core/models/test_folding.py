@@ -74,6 +74,18 @@ def test_every_projector_and_a_neck_are_folded_too(projector: str, neck: int, re
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+def test_features_alone_are_the_same_without_the_projector(monkeypatch) -> None:
+    network = trained(torch.float64, projector="rocl", neck=12)
+    images = torch.rand(4, 3, 8, 8, generator=generator(9), dtype=torch.float64).requires_grad_()
+    folded = FoldedNetwork(network)
+    both = folded(images, "pgd")
+    monkeypatch.setattr(network, "projector", None)
+    alone = folded.features(images, "pgd")
+    assert torch.equal(alone, both.features)
+    gradients = [torch.autograd.grad(features.pow(3).sum(), images)[0] for features in (alone, both.features)]
+    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
+
+
 def test_the_gradients_that_come_in_are_left_alone_and_so_are_the_networks_weights() -> None:
     network = trained(torch.float64, projector="rocl", neck=12)
     images = torch.rand(4, 3, 8, 8, generator=generator(9), dtype=torch.float64).requires_grad_()
