@@ -14,6 +14,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.evaluation.auto_pgd import leave_out_fooled
 from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
 from astra_gym.ssl_core.models.encoder import held
@@ -34,7 +35,7 @@ ORDER: Mapping[str, float] = {"Linf": torch.inf, "L2": 2, "L1": 1}
 BATCH_SIZE = 100
 """DynACL's and ASTrA's."""
 TOLERANCE = 1e-5
-STATE_SCHEMA = 1
+STATE_SCHEMA = 2
 
 
 @dataclass
@@ -200,6 +201,8 @@ def _library(
         attack.n_target_classes = min(attack.n_target_classes, classes - 1)
     made.apgd.loss = "ce"
     made.fab.targeted = True
+    for attack in (made.apgd, made.apgd_targeted):
+        leave_out_fooled(attack)
     return made
 
 

@@ -226,8 +226,9 @@ def test_a_damaged_state_is_refused(damage: str, short: None, tmp_path: Path) ->
         autoattack_accuracy(network(), *data(12), EPSILON, **usual)
 
 
-def test_a_state_of_a_later_schema_is_refused(short: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [1, 3])
+def test_a_state_of_another_schema_is_refused(schema: int, short: None, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
-    path.write_text('{"schema": 2}')
-    with pytest.raises(ValueError, match=r"has schema 2, not 1: delete it"):
+    path.write_text(f'{{"schema": {schema}}}')
+    with pytest.raises(ValueError, match=rf"has schema {schema}, not 2: delete it"):
         autoattack_accuracy(network(), *data(12), EPSILON, seed=0, state_path=path)
