@@ -17,6 +17,7 @@ shares      `overheads.measure_shares`: where the time of a run goes
 agents      `overheads.measure_agents`: every agent's share of a step
 scaling     `costs.measure_scaling`: what an attack's time grows with
 efficiency  `costs.measure_efficiency`: FLOPs used, of those that matrix products reach here
+evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
 start       `overheads.measure_start`: seconds to the first training step
 training    `checkouts.measure_training`: with --against, make demo's training there and here
@@ -45,6 +46,7 @@ from astra_gym.experiments.benchmarks.checkouts import check_checkout, measure_t
 from astra_gym.experiments.benchmarks.compare import compare, comparison_table, count, differences, read
 from astra_gym.experiments.benchmarks.costs import PROFILE, measure_efficiency, measure_scaling, write_profile
 from astra_gym.experiments.benchmarks.data import measure_data
+from astra_gym.experiments.benchmarks.evaluation import measure_evaluation
 from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
 from astra_gym.experiments.benchmarks.results_file import ResultsFile
@@ -80,6 +82,7 @@ PARTS = {
     "agents": BenchmarkPart(measure_agents, 3),
     "scaling": BenchmarkPart(measure_scaling, 3),
     "efficiency": BenchmarkPart(measure_efficiency, 3),
+    "evaluation": BenchmarkPart(measure_evaluation, 3),
     "data": BenchmarkPart(measure_data, 3),
     "start": BenchmarkPart(measure_start, 3),
     AGAINST: BenchmarkPart(measure_training, 3),

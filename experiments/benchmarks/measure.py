@@ -42,6 +42,8 @@ TARGETS = {
     ("step", "digits, reinforce, auto"): 2.5,
     ("shares", "reinforce: outside the target network's arithmetic"): 0.10,
     ("scaling", "seconds against the mean number of steps, off a line"): 0.10,
+    ("evaluation", "PGD-20"): 1.3,
+    ("evaluation", "AutoAttack, quick"): 1.3,
     ("data", "reading from disk, in a SimCLR step"): 0.10,
     ("start", "first training step"): 6.0,
     ("training", "make demo's training, against the other checkout"): 1.5,

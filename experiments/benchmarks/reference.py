@@ -1,4 +1,5 @@
-"""Plain twins: ASTrA's attack, optimiser and training step written the straightforward way, as its released code does.
+"""Plain twins: ASTrA's attack, optimiser, training step and evaluation written the straightforward way, as its released
+code does.
 
 They are what the benchmark measures against and what tests compare with: same result, no thought of speed. Written from
 the algorithm's description alone (ASTrA, ICLR 2025; ACL, NeurIPS 2020). Where the released code spends time on its
@@ -11,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
+from pyautoattack import AutoAttack
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -22,6 +25,7 @@ from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective
 from astra_gym.ssl_core.methods import Networks
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.optim import make_optimizer
+from astra_gym.ssl_core.utils.rng import global_generators_kept
 
 INTERVAL = 10
 """ASTrA's strategy network learns in every tenth step."""
@@ -64,6 +68,93 @@ def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Bu
     attacked = masked_steps(encode, objective, images, budget, start)
     with torch.no_grad():
         return Attacked(attacked, encode(attacked, torch.arange(len(images))))
+
+
+class PlainClassifier(nn.Module):
+    """A classifier as the reference asks it: unfolded, all images at once, in the ordinary memory layout.
+
+    Args:
+        network: a copy of it is taken, in float32's full precision.
+        route: of its batch norm.
+        head: features to logits.
+    """
+
+    def __init__(self, network: TargetNetwork, route: str, head: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        self.network.precision = "fp32"
+        self.route = route
+        self.head = head
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, 3, h, w) in [0, 1] to logits (n, classes)."""
+        network = self.network
+        return self.head(network.backbone((images - network.mean) / network.std, self.route))
+
+
+def plain_pgd(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    start: Tensor,
+) -> Tensor:
+    """Which images a classifier gets right under PGD, by the loop of DynACL's and ASTrA's evaluation.
+
+    It attacks every image, those that are wrong as they are among them.
+
+    Args:
+        classifier: images (n, 3, h, w) in [0, 1] to logits (n, classes), in eval mode.
+        images: (n, 3, h, w), in [0, 1].
+        labels: int64 (n,).
+        epsilon, step_size: in the images' unit.
+        steps: their number.
+        start: perturbations (n, 3, h, w) within epsilon.
+
+    Returns:
+        Bool (n,).
+    """
+    delta = start.clone()
+    for _ in range(steps):
+        delta.requires_grad_()
+        loss = F.cross_entropy(classifier(images + delta), labels)
+        (gradient,) = torch.autograd.grad(loss, [delta])
+        delta = (delta.detach() + step_size * gradient.sign()).clamp(-epsilon, epsilon)
+        delta = (images + delta).clamp(0, 1) - images
+    with torch.no_grad():
+        return classifier(images + delta).argmax(1) == labels
+
+
+def plain_autoattack(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    seed: int,
+    batch_size: int,
+    library: type[AutoAttack] = AutoAttack,
+) -> Tensor:
+    """Which images a classifier gets right under AutoAttack's first two attacks, in L-infinity and by the library.
+
+    Args:
+        classifier, images, labels, epsilon: as of `plain_pgd`.
+        seed: of the random starts.
+        batch_size: images attacked at once.
+        library: pyautoattack's class.
+
+    Returns:
+        Bool (n,).
+    """
+    made = library(classifier, norm="Linf", eps=epsilon, seed=seed, version="standard", device=images.device)
+    made.attacks_to_run = ["apgd-ce", "apgd-t"]
+    with global_generators_kept():
+        _, found = made.run_standard_evaluation(images, labels, batch_size=batch_size)
+    return found == labels
 
 
 class PlainLARS:
