@@ -68,7 +68,8 @@ def autoattack_accuracy(
     version="standard", device=...).run_standard_evaluation(x, y, batch_size=batch_size)`: an attack sees only the
     images that survived those before it, in batches of their order. The library's own state would go on with other
     batches than it began with, and so with other random starts; with `state_path` this one goes on bit for bit.
-    With fewer than ten classes the targeted attacks aim at all the others, see `deviations`.
+    With fewer than ten classes the targeted attacks aim at all the others, see `deviations`. Auto-PGD computes no image
+    on that it has fooled, see `auto_pgd`.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode, four classes or more.
