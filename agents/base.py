@@ -186,12 +186,12 @@ class Agent:
         """One play; returns it under the names that Stable-Baselines3's callbacks read."""
         # a copy: an environment may write its next observation over this one
         observation = self._env.observe().to(self.device, copy=True)
-        # a world on a GPU looks itself, later
-        if observation.device.type == "cpu" and not_finite(observation):
+        if not getattr(self._env, "checks_finite", False) and not_finite(observation):
             raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)
-        played = self._env.play(sent.to(self._env.device, non_blocking=True))
+        # nobody may read on the host what is still on its way there
+        played = self._env.play(sent.to(self._env.device, non_blocking=self._env.device.type != "cpu"))
         reward, done = played.reward.cpu(), played.done.cpu()
         rewards = reward.numpy()
         if not np.isfinite(rewards).all():

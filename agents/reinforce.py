@@ -212,6 +212,11 @@ class REINFORCE(Agent):
         if reward is None:
             return first
         reward = reward.cpu()
+        if not bool(reward.isfinite().all()):
+            raise NonFiniteValueError(
+                f"what the environment says of actions is not finite in {int((~reward.isfinite()).sum())} of "
+                f"{self.n_envs} sub-environments after {self.num_timesteps} timesteps"
+            )
         self._learn_from([Transition(observation, first, reward, torch.ones_like(reward, dtype=torch.bool))])
         return self.policy.sample(observation, generator)
 

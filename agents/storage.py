@@ -67,6 +67,8 @@ def restoring(path: str | os.PathLike[str]) -> Iterator[None]:
     """Makes a CheckpointError of what an agent's file that was edited may raise when an agent is made of it."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path} holds no whole agent ({brief(reason)}): it was edited, take a copy") from error

@@ -35,7 +35,8 @@ class DataSettings:
         image_size: side in pixels to which images are resized.
         drop_last: whether an epoch leaves out its last batch where that is smaller than the others, in images of a new
             draw every epoch; None: true, and in a run what the method's authors do. With false the number of views
-            varies, so no environment or agent takes it that has one action for each view.
+            varies, so that no vector environment of views has it, nor an agent that learns from them; a single image
+            that is left over is left out all the same, since batch norm has no variance of it.
 
     Raises:
         ValueError: if a name is unknown or a figure is out of its range.

@@ -85,8 +85,8 @@ class AttackEngine:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch over all data: full batches in the training images, less those held out, times the
-        updates that a batch gets."""
+        """Updates in an epoch over all data: batches in the training images, less those held out, times the updates
+        that a batch gets."""
         return self.plan.steps
 
     @property
@@ -111,7 +111,7 @@ class AttackEngine:
 
     @property
     def num_attacked(self) -> int:
-        """Views attacked in a step, 0 without an attack."""
+        """Views of a full batch that are attacked, 0 without an attack."""
         return self.method.num_attacked(self.settings.batch_size)
 
     @property
@@ -237,7 +237,7 @@ class AttackEngine:
         of its own (`ASSESSED`), and nothing is learned.
 
         Args:
-            budget: `num_attacked` entries, on the host.
+            budget: an entry for each of `views`, on the host.
 
         Returns:
             The reward (n,), as `play` gives it on average; None where the attack is part of the update (CF-AMC), or a
@@ -260,7 +260,7 @@ class AttackEngine:
         updates the target once. Terms that judge the update are computed after it.
 
         Args:
-            budget: `num_attacked` entries, on the host; None for a method without an attack.
+            budget: an entry for each of `views`, on the host; None for a method without an attack.
 
         Raises:
             ValueError: if there is a budget and no attack, or the other way round, or its length is wrong.
@@ -346,7 +346,7 @@ class AttackEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, the coming batch and its observation included."""
-        remembered = self.rewards.state_dict()
+        more = {"rewards": self.rewards.state_dict(), "tried_steps": self._tried_steps}
         return {
             "learner": self.learner.state_dict(),
             "streams": self.streams.state_dict(),
@@ -354,7 +354,7 @@ class AttackEngine:
             "views": self._views,
             "seen": None if self._seen is None else {"observation": self._seen[0], "look": tuple(self._seen[1])},
             "statistics": self.statistics.state_dict(),
-        } | ({"rewards": remembered} if remembered else {})
+        } | {name: value for name, value in more.items() if value}
 
     def __getstate__(self) -> dict[str, Any]:
         # a world is its settings, its data and its state: the functions between them (schedules, objectives) have no
@@ -396,4 +396,5 @@ class AttackEngine:
             look = Encoded(*(value.to(self.device) for value in state["seen"]["look"]))
             self._seen = state["seen"]["observation"].to(self.device), look
         self.statistics.load_state_dict(state["statistics"], self.device)
+        self._tried_steps = state.get("tried_steps", 0)
         return restarted

@@ -1,6 +1,6 @@
 """The engine as a vector environment in torch, on the device: what the NumPy shells and our own agents stand on."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +18,9 @@ from astra_gym.ssl_core.utils.registry import pick
 
 class TorchViewEnv:
     """Every attacked view is a sub-environment of one step; all share the engine's target network.
+
+    Where the world has `drop_last` false, an epoch's last step has fewer views than `num_envs`, and as many
+    observations, actions and rewards: agents that do not learn can play it.
 
     Args:
         engine: the world.
@@ -42,11 +45,14 @@ class TorchViewEnv:
         self.observation_space = self._observation_space()
         self.device = engine.device
 
+    checks_finite: ClassVar[bool] = True
+    """It ends itself, in time, where its observations or rewards are not finite: agents need not look."""
+
     @property
     def num_envs(self) -> int:
-        """Number of sub-environments: the attacked views of the coming batch; the same in every step, but where the
-        world has `drop_last` false."""
-        return len(self.engine.views)
+        """Number of sub-environments: the attacked views of a full batch."""
+        method, images = self.engine.method, self.engine.settings.batch_size
+        return images * (method.attacked_per_image if method.attacks else method.views_per_image)
 
     def _observation_space(self) -> gym.Space:
         if self.observation == "image":
@@ -74,10 +80,14 @@ class TorchViewEnv:
         Raises:
             ValueError: if their number, shape, dtype or range is wrong.
         """
-        check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
+        self._check_count(actions)
         # on the host, where actions are checked and the attack is planned: a GPU is waited for once
         record = self.engine.play(self.table.decode(actions.cpu()))
         return StepResult(record.reward, torch.ones(len(record.views), dtype=torch.bool), step_info(self.engine))
+
+    def _check_count(self, actions: Tensor) -> None:
+        views = len(self.engine.views)
+        check_count(actions, views, f"one for each of {views} views")
 
     def assess(self, actions: Tensor) -> Tensor | None:
         """What actions (num_envs, ...) would be rewarded with, (num_envs,): the coming batch is attacked, and nothing
@@ -86,7 +96,7 @@ class TorchViewEnv:
         Raises:
             ValueError: as `play`.
         """
-        check_count(actions, self.num_envs, f"one for each of {self.num_envs} views")
+        self._check_count(actions)
         budget = self.table.decode(actions.cpu())
         return None if budget is None else self.engine.try_out(budget)
 
@@ -112,6 +122,7 @@ class TorchBatchEnv:
     """
 
     num_envs = 1
+    checks_finite: ClassVar[bool] = True
 
     def __init__(self, engine: AttackEngine, actions: str | None = None, episode_steps: int | None = None) -> None:
         if episode_steps is not None and (type(episode_steps) is not int or episode_steps < 1):
@@ -149,7 +160,7 @@ class TorchBatchEnv:
         return StepResult(reward.mean()[None], torch.tensor([done]), info)
 
     def _for_each_view(self, actions: Tensor) -> Tensor:
-        return actions.expand(self._views.num_envs, *actions.shape[1:])
+        return actions.expand(len(self.engine.views), *actions.shape[1:])
 
     def assess(self, actions: Tensor) -> Tensor | None:
         """What an action (1, ...) would be rewarded with, (1,), or None: see `TorchViewEnv.assess`."""

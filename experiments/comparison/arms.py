@@ -212,7 +212,7 @@ def base_arms(
 
 def _of_equal_epochs(arms: Sequence[Arm], trust: bool | None, again: str | None) -> list[Arm]:
     """The arms; where some of a method and preset leave the last, smaller batch out, all do: else those of agents that
-    learn nothing would make more updates in an epoch. An arm that is given `--drop_last` keeps it."""
+    learn nothing would make more updates in an epoch. An arm with the flag `--drop_last` keeps it."""
     without_last = {_world(arm) for arm in arms if arm.settings["drop_last"]}
     made = []
     for arm in arms:

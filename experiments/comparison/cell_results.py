@@ -43,7 +43,7 @@ class Cell:
         seed: of the run.
         settings: all settings but `PLACES`.
         updates: target updates made.
-        views: views attacked in an update, 0 for a method without an attack.
+        views: views attacked in an update, on average, 0 for a method without an attack.
         attack_steps: attack gradient steps spent, over all updates and views, with those that a reward's look-ahead
             took.
         seconds: wall time of training. A process that was killed leaves none: then that of the other updates, scaled
@@ -149,9 +149,12 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
     free = settings.method in METHODS and METHODS[settings.method].free
     for row in rows:
         if counts := row.get("actions/steps"):
-            views = sum(counts.values())
-            spent += 0 if free else round(row["budget/steps"] * views)
+            attacked = sum(counts.values())
+            views += attacked
+            spent += 0 if free else round(row["budget/steps"] * attacked)
         spent += row.get("attack/other_steps", 0)
+    # an epoch's last batch may be smaller
+    views = round(views / max(1, len(rows)))
     spent = round(spent * updates / len(rows)) if 0 < len(rows) < updates else spent
     starts = folder.environments(damage)
     timed = sum(part["last"] - part["first"] for part in training)

@@ -18,7 +18,7 @@ from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
-from astra_gym.experiments.config.superseded import as_written
+from astra_gym.experiments.config.superseded import as_written, without_forms
 from astra_gym.experiments.config.trust import nothing, only_named
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
@@ -80,7 +80,7 @@ def parse(
     _check_names(map(_flag, (token for token in argv if re.match("--.", token))), flags, "flag", parser.error)
     peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     peek.error = parser.error  # type: ignore[method-assign]
-    for name in ("preset", "dataset", "agent", "method", "resume", "agent_config"):
+    for name in ("preset", "dataset", "agent", "method", "env", "coreset", "resume", "agent_config"):
         peek.add_argument(f"--{name}")
     peek.add_argument("--config", action="append", default=[])
     for name in SWITCHES:
@@ -94,7 +94,7 @@ def parse(
         for path in early.config:
             values = read_yaml(path)
             # the record of a run stays what it was; what a file of a user's own leaves out is as it is now
-            config |= as_written(values) if values.keys() >= set(RECORDED) else values
+            config |= without_forms(as_written(values), vars(early)) if values.keys() >= set(RECORDED) else values
         if early.agent_config is not None:
             config["agent_kwargs"] = read_mapping(early.agent_config) | (config.get("agent_kwargs") or {})
         flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}

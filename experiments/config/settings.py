@@ -225,7 +225,7 @@ class Settings(WorldSettings):
             varies = self.env == "batch" or not learns(self.agent)
             kept = self.preset == "cifar10" and self.method in KEEP_LAST and varies and self.coreset == "none"
             object.__setattr__(self, "drop_last", not kept)
-        for name, options in named_forms(self.agent, self.coreset).items():
+        for name, options in named_forms(vars(self)).items():
             object.__setattr__(self, name, options | (getattr(self, name) or {}))
         pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":

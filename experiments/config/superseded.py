@@ -1,6 +1,6 @@
 """Forms of 0.1 that later versions do not have by default: what a file of that version meant by saying nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from astra_gym.agents.reinforce import SETTINGS
@@ -38,17 +38,27 @@ DROP_LAST = True
 """Whether version 0.1 left out the last, smaller batch of an epoch."""
 
 
-def named_forms(agent: str, coreset: str) -> dict[str, dict[str, Any]]:
-    """The present defaults of all forms that play a part in a run, by the setting that holds them.
+def named_forms(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The present defaults of all forms that play a part in a run and have no value yet, by the setting that holds
+    them.
 
     A run names them in its record, so that a record that does not is an older one.
+
+    Args:
+        record: all settings of a run, by name.
     """
-    given = {"agent": agent, "coreset": coreset}
-    return {
-        form.options: {name: getattr(form.now, name) for name in form.before}
-        for form in FORMS
-        if given[form.setting] == form.value
-    }
+    return {form.options: {name: getattr(form.now, name) for name in names} for form, names in _unnamed(record)}
+
+
+def _unnamed(record: Mapping[str, Any]) -> Iterator[tuple[Form, list[str]]]:
+    """The forms that play a part in a run, and which of their settings the record does not name."""
+    for form in FORMS:
+        options = record.get(form.options) or {}
+        # optimal transport has one form
+        idle = ("form",) if options.get("divergence") == "ot" else ()
+        names = [name for name in form.before if name not in options and name not in idle]
+        if record.get(form.setting) == form.value and names:
+            yield form, names
 
 
 def left_out(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +69,25 @@ def left_out(record: Mapping[str, Any]) -> dict[str, Any]:
         record: all settings of a run, by name.
     """
     missing = {} if "drop_last" in record else {"drop_last": DROP_LAST}
-    for form in FORMS:
-        if record.get(form.setting) == form.value:
-            options = record.get(form.options) or {}
-            missing |= {f"{form.options}.{name}": value for name, value in form.before.items() if name not in options}
+    for form, names in _unnamed(record):
+        missing |= {f"{form.options}.{name}": form.before[name] for name in names}
     return missing
+
+
+def without_forms(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run as a base for another one: without the forms of what changes.
+
+    Args:
+        record: all settings of a run, by name.
+        changes: other settings, by name; None where there is none.
+    """
+    made, changed = dict(record), {name for name, value in changes.items() if value not in (None, record.get(name))}
+    for form in FORMS:
+        if form.setting in changed and made.get(form.options):
+            made[form.options] = {name: v for name, v in made[form.options].items() if name not in form.before} or None
+    if changed & {"agent", "env", "coreset", "method"} and not made.get("drop_last", True):
+        del made["drop_last"]
+    return made
 
 
 def as_written(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -220,6 +220,7 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
             note(sentence)
     except TrainedOnError as error:
         raise listed(error, folder.results / TRAINED_ON) from error
+    (folder.results / "outcomes.json").unlink(missing_ok=True)
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
     if run.engine.data.train.labels is None or run.engine.data.test.labels is None:

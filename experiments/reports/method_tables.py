@@ -4,7 +4,7 @@ coreset that is chosen."""
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -130,6 +130,8 @@ def coresets_table(comparison: ComparisonResult) -> Table | None:
             for kind in SELECTIONS
         }
         for group, control in itertools.product(kinds["rcs"], kinds["random"]):
+            if _but_coreset(group) != _but_coreset(control):
+                continue
             for epsilon in sorted({epsilon for cell in group.cells for epsilon in cell.correct}):
                 difference = paired(group.cells, control.cells, epsilon)
                 texts = (method, group.arm, control.arm, at(epsilon), str(difference.seeds), points_text(difference))
@@ -137,6 +139,12 @@ def coresets_table(comparison: ComparisonResult) -> Table | None:
     note = f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant."
     columns = ["method", "arm", "control", "at", "seeds", "arm minus control"]
     return Table("Coresets", note, columns, rows) if rows else None
+
+
+def _but_coreset(group: Group) -> dict[str, Any]:
+    """All settings of a group but how its coreset is chosen, and the seed."""
+    chosen = ("coreset", "coreset_kwargs", "seed")
+    return {name: value for name, value in group.cells[0].settings.items() if name not in chosen}
 
 
 def _coreset(group: Group) -> str:

@@ -17,7 +17,8 @@ class BatchSampler:
         batch_size: images in a batch, at most n.
         generator: CPU generator; one permutation is drawn from it at the first batch of every epoch.
         held_out: (k,) int64, rows that are never given, each once; None: all are.
-        drop_last: whether the rows that are left over make no batch; else the last batch of an epoch may be smaller.
+        drop_last: whether the rows that are left over make no batch; else the last batch of an epoch may be smaller. A
+            single row makes none in any case: batch norm has no variance of it.
 
     Raises:
         ValueError: a batch of less than one image, or of more than there are to give.
@@ -52,7 +53,8 @@ class BatchSampler:
     def steps_per_epoch(self) -> int:
         """Batches in the present epoch, which a batch begins and not `restrict`; before the first one, in all rows."""
         rows = len(self._order) or self._size
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        full, left = divmod(rows, self.batch_size)
+        return full + (left > 1 and not self.drop_last)
 
     @property
     def all_rows(self) -> Tensor:

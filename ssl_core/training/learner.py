@@ -31,8 +31,7 @@ much as an iteration, while rounding up costs a share of about 1 / SHAPES. A GPU
 
 
 class NonFiniteLossError(NonFiniteError):
-    """What an update is made of (views, features, rewards, gradients, the loss), or the weights after it, are not
-    finite: training cannot go on from here."""
+    """What an update is made of, or the weights after it, are not finite: training cannot go on from here."""
 
 
 def on_route(network: Network, own: str) -> Network:
@@ -188,7 +187,7 @@ class TargetLearner:
         self._watched[name] = torch.stack(torch.aminmax(values.detach()))
 
     def watched_gradients(self) -> Tensor:
-        """What the attacks up to the next update `watch` their gradients by, see `pgd`."""
+        """What the attacks up to the next update `watch` by, see `pgd`."""
         return self._watched.setdefault(GRADIENTS, torch.zeros((), device=self.device))
 
     def attack(
@@ -385,9 +384,10 @@ class TargetLearner:
         """Restores what `state_dict` gave; ValueError if the teacher is another one now."""
         if "teacher" in self.others and state.get("teacher") != digest(self.others["teacher"]):
             raise ValueError("the teacher is another one than before: go on with the file that the run began with")
+        self._watched = {}
         if "teacher" in self.others:
-            # before there was this entry, a teacher computed in the precision of its own run
             teacher = self._other("teacher")
+            # before there was this entry, a teacher computed in the precision of its own run
             teacher.precision = state.get("teacher_precision", teacher.arguments["precision"])
         self.network.load_state_dict(state["network"])
         self.heads.load_state_dict(state.get("heads", {}))

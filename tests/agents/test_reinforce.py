@@ -184,6 +184,14 @@ def test_the_tenth_step_learns_from_a_draw_that_is_assessed_and_plays_a_second_o
     assert [kind for kind, _ in env.asked[11:]] == ["play"] * 9 + ["assess", "play"] and agent.updates == 2
 
 
+def test_an_assessment_that_is_not_finite_is_told_as_one() -> None:
+    env = Assessed()
+    env.assess = lambda actions: torch.full((8,), torch.nan)  # type: ignore[method-assign]
+    agent = REINFORCE(env, replace(SETTINGS["reinforce-paper"], interval=1), planned_plays=2)
+    with pytest.raises(ValueError, match="what the environment says of actions is not finite in 8 of 8"):
+        agent.learn(8)
+
+
 def test_an_environment_that_cannot_assess_is_learned_from_in_one_draw() -> None:
     env = Assessed()
     env.assess = lambda actions: None  # type: ignore[method-assign]

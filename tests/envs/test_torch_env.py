@@ -94,6 +94,21 @@ def test_without_drop_last_the_last_batch_is_trained_on_as_it_is(
         assert same(env.state_dict(), env_again.state_dict()) and same(agent.state_dict(), agent_again.state_dict())
 
 
+def test_what_was_tried_and_what_is_watched_belong_to_a_state(tiny: dict[str, Any]) -> None:
+    env, twin = (TorchViewEnv(AttackEngine(WorldSettings(**tiny), seed=3)) for _ in range(2))
+    actions = torch.as_tensor(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+    env.assess(actions)
+    state = copy.deepcopy(env.state_dict())
+    twin.load_state_dict(copy.deepcopy(state))
+    for each in (env, twin):
+        each.play(actions)
+    assert env.engine.last.other_steps == twin.engine.last.other_steps > 0
+    # of an attack that went wrong before, nothing is left
+    env.engine.learner.watched_gradients().fill_(torch.nan)
+    env.load_state_dict(state)
+    env.play(actions)
+
+
 @pytest.mark.parametrize("kind", [gymnasium.make_vec, Sb3ViewVecEnv])
 def test_an_environment_of_views_refuses_batches_of_two_sizes(tiny: dict[str, Any], kind: Any) -> None:
     first = ("ASTrA/ViewAttack-v0",) if kind is gymnasium.make_vec else ()

@@ -48,6 +48,28 @@ def test_a_record_given_as_config_is_the_run_of_its_time_and_a_users_own_file_is
     assert parse(["--config", str(tmp_path / "mine.yaml")]).settings.agent_kwargs == {**NOW, "heads": "joint"}
 
 
+def test_a_record_is_a_base_for_another_run_without_the_forms_of_what_changes(tmp_path: Path, capsys) -> None:
+    paper = tmp_path / "paper.yaml"
+    paper.write_text(Settings(agent="reinforce-paper", agent_kwargs={"learning_rate": 0.2}).to_yaml())
+    made = parse(["--config", str(paper), "--agent", "reinforce", "--observation=auto", "--reward_scope=auto"]).settings
+    assert made.agent_kwargs == {"learning_rate": 0.2}
+    coreset = tmp_path / "rcs.yaml"
+    coreset.write_text(Settings(method="acl", coreset="rcs").to_yaml())
+    assert parse(["--config", str(coreset), "--coreset", "random"]).settings.coreset_kwargs is None
+    last = tmp_path / "last.yaml"
+    last.write_text(Settings(method="acl", agent="fixed", drop_last=False).to_yaml())
+    assert not parse(["--config", str(last), "--epochs", "3"]).settings.drop_last
+    assert parse(["--config", str(last), "--agent", "random", "--coreset", "rcs"]).settings.drop_last
+
+
+def test_optimal_transport_has_one_form() -> None:
+    words = "--method dynacl --env batch --coreset rcs --coreset_kwargs.divergence ot"
+    made = parse(words.split()).settings
+    assert made.coreset_kwargs == {"divergence": "ot", "biases": False}
+    old = asdict(made) | {"coreset_kwargs": {"divergence": "ot"}}
+    assert left_out(old) == {"coreset_kwargs.biases": True}
+
+
 def test_the_table_holds_what_has_changed_and_nothing_else() -> None:
     """Typed anew: what 0.1 did."""
     assert {(form.setting, form.value): dict(form.before) for form in FORMS} == {

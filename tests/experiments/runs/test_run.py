@@ -9,6 +9,7 @@ import torch
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.config.cli import load
+from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.train_agent import main
@@ -71,6 +72,24 @@ def test_an_interrupted_agent_has_not_left_the_plan(mine: str, tmp_path: Path, i
     out, err = capsys.readouterr()
     # its module is imported only if it is named again
     assert "planned updates:" not in err and "run --trust" in out
+
+
+def test_a_run_that_keeps_the_last_batch_is_resumed_before_it_and_logs_each_update_once(
+    tmp_path: Path, interrupt, capsys
+) -> None:
+    words = [*TINY, "--method=acl", "--agent=random", "--drop_last=false", "--evaluate=false"]
+    assert main([*words, f"--run_dir={tmp_path / 'whole'}"]) == 0
+    updates = step_of(tmp_path / "whole")
+    before_the_last = updates // load(tmp_path / "whole" / "config.yaml").epochs - 1
+    interrupt(before_the_last)
+    assert main([*words, f"--run_dir={tmp_path / 'run'}"]) == 130
+    assert step_of(tmp_path / "run") == before_the_last
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    whole, resumed = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "run"))
+    assert [row["step"] for row in whole] == [*range(1, updates + 1)]
+    assert resumed == whole
+    views = [sum(row["actions/steps"].values()) for row in whole]
+    assert len(set(views)) == 2 and all("agent/rollout/reward_mean" in row for row in whole)
 
 
 def test_a_run_of_one_s_own_is_read_from_another_folder_without_its_module(

@@ -27,6 +27,8 @@ def test_without_drop_last_an_epoch_ends_with_what_is_left() -> None:
         batches = [sampler.next() for _ in range(3)]
         assert [len(batch) for batch in batches] == [4, 4, 2] and len(torch.cat(batches).unique()) == 10
     assert BatchSampler(8, 4, torch.Generator(), drop_last=False).steps_per_epoch == 2
+    # a single row is no batch
+    assert BatchSampler(9, 4, torch.Generator(), drop_last=False).steps_per_epoch == 2
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
