@@ -1,8 +1,10 @@
 """k-means on an encoder's features: pseudo labels for training without labels."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,10 +62,11 @@ def fit_clusters(
 ) -> list[Tensor]:
     """k-means with Euclidean distances, for each of several numbers of clusters.
 
-    scikit-learn's `KMeans` (Lloyd's iterations from k-means++ starts) in float64 and on one thread, so that the same
-    features and generator give the same centroids bit for bit. AdvCL clusters into 2, 10, 50, 100 and 500; DynACL++
-    into 10, AIR++ into the number of classes with a tolerance of 1e-5 (released code). On 50,000 features of dimension
-    512 an iteration for 500 clusters takes some seconds.
+    Lloyd's iterations from k-means++ starts, in float64. On the CPU it is scikit-learn's `KMeans` on one thread, so
+    that the same features and generator give the same centroids bit for bit; on a GPU it is `by_torch`, which draws the
+    same numbers: its clusters are others only where rounding decides. AdvCL clusters into 2, 10, 50, 100 and 500;
+    DynACL++ into 10, AIR++ into the number of classes with a tolerance of 1e-5 (released code). On 50,000 features of
+    dimension 512 an iteration for 500 clusters takes some seconds of a CPU.
 
     Args:
         features: (n, d), finite.
@@ -91,28 +94,120 @@ def fit_clusters(
         raise ValueError(
             f"starts is {starts}, max_iterations {max_iterations}, tolerance {tolerance}: expected at least 1, 1 and 0"
         )
+    points = features.detach().double()
+    fit = by_scikit_learn if points.device.type == "cpu" else by_torch
+    found = []
+    for count in counts:
+        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+        centroids = fit(points, count, seed, starts, tolerance, max_iterations)
+        if centroids is None:
+            raise ValueError(
+                f"fewer than {count} of the {n} features are distinct, so they make no {count} clusters: ask for "
+                "fewer, or check that the encoder has not collapsed"
+            )
+        found.append(centroids)
+    return found
+
+
+def by_scikit_learn(
+    points: Tensor, count: int, seed: int, starts: int, tolerance: float, max_iterations: int
+) -> Tensor | None:
+    """The centroids (count, d) of points (n, d) in float64 on the CPU, by scikit-learn on one thread; None where fewer
+    points are distinct. The other arguments are those of `fit_clusters`."""
     # imported here: it takes a second, and only a few methods cluster
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    points = features.detach().cpu().double().numpy()
-    found = []
-    for count in counts:
-        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-        means = KMeans(count, n_init=starts, tol=tolerance, max_iter=max_iterations, random_state=seed)
-        # with more threads the partial sums of a centroid are added in any order
-        with threadpool_limits(limits=1), warnings.catch_warnings():
-            warnings.simplefilter("error", ConvergenceWarning)
-            try:
-                means.fit(points)
-            except ConvergenceWarning as error:
-                raise ValueError(
-                    f"fewer than {count} of the {n} features are distinct, so they make no {count} clusters: ask for "
-                    "fewer, or check that the encoder has not collapsed"
-                ) from error
-        found.append(torch.from_numpy(means.cluster_centers_).to(features.device))
-    return found
+    means = KMeans(count, n_init=starts, tol=tolerance, max_iter=max_iterations, random_state=seed)
+    # with more threads the partial sums of a centroid are added in any order
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            means.fit(points.numpy())
+        except ConvergenceWarning:
+            return None
+    return torch.from_numpy(means.cluster_centers_)
+
+
+def by_torch(
+    points: Tensor, count: int, seed: int, starts: int, tolerance: float, max_iterations: int
+) -> Tensor | None:
+    """What `by_scikit_learn` gives, to rounding, on the points' device."""
+    draws = np.random.RandomState(seed)
+    origin = points.mean(dim=0)
+    points = points - origin
+    least = tolerance * float(points.var(dim=0, unbiased=False).mean())
+    runs = [lloyd(points, spread_points(points, count, draws), least, max_iterations) for _ in range(starts)]
+    centroids, labels, _ = min(runs, key=lambda run: run[2])
+    return centroids + origin if len(labels.unique()) == count else None
+
+
+def spread_points(points: Tensor, count: int, draws: np.random.RandomState) -> Tensor:
+    """Starts (count, d) among points (n, d) in float64 by greedy k-means++ (Arthur and Vassilvitskii 2007): each is the
+    best of 2 + log(count) that are drawn in proportion to the squared distance to the nearest start so far. The draws
+    are scikit-learn's."""
+    n, trials = len(points), 2 + int(math.log(count))
+    squares = points.square().sum(dim=1)
+
+    def distances(rows: Tensor) -> Tensor:
+        return (squares[rows, None] + squares - 2 * points[rows] @ points.T).clamp_(min=0)
+
+    chosen = [torch.tensor([draws.choice(n, p=np.full(n, 1 / n))], device=points.device)]
+    nearest = distances(chosen[0])
+    for shares in draws.uniform(size=(count - 1, trials)):
+        # on the host: a GPU's cumulative sums are not the same in every run
+        heaps = nearest[0].cpu().numpy().cumsum()
+        drawn = np.searchsorted(heaps, shares * float(nearest.sum())).clip(max=n - 1)
+        rows = torch.from_numpy(drawn).to(points.device)
+        tried = torch.minimum(nearest, distances(rows))
+        best = tried.sum(dim=1).argmin()[None]
+        chosen.append(rows[best])
+        nearest = tried[best]
+    return points[torch.cat(chosen)]
+
+
+def lloyd(points: Tensor, start: Tensor, least: float, max_iterations: int) -> tuple[Tensor, Tensor, float]:
+    """Lloyd's iterations as scikit-learn makes them.
+
+    Args:
+        points: (n, d) float64.
+        start: (K, d) float64, the first centroids, on the same device.
+        least: the centroids' squared shift at which they end; they do too when no point changes its cluster.
+        max_iterations: at most so many, 1 or more.
+
+    Returns:
+        Centroids (K, d), the nearest of them for each point (n,) int64, and the sum of squared distances to these.
+    """
+    centroids, labels = start, torch.full((len(points),), -1, device=points.device)
+    for _ in range(max_iterations):
+        before, labels = labels, _nearest(points, centroids)
+        moved = _means(points, labels, centroids)
+        shift = float((moved - centroids).square().sum())
+        centroids = moved
+        if shift <= least or torch.equal(labels, before):
+            break
+    labels = _nearest(points, centroids)
+    return centroids, labels, float((points - centroids[labels]).square().sum())
+
+
+def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """The mean of each cluster's points; of a cluster without one, the point that is farthest from its centroid."""
+    sums, sizes = torch.zeros_like(centroids), torch.zeros_like(centroids[:, 0])
+    clusters = torch.arange(len(centroids), device=points.device)
+    for piece, own in zip(points.split(PIECE), labels.split(PIECE), strict=True):
+        # products and not scattered additions: a GPU makes those in any order
+        members = (clusters[:, None] == own).to(points.dtype)
+        sums += members @ piece
+        sizes += members.sum(dim=1)
+    empty = (sizes == 0).nonzero()[:, 0]
+    if len(empty):
+        far = (points - centroids[labels]).square().sum(dim=1).topk(len(empty)).indices
+        for cluster, point in zip(empty.tolist(), far.tolist(), strict=True):
+            sums[labels[point]] -= points[point]
+            sizes[labels[point]] -= 1
+            sums[cluster], sizes[cluster] = points[point], 1
+    return sums / sizes.clamp(min=1)[:, None]
 
 
 def assign(features: Tensor, centroids: Tensor) -> Tensor:
@@ -133,6 +228,10 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
         raise ValueError(
             f"centroids have shape {tuple(centroids.shape)}: expected (K, {features.shape[1]}), K >= 1, as the features"
         )
+    return _nearest(features, centroids)
+
+
+def _nearest(features: Tensor, centroids: Tensor) -> Tensor:
     targets = centroids.detach().double()
     # distances do not depend on the origin, but the rounding of the products does
     origin = targets.mean(dim=0)

@@ -7,7 +7,14 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
+from astra_gym.ssl_core.models.clustering import (
+    assign,
+    by_scikit_learn,
+    by_torch,
+    encode_features,
+    fit_clusters,
+    lloyd,
+)
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.transforms.views import as_float
@@ -94,6 +101,23 @@ def test_it_repeats_bit_for_bit_and_leaves_global_generators_alone() -> None:
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[index]
     assert torch.equal(torch.random.get_rng_state(), before[2])
+
+
+def test_a_gpu_s_iterations_are_scikit_learn_s_from_the_same_start() -> None:
+    features = points(400, 6).double()
+    # the last two centroids are nobody's nearest: they move to the points that lie farthest from theirs
+    start = torch.cat([features[:8], torch.full((2, 6), 50.0, dtype=torch.float64)])
+    centroids, labels, spread = lloyd(features, start, 0.0, 300)
+    expected = KMeans(10, init=start.numpy(), n_init=1, tol=0, max_iter=300).fit(features.numpy())
+    torch.testing.assert_close(centroids, torch.from_numpy(expected.cluster_centers_), rtol=0, atol=1e-12)
+    assert np.array_equal(labels.numpy(), expected.labels_) and spread == pytest.approx(expected.inertia_, rel=1e-12)
+
+
+@pytest.mark.parametrize(("count", "starts"), [(2, 1), (12, 5)])
+def test_a_gpu_s_clusters_are_the_cpu_s_from_the_same_seed(count: int, starts: int) -> None:
+    given = points(300, 4).double() + 50, count, 3, starts, 1e-5, 300
+    torch.testing.assert_close(by_torch(*given), by_scikit_learn(*given), rtol=0, atol=1e-9)
+    assert by_torch(torch.ones(20, 4).double(), *given[1:]) is None
 
 
 @pytest.mark.parametrize("counts", [[], [1], [5, 121], [0], [-3]])
