@@ -55,8 +55,9 @@ from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.devices import DEVICES, resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.experiments.config.settings import DEVICES, resolve_device
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.messages import said
 from astra_gym.ssl_core.utils.paths import check_place
@@ -104,7 +105,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
-    parser.add_argument("--device", default="auto", metavar="NAME", help=", ".join(DEVICES))
+    parser.add_argument("--device", default="auto", metavar="NAME", help=", ".join((*DEVICES, "cuda:N")))
     parser.add_argument("--output", type=path_argument, default=Path("results/benchmark.json"), metavar="FILE")
     parser.add_argument("--picture", type=path_argument, metavar="FILE", help="a PNG, by default beside the output")
     parser.add_argument(
@@ -205,6 +206,7 @@ def _main(argv: list[str], ending: Ending) -> int:
         return status_of(stop)
 
 
+@ieee_fp32()
 def _run(given: argparse.Namespace, report: ResultsFile) -> int:
     console = Console(highlight=False)
 

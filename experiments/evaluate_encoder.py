@@ -28,8 +28,8 @@ if not __package__:
 from rich.console import Console
 
 from astra_gym.experiments.config.commands import help_text, program, recorded, typed
+from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.experiments.config.settings import resolve_device
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.evaluate import evaluate

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from astra_gym.experiments.config.cli import Invocation, parse
 from astra_gym.experiments.config.commands import called, program, typed
+from astra_gym.experiments.config.devices import arithmetic, on_repeating, resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.experiments.config.settings import resolve_device
 from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
 from astra_gym.experiments.runs.claims import claimed, held
 from astra_gym.experiments.runs.peak_memory import described, peak_memory
@@ -63,6 +63,7 @@ def _fail(status: int, message: object) -> int:
 def _run(invocation: Invocation, words: Sequence[str], console: Console, ending: Ending) -> int:
     settings = invocation.settings
     with ExitStack() as hold:
+        hold.enter_context(arithmetic(settings.precision, settings.deterministic))
         if invocation.resume is not None:
             folder = hold.enter_context(held(RunFolder.open(invocation.resume)))
             _keep_in_mind(folder, ending)
@@ -138,6 +139,7 @@ def _headline(run: Run, folder: RunFolder) -> str:
         f"{settings.method} on {settings.dataset} ({len(engine.data.train)} images), attacks by {settings.agent}: "
         f"{left} of {engine.planned_updates} updates to make{how}, into {folder.path}\n"
         f"{settings.data_dir or settings.dataset}: {summary(engine.data)}"
+        f"{on_repeating(engine.device, settings.deterministic)}"
     )
 
 

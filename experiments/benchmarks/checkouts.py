@@ -62,7 +62,9 @@ def trained_seconds(checkout: Path, seed: int, options: Options) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         words = [sys.executable, *COMMAND, *(QUICK if options.quick else ()), "--seed", str(seed)]
-        words += ["--device", options.device.type, "--run_dir", str(run), "--progress", "off"]
+        # what an older checkout knows, where it says enough
+        device = str(options.device) if options.device.index else options.device.type
+        words += ["--device", device, "--run_dir", str(run), "--progress", "off"]
         done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise BenchmarkError(f"the run in {checkout} failed (status {done.returncode}): {done.stderr[-500:]}")

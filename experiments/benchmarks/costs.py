@@ -243,7 +243,7 @@ def _rate(work: Callable[[], object], least: float, clock: Callable[[], float]) 
 
 @contextmanager
 def _like_convolutions() -> Iterator[None]:
-    # on a GPU torch's float32 convolutions use TF32 unless told otherwise, its matrix products do not
+    # on a GPU float32 convolutions use TF32 unless told otherwise, as the benchmark does; matrix products do not
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     try:

@@ -257,7 +257,7 @@ def first_step(options: Options) -> tuple[float, float]:
     Raises:
         BenchmarkError: if the process fails.
     """
-    settings = {"agent": "reinforce", "evaluate": False, "device": options.device.type, "progress": "off"}
+    settings = {"agent": "reinforce", "evaluate": False, "device": str(options.device), "progress": "off"}
     settings |= TINY if options.quick else {}
     flags = [f"--{name}={json.dumps(value) if isinstance(value, bool) else value}" for name, value in settings.items()]
     environment = os.environ | {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

@@ -11,6 +11,7 @@ from astra_gym.experiments.benchmarks.compare import SCHEMA
 from astra_gym.experiments.benchmarks.measure import Figure, Result
 from astra_gym.experiments.benchmarks.tables import draw
 from astra_gym.experiments.benchmarks.workloads import Options
+from astra_gym.ssl_core.utils.device import convolves_in_tf32
 from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
@@ -36,6 +37,7 @@ def document_of(
         "processor": processor(),
         "threads": options.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "tf32": convolves_in_tf32(device),
         "figures": [figure.record() for figure in figures],
         "details": details,
         "failed": dict(failed or {}),

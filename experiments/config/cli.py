@@ -14,10 +14,11 @@ from jsonargparse import ArgumentParser, set_loader
 
 from astra_gym.agents import describe
 from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, by_name, read_flags, wrong
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
-from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings, resolve_device
+from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings
 from astra_gym.experiments.config.superseded import as_written, without_forms
 from astra_gym.experiments.config.trust import nothing, only_named
 from astra_gym.ssl_core.safety.sealing import check_yaml

@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from astra_gym.agents import AGENTS, describe, learns
 from astra_gym.agents.external import is_dotted
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.experiments.config.devices import check_device, resolve_device
 from astra_gym.experiments.config.recipes import KEEP_LAST, recipe, with_options
 from astra_gym.experiments.config.superseded import named_forms
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
@@ -25,7 +24,6 @@ from astra_gym.ssl_core.utils.registry import pick
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
-DEVICES = {"auto": "a GPU where there is one", "cpu": "the CPU", "cuda": "a GPU, or an error"}
 CIFAR10: dict[str, Any] = {
     "dataset": "cifar10",
     "image_size": 32,
@@ -150,9 +148,11 @@ class Settings(WorldSettings):
             what holds their method's own budget exactly), or `none` for a method without an attack.
         reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
         seed: of everything random in the run.
-        device: `auto`, `cpu` or `cuda`.
-        precision: of training, `fp32` or `bf16`; auto: `bf16` where the device computes in it, else `fp32`. The
-            evaluation is in fp32 whatever this is.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: of training, `fp32` (on a GPU without TF32) or `bf16`; auto: `bf16` where the device computes in it,
+            else `fp32`. The evaluation is in fp32 whatever this is.
+        deterministic: on a GPU, whether the run is to give the same numbers again, which costs speed (how much is not
+            measured yet); on a CPU a run does in any case.
         run_dir: the run's folder, which must be new; by default runs/DATASET-METHOD-AGENT-seedSEED.
         epsilon: radius of the agent `fixed` as a fraction: 8/255, not 8; by default the method's own.
         step_size: step size of the agent `fixed` as a fraction.
@@ -188,6 +188,7 @@ class Settings(WorldSettings):
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    deterministic: bool = False
     run_dir: str | None = None
     epsilon: float | None = None
     step_size: float | None = None
@@ -233,8 +234,9 @@ class Settings(WorldSettings):
             native = bf16_is_native(resolve_device(self.device))
             self._resolve("precision", "bf16" if native and reliable else "fp32")
         super().__post_init__()
-        for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS), ("device", DEVICES)):
+        for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS)):
             pick(getattr(self, name), table, name)
+        check_device(self.device)
         pick(self.env, ENVS, "environment")
         pick(self.actions, ACTION_KINDS, "kind of actions")
         pick(self.progress, PROGRESS, "kind of progress")
@@ -370,18 +372,6 @@ def _listed(value: tuple[float, ...] | None) -> list[float] | None:
 def _check(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {shown(value)}: expected {expected}")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of `--device`.
-
-    Raises:
-        ValueError: if a GPU is asked for and torch sees none.
-    """
-    pick(name, DEVICES, "device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch finds no GPU here: take --device cpu, or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def default_run_dir(settings: Settings, root: Path | str = "runs") -> Path:

@@ -24,6 +24,7 @@ from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
@@ -206,6 +207,7 @@ def table(rows: list[Row]) -> Table:
     return out
 
 
+@ieee_fp32()
 def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table | None:
     """Evaluates and draws. `results/outcomes.json` comes last: where it is, all else is there.
 

@@ -17,12 +17,14 @@ from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.evaluation.results import Row
 from astra_gym.ssl_core.evaluation.sanity import SanityError
+from astra_gym.ssl_core.utils.device import convolves_in_tf32, ieee_fp32
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 CHECKPOINT = "the checkpoint"
 """What notes on the encoder itself are said to concern."""
 
 
+@ieee_fp32()
 def evaluate(
     subject: Subject,
     data: LabelledData,
@@ -70,6 +72,7 @@ def evaluate(
         "commit": commit(ROOT),
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "tf32": convolves_in_tf32(device),
         "threads": torch.get_num_threads(),
     }
     return rows, facts

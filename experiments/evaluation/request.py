@@ -10,7 +10,7 @@ import torch
 
 from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import program
-from astra_gym.experiments.config.settings import DEVICES, PROGRESS, Settings
+from astra_gym.experiments.config.settings import PROGRESS, Settings
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
 from astra_gym.experiments.evaluation.data_identity import FOLDER, folder_name, is_own_folder
@@ -155,7 +155,7 @@ def make_parser(description: str) -> OneLineParser:
         metavar="N",
         help="of fgsm and pgd20, by default 256; autoattack takes at most 100 of it",
     )
-    run.add_argument("--device", choices=DEVICES, default="auto")
+    run.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     run.add_argument("--progress", choices=PROGRESS, default="auto")
     return parser
 
@@ -253,8 +253,7 @@ def subject_of(given: argparse.Namespace, device: torch.device) -> Subject:
     except CheckpointError as error:
         if isinstance(error.__cause__, OSError):
             raise
-        formats = ", ".join(FORMATS)
-        raise ValueError(f"{error}; a checkpoint of another project needs --format ({formats})") from error
+        raise ValueError(f"{error}; a checkpoint of another project needs --format {'/'.join(FORMATS)}") from error
 
 
 def plan_of(given: argparse.Namespace) -> EvaluationPlan:

@@ -10,7 +10,8 @@ from typing import Any, Self
 import torch
 
 from astra_gym.experiments.config.cli import load
-from astra_gym.experiments.config.settings import Settings, resolve_device
+from astra_gym.experiments.config.devices import arithmetic, resolve_device
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import trusting
 from astra_gym.experiments.runs.logs import (
     add_command,
@@ -24,6 +25,7 @@ from astra_gym.experiments.runs.logs import (
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.safety.sealing import sealed_yaml, without_seal
 from astra_gym.ssl_core.safety.writers import LOCK, FolderLock
+from astra_gym.ssl_core.utils.device import convolves_in_tf32
 from astra_gym.ssl_core.utils.files import check_target, expanded, replacing, write_json
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
@@ -267,11 +269,14 @@ def unwritable(path: Path, error: OSError) -> ValueError:
 def environment(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
     """What the figures of a run depend on besides its settings, and the digest of the command's line."""
     device = resolve_device(settings.device)
+    with arithmetic(settings.precision, settings.deterministic):
+        tf32 = convolves_in_tf32(device)
     return {
         "commit": commit(ROOT),
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": settings.precision,
+        "tf32": tf32,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "system": platform.system(),

@@ -17,6 +17,7 @@ from astra_gym.ssl_core.models.encoder import Encoder, fast_features
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -80,6 +81,7 @@ class FineTuneSettings:
                 raise ValueError(f"fine-tuning's {name} is {shown(getattr(self, name))}: expected {expected}")
 
 
+@ieee_fp32()
 def fine_tune(
     encoder: nn.Module,
     routes: tuple[str, str],

@@ -15,6 +15,7 @@ from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import check_frozen
 from astra_gym.ssl_core.models.encoder import Encoder, FrozenEncoderClassifier, fast_features
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
@@ -214,6 +215,7 @@ class Classifier(FrozenEncoderClassifier):
         return cast(Tensor, self.head(self.features(images)))
 
 
+@ieee_fp32()
 def train_probe(
     encoder: nn.Module,
     route: str,

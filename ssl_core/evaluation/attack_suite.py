@@ -34,6 +34,7 @@ from astra_gym.ssl_core.evaluation.robustness import (
 )
 from astra_gym.ssl_core.evaluation.sanity import check_rows
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -131,6 +132,7 @@ def check_classes(attacks: Sequence[Attack], classes: int) -> None:
         check_class_count(classes)
 
 
+@ieee_fp32()
 def evaluate(
     classifier: nn.Module,
     test: ImageSet,

@@ -17,6 +17,7 @@ from astra_gym.ssl_core.evaluation.sanity import MASKING, SanityError, check_fro
 from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.device import convolves_in_tf32
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams, global_generators_kept
 
@@ -301,4 +302,4 @@ def _rounding(classifier: nn.Module, device: torch.device) -> float:
     low = (torch.float16, torch.bfloat16)
     if any(part.precision != "fp32" for part in networks) or any(one.dtype in low for one in classifier.parameters()):
         return ROUNDING_LOW
-    return 1e-3 if device.type == "cpu" else 1e-2  # a GPU's convolutions round to TF32
+    return 1e-2 if convolves_in_tf32(device) else 1e-3

@@ -25,6 +25,7 @@ from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.encoder import Encoder
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, two_views
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -77,6 +78,7 @@ class Health:
     landscape: Landscape | None
 
 
+@ieee_fp32()
 def representation_health(
     encoder: nn.Module,
     test: ImageSet,

@@ -16,12 +16,14 @@ from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDE_DEVIATION, distort, draw_magnitudes
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.rng import Streams
 
 RESAMPLES = 2000
 BACKGROUNDS: Mapping[str, bool] = {"black": False, "padded": True}
 
 
+@ieee_fp32()
 def evaluate_corruptions(
     classifier: nn.Module,
     test: ImageSet,
@@ -77,6 +79,7 @@ def evaluate_corruptions(
     return _evaluate(classifier, test, "CA", conditions, deviations, groups, subset, origin, batch_size, progress)
 
 
+@ieee_fp32()
 def evaluate_perspective(
     classifier: nn.Module,
     test: ImageSet,

@@ -249,7 +249,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags: list[str], parts: list[s
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(tmp_path, capsys) -> None:
-    expect_error(capsys, call(*TINY, f"--run_dir={tmp_path / 'run'}", "--device=cuda"), "finds no GPU", "--device cpu")
+    expect_error(capsys, call(*TINY, f"--run_dir={tmp_path / 'run'}", "--device=cuda"), "finds no GPU", "take cpu")
 
 
 def test_run_folders_that_cannot_be_used(tmp_path, capsys) -> None:

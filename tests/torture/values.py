@@ -9,7 +9,8 @@ from typing import Any
 from astra_gym.agents import AGENTS
 from astra_gym.envs.actions import ACTION_KINDS
 from astra_gym.envs.observations import OBSERVATIONS
-from astra_gym.experiments.config.settings import DEVICES, ENVS, PRESETS, PROGRESS, Settings
+from astra_gym.experiments.config.devices import DEVICES
+from astra_gym.experiments.config.settings import ENVS, PRESETS, PROGRESS, Settings
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALISATIONS, PRECISIONS, PROJECTORS, STEMS

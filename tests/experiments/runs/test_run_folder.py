@@ -21,7 +21,7 @@ def test_a_run_folder_says_how_it_was_made(tmp_path: Path) -> None:
     assert all(part.is_dir() for part in (folder.checkpoints, folder.results, folder.figures))
     [start] = folder.environments()
     assert start["threads"] == torch.get_num_threads()
-    assert (start["device"], start["precision"]) == ("cpu", "fp32")
+    assert (start["device"], start["precision"], start["tf32"]) == ("cpu", "fp32", False)
     assert {"commit", "versions"} <= start.keys()
     assert start["versions"]["torch"].startswith(torch.__version__.split("+")[0])
 
