@@ -1,11 +1,11 @@
-# make demo | test | test-all | test-wheel | torture | lint | setup | clean  (PYTHON=python3.12 chooses another interpreter)
+# make demo | test | test-all | test-gpu | test-wheel | torture | lint | setup | clean  (PYTHON=python3.12 chooses another interpreter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-all test-wheel torture lint clean
+.PHONY: setup demo test test-all test-gpu test-wheel torture lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -33,12 +33,18 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The tests for a GPU run on the CPU here, which they compare with itself: no GPU is needed, and none is seen.
+ON_CPU := $(ONE_THREAD) GPU_TESTS_ON=cpu
 test: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # With every agent on the problem of known optimum, some minutes more.
 test-all: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not wheel"
+	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not wheel"
+
+# On a machine with a GPU, what compares it with the CPU; where there is none they are skipped.
+test-gpu: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu -rs
 
 # The distribution in an environment of its own, used from an empty folder.
 test-wheel: setup

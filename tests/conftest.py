@@ -1,5 +1,7 @@
-"""What several test files share: one thread a process, no folder left behind, the real CIFAR-10 where it is at hand."""
+"""What several test files share: one thread a process, no folder left behind, a GPU or the real CIFAR-10 where it is at
+hand."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,24 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+STAND_IN = "GPU_TESTS_ON"
+"""A variable of the environment: `cpu` lets the tests for a GPU run on the CPU, to try the tests."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPU from all tests but those of `-m gpu`: they assert bits, and those are the CPU's."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """The GPU, for tests marked `gpu`; they are skipped where there is none."""
+    if os.environ.get(STAND_IN) == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip(f"no GPU is seen, which only -m gpu looks for (make test-gpu); {STAND_IN}=cpu tries the test")
+    return torch.device("cuda", 0)
 
 
 @pytest.fixture(scope="session", autouse=True)

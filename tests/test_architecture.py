@@ -199,7 +199,7 @@ def test_the_tests_mirror_the_tree() -> None:
     strays = []
     for file in python_files():
         folder, _, name = file.rpartition("/")
-        if not name.startswith("test_") or folder in ("tests", "tests/torture"):
+        if not name.startswith("test_") or folder in ("tests", "tests/torture", "tests/gpu"):
             continue
         stem, place = name.removeprefix("test_").removesuffix(".py"), ROOT / folder.removeprefix("tests/")
         modules = {path.stem for path in place.glob("*.py")} | set(ABOUT_SEVERAL.get(folder, ()))

@@ -247,7 +247,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags: list[str], parts: list[s
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(tmp_path, capsys) -> None:
     expect_error(capsys, call(*TINY, f"--run_dir={tmp_path / 'run'}", "--device=cuda"), "finds no GPU", "take cpu")
 

@@ -16,7 +16,7 @@ from astra_gym.ssl_core.data.batch_source import KEEP_DATA, BatchSource, images_
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.sampler import BatchSampler
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
 def image_set(file: Path | None = None, n: int = 23) -> ImageSet:
@@ -32,7 +32,7 @@ def sampler(n: int = 23, seed: int = 3) -> BatchSampler:
     return BatchSampler(n, 5, torch.Generator().manual_seed(seed))
 
 
-def started(data: ImageSet, keep: str = "host", device: str = "cpu") -> BatchSource:
+def started(data: ImageSet, keep: str = "host", device: torch.device | str = "cpu") -> BatchSource:
     source = BatchSource(data, device, keep)
     source.start(sampler())
     return source
@@ -55,12 +55,15 @@ def no_thread_is_left() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("keep", KEEP_DATA)
 @pytest.mark.parametrize("mapped", [False, True])
-def test_every_way_gives_the_samplers_batches(tmp_path: Path, keep: str, mapped: bool, device: str) -> None:
+def test_every_way_gives_the_samplers_batches(
+    tmp_path: Path, keep: str, mapped: bool, device: str, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue("gpu") if device == "gpu" else torch.device("cpu")
     data, twin = image_set(tmp_path / "images.u8" if mapped else None), sampler()
-    source = started(data, keep, device)
+    source = started(data, keep, place)
     for _ in range(11):
         batch = source.next()
-        assert batch.dtype == torch.uint8 and batch.device.type == device and batch.is_contiguous()
+        assert batch.dtype == torch.uint8 and batch.device == place and batch.is_contiguous()
         assert torch.equal(batch.cpu(), data.images[twin.next()])
 
 

@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from astra_gym.ssl_core.models import checkpoint
 from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
@@ -13,6 +15,7 @@ from astra_gym.ssl_core.models.checkpoint import (
     save_checkpoint,
 )
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.safety.plain_values import load_plain
 
 
 def network():
@@ -179,6 +182,20 @@ def test_a_loaded_network_takes_what_an_attack_gives_it_and_keeps_its_names(tmp_
 
 def state(**changes: object) -> dict[str, object]:
     return dict(network().state_dict()) | changes
+
+
+def test_of_a_whole_run_only_the_network_goes_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read_on = saved(tmp_path), []
+
+    def read(file: Path, device: torch.device) -> Any:
+        read_on.append(device)
+        return load_plain(file, device)
+
+    monkeypatch.setattr(checkpoint, "load_plain", read)
+    # a device that is there on every machine stands for a GPU
+    monkeypatch.setattr(checkpoint, "usable_device", lambda name: torch.device("meta" if name == "cuda" else name))
+    network, _ = load_network(path, "cuda")
+    assert read_on == [torch.device("cpu")] and {one.device.type for one in network.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings, apply_crops, draw_crops, multi_crops
 from astra_gym.ssl_core.transforms.views import ViewSettings, apply_strong, draw_strong
+from tests.helpers.gpu import no_waits
 
 PATCHES = CropSettings(scale=(0.25, 0.25), ratio=(1, 1))
 PLAIN = CropSettings(jitter_probability=0, gray_probability=0, blur_probability=0, solarize_probability=0, flip=0)
@@ -117,14 +118,11 @@ def test_other_images_and_numbers_are_refused() -> None:
         apply_crops(pictures(4), draw_crops(5, 32, 32, CropSettings(), generator()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_same_crops_without_waiting_for_it() -> None:
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_crops_without_waiting_for_it(gpu: torch.device) -> None:
     images, settings = pictures(32), CropSettings(blur_probability=0.5, solarize_probability=0)
-    there = images.cuda()
+    there = images.to(gpu)
     multi_crops(there, 2, settings, generator())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits(gpu):
         crops = multi_crops(there, 2, settings, generator(1))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(crops.cpu(), multi_crops(images, 2, settings, generator(1)), rtol=0, atol=3e-5)

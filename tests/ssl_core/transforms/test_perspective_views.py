@@ -19,6 +19,7 @@ from astra_gym.ssl_core.transforms.perspective_views import (
     lcm_grid,
     perspective_views,
 )
+from tests.helpers.gpu import no_waits
 
 Array = NDArray[np.float64]
 MOEBIUS = PerspectiveSettings("moebius", probability=1, magnitude=(0.2, 0.4), d=0.75)
@@ -233,15 +234,12 @@ def test_other_images_are_refused() -> None:
         apply_perspective(pictures(2), draw_perspective(3, MOEBIUS, generator()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("settings", [MOEBIUS, LCM])
-def test_a_gpu_makes_the_same_views_without_waiting_for_it(settings: PerspectiveSettings) -> None:
+def test_a_gpu_makes_the_same_views_without_waiting_for_it(settings: PerspectiveSettings, gpu: torch.device) -> None:
     images, settings = pictures(32), replace(settings, probability=0.5)
-    there = images.cuda()
+    there = images.to(gpu)
     perspective_views(there, settings, generator())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits(gpu):
         views = perspective_views(there, settings, generator(1))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(views.cpu(), perspective_views(images, settings, generator(1)), rtol=0, atol=3e-5)

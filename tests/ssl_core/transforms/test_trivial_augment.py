@@ -20,6 +20,7 @@ from astra_gym.ssl_core.transforms.trivial_augment import (
     trivial_augment,
 )
 from astra_gym.ssl_core.transforms.views import as_float
+from tests.helpers.gpu import no_waits
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 BY_LEVELS = ("Identity", *GEOMETRIC, "Posterize", "Equalize")
@@ -184,14 +185,11 @@ def test_other_images_are_refused(call: Callable) -> None:
         apply_trivial(torch.zeros(3, 3, 8, 8), draw_trivial(2, generator()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_same_views_without_waiting_for_it() -> None:
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_views_without_waiting_for_it(gpu: torch.device) -> None:
     images = as_float(pictures(200, 32, 32))
-    there = images.cuda()
+    there = images.to(gpu)
     trivial_augment(there, generator())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits(gpu):
         views = trivial_augment(there, generator(1))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(views.cpu(), trivial_augment(images, generator(1)), rtol=0, atol=1e-5)

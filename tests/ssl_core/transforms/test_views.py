@@ -24,6 +24,7 @@ from astra_gym.ssl_core.transforms.views import (
     two_views,
     weak_views,
 )
+from tests.helpers.gpu import no_waits
 
 OPERATIONS = (
     reference.adjust_brightness,
@@ -368,16 +369,13 @@ def test_as_float_maps_bytes_to_the_unit_interval() -> None:
         as_float(torch.zeros(3))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_same_views_without_waiting_for_it() -> None:
+@pytest.mark.gpu
+def test_a_gpu_makes_the_same_views_without_waiting_for_it(gpu: torch.device) -> None:
     images = pictures(64, 32, 32)
-    there = images.cuda()
+    there = images.to(gpu)
     two_views(there, ViewSettings(), generator())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits(gpu):
         strong = two_views(there, ViewSettings(), generator(1))
         weak = weak_views(there, ViewSettings(), generator(1))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(strong.cpu(), two_views(images, ViewSettings(), generator(1)), rtol=0, atol=3e-5)
     assert torch.equal(weak.cpu(), weak_views(images, ViewSettings(), generator(1)))
