@@ -29,7 +29,7 @@ if not __package__:
 from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
 from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
-from astra_gym.experiments.comparison.scheduler import locked, usable_cores
+from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.argparser import OneLineParser, path_argument
 from astra_gym.experiments.config.commands import help_text, program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
@@ -75,7 +75,10 @@ def _parser() -> OneLineParser:
         "steps as the dearest arm",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes at once; by default the number of usable cores"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes at once; by default one a usable core, and no more than a GPU's memory holds",
     )
     parser.add_argument("--dir", type=path_argument, metavar="DIR", help="by default comparisons/PRESET, -2, -3, ...")
     parser.add_argument("--resume", type=path_argument, metavar="DIR", help="go on with a comparison")
@@ -164,13 +167,13 @@ def _prepare(
     check_equal_compute(chosen, arms)
     if given.dir is not None:
         ComparisonFolder(given.dir).check_new()
-    try_arms(arms)
+    fitting = try_arms(arms)
     path = given.dir or _claimed("-".join(presets))
     folder = ComparisonFolder(path)
     # the folder says where it lies, not what it is
     words = [*recorded("compare"), *without(argv, "--dir")]
     return folder, ComparisonPlan(
-        path.resolve().name, shlex.join(words), given.jobs or usable_cores(), seeds, chosen, tuple(arms)
+        path.resolve().name, shlex.join(words), given.jobs or fitting, seeds, chosen, tuple(arms)
     )
 
 

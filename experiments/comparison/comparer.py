@@ -10,8 +10,19 @@ from astra_gym.experiments.comparison.arms import CONTROL, Arm, compute_arms, se
 from astra_gym.experiments.comparison.cell_results import Cell, summarise
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
-from astra_gym.experiments.comparison.scheduler import LOST, Ended, GridLock, Job, Worker, last_lines, run_jobs
+from astra_gym.experiments.comparison.gpu_memory import run_memory, runs_that_fit
+from astra_gym.experiments.comparison.scheduler import (
+    LOST,
+    Ended,
+    GridLock,
+    Job,
+    Worker,
+    last_lines,
+    run_jobs,
+    usable_cores,
+)
 from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.console import Interrupt
 from astra_gym.experiments.runs.run import Run
@@ -19,6 +30,7 @@ from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.utils.files import check_target
+from astra_gym.ssl_core.utils.memory import available
 from astra_gym.ssl_core.utils.messages import short, shown
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
@@ -27,15 +39,19 @@ DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "
 """Settings on which the data set depends, and nothing else of it."""
 
 
-def try_arms(arms: Sequence[Arm]) -> None:
+def try_arms(arms: Sequence[Arm]) -> int:
     """Makes the world and the agent of each arm once, and nothing with them: what only a run would find is told before
     any has begun.
+
+    Returns:
+        How many runs to make at once: one a usable core, and no more than the memory of their GPU holds.
 
     Raises:
         ValueError: if an arm has a batch larger than its data, no data, unknown settings of its agent, and the like.
     """
     torch.set_num_threads(1)
     loaded: dict[tuple[object, ...], Split] = {}
+    at_once = usable_cores()
     for arm in arms:
         try:
             settings = settings_of([*arm.flags, "--seed", "0"])
@@ -48,10 +64,14 @@ def try_arms(arms: Sequence[Arm]) -> None:
             if fresh:
                 # at the end of each run it would be refused
                 run.check_held_out()
+            device = resolve_device(settings.device)
+            needed = 0 if device.type == "cpu" else run_memory(run.engine)
+            at_once = runs_that_fit(at_once, needed, available(device))
         except Exception as error:
             # an agent of one's own may raise anything
             kind = "" if isinstance(error, ValueError | TrainedOnError) else f"{type(error).__name__}: "
             raise ValueError(f"{kind}{error} (in the arm {shown(arm.name)})") from error
+    return at_once
 
 
 class Comparer:

@@ -132,15 +132,16 @@ def representation_health(
     tick = _ticker(-(-n // BATCH) + has_weights * (1 + 2 * CANDIDATES + 2 * POINTS), progress)
 
     vectors, attacked = _encode_all(encoder, test, views, origin.route, streams, tick)
-    rows = list(_statistics(vectors, origin, resamples(n, RESAMPLES, streams["health/bootstrap"])))
+    weights = resamples(n, RESAMPLES, streams["health/bootstrap"]).to(device)
+    rows = list(_statistics(vectors, origin, weights))
     landscape = None
     if has_weights:
         few = slice(LANDSCAPE_IMAGES)
-        clean, moved = as_float(test.images[few].to(device)), attacked[few].to(device)
+        clean, moved = as_float(test.images[few].to(device)), attacked[few]
         landscape, found = _landscape(encoder, clean, moved, origin.route, streams["health/directions"], tick)
         rows += [origin.figure("sharpness", value, len(clean), condition=name) for name, value in found.items()]
     check_frozen(before, fingerprint(encoder), "while its health was measured")
-    pictured = {name: z for name, z in vectors.items() if "views" not in name}
+    pictured = {name: z.cpu() for name, z in vectors.items() if "views" not in name}
     return Health(rows, pictured, test.labels, test.classes, landscape)
 
 
@@ -174,11 +175,11 @@ def _encode_all(
     for batch in test.images.split(BATCH):
         clean = as_float(batch.to(streams.device))
         attacked = attack_features(encoder, clean, route, streams.on_device("health/attack"))
-        moved.append(attacked.cpu())
+        moved.append(attacked)
         kinds = {"": clean, "/attacked": attacked, "/views": two_views(clean, views, streams["health/views"])}
         for kind, images in kinds.items():
             for space, z in _encode(encoder, images, route).items():
-                parts.setdefault(space + kind, []).append(z.float().cpu())
+                parts.setdefault(space + kind, []).append(z.float())
         tick()
     return {name: torch.cat(pieces) for name, pieces in parts.items()}, torch.cat(moved)
 
@@ -206,7 +207,7 @@ def _statistics(vectors: Mapping[str, Tensor], origin: Origin, weights: Tensor) 
     def row(metric: str, condition: str, value: Tensor, resampled: Tensor | None = None) -> Row:
         if resampled is None:
             return origin.figure(metric, value.item(), weights.shape[1], condition=condition)
-        levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        levels = torch.tensor([0.025, 0.975], dtype=torch.float64, device=resampled.device)
         low, high = (resampled - resampled.mean() + value).quantile(levels).tolist()
         bounds = {"interval": (low, high), "interval_method": "bootstrap"}
         return origin.figure(metric, value.item(), weights.shape[1], condition=condition, **bounds)

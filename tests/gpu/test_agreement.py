@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.evaluation.embedding_metrics import resamples
+from astra_gym.ssl_core.evaluation.representation import _statistics
+from astra_gym.ssl_core.evaluation.results import Origin
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
@@ -140,3 +143,17 @@ def test_clusters(gpu: torch.device) -> None:
     for expected, found in zip(here, there, strict=True):
         assert found.device == gpu and off(found, expected) < 1e-9
         assert torch.equal(assign(features.to(gpu), found).cpu(), assign(features, expected))
+
+
+def test_the_health_of_a_representation(gpu: torch.device) -> None:
+    vectors = {"features": torch.randn(40, 6, generator=generator(8))}
+    vectors["features/attacked"] = vectors["features"] + 0.1 * torch.randn(40, 6, generator=generator(9))
+    origin = Origin(protocol="features", route="pgd", seed=0, checkpoint="here", commit="unknown")
+    weights = resamples(40, 50, generator(10))
+
+    def figures(device: torch.device) -> list[float]:
+        moved = {name: value.to(device) for name, value in vectors.items()}
+        rows = list(_statistics(moved, origin, weights.to(device)))
+        return [value for row in rows for value in (row.value, *(row.interval or ()))]
+
+    assert figures(gpu) == pytest.approx(figures(CPU), rel=1e-9)

@@ -1,0 +1,62 @@
+"""How many runs a GPU holds at once."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+
+CONTEXT = 2**30
+"""Bytes that a process takes on a GPU beside its tensors: CUDA's context, its libraries and their work space."""
+SPARE = 1.25
+"""What the allocator cannot use and what lives for a moment, as a factor."""
+EVALUATED = 256
+"""Images that the evaluation attacks at once, in float32."""
+COPIES = 5
+"""Weights, gradients, two moments, and a folded copy."""
+
+
+def run_memory(engine: AttackEngine) -> int:
+    """Bytes that a run in this world will take on a GPU, by what its updates keep for their backward pass.
+
+    It is an estimate, which no GPU has confirmed yet, and from above: `recompute` is not reckoned with.
+    """
+    learner, settings, method = engine.learner, engine.settings, engine.method
+    views = (method.views_per_image + method.attacked_per_image) * settings.batch_size / settings.update_chunks
+    share = 0.5 if learner.network.precision == "bf16" else 1.0
+    passed = kept_bytes(learner.network, engine.image_shape) * max(views * share, EVALUATED)
+    parts = nn.ModuleList([learner.network, learner.heads, learner.others])
+    weights = sum(value.nbytes for value in parts.state_dict().values())
+    images = engine.data.train.images.nbytes if engine.source.keep == "device" else 0
+    return CONTEXT + int(SPARE * (passed + COPIES * weights)) + images
+
+
+def kept_bytes(network: TargetNetwork, shape: tuple[int, int, int]) -> float:
+    """Bytes that a forward pass in train mode and float32 keeps of each image of a shape (3, h, w) for the backward
+    pass. Nothing is computed."""
+    imagined = copy.deepcopy(network).to("meta").train()
+    imagined.precision, imagined.backbone.recompute = "fp32", False
+    weights = {value.untyped_storage()._cdata for value in imagined.state_dict().values()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage()._cdata] = value
+        return value
+
+    count = 2
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        imagined(torch.empty(count, *shape, device="meta"), imagined.routes[0])
+    return sum(value.untyped_storage().nbytes() for own, value in kept.items() if own not in weights) / count
+
+
+def runs_that_fit(cores: int, needed: int, free: int | None) -> int:
+    """How many runs to make at once: one a core, and on a GPU as many as its memory holds, but one in any case.
+
+    Args:
+        cores: usable ones.
+        needed: bytes of a run on the GPU; 0 where runs are on the CPU.
+        free: bytes there; None where that is not known.
+    """
+    return max(1, min(cores, free // needed)) if needed and free is not None else cores
