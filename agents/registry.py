@@ -126,6 +126,7 @@ def make_agent(
     fixed_action: Any = None,
     schedule_actions: Sequence[Any] | None = None,
     updates_warmup: int = 0,
+    precision: str = "fp32",
     overrides: Mapping[str, Any] | None = None,
 ) -> Agent | Sb3Agent:
     """The agent called `name` in `AGENTS`: all of them learn, predict, save, load and keep their state alike.
@@ -142,6 +143,7 @@ def make_agent(
         fixed_action: the action of "fixed" and "fixed-max", an element of the action space.
         schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`.
         updates_warmup: warm-up of "reinforce-paper", in updates.
+        precision: of the network of "reinforce-paper" on a GPU, `fp32` or `bf16`.
         overrides: other settings: fields of `ReinforceSettings`, `BanditSettings` or `LinearSettings`, what
             `astra_gym.agents.sb3.algorithms.make_sb3` takes; the controls have none.
 
@@ -162,6 +164,7 @@ def make_agent(
             replaced(chosen, overrides, f"the agent {shown(name)}"),
             planned_plays=planned_plays,
             updates_warmup=updates_warmup,
+            precision=precision,
             seed=seed,
             device=device,
         )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from astra_gym.agents.base import Agent, Transition
-from astra_gym.agents.policies import HEADS, batch_statistics, build_policy
+from astra_gym.agents.policies import HEADS, ResNetExtractor, batch_statistics, build_policy
 from astra_gym.envs.api.protocol import AssessingEnv
+from astra_gym.ssl_core.models.target_network import PRECISIONS
 from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError
 from astra_gym.ssl_core.utils.registry import pick
@@ -138,6 +139,7 @@ class REINFORCE(Agent):
         planned_plays: plays of the whole run; the cosine schedule ends there (after planned_plays / (interval *
             n_steps) updates).
         updates_warmup: updates of the cosine schedule's linear warm-up from 0.
+        precision: `fp32`, or `bf16`, in which a GPU then computes the image network "resnet18".
         seed, device, tensorboard_log: as of `Agent`.
 
     Raises:
@@ -153,11 +155,13 @@ class REINFORCE(Agent):
         *,
         planned_plays: int | None = None,
         updates_warmup: int = 0,
+        precision: str = "fp32",
         seed: int = 0,
         device: torch.device | str = "auto",
         tensorboard_log: str | os.PathLike[str] | None = None,
     ) -> None:
         self.settings = pick(settings, SETTINGS, "REINFORCE setting") if isinstance(settings, str) else settings
+        pick(precision, PRECISIONS, "precision")
         chosen = self.settings
         if chosen.schedule == "cosine" and planned_plays is None:
             raise ValueError("planned_plays is None: the cosine schedule needs the number of plays of the whole run")
@@ -179,6 +183,9 @@ class REINFORCE(Agent):
             uniform_start=chosen.uniform_start,
             heads=chosen.heads,
         ).to(self.device)
+        self.precision = precision
+        if precision == "bf16" and isinstance(self.policy.extractor, ResNetExtractor):
+            self.policy.extractor.hasten()
         self.policy.eval()
         self.optimizer: torch.optim.Optimizer
         if chosen.optimizer == "lars":
@@ -283,6 +290,7 @@ class REINFORCE(Agent):
             "settings": asdict(self.settings),
             "planned_plays": self.planned_plays,
             "updates_warmup": self.updates_warmup,
+            "precision": self.precision,
         }
 
     @classmethod

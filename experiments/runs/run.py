@@ -98,6 +98,7 @@ class Run:
             fixed_action=self._fixed_action(),
             schedule_actions=[self.env.table.encode(budget) for budget in settings.scheduled_budgets],
             updates_warmup=settings.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
+            precision=settings.precision,
             overrides=settings.agent_kwargs,
         )
         self._kept_epochs = 0

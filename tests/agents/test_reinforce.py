@@ -149,6 +149,30 @@ def test_paper_setting_on_images_is_resnet18_in_train_mode_at_updates_only(world
     assert not torch.equal(norm.running_mean, moved) and not agent.policy.training
 
 
+def test_a_gpu_computes_the_paper_s_network_in_bf16_and_a_cpu_never_does(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, paper = world(num_envs=4, image=True), replace(SETTINGS["reinforce-paper"], width=4)
+
+    def made(precision: str) -> REINFORCE:
+        return REINFORCE(env, paper, planned_plays=10, seed=1, precision=precision)
+
+    exact, observation = made("fp32"), env.observe()
+    assert torch.equal(made("bf16").policy(observation), exact.policy(observation))
+    # the CPU stands for a GPU
+    monkeypatch.setattr("astra_gym.agents.policies.IN_BF16", ("cpu",))
+    fast = made("bf16")
+    weight = fast.policy.get_submodule("extractor.network.blocks.0").convs[0].weight  # type: ignore[union-attr, index]
+    assert weight.dtype == torch.float32 and weight.is_contiguous(memory_format=torch.channels_last)
+    features = [agent.policy.extractor(observation.float() / 255).detach() for agent in (exact, fast)]
+    assert features[1].dtype == torch.float32 and not torch.equal(*features)
+    torch.testing.assert_close(features[1], features[0], rtol=0, atol=5e-2 * float(features[0].abs().max()))
+    fast.learn(4 * 10)
+    assert all(value.isfinite().all() for value in fast.policy.state_dict().values())
+    with pytest.raises(ValueError, match="unknown precision 'int8'"):
+        made("int8")
+
+
 class Assessed(OneState):
     """`OneState` whose assessments are other rewards than its plays, and that remembers what it was asked."""
 

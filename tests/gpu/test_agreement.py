@@ -1,11 +1,13 @@
 """A GPU computes what the CPU does: in float64 to rounding, in the precisions of training as near as these are."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from astra_gym.agents.policies import ResNetExtractor
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
@@ -72,6 +74,14 @@ def test_outputs_in_the_precisions_of_training(gpu: torch.device, precision: str
     with ieee_fp32(), torch.no_grad():
         found = (FoldedNetwork(there) if folded else there)(images().float().to(gpu), "pgd")
     assert off(found.features, exact.features) < most and off(found.embeddings, exact.embeddings) < most
+
+
+def test_the_strategy_s_network_in_bf16(gpu: torch.device) -> None:
+    with torch.random.fork_rng(devices=[]):
+        exact = ResNetExtractor(3, width=8).double().eval().requires_grad_(False)
+    there = copy.deepcopy(exact).float().to(gpu)
+    there.hasten()
+    assert off(there(images().float().to(gpu)), exact(images())) < 5e-2
 
 
 def test_an_attack_in_float64_from_a_given_start(gpu: torch.device) -> None:
