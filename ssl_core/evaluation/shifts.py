@@ -10,7 +10,7 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departures
 from astra_gym.ssl_core.evaluation.results import Origin, Row
-from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, device_of
 from astra_gym.ssl_core.evaluation.severities import SEVERITIES
 from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDE_DEVIATION, distort, draw_magnitudes
@@ -58,7 +58,7 @@ def evaluate_corruptions(
     severities = tuple(severities)
     if not severities or len(set(severities)) != len(severities) or not set(severities) <= set(SEVERITIES):
         raise ValueError(f"the severities are {list(severities)}: expected some of {list(SEVERITIES)}, each once")
-    streams = Streams(origin.seed)
+    streams, device = Streams(origin.seed), device_of(classifier)
     height, width = test.images.shape[2:]
     conditions, deviations, groups = {}, {}, {}
     for name in (name for names in FAMILIES.values() for name in names):
@@ -68,7 +68,7 @@ def evaluate_corruptions(
 
             def change(rows: Tensor, name: str = name, severity: int = severity) -> Tensor:
                 stream = streams[f"corruptions/{name}/{severity}"]
-                return corrupt(test.images[rows].cpu(), name, severity, stream, photographs=photographs)
+                return corrupt(test.images[rows].to(device), name, severity, stream, photographs=photographs)
 
             conditions[condition] = change
     groups |= {family: [one for name in names for one in groups[name]] for family, names in FAMILIES.items()}

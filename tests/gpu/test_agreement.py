@@ -11,6 +11,7 @@ from astra_gym.agents.policies import ResNetExtractor
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt
 from astra_gym.ssl_core.evaluation.embedding_metrics import resamples
 from astra_gym.ssl_core.evaluation.representation import _statistics
 from astra_gym.ssl_core.evaluation.results import Origin
@@ -167,3 +168,12 @@ def test_the_health_of_a_representation(gpu: torch.device) -> None:
         return [value for row in rows for value in (row.value, *(row.interval or ()))]
 
     assert figures(gpu) == pytest.approx(figures(CPU), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for names in FAMILIES.values() for name in names])
+def test_corruptions(gpu: torch.device, name: str) -> None:
+    given = (255 * images(8)).to(torch.uint8)
+    found, expected = (corrupt(given.to(device), name, 3, generator(11)) for device in (gpu, CPU))
+    assert found.device == gpu
+    apart = (found.cpu().int() - expected.int()).abs()
+    assert apart.max() <= 1 and apart.float().mean() < 1e-3

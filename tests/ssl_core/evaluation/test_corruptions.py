@@ -190,7 +190,7 @@ def test_the_disk_is_symmetric_and_weighs_what_the_published_one_does(
     radius: float, alias: float, weight: float
 ) -> None:
     """Disks that fill their array gain weight, since their smoothing reflects at its border: ImageNet-C's largest."""
-    disk = corruptions._disk(radius, alias)
+    disk = corruptions._disk(radius, alias).numpy()
     assert disk.sum() == pytest.approx(weight, abs=1e-9 if weight == 1 else 5e-4)
     assert np.allclose(disk, disk.T) and np.allclose(disk, disk[::-1])
     assert len(disk) % 2 == 1 and disk[0].any()
@@ -226,7 +226,7 @@ def test_glass_blur_is_the_published_loop(side: int, severity: int) -> None:
 def test_motion_draws_a_point_out_to_half_a_gaussian(degrees: float, step: tuple[int, int]) -> None:
     point = np.zeros((1, 1, 21, 21))
     point[..., 10, 10] = 1
-    line = corruptions._motion(point, 4, 2.0, np.array([float(degrees)]))[0, 0]
+    line = corruptions._motion(torch.from_numpy(point), 4, 2.0, torch.tensor([float(degrees)]).double())[0, 0].numpy()
     weights = np.exp(-(np.arange(9) ** 2) / 8)
     expected = np.zeros((21, 21))
     for tap, weight in enumerate(weights / weights.sum()):
@@ -245,11 +245,11 @@ def test_zoom_is_scipys_of_the_middle(side: int, factor: float) -> None:
     enlarged = zoom(plane[top : top + crop, top : top + crop], factor, order=1)
     trim = (len(enlarged) - side) // 2
     expected = enlarged[trim : trim + side, trim : trim + side]
-    assert np.allclose(corruptions._zoom(plane[None, None], factor)[0, 0], expected)
+    assert np.allclose(corruptions._zoom(torch.from_numpy(plane)[None, None], factor)[0, 0], expected)
 
 
 def test_zoom_blur_is_the_mean_over_its_factors_and_the_image(images: Tensor) -> None:
-    x = as_arrays(images[:1])
+    x = torch.from_numpy(as_arrays(images[:1]))
     factors = [1 + percent / 100 for percent in range(7)]
     expected = (x + sum(corruptions._zoom(x, factor) for factor in factors)) / 8
     assert np.allclose(corruptions._zoom_blur(x, (1.06, 0.01), []), expected)
@@ -305,18 +305,18 @@ def test_snow_whitens_the_image_and_falls_alike_from_both_sides() -> None:
 def test_the_affine_part_takes_three_points_to_where_they_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """With shifts of whole pixels only, the transformed image is the image moved by them."""
     images = natural(64)[:1]
-    draws = iter([np.array([[(5.0, 3.0)] * 3]), np.zeros((1, 2, 64, 64))])
+    draws = iter([torch.tensor([[(5.0, 3.0)] * 3]).double(), torch.zeros(1, 2, 64, 64).double()])
     monkeypatch.setattr(corruptions, "_uniform", lambda *_, **__: next(draws))
-    moved = corruptions._elastic_transform(as_arrays(images), (0.1, 0.03, 0.03), [generator()])
+    moved = corruptions._elastic_transform(torch.from_numpy(as_arrays(images)), (0.1, 0.03, 0.03), [generator()])
     assert np.allclose(moved[:, :, 3:, 5:], as_arrays(images)[:, :, :-3, :-5])
 
 
 def test_the_displacement_looks_each_pixel_up_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     images = natural(64)[:1]
-    noise = np.concatenate([np.full((1, 1, 64, 64), 0.5), np.full((1, 1, 64, 64), -0.25)], axis=1)
-    draws = iter([np.zeros((1, 3, 2)), noise])
+    noise = torch.tensor([0.5, -0.25], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 64, 64)
+    draws = iter([torch.zeros(1, 3, 2).double(), noise])
     monkeypatch.setattr(corruptions, "_uniform", lambda *_, **__: next(draws))
-    moved = corruptions._elastic_transform(as_arrays(images), (4 / 64, 0.03, 0), [generator()])
+    moved = corruptions._elastic_transform(torch.from_numpy(as_arrays(images)), (4 / 64, 0.03, 0), [generator()])
     assert np.allclose(moved[:, :, 1:, :-2], as_arrays(images)[:, :, :-1, 2:])
 
 
@@ -352,7 +352,7 @@ def test_only_what_departs_from_the_published_images_is_a_departure() -> None:
 @pytest.mark.parametrize(
     "shape, dtype, name, severity, message",
     [
-        ((2, 3, 32, 32), torch.float32, "fog", 1, r"torch.float32 \(2, 3, 32, 32\) on cpu: expected uint8"),
+        ((2, 3, 32, 32), torch.float32, "fog", 1, r"torch.float32 \(2, 3, 32, 32\): expected uint8"),
         ((2, 1, 32, 32), torch.uint8, "fog", 1, r"expected uint8 \(n, 3, H, W\)"),
         ((3, 32, 32), torch.uint8, "fog", 1, r"expected uint8 \(n, 3, H, W\)"),
         ((2, 3, 7, 32), torch.uint8, "fog", 1, "7 x 32 are too small to corrupt: expected at least 8"),
