@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from astra_gym.experiments.reports.markup import MISSING, Entry, Table
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
 from astra_gym.ssl_core.evaluation.sanity import STAGES
+from astra_gym.ssl_core.utils.messages import shown
 
 NAMES = {"pgd20": "PGD-20", "fgsm": "FGSM", "autoattack": "AA", "autoattack-quick": "AA quick", "worst": "worst"}
 FAMILIES = ("noise", "blur", "weather", "digital", "corruptions", "black", "padded", "perspective")
@@ -26,7 +27,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
     lines = []
     for name, own in _classifiers(rows).items():
         by_place = {_place(row): row for row in own if row.metric in ("SA", "RA") and not row.condition}
-        clean = next(row for row in own if row.metric == "SA")
+        clean = _clean(own, name)
         standard = "yes" if all(row.standard for row in by_place.values()) else "no"
         cells = [_shown(clean), *(_shown(by_place.get(place)) for place in columns)]
         lines.append([Entry(name), Entry(str(clean.n)), *cells, Entry(standard)])
@@ -39,6 +40,14 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         "exactly by the published protocol."
     )
     return Table("Accuracy", note, ["protocol", "n", "SA", *heads, "standard"], lines)
+
+
+def _clean(own: Sequence[Row], name: str) -> Row:
+    """A classifier's clean accuracy; a ValueError if it has none, which no evaluation writes."""
+    for row in own:
+        if row.metric == "SA":
+            return row
+    raise ValueError(f"the evaluation has no clean accuracy of {shown(name)}: it was edited, repeat it")
 
 
 def stages_table(rows: Sequence[Row]) -> Table:
@@ -61,7 +70,7 @@ def shifts_table(rows: Sequence[Row]) -> Table:
     for name, own in _classifiers(rows).items():
         found = {row.condition: row for row in own if row.metric in ("CA", "PA")}
         if found:
-            clean = next(row for row in own if row.metric == "SA")
+            clean = _clean(own, name)
             lines.append([Entry(name), _shown(clean), *(_shown(found.get(family)) for family in present)])
     note = f"Mean accuracy in % over the corruptions and severities, or the directions, of a family. {INTERVALS}"
     return Table("Corruptions and perspective", note, ["protocol", "SA", *present], lines)

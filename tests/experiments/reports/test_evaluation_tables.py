@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 
@@ -67,3 +69,10 @@ def test_remarks_say_why_figures_are_not_standard_and_what_was_noticed() -> None
         "not standard (ALF, 10 % labels): epochs 5, not 25",
         "SLF: PGD is fine",
     ]
+
+
+def test_a_classifier_without_a_clean_accuracy_was_edited() -> None:
+    shift = SLF.figure("CA", 70.0, 200, condition="weather", interval=(65.0, 75.0), interval_method="bootstrap")
+    for rows in (attacked(SLF)[1:], [*attacked(ALF), shift]):
+        with pytest.raises(ValueError, match=r"has no clean accuracy of 'SLF'.*: it was edited, repeat it"):
+            tables(rows)
