@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/mypy
 
 # The tests for a GPU run on the CPU here, which they compare with itself: no GPU is needed, and none is seen.
-ON_CPU := $(ONE_THREAD) GPU_TESTS_ON=cpu
+ON_CPU := GPU_TESTS_ON=cpu $(ONE_THREAD)
 test: lint
 	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal
 
