@@ -20,7 +20,7 @@ from astra_gym.agents.adapters import HeldObservation, NoEnvironment, as_torch_e
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.messages import brief, shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 __all__ = ["Agent", "MaybeCallback", "StepResult", "TorchVectorEnv", "Transition", "as_torch_env", "silent_logger"]
@@ -342,7 +342,7 @@ class Agent:
         try:
             self._load_learner_state(state["learner"])
         except (RuntimeError, KeyError) as error:
-            raise ValueError(f"the state does not fit this {shown(self.kind)} agent: {error}") from error
+            raise ValueError(f"the state does not fit this {shown(self.kind)} agent: {brief(error, 150)}") from error
         self.num_timesteps, self.rollouts = state["num_timesteps"], state["rollouts"]
         self._streams.load_state_dict(state["streams"])
         places: tuple[torch.device | str, ...] = (self.device, self.device, "cpu", "cpu")

@@ -13,6 +13,7 @@ from astra_gym.ssl_core.models.heads import build_heads
 from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network, copy_routes
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer, warmup_cosine, warmup_cosine_by_epoch
+from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
@@ -63,7 +64,7 @@ def build_learner(
             try:
                 copy_routes(teacher, network, route)
             except ValueError as error:
-                raise ValueError(f"the teacher (--teacher) does not fit the network: {error}") from error
+                raise ValueError(f"the teacher (--teacher) does not fit the network: {brief(error, 150)}") from error
     if "momentum" in method.others:
         others["momentum"] = copy.deepcopy(network)
     heads = build_heads(streams, method.make_heads(network.feature_dim, network.embedding_dim))

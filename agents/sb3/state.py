@@ -19,6 +19,8 @@ from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, Vecto
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.utils.messages import brief
+
 PLAIN = (bool, int, float, str)
 ARRAY = "ndarray"
 """The only key of a dict that stands for a NumPy array."""
@@ -137,7 +139,7 @@ def load_sb3_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
         for name, value in state["attributes"].items():
             _load_attribute(model, name, value)
     except (RuntimeError, KeyError, AttributeError) as error:
-        raise ValueError(f"the state does not fit this {type(model).__name__}: {error}") from error
+        raise ValueError(f"the state does not fit this {type(model).__name__}: {brief(error, 150)}") from error
     for name in EPISODES:
         setattr(model, name, deque(copy.deepcopy(state["episodes"][name]), maxlen=model._stats_window_size))
     if state["extra"] is not None:

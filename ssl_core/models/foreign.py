@@ -384,7 +384,7 @@ def _fill(network: TargetNetwork, names: Mapping[str, str], state: Mapping[str, 
         for ours, theirs in names.items()
         if theirs in state and state[theirs].shape != own[ours].shape
     ]
-    broken = [name for name, value in state.items() if not bool(value.isfinite().all())]
+    broken = [] if strange or misfits else [name for name, value in state.items() if not bool(value.isfinite().all())]
     faults = {"not understood": strange, "missing": absent, "of another shape": misfits, "not finite": broken}
     if any(faults.values()):
         said = "; ".join(f"{what}: {few(which)}" for what, which in faults.items() if which)

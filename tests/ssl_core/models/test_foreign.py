@@ -313,6 +313,8 @@ def test_every_entry_of_a_file_is_used_or_named(dual) -> None:
     assert "not finite: layer4.0.conv2.weight" in refused(
         good | {"layer4.0.conv2.weight": good["layer4.0.conv2.weight"] * float("nan")}
     )
+    huge = torch.zeros(1).expand(10**12)
+    assert "of another shape: bn1.bn_list.1.bias" in refused(good | {"bn1.bn_list.1.bias": huge})
     many = refused(good | {f"strange{i}": torch.zeros(1) for i in range(20)})
     assert "strange0, strange1, strange10 and 17 more" in many
 
