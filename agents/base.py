@@ -186,7 +186,7 @@ class Agent:
         """One play; returns it under the names that Stable-Baselines3's callbacks read."""
         # a copy: an environment may write its next observation over this one
         observation = self._env.observe().to(self.device, copy=True)
-        if not getattr(self._env, "checks_finite", False) and not_finite(observation):
+        if not (observation.is_cuda and getattr(self._env, "checks_finite", False)) and not_finite(observation):
             raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)

@@ -266,19 +266,20 @@ def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, flo
     """One step of a run in which its agent acts and learns, but these actions are played.
 
     Returns:
-        Seconds of the `step` but for the agent's learning, of that (`learn`), and the `interval` of steps at which it
-        learns; and the attacked views.
+        Seconds of the `step` but for the agent's learning, of that (`learn`, with the attack that is only assessed for
+        it), and the `interval` of steps at which it learns; and the attacked views.
     """
     agent = run.agent
     if not isinstance(agent, REINFORCE):
         raise ValueError(f"{run.settings.agent} plays what it chooses: expected reinforce or reinforce-paper")
     interval = agent.settings.interval
     # the coming step is one that the agent learns in
-    agent.rollouts = interval - 1
+    agent.rollouts = interval * (agent.updates + 1) - 1
     watch.take()
     with (
         replaced(agent, "_send", lambda chosen: actions.to(chosen.device)),
-        watch.watching(agent, "_update", "learn"),
+        watch.watching(agent, "_learn_from", "learn"),
+        watch.watching(run.env, "assess", "assess"),
         watch.part("step"),
     ):
         agent.learn(run.env.num_envs, reset_num_timesteps=False)
@@ -286,7 +287,8 @@ def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, flo
     record = run.engine.last
     if record is None or record.adversarial is None:
         raise RuntimeError("a step was made without an attack")
-    return {"step": seconds["step",], "learn": seconds["step", "learn"], "interval": interval}, record.adversarial
+    learning = seconds["step", "learn"] + seconds.get(("step", "assess"), 0.0)
+    return {"step": seconds["step",], "learn": learning, "interval": interval}, record.adversarial
 
 
 def measure_precision(options: Options, rounds: int, say: Say) -> Result:

@@ -73,7 +73,7 @@ def test_strategies_are_compared_within_a_method_and_a_seed(cells) -> None:
 def test_chosen_coresets_are_compared_with_random_ones_within_a_seed(make_cell) -> None:
     def cell(arm: str, seed: int, robust: float, coreset: str) -> Cell:
         made = make_cell(arm, seed, {0.0: 97.0, AT: robust}, method="acl", views=128, seconds=60.0)
-        return replace(made, settings={**made.settings, "coreset": coreset})
+        return replace(made, settings={**made.settings, "agent": "fixed", "coreset": coreset})
 
     made = [cell("fixed", seed, 70.0, "none") for seed in range(3)]
     made += [cell("chosen", seed, 80.0 + seed, "rcs") for seed in range(3)]
@@ -85,6 +85,9 @@ def test_chosen_coresets_are_compared_with_random_ones_within_a_seed(make_cell) 
         ["acl", "chosen", "drawn", "RA at 8/255", "3", "+2.0 (+2.0 to +2.0)"],
     ]
     assert coresets_table(comparison(made[:6])) is None
+    # a control that differs in more is none
+    longer = [replace(one, settings={**one.settings, "epochs": 99}) for one in made[6:]]
+    assert coresets_table(comparison([*made[:6], *longer])) is None
 
 
 def test_a_constant_hardest_attack_is_a_control_where_it_was_run(cells, make_cell) -> None:
