@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from astra_gym.ssl_core.attacks.free import FreePerturbations
 from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective, pgd
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
 from astra_gym.ssl_core.methods import Method, Network, Networks
@@ -86,7 +87,7 @@ class TargetLearner:
         """Number of updates made."""
         self.device = next(network.parameters()).device
         self._parts = nn.ModuleList([network, self.heads, self.others])
-        self._carried: dict[str, Tensor] = {}
+        self.free = FreePerturbations()
         self._watched: dict[str, Tensor] = {}
 
     @property
@@ -237,14 +238,8 @@ class TargetLearner:
         return stepping
 
     def carry(self, views: Tensor, budget: Budget) -> Attacked:
-        """The next step of a free attack (Shafahi et al. 2019): the carried perturbations move by the gradient that the
-        last update has left, and lie on these views.
-
-        `d <- clip(d + step_size * sign(slope), -epsilon, epsilon)` where a view has steps left, that is in the first
-        `steps` replays of a batch; then the images are clipped to [0, 1], and so is what is carried. At first
-        perturbations are 0 and there is no slope. Slopes belong to places in the batch: with a new batch they are those
-        of the last one's last replay, and the perturbations are clipped to the new images' range at once; in
-        CF-AMC-SSL's code that comes one replay later.
+        """The next step of a free attack: the carried perturbations move by the gradient that the last update has left,
+        and lie on these views (`FreePerturbations`).
 
         Args:
             views: (v, 3, h, w) in [0, 1], all views of a batch.
@@ -253,15 +248,7 @@ class TargetLearner:
         Returns:
             The attacked images, and their embeddings in the attack's mode; statistics stay as they were.
         """
-        images = self.method.attacked(views)
-        shape = (-1, *[1] * (images.ndim - 1))
-        carried = self._carried.get("perturbations", torch.zeros_like(images))
-        slope = self._carried.get("slope", torch.zeros_like(images))
-        epsilon = budget.epsilon.to(images.dtype).view(shape).to(images.device, non_blocking=True)
-        size = torch.where(budget.steps > self.moment.replay, budget.step_size.to(images.dtype), 0.0).view(shape)
-        size = size.to(images.device, non_blocking=True)
-        moved = (images + torch.clamp(carried + size * slope.sign(), -epsilon, epsilon)).clamp(0, 1)
-        self._carried["perturbations"] = moved - images
+        moved = self.free.move(self.method.attacked(views), budget, self.moment.replay)
         rows = torch.arange(len(moved))
         with self._comparing() as networks:
             return Attacked(moved, self.method.encode(networks)(moved, rows))
@@ -312,8 +299,8 @@ class TargetLearner:
             total.backward()
             if chunked is not None:
                 chunked.backward()
-        if self.method.free and adversarial is not None and adversarial.grad is not None:
-            self._carried["slope"] = adversarial.grad
+        if self.method.free and adversarial is not None:
+            self.free.follow(adversarial.grad)
         follows = "momentum" in self.others
         if follows and self.method.momentum_first:
             ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
@@ -360,7 +347,7 @@ class TargetLearner:
             "heads": self.heads.state_dict(),
             "others": others,
             "tables": self.tables,
-            "carried": self._carried,
+            "carried": self.free.numbers(),
             "watched": self._watched,
         }
 
@@ -374,7 +361,7 @@ class TargetLearner:
             "heads": self.heads.state_dict(),
             "others": {name: self.others[name].state_dict() for name in self.others if name != "teacher"},
             "tables": dict(self.tables),
-            "carried": {name: value.clone() for name, value in self._carried.items()},
+            "carried": self.free.state_dict(),
             "teacher": digest(self.others["teacher"]) if "teacher" in self.others else "",
             "teacher_precision": self._other("teacher").precision if "teacher" in self.others else "",
         }
@@ -395,6 +382,6 @@ class TargetLearner:
             self.others[name].load_state_dict(other)
         for name, value in state.get("tables", {}).items():
             self.tables[name] = value.to(self.device)
-        self._carried = {name: value.to(self.device) for name, value in state.get("carried", {}).items()}
+        self.free.load_state_dict(state.get("carried", {}), self.device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

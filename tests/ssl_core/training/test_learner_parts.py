@@ -197,15 +197,15 @@ def test_a_view_without_steps_left_stays_and_a_smaller_ball_holds() -> None:
     moved = []
     for epsilon in (8 / 255, 8 / 255, 8 / 255, 1 / 255):
         budget = Budget(epsilon=torch.full((8,), epsilon), step_size=torch.full((8,), 0.01), steps=steps)
-        before = target._carried.get("perturbations", torch.zeros_like(VIEWS)).clone()
+        before = target.free.numbers().get("perturbations", torch.zeros_like(VIEWS)).clone()
         images = target.carry(VIEWS, budget).images
-        moved.append((target._carried["perturbations"] - before).flatten(1).abs().amax(dim=1) > 0)
+        moved.append((target.free.numbers()["perturbations"] - before).flatten(1).abs().amax(dim=1) > 0)
         target.update(VIEWS, images)
     # nothing moves before there is a gradient; then where the replay's number is below the steps
     assert not moved[0].any()
     assert moved[1].tolist() == [False, False, True, True, True, True, True, True]
     assert moved[2].tolist() == [False, False, False, True, True, True, True, True]
-    assert target._carried["perturbations"].abs().max() <= 1 / 255 + 1e-7
+    assert target.free.numbers()["perturbations"].abs().max() <= 1 / 255 + 1e-7
 
 
 def test_carrying_leaves_the_statistics_and_goes_on_exactly() -> None:
