@@ -16,7 +16,7 @@ PACKAGES = ("ssl_core", "envs", "agents", "experiments")
 FLOORS = (
     ("ssl_core/safety",),
     ("ssl_core/utils",),
-    ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses"),
+    ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses", "ssl_core/kernels"),
     ("ssl_core/models",),
     ("ssl_core/attacks",),
     ("ssl_core/methods", "ssl_core/evaluation"),

@@ -1,5 +1,7 @@
 """Convolutions with fixed weights, in eval mode and for gradients with respect to their input only."""
 
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -7,6 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _backward = torch.ops.aten.convolution_backward
+_threshold_backward = torch.ops.aten.threshold_backward
+FUSES = find_spec("triton") is not None
+"""Whether there are kernels for a GPU that join what surrounds a convolution (`epilogues`)."""
+TENSOR_CORES = 8
+"""A GPU's tensor cores take channels by so many in bfloat16."""
 
 
 class Convolution(Protocol):
@@ -32,8 +39,34 @@ def fixed_convolution(weight: Tensor, bias: Tensor, stride: tuple[int, int], pad
         padding: rows and columns of zeros on either side.
     """
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
-    kind = PackedConvolution if packable(weight) else PlainConvolution
+    kind: type[PlainConvolution] = PlainConvolution
+    if packable(weight):
+        kind = PackedConvolution
+    elif FUSES and weight.device.type == "cuda":
+        kind = FusedConvolution
     return kind(weight, bias.detach(), stride, padding)
+
+
+def rectified_gradient(gradient: Tensor, output: Tensor, more: Tensor | None = None) -> Tensor:
+    """A rectifier's gradient: it passes where the output is positive.
+
+    Args:
+        gradient: (n, c, h, w), overwritten.
+        output: of the rectifier.
+        more: what is added to the gradient first.
+    """
+    if FUSES and gradient.device.type == "cuda":
+        return _epilogues().rectified(gradient, output, more)
+    if more is not None:
+        gradient += more
+    return _threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
+
+
+def _epilogues() -> ModuleType:
+    # where there is no GPU there is no Triton, or nobody waits for it
+    from astra_gym.ssl_core.kernels import epilogues
+
+    return epilogues
 
 
 def packable(weight: Tensor) -> bool:
@@ -71,6 +104,33 @@ class PlainConvolution:
             to[:, :, ::down, ::right] += F.conv2d(gradient, self.weight.transpose(0, 1))
             return to
         return to.add_(self.input_gradient(gradient, x))
+
+
+class FusedConvolution(PlainConvolution):
+    """`Convolution` on a GPU: bias, residual and ReLU in one kernel; in bfloat16 the three channels of images are made
+    eight, which changes no value."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        super().__init__(weight, bias, stride, padding)
+        self.more = TENSOR_CORES - 3 if weight.dtype == torch.bfloat16 and weight.shape[1] == 3 else 0
+        if self.more:
+            self.weight = self._widened(weight)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 0, self.more)).contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
+        x = F.conv2d(self._widened(x) if self.more else x, self.weight, None, self.stride, self.padding)
+        return _epilogues().finish(x, self.bias, residual, rectify)
+
+    def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
+        if not self.more:
+            return super().input_gradient(gradient, x)
+        n, channels, height, width = x.shape
+        # only its shape counts
+        shape = n, channels + self.more, height, width
+        wide = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        return super().input_gradient(gradient, wide)[:, :channels]
 
 
 class PackedConvolution(PlainConvolution):

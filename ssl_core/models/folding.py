@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.models.fixed_conv import Convolution, fixed_convolution
+from astra_gym.ssl_core.kernels.fixed_conv import Convolution, fixed_convolution, rectified_gradient
 from astra_gym.ssl_core.models.projectors import Projector
 from astra_gym.ssl_core.models.route_norm import RouteNorm
 from astra_gym.ssl_core.models.target_network import Block, Encoded, TargetNetwork, pieces
@@ -150,17 +150,20 @@ class FoldedRoute:
         height, width = kept[-1].shape[2:]
         spread = (gradient / (height * width))[:, :, None, None].expand_as(kept[-1])
         gradient = spread.contiguous(memory_format=torch.channels_last)
+        # of a block whose input is its residual, which the rectifier before it adds
+        passed: Tensor | None = None
         for convs, shortcut in reversed(self.residuals):
-            gradient = residual = _rectified(gradient, kept.pop())
+            gradient = residual = rectified_gradient(gradient, kept.pop(), passed)
             for index in range(len(convs) - 1, -1, -1):
                 gradient = convs[index].input_gradient(gradient, kept[-1])
                 if index:
-                    gradient = _rectified(gradient, kept.pop())
-            if shortcut is None:
-                gradient += residual
-            else:
+                    gradient = rectified_gradient(gradient, kept.pop())
+            passed = residual if shortcut is None else None
+            if shortcut is not None:
                 gradient = shortcut.add_input_gradient(residual, kept[-1], gradient)
         if self.pool is not None:
+            if passed is not None:
+                gradient, passed = gradient + passed, None
             kept.pop()
             indices, pool = kept.pop(), self.pool
             gradient = _max_pool_backward(
@@ -173,7 +176,8 @@ class FoldedRoute:
                 False,
                 indices,
             )
-        return self.stem.input_gradient(_rectified(gradient, kept.pop()), kept.pop()).to(self.outputs)
+        gradient = rectified_gradient(gradient, kept.pop(), passed)
+        return self.stem.input_gradient(gradient, kept.pop()).to(self.outputs)
 
 
 def _through(layers: Sequence[Linear], kept: list[Tensor], gradient: Tensor | None) -> Tensor | None:
@@ -186,11 +190,6 @@ def _through(layers: Sequence[Linear], kept: list[Tensor], gradient: Tensor | No
                 gradient = _threshold_backward(gradient, output, 0)
             gradient = gradient @ layer.weight
     return gradient
-
-
-def _rectified(gradient: Tensor, output: Tensor) -> Tensor:
-    """A rectifier's gradient, in place of what came in: it passes where the output is positive."""
-    return _threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

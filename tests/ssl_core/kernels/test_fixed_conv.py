@@ -1,9 +1,17 @@
+import os
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.models.fixed_conv import PackedConvolution, PlainConvolution, fixed_convolution, packable
+from astra_gym.ssl_core.kernels.fixed_conv import (
+    FusedConvolution,
+    PackedConvolution,
+    PlainConvolution,
+    fixed_convolution,
+    packable,
+)
 
 SHAPES = [
     # in, out, kernel, stride, side
@@ -42,11 +50,15 @@ def case(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> tuple[Ten
         (PlainConvolution, torch.float32),
         (PackedConvolution, torch.float32),
         (PackedConvolution, torch.bfloat16),
+        (FusedConvolution, torch.float64),
+        (FusedConvolution, torch.bfloat16),
     ],
 )
 def test_it_is_the_convolution_and_its_input_gradient(shape, kind, dtype: torch.dtype) -> None:
     if kind is PackedConvolution and not packable(torch.empty(1, 1, 1, 1, dtype=dtype)):
         pytest.skip(f"oneDNN does not serve {dtype} on this processor")
+    if kind is FusedConvolution and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the process that test_epilogues.py starts runs it")
     x, weight, bias = case(shape, dtype)
     stride, padding = (shape[3],) * 2, (shape[2] // 2,) * 2
     conv = kind(weight.contiguous(memory_format=torch.channels_last), bias, stride, padding)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.kernels.fixed_conv import PlainConvolution
 from astra_gym.ssl_core.losses.contrastive import nt_xent
-from astra_gym.ssl_core.models.fixed_conv import PlainConvolution
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.projectors import PROJECTORS
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network

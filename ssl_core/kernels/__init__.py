@@ -1,0 +1,1 @@
+"""Convolutions of fixed weights, and what surrounds them, by the fastest operators of each device."""
