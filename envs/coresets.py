@@ -7,7 +7,7 @@ from torch import Tensor
 
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.data.sampler import BatchSampler
-from astra_gym.ssl_core.training.coreset import select
+from astra_gym.ssl_core.training.coreset import select, validation_rows
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.rng import Streams
@@ -20,6 +20,14 @@ def is_due(settings: WorldSettings, plan: TrainingPlan, step: int) -> bool:
     first, every = settings.coreset_epochs
     due = settings.coreset != "none" and before == 0 and first <= epoch < settings.epochs
     return due and (epoch - first) % every == 0
+
+
+def measured_rows(settings: WorldSettings, n: int, held_out: Tensor | None, streams: Streams) -> Tensor | None:
+    """Those of n training images that a selection measures by, none of them in `held_out`; None without a coreset."""
+    if settings.coreset == "none":
+        return None
+    rows = torch.arange(n)
+    return validation_rows(rows if held_out is None else rows[~torch.isin(rows, held_out)], streams)
 
 
 def choose(

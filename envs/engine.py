@@ -1,5 +1,7 @@
 """The decision problem itself, in torch on the device: look at a batch, attack it within a budget, learn from it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,15 +18,13 @@ from astra_gym.ssl_core.data.batch_source import BatchSource
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.models.target_network import Encoded
-from astra_gym.ssl_core.training.coreset import validation_rows
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.transforms.perspective_views import perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
-from astra_gym.ssl_core.utils.device import usable_device
+from astra_gym.ssl_core.utils.device import float32_of, usable_device
 from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 ASSESSED = "assessed/noise"
 """The stream of the random starts of attacks that are assessed and not played."""
@@ -68,9 +68,9 @@ class AttackEngine:
         self.streams = Streams(seed, self.device)
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
         self._start(held_out)
-        self.method = self.settings.make_method()
-        self.plan: TrainingPlan = self.settings.make_plan(self.sampler.steps_per_epoch, self.method.replays)
+        self.plan = self.settings.make_plan(self.sampler.steps_per_epoch, self.settings.make_method().replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
+        self.method = self.learner.method
         self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train))
         if held_out is not None:
             images = as_float(self.data.train.images[held_out].to(self.device))
@@ -85,8 +85,7 @@ class AttackEngine:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch over all data: batches in the training images, less those held out, times the updates
-        that a batch gets."""
+        """Updates in an epoch over all data but what is held out: batches, times the updates that each gets."""
         return self.plan.steps
 
     @property
@@ -136,17 +135,19 @@ class AttackEngine:
         """All views (v, 3, h, w) that the method has of the coming batch."""
         return self._views
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Around the world's part of a step: on the clock, in the float32 of its precision whoever drives it."""
+        with self.clock.running(), float32_of(self.settings.precision):
+            yield
+
     def _start(self, held_out: Tensor | None) -> None:
         """The sampler of batches, without what the look-ahead holds out and what a coreset is measured on."""
         n = len(self.data.train)
-        self._measured: Tensor | None = None
-        if self.settings.coreset != "none":
-            kept = torch.empty(0, dtype=torch.int64) if held_out is None else held_out
-            rows = torch.arange(n)
-            self._measured = validation_rows(rows[~torch.isin(rows, kept)], self.streams)
-            held_out = torch.cat([kept, self._measured])
+        self._measured = coresets.measured_rows(self.settings, n, held_out, self.streams)
+        apart = [rows for rows in (held_out, self._measured) if rows is not None]
         size, drop_last = self.settings.batch_size, bool(self.settings.drop_last)
-        self.sampler = BatchSampler(n, size, self.streams["data"], held_out, drop_last)
+        self.sampler = BatchSampler(n, size, self.streams["data"], torch.cat(apart) if apart else None, drop_last)
         self.source.start(self.sampler)
 
     def _draw(self, step: int | None = None) -> None:
@@ -175,7 +176,7 @@ class AttackEngine:
 
         Features and clean loss are standardised by running statistics, which the first call after a `play` updates.
         """
-        with self.clock.running():
+        with self._working():
             return self._observed()[0]
 
     def _observed(self) -> tuple[Tensor, Encoded]:
@@ -245,7 +246,7 @@ class AttackEngine:
         """
         if self.method.free or not self.rewards.only_frozen:
             return None
-        with self.clock.running(), self.learner.untracked():
+        with self._working(), self.learner.untracked():
             clean = self._observed()[1].embeddings
             tried = self.assess(self._views, clean, budget, self.streams.on_device(ASSESSED))
             self._tried_steps += int(self.method.attack_steps(budget).sum())
@@ -267,7 +268,7 @@ class AttackEngine:
             NonFiniteLossError: if views, rewards, the attack's gradients, the loss or the weights after the update are
                 not finite; the message names step and budget.
         """
-        with self.clock.running():
+        with self._working():
             return self._play(budget)
 
     def _play(self, budget: Budget | None) -> StepRecord:
@@ -333,8 +334,7 @@ class AttackEngine:
         return self.last
 
     def numbers(self) -> dict[str, Any]:
-        """All that has to be finite for the world to go on, by name; not copied. A loss that is not known yet is NaN by
-        right, and not among them."""
+        """All that has to be finite for the world to go on, by name; not copied. A loss not known yet may be NaN."""
         lookahead = self.rewards.lookahead
         return {
             "learner": self.learner.numbers(),
@@ -383,7 +383,6 @@ class AttackEngine:
         Raises:
             ValueError: if the state is of a world with other reward terms to remember, or of other data.
         """
-
         self.learner.load_state_dict(state["learner"])
         restarted = self.streams.load_state_dict(state["streams"])
         self.rewards.load_state_dict(state.get("rewards", {}), restarted)

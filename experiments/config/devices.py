@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
-from astra_gym.ssl_core.utils.device import deterministic, ieee_fp32, usable_device
+from astra_gym.ssl_core.utils.device import deterministic, float32_of, usable_device
 from astra_gym.ssl_core.utils.registry import pick
 
 DEVICES = {"auto": "a GPU where there is one", "cpu": "the CPU", "cuda": "a GPU (cuda:1: the second), or an error"}
@@ -45,9 +45,5 @@ def arithmetic(precision: str, repeatable: bool) -> Iterator[None]:
         precision: of its settings; `fp32` is IEEE's float32 on a GPU, too.
         repeatable: whether its figures are to be the same in every run on a GPU (`--deterministic`).
     """
-    with ExitStack() as held:
-        if precision == "fp32":
-            held.enter_context(ieee_fp32())
-        if repeatable:
-            held.enter_context(deterministic())
+    with float32_of(precision), deterministic() if repeatable else nullcontext():
         yield

@@ -106,14 +106,14 @@ def evaluate_perspective(
         ValueError: if `test` has no labels, or an argument is not as above.
         RuntimeError: if a logit is not finite.
     """
-    streams = Streams(origin.seed)
+    streams, device = Streams(origin.seed), device_of(classifier)
     magnitudes = {name: draw_magnitudes(len(test), streams[f"perspective/{name}"]) for name in DIRECTIONS}
     conditions = {}
     for background, padded in BACKGROUNDS.items():
         for name in DIRECTIONS:
 
             def change(rows: Tensor, name: str = name, padded: bool = padded) -> Tensor:
-                moved = distort(as_float(test.images[rows].cpu()), name, padded, magnitudes[name][rows])
+                moved = distort(as_float(test.images[rows].to(device)), name, padded, magnitudes[name][rows])
                 return moved.mul_(255).round_().to(torch.uint8)
 
             conditions[f"{name}/{background}"] = change

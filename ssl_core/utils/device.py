@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ def ieee_fp32() -> Iterator[None]:
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     ):
         yield
+
+
+def float32_of(precision: str) -> AbstractContextManager[None]:
+    """Float32 within as the precision `fp32` promises it (`ieee_fp32`), for any other as torch has it."""
+    return ieee_fp32() if precision == "fp32" else nullcontext()
 
 
 def convolves_in_tf32(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ import torch
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.training.learner import NonFiniteLossError
@@ -25,6 +25,8 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_sizes(engine: AttackEngine) -> None:
     assert (engine.steps_per_epoch, engine.planned_updates, engine.num_attacked) == (3, 9, 8)
     assert engine.image_shape == (3, 8, 8)
+    # who wraps the method's parts, as the benchmark does, wraps what is called
+    assert engine.method is engine.learner.method
     assert engine.views.shape == (8, 3, 8, 8)
     assert engine.observe().shape == (8, engine.observation_dim) == (8, 16 + 2)
 
@@ -220,3 +222,15 @@ def test_losses_that_are_not_known_yet_are_nan_by_right(tiny) -> None:
 def test_a_device_that_is_not_there_is_refused(tiny, device: str) -> None:
     with pytest.raises(ValueError, match=f"device is '{device}'"):
         AttackEngine(WorldSettings(**tiny), 0, device)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_world_in_fp32_takes_no_tf32_whoever_drives_it(tiny, precision: str) -> None:
+    engine = AttackEngine(WorldSettings(**tiny | {"precision": precision, "image_size": 16}))
+    seen = []
+    engine.learner.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    engine.observe()
+    budget = ConstantBudget(epsilon=8 / 255, step_size=4 / 255, steps=1).expand(engine.num_attacked)
+    engine.try_out(budget)
+    engine.play(budget)
+    assert set(seen) == {precision == "bf16"} and torch.backends.cudnn.allow_tf32
