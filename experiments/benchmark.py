@@ -16,7 +16,7 @@ precision   `speed.measure_precision`: bfloat16 against float32 in observation, 
 shares      `overheads.measure_shares`: where the time of a run goes
 agents      `overheads.measure_agents`: every agent's share of a step
 scaling     `costs.measure_scaling`: what an attack's time grows with
-efficiency  `costs.measure_efficiency`: FLOPs used, of those that matrix products reach here
+efficiency  `efficiency.measure_efficiency`: FLOPs used, of those that matrix products reach here
 evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
 start       `overheads.measure_start`: seconds to the first training step
@@ -44,8 +44,9 @@ from rich.console import Console
 
 from astra_gym.experiments.benchmarks.checkouts import check_checkout, measure_training
 from astra_gym.experiments.benchmarks.compare import compare, comparison_table, count, differences, read
-from astra_gym.experiments.benchmarks.costs import PROFILE, measure_efficiency, measure_scaling, write_profile
+from astra_gym.experiments.benchmarks.costs import PROFILE, measure_scaling, write_profile
 from astra_gym.experiments.benchmarks.data import measure_data
+from astra_gym.experiments.benchmarks.efficiency import measure_efficiency
 from astra_gym.experiments.benchmarks.evaluation import measure_evaluation
 from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result, interleaved, ratios, replaced
 from astra_gym.experiments.benchmarks.reference import PlainClassifier, plain_autoattack, plain_pgd
-from astra_gym.experiments.benchmarks.workloads import PAPER, TINY, DisagreementError, Options
+from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
 from astra_gym.ssl_core.evaluation import autoattack
 from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy
@@ -50,7 +50,7 @@ def pictures(count: int, size: int, generator: torch.Generator) -> tuple[Tensor,
 @torch.no_grad()
 def fitted(options: Options) -> Classifier:
     """A ResNet-18 of random weights, its batch-norm statistics those of images, with a head by ridge regression."""
-    sizes = PAPER | (TINY if options.quick else {})
+    sizes = options.paper
     generator = torch.Generator().manual_seed(0)
     network = build_network(generator, arch=sizes["arch"], width=sizes["width"]).to(options.device)
     images, labels = pictures(TRAIN, sizes["image_size"], torch.Generator().manual_seed(1))
@@ -88,7 +88,7 @@ def measure_evaluation(options: Options, rounds: int, say: Say) -> Result:
     """
     classifier = fitted(options)
     plain = PlainClassifier(classifier.encoder, ROUTE, classifier.head)  # type: ignore[arg-type]
-    size = (PAPER | (TINY if options.quick else {}))["image_size"]
+    size = options.paper["image_size"]
     outcomes: list[dict[str, Any]] = []
 
     def prepare(number: int) -> dict[str, Any]:

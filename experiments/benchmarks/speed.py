@@ -27,7 +27,6 @@ from astra_gym.experiments.benchmarks.measure import (
 )
 from astra_gym.experiments.benchmarks.reference import PlainStep, Strategy, masked_loop, seconds_per_step
 from astra_gym.experiments.benchmarks.workloads import (
-    PAPER,
     Options,
     budget_of,
     check_agreement,
@@ -78,7 +77,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
     Budgets and starts are new in each round, so that the attack meets active sets of sizes that it has not met before,
     as in training. All variants must find the same: attain the same loss and the same gain over the random start.
     """
-    engine = AttackEngine(options.settings(**PAPER), device=options.device)
+    engine = AttackEngine(options.settings(**options.paper), device=options.device)
     method, network = engine.method, seasoned(engine)
     plain = in_precision(network, "fp32").to(memory_format=torch.contiguous_format)
     learners = {precision: copy.copy(engine.learner) for precision in PRECISIONS}
@@ -154,11 +153,14 @@ class World:
     sides: tuple[tuple[str, str], ...]
 
 
-WORLDS = (
-    World("ResNet-18", PAPER, (3, 14), tuple(product(("reinforce", "reinforce-paper"), ("fp32", "bf16")))),
-    # where training by the trained policy's choice goes: nearly all views take nearly all steps
-    World("digits", {}, (12, 14), (("reinforce", "fp32"), ("reinforce", "auto"))),
-)
+def worlds(options: Options) -> tuple[World, ...]:
+    """Those whose whole steps are measured."""
+    paper = tuple(product(("reinforce", "reinforce-paper"), ("fp32", "bf16")))
+    return (
+        World("ResNet-18", options.paper, (3, 14), paper),
+        # where training by the trained policy's choice goes: nearly all views take nearly all steps
+        World("digits", {}, (12, 14), (("reinforce", "fp32"), ("reinforce", "auto"))),
+    )
 
 
 def measure_step(options: Options, rounds: int, say: Say) -> Result:
@@ -173,7 +175,7 @@ def measure_step(options: Options, rounds: int, say: Say) -> Result:
     """
     figures: list[Figure] = []
     details: dict[str, Any] = {}
-    for world in WORLDS:
+    for world in worlds(options):
         found, details[world.name] = _world(world, options, rounds, say)
         figures += found
     return figures, details
@@ -296,7 +298,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
 
     Steps are uniform on 3..14. The attacks must agree, in the attained loss and in the gain over the random start.
     """
-    engine = AttackEngine(options.settings(**PAPER), device=options.device)
+    engine = AttackEngine(options.settings(**options.paper), device=options.device)
     seasoned(engine)
     learners = {"fp32": engine.learner}
     learners["bf16"] = build_learner(engine.settings, Streams(0, options.device), engine.plan)

@@ -71,7 +71,7 @@ def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
         add(1.2 * len(bars) + 1, _bars, bars)
     if agents := [figure for figure in figures if figure.part == "agents"]:
         add(len(agents), _dots, agents, "Agent's share of a step (%)")
-    if used := [figure for figure in figures if figure.part == "efficiency"]:
+    if used := [figure for figure in figures if figure.unit == "of the peak"]:
         add(len(used), _dots, used, "Of the matrix products' speed (%)")
     if "scaling" in details:
         add(6, _line, details["scaling"])

@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
     "limit": 48,
 }
 """What `--quick` makes of every world."""
-COMMON: dict[str, Any] = {"agent": "reinforce", "precision": "fp32", "progress": "off"}
+COMMON: dict[str, Any] = {"agent": "reinforce", "precision": "fp32", "progress": "off", "probe_every": 0}
 
 
 class Tolerance(NamedTuple):
@@ -69,6 +69,11 @@ class Options:
     device: torch.device
     quick: bool = False
     against: Path | None = None
+
+    @property
+    def paper(self) -> dict[str, Any]:
+        """The paper's world: on a GPU with its whole batch, on a processor with a part; `quick`: a tiny one."""
+        return PAPER | ({"batch_size": 512} if self.device.type == "cuda" else {}) | (TINY if self.quick else {})
 
     def settings(self, **changes: Any) -> Settings:
         """The digits preset in float32 with some settings changed."""

@@ -15,12 +15,12 @@ from astra_gym.experiments.benchmarks.reference import PlainStep, Strategy, seco
 from astra_gym.experiments.benchmarks.speed import (
     REFERENCE,
     VARIANTS,
-    WORLDS,
     measure_attack,
     measure_precision,
     measure_step,
     own_step,
     twin_stages,
+    worlds,
 )
 from astra_gym.experiments.benchmarks.workloads import (
     DisagreementError,
@@ -213,14 +213,14 @@ def test_the_twins_stages_are_those_of_its_seconds() -> None:
 def test_whole_steps_are_timed_on_both_sides_and_agree() -> None:
     figures, details = measure_step(QUICK, 1, silent)
     assert [figure.name for figure in figures] == [
-        f"{world.name}, {', '.join(side)}" for world in WORLDS for side in world.sides
+        f"{world.name}, {', '.join(side)}" for world in worlds(QUICK) for side in world.sides
     ]
     for figure in figures:
         world, agent, precision = figure.name.split(", ")
         seconds = details[world]["seconds"]
         assert figure.values == (seconds[f"twin, {agent}"][0] / seconds[f"{agent}, {precision}"][0],)
-    assert [len(details[world.name]["agreement"]) for world in WORLDS] == [4, 2]
-    assert {entry["gain_ratio"] for world in WORLDS for entry in details[world.name]["agreement"]} != {1}
+    assert [len(details[world.name]["agreement"]) for world in worlds(QUICK)] == [4, 2]
+    assert {entry["gain_ratio"] for world in worlds(QUICK) for entry in details[world.name]["agreement"]} != {1}
     assert set(details["digits"]["precisions"].values()) <= {"fp32", "bf16"}
 
 
