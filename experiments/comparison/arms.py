@@ -39,7 +39,7 @@ SET_BY_CELL = (
 GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", "--method": "--methods"}
 """Flags of a single run, and what a comparison has in their place."""
 MOST_SEEDS = 10_000
-NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress")
+NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress", "probe_every")
 """Settings that differ between the cells of an arm by right."""
 SAME_TEST = ("dataset", "data_dir", "limit", "test_limit", "image_size", "eval_epsilons")
 """Settings that arms of a method and preset share, besides the probe's: else their accuracies do not compare."""

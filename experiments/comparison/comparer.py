@@ -173,7 +173,7 @@ class Comparer:
             # the plan names the modules, and not the run's own record: another is not imported
             argv = ["--resume", str(run), *named_by(arm.settings)]
         else:
-            argv = [*arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]
+            argv = ["--probe_every", "0", *arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]
         return Job(name, tuple(argv), log)
 
     def _take(self, end: Ended, arm: Arm, seed: int, asked: bool) -> None:

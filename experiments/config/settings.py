@@ -35,6 +35,7 @@ CIFAR10: dict[str, Any] = {
     "flip": 0.5,
     "interpolation": "bicubic",
     "checkpoint_every": 5,
+    "probe_every": 5,
     "images_every": 50,
     "probe_epochs": 25,
     "probe_lr": 0.01,
@@ -59,11 +60,12 @@ TEACHER: dict[str, Any] = {
 }
 """What the SimCLR teachers of DeACL and of DAQ-SDP share; a student starts from its teacher's weights."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {},
+    "digits": {"probe_every": 2},
     # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
     "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
     "folder": {
         "dataset": "folder",
+        "probe_every": 2,
         "probe_epochs": 25,
         "probe_lr": 0.1,
         "image_size": 32,
@@ -103,6 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10-quick": {
         "dataset": "cifar10",
         "image_size": 32,
+        "probe_every": 2,
         "limit": 4000,
         "test_limit": 1000,
         "epochs": 10,
@@ -161,6 +164,8 @@ class Settings(WorldSettings):
         checkpoint_every: epochs between checkpoints.
         post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++, over those it has by default
             (`PostSettings`): post_kwargs.epochs.
+        probe_every: epochs between points of the curves SA and RA (8/255, PGD-10) in TensorBoard, by a probe on
+            training images (`OnlineProbe`); it changes nothing else; 0: none.
         keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
             epoch's always among them; 0: none.
         images_every: epochs between image grids in TensorBoard.
@@ -196,6 +201,7 @@ class Settings(WorldSettings):
     schedule: tuple[float, ...] = SCHEDULE
     checkpoint_every: int = 1
     post_kwargs: dict[str, Any] | None = None
+    probe_every: int = 0
     keep_every: int = 0
     images_every: int = 5
     evaluate: bool = True
@@ -289,8 +295,9 @@ class Settings(WorldSettings):
             _check(
                 name, getattr(self, name), type(getattr(self, name)) is int and getattr(self, name) >= 1, "1 or more"
             )
-        whole = type(self.keep_every) is int and self.keep_every >= 0
-        _check("keep_every", self.keep_every, whole, "a number of epochs, or 0 to keep no encoders")
+        for name in ("keep_every", "probe_every"):
+            value = getattr(self, name)
+            _check(name, value, type(value) is int and value >= 0, "a number of epochs, or 0 for none")
         _check("seed", self.seed, type(self.seed) is int and 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
         _check("probe_lr", self.probe_lr, 0 < self.probe_lr < math.inf, "a positive number")
         object.__setattr__(self, "eval_epsilons", tuple(self.eval_epsilons))

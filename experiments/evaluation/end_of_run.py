@@ -15,6 +15,7 @@ from astra_gym.experiments.plotting import run_plots
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.runs.run_log import write_final
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.downstream.linear_probe import RawPixels, train_probe
@@ -229,6 +230,8 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
         note(f"the data set {run.settings.dataset} has no labels: linear evaluation (SLF) is left out")
     else:
         rows, correct = standard_linear_finetuning(run, folder, note)
+        own = {row.epsilon: row.value for row in rows if row.checkpoint == run.checkpoint_name}
+        write_final(folder.path, own, run.engine.step)
     if run.engine.method.attacks:
         note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
         held_out_rewards(run, folder)

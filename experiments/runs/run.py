@@ -22,6 +22,7 @@ from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder
 from astra_gym.experiments.runs.run_log import RunLog
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.downstream.online_probe import OnlineProbe
 from astra_gym.ssl_core.downstream.postprocessing import post_process
 from astra_gym.ssl_core.evaluation.sanity import check_disjoint, check_untrained
 from astra_gym.ssl_core.models.checkpoint import (
@@ -101,6 +102,8 @@ class Run:
             precision=settings.precision,
             overrides=settings.agent_kwargs,
         )
+        labelled = self.engine.data.train.labels is not None
+        self.probe = OnlineProbe(self.engine.data.train, settings.seed) if settings.probe_every and labelled else None
         self._kept_epochs = 0
         self.saved_step: int | None = None
         """The update after which the run was saved last, or at which it was resumed."""
@@ -378,6 +381,9 @@ class RunCallback(BaseCallback):
         row = self.log.step(record)
         if record.end_of_epoch and (round(record.epoch) - 1) % settings.images_every == 0:
             self.log.images(record)
+        if self.run.probe is not None and record.end_of_epoch and round(record.epoch) % settings.probe_every == 0:
+            found = self.run.probe.measure(self.run.encoder, engine.method.evaluation_route)
+            self.log.scalars({f"accuracy/{name}": value for name, value in found.items()}, record.step)
         self.progress.update(row, self.log.images_per_second, settings.batch_size)
         if self.interrupt.asked and not self.told:
             self.told = True

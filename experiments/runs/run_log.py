@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +30,35 @@ from astra_gym.ssl_core.utils.paths import open_to_append
 
 if TYPE_CHECKING:
     from astra_gym.envs.records import StepRecord
+
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "accuracy": {
+        "clean (SA) and under PGD-10 (RA), %": ["Multiline", ["accuracy/SA$", "accuracy/RA_.*"]],
+        "clean, where the probe was fitted and where not, %": ["Multiline", ["accuracy/SA$", "accuracy/SA_fitted"]],
+    },
+    "reward": {"mean": ["Multiline", ["reward/mean"]], "terms": ["Multiline", ["reward/(?!mean|std).*"]]},
+    "losses": {"of the target network": ["Multiline", ["loss/.*"]]},
+    "budget": {
+        "epsilon, step size, strength (1/255)": ["Multiline", ["budget/(epsilon|step_size|strength)"]],
+        "steps": ["Multiline", ["budget/steps"]],
+    },
+    "time": {"images a second": ["Multiline", ["time/.*"]], "peak memory": ["Multiline", ["memory/.*"]]},
+}
+"""TensorBoard's custom scalars: the groups, their cards, and patterns of what each shows."""
+
+
+def accuracy_name(epsilon: float) -> str:
+    """What accuracy within a radius is called in TensorBoard: `SA`, or `RA_8_255`."""
+    return f"RA_{255 * epsilon:g}_255" if epsilon else "SA"
+
+
+def write_final(folder: Path, accuracies: Mapping[float, float], step: int) -> None:
+    """Adds the accuracies of a finished run by radius, in percent, to its TensorBoard files, as `final/SA` and so on:
+    the table of runs (HPARAMS) shows them."""
+    let_the_next_be_last(folder)
+    with SummaryWriter(str(folder)) as board:
+        for epsilon, value in accuracies.items():
+            board.add_scalar(f"final/{accuracy_name(epsilon)}", value, step)
 
 
 class RunLog:
@@ -127,7 +157,10 @@ class RunLog:
         self._board.add_image("attack/clean_attacked_perturbation", image_grid(rows), record.step)
 
     def hparams(self, settings: Settings, metrics: Sequence[str]) -> None:
-        """The settings for TensorBoard's table of runs, beside the scalars called `metrics`; once, at the start."""
+        """The settings for TensorBoard's table of runs, beside the scalars called `metrics` and the final accuracies,
+        and the groups of its cards (`LAYOUT`); once, at the start."""
+        self._board.add_custom_scalars(LAYOUT)
+        metrics = [f"final/{accuracy_name(epsilon)}" for epsilon in (0.0, *settings.eval_epsilons)] + [*metrics]
         # SummaryWriter.add_hparams would put them into a run of their own, in a folder below.
         values = {
             name: value if isinstance(value, bool | int | float) else str(value)

@@ -1,11 +1,13 @@
 """A run's plan: whoever chooses the attacks, the planned target updates are made, no fewer and no more."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.config.cli import load
@@ -259,3 +261,26 @@ def test_an_interrupted_run_goes_on_behind_the_encoders_that_it_has_kept(tmp_pat
     for _, path in kept_encoders(folder):
         other = tmp_path / "straight" / "checkpoints" / path.name
         assert_equal_states(load_network(path)[0].state_dict(), load_network(other)[0].state_dict())
+
+
+def test_the_probe_adds_curves_of_accuracy_and_moves_no_bit(tmp_path: Path) -> None:
+    runs = {every: tmp_path / f"every {every}" for every in (0, 2)}
+    for every, folder in runs.items():
+        assert main([*TINY, f"--run_dir={folder}", f"--probe_every={every}", "--eval_epsilons=[8/255]"]) == 0
+    plain, probed = (read_metrics(folder / "metrics.jsonl") for folder in runs.values())
+    accuracies = {row["step"]: {name: row.pop(name) for name in list(row) if "accuracy/" in name} for row in probed}
+    assert plain == probed
+    measured = {step: found for step, found in accuracies.items() if found}
+    ends = [row["step"] for row in plain if row["epoch"] in (2, 4)]
+    assert list(measured) == ends
+    for found in measured.values():
+        assert set(found) == {"accuracy/SA", "accuracy/RA_8_255", "accuracy/SA_fitted"}
+        assert 0 <= found["accuracy/RA_8_255"] <= found["accuracy/SA"] <= 100
+    ends_in = (load_checkpoint(folder / "checkpoints" / "last.pt", "run") for folder in runs.values())
+    assert_equal_states(*(payload["network"]["state"] for payload in ends_in))
+    events = EventAccumulator(str(runs[2]))
+    events.Reload()
+    rows = json.loads((runs[2] / "results" / "slf.json").read_text())["rows"]
+    for row in rows:
+        (point,) = events.Scalars("final/RA_8_255" if row["epsilon"] else "final/SA")
+        assert point.value == pytest.approx(row["value"]) and point.step == plain[-1]["step"]

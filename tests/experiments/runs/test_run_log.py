@@ -1,6 +1,7 @@
 """Metrics and TensorBoard's curves, also after a run was killed and resumed."""
 
 import errno
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from astra_gym.experiments.runs.metrics import metrics_of, read_metrics
-from astra_gym.experiments.runs.run_log import RunLog, image_grid
+from astra_gym.experiments.runs.run_log import LAYOUT, RunLog, image_grid
 from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.helpers.logged_runs import curves, new_folder, record, write
 
@@ -192,7 +193,8 @@ def test_hparams_belong_to_the_run_itself(tmp_path: Path) -> None:
     assert start.hparams["agent"].string_value == "reinforce"
     assert start.hparams["epochs"].number_value == folder.settings().epochs
     described = plugin_data_pb2.HParamsPluginData.FromString(plugin[metadata.EXPERIMENT_TAG]).experiment
-    assert [info.name.tag for info in described.metric_infos] == ["eval/SA", "eval/RA"]
+    final = [f"final/RA_{epsilon}_255" for epsilon in (2, 4, 8, 12, 16)]
+    assert [info.name.tag for info in described.metric_infos] == ["final/SA", *final, "eval/SA", "eval/RA"]
     assert [event.value for event in events.Scalars("eval/SA")] == [98.5]
 
 
@@ -238,3 +240,11 @@ def test_a_grid_puts_rows_below_each_other() -> None:
     assert grid[:, 1:17, 1:17].eq(0).all()
     assert grid[:, 19:35, 1:17].eq(0.5).all()
     assert grid[:, 0].eq(1).all()
+
+
+def test_every_card_shows_something_that_a_run_writes(tmp_path: Path) -> None:
+    row = metrics_of(record(1))
+    names = [*row, "accuracy/SA", "accuracy/RA_8_255", "accuracy/SA_fitted", "time/images_per_second", "memory/process"]
+    for cards in LAYOUT.values():
+        for _, patterns in cards.values():
+            assert all(any(re.match(pattern, name) for name in names) for pattern in patterns)

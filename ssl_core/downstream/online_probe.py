@@ -1,0 +1,106 @@
+"""A probe that costs a second: accuracy, clean and attacked, while a network is in training, without a test image."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.downstream.linear_probe import Classifier
+from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy
+from astra_gym.ssl_core.models.encoder import held
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.rng import Streams
+
+EPSILON, STEPS = 8 / 255, 10
+SHARE = 10
+"""One image in so many is left to the measurement, the head is fitted on the others."""
+MOST_MEASURED, MOST_FITTED = 500, 5000
+RIDGE = 0.01
+"""Weight of the ridge penalty, in units of the features' mean variance."""
+SCALE = 10.0
+"""From regression values, in [0, 1] or near it, to logits whose softmax tells classes apart."""
+
+
+class OnlineProbe:
+    """A linear head by ridge regression on a frozen encoder's features, and PGD-10 in a ball of 8/255.
+
+    The head is fitted on one part of the training images and measured on another, the same parts and the same random
+    starts at every call: curves so select nothing on test images. The features are those that the network computes in
+    training, in bfloat16 where it trains in that. Nothing of the network changes, and no stream of a run moves.
+
+    The cost of a call is that of `MOST_MEASURED` images attacked and `MOST_FITTED` encoded, or fewer.
+
+    Args:
+        train: labelled images, at least 2.
+        seed: of the parts and the random starts.
+
+    Raises:
+        ValueError: if there are no labels, or too few images.
+    """
+
+    def __init__(self, train: ImageSet, seed: int) -> None:
+        labels = required_labels(train, "the probe of --probe_every")
+        if len(train) < 2:
+            raise ValueError(f"{train.name} has {len(train)} image: the probe of --probe_every needs 2 or more")
+        order = torch.randperm(len(train), generator=Streams(seed)["probe/rows"])
+        count = min(max(len(train) // SHARE, 1), MOST_MEASURED)
+        measured, fitted = order[:count], order[count : count + MOST_FITTED]
+        self._measured = train.images[measured], labels[measured]
+        self._fitted = train.images[fitted], labels[fitted]
+        self._classes = len(train.classes)
+        self._seed = seed
+
+    def measure(self, encoder: TargetNetwork, route: str) -> dict[str, float]:
+        """Accuracies in percent: `SA` and `RA_8_255` on the measured part, `SA_fitted` on the other.
+
+        Args:
+            encoder: on any device; its mode and its gradients are put back.
+            route: of its features.
+
+        Raises:
+            RuntimeError: if a feature or a logit is not finite.
+        """
+        device = encoder.mean.device
+        images, labels = self._measured
+        noise = Streams(self._seed, device).on_device("probe/noise")
+        with frozen(encoder):
+            classifier, fitted = self._classifier(encoder, route)
+            clean = clean_accuracy(classifier, images, labels)
+            robust = pgd_accuracy(classifier, images, labels, EPSILON, generator=noise, steps=STEPS, clean=clean)
+        figures = {"SA": clean, f"RA_{255 * EPSILON:g}_255": robust, "SA_fitted": fitted}
+        return {name: 100 * right.double().mean().item() for name, right in figures.items()}
+
+    @torch.no_grad()
+    def _classifier(self, encoder: TargetNetwork, route: str) -> tuple[Classifier, Tensor]:
+        """The fitted classifier, and which of the fitted images it gets right."""
+        images, labels = self._fitted
+        like = {"device": encoder.mean.device, "dtype": encoder.mean.dtype}
+        head = nn.utils.skip_init(nn.Linear, encoder.feature_dim, self._classes, **like)
+        classifier = Classifier(encoder, route, head)
+        with held(classifier):
+            pieces = [classifier.features(as_float(piece.to(encoder.mean.device))) for piece in images.split(256)]
+        features = torch.cat(pieces).double()
+        if not bool(features.isfinite().all()):
+            raise RuntimeError("the encoder gave features that are not finite")
+        labels = labels.to(features.device)
+        weight, bias = ridge_head(features, F.one_hot(labels, self._classes).double())
+        head.weight.copy_(SCALE * weight)
+        head.bias.copy_(SCALE * bias)
+        return classifier, (features @ weight.T + bias).argmax(1) == labels
+
+
+def ridge_head(features: Tensor, targets: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+    """Weights (k, d) and biases (k,) that minimise the mean squared error of targets (n, k) by features (n, d), plus
+    `ridge` times the features' mean variance times the squared weights; the biases are free (Hoerl and Kennard 1970).
+    """
+    center, middle = features.mean(0), targets.mean(0)
+    centered = features - center
+    gram = centered.T @ centered / len(features)
+    # features that are all alike have no variance
+    penalty = (ridge * gram.diagonal().mean()).clamp_min(torch.finfo(gram.dtype).tiny ** 0.5)
+    gram.diagonal().add_(penalty)
+    weight = torch.linalg.solve(gram, centered.T @ (targets - middle) / len(features)).T
+    return weight, middle - weight @ center
