@@ -12,18 +12,13 @@ from torch import Tensor
 
 from astra_gym.agents import storage
 from astra_gym.agents.base import Agent
-from astra_gym.ssl_core.utils.import_path import described, imported
+from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 
 EXPECTED = (
     "a subclass of Stable-Baselines3's BaseAlgorithm, or a function from an observation array (num_envs, ...) to an "
     "array of actions"
 )
-
-
-def is_dotted(name: object) -> bool:
-    """Whether the name is meant as a dotted path, not as one of a table."""
-    return isinstance(name, str) and ":" in name
 
 
 def resolve(path: str) -> Any:

@@ -10,11 +10,12 @@ from gymnasium.spaces import Discrete
 from astra_gym.agents.bandits import BANDITS
 from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
-from astra_gym.agents.external import FunctionAgent, is_dotted, resolve
+from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.agents.sb3.algorithms import kind_of_actions
+from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick

@@ -11,7 +11,8 @@ from astra_gym.envs import coresets
 from astra_gym.envs.builders import build_learner, check_views
 from astra_gym.envs.observations import RunningStatistics
 from astra_gym.envs.records import Assessment, StepRecord, describe_budget
-from astra_gym.envs.rewards import Rewards, held_out_rows
+from astra_gym.envs.rewards.rewards import Rewards, held_out_rows
+from astra_gym.envs.rewards.term import FrozenAttack, HeldOut
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Objective
 from astra_gym.ssl_core.data.batch_source import BatchSource
@@ -71,10 +72,11 @@ class AttackEngine:
         self.plan = self.settings.make_plan(self.sampler.steps_per_epoch, self.settings.make_method().replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.method = self.learner.method
-        self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train))
+        held = None
         if held_out is not None:
             images = as_float(self.data.train.images[held_out].to(self.device))
-            self.rewards.look_at(held_out, self.make_views(images, self.streams["lookahead/views"]))
+            held = HeldOut(held_out, self.make_views(images, self.streams["lookahead/views"]))
+        self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train), held)
         self.last: StepRecord | None = None
         self.statistics = RunningStatistics()
         self._seen: tuple[Tensor, Encoded] | None = None
@@ -221,8 +223,7 @@ class AttackEngine:
         """Attacks a batch's views and computes the reward, on the present weights; nothing is learned. Where the attack
         is in train mode the running statistics follow its steps, unless within `learner.untracked()`.
 
-        The reward has only the terms that a frozen network has: `adversarial`, `clean`, `mixed` and `cost`. `play` adds
-        those of an update and of the images' history, see `astra_gym.envs.rewards`.
+        The reward has only the terms of a frozen network (`RewardTerm.frozen`); `play` adds the others.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all of the batch.
@@ -231,7 +232,7 @@ class AttackEngine:
             generator: of the attack's random start.
         """
         objective = self._objective_of(views)
-        return self._assessed(objective, clean, self.learner.attack(views, budget, generator, objective), budget)
+        return self._assessed(objective, views, clean, self.learner.attack(views, budget, generator, objective), budget)
 
     def try_out(self, budget: Budget) -> Tensor | None:
         """What the coming batch would be rewarded with under a budget: it is attacked, from a random start of a stream
@@ -252,8 +253,12 @@ class AttackEngine:
             self._tried_steps += int(self.method.attack_steps(budget).sum())
         return tried.reward
 
-    def _assessed(self, objective: Objective, clean: Tensor, attacked: Attacked, budget: Budget) -> Assessment:
-        terms = self.rewards.frozen_terms(objective, clean, attacked.embeddings, budget)
+    def _assessed(
+        self, objective: Objective, views: Tensor, clean: Tensor, attacked: Attacked, budget: Budget
+    ) -> Assessment:
+        images, embeddings = attacked
+        found = FrozenAttack(objective, budget, self.method.attacked(views), images, clean, embeddings)
+        terms = self.rewards.frozen_terms(found)
         return Assessment(self.rewards.total(terms), terms, attacked.images)
 
     def play(self, budget: Budget | None) -> StepRecord:
@@ -286,7 +291,7 @@ class AttackEngine:
             clean = self._observed()[1].embeddings
             if self.method.free:
                 carried = self.learner.carry(everything, budget)
-                assessment = self._assessed(self._objective_of(everything), clean, carried, budget)
+                assessment = self._assessed(self._objective_of(everything), everything, clean, carried, budget)
             else:
                 assessment = self.assess(everything, clean, budget, self.streams.on_device("noise"))
             reward, terms, adversarial = assessment
@@ -314,7 +319,7 @@ class AttackEngine:
             terms |= {name: values.cpu() for name, values in shown.items()}
         if len(terms) > frozen:
             reward = self.rewards.total(terms)
-            if self.rewards.lookahead is not None and not_finite(reward):
+            if self.rewards.judges_updates and not_finite(reward):
                 raise NonFiniteLossError(f"the rewards of update {self.step} are not finite; {describe_budget(budget)}")
         self.last = StepRecord(
             step=self.step,
@@ -334,15 +339,10 @@ class AttackEngine:
         return self.last
 
     def numbers(self) -> dict[str, Any]:
-        """All that has to be finite for the world to go on, by name; not copied. A loss not known yet may be NaN."""
-        lookahead = self.rewards.lookahead
-        return {
-            "learner": self.learner.numbers(),
-            "views": self._views,
-            "seen": self._seen,
-            "statistics": self.statistics.state_dict(),
-            "lookahead": None if lookahead is None else lookahead.state_dict(),
-        }
+        """All that has to be finite for the world to go on, by name; not copied. A loss that is not known yet is NaN by
+        right, and not among them."""
+        world = {"views": self._views, "seen": self._seen, "statistics": self.statistics.state_dict()}
+        return {"learner": self.learner.numbers()} | world | {"rewards": self.rewards.numbers()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, the coming batch and its observation included."""

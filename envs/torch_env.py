@@ -203,10 +203,9 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
     """What `info` tells of the step just played: per-view tensors (num_attacked,) on the host, and numbers of the whole
     batch.
 
-    Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms; where their
-    weights are not 0, `reward_cost` (steps), `reward_lookahead_adversarial`, `reward_lookahead_clean` and
-    `reward_progress` too, see `astra_gym.envs.rewards`; `epsilon`, `step_size` (fractions) and `steps`, the budget
-    used; `strength`, the largest change of a pixel (a fraction).
+    Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms, and the others
+    whose weights are not 0, see `astra_gym.envs.rewards.registry`; `epsilon`, `step_size` (fractions) and `steps`, the
+    budget used; `strength`, the largest change of a pixel (a fraction).
     Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
     """
     record = engine.last

@@ -38,7 +38,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     (`reward_scope="batch"`: the mean of all, the paper's one scalar), float64. `reward_cost`, `reward_lookahead` and
     `reward_progress`, 0 by default, weigh further terms: the attack's cost, what the update did to held-out views (one
     number for all views) and the fall of the view's attacked loss since its image was last seen; see
-    `astra_gym.envs.rewards`.
+    `astra_gym.envs.rewards.registry`.
 
     ## Start and end
     The horizon is 1: every step of every sub-environment is *terminated*, and the next observation belongs to a new

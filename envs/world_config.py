@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from astra_gym.envs.data_config import DataSettings, check_figure, check_numbers, check_options, check_path
+from astra_gym.envs.rewards.registry import check_terms, paid_terms, settle_weights
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS
 from astra_gym.ssl_core.methods import Method, find_method, is_own, make_method
 from astra_gym.ssl_core.models.gradcache import chunk_sizes
@@ -26,8 +27,6 @@ from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
-REWARD_WEIGHTS = tuple(f"reward_{name}" for name in ("adversarial", "clean", "mixed", "cost", "lookahead", "progress"))
-"""The settings that weigh the reward's terms, see `astra_gym.envs.rewards`."""
 LR_INTERVALS = {"update": "the learning rate changes at every update", "epoch": "it changes once an epoch"}
 
 
@@ -92,11 +91,12 @@ class WorldSettings(DataSettings):
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
         reward_lookahead: weight of what the update did to held-out views, which is added: the fall of their attacked
-            loss plus the fall of their clean loss (LAS-AT's R2 and R3 without labels, see `astra_gym.envs.rewards`); 0:
-            not computed, and nothing is held out.
+            loss plus that of their clean loss (`LookAhead`); 0: not computed, and nothing is held out.
         lookahead_images: training images held out for it, 2 or more; they enter no training batch.
         reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
             0: not computed.
+        reward_weights: weights of reward terms by name, or by the dotted path of one's own, my_module:MyTerm;
+            reward_weights.cost is reward_cost (`RewardTerm`).
         precision: `fp32` or `bf16`.
         recompute: whether an update keeps only the inputs of the stem and of every residual block, and the attack only
             the images, and computes the rest again in the backward pass: less memory for a third (the update) to a half
@@ -154,6 +154,7 @@ class WorldSettings(DataSettings):
     reward_lookahead: float = 0.0
     lookahead_images: int = 24
     reward_progress: float = 0.0
+    reward_weights: dict[str, Any] | None = None
     precision: str = "fp32"
     recompute: bool = False
     update_chunks: int = 1
@@ -178,9 +179,8 @@ class WorldSettings(DataSettings):
         check_path("teacher", self.teacher)
         for name in ("width", "projector_hidden", "projector_dim", "epochs"):
             check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
-        check_figure(
-            "batch_size", self.batch_size, 2, math.inf, "2 or more images, since each needs negatives", whole=True
-        )
+        pairs = "2 or more images, since each needs negatives"
+        check_figure("batch_size", self.batch_size, 2, math.inf, pairs, whole=True)
         check_figure(
             "update_chunks", self.update_chunks, 1, math.inf, "1, for the batch as a whole, or more", whole=True
         )
@@ -216,10 +216,8 @@ class WorldSettings(DataSettings):
         for name in ("strength", "flip", "blur", "solarize"):
             if getattr(self, name) is not None or name in ("strength", "flip"):
                 check_figure(name, getattr(self, name), 0, 1, "a number in [0, 1]")
-        for name in REWARD_WEIGHTS:
-            check_figure(name, getattr(self, name), -math.inf, math.inf, "a finite number")
-        expected = "2 or more images, since each needs negatives"
-        check_figure("lookahead_images", self.lookahead_images, 2, math.inf, expected, whole=True)
+        settle_weights(self)
+        check_figure("lookahead_images", self.lookahead_images, 2, math.inf, pairs, whole=True)
         self.make_views()
         self.make_perspective()
         self.make_coreset(1)
@@ -303,11 +301,7 @@ class WorldSettings(DataSettings):
             }
             if missing := [reason for reason, holds in lacks.items() if holds]:
                 raise ValueError(f"coreset is 'rcs', but {' and '.join(missing)}: take --coreset random or none")
-        if self.reward_lookahead and not method.objective_is_loss:
-            raise ValueError(
-                f"reward_lookahead is {self.reward_lookahead}, but what the attack of the method {self.method} "
-                "maximises is not its loss, whose fall the look-ahead pays: leave it out"
-            )
+        check_terms(self, method)
         needs_teacher = "teacher" in method.others
         if needs_teacher and self.teacher is None:
             own = "cifar10-teacher-daq" if self.method == "daq-sdp" else "cifar10-teacher"
@@ -317,6 +311,14 @@ class WorldSettings(DataSettings):
             )
         if self.teacher is not None and not needs_teacher:
             raise ValueError(f"teacher is {self.teacher}, but the method {self.method} has none: leave it out")
+
+    def check_custom(self) -> None:
+        """Whether there is what dotted paths name, the method aside: imports the modules.
+
+        Raises:
+            ValueError: if not.
+        """
+        paid_terms(self)
 
     def make_method(self) -> Method:
         """The method with its settings.

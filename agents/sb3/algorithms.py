@@ -17,10 +17,11 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from astra_gym.agents.base import silent_logger
-from astra_gym.agents.external import is_dotted, own_algorithm
+from astra_gym.agents.external import own_algorithm
 from astra_gym.agents.policies import Sb3ImageExtractor, is_image
 from astra_gym.agents.sb3.settings import OURS, arguments_from, check_range, table_for
 from astra_gym.agents.sb3.state import check_resumable
+from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import check_type
 from astra_gym.ssl_core.utils.registry import pick, unknown

@@ -13,7 +13,7 @@ from astra_gym.agents import AGENTS, learns
 from astra_gym.experiments.comparison.cell_results import Cell, plain
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.trust import named_by
+from astra_gym.experiments.config.trust import named_by, named_in
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.methods import find_method
 from astra_gym.ssl_core.utils.files import resolved
@@ -112,7 +112,7 @@ def make_arm(
     if not settings.evaluate:
         raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
     named = named_by(settings)
-    if any(path not in (word.rpartition("=")[2] for word in flags) for path in named[1::2]):
+    if not named_in(named) <= named_in(flags):
         flags = [*flags, *named]
     return Arm(label, tuple(flags), seeds, comparable(settings), suffix)
 

@@ -20,7 +20,7 @@ from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings
 from astra_gym.experiments.config.superseded import as_written, without_forms
-from astra_gym.experiments.config.trust import nothing, only_named
+from astra_gym.experiments.config.trust import named_in, nothing, only_named
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
 from astra_gym.ssl_core.utils.files import expanded, resolved
@@ -101,7 +101,7 @@ def parse(
         flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}
         given = config | {key: value for key, value in flagged.items() if value is not None}
         trusted = early.trust if trust is None else trust
-        named = () if trust is False else (early.agent, early.method)
+        named = () if trust is False else named_in(argv)
         accepting = ["--accept_edited_config"] if early.accept_edited_config else []
         resuming = argv if early.resume is None else ("--resume", early.resume, *accepting)
         again = again or typed("train", *resuming, "--trust")
@@ -113,9 +113,10 @@ def parse(
             else:
                 invocation = Invocation(_settings(parser, config, argv, given))
                 invocation.settings.check_given()
-            # settings alone do not import what an agent's dotted path names; a run does
+            # settings alone do not import what a dotted path names; a run does
             describe(invocation.settings.agent)
             invocation.settings.check_method()
+            invocation.settings.check_custom()
         if early.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)

@@ -20,6 +20,8 @@ TEXTS = tuple(name for name, kind in FIELD_TYPES.items() if kind.split(" ")[0] =
 """Settings that are text: 010 is a folder's name there, and not ten."""
 OPTIONS = tuple(name for name, kind in FIELD_TYPES.items() if kind.startswith("dict"))
 """Settings that are settings by name themselves: `agent_kwargs` and others."""
+FLAT = ("reward_weights",)
+"""Those whose names may have dots: my_package.my_module:MyTerm."""
 SHOWN = 80
 """Characters of a wrong value that an error repeats."""
 
@@ -80,7 +82,7 @@ def read_flags(
         if name in OPTIONS:
             value = _loaded(flag, text)
             if path or flag.endswith("."):
-                options[name] = _with(options[name], path.split("."), value, flag)
+                options[name] = _with(options[name], [path] if name in FLAT else path.split("."), value, flag)
             else:
                 options[name] = by_name(name, value, text)
         else:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from astra_gym.agents import AGENTS, describe, learns
-from astra_gym.agents.external import is_dotted
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.envs.world_config import WorldSettings
@@ -18,6 +17,7 @@ from astra_gym.ssl_core.downstream.postprocessing import PostSettings
 from astra_gym.ssl_core.methods import find_method, is_own
 from astra_gym.ssl_core.models.target_network import PRECISIONS, bf16_is_native, last_strided_map
 from astra_gym.ssl_core.safety.yaml_files import dump_yaml
+from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick

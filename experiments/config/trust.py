@@ -1,20 +1,22 @@
 """Which modules a command may import: those that its user names, and no others because a file names them.
 
-Importing a module runs its code. A dotted path (`my_module:MyAgent`) in a config file, in a run's record or in a
+Importing a module runs its code. A dotted path (`my_module:MyAgent`, `NAMED`) in a config file, in a run's record or in a
 comparison's plan is refused unless the command line repeats it, or says `--trust`. That holds for `--config FILE` too:
 a file that the user wrote and the `config.yaml` of a stranger's run look alike.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from astra_gym.agents.external import is_dotted
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.ssl_core.utils.import_path import imports_checked
+from astra_gym.ssl_core.safety.yaml_files import load_yaml
+from astra_gym.ssl_core.utils.import_path import imports_checked, is_dotted
 from astra_gym.ssl_core.utils.messages import LIMIT, counted, shown
 
+NAMED = ("agent", "method", "dataset", "observation", "attack_start")
+"""Settings whose value may be a dotted path; the names of `reward_weights` may be some too."""
 ROOM = 80
 """Characters that are left for what a caller adds to the error: the arm of a comparison."""
 
@@ -52,7 +54,32 @@ def nothing(file: Path | str) -> AbstractContextManager[None]:
 def named_by(settings: Settings | Mapping[str, Any]) -> list[str]:
     """The flags that name the modules of a run's settings; none where all of it is ours."""
     values = settings if isinstance(settings, Mapping) else vars(settings)
-    return [word for name in ("agent", "method") if is_dotted(values[name]) for word in (f"--{name}", values[name])]
+    flags = [word for name in NAMED if is_dotted(values.get(name)) for word in (f"--{name}", values[name])]
+    weights = values.get("reward_weights") or {}
+    return flags + [f"--reward_weights.{name}={weight}" for name, weight in weights.items() if is_dotted(name)]
+
+
+def named_in(argv: Sequence[str]) -> set[str]:
+    """The dotted paths that a command line names, as the values of `NAMED` or as names of `reward_weights`."""
+    found: set[Any] = set()
+    for token, after in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, text = token.partition("=")
+        name, _, term = flag.removeprefix("--").partition(".")
+        text = text if equals else after
+        if flag.startswith("--") and name in NAMED:
+            found.add(text)
+        elif flag.startswith("--") and name == "reward_weights":
+            found |= {term} if term else set(_mapping(text))
+    return set(filter(is_dotted, found))
+
+
+def _mapping(text: str) -> Mapping[Any, Any]:
+    try:
+        values = load_yaml(text)
+    except ValueError:
+        # the parser has more to say of it
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def trusting(settings: Settings) -> list[str]:

@@ -30,6 +30,11 @@ def imports_checked(check: Callable[[str, str], None]) -> Iterator[None]:
         _CHECK.reset(token)
 
 
+def is_dotted(name: object) -> bool:
+    """Whether a name is meant as a dotted path, not as one of a table."""
+    return isinstance(name, str) and ":" in name
+
+
 def imported(path: str, what: str, example: str) -> Any:
     """What a dotted path stands for: an attribute of a module, which may lie in the current directory.
 

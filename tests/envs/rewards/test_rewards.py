@@ -11,7 +11,8 @@ from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.records import StepRecord
-from astra_gym.envs.rewards import NOISE, LookAhead, LossMemory
+from astra_gym.envs.rewards.lookahead import NOISE, LookAhead
+from astra_gym.envs.rewards.progress import LossMemory
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Attacked, Budget

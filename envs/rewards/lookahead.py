@@ -1,0 +1,95 @@
+"""A term that judges the update: what it did to held-out views (LAS-AT, CVPR 2022)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astra_gym.envs.rewards.term import HeldOut, RewardTerm, RewardWorld
+from astra_gym.ssl_core.methods import Method
+
+NOISE = "lookahead/noise"
+"""The stream of the look-ahead's random start. It stands still: every attack on the held-out views starts alike."""
+
+
+class LookAhead(RewardTerm):
+    """The fall of the held-out views' attacked loss and of their clean loss: they and their attack stay the same, the
+    weights alone change.
+
+    The attack is the method's default one of the first step, from one random start (common random numbers).
+
+    LAS-AT scores a copy of the network after one step, by labels: R2 is its robust accuracy and R3 its clean accuracy.
+    Here losses stand for accuracies, the update is the target's own, the views are held out and attacked always alike,
+    and the change is paid rather than the level, which the action did not make. An update is made by all views at once:
+    its two values are the same for each, and positive where learning went forward.
+
+    Raises:
+        ValueError: if the world holds nothing out.
+    """
+
+    summary = "the fall of held-out views' attacked and clean loss by the update (LAS-AT's R2, R3)"
+    holds_out = True
+
+    def __init__(self, world: RewardWorld) -> None:
+        super().__init__(world)
+        if world.held_out is None:
+            raise ValueError("the world holds no images out: expected some, which the look-ahead judges an update by")
+        self.held_out: HeldOut = world.held_out
+        self._before: Tensor | None = None
+
+    @classmethod
+    def check(cls, method: Method) -> None:
+        """Raises a ValueError where the attack does not maximise the method's loss."""
+        if not method.objective_is_loss:
+            raise ValueError(
+                f"what the attack of {type(method).__name__} maximises is not its loss, whose fall the look-ahead pays"
+            )
+
+    def losses(self) -> Tensor:
+        """(2,): mean loss of the attacked and of the clean views, on the present weights, in the attack's mode."""
+        learner, views = self.world.learner, self.held_out.views
+        own = learner.method.budget_at(0)
+        attacked_views = len(learner.method.attacked(views))
+        budget = own.expand(attacked_views)
+        generator = self.world.streams.on_device(NOISE)
+        start = generator.get_state()
+        objective = learner.objective(views)
+        with learner.untracked():
+            attacked = learner.attack(views, budget, generator, objective)
+        generator.set_state(start)
+        self.attack_steps += own.steps * attacked_views
+        clean = learner.look(views)
+        return torch.stack([objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
+
+    def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
+        """Measures where the last update did not; no values yet."""
+        if self._before is None:
+            self._before = self.losses()
+        return {}
+
+    def after_update(self, n: int) -> Mapping[str, Tensor]:
+        """`lookahead_adversarial` and `lookahead_clean`, (n,) each."""
+        if self._before is None:
+            raise ValueError("there is nothing to compare with: call before_update() before the update")
+        after = self.losses()
+        fall = self._before - after
+        # the next update begins on the weights that this one made
+        self._before = after
+        names = ("lookahead_adversarial", "lookahead_clean")
+        return {name: value.expand(n).contiguous() for name, value in zip(names, fall, strict=True)}
+
+    def numbers(self) -> dict[str, Any]:
+        """All that it remembers."""
+        return self.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The held-out rows and views, and the losses on the present weights, if they are known."""
+        return super().state_dict() | {"before": self._before}
+
+    def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
+        """As of `RewardTerm`."""
+        super().load_state_dict(state, restarted)
+        before = state["before"]
+        # from another random start they are not comparable
+        self._before = None if before is None or NOISE in restarted else before.to(self.held_out.views.device)
