@@ -1,7 +1,7 @@
 """Agents by name, or a user's own by a dotted path."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,24 +9,57 @@ from gymnasium.spaces import Discrete
 
 from astra_gym.agents.bandits import BANDITS
 from astra_gym.agents.base import Agent, as_torch_env
-from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
-from astra_gym.agents.reinforce import REINFORCE, SETTINGS
+from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.agents.sb3.algorithms import kind_of_actions
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.overrides import replaced
+from astra_gym.ssl_core.utils.overrides import Settings, replaced
 from astra_gym.ssl_core.utils.registry import pick
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentRequest:
+    """What a factory makes an agent of: the arguments of `make_agent`."""
+
+    name: str
+    env: Any
+    seed: int
+    gamma: float
+    planned_plays: int
+    device: torch.device | str = "auto"
+    fixed_action: Any = None
+    schedule_actions: Sequence[Any] | None = None
+    updates_warmup: int = 0
+    precision: str = "fp32"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, defaults: Settings) -> Settings:
+        """The agent's own settings: the defaults with the overrides.
+
+        Raises:
+            ValueError: if one is unknown, of another type, or out of its range.
+        """
+        return replaced(defaults, self.overrides, f"the agent {shown(self.name)}")
+
+    @property
+    def common(self) -> Common:
+        """What every control takes; raises a ValueError where overrides are given, of which a control has none."""
+        if self.overrides:
+            raise ValueError(f"agent {shown(self.name)} has no settings: got {', '.join(self.overrides)}")
+        return {"seed": self.seed, "device": self.device}
 
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """What a run needs to know of an agent before it makes one.
+    """What a run needs to know of an agent before it makes one, and what makes it.
 
     Args:
         summary: one line.
+        make: the factory.
         learns: whether it has anything to learn.
         vec_env: whether it needs a Stable-Baselines3 `VecEnv` (or a single `gymnasium.Env`); the others take any
             environment, and a `TorchVectorEnv` without leaving its device.
@@ -37,6 +70,7 @@ class AgentEntry:
     """
 
     summary: str
+    make: Callable[[AgentRequest], Agent | Sb3Agent]
     learns: bool = True
     vec_env: bool = False
     observation: str = "features"
@@ -51,45 +85,117 @@ MANY_STEPS: dict[str, Any] = {"n_steps": 5, "learning_rate": 3e-2}
 # a convolutional network collapses at the rate that suits features
 IMAGES: dict[str, Any] = {"learning_rate": 3e-3}
 
+
+def _reinforce(ask: AgentRequest) -> Agent:
+    chosen = SETTINGS["reinforce"]
+    if ask.gamma > 0:
+        chosen = replace(chosen, gamma=ask.gamma, **MANY_STEPS)
+    if is_image(as_torch_env(ask.env).observation_space):
+        chosen = replace(chosen, **IMAGES)
+    return _reinforce_by(ask, chosen)
+
+
+def _reinforce_by(ask: AgentRequest, settings: ReinforceSettings) -> Agent:
+    return REINFORCE(
+        ask.env,
+        ask.settings(settings),
+        planned_plays=ask.planned_plays,
+        updates_warmup=ask.updates_warmup,
+        precision=ask.precision,
+        seed=ask.seed,
+        device=ask.device,
+    )
+
+
+def _paper(ask: AgentRequest) -> Agent:
+    return _reinforce_by(ask, SETTINGS["reinforce-paper"])
+
+
+def _sb3(ask: AgentRequest) -> Sb3Agent:
+    return Sb3Agent(
+        ask.name,
+        ask.env,
+        planned_plays=ask.planned_plays,
+        gamma=ask.gamma,
+        seed=ask.seed,
+        device=ask.device,
+        overrides=ask.overrides,
+    )
+
+
+def _bandit(ask: AgentRequest) -> Agent:
+    bandit, defaults = BANDITS[ask.name]
+    return bandit(ask.env, ask.settings(defaults), seed=ask.seed, device=ask.device)
+
+
+def _function(ask: AgentRequest) -> Agent:
+    return FunctionAgent(ask.env, ask.name, **ask.common)
+
+
+def _random(ask: AgentRequest) -> Agent:
+    return RandomAgent(ask.env, **ask.common)
+
+
+def _fixed(ask: AgentRequest) -> Agent:
+    common = ask.common
+    if ask.fixed_action is None:
+        raise ValueError(f"fixed_action is None: agent {shown(ask.name)} needs an element of the action space")
+    return FixedAgent(ask.env, ask.fixed_action, **common)
+
+
+def _schedule(ask: AgentRequest) -> Agent:
+    common = ask.common
+    if ask.schedule_actions is None:
+        raise ValueError("schedule_actions is None: agent 'schedule' needs elements of the action space")
+    return ScheduleAgent(ask.env, ask.schedule_actions, planned_plays=ask.planned_plays, **common)
+
+
+def _none(ask: AgentRequest) -> Agent:
+    common, space = ask.common, as_torch_env(ask.env).action_space
+    if space != Discrete(1):
+        raise ValueError(f"agent 'none' is the absence of an attack: the action space is {space}, not Discrete(1)")
+    return FixedAgent(ask.env, 0, **common)
+
+
 AGENTS: dict[str, AgentEntry] = {
     "reinforce": AgentEntry(
-        "REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus",
+        "REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus", _reinforce,
         paper="Williams, Machine Learning 1992",
     ),
     "reinforce-paper": AgentEntry(
-        "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, three heads, ResNet-18, LARS",
+        "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, three heads, ResNet-18, LARS", _paper,
         observation="image",
         reward_scope="batch",
         paper="ASTrA, ICLR 2025",
     ),
-    "ppo": AgentEntry("Stable-Baselines3's PPO", vec_env=True, paper="Schulman et al., 2017"),
-    "a2c": AgentEntry("Stable-Baselines3's A2C", vec_env=True, paper="Mnih et al., ICML 2016"),
-    "trpo": AgentEntry("sb3-contrib's TRPO", vec_env=True, paper="Schulman et al., ICML 2015"),
-    "dqn": AgentEntry("Stable-Baselines3's DQN", vec_env=True, actions="flat", paper="Mnih et al., Nature 2015"),
-    "qrdqn": AgentEntry("sb3-contrib's QR-DQN", vec_env=True, actions="flat", paper="Dabney et al., AAAI 2018"),
+    "ppo": AgentEntry("Stable-Baselines3's PPO", _sb3, vec_env=True, paper="Schulman et al., 2017"),
+    "a2c": AgentEntry("Stable-Baselines3's A2C", _sb3, vec_env=True, paper="Mnih et al., ICML 2016"),
+    "trpo": AgentEntry("sb3-contrib's TRPO", _sb3, vec_env=True, paper="Schulman et al., ICML 2015"),
+    "dqn": AgentEntry("Stable-Baselines3's DQN", _sb3, vec_env=True, actions="flat", paper="Mnih et al., Nature 2015"),
+    "qrdqn": AgentEntry("sb3-contrib's QR-DQN", _sb3, vec_env=True, actions="flat", paper="Dabney et al., AAAI 2018"),
     "sac": AgentEntry(
-        "Stable-Baselines3's SAC", vec_env=True, actions="continuous", paper="Haarnoja et al., ICML 2018"
+        "Stable-Baselines3's SAC", _sb3, vec_env=True, actions="continuous", paper="Haarnoja et al., ICML 2018"
     ),
     "td3": AgentEntry(
-        "Stable-Baselines3's TD3", vec_env=True, actions="continuous", paper="Fujimoto et al., ICML 2018"
+        "Stable-Baselines3's TD3", _sb3, vec_env=True, actions="continuous", paper="Fujimoto et al., ICML 2018"
     ),
     "ddpg": AgentEntry(
-        "Stable-Baselines3's DDPG", vec_env=True, actions="continuous", paper="Lillicrap et al., ICLR 2016"
+        "Stable-Baselines3's DDPG", _sb3, vec_env=True, actions="continuous", paper="Lillicrap et al., ICLR 2016"
     ),
-    "tqc": AgentEntry("sb3-contrib's TQC", vec_env=True, actions="continuous", paper="Kuznetsov et al., ICML 2020"),
-    "crossq": AgentEntry("sb3-contrib's CrossQ", vec_env=True, actions="continuous", paper="Bhatt et al., ICLR 2024"),
+    "tqc": AgentEntry("sb3-contrib's TQC", _sb3, vec_env=True, actions="continuous", paper="Kuznetsov et al., ICML 2020"),
+    "crossq": AgentEntry("sb3-contrib's CrossQ", _sb3, vec_env=True, actions="continuous", paper="Bhatt et al., ICLR 2024"),
     "bandit": AgentEntry(
-        "Exp3.S: the best constant action, whatever the observation", paper="Auer et al., SIAM J. Computing 2002"
+        "Exp3.S: the best constant action, whatever the observation", _bandit, paper="Auer et al., SIAM J. Computing 2002"
     ),
     "lints": AgentEntry(
-        "balanced linear Thompson sampling: a linear model of the reward for each choice of each head",
+        "balanced linear Thompson sampling: a linear model of the reward for each choice of each head", _bandit,
         paper="Dimakopoulou et al., AAAI 2019",
     ),
-    "fixed": AgentEntry("always the same attack", learns=False),
-    "fixed-max": AgentEntry("always the hardest attack of the ranges", learns=False),
-    "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", learns=False),
-    "random": AgentEntry("uniform over the action space", learns=False),
-    "none": AgentEntry("no attack: for methods without one, whose environment has a single action", learns=False),
+    "fixed": AgentEntry("always the same attack", _fixed, learns=False),
+    "fixed-max": AgentEntry("always the hardest attack of the ranges", _fixed, learns=False),
+    "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", _schedule, learns=False),
+    "random": AgentEntry("uniform over the action space", _random, learns=False),
+    "none": AgentEntry("no attack: for methods without one, whose environment has a single action", _none, learns=False),
 }
 
 
@@ -103,8 +209,8 @@ def describe(name: str) -> AgentEntry:
         return pick(name, AGENTS, "agent")
     found = resolve(name)
     if isinstance(found, type):
-        return AgentEntry(f"{found.__name__}, one's own", vec_env=True, actions=kind_of_actions(found))
-    return AgentEntry("a function of one's own", learns=False)
+        return AgentEntry(f"{found.__name__}, a custom one", _sb3, vec_env=True, actions=kind_of_actions(found))
+    return AgentEntry("a custom function", _function, learns=False)
 
 
 def learns(name: str) -> bool:
@@ -152,45 +258,17 @@ def make_agent(
         ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, or the
             environment does not fit.
     """
-    entry = describe(name)
-    overrides = dict(overrides or {})
-    if name in SETTINGS:
-        chosen = SETTINGS[name]
-        if name == "reinforce" and gamma > 0:
-            chosen = replace(chosen, gamma=gamma, **MANY_STEPS)
-        if name == "reinforce" and is_image(as_torch_env(env).observation_space):
-            chosen = replace(chosen, **IMAGES)
-        return REINFORCE(
-            env,
-            replaced(chosen, overrides, f"the agent {shown(name)}"),
-            planned_plays=planned_plays,
-            updates_warmup=updates_warmup,
-            precision=precision,
-            seed=seed,
-            device=device,
-        )
-    if entry.vec_env:
-        return Sb3Agent(
-            name, env, planned_plays=planned_plays, gamma=gamma, seed=seed, device=device, overrides=overrides
-        )
-    if name in BANDITS:
-        bandit, defaults = BANDITS[name]
-        return bandit(env, replaced(defaults, overrides, f"the agent {shown(name)}"), seed=seed, device=device)
-    if overrides:
-        raise ValueError(f"agent {shown(name)} has no settings: got {', '.join(overrides)}")
-    if is_dotted(name):
-        return FunctionAgent(env, name, seed=seed, device=device)
-    if name == "random":
-        return RandomAgent(env, seed=seed, device=device)
-    if name == "schedule":
-        if schedule_actions is None:
-            raise ValueError("schedule_actions is None: agent 'schedule' needs elements of the action space")
-        return ScheduleAgent(env, schedule_actions, planned_plays=planned_plays, seed=seed, device=device)
-    if name == "none":
-        space = as_torch_env(env).action_space
-        if space != Discrete(1):
-            raise ValueError(f"agent 'none' is the absence of an attack: the action space is {space}, not Discrete(1)")
-        fixed_action = 0
-    if fixed_action is None:
-        raise ValueError(f"fixed_action is None: agent {shown(name)} needs an element of the action space")
-    return FixedAgent(env, fixed_action, seed=seed, device=device)
+    ask = AgentRequest(
+        name=name,
+        env=env,
+        seed=seed,
+        device=device,
+        gamma=gamma,
+        planned_plays=planned_plays,
+        fixed_action=fixed_action,
+        schedule_actions=schedule_actions,
+        updates_warmup=updates_warmup,
+        precision=precision,
+        overrides=dict(overrides or {}),
+    )
+    return describe(name).make(ask)

@@ -12,6 +12,7 @@ import numpy as np
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
 from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -21,8 +22,9 @@ class DataSettings:
     """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
 
     Args:
-        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`; `stl10` trains on its 5,000 labelled images, its
-            100,000 unlabelled ones are not read.
+        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`, or the dotted path of a `DatasetSpec` of one's
+            own, my_module:MY_DATA; `stl10` trains on its 5,000 labelled images, its 100,000 unlabelled ones are not
+            read.
         data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
             unpacks to, or the root of a tree of images).
         cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
@@ -53,8 +55,10 @@ class DataSettings:
     drop_last: bool | None = None
 
     def __post_init__(self) -> None:
-        pick(self.dataset, DATASETS, "data set")
-        check_cache_dir(self.dataset, self.cache_dir)
+        if not is_dotted(self.dataset):
+            # of a custom one it is asked when it is loaded: settings alone import no module
+            pick(self.dataset, DATASETS, "data set")
+            check_cache_dir(self.dataset, self.cache_dir)
         pick(self.keep_data, KEEP_DATA, "place to keep the data")
         if type(self.download) is not bool:
             raise ValueError(f"download is {self.download!r:.60}: expected true or false")

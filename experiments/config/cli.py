@@ -18,9 +18,10 @@ from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, by_name, read_flags, wrong
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
-from astra_gym.experiments.config.settings import DATASET_PRESETS, PRESETS, Settings
+from astra_gym.experiments.config.settings import PRESETS, Settings
 from astra_gym.experiments.config.superseded import as_written, without_forms
 from astra_gym.experiments.config.trust import named_in, nothing, only_named
+from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
 from astra_gym.ssl_core.utils.files import expanded, resolved
@@ -244,7 +245,7 @@ def _settings(
     """Settings from the preset that is given (or the given data set's), the config and the flags, in this order."""
     given = config if given is None else given
     dataset = given.get("dataset", "digits")
-    preset = given.get("preset", DATASET_PRESETS.get(str(dataset), "digits"))
+    preset = given["preset"] if "preset" in given else find_dataset(dataset).preset
     own = recipe(str(preset), str(given.get("method", Settings.method)))
     # what a file of a user's own leaves out is the recipe's; a run's record is complete
     config = with_options(own, config) if given is not config else config

@@ -123,14 +123,6 @@ HARDEST = ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
 """The agent `fixed-max`: radius and number of steps at the top of their ranges, and steps that reach every corner."""
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
-DATASET_PRESETS = {
-    "digits": "digits",
-    "cifar10": "cifar10-quick",
-    "cifar100": "cifar10-quick",
-    "stl10": "cifar10-quick",
-    "folder": "folder",
-}
-"""The preset of a data set where none is given. The data set itself stays the given one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,8 +375,8 @@ def _check(name: str, value: object, holds: bool, expected: str) -> None:
 
 def default_run_dir(settings: Settings, root: Path | str = "runs") -> Path:
     """The first folder runs/DATASET-METHOD-AGENT-seedSEED, -2, -3, ... that does not exist."""
-    agent = settings.agent.replace(":", "-").replace(".", "-")
-    name = f"{settings.dataset}-{settings.method}-{agent}-seed{settings.seed}"
+    parts = settings.dataset, settings.method, settings.agent, f"seed{settings.seed}"
+    name = "-".join(part.replace(":", "-").replace(".", "-") for part in parts)
     number, folder = 1, Path(root) / name
     while folder.exists():
         number += 1

@@ -10,6 +10,7 @@ from torch import nn
 
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.finetuning import ONE_ROUTE_NOISE, FineTuneSettings, fine_tune
 from astra_gym.ssl_core.downstream.knn import NeighbourSettings, nearest_neighbours
@@ -103,8 +104,8 @@ class Protocols:
             found += departures(self.tuning, FineTuneSettings())
             if routes[0] == routes[1]:
                 found.append("one batch-norm route for clean and attacked images, not two")
-            if self.dataset == "stl10":
-                found.append("no published full fine-tuning for stl10")
+            if published and not DATASETS[self.dataset].finetuned:
+                found.append(f"no published full fine-tuning for {self.dataset}")
         if protocol in UNPUBLISHED:
             found.append(UNPUBLISHED[protocol])
         if protocol == "knn":

@@ -1,7 +1,6 @@
 """What an evaluation's command line asks for: flags, and what they come to for one encoder."""
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,15 +8,16 @@ from pathlib import Path
 import torch
 
 from astra_gym.experiments.config.argparser import OneLineParser, path_argument
-from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.commands import program, typed
 from astra_gym.experiments.config.settings import PROGRESS, Settings
+from astra_gym.experiments.config.trust import only_named
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
 from astra_gym.experiments.evaluation.data_identity import FOLDER, folder_name, is_own_folder
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, EvaluationPlan, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
-from astra_gym.ssl_core.data.datasets import DATASETS, load_dataset
+from astra_gym.ssl_core.data.datasets import DATASETS, find_dataset, load_dataset
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS
 from astra_gym.ssl_core.evaluation.attack_suite import Attack
@@ -28,7 +28,6 @@ from astra_gym.ssl_core.models.foreign import FORMATS
 from astra_gym.ssl_core.models.target_network import STEMS
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import check_folder
-from astra_gym.ssl_core.utils.registry import pick
 
 PROTOCOLS = ("slf", "alf", "aff", "knn")
 ATTACKS = ("pgd20", "autoattack")
@@ -160,14 +159,6 @@ def make_parser(description: str) -> OneLineParser:
     return parser
 
 
-FULL_SIZES: Mapping[str, tuple[int, int]] = {
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "stl10": (5_000, 8_000),
-}
-NATIVE_SIZES: Mapping[str, int] = {"cifar10": 32, "cifar100": 32, "stl10": 96}
-
-
 @dataclass(frozen=True)
 class LabelledData:
     """A data set for an evaluation.
@@ -232,7 +223,7 @@ def subject_of(given: argparse.Namespace, device: torch.device) -> Subject:
         ValueError, CheckpointError: if there is none, or it cannot be read.
     """
     if given.model is not None:
-        size = given.image_size or NATIVE_SIZES.get(given.dataset or "")
+        size = given.image_size or (find_dataset(given.dataset).image_size if given.dataset else None)
         if size is None:
             raise ValueError("--model: say by --image_size N which images the model is going to see")
         return encoders.module(given.model, size, device, "classifier" in (given.protocols or []))
@@ -320,7 +311,8 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
         raise ValueError(
             f"say by --dataset on which data ({', '.join(DATASETS)}): this encoder comes from no run of ours"
         )
-    pick(name, DATASETS, "data set")
+    with only_named((given.dataset,), typed("evaluate", str(given.encoder), "--dataset", name)):
+        spec = find_dataset(name)
     own = settings if settings is not None and settings.dataset == name else None
 
     def chosen(flag: int | None, value: int | None) -> int | None:
@@ -366,18 +358,18 @@ def data_of(given: argparse.Namespace, subject: Subject, decoding: Decoding) -> 
     else:
         split, seen = pair(own)
     deviations = []
-    sizes = FULL_SIZES.get(name, (None, None))
+    sizes = spec.sizes or (None, None)
     for limit, part, full, what in (
         (chosen(given.limit, limits.limit if limits else None), split.train, sizes[0], "training"),
         (chosen(given.test_limit, limits.test_limit if limits else None), split.test, sizes[1], "test"),
     ):
         if limit is not None and len(part) != full:
             deviations.append(f"{len(part):,} {what} images only")
-    if name in NATIVE_SIZES and size not in (None, NATIVE_SIZES[name]):
+    if spec.image_size is not None and size not in (None, spec.image_size):
         deviations.append(f"images resized to {size} pixels")
     if settings is not None and not mine:
         deviations.append(f"encoder pre-trained on {'another folder' if own else settings.dataset}")
-    label, place = name, name if settings is not None and not mine else ""
+    label, place = name, name.replace(":", "-") if settings is not None and not mine else ""
     if name == FOLDER and not mine and data_dir is not None:
         label, place = folder_name(data_dir)
     return LabelledData(label, split, tuple(deviations), seen.test, place)

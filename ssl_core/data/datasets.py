@@ -1,4 +1,4 @@
-"""The table of data sets, and how each is read.
+"""The table of data sets: how each is read, and what is known of it.
 
 Whatever a user can put right is a `ValueError` that says how.
 """
@@ -19,21 +19,67 @@ from torch.nn import functional
 from astra_gym.ssl_core.data.image_folder import load_folder
 from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
 from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
-
-CACHED = ("folder",)
-"""The data sets whose decoded images can be kept on disk."""
 
 
 @dataclass(frozen=True)
-class _Request:
-    data_dir: str | None
-    image_size: int | None
-    limit: int | None
-    test_limit: int | None
-    download: bool
-    cache_dir: str | None
-    on_progress: Callable[[int, int], None] | None
+class DataRequest:
+    """What is asked of a data set's loader: the arguments of `load_dataset`."""
+
+    data_dir: str | None = None
+    image_size: int | None = None
+    limit: int | None = None
+    test_limit: int | None = None
+    download: bool = True
+    cache_dir: str | None = None
+    on_progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A data set, in one place.
+
+    Args:
+        load: reads it: `load(request) -> Split`. A custom one need not heed the limits of the request: they are taken
+            from what it gives.
+        summary: what it is in one line, for lists.
+        source: where it comes from; empty where there is nothing to cite.
+        preset: of a run on it where none is given (`--preset`).
+        image_size: side in pixels at which results are published; None where none are.
+        sizes: its training and test images; None where they vary, or no results are published.
+        probe_lr: the published learning rate of a linear head, of SLF and ALF alike (DynACL's LPAFT.py); None: no
+            protocol is published.
+        finetuned: whether a full fine-tuning is among its published protocols.
+        cached: whether its decoded images can be kept on disk (`cache_dir`).
+    """
+
+    load: Callable[[DataRequest], Split]
+    summary: str = ""
+    source: str = ""
+    preset: str = "folder"
+    image_size: int | None = None
+    sizes: tuple[int, int] | None = None
+    probe_lr: float | None = None
+    finetuned: bool = True
+    cached: bool = False
+
+
+def find_dataset(name: str) -> DatasetSpec:
+    """The data set of a name of `DATASETS`, or at a dotted path, my_module:MY_DATA.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not is_dotted(name):
+        return pick(name, DATASETS, "data set")
+    found = imported(name, "data set", "my_module:MY_DATA")
+    if not isinstance(found, DatasetSpec):
+        raise ValueError(
+            f"data set {shown(name)} is {described(found)}: expected an astra_gym.ssl_core.data.datasets.DatasetSpec"
+        )
+    return found
 
 
 def load_dataset(
@@ -47,7 +93,7 @@ def load_dataset(
     cache_dir: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Split:
-    """Load a data set of the table `DATASETS`.
+    """Load a data set of the table `DATASETS`, or a custom one.
 
     - "digits": scikit-learn's 1,797 scans of 8 x 8, resized to `image_size` (16); 1,437 and 360 by a stratified split.
     - "cifar10", "cifar100": 50,000 and 10,000 images of 32 x 32 in 10 or 100 (fine) classes; in `data_dir`, downloaded
@@ -62,7 +108,7 @@ def load_dataset(
       as many threads as there are cores.
 
     Args:
-        name: a key of `DATASETS`.
+        name: a key of `DATASETS`, or the dotted path of a `DatasetSpec`, my_module:MY_DATA.
         data_dir: the folder with the data; required by all but "digits", which refuses it.
         image_size: height and width, in pixels; None for the data set's own default.
         limit: train on this many images: the first of a fixed random order, so that the classes keep about their shares
@@ -79,19 +125,37 @@ def load_dataset(
         ValueError: an unknown name, a limit below 1 or above what there is, missing, damaged or contradictory data,
             images that do not fit in memory or on the disk.
     """
-    load = pick(name, DATASETS, "data set")
+    spec = find_dataset(name)
     check_cache_dir(name, cache_dir)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}, expected 1 pixel or more")
-    return load(_Request(data_dir, image_size, limit, test_limit, download, cache_dir, on_progress))
+    request = DataRequest(data_dir, image_size, limit, test_limit, download, cache_dir, on_progress)
+    return _checked(name, spec.load(request), request) if is_dotted(name) else spec.load(request)
+
+
+def _checked(name: str, split: Split, request: DataRequest) -> Split:
+    """What a custom loader gives, of the size and with the limits that were asked for."""
+    if not isinstance(split, Split):
+        raise ValueError(f"load of the data set {shown(name)} gives {described(split)}: expected a Split(train, test)")
+    side = request.image_size
+    for part in (split.train, split.test):
+        if side is not None and part.images.shape[-2:] != (side, side):
+            raise ValueError(
+                f"the data set {shown(name)} gives images of {tuple(part.images.shape[-2:])}: expected ({side}, {side}) "
+                "pixels, as --image_size says"
+            )
+    limits = (split.train, request.limit), (split.test, request.test_limit)
+    train, test = (part if limit is None else part.take(limit) for part, limit in limits)
+    return Split(train, test, split.notes)
 
 
 def check_cache_dir(name: str, cache_dir: str | None) -> None:
     """ValueError where a cache folder is given to a data set that decodes no image files."""
-    if cache_dir is not None and name not in CACHED:
+    if cache_dir is not None and not find_dataset(name).cached:
+        takes = ", ".join(other for other, spec in DATASETS.items() if spec.cached)
         raise ValueError(
             f"cache_dir is {cache_dir!r}, but {name} is not decoded from image files and has nothing to keep there: "
-            f"leave it out (only {', '.join(CACHED)} takes it)"
+            f"leave it out (only {takes} takes it)"
         )
 
 
@@ -118,7 +182,7 @@ def _scans() -> np.ndarray:
     return np.column_stack([found.data, found.target])
 
 
-def _digits(request: _Request) -> Split:
+def _digits(request: DataRequest) -> Split:
     if request.data_dir is not None:
         raise ValueError(
             f"digits come with scikit-learn and are read from no folder, but data_dir is {request.data_dir!r}: "
@@ -170,7 +234,7 @@ def _torchvision_datasets(name: str) -> Any:
     return datasets
 
 
-def _cifar(name: str, request: _Request) -> Split:
+def _cifar(name: str, request: DataRequest) -> Split:
     source = getattr(_torchvision_datasets(name), name.upper())
 
     def read(part: Any) -> tuple[Tensor, Tensor]:
@@ -180,7 +244,7 @@ def _cifar(name: str, request: _Request) -> Split:
     return _load_archive(archive, request)
 
 
-def _stl10(request: _Request) -> Split:
+def _stl10(request: DataRequest) -> Split:
     stl10 = _torchvision_datasets("stl10").STL10
     # torchvision's own class wants the 2.8 GB of unlabelled images to be there, and computes their checksum twice
     files = [entry for entry in stl10.train_list if not entry[0].startswith("unlabeled")]
@@ -193,7 +257,7 @@ def _stl10(request: _Request) -> Split:
     return _load_archive(archive, request)
 
 
-def _load_archive(archive: _Archive, request: _Request) -> Split:
+def _load_archive(archive: _Archive, request: DataRequest) -> Split:
     if request.data_dir is None:
         raise ValueError(
             f"{archive.name} is read from a folder, or downloaded to it: give --data_dir DIR, the folder that holds "
@@ -260,7 +324,7 @@ def _archive_set(archive: _Archive, part: Any, rows: Tensor, image_size: int | N
     return ImageSet(images, labels[rows], tuple(part.classes), name)
 
 
-def _folder(request: _Request) -> Split:
+def _folder(request: DataRequest) -> Split:
     return load_folder(
         request.data_dir,
         size=request.image_size or 32,
@@ -271,10 +335,45 @@ def _folder(request: _Request) -> Split:
     )
 
 
-DATASETS: Mapping[str, Callable[[_Request], Split]] = {
-    "digits": _digits,
-    "cifar10": partial(_cifar, "cifar10"),
-    "cifar100": partial(_cifar, "cifar100"),
-    "stl10": _stl10,
-    "folder": _folder,
+DATASETS: Mapping[str, DatasetSpec] = {
+    "digits": DatasetSpec(
+        load=_digits,
+        summary="1,797 scans of handwritten digits, 8 x 8, embedded",
+        source="Alpaydin & Kaynak, UCI 1998, in scikit-learn",
+        preset="digits",
+    ),
+    "cifar10": DatasetSpec(
+        load=partial(_cifar, "cifar10"),
+        summary="60,000 photographs of 10 classes, 32 x 32",
+        source="Krizhevsky 2009",
+        preset="cifar10-quick",
+        image_size=32,
+        sizes=(50_000, 10_000),
+        probe_lr=0.01,
+    ),
+    "cifar100": DatasetSpec(
+        load=partial(_cifar, "cifar100"),
+        summary="60,000 photographs of 100 classes, 32 x 32",
+        source="Krizhevsky 2009",
+        preset="cifar10-quick",
+        image_size=32,
+        sizes=(50_000, 10_000),
+        probe_lr=0.05,
+    ),
+    "stl10": DatasetSpec(
+        load=_stl10,
+        summary="13,000 photographs of 10 classes, 96 x 96: the 5,000 and 8,000 labelled ones only",
+        source="Coates et al., AISTATS 2011",
+        preset="cifar10-quick",
+        image_size=96,
+        sizes=(5_000, 8_000),
+        probe_lr=0.1,
+        finetuned=False,
+    ),
+    "folder": DatasetSpec(
+        load=_folder,
+        summary="any folder of images, labelled by sub-folders or not at all",
+        preset="folder",
+        cached=True,
+    ),
 }

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import check_frozen
@@ -20,8 +21,8 @@ from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
-PROBE_LR: Mapping[str, float] = {"cifar10": 0.01, "cifar100": 0.05, "stl10": 0.1}
-"""Learning rates of a linear head by data set, of SLF and ALF alike (DynACL's LPAFT.py); no others are published."""
+PROBE_LR: Mapping[str, float] = {name: spec.probe_lr for name, spec in DATASETS.items() if spec.probe_lr is not None}
+"""The published learning rates of a linear head by data set, see `DatasetSpec`."""
 OTHER_LR = 0.1
 """For any other data set: STL-10's. A small set makes few steps in 25 epochs, and the head starts at zero."""
 
