@@ -52,6 +52,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         device: where the target network lives.
         episode_steps: length of an episode, None for an epoch. (`gymnasium.make`'s own `max_episode_steps` wraps the
             environment in a `TimeLimit`, which can only make episodes shorter.)
+        observation: `features`, or the dotted path of a custom one (`astra_gym.envs.observations.Observation`).
         engine: a world made elsewhere, instead of `world`.
         world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`: `dataset`, `method`, `batch_size`,
             ...
@@ -69,12 +70,13 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         seed: int = 0,
         device: str = "cpu",
         episode_steps: int | None = None,
+        observation: str = "features",
         engine: AttackEngine | None = None,
         render_mode: None = None,
         **world: Any,
     ) -> None:
         self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
-        self.torch_env = TorchBatchEnv(self.engine, actions, episode_steps)
+        self.torch_env = TorchBatchEnv(self.engine, actions, episode_steps, observation)
         self.observation_space = self.torch_env.observation_space
         self.action_space = self.torch_env.action_space
         self.render_mode = render_mode

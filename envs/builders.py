@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import find_start
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_network
 from astra_gym.ssl_core.models.heads import build_heads
@@ -80,6 +81,7 @@ def build_learner(
         others=others,
         teacher_route=route,
         moment=plan.moment,
+        start=None if settings.attack_start is None else find_start(settings.attack_start),
     )
     if images is not None:
         learner.make_tables(images, streams)

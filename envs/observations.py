@@ -1,12 +1,20 @@
-"""What an agent sees of a batch: standardised features, summaries over its views, or the views themselves."""
+"""What an agent sees of a batch: the table of observations, and how a custom one is found."""
 
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
-OBSERVATIONS = {
-    "features": "standardised features of the target network, the clean loss and the training progress",
-    "image": "the views themselves, uint8 (view environment only)",
-}
+from astra_gym.ssl_core.methods import Method
+from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
+from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.registry import pick
+
 OBSERVATION_BOUND = 10.0
 """Standardised features are clipped to plus and minus this."""
 MEMORY = 0.99
@@ -65,3 +73,174 @@ def summary(each: Tensor) -> Tensor:
     the progress, which all have in common."""
     deviation, mean = torch.std_mean(each[:, :-1], dim=0, correction=0)
     return torch.cat([mean, deviation, each[0, -1:]])[None]
+
+
+class ObservedWorld(Protocol):
+    """What an observation may look at; `AttackEngine` is one."""
+
+    learner: TargetLearner
+    method: Method
+
+    @property
+    def all_views(self) -> Tensor:
+        """The coming batch's views (v, 3, h, w) in [0, 1]."""
+        ...
+
+    @property
+    def progress(self) -> float:
+        """Share of the planned epochs that is over, in [0, 1]."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a view."""
+        ...
+
+    @property
+    def observation_dim(self) -> int:
+        """Length of a view's row of `observe`."""
+        ...
+
+    def observe(self) -> Tensor:
+        """Standardised features, clean loss and progress of the coming batch's attacked views."""
+        ...
+
+    def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
+        """Features and clean loss of a batch's attacked views, not standardised, and what the network gave."""
+        ...
+
+    def standardise(self, raw: Tensor) -> Tensor:
+        """What `observe` makes of them, by the present statistics and progress."""
+        ...
+
+
+class Observation:
+    """What an agent sees: a row for each attacked view (`--env view`), a row for the batch (`--env batch`), or both; a
+    subclass overrides space and values of what it offers. It is a function of the views, the weights and the progress:
+    asked twice it gives the same, and it remembers nothing.
+
+    Args:
+        world: what it may look at.
+    """
+
+    summary: ClassVar[str] = ""
+    """What it is, in one line."""
+    checks_finite: ClassVar[bool] = False
+    """Whether its values are finite or the world ends itself: agents on a GPU then need not wait for them."""
+
+    def __init__(self, world: ObservedWorld) -> None:
+        self.world = world
+
+    @property
+    def view_space(self) -> gym.Space:
+        """Of a view."""
+        raise NotImplementedError
+
+    def of_views(self, views: Tensor) -> Tensor:
+        """Rows (n, ...) of `view_space` for those of a batch's views that are attacked.
+
+        Args:
+            views: (v, 3, h, w) in [0, 1], all of the batch; `world.method.attacked(views)` are the attacked ones.
+        """
+        raise NotImplementedError
+
+    @property
+    def batch_space(self) -> gym.Space:
+        """Of a batch."""
+        raise NotImplementedError
+
+    def of_batch(self, views: Tensor) -> Tensor:
+        """A row (1, ...) of `batch_space` for a batch of views (v, 3, h, w)."""
+        raise NotImplementedError
+
+    @classmethod
+    def offers(cls, env: str) -> bool:
+        """Whether it is one of the environment `view` or `batch`."""
+        hook = {"view": "of_views", "batch": "of_batch"}[env]
+        return getattr(cls, hook) is not getattr(Observation, hook)
+
+
+class Features(Observation):
+    """Of the coming batch itself they are the world's own, which follow its running statistics."""
+
+    summary = "standardised features of the target network, the clean loss and the training progress"
+    checks_finite = True
+
+    @property
+    def view_space(self) -> gym.Space:
+        """Box (observation_dim,)."""
+        return gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (self.world.observation_dim,), np.float32)
+
+    def of_views(self, views: Tensor) -> Tensor:
+        """Each view's."""
+        if views is self.world.all_views:
+            return self.world.observe()
+        return self.world.standardise(self.world.raw_observation(views)[0])
+
+    @property
+    def batch_space(self) -> gym.Space:
+        """Box (size,): mean and deviation of features and clean loss, and the progress once."""
+        size = 2 * (self.world.observation_dim - 1) + 1
+        return gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (size,), np.float32)
+
+    def of_batch(self, views: Tensor) -> Tensor:
+        """Mean and standard deviation over the views, and progress."""
+        return summary(self.of_views(views))
+
+
+class Image(Observation):
+    """As ASTrA's strategy network sees a view."""
+
+    summary = "the views themselves, uint8 (view environment only)"
+    checks_finite = True
+
+    @property
+    def view_space(self) -> gym.Space:
+        """Box (3, h, w) of uint8."""
+        return gym.spaces.Box(0, 255, self.world.image_shape, np.uint8)
+
+    def of_views(self, views: Tensor) -> Tensor:
+        """The views as pixels."""
+        return as_pixels(self.world.method.attacked(views))
+
+
+OBSERVATIONS: dict[str, type[Observation]] = {"features": Features, "image": Image}
+
+
+def find_observation(name: str) -> type[Observation]:
+    """The observation of a name of `OBSERVATIONS`, or at a dotted path, my_module:MyObservation.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not is_dotted(name):
+        return pick(name, OBSERVATIONS, "observation")
+    found = imported(name, "observation", "my_module:MyObservation")
+    if not (isinstance(found, type) and issubclass(found, Observation)):
+        raise ValueError(
+            f"observation {shown(name)} is {described(found)}: expected a subclass of "
+            "astra_gym.envs.observations.Observation"
+        )
+    return found
+
+
+def observation_for(env: str, name: str) -> type[Observation]:
+    """As `find_observation`; raises a ValueError too where it is none of the environment `view` or `batch`."""
+    found = find_observation(name)
+    if not found.offers(env):
+        what = "single views" if env == "batch" else "whole batches"
+        ours = ", ".join(repr(each) for each, kind in OBSERVATIONS.items() if kind.offers(env))
+        raise ValueError(f"observation {shown(name)} is of {what}: the {env} environment offers {ours}")
+    return found
+
+
+def checked(values: Tensor, rows: Callable[[], int], space: gym.Space, name: str) -> Tensor:
+    """What an observation of that name gives, without gradient; raises a ValueError unless a custom one gives so many
+    rows of the space."""
+    if name in OBSERVATIONS:
+        return values
+    expected = (rows(), *(space.shape or ()))
+    if values.shape != expected or str(values.dtype) != f"torch.{space.dtype}":
+        got = f"{values.dtype} {tuple(values.shape)}"
+        raise ValueError(f"the observation {shown(name)} gives {got}: expected torch.{space.dtype} {expected}")
+    return values.detach()

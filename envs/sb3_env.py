@@ -109,11 +109,12 @@ class Sb3BatchVecEnv(Sb3ViewVecEnv):
     Args:
         engine: the world.
         actions: kind of actions.
+        observation: what the agent sees of a batch.
     """
 
-    def __init__(self, engine: AttackEngine, actions: str | None = None) -> None:
+    def __init__(self, engine: AttackEngine, actions: str | None = None, observation: str = "features") -> None:
         self.engine = engine
-        self._setup(TorchBatchEnv(engine, actions))
+        self._setup(TorchBatchEnv(engine, actions, observation=observation))
 
     def _infos(self, info: dict[str, Any], ended: np.ndarray, dones: np.ndarray) -> list[dict[str, Any]]:
         truncated = bool(dones[0])

@@ -1,8 +1,7 @@
 """The engine as a vector environment in torch, on the device: what the NumPy shells and our own agents stand on."""
 
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,10 +9,9 @@ from torch import Tensor
 from astra_gym.envs.actions import ActionTable
 from astra_gym.envs.api.step_result import StepResult
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.observations import OBSERVATION_BOUND, OBSERVATIONS, as_pixels, summary
+from astra_gym.envs.observations import checked, observation_for
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.registry import pick
 
 
 class TorchViewEnv:
@@ -26,10 +24,10 @@ class TorchViewEnv:
         engine: the world.
         actions: a name of `astra_gym.envs.actions.ACTION_KINDS`; a method without an attack takes "none" and no other.
             None: "none" for such a method, else "factored".
-        observation: a name of `OBSERVATIONS`.
+        observation: a name of `astra_gym.envs.observations.OBSERVATIONS`, or the dotted path of a custom one.
 
     Raises:
-        ValueError: if a name is unknown or does not suit the method.
+        ValueError: if a name is unknown or does not suit the method, or the observation is not of views.
     """
 
     def __init__(self, engine: AttackEngine, actions: str | None = None, observation: str = "features") -> None:
@@ -39,14 +37,15 @@ class TorchViewEnv:
         if (actions == "none") == engine.method.attacks:
             fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
             raise ValueError(f"actions are {shown(actions)}: the method {engine.settings.method} takes {fitting}")
-        pick(observation, OBSERVATIONS, "observation")
-        self.observation = observation
+        self._name, self._observation = observation, observation_for("view", observation)(engine)
         self.action_space = self.table.space
-        self.observation_space = self._observation_space()
+        self.observation_space = self._observation.view_space
         self.device = engine.device
 
-    checks_finite: ClassVar[bool] = True
-    """It ends itself, in time, where its observations or rewards are not finite: agents need not look."""
+    @property
+    def checks_finite(self) -> bool:
+        """Whether it ends itself, in time, where its observations or rewards are not finite: agents need not look."""
+        return self._observation.checks_finite
 
     @property
     def num_envs(self) -> int:
@@ -54,22 +53,15 @@ class TorchViewEnv:
         method, images = self.engine.method, self.engine.settings.batch_size
         return images * (method.attacked_per_image if method.attacks else method.views_per_image)
 
-    def _observation_space(self) -> gym.Space:
-        if self.observation == "image":
-            return gym.spaces.Box(0, 255, self.engine.image_shape, np.uint8)
-        bound = OBSERVATION_BOUND
-        return gym.spaces.Box(-bound, bound, (self.engine.observation_dim,), np.float32)
-
     def observe(self) -> Tensor:
         """Observations (num_envs, ...) of the coming batch; the same until the next `play`."""
-        return as_pixels(self.engine.views) if self.observation == "image" else self.engine.observe()
+        return self.observation_of(self.engine.all_views)
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """What an agent would see of those of a batch's views (v, 3, h, w) that are attacked, (n, ...); the world stays
-        as it is."""
-        if self.observation == "image":
-            return as_pixels(self.engine.method.attacked(views))
-        return self.engine.standardise(self.engine.raw_observation(views)[0])
+        """What an agent sees of those of a batch's views (v, 3, h, w) that are attacked, (n, ...). Of another batch
+        than the coming one: what it would see; the world stays as it is."""
+        values = self._observation.of_views(views)
+        return checked(values, lambda: len(self.engine.method.attacked(views)), self.observation_space, self._name)
 
     def play(self, actions: Tensor) -> StepResult:
         """One step of every sub-environment.
@@ -116,36 +108,46 @@ class TorchBatchEnv:
         engine: the world.
         actions: as `TorchViewEnv`.
         episode_steps: length of an episode; None: it ends with its epoch.
+        observation: as `TorchViewEnv`, but of batches.
 
     Raises:
         ValueError: if a name is unknown, does not suit the method, or the length is not positive.
     """
 
     num_envs = 1
-    checks_finite: ClassVar[bool] = True
 
-    def __init__(self, engine: AttackEngine, actions: str | None = None, episode_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: AttackEngine,
+        actions: str | None = None,
+        episode_steps: int | None = None,
+        observation: str = "features",
+    ) -> None:
         if episode_steps is not None and (type(episode_steps) is not int or episode_steps < 1):
             raise ValueError(f"episode_steps is {shown(episode_steps)}: expected a positive integer")
         self._views = TorchViewEnv(engine, actions)
         self.engine = engine
         self.table = self._views.table
         self.action_space = self._views.action_space
-        # mean and deviation of features and clean loss, and the progress once
-        size = 2 * (engine.observation_dim - 1) + 1
-        self.observation_space = gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (size,), np.float32)
+        self._name, self._observation = observation, observation_for("batch", observation)(engine)
+        self.observation_space = self._observation.batch_space
         self.device = engine.device
         self.episode_steps = episode_steps
         self.episode_start = engine.step
         """Target updates made when the episode began."""
 
+    @property
+    def checks_finite(self) -> bool:
+        """As of `TorchViewEnv`."""
+        return self._observation.checks_finite
+
     def observe(self) -> Tensor:
-        """The observation (1, size) of the coming batch: mean and standard deviation over its views, and progress."""
-        return summary(self.engine.observe())
+        """The observation (1, ...) of the coming batch."""
+        return self.observation_of(self.engine.all_views)
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """What an agent would see of a batch of views (v, 3, h, w), (1, size); the world stays as it is."""
-        return summary(self._views.observation_of(views))
+        """What an agent sees of a batch of views (v, 3, h, w), (1, ...); see `TorchViewEnv.observation_of`."""
+        return checked(self._observation.of_batch(views), lambda: 1, self.observation_space, self._name)
 
     def play(self, actions: Tensor) -> StepResult:
         """One step of the batch; actions (1, ...). The reward is the mean over the views."""

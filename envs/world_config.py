@@ -1,11 +1,14 @@
 """Everything that defines one world: the data, the target network, its method and its reward, as one typed record."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from astra_gym.envs.data_config import DataSettings, check_figure, check_numbers, check_options, check_path
 from astra_gym.envs.rewards.registry import check_terms, paid_terms, settle_weights
+from astra_gym.envs.world_checks import check_effect
+from astra_gym.ssl_core.attacks.pgd import STARTS, find_start
+from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS
 from astra_gym.ssl_core.methods import Method, find_method, is_own, make_method
 from astra_gym.ssl_core.models.gradcache import chunk_sizes
@@ -21,6 +24,7 @@ from astra_gym.ssl_core.training.coreset import SELECTIONS, CoresetSettings
 from astra_gym.ssl_core.training.optim import OPTIMIZERS, PEAK_LR
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
 from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
+from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
@@ -74,8 +78,7 @@ class WorldSettings(DataSettings):
             but of the crops of emp-ssl and cf-amc-ssl 0.1.
         perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
             experimental: with ranges of ours).
-        perspective_kwargs: its settings, over those it has by default
-            (`PerspectiveSettings`).
+        perspective_kwargs: its settings, over those it has by default (`PerspectiveSettings`).
         interpolation: `bicubic` or `bilinear`, of the random resized crop.
         coreset: `none`; `rcs` (robustness-aware coreset selection, for methods made of NT-Xents): later epochs train on
             the batches whose gradients most lower what an attack changes; or `random`, its control: as many at random.
@@ -85,6 +88,8 @@ class WorldSettings(DataSettings):
         coreset_kwargs: settings of the selection, over those it has by default
             (`CoresetSettings`): coreset_kwargs.divergence, coreset_kwargs.form (`released`, or `softmax` as in version
             0.1), coreset_kwargs.biases (true as in version 0.1).
+        attack_start: where the attack begins: `uniform` (in the view's own ball), `zero` (the clean view), or the
+            dotted path of a function of one's own, my_module:my_start (`Start`); None: as the method's authors.
         reward_scope: `view` or `batch`.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
@@ -98,12 +103,11 @@ class WorldSettings(DataSettings):
         reward_weights: weights of reward terms by name, or by the dotted path of one's own, my_module:MyTerm;
             reward_weights.cost is reward_cost (`RewardTerm`).
         precision: `fp32` or `bf16`.
-        recompute: whether an update keeps only the inputs of the stem and of every residual block, and the attack only
-            the images, and computes the rest again in the backward pass: less memory for a third (the update) to a half
-            (the attack) more time, and the same result, bit for bit on the CPU.
-        update_chunks: in how many chunks an update passes a batch through the target network, each with a part of the
-            images; less memory for about a third more time. More than 1 is ghost batch norm, which is another training:
-            each chunk is normalised by its own statistics. The loss couples the whole batch in any case.
+        recompute: whether an update keeps only the inputs of the stem and of every residual block (the attack: the
+            images) and computes the rest again: less memory for a third (attack: a half) more time, the same result.
+        update_chunks: in how many chunks of images an update passes a batch through the target network: less memory
+            for about a third more time. More than 1 is ghost batch norm, another training: each chunk is normalised by
+            its own statistics. The loss couples the whole batch in any case.
 
     Raises:
         ValueError: if a name is unknown or a figure is out of its range.
@@ -146,6 +150,7 @@ class WorldSettings(DataSettings):
     coreset_warmup: int | None = None
     coreset_every: int | None = None
     coreset_kwargs: dict[str, Any] | None = None
+    attack_start: str | None = None
     reward_scope: str = "view"
     reward_adversarial: float = 1 / 3
     reward_clean: float = 1 / 3
@@ -176,14 +181,14 @@ class WorldSettings(DataSettings):
         pick(self.coreset, {"none": "every epoch is over all data"} | SELECTIONS, "coreset")
         pick(self.precision, PRECISIONS, "precision")
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
+        if self.attack_start is not None and not is_dotted(self.attack_start):
+            pick(self.attack_start, STARTS, "attack start")
         check_path("teacher", self.teacher)
         for name in ("width", "projector_hidden", "projector_dim", "epochs"):
             check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
         pairs = "2 or more images, since each needs negatives"
         check_figure("batch_size", self.batch_size, 2, math.inf, pairs, whole=True)
-        check_figure(
-            "update_chunks", self.update_chunks, 1, math.inf, "1, for the batch as a whole, or more", whole=True
-        )
+        check_figure("update_chunks", self.update_chunks, 1, math.inf, "1 (the whole batch) or more", whole=True)
         chunk_sizes(self.batch_size, self.update_chunks)
         if type(self.recompute) is not bool:
             raise ValueError(f"recompute is {shown(self.recompute)}: expected true or false")
@@ -239,32 +244,7 @@ class WorldSettings(DataSettings):
         Raises:
             ValueError: if one is of something that is left out, or is given twice.
         """
-        if self.coreset == "none":
-            for name in ("coreset_fraction", "coreset_warmup", "coreset_every", "coreset_kwargs"):
-                if getattr(self, name) not in (getattr(WorldSettings, name), {}):
-                    raise ValueError(f"{name} is {getattr(self, name)}, but there is no coreset: add --coreset rcs")
-        elif self.coreset == "random" and self.coreset_kwargs:
-            raise ValueError("coreset_kwargs: a coreset that is drawn at random has no settings: leave them out")
-        elif self.make_coreset(1).divergence == "ot" and "form" in (self.coreset_kwargs or {}):
-            raise ValueError("coreset_kwargs.form is of the divergences kl and js, and not of ot: leave it out")
-        elif self.coreset_epochs[0] >= self.epochs:
-            raise ValueError(
-                f"coreset is {self.coreset!r}, but the first {self.coreset_epochs[0]} of {self.epochs} epochs are on "
-                "all data: take more epochs, or a shorter --coreset_warmup"
-            )
-        if self.perspective_kwargs and self.perspective == "none":
-            raise ValueError("perspective_kwargs: there is no perspective augmentation: add --perspective moebius")
-        method, options = self.make_method(), dict(self.method_kwargs or {})
-        for name in ("temperature", "mixed_weight", "mixed_reading"):
-            if name in options and getattr(self, name) not in (getattr(WorldSettings, name), options[name]):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)} and method_kwargs.{name} {options[name]}: give one of them"
-                )
-        temperature = options.get("temperature", self.temperature)
-        if not method.has_temperature and temperature != WorldSettings.temperature:
-            raise ValueError(
-                f"temperature is {temperature}, but the loss of the method {self.method} has none: leave it out"
-            )
+        check_effect(self, {item.name: item.default for item in fields(WorldSettings)})
 
     def check_method(self) -> None:
         """Whether the method and its options fit each other and the settings.
@@ -282,6 +262,8 @@ class WorldSettings(DataSettings):
                     raise ValueError(
                         f"{name} is {getattr(self, name)}: only the methods astra and astra++ have a mixed loss"
                     )
+        if self.attack_start is not None and (method.free or not method.attacks):
+            raise ValueError(f"attack_start is {self.attack_start}, but {self.method} has no such attack: leave it out")
         if self.update_chunks > 1 and not method.paired:
             raise ValueError(
                 f"update_chunks is {self.update_chunks}, but the method {self.method} does not take its views in "
@@ -319,6 +301,8 @@ class WorldSettings(DataSettings):
             ValueError: if not.
         """
         paid_terms(self)
+        find_start(self.attack_start or "zero")
+        find_dataset(self.dataset)
 
     def make_method(self) -> Method:
         """The method with its settings.

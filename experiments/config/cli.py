@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_loader
 
-from astra_gym.agents import describe
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, by_name, read_flags, wrong
@@ -115,9 +114,8 @@ def parse(
                 invocation = Invocation(_settings(parser, config, argv, given))
                 invocation.settings.check_given()
             # settings alone do not import what a dotted path names; a run does
-            describe(invocation.settings.agent)
-            invocation.settings.check_method()
             invocation.settings.check_custom()
+            invocation.settings.check_method()
         if early.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from astra_gym.agents import AGENTS, describe, learns
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
-from astra_gym.envs.observations import OBSERVATIONS
+from astra_gym.envs.observations import observation_for
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.devices import check_device, resolve_device
 from astra_gym.experiments.config.recipes import KEEP_LAST, recipe, with_options
@@ -138,7 +138,8 @@ class Settings(WorldSettings):
             `none` for a method without an attack, or `reinforce-paper` in the preset cifar10.
         agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.
         env: `view` (one action for each attacked view, discount 0) or `batch` (one for the batch, discount 0.9).
-        observation: `features` or `image`; auto: `features`, or what reinforce-paper fixes.
+        observation: `features`, `image`, or the dotted path of one's own, my_module:MyObservation; auto: `features`, or
+            what reinforce-paper fixes.
         actions: `factored`, `flat` or `continuous`; auto: what the agent is meant for (of `fixed` and `schedule`:
             what holds their method's own budget exactly), or `none` for a method without an attack.
         reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
@@ -232,8 +233,7 @@ class Settings(WorldSettings):
             native = bf16_is_native(resolve_device(self.device))
             self._resolve("precision", "bf16" if native and reliable else "fp32")
         super().__post_init__()
-        for name, table in (("preset", PRESETS), ("observation", OBSERVATIONS)):
-            pick(getattr(self, name), table, name)
+        pick(self.preset, PRESETS, "preset")
         check_device(self.device)
         pick(self.env, ENVS, "environment")
         pick(self.actions, ACTION_KINDS, "kind of actions")
@@ -243,8 +243,8 @@ class Settings(WorldSettings):
             if (value == "none") == attacks:
                 why = "attacks, and somebody has to choose how" if attacks else "has no attack to choose"
                 raise ValueError(f"{name} is {shown(value)}, but the method {self.method} {why}: leave --{name} out")
-        if self.observation == "image" and self.env == "batch":
-            raise ValueError("observation 'image' is of single views: the batch environment offers 'features'")
+        if not is_dotted(self.observation):
+            observation_for(self.env, self.observation)
         if not self.drop_last and self.env == "view" and learns(self.agent):
             raise ValueError(
                 f"drop_last is false: the last batch of an epoch has fewer views, and the agent {self.agent} learns "
@@ -321,6 +321,12 @@ class Settings(WorldSettings):
         for budget in (self.fixed_budget, *self.scheduled_budgets):
             if budget is not None:
                 ActionTable(self.actions).encode(budget)
+
+    def check_custom(self) -> None:
+        """As of the world, and whether there is the agent and the observation that dotted paths name."""
+        super().check_custom()
+        describe(self.agent)
+        observation_for(self.env, self.observation)
 
     def make_post(self) -> PostSettings:
         """The settings of the method's post-processing.

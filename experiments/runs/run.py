@@ -80,13 +80,13 @@ class Run:
         entry = describe(settings.agent)
         played: Any
         if entry.vec_env and settings.env == "batch":
-            played = Sb3BatchVecEnv(self.engine, settings.actions)
+            played = Sb3BatchVecEnv(self.engine, settings.actions, settings.observation)
             self.env = played.torch_env
         elif entry.vec_env:
             played = Sb3ViewVecEnv(engine=self.engine, actions=settings.actions, observation=settings.observation)
             self.env = played.torch_env
         elif settings.env == "batch":
-            played = self.env = TorchBatchEnv(self.engine, settings.actions)
+            played = self.env = TorchBatchEnv(self.engine, settings.actions, observation=settings.observation)
         else:
             played = self.env = TorchViewEnv(self.engine, settings.actions, settings.observation)
         self.agent: Agent | Sb3Agent = make_agent(

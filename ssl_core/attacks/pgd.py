@@ -10,8 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
+from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.registry import pick
+
 Encode = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[Tensor], Tensor]
+Start = Callable[[Tensor, "Budget", torch.Generator | None], Tensor]
+"""`start(images, budget, generator) -> perturbations`, both (n, c, h, w) and in the same unit: where an attack begins.
+It is drawn for the images in their own order, on their device."""
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -144,6 +151,51 @@ def check_images(images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)
         )
 
 
+def uniform(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
+    """Uniform in each image's own ball.
+
+    Raises:
+        ValueError: if there is no generator.
+    """
+    if generator is None:
+        raise ValueError("start='uniform' draws random numbers: give a generator on the images' device")
+    unit = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+    radius = budget.epsilon.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
+    return unit * radius.to(images.device, non_blocking=True)
+
+
+def zero(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
+    """The clean images."""
+    return torch.zeros_like(images)
+
+
+def within(radius: float) -> Start:
+    """Uniform within one radius, in the images' unit, whatever an image's own is (ASTrA's run: 8/255)."""
+    return lambda images, budget, generator: (
+        (torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1) * radius
+    )
+
+
+STARTS: dict[str, Start] = {"uniform": uniform, "zero": zero}
+
+
+def find_start(name: str) -> Start:
+    """The start of a name of `STARTS`, or the function at a dotted path, my_module:my_start.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not is_dotted(name):
+        return pick(name, STARTS, "attack start")
+    found = imported(name, "attack start", "my_module:my_start")
+    if isinstance(found, type) or not callable(found):
+        raise ValueError(
+            f"attack start {shown(name)} is {described(found)}: expected a function (images, budget, generator) -> "
+            "perturbations"
+        )
+    return found
+
+
 def pgd(
     encode: Encode,
     objective: Objective,
@@ -151,7 +203,7 @@ def pgd(
     budget: Budget,
     *,
     generator: torch.Generator | None = None,
-    start: str | Tensor = "uniform",
+    start: str | Start | Tensor = "uniform",
     bounds: tuple[float, float] = (0.0, 1.0),
     granularity: int = 1,
     watch: Tensor | None = None,
@@ -171,9 +223,10 @@ def pgd(
         images: (n, c, h, w) within the bounds.
         budget: n entries, on the host.
         generator: source of the random start, on the images' device; needed for `start="uniform"`.
-        start: "uniform" (in the image's own ball), "zero", or perturbations (n, c, h, w). Given perturbations are only
-            clipped to the bounds before the first step, and to the ball from then on (ASTrA's run starts in +-8/255
-            whatever epsilon is); an image without steps is clipped to its ball at once.
+        start: a name of `STARTS`: "uniform" (in the image's own ball) or "zero"; a dotted path; a function, see
+            `Start`; or perturbations (n, c, h, w). They are only clipped to the bounds before the first step, and to
+            the ball from then on (ASTrA's run starts in +-8/255 whatever epsilon is); an image without steps is clipped
+            to its ball at once.
         bounds: smallest and largest pixel value.
         granularity: the number of images encoded at once is rounded up to a multiple of this, so that few shapes occur:
             a library that prepares itself for each new shape has done so soon. The result is the same.
@@ -261,7 +314,7 @@ def _rows(encode: Encode, x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _start(
-    start: str | Tensor,
+    start: str | Start | Tensor,
     images: Tensor,
     budget: Budget,
     generator: torch.Generator | None,
@@ -269,23 +322,19 @@ def _start(
 ) -> Tensor:
     """The initial perturbations, in the order of `images`, so that the draw does not depend on the budget's order.
     Without bounds, values that are given are not looked at."""
-    if isinstance(start, Tensor):
-        if start.shape != images.shape:
-            raise ValueError(f"start has shape {tuple(start.shape)}: expected the images' {tuple(images.shape)}")
-        if bounds is not None and not (size := float(start.abs().max())) <= bounds[1] - bounds[0]:
-            raise ValueError(
-                f"start has values up to {size:g}: expected finite perturbations in the images' unit, 8/255 and not 8"
-            )
-        return start.to(images)
-    if start == "zero":
-        return torch.zeros_like(images)
-    if start != "uniform":
-        raise ValueError(f"start is {start!r}: expected 'uniform', 'zero' or a tensor of perturbations")
-    if generator is None:
-        raise ValueError("start='uniform' draws random numbers: give a generator on the images' device")
-    unit = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
-    radius = budget.epsilon.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
-    return unit * radius.to(images.device, non_blocking=True)
+    if isinstance(start, str) and start in STARTS:
+        return STARTS[start](images, budget, generator)
+    if isinstance(start, str):
+        start = find_start(start)
+    values = start if isinstance(start, Tensor) else start(images, budget, generator)
+    if not isinstance(values, Tensor) or values.shape != images.shape:
+        found = f"has shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"is {described(values)}"
+        raise ValueError(f"start {found}: expected the images' {tuple(images.shape)}")
+    if bounds is not None and not (size := float(values.abs().max())) <= bounds[1] - bounds[0]:
+        raise ValueError(
+            f"start has values up to {size:g}: expected finite perturbations in the images' unit, 8/255 and not 8"
+        )
+    return values.detach().to(images)
 
 
 def _outside(values: Tensor, low: float, high: float) -> Tensor:

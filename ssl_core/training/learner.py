@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from astra_gym.ssl_core.attacks.free import FreePerturbations
-from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective, pgd
+from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective, Start, pgd, within
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
 from astra_gym.ssl_core.methods import Method, Network, Networks
 from astra_gym.ssl_core.models.ema import ema_update
@@ -55,6 +55,7 @@ class TargetLearner:
         others: networks without gradient by name, "momentum" and "teacher" (`Method.others`).
         teacher_route: route on which the teacher is called, whatever route a method names.
         moment: where the run stands after k updates; by default an epoch without end.
+        start: of its attacks; None: the method's own (`Method.start_radius`).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TargetLearner:
         others: Mapping[str, TargetNetwork] | None = None,
         teacher_route: str = "normal",
         moment: Callable[[int], Moment] = Moment,
+        start: Start | None = None,
     ) -> None:
         self.network = network
         self.method = method
@@ -82,7 +84,7 @@ class TargetLearner:
         self.teacher_route = teacher_route
         self.tables: dict[str, Tensor] = {}
         """What `Method.make_tables` has made."""
-        self.moment_at = moment
+        self.moment_at, self.start = moment, start
         self.step = 0
         """Number of updates made."""
         self.device = next(network.parameters()).device
@@ -204,10 +206,8 @@ class TargetLearner:
             objective: what `objective(views)` gave on the present weights, where it is known.
         """
         images = self.method.attacked(views)
-        start: str | Tensor = "uniform"
         radius = self.method.start_radius
-        if radius is not None:
-            start = (torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1) * radius
+        start = self.start or ("uniform" if radius is None else within(radius))
         objective = self.objective(views) if objective is None else objective
         training = self.method.attack_mode == "train"
         # batch norm in train mode couples the batch: all of it is encoded in every iteration

@@ -229,7 +229,7 @@ def test_other_bad_arguments_are_refused() -> None:
 
     with pytest.raises(ValueError, match="give a generator"):
         attack()
-    with pytest.raises(ValueError, match="start is 'gaussian'"):
+    with pytest.raises(ValueError, match="unknown attack start 'gaussian'"):
         attack(start="gaussian")
     with pytest.raises(ValueError, match="start has shape"):
         attack(start=torch.zeros(1))
