@@ -59,4 +59,4 @@ torture: setup
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
-	find agents astra_gym envs experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find agents astra_gym envs examples experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, publish
 from astra_gym.experiments import report as report_command
@@ -20,8 +21,8 @@ from astra_gym.ssl_core.methods import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-PYTHON = [text for language, text in BLOCKS if language == "python" and "(Method)" not in text]
-METHOD = [text for language, text in BLOCKS if language == "python" and "(Method)" in text]
+PYTHON = [text for language, text in BLOCKS if language == "python" and "(RewardTerm)" not in text]
+[TERM] = [text for language, text in BLOCKS if language == "python" and "(RewardTerm)" in text]
 COMMANDS = [line for language, text in BLOCKS if not language for line in text.splitlines()]
 SMALLER = {
     'dataset="digits", batch_size=64': 'dataset="digits", batch_size=4, image_size=8, width=2',
@@ -48,7 +49,10 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "train_agent.py" in line and "--resume" not in line])
+TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "--resume" not in line and "my_" not in line]
+
+
+@pytest.mark.parametrize("command", TRAINING)
 def test_the_training_commands_parse(command: str, tmp_path) -> None:
     words = shlex.split(command)
     assert words[:2] == ["python", "experiments/train_agent.py"] and (ROOT / words[1]).is_file()
@@ -62,21 +66,20 @@ def test_the_training_commands_parse(command: str, tmp_path) -> None:
     assert settings.agent in command or settings.agent == usual
 
 
-@pytest.mark.parametrize("agent", ["fixed", "random", "reinforce", "ppo"])
-def test_the_method_of_ones_own_trains_under_every_kind_of_agent(agent: str, tmp_path: Path, monkeypatch) -> None:
-    [text] = METHOD
-    assert len(text.splitlines()) <= 60
-    (tmp_path / "my_method.py").write_text(text, encoding="utf-8")
+def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypatch) -> None:
+    """A stranger's way: the text into a file, the command, the curve in TensorBoard's file and in metrics.jsonl."""
+    (tmp_path / "my_terms.py").write_text(TERM, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_method", raising=False)
-    tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1"
-    own = ["--method", "my_method:AlignUniform", "--method_kwargs.uniformity", "0.5", "--agent", agent]
-    assert main([*shlex.split(tiny), *own, "--run_dir=run"]) == 0
+    monkeypatch.delitem(sys.modules, "my_terms", raising=False)
+    [command] = [line for line in COMMANDS if "my_terms" in line]
+    tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --evaluate=false"
+    assert main([*shlex.split(command)[2:], *shlex.split(tiny), "--run_dir=run"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
-    rows = [row for row in rows if "loss/total" in row]
-    assert len(rows) == 6 and rows[-1]["loss/adversarial"] != rows[-1]["loss/clean"]
-    assert main(["--resume", "run", "--trust"]) == 0
+    shifts = [row["reward/shift"] for row in rows if "loss/total" in row]
+    assert len(shifts) == 6 and all(0 < value < 2 for value in shifts)
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.value for event in board.Scalars("reward/shift")] == pytest.approx(shifts)
 
 
 def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:

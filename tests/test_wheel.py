@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.test_readme import METHOD, PYTHON
+from tests.test_readme import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 DECOYS = ("envs", "agents", "experiments")
@@ -122,7 +122,7 @@ def test_the_readmes_loops_run(python: Path, tmp_path: Path, number: int) -> Non
 
 
 def test_a_method_and_an_agent_of_the_users_own(python: Path, tmp_path: Path) -> None:
-    (tmp_path / "my_method.py").write_text(METHOD[0], encoding="utf-8")
+    shutil.copy(ROOT / "examples" / "custom_method.py", tmp_path / "my_method.py")
     # modules with names of ours: those of the user are found
     (tmp_path / "runs.py").write_text(
         "from numpy import zeros\n\n\ndef first(seen):\n    return zeros((len(seen), 3), int)\n"

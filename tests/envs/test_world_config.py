@@ -2,9 +2,12 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from astra_gym.envs.builders import build_learner, make_schedule
+from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
@@ -68,6 +71,9 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
         ({"lookahead_images": 2.0}, "lookahead_images is 2.0"),
         ({"method": "acl", "mixed_weight": 0.1}, "only the methods astra"),
         ({"method": "acl", "reward_mixed": 0.1}, "only the methods astra"),
+        ({"attack_start": "zeros"}, "unknown attack start 'zeros': choose from uniform, zero; did you mean 'zero'"),
+        ({"method": "simclr", "attack_start": "zero"}, "attack_start is zero, but simclr has no such attack"),
+        ({"method": "cf-amc-ssl", "attack_start": "zero"}, "cf-amc-ssl has no such attack: leave it out"),
     ],
 )
 def test_bad_settings_are_refused(setting: dict, message: str) -> None:
@@ -86,6 +92,15 @@ def test_a_learner_is_built_as_the_settings_say() -> None:
     settings = WorldSettings(width=4, update_chunks=3, recompute=True)
     learner = build_learner(settings, Streams(0), plan=TrainingPlan(settings.epochs, 10))
     assert learner.update_chunks == 3 and learner.network.backbone.recompute
+
+
+def test_the_attack_of_a_world_starts_where_its_settings_say(tiny: dict) -> None:
+    budget = Budget.uniform(8, epsilon=8 / 255, step_size=0.0, steps=1)
+    own, clean = (AttackEngine(WorldSettings(**tiny, attack_start=start), 3) for start in (None, "zero"))
+    assert own.play(budget).strength.min() > 0 and not clean.play(budget).strength.any()
+    ball = AttackEngine(WorldSettings(**tiny, method="acl", attack_start="uniform"), 3).play(budget)
+    # it is what acl has anyway
+    assert torch.equal(ball.reward, AttackEngine(WorldSettings(**tiny, method="acl"), 3).play(budget).reward)
 
 
 def test_the_learning_rate_may_follow_the_epochs_of_a_run() -> None:

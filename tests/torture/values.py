@@ -11,6 +11,7 @@ from astra_gym.envs.actions import ACTION_KINDS
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.experiments.config.devices import DEVICES
 from astra_gym.experiments.config.settings import ENVS, PRESETS, PROGRESS, Settings
+from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALISATIONS, PRECISIONS, PROJECTORS, STEMS
@@ -32,6 +33,7 @@ NAMES: dict[str, list[str]] = {
     "observation": list(OBSERVATIONS),
     "actions": list(ACTION_KINDS),
     "progress": list(PROGRESS),
+    "attack_start": list(STARTS),
     "reward_scope": ["view", "batch"],
     "coreset": ["none", "rcs", "random"],
     "perspective": ["none", "moebius", "lcm"],

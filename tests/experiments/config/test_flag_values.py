@@ -76,6 +76,17 @@ def test_settings_by_name_are_read_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert "expected a name behind every dot" in refused(capsys, "--agent_kwargs..x=1")
 
 
+def test_the_names_of_reward_terms_may_have_dots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--reward_weights.my.terms:Far", "0.5", "--reward_weights", "{a:B: 2}", "--reward_weights.c.d:E.f=1/4"]
+    assert read_flags({}, flags, {})[1]["reward_weights"] == {"a:B": 2, "c.d:E.f": "1/4"}
+    file = tmp_path / "c.yaml"
+    file.write_text("reward_weights:\n  cost: 0.01\n")
+    settings = parse(["--config", str(file), "--reward_weights.progress", "1/4"]).settings
+    assert (settings.reward_cost, settings.reward_progress, settings.reward_weights) == (0.01, 0.25, None)
+    assert "give one of them" in refused(capsys, "--reward_cost", "0.02", "--config", str(file))
+    assert "unknown reward term 'coast': choose from adversarial" in refused(capsys, "--reward_weights.coast", "1")
+
+
 def test_a_doubled_key_is_refused_wherever_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("agent: ppo\nagent_kwargs:\n  learning_rate: 0.1\n  learning_rate: 0.2\n")

@@ -13,6 +13,7 @@ from astra_gym.experiments.comparison.comparer import Comparer
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.config.cli import load, parse
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.config.trust import named_by, named_in, trusting
 from astra_gym.experiments.runs.run_folder import RunFolder
 from tests.helpers.sealed import resealed_yaml
 
@@ -31,8 +32,17 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bo
         "from astra_gym.ssl_core.methods import ACL\n"
         "def act(observations):\n"
         "    return numpy.tile([5, 0, 1], (len(observations), 1))\n"
+        "from astra_gym.envs.observations import Features\n"
+        "from astra_gym.envs.rewards.attack_terms import Cost\n"
+        "from astra_gym.ssl_core.attacks.pgd import zero\n"
+        "from astra_gym.ssl_core.data.datasets import DATASETS\n"
         "class Mine(ACL):\n"
         "    pass\n"
+        "class Term(Cost):\n"
+        "    pass\n"
+        "class Seen(Features):\n"
+        "    pass\n"
+        "digits = DATASETS['digits']\n"
     )
     monkeypatch.syspath_prepend(folder)
 
@@ -90,6 +100,59 @@ def test_a_config_file_names_no_module_by_itself(run: Path, imported, tmp_path: 
             assert "--trust`" in refused(capsys, "--config", str(file), "--print_config") and not imported()
         assert parse(["--config", str(own), *flags]) and imported()
         assert parse(["--config", str(own), "--trust"]) and imported()
+
+
+PARTS = {
+    "observation: hostile_agent:Seen": ["--observation", "hostile_agent:Seen"],
+    "dataset: hostile_agent:digits": ["--dataset=hostile_agent:digits"],
+    "attack_start: hostile_agent:zero": ["--attack_start", "hostile_agent:zero"],
+    "reward_weights: {hostile_agent:Term: 0.5}": ["--reward_weights.hostile_agent:Term", "0.5"],
+}
+"""A line of a config file that names a module, and the flags that do."""
+
+
+@pytest.mark.parametrize("line", PARTS)
+def test_every_kind_of_part_obeys_the_same_rule(line: str, imported, tmp_path: Path, capsys) -> None:
+    own, flags = tmp_path / "own.yaml", PARTS[line]
+    own.write_text(line + "\n")
+    kind = line.partition(":")[0].replace("reward_weights", "reward term").replace("dataset", "data set")
+    assert f"names the {kind.replace('_', ' ')} 'hostile_agent:" in refused(capsys, "--config", str(own))
+    assert not imported()
+    other = ["--agent", "hostile_agent:act"]
+    assert "--trust`" in refused(capsys, "--config", str(own), *other)
+    # the agent's own import may come first: it was named
+    imported()
+    by_file = parse(["--config", str(own), *flags]).settings
+    assert imported() and parse(flags).settings == by_file and imported()
+    assert parse(["--config", str(own), "--trust"]).settings == by_file and imported()
+    # a record is read without an import, and resumed with what the user names
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(by_file.to_yaml())
+    assert load(folder / "config.yaml") == by_file and not imported()
+    assert "--trust`" in refused(capsys, "--resume", str(folder)) and not imported()
+    assert trusting(by_file) == ["--trust"] and named_in(named_by(by_file)) == named_in(flags) != set()
+    for words in (flags, named_by(by_file), ["--trust"]):
+        assert parse(["--resume", str(folder), *words]).settings.agent == "reinforce" and imported()
+
+
+def test_a_mapping_on_the_command_line_names_its_terms_too() -> None:
+    words = ["--reward_weights", "{my.module:Term: 0.5, cost: 0.1}", "--reward_weights.a.b:C=1", "--out", "x:y"]
+    assert named_in(words) == {"my.module:Term", "a.b:C"}
+    assert named_in(["--reward_weights", "{"]) == named_in(["--agent"]) == set()
+
+
+def test_a_run_on_a_data_set_of_somebody_s_is_evaluated_by_who_names_it(run, imported, tmp_path, capsys) -> None:
+    text = (run / "config.yaml").read_text().replace("dataset: digits\n", "dataset: hostile_agent:digits\n")
+    (run / "config.yaml").write_text(text)
+    words = "--protocols knn --attacks none --test_limit 8 --progress off".split()
+    with pytest.raises(SystemExit):
+        evaluate_encoder.main([str(run), *words, "--out", str(tmp_path / "out")])
+    line = capsys.readouterr().err
+    assert f"type `evaluate_encoder.py {run} --dataset hostile_agent:digits`" in line.replace("python ", "")
+    assert not imported()
+    named = ["--dataset", "hostile_agent:digits", "--out", str(tmp_path / "out")]
+    assert evaluate_encoder.main([str(run), *words, *named]) == 0 and imported()
 
 
 def test_the_agents_own_name_does_not_let_its_method_pass(run: Path, imported, capsys) -> None:

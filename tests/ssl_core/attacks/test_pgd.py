@@ -11,8 +11,11 @@ from astra_gym.ssl_core.attacks.pgd import (
     Budget,
     ConstantBudget,
     NonFiniteGradientError,
+    Start,
     check_images,
+    find_start,
     pgd,
+    within,
 )
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
@@ -341,3 +344,31 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_may_be_collected_instead(
     good = torch.zeros(())
     pgd(lambda x, rows: 1e30 * x.flatten(1), lambda z: z.sum(1), images, budget, start="zero", watch=good)
     assert good.isfinite()
+
+
+def corners(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
+    return budget.epsilon.view(-1, 1, 1, 1).expand_as(images)
+
+
+def test_a_start_is_a_name_a_function_or_a_dotted_path() -> None:
+    images = torch.full((4, 3, 2, 2), 0.5)
+    budget = Budget(
+        epsilon=torch.tensor([0.1, 0.2, 0.3, 0.4]), step_size=torch.zeros(4), steps=torch.ones(4, dtype=torch.int64)
+    )
+
+    def started(start: str | Start | Tensor) -> Tensor:
+        encode, objective = lambda x, rows: x.flatten(1), lambda z: z.sum(1)  # noqa: E731
+        return pgd(encode, objective, images, budget, start=start, generator=generator()).images - images
+
+    expected = budget.epsilon.view(-1, 1, 1, 1).expand_as(images)
+    for start in (corners, f"{__name__}:corners", expected):
+        torch.testing.assert_close(started(start), expected)
+    assert not started("zero").any()
+    # in the ball from the first step on
+    assert 0 < started(within(0.05)).abs().max() <= 0.05 + 1e-6
+    with pytest.raises(ValueError, match=r"start has shape \(1,\): expected the images'"):
+        started(lambda *given: torch.zeros(1))
+    with pytest.raises(ValueError, match="start is a float: expected the images'"):
+        started(lambda *given: 0.5)
+    with pytest.raises(ValueError, match="attack start 'math:pi' is a float: expected a function"):
+        find_start("math:pi")

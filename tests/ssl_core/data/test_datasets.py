@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.data.datasets import DATASETS, load_dataset
+from astra_gym.ssl_core.data.datasets import DATASETS, DataRequest, DatasetSpec, find_dataset, load_dataset
+from astra_gym.ssl_core.data.image_set import Split
 
 
 def rows(images: Tensor) -> set[bytes]:
@@ -288,3 +290,46 @@ def test_a_torchvision_that_does_not_match_is_explained(
 
 def test_the_table_names_the_data_sets() -> None:
     assert list(DATASETS) == ["digits", "cifar10", "cifar100", "stl10", "folder"]
+
+
+def _negative(request: DataRequest) -> Split:
+    split = load_dataset("digits", image_size=request.image_size)
+    return Split(*(replace(part, images=255 - part.images) for part in (split.train, split.test)), notes=("negative",))
+
+
+NEGATIVE = DatasetSpec(load=_negative)
+SIZE = DatasetSpec(load=lambda request: load_dataset("digits", image_size=10))
+NOTHING = DatasetSpec(load=lambda request: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_custom_data_set_is_loaded_by_its_path_with_the_size_and_limits_asked_for() -> None:
+    found = load_dataset(f"{__name__}:NEGATIVE", image_size=8, limit=20, test_limit=5)
+    plain = load_dataset("digits", image_size=8)
+    assert (len(found.train), len(found.test), found.notes) == (20, 5, ("negative",))
+    assert torch.equal(found.train.images, 255 - plain.train.images[:20])
+    assert found.test.labels is not None and torch.equal(found.test.labels, plain.test.labels[:5])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("SIZE", {"image_size": 8}, r"gives images of \(10, 10\): expected \(8, 8\) pixels, as --image_size says"),
+        ("NOTHING", {}, "gives a NoneType: expected a Split"),
+        ("NEGATIVE", {"limit": 2000}, "2000 images were asked for, expected 1 to 1437"),
+        ("NEGATIVE", {"cache_dir": "x"}, r"has nothing to keep there: leave it out \(only folder takes it\)"),
+        ("_negative", {}, "is a function: expected an astra_gym.ssl_core.data.datasets.DatasetSpec"),
+    ],
+)
+def test_a_bad_custom_data_set_is_refused(name: str, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_dataset(f"{__name__}:{name}", **arguments)
+
+
+def test_one_record_says_all_of_a_data_set() -> None:
+    assert {name: spec.preset for name, spec in DATASETS.items()} == {
+        "digits": "digits",
+        **dict.fromkeys(("cifar10", "cifar100", "stl10"), "cifar10-quick"),
+        "folder": "folder",
+    }
+    assert all(spec.summary for spec in DATASETS.values()) and [n for n, s in DATASETS.items() if s.cached] == ["folder"]
+    assert find_dataset("stl10").sizes == (5_000, 8_000) and not find_dataset("stl10").finetuned

@@ -1,0 +1,33 @@
+"""An agent of your own: attack the views hardest whose clean loss is high.
+
+A function of the observations learns nothing; one that learns is a subclass of Stable-Baselines3's `BaseAlgorithm`.
+
+python examples/custom_agent.py runs/custom_agent
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.train_agent import main
+
+TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --device cpu"
+LOSS = -2
+"""The place of the clean loss in a view's features, in standard deviations; the last one is the progress."""
+
+
+def harder(observations: np.ndarray) -> np.ndarray:
+    """Actions (n, 3) for `--actions factored`: positions of epsilon (of 13), steps (of 12) and step size (of 5)."""
+    level = np.clip(observations[:, LOSS] / 4 + 0.5, 0, 1)
+    return np.stack([np.rint(12 * level), np.rint(11 * level), np.full_like(level, 1)], axis=1).astype(np.int64)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_agent")
+    status = main([*TINY.split(), "--agent", "custom_agent:harder", "--run_dir", str(folder)])
+    if status == 0:
+        fifths = read_metrics(folder / "metrics.jsonl")[-1]["by_clean_loss/epsilon"]
+        print(f"epsilon (/255) by clean loss, lowest fifth first: {', '.join(f'{value:.1f}' for value in fifths)}")
+    sys.exit(status)

@@ -1,0 +1,59 @@
+"""A method of your own: alignment and uniformity (Wang and Isola, ICML 2020) of clean and of attacked views.
+
+python examples/custom_method.py runs/custom_method
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.methods import Method
+
+TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --device cpu"
+
+
+@dataclass(frozen=True)
+class AlignUniform(Method):
+    """L = (l(clean) + l(attacked)) / 2, where a view's l is its squared distance to its image's other view plus
+    `uniformity` times the log of its mean Gaussian potential with all other views."""
+
+    uniformity: float = 1.0  # --method_kwargs.uniformity 2
+
+    paper = "Wang and Isola, ICML 2020"
+    summary = "alignment and uniformity of clean and of attacked views"
+    # two views an image (rows 2k and 2k+1), all attacked, by 8/255 in 5 steps of 2/255: as Method has them
+    nt_xent_based = False
+    has_temperature = False
+
+    def objective(self, z):
+        """l of each view, (2N,), of embeddings (2N, d): the attack maximises it, the reward compares it."""
+        z = F.normalize(z, dim=1)
+        partner = z.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        potential = 4 * z @ z.T - 4  # -2 * squared distance
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        uniform = potential.masked_fill(itself, -torch.inf).logsumexp(dim=1) - torch.tensor(len(z) - 1.0).log()
+        return (z - partner).square().sum(dim=1) + self.uniformity * uniform
+
+    def losses(self, networks, views, adversarial):
+        """Named terms, of the clean views on their route and of the attacked views on theirs."""
+        clean = networks(views, self.clean_route).embeddings
+        attacked = networks(self.given(adversarial), self.attack_route).embeddings
+        return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
+
+    @property
+    def weights(self):
+        return {"clean": 0.5, "adversarial": 0.5}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_method")
+    status = main([*TINY.split(), "--method", "custom_method:AlignUniform", "--run_dir", str(folder)])
+    if status == 0:
+        first, *_, last = (row["loss/total"] for row in read_metrics(folder / "metrics.jsonl"))
+        print(f"loss of the first update {first:.3f}, of the last {last:.3f}")
+    sys.exit(status)
