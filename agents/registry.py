@@ -159,11 +159,13 @@ def _none(ask: AgentRequest) -> Agent:
 
 AGENTS: dict[str, AgentEntry] = {
     "reinforce": AgentEntry(
-        "REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus", _reinforce,
+        "REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus",
+        _reinforce,
         paper="Williams, Machine Learning 1992",
     ),
     "reinforce-paper": AgentEntry(
-        "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, three heads, ResNet-18, LARS", _paper,
+        "ASTrA's REINFORCE: one reward for the batch, no baseline, every tenth step, three heads, ResNet-18, LARS",
+        _paper,
         observation="image",
         reward_scope="batch",
         paper="ASTrA, ICLR 2025",
@@ -182,20 +184,29 @@ AGENTS: dict[str, AgentEntry] = {
     "ddpg": AgentEntry(
         "Stable-Baselines3's DDPG", _sb3, vec_env=True, actions="continuous", paper="Lillicrap et al., ICLR 2016"
     ),
-    "tqc": AgentEntry("sb3-contrib's TQC", _sb3, vec_env=True, actions="continuous", paper="Kuznetsov et al., ICML 2020"),
-    "crossq": AgentEntry("sb3-contrib's CrossQ", _sb3, vec_env=True, actions="continuous", paper="Bhatt et al., ICLR 2024"),
+    "tqc": AgentEntry(
+        "sb3-contrib's TQC", _sb3, vec_env=True, actions="continuous", paper="Kuznetsov et al., ICML 2020"
+    ),
+    "crossq": AgentEntry(
+        "sb3-contrib's CrossQ", _sb3, vec_env=True, actions="continuous", paper="Bhatt et al., ICLR 2024"
+    ),
     "bandit": AgentEntry(
-        "Exp3.S: the best constant action, whatever the observation", _bandit, paper="Auer et al., SIAM J. Computing 2002"
+        "Exp3.S: the best constant action, whatever the observation",
+        _bandit,
+        paper="Auer et al., SIAM J. Computing 2002",
     ),
     "lints": AgentEntry(
-        "balanced linear Thompson sampling: a linear model of the reward for each choice of each head", _bandit,
+        "balanced linear Thompson sampling: a linear model of the reward for each choice of each head",
+        _bandit,
         paper="Dimakopoulou et al., AAAI 2019",
     ),
     "fixed": AgentEntry("always the same attack", _fixed, learns=False),
     "fixed-max": AgentEntry("always the hardest attack of the ranges", _fixed, learns=False),
     "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", _schedule, learns=False),
     "random": AgentEntry("uniform over the action space", _random, learns=False),
-    "none": AgentEntry("no attack: for methods without one, whose environment has a single action", _none, learns=False),
+    "none": AgentEntry(
+        "no attack: for methods without one, whose environment has a single action", _none, learns=False
+    ),
 }
 
 

@@ -35,9 +35,9 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     contrastive losses of the attacked and the clean views on the weights that the attack saw (1/3, 1/3 and 0 by
     default, as ASTrA's run). Terms of weight 0 by default can be added: the attack's cost (`reward_cost`), what the
     update did to held-out views (`reward_lookahead`, the same for every view of a batch) and the fall of each view's
-    attacked loss since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`. The named terms, the
-    losses, the budget used and the attack's strength are in `info` (see `astra_gym.envs.torch_env.step_info`; per-view
-    values are arrays).
+    attacked loss since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`. The
+    named terms, the losses, the budget used and the attack's strength are in `info` (see
+    `astra_gym.envs.torch_env.step_info`; per-view values are arrays).
 
     ## Transition
     The batch is attacked, the target network takes one optimiser step, the next batch is drawn.

@@ -56,7 +56,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         num_envs: 1 (what `make_vec` passes when nothing is said) or exactly the number of attacked views: 2 *
             batch_size for ACL and ASTrA, batch_size for RoCL and DeACL, crops * batch_size for CF-AMC-SSL.
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
-        observation: `features`, `image`, or the dotted path of a custom one (`astra_gym.envs.observations.Observation`).
+        observation: `features`, `image`, or the dotted path of a custom one (`observations.Observation`).
         seed: of the world in which the environment begins.
         device: where the target network lives.
         max_episode_steps: 1 or None: the horizon is 1.

@@ -144,12 +144,15 @@ class Rewards:
                     "each attacked view"
                 )
             if (other := self._given_by.setdefault(key, name)) != name:
-                raise ValueError(f"the reward terms {shown(other)} and {shown(name)} both give {shown(key)}: rename one")
+                raise ValueError(
+                    f"the reward terms {shown(other)} and {shown(name)} both give {shown(key)}: rename one"
+                )
             values[key] = value
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The reward (n,): the weighted sum, and with the scope `batch` its mean for all."""
-        reward = torch.stack([self._weights[self._given_by[name]] * values for name, values in terms.items()]).sum(dim=0)
+        paid = [self._weights[self._given_by[name]] * values for name, values in terms.items()]
+        reward = torch.stack(paid).sum(dim=0)
         if self._settings.reward_scope == "batch":
             reward = reward.mean().expand_as(reward).contiguous()
         return reward

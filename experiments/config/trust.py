@@ -1,6 +1,6 @@
 """Which modules a command may import: those that its user names, and no others because a file names them.
 
-Importing a module runs its code. A dotted path (`my_module:MyAgent`, `NAMED`) in a config file, in a run's record or in a
+Importing a module runs its code. A dotted path (`my_module:MyAgent`) in a config file, in a run's record or in a
 comparison's plan is refused unless the command line repeats it, or says `--trust`. That holds for `--config FILE` too:
 a file that the user wrote and the `config.yaml` of a stranger's run look alike.
 """

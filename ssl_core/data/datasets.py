@@ -140,9 +140,9 @@ def _checked(name: str, split: Split, request: DataRequest) -> Split:
     side = request.image_size
     for part in (split.train, split.test):
         if side is not None and part.images.shape[-2:] != (side, side):
+            found = tuple(part.images.shape[-2:])
             raise ValueError(
-                f"the data set {shown(name)} gives images of {tuple(part.images.shape[-2:])}: expected ({side}, {side}) "
-                "pixels, as --image_size says"
+                f"the data set {shown(name)} gives images of {found}: expected ({side}, {side}), by --image_size"
             )
     limits = (split.train, request.limit), (split.test, request.test_limit)
     train, test = (part if limit is None else part.take(limit) for part, limit in limits)

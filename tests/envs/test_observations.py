@@ -61,8 +61,13 @@ def test_a_custom_one_is_seen_in_every_environment(tiny: dict[str, Any]) -> None
     assert torch.equal(TorchBatchEnv(engine, observation=MEAN).observe(), expected.mean()[None, None])
     assert not TorchViewEnv(engine, observation=MEAN).checks_finite
     other = torch.rand(8, 3, 8, 8)
-    assert torch.equal(TorchBatchEnv(engine, observation=MEAN).observation_of(other)[0, 0], other.mean((1, 2, 3)).mean())
-    view, batch = ViewAttackVectorEnv(observation=MEAN, seed=3, **tiny), BatchAttackEnv(observation=MEAN, seed=3, **tiny)
+    assert torch.equal(
+        TorchBatchEnv(engine, observation=MEAN).observation_of(other)[0, 0], other.mean((1, 2, 3)).mean()
+    )
+    view, batch = (
+        ViewAttackVectorEnv(observation=MEAN, seed=3, **tiny),
+        BatchAttackEnv(observation=MEAN, seed=3, **tiny),
+    )
     np.testing.assert_array_equal(view.reset()[0], expected[:, None])
     np.testing.assert_array_equal(batch.reset()[0], expected.mean()[None])
     np.testing.assert_array_equal(Sb3ViewVecEnv(engine=engine, observation=MEAN).reset(), expected[:, None])

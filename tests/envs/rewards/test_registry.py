@@ -30,7 +30,10 @@ def test_a_weight_given_twice_an_unknown_term_and_a_bad_weight_are_refused() -> 
         ({"reward_weights": 3}, "reward_weights is 3: expected settings by name"),
         ({"reward_weights": {1: 2.0}}, r"reward_weights is \{1: 2.0\}: expected settings by name"),
         ({"method": "acl", "reward_weights": {"mixed": 0.1}}, "only the methods astra"),
-        ({"method": "taro", "reward_weights": {"lookahead": 1.0}}, "reward_lookahead is 1.0, but what the attack of TARO"),
+        (
+            {"method": "taro", "reward_weights": {"lookahead": 1.0}},
+            "reward_lookahead is 1.0, but what the attack of TARO",
+        ),
     ):
         with pytest.raises(ValueError, match=message) as error:
             WorldSettings(**given)

@@ -39,7 +39,7 @@ FREE = "cf-amc-ssl"
 
 
 def weights_of(name: str) -> dict[str, float]:
-    """The weight of every named term, with its sign, as the docstring of `astra_gym.envs.rewards.registry` states the sum."""
+    """The weight of every named term, with its sign, as the docstring of `envs.rewards.registry` has the sum."""
     weights = {"adversarial": 0.5, "clean": -0.3, "cost": -0.01, "progress": 0.7}
     if name not in NO_LOOKAHEAD:
         weights |= {"lookahead_adversarial": 3.0, "lookahead_clean": 3.0}
@@ -152,7 +152,11 @@ def test_progress_is_kept_for_every_attacked_view_of_an_image(played: Played) ->
 
 
 def test_the_look_ahead_is_one_value_for_all_views_and_moves_nothing(played: Played) -> None:
-    lookahead, learner, streams = played.engine.rewards.terms.get("lookahead"), played.engine.learner, played.engine.streams
+    lookahead, learner, streams = (
+        played.engine.rewards.terms.get("lookahead"),
+        played.engine.learner,
+        played.engine.streams,
+    )
     if lookahead is None:
         assert played.name in NO_LOOKAHEAD
         return

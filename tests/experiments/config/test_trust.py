@@ -145,7 +145,7 @@ def test_a_mapping_on_the_command_line_names_its_terms_too() -> None:
 def test_a_run_on_a_data_set_of_somebody_s_is_evaluated_by_who_names_it(run, imported, tmp_path, capsys) -> None:
     text = (run / "config.yaml").read_text().replace("dataset: digits\n", "dataset: hostile_agent:digits\n")
     (run / "config.yaml").write_text(text)
-    words = "--protocols knn --attacks none --test_limit 8 --progress off".split()
+    words = ["--protocols", "knn", "--attacks", "none", "--test_limit", "8", "--progress", "off"]
     with pytest.raises(SystemExit):
         evaluate_encoder.main([str(run), *words, "--out", str(tmp_path / "out")])
     line = capsys.readouterr().err

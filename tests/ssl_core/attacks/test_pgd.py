@@ -357,7 +357,7 @@ def test_a_start_is_a_name_a_function_or_a_dotted_path() -> None:
     )
 
     def started(start: str | Start | Tensor) -> Tensor:
-        encode, objective = lambda x, rows: x.flatten(1), lambda z: z.sum(1)  # noqa: E731
+        encode, objective = lambda x, rows: x.flatten(1), lambda z: z.sum(1)
         return pgd(encode, objective, images, budget, start=start, generator=generator()).images - images
 
     expected = budget.epsilon.view(-1, 1, 1, 1).expand_as(images)

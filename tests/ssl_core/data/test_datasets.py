@@ -313,7 +313,7 @@ def test_a_custom_data_set_is_loaded_by_its_path_with_the_size_and_limits_asked_
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("SIZE", {"image_size": 8}, r"gives images of \(10, 10\): expected \(8, 8\) pixels, as --image_size says"),
+        ("SIZE", {"image_size": 8}, r"gives images of \(10, 10\): expected \(8, 8\), by --image_size"),
         ("NOTHING", {}, "gives a NoneType: expected a Split"),
         ("NEGATIVE", {"limit": 2000}, "2000 images were asked for, expected 1 to 1437"),
         ("NEGATIVE", {"cache_dir": "x"}, r"has nothing to keep there: leave it out \(only folder takes it\)"),
@@ -331,5 +331,7 @@ def test_one_record_says_all_of_a_data_set() -> None:
         **dict.fromkeys(("cifar10", "cifar100", "stl10"), "cifar10-quick"),
         "folder": "folder",
     }
-    assert all(spec.summary for spec in DATASETS.values()) and [n for n, s in DATASETS.items() if s.cached] == ["folder"]
+    assert all(spec.summary for spec in DATASETS.values()) and [n for n, s in DATASETS.items() if s.cached] == [
+        "folder"
+    ]
     assert find_dataset("stl10").sizes == (5_000, 8_000) and not find_dataset("stl10").finetuned
