@@ -7,6 +7,7 @@ a file that the user wrote and the `config.yaml` of a stranger's run look alike.
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def named_by(settings: Settings | Mapping[str, Any]) -> list[str]:
 def named_in(argv: Sequence[str]) -> set[str]:
     """The dotted paths that a command line names, as the values of `NAMED` or as names of `reward_weights`."""
     found: set[Any] = set()
-    for token, after in zip(argv, [*argv[1:], ""], strict=True):
+    for token, after in pairwise([*argv, ""]):
         flag, equals, text = token.partition("=")
         name, _, term = flag.removeprefix("--").partition(".")
         text = text if equals else after

@@ -149,7 +149,7 @@ def test_a_run_on_a_data_set_of_somebody_s_is_evaluated_by_who_names_it(run, imp
     with pytest.raises(SystemExit):
         evaluate_encoder.main([str(run), *words, "--out", str(tmp_path / "out")])
     line = capsys.readouterr().err
-    assert f"type `evaluate_encoder.py {run} --dataset hostile_agent:digits`" in line.replace("python ", "")
+    assert line.endswith(f"evaluate_encoder.py {run} --dataset hostile_agent:digits`\n")
     assert not imported()
     named = ["--dataset", "hostile_agent:digits", "--out", str(tmp_path / "out")]
     assert evaluate_encoder.main([str(run), *words, *named]) == 0 and imported()
