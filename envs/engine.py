@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_gym.envs import coresets
+from astra_gym.envs.batches import Batches
 from astra_gym.envs.builders import build_learner, check_views
 from astra_gym.envs.observations import RunningStatistics
-from astra_gym.envs.records import Assessment, StepRecord, describe_budget
+from astra_gym.envs.records import Assessment, CleanPass, StepRecord, describe_budget
 from astra_gym.envs.rewards.rewards import Rewards, held_out_rows
 from astra_gym.envs.rewards.term import FrozenAttack, HeldOut
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Objective
-from astra_gym.ssl_core.data.batch_source import BatchSource
 from astra_gym.ssl_core.data.image_set import Split
-from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
-from astra_gym.ssl_core.transforms.perspective_views import perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.device import float32_of, usable_device
@@ -57,9 +54,7 @@ class AttackEngine:
         self.settings = settings
         self.device = usable_device(device)
         self.data = settings.load_data() if data is None else data
-        self.views_settings = settings.make_views()
-        self.perspective = settings.make_perspective()
-        self.source = BatchSource(self.data.train, self.device, settings.keep_data)
+        self.batches = Batches(settings, self.data.train, self.device)
         self.clock = Clock()
         """Of `observe` and `play`: the world's part of a step, the rest being the agent's."""
         self.reset(seed)
@@ -68,8 +63,8 @@ class AttackEngine:
         """A new world: initial target weights, running statistics and every stream as the seed gives them."""
         self.streams = Streams(seed, self.device)
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
-        self._start(held_out)
-        self.plan = self.settings.make_plan(self.sampler.steps_per_epoch, self.settings.make_method().replays)
+        self.batches.start(self.streams, held_out)
+        self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, self.settings.make_method().replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.method = self.learner.method
         held = None
@@ -79,10 +74,10 @@ class AttackEngine:
         self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train), held)
         self.last: StepRecord | None = None
         self.statistics = RunningStatistics()
-        self._seen: tuple[Tensor, Encoded] | None = None
+        self._clean: CleanPass | None = None
         self._objective: Objective | None = None
         self._tried_steps = 0
-        self._draw(0)
+        self.draw_batch(0)
         check_views(self.settings, self.method, self._views)
 
     @property
@@ -143,35 +138,17 @@ class AttackEngine:
         with self.clock.running(), float32_of(self.settings.precision):
             yield
 
-    def _start(self, held_out: Tensor | None) -> None:
-        """The sampler of batches, without what the look-ahead holds out and what a coreset is measured on."""
-        n = len(self.data.train)
-        self._measured = coresets.measured_rows(self.settings, n, held_out, self.streams)
-        apart = [rows for rows in (held_out, self._measured) if rows is not None]
-        size, drop_last = self.settings.batch_size, bool(self.settings.drop_last)
-        self.sampler = BatchSampler(n, size, self.streams["data"], torch.cat(apart) if apart else None, drop_last)
-        self.source.start(self.sampler)
-
-    def _draw(self, step: int | None = None) -> None:
-        """Makes the batch of the update after `step` others, by default after the present one."""
+    def draw_batch(self, step: int | None = None) -> None:
+        """Makes the coming batch that of the update after `step` others, by default after the present one; where free
+        training replays a batch, it stays."""
         step = self.step if step is None else step
-        self._seen = self._objective = None
+        self._clean = self._objective = None
         if self.plan.moment(step).replay == 0:
-            if self._measured is not None and coresets.is_due(self.settings, self.plan, step):
-                world = self.settings, self.plan, self.learner, self.sampler, self.data.train.images
-                self.sampler.restrict(coresets.choose(*world, self._measured, self.make_views, self.streams))
-            images = as_float(self.source.next())
-            self._views = self.make_views(images, self.streams["views"], step)
+            self._views = self.batches.draw(self.learner, self.plan, step)
 
-    def make_views(self, images: Tensor, generator: torch.Generator, step: int | None = None) -> Tensor:
-        """The method's views (v, 3, h, w) of images (b, 3, h, w), as at the update after `step` others."""
-        moment = self.plan.moment(self.step if step is None else step)
-        views = self.method.make_views(images, self.views_settings, moment, generator)
-        if self.perspective.kind != "none":
-            augmented = len(views) - self.method.originals_per_image * len(images)
-            distorted = perspective_views(views[:augmented], self.perspective, generator)
-            views = torch.cat([distorted, views[augmented:]])
-        return views.contiguous(memory_format=torch.channels_last)
+    def make_views(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], as at the coming update."""
+        return self.batches.make_views(self.method, images, self.learner.moment, generator)
 
     def observe(self) -> Tensor:
         """Observations (v, observation_dim) of the coming batch, in [-10, 10]; the same until the next `play`.
@@ -179,12 +156,12 @@ class AttackEngine:
         Features and clean loss are standardised by running statistics, which the first call after a `play` updates.
         """
         with self._working():
-            return self._observed()[0]
+            return self._clean_pass().observation
 
-    def _observed(self) -> tuple[Tensor, Encoded]:
-        """The coming batch's observations and what the network gave for its clean views, made once a batch."""
-        if self._seen is None:
-            raw, look = self.raw_observation(self._views)
+    def _clean_pass(self) -> CleanPass:
+        """What is made once a batch, before its attack."""
+        if self._clean is None:
+            raw, encoded = self.raw_observation(self._views)
             if self.device.type != "cpu":
                 # a GPU is waited for later, with the loss
                 self.learner.watch("the views", self._views)
@@ -193,20 +170,20 @@ class AttackEngine:
                 last = "no attack yet" if self.last is None else describe_budget(self.last.budget)
                 raise NonFiniteLossError(f"{bad[0]} before update {self.step + 1} are not finite; last {last}")
             self.statistics.update(raw)
-            self._seen = self.standardise(raw), look
-        return self._seen
+            self._clean = CleanPass(self.standardise(raw), encoded)
+        return self._clean
 
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
         """Features and clean loss (n, observation_dim - 1) of the attacked ones among a batch's views (v, 3, h, w), not
         standardised, and what the network gave for them."""
-        look = self.learner.look(views)
-        loss = self._objective_of(views)(look.embeddings)
-        if loss.shape != look.features.shape[:1]:
+        encoded = self.learner.encode_clean(views)
+        loss = self._objective_of(views)(encoded.embeddings)
+        if loss.shape != encoded.features.shape[:1]:
             raise ValueError(
                 f"objective of the method {self.settings.method} gives {tuple(loss.shape)}: expected a value for each "
-                f"of {len(look.features)} attacked views"
+                f"of {len(encoded.features)} attacked views"
             )
-        return torch.cat([look.features, loss[:, None]], dim=1), look
+        return torch.cat([encoded.features, loss[:, None]], dim=1), encoded
 
     def _objective_of(self, views: Tensor) -> Objective:
         if views is not self._views:
@@ -248,7 +225,7 @@ class AttackEngine:
         if self.method.free or not self.rewards.only_frozen:
             return None
         with self._working(), self.learner.untracked():
-            clean = self._observed()[1].embeddings
+            clean = self._clean_pass().encoded.embeddings
             tried = self.assess(self._views, clean, budget, self.streams.on_device(ASSESSED))
             self._tried_steps += int(self.method.attack_steps(budget).sum())
         return tried.reward
@@ -273,14 +250,15 @@ class AttackEngine:
             NonFiniteLossError: if views, rewards, the attack's gradients, the loss or the weights after the update are
                 not finite; the message names step and budget.
         """
-        with self._working():
-            return self._play(budget)
-
-    def _play(self, budget: Budget | None) -> StepRecord:
-        everything, views = self._views, self.views
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method} takes {needs}")
+        with self._working():
+            self.last = self._step(budget)
+        return self.last
+
+    def _step(self, budget: Budget | None) -> StepRecord:
+        all_views, views = self._views, self.views
         terms: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
         frozen = 0
@@ -288,32 +266,32 @@ class AttackEngine:
         reward = strength = torch.zeros(len(views), device=self.device)
         spent = self.rewards.attack_steps
         if budget is not None:
-            clean = self._observed()[1].embeddings
+            clean = self._clean_pass().encoded.embeddings
             if self.method.free:
-                carried = self.learner.carry(everything, budget)
-                assessment = self._assessed(self._objective_of(everything), everything, clean, carried, budget)
+                carried = self.learner.carry(all_views, budget)
+                assessment = self._assessed(self._objective_of(all_views), all_views, clean, carried, budget)
             else:
-                assessment = self.assess(everything, clean, budget, self.streams.on_device("noise"))
+                assessment = self.assess(all_views, clean, budget, self.streams.on_device("noise"))
             reward, terms, adversarial = assessment
             frozen = len(terms)
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
-            others = self.rewards.before_update(self.sampler.last, terms["adversarial"])
+            others = self.rewards.before_update(self.batches.sampler.last, terms["adversarial"])
             for name, values in ({"the rewards": reward} | others).items():
                 self.learner.watch(name, values)
         lr = self.learner.lr
-        late = coresets.is_due(self.settings, self.plan, self.step + 1)
+        late = self.batches.chooses_coreset(self.plan, self.step + 1)
         if not late:
             # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
-            self._draw(self.step + 1)
+            self.draw_batch(self.step + 1)
         try:
-            told = terms | others | {"strength": strength, "reward": reward}
-            losses = self.learner.update(everything, adversarial, told)
+            brought = terms | others | {"strength": strength, "reward": reward}
+            losses = self.learner.update(all_views, adversarial, brought)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error}; {describe_budget(budget)}") from error
         if late:
             # a coreset is chosen on the weights that the epoch has made
-            self._draw(self.step)
-        strength, reward, terms = told.pop("strength"), told.pop("reward"), told
+            self.draw_batch(self.step)
+        strength, reward, terms = brought.pop("strength"), brought.pop("reward"), brought
         if budget is not None:
             shown = self.rewards.after_update(len(views))
             terms |= {name: values.cpu() for name, values in shown.items()}
@@ -321,7 +299,8 @@ class AttackEngine:
             reward = self.rewards.total(terms)
             if self.rewards.judges_updates and not_finite(reward):
                 raise NonFiniteLossError(f"the rewards of update {self.step} are not finite; {describe_budget(budget)}")
-        self.last = StepRecord(
+        tried, self._tried_steps = self._tried_steps, 0
+        return StepRecord(
             step=self.step,
             epoch=self.epoch,
             reward=reward,
@@ -333,26 +312,25 @@ class AttackEngine:
             views=views,
             adversarial=adversarial,
             end_of_epoch=self.plan.ends_epoch(self.step),
-            other_steps=self.rewards.attack_steps - spent + self._tried_steps,
+            other_steps=self.rewards.attack_steps - spent + tried,
         )
-        self._tried_steps = 0
-        return self.last
 
     def numbers(self) -> dict[str, Any]:
         """All that has to be finite for the world to go on, by name; not copied. A loss that is not known yet is NaN by
         right, and not among them."""
-        world = {"views": self._views, "seen": self._seen, "statistics": self.statistics.state_dict()}
+        world = {"views": self._views, "seen": self._clean, "statistics": self.statistics.state_dict()}
         return {"learner": self.learner.numbers()} | world | {"rewards": self.rewards.numbers()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs, the coming batch and its observation included."""
         more = {"rewards": self.rewards.state_dict(), "tried_steps": self._tried_steps}
+        clean = self._clean
         return {
             "learner": self.learner.state_dict(),
             "streams": self.streams.state_dict(),
-            "sampler": self.sampler.state_dict(),
+            "sampler": self.batches.sampler.state_dict(),
             "views": self._views,
-            "seen": None if self._seen is None else {"observation": self._seen[0], "look": tuple(self._seen[1])},
+            "seen": None if clean is None else {"observation": clean.observation, "look": tuple(clean.encoded)},
             "statistics": self.statistics.state_dict(),
         } | {name: value for name, value in more.items() if value}
 
@@ -387,13 +365,13 @@ class AttackEngine:
         restarted = self.streams.load_state_dict(state["streams"])
         self.rewards.load_state_dict(state.get("rewards", {}), restarted)
         # the sampler draws from the stream's generator, which loading has replaced
-        self._start(self.rewards.held_out)
-        self.sampler.load_state_dict(state["sampler"])
+        self.batches.start(self.streams, self.rewards.held_out)
+        self.batches.sampler.load_state_dict(state["sampler"])
         self._views = state["views"].to(self.device).contiguous(memory_format=torch.channels_last)
-        self._seen = self._objective = None
-        if state["seen"] is not None:
-            look = Encoded(*(value.to(self.device) for value in state["seen"]["look"]))
-            self._seen = state["seen"]["observation"].to(self.device), look
+        self._clean = self._objective = None
+        if (clean := state["seen"]) is not None:
+            encoded = Encoded(*(value.to(self.device) for value in clean["look"]))
+            self._clean = CleanPass(clean["observation"].to(self.device), encoded)
         self.statistics.load_state_dict(state["statistics"], self.device)
         self._tried_steps = state.get("tried_steps", 0)
         return restarted

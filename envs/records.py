@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.models.target_network import Encoded
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class Assessment(NamedTuple):
     reward: Tensor
     terms: dict[str, Tensor]
     adversarial: Tensor
+
+
+class CleanPass(NamedTuple):
+    """What a world knows of a batch before its attack.
+
+    Args:
+        observation: (n, observation_dim), standardised.
+        encoded: what the network gives for the clean views that are attacked.
+    """
+
+    observation: Tensor
+    encoded: Encoded
 
 
 def describe_budget(budget: Budget | None) -> str:

@@ -59,7 +59,7 @@ class LookAhead(RewardTerm):
             attacked = learner.attack(views, budget, generator, objective)
         generator.set_state(start)
         self.attack_steps += own.steps * attacked_views
-        clean = learner.look(views)
+        clean = learner.encode_clean(views)
         return torch.stack([objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:

@@ -84,8 +84,8 @@ def world_points(run: Run) -> list[tuple[object, str, str]]:
         (engine, "assess", "reward"),
         (learner, "update", "update"),
         (learner.optimizer, "step", "update: optimiser"),
-        (engine, "_draw", "next batch"),
-        (learner, "look", NETWORK),
+        (engine, "draw_batch", "next batch"),
+        (learner, "encode_clean", NETWORK),
         (engine.method, "losses", NETWORK),
         (engine.method, "objective", LOSS),
     ]

@@ -334,7 +334,7 @@ class PlainStep:
     def next_batch(self) -> None:
         """Draws the views of the next step."""
         with self.part("next batch"):
-            self.engine._draw()
+            self.engine.draw_batch()
             self.views = self.engine.views.contiguous()
 
 

@@ -319,7 +319,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
         return budget_of(actions, options.device), number
 
     def look(precision: str, work: tuple[Budget, int]) -> None:
-        learners[precision].look(engine.views)
+        learners[precision].encode_clean(engine.views)
 
     def attack(precision: str, work: tuple[Budget, int]) -> Tensor:
         budget, number = work

@@ -134,14 +134,14 @@ def seasoned(engine: AttackEngine) -> TargetNetwork:
         for _ in range(SEASONING):
             for route in engine.method.routes:
                 network(engine.views, route)
-            engine._draw()
+            engine.draw_batch()
     return network.eval()
 
 
 def follow(engine: AttackEngine, leader: AttackEngine) -> None:
     """Brings a new engine where one of the same seed is after `seasoned`: at the same batch with the same weights."""
     for _ in range(SEASONING):
-        engine._draw()
+        engine.draw_batch()
     engine.learner.network.load_state_dict(leader.learner.network.state_dict())
 
 

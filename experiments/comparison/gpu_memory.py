@@ -29,7 +29,7 @@ def run_memory(engine: AttackEngine) -> int:
     passed = kept_bytes(learner.network, engine.image_shape) * max(views * share, EVALUATED)
     parts = nn.ModuleList([learner.network, learner.heads, learner.others])
     weights = sum(value.nbytes for value in parts.state_dict().values())
-    images = engine.data.train.images.nbytes if engine.source.keep == "device" else 0
+    images = engine.data.train.images.nbytes if engine.batches.source.keep == "device" else 0
     return CONTEXT + int(SPARE * (passed + COPIES * weights)) + images
 
 

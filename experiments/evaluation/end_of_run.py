@@ -76,7 +76,7 @@ def standard_linear_finetuning(
             path,
             engine.data.train,
             own_probe(settings),
-            engine.views_settings,
+            engine.batches.views_settings,
             seed=settings.seed,
             device=engine.device,
         )

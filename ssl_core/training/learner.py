@@ -146,7 +146,7 @@ class TargetLearner:
         with self._comparing() as networks:
             return self.method.objective_for(networks, views)
 
-    def look(self, views: Tensor) -> Encoded:
+    def encode_clean(self, views: Tensor) -> Encoded:
         """Features, and the embeddings that the objective takes, of those views (n, 3, h, w) of a batch that are
         attacked, clean: on their clean routes, in eval mode, without gradient. Where the attack is in train mode, so
         are these embeddings, and statistics stay as they were.

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_names_step_and_budget(engine: AttackEngine) -
 
 def test_a_world_is_the_same_wherever_its_images_stay(tiny, tmp_path) -> None:
     engines = [AttackEngine(WorldSettings(**tiny, keep_data=keep), seed=3) for keep in ("device", "host")]
-    assert [engine.source.keep for engine in engines] == ["device", "host"]
+    assert [engine.batches.source.keep for engine in engines] == ["device", "host"]
     for _ in range(7):
         played = [engine.play(BUDGET) for engine in engines]
         assert torch.equal(played[0].views, played[1].views) and torch.equal(played[0].reward, played[1].reward)

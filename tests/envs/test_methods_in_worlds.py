@@ -96,7 +96,7 @@ def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict
     assert (engine.steps_per_epoch, engine.planned_updates) == (3, 3 + 3 * 1)
     rows, states = [], []
     while engine.step < engine.planned_updates:
-        rows.append(sorted(engine.sampler.last.tolist()))
+        rows.append(sorted(engine.batches.sampler.last.tolist()))
         states.append(copy.deepcopy(engine.state_dict()))
         engine.play(uniform(engine))
     # three batches of the first epoch, then one chosen for two epochs, then another choice
@@ -114,7 +114,7 @@ def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict
 
 
 def test_a_coreset_is_chosen_as_its_options_say_and_beside_a_look_ahead(tiny: dict, teacher: str, monkeypatch) -> None:
-    import astra_gym.envs.coresets as module
+    import astra_gym.envs.batches as module
 
     seen: list[Any] = []
     select = module.select
@@ -150,7 +150,7 @@ def test_coresets_are_whole_batches_rounded_down() -> None:
 
 
 def test_the_selection_is_made_on_the_weights_that_the_epoch_has_made(tiny: dict, teacher: str, monkeypatch) -> None:
-    import astra_gym.envs.coresets as module
+    import astra_gym.envs.batches as module
 
     steps: list[int] = []
     select = module.select
@@ -168,7 +168,7 @@ def test_the_selection_is_made_on_the_weights_that_the_epoch_has_made(tiny: dict
 
 def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
     engine = world(tiny, "acl", teacher, coreset="random", coreset_warmup=0, coreset_fraction=0.34, epochs=2)
-    assert engine.planned_updates == 2 and len(engine.sampler.last) == tiny["batch_size"]
+    assert engine.planned_updates == 2 and len(engine.batches.sampler.last) == tiny["batch_size"]
 
 
 @pytest.mark.parametrize(

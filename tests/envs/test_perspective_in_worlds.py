@@ -76,7 +76,7 @@ def test_what_is_attacked_and_observed_are_the_distorted_views(
     assert record.adversarial is not None and (record.adversarial - views).abs().max() <= 8 / 255 + 1e-6
     assert record.losses != other.losses and record.reward.isfinite().all()
     # the same images are in the batch: the augmentation draws nothing from the stream of the data
-    assert engine.sampler.last.tolist() == plain.sampler.last.tolist()
+    assert engine.batches.sampler.last.tolist() == plain.batches.sampler.last.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_originals_stay_the_images_that_they_are(method: str, kind: str, tiny: d
     engine = world(tiny, method, teacher, perspective=kind, **ALWAYS)
     for play in range(3):
         found, b = engine.all_views, tiny["batch_size"]
-        images = as_float(engine.data.train.images[engine.sampler.last])
+        images = as_float(engine.data.train.images[engine.batches.sampler.last])
         assert torch.equal(found[-b:], images), play
         assert torch.equal(found[-b:], plain.all_views[-b:]), play
         assert not torch.equal(found[:-b], plain.all_views[:-b]), play

@@ -22,6 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 
+from astra_gym.ssl_core.kernels import fixed_conv
+
 CUDA = torch.device("cuda:0")
 VIEWS = """
 view _unsafe_view reshape expand permute transpose t slice select unsqueeze squeeze detach alias as_strided split
@@ -331,5 +333,7 @@ def pretend_cuda() -> Iterator[PretendGpu]:
             patches.enter_context(mock.patch.object(torch, name, value))
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         patches.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrite)
+        # Triton's kernels start on a real one only
+        patches.enter_context(mock.patch.object(fixed_conv, "FUSES", False))
         patches.enter_context(_Mode())
         yield GPU

@@ -216,15 +216,15 @@ def test_held_out_images_enter_no_batch(tiny, keep: str, tmp_path) -> None:
     assert len(images.flatten(1).unique(dim=0)) == 14
     secret = {images[row].numpy().tobytes() for row in held_out.tolist()}
     shown: list[set[bytes]] = []
-    source = engine.source.next
+    source = engine.batches.source.next
 
     def watched() -> Tensor:
         batch = source()
         shown.append({image.numpy().tobytes() for image in batch})
-        assert torch.equal(batch, images[engine.sampler.last])
+        assert torch.equal(batch, images[engine.batches.sampler.last])
         return batch
 
-    engine.source.next = watched
+    engine.batches.source.next = watched
     engine.reset(3)
     assert engine.rewards.held_out.tolist() == held_out.tolist()
     for _ in range(4):

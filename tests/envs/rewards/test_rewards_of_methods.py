@@ -97,7 +97,7 @@ def played(request: pytest.FixtureRequest, teacher: str, tmp_path_factory: pytes
     saved = tmp_path_factory.mktemp("saved") / "engine.pt"
     rows, records = [], []
     for play in range(3):
-        rows.append(engine.sampler.last.tolist())
+        rows.append(engine.batches.sampler.last.tolist())
         records.append(engine.play(mixed_budget(engine)))
         if play == 0:
             torch.save(engine.state_dict(), saved)

@@ -123,7 +123,7 @@ def test_the_twins_update_is_the_learners(optimizer: str) -> None:
         adversarial = plain.attack(budget)
         assert plain.update(adversarial) == pytest.approx(engine.learner.update(views, adversarial)["total"], rel=1e-4)
         plain.next_batch()
-        engine._draw()
+        engine.draw_batch()
     ours = engine.learner.network.state_dict()
     moved = [name for name, value in before.items() if not torch.equal(value, ours[name])]
     assert len(moved) > len(before) / 2

@@ -278,7 +278,7 @@ def test_the_attack_is_that_of_the_training_loss_in_train_mode() -> None:
 def test_what_the_attack_compares_with_leaves_no_trace() -> None:
     target, batch = learner(), views()
     before = copy.deepcopy(target._parts.state_dict())
-    objective, look = target.objective(batch), target.look(batch)
+    objective, look = target.objective(batch), target.encode_clean(batch)
     assert objective(look.embeddings).shape == (12,)
     after = target._parts.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -346,7 +346,7 @@ def test_updates_descend_and_reward_terms_are_the_objectives_own() -> None:
     for _ in range(15):
         last = target.update(batch, adversarial)
     assert last["contrast"] < first["contrast"] and last["pseudo"] < first["pseudo"]
-    look, objective = target.look(batch), target.objective(batch)
+    look, objective = target.encode_clean(batch), target.objective(batch)
     torch.testing.assert_close(look.embeddings[0::2], look.embeddings[1::2])  # the same clean view
     terms = METHOD.reward_terms(objective, look.embeddings, look.embeddings)
     torch.testing.assert_close(terms["clean"], objective(look.embeddings))

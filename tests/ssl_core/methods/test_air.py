@@ -152,7 +152,7 @@ def test_weights_follow_the_strength() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_attack_is_acls_and_every_route_has_its_own_stream(kind: type[ACLAIR]) -> None:
     target, views = learner(kind()), images(0, 12)
-    assert target.look(views).embeddings.shape == (8, 8)
+    assert target.encode_clean(views).embeddings.shape == (8, 8)
     attacked = target.attack(views, Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=5), generator(2))
     idle = target.attack(views, Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(2))
     objective = target.objective(views)

@@ -143,7 +143,7 @@ def test_the_attack_raises_what_it_maximises_and_each_route_sees_its_own_stream(
     idle = target.attack(views(0), Budget.uniform(number, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(2))
     objective = target.objective(views(0))
     assert objective(attacked.embeddings).mean() > objective(idle.embeddings).mean() + 1e-4
-    look = target.look(views(0)).embeddings
+    look = target.encode_clean(views(0)).embeddings
     assert method.reward_terms(objective, look, attacked.embeddings)["clean"].shape == (number,)
     before = {route: statistics(target.network, route) for route in method.routes}
     whole = copy.deepcopy(target.network)

@@ -141,7 +141,7 @@ def test_the_attack_raises_the_frameworks_own_loss(kind: type[Siamese], streams:
     assert objective(attacked.embeddings).mean() > objective(still.embeddings).mean() + 1e-3
     assert all(torch.equal(value, before[name]) for name, value in made._parts.state_dict().items())
     low, high = (0, 4) if kind is BYOL else (-1, 1)
-    clean = made.look(VIEWS).embeddings
+    clean = made.encode_clean(VIEWS).embeddings
     terms = made.method.reward_terms(objective, clean, attacked.embeddings)
     assert terms.keys() == {"adversarial", "clean"}
     assert all(bool(((low <= value) & (value <= high)).all()) for value in terms.values())

@@ -111,7 +111,7 @@ def test_only_training_passes_are_repeated(monkeypatch: pytest.MonkeyPatch) -> N
     learner.network.eval()(images.clone().requires_grad_(), "pgd").embeddings.sum().backward()
     with torch.no_grad():
         learner.network.train()(images, "pgd")
-    learner.look(images)
+    learner.encode_clean(images)
     with pytest.raises(RuntimeError, match="repeated"):
         learner.network.train()(images, "pgd")
 

@@ -45,7 +45,7 @@ def test_looking_and_attacking_change_nothing() -> None:
     target.update(VIEWS, VIEWS)
     before = {name: value.clone() for name, value in target.network.state_dict().items()}
     attacked = target.attack(VIEWS, BUDGET, generator(2))
-    encoded = target.look(VIEWS)
+    encoded = target.encode_clean(VIEWS)
     assert target.network.training and all(p.requires_grad for p in target.network.parameters())
     assert all(torch.equal(value, before[name]) for name, value in target.network.state_dict().items())
     assert not encoded.embeddings.requires_grad

@@ -128,7 +128,7 @@ def test_everything_is_in_eval_mode_under_attack_and_put_back() -> None:
     before = copy.deepcopy(target._parts.state_dict())
     modes = [part.training for part in target._parts.modules()]
     target.attack(VIEWS, BUDGET, generator())
-    target.look(VIEWS)
+    target.encode_clean(VIEWS)
     assert same(before, target._parts.state_dict())
     assert modes == [part.training for part in target._parts.modules()]
 

@@ -1,0 +1,96 @@
+"""The batches of a world: which images come next, of which coreset, and the views that the method makes of them."""
+
+import torch
+from torch import Tensor
+
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.data.batch_source import BatchSource
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.methods import Method
+from astra_gym.ssl_core.training.coreset import select, validation_rows
+from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.transforms.perspective_views import perspective_views
+from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
+
+
+class Batches:
+    """The stream of batches; `start` begins it.
+
+    Args:
+        settings: of the world.
+        train: its training images.
+        device: where the views are made.
+
+    Attributes:
+        sampler: of the rows of `train`; `sampler.last` are those of the batch that was drawn last.
+        source: gathers their images.
+        views_settings: of the augmentations.
+    """
+
+    sampler: BatchSampler
+
+    def __init__(self, settings: WorldSettings, train: ImageSet, device: torch.device) -> None:
+        self.settings = settings
+        self.images = train.images
+        self.device = device
+        self.source = BatchSource(train, device, settings.keep_data)
+        self.views_settings = settings.make_views()
+        self.perspective = settings.make_perspective()
+        self._measured = torch.empty(0, dtype=torch.int64)
+
+    def start(self, streams: Streams, held_out: Tensor | None) -> None:
+        """Begins anew.
+
+        Args:
+            streams: of the world; "data" shuffles, "views" augments.
+            held_out: (h,) int64, rows that enter no batch, None for none; those that a coreset is measured on, whose
+                choice moves no stream, do not either.
+        """
+        self.streams = streams
+        rows, apart = torch.arange(len(self.images)), self._measured[:0] if held_out is None else held_out
+        if self.settings.coreset != "none":
+            self._measured = validation_rows(rows[~torch.isin(rows, apart)], streams)
+            apart = torch.cat([apart, self._measured])
+        size, drop_last = self.settings.batch_size, bool(self.settings.drop_last)
+        self.sampler = BatchSampler(len(rows), size, streams["data"], apart if len(apart) else None, drop_last)
+        self.source.start(self.sampler)
+
+    def draw(self, learner: TargetLearner, plan: TrainingPlan, step: int) -> Tensor:
+        """The views (v, 3, h, w) of the next images, as at the update after `step` others; where a coreset is due, it
+        is chosen first, on the learner's present weights."""
+        if self.chooses_coreset(plan, step):
+            self.sampler.restrict(self._coreset(learner, plan))
+        return self.make_views(learner.method, as_float(self.source.next()), plan.moment(step), self.streams["views"])
+
+    def make_views(self, method: Method, images: Tensor, moment: Moment, generator: torch.Generator) -> Tensor:
+        """The method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], and a distortion of all but originals."""
+        views = method.make_views(images, self.views_settings, moment, generator)
+        if self.perspective.kind != "none":
+            augmented = len(views) - method.originals_per_image * len(images)
+            distorted = perspective_views(views[:augmented], self.perspective, generator)
+            views = torch.cat([distorted, views[augmented:]])
+        return views.contiguous(memory_format=torch.channels_last)
+
+    def chooses_coreset(self, plan: TrainingPlan, step: int) -> bool:
+        """Whether a coreset is chosen before the batch of the update after `step` others."""
+        epoch, before = plan.place(step)
+        first, every = self.settings.coreset_epochs
+        due = len(self._measured) > 0 and before == 0 and first <= epoch < self.settings.epochs
+        return due and (epoch - first) % every == 0
+
+    def _coreset(self, learner: TargetLearner, plan: TrainingPlan) -> Tensor:
+        """Rows of the coming epochs' batches."""
+        moment, generator = learner.moment, self.streams["coreset/views"]
+        return select(
+            learner,
+            self.sampler.all_rows,
+            self._measured,
+            self.settings.batch_size,
+            lambda rows: as_float(self.images[rows].to(self.device)),
+            lambda batch: self.make_views(learner.method, batch, moment, generator),
+            self.settings.make_coreset(plan.reduced_steps // plan.replays),
+            self.streams,
+        )
