@@ -11,6 +11,7 @@ from torch import Tensor
 from astra_gym.agents.base import Transition
 from astra_gym.agents.controls import Common, OnePlayAgent
 from astra_gym.agents.policies import choices
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,9 @@ class BanditSettings:
     baseline_decay: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_positive(step_size=self.step_size, share=self.share)
-        if self.share > 1:
-            raise ValueError(f"share is {self.share}: expected a part in (0, 1]")
-        _check_decay(self.baseline_decay)
+        check_number("step_size", self.step_size, above=True)
+        check_number("share", self.share, 0, 1, above=True)
+        check_number("baseline_decay", self.baseline_decay, 0, 1, below=True)
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,11 @@ class LinearSettings:
     baseline_decay: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_positive(ridge=self.ridge, propensity_draws=self.propensity_draws)
-        if self.deviation < 0:
-            raise ValueError(f"deviation is {self.deviation}: expected 0 or more")
-        if not 0 < self.forgetting <= 1:
-            raise ValueError(f"forgetting is {self.forgetting}: expected a weight in (0, 1]")
-        _check_decay(self.baseline_decay)
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name} is {value}: expected a positive number")
-
-
-def _check_decay(decay: float) -> None:
-    if not 0 <= decay < 1:
-        raise ValueError(f"baseline_decay is {decay}: expected a number in [0, 1)")
+        check_number("ridge", self.ridge, above=True)
+        check_number("propensity_draws", self.propensity_draws, 1, whole=True)
+        check_number("deviation", self.deviation)
+        check_number("forgetting", self.forgetting, 0, 1, above=True)
+        check_number("baseline_decay", self.baseline_decay, 0, 1, below=True)
 
 
 class Bandit(OnePlayAgent):

@@ -19,7 +19,7 @@ from astra_gym.agents import storage
 from astra_gym.agents.adapters import HeldObservation, NoEnvironment, as_torch_env
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
-from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
+from astra_gym.ssl_core.utils.finite import NonFiniteValueError, check_number, not_finite
 from astra_gym.ssl_core.utils.messages import brief, shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -76,8 +76,7 @@ class Agent:
         n_steps: int = 1,
         tensorboard_log: str | None = None,
     ) -> None:
-        if n_steps < 1:
-            raise ValueError(f"n_steps is {n_steps}: expected a positive number of plays")
+        check_number("n_steps", n_steps, 1, expected="a positive number of plays", whole=True)
         adapted = as_torch_env(env, get_device(device))
         self.device = get_device(adapted.device if device == "auto" else device)
         for space in (adapted.observation_space, adapted.action_space):

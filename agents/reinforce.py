@@ -13,7 +13,7 @@ from astra_gym.agents.policies import HEADS, ResNetExtractor, batch_statistics, 
 from astra_gym.envs.api.protocol import AssessingEnv
 from astra_gym.ssl_core.models.target_network import PRECISIONS
 from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
-from astra_gym.ssl_core.utils.finite import NonFiniteValueError
+from astra_gym.ssl_core.utils.finite import NonFiniteValueError, check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 
@@ -76,10 +76,9 @@ class ReinforceSettings:
             raise ValueError(f"{self.n_steps=}, {self.interval=}: expected both at least 1")
         if self.second_draw and self.n_steps > 1:
             raise ValueError(f"n_steps is {self.n_steps}: expected 1, since second_draw learns from single plays")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}: expected a discount in [0, 1]")
-        if self.baseline_decay is not None and not 0 <= self.baseline_decay < 1:
-            raise ValueError(f"baseline_decay is {self.baseline_decay}: expected a number in [0, 1), or None")
+        check_number("gamma", self.gamma, 0, 1, "a discount in [0, 1]")
+        if self.baseline_decay is not None:
+            check_number("baseline_decay", self.baseline_decay, 0, 1, "a number in [0, 1), or None", below=True)
         # a list where settings come out of a file
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if min(self.width, *self.hidden) < 1:

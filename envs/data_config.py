@@ -4,16 +4,14 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 import numpy as np
 
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
 from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.utils.finite import check_number, is_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
-from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 
@@ -70,7 +68,7 @@ class DataSettings:
             check_path(name, getattr(self, name))
         for name in ("image_size", "limit", "test_limit"):
             if getattr(self, name) is not None or name == "image_size":
-                check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
+                check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
 
     def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
         """The data set, as `astra_gym.ssl_core.data.datasets.load_dataset` reads it."""
@@ -103,21 +101,6 @@ def check_options(name: str, value: object) -> None:
 def check_numbers(name: str, value: object, length: int) -> None:
     """Raises a ValueError unless the value is a list, a tuple or an array of so many finite numbers."""
     listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    numbers = [part for part in listed if isinstance(part, Real) and not isinstance(part, bool) and _finite(part)]
+    numbers = [part for part in listed if is_number(part)]
     if len(listed) != length or len(numbers) != length:
         raise ValueError(f"{name} is {value!r:.60}: expected {length} numbers")
-
-
-def check_figure(name: str, value: object, low: float, high: float, expected: str, whole: bool = False) -> None:
-    """Raises a ValueError unless the value is a finite number in [low, high], and an integer where it has to be."""
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not (number and _finite(value) and low <= value <= high):  # type: ignore[operator]
-        raise ValueError(f"{name} is {shown(value)}: expected {expected}")
-
-
-def _finite(value: Any) -> bool:
-    """Whether a number is finite, as a float too: an integer may be too large for one."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

@@ -11,6 +11,7 @@ from astra_gym.envs.api.step_result import StepResult
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.observations import checked, observation_for
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 
 
@@ -123,8 +124,8 @@ class TorchBatchEnv:
         episode_steps: int | None = None,
         observation: str = "features",
     ) -> None:
-        if episode_steps is not None and (type(episode_steps) is not int or episode_steps < 1):
-            raise ValueError(f"episode_steps is {shown(episode_steps)}: expected a positive integer")
+        if episode_steps is not None:
+            check_number("episode_steps", episode_steps, 1, expected="a positive integer", whole=True)
         self._views = TorchViewEnv(engine, actions)
         self.engine = engine
         self.table = self._views.table

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from astra_gym.envs.data_config import DataSettings, check_figure, check_numbers, check_options, check_path
+from astra_gym.envs.data_config import DataSettings, check_numbers, check_options, check_path
 from astra_gym.envs.rewards.registry import check_terms, paid_terms, settle_weights
 from astra_gym.envs.world_checks import check_effect
 from astra_gym.ssl_core.attacks.pgd import STARTS, find_start
@@ -24,6 +24,7 @@ from astra_gym.ssl_core.training.coreset import SELECTIONS, CoresetSettings
 from astra_gym.ssl_core.training.optim import OPTIMIZERS, PEAK_LR
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
 from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
@@ -185,14 +186,14 @@ class WorldSettings(DataSettings):
             pick(self.attack_start, STARTS, "attack start")
         check_path("teacher", self.teacher)
         for name in ("width", "projector_hidden", "projector_dim", "epochs"):
-            check_figure(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
+            check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
         pairs = "2 or more images, since each needs negatives"
-        check_figure("batch_size", self.batch_size, 2, math.inf, pairs, whole=True)
-        check_figure("update_chunks", self.update_chunks, 1, math.inf, "1 (the whole batch) or more", whole=True)
+        check_number("batch_size", self.batch_size, 2, math.inf, pairs, whole=True)
+        check_number("update_chunks", self.update_chunks, 1, math.inf, "1 (the whole batch) or more", whole=True)
         chunk_sizes(self.batch_size, self.update_chunks)
         if type(self.recompute) is not bool:
             raise ValueError(f"recompute is {shown(self.recompute)}: expected true or false")
-        check_figure("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
+        check_number("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.precision == "bf16" and last_strided_map(self.image_size, self.stem) < 2:
             # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a processor
             raise ValueError(
@@ -200,29 +201,29 @@ class WorldSettings(DataSettings):
                 "where bf16 is not reliable: take --precision fp32, or larger images"
             )
         if self.lr is not None:
-            check_figure("lr", self.lr, 0, math.inf, "0 or more")
+            check_number("lr", self.lr, 0, math.inf, "0 or more")
         if self.final_lr != WorldSettings.final_lr:
-            check_figure("final_lr", self.final_lr, 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}")
+            check_number("final_lr", self.final_lr, 0, self.peak_lr, f"0 to the peak learning rate, {self.peak_lr:g}")
         if self.warmup_start is not None:
-            check_figure("warmup_start", self.warmup_start, 0, 1, "a share of the peak learning rate, in [0, 1]")
+            check_number("warmup_start", self.warmup_start, 0, 1, "a share of the peak learning rate, in [0, 1]")
         for name in ("weight_decay", "mixed_weight"):
-            check_figure(name, getattr(self, name), 0, math.inf, "0 or more")
+            check_number(name, getattr(self, name), 0, math.inf, "0 or more")
         for name, length in (("crop_scale", 2), ("jitter", 4)):
             value = getattr(self, name)
             if value is not None or name == "jitter":
                 check_numbers(name, value, length)
             object.__setattr__(self, name, None if value is None else tuple(value))
-        check_figure("coreset_fraction", self.coreset_fraction, 1e-6, 1, "a share in (0, 1]")
+        check_number("coreset_fraction", self.coreset_fraction, 1e-6, 1, "a share in (0, 1]")
         for name, least in (("coreset_warmup", 0), ("coreset_every", 1)):
             if getattr(self, name) is not None:
-                check_figure(name, getattr(self, name), least, math.inf, f"an integer of {least} or more", whole=True)
-        check_figure("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
-        check_figure("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
+                check_number(name, getattr(self, name), least, math.inf, f"an integer of {least} or more", whole=True)
+        check_number("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
+        check_number("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
         for name in ("strength", "flip", "blur", "solarize"):
             if getattr(self, name) is not None or name in ("strength", "flip"):
-                check_figure(name, getattr(self, name), 0, 1, "a number in [0, 1]")
+                check_number(name, getattr(self, name), 0, 1, "a number in [0, 1]")
         settle_weights(self)
-        check_figure("lookahead_images", self.lookahead_images, 2, math.inf, pairs, whole=True)
+        check_number("lookahead_images", self.lookahead_images, 2, math.inf, pairs, whole=True)
         self.make_views()
         self.make_perspective()
         self.make_coreset(1)

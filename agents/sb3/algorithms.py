@@ -21,6 +21,7 @@ from astra_gym.agents.external import own_algorithm
 from astra_gym.agents.policies import Sb3ImageExtractor, is_image
 from astra_gym.agents.sb3.settings import OURS, arguments_from, check_range, table_for
 from astra_gym.agents.sb3.state import check_resumable
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import check_type
@@ -153,8 +154,7 @@ def make_sb3(
         )
     if not isinstance(env, VecEnv):
         raise ValueError(f"env is a {type(env).__name__}: {name} needs a Stable-Baselines3 VecEnv")
-    if planned_plays < 1:
-        raise ValueError(f"planned_plays is {planned_plays}: expected a positive number")
+    check_number("planned_plays", planned_plays, 1, expected="a positive number", whole=True)
     if seed is not None:
         seed_globals(seed, env.action_space)
     image = is_image(env.observation_space)

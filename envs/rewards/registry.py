@@ -16,12 +16,13 @@ nothing is held out. A term of 0 is not computed, but those of the method always
 import math
 from typing import Any
 
-from astra_gym.envs.data_config import check_figure, check_options
+from astra_gym.envs.data_config import check_options
 from astra_gym.envs.rewards.attack_terms import Adversarial, Clean, Cost, Mixed
 from astra_gym.envs.rewards.lookahead import LookAhead
 from astra_gym.envs.rewards.progress import Progress
 from astra_gym.envs.rewards.term import MethodTerm, RewardTerm
 from astra_gym.ssl_core.methods import Method
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import written_out
@@ -70,7 +71,7 @@ def settle_weights(settings: Any) -> None:
         if name not in REWARD_TERMS and not is_dotted(name):
             raise unknown(name, REWARD_TERMS, "reward term")
         setting, weight = f"reward_{name}", written_out(given, float)
-        check_figure(f"reward_weights.{name}", weight, -math.inf, math.inf, "a finite number")
+        check_number(f"reward_weights.{name}", weight, -math.inf, math.inf, "a finite number")
         if not hasattr(settings, setting):
             left[name] = float(weight)
             continue
@@ -81,7 +82,7 @@ def settle_weights(settings: Any) -> None:
     object.__setattr__(settings, "reward_weights", left or None)
     for name in REWARD_TERMS:
         if hasattr(settings, f"reward_{name}"):
-            check_figure(f"reward_{name}", getattr(settings, f"reward_{name}"), -math.inf, math.inf, "a finite number")
+            check_number(f"reward_{name}", getattr(settings, f"reward_{name}"), -math.inf, math.inf, "a finite number")
 
 
 def weights_of(settings: Any) -> dict[str, float]:

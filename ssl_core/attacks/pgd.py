@@ -1,7 +1,6 @@
 """Projected gradient ascent with a budget of its own for every image."""
 
 import math
-import numbers
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -120,10 +120,7 @@ class ConstantBudget:
     def __post_init__(self) -> None:
         whole_steps(self.steps)
         for name in ("epsilon", "step_size"):
-            value = getattr(self, name)
-            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and 0 <= value <= 1):
-                raise ValueError(f"{name} is {value!r:.40}: expected in [0, 1], in the images' unit: 8/255 and not 8")
+            check_number(name, getattr(self, name), 0, 1, "in [0, 1], in the images' unit: 8/255 and not 8")
 
     def expand(self, n: int, device: torch.device | str = "cpu") -> Budget:
         """The budget of n images, each with this one."""

@@ -1,6 +1,5 @@
 """Adversarial perturbation of the weights: a gradient is taken where the loss is higher, and the weights come back."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 @contextmanager
@@ -30,8 +30,7 @@ def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> I
     Raises:
         ValueError: if gamma is out of its range, the loss is no scalar, or it depends on no weight that can be moved.
     """
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"gamma is {gamma!r}: expected a finite number of 0 or more, such as 0.005")
+    check_number("gamma", gamma, expected="a finite number of 0 or more, such as 0.005")
     if gamma == 0:
         yield
         return

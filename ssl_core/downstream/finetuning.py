@@ -18,6 +18,7 @@ from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
 from astra_gym.ssl_core.utils.device import ieee_fp32
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -63,22 +64,19 @@ class FineTuneSettings:
     start_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
-        for name, valid, expected in (
-            ("epochs", type(self.epochs) is int and self.epochs >= 1, "an integer of at least 1"),
-            ("lr", self.lr > 0, "above 0"),
-            ("batch_size", self.batch_size >= 2, "at least 2, since batch norm takes the statistics of a batch"),
-            ("milestones", list(self.milestones) == sorted(set(self.milestones)), "epochs in rising order"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("beta", self.beta >= 0, "at least 0"),
-            ("epsilon", 0 <= self.epsilon <= 1, fraction),
-            ("step_size", 0 <= self.step_size <= 1, fraction),
-            ("steps", type(self.steps) is int and self.steps >= 0, "an integer of at least 0"),
-            ("start_noise", 0 <= self.start_noise <= 1, fraction),
-        ):
-            if not valid:
-                raise ValueError(f"fine-tuning's {name} is {shown(getattr(self, name))}: expected {expected}")
+        check_number("fine-tuning's epochs", self.epochs, 1, whole=True)
+        check_number("fine-tuning's lr", self.lr, above=True)
+        expected = "at least 2, since batch norm takes the statistics of a batch"
+        check_number("fine-tuning's batch_size", self.batch_size, 2, expected=expected, whole=True)
+        check_number("fine-tuning's momentum", self.momentum, 0, 1, below=True)
+        check_number("fine-tuning's weight_decay", self.weight_decay)
+        check_number("fine-tuning's beta", self.beta)
+        check_number("fine-tuning's steps", self.steps, whole=True)
+        for name in ("epsilon", "step_size", "start_noise"):
+            expected = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
+            check_number(f"fine-tuning's {name}", getattr(self, name), 0, 1, expected)
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"fine-tuning's milestones is {shown(self.milestones)}: expected epochs in rising order")
 
 
 @ieee_fp32()

@@ -14,8 +14,8 @@ from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import check_frozen
 from astra_gym.ssl_core.models.encoder import FrozenEncoderClassifier, fast_features
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.hashing import fingerprint
-from astra_gym.ssl_core.utils.messages import shown
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,8 @@ class NeighbourSettings:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
-            ("k", self.k >= 1, "at least 1"),
-            ("temperature", 0 < self.temperature < math.inf, "above 0"),
-        ):
-            if not valid:
-                raise ValueError(f"the neighbours' {name} is {shown(getattr(self, name))}: expected {expected}")
+        check_number("the neighbours' k", self.k, 1, whole=True)
+        check_number("the neighbours' temperature", self.temperature, above=True)
 
 
 class NeighbourClassifier(FrozenEncoderClassifier):

@@ -17,6 +17,7 @@ from astra_gym.ssl_core.evaluation.sanity import check_frozen
 from astra_gym.ssl_core.models.encoder import Encoder, FrozenEncoderClassifier, fast_features
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
 from astra_gym.ssl_core.utils.device import ieee_fp32
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
@@ -53,16 +54,13 @@ class ProbeSettings:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
-            ("epochs", type(self.epochs) is int and self.epochs >= 1, "an integer of at least 1"),
-            ("lr", self.lr > 0, "above 0"),
-            ("batch_size", type(self.batch_size) is int and self.batch_size >= 1, "an integer of at least 1"),
-            ("milestones", list(self.milestones) == sorted(set(self.milestones)), "epochs in rising order"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-        ):
-            if not valid:
-                raise ValueError(f"the probe's {name} is {shown(getattr(self, name))}: expected {expected}")
+        check_number("the probe's epochs", self.epochs, 1, whole=True)
+        check_number("the probe's lr", self.lr, above=True)
+        check_number("the probe's batch_size", self.batch_size, 1, whole=True)
+        check_number("the probe's momentum", self.momentum, 0, 1, below=True)
+        check_number("the probe's weight_decay", self.weight_decay)
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"the probe's milestones is {shown(self.milestones)}: expected epochs in rising order")
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,10 @@ class TrainingAttack:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        for name, valid, expected in (
-            ("epsilon", 0 < self.epsilon <= 1, "a fraction in (0, 1], such as 8/255 and not 8"),
-            ("step_size", 0 < self.step_size <= 1, "a fraction in (0, 1], such as 2/255 and not 2"),
-            ("steps", type(self.steps) is int and self.steps >= 1, "an integer of at least 1"),
-        ):
-            if not valid:
-                raise ValueError(f"the training attack's {name} is {shown(getattr(self, name))}: expected {expected}")
+        for name in ("epsilon", "step_size"):
+            expected = "a fraction in (0, 1], such as 8/255 and not 8"
+            check_number(f"the training attack's {name}", getattr(self, name), 0, 1, expected, above=True)
+        check_number("the training attack's steps", self.steps, 1, whole=True)
 
     def budget(self, n: int, device: torch.device | str) -> Budget:
         """The same for each of n images."""

@@ -1,7 +1,6 @@
 """Post-processing of a trained encoder without labels: adversarial fine-tuning on pseudo labels (DynACL++)."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
@@ -14,6 +13,7 @@ from astra_gym.ssl_core.downstream.linear_probe import ProbeSettings, train_prob
 from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 
@@ -66,28 +66,28 @@ class PostSettings:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        fraction = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
+        whose = "the post-processing's"
+        if self.clusters != 0:
+            expected = "at least 2, or 0 for the number of classes"
+            check_number(f"{whose} clusters", self.clusters, 2, expected=expected, whole=True)
+        for name in ("starts", "probe_epochs", "epochs"):
+            check_number(f"{whose} {name}", getattr(self, name), 1, whole=True)
+        for name in ("probe_lr", "lr"):
+            check_number(f"{whose} {name}", getattr(self, name), above=True)
+        for name in ("probe_weight_decay", "weight_decay", "beta"):
+            check_number(f"{whose} {name}", getattr(self, name))
+        check_number(f"{whose} momentum", self.momentum, 0, 1, below=True)
+        expected = "at least 2, since batch norm takes the statistics of a batch"
+        check_number(f"{whose} batch_size", self.batch_size, 2, expected=expected, whole=True)
+        check_number(f"{whose} steps", self.steps, whole=True)
+        for name in ("epsilon", "step_size", "start_noise"):
+            expected = "in [0, 1]: it is in the images' unit, 8/255 and not 8"
+            check_number(f"{whose} {name}", getattr(self, name), 0, 1, expected)
         rising = list(self.milestones) == sorted(set(self.milestones))
-        for name, valid, expected in (
-            ("clusters", self.clusters >= 2 or self.clusters == 0, "at least 2, or 0 for the number of classes"),
-            ("starts", self.starts >= 1, "at least 1"),
-            ("probe_epochs", self.probe_epochs >= 1, "at least 1"),
-            ("probe_lr", 0 < self.probe_lr < math.inf, "above 0"),
-            ("probe_weight_decay", 0 <= self.probe_weight_decay < math.inf, "at least 0"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("lr", 0 < self.lr < math.inf, "above 0"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("milestones", rising and all(0 < at < 1 for at in self.milestones), "rising fractions between 0 and 1"),
-            ("batch_size", self.batch_size >= 2, "at least 2, since batch norm takes the statistics of a batch"),
-            ("beta", 0 <= self.beta < math.inf, "at least 0"),
-            ("epsilon", 0 <= self.epsilon <= 1, fraction),
-            ("step_size", 0 <= self.step_size <= 1, fraction),
-            ("steps", type(self.steps) is int and self.steps >= 0, "an integer of at least 0"),
-            ("start_noise", 0 <= self.start_noise <= 1, fraction),
-        ):
-            if not valid:
-                raise ValueError(f"the post-processing's {name} is {shown(getattr(self, name))}: expected {expected}")
+        if not rising or not all(0 < at < 1 for at in self.milestones):
+            raise ValueError(
+                f"{whose} milestones is {shown(self.milestones)}: expected rising fractions between 0 and 1"
+            )
 
     def for_classes(self, classes: int) -> "PostSettings":
         """The same with as many clusters as there are classes, where `clusters` is 0.

@@ -8,6 +8,8 @@ bootstrap over images without a loop.
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.utils.finite import check_number
+
 CHUNK = 2**24
 """Pairs of embeddings compared at once, 128 MiB of float64."""
 
@@ -75,8 +77,7 @@ def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tens
     Raises:
         ValueError: if t is not positive, or as `normalised`.
     """
-    if not t > 0:
-        raise ValueError(f"t is {t}: expected a positive number")
+    check_number("t", t, above=True)
     z = normalised(z)
     weight = _weights(weights, z)
     pairs = weight.sum(dim=1).square() - weight.square().sum(dim=1)

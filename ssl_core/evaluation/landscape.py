@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.hashing import fingerprint
 
 Direction = Mapping[str, Tensor]
@@ -134,8 +135,8 @@ def search_directions(
         ValueError: if radius or candidates are out of range, or as `random_direction` and `loss_along`.
         RuntimeError: as `loss_along`.
     """
-    if not (radius > 0 and math.isfinite(radius)) or candidates < 1:
-        raise ValueError(f"radius is {radius} and candidates is {candidates}: expected above 0, and at least 1")
+    check_number("radius", radius, above=True)
+    check_number("candidates", candidates, 1, whole=True)
     [centre] = loss_along(network, {}, (0.0,), loss, progress)
     found = []
     for index in range(candidates):

@@ -9,6 +9,7 @@ from typing import Any
 
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import write_json
+from astra_gym.ssl_core.utils.finite import is_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.provenance import versions
 
@@ -113,7 +114,7 @@ class Row:
         for name in ("n", "seed", "restarts"):
             _require(type(getattr(self, name)) is int, name, self, "an integer")
         for name in ("epsilon", "value", "label_fraction"):
-            _require(_is_finite(getattr(self, name)), name, self, "a finite number")
+            _require(is_number(getattr(self, name)), name, self, "a finite number")
         for name, known in (
             ("protocol", PROTOCOLS),
             ("metric", METRICS),
@@ -137,7 +138,7 @@ class Row:
         _require((self.interval is None) == (self.interval_method == "none"), "interval_method", self, "how it was got")
         reasons = isinstance(self.deviations, tuple) and all(isinstance(one, str) and one for one in self.deviations)
         _require(reasons, "deviations", self, "a tuple of strings")
-        _require(self.seconds is None or _is_finite(self.seconds), "seconds", self, "a finite number, or None")
+        _require(self.seconds is None or is_number(self.seconds), "seconds", self, "a finite number, or None")
         strings = isinstance(self.versions, Mapping) and all(
             isinstance(text, str) for item in self.versions.items() for text in item
         )
@@ -149,12 +150,8 @@ class Row:
         return not self.deviations
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_interval(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_finite, value))
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from astra_gym.ssl_core.utils.finite import check_number
+
 REDUCTIONS = ("mean", "sum", "none")
 MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one NT-Xent a view, as drawn"}
 
@@ -38,8 +40,7 @@ def nt_xent(z: Tensor, temperature: float = 0.5, reduction: str = "mean") -> Ten
     """
     if z.ndim != 2 or len(z) < 2 or len(z) % 2:
         raise ValueError(f"z has shape {tuple(z.shape)}: expected (2N, d), rows 2k and 2k+1 the two views of image k")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: expected a positive number")
+    check_number("temperature", temperature, above=True)
     z = F.normalize(z, dim=1)
     logits = z @ z.T / temperature
     logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
@@ -127,8 +128,7 @@ def trades(
     Raises:
         ValueError: if the shapes do not fit together, beta is negative or the reduction is unknown.
     """
-    if not beta >= 0:
-        raise ValueError(f"beta is {beta}: expected a number of 0 or more")
+    check_number("beta", beta)
     robustness = kl_divergence(clean_logits, adversarial_logits)
     if labels.shape != robustness.shape:
         raise ValueError(f"labels have shape {tuple(labels.shape)}: expected {tuple(robustness.shape)}, as the logits")

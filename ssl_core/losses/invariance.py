@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 FORMS: Mapping[str, str] = {
@@ -75,8 +76,7 @@ def log_share(view: Tensor, other: Tensor, temperature: float) -> Tensor:
     """
     if view.shape != other.shape or view.ndim != 2 or len(view) == 0:
         raise ValueError(f"embeddings are {tuple(view.shape)} and {tuple(other.shape)}: expected (B, d) twice")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: expected a positive number")
+    check_number("temperature", temperature, above=True)
     return F.log_softmax(F.cosine_similarity(view, other, dim=1) / temperature, dim=0)
 
 

@@ -1,12 +1,11 @@
 """Losses over more than two versions of an image: RoCL's three-way NT-Xent, AdvCL's SupCon, EMP-SSL's coding rate."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from astra_gym.ssl_core.losses.contrastive import reduced
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 def multi_view_nt_xent(
@@ -56,8 +55,7 @@ def supcon(
     Raises:
         ValueError: as `multi_view_nt_xent`.
     """
-    if not base_temperature > 0:
-        raise ValueError(f"base_temperature is {base_temperature}: expected a positive number")
+    check_number("base_temperature", base_temperature, above=True)
     logarithms, positive = _log_shares(z, views, temperature, stop=False)
     mean = logarithms.masked_fill(~positive, 0.0).sum(dim=1) / (views - 1)
     return reduced(-temperature / base_temperature * mean, reduction)
@@ -69,8 +67,7 @@ def _log_shares(z: Tensor, views: int, temperature: float, stop: bool) -> tuple[
         raise ValueError(f"views is {views}: expected two or more versions of an image, since each needs a positive")
     if z.ndim != 2 or len(z) == 0 or len(z) % views:
         raise ValueError(f"z has shape {tuple(z.shape)}: expected ({views}N, d), an image's versions in a row")
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: expected a positive number")
+    check_number("temperature", temperature, above=True)
     z = F.normalize(z, dim=1)
     logits = z @ (z.detach() if stop else z).T / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
@@ -95,8 +92,7 @@ def coding_rate(z: Tensor, epsilon: float = 0.2) -> Tensor:
     """
     if z.ndim < 2:
         raise ValueError(f"z has shape {tuple(z.shape)}: expected (..., b, d)")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon is {epsilon}: expected a positive number")
+    check_number("epsilon", epsilon, above=True)
     b, d = z.shape[-2:]
     gram = z.mT @ z if d <= b else z @ z.mT
     identity = torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device)
@@ -130,8 +126,7 @@ def emp_ssl(z: Tensor, crops: int, invariance: float = 200.0, epsilon: float = 0
         raise ValueError(f"crops is {crops}: expected two or more of an image, since they are compared with their mean")
     if z.ndim != 2 or len(z) == 0 or len(z) % crops:
         raise ValueError(f"z has shape {tuple(z.shape)}: expected ({crops}N, d), an image's crops in a row")
-    if not (invariance >= 0 and math.isfinite(invariance)):
-        raise ValueError(f"invariance is {invariance}: expected 0 or more")
+    check_number("invariance", invariance)
     by_image = F.normalize(z, dim=1).unflatten(0, (-1, crops))
     agreement = F.cosine_similarity(by_image, by_image.mean(dim=1, keepdim=True), dim=2)
     rate = coding_rate(by_image.transpose(0, 1), epsilon)

@@ -12,12 +12,13 @@ from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.multiview import supcon
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.distillation import ANY_ROUTE, taught
-from astra_gym.ssl_core.methods.parts import by_parity, check_number, on_routes
+from astra_gym.ssl_core.methods.parts import by_parity, on_routes
 from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
 from astra_gym.ssl_core.models.heads import Classifiers
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.high_frequency import high_frequency
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views, weak_views
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 HEAD = "classifiers"
@@ -91,8 +92,7 @@ class AdvCL(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base_temperature > 0:
-            raise ValueError(f"base_temperature is {self.base_temperature}: expected a positive number")
+        check_number("base_temperature", self.base_temperature, above=True)
         for name in ("pseudo_weight", "radius"):
             check_number(name, getattr(self, name))
         counts = tuple(self.clusters)

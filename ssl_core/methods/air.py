@@ -10,8 +10,8 @@ from torch import Tensor
 from astra_gym.ssl_core.losses.invariance import FORMS, air, sir
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.dynacl import strength_at
-from astra_gym.ssl_core.methods.parts import check_number
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.training_plan import Moment
 

@@ -13,6 +13,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, Encode, Objec
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 Network = Callable[[Tensor, str], Encoded]
@@ -103,8 +104,7 @@ class Method(ABC):
     """Whether the loss has the temperature; else one that is given is refused, of a subclass too."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: expected a positive number")
+        check_number("temperature", self.temperature, above=True)
 
     @property
     def starts_from_teacher(self) -> bool:

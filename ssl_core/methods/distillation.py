@@ -11,10 +11,11 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.cosine import negative_cosine
 from astra_gym.ssl_core.methods.base import Method, Networks
-from astra_gym.ssl_core.methods.parts import by_parity, check_number, on_routes
+from astra_gym.ssl_core.methods.parts import by_parity, on_routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 ANY_ROUTE = "normal"

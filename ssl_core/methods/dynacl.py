@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.methods.base import Method, Networks
-from astra_gym.ssl_core.methods.parts import by_parity, check_number
+from astra_gym.ssl_core.methods.parts import by_parity
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 STAGES = 20

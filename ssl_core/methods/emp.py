@@ -11,6 +11,7 @@ from astra_gym.ssl_core.losses.multiview import emp_ssl
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings, multi_crops
 from astra_gym.ssl_core.transforms.views import ViewSettings
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.training_plan import Moment
 
@@ -63,16 +64,12 @@ class EMPSSL(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.crops, bool) or not isinstance(self.crops, int) or self.crops < 2:
-            raise ValueError(
-                f"crops is {shown(self.crops)}: expected two or more, since an image's are compared with their mean"
-            )
+        expected = "two or more, since an image's are compared with their mean"
+        check_number("crops", self.crops, 2, expected=expected, whole=True)
         if type(self.patches) is not bool:
             raise ValueError(f"patches is {shown(self.patches)}: expected true or false")
-        if not 0 <= self.invariance < float("inf"):
-            raise ValueError(f"invariance is {self.invariance}: expected a number of 0 or more")
-        if not 0 < self.epsilon < float("inf"):
-            raise ValueError(f"epsilon, the coding rate's, is {self.epsilon}: expected a positive number")
+        check_number("invariance", self.invariance)
+        check_number("epsilon, the coding rate's,", self.epsilon, above=True)
 
     def crop_settings(self, settings: ViewSettings) -> CropSettings:
         """How a run's crops are made: the authors' own at strength 1, none but the patches' at 0.
@@ -160,8 +157,7 @@ class CFAMCSSL(EMPSSL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1:
-            raise ValueError(f"m is {shown(self.m)}: expected an integer of 1 or more, the updates of a batch")
+        check_number("m", self.m, 1, expected="an integer of 1 or more, the updates of a batch", whole=True)
 
     @property
     def replays(self) -> int:

@@ -1,6 +1,5 @@
 """What several methods are made of."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor
 
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.models.target_network import Encoded
-from astra_gym.ssl_core.utils.messages import shown
 
 RouteEncoder = Callable[[Tensor], Encoded]
 """Images (m, 3, h, w) to features and embeddings."""
@@ -39,12 +37,3 @@ def on_routes(networks: Networks, routes: tuple[str, str]) -> tuple[RouteEncoder
     """The target network on the first route, and on the second."""
     first, second = routes
     return lambda images: networks(images, first), lambda images: networks(images, second)
-
-
-def check_number(name: str, value: object, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
-    """Raises a ValueError unless an option is a finite number in [low, high], or with `above` in (low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number and low <= value <= high and not (above and value == low)):  # type: ignore[operator]
-        bound = f"above {low:g}" if above else f"of {low:g} or more"
-        expected = bound if high == math.inf else f"in {'(' if above else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name} is {shown(value)}: expected a finite number {expected}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.multiview import multi_view_nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
-from astra_gym.ssl_core.methods.parts import check_number
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.losses.cosine import symmetric_byol, symmetric_negative_cosine
 from astra_gym.ssl_core.methods.base import Method, Networks
-from astra_gym.ssl_core.methods.parts import check_number
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.models.target_network import Encoded
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.training_plan import Moment
 
@@ -53,8 +53,7 @@ class Predictive(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.predictor_hidden) is not int or self.predictor_hidden < 1:
-            raise ValueError(f"predictor_hidden is {shown(self.predictor_hidden)}: expected a positive integer")
+        check_number("predictor_hidden", self.predictor_hidden, 1, expected="a positive integer", whole=True)
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """The predictor, as long in its outputs as the embeddings."""

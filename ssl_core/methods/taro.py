@@ -11,8 +11,8 @@ from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.cosine import negative_cosine, partners
 from astra_gym.ssl_core.losses.targets import select_targets, targeted_similarity
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.methods.parts import check_number
 from astra_gym.ssl_core.methods.siamese import Predictive
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 @dataclass(frozen=True)

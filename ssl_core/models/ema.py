@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from astra_gym.ssl_core.utils.finite import check_number
+
 
 @torch.no_grad()
 def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
@@ -20,8 +22,7 @@ def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
     Raises:
         ValueError: if the momentum is out of range, or the parameters differ in name or shape; nothing is updated then.
     """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum is {momentum}: expected a number in [0, 1]")
+    check_number("momentum", momentum, 0, 1)
     ours, theirs = dict(target.named_parameters()), dict(source.named_parameters())
     shapes = [{name: value.shape for name, value in each.items()} for each in (ours, theirs)]
     if shapes[0] != shapes[1]:

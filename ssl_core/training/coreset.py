@@ -14,6 +14,7 @@ from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.rng import Streams, derive_seed
@@ -75,14 +76,10 @@ class CoresetSettings:
         if type(self.biases) is not bool:
             raise ValueError(f"coreset: biases is {shown(self.biases)}, expected true or false")
         for name, least in (("batches", 1), ("steps", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"coreset: {name} is {shown(value)}, expected an integer of {least} or more")
-        if not 0 <= self.lr < float("inf"):
-            raise ValueError(f"coreset: lr is {self.lr}, expected a number of 0 or more")
+            check_number(f"coreset: {name}", getattr(self, name), least, whole=True)
+        check_number("coreset: lr", self.lr)
         for name in ("epsilon", "step_size"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"coreset: {name} is {getattr(self, name)}, expected a number in [0, 1], 8/255 not 8")
+            check_number(f"coreset: {name}", getattr(self, name), 0, 1, "a number in [0, 1], 8/255 not 8")
 
 
 def validation_rows(rows: Tensor, streams: Streams) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.transforms.blur import FilterParameters, apply_filters, draw_filters
 from astra_gym.ssl_core.transforms.views import StrongParameters, ViewSettings, apply_strong, check_images, draw_strong
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class CropSettings:
 
     def __post_init__(self) -> None:
         for name in ("blur_probability", "solarize_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"crops: {name} is {getattr(self, name)}, expected a number in [0, 1]")
+            check_number(f"crops: {name}", getattr(self, name), 0, 1)
         # The rest is checked there.
         _ = self.views
 

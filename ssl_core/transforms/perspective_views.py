@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, moebius_grid, plane
-from astra_gym.ssl_core.transforms.views import check_images, check_number
+from astra_gym.ssl_core.transforms.views import check_images, check_one_each
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 PERSPECTIVES: Mapping[str, str] = {
@@ -58,10 +59,8 @@ class PerspectiveSettings:
     def __post_init__(self) -> None:
         pick(self.kind, PERSPECTIVES, "kind of perspective")
         pick(self.padding, PADDINGS, "padding")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"perspective: probability is {self.probability}, expected a number in [0, 1]")
-        if not 0 < self.d < float("inf"):
-            raise ValueError(f"perspective: d is {self.d}, expected a positive number")
+        check_number("perspective: probability", self.probability, 0, 1)
+        check_number("perspective: d", self.d, above=True)
         limit = self.d * 0.5**0.5
         if len(self.magnitude) != 2 or not 0 <= self.magnitude[0] <= self.magnitude[1] < limit:
             raise ValueError(
@@ -126,7 +125,7 @@ def apply_perspective(images: Tensor, parameters: PerspectiveParameters) -> Tens
         ValueError: as `views.apply_strong`.
     """
     check_images(images)
-    check_number(images, parameters.applied)
+    check_one_each(images, parameters.applied)
     if parameters.kind == "none":
         return images
     views = images.clone()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from astra_gym.ssl_core.transforms.color import brightness, contrast, saturation
-from astra_gym.ssl_core.transforms.views import check_images, check_number
+from astra_gym.ssl_core.transforms.views import check_images, check_one_each
 
 BINS = 31
 _LEVELS = 255
@@ -98,7 +98,7 @@ def apply_trivial(images: Tensor, parameters: TrivialParameters) -> Tensor:
         ValueError: as `views.apply_strong`.
     """
     check_images(images)
-    check_number(images, parameters.operation)
+    check_one_each(images, parameters.operation)
     # Sorted by operation, so that each works on a slice; the host knows every length and does not wait for the device.
     order = parameters.operation.argsort(stable=True)
     lengths = torch.bincount(parameters.operation, minlength=len(NAMES)).tolist()

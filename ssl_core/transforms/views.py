@@ -211,7 +211,7 @@ def apply_strong(images: Tensor, parameters: StrongParameters, interpolation: st
             make the host wait), or another number of parameters than of images.
     """
     check_images(images)
-    check_number(images, parameters.flip)
+    check_one_each(images, parameters.flip)
     height, width = images.shape[-2:]
     crops = resized_crop(images, parameters.boxes, parameters.flip, (height, width), interpolation)
     return colour(crops, parameters.jitter, parameters.order, parameters.factors, parameters.gray)
@@ -301,7 +301,7 @@ def apply_weak(images: Tensor, parameters: WeakParameters, padding: int) -> Tens
         ValueError: as `apply_strong`.
     """
     check_images(images)
-    check_number(images, parameters.flip)
+    check_one_each(images, parameters.flip)
     n, channels, height, width = images.shape
     corners = parameters.corners.to(images.device, non_blocking=True)
     mirrored = parameters.flip.to(images.device, non_blocking=True).unsqueeze(1)
@@ -334,7 +334,7 @@ def check_images(images: Tensor) -> None:
             raise ValueError(f"views take images in [0, 1], got values from {low} to {high}")
 
 
-def check_number(images: Tensor, parameter: Tensor) -> None:
+def check_one_each(images: Tensor, parameter: Tensor) -> None:
     """Refuse parameters of another number of views than there are images."""
     if len(images) != len(parameter):
         raise ValueError(f"{len(images)} images but parameters for {len(parameter)} views: give one set per image")

@@ -1,12 +1,15 @@
-"""Whether numbers are finite, by name, and the error for where they are not."""
+"""Whether numbers are finite, by name, and within their range, and the errors for where they are not."""
 
 import math
+import numbers as kinds
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from astra_gym.ssl_core.utils.messages import shown
 
 
 class NonFiniteError(FloatingPointError):
@@ -60,3 +63,45 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor | float]]:
             yield name, float(value.min()) if math.isfinite(value.max()) else math.inf
     elif isinstance(value, float | np.floating):
         yield name, float(value)
+
+
+def is_number(value: object, whole: bool = False) -> bool:
+    """Whether a value is a finite number, with `whole` an integer; a bool is none, nor what no float holds."""
+    try:
+        real = isinstance(value, kinds.Integral if whole else kinds.Real) and not isinstance(value, bool)
+        return real and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = 0.0,
+    high: float = math.inf,
+    expected: str = "",
+    *,
+    whole: bool = False,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """Check a setting's value.
+
+    Args:
+        name: of the setting, for the error.
+        value: what was given.
+        low, high: the range, with both ends.
+        expected: what belongs there, in words; by default made of the range.
+        whole: whether it has to be an integer.
+        above, below: whether `low`, and `high`, are outside the range.
+
+    Raises:
+        ValueError: if the value is no finite number in the range.
+    """
+    good = is_number(value, whole) and low <= value <= high  # type: ignore[operator]
+    if not good or (above and value == low) or (below and value == high):
+        kind = "an integer" if whole else "a finite number"
+        bound = f"above {low:g}" if above else f"of {low:g} or more"
+        if high < math.inf:
+            bound = f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+        raise ValueError(f"{name} is {shown(value)}: expected {expected or f'{kind} {bound}'}")

@@ -1,13 +1,12 @@
 """What a user names by a dotted path, `package.module:Name`: code of their own."""
 
-import importlib
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import reduce
 from typing import Any
 
 from astra_gym.ssl_core.utils.messages import brief, shown
@@ -56,7 +55,7 @@ def imported(path: str, what: str, example: str) -> Any:
         # last, so that a user's file never hides an installed module
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = pkgutil.resolve_name(f"{module_name}:")
     except (Exception, SystemExit) as error:
         # a script without a guard ends the process when it is imported
         reason = " ".join(str(error).split())
@@ -65,7 +64,7 @@ def imported(path: str, what: str, example: str) -> Any:
             f"{what} {shown(path)}: cannot import {module_name}: {type(error).__name__}: {reason}"
         ) from error
     try:
-        return reduce(getattr, names.split("."), module)
+        return pkgutil.resolve_name(path)
     except AttributeError:
         place = f"the module {brief(module_name)} ({_place(module)})"
         raise ValueError(f"{what} {shown(path)}: {place} has no {brief(names)}") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.finite import check_number
 
 
 def derive_seed(seed: int, name: str) -> int:
@@ -43,8 +43,7 @@ class Streams:
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed is {shown(seed)}: expected an integer of 0 or more")
+        check_number("seed", seed, whole=True)
         self.seed = seed
         self.device = torch.device(device)
         self._host: dict[str, torch.Generator] = {}

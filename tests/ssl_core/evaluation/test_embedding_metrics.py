@@ -169,7 +169,7 @@ def test_other_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"z1 is \(40, 6\) and z2 \(39, 6\)"):
         alignment(z, z[1:])
     for t in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="positive"):
+        with pytest.raises(ValueError, match="above 0"):
             uniformity(z, t)
     for weights in (torch.ones(3, 39), torch.ones(40)):
         with pytest.raises(ValueError, match=r"expected \(b, 40\)"):

@@ -203,7 +203,7 @@ def test_impossible_options_are_refused() -> None:
             EMPSSL(crops=crops_)  # type: ignore[arg-type]
     for options, message in (
         ({"patches": 1}, "patches is 1: expected true or false"),
-        ({"invariance": -1.0}, "invariance is -1.0: expected a number of 0 or more"),
+        ({"invariance": -1.0}, "invariance is -1.0: expected a finite number of 0 or more"),
         ({"epsilon": 0.0}, "the coding rate's, is 0.0"),
         ({"epsilon": float("nan")}, "the coding rate's, is nan"),
         ({"temperature": 0.0}, "temperature is 0.0"),

@@ -42,7 +42,7 @@ def test_at_its_limits_it_stays_or_becomes_the_source() -> None:
 def test_what_does_not_fit_is_refused_and_nothing_is_updated() -> None:
     target = network(0)
     for momentum in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"expected a number in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"expected a finite number in \[0, 1\]"):
             ema_update(target, network(1), momentum)
     with pytest.raises(ValueError, match=r"0\.bias, 0\.weight, 1\.bias, 1\.weight differ"):
         ema_update(target, network(1, channels=4), 0.5)

@@ -336,12 +336,12 @@ def test_what_cannot_be_selected_is_refused() -> None:
     with pytest.raises(ValueError, match="form of a divergence 'soft'"):
         CoresetSettings(batches=1, form="soft")
     for bad, message in (
-        ({"batches": 0}, "batches is 0, expected an integer of 1 or more"),
+        ({"batches": 0}, "batches is 0: expected an integer of 1 or more"),
         ({"batches": 2.5}, "batches is 2.5"),
-        ({"batches": 1, "steps": -1}, "steps is -1, expected an integer of 0 or more"),
+        ({"batches": 1, "steps": -1}, "steps is -1: expected an integer of 0 or more"),
         ({"batches": 1, "biases": 1}, "biases is 1, expected true or false"),
         ({"batches": 1, "lr": float("nan")}, "lr is nan"),
-        ({"batches": 1, "epsilon": 8.0}, r"epsilon is 8.0, expected a number in \[0, 1\], 8/255 not 8"),
+        ({"batches": 1, "epsilon": 8.0}, r"epsilon is 8.0: expected a number in \[0, 1\], 8/255 not 8"),
     ):
         with pytest.raises(ValueError, match=message):
             CoresetSettings(**bad)  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ def test_at_the_greatest_strength_the_pole_is_outside_the_image() -> None:
         ({"padding": "zero"}, "unknown padding 'zero'.*did you mean 'zeros'"),
         ({"probability": 1.5}, "probability is 1.5"),
         ({"probability": math.nan}, "probability is nan"),
-        ({"d": 0.0}, "d is 0.0, expected a positive"),
+        ({"d": 0.0}, "d is 0.0: expected a finite number above 0"),
         ({"magnitude": (0.4, 0.2)}, r"magnitude is \(0.4, 0.2\)"),
         ({"magnitude": (-0.1, 0.2)}, r"magnitude is \(-0.1, 0.2\)"),
         ({"magnitude": (0.2, 0.54)}, r"< 0.53 = d / sqrt\(2\): beyond, the map's pole"),

@@ -26,12 +26,21 @@ def test_a_module_in_the_current_directory_is_found_after_all_others(tmp_path, m
         ("pathlib.Path", r"model 'pathlib.Path' is no dotted path: expected module:Name, such as my_module:build"),
         ("no_such_module_here:build", "cannot import no_such_module_here: ModuleNotFoundError"),
         ("pathlib:Road", r"the module pathlib \(.*pathlib.*\) has no Road"),
+        ("pathlib:Path.road", r"the module pathlib \(.*pathlib.*\) has no Path.road"),
         ("this-module:x", "no dotted path"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused(path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         imported(path, "model", "my_module:build")
+
+
+def test_a_module_that_fails_is_told_from_one_that_lacks_a_name(tmp_path, monkeypatch) -> None:
+    (tmp_path / "failing_module_of_mine.py").write_text("import sys\nsys.nowhere\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ValueError, match="cannot import failing_module_of_mine: AttributeError: module 'sys' has no"):
+        imported("failing_module_of_mine:build", "model", "my_module:build")
 
 
 def test_things_are_described_in_a_few_words() -> None:
