@@ -27,7 +27,7 @@ from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
 from astra_gym.ssl_core.safety.disk import disk_error
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 
@@ -78,8 +78,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     if options.check:
         print("the README's tables are those of the results" if text == renewed else "the README's tables are stale")
         return int(text != renewed)
-    with replacing(options.readme) as temporary:
-        temporary.write_text(renewed, encoding="utf-8")
+    write_file(options.readme, renewed)
     return 0
 
 

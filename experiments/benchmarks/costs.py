@@ -15,7 +15,7 @@ from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result
 from astra_gym.experiments.benchmarks.workloads import Options, random_actions, views_for
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.training.learner import TargetLearner
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import replacing, write_file
 from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
@@ -188,7 +188,5 @@ def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
     with replacing(made.trace) as temporary:
         profiler.export_chrome_trace(str(temporary))
     order = "self_device_time_total" if cuda else "self_cpu_time_total"
-    with replacing(made.table) as temporary:
-        text = profiler.key_averages().table(sort_by=order, row_limit=rows)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_file(made.table, profiler.key_averages().table(sort_by=order, row_limit=rows) + "\n")
     return made

@@ -17,6 +17,7 @@ from astra_gym.experiments.config.trust import named_by, named_in
 from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.methods import find_method
 from astra_gym.ssl_core.utils.files import resolved
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import path_component
 from astra_gym.ssl_core.utils.registry import pick
@@ -103,7 +104,7 @@ def make_arm(
     Raises:
         ValueError: if a name, a number of seeds or a flag is wrong, or the run would leave no accuracies to compare.
     """
-    check_count("seeds", seeds, MOST_SEEDS)
+    check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
     path_component(f"{label}{suffix}-seed{seeds - 1}", "a cell of the arm")
     try:
         settings = settings_of(flags, trust, again)
@@ -115,12 +116,6 @@ def make_arm(
     if not named_in(named) <= named_in(flags):
         flags = [*flags, *named]
     return Arm(label, tuple(flags), seeds, comparable(settings), suffix)
-
-
-def check_count(name: str, value: object, most: int) -> None:
-    """Raises a ValueError unless the value is an integer from 1 to `most`."""
-    if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"{name} is {value!r:.60}: expected an integer from 1 to {most:,}")
 
 
 def settings_of(flags: Sequence[str], trust: bool | None = None, again: str | None = None) -> Settings:

@@ -19,7 +19,7 @@ from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.safety.sealing import read_json, sealed_json
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.overrides import fits, in_words
 
@@ -297,8 +297,7 @@ def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
     }
     lines = [json.dumps(_entry(cell), allow_nan=False) for cell in comparison.cells]
     text = json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cells": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
-    with replacing(path) as temporary:
-        temporary.write_bytes(sealed_json(text))
+    write_file(path, sealed_json(text))
 
 
 def _entry(cell: Cell) -> dict[str, Any]:

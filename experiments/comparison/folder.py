@@ -12,7 +12,6 @@ from astra_gym.experiments.comparison.arms import (
     MOST_SEEDS,
     SET_BY_CELL,
     Arm,
-    check_count,
     check_flags,
     comparable,
     differences,
@@ -37,7 +36,8 @@ from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.safety.sealing import check_yaml, read_json, sealed_yaml
 from astra_gym.ssl_core.safety.writers import sweep
 from astra_gym.ssl_core.safety.yaml_files import dump_yaml
-from astra_gym.ssl_core.utils.files import replacing, write_json
+from astra_gym.ssl_core.utils.files import write_file, write_json
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import check_folder, check_place, path_component
 
@@ -132,8 +132,7 @@ class ComparisonFolder:
         ]
         head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
         document = head | {"equal_compute": list(plan.equal_compute), "arms": arms}
-        with replacing(self.config) as temporary:
-            temporary.write_bytes(sealed_yaml(dump_yaml(document)))
+        write_file(self.config, sealed_yaml(dump_yaml(document)))
 
     def read_plan(self, trust: bool = False) -> ComparisonPlan:
         """Reads `comparison.yaml`.
@@ -165,8 +164,8 @@ class ComparisonFolder:
 
     def _plan(self, document: Mapping[str, Any], trust: bool, again: str) -> ComparisonPlan:
         _check_types(document, {"name": str, "command": str, "equal_compute": list, "arms": list}, "the plan")
-        check_count("jobs", document["jobs"], MOST_JOBS)
-        check_count("seeds", document["seeds"], MOST_SEEDS)
+        check_number("jobs", document["jobs"], 1, MOST_JOBS, whole=True)
+        check_number("seeds", document["seeds"], 1, MOST_SEEDS, whole=True)
         if not document["arms"]:
             raise ValueError("it has no arms: expected one or more")
         arms = []

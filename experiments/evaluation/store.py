@@ -15,7 +15,7 @@ from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from astra_gym.ssl_core.safety.sealing import check_png, read_json
 from astra_gym.ssl_core.safety.writers import sweep
-from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
+from astra_gym.ssl_core.utils.files import check_target, write_file, write_json
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, check_place, copy_file
 
@@ -232,8 +232,7 @@ def listed(error: TrainedOnError, path: Path) -> TrainedOnError:
     """The error, with a list of all images in a file where it does not name them all."""
     if len(error.shared) <= 3:
         return error
-    with replacing(path) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in error.shared), encoding="utf-8", errors="replace")
+    write_file(path, "".join(f"{name}\n" for name in error.shared).encode(errors="replace"))
     return TrainedOnError(f"{error}; all are listed in {path}", error.shared)
 
 

@@ -26,7 +26,7 @@ from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.safety.sealing import sealed_yaml, without_seal
 from astra_gym.ssl_core.safety.writers import LOCK, FolderLock
 from astra_gym.ssl_core.utils.device import convolves_in_tf32
-from astra_gym.ssl_core.utils.files import check_target, expanded, replacing, write_json
+from astra_gym.ssl_core.utils.files import check_target, expanded, write_file, write_json
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
@@ -97,8 +97,7 @@ class RunFolder:
             if first is not None:
                 first(self)
             # The last, since it is what makes the folder one that can be resumed.
-            with replacing(self.config) as temporary:
-                temporary.write_bytes(sealed_yaml(settings.to_yaml()))
+            write_file(self.config, sealed_yaml(settings.to_yaml()))
         except BaseException as error:
             self._undo()
             if isinstance(error, OSError):
@@ -175,8 +174,7 @@ class RunFolder:
         """
         try:
             text = without_seal(self.config.read_bytes()).decode()
-            with replacing(self.config) as temporary:
-                temporary.write_bytes(sealed_yaml(text))
+            write_file(self.config, sealed_yaml(text))
         except OSError as error:
             raise unwritable(self.path, error) from error
 

@@ -25,7 +25,7 @@ from astra_gym.experiments.runs.metrics import lost_updates, metrics_of, metrics
 from astra_gym.experiments.runs.peak_memory import peak_memory
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.safety.sealing import sealed_line
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.paths import open_to_append
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class RunLog:
         kept = [row for row in rows if row["step"] <= step]
         if self.path.exists() and (lost := lost_updates(kept, step)):
             self.damage.append(lost)
-        with replacing(self.path) as temporary:
-            temporary.write_bytes(b"".join(sealed_line(json.dumps(row)) for row in kept))
+        write_file(self.path, b"".join(sealed_line(json.dumps(row)) for row in kept))
         self.damage += damaged_events(self.path.parent)
         let_the_next_be_last(self.path.parent)
 

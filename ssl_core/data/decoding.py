@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from astra_gym.ssl_core.safety.sealing import damaged, note_unsealed
-from astra_gym.ssl_core.safety.writers import lock, sweep
-from astra_gym.ssl_core.utils.files import check_target, expanded
+from astra_gym.ssl_core.safety.writers import sweep
+from astra_gym.ssl_core.utils.files import check_target, expanded, replacing
 from astra_gym.ssl_core.utils.messages import plain
 
 SCHEMA = 1
@@ -66,7 +66,7 @@ def decode_to_disk(
     The file's name is a hash of what its content depends on: the files' paths below `root`, sizes and times of
     modification, in their order, and `size`. Where the file is there, nothing is decoded; a folder that has changed
     gets another file, and the old one may be deleted. It is written under another name and renamed when it is whole: an
-    interrupted run leaves nothing, a killed one a `.partial` file that nobody reads and the next run removes.
+    interrupted run leaves nothing, a killed one a temporary file that nobody reads and the next run removes.
 
     The file ends with a SHA-256 of the images, which is compared whenever the file is opened: all of it is read once
     then, a gigabyte in one to two seconds a core where the disk is not slower. What happens to the file while it is
@@ -158,23 +158,16 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
             f"the decoded images take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: "
             "give another --cache_dir, or lower --limit or --image_size"
         )
-    check_target(file)
-    temporary = folder / f".{file.name}.{os.getpid()}.partial"
-    # a link under this name would be written through
-    temporary.unlink(missing_ok=True)
-    try:
-        # Written, not mapped: a disk that fills up is an error here, and would kill the process there.
-        with temporary.open("wb") as content, closing(_decoded(paths, size, on_progress)) as chunks:
-            lock(content.fileno())
-            for chunk in chunks:
-                content.write(chunk.numpy().data)
-            content.flush()
-            content.write(_sealed(trailer, _digest(temporary, images)))
-            content.flush()
-            os.fsync(content.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Written, not mapped: a disk that fills up is an error here, and would kill the process there.
+    with (
+        replacing(file, durable=True) as temporary,
+        temporary.open("wb") as content,
+        closing(_decoded(paths, size, on_progress)) as chunks,
+    ):
+        for chunk in chunks:
+            content.write(chunk.numpy().data)
+        content.flush()
+        content.write(_sealed(trailer, _digest(temporary, images)))
 
 
 def map_images(file: Path, shape: tuple[int, ...]) -> Tensor:

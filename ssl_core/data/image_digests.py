@@ -13,7 +13,7 @@ import PIL
 from torch import Tensor
 
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_file
 
 FORMAT, SCHEMA = "astra-gym image digests", 1
 LENGTH = 16
@@ -121,8 +121,7 @@ class RunImages:
             "decoder": self.decoder,
         }
         head["sha256"] = _sealed(head, body)
-        with replacing(path) as temporary:
-            temporary.write_bytes(json.dumps(head).encode() + b"\n" + body)
+        write_file(path, json.dumps(head).encode() + b"\n" + body)
 
     @classmethod
     def read(cls, path: Path | str) -> Self:

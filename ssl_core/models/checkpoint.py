@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from torch import Tensor
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.safety.plain_values import check_plain, load_plain
 from astra_gym.ssl_core.safety.sealing import DamagedError, check_zip, seal_zip
-from astra_gym.ssl_core.safety.writers import lock, sweep
 from astra_gym.ssl_core.utils.device import usable_device
-from astra_gym.ssl_core.utils.files import check_target, expanded
+from astra_gym.ssl_core.utils.files import expanded, replacing
 from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.messages import few, printable, shown
 
@@ -33,11 +31,10 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Path:
-    """Writes `payload` (nested dicts and lists of tensors and plain values) and its seal to a temporary file, and
-    renames it.
+    """Writes `payload` (nested dicts and lists of tensors and plain values) and its seal, whole or not at all.
 
     Args:
-        path: the file to write; its folder must exist.
+        path: the file to write; its folder is made.
         kind: what it holds ("run", "encoder", "agent", ...); `load_checkpoint` wants the same.
         payload: what to keep.
 
@@ -49,24 +46,13 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
         ValueError: if something lies there that is no regular file.
     """
     path = Path(path)
-    check_target(path)
     try:
         check_plain(payload)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
-    sweep(path.parent, lambda name: name == path.name)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            lock(file.fileno())
-            torch.save({"format": FORMAT, "schema": SCHEMA, "kind": kind, **payload}, file)
-            seal_zip(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink()
-            raise
-    os.replace(temporary, path)
+    with replacing(path, durable=True) as temporary, temporary.open("w+b") as file:
+        torch.save({"format": FORMAT, "schema": SCHEMA, "kind": kind, **payload}, file)
+        seal_zip(file)
     return path
 
 

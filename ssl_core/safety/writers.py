@@ -18,9 +18,9 @@ LOCK = ".lock"
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 """What a file system answers that has no locks."""
 BY_PROCESS = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?P<suffix>\.[^.]+)?")
-"""Temporary files of `astra_gym.ssl_core.utils.files.replacing`, and of decoded images (`.partial`)."""
+"""Temporary files of `astra_gym.ssl_core.utils.files.replacing`, and of images decoded by version 0.1 (`.partial`)."""
 AT_RANDOM = re.compile(r"\.(?P<name>.+?\.[^.]+)\.((?P<pid>\d+)\.)?[a-z0-9_]{8}")
-"""Temporary files of `astra_gym.ssl_core.models.checkpoint.save_checkpoint`."""
+"""Temporary files of checkpoints of version 0.1."""
 SLACK = 2.0
 """Seconds by which the times of a file and of a process may be off."""
 
@@ -138,12 +138,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held(temporary: Path) -> Iterator[None]:
-    """Make a temporary file, empty, and lock it while it is written: so nobody takes it for a dead writer's."""
+def held(temporary: Path) -> Iterator[int]:
+    """Make a temporary file, empty, and lock it while it is written: so nobody takes it for a dead writer's. Yields its
+    descriptor."""
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         lock(file)
-        yield
+        yield file
     finally:
         os.close(file)
 

@@ -35,10 +35,14 @@ def check_target(path: Path | str) -> None:
 
 
 @contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary file's path beside `path`, which it replaces on success: no reader ever sees half a file.
 
-    What killed writers of the same file have left is removed.
+    Folders are made. What killed writers of the same file have left is removed.
+
+    Args:
+        path: the file.
+        durable: whether the content is on the disk before it is renamed, for what outlives a loss of power.
 
     Raises:
         ValueError: if something lies at the path that is no regular file, such as a link or a device.
@@ -51,12 +55,24 @@ def replacing(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     # what a dead process left under this name, or a link that somebody put there: it would be written through
     temporary.unlink(missing_ok=True)
-    with held(temporary):
+    with held(temporary) as descriptor:
         try:
             yield temporary
+            if durable:
+                os.fsync(descriptor)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path | str, content: bytes | str) -> None:
+    """Write a file's bytes, or its text in UTF-8, whole or not at all; folders are made.
+
+    Raises:
+        ValueError: as `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path | str, document: Mapping[str, Any]) -> None:
@@ -67,9 +83,7 @@ def write_json(path: Path | str, document: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if it is empty, or holds a number that is not finite, which JSON does not have.
     """
-    content = sealed_json(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_file(path, sealed_json(json.dumps(document, indent=1, allow_nan=False) + "\n"))
 
 
 def expanded(path: os.PathLike[str] | str) -> Path:

@@ -231,8 +231,7 @@ def test_a_link_in_the_cache_folder_is_not_written_through(pictures: list[Path],
     victim = tmp_path / "victim"
     victim.write_text("mine")
     file.unlink()
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.symlink_to(victim)
+    file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}").symlink_to(victim)
     on_disk(pictures, tmp_path)
     file.unlink()
     file.symlink_to(victim)
@@ -247,7 +246,7 @@ def test_an_interrupted_decoding_leaves_nothing(
 ) -> None:
     def stopped(done: int, total: int) -> None:
         if done >= total // 2:
-            assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".partial"]
+            assert [path.name[:8] for path in (tmp_path / "cache").iterdir()] == [".images-"]
             raise error
 
     arguments = {"root": tmp_path / "pictures", "on_progress": stopped}

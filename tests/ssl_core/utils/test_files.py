@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.ssl_core.safety.sealing import read_json
-from astra_gym.ssl_core.utils.files import expanded, replacing, resolved, write_json
+from astra_gym.ssl_core.utils.files import expanded, replacing, resolved, write_file, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -15,6 +15,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
         raise RuntimeError
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bytes_and_text_are_written_whole_durable_or_not(tmp_path: Path) -> None:
+    for content in ("ä\n", b"\xff"):
+        write_file(tmp_path / "new" / "a", content)
+        assert (tmp_path / "new" / "a").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    with replacing(tmp_path / "b", durable=True) as temporary:
+        temporary.write_text("b")
+    assert (tmp_path / "b").read_text() == "b"
 
 
 def test_json_has_no_nan_and_makes_its_folder(tmp_path: Path) -> None:
