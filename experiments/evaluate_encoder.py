@@ -36,7 +36,7 @@ from astra_gym.experiments.evaluation.evaluate import evaluate
 from astra_gym.experiments.evaluation.request import check, data_of, default_folder, make_parser, plan_of, subject_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
-from astra_gym.experiments.reports.markup import for_terminal
+from astra_gym.experiments.reports.rendering import for_terminal
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.utils.messages import said, short
@@ -91,8 +91,8 @@ def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
     store.conclude(rows, facts | {"command": command})
     for table in tables(rows):
         console.print(for_terminal(table))
-    for text in remarks(rows, facts["notes"]):
-        say(text)
+    for what, sentence in remarks(rows, facts["notes"]):
+        say(f"{what}: {sentence}")
     page = shlex.join([*recorded("report"), str(store.path)])
     say(f"results lie in {store.path}; as a page, with intervals: {page}")
     for name, reason in facts["void"].items():

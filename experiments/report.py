@@ -25,7 +25,7 @@ from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.comparison_report import read_runs, write_report
 from astra_gym.experiments.reports.evaluation_report import evaluation_page
-from astra_gym.experiments.reports.page import write_page
+from astra_gym.experiments.reports.rendering import write_page
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.utils.paths import check_place
 

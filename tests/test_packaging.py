@@ -133,6 +133,13 @@ def test_the_packages_of_the_distribution_are_those_of_the_tree() -> None:
     assert links == {path.name: path for path in [*(ROOT / name for name in PACKAGES), *inside]}
 
 
+def test_the_templates_are_package_data() -> None:
+    folder = ROOT / "experiments" / "reports" / "templates"
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in (".j2", ".css")]
+    assert {path.parent for path in found} == {folder} and {*folder.iterdir()} == {*found}
+    assert PROJECT["tool"]["setuptools"]["package-data"]["astra_gym.experiments.reports"] == ["templates/*"]
+
+
 def test_the_versions_agree() -> None:
     version = astra_gym.__version__
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "astra_gym.__version__"}

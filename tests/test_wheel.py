@@ -86,6 +86,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "__main__.py",
     }
     assert "astra_gym/py.typed" in names
+    templates = {f"astra_gym/{path.relative_to(ROOT)}" for path in (ROOT / "experiments/reports/templates").iterdir()}
+    assert len(templates) > 3 and templates <= set(names)
 
 
 def test_it_is_imported_from_where_it_is_installed(python: Path, tmp_path: Path) -> None:

@@ -15,7 +15,18 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
 from astra_gym.experiments.plotting.run_plots import Array
-from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from astra_gym.experiments.plotting.style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PURPLE,
+    STYLE,
+    label,
+    new_figure,
+    save_figure,
+)
 from astra_gym.ssl_core.evaluation.embedding_metrics import entropy_rank, normalised, singular_values
 from astra_gym.ssl_core.evaluation.representation import Landscape
 
@@ -110,7 +121,7 @@ def tsne(
 
 
 def _short(name: str, most: int = 12) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    return label(name if len(name) <= most else f"{name[: most - 1]}…")
 
 
 @matplotlib.rc_context(STYLE)
@@ -136,8 +147,8 @@ def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
         share = share[share > 1e-6 * share[0]]
         lowest = min(lowest, share[-1])
         rank = np.arange(1, len(share) + 1)
-        label = f"{name} (effective rank {entropy_rank(values):.1f})"
-        axis.plot(rank, share, dash, color=colour, label=label, marker="o" if len(share) == 1 else "")
+        words = f"{name} (effective rank {entropy_rank(values):.1f})"
+        axis.plot(rank, share, dash, color=colour, label=words, marker="o" if len(share) == 1 else "")
     axis.set(yscale="log", xlabel="singular value, the largest first", ylabel="share of their sum (%)")
     axis.set_ylim(bottom=lowest / 1.5)
     axis.set_xlim(left=0)

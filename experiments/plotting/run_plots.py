@@ -27,6 +27,7 @@ from astra_gym.experiments.plotting.style import (
     PURPLE,
     STYLE,
     WIDTH,
+    label,
     new_figure,
     save_figure,
 )
@@ -181,14 +182,14 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
         ("Mean reward of the agent", reward, "reward"),
     ]
     drawn = [
-        (title, found, label)
-        for title, lines, label in panels
+        (title, found, unit)
+        for title, lines, unit in panels
         if (found := {key: line for key, line in lines.items() if len(series(rows, key)[0])})
     ]
     if not drawn or drawn[0][0] != "Training loss":
         raise ValueError("no metrics row has a 'loss/...' entry: there is nothing to draw")
     figure, axes = new_figure(len(drawn), 0.8 + 2.1 * len(drawn), sharex=True)
-    for axis, (title, lines, label) in zip(axes, drawn, strict=True):
+    for axis, (title, lines, unit) in zip(axes, drawn, strict=True):
         for key, (name, colour, dash) in lines.items():
             x, y = series(rows, key)
             axis.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
@@ -197,7 +198,7 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
             (x, attacked), (_, clean) = (series(rows, key) for key in terms)
             gap = axis.fill_between(x, smoothed(clean), smoothed(attacked), color=PURPLE, alpha=0.14, linewidth=0)
             gap.set_label("gap")
-        axis.set(title=title, ylabel=label)
+        axis.set(title=title, ylabel=unit)
         axis.margins(x=0)
         axis.yaxis.set_major_locator(MaxNLocator(5))
         if len(lines) > 1:
@@ -248,13 +249,13 @@ def attack_gallery(clean: Tensor, adversarial: Tensor, budget: Budget, path: Pat
     cell = WIDTH / 8.6
     figure, axes = new_figure(3, 3 * cell + 1.2, columns=n, width=max(n + 0.6, 3.6) * cell)
     labels = ("clean", "attacked", f"change\n$\\times${gain:.0f}")
-    for row, (label, images) in enumerate(zip(labels, (before, after, noise), strict=True)):
+    for row, (name, images) in enumerate(zip(labels, (before, after, noise), strict=True)):
         for column in range(n):
             axis = axes[row * n + column]
             axis.imshow(images[column], vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        axes[row * n].set_ylabel(label)
+        axes[row * n].set_ylabel(name)
     for column in range(n):
         epsilon, step = 255 * float(budget.epsilon[column]), 255 * float(budget.step_size[column])
         axes[2 * n + column].set_xlabel(f"{epsilon:.3g}\n{int(budget.steps[column])} $\\times$ {step:.3g}")
@@ -315,12 +316,12 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     if not 1 <= len(classifiers) <= len(marks):
         raise ValueError(f"{len(classifiers)} classifiers are given: expected 1 to {len(marks)}")
     figure, (axis,) = new_figure(1, 3.8)
-    for (label, rows), (mark, colour) in zip(classifiers.items(), marks, strict=False):
+    for (name, rows), (mark, colour) in zip(classifiers.items(), marks, strict=False):
         curve = accuracy_curve(rows)
         # Never negative: at 0 % the interval's border and the value differ by rounding.
         errors = np.maximum([curve.value - curve.low, curve.high - curve.value], 0)
         axis.errorbar(
-            curve.epsilon, curve.value, errors, fmt=mark, color=colour, label=label, capsize=3, elinewidth=1, ms=6
+            curve.epsilon, curve.value, errors, fmt=mark, color=colour, label=label(name), capsize=3, elinewidth=1, ms=6
         )
     epsilons = sorted({round(255 * row.epsilon, 6) for rows in classifiers.values() for row in rows})
     axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.messages import printable
 
 WIDTH = 6.4
 DPI = 200
@@ -59,6 +60,12 @@ def new_figure(
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False, height_ratios=heights)
     return figure, list(axes.flat)
+
+
+def label(text: str) -> str:
+    """A text of a user's for a figure, shown as it is: Matplotlib reads formulas between dollar signs, and leaves what
+    begins with an underscore out of a legend."""
+    return printable(f" {text}" if text.startswith("_") else text).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:

@@ -1,26 +1,35 @@
 """Figures of a comparison: rewards, accuracy against compute, and what the arms chose, all from its cells alone.
 
 They are drawn in the look of `astra_gym.experiments.plotting.style`. Up to some twenty arms are told apart by small
-multiples, or by labels at the lines' ends, and not by colour alone. Each function returns whether there was anything to
-draw, and so a file.
+multiples, or by a legend of colours and marks, and not by colour alone. Each function returns whether there was
+anything to draw, and so a file.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from astra_gym.agents import learns
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
-from astra_gym.experiments.plotting.label_placement import End, Segment, label_ends, label_points
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, ACTION_TITLES, Array, Shares, stack_shares, value_bar
-from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from astra_gym.experiments.plotting.style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    PURPLE,
+    STYLE,
+    label,
+    new_figure,
+    save_figure,
+)
 from astra_gym.experiments.stats import FEWEST_SEEDS, estimate, mean_interval, pareto
 
 COLUMNS = 3
@@ -38,6 +47,8 @@ LINES: tuple[Any, ...] = (
     {"color": "#1F6F8B", "linestyle": "-.", "marker": "X"},
     {"color": "#A8326B", "linestyle": ":", "marker": "*"},
 )
+MARKERS = "os^DvPX*<>phd"
+"""As many as have no divisor in common with the colours: a pair of both comes again after the 104th arm."""
 
 
 class Band(NamedTuple):
@@ -116,8 +127,8 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
 
 
 def _broken(arm: str) -> str:
-    """A label in two lines where it would not fit into a narrow panel."""
-    return arm.replace("@", "\n@", 1) if len(arm) > 17 else arm
+    """A label in two lines where it would not fit into a narrow place."""
+    return label(arm).replace("@", "\n@", 1) if len(arm) > 17 else label(arm)
 
 
 def _clear(axes: Sequence[Axes], columns: int) -> None:
@@ -146,24 +157,20 @@ def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path:
         return False
     arms = list(points)
     front = [arms[index] for index in pareto([(point.steps, point.mean) for point in points.values()])]
-    figure, (axis,) = new_figure(1, 3.6 + 0.09 * len(points))
+    figure, (axis,) = new_figure(1, max(3.6, 1.2 + 0.23 * len(points)))
     corners = sorted((points[arm].steps / 1e3, points[arm].mean) for arm in front)
-    axis.plot(*zip(*corners, strict=True), color=BLUE, linewidth=1.2, drawstyle="steps-post", zorder=1)
-    lines: list[Segment] = []
-    for (x, y), (right, upper) in pairwise(corners):
-        lines += [((x, y), (right, y)), ((right, y), (right, upper))]
-    for arm, point in points.items():
-        colour, fill = (BLUE, BLUE) if arm in front else ("#707070", "white")
+    axis.plot(*zip(*corners, strict=True), color=GREY, linewidth=1.2, drawstyle="steps-post", zorder=1)
+    # the legend's order is that of the points, from the top
+    for place, (arm, point) in enumerate(sorted(points.items(), key=lambda entry: -entry[1].mean)):
         x, y, bar = point.steps / 1e3, point.mean, [[point.mean - point.low], [point.high - point.mean]]
-        axis.errorbar(x, y, bar, fmt="o", ms=7, color=colour, mfc=fill, elinewidth=1, capsize=2)
-        if math.isfinite(point.low):
-            lines.append(((x, point.low), (x, point.high)))
+        colour, mark = LINES[place % len(LINES)]["color"], MARKERS[place % len(MARKERS)]
+        axis.errorbar(x, y, bar, fmt="none", color=colour, elinewidth=1, capsize=2)
+        axis.plot(x, y, mark, ms=7, color=colour, mfc=colour if arm in front else "white", label=_broken(arm))
     axis.set(xlabel="attack gradient steps a run (thousands)", ylabel=f"RA at {255 * epsilon:g}/255 (%)")
     axis.margins(x=0.09, y=0.09)
     axis.grid(**GRID)
     axis.set_axisbelow(True)
-    spots = {arm: (point.steps / 1e3, point.mean) for arm, point in points.items()}
-    label_points(figure, axis, spots, {arm: BLUE if arm in front else INK for arm in points}, lines)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     save_figure(figure, path)
     return True
 
@@ -219,7 +226,7 @@ def shares_of_arms(comparison: ComparisonResult, path: Path | str) -> bool:
             axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
             axis.tick_params(labelbottom=axis is below[-1])
             if column == 0:
-                axis.set_ylabel(arm.replace("@", "\n@", 1), rotation=0, ha="right", va="center")
+                axis.set_ylabel(label(arm).replace("@", "\n@", 1), rotation=0, ha="right", va="center")
         below[0].set_title(SHORT_TITLES[kind])
         row = 1 / len(groups)
         value_bar(figure, below, values, location="bottom", pad=0.15 * row, fraction=0.2 * row, aspect=16)
@@ -247,8 +254,8 @@ def choice_by_clean_loss(comparison: ComparisonResult, path: Path | str) -> bool
                 centres.setdefault(arm, {})[kind] = float(mean.mean())
     varying = {arm: each for arm, each in lines.items() if _moved(each) > 0}
     titles = {kind: f"{title}: difference from all views" for kind, title in ACTION_TITLES.items()}
-    label = "fifth of the views by clean loss (1: smallest)"
-    return _panels(comparison, varying, titles, label, centres, path)
+    below = "fifth of the views by clean loss (1: smallest)"
+    return _panels(comparison, varying, titles, below, centres, path)
 
 
 @matplotlib.rc_context(STYLE)
@@ -284,19 +291,18 @@ def _panels(
     comparison: ComparisonResult,
     lines: Mapping[str, Mapping[str, tuple[Array, Array]]],
     titles: Mapping[str, str],
-    label: str,
+    below: str,
     centres: Mapping[str, Mapping[str, float]],
     path: Path | str,
 ) -> bool:
-    """A panel for each kind of choice with a line an arm, those `highlighted` named at their ends, the others grey."""
+    """A panel for each kind of choice with a line an arm, those `highlighted` named in a legend, the others grey."""
     shown = highlighted(comparison, lines)
     if not shown:
         return False
     height = 2.2 + 0.1 * len(shown)
     figure, axes = new_figure(len(titles), 0.5 + len(titles) * height, sharex=True)
-    panels = []
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
-        ends = []
+        drawn: list[tuple[float, Line2D]] = []
         for arm, each in lines.items():
             if kind in each and arm not in shown:
                 dash = "-" if learns(comparison.of(arm)[0].agent) else (0, (1, 1))
@@ -304,17 +310,19 @@ def _panels(
         for arm, style in zip(shown, LINES, strict=False):
             if kind in lines[arm]:
                 x, y = lines[arm][kind]
-                axis.plot(x, y, ms=5, markevery=max(1, len(x) // 6), zorder=2, **style)
                 centre = f" ({centres[arm][kind]:.1f})" if arm in centres else ""
-                ends.append(End(float(y[-1]), f"{arm}{centre}", str(style["color"])))
+                name = _broken(arm) + centre
+                [line] = axis.plot(x, y, ms=5, markevery=max(1, len(x) // 6), label=name, **style)
+                drawn.append((float(y[-1]), line))
         axis.set_title(title)
         axis.margins(x=0.02)
         axis.grid(axis="y", **GRID)
         axis.set_axisbelow(True)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(5))
-        panels.append((axis, ends))
-    axes[-1].set_xlabel(label)
-    label_ends(figure, panels)
+        # in the order in which the lines end, from the top
+        handles = [line for _, line in sorted(drawn, key=lambda entry: -entry[0])]
+        axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.6)
+    axes[-1].set_xlabel(below)
     save_figure(figure, path)
     return True

@@ -1,8 +1,8 @@
-"""The report of a comparison: what it says, and in which order. `astra_gym.experiments.reports.page` writes it."""
+"""The report of a comparison: what it says, and in which order. `astra_gym.experiments.reports.rendering` writes it."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,27 +19,21 @@ from astra_gym.experiments.reports.comparison_plots import (
     without_attack,
 )
 from astra_gym.experiments.reports.comparison_tables import (
+    Primary,
     accuracy_table,
     at,
     best_arm,
     compute_table,
     improvement_table,
+    p_text,
     parts,
+    points_text,
+    primary_comparisons,
     primary_table,
 )
-from astra_gym.experiments.reports.markup import Entry, Table
+from astra_gym.experiments.reports.document import Block, Code, Items, Page, Picture, Section, Table, Text, entries
 from astra_gym.experiments.reports.method_tables import methods_table, strategies_table
-from astra_gym.experiments.reports.page import (
-    Block,
-    Code,
-    Items,
-    Page,
-    Picture,
-    Section,
-    Text,
-    check_report,
-    write_page,
-)
+from astra_gym.experiments.reports.rendering import check_report, write_page
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
 from astra_gym.experiments.runs.logs import damaged_events
 from astra_gym.experiments.runs.run_folder import RunFolder
@@ -68,6 +62,7 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
     several = len({(arm, method, preset) for arm, method, preset, _ in runs}) > 1
     drawn = _drawn(comparison, figures)
     primary, others = primary_table(comparison), improvement_table(comparison)
+    compute = [compute_table(comparison)] if several else []
     sections = [
         Section("How to read it", [Items(HOW_TO_READ if several else HOW_TO_READ[:ALONE])]),
         Section("Methods", _method_tables(comparison)),
@@ -75,7 +70,7 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
         Section("Comparisons fixed beforehand", [primary] if primary else []),
         Section("Other comparisons", [others] if others else []),
         Section("Learning curves", drawn["learning_curves"]),
-        Section("Accuracy against attack compute", [*drawn["accuracy_against_compute"], compute_table(comparison)]),
+        Section("Accuracy against attack compute", [*drawn["accuracy_against_compute"], *compute]),
         Section("What the arms chose", drawn["shares_of_arms"]),
         Section("What the choice depends on", drawn["choice_by_clean_loss"] + drawn["choice_over_training"]),
         Section("Reward", [reward_table(comparison)]),
@@ -84,8 +79,6 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
         Section("Unfinished runs", _unfinished(comparison)),
         Section(DAMAGED, _damaged(comparison)),
     ]
-    if not several:
-        sections = [section for section in sections if section.title != "Accuracy against attack compute"]
     kind = "Comparison of agents" if several else "Run"
     opening = Text(" ".join(answer(comparison)), "answer")
     return Page(f"{kind}: {comparison.name}", [opening], [section for section in sections if section.blocks])
@@ -162,32 +155,30 @@ def answer(comparison: ComparisonResult) -> list[str]:
 
 
 def _primary_sentences(comparison: ComparisonResult) -> list[str]:
-    table = primary_table(comparison)
-    rows = [] if table is None else [dict(zip(table.columns, (e.text for e in row), strict=True)) for row in table.rows]
-    decided = [row for row in rows if not row["verdict"].startswith("secondary")]
+    decided = [one for part in parts(comparison) for one in primary_comparisons(part) if one.standing != "secondary"]
     if not decided:
         pairs = ", ".join(f"{one} against {other}" for one, other in PRIMARY)
         return [f"None of the comparisons that were fixed beforehand ({pairs}) can be made here."]
-    shown = [row for row in decided if row["verdict"] in ("better", "worse")]
-    sentences = [
-        f"Of the {_count(len(decided), 'primary comparison')}, {len(shown) or 'none'} {_is(len(shown))} shown."
+    shown = sum(one.standing in ("better", "worse") for one in decided)
+    several = len(parts(comparison)) > 1
+    return [
+        f"Of the {_count(len(decided), 'primary comparison')}, {shown or 'none'} {_is(shown)} shown.",
+        *(_primary_sentence(one, f", {one.part}" if several else "") for one in decided),
     ]
-    for row in decided:
-        first, second = row["comparison"].split(" - ")
-        place = f"{row['at']}, {row['method, preset']}" if "method, preset" in row else row["at"]
-        facts = f"{row['difference, points']} points, {place}, {row['seeds']} seeds"
-        shorter = facts.rpartition(",")[0]
-        if row in shown:
-            sentences.append(
-                f"{first} is {row['verdict']} than {second} ({facts}, p {row['p after Holm']} after Holm)."
-            )
-        elif row["verdict"].endswith("so far"):
-            sentences.append(f"No verdict yet on {first} against {second}: {row['verdict']} ({shorter}).")
-        elif row["verdict"] == "not shown":
-            sentences.append(f"Not shown, either way: {first} against {second} ({facts}).")
-        else:
-            sentences.append(f"{first} against {second} {row['verdict']} ({shorter}).")
-    return sentences
+
+
+def _primary_sentence(one: Primary, part: str) -> str:
+    measured = f"{points_text(one.found)} points, {at(one.epsilon)}{part}"
+    facts = f"{measured}, {one.found.seeds} seeds"
+    match one.standing:
+        case "better" | "worse":
+            return f"{one.first} is {one.verdict} than {one.second} ({facts}, p {p_text(one.p)} after Holm)."
+        case "unfinished":
+            return f"No verdict yet on {one.first} against {one.second}: {one.verdict} ({measured})."
+        case "not shown":
+            return f"Not shown, either way: {one.first} against {one.second} ({facts})."
+        case _:
+            return f"{one.first} against {one.second} {one.verdict} ({measured})."
 
 
 def _count(number: int, noun: str) -> str:
@@ -283,20 +274,20 @@ def machine_table(comparison: ComparisonResult) -> Table:
     cells = comparison.cells
     names = dict.fromkeys(name for cell in cells for name in cell.versions)
 
-    def told(values: Sequence[object]) -> Entry:
-        return Entry(", ".join(map(str, dict.fromkeys(values))))
+    def told(values: Iterable[object]) -> str:
+        return ", ".join(map(str, dict.fromkeys(values)))
 
     rows = [
-        [Entry("device"), told([cell.device for cell in cells])],
-        [Entry("threads of a run"), told([cell.threads for cell in cells])],
-        [Entry("runs at once"), Entry("not known" if comparison.jobs is None else str(comparison.jobs))],
-        [Entry("wall time"), Entry(duration(comparison.wall_seconds))],
-        [Entry("training time, all runs"), Entry(duration(sum(cell.seconds for cell in cells)))],
-        [Entry("commits"), told([commit for cell in cells for commit in cell.commits])],
-        *([Entry(name), told([cell.versions.get(name, "none") for cell in cells])] for name in names),
+        entries("device", told(cell.device for cell in cells)),
+        entries("threads of a run", told(cell.threads for cell in cells)),
+        entries("runs at once", "not known" if comparison.jobs is None else str(comparison.jobs)),
+        entries("wall time", duration(comparison.wall_seconds)),
+        entries("training time, all runs", duration(sum(cell.seconds for cell in cells))),
+        entries("commits", told(commit for cell in cells for commit in cell.commits)),
+        *(entries(name, told(cell.versions.get(name, "none") for cell in cells)) for name in names),
     ]
     note = "Wall time: from the first start to the end, without pauses. Training time: without evaluation."
-    return Table("Machine and versions", note, ["of the runs", "value"], rows)
+    return Table("Machine and versions", note, ["of the runs", "value"], rows, words=("value",))
 
 
 def duration(seconds: float | None) -> str:
@@ -310,18 +301,17 @@ def duration(seconds: float | None) -> str:
 
 
 def _unfinished(comparison: ComparisonResult) -> list[Block]:
-    rows = [[Entry(name), Entry(reason)] for name, reason in comparison.unfinished.items()]
-    return [Table("Failed or missing", "", ["run", "reason"], rows)] if rows else []
+    rows = [entries(name, reason) for name, reason in comparison.unfinished.items()]
+    return [Table("Failed or missing", "", ["run", "reason"], rows, words=("reason",))] if rows else []
 
 
 DAMAGED = "Damaged logs"
 
 
 def _damaged(comparison: ComparisonResult) -> list[Block]:
-    found = [(f"{cell.arm}, seed {cell.seed}", sentence) for cell in comparison.cells for sentence in cell.damage]
-    rows = [[Entry(run), Entry(sentence)] for run, sentence in found]
+    rows = [entries(f"{cell.arm}, seed {cell.seed}", said) for cell in comparison.cells for said in cell.damage]
     note = "Accuracies are as measured. Rewards, choices, attack steps and times are those of what is left of the logs."
-    return [Table("Runs whose logs are damaged", note, ["run", "damage"], rows)] if rows else []
+    return [Table("Runs whose logs are damaged", note, ["run", "damage"], rows, words=("damage",))] if rows else []
 
 
 def read_runs(paths: Sequence[Path]) -> ComparisonResult:

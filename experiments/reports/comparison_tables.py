@@ -4,11 +4,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
-from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.experiments.reports.document import MISSING, Entry, Table, entries
 from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
@@ -26,6 +27,8 @@ from astra_gym.ssl_core.evaluation.results import radius_text
 
 LEVEL = 0.05
 REFERENCES = tuple(reference for _, reference in PRIMARY)
+PART = "method, preset"
+"""The column that says which part of a comparison a row is of."""
 INTERVALS = "In brackets the 95 % interval over seeds (Student's t from 3 seeds, expanded bootstrap from 10)."
 
 
@@ -49,9 +52,7 @@ def over_parts(
     if len(found) < 2:
         return [*columns], [row for _, lines in found for row in lines]
     places = [(Entry(f"{cell.method}, {cell.preset}"), lines) for cell, lines in found]
-    return [columns[0], "method, preset", *columns[1:]], [
-        [row[0], place, *row[1:]] for place, lines in places for row in lines
-    ]
+    return [columns[0], PART, *columns[1:]], [[row[0], place, *row[1:]] for place, lines in places for row in lines]
 
 
 def at(epsilon: float) -> str:
@@ -91,7 +92,7 @@ def _probability(found: Paired) -> str:
     return f"{found.probability:.2f}{_interval(found.probability_low, found.probability_high, 2)}"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
     return MISSING if math.isnan(p) else f"{p:#.2g}"
 
 
@@ -148,16 +149,16 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
         for epsilon in epsilons:
             values = _accuracies(cells, epsilon)
             # below four seeds nothing is trimmed: the interquartile mean is the mean
-            iqm = f"\nIQM {estimate(values).iqm:.1f}" if len(values) > FEWEST_SEEDS else ""
-            accuracies.append(Entry(percent_text(values) + iqm, best[epsilon] == arm))
+            iqm = f"IQM {estimate(values).iqm:.1f}" if len(values) > FEWEST_SEEDS else ""
+            accuracies.append(Entry(percent_text(values), iqm, best[epsilon] == arm))
         timed = [cell for cell in cells if cell.seconds > 0]
         costs = [
             [cell.mean_steps for cell in cells if cell.views],
             [cell.seconds / 60 for cell in timed],
             [100 * cell.agent_share for cell in timed],
         ]
-        means = [Entry(f"{np.mean(values):.1f}" if values else MISSING) for values in costs]
-        rows.append([Entry(arm), Entry(str(len(cells))), *accuracies, *means])
+        means = entries(*(f"{np.mean(values):.1f}" if values else MISSING for values in costs))
+        rows.append([*entries(arm, str(len(cells))), *accuracies, *means])
     deciding = deciding_epsilon(part)
     order = at(deciding) if deciding is not None else "SA (no epsilon decides: none has a mean RA from 30 to 80 %)"
     note = (
@@ -170,30 +171,91 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
     return Table(f"Accuracy: {cell.method}, {cell.preset}", note, columns, rows)
 
 
-def primary_table(comparison: ComparisonResult) -> Table | None:
-    """The comparisons of `stats.PRIMARY`, tested at the deciding epsilon and told at SA; None where there is none.
+Standing = Literal["secondary", "unfinished", "undecidable", "not shown", "better", "worse"]
+
+
+class Primary(NamedTuple):
+    """A comparison of `stats.PRIMARY` in a method and preset (`part`), at the deciding epsilon or, secondary, at SA.
+
+    `p` is after Holm; `planned` counts the seeds that both arms are to have.
+    """
+
+    part: str
+    first: str
+    second: str
+    epsilon: float
+    found: Paired
+    p: float
+    planned: int
+    standing: Standing
+
+    @property
+    def verdict(self) -> str:
+        """How it stands, in words."""
+        seeds = self.found.seeds
+        return {
+            "secondary": "secondary, no verdict",
+            "unfinished": f"{seeds} of {self.planned} seeds so far",
+            "undecidable": f"cannot be decided with {seeds} seed{'s' * (seeds != 1)}",
+        }.get(self.standing, self.standing)
+
+
+def primary_comparisons(part: ComparisonResult) -> list[Primary]:
+    """The comparisons of `stats.PRIMARY` of which there are both arms, tested at the deciding epsilon and told at SA.
 
     The verdict is at 5 % after Holm over the family fixed beforehand, one for each method and preset; a missing member
     counts, with p = 1. There is none before all planned runs of the family's arms are finished: who looks while
     they come in, and stops when it suits, would find too much.
+
+    Args:
+        part: cells of one method and preset.
     """
-    columns, rows = over_parts(
-        comparison,
-        [
-            "comparison",
-            "at",
-            "difference, points",
-            "p",
-            "p after Holm",
-            "smallest p possible",
-            "seeds",
-            "image pairs",
-            "P(improvement)",
-            "verdict",
-        ],
-        _primary_rows,
-    )
-    if not rows:
+    cell, epsilon, missing = part.cells[0], deciding_epsilon(part), _missing_seeds(part)
+    made = []
+    for place in [0.0] if epsilon is None else [epsilon, 0.0]:
+        family = {pair: paired(part.of(pair[0]), part.of(pair[1]), place) for pair in PRIMARY}
+        adjusted = holm([found.p for found in family.values()])
+        reachable = holm([found.smallest_p if found.seeds else math.nan for found in family.values()])
+        for (pair, found), p, smallest in zip(family.items(), adjusted, reachable, strict=True):
+            if set(pair) <= set(part.arms):
+                first, second = ({cell.seed for cell in part.of(arm)} | missing[arm] for arm in pair)
+                standing: Standing = "better" if found.difference > 0 else "worse"
+                if not place:
+                    standing = "secondary"
+                elif any(missing.values()):
+                    standing = "unfinished"
+                elif not smallest <= LEVEL:
+                    standing = "undecidable"
+                elif p > LEVEL:
+                    standing = "not shown"
+                name = f"{cell.method}, {cell.preset}"
+                made.append(Primary(name, *pair, place, found, p, len(first & second), standing))
+    return made
+
+
+def primary_table(comparison: ComparisonResult) -> Table | None:
+    """The `primary_comparisons` of every part; None where there is none."""
+
+    def rows(part: ComparisonResult) -> Rows:
+        return [
+            entries(
+                f"{one.first} - {one.second}",
+                at(one.epsilon),
+                points_text(one.found),
+                p_text(one.found.p),
+                p_text(one.p) if one.epsilon else MISSING,
+                p_text(one.found.smallest_p),
+                str(one.found.seeds),
+                "{} : {}".format(*one.found.image_pairs),
+                _probability(one.found),
+                one.verdict,
+            )
+            for one in primary_comparisons(part)
+        ]
+
+    columns = ["comparison", "at", "difference, points", "p", "p after Holm", "smallest p possible", "seeds"]
+    columns, found = over_parts(comparison, [*columns, "image pairs", "P(improvement)", "verdict"], rows)
+    if not found:
         return None
     note = (
         f"Differences within a seed. {INTERVALS} p: two-sided, sign flips over seeds; after Holm over the "
@@ -203,31 +265,7 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
     )
     if len(parts(comparison)) > 1:
         note += f" Each method and preset is a family of {len(PRIMARY)} of its own."
-    return Table("Primary comparisons", note, columns, rows)
-
-
-def _primary_rows(part: ComparisonResult) -> Rows:
-    rows = []
-    epsilon, missing = deciding_epsilon(part), _missing_seeds(part)
-    for place in [0.0] if epsilon is None else [epsilon, 0.0]:
-        family = {pair: paired(part.of(pair[0]), part.of(pair[1]), place) for pair in PRIMARY}
-        adjusted = holm([found.p for found in family.values()])
-        reachable = holm([found.smallest_p if found.seeds else math.nan for found in family.values()])
-        for (pair, found), p, smallest in zip(family.items(), adjusted, reachable, strict=True):
-            if not set(pair) <= set(part.arms):
-                continue
-            texts = [" - ".join(pair), at(place), points_text(found), _p(found.p)]
-            texts += [_p(p) if place else MISSING, _p(found.smallest_p), str(found.seeds)]
-            texts += ["{} : {}".format(*found.image_pairs), _probability(found)]
-            if not place:
-                texts.append("secondary, no verdict")
-            elif any(missing.values()):
-                first, second = ({cell.seed for cell in part.of(arm)} | missing[arm] for arm in pair)
-                texts.append(f"{found.seeds} of {len(first & second)} seeds so far")
-            else:
-                texts.append(_verdict(found, p, smallest))
-            rows.append([Entry(text) for text in texts])
-    return rows
+    return Table("Primary comparisons", note, columns, found, words=(PART, "at", "verdict"))
 
 
 def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
@@ -244,14 +282,6 @@ def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
     }
 
 
-def _verdict(found: Paired, p: float, smallest: float) -> str:
-    if not smallest <= LEVEL:
-        return f"cannot be decided with {found.seeds} seed{'s' * (found.seeds != 1)}"
-    if p > LEVEL:
-        return "not shown"
-    return "better" if found.difference > 0 else "worse"
-
-
 def improvement_table(comparison: ComparisonResult) -> Table | None:
     """Every arm that is in no primary comparison's first place against the three references, by intervals only.
 
@@ -265,11 +295,11 @@ def improvement_table(comparison: ComparisonResult) -> Table | None:
             if arm not in {first for first, _ in PRIMARY} and others:
                 against = {other: paired(part.of(arm), part.of(other), epsilon or 0.0) for other in others}
                 shared = sorted({found.seeds for found in against.values()})
-                texts = [arm, at(epsilon or 0.0), " to ".join(map(str, {shared[0]: 0, shared[-1]: 0}))]
+                line = entries(arm, at(epsilon or 0.0), " to ".join(map(str, {shared[0]: 0, shared[-1]: 0})))
                 for found in (against.get(other) for other in REFERENCES):
-                    known = found is not None and found.seeds
-                    texts.append(f"{points_text(found)}\nP {_probability(found)}" if found and known else MISSING)
-                lines.append([Entry(text) for text in texts])
+                    shown = found and found.seeds and Entry(points_text(found), f"P {_probability(found)}")
+                    line.append(shown or Entry(MISSING))
+                lines.append(line)
         return lines
 
     columns, found = over_parts(
@@ -279,7 +309,7 @@ def improvement_table(comparison: ComparisonResult) -> Table | None:
         f"Points within a seed. {INTERVALS} P: probability that a run of the arm is above one of the reference. "
         f"Intervals only: these comparisons were not fixed beforehand and are not tested."
     )
-    return Table("All other comparisons", note, columns, found) if found else None
+    return Table("All other comparisons", note, columns, found, words=(PART, "at")) if found else None
 
 
 def compute_table(comparison: ComparisonResult) -> Table:
@@ -298,9 +328,8 @@ def compute_table(comparison: ComparisonResult) -> Table:
             cells = part.of(arm)
             updates = f"{np.mean([cell.updates for cell in cells]):.0f}"
             on_front = ("yes" if arm in front else "no") if values else MISSING
-            texts = [arm, str(len(cells)), updates, _amount(cost), percent_text(values), on_front]
-            texts += [_at_equal_compute(part, arm, reference, epsilon) for reference in references]
-            lines.append([Entry(text) for text in texts])
+            line = entries(arm, str(len(cells)), updates, _amount(cost), percent_text(values), on_front)
+            lines.append([*line, *(_at_equal_compute(part, arm, reference, epsilon) for reference in references)])
         return lines
 
     columns = ["arm", "seeds", "updates", "attack gradient steps", "RA at the deciding epsilon", "on the Pareto front"]
@@ -319,7 +348,7 @@ def compute_table(comparison: ComparisonResult) -> Table:
             f" Arms ending in {COMPUTE} trained longer, until their steps were the dearest arm's: difference "
             f"in points to the reference, and their steps as a multiple of its."
         )
-    return Table("Attack compute", note, columns, found)
+    return Table("Attack compute", note, columns, found, words=(PART, "on the Pareto front"))
 
 
 def _steps(cells: Sequence[Cell]) -> float:
@@ -330,11 +359,11 @@ def _amount(steps: float) -> str:
     return f"{steps / 1e6:.2f} M" if steps >= 999_500 else f"{steps / 1e3:.0f} k" if steps else "0"
 
 
-def _at_equal_compute(part: ComparisonResult, arm: str, reference: str, epsilon: float | None) -> str:
+def _at_equal_compute(part: ComparisonResult, arm: str, reference: str, epsilon: float | None) -> Entry:
     dearer = reference + COMPUTE
     other = dearer if dearer in part.arms and dearer != arm else reference
     if epsilon is None or not arm.endswith(COMPUTE) or other not in part.arms:
-        return MISSING
+        return Entry(MISSING)
     spent = _steps(part.of(other))
     ratio = f", {_steps(part.of(arm)) / spent:.2f} x its steps" if spent else ""
-    return f"{points_text(paired(part.of(arm), part.of(other), epsilon))}\n{other}{ratio}"
+    return Entry(points_text(paired(part.of(arm), part.of(other), epsilon)), f"{other}{ratio}")

@@ -7,9 +7,9 @@ from astra_gym.experiments.evaluation.along_run import PICTURE
 from astra_gym.experiments.evaluation.representation_part import LANDSCAPE, SPECTRUM, TSNE
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.run_plots import accuracy_against_epsilon
+from astra_gym.experiments.reports.document import Block, Code, Items, Page, Picture, Section, Table, Text, entries
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
-from astra_gym.experiments.reports.markup import Entry, Table
-from astra_gym.experiments.reports.page import Block, Code, Items, Page, Picture, Section, Text, check_report
+from astra_gym.experiments.reports.rendering import check_report
 from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.evaluation.sanity import STAGES
 
@@ -64,9 +64,7 @@ def evaluation_page(folder: Path) -> Page:
     check_report(folder)
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
-    remarked: list[Block] = [
-        Items([(text.partition(": ")[0], text.partition(": ")[2]) for text in remarks(rows, facts["notes"])])
-    ]
+    remarked = remarks(rows, facts["notes"])
     # the first evaluations were kept before a void classifier had an entry
     void: dict[str, str] = facts.get("void", {})
     sections = [
@@ -75,7 +73,7 @@ def evaluation_page(folder: Path) -> Page:
         Section("Accuracy against epsilon", _curves(rows, store)),
         Section("Figures", [picture for picture in PICTURES if (store.figures / picture.name).is_file()]),
         Section("No figure", [Items(list(void.items()))] if void else []),
-        Section("Remarks", remarked if remarks(rows, facts["notes"]) else []),
+        Section("Remarks", [Items(remarked)] if remarked else []),
         Section("Machine", [_machine(facts, rows)]),
         Section("Repeat it", [Code(facts["command"])]),
     ]
@@ -88,24 +86,24 @@ def evaluation_page(folder: Path) -> Page:
 
 
 def _curves(rows: list[Row], store: EvaluationStore) -> list[Block]:
-    found: dict[str, list[Row]] = {}
+    found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.metric == "SA" or (row.attack == "pgd20" and row.restarts == 1):
             share = "" if row.label_fraction == 1 else f" {100 * row.label_fraction:g} %"
-            found.setdefault(f"{row.protocol.upper()}{share} {row.checkpoint}", []).append(row)
-    found = {name: own for name, own in found.items() if len(own) > 2}
-    if not found:
+            found.setdefault((f"{row.protocol.upper()}{share}", row.checkpoint), []).append(row)
+    drawn = [(*names, own) for names, own in found.items() if len(own) > 2][:AT_MOST]
+    if not drawn:
         return []
-    found = dict(list(found.items())[:AT_MOST])
-    short = {name.rpartition(" ")[0]: own for name, own in found.items()}
-    accuracy_against_epsilon(short if len(short) == len(found) else found, store.draws(CURVES))
+    short = len({name for name, _, _ in drawn}) == len(drawn)
+    lines = {name if short else f"{name} {checkpoint}": own for name, checkpoint, own in drawn}
+    accuracy_against_epsilon(lines, store.draws(CURVES))
     alt = "Test accuracy against the radius of PGD-20, a line a protocol"
     return [Picture(CURVES, alt, "Clean accuracy at 0, and under PGD-20 at each radius, with 95 % Wilson intervals.")]
 
 
 def _machine(facts: dict[str, Any], rows: list[Row]) -> Table:
     seconds = sum(row.seconds or 0.0 for row in rows if row.attack not in STAGES)
-    entries = {
+    told = {
         "commit": facts["commit"],
         "device": facts["device"],
         "threads": str(facts["threads"]),
@@ -113,5 +111,5 @@ def _machine(facts: dict[str, Any], rows: list[Row]) -> Table:
         "encoder": ", ".join(dict.fromkeys(row.checkpoint_hash[:16] for row in rows)),
         **facts["versions"],
     }
-    lines = [[Entry(name), Entry(value)] for name, value in entries.items()]
-    return Table("Machine and versions", "", ["what", "which"], lines)
+    lines = [entries(name, value) for name, value in told.items()]
+    return Table("Machine and versions", "", ["what", "which"], lines, words=("which",))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.experiments.reports.document import MISSING, Entry, Table, entries
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
 from astra_gym.ssl_core.evaluation.sanity import STAGES
 from astra_gym.ssl_core.utils.messages import shown
@@ -30,7 +30,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         clean = _clean(own, name)
         standard = "yes" if all(row.standard for row in by_place.values()) else "no"
         cells = [_shown(clean), *(_shown(by_place.get(place)) for place in columns)]
-        lines.append([Entry(name), Entry(str(clean.n)), *cells, Entry(standard)])
+        lines.append([*entries(name, str(clean.n)), *cells, Entry(standard)])
     heads = [
         f"{NAMES[attack]} {radius_text(norm, epsilon)}{_starts(restarts)}"
         for norm, attack, epsilon, restarts in columns
@@ -39,7 +39,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         f"Accuracy in % of n test images. {INTERVALS} Worst: right under every attack of that radius. Standard: got "
         "exactly by the published protocol."
     )
-    return Table("Accuracy", note, ["protocol", "n", "SA", *heads, "standard"], lines)
+    return Table("Accuracy", note, ["protocol", "n", "SA", *heads, "standard"], lines, words=("standard",))
 
 
 def _clean(own: Sequence[Row], name: str) -> Row:
@@ -83,16 +83,16 @@ def health_table(rows: Sequence[Row]) -> Table:
         if row.protocol == "features":
             interval = MISSING if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
             name = row.metric.replace("_", " ")
-            lines.append([Entry(name), Entry(row.condition), Entry(f"{row.value:.3f}"), Entry(interval)])
+            lines.append(entries(name, row.condition, f"{row.value:.3f}", interval))
     note = (
         "Alignment: mean squared distance of positive pairs, lower is closer. Uniformity: lower is more uniform. "
         "Embedding std: 0 is collapse. Sharpness: mean rise of the loss along a weight direction."
     )
-    return Table("Representation health", note, ["figure", "of", "value", "95 % interval"], lines)
+    return Table("Representation health", note, ["figure", "of", "value", "95 % interval"], lines, words=("of",))
 
 
-def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Why figures are not standard, and what the checks found, in sentences."""
+def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Why figures are not standard, and what the checks found: what it concerns, and a sentence."""
     reasons: dict[str, list[str]] = {}
     for name, own in _classifiers(rows).items():
         for row in own:
@@ -100,8 +100,8 @@ def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[str
                 concerned = reasons.setdefault(reason, [])
                 if name not in concerned:
                     concerned.append(name)
-    said = [f"not standard ({'; '.join(names)}): {reason}" for reason, names in reasons.items()]
-    return said + [f"{what}: {note}" for what, found in notes.items() for note in found]
+    said = [(f"not standard ({'; '.join(names)})", reason) for reason, names in reasons.items()]
+    return said + [(what, note) for what, found in notes.items() for note in found]
 
 
 def _classifiers(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -130,5 +130,5 @@ def _starts(restarts: int) -> str:
 def _shown(row: Row | None) -> Entry:
     if row is None:
         return Entry(MISSING)
-    interval = "" if row.interval is None else f"\n{row.interval[0]:.1f} to {row.interval[1]:.1f}"
-    return Entry(f"{row.value:.1f}{interval}")
+    interval = "" if row.interval is None else f"{row.interval[0]:.1f} to {row.interval[1]:.1f}"
+    return Entry(f"{row.value:.1f}", interval)

@@ -19,7 +19,7 @@ from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import FEWEST_SEEDS
 from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.safety.sealing import check_png, read_json, sealed_yaml
-from astra_gym.ssl_core.utils.files import replacing
+from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.paths import copy_file, path_component
 
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
@@ -48,8 +48,7 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
             copy_file(folder.path / name, target / Path(name).name)
     # where the data lay on one machine says nothing on another
     placeless = replace(settings, data_dir=None, run_dir=None)
-    with replacing(target / "config.yaml") as temporary:
-        temporary.write_bytes(sealed_yaml(placeless.to_yaml()))
+    write_file(target / "config.yaml", sealed_yaml(placeless.to_yaml()))
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
             check_png(folder.figures / name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, at, parts, percent_text, points_text
-from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.experiments.reports.document import MISSING, Table, entries
 from astra_gym.experiments.stats import COMPUTE, paired
 from astra_gym.ssl_core.training.coreset import SELECTIONS
 
@@ -77,14 +77,14 @@ def methods_table(comparison: ComparisonResult) -> Table:
         seconds = [cell.seconds for cell in group.cells if cell.seconds > 0]
         texts = [group.method, group.arm if group.attacks else MISSING, str(len(group.cells)), *accuracies, gain]
         texts += [f"{np.mean(seconds):.0f}" if seconds else MISSING, reached]
-        rows.append([Entry(text) for text in texts])
+        rows.append(entries(*texts))
     note = (
         f"Accuracy in %, mean over seeds. {INTERVALS} Minus {FLOOR}: points of {at(GAIN_AT)} within a seed. Seconds: "
         f"training of one run on one core, two runs at a time. The goal of an adversarial method with its authors' "
         f"budget (agent {OWN}): {LEAST_GAIN:g} points of {at(GAIN_AT)} above {FLOOR}, and SA of {LEAST_CLEAN:g} %."
     )
     columns = ["method", "agent", "seeds", *map(at, epsilons), f"minus {FLOOR}", "seconds", "goal"]
-    return Table("Methods", note, columns, rows)
+    return Table("Methods", note, columns, rows, words=("agent", "goal"))
 
 
 def strategies_table(comparison: ComparisonResult) -> Table:
@@ -109,13 +109,13 @@ def strategies_table(comparison: ComparisonResult) -> Table:
                 ]
                 shared = paired(arms[arm].cells, arms[OWN].cells, epsilon).seeds
                 texts = (method, arm, f"{steps:.1f}", at(epsilon), str(shared), *against)
-                rows.append([Entry(text) for text in texts])
+                rows.append(entries(*texts))
     note = (
         f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant. Attack steps: "
         "mean number a view and update."
     )
     columns = ["method", "agent", "attack steps", "at", "seeds", *(f"minus {name}" for name in references)]
-    return Table("Strategies", note, columns, rows)
+    return Table("Strategies", note, columns, rows, words=("agent", "at"))
 
 
 def coresets_table(comparison: ComparisonResult) -> Table | None:
@@ -135,10 +135,10 @@ def coresets_table(comparison: ComparisonResult) -> Table | None:
             for epsilon in sorted({epsilon for cell in group.cells for epsilon in cell.correct}):
                 difference = paired(group.cells, control.cells, epsilon)
                 texts = (method, group.arm, control.arm, at(epsilon), str(difference.seeds), points_text(difference))
-                rows.append([Entry(text) for text in texts])
+                rows.append(entries(*texts))
     note = f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant."
     columns = ["method", "arm", "control", "at", "seeds", "arm minus control"]
-    return Table("Coresets", note, columns, rows) if rows else None
+    return Table("Coresets", note, columns, rows, words=("arm", "control", "at")) if rows else None
 
 
 def _but_coreset(group: Group) -> dict[str, Any]:

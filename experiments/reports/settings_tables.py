@@ -7,8 +7,16 @@ from typing import Any
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.evaluation.end_of_run import FIXED, UNIFORM
-from astra_gym.experiments.reports.comparison_tables import INTERVALS, Rows, mean_text, over_parts, parts, ranked
-from astra_gym.experiments.reports.markup import MISSING, Entry, Table
+from astra_gym.experiments.reports.comparison_tables import (
+    INTERVALS,
+    PART,
+    Rows,
+    mean_text,
+    over_parts,
+    parts,
+    ranked,
+)
+from astra_gym.experiments.reports.document import MISSING, Table, entries
 from astra_gym.ssl_core.evaluation.results import radius_text
 
 
@@ -29,7 +37,7 @@ def reward_table(comparison: ComparisonResult) -> Table:
             held_out = [[cell.held_out.get(name or cell.agent) for cell in cells] for name in (None, UNIFORM, FIXED)]
             means = [mean_text([value for value in values if value is not None], 3) for values in (*trained, *held_out)]
             texts = [arm, str(len(cells)), *means, *([_named(cells[0], differing)] if differing else [])]
-            lines.append([Entry(text) for text in texts])
+            lines.append(entries(*texts))
         return lines
 
     columns = ["arm", "seeds", "first tenth", "last tenth", "held out: trained policy", f"held out: {UNIFORM}"]
@@ -40,7 +48,7 @@ def reward_table(comparison: ComparisonResult) -> Table:
         f"Mean reward a view. {INTERVALS} Rewards of two arms compare only where the reward's settings are equal, "
         f"{equal}. Held-out rewards are taken on each run's own network: they compare policies within a row."
     )
-    return Table("Rewards", note, columns, found)
+    return Table("Rewards", note, columns, found, words=(PART, "the reward's settings"))
 
 
 def _of_reward(name: str) -> bool:
@@ -60,11 +68,13 @@ def settings_table(comparison: ComparisonResult) -> Table:
         lines = []
         for arm in part.arms:
             counted = [Counter(_value(name, cell.settings.get(name)) for cell in part.of(arm)) for name in told]
-            lines.append([Entry(arm), *(Entry("; ".join(values)) for values in counted)])
+            lines.append(entries(arm, *map("; ".join, counted)))
         return lines
 
     columns, found = over_parts(comparison, ["arm", *told], rows)
-    return Table("Settings", f"Shared by all: {shared or 'none'}.{_other_orders(comparison)}", columns, found)
+    note = f"Shared by all: {shared or 'none'}.{_other_orders(comparison)}"
+    words = [name for name in told if not all(_is_number(cell.settings.get(name)) for cell in comparison.cells)]
+    return Table("Settings", note, columns, found, words=(PART, *words))
 
 
 def _other_orders(comparison: ComparisonResult) -> str:
@@ -83,6 +93,10 @@ def _other_orders(comparison: ComparisonResult) -> str:
                 "Arms that hold images out see the others in another order."
             )
     return sentences
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _canonical(value: Any) -> str:

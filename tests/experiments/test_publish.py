@@ -11,6 +11,7 @@ from astra_gym.experiments.comparison.cell_results import ComparisonResult, read
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.publish import main
 from astra_gym.experiments.reports.published_tables import accuracy_table, benchmark_table, policy_table
+from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import Origin, write_results
 from tests.helpers.sealed import resealed_yaml
@@ -43,8 +44,8 @@ def test_runs_are_kept_and_the_readmes_tables_are_made_from_them(tmp_path, capsy
     assert readme.read_text() == README
     assert main([*map(str, runs), *where]) == 0
     table = (
-        "| run | seeds | SA | RA 8/255 |\n| --- | --- | --- | --- |\n"
-        "| `astra-reinforce` | 2 | 90.5 (90.0 to 91.0) | 50.0 (50.0 to 50.0) |"
+        "| run | seeds | SA | RA 8/255 |\n| --- | ---: | ---: | ---: |\n"
+        "| astra-reinforce | 2 | 90.5 (90.0 to 91.0) | 50.0 (50.0 to 50.0) |"
     )
     assert readme.read_text() == README.replace("old", table)
     assert main([*where, "--check"]) == 0
@@ -57,7 +58,8 @@ def test_the_policy_table_takes_differences_within_a_seed(tmp_path) -> None:
         run = finished_run(tmp_path / "runs" / str(seed), seed, 90.0, 50.0)
         main([str(run), f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}", "--pictures"])
         assert (tmp_path / "results" / "digits" / "reward_comparison.png").exists() == (seed == 2)
-    table = policy_table(tmp_path / "results", "digits")
+    [made] = policy_table(tmp_path / "results", "digits")
+    table = block_in_markdown(made)
     # means of 0.3 and 0.3 + seed: 0.3, 0.8 and 1.3; their spread is 0.5, t(2) is 4.303
     assert "| reinforce | 0.8000 | -0.4421 to 2.0421 |" in table
     assert "| reinforce minus uniform random, within a seed | +0.7000 | -0.5421 to +1.9421 |" in table
@@ -79,18 +81,23 @@ def test_the_benchmarks_table_is_that_of_its_results(tmp_path) -> None:
     ]
     document = document_of(options, figures, {}) | {"processor": "a processor", "versions": {"torch": "2.9"}}
     (tmp_path / "benchmark.json").write_text(json.dumps(document))
-    head = ["| part | figure | median | quartiles | target |", "| --- | --- | --- | --- | --- |"]
+    head = ["| part | figure | median | quartiles | target |", "| --- | --- | ---: | ---: | --- |"]
     bf16 = "| attack | + bf16 | 5.50x | 4.75x to 5.75x | at least 5.00x: met |"
     foot = ["", "a processor, 2 threads, torch 2.9."]
-    assert benchmark_table(tmp_path, "targets").splitlines() == [*head, bf16, *foot]
+
+    def lines(which: str) -> list[str]:
+        [table] = benchmark_table(tmp_path, which)
+        return block_in_markdown(table).splitlines()
+
+    assert lines("targets") == [*head, bf16, *foot]
     masked = "| attack | masked loop | 1.50x | 1.50x to 1.50x |  |"
-    assert benchmark_table(tmp_path, "attack").splitlines() == [*head, bf16, masked, *foot]
+    assert lines("attack") == [*head, bf16, masked, *foot]
     against = [Figure("training", "make demo's training, against the other checkout", "times faster", (1.6,))]
     (tmp_path / "benchmark-against.json").write_text(json.dumps(document_of(options, against, {}) | {"versions": {}}))
     demo = (
         "| training | make demo's training, against the other checkout | 1.60x | 1.60x to 1.60x | at least 1.50x: met |"
     )
-    assert benchmark_table(tmp_path, "targets").splitlines() == [*head, bf16, demo, *foot]
+    assert lines("targets") == [*head, bf16, demo, *foot]
 
 
 def _empty(folder: Path) -> Path:
@@ -104,8 +111,12 @@ def test_trivial_encoders_stand_below_the_runs(tmp_path) -> None:
         for name, value in (("step-9", 80.0), ("raw-pixels", 30.0), ("random-weights", 20.0))
     ]
     write_results(tmp_path / "digits" / "astra-fixed-seed0" / "slf.json", rows)
-    lines = accuracy_table(tmp_path, "digits").splitlines()
-    assert lines[2:] == ["| `astra-fixed` | 1 | 80.0 |", "| random weights | 1 | 20.0 |", "| raw pixels | 1 | 30.0 |"]
+    [table] = accuracy_table(tmp_path, "digits")
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["astra-fixed", "1", "80.0"],
+        ["random weights", "1", "20.0"],
+        ["raw pixels", "1", "30.0"],
+    ]
 
 
 def test_bad_input(tmp_path, capsys) -> None:

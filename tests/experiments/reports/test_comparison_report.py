@@ -3,8 +3,8 @@ import pytest
 from astra_gym.experiments.comparison.cell_results import ComparisonResult
 from astra_gym.experiments.reports import comparison_report
 from astra_gym.experiments.reports.comparison_report import answer, duration, machine_table, report, write_report
-from astra_gym.experiments.reports.markup import Table
-from astra_gym.experiments.reports.page import Items, Page, Picture, check_report
+from astra_gym.experiments.reports.document import Items, Page, Picture, Table
+from astra_gym.experiments.reports.rendering import check_report
 from astra_gym.ssl_core.utils.provenance import ROOT
 
 EPSILON = 8 / 255

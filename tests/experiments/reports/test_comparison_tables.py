@@ -16,7 +16,8 @@ from astra_gym.experiments.reports.comparison_tables import (
     percent_text,
     primary_table,
 )
-from astra_gym.experiments.reports.markup import Table, to_html
+from astra_gym.experiments.reports.document import Table
+from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
 from astra_gym.experiments.stats import estimate
 
@@ -39,9 +40,9 @@ def grid(make_cell: Make, means: Mapping[str, float], seeds: int, **fields: Any)
 
 
 def column(table: Table, name: str) -> dict[str, str]:
-    """Texts of a column by the row's first entry."""
+    """Texts of a column, with their smaller print in a second line, by the row's first entry."""
     place = list(table.columns).index(name)
-    return {row[0].text: row[place].text for row in table.rows}
+    return {row[0].text: "\n".join(filter(None, row[place][:2])) for row in table.rows}
 
 
 def table_of(found: Table | None) -> Table:
@@ -288,9 +289,9 @@ def test_no_table_shows_an_interval_below_three_seeds_or_not_a_number(make_cell:
         tables = [*accuracy_table(comparison), table_of(primary_table(comparison))]
         tables += [table_of(improvement_table(comparison)), reward_table(comparison), compute_table(comparison)]
         for table in tables:
-            texts = [entry.text for row in table.rows for entry in row]
+            texts = [text for row in table.rows for entry in row for text in entry[:2]]
             assert not any(re.search(r"\(.* to |nan|None", text) for text in texts)
-            assert "nan" not in to_html(table)
+            assert "nan" not in block_in_markdown(table)
     assert not math.isnan(estimate([1, 2, 3]).low)
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
-from astra_gym.experiments.reports.markup import MISSING
+from astra_gym.experiments.reports.document import MISSING
 from astra_gym.experiments.reports.method_tables import (
     LEAST_GAIN,
     coresets_table,

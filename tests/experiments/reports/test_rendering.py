@@ -1,4 +1,5 @@
 import html
+import io
 import re
 import shutil
 import struct
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
-from astra_gym.experiments.reports.markup import Entry, Table
-from astra_gym.experiments.reports.page import Code, Items, Page, Picture, Section, Text, to_html, to_markdown
+from astra_gym.experiments.reports.document import Code, Entry, Items, Page, Picture, Section, Table, Text
+from astra_gym.experiments.reports.rendering import block_in_markdown, for_terminal, to_html, to_markdown
 
 HOSTILE = "<script>alert('&')</script> a_b *c*"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -98,7 +100,7 @@ def test_the_page_is_semantic(page, tmp_path) -> None:
 
 def test_texts_are_escaped(page, tmp_path) -> None:
     text = to_html(page, tmp_path)
-    assert text.count(html.escape(HOSTILE)) == 8
+    assert html.unescape(text).count(HOSTILE) == 8
     assert HOSTILE not in text
 
 
@@ -112,6 +114,43 @@ def test_markdown_says_the_same(page) -> None:
     assert rf'![alt "{escaped}](figures/a.png)' in lines
     assert "| column 0 |" in "\n".join(lines)
     assert lines[lines.index("```") + 1].startswith(f"python x.py {HOSTILE}")
+
+
+HOSTILE_TABLE = Table(
+    "A | B <script>",
+    "5 < 6 & *so* on",
+    ["a*m", "p|q", "s_t"],
+    [[Entry("<b>&", best=True), Entry("1.0 | `x`", "IQM [2]"), Entry("3 words")]],
+    words=("s_t",),
+)
+
+
+def test_a_table_has_smaller_print_the_best_and_numbers_to_the_right() -> None:
+    assert block_in_markdown(HOSTILE_TABLE).splitlines() == [
+        "**A \\| B \\<script\\>**",
+        "",
+        "| a\\*m | p\\|q | s_t |",
+        "| --- | ---: | --- |",
+        "| **\\<b\\>\\&** | 1.0 \\| \\`x\\`<br>IQM \\[2\\] | 3 words |",
+        "",
+        "5 \\< 6 \\& \\*so\\* on",
+    ]
+    text = to_html(Page("t", [], [Section("s", [HOSTILE_TABLE])]), Path())
+    assert "<strong>&lt;b&gt;&amp;</strong>" in text and "1.0 | `x`<br><small>IQM [2]</small></td>" in text
+    assert '<th scope="col" class="number">p|q</th>' in text and '<td class="number">1.0' in text
+    assert '<th scope="col">s_t</th>' in text and "<td>3 words</td>" in text
+
+
+def test_a_terminal_of_eighty_columns_shows_the_first_lines() -> None:
+    radii = [f"PGD-20 {radius}/255" for radius in (4, 8, 12, 16)]
+    columns = ["protocol", "n", "SA", *radii, "AA 8/255", "standard"]
+    row = [Entry("LP-AFF"), Entry("10000"), *[Entry("50.0", "40.1 to 59.9")] * 6, Entry("[b]\x1b")]
+    file = io.StringIO()
+    Console(file=file, width=80, color_system=None).print(for_terminal(Table("[b]Accuracy", "", columns, [row])))
+    lines = file.getvalue().splitlines()
+    assert any(line.split() == ["LP-AFF", "10000", *["50.0"] * 6, "[b]?"] for line in lines)
+    assert "12/255" in file.getvalue() and "…" not in file.getvalue() and "40.1" not in file.getvalue()
+    assert "[b]Accuracy" in lines[0]
 
 
 def chromium(tmp_path: Path, *arguments: str) -> str:
