@@ -7,6 +7,7 @@ anything to draw, and so a file.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -126,9 +127,11 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
     return True
 
 
-def _broken(arm: str) -> str:
-    """A label in two lines where it would not fit into a narrow place."""
-    return label(arm).replace("@", "\n@", 1) if len(arm) > 17 else label(arm)
+def _broken(arm: str, most: int = 17) -> str:
+    """A label, in lines where it would not fit into a narrow place."""
+    head, at, settings = arm.partition("@")
+    lines = [arm] if len(arm) <= most else [*wrap(head, 24), *wrap(at + settings, 24)]
+    return "\n".join(map(label, lines))
 
 
 def _clear(axes: Sequence[Axes], columns: int) -> None:
@@ -226,7 +229,7 @@ def shares_of_arms(comparison: ComparisonResult, path: Path | str) -> bool:
             axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
             axis.tick_params(labelbottom=axis is below[-1])
             if column == 0:
-                axis.set_ylabel(label(arm).replace("@", "\n@", 1), rotation=0, ha="right", va="center")
+                axis.set_ylabel(_broken(arm, most=11), rotation=0, ha="right", va="center")
         below[0].set_title(SHORT_TITLES[kind])
         row = 1 / len(groups)
         value_bar(figure, below, values, location="bottom", pad=0.15 * row, fraction=0.2 * row, aspect=16)

@@ -35,7 +35,7 @@ def within_line(value: object) -> Markup:
     """A text that GitHub's Markdown shows as it is, where it does not begin a line."""
     # an underscore within a word marks nothing up; a link needs no brackets there
     text = re.sub(r"([\\`*~|<>\[\]&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.)", r"\\\1", one_line(value))
-    return Markup(re.sub(r"(?<=[\w.+-])@(?=[\w-]+\.)", "@\N{WORD JOINER}", text))
+    return Markup(re.sub(r"(?<=[\w.+-])@(?=[\w-]+\.\w)", "@\N{WORD JOINER}", text))
 
 
 def in_markdown(value: object) -> Markup:

@@ -105,7 +105,7 @@ def check_markdown(text: str, expected: tuple[str, ...], fences: int, comments: 
     assert all(re.fullmatch("[A-Z][A-Za-z, ]+", tokens[at + 1].content) for at in headings[1:])
     # GitHub makes links of these where nothing marks them
     plain = re.sub(r"^(`{3,})\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
-    assert re.findall(r"(?:https?|ftp)://|www\.|[\w.+-]@[\w-]+\.", plain, re.IGNORECASE) == []
+    assert re.findall(r"(?:https?|ftp)://|www\.|[\w.+-]@[\w-]+\.\w", plain, re.IGNORECASE) == []
     shown = "\n".join(token.content for token in tokens if token.type in ("text", "fence"))
     shown = shown.replace("\N{WORD JOINER}", "")
     assert [text for text in expected if one_line(text) not in shown] == []
