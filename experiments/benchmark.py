@@ -25,13 +25,13 @@ training    `checkouts.measure_training`: with --against, make demo's training t
 The results are written after every part: an interrupted benchmark keeps those that it has finished.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
@@ -54,10 +54,11 @@ from astra_gym.experiments.benchmarks.results_file import ResultsFile
 from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
 from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
-from astra_gym.experiments.config.argparser import OneLineParser, path_argument
-from astra_gym.experiments.config.commands import help_text, program
-from astra_gym.experiments.config.devices import DEVICES, resolve_device
+from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.ssl_core.settings.records import SWITCH, Notes
 from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.messages import said
@@ -91,65 +92,96 @@ PARTS = {
 }
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; ends the process with status 2 and one line if anything is wrong with it.
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkFlags:
+    """What is measured, on what, and where it is written.
 
-    `device` is resolved, `old` is the earlier result of `--compare` (None without), `picture` a path.
+    Args:
+        parts: the parts that are measured; by default all, training only with --against.
+        against: another checkout, for the part training.
+        repeats: rounds that count; by default 3.
+        threads: of torch.
+        device: auto, cpu, cuda or cuda:N.
+        output: where the results are written.
+        picture: a PNG of them; by default beside the output.
+        compare: an earlier result, to mark what changed.
+        profile: instead: profile one attack and one update, into this folder.
+        quick: tiny networks, to try the command: figures mean nothing.
     """
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(
-        prog=program("benchmark"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
-    )
-    parser.add_argument("--parts", nargs="+", metavar="PART", help="by default all; training only with --against")
-    parser.add_argument(
-        "--against", type=path_argument, metavar="CHECKOUT", help="another checkout, for the part training"
-    )
-    parser.add_argument("--repeats", type=int, metavar="N", help="rounds that count; by default 3")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
-    parser.add_argument("--device", default="auto", metavar="NAME", help=", ".join((*DEVICES, "cuda:N")))
-    parser.add_argument("--output", type=path_argument, default=Path("results/benchmark.json"), metavar="FILE")
-    parser.add_argument("--picture", type=path_argument, metavar="FILE", help="a PNG, by default beside the output")
-    parser.add_argument(
-        "--compare", type=path_argument, metavar="OLD.json", help="an earlier result, to mark what changed"
-    )
-    parser.add_argument(
-        "--profile", type=path_argument, metavar="DIR", help="instead: profile one attack and one update"
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny networks, to try the command: figures mean nothing")
-    given = parser.parse_args(argv)
+
+    parts: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="PART")] = None
+    against: Annotated[Path | None, Notes(unit="CHECKOUT")] = None
+    repeats: Annotated[int | None, Notes(unit="N")] = None
+    threads: int = torch.get_num_threads()
+    device: str = "auto"
+    output: Annotated[Path, Notes(unit="FILE")] = Path("results/benchmark.json")
+    picture: Annotated[Path | None, Notes(unit="FILE")] = None
+    compare: Annotated[Path | None, Notes(unit="OLD.json")] = None
+    profile: Annotated[Path | None, Notes(unit="DIR")] = None
+    quick: Annotated[bool, SWITCH] = False
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """What a command line comes to.
+
+    Args:
+        flags: as they are given.
+        parts: names of `PARTS`, each once.
+        options: where the parts run.
+        picture: where the picture goes.
+        old: the earlier result of `--compare`.
+    """
+
+    flags: BenchmarkFlags
+    parts: Sequence[str]
+    options: Options
+    picture: Path
+    old: dict[str, Any] | None
+
+
+def parse(argv: Sequence[str]) -> BenchmarkRequest:
+    """The command line; ends the process with status 2 and one line if anything is wrong with it."""
+    parser = CommandParser("benchmark", BenchmarkFlags, __doc__, "[--FLAG VALUE ...]")
+    given = parser.read(argv)
     try:
-        parts = [name for name in PARTS if name != AGAINST or given.against] if given.parts is None else given.parts
-        for part in parts:
-            pick(part, PARTS, "part")
-        given.parts = list(dict.fromkeys(parts))
-        if (AGAINST in given.parts) != (given.against is not None):
-            raise ValueError(f"--against CHECKOUT and the part {AGAINST!r} need each other")
-        given.against = given.against and check_checkout(given.against)
-        for name in ("repeats", "threads"):
-            value = getattr(given, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: expected 1 or more, got {value}")
-        given.device = resolve_device(given.device)
-        given.old = None if given.compare is None else _old(given.compare, given.quick)
-        if given.profile is not None:
-            check_place(given.profile, "--profile")
-            if not _writable(given.profile):
-                raise ValueError(f"--profile: {given.profile} cannot be written to: expected a folder that can be")
-            for name in PROFILE:
-                _check_writable("profile", given.profile / name)
-            return given
-        if given.output.is_dir():
-            raise ValueError(f"--output: {given.output} is a folder: expected a file")
-        given.picture = given.picture or given.output.with_suffix(".png")
-        if given.picture.suffix.lower() != ".png":
-            raise ValueError(f"--picture: expected a file that ends in .png, got {given.picture}")
-        if resolved(given.picture) == resolved(given.output):
-            raise ValueError(f"--output: {given.output} is the picture's path too: expected another, such as x.json")
-        for name in ("output", "picture"):
-            _check_writable(name, getattr(given, name))
+        return _requested(given)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return given
+
+
+def _requested(given: BenchmarkFlags) -> BenchmarkRequest:
+    named = given.parts or [name for name in PARTS if name != AGAINST or given.against]
+    for part in named:
+        pick(part, PARTS, "part")
+    parts = list(dict.fromkeys(named))
+    if (AGAINST in parts) != (given.against is not None):
+        raise ValueError(f"--against CHECKOUT and the part {AGAINST!r} need each other")
+    against = given.against and check_checkout(given.against)
+    for name in ("repeats", "threads"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected 1 or more, got {value}")
+    options = Options(given.threads, resolve_device(given.device), given.quick, against)
+    picture = given.picture or given.output.parent / f"{given.output.stem}.png"
+    old = None if given.compare is None else _old(given.compare, given.quick)
+    made = BenchmarkRequest(given, parts, options, picture, old)
+    if given.profile is not None:
+        check_place(given.profile, "--profile")
+        if not _writable(given.profile):
+            raise ValueError(f"--profile: {given.profile} cannot be written to: expected a folder that can be")
+        for name in PROFILE:
+            _check_writable("profile", given.profile / name)
+        return made
+    if given.output.is_dir():
+        raise ValueError(f"--output: {given.output} is a folder: expected a file")
+    if picture.suffix.lower() != ".png":
+        raise ValueError(f"--picture: expected a file that ends in .png, got {picture}")
+    if resolved(picture) == resolved(given.output):
+        raise ValueError(f"--output: {given.output} is the picture's path too: expected another, such as x.json")
+    _check_writable("output", given.output)
+    _check_writable("picture", picture)
+    return made
 
 
 def _old(path: Path, quick: bool) -> dict[str, Any]:
@@ -191,13 +223,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], ending: Ending) -> int:
-    given = parse(argv)
+    request = parse(argv)
+    given = request.flags
     torch.set_num_threads(given.threads)
-    options = Options(given.threads, given.device, given.quick, given.against)
-    report = ResultsFile(options, given.output, given.picture)
+    report = ResultsFile(request.options, given.output, request.picture)
     ending.place, ending.kept = (given.profile or given.output.parent), lambda: str(report)
     try:
-        return _run(given, report)
+        return _run(request, report)
     except KeyboardInterrupt as stop:
         # an earlier picture must not stand beside the new file; who is in a hurry interrupts again
         with suppress(KeyboardInterrupt):
@@ -208,7 +240,8 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 @ieee_fp32()
-def _run(given: argparse.Namespace, report: ResultsFile) -> int:
+def _run(request: BenchmarkRequest, report: ResultsFile) -> int:
+    given = request.flags
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -218,7 +251,7 @@ def _run(given: argparse.Namespace, report: ResultsFile) -> int:
         made = write_profile(given.profile, report.options)
         say(f"the trace is {made.trace} (Perfetto, chrome://tracing, TensorBoard), its operators are in {made.table}")
         return 0
-    for name in given.parts:
+    for name in request.parts:
         part = PARTS[name]
         rounds = given.repeats or (1 if given.quick else part.rounds)
         try:
@@ -234,10 +267,10 @@ def _run(given: argparse.Namespace, report: ResultsFile) -> int:
         console.print(figures_table(report.figures))
         say(targets_line(report.figures))
     say(str(report))
-    if given.old is not None and report.figures:
-        lines = compare(given.old, report.document)
+    if request.old is not None and report.figures:
+        lines = compare(request.old, report.document)
         console.print(comparison_table(lines))
-        for difference in differences(given.old, report.document):
+        for difference in differences(request.old, report.document):
             say(f"not under the same circumstances: {difference}")
         say(f"{given.compare}: {count(lines)}")
     return 1 if report.failed else 0

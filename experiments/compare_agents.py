@@ -11,13 +11,14 @@ With --dir, runs that already lie in DIR/cells/LABEL-seedN, or are cells of DIR/
 are the planned ones.
 """
 
-import argparse
 import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
@@ -30,61 +31,59 @@ from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_e
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
 from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked
-from astra_gym.experiments.config.argparser import OneLineParser, path_argument
-from astra_gym.experiments.config.commands import help_text, program, recorded, typed
+from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
+from astra_gym.ssl_core.settings.records import SWITCH, Notes
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10
 PRESET, METHOD = "digits-grid", "astra"
 
 
-def _parser() -> OneLineParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    usage = "%(prog)s [--FLAG VALUE ...], or %(prog)s --resume DIR [--jobs N] [--trust]"
-    parser = OneLineParser(
-        prog=program("compare"), usage=usage, description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
-    )
-    parser.add_argument("--agents", nargs="+", metavar="NAME", help=f"by default {' '.join(AGENTS)}")
-    parser.add_argument("--seeds", type=int, metavar="N", help=f"of each agent, from 0; by default {SEEDS}")
-    parser.add_argument(
-        "--primary_seeds",
-        type=int,
-        metavar="N",
-        help=f"of {', '.join(PRIMARY_ARMS)}, whose comparisons are fixed beforehand; by default {PRIMARY_SEEDS} where "
-        f"--seeds is {SEEDS} or more, else as many",
-    )
-    parser.add_argument("--preset", metavar="NAME", help=f"by default {PRESET}")
-    parser.add_argument("--presets", nargs="+", metavar="NAME", help="several, each with all agents")
-    parser.add_argument(
-        "--methods", nargs="+", metavar="NAME", help=f"by default {METHOD}; several, each with all agents"
-    )
-    parser.add_argument(
-        "--arm",
-        action="append",
-        metavar="'LABEL=FLAGS'",
-        help=f"a custom arm: flags of {program('train')}; may be repeated",
-    )
-    parser.add_argument(
-        "--equal_compute",
-        nargs="+",
-        metavar="ARM",
-        help=f"at the end, for each of these a further arm ARM{COMPUTE} of so many epochs that it makes as many attack "
-        "steps as the dearest arm",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="processes at once; by default one a usable core, and no more than a GPU's memory holds",
-    )
-    parser.add_argument("--dir", type=path_argument, metavar="DIR", help="by default comparisons/PRESET, -2, -3, ...")
-    parser.add_argument("--resume", type=path_argument, metavar="DIR", help="go on with a comparison")
-    what = "import the modules that its plan or a config file names, which runs their code"
-    parser.add_argument("--trust", action="store_true", help=what)
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags:
+    """What is compared, and how often; any other flag is one of the training of each.
+
+    Args:
+        agents: by default reinforce, fixed, fixed-max and random.
+        seeds: of each agent, from 0; by default 5.
+        primary_seeds: of the agents whose comparisons are fixed beforehand (reinforce, random, fixed, fixed-max); by
+            default 10 where --seeds is 5 or more, else as many.
+        preset: by default digits-grid.
+        presets: several, each with all agents.
+        methods: by default astra; several, each with all agents.
+        arm: a custom arm, LABEL=FLAGS: flags of the training; may be repeated.
+        equal_compute: at the end, for each of these a further arm ARM@compute of so many epochs that it makes as many
+            attack steps as the dearest arm.
+        jobs: processes at once; by default one a usable core, and no more than a GPU's memory holds.
+        dir: by default comparisons/PRESET, -2, -3, ...
+        resume: go on with a comparison.
+        trust: import the modules that its plan or a config file names, which runs their code.
+    """
+
+    agents: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
+    seeds: int | None = None
+    primary_seeds: int | None = None
+    preset: str | None = None
+    presets: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
+    methods: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
+    arm: Annotated[tuple[str, ...], Notes(repeated=True, unit="'LABEL=FLAGS'")] = ()
+    equal_compute: Annotated[tuple[str, ...], Notes(nargs="+", unit="ARM")] = ()
+    jobs: int | None = None
+    dir: Annotated[Path | None, Notes(unit="DIR")] = None
+    resume: Annotated[Path | None, Notes(unit="DIR")] = None
+    trust: Annotated[bool, SWITCH] = False
+
+    def __post_init__(self) -> None:
+        for name, most in (("seeds", MOST_SEEDS), ("primary_seeds", MOST_SEEDS), ("jobs", MOST_JOBS)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                expected = "1 or more" if value < 1 else f"{most:,} or fewer"
+                raise ValueError(f"--{name}: expected {expected}, got {value}")
+        if self.preset and self.presets:
+            raise ValueError("--preset and --presets say the same: take one of them")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], ending: Ending) -> int:
-    parser = _parser()
-    given, flags = parser.parse_known_args(argv)
+    parser = CommandParser("compare", CompareFlags, __doc__, "[--FLAG VALUE ...], or --resume DIR [--jobs N] [--trust]")
+    own, flags = parser.split(argv)
+    given = parser.read(own)
     ending.stopped = "interrupted before anything ran"
     try:
         folder, plan = _prepare(given, flags, argv)
@@ -129,19 +129,12 @@ def _main(argv: list[str], ending: Ending) -> int:
         parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
 
 
-def _prepare(
-    given: argparse.Namespace, flags: Sequence[str], argv: Sequence[str]
-) -> tuple[ComparisonFolder, ComparisonPlan]:
+def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> tuple[ComparisonFolder, ComparisonPlan]:
     """The folder and its plan; nothing is written yet.
 
     Raises:
         ValueError: if anything is wrong with the command line or the folder.
     """
-    for name, most in (("seeds", MOST_SEEDS), ("primary_seeds", MOST_SEEDS), ("jobs", MOST_JOBS)):
-        value = getattr(given, name)
-        if value is not None and not 1 <= value <= most:
-            expected = "1 or more" if value < 1 else f"{most:,} or fewer"
-            raise ValueError(f"--{name}: expected {expected}, got {value}")
     if given.resume is not None:
         others = [
             f"--{name}" for name, value in vars(given).items() if value and name not in ("resume", "jobs", "trust")
@@ -154,16 +147,14 @@ def _prepare(
     for flag in flags:
         if not flag.startswith("--") and flag == flags[0]:
             raise ValueError(f"unexpected {flag!r}: flags begin with --, see --help")
-    if given.preset and given.presets:
-        raise ValueError("--preset and --presets say the same: take one of them")
-    presets = given.presets or [given.preset or PRESET]
-    methods = given.methods or [METHOD]
+    presets = given.presets or (given.preset or PRESET,)
+    methods = given.methods or (METHOD,)
     seeds = given.seeds or SEEDS
     primary = given.primary_seeds or (max(PRIMARY_SEEDS, seeds) if seeds >= SEEDS else seeds)
-    agents = given.agents or list(AGENTS)
-    again, own = typed("compare", *argv, "--trust"), given.arm or []
-    arms = base_arms(agents, methods, presets, own, flags, seeds, primary, given.trust or None, again)
-    chosen = tuple(dict.fromkeys(given.equal_compute or ()))
+    agents = given.agents or AGENTS
+    again = typed("compare", *argv, "--trust")
+    arms = base_arms(agents, methods, presets, given.arm, flags, seeds, primary, given.trust or None, again)
+    chosen = tuple(dict.fromkeys(given.equal_compute))
     check_equal_compute(chosen, arms)
     if given.dir is not None:
         ComparisonFolder(given.dir).check_new()

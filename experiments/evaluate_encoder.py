@@ -13,7 +13,6 @@ evaluation's folder. Whatever departs from the published protocol is marked as n
 row.
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,13 +26,14 @@ if not __package__:
 
 from rich.console import Console
 
-from astra_gym.experiments.config.commands import help_text, program, recorded, typed
+from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.evaluate import evaluate
-from astra_gym.experiments.evaluation.request import check, data_of, default_folder, make_parser, plan_of, subject_of
+from astra_gym.experiments.evaluation.flags import EvaluationFlags, evaluation_parser
+from astra_gym.experiments.evaluation.request import data_of, default_folder, plan_of, subject_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.rendering import for_terminal
@@ -48,14 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str], ending: Ending) -> int:
-    parser = make_parser(help_text(__doc__))
-    given = parser.parse_args(words)
+    parser = evaluation_parser(__doc__)
+    given = parser.read(words)
     command = shlex.join([*recorded("evaluate"), *words])
     ending.kept = "what is finished is kept"
     ending.after = f"resume by {typed('evaluate', *words)}"
     ending.stopped = f"interrupted; what is finished is kept: go on by {command}"
     try:
-        check(given)
         return _run(given, command, ending)
     except (ValueError, CheckpointError, OSError) as error:
         if disk_error(error):
@@ -68,21 +67,21 @@ def _main(words: list[str], ending: Ending) -> int:
         return 1
 
 
-def _run(given: argparse.Namespace, command: str, ending: Ending) -> int:
-    console, device = Console(emoji=False), resolve_device(given.device)
+def _run(given: EvaluationFlags, command: str, ending: Ending) -> int:
+    console, device = Console(emoji=False), resolve_device(given.work.device)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    if given.every is not None:
-        ending.place = given.out or given.encoder or ending.place
+    if given.measures.every is not None:
+        ending.place = given.work.out or given.source.encoder or ending.place
         rows, facts, store = evaluate_along(given, console, device)
     else:
         subject = subject_of(given, device)
         plan = plan_of(given)
-        with Decoding(kind=given.progress, console=console) as decoding:
+        with Decoding(kind=given.work.progress, console=console) as decoding:
             data = data_of(given, subject, decoding)
-        store = EvaluationStore(given.out or default_folder(given, subject, data))
+        store = EvaluationStore(given.work.out or default_folder(given, subject, data))
         ending.place = store.path
         for sentence in store.check_data(data.name):
             say(f"note: {short(sentence)}")

@@ -8,10 +8,11 @@ The file holds plain tensors and values (it loads with weights_only=True), the i
 The code that is printed turns images into features; for torchvision's names it needs torch and torchvision alone.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
@@ -19,20 +20,17 @@ if not __package__:
     # before the imports that take seconds: from here on a signal ends this process with a line
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
-from astra_gym.experiments.config.argparser import OneLineParser, path_argument
-from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.foreign import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
 from astra_gym.ssl_core.safety.disk import disk_error
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.hashing import digest
 
-LAYOUTS = {
-    "torchvision": "names and shapes of torchvision's ResNets, one route, the neck if any as fc, no projector",
-    "ours": "the whole network as this project's commands read it, without the rest of the run",
-}
+LAYOUTS = ("torchvision", "ours")
 TORCHVISION = """\
 import torch
 from torch import nn
@@ -54,6 +52,29 @@ network, route = load_network({path!r})
 # images (n, 3, h, w) in [0, 1]
 features = network.features(images, route)
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags:
+    """What is exported, and whereto.
+
+    Args:
+        source: a run folder, or a checkpoint in one.
+        out: where to write.
+        route: batch-norm route; by default the one that the run is evaluated on.
+        layout: torchvision: names and shapes of torchvision's ResNets, one route, the neck if any as fc, no projector;
+            ours: the whole network as this project's commands read it, without the rest of the run.
+        force: replace the file if it is there.
+    """
+
+    source: Annotated[Path, Notes(positional=True, unit="RUN")]
+    out: Annotated[Path, Notes(unit="FILE")]
+    route: str | None = None
+    layout: Annotated[str, Notes(choices=LAYOUTS, what="layout")] = "torchvision"
+    force: Annotated[bool, SWITCH] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def export(source: Path, out: Path, route: str | None, layout: str, force: bool) -> tuple[TargetNetwork, str]:
@@ -131,17 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], ending: Ending) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(
-        prog=program("export"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
-    )
-    parser.add_argument("source", type=path_argument, metavar="RUN", help="a run folder, or a checkpoint in one")
-    parser.add_argument("--out", type=path_argument, required=True, metavar="FILE", help="where to write")
-    parser.add_argument("--route", help="batch-norm route; by default the one that the run is evaluated on")
-    described = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
-    parser.add_argument("--layout", choices=LAYOUTS, default="torchvision", help=described)
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
-    given = parser.parse_args(argv)
+    parser = CommandParser("export", ExportFlags, __doc__, "RUN --out FILE [--FLAG VALUE ...]")
+    given = parser.read(argv)
     ending.place = given.out.parent
     try:
         network, route = export(given.source, given.out, given.route, given.layout, given.force)

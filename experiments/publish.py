@@ -8,10 +8,11 @@ python experiments/publish.py                    # renew the README's tables fro
 python experiments/publish.py --check            # say whether the README's tables are those of the kept results
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
@@ -20,15 +21,36 @@ if not __package__:
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON
-from astra_gym.experiments.config.argparser import OneLineParser, path_argument
-from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.utils.files import write_file
+from astra_gym.ssl_core.settings.records import SWITCH, Notes
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishFlags:
+    """What is kept, and where.
+
+    Args:
+        runs: folders of runs, comparisons or evaluations to be kept.
+        group: the folder of results/ that they are kept in; by default their preset's name.
+        pictures: keep these runs' pictures too.
+        results: where results are kept; by default the checkout's.
+        readme: the file with the tables; by default the checkout's.
+        check: write nothing; status 1 if the tables are stale.
+    """
+
+    runs: Annotated[tuple[Path, ...], Notes(positional=True, nargs="*", unit="PATH")] = ()
+    group: str | None = None
+    pictures: Annotated[bool, SWITCH] = False
+    results: Annotated[Path | None, Notes(unit="DIR")] = CHECKOUT and CHECKOUT / "results"
+    readme: Annotated[Path | None, Notes(unit="FILE")] = CHECKOUT and CHECKOUT / "README.md"
+    check: Annotated[bool, SWITCH] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,21 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], ending: Ending) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(
-        prog=program("publish"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
-    )
-    parser.add_argument("runs", nargs="*", type=path_argument, help="folders of runs or comparisons to be kept")
-    parser.add_argument("--group", help="the folder of results/ that they are kept in, by default their preset's name")
-    parser.add_argument("--pictures", action="store_true", help="keep these runs' pictures too")
-    parser.add_argument(
-        "--results", type=path_argument, default=CHECKOUT and CHECKOUT / "results", help="where results are kept"
-    )
-    parser.add_argument(
-        "--readme", type=path_argument, default=CHECKOUT and CHECKOUT / "README.md", help="the file with the tables"
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the tables are stale")
-    options = parser.parse_args(argv)
+    parser = CommandParser("publish", PublishFlags, __doc__, "[PATH ...] [--FLAG VALUE ...]")
+    options = parser.read(argv)
     if options.results is None or options.readme is None:
         parser.error(
             "there is no checkout here: give --results DIR and --readme FILE, where results and tables are kept"

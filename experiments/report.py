@@ -8,10 +8,11 @@ python experiments/report.py runs/NAME/evaluation        # what evaluate_encoder
 Writes report.html (one file that opens offline, with its pictures inside), report.md and figures/*.png.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 if not __package__:
     # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
@@ -19,15 +20,28 @@ if not __package__:
     # before the imports that take seconds: from here on a signal ends this process with a line
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
-from astra_gym.experiments.config.argparser import OneLineParser, path_argument
-from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.comparison_report import read_runs, write_report
 from astra_gym.experiments.reports.evaluation_report import evaluation_page
 from astra_gym.experiments.reports.rendering import write_page
 from astra_gym.ssl_core.safety.disk import disk_error
+from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.utils.paths import check_place
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """What is reported, and where.
+
+    Args:
+        paths: a comparison, an evaluation, or run folders.
+        out: where the report goes; by default into the folder that is reported.
+    """
+
+    paths: Annotated[tuple[Path, ...], Notes(positional=True, nargs="+", unit="PATH")]
+    out: Annotated[Path | None, Notes(unit="DIR")] = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], ending: Ending) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(
-        prog=program("report"), description=help_text(__doc__), formatter_class=raw, allow_abbrev=False
-    )
-    parser.add_argument("paths", nargs="+", type=path_argument, metavar="PATH", help="a comparison, or run folders")
-    parser.add_argument("--out", type=path_argument, metavar="DIR", help="by default the folder that is reported")
-    given = parser.parse_args(argv)
+    parser = CommandParser("report", ReportFlags, __doc__, "PATH [PATH ...] [--out DIR]")
+    given = parser.read(argv)
     try:
         if given.out is None and len(given.paths) > 1:
             raise ValueError("several runs have no folder in common: say by --out DIR where the report goes")

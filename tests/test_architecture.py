@@ -16,6 +16,7 @@ PACKAGES = ("ssl_core", "envs", "agents", "experiments")
 FLOORS = (
     ("ssl_core/safety",),
     ("ssl_core/utils",),
+    ("ssl_core/settings",),
     ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses", "ssl_core/kernels"),
     ("ssl_core/models",),
     ("ssl_core/attacks",),

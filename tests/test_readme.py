@@ -14,7 +14,7 @@ from astra_gym.experiments import compare_agents, evaluate_encoder, export_encod
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import parse
-from astra_gym.experiments.evaluation.request import check, make_parser
+from astra_gym.experiments.evaluation.flags import evaluation_parser
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.methods import METHODS
 
@@ -130,7 +130,7 @@ def test_the_evaluations_of_a_run_run_at_a_small_size(command: str, small_run: P
 def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_path: Path) -> None:
     others = [shlex.split(line)[2:] for line in COMMANDS if "evaluate_encoder.py" in line and "runs/" not in line]
     for words in others:
-        check(make_parser("").parse_args(words))
+        evaluation_parser("").read(words)
     assert len(others) == 2
     [export] = (shlex.split(line)[2:] for line in COMMANDS if "export_encoder.py" in line)
     file = tmp_path / "encoder.pt"

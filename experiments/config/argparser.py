@@ -1,24 +1,282 @@
-"""A command line whose errors are one line."""
+"""The parser of every command: flags made from a typed record, by jsonargparse; an error is one line and status 2."""
 
 import argparse
-from pathlib import Path
-from typing import NoReturn
+import difflib
+import math
+import shutil
+import textwrap
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
-from astra_gym.ssl_core.utils.files import expanded
-from astra_gym.ssl_core.utils.messages import said
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser
+
+from astra_gym.experiments.config.commands import help_text, program
+from astra_gym.experiments.config.flag_values import is_by_name, is_number, kinds_of, loaded, plain, reader, with_one
+from astra_gym.ssl_core.settings.records import Leaf, composed, hints, is_record, leaves, parts
+from astra_gym.ssl_core.utils.messages import brief, said
+from astra_gym.ssl_core.utils.registry import pick
+
+Record = TypeVar("Record")
+VALUES = {bool: "true|false", int: "N", float: "X", str: "NAME"}
+"""What stands for a value in the help, by its type."""
 
 
-def path_argument(text: str) -> Path:
-    """A path on the command line, with the home folder for a `~`: no shell writes it out in `--out=~/x`."""
-    try:
-        return expanded(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+class CommandParser(ArgumentParser, Generic[Record]):
+    """The flags of a command.
 
+    Args:
+        name: of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
+        record: a dataclass with a field for each flag, or for each section of flags; its docstring is their help. What
+            its checks refuse is an error of the command line.
+        about: the help's introduction.
+        usage: what follows the command's name in its usage line.
+        prog: what the command is called in errors; by default as this process was called.
+        section: the only one that the help is about; empty for all.
+    """
 
-class OneLineParser(argparse.ArgumentParser):
-    """An `argparse` parser that leaves the usage out of its errors: status 2 and a single line."""
+    def __init__(
+        self, name: str, record: type[Record], about: str | None, usage: str, prog: str | None = None, section: str = ""
+    ) -> None:
+        super().__init__(
+            prog=program(name) if prog is None else prog,
+            usage=f"%(prog)s {usage}",
+            description=None if section else _filled(help_text(about)),
+            formatter_class=_Formatter,
+            add_help=False,
+            allow_abbrev=False,
+            print_config=None,
+        )
+        self.command, self.record, self.shape = name, record, usage
+        self.leaves = {leaf.name: leaf for leaf in leaves(record)}
+        docs = {part: _documented(part) for _, part in parts(record)}
+        titles = _titles(docs)
+        found = dict.fromkeys(leaf.section for leaf in self.leaves.values() if leaf.section)
+        self.sections = sorted(found, key=[*titles].index)
+        self.nested: set[str] = set()
+        """Flags of single settings by name, `--agent_kwargs.gamma`."""
+        if self.sections and not section:
+            what = "show this help, or that of one section, and exit"
+            self.add_argument("-h", "--help", action=_Help, nargs="?", metavar="SECTION", help=what)
+        elif not section:
+            self.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help and exit")
+        shown = [section] if section else self.sections or [""]
+        groups = {name: self.add_argument_group(titles.get(name, "flags")) for name in shown}
+        for leaf in self.leaves.values():
+            if leaf.section in groups:
+                group = self if leaf.notes.positional else groups[leaf.section]
+                _add(group, leaf, docs[leaf.owner].get(leaf.name, ""))
 
-    def error(self, message: str) -> NoReturn:
+    def read(self, argv: Sequence[str]) -> Record:
+        """The record of a command line. Ends the process with status 2 and one line if anything is wrong with it."""
+        values = self.values(argv)
+        missing = [
+            (leaf.notes.unit or leaf.name) if leaf.notes.positional else f"--{leaf.name}"
+            for leaf in self.leaves.values()
+            if leaf.default is MISSING and not values.get(leaf.name)
+        ]
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
+        try:
+            return composed(self.record, values)
+        except ValueError as error:
+            self.error(str(error))
+
+    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What a command line says, by the fields' names, without what it leaves out."""
+        return self.values(argv, defaults=False)
+
+    def values(self, argv: Sequence[str], defaults: bool = True) -> dict[str, Any]:
+        """The values of all fields by name; of those that a command line leaves out, the defaults."""
+        words = self._words(argv)
+        found = vars(self.parse_args(words, defaults=defaults))
+        return {name: plain(value) for name, value in found.items()}
+
+    def split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The words of a command line that are flags of this parser and their values, and the other words."""
+        own: list[str] = []
+        others: list[str] = []
+        into, room = others, 0
+        for word in argv:
+            if word.startswith("--") or word == "-h":
+                leaf = self.leaves.get(_name(word))
+                into = others if leaf is None and _name(word) not in ("help", "-h") else own
+                one = leaf is not None and leaf.notes.nargs is None
+                room = 0 if leaf is None or leaf.notes.switch or "=" in word else 1 if one else len(argv)
+                into.append(word)
+            else:
+                (own if into is own and room > 0 else others).append(word)
+                room -= 1
+        return own, others
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the process."""
         self.exit(2, f"{said(self.prog, message)}\n")
+
+    def print_section(self, section: str) -> None:
+        """Print the help, of one section or (empty) of all."""
+        if not section:
+            self.print_help()
+            return
+        try:
+            pick(section, dict.fromkeys(self.sections), "section of the help")
+        except ValueError as error:
+            self.error(str(error))
+        CommandParser(self.command, self.record, None, self.shape, self.prog, section).print_help()
+
+    def _words(self, argv: Sequence[str]) -> list[str]:
+        """The command line with what argparse cannot know: `-1e-3` is a value, and `--agent_kwargs.gamma` a flag."""
+        made: list[str] = []
+        for word in argv:
+            if made and word.startswith("-") and self._takes_one(made[-1]) and is_number(word):
+                made[-1] += f"={word}"
+                continue
+            if word.startswith("--") and len(word) > 2:
+                self._know(word.partition("=")[0])
+            made.append(word)
+        return made
+
+    def _takes_one(self, word: str) -> bool:
+        leaf = self.leaves.get(_name(word))
+        return word.startswith("--") and "=" not in word and leaf is not None and leaf.notes.nargs is None
+
+    def _know(self, flag: str) -> None:
+        name, dot, path = flag.removeprefix("--").partition(".")
+        leaf = self.leaves.get(name)
+        if leaf is None and name == "help":
+            return
+        if leaf is None or leaf.notes.positional or (dot and not is_by_name(leaf.hint)):
+            flags = {f"--{known.name}" for known in self.leaves.values() if not known.notes.positional}
+            self.error(unknown(f"--{name}" if leaf is None else flag, flags, "flag"))
+        if dot and flag not in self.nested:
+            if not all(path.split(".")):
+                self.error(f"{flag}: expected a name behind every dot")
+            self.nested.add(flag)
+            self.add_argument(
+                flag, dest=name, action=_OneByName, type=loaded, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """A flag's choices and default on lines of their own; no name is broken at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)]
+
+
+class _Help(argparse.Action):
+    """`--help`, or `--help SECTION`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **more)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        parser.print_section(values or "")
+        parser.exit()
+
+
+class _OneByName(argparse.Action):
+    """`--agent_kwargs.gamma 0.5`: one of the settings by name, over those that there are."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        _, _, name = str(option_string).partition(".")
+        # a dotted path, my_package.my_module:MyTerm, is one name
+        path = [name] if ":" in name else name.split(".")
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, types.MappingProxyType(with_one(before, path, values)))
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """What is said of an unknown flag or setting: the nearest that there is."""
+    bare = {one.lstrip("-"): one for one in known}
+    nearest = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return f"unknown {what} {brief(name)}" + (f"; did you mean {bare[nearest[0]]}?" if nearest else ": see --help")
+
+
+def _name(word: str) -> str:
+    """The field of a flag: agent_kwargs of `--agent_kwargs.gamma=0`."""
+    return word.removeprefix("--").partition("=")[0].partition(".")[0]
+
+
+def _filled(text: str) -> str:
+    """A text's paragraphs as wide as the flags' help; lists and commands are left as they are."""
+    paragraphs = text.strip().split("\n\n")
+    as_is = [part.startswith("python ") or "  " in part.strip() for part in paragraphs]
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    filled = [part if keep else textwrap.fill(part, width) for part, keep in zip(paragraphs, as_is, strict=True)]
+    return "\n\n".join(filled)
+
+
+def _documented(record: type) -> dict[str, str]:
+    """What a record's docstring says of its fields, by name."""
+    texts = {}
+    for owner in reversed(record.__mro__):
+        for param in parse_docstring(owner.__doc__ or "").params if is_record(owner) else ():
+            for name in param.arg_name.split(", "):
+                texts[name] = " ".join((param.description or "").replace("`", "").split())
+    return texts
+
+
+def _titles(docs: Mapping[type, Mapping[str, str]]) -> dict[str, str]:
+    """The titles of sections by name: what a record says of those that it holds, and of those that it names."""
+    texts: dict[str, str] = {}
+    for part, doc in docs.items():
+        texts |= {name: doc.get(name, "") for name, (kind, _) in hints(part).items() if is_record(kind)}
+        texts |= getattr(part, "SECTIONS", {})
+    return {name: f"{name}: {text.removesuffix('.')}" for name, text in texts.items()}
+
+
+def _add(group: Any, leaf: Leaf, text: str) -> None:
+    """Add a field's flag."""
+    notes, several, default = leaf.notes, leaf.notes.nargs is not None, leaf.default
+    more: dict[str, Any] = {"help": _help(leaf, text).replace("%", "%%")}
+    if notes.switch:
+        group.add_argument(f"--{leaf.name}", action="store_true", **more)
+        return
+    element = leaf.hint
+    if several or notes.repeated:
+        [element] = [get_args(kind)[0] for kind in kinds_of(leaf.hint) if get_origin(kind) is tuple]
+    more["metavar"] = notes.unit or _metavar(element)
+    if default is not MISSING:
+        more["default"] = list(default) if isinstance(default, tuple) and (several or notes.repeated) else default
+    if notes.repeated:
+        group.add_argument(f"--{leaf.name}", action="append", **more)
+        return
+    more["type"] = reader(leaf.name, element)
+    if notes.positional:
+        # that one is missing is said when all else is right
+        group.add_argument(leaf.name, nargs="*" if several else "?", **more)
+    else:
+        group.add_argument(f"--{leaf.name}", nargs=notes.nargs, **more)
+
+
+def _metavar(hint: Any) -> str:
+    if is_by_name(hint):
+        return "MAPPING"
+    return next((VALUES[kind] for kind in kinds_of(hint) if kind in VALUES), "LIST")
+
+
+def _help(leaf: Leaf, text: str) -> str:
+    """A field's documentation, with its choices and its default."""
+    notes, default = leaf.notes, leaf.default
+    facts = [f"one of {', '.join(notes.choices)}"] if notes.choices else []
+    if default not in (MISSING, None, ()) and not (notes.switch or notes.positional or notes.repeated):
+        facts.append(f"default: {typed_out(default, ' ' if notes.nargs else ', ')}")
+    text = text.removesuffix(".")
+    return f"{text}\n({'; '.join(facts)})" if facts else text
+
+
+def typed_out(value: Any, between: str = ", ") -> str:
+    """A default as it would be typed: 8/255, true, null, [0.4, 0.1]."""
+    if isinstance(value, tuple):
+        listed = between.join(map(typed_out, value))
+        return f"[{listed}]" if between == ", " else listed
+    if isinstance(value, float) and float(f"{value:g}") != value:
+        for parts_of_one in (3, 255):
+            if math.isclose(value * parts_of_one, round(value * parts_of_one)):
+                return f"{value * parts_of_one:.0f}/{parts_of_one}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

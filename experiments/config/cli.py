@@ -1,45 +1,75 @@
-"""The command line and the YAML file, by jsonargparse over `Settings`, with errors of one line."""
+"""The command line of training and its YAML files: a record of settings, from a preset, files and flags."""
 
-import argparse
 import contextlib
-import difflib
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any
 
-from jsonargparse import ArgumentParser, set_loader
-
+from astra_gym.experiments.config.argparser import CommandParser, unknown
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
-from astra_gym.experiments.config.flag_values import FIELD_TYPES, OPTIONS, TEXTS, by_name, read_flags, wrong
+from astra_gym.experiments.config.flag_values import is_text, plain, reader
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import PRESETS, Settings
 from astra_gym.experiments.config.superseded import as_written, without_forms
-from astra_gym.experiments.config.trust import named_in, nothing, only_named
+from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.safety.sealing import check_yaml
-from astra_gym.ssl_core.safety.yaml_files import load_yaml, read_yaml_file
+from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, leaves
 from astra_gym.ssl_core.utils.files import expanded, resolved
-from astra_gym.ssl_core.utils.messages import brief, said, short
+from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.registry import pick
 
-SWITCHES = ("print_config", "list", "trust", "accept_edited_config")
-"""Flags without a value that are no settings."""
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "data_dir", "cache_dir", "keep_data", "teacher")
 """Of `data_dir` the place alone: the images have to be the same."""
 EDITED = "--resume RUN --accept_edited_config"
 RECORDED = ("dataset", "method", "epochs", "agent", "seed", "progress")
 """Settings that every record of a run has, the last one among them: a record that lacks some of them was cut short."""
-WITHOUT = {
-    item.name: list(item.default) if isinstance(item.default, tuple) else item.default for item in fields(Settings)
-}
-"""Every setting as it is where nothing is said of it."""
-YAML = "yaml-1.2"
-set_loader(YAML, load_yaml, (ValueError,))
+LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
+"""The settings by name."""
+TEXTS = tuple(name for name, leaf in LEAVES.items() if is_text(leaf.hint))
+ABOUT = "Trains a target network whose attacks an agent chooses, and evaluates it."
+USAGE = "[--config FILE] [--FLAG VALUE ...], or --resume RUN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """What there is beside the settings.
+
+    Args:
+        resume: run folder to go on with; its settings stay as they are.
+        accept_edited_config: with --resume: go on with a config.yaml that was edited, which is refused otherwise.
+        config: YAML file with any of the settings; may be repeated, and the last one counts.
+        agent_config: YAML file with any of the agent's own settings.
+        print_config: print the settings as YAML and exit.
+        list: list methods, agents and data sets, and exit.
+        trust: import the modules that a config file or the resumed run names, which runs their code.
+    """
+
+    resume: Annotated[Path | None, Notes(unit="RUN")] = None
+    accept_edited_config: Annotated[bool, SWITCH] = False
+    config: Annotated[tuple[str, ...], Notes(repeated=True, unit="FILE")] = ()
+    agent_config: Annotated[str | None, Notes(unit="FILE")] = None
+    print_config: Annotated[bool, SWITCH] = False
+    list: Annotated[bool, SWITCH] = False
+    trust: Annotated[bool, SWITCH] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """All flags of training.
+
+    Args:
+        command: what there is beside the settings.
+        settings: of the run.
+    """
+
+    command: TrainFlags
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -76,65 +106,42 @@ def parse(
     after `--help` and `--print_config`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(prog)
-    flags = [f"--{name}" for name in (*FIELD_TYPES, "resume", "config", "agent_config", *SWITCHES, "help")]
-    _check_names(map(_flag, (token for token in argv if re.match("--.", token))), flags, "flag", parser.error)
-    peek = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    peek.error = parser.error  # type: ignore[method-assign]
-    for name in ("preset", "dataset", "agent", "method", "env", "coreset", "resume", "agent_config"):
-        peek.add_argument(f"--{name}")
-    peek.add_argument("--config", action="append", default=[])
-    for name in SWITCHES:
-        peek.add_argument(f"--{name}", action="store_true")
-    early = peek.parse_known_args(argv)[0]
-    if early.list:
+    parser = CommandParser("train", TrainCommand, ABOUT, USAGE, prog)
+    given = parser.given(argv)
+    asked = TrainFlags(**{leaf.name: given.pop(leaf.name) for leaf in leaves(TrainFlags) if leaf.name in given})
+    if asked.list:
         print(listing(), end="")
         parser.exit(0)
     try:
         config: dict[str, Any] = {}
-        for path in early.config:
+        for path in asked.config:
             values = read_yaml(path)
             # the record of a run stays what it was; what a file of a user's own leaves out is as it is now
-            config |= without_forms(as_written(values), vars(early)) if values.keys() >= set(RECORDED) else values
-        if early.agent_config is not None:
-            config["agent_kwargs"] = read_mapping(early.agent_config) | (config.get("agent_kwargs") or {})
-        flagged = {key: getattr(early, key) for key in ("preset", "dataset", "method")}
-        given = config | {key: value for key, value in flagged.items() if value is not None}
-        trusted = early.trust if trust is None else trust
-        named = () if trust is False else named_in(argv)
-        accepting = ["--accept_edited_config"] if early.accept_edited_config else []
-        resuming = argv if early.resume is None else ("--resume", early.resume, *accepting)
+            config |= without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
+        if asked.agent_config is not None:
+            config["agent_kwargs"] = read_mapping(asked.agent_config) | (config.get("agent_kwargs") or {})
+        accepting = ["--accept_edited_config"] if asked.accept_edited_config else []
+        resuming = argv if asked.resume is None else ("--resume", str(asked.resume), *accepting)
+        named = () if trust is False else (*map(given.get, NAMED), *(given.get("reward_weights") or ()))
         again = again or typed("train", *resuming, "--trust")
-        with contextlib.nullcontext() if trusted else only_named(named, again):
-            if early.resume is not None:
-                invocation = _resumed(parser, expanded(early.resume), config, argv, early.accept_edited_config)
+        with contextlib.nullcontext() if (asked.trust if trust is None else trust) else only_named(named, again):
+            if asked.resume is not None:
+                invocation = _resumed(parser, asked.resume, config, argv, asked.accept_edited_config)
             elif accepting:
                 raise ValueError("--accept_edited_config is about the config.yaml of a run: give it with --resume RUN")
             else:
-                invocation = Invocation(_settings(parser, config, argv, given))
+                invocation = Invocation(_settings(parser, config, given, argv))
                 invocation.settings.check_given()
             # settings alone do not import what a dotted path names; a run does
             invocation.settings.check_custom()
             invocation.settings.check_method()
-        if early.print_config:
+        if asked.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)
         resolve_device(invocation.settings.device)
     except ValueError as error:
         parser.error(str(error))
     return invocation
-
-
-class _Parser(ArgumentParser):
-    """jsonargparse, with errors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # jsonargparse spreads a bad value over up to seven lines; the flag, the type and the value say it all.
-        if match := re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', message, re.DOTALL):
-            message = str(wrong(match[1], match[2].strip()))
-        if not self.exit_on_error:
-            raise argparse.ArgumentError(None, short(message)) from ex
-        self.exit(2, f"{said(self.prog, message)}\n")
 
 
 def load(path: Path | str, accept_edited: bool = False) -> Settings:
@@ -157,35 +164,12 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
         raise ValueError(f"{path} {what}: expected all settings of the run, restore it from a copy")
     try:
         with nothing(path):
-            return _settings(_parser(exit_on_error=False), WITHOUT | as_written(values), [])
-    except (argparse.ArgumentError, ValueError) as error:
+            # a setting that the record lacks is younger than the run, and has its default
+            written = as_written(values)
+            return Settings(**_placed({name: written.get(name, leaf.default) for name, leaf in LEAVES.items()}))
+    except ValueError as error:
         named = str(error).startswith(str(path))
         raise ValueError(str(error) if named else f"{path}: {error}") from error
-
-
-def _parser(prog: str = "train_agent.py", exit_on_error: bool = True) -> _Parser:
-    parser = _Parser(
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--FLAG VALUE ...], or %(prog)s --resume RUN",
-        description="Trains a target network whose attacks an agent chooses, and evaluates it.",
-        exit_on_error=exit_on_error,
-        print_config=None,
-        parser_mode=YAML,
-    )
-    parser.add_argument("--resume", metavar="RUN", help="run folder to go on with; its settings stay as they are")
-    parser.add_argument(
-        "--accept_edited_config",
-        action="store_true",
-        help="with --resume: go on with a config.yaml that was edited, which is refused otherwise",
-    )
-    parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with any of the settings below")
-    parser.add_argument("--agent_config", metavar="FILE", help="YAML file with any of the agent's own settings")
-    parser.add_argument("--print_config", action="store_true", help="print the settings as YAML and exit")
-    parser.add_argument("--list", action="store_true", help="list methods, agents and data sets, and exit")
-    what = "import the modules that a config file or the resumed run names, which runs their code"
-    parser.add_argument("--trust", action="store_true", help=what)
-    parser.add_class_arguments(Settings)
-    return parser
 
 
 def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
@@ -207,73 +191,67 @@ def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The settings in a YAML file, as they stand there.
+    """The settings in a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key.
+        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key or a value of another type
+            than its setting's.
     """
     values = read_mapping(path, TEXTS)
-
-    def fail(message: str) -> NoReturn:
-        raise ValueError(f"{path}: {message}")
-
-    _check_names(map(str, values), FIELD_TYPES, "setting", fail)
-    for name in set(OPTIONS) & values.keys():
-        by_name(name, values[name], str(values[name]))
-    return values
-
-
-def _flag(token: str) -> str:
-    """The flag of a command-line token: `--agent_kwargs` of `--agent_kwargs.gamma=0`."""
-    return re.split(r"[=.]", token, maxsplit=1)[0]
+    read = {}
+    for name, value in values.items():
+        if name not in LEAVES:
+            raise ValueError(f"{path}: {unknown(str(name), LEAVES, 'setting')}")
+        try:
+            read[name] = plain(_read(name, value))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return read
 
 
-def _check_names(given: Iterable[str], known: Iterable[str], what: str, fail: Callable[[str], NoReturn]) -> None:
-    names = {name.lstrip("-"): name for name in known}
-    for name in given:
-        if name not in names.values():
-            nearest = difflib.get_close_matches(name.lstrip("-"), names, n=1)
-            hint = f"; did you mean {names[nearest[0]]}?" if nearest else ": see --help"
-            fail(f"unknown {what} {brief(name)}{hint}")
+def _read(name: str, value: Any) -> Any:
+    try:
+        return reader(name, LEAVES[name].hint)(value)
+    except ValueError as error:
+        raise ValueError(f"--{name}: {error}") from error
 
 
 def _settings(
-    parser: _Parser, config: Mapping[str, Any], argv: Sequence[str], given: Mapping[str, Any] | None = None
+    parser: CommandParser[TrainCommand], config: Mapping[str, Any], given: Mapping[str, Any], argv: Sequence[str]
 ) -> Settings:
     """Settings from the preset that is given (or the given data set's), the config and the flags, in this order."""
-    given = config if given is None else given
-    dataset = given.get("dataset", "digits")
-    preset = given["preset"] if "preset" in given else find_dataset(dataset).preset
-    own = recipe(str(preset), str(given.get("method", Settings.method)))
-    # what a file of a user's own leaves out is the recipe's; a run's record is complete
-    config = with_options(own, config) if given is not config else config
-    defaults = {"preset": preset} | pick(preset, PRESETS, "preset") | own
-    return Settings(**_values(parser, defaults, config, argv))
+    chosen = {**config, **given}
+    preset = chosen["preset"] if "preset" in chosen else find_dataset(chosen.get("dataset", Settings.dataset)).preset
+    own = recipe(preset, chosen.get("method", Settings.method))
+    defaults = {"preset": preset} | pick(preset, PRESETS, "preset") | own | with_options(own, config)
+    return Settings(**_values(parser, defaults, argv))
 
 
-def _values(
-    parser: _Parser, defaults: Mapping[str, Any], config: Mapping[str, Any], argv: Sequence[str]
-) -> dict[str, Any]:
-    # As flags before the others, a file's values pass the same checks and lose against the same names.
-    flags, options = read_flags(config, argv, defaults)
-    parser.set_defaults({name: value for name, value in defaults.items() if name not in OPTIONS})
-    values = vars(parser.parse_args(flags)) | options
+def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """The values of all settings: those of the flags, over these."""
+    parser.set_defaults({name: _read(name, value) for name, value in defaults.items()})
+    found = parser.values(argv)
+    return _placed({name: found[name] for name in LEAVES})
+
+
+def _placed(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with paths that hold in any folder."""
     for name in ("data_dir", "cache_dir", "teacher"):
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(resolved(values[name]))
     if values["run_dir"]:
         values["run_dir"] = str(expanded(values["run_dir"]))
-    return {name: values[name] for name in FIELD_TYPES}
+    return values
 
 
 def _resumed(
-    parser: _Parser, run: Path, config: Mapping[str, Any], argv: Sequence[str], accept_edited: bool
+    parser: CommandParser[TrainCommand], run: Path, config: Mapping[str, Any], argv: Sequence[str], accept_edited: bool
 ) -> Invocation:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml")
     own = asdict(load(run / "config.yaml", accept_edited)) | {"run_dir": str(run)}
-    values = _values(parser, own, config, argv)
+    values = _values(parser, {**own, **config}, argv)
     if resolved(values["run_dir"]) == resolved(run):
         values["run_dir"] = str(run)
     if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:

@@ -1,6 +1,5 @@
 """Robust overfitting: the encoders that a run has kept, evaluated one after the other, and their accuracy drawn."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
 from astra_gym.experiments.evaluation.evaluate import CHECKPOINT, evaluate
+from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.evaluation.request import data_of, plan_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
@@ -25,12 +25,12 @@ EPOCH = "epoch-"
 
 
 def evaluate_along(
-    given: argparse.Namespace, console: Console, device: torch.device
+    given: EvaluationFlags, console: Console, device: torch.device
 ) -> tuple[list[Row], dict[str, Any], EvaluationStore]:
     """The rows of the kept encoders of a run whose epoch is a multiple of `--every`, and of the last; their picture.
 
     Args:
-        given: the command line, see `astra_gym.experiments.evaluation.request`.
+        given: the command line.
         console: where to say what goes on.
         device: where to work.
 
@@ -40,21 +40,20 @@ def evaluate_along(
     Raises:
         ValueError: if it is no run folder, or the run has kept no such encoder.
     """
-    if given.encoder is None or not given.encoder.is_dir():
+    run, every = given.source.encoder, given.measures.every
+    if run is None or not run.is_dir() or every is None:
         raise ValueError("--every looks along a run: give its folder")
-    every_kept = [path for _, path in kept_encoders(given.encoder)]
-    kept = [path for path in every_kept if epoch_of(path.stem) % given.every == 0 or path == every_kept[-1]]
+    every_kept = [path for _, path in kept_encoders(run)]
+    kept = [path for path in every_kept if epoch_of(path.stem) % every == 0 or path == every_kept[-1]]
     if not kept:
-        raise ValueError(
-            f"{given.encoder} has kept no encoder along its training: train with --keep_every {given.every}"
-        )
+        raise ValueError(f"{run} has kept no encoder along its training: train with --keep_every {every}")
     plan = plan_of(given)
-    with Decoding(kind=given.progress, console=console) as decoding:
+    with Decoding(kind=given.work.progress, console=console) as decoding:
         data = data_of(given, encoders.own(kept[0], device), decoding)
     place = f"-{data.place}" if data.place else ""
-    if given.out is None:
-        check_folder(given.encoder / f"evaluation-along{place}")
-    store = EvaluationStore(given.out or given.encoder / f"evaluation-along{place}")
+    if given.work.out is None:
+        check_folder(run / f"evaluation-along{place}")
+    store = EvaluationStore(given.work.out or run / f"evaluation-along{place}")
     store.check_data(data.name)
     store.begin()
     rows: list[Row] = []
@@ -71,7 +70,7 @@ def evaluate_along(
         void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}
     if common:
         notes = {CHECKPOINT: list(common), **notes}
-    facts |= {"name": given.encoder.resolve().name, "notes": notes, "void": void}
+    facts |= {"name": run.resolve().name, "notes": notes, "void": void}
     accuracy_along_the_run(rows, store.draws(PICTURE))
     return rows, facts, store
 

@@ -1,6 +1,5 @@
 """The evaluation of one encoder, from the command line's request to rows and facts."""
 
-import argparse
 from typing import Any
 
 import torch
@@ -9,10 +8,11 @@ from rich.console import Console
 from astra_gym.experiments.console import Stages
 from astra_gym.experiments.evaluation.data_identity import decoder_notes
 from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.evaluation.protocol_runner import EvaluationPlan, Evaluator, named
 from astra_gym.experiments.evaluation.protocols import protocols_for
 from astra_gym.experiments.evaluation.representation_part import health_part
-from astra_gym.experiments.evaluation.request import LabelledData, changes_of
+from astra_gym.experiments.evaluation.request import LabelledData
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.evaluation.results import Row
@@ -29,7 +29,7 @@ def evaluate(
     subject: Subject,
     data: LabelledData,
     plan: EvaluationPlan,
-    given: argparse.Namespace,
+    given: EvaluationFlags,
     store: EvaluationStore,
     console: Console,
     device: torch.device,
@@ -40,7 +40,7 @@ def evaluate(
         subject: the encoder.
         data: of `data_of`.
         plan: of `plan_of`.
-        given: the command line, see `astra_gym.experiments.evaluation.request`.
+        given: the command line.
         store: where finished parts are kept.
         console: where to say what goes on.
         device: where to work.
@@ -50,14 +50,14 @@ def evaluate(
         ValueError: if data or settings cannot be used.
     """
     routes = (subject.clean_route, subject.route)
-    protocols = protocols_for(data.name, subject.settings, changes_of(given), routes)
-    with Stages(kind=given.progress, console=console) as stages:
+    protocols = protocols_for(data.name, subject.settings, given.changes, routes)
+    with Stages(kind=given.work.progress, console=console) as stages:
         stages.note(_headline(subject, data, plan, store))
         evaluator = Evaluator(
             subject, data.split, plan, protocols, store, stages, device, commit(ROOT), data.deviations, data.seen
         )
         rows = evaluator.run()
-        if given.health or given.everything:
+        if given.measures.health or given.measures.everything:
             rows += health_part(evaluator)
     if not rows:
         raise SanityError("; ".join(f"{name}: {reason}" for name, reason in evaluator.void.items()))

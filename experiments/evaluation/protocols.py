@@ -45,7 +45,8 @@ class Changes:
         batch_size: of every trained protocol.
         lr: of linear heads.
         aff_lr: of full fine-tuning.
-        aff_noise: standard deviation of the noise from which its attack starts, in the images' unit.
+        aff_noise: standard deviation of the noise from which its attack starts, in the images' unit; by default 0 with
+            two routes, as published, and 0.001 with one; version 0.1 had 0.001.
         augment: whether linear heads are trained on cropped and flipped images.
         flip: probability of a horizontal flip.
         neighbours: k of the nearest neighbours.

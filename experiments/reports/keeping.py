@@ -10,7 +10,7 @@ from pathlib import Path
 
 from astra_gym.experiments.comparison.arms import PATHS
 from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison, write_comparison
-from astra_gym.experiments.evaluation.request import make_parser
+from astra_gym.experiments.evaluation.flags import evaluation_parser
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.experiments.plotting.run_plots import reward_comparison
 from astra_gym.experiments.reports.comparison_report import write_report
@@ -102,7 +102,7 @@ def _encoder(words: Sequence[str], folder: Path) -> Path | None:
     """The encoder in a kept command of `evaluate_encoder.py`, None where it names a model."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return make_parser("").parse_args(words).encoder
+            return evaluation_parser("").values(words)["encoder"]
     except SystemExit:
         raise ValueError(f"{folder / 'facts.json'} holds no command of an evaluation: repeat it") from None
 

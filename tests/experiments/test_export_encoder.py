@@ -172,7 +172,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys) -> None:
     assert "no route 'robust': it has normal, pgd" in fails(capsys, run, f"--out={out}", "--route=robust")
     assert "no such checkpoint" in fails(capsys, tmp_path / "nowhere", f"--out={out}")
     assert "--out" in fails(capsys, run)
-    assert "invalid choice: 'timm'" in fails(capsys, run, f"--out={out}", "--layout=timm")
+    assert "unknown layout 'timm': choose from torchvision, ours" in fails(capsys, run, f"--out={out}", "--layout=timm")
     assert "is a folder: name a file" in fails(capsys, run, f"--out={tmp_path}", "--force")
     (tmp_path / "file").write_text("")
     fails(capsys, run, f"--out={tmp_path / 'file' / 'encoder.pt'}")

@@ -123,7 +123,7 @@ def test_bad_input(tmp_path, capsys) -> None:
     for arguments, message in (
         ([str(tmp_path)], "is not a run folder"),
         ([f"--readme={tmp_path / 'nowhere.md'}"], "No such file"),
-        (["--chek"], "unrecognized"),
+        (["--chek"], "unknown flag --chek; did you mean --check?"),
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)

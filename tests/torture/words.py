@@ -1,22 +1,21 @@
 """Random command lines, YAML files and calls of the interface: a plain answer to every one of them."""
 
-import argparse
 import functools
 import random
-import re
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from astra_gym.__main__ import main as installed_main
 from astra_gym.experiments.config.commands import COMMANDS
+from astra_gym.ssl_core.settings.records import Leaf, leaves
+from tests.helpers.commands import RECORDS
 from tests.torture.calling import Answer, called, command, faults, place_of
 from tests.torture.cases import Case
 from tests.torture.flips import KNN
 from tests.torture.goods import TINY
 from tests.torture.interface import call_interface
-from tests.torture.values import ODD_TEXTS, PATHS, kinds, make_paths, path_for, text_for
+from tests.torture.values import ODD_TEXTS, PATHS, make_paths, path_for, text_for
 from tests.torture.yaml_files import REFUSED, TRAPS, document
 
 LIMIT = 90.0
@@ -48,43 +47,20 @@ class Flag(NamedTuple):
     many: bool = False
 
 
-class Caught(Exception):
-    """The parser of a command, which is all that is wanted of a call."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__("a parser")
-        self.parser = parser
-
-
 @functools.cache
 def flags_of(name: str) -> tuple[Flag, ...]:
-    """The flags of a command, from its own parser."""
-    if name == "train":
-        own = [Flag(setting, kind) for setting, kind in kinds().items()]
-        answer = command("train", ["--help"], allowed=[Path.cwd()])
-        more = set(re.findall(r"(?<![\w-])--([a-z]\w*)", answer.out)) - {flag.name for flag in own} - {"help"}
-        return (*own, *(Flag(flag, "path") for flag in sorted(more)))
-    parse = argparse.ArgumentParser.parse_known_args
-
-    def caught(parser: argparse.ArgumentParser, *arguments: Any, **named: Any) -> Any:
-        raise Caught(parser)
-
-    argparse.ArgumentParser.parse_known_args = caught  # type: ignore[method-assign, assignment]
-    try:
-        import_module(f"astra_gym.experiments.{COMMANDS[name]}").main([])
-    except Caught as found:
-        return tuple(_flag(action) for action in found.parser._actions if action.option_strings)
-    finally:
-        argparse.ArgumentParser.parse_known_args = parse  # type: ignore[method-assign]
-    raise RuntimeError(f"{name} has no parser of argparse")
+    """The flags of a command, from its own record."""
+    return tuple(_flag(leaf) for leaf in leaves(RECORDS[name]) if not leaf.notes.positional)
 
 
-def _flag(action: argparse.Action) -> Flag:
-    name = action.option_strings[-1].lstrip("-")
-    if action.nargs == 0:
-        return Flag(name, "switch")
-    kind = {int: "int", float: "float", Path: "path"}.get(action.type, "str")  # type: ignore[call-overload]
-    return Flag(name, kind, tuple(map(str, action.choices or ())), action.nargs not in (None, "?"))
+def _flag(leaf: Leaf) -> Flag:
+    notes = leaf.notes
+    if notes.switch:
+        return Flag(leaf.name, "switch")
+    kind = leaf.hint.__name__ if isinstance(leaf.hint, type) else str(leaf.hint)
+    if notes.nargs is not None:
+        kind = kind.removeprefix("tuple[")
+    return Flag(leaf.name, "path" if "Path" in kind else kind, tuple(notes.choices), notes.nargs is not None)
 
 
 def speak(case: Case) -> None:

@@ -1,42 +1,204 @@
-import argparse
+"""Every command's parser: typed records, help, errors of one line."""
+
+import dataclasses
 import importlib
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from astra_gym.experiments.config.argparser import OneLineParser, path_argument
+from astra_gym.experiments.config.argparser import CommandParser, typed_out
 from astra_gym.experiments.config.commands import COMMANDS
+from astra_gym.ssl_core.settings.records import SWITCH, Leaf, Notes, check_choices, leaves
+from tests.helpers.commands import RECORDS
 
 PLACES = {"DIR", "FILE", "PATH", "RUN", "OLD.json", "CHECKOUT"}
 """What stands for a path in a command's help."""
-OTHERS = {"model", "data_dir"}
-"""Where it stands for the path of a module, or for one that is kept as it is written until data are read."""
+OTHERS = {"model", "data_dir", "cache_dir", "teacher", "run_dir", "config", "agent_config"}
+"""Where it stands for the path of a module, or for one that is kept as it is written until it is read."""
 
 
-def test_a_tilde_is_the_home_folder_whatever_shell_there_is(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    parser = OneLineParser(prog="it")
-    parser.add_argument("--out", type=path_argument)
-    assert parser.parse_args(["--out=~/x"]).out == Path("/home/me/x")
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--out=~nobody-has-this-name/x"])
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large it is.
+
+    Args:
+        width: of it; 100 % of what there is.
+        kind: of it.
+    """
+
+    width: Annotated[int, Notes(unit="PIXELS")] = 3
+    kind: Annotated[str, Notes(choices=("round", "square"), what="kind of thing")] = "round"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where it is.
+
+    Args:
+        what: a path to it.
+        out: where it goes.
+        radii: of it.
+        options: of it.
+        force: whatever there is.
+        word: said.
+    """
+
+    what: Annotated[Path, Notes(positional=True, unit="THING")]
+    out: Annotated[Path | None, Notes(unit="DIR")] = None
+    radii: Annotated[tuple[float, ...], Notes(nargs="+")] = (8 / 255, 0.5)
+    options: dict[str, Any] | None = None
+    force: Annotated[bool, SWITCH] = False
+    word: Annotated[tuple[str, ...], Notes(repeated=True)] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """It.
+
+    Args:
+        sizes: how large.
+        place: where.
+    """
+
+    sizes: Sizes
+    place: Place
+
+
+@pytest.fixture
+def parser() -> CommandParser[Thing]:
+    return CommandParser("train", Thing, "Makes it.", "THING [--FLAG VALUE ...]", "it")
+
+
+def refused(capsys: pytest.CaptureFixture[str], parser: CommandParser[Any], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parser.read(argv)
+    assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("it: error: argument --out: ~nobody-has-this-name/x: there is no home folder")
+    return line.removeprefix("it: error: ")
 
 
-@pytest.mark.parametrize("name", [module for command, module in COMMANDS.items() if command != "train"])
-def test_every_path_on_a_command_line_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train` reads its own as settings."""
-    found: list[argparse.Action] = []
+def test_a_record_is_made_of_what_is_given_and_of_defaults(parser: CommandParser[Thing]) -> None:
+    plain = Place(what=Path("x"))
+    assert parser.read(["x"]) == Thing(sizes=Sizes(), place=plain)
+    words = ["--radii", "1", "4/255", "--force", "--word=a", "--word", "b c", "--width=5", "x", "--kind", "square"]
+    place = dataclasses.replace(plain, radii=(1.0, 4 / 255), force=True, word=("a", "b c"))
+    assert parser.read(words) == Thing(sizes=Sizes(width=5, kind="square"), place=place)
+    assert parser.given(["--width", "5"]) == {"width": 5, "what": None}
+    parser.set_defaults({"width": 7})
+    assert parser.read(["x"]).sizes.width == 7 and parser.read(["x", "--width=5"]).sizes.width == 5
 
-    def caught(parser: OneLineParser, *given: Any, **more: Any) -> None:
-        found.extend(parser._actions)
-        raise SystemExit
 
-    monkeypatch.setattr(OneLineParser, "parse_known_args", caught)
-    with pytest.raises(SystemExit):
-        importlib.import_module(f"astra_gym.experiments.{name}").main([])
-    paths = [action for action in found if action.metavar in PLACES or isinstance(action.default, Path)]
-    wrong = {action.dest for action in paths if action.type is not path_argument} - OTHERS
-    assert paths and not wrong
+def test_options_by_name_are_over_those_before(parser: CommandParser[Thing]) -> None:
+    words = ["x", "--options", "{a: {b: 1}, c: off}", "--options.a.d", "-1e-3", "--options.e=010"]
+    assert parser.read(words).place.options == {"a": {"b": 1, "d": -1e-3}, "c": "off", "e": 10}
+
+
+def test_a_tilde_is_the_home_folder_whatever_shell_there_is(monkeypatch, parser, capsys) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parser.read(["~", "--out=~/x"]).place == Place(what=Path("/home/me"), out=Path("/home/me/x"))
+    line = refused(capsys, parser, "x", "--out=~nobody-has-this-name/x")
+    assert line.startswith("argument --out: ~nobody-has-this-name/x: there is no home folder")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: THING"),
+        (["x", "--widht=3"], "unknown flag --widht; did you mean --width?"),
+        (["x", "--option.a=3"], "unknown flag --option; did you mean --options?"),
+        (["x", "--width.a=3"], "unknown flag --width.a; did you mean --width?"),
+        (["x", "--qqqq"], "unknown flag --qqqq: see --help"),
+        (["x", "--wid=3"], "unknown flag --wid; did you mean --width?"),
+        (["x", "--width", "five"], "argument --width: expected int, got 'five'"),
+        (["x", "--width", "-1.5"], "argument --width: expected int, got '-1.5'"),
+        (["x", "--width"], "argument --width: expected one argument"),
+        (["x", "--radii", "1", "1/0"], "argument --radii: expected float, got '1/0'"),
+        (["x", "--kind", "rond"], "unknown kind of thing 'rond': choose from round, square; did you mean 'round'?"),
+        (
+            ["x", "--options", "3"],
+            "argument --options: expected settings by name, such as --options.NAME VALUE, got '3'",
+        ),
+        (["x", "--options..a=3"], "--options..a: expected a name behind every dot"),
+        (["x", "y"], "unrecognized arguments: y"),
+        (["--help", "plac"], "unknown section of the help 'plac': choose from sizes, place; did you mean 'place'?"),
+    ],
+)
+def test_a_bad_command_line_is_one_line(parser, capsys, argv: list[str], message: str) -> None:
+    assert refused(capsys, parser, *argv) == message
+
+
+def test_the_words_of_others_are_told_apart(parser) -> None:
+    argv = ["--lr", "1", "--width", "3", "4", "--radii", "1", "2", "--force", "5", "--x=1", "--kind=round", "6"]
+    assert parser.split(argv) == (
+        ["--width", "3", "--radii", "1", "2", "--force", "--kind=round"],
+        ["--lr", "1", "4", "5", "--x=1", "6"],
+    )
+
+
+def test_help_has_sections_choices_defaults_and_units(parser, capsys) -> None:
+    for argv, expected, others in (
+        (["--help"], ["Makes it.", "sizes: how large", "place: where", "--help [SECTION]"], []),
+        (["--help", "sizes"], ["sizes: how large"], ["Makes it.", "place: where", "--out"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parser.read(argv)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        shown = " ".join(text.split())
+        assert "--width PIXELS of it; 100 % of what there is (default: 3)" in shown
+        assert "--kind NAME of it (one of round, square; default: round)" in shown
+        assert all(part in shown for part in expected) and not any(part in shown for part in others)
+    assert typed_out((8 / 255, 1 / 3, 0.4)) == "[8/255, 1/3, 0.4]" and typed_out(None) == "null"
+
+
+def test_the_records_are_those_of_the_commands() -> None:
+    assert RECORDS.keys() == COMMANDS.keys()
+
+
+def _flags(name: str) -> list[Leaf]:
+    return [leaf for leaf in leaves(RECORDS[name]) if not leaf.notes.positional]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_flag_appears_once_in_the_help_under_its_section_within_80_columns(name: str, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main = importlib.import_module(f"astra_gym.experiments.{COMMANDS[name]}").main
+
+    def shown(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["--help", *argv])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    whole = shown()
+    flags = [leaf.name for leaf in _flags(name)]
+    assert len(set(flags)) == len(flags)
+    assert sorted(re.findall(r"^  --(\w+)", whole, re.MULTILINE)) == sorted(flags)
+    # examples of commands may be as long as they are
+    body = whole[whole.index("--help") :]
+    assert [line for line in body.splitlines() if len(line) > 80] == []
+    for section in {leaf.section for leaf in _flags(name)} - {""}:
+        own = [leaf.name for leaf in _flags(name) if leaf.section == section]
+        assert re.findall(r"^  --(\w+)", shown(section), re.MULTILINE) == own
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_flag_is_explained(name: str) -> None:
+    parser = CommandParser(name, RECORDS[name], "", "")
+    texts = {action.dest: action.help for action in parser._actions}
+    bare = [leaf.name for leaf in leaves(RECORDS[name]) if not re.match("[^(]", texts[leaf.name] or "")]
+    assert bare == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_path_on_a_command_line_is_one(name: str) -> None:
+    for leaf in leaves(RECORDS[name]):
+        is_path = "Path" in str(leaf.hint)
+        assert not is_path or leaf.notes.unit, leaf.name
+        assert leaf.notes.unit not in PLACES or is_path or leaf.name in OTHERS

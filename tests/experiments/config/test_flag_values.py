@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_gym.experiments.config.cli import load, parse
-from astra_gym.experiments.config.flag_values import OPTIONS, TEXTS, as_text, read_flags
+from astra_gym.experiments.config.cli import LEAVES, load, parse
+from astra_gym.experiments.config.flag_values import is_by_name, plain, reader
 from astra_gym.experiments.config.settings import Settings
 
 
@@ -112,12 +112,6 @@ def test_a_class_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch
     (tmp_path / "hostile_class.py").write_text(f"open({str(mark)!r}, 'w')\nclass X:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     value = {"x": {"class_path": "hostile_class.X"}}
-    for name in OPTIONS:
-        options = {name: value}
-        assert read_flags(options, [f"--{name}.y", "{class_path: hostile_class.X}"], {})[1][name] == {
-            **value,
-            "y": value["x"],
-        }
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(Settings().to_yaml()) | {"agent_kwargs": value}))
     assert load(file).agent_kwargs == value
@@ -125,15 +119,28 @@ def test_a_class_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch
     assert not mark.exists()
 
 
+def test_a_mapping_of_jsonargparses_own_words_is_a_plain_value(tmp_path: Path) -> None:
+    value = {"__path__": 1, "__subclasses_disabled__": True, "a.b": {"init_args": {}, " ": None}, "": 2, "items": [{}]}
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"agent_kwargs": value}))
+    assert parse(["--config", str(file)]).settings.agent_kwargs == value
+    assert parse(["--config", str(file), "--agent_kwargs.x.y=1"]).settings.agent_kwargs == {**value, "x": {"y": 1}}
+    assert parse([f"--agent_kwargs={json.dumps(value)}"]).settings.agent_kwargs == value
+
+
 def test_every_setting_comes_back_from_its_text() -> None:
-    """Every default and preset, by way of a config file's values."""
+    """Every default and preset, as a flag's text and as a file's value."""
     presets = [
         Settings.from_preset(name, data_dir="x") for name in ("cifar10", "cifar10-teacher", "cifar10-teacher-daq")
     ]
     for settings in (Settings(), *presets):
         values = yaml.safe_load(settings.to_yaml())
-        flags, options = read_flags(values, [], {})
-        given = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
-        assert given.keys() | options.keys() == values.keys()
-        assert {name: given[name] for name in TEXTS} == {name: as_text(values[name]) for name in TEXTS}
-        assert options == {name: values[name] for name in OPTIONS}
+        assert values.keys() == LEAVES.keys()
+        for name, value in values.items():
+            read, made = reader(name, LEAVES[name].hint), getattr(settings, name)
+            for given in (value, value if isinstance(value, str) else json.dumps(value)):
+                assert plain(read(given)) == made and type(plain(read(given))) is type(made)
+            # jsonargparse reads a value twice
+            assert read(read(value)) == read(value)
+    named = {name for name, leaf in LEAVES.items() if is_by_name(leaf.hint)}
+    assert named == {name for name in LEAVES if name.endswith("_kwargs")} | {"reward_weights"}

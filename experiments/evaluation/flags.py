@@ -1,0 +1,204 @@
+"""The flags of an evaluation: typed records, a section of the help each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.settings import PROGRESS
+from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, protocols_known
+from astra_gym.experiments.evaluation.protocols import Changes
+from astra_gym.ssl_core.evaluation.results import NORMS
+from astra_gym.ssl_core.models.foreign import FORMATS
+from astra_gym.ssl_core.models.target_network import STEMS
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
+
+PROTOCOLS = ("slf", "alf", "aff", "knn")
+ATTACKS = ("pgd20", "autoattack")
+ATTACKS_KNOWN = ("fgsm", "pgd20", "autoattack", "autoattack-quick")
+LONG_ATTACKS = ("autoattack", "autoattack-quick")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFlags:
+    """The encoder.
+
+    Args:
+        encoder: a run folder, or a checkpoint.
+        model: an nn.Module of your own, or a function that returns one, by its dotted path: its outputs are features,
+            or logits with --protocols classifier.
+        format: of a checkpoint of another project.
+        stem: of its network, where the file does not tell.
+        route: its batch-norm route, where it has several: normal or pgd.
+        mean: its input normalisation, a figure a channel.
+        std: the deviation of it, a figure a channel.
+    """
+
+    encoder: Annotated[Path | None, Notes(positional=True, unit="ENCODER")] = None
+    model: Annotated[str | None, Notes(unit="PATH")] = None
+    format: Annotated[str | None, Notes(choices=FORMATS, what="format")] = None
+    stem: Annotated[str | None, Notes(choices=STEMS, what="stem")] = None
+    route: str | None = None
+    mean: Annotated[tuple[float, ...] | None, Notes(nargs=3, unit="X")] = None
+    std: Annotated[tuple[float, ...] | None, Notes(nargs=3, unit="X")] = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if (self.encoder is None) == (self.model is None):
+            raise ValueError(
+                "say what to evaluate: a run folder, a checkpoint, or --model my_module:build, one of them"
+            )
+        foreign = [name for name in ("stem", "route", "mean", "std") if getattr(self, name) is not None]
+        if foreign and self.format is None:
+            raise ValueError(
+                f"--{foreign[0]} is for checkpoints of other projects: give --format as well, or leave it out"
+            )
+        if self.format is not None and self.model is not None:
+            raise ValueError("--format is of a checkpoint, and --model is none: leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureFlags:
+    """Protocols and attacks.
+
+    Args:
+        protocols: by default slf, alf, aff and knn.
+        labels: shares of the training labels, in (0, 1]; published: 0.01 0.1 0.2 0.3 0.4 0.5.
+        attacks: by default pgd20 and autoattack.
+        epsilons: radii of fgsm and pgd20; by default 4/255 8/255 12/255 16/255.
+        norm: of autoattack.
+        autoattack_epsilons: radii of autoattack; by default 8/255 (L2: 0.5, L1: 12).
+        restarts: random starts of pgd20.
+        shifts: beyond adversaries.
+        severities: of the corruptions, 1 to 5.
+        frost_photographs: a folder with frost1.png ... as published; without them frost is a texture like them, and
+            marked.
+        health: numbers and figures of the features themselves.
+        everything: all protocols, fgsm, pgd20 and autoattack, all shifts, and health.
+        every: evaluate along the run: the encoders of every N-th epoch that --keep_every kept (by default slf and pgd20
+            at 8/255).
+    """
+
+    protocols: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=protocols_known(), what="protocol")] = None
+    labels: Annotated[tuple[float, ...], Notes(nargs="+", unit="SHARE")] = (1.0,)
+    attacks: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=(*ATTACKS_KNOWN, "none"), what="attack")] = None
+    epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E")] = None
+    norm: Annotated[str, Notes(choices=NORMS, what="norm")] = "Linf"
+    autoattack_epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E")] = None
+    restarts: int = 1
+    shifts: Annotated[tuple[str, ...], Notes(nargs="+", choices=SHIFTS, what="shift")] = ()
+    severities: Annotated[tuple[int, ...], Notes(nargs="+")] = (1, 2, 3, 4, 5)
+    frost_photographs: Annotated[Path | None, Notes(unit="DIR")] = None
+    health: Annotated[bool, SWITCH] = False
+    everything: Annotated[bool, SWITCH] = False
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _check_counts(self, "restarts", "every")
+        if "classifier" in (self.protocols or ()) and (self.health or self.everything):
+            raise ValueError("a classifier has no features to look at: leave --health and --everything out")
+        if self.everything and (self.protocols or self.attacks or self.shifts):
+            raise ValueError("--everything says it all: leave --protocols, --attacks and --shifts out")
+        if self.attacks and "none" in self.attacks and len(self.attacks) > 1:
+            raise ValueError("--attacks none goes with no other attack")
+        if self.norm != "Linf" and not set(self.attacks or ATTACKS) & set(LONG_ATTACKS):
+            raise ValueError(f"--norm {self.norm} is of autoattack, which is not among the attacks")
+        for fraction in self.labels:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"--labels: expected shares in (0, 1], such as 0.1 for 10 %, got {fraction:g}")
+        for severity in self.severities:
+            if not 1 <= severity <= 5:
+                raise ValueError(f"--severities: expected 1 to 5, got {severity}")
+        for name in ("labels", "epsilons", "autoattack_epsilons", "protocols", "attacks", "severities"):
+            values = getattr(self, name) or ()
+            if len(set(values)) != len(values):
+                raise ValueError(f"--{name} names one thing twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """The images.
+
+    Args:
+        dataset: another data set than the run's: transfer; of stl10 the 5,000 labelled images are trained on.
+        data_dir: its folder.
+        image_size: side in pixels to which images are resized.
+        limit: training images; 0: all.
+        test_limit: test images; 0: all.
+        download: whether it may be downloaded.
+    """
+
+    dataset: str | None = None
+    data_dir: Annotated[str | None, Notes(unit="DIR")] = None
+    image_size: Annotated[int | None, Notes(unit="PIXELS")] = None
+    limit: Annotated[int | None, Notes(unit="IMAGES")] = None
+    test_limit: Annotated[int | None, Notes(unit="IMAGES")] = None
+    download: bool = True
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "image_size")
+        for name in ("limit", "test_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name}: expected a number of images, or 0 for all, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFlags:
+    """How it is worked.
+
+    Args:
+        out: the evaluation's folder; by default RUN/evaluation, or evaluations/NAME.
+        seed: of everything random.
+        attack_batch_size: of fgsm and pgd20; autoattack takes at most 100 of it.
+        device: auto, cpu, cuda or cuda:N.
+        progress: what is shown of it.
+    """
+
+    out: Annotated[Path | None, Notes(unit="DIR")] = None
+    seed: int = 0
+    attack_batch_size: Annotated[int, Notes(unit="IMAGES")] = 256
+    device: str = "auto"
+    progress: Annotated[str, Notes(choices=PROGRESS, what="kind of progress")] = "auto"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _check_counts(self, "attack_batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFlags:
+    """What a command line asks for.
+
+    Args:
+        source: what is evaluated.
+        measures: protocols and attacks.
+        changes: departures from the published protocols, which are marked.
+        data: by default the run's own.
+        work: the rest.
+    """
+
+    source: SourceFlags
+    measures: MeasureFlags
+    changes: Changes
+    data: DataFlags
+    work: WorkFlags
+
+    def __post_init__(self) -> None:
+        _check_counts(self.changes, "epochs", "batch_size", "neighbours")
+        protocols = self.measures.protocols or ()
+        if "classifier" in protocols and (self.source.model is None or len(protocols) > 1):
+            raise ValueError("--protocols classifier takes the outputs of a --model as logits, and goes with no other")
+
+
+def evaluation_parser(about: str | None) -> CommandParser[EvaluationFlags]:
+    """The parser of `evaluate_encoder.py`."""
+    return CommandParser("evaluate", EvaluationFlags, about, "[RUN | CHECKPOINT | --model PATH] [--FLAG VALUE ...]")
+
+
+def _check_counts(record: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: expected 1 or more, got {value}")
