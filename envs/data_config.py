@@ -4,15 +4,16 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
 from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.utils.finite import check_number, is_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
-from astra_gym.ssl_core.utils.registry import pick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +21,20 @@ class DataSettings:
     """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
 
     Args:
-        dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`, or the dotted path of a `DatasetSpec` of one's
-            own, my_module:MY_DATA; `stl10` trains on its 5,000 labelled images, its 100,000 unlabelled ones are not
-            read.
+        dataset: the images, or the dotted path of a `DatasetSpec` of one's own, my_module:MY_DATA; `stl10` trains on
+            its 5,000 labelled images, its 100,000 unlabelled ones are not read.
         data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
             unpacks to, or the root of a tree of images).
         cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
             not fit in memory. By default they are decoded into memory at every start.
-        keep_data: where the training images stay: `device`, `host` (memory or disk, the next batch gathered ahead) or
-            `auto` (on the device where they are in memory and at most a quarter of what is free there).
+        keep_data: where the training images stay; host: memory or disk, the next batch gathered ahead; auto: on the
+            device where they are in memory and at most a quarter of what is free there.
         download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
-        limit: number of training images, None for all.
-        test_limit: number of test images, None for all.
-        image_size: side in pixels to which images are resized.
+        limit: number of training images; null: all.
+        test_limit: number of test images; null: all.
+        image_size: side to which images are resized.
         drop_last: whether an epoch leaves out its last batch where that is smaller than the others, in images of a new
-            draw every epoch; None: true, and in a run what the method's authors do. With false the number of views
+            draw every epoch; null: true, and in a run what the method's authors do. With false the number of views
             varies, so that no vector environment of views has it, nor an agent that learns from them; a single image
             that is left over is left out all the same, since batch norm has no variance of it.
 
@@ -42,22 +42,21 @@ class DataSettings:
         ValueError: if a name is unknown or a figure is out of its range.
     """
 
-    dataset: str = "digits"
-    data_dir: str | None = None
-    cache_dir: str | None = None
-    keep_data: str = "auto"
-    download: bool = True
-    limit: int | None = None
-    test_limit: int | None = None
-    image_size: int = 16
-    drop_last: bool | None = None
+    dataset: Annotated[str, Notes("data", choices=DATASETS, what="data set", custom=True)] = "digits"
+    data_dir: Annotated[str | None, Notes("data", unit="DIR")] = None
+    cache_dir: Annotated[str | None, Notes("data", unit="DIR")] = None
+    keep_data: Annotated[str, Notes("data", choices=KEEP_DATA, what="place to keep the data")] = "auto"
+    download: Annotated[bool, Notes("data")] = True
+    limit: Annotated[int | None, Notes("data", unit="IMAGES")] = None
+    test_limit: Annotated[int | None, Notes("data", unit="IMAGES")] = None
+    image_size: Annotated[int, Notes("data", unit="PIXELS")] = 16
+    drop_last: Annotated[bool | None, Notes("data")] = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not is_dotted(self.dataset):
             # of a custom one it is asked when it is loaded: settings alone import no module
-            pick(self.dataset, DATASETS, "data set")
             check_cache_dir(self.dataset, self.cache_dir)
-        pick(self.keep_data, KEEP_DATA, "place to keep the data")
         if type(self.download) is not bool:
             raise ValueError(f"download is {self.download!r:.60}: expected true or false")
         if self.drop_last is None:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from astra_gym.envs.data_config import DataSettings, check_numbers, check_options, check_path
 from astra_gym.envs.rewards.registry import check_terms, paid_terms, settle_weights
@@ -10,7 +10,7 @@ from astra_gym.envs.world_checks import check_effect
 from astra_gym.ssl_core.attacks.pgd import STARTS, find_start
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS
-from astra_gym.ssl_core.methods import Method, find_method, is_own, make_method
+from astra_gym.ssl_core.methods import METHODS, Method, is_own, make_method
 from astra_gym.ssl_core.models.gradcache import chunk_sizes
 from astra_gym.ssl_core.models.target_network import (
     ARCHITECTURES,
@@ -20,15 +20,14 @@ from astra_gym.ssl_core.models.target_network import (
     STEMS,
     last_strided_map,
 )
+from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.training.coreset import SELECTIONS, CoresetSettings
 from astra_gym.ssl_core.training.optim import OPTIMIZERS, PEAK_LR
-from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings
+from astra_gym.ssl_core.transforms.perspective_views import PERSPECTIVES, PerspectiveSettings
 from astra_gym.ssl_core.transforms.views import INTERPOLATIONS, ViewSettings
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
-from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 REWARD_SCOPES = {"view": "each view is paid for its own attack", "batch": "one shared scalar, as in the paper"}
@@ -40,58 +39,57 @@ class WorldSettings(DataSettings):
     """A world's settings: those of its data, and all others.
 
     Args:
-        method: self-supervised method, a name of `astra_gym.ssl_core.methods.METHODS`, or the dotted path of one's own,
-            my_module:MyMethod.
+        method: the self-supervised method, or the dotted path of one's own, my_module:MyMethod.
         method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_reading.
         teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
-        arch: `resnet10`, `resnet18`, `resnet34` or `resnet50`.
+        arch: the backbone.
         width: channels of the first stage (64 in the paper).
-        stem: `cifar` (3x3, stride 1), `cifar-padded` (the same with 2 pixels of padding: DeACL) or `imagenet` (7x7,
-            stride 2, max-pool).
-        projector: kind of the projector, a name of `astra_gym.ssl_core.models.target_network.PROJECTORS`.
+        stem: its first layers: cifar (3x3, stride 1), cifar-padded (the same with 2 pixels of padding: DeACL) or
+            imagenet (7x7, stride 2, max-pool).
+        projector: kind of the projector, by the method that has it.
         projector_hidden: width of the projector's second layer (2048 in ASTrA, 512 in ACL).
         projector_dim: dimension of the embeddings.
         neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
-        normalisation: of the input, within the network: `imagenet` (ACL and its kin), `cifar`, `half` or `none`.
+        normalisation: of the input, within the network; imagenet: ACL and its kin.
         batch_size: images a step; each gives as many views as the method says, two for most.
         epochs: planned passes over the training images; they also span the learning-rate schedule.
-        optimizer: `lars` (ACL's), `lars-excluded` (BYOL's), `lars-emp` (EMP-SSL's), `lars-torchlars` (RoCL's), `sgd`,
-            `sgd-classic` (without Nesterov's momentum) or `adamw`.
-        lr: the target network's peak learning rate; None: the optimiser's usual one (5.0 for lars, 0.3 for sgd, 0.003
-            for adamw; `astra_gym.ssl_core.training.optim.PEAK_LR`).
+        optimizer: of the target network: lars (ACL's), lars-excluded (BYOL's), lars-emp (EMP-SSL's), lars-torchlars
+            (RoCL's), sgd, sgd-classic (without Nesterov's momentum) or adamw.
+        lr: the target network's peak learning rate; null: the optimiser's usual one (5.0 for lars, 0.3 for sgd, 0.003
+            for adamw; `PEAK_LR`).
         weight_decay: the target network's weight decay.
         warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
-        warmup_start: share of the peak learning rate that the warm-up begins with; None: 0, or with a rate by the epoch
+        warmup_start: share of the peak learning rate that the warm-up begins with; null: 0, or with a rate by the epoch
             one part in as many as there are epochs of warm-up.
         final_lr: the rate that the cosine behind it goes down to.
-        lr_interval: `update`, or `epoch`: the rate changes once an epoch, and the last of the warm-up has the peak.
+        lr_interval: how often the rate changes; epoch: the last of the warm-up has the peak.
         temperature: of the contrastive losses.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
-        mixed_reading: `pairs` (as coded) or `views` (as drawn).
+        mixed_reading: of ASTrA's mixed loss: pairs (as coded) or views (as drawn).
         strength: of the augmentations, in [0, 1]; 1 is ACL's, which crops most of a digit away.
-        crop_scale: smallest and largest share of the area that the random crop of a strong view keeps; None: from
+        crop_scale: smallest and largest share of the area that the random crop of a strong view keeps; null: from
             1 - 0.9 * strength to 1, as ACL and DynACL do.
         jitter: how far a strong view's brightness, contrast, saturation and hue change at strength 1.
         flip: probability of a horizontal flip.
-        blur: probability of a Gaussian blur of a strong view at strength 1; None: 0, but of the crops of emp-ssl and
+        blur: probability of a Gaussian blur of a strong view at strength 1; null: 0, but of the crops of emp-ssl and
             cf-amc-ssl 0.1, their authors'.
-        solarize: probability that an image's second strong view (of crops: each) is solarised at strength 1; None: 0,
+        solarize: probability that an image's second strong view (of crops: each) is solarised at strength 1; null: 0,
             but of the crops of emp-ssl and cf-amc-ssl 0.1.
-        perspective: `none`, or a further augmentation of every view: `moebius` (MPD) or `lcm` (log conformal maps,
-            experimental: with ranges of ours).
+        perspective: a further augmentation of every view: moebius (MPD) or lcm (log conformal maps, experimental: with
+            ranges of ours).
         perspective_kwargs: its settings, over those it has by default (`PerspectiveSettings`).
-        interpolation: `bicubic` or `bilinear`, of the random resized crop.
-        coreset: `none`; `rcs` (robustness-aware coreset selection, for methods made of NT-Xents): later epochs train on
-            the batches whose gradients most lower what an attack changes; or `random`, its control: as many at random.
+        interpolation: of the random resized crop.
+        coreset: rcs: robustness-aware coreset selection, for methods made of NT-Xents: later epochs train on the
+            batches whose gradients most lower what an attack changes; random: its control, as many at random.
         coreset_fraction: share of the batches that these epochs keep.
-        coreset_warmup: epochs on all data before; None: a tenth of the epochs (RCS: 100 of 1000).
-        coreset_every: epochs from one selection to the next; None: a fiftieth of the epochs (20 of 1000), at least 1.
+        coreset_warmup: epochs on all data before; null: a tenth of the epochs (RCS: 100 of 1000).
+        coreset_every: epochs from one selection to the next; null: a fiftieth of the epochs (20 of 1000), at least 1.
         coreset_kwargs: settings of the selection, over those it has by default
             (`CoresetSettings`): coreset_kwargs.divergence, coreset_kwargs.form (`released`, or `softmax` as in version
             0.1), coreset_kwargs.biases (true as in version 0.1).
-        attack_start: where the attack begins: `uniform` (in the view's own ball), `zero` (the clean view), or the
-            dotted path of a function of one's own, my_module:my_start (`Start`); None: as the method's authors.
-        reward_scope: `view` or `batch`.
+        attack_start: where the attack begins: uniform (in the view's own ball), zero (the clean view), or the dotted
+            path of a function of one's own, my_module:my_start (`Start`); null: as the method's authors.
+        reward_scope: view: each view is paid for its own attack; batch: the paper's one scalar for all.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
@@ -103,7 +101,7 @@ class WorldSettings(DataSettings):
             0: not computed.
         reward_weights: weights of reward terms by name, or by the dotted path of one's own, my_module:MyTerm;
             reward_weights.cost is reward_cost (`RewardTerm`).
-        precision: `fp32` or `bf16`.
+        precision: of training.
         recompute: whether an update keeps only the inputs of the stem and of every residual block (the attack: the
             images) and computes the rest again: less memory for a third (attack: a half) more time, the same result.
         update_chunks: in how many chunks of images an update passes a batch through the target network: less memory
@@ -114,76 +112,63 @@ class WorldSettings(DataSettings):
         ValueError: if a name is unknown or a figure is out of its range.
     """
 
-    method: str = "astra"
-    method_kwargs: dict[str, Any] | None = None
-    teacher: str | None = None
-    arch: str = "resnet10"
-    width: int = 16
-    stem: str = "cifar"
-    projector: str = "acl"
-    projector_hidden: int = 128
-    projector_dim: int = 128
-    neck: int = 0
-    normalisation: str = "imagenet"
-    batch_size: int = 128
-    epochs: int = 20
-    optimizer: str = "adamw"
-    lr: float | None = None
-    weight_decay: float = 1e-6
-    warmup_epochs: int = 1
-    warmup_start: float | None = None
-    final_lr: float = 1e-6
-    lr_interval: str = "update"
-    temperature: float = 0.5
-    mixed_weight: float = 0.5
-    mixed_reading: str = "pairs"
-    strength: float = 0.5
-    crop_scale: tuple[float, ...] | None = None
-    jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
-    flip: float = 0.0
-    blur: float | None = None
-    solarize: float | None = None
-    perspective: str = "none"
-    perspective_kwargs: dict[str, Any] | None = None
-    interpolation: str = "bicubic"
-    coreset: str = "none"
-    coreset_fraction: float = 0.2
-    coreset_warmup: int | None = None
-    coreset_every: int | None = None
-    coreset_kwargs: dict[str, Any] | None = None
-    attack_start: str | None = None
-    reward_scope: str = "view"
-    reward_adversarial: float = 1 / 3
-    reward_clean: float = 1 / 3
-    reward_mixed: float = 0.0
-    reward_cost: float = 0.0
-    reward_lookahead: float = 0.0
-    lookahead_images: int = 24
-    reward_progress: float = 0.0
-    reward_weights: dict[str, Any] | None = None
-    precision: str = "fp32"
-    recompute: bool = False
-    update_chunks: int = 1
+    method: Annotated[str, Notes("method", choices=METHODS, what="method", custom=True)] = "astra"
+    method_kwargs: Annotated[dict[str, Any] | None, Notes("method")] = None
+    teacher: Annotated[str | None, Notes("method", unit="RUN")] = None
+    arch: Annotated[str, Notes("network", choices=ARCHITECTURES, what="architecture")] = "resnet10"
+    width: Annotated[int, Notes("network", unit="CHANNELS")] = 16
+    stem: Annotated[str, Notes("network", choices=STEMS, what="stem")] = "cifar"
+    projector: Annotated[str, Notes("network", choices=PROJECTORS, what="projector")] = "acl"
+    projector_hidden: Annotated[int, Notes("network", unit="UNITS")] = 128
+    projector_dim: Annotated[int, Notes("network", unit="UNITS")] = 128
+    neck: Annotated[int, Notes("network", unit="UNITS")] = 0
+    normalisation: Annotated[str, Notes("network", choices=NORMALISATIONS, what="normalisation")] = "imagenet"
+    batch_size: Annotated[int, Notes("optimizer", unit="IMAGES")] = 128
+    epochs: Annotated[int, Notes("optimizer", unit="EPOCHS")] = 20
+    optimizer: Annotated[str, Notes("optimizer", choices=OPTIMIZERS, what="optimizer")] = "adamw"
+    lr: Annotated[float | None, Notes("optimizer")] = None
+    weight_decay: Annotated[float, Notes("optimizer")] = 1e-6
+    warmup_epochs: Annotated[int, Notes("optimizer", unit="EPOCHS")] = 1
+    warmup_start: Annotated[float | None, Notes("optimizer", unit="SHARE")] = None
+    final_lr: Annotated[float, Notes("optimizer")] = 1e-6
+    lr_interval: Annotated[str, Notes("optimizer", choices=LR_INTERVALS, what="interval of the learning rate")] = (
+        "update"
+    )
+    temperature: Annotated[float, Notes("method")] = 0.5
+    mixed_weight: Annotated[float, Notes("method")] = 0.5
+    mixed_reading: Annotated[str, Notes("method", choices=MIXED_READINGS, what="mixed reading")] = "pairs"
+    strength: Annotated[float, Notes("views", unit="SHARE")] = 0.5
+    crop_scale: Annotated[tuple[float, ...] | None, Notes("views", unit="[MIN,MAX]")] = None
+    jitter: Annotated[tuple[float, ...], Notes("views", unit="[B,C,S,H]")] = (0.4, 0.4, 0.4, 0.1)
+    flip: Annotated[float, Notes("views", unit="PROBABILITY")] = 0.0
+    blur: Annotated[float | None, Notes("views", unit="PROBABILITY")] = None
+    solarize: Annotated[float | None, Notes("views", unit="PROBABILITY")] = None
+    perspective: Annotated[str, Notes("views", choices=PERSPECTIVES, what="kind of perspective")] = "none"
+    perspective_kwargs: Annotated[dict[str, Any] | None, Notes("views")] = None
+    interpolation: Annotated[str, Notes("views", choices=INTERPOLATIONS, what="interpolation")] = "bicubic"
+    coreset: Annotated[str, Notes("coreset", choices=("none", *SELECTIONS), what="coreset")] = "none"
+    coreset_fraction: Annotated[float, Notes("coreset", unit="SHARE")] = 0.2
+    coreset_warmup: Annotated[int | None, Notes("coreset", unit="EPOCHS")] = None
+    coreset_every: Annotated[int | None, Notes("coreset", unit="EPOCHS")] = None
+    coreset_kwargs: Annotated[dict[str, Any] | None, Notes("coreset")] = None
+    attack_start: Annotated[str | None, Notes("attack", choices=STARTS, what="attack start", custom=True)] = None
+    reward_scope: Annotated[str, Notes("reward", choices=REWARD_SCOPES, what="reward scope")] = "view"
+    reward_adversarial: Annotated[float, Notes("reward")] = 1 / 3
+    reward_clean: Annotated[float, Notes("reward")] = 1 / 3
+    reward_mixed: Annotated[float, Notes("reward")] = 0.0
+    reward_cost: Annotated[float, Notes("reward")] = 0.0
+    reward_lookahead: Annotated[float, Notes("reward")] = 0.0
+    lookahead_images: Annotated[int, Notes("reward", unit="IMAGES")] = 24
+    reward_progress: Annotated[float, Notes("reward")] = 0.0
+    reward_weights: Annotated[dict[str, Any] | None, Notes("reward")] = None
+    precision: Annotated[str, Notes("optimizer", choices=PRECISIONS, what="precision")] = "fp32"
+    recompute: Annotated[bool, Notes("optimizer")] = False
+    update_chunks: Annotated[int, Notes("optimizer", unit="CHUNKS")] = 1
 
     def __post_init__(self) -> None:
-        if not is_own(self.method):
-            find_method(self.method)
         super().__post_init__()
         for name in ("method_kwargs", "perspective_kwargs", "coreset_kwargs"):
             check_options(name, getattr(self, name))
-        pick(self.arch, ARCHITECTURES, "architecture")
-        pick(self.stem, STEMS, "stem")
-        pick(self.projector, PROJECTORS, "projector")
-        pick(self.normalisation, NORMALISATIONS, "normalisation")
-        pick(self.optimizer, OPTIMIZERS, "optimizer")
-        pick(self.lr_interval, LR_INTERVALS, "interval of the learning rate")
-        pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
-        pick(self.reward_scope, REWARD_SCOPES, "reward scope")
-        pick(self.coreset, {"none": "every epoch is over all data"} | SELECTIONS, "coreset")
-        pick(self.precision, PRECISIONS, "precision")
-        pick(self.interpolation, INTERPOLATIONS, "interpolation")
-        if self.attack_start is not None and not is_dotted(self.attack_start):
-            pick(self.attack_start, STARTS, "attack start")
         check_path("teacher", self.teacher)
         for name in ("width", "projector_hidden", "projector_dim", "epochs"):
             check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)

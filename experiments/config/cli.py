@@ -12,8 +12,9 @@ from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.flag_values import is_text, plain, reader
 from astra_gym.experiments.config.listing import listing
+from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import recipe, with_options
-from astra_gym.experiments.config.settings import PRESETS, Settings
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset

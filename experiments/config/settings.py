@@ -1,15 +1,17 @@
 """Settings of a run: one typed record that is the command line, the YAML file and the Python interface alike."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from astra_gym.agents import AGENTS, describe, learns
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
-from astra_gym.envs.observations import observation_for
-from astra_gym.envs.world_config import WorldSettings
+from astra_gym.envs.observations import OBSERVATIONS, observation_for
+from astra_gym.envs.world_config import REWARD_SCOPES, WorldSettings
 from astra_gym.experiments.config.devices import check_device, resolve_device
+from astra_gym.experiments.config.presets import AGENT_OF_PRESET, PRESETS
 from astra_gym.experiments.config.recipes import KEEP_LAST, recipe, with_options
 from astra_gym.experiments.config.superseded import named_forms
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
@@ -17,6 +19,7 @@ from astra_gym.ssl_core.downstream.postprocessing import PostSettings
 from astra_gym.ssl_core.methods import find_method, is_own
 from astra_gym.ssl_core.models.target_network import PRECISIONS, bf16_is_native, last_strided_map
 from astra_gym.ssl_core.safety.yaml_files import dump_yaml
+from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
@@ -24,99 +27,6 @@ from astra_gym.ssl_core.utils.registry import pick
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
-CIFAR10: dict[str, Any] = {
-    "dataset": "cifar10",
-    "image_size": 32,
-    "arch": "resnet18",
-    "width": 64,
-    "epochs": 1000,
-    "warmup_epochs": 10,
-    "strength": 1.0,
-    "flip": 0.5,
-    "interpolation": "bicubic",
-    "checkpoint_every": 5,
-    "probe_every": 5,
-    "images_every": 50,
-    "probe_epochs": 25,
-    "probe_lr": 0.01,
-    "probe_batch_size": 512,
-    "probe_augment": True,
-    "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
-}
-"""What the presets at the papers' size share; the probe is DynACL's."""
-TEACHER: dict[str, Any] = {
-    **CIFAR10,
-    "method": "simclr",
-    "stem": "cifar-padded",
-    "normalisation": "cifar",
-    "projector": "rocl",
-    "projector_hidden": 2048,
-    "projector_dim": 256,
-    "batch_size": 256,
-    "final_lr": 0.0,
-    "temperature": 0.2,
-    "crop_scale": (0.08, 1.0),
-    "jitter": (0.8, 0.8, 0.8, 0.2),
-}
-"""What the SimCLR teachers of DeACL and of DAQ-SDP share; a student starts from its teacher's weights."""
-PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"probe_every": 2},
-    # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
-    "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
-    "folder": {
-        "dataset": "folder",
-        "probe_every": 2,
-        "probe_epochs": 25,
-        "probe_lr": 0.1,
-        "image_size": 32,
-        "strength": 1.0,
-        "flip": 0.5,
-        "probe_augment": True,
-    },
-    "cifar10": {
-        **CIFAR10,
-        "projector_hidden": 2048,
-        "projector_dim": 512,
-        "batch_size": 512,
-        "optimizer": "lars",
-        "lr": 5.0,
-        "weight_decay": 1e-6,
-        "seed": 3407,
-    },
-    # SimCLR as solo-learn trains it on CIFAR-10: the first stage of DeACL
-    "cifar10-teacher": {
-        **TEACHER,
-        "optimizer": "lars-excluded",
-        "lr": 0.4,
-        "weight_decay": 1e-4,
-        "warmup_start": 7.5e-5,
-        "blur": 0.5,
-    },
-    # the first stage of DAQ-SDP by its own code and README: by SGD, without a blur, on a ResNet-34
-    "cifar10-teacher-daq": {
-        **TEACHER,
-        "arch": "resnet34",
-        "optimizer": "sgd-classic",
-        "lr": 0.5,
-        "weight_decay": 1e-5,
-        "warmup_start": 0.006,
-        "lr_interval": "epoch",
-    },
-    "cifar10-quick": {
-        "dataset": "cifar10",
-        "image_size": 32,
-        "probe_every": 2,
-        "limit": 4000,
-        "test_limit": 1000,
-        "epochs": 10,
-        "strength": 1.0,
-        "flip": 0.5,
-        "controls": True,
-        "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
-    },
-}
-AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
-"""Whose attacks a preset is about, where it is not `reinforce`."""
 TUPLES = ("eval_epsilons", "schedule", "crop_scale", "jitter")
 """Settings that are tuples here and lists in YAML."""
 HARDEST = ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
@@ -130,30 +40,31 @@ class Settings(WorldSettings):
     """A run's settings. Where the default is `auto` the record holds what it was resolved to.
 
     Args:
-        preset: `digits`, `digits-grid` (half the work, for comparisons), `folder`, `cifar10` (the paper's),
-            `cifar10-teacher` and `cifar10-teacher-daq` (teachers for `deacl` and for `daq-sdp` there) or
-            `cifar10-quick`; by default that of the data set, `cifar10-quick` for cifar100 and (at 32 pixels, on the
-            5,000 labelled images) stl10 too.
-        agent: a name of `agents.AGENTS`, or the dotted path of one's own, my_module:MyAgent; auto: `reinforce`, or
-            `none` for a method without an attack, or `reinforce-paper` in the preset cifar10.
+        preset: what the other settings are where nothing is said: digits, digits-grid (half the work, for comparisons),
+            folder, cifar10 (the paper's), cifar10-teacher and cifar10-teacher-daq (teachers for deacl and for daq-sdp
+            there) or cifar10-quick; by default that of the data set, cifar10-quick for cifar100 and (at 32 pixels, on
+            the 5,000 labelled images) stl10 too.
+        agent: who chooses the attacks, or the dotted path of one's own, my_module:MyAgent; auto: reinforce, or none for
+            a method without an attack, or reinforce-paper in the preset cifar10.
         agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.
-        env: `view` (one action for each attacked view, discount 0) or `batch` (one for the batch, discount 0.9).
-        observation: `features`, `image`, or the dotted path of one's own, my_module:MyObservation; auto: `features`, or
+        env: view: one action for each attacked view, discount 0; batch: one for the batch, discount 0.9.
+        observation: what the agent sees, or the dotted path of one's own, my_module:MyObservation; auto: features, or
             what reinforce-paper fixes.
-        actions: `factored`, `flat` or `continuous`; auto: what the agent is meant for (of `fixed` and `schedule`:
-            what holds their method's own budget exactly), or `none` for a method without an attack.
-        reward_scope: `view` or `batch` (the paper's one scalar for all); auto: `view`, or what reinforce-paper fixes.
+        actions: what it chooses from; auto: what the agent is meant for (of fixed and schedule: what holds their
+            method's own budget exactly), or none for a method without an attack.
+        reward_scope: view: each view is paid for its own attack; batch: the paper's one scalar for all; auto: view, or
+            what reinforce-paper fixes.
         seed: of everything random in the run.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: of training, `fp32` (on a GPU without TF32) or `bf16`; auto: `bf16` where the device computes in it,
-            else `fp32`. The evaluation is in fp32 whatever this is.
+        device: auto, cpu, cuda or cuda:N.
+        precision: of training; fp32: on a GPU without TF32; auto: bf16 where the device computes in it, else fp32. The
+            evaluation is in fp32 whatever this is.
         deterministic: on a GPU, whether the run is to give the same numbers again, which costs speed (how much is not
             measured yet); on a CPU a run does in any case.
         run_dir: the run's folder, which must be new; by default runs/DATASET-METHOD-AGENT-seedSEED.
-        epsilon: radius of the agent `fixed` as a fraction: 8/255, not 8; by default the method's own.
-        step_size: step size of the agent `fixed` as a fraction.
-        steps: number of attack steps of the agent `fixed`.
-        schedule: radii of the agent `schedule`, as fractions, one for each part of the training: [7/255,13/255].
+        epsilon: radius of the agent `fixed`: 8/255, not 8; by default the method's own.
+        step_size: step size of the agent `fixed`; by default the method's own.
+        steps: number of attack steps of the agent `fixed`; by default the method's own.
+        schedule: radii of the agent `schedule`, one for each part of the training.
         checkpoint_every: epochs between checkpoints.
         post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++, over those it has by default
             (`PostSettings`): post_kwargs.epochs.
@@ -169,42 +80,64 @@ class Settings(WorldSettings):
         probe_batch_size: its batch size.
         probe_augment: whether its training images are cropped (padding 4) and flipped at random; digits, which fill
             their frame, lose by it.
-        eval_epsilons: radii under which the probe is attacked, as fractions: [4/255,8/255].
-        progress: `live`, `lines` (one an epoch) or `off`; auto: `live` in a terminal, else `lines`.
+        eval_epsilons: radii under which the probe is attacked.
+        progress: what is shown of it: live, lines (one an epoch) or nothing; auto: live in a terminal, else lines.
 
     Raises:
         ValueError: if a name is unknown, a figure is out of its range, or two settings contradict each other.
     """
 
-    preset: str = "digits"
-    agent: str = "auto"
-    agent_kwargs: dict[str, Any] | None = None
-    env: str = "view"
-    observation: str = "auto"
-    actions: str = "auto"
-    reward_scope: str = "auto"
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    deterministic: bool = False
-    run_dir: str | None = None
-    epsilon: float | None = None
-    step_size: float | None = None
-    steps: int | None = None
-    schedule: tuple[float, ...] = SCHEDULE
-    checkpoint_every: int = 1
-    post_kwargs: dict[str, Any] | None = None
-    probe_every: int = 0
-    keep_every: int = 0
-    images_every: int = 5
-    evaluate: bool = True
-    controls: bool = False
-    probe_epochs: int = 100
-    probe_lr: float = 0.5
-    probe_batch_size: int = 128
-    probe_augment: bool = False
-    eval_epsilons: tuple[float, ...] = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
-    progress: str = "auto"
+    SECTIONS: ClassVar[Mapping[str, str]] = {
+        "run": "what it is, where it lies, and how it computes",
+        "data": "the images, and how they are kept",
+        "method": "the self-supervised method",
+        "agent": "who chooses the attacks, and what it sees",
+        "attack": "where attacks start, and the budgets of agents that learn nothing",
+        "reward": "what an attack is paid",
+        "network": "the target network",
+        "views": "the augmentations",
+        "optimizer": "batches, epochs, and how the target network learns from them",
+        "coreset": "training on chosen batches",
+        "probe": "the evaluation at the end",
+    }
+
+    preset: Annotated[str, Notes("run", choices=PRESETS, what="preset")] = "digits"
+    agent: Annotated[str, Notes("agent", choices=("auto", *AGENTS), what="agent", custom=True)] = "auto"
+    agent_kwargs: Annotated[dict[str, Any] | None, Notes("agent")] = None
+    env: Annotated[str, Notes("agent", choices=ENVS, what="environment")] = "view"
+    observation: Annotated[str, Notes("agent", choices=("auto", *OBSERVATIONS), what="observation", custom=True)] = (
+        "auto"
+    )
+    actions: Annotated[str, Notes("agent", choices=("auto", *ACTION_KINDS), what="kind of actions")] = "auto"
+    reward_scope: Annotated[str, Notes("reward", choices=("auto", *REWARD_SCOPES), what="reward scope")] = "auto"
+    seed: Annotated[int, Notes("run")] = 0
+    device: Annotated[str, Notes("run")] = "auto"
+    precision: Annotated[str, Notes("optimizer", choices=("auto", *PRECISIONS), what="precision")] = "auto"
+    deterministic: Annotated[bool, Notes("run")] = False
+    run_dir: Annotated[str | None, Notes("run", unit="DIR")] = None
+    epsilon: Annotated[float | None, Notes("attack", unit="FRACTION")] = None
+    step_size: Annotated[float | None, Notes("attack", unit="FRACTION")] = None
+    steps: Annotated[int | None, Notes("attack", unit="STEPS")] = None
+    schedule: Annotated[tuple[float, ...], Notes("attack", unit="[FRACTION,...]")] = SCHEDULE
+    checkpoint_every: Annotated[int, Notes("run", unit="EPOCHS")] = 1
+    post_kwargs: Annotated[dict[str, Any] | None, Notes("method")] = None
+    probe_every: Annotated[int, Notes("probe", unit="EPOCHS")] = 0
+    keep_every: Annotated[int, Notes("run", unit="EPOCHS")] = 0
+    images_every: Annotated[int, Notes("run", unit="EPOCHS")] = 5
+    evaluate: Annotated[bool, Notes("probe")] = True
+    controls: Annotated[bool, Notes("probe")] = False
+    probe_epochs: Annotated[int, Notes("probe", unit="EPOCHS")] = 100
+    probe_lr: Annotated[float, Notes("probe")] = 0.5
+    probe_batch_size: Annotated[int, Notes("probe", unit="IMAGES")] = 128
+    probe_augment: Annotated[bool, Notes("probe")] = False
+    eval_epsilons: Annotated[tuple[float, ...], Notes("probe", unit="[FRACTION,...]")] = (
+        2 / 255,
+        4 / 255,
+        8 / 255,
+        12 / 255,
+        16 / 255,
+    )
+    progress: Annotated[str, Notes("run", choices=PROGRESS, what="kind of progress")] = "auto"
 
     def __post_init__(self) -> None:
         own = PRESETS.get(self.preset, {}).get("method", self.method)
@@ -227,17 +160,12 @@ class Settings(WorldSettings):
             object.__setattr__(self, "drop_last", not kept)
         for name, options in named_forms(vars(self)).items():
             object.__setattr__(self, name, options | (getattr(self, name) or {}))
-        pick(self.precision, {"auto": "what the device is good at"} | PRECISIONS, "precision")
         if self.precision == "auto":
             reliable = last_strided_map(self.image_size, self.stem) > 1
             native = bf16_is_native(resolve_device(self.device))
             self._resolve("precision", "bf16" if native and reliable else "fp32")
         super().__post_init__()
-        pick(self.preset, PRESETS, "preset")
         check_device(self.device)
-        pick(self.env, ENVS, "environment")
-        pick(self.actions, ACTION_KINDS, "kind of actions")
-        pick(self.progress, PROGRESS, "kind of progress")
         for name in ("agent", "actions"):
             value = getattr(self, name)
             if (value == "none") == attacks:

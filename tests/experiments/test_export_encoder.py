@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from astra_gym.experiments.config.settings import PRESETS, Settings
+from astra_gym.experiments.config.presets import PRESETS
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.export_encoder import main
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint

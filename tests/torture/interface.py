@@ -1,6 +1,5 @@
 """Calls of the Python interface with random arguments: a value, or the documented error, of one plain line."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.models.checkpoint import kept_encoders, load_checkpoint, load_network
 from astra_gym.ssl_core.models.foreign import FORMATS, load_foreign
+from astra_gym.ssl_core.settings.records import leaves
 from tests.torture.calling import Answer, Hang, called, message_faults, place_of
 from tests.torture.cases import Case
 from tests.torture.values import PATHS, path_for, text_for, value_for
@@ -67,7 +67,7 @@ Call = tuple[str, Callable[[], Any], bool]
 
 def _environment(case: Case) -> Call:
     draw = case.draw
-    fields = {item.name: str(getattr(item.type, "__name__", item.type)) for item in dataclasses.fields(WorldSettings)}
+    fields = {leaf.name: str(getattr(leaf.hint, "__name__", leaf.hint)) for leaf in leaves(WorldSettings)}
     settings: dict[str, Any] = dict(SMALL)
     for _ in range(draw.choice((0, 1, 1, 2, 3))):
         name = draw.choice(list(fields))

@@ -1,6 +1,5 @@
 """Values for flags, files and calls: valid ones, those at a border, and absurd ones."""
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -10,11 +9,13 @@ from astra_gym.agents import AGENTS
 from astra_gym.envs.actions import ACTION_KINDS
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.experiments.config.devices import DEVICES
-from astra_gym.experiments.config.settings import ENVS, PRESETS, PROGRESS, Settings
+from astra_gym.experiments.config.presets import PRESETS
+from astra_gym.experiments.config.settings import ENVS, PROGRESS, Settings
 from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALISATIONS, PRECISIONS, PROJECTORS, STEMS
+from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.training.optim import OPTIMIZERS
 
 NAMES: dict[str, list[str]] = {
@@ -152,8 +153,7 @@ ODD_MAPPINGS = (
 def kinds() -> dict[str, str]:
     """The type of every setting of a run, as text."""
     return {
-        item.name: item.type.__name__ if isinstance(item.type, type) else str(item.type)
-        for item in dataclasses.fields(Settings)
+        leaf.name: leaf.hint.__name__ if isinstance(leaf.hint, type) else str(leaf.hint) for leaf in leaves(Settings)
     }
 
 

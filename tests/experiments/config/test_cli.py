@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from astra_gym.experiments.config.cli import Invocation, load, parse
-from astra_gym.experiments.config.settings import PRESETS, Settings
+from astra_gym.experiments.config.presets import PRESETS
+from astra_gym.experiments.config.settings import Settings
 
 
 def settings_of(*argv: str) -> Settings:

@@ -5,8 +5,9 @@ import pytest
 
 from astra_gym.envs.builders import build_learner, make_schedule
 from astra_gym.experiments.config.cli import load, parse
+from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import AUTHORS, SMALL, recipe
-from astra_gym.experiments.config.settings import PRESETS, Settings
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.methods.emp import EMPSSL
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint

@@ -11,9 +11,9 @@ import torch
 from astra_gym.agents import AGENTS
 from astra_gym.envs.actions import ActionTable
 from astra_gym.experiments.config.cli import load, parse
+from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import (
     HARDEST,
-    PRESETS,
     Settings,
     default_run_dir,
 )

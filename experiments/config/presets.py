@@ -1,0 +1,97 @@
+"""The presets: what the settings of a run are where nothing is said of them."""
+
+from typing import Any
+
+CIFAR10: dict[str, Any] = {
+    "dataset": "cifar10",
+    "image_size": 32,
+    "arch": "resnet18",
+    "width": 64,
+    "epochs": 1000,
+    "warmup_epochs": 10,
+    "strength": 1.0,
+    "flip": 0.5,
+    "interpolation": "bicubic",
+    "checkpoint_every": 5,
+    "probe_every": 5,
+    "images_every": 50,
+    "probe_epochs": 25,
+    "probe_lr": 0.01,
+    "probe_batch_size": 512,
+    "probe_augment": True,
+    "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
+}
+"""What the presets at the papers' size share; the probe is DynACL's."""
+TEACHER: dict[str, Any] = {
+    **CIFAR10,
+    "method": "simclr",
+    "stem": "cifar-padded",
+    "normalisation": "cifar",
+    "projector": "rocl",
+    "projector_hidden": 2048,
+    "projector_dim": 256,
+    "batch_size": 256,
+    "final_lr": 0.0,
+    "temperature": 0.2,
+    "crop_scale": (0.08, 1.0),
+    "jitter": (0.8, 0.8, 0.8, 0.2),
+}
+"""What the SimCLR teachers of DeACL and of DAQ-SDP share; a student starts from its teacher's weights."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"probe_every": 2},
+    # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
+    "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
+    "folder": {
+        "dataset": "folder",
+        "probe_every": 2,
+        "probe_epochs": 25,
+        "probe_lr": 0.1,
+        "image_size": 32,
+        "strength": 1.0,
+        "flip": 0.5,
+        "probe_augment": True,
+    },
+    "cifar10": {
+        **CIFAR10,
+        "projector_hidden": 2048,
+        "projector_dim": 512,
+        "batch_size": 512,
+        "optimizer": "lars",
+        "lr": 5.0,
+        "weight_decay": 1e-6,
+        "seed": 3407,
+    },
+    # SimCLR as solo-learn trains it on CIFAR-10: the first stage of DeACL
+    "cifar10-teacher": {
+        **TEACHER,
+        "optimizer": "lars-excluded",
+        "lr": 0.4,
+        "weight_decay": 1e-4,
+        "warmup_start": 7.5e-5,
+        "blur": 0.5,
+    },
+    # the first stage of DAQ-SDP by its own code and README: by SGD, without a blur, on a ResNet-34
+    "cifar10-teacher-daq": {
+        **TEACHER,
+        "arch": "resnet34",
+        "optimizer": "sgd-classic",
+        "lr": 0.5,
+        "weight_decay": 1e-5,
+        "warmup_start": 0.006,
+        "lr_interval": "epoch",
+    },
+    "cifar10-quick": {
+        "dataset": "cifar10",
+        "image_size": 32,
+        "probe_every": 2,
+        "limit": 4000,
+        "test_limit": 1000,
+        "epochs": 10,
+        "strength": 1.0,
+        "flip": 0.5,
+        "controls": True,
+        "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
+    },
+}
+AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
+"""Whose attacks a preset is about, where it is not `reinforce`."""
