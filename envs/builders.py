@@ -11,7 +11,7 @@ from astra_gym.ssl_core.attacks.pgd import find_start
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_network
 from astra_gym.ssl_core.models.heads import build_heads
-from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network, copy_routes
+from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork, build_network, copy_routes
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer, warmup_cosine, warmup_cosine_by_epoch
 from astra_gym.ssl_core.utils.messages import brief
@@ -36,7 +36,7 @@ def build_learner(
         ValueError: if the teacher does not fit the network, or cannot be read.
     """
     method = settings.make_method()
-    mean, std = NORMALISATIONS[settings.normalisation]
+    mean, std = NORMALIZATIONS[settings.normalization]
     network = build_network(
         streams["init"],
         arch=settings.arch,

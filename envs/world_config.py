@@ -14,7 +14,7 @@ from astra_gym.ssl_core.methods import METHODS, Method, is_own, make_method
 from astra_gym.ssl_core.models.gradcache import chunk_sizes
 from astra_gym.ssl_core.models.target_network import (
     ARCHITECTURES,
-    NORMALISATIONS,
+    NORMALIZATIONS,
     PRECISIONS,
     PROJECTORS,
     STEMS,
@@ -40,7 +40,8 @@ class WorldSettings(DataSettings):
 
     Args:
         method: the self-supervised method, or the dotted path of one's own, my_module:MyMethod.
-        method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_reading.
+        method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_weight and
+            method_kwargs.mixed_reading (pairs, as coded, or views, as drawn) of ASTrA.
         teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
         arch: the backbone.
         width: channels of the first stage (64 in the paper).
@@ -50,7 +51,7 @@ class WorldSettings(DataSettings):
         projector_hidden: width of the projector's second layer (2048 in ASTrA, 512 in ACL).
         projector_dim: dimension of the embeddings.
         neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
-        normalisation: of the input, within the network; imagenet: ACL and its kin.
+        normalization: of the input, within the network; imagenet: ACL and its kin.
         batch_size: images a step; each gives as many views as the method says, two for most.
         epochs: planned passes over the training images; they also span the learning-rate schedule.
         optimizer: of the target network: lars (ACL's), lars-excluded (BYOL's), lars-emp (EMP-SSL's), lars-torchlars
@@ -99,8 +100,9 @@ class WorldSettings(DataSettings):
         lookahead_images: training images held out for it, 2 or more; they enter no training batch.
         reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
             0: not computed.
-        reward_weights: weights of reward terms by name, or by the dotted path of one's own, my_module:MyTerm;
-            reward_weights.cost is reward_cost (`RewardTerm`).
+        reward_weights: weights of reward terms by name (adversarial and clean: 1/3 by default, mixed, cost, lookahead,
+            progress: 0), or by the dotted path of one's own, my_module:MyTerm (`RewardTerm`); reward_weights.cost is
+            reward_cost.
         precision: of training.
         recompute: whether an update keeps only the inputs of the stem and of every residual block (the attack: the
             images) and computes the rest again: less memory for a third (attack: a half) more time, the same result.
@@ -122,7 +124,7 @@ class WorldSettings(DataSettings):
     projector_hidden: Annotated[int, Notes("network", unit="UNITS")] = 128
     projector_dim: Annotated[int, Notes("network", unit="UNITS")] = 128
     neck: Annotated[int, Notes("network", unit="UNITS")] = 0
-    normalisation: Annotated[str, Notes("network", choices=NORMALISATIONS, what="normalisation")] = "imagenet"
+    normalization: Annotated[str, Notes("network", choices=NORMALIZATIONS, what="normalization")] = "imagenet"
     batch_size: Annotated[int, Notes("optimizer", unit="IMAGES")] = 128
     epochs: Annotated[int, Notes("optimizer", unit="EPOCHS")] = 20
     optimizer: Annotated[str, Notes("optimizer", choices=OPTIMIZERS, what="optimizer")] = "adamw"
@@ -135,8 +137,10 @@ class WorldSettings(DataSettings):
         "update"
     )
     temperature: Annotated[float, Notes("method")] = 0.5
-    mixed_weight: Annotated[float, Notes("method")] = 0.5
-    mixed_reading: Annotated[str, Notes("method", choices=MIXED_READINGS, what="mixed reading")] = "pairs"
+    mixed_weight: Annotated[float, Notes("method", instead="method_kwargs.mixed_weight")] = 0.5
+    mixed_reading: Annotated[
+        str, Notes("method", choices=MIXED_READINGS, what="mixed reading", instead="method_kwargs.mixed_reading")
+    ] = "pairs"
     strength: Annotated[float, Notes("views", unit="SHARE")] = 0.5
     crop_scale: Annotated[tuple[float, ...] | None, Notes("views", unit="[MIN,MAX]")] = None
     jitter: Annotated[tuple[float, ...], Notes("views", unit="[B,C,S,H]")] = (0.4, 0.4, 0.4, 0.1)
@@ -153,13 +157,13 @@ class WorldSettings(DataSettings):
     coreset_kwargs: Annotated[dict[str, Any] | None, Notes("coreset")] = None
     attack_start: Annotated[str | None, Notes("attack", choices=STARTS, what="attack start", custom=True)] = None
     reward_scope: Annotated[str, Notes("reward", choices=REWARD_SCOPES, what="reward scope")] = "view"
-    reward_adversarial: Annotated[float, Notes("reward")] = 1 / 3
-    reward_clean: Annotated[float, Notes("reward")] = 1 / 3
-    reward_mixed: Annotated[float, Notes("reward")] = 0.0
-    reward_cost: Annotated[float, Notes("reward")] = 0.0
-    reward_lookahead: Annotated[float, Notes("reward")] = 0.0
+    reward_adversarial: Annotated[float, Notes("reward", instead="reward_weights.adversarial")] = 1 / 3
+    reward_clean: Annotated[float, Notes("reward", instead="reward_weights.clean")] = 1 / 3
+    reward_mixed: Annotated[float, Notes("reward", instead="reward_weights.mixed")] = 0.0
+    reward_cost: Annotated[float, Notes("reward", instead="reward_weights.cost")] = 0.0
+    reward_lookahead: Annotated[float, Notes("reward", instead="reward_weights.lookahead")] = 0.0
     lookahead_images: Annotated[int, Notes("reward", unit="IMAGES")] = 24
-    reward_progress: Annotated[float, Notes("reward")] = 0.0
+    reward_progress: Annotated[float, Notes("reward", instead="reward_weights.progress")] = 0.0
     reward_weights: Annotated[dict[str, Any] | None, Notes("reward")] = None
     precision: Annotated[str, Notes("optimizer", choices=PRECISIONS, what="precision")] = "fp32"
     recompute: Annotated[bool, Notes("optimizer")] = False

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.flag_values import is_by_name, is_number, kinds_of, loaded, plain, reader, with_one
+from astra_gym.experiments.config.superseded import RENAMED
 from astra_gym.ssl_core.settings.records import Leaf, composed, hints, is_record, leaves, parts
 from astra_gym.ssl_core.utils.messages import brief, said
 from astra_gym.ssl_core.utils.registry import pick
@@ -53,6 +54,9 @@ class CommandParser(ArgumentParser, Generic[Record]):
         self.leaves = {leaf.name: leaf for leaf in leaves(record)}
         docs = {part: _documented(part) for _, part in parts(record)}
         titles = _titles(docs)
+        renamed = {old: new for old, new in RENAMED.items() if new in self.leaves}
+        self.aliases = renamed | {leaf.name: leaf.notes.instead for leaf in self.leaves.values() if leaf.notes.instead}
+        """Old flags, and what stands in their place."""
         found = dict.fromkeys(leaf.section for leaf in self.leaves.values() if leaf.section)
         self.sections = sorted(found, key=[*titles].index)
         self.nested: set[str] = set()
@@ -68,6 +72,9 @@ class CommandParser(ArgumentParser, Generic[Record]):
             if leaf.section in groups:
                 group = self if leaf.notes.positional else groups[leaf.section]
                 _add(group, leaf, docs[leaf.owner].get(leaf.name, ""))
+        for old, new in renamed.items():
+            kind = reader(new, self.leaves[new].hint)
+            self.add_argument(f"--{old}", dest=new, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def read(self, argv: Sequence[str]) -> Record:
         """The record of a command line. Ends the process with status 2 and one line if anything is wrong with it."""
@@ -86,7 +93,13 @@ class CommandParser(ArgumentParser, Generic[Record]):
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """What a command line says, by the fields' names, without what it leaves out."""
-        return self.values(argv, defaults=False)
+        found = self.values(argv, defaults=False)
+        flags = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+        for old, new in self.aliases.items():
+            name, _, option = new.partition(".")
+            if old in flags and (new in flags or (option and option in (found.get(name) or {}))):
+                self.error(f"--{old} is the old name of --{new}: give one of them")
+        return found
 
     def values(self, argv: Sequence[str], defaults: bool = True) -> dict[str, Any]:
         """The values of all fields by name; of those that a command line leaves out, the defaults."""
@@ -145,10 +158,12 @@ class CommandParser(ArgumentParser, Generic[Record]):
     def _know(self, flag: str) -> None:
         name, dot, path = flag.removeprefix("--").partition(".")
         leaf = self.leaves.get(name)
-        if leaf is None and name == "help":
+        if leaf is None and (name == "help" or (name in self.aliases and not dot)):
             return
         if leaf is None or leaf.notes.positional or (dot and not is_by_name(leaf.hint)):
-            flags = {f"--{known.name}" for known in self.leaves.values() if not known.notes.positional}
+            flags = {f"--{name}" for name, known in self.leaves.items() if not known.notes.positional} - {
+                f"--{old}" for old in self.aliases
+            }
             self.error(unknown(f"--{name}" if leaf is None else flag, flags, "flag"))
         if dot and flag not in self.nested:
             if not all(path.split(".")):
@@ -231,7 +246,7 @@ def _titles(docs: Mapping[type, Mapping[str, str]]) -> dict[str, str]:
 def _add(group: Any, leaf: Leaf, text: str) -> None:
     """Add a field's flag."""
     notes, several, default = leaf.notes, leaf.notes.nargs is not None, leaf.default
-    more: dict[str, Any] = {"help": _help(leaf, text).replace("%", "%%")}
+    more: dict[str, Any] = {"help": argparse.SUPPRESS if notes.instead else _help(leaf, text).replace("%", "%%")}
     if notes.switch:
         group.add_argument(f"--{leaf.name}", action="store_true", **more)
         return

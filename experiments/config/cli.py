@@ -15,7 +15,7 @@ from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.superseded import as_written, without_forms
+from astra_gym.experiments.config.superseded import as_written, by_present_names, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.safety.sealing import check_yaml
@@ -33,6 +33,13 @@ RECORDED = ("dataset", "method", "epochs", "agent", "seed", "progress")
 LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 """The settings by name."""
 TEXTS = tuple(name for name, leaf in LEAVES.items() if is_text(leaf.hint))
+OTHER_NAMES = {
+    name: (group, option)
+    for name, leaf in LEAVES.items()
+    for group, dot, option in [leaf.notes.instead.partition(".")]
+    if dot
+}
+"""Settings that are also one of the settings by name, `reward_cost` of `reward_weights`."""
 ABOUT = "Trains a target network whose attacks an agent chooses, and evaluates it."
 USAGE = "[--config FILE] [--FLAG VALUE ...], or --resume RUN"
 
@@ -118,7 +125,8 @@ def parse(
         for path in asked.config:
             values = read_yaml(path)
             # the record of a run stays what it was; what a file of a user's own leaves out is as it is now
-            config |= without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
+            values = without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
+            config = {**_below(config, values), **values}
         if asked.agent_config is not None:
             config["agent_kwargs"] = read_mapping(asked.agent_config) | (config.get("agent_kwargs") or {})
         accepting = ["--accept_edited_config"] if asked.accept_edited_config else []
@@ -127,7 +135,7 @@ def parse(
         again = again or typed("train", *resuming, "--trust")
         with contextlib.nullcontext() if (asked.trust if trust is None else trust) else only_named(named, again):
             if asked.resume is not None:
-                invocation = _resumed(parser, asked.resume, config, argv, asked.accept_edited_config)
+                invocation = _resumed(parser, asked.resume, config, given, argv, asked.accept_edited_config)
             elif accepting:
                 raise ValueError("--accept_edited_config is about the config.yaml of a run: give it with --resume RUN")
             else:
@@ -198,15 +206,15 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key or a value of another type
             than its setting's.
     """
-    values = read_mapping(path, TEXTS)
     read = {}
-    for name, value in values.items():
-        if name not in LEAVES:
-            raise ValueError(f"{path}: {unknown(str(name), LEAVES, 'setting')}")
-        try:
+    try:
+        for name, value in by_present_names(read_mapping(path, TEXTS)).items():
+            if name not in LEAVES:
+                raise ValueError(unknown(str(name), LEAVES, "setting"))
             read[name] = plain(_read(name, value))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        named = str(path) in str(error)
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
     return read
 
 
@@ -224,8 +232,30 @@ def _settings(
     chosen = {**config, **given}
     preset = chosen["preset"] if "preset" in chosen else find_dataset(chosen.get("dataset", Settings.dataset)).preset
     own = recipe(preset, chosen.get("method", Settings.method))
-    defaults = {"preset": preset} | pick(preset, PRESETS, "preset") | own | with_options(own, config)
-    return Settings(**_values(parser, defaults, argv))
+    usual = {"preset": preset} | pick(preset, PRESETS, "preset") | own
+    defaults = {**_below(usual, config), **with_options(own, config)}
+    return Settings(**_values(parser, _below(defaults, given), argv))
+
+
+def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that others, which win, give by their other name: `reward_cost`, `reward_weights.cost`."""
+    made = dict(settings)
+    for name, (group, option) in OTHER_NAMES.items():
+        if option in (others.get(group) or {}):
+            made.pop(name, None)
+        if name in others and option in (made.get(group) or {}):
+            made[group] = {key: value for key, value in made[group].items() if key != option} or None
+    return made
+
+
+def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with none by its other name."""
+    made = dict(settings)
+    for name, (group, option) in OTHER_NAMES.items():
+        options = dict(made.get(group) or {})
+        if option in options:
+            made |= {name: _read(name, options.pop(option)), group: options or None}
+    return made
 
 
 def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
@@ -247,12 +277,18 @@ def _placed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resumed(
-    parser: CommandParser[TrainCommand], run: Path, config: Mapping[str, Any], argv: Sequence[str], accept_edited: bool
+    parser: CommandParser[TrainCommand],
+    run: Path,
+    config: Mapping[str, Any],
+    given: Mapping[str, Any],
+    argv: Sequence[str],
+    accept_edited: bool,
 ) -> Invocation:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml")
-    own = asdict(load(run / "config.yaml", accept_edited)) | {"run_dir": str(run)}
-    values = _values(parser, {**own, **config}, argv)
+    own = _by_own_names(asdict(load(run / "config.yaml", accept_edited)) | {"run_dir": str(run)})
+    before = {**_below(own, config), **config}
+    values = _by_own_names(_values(parser, _below(before, given), argv))
     if resolved(values["run_dir"]) == resolved(run):
         values["run_dir"] = str(run)
     if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:

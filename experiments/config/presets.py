@@ -26,7 +26,7 @@ TEACHER: dict[str, Any] = {
     **CIFAR10,
     "method": "simclr",
     "stem": "cifar-padded",
-    "normalisation": "cifar",
+    "normalization": "cifar",
     "projector": "rocl",
     "projector_hidden": 2048,
     "projector_dim": 256,

@@ -7,7 +7,7 @@ from typing import Any
 SOLO_LEARN = {
     "stem": "cifar-padded",
     "crop_scale": (0.08, 1.0),
-    "normalisation": "cifar",
+    "normalization": "cifar",
     "batch_size": 256,
     "weight_decay": 1e-5,
     "final_lr": 0.0,
@@ -24,7 +24,7 @@ DISTILLATION = {
     "final_lr": 0.0,
     "lr_interval": "epoch",
     "stem": "cifar-padded",
-    "normalisation": "cifar",
+    "normalization": "cifar",
     "projector": "none",
 }
 EMP = {
@@ -38,7 +38,7 @@ EMP = {
     "projector": "mlp",
     "projector_hidden": 4096,
     "projector_dim": 1024,
-    "normalisation": "none",
+    "normalization": "none",
     "jitter": (0.4, 0.4, 0.4, 0.2),
     "interpolation": "bilinear",
 }
@@ -57,7 +57,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "projector": "rocl",
         "projector_hidden": 2048,
         "projector_dim": 128,
-        "normalisation": "none",
+        "normalization": "none",
         "crop_scale": (0.08, 1.0),
         "interpolation": "bilinear",
     },
@@ -70,7 +70,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "projector": "advcl",
         "projector_hidden": 512,
         "projector_dim": 128,
-        "normalisation": "none",
+        "normalization": "none",
         "crop_scale": (0.2, 1.0),
         "interpolation": "bilinear",
     },
@@ -90,7 +90,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "projector": "simsiam-2",
         "projector_hidden": 2048,
         "projector_dim": 2048,
-        "normalisation": "none",
+        "normalization": "none",
         "crop_scale": (0.08, 1.0),
         "jitter": (0.4, 0.4, 0.2, 0.1),
     },

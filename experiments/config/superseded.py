@@ -1,4 +1,4 @@
-"""Forms of 0.1 that later versions do not have by default: what a file of that version meant by saying nothing."""
+"""Forms and names of version 0.1 that later versions do not have: what a file of that version means."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -34,6 +34,8 @@ FORMS = (
     ),
     Form("coreset", "rcs", "coreset_kwargs", CoresetSettings(batches=1), {"form": "softmax", "biases": True}),
 )
+RENAMED: Mapping[str, str] = {"normalisation": "normalization", "neighbours": "neighbors"}
+"""What settings and flags were called, and what they are called now."""
 DROP_LAST = True
 """Whether version 0.1 left out the last, smaller batch of an epoch."""
 
@@ -90,9 +92,21 @@ def without_forms(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     return made
 
 
+def by_present_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the names that they have now.
+
+    Raises:
+        ValueError: if one is given by both names.
+    """
+    for old, new in RENAMED.items():
+        if old in record and new in record:
+            raise ValueError(f"{old} is the old name of {new}: give one of them")
+    return {RENAMED.get(name, name): value for name, value in record.items()}
+
+
 def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run with what it leaves out, as the version that wrote it had it."""
-    full = dict(record)
+    """The record of a run by present names, with what it leaves out, as the version that wrote it had it."""
+    full = by_present_names(record)
     for flag, value in left_out(record).items():
         name, _, option = flag.partition(".")
         full[name] = {**(full.get(name) or {}), option: value} if option else value

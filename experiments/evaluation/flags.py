@@ -186,7 +186,7 @@ class EvaluationFlags:
     work: WorkFlags
 
     def __post_init__(self) -> None:
-        _check_counts(self.changes, "epochs", "batch_size", "neighbours")
+        _check_counts(self.changes, "epochs", "batch_size", "neighbors")
         protocols = self.measures.protocols or ()
         if "classifier" in protocols and (self.source.model is None or len(protocols) > 1):
             raise ValueError("--protocols classifier takes the outputs of a --model as logits, and goes with no other")

@@ -49,7 +49,7 @@ class Changes:
             two routes, as published, and 0.001 with one; version 0.1 had 0.001.
         augment: whether linear heads are trained on cropped and flipped images.
         flip: probability of a horizontal flip.
-        neighbours: k of the nearest neighbours.
+        neighbors: k of the nearest neighbours.
     """
 
     epochs: int | None = None
@@ -59,7 +59,7 @@ class Changes:
     aff_noise: float | None = None
     augment: bool | None = None
     flip: float | None = None
-    neighbours: int | None = None
+    neighbors: int | None = None
 
 
 def milestones(epochs: int, published: Sequence[int], of: int = 25) -> tuple[int, ...]:
@@ -169,8 +169,8 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes, rou
     if changes.augment is not None:
         probe = replace(probe, augment=changes.augment)
     neighbours = NeighbourSettings()
-    if changes.neighbours is not None:
-        neighbours = replace(neighbours, k=changes.neighbours)
+    if changes.neighbors is not None:
+        neighbours = replace(neighbours, k=changes.neighbors)
     views = replace(STANDARD_VIEWS, flip=flip if changes.flip is None else changes.flip)
     return Protocols(dataset, probe, reference, tuning, neighbours, views)
 

@@ -16,7 +16,7 @@ from astra_gym.ssl_core.utils.registry import pick
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-NORMALISATIONS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+NORMALIZATIONS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),  # ACL, DynACL, AIR, RCS, ASTrA
     "cifar": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),  # DeACL, DAQ-SDP
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # EMP-SSL

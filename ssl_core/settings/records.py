@@ -27,6 +27,7 @@ class Notes:
         nargs: how many values a flag takes, as `argparse` has it; None: one.
         switch: whether it is a flag without a value, false where it is not given.
         repeated: whether the flag may be given several times.
+        instead: the flag by which it is given now, `reward_weights.cost`; its own is an alias that the help leaves out.
     """
 
     section: str = ""
@@ -38,6 +39,7 @@ class Notes:
     nargs: str | int | None = None
     switch: bool = False
     repeated: bool = False
+    instead: str = ""
 
 
 SWITCH = Notes(switch=True)

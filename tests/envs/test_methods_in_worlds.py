@@ -195,7 +195,7 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
         ({"coreset_warmup": -1}, "coreset_warmup is -1"),
         ({"crop_scale": (0.5,)}, "crop_scale is"),
         ({"jitter": (0.1, 0.2)}, "jitter is"),
-        ({"normalisation": "cifarr"}, "did you mean 'cifar'"),
+        ({"normalization": "cifarr"}, "did you mean 'cifar'"),
         ({"method": "acll"}, "did you mean 'acl'"),
         ({"method": "astra", "method_kwargs": {"mixed_reading": "pair"}}, "did you mean 'pairs'"),
         ({"perspective": "moebius", "perspective_kwargs": {"kind": "lcm"}}, "give it as --perspective"),

@@ -14,7 +14,7 @@ from astra_gym.experiments.config.settings import ENVS, PROGRESS, Settings
 from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
-from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALISATIONS, PRECISIONS, PROJECTORS, STEMS
+from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALIZATIONS, PRECISIONS, PROJECTORS, STEMS
 from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.training.optim import OPTIMIZERS
 
@@ -26,7 +26,7 @@ NAMES: dict[str, list[str]] = {
     "arch": list(ARCHITECTURES),
     "stem": list(STEMS),
     "projector": list(PROJECTORS),
-    "normalisation": list(NORMALISATIONS),
+    "normalization": list(NORMALIZATIONS),
     "precision": list(PRECISIONS),
     "optimizer": list(OPTIMIZERS),
     "device": ["auto", "cpu"],

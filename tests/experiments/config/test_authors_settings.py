@@ -19,7 +19,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.methods.emp import EMPSSL
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
 from astra_gym.ssl_core.models.projectors import Projector
-from astra_gym.ssl_core.models.target_network import NORMALISATIONS, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import LARS, WrappedLARS
 from astra_gym.ssl_core.transforms.views import draw_strong, draw_weak
@@ -28,7 +28,7 @@ from astra_gym.ssl_core.utils.rng import Streams
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""No normalisation of the input."""
+"""No normalization of the input."""
 DUAL = ("normal", "pgd")
 TEACHERS = ("advcl", "deacl", "daq-sdp")
 
@@ -66,7 +66,7 @@ class Sheet:
             scale and shift.
         warmup, ends: epochs of linear warm-up; the rate of the first update, and where the cosine goes.
         by_epoch: whether the rate changes once an epoch only.
-        blocks, padding, normalisation: residual blocks, the stem's padding, mean and deviation within the network.
+        blocks, padding, normalization: residual blocks, the stem's padding, mean and deviation within the network.
         routes, evaluated: batch-norm routes; the network that is evaluated, and its route.
         crop, jitter, interpolation: of strong views; the crop's smallest share of the area.
         budget: epsilon, step size and steps of the method's own attack.
@@ -85,7 +85,7 @@ class Sheet:
     by_epoch: bool | None = None
     blocks: int = 8
     padding: int | None = 1
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = PIXELS
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = PIXELS
     routes: tuple[str, ...] | None = ("normal",)
     evaluated: tuple[str, str] | None = ("target", "normal")
     crop: float | None = None
@@ -103,7 +103,7 @@ KIN = Sheet(
     *(ACL_LARS, 5.0, 1e-6, 512, 1000, "512 BN ReLU, 512 BN ReLU, 512 BN"),
     ends=(0.0, 1e-6),
     by_epoch=False,
-    normalisation=IMAGENET,
+    normalization=IMAGENET,
     routes=DUAL,
     evaluated=("target", "pgd"),
     crop=0.1,
@@ -118,7 +118,7 @@ DISTILLED = Sheet(
     *(SGD, 0.5, 5e-4, 256, 100, ""),
     ends=(0.003, 0.0),
     padding=2,
-    normalisation=CIFAR,
+    normalization=CIFAR,
     options={"trades_weight": 2.0, "scratch": False},
     weights={"clean": 1.0, "adversarial": 2.0},
 )
@@ -138,7 +138,7 @@ EMP = Sheet(
 )
 # section 14: solo-learn's CIFAR settings. Layers of the heads, the stem, crops, colours and the constant rate of
 # SimSiam's predictor are from its code, of which the sheet has the widths alone; it attacks nothing, so has no routes
-SOLO: dict[str, Any] = {"warmup": None, "padding": 2, "normalisation": None, "routes": None, "evaluated": None}
+SOLO: dict[str, Any] = {"warmup": None, "padding": 2, "normalization": None, "routes": None, "evaluated": None}
 SOLO |= {"budget": None, "crop": 0.08, "interpolation": "bicubic"}
 
 SHEETS: dict[str, Sheet] = {
@@ -257,7 +257,7 @@ def test_the_network_is_the_authors(name: str) -> None:
     if name in PREDICTORS:
         assert described(heads["predictor"], routes) == PREDICTORS[name]
     assert sheet.routes in (None, routes)
-    assert sheet.normalisation in (None, NORMALISATIONS[settings.normalisation])
+    assert sheet.normalization in (None, NORMALIZATIONS[settings.normalization])
     if sheet.rule is ACL_LARS:
         # C4: the first linear layer has a bias, the others none
         assert [linear.bias is not None for linear in network.projector.linears] == [True, False, False]
@@ -326,7 +326,7 @@ def tiny_learner(name: str, folder: Path) -> TargetLearner:
     settings = settings_of(name)
     own: dict[str, Any] = {"width": 2, "projector_hidden": 8, "projector_dim": 8, "neck": min(8, settings.neck)}
     if name in TEACHERS:
-        mean, std = NORMALISATIONS[settings.normalisation]
+        mean, std = NORMALIZATIONS[settings.normalization]
         sizes = {"arch": settings.arch, "width": 2, "stem": settings.stem, "mean": mean, "std": std}
         teacher = build_network(torch.Generator().manual_seed(0), routes=("normal",), **sizes)
         payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(teacher)}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_gym.experiments.config.cli import LEAVES, load, parse
+from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.cli import LEAVES, TrainCommand, load, parse
 from astra_gym.experiments.config.flag_values import is_by_name, plain, reader
 from astra_gym.experiments.config.settings import Settings
 
@@ -78,12 +79,14 @@ def test_settings_by_name_are_read_once(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_names_of_reward_terms_may_have_dots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--reward_weights.my.terms:Far", "0.5", "--reward_weights", "{a:B: 2}", "--reward_weights.c.d:E.f=1/4"]
-    assert read_flags({}, flags, {})[1]["reward_weights"] == {"a:B": 2, "c.d:E.f": "1/4"}
+    given = CommandParser("train", TrainCommand, "", "").given(flags)
+    assert given["reward_weights"] == {"a:B": 2, "c.d:E.f": "1/4"}
     file = tmp_path / "c.yaml"
     file.write_text("reward_weights:\n  cost: 0.01\n")
     settings = parse(["--config", str(file), "--reward_weights.progress", "1/4"]).settings
     assert (settings.reward_cost, settings.reward_progress, settings.reward_weights) == (0.01, 0.25, None)
-    assert "give one of them" in refused(capsys, "--reward_cost", "0.02", "--config", str(file))
+    # a flag wins over a file under either name
+    assert parse(["--reward_cost", "0.02", "--config", str(file)]).settings.reward_cost == 0.02
     assert "unknown reward term 'coast': choose from adversarial" in refused(capsys, "--reward_weights.coast", "1")
 
 

@@ -65,7 +65,7 @@ def test_the_teacher_of_daq_sdp_is_its_authors() -> None:
     """Section 11, stage 1, and the README and configuration of the released code: SGD, no blur, a decay of 1e-5."""
     teacher = parse(["--preset=cifar10-teacher-daq", "--data_dir=photographs"]).settings
     assert (teacher.method, teacher.temperature, teacher.batch_size, teacher.epochs) == ("simclr", 0.2, 256, 1000)
-    assert (teacher.arch, teacher.stem, teacher.normalisation) == ("resnet34", "cifar-padded", "cifar")
+    assert (teacher.arch, teacher.stem, teacher.normalization) == ("resnet34", "cifar-padded", "cifar")
     assert (teacher.projector, teacher.projector_hidden, teacher.projector_dim) == ("rocl", 2048, 256)
     assert (teacher.optimizer, teacher.lr, teacher.weight_decay) == ("sgd-classic", 0.5, 1e-5)
     views = teacher.make_views()
@@ -119,7 +119,7 @@ def test_emp_ssl_crops_as_its_authors_do() -> None:
 def test_the_authors_settings_of_a_few() -> None:
     deacl = parse(flags("cifar10", "deacl")).settings
     assert (deacl.optimizer, deacl.lr, deacl.weight_decay, deacl.batch_size) == ("sgd-classic", 0.5, 5e-4, 256)
-    assert (deacl.stem, deacl.normalisation, deacl.epochs) == ("cifar-padded", "cifar", 100)
+    assert (deacl.stem, deacl.normalization, deacl.epochs) == ("cifar-padded", "cifar", 100)
     astra = parse(flags("cifar10", "astra")).settings
     assert (astra.optimizer, astra.projector_hidden, astra.epochs, astra.seed) == ("lars", 2048, 1000, 3407)
     assert parse(flags("cifar10", "acl")).settings.projector_hidden == 512

@@ -1,15 +1,19 @@
 """What version 0.1 meant by saying nothing, and the last batch that some authors keep."""
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from astra_gym.agents.reinforce import SETTINGS
+from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.experiments.comparison.arms import base_arms
-from astra_gym.experiments.config.cli import load, parse
+from astra_gym.experiments.config.cli import LEAVES, OTHER_NAMES, load, parse
+from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.superseded import FORMS, as_written, left_out
+from astra_gym.experiments.config.superseded import FORMS, RENAMED, as_written, by_present_names, left_out
+from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
 
 NOW = {"heads": "separate", "second_draw": True}
 OLD = {"heads": "joint", "second_draw": False}
@@ -123,3 +127,89 @@ def test_arms_that_are_compared_make_as_many_updates_in_an_epoch() -> None:
     assert arms("fixed", "random") == [False, False]
     assert arms("fixed", "reinforce") == [True, True]
     assert arms("fixed", "random", flags=("--drop_last=true",)) == [True, True]
+
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "v0_1"
+RECORDS = [FIXTURES / name / "config.yaml" for name in ("run", "paper")]
+CHANGED = {
+    "normalisation": ("cifar", "normalization"),
+    "mixed_weight": (0.25, "method_kwargs.mixed_weight"),
+    "mixed_reading": ("views", "method_kwargs.mixed_reading"),
+    **{f"reward_{name}": (0.125, f"reward_weights.{name}") for name in REWARD_TERMS},
+}
+"""Flags of 0.1 that are called otherwise now: a value, and the present name."""
+FLAGS_OF_0_1 = [(record, name) for record in RECORDS for name in read_yaml_file(record)]
+
+
+@pytest.mark.parametrize(("record", "name"), FLAGS_OF_0_1, ids=lambda part: getattr(part, "parent", Path(part)).name)
+def test_each_flag_of_0_1_still_works(record: Path, name: str) -> None:
+    before = parse(["--config", str(record)]).settings
+    # a whole mapping of settings by name is one of today: the forms of 0.1 stand in it
+    value = getattr(before, name) if name.endswith("_kwargs") else read_yaml_file(record)[name]
+    assert parse(["--config", str(record), f"--{name}={as_text(value)}"]).settings == before
+
+
+def test_the_table_of_names_is_whole() -> None:
+    of_0_1 = {name for _, name in FLAGS_OF_0_1}
+    assert len(FLAGS_OF_0_1) == 2 * len(of_0_1) == 2 * 81
+    assert of_0_1 - set(LEAVES) <= set(RENAMED)
+    assert set(OTHER_NAMES) | (set(RENAMED) & of_0_1) == set(CHANGED)
+    assert {new for _, new in CHANGED.values()} == {
+        *(".".join(path) for path in OTHER_NAMES.values()),
+        *(RENAMED[name] for name in set(RENAMED) & of_0_1),
+    }
+
+
+@pytest.mark.parametrize("old", CHANGED)
+def test_an_old_flag_is_an_alias_of_the_present_one_and_both_are_an_error(old: str, tmp_path: Path, capsys) -> None:
+    value, new = CHANGED[old]
+    flags = {name: f"--{name}={value}" for name in (old, new)}
+    group, _, option = new.partition(".")
+    effects = [_effect(parse([flag]).settings, group, option, old) for flag in flags.values()]
+    assert effects == [value, value]
+    for words in itertools.permutations(flags.values()):
+        with pytest.raises(SystemExit):
+            parse(words)
+        assert f"--{old} is the old name of --{new}: give one of them" in capsys.readouterr().err
+    # a flag wins over a file by either name
+    file = tmp_path / "c.yaml"
+    names = [option, old] if option else [new, old]
+    for inside, outside in itertools.permutations((old, new)):
+        other = {"cifar": "half", "views": "pairs"}.get(str(value), 0.5)
+        file.write_text(f"{group}: {{{option}: {other}}}\n" if "." in inside else f"{inside}: {other}\n")
+        assert _effect(parse(["--config", str(file), flags[outside]]).settings, group, option, old) == value, names
+    assert flags[old].partition("=")[0] not in _help(capsys)
+
+
+def _effect(settings: Settings, group: str, option: str, old: str) -> object:
+    """What the old or the present name of a setting comes to."""
+    if not option:
+        return getattr(settings, group)
+    if group == "method_kwargs":
+        return getattr(settings.make_method(), option)
+    return getattr(settings, old)
+
+
+def _help(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    return capsys.readouterr().out.split()
+
+
+def test_both_names_in_one_file_are_an_error(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("normalisation: cifar\nnormalization: cifar\n")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(file)])
+    assert "normalisation is the old name of normalization: give one of them" in capsys.readouterr().err
+    file.write_text("reward_cost: 0.1\nreward_weights: {cost: 0.2}\n")
+    with pytest.raises(SystemExit):
+        parse(["--config", str(file)])
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_records_and_plans_are_read_by_present_names() -> None:
+    for record in RECORDS:
+        assert "normalisation:" in record.read_text() and load(record).normalization == "imagenet"
+    assert by_present_names({"normalisation": "cifar", "epochs": 3}) == {"normalization": "cifar", "epochs": 3}
+    assert as_written({"normalisation": "half", "drop_last": True}) == {"normalization": "half", "drop_last": True}

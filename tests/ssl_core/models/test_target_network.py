@@ -7,7 +7,7 @@ from astra_gym.ssl_core.models.target_network import (
     ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    NORMALISATIONS,
+    NORMALIZATIONS,
     STEMS,
     ResNet,
     TargetNetwork,
@@ -200,12 +200,12 @@ def test_the_padded_stem_has_larger_maps() -> None:
 
 
 def test_the_normalisations_are_those_that_they_are_called_by() -> None:
-    assert NORMALISATIONS["imagenet"] == (IMAGENET_MEAN, IMAGENET_STD)
+    assert NORMALIZATIONS["imagenet"] == (IMAGENET_MEAN, IMAGENET_STD)
     for name, low, high in (("none", 0, 1), ("half", -1, 1)):
-        mean, std = (torch.tensor(values) for values in NORMALISATIONS[name])
+        mean, std = (torch.tensor(values) for values in NORMALIZATIONS[name])
         assert torch.equal((torch.zeros(3) - mean) / std, torch.full((3,), low).float())
         assert torch.equal((torch.ones(3) - mean) / std, torch.full((3,), high).float())
-    network = small(mean=NORMALISATIONS["cifar"][0], std=NORMALISATIONS["cifar"][1])
+    network = small(mean=NORMALIZATIONS["cifar"][0], std=NORMALIZATIONS["cifar"][1])
     assert network.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
 
 
