@@ -97,12 +97,11 @@ class WorldSettings(DataSettings):
         reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
         reward_lookahead: weight of what the update did to held-out views, which is added: the fall of their attacked
             loss plus that of their clean loss (`LookAhead`); 0: not computed, and nothing is held out.
-        lookahead_images: training images held out for it, 2 or more; they enter no training batch.
+        lookahead_images: training images held out for the term lookahead, 2 or more; they enter no training batch.
         reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
             0: not computed.
         reward_weights: weights of reward terms by name (adversarial and clean: 1/3 by default, mixed, cost, lookahead,
-            progress: 0), or by the dotted path of one's own, my_module:MyTerm (`RewardTerm`); reward_weights.cost is
-            reward_cost.
+            progress: 0), or by the dotted path of one's own, my_module:MyTerm (`RewardTerm`).
         precision: of training.
         recompute: whether an update keeps only the inputs of the stem and of every residual block (the attack: the
             images) and computes the rest again: less memory for a third (attack: a half) more time, the same result.

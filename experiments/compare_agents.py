@@ -1,7 +1,7 @@
 """Compare agents: train each with several seeds, side by side, resumably.
 
 python experiments/compare_agents.py --agents reinforce ppo bandit fixed fixed-max random --seeds 5
-python experiments/compare_agents.py --arm 'cost=--agent reinforce --reward_cost 0.02' --equal_compute reinforce cost
+python experiments/compare_agents.py --arm 'cost=--agent reinforce --reward_weights.cost 0.02' --equal_compute cost
 python experiments/compare_agents.py --resume comparisons/NAME
 
 Every cell (an arm with a seed) is an ordinary run in comparisons/NAME/cells/, one process with one thread; any flag

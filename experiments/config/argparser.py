@@ -277,6 +277,8 @@ def _help(leaf: Leaf, text: str) -> str:
     """A field's documentation, with its choices and its default."""
     notes, default = leaf.notes, leaf.default
     facts = [f"one of {', '.join(notes.choices)}"] if notes.choices else []
+    if is_by_name(leaf.hint):
+        facts.append(f"one alone: --{leaf.name}.NAME VALUE")
     if default not in (MISSING, None, ()) and not (notes.switch or notes.positional or notes.repeated):
         facts.append(f"default: {typed_out(default, ' ' if notes.nargs else ', ')}")
     text = text.removesuffix(".")
