@@ -43,11 +43,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_nothing_said_is_the_default() -> None:
-    assert parse([]) == Invocation(Settings())
+    assert parse([]) == Invocation(Settings.from_preset("digits"))
 
 
 def test_a_file_holds_the_flags_keys(config: Path) -> None:
-    expected = Settings(epochs=7, lr=0.1, agent="fixed", epsilon=6 / 255, eval_epsilons=(1 / 255, 0.5))
+    expected = Settings.from_preset(
+        "digits", epochs=7, lr=0.1, agent="fixed", epsilon=6 / 255, eval_epsilons=(1 / 255, 0.5)
+    )
     assert settings_of("--config", str(config)) == expected
     assert settings_of(f"--config={config}") == expected
 
@@ -142,7 +144,7 @@ def test_the_preset_may_come_from_the_file_or_from_the_data_set(tmp_path: Path) 
     assert settings_of("--dataset", "cifar10") == Settings.from_preset("cifar10-quick")
     assert settings_of("--dataset", "folder") == Settings.from_preset("folder")
     assert settings_of("--preset", "cifar10", "--dataset", "cifar10") == Settings.from_preset("cifar10")
-    assert settings_of("--dataset", "folder", "--preset", "digits") == Settings(dataset="folder")
+    assert settings_of("--dataset", "folder", "--preset", "digits") == Settings.from_preset("digits", dataset="folder")
 
 
 def test_fractions_are_read_exactly() -> None:
@@ -246,7 +248,7 @@ def test_a_bad_config_file_is_one_clear_line(
 
 def test_an_empty_config_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("# nothing yet\n")
-    assert settings_of("--config", str(tmp_path / "config.yaml")) == Settings()
+    assert settings_of("--config", str(tmp_path / "config.yaml")) == Settings.from_preset("digits")
 
 
 def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
