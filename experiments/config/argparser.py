@@ -78,6 +78,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
 
     def read(self, argv: Sequence[str]) -> Record:
         """The record of a command line. Ends the process with status 2 and one line if anything is wrong with it."""
+        self.given(argv)
         values = self.values(argv)
         missing = [
             (leaf.notes.unit or leaf.name) if leaf.notes.positional else f"--{leaf.name}"
@@ -92,7 +93,8 @@ class CommandParser(ArgumentParser, Generic[Record]):
             self.error(str(error))
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
-        """What a command line says, by the fields' names, without what it leaves out."""
+        """What a command line says, by the fields' names, without what it leaves out. Two names for one thing are an
+        error."""
         found = self.values(argv, defaults=False)
         flags = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
         for old, new in self.aliases.items():

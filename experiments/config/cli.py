@@ -40,7 +40,9 @@ OTHER_NAMES = {
     if dot
 }
 """Settings that are also one of the settings by name, `reward_cost` of `reward_weights`."""
-ABOUT = "Trains a target network whose attacks an agent chooses, and evaluates it."
+ABOUT = """Train a target network whose attacks an agent chooses, and evaluate it.
+
+A default is what holds where neither a flag nor a config file nor the preset nor the method's recipe says otherwise."""
 USAGE = "[--config FILE] [--FLAG VALUE ...], or --resume RUN"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from astra_gym.experiments.config.argparser import CommandParser, typed_out
 from astra_gym.experiments.config.commands import COMMANDS
+from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.ssl_core.settings.records import SWITCH, Leaf, Notes, check_choices, leaves
 from tests.helpers.commands import RECORDS
 
@@ -155,6 +156,14 @@ def test_help_has_sections_choices_defaults_and_units(parser, capsys) -> None:
         assert "--kind NAME of it (one of round, square; default: round)" in shown
         assert all(part in shown for part in expected) and not any(part in shown for part in others)
     assert typed_out((8 / 255, 1 / 3, 0.4)) == "[8/255, 1/3, 0.4]" and typed_out(None) == "null"
+
+
+def test_an_old_flag_is_an_alias_that_the_help_leaves_out(capsys) -> None:
+    parser = CommandParser("evaluate", EvaluationFlags, "", "", "it")
+    assert parser.read(["run", "--neighbours=3"]).changes == parser.read(["run", "--neighbors", "3"]).changes
+    assert "--neighbours" not in parser.format_help()
+    for words in (["--neighbours=3", "--neighbors=4"], ["--neighbors", "4", "--neighbours", "3"]):
+        assert refused(capsys, parser, "run", *words) == "--neighbours is the old name of --neighbors: give one of them"
 
 
 def test_the_records_are_those_of_the_commands() -> None:
