@@ -261,7 +261,7 @@ def _add(group: Any, leaf: Leaf, text: str) -> None:
     if notes.repeated:
         group.add_argument(f"--{leaf.name}", action="append", **more)
         return
-    more["type"] = reader(leaf.name, element)
+    more["type"] = reader(leaf.name, element, "" if notes.choices else notes.what)
     if notes.positional:
         # that one is missing is said when all else is right
         group.add_argument(leaf.name, nargs="*" if several else "?", **more)

@@ -35,13 +35,14 @@ def is_by_name(hint: Any) -> bool:
     return any(get_origin(kind) in (dict, Mapping) for kind in kinds_of(hint))
 
 
-def reader(name: str, hint: Any) -> Callable[[Any], Any]:
+def reader(name: str, hint: Any, what: str = "") -> Callable[[Any], Any]:
     """What reads the values of a field: a command line's texts, a YAML file's values, and what it has read itself.
 
     Args:
         name: of the field.
         hint: its type. Text is taken as it stands (`null` is None where that will do), a path with the home folder for
             `~`, all else is YAML 1.2; 8/255 is a number where one is expected.
+        what: it is, for an error, where the type does not say it: "radius such as 8/255".
 
     Returns:
         A function that raises a `WrongValueError`.
@@ -63,17 +64,17 @@ def reader(name: str, hint: Any) -> Callable[[Any], Any]:
         for kind in kinds:
             value = written_out(value, kind)
         if not fits(value, hint):
-            raise wrong(name, hint, given)
+            raise wrong(name, hint, given, what)
         return _cast(value, kinds)
 
     return read
 
 
-def wrong(name: str, hint: Any, given: Any) -> WrongValueError:
+def wrong(name: str, hint: Any, given: Any, what: str = "") -> WrongValueError:
     """The error for a value that is not what a field takes."""
     text = as_text(given)
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-    return WrongValueError(f"expected {expected(name, hint)}, got {shown!r}")
+    return WrongValueError(f"expected {f'a {what}' if what else expected(name, hint)}, got {shown!r}")
 
 
 def expected(name: str, hint: Any) -> str:

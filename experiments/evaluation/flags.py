@@ -16,6 +16,7 @@ from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 PROTOCOLS = ("slf", "alf", "aff", "knn")
 ATTACKS = ("pgd20", "autoattack")
 ATTACKS_KNOWN = ("fgsm", "pgd20", "autoattack", "autoattack-quick")
+RADIUS = "radius such as 8/255"
 LONG_ATTACKS = ("autoattack", "autoattack-quick")
 
 
@@ -82,9 +83,9 @@ class MeasureFlags:
     protocols: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=protocols_known(), what="protocol")] = None
     labels: Annotated[tuple[float, ...], Notes(nargs="+", unit="SHARE")] = (1.0,)
     attacks: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=(*ATTACKS_KNOWN, "none"), what="attack")] = None
-    epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E")] = None
+    epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E", what=RADIUS)] = None
     norm: Annotated[str, Notes(choices=NORMS, what="norm")] = "Linf"
-    autoattack_epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E")] = None
+    autoattack_epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E", what=RADIUS)] = None
     restarts: int = 1
     shifts: Annotated[tuple[str, ...], Notes(nargs="+", choices=SHIFTS, what="shift")] = ()
     severities: Annotated[tuple[int, ...], Notes(nargs="+")] = (1, 2, 3, 4, 5)

@@ -20,7 +20,7 @@ class Notes:
     Args:
         section: of the help that it belongs to; empty for that of the record's own field in a larger one.
         choices: the names that it may be.
-        what: they are, for an error: "data set".
+        what: they are, or a value is, for an error: "data set".
         custom: whether the dotted path of something of a user's own will do as well.
         unit: of the value, or what stands for it in the help: PIXELS, DIR.
         positional: whether it is given without a flag.
