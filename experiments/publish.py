@@ -27,8 +27,8 @@ from astra_gym.experiments.evaluation.store import EVALUATION
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
 from astra_gym.ssl_core.safety.disk import disk_error
-from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.settings.records import SWITCH, Notes
+from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 
