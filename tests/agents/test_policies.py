@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, Normal
 
 from astra_gym.agents.policies import HEADS, ImageExtractor, StrategyPolicy, batch_statistics, build_policy
 from astra_gym.ssl_core.training.optim import LARS
+from tests.helpers.draws import generator
 
 FEATURES = spaces.Box(-10, 10, (5,), np.float32)
 IMAGES = spaces.Box(0, 255, (3, 8, 8), np.uint8)
@@ -19,10 +20,6 @@ ACTIONS = {
     "flat": spaces.Discrete(12),
     "continuous": spaces.Box(-1, 1, (3,), np.float32),
 }
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("kind", ACTIONS)

@@ -19,8 +19,8 @@ from astra_gym.experiments.comparison.cell_results import read_comparison
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.ssl_core.safety.sealing import without_seal
 from astra_gym.ssl_core.utils.stopping import StopRequested
-from tests.experiments.test_train_agent import ROOT, TINY
 from tests.helpers.sealed import resealed_yaml
+from tests.helpers.tiny_training import ROOT, TINY
 
 SCRIPT = ROOT / "experiments" / "compare_agents.py"
 GRID = ("--agents", "reinforce", "bandit", "--seeds=1", "--primary_seeds=2", "--preset=digits", *TINY)

@@ -23,6 +23,7 @@ from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.training.optim import LARS
 from astra_gym.ssl_core.utils.device import ieee_fp32
+from tests.helpers.draws import generator
 from tests.helpers.gpu import SIZES, off
 
 CPU = torch.device("cpu")
@@ -30,10 +31,6 @@ OPTIONS = {"advcl": {"clusters": (2, 3)}, "emp-ssl": {"crops": 3}, "cf-amc-ssl":
 HEADS = {"emp-ssl": {"neck": 8, "projector": "mlp"}, "cf-amc-ssl": {"neck": 8, "projector": "mlp"}}
 
 pytestmark = pytest.mark.gpu
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network(precision: str = "fp32") -> TargetNetwork:

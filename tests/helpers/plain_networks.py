@@ -4,10 +4,7 @@ import torch
 from torch import nn
 
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, build_network
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def randomise(model, seed=0):

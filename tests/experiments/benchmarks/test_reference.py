@@ -25,14 +25,11 @@ from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, pgd
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.optim import LARS
+from tests.helpers.draws import generator
 
 WORLD = WorldSettings(
     image_size=8, arch="resnet10", width=4, projector_hidden=16, projector_dim=16, batch_size=8, limit=48, epochs=2
 )
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run_folder import DIGEST, RunFolder
 from astra_gym.ssl_core.evaluation.results import read_results
 from astra_gym.ssl_core.utils.provenance import ROOT
-from tests.experiments.test_train_agent import TINY, assert_equal_runs
+from tests.helpers.tiny_training import TINY, assert_equal_runs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 HOLD = """

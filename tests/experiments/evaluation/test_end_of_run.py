@@ -18,21 +18,11 @@ from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import Origin
 from astra_gym.ssl_core.utils.hashing import fingerprint
-
-TINY = {
-    "limit": 26,
-    "test_limit": 30,
-    "batch_size": 4,
-    "image_size": 8,
-    "width": 2,
-    "projector_hidden": 8,
-    "projector_dim": 8,
-    "epochs": 1,
-}
+from tests.helpers.tiny_training import TINY_SETTINGS
 
 
 def make(tmp_path: Path, **changes) -> tuple[Run, RunFolder]:
-    settings = Settings(**{**TINY, "device": "cpu", **changes})
+    settings = Settings(**{**TINY_SETTINGS, "device": "cpu", **changes})
     run = Run(settings, torch.device("cpu"))
     for _ in range(2):
         run.env.play(torch.zeros(run.env.num_envs, 3, dtype=torch.int64))

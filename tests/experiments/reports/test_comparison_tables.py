@@ -1,6 +1,6 @@
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,14 +20,10 @@ from astra_gym.experiments.reports.document import Table
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
 from astra_gym.experiments.stats import estimate
+from tests.helpers.comparison_tables import Make, column, compared
 
-Make = Callable[..., Cell]
 WEAK, STRONG = 8 / 255, 16 / 255
 NOISE = (0.0, 1.0, -1.0, 2.0, -2.0, 1.5, -1.5, 0.5, -0.5, 0.0)
-
-
-def compared(cells: Sequence[Cell]) -> ComparisonResult:
-    return ComparisonResult("made", "none", cells, {})
 
 
 def grid(make_cell: Make, means: Mapping[str, float], seeds: int, **fields: Any) -> list[Cell]:
@@ -37,12 +33,6 @@ def grid(make_cell: Make, means: Mapping[str, float], seeds: int, **fields: Any)
         for arm, mean in means.items()
         for seed in range(seeds)
     ]
-
-
-def column(table: Table, name: str) -> dict[str, str]:
-    """Texts of a column, with their smaller print in a second line, by the row's first entry."""
-    place = list(table.columns).index(name)
-    return {row[0].text: "\n".join(filter(None, row[place][:2])) for row in table.rows}
 
 
 def table_of(found: Table | None) -> Table:

@@ -1,7 +1,7 @@
 import json
 
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
-from tests.experiments.reports.test_comparison_tables import Make, column, compared
+from tests.helpers.comparison_tables import Make, column, compared
 
 
 def test_rewards_have_means_and_intervals(make_cell: Make) -> None:

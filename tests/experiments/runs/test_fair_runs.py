@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
 from astra_gym.ssl_core.utils.hashing import fingerprint
-from tests.experiments.evaluation.test_end_of_run import TINY as TINY_SETTINGS
+from tests.helpers.tiny_training import TINY_SETTINGS
 
 
 class Recorder(BaseCallback):

@@ -16,7 +16,7 @@ from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.models.checkpoint import encoder_path, kept_encoders, load_checkpoint, load_network
-from tests.experiments.test_train_agent import TINY, call, expect_error
+from tests.helpers.tiny_training import TINY, call, expect_error
 
 SOURCE = """
 import numpy as np

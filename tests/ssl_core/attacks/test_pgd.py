@@ -19,10 +19,7 @@ from astra_gym.ssl_core.attacks.pgd import (
 )
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def trained_network(dtype: torch.dtype, routes: tuple[str, ...] = ("normal", "pgd")) -> TargetNetwork:

@@ -7,10 +7,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.utils.hashing import fingerprint
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def network() -> TargetNetwork:

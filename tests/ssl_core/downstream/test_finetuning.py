@@ -3,37 +3,19 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream import finetuning
 from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
-from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings, RawPixels, train_probe
+from astra_gym.ssl_core.downstream.linear_probe import ProbeSettings, RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy
 from astra_gym.ssl_core.models.route_norm import RouteNorm, Untracked
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams
-
-VIEWS = ViewSettings(padding=1, flip=0.5)
-CLASSES = ("red", "green", "blue")
-BOTH = ("normal", "pgd")
-
-
-def image_set(n: int = 48, seed: int = 0, tint: int = 30) -> ImageSet:
-    """Noise on grey with a tint of the class's own colour."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % 3
-    images = torch.randint(60, 190, (n, 3, 8, 8), generator=generator)
-    images = images + tint * F.one_hot(labels, 3).view(-1, 3, 1, 1)
-    return ImageSet(images.to(torch.uint8), labels, CLASSES, "tints")
-
-
-def tiny(routes: tuple[str, ...] = BOTH, seed: int = 0) -> TargetNetwork:
-    generator = torch.Generator().manual_seed(seed)
-    return build_network(generator, arch="resnet10", width=4, routes=routes, projector_hidden=8, projector_dim=8)
+from tests.helpers.finetuned import BOTH, CLASSES, VIEWS, encoder_of, head_of, image_set, recorded, tiny
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +28,6 @@ def head(network: TargetNetwork) -> nn.Linear:
     """A head that has learned a little."""
     settings = ProbeSettings(epochs=3, lr=0.5, batch_size=16, milestones=())
     return cast(nn.Linear, train_probe(network, "pgd", image_set(), settings, VIEWS, seed=0).head)
-
-
-def encoder_of(classifier: Classifier) -> TargetNetwork:
-    return cast(TargetNetwork, classifier.encoder)
-
-
-def head_of(classifier: Classifier) -> nn.Linear:
-    return cast(nn.Linear, classifier.head)
 
 
 def test_every_weight_of_the_backbone_moves_and_no_part_of_the_projector(
@@ -148,37 +122,6 @@ def test_the_head_starts_at_zero_or_at_the_probes(network: TargetNetwork, head: 
     from_probe = head_of(fine_tune(network, BOTH, image_set(), settings, VIEWS, seed=0, head=head))
     torch.testing.assert_close(from_probe.weight, head.weight, rtol=0, atol=1e-25)
     torch.testing.assert_close(from_probe.bias, head.bias, rtol=0, atol=1e-25)
-
-
-class Recorder(nn.Module):
-    """A linear encoder that keeps what it is asked, with its mode; the list is shared with its copies."""
-
-    feature_dim = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3 * 64, 4)
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.linear.parameters():
-            nn.init.normal_(parameter, std=0.1, generator=generator)
-        self.calls: list[tuple[Tensor, str, bool, bool]] = []
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "Recorder":
-        fresh = Recorder()
-        fresh.load_state_dict(self.state_dict())
-        fresh.calls = self.calls
-        return fresh
-
-    def features(self, images: Tensor, route: str) -> Tensor:
-        self.calls.append((images.detach().clone(), route, self.training, self.linear.weight.requires_grad))
-        return cast(Tensor, self.linear(images.flatten(1)))
-
-
-def recorded(settings: FineTuneSettings, n: int = 12, views: ViewSettings = VIEWS) -> Recorder:
-    with torch.random.fork_rng(devices=[]):
-        recorder = Recorder()
-    fine_tune(recorder, BOTH, image_set(n), settings, views, seed=0)
-    return recorder
 
 
 @pytest.mark.parametrize("deviation", [0.0, 0.001])

@@ -14,7 +14,7 @@ from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float, weak_views
 from astra_gym.ssl_core.utils.rng import Streams
-from tests.ssl_core.downstream.test_finetuning import BOTH, VIEWS, encoder_of, head_of, image_set, recorded, tiny
+from tests.helpers.finetuned import BOTH, VIEWS, encoder_of, head_of, image_set, recorded, tiny
 
 
 def plain_fine_tuning(

@@ -15,13 +15,10 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork, build_networ
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams, derive_seed
+from tests.helpers.draws import generator
 
 BOTH = ("normal", "pgd")
 SHORT = PostSettings(clusters=3, starts=2, probe_epochs=2, probe_lr=0.1, epochs=2, lr=0.05, batch_size=20, steps=2)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def tiny(routes: tuple[str, ...] = BOTH) -> TargetNetwork:

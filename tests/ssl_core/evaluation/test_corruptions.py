@@ -14,6 +14,7 @@ from torch import Tensor
 from astra_gym.ssl_core.evaluation import corruptions
 from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departures
 from astra_gym.ssl_core.evaluation.severities import SEVERITIES, nearest_table
+from tests.helpers.draws import generator
 
 NAMES = [name for names in FAMILIES.values() for name in names]
 UNDRAWN = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
@@ -34,10 +35,6 @@ def natural(side: int, height: int | None = None) -> Tensor:
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return natural(32)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def constants(name: str, severity: int = 5, side: int = 32) -> tuple[float, ...]:

@@ -9,12 +9,9 @@ from PIL import Image
 from astra_gym.ssl_core.evaluation import corruptions
 from astra_gym.ssl_core.evaluation.corruptions import FROST_FILES, corrupt, load_photographs
 from astra_gym.ssl_core.evaluation.severities import nearest_table
+from tests.helpers.draws import generator
 
 CONSTANTS = nearest_table(32, 32).constants["frost"]
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture

@@ -13,12 +13,9 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
+from tests.helpers.draws import generator
 
 KINDS = [ACLAIR, DynACLAIR, DynACLAIRPlus]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(seed: int, n: int) -> Tensor:

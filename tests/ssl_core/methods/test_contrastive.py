@@ -13,12 +13,9 @@ from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
+from tests.helpers.draws import generator
 
 FAMILY = [SimCLR(), ACL(), ACL(streams="a2a"), ACL(streams="a2s"), ASTrA(), ASTrAPlus()]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network(routes: tuple[str, ...] = ("normal", "pgd")) -> TargetNetwork:

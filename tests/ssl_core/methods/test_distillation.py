@@ -17,12 +17,9 @@ from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
+from tests.helpers.draws import generator
 
 BOTH = [DeACL(), DAQSDP()]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(seed: int, n: int = 6) -> Tensor:

@@ -16,14 +16,11 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
+from tests.helpers.draws import generator
 
 CROPS, BATCH = 4, 3
 N = CROPS * BATCH
 EPSILON, STEP = 8 / 255, 1e-2
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network() -> TargetNetwork:

@@ -29,6 +29,7 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment
+from tests.helpers.draws import generator
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("simclr", {}),
@@ -73,10 +74,6 @@ MOMENT = Moment(step=2, epoch=2, epochs=4, progress=0.5)
 EVERY = pytest.mark.parametrize("case", CASES)
 Pass = tuple[str, str, Tensor]
 """Network ("target", "momentum"), route and images of a forward pass."""
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(n: int, seed: int) -> Tensor:

@@ -15,13 +15,10 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
+from tests.helpers.draws import generator
 
 METHODS = (BYOL, SimSiam)
 BOTH = pytest.mark.parametrize("kind", METHODS)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def network(routes: tuple[str, ...], seed: int = 0) -> TargetNetwork:

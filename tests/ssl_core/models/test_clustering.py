@@ -18,10 +18,7 @@ from astra_gym.ssl_core.models.clustering import (
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.transforms.views import as_float
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def points(n: int = 120, d: int = 5, seed: int = 0) -> Tensor:

@@ -12,10 +12,7 @@ from astra_gym.ssl_core.models import encoder as module
 from astra_gym.ssl_core.models.encoder import FrozenEncoderClassifier, fast_features, held
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 @pytest.fixture

@@ -9,10 +9,7 @@ from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.projectors import PROJECTORS
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def trained(dtype: torch.dtype, **arguments) -> TargetNetwork:

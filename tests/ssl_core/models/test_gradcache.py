@@ -9,10 +9,7 @@ from astra_gym.ssl_core.models.gradcache import ChunkedNetwork, chunk_sizes
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def small(**arguments) -> TargetNetwork:

@@ -4,10 +4,7 @@ from torch import nn
 
 from astra_gym.ssl_core.models.heads import Classifiers, Predictor, build_head, build_heads
 from astra_gym.ssl_core.utils.rng import Streams
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def predictor() -> Predictor:

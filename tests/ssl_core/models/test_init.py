@@ -5,10 +5,7 @@ import torch
 from torch import nn
 
 from astra_gym.ssl_core.models.init import build_module, initialise
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def parts() -> nn.Module:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.models.init import build_module
 from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
+from tests.helpers.draws import generator
 
 ROUTES = ("normal", "pgd")
 NAMES = {  # size of the layer's outputs, its batch norm, ReLU, bias
@@ -17,10 +18,6 @@ NAMES = {  # size of the layer's outputs, its batch norm, ReLU, bias
     "mlp-3": [(6, "own", True, False), (6, "own", True, False), (4, "", False, True)],
     "none": [],
 }
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def built(name: str) -> Projector:

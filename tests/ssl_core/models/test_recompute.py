@@ -12,10 +12,7 @@ from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def pair(dtype: torch.dtype = torch.float32, chunks: int = 1, **arguments) -> list[TargetLearner]:

@@ -16,10 +16,7 @@ from astra_gym.ssl_core.models.target_network import (
     copy_routes,
     last_strided_map,
 )
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+from tests.helpers.draws import generator
 
 
 def images(n: int = 4, size: int = 16) -> torch.Tensor:

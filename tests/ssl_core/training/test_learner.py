@@ -10,10 +10,7 @@ from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.learner import SHAPES, NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.finite import not_finite
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def learner(method: str = "astra", lr: float = 0.1) -> TargetLearner:

@@ -17,11 +17,7 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
+from tests.helpers.draws import generator
 
 VIEWS = torch.rand(8, 3, 8, 8, generator=generator(1))
 BUDGET = Budget.uniform(8, epsilon=8 / 255, step_size=2 / 255, steps=2)

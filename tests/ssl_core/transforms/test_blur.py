@@ -10,10 +10,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from astra_gym.ssl_core.transforms.blur import SIGMAS, FilterParameters, apply_filters, draw_filters, gaussian_blur
 from astra_gym.ssl_core.transforms.views import ViewSettings, strong_views, two_views
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.helpers.draws import generator
 
 
 def pictures(n: int, height: int = 32, width: int = 32) -> Tensor:

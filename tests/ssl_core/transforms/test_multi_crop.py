@@ -10,14 +10,11 @@ from torchvision.transforms.v2 import functional as reference
 
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings, apply_crops, draw_crops, multi_crops
 from astra_gym.ssl_core.transforms.views import ViewSettings, apply_strong, draw_strong
+from tests.helpers.draws import generator
 from tests.helpers.gpu import no_waits
 
 PATCHES = CropSettings(scale=(0.25, 0.25), ratio=(1, 1))
 PLAIN = CropSettings(jitter_probability=0, gray_probability=0, blur_probability=0, solarize_probability=0, flip=0)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(n: int, height: int = 32, width: int = 32) -> Tensor:

@@ -19,15 +19,12 @@ from astra_gym.ssl_core.transforms.perspective_views import (
     lcm_grid,
     perspective_views,
 )
+from tests.helpers.draws import generator
 from tests.helpers.gpu import no_waits
 
 Array = NDArray[np.float64]
 MOEBIUS = PerspectiveSettings("moebius", probability=1, magnitude=(0.2, 0.4), d=0.75)
 LCM = PerspectiveSettings("lcm", probability=1)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(n: int, height: int = 20, width: int = 20) -> Tensor:

@@ -20,15 +20,12 @@ from astra_gym.ssl_core.transforms.trivial_augment import (
     trivial_augment,
 )
 from astra_gym.ssl_core.transforms.views import as_float
+from tests.helpers.draws import generator
 from tests.helpers.gpu import no_waits
 
 GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 BY_LEVELS = ("Identity", *GEOMETRIC, "Posterize", "Equalize")
 SIZES = [(32, 32), (16, 24), (17, 17)]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(n: int, height: int, width: int) -> Tensor:

@@ -24,6 +24,7 @@ from astra_gym.ssl_core.transforms.views import (
     two_views,
     weak_views,
 )
+from tests.helpers.draws import generator
 from tests.helpers.gpu import no_waits
 
 OPERATIONS = (
@@ -33,10 +34,6 @@ OPERATIONS = (
     reference.adjust_hue,
 )
 SIZES = [(16, 16), (32, 32), (24, 40), (40, 20)]
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(n: int, height: int, width: int) -> Tensor:
