@@ -3,6 +3,7 @@
 python experiments/benchmark.py
 python experiments/benchmark.py --parts attack step --repeats 5 --threads 2 --output results/benchmark.json
 python experiments/benchmark.py --compare results/benchmark.json --output new.json
+python experiments/benchmark.py --parts start --add_to results/benchmark.json
 python experiments/benchmark.py --profile profile/
 
 Variants are measured in turn (ABCD ABCD ...), in each round all of them on the same work, which is new in each round; a
@@ -50,7 +51,7 @@ from astra_gym.experiments.benchmarks.efficiency import measure_efficiency
 from astra_gym.experiments.benchmarks.evaluation import measure_evaluation
 from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
-from astra_gym.experiments.benchmarks.results_file import ResultsFile
+from astra_gym.experiments.benchmarks.results_file import ResultsFile, document_of
 from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
 from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
@@ -105,6 +106,7 @@ class BenchmarkFlags:
         output: where the results are written.
         picture: a PNG of them; by default beside the output.
         compare: an earlier result, to mark what changed.
+        add_to: an earlier result of this machine, whose other parts are taken over.
         profile: instead: profile one attack and one update, into this folder.
         quick: tiny networks, to try the command: figures mean nothing.
     """
@@ -117,6 +119,7 @@ class BenchmarkFlags:
     output: Annotated[Path, Notes(unit="FILE")] = Path("results/benchmark.json")
     picture: Annotated[Path | None, Notes(unit="FILE")] = None
     compare: Annotated[Path | None, Notes(unit="OLD.json")] = None
+    add_to: Annotated[Path | None, Notes(unit="OLD.json")] = None
     profile: Annotated[Path | None, Notes(unit="DIR")] = None
     quick: Annotated[bool, SWITCH] = False
 
@@ -131,6 +134,7 @@ class BenchmarkRequest:
         options: where the parts run.
         picture: where the picture goes.
         old: the earlier result of `--compare`.
+        others: that of `--add_to`.
     """
 
     flags: BenchmarkFlags
@@ -138,6 +142,7 @@ class BenchmarkRequest:
     options: Options
     picture: Path
     old: dict[str, Any] | None
+    others: dict[str, Any] | None
 
 
 def parse(argv: Sequence[str]) -> BenchmarkRequest:
@@ -164,8 +169,11 @@ def _requested(given: BenchmarkFlags) -> BenchmarkRequest:
             raise ValueError(f"--{name}: expected 1 or more, got {value}")
     options = Options(given.threads, resolve_device(given.device), given.quick, against)
     picture = given.picture or given.output.parent / f"{given.output.stem}.png"
-    old = None if given.compare is None else _old(given.compare, given.quick)
-    made = BenchmarkRequest(given, parts, options, picture, old)
+    old = None if given.compare is None else _old("compare", given.compare, given.quick)
+    others = None if given.add_to is None else _old("add_to", given.add_to, given.quick)
+    if others and (different := differences(others, document_of(options, [], {}))):
+        raise ValueError(f"--add_to: {given.add_to} is of other circumstances ({different[0]}): measure all parts anew")
+    made = BenchmarkRequest(given, parts, options, picture, old, others)
     if given.profile is not None:
         check_place(given.profile, "--profile")
         if not _writable(given.profile):
@@ -184,11 +192,11 @@ def _requested(given: BenchmarkFlags) -> BenchmarkRequest:
     return made
 
 
-def _old(path: Path, quick: bool) -> dict[str, Any]:
+def _old(name: str, path: Path, quick: bool) -> dict[str, Any]:
     try:
         return read(path, quick)
     except ValueError as error:
-        raise ValueError(f"--compare: {error}") from error
+        raise ValueError(f"--{name}: {error}") from error
 
 
 def _check_writable(name: str, path: Path) -> None:
@@ -227,6 +235,8 @@ def _main(argv: list[str], ending: Ending) -> int:
     given = request.flags
     torch.set_num_threads(given.threads)
     report = ResultsFile(request.options, given.output, request.picture)
+    if request.others is not None:
+        report.take_over(request.others, request.parts)
     ending.place, ending.kept = (given.profile or given.output.parent), lambda: str(report)
     try:
         return _run(request, report)

@@ -64,11 +64,24 @@ class ResultsFile:
         self.drawn = False
         # now: the file itself may be tracked, and is changed after the first part
         self.commit = commit(ROOT)
+        self.commits: dict[str, str | None] = {}
+
+    def take_over(self, earlier: Mapping[str, Any], measured: Sequence[str]) -> None:
+        """Takes the parts of an earlier result that are not measured now, each with the commit that it is of."""
+        self.figures = [
+            Figure(figure["part"], figure["name"], figure["unit"], tuple(figure["values"]))
+            for figure in earlier["figures"]
+            if figure["part"] not in measured
+        ]
+        parts = dict.fromkeys(figure.part for figure in self.figures)
+        self.commits = {part: earlier.get("commits", {}).get(part, earlier["commit"]) for part in parts}
+        self.details = {part: found for part, found in earlier["details"].items() if part in parts}
 
     def add(self, part: str, result: Result) -> None:
         """Takes what a part gave, and writes."""
         figures, self.details[part] = result
         self.figures += figures
+        self.commits[part] = self.commit
         self.write()
 
     def fail(self, part: str, why: str) -> None:
@@ -81,7 +94,7 @@ class ResultsFile:
         if not self.figures:
             return
         found = document_of(self.options, self.figures, self.details, self.failed)
-        self.document = {"commit": self.commit} | found
+        self.document = {"commit": self.commit, "commits": self.commits} | found
         write_json(self.output, self.document)
 
     def draw(self) -> None:

@@ -96,6 +96,29 @@ def test_an_earlier_result_is_compared_with(
     assert "0 worse, 0 better, 3 same" in out and "circumstances" not in out
 
 
+def test_an_earlier_results_other_parts_are_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, words = tmp_path / "all.json", ["--threads", "1", "--repeats", "3"]
+    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x"]), "b": fake("b", ["y"])})
+    assert benchmark.main([*words, "--output", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert set(document["commits"].values()) == {document["commit"]}
+    path.write_text(json.dumps(document | {"commit": "an older one", "commits": {"b": "the oldest"}}))
+    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x"], 5.0), "b": fake("b", ["y"], 5.0)})
+    assert benchmark.main([*words, "--parts", "a", "--add_to", str(path), "--output", str(path)]) == 0
+    updated = json.loads(path.read_text())
+    assert {figure["part"]: figure["median"] for figure in updated["figures"]} == {"a": 5.0, "b": 2.0}
+    assert updated["commits"] == {"a": document["commit"], "b": "the oldest"}
+    assert updated["details"] == {"a": {"rounds": 3}, "b": {"rounds": 3}}
+    # figures of different machines do not stand in one file
+    path.write_text(json.dumps(updated | {"threads": 64}))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        benchmark.main([*words, "--parts", "a", "--add_to", str(path), "--output", str(path)])
+    assert "is of other circumstances (threads was 64, now 1): measure all parts anew" in capsys.readouterr().err
+
+
 def failing(error: BaseException) -> BenchmarkPart:
     def measure(options: Options, rounds: int, say: Any) -> Result:
         raise error
