@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from astra_gym.envs.api.protocol import AssessingEnv
 from astra_gym.ssl_core.models.target_network import PRECISIONS
 from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError, check_number
+from astra_gym.ssl_core.utils.overrides import by_present_names
 from astra_gym.ssl_core.utils.registry import pick
 
 
@@ -30,8 +32,8 @@ class ReinforceSettings:
         interval: an update is made after every `interval`-th rollout, from that rollout alone.
         gamma: discount in [0, 1]; rewards-to-go end at `done` and at the rollout's end.
         baseline_decay: decay in [0, 1) of the moving mean of the reward, which is subtracted from it; None for none.
-        normalise_advantage: divide advantages by their moving root mean square.
-        entropy_coef: weight of the mean entropy (nats) in the loss.
+        normalize_advantage: divide advantages by their moving root mean square.
+        ent_coef: weight of the mean entropy (nats) in the loss.
         reduction: "mean" over the samples, or "sum" as in the paper.
         max_grad_norm: the gradient's norm is clipped to it.
         hidden, image_network, width, log_std, uniform_start, heads: the policy's, see
@@ -45,6 +47,9 @@ class ReinforceSettings:
         ValueError: if a value is out of range.
     """
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"entropy_coef": "ent_coef", "normalise_advantage": "normalize_advantage"}
+    """What settings were called, in files and on command lines, and what they are called now."""
+
     learning_rate: float = 5e-3
     optimizer: str = "adam"
     weight_decay: float = 0.0
@@ -53,8 +58,8 @@ class ReinforceSettings:
     interval: int = 1
     gamma: float = 0.0
     baseline_decay: float | None = 0.9
-    normalise_advantage: bool = True
-    entropy_coef: float = 0.02
+    normalize_advantage: bool = True
+    ent_coef: float = 0.02
     reduction: str = "mean"
     max_grad_norm: float = 1.0
     hidden: tuple[int, ...] = (64, 64)
@@ -95,8 +100,8 @@ SETTINGS: dict[str, ReinforceSettings] = {
         schedule="cosine",
         interval=10,
         baseline_decay=None,
-        normalise_advantage=False,
-        entropy_coef=0.0,
+        normalize_advantage=False,
+        ent_coef=0.0,
         reduction="sum",
         image_network="resnet18",
         uniform_start=False,
@@ -248,7 +253,7 @@ class REINFORCE(Agent):
         weighted = -advantages * log_prob
         policy_loss = weighted.sum() if chosen.reduction == "sum" else weighted.mean()
         self.optimizer.zero_grad()
-        (policy_loss - chosen.entropy_coef * entropy.mean()).backward()
+        (policy_loss - chosen.ent_coef * entropy.mean()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), chosen.max_grad_norm)
         self.optimizer.step()
         self.policy.eval()
@@ -277,7 +282,7 @@ class REINFORCE(Agent):
             self.baseline = decay * baseline + (1 - decay) * mean
             rewards = rewards - baseline
         advantages = rewards_to_go(rewards, dones, chosen.gamma)
-        if chosen.normalise_advantage:
+        if chosen.normalize_advantage:
             square = float(advantages.square().mean())
             decay = 0.9 if decay is None else decay
             self.scale = square if self.scale is None else decay * self.scale + (1 - decay) * square
@@ -294,7 +299,8 @@ class REINFORCE(Agent):
 
     @classmethod
     def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "settings": ReinforceSettings(**arguments["settings"])}
+        settings = by_present_names(arguments["settings"], ReinforceSettings.RENAMED)
+        return {**arguments, "settings": ReinforceSettings(**settings)}
 
     def _learner_state(self) -> dict[str, Any]:
         return {

@@ -28,8 +28,8 @@ COMPARISON = "comparison.json"
 """The file of a comparison's results in its folder."""
 WINDOWS = 20
 """Into so many parts a training is cut for curves and shares."""
-PLACES = ("run_dir", "data_dir", "cache_dir", "teacher", "progress")
-"""Settings that say where something lay on one machine, and how it was shown there."""
+PLACES = ("run_dir", "data_dir", "cache_dir", "teacher", "progress", "probe_every")
+"""Settings that say where something lay on one machine, and what was shown there while it ran."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import recipe, with_options
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.superseded import as_written, by_present_names, without_forms
+from astra_gym.experiments.config.superseded import RENAMED, as_written, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.safety.sealing import check_yaml
@@ -23,6 +23,7 @@ from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, leaves
 from astra_gym.ssl_core.utils.files import expanded, resolved
 from astra_gym.ssl_core.utils.messages import brief
+from astra_gym.ssl_core.utils.overrides import by_present_names
 from astra_gym.ssl_core.utils.registry import pick
 
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "data_dir", "cache_dir", "keep_data", "teacher")
@@ -210,7 +211,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """
     read = {}
     try:
-        for name, value in by_present_names(read_mapping(path, TEXTS)).items():
+        for name, value in by_present_names(read_mapping(path, TEXTS), RENAMED).items():
             if name not in LEAVES:
                 raise ValueError(unknown(str(name), LEAVES, "setting"))
             read[name] = plain(_read(name, value))

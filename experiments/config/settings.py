@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from astra_gym.agents import AGENTS, describe, learns
+from astra_gym.agents.reinforce import SETTINGS
 from astra_gym.envs.actions import ACTION_KINDS, ActionTable
 from astra_gym.envs.observations import OBSERVATIONS, observation_for
 from astra_gym.envs.world_config import REWARD_SCOPES, WorldSettings
@@ -22,7 +23,7 @@ from astra_gym.ssl_core.safety.yaml_files import dump_yaml
 from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.overrides import replaced
+from astra_gym.ssl_core.utils.overrides import by_present_names, replaced
 from astra_gym.ssl_core.utils.registry import pick
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
@@ -158,6 +159,9 @@ class Settings(WorldSettings):
             varies = self.env == "batch" or not learns(self.agent)
             kept = self.preset == "cifar10" and self.method in KEEP_LAST and varies and self.coreset == "none"
             object.__setattr__(self, "drop_last", not kept)
+        if self.agent in SETTINGS and self.agent_kwargs:
+            present = by_present_names(self.agent_kwargs, SETTINGS[self.agent].RENAMED)
+            object.__setattr__(self, "agent_kwargs", present)
         for name, options in named_forms(vars(self)).items():
             object.__setattr__(self, name, options | (getattr(self, name) or {}))
         if self.precision == "auto":

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from astra_gym.agents.reinforce import SETTINGS
 from astra_gym.ssl_core.training.coreset import CoresetSettings
+from astra_gym.ssl_core.utils.overrides import by_present_names
 
 
 class Form(NamedTuple):
@@ -92,21 +93,9 @@ def without_forms(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     return made
 
 
-def by_present_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by the names that they have now.
-
-    Raises:
-        ValueError: if one is given by both names.
-    """
-    for old, new in RENAMED.items():
-        if old in record and new in record:
-            raise ValueError(f"{old} is the old name of {new}: give one of them")
-    return {RENAMED.get(name, name): value for name, value in record.items()}
-
-
 def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run by present names, with what it leaves out, as the version that wrote it had it."""
-    full = by_present_names(record)
+    full = by_present_names(record, RENAMED)
     for flag, value in left_out(record).items():
         name, _, option = flag.partition(".")
         full[name] = {**(full.get(name) or {}), option: value} if option else value

@@ -25,11 +25,27 @@ WORDS = {
 }
 
 
+def by_present_names(given: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Values by the names that they have now.
+
+    Args:
+        given: by name, old or new.
+        renamed: new names by old ones.
+
+    Raises:
+        ValueError: if one is given by both names.
+    """
+    for old, new in renamed.items():
+        if old in given and new in given:
+            raise ValueError(f"{old} is the old name of {new}: give one of them")
+    return {renamed.get(name, name): value for name, value in given.items()}
+
+
 def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Settings:
     """A dataclass of settings with some of them changed.
 
     Args:
-        settings: the default ones.
+        settings: the default ones; their class may have a table `RENAMED` of new names by old ones.
         overrides: others, by name.
         whose: they are, for the errors: "the agent 'ppo'".
 
@@ -39,7 +55,7 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
     hints = get_type_hints(type(settings))
     kinds = {field.name: hints[field.name] for field in fields(settings) if field.init}  # type: ignore[arg-type]
     changed = {}
-    for name, value in overrides.items():
+    for name, value in by_present_names(overrides, getattr(settings, "RENAMED", {})).items():
         pick(name, kinds, f"setting of {whose}")
         changed[name] = written_out(value, kinds[name])
         check_type(whose, name, changed[name], kinds[name])

@@ -1,6 +1,7 @@
 """An agent's own settings: what is of another type, out of its range or no setting is refused in one line."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from astra_gym.agents import AGENTS, Sb3Agent, make_agent
+from astra_gym.agents.reinforce import REINFORCE, ReinforceSettings
 from astra_gym.agents.sb3.algorithms import ALGORITHMS, _parameters
 from astra_gym.agents.sb3.settings import BATCH, OURS, VIEWS
-from astra_gym.ssl_core.utils.overrides import fits, in_words
+from astra_gym.ssl_core.utils.overrides import fits, in_words, replaced
 
 
 def make(name: str, world: Any, shells: Any, overrides: dict[str, Any], num_envs: int = 4, **more: Any) -> Any:
@@ -35,7 +37,7 @@ POSITIVE = "expected a positive number"
         ("reinforce", "hidden", 32, r"expected a list \(each an integer\)"),
         ("reinforce", "hidden", [32, "x"], r"expected a list \(each an integer\)"),
         ("reinforce", "baseline_decay", "x", "expected a number or nothing"),
-        ("reinforce", "normalise_advantage", 1, "expected true or false"),
+        ("reinforce", "normalize_advantage", 1, "expected true or false"),
         ("reinforce", "optimizer", 3, "expected text"),
         ("ppo", "n_epochs", "x", "expected an integer"),
         ("ppo", "n_epochs", 0, POSITIVE),
@@ -140,3 +142,17 @@ def test_values_against_annotations(kind: Any, good: list[Any], bad: list[Any], 
     assert [fits(value, kind) for value in good] == [True] * len(good)
     assert [fits(value, kind) for value in bad] == [False] * len(bad)
     assert in_words(kind) == words
+
+
+def test_settings_are_taken_by_the_names_that_they_had_and_never_by_both() -> None:
+    old = {"entropy_coef": 0.3, "normalise_advantage": False}
+    chosen = replaced(ReinforceSettings(), old, "the agent 'reinforce'")
+    assert (chosen.ent_coef, chosen.normalize_advantage) == (0.3, False)
+    with pytest.raises(ValueError, match="entropy_coef is the old name of ent_coef: give one of them"):
+        replaced(ReinforceSettings(), old | {"ent_coef": 0.3}, "the agent 'reinforce'")
+    # an agent's file of before, and the record of a run
+    arguments = {"settings": asdict(ReinforceSettings()) | {"ent_coef": 0.1}}
+    kept = REINFORCE._from_arguments(arguments)["settings"]
+    settings = dict(arguments["settings"])
+    settings["entropy_coef"] = settings.pop("ent_coef")
+    assert REINFORCE._from_arguments({"settings": settings})["settings"] == kept

@@ -13,7 +13,7 @@ from astra_gym.agents.base import StepResult, Transition
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings, rewards_to_go
 from astra_gym.ssl_core.training.optim import warmup_cosine
 
-PLAIN = ReinforceSettings(baseline_decay=None, normalise_advantage=False, entropy_coef=0.0, max_grad_norm=1e9)
+PLAIN = ReinforceSettings(baseline_decay=None, normalize_advantage=False, ent_coef=0.0, max_grad_norm=1e9)
 
 
 class OneState:
@@ -81,7 +81,7 @@ def test_discount_zero_is_the_reward_itself() -> None:
 
 
 def test_advantages_subtract_the_moving_baseline_before_it_moves() -> None:
-    settings = ReinforceSettings(gamma=0.5, n_steps=2, baseline_decay=0.75, normalise_advantage=False)
+    settings = ReinforceSettings(gamma=0.5, n_steps=2, baseline_decay=0.75, normalize_advantage=False)
     agent = REINFORCE(OneState(), settings)
     agent.baseline = 2.0
 
@@ -227,7 +227,7 @@ def test_an_environment_that_cannot_assess_is_learned_from_in_one_draw() -> None
 
 def test_paper_setting_has_neither_baseline_nor_bonus() -> None:
     chosen = SETTINGS["reinforce-paper"]
-    assert (chosen.baseline_decay, chosen.normalise_advantage, chosen.entropy_coef) == (None, False, 0.0)
+    assert (chosen.baseline_decay, chosen.normalize_advantage, chosen.ent_coef) == (None, False, 0.0)
     assert (chosen.learning_rate, chosen.weight_decay, chosen.max_grad_norm) == (0.1, 1e-6, 1.0)
 
 

@@ -265,3 +265,9 @@ def test_tiny_maps_are_not_trusted_to_bfloat16(monkeypatch) -> None:
     monkeypatch.setattr("astra_gym.experiments.config.settings.bf16_is_native", lambda device: True)
     assert Settings(stem="imagenet", image_size=16).precision == "fp32"
     assert Settings(stem="imagenet", image_size=32).precision == "bf16"
+
+
+def test_an_agents_settings_are_recorded_by_present_names() -> None:
+    assert Settings(agent_kwargs={"entropy_coef": 0.1}).agent_kwargs == {"ent_coef": 0.1}
+    with pytest.raises(ValueError, match="entropy_coef is the old name of ent_coef"):
+        Settings(agent_kwargs={"entropy_coef": 0.1, "ent_coef": 0.2})

@@ -12,8 +12,9 @@ from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import LEAVES, OTHER_NAMES, load, parse
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.superseded import FORMS, RENAMED, as_written, by_present_names, left_out
+from astra_gym.experiments.config.superseded import FORMS, RENAMED, as_written, left_out
 from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
+from astra_gym.ssl_core.utils.overrides import by_present_names
 
 NOW = {"heads": "separate", "second_draw": True}
 OLD = {"heads": "joint", "second_draw": False}
@@ -211,5 +212,5 @@ def test_both_names_in_one_file_are_an_error(tmp_path: Path, capsys) -> None:
 def test_records_and_plans_are_read_by_present_names() -> None:
     for record in RECORDS:
         assert "normalisation:" in record.read_text() and load(record).normalization == "imagenet"
-    assert by_present_names({"normalisation": "cifar", "epochs": 3}) == {"normalization": "cifar", "epochs": 3}
+    assert by_present_names({"normalisation": "cifar", "epochs": 3}, RENAMED) == {"normalization": "cifar", "epochs": 3}
     assert as_written({"normalisation": "half", "drop_last": True}) == {"normalization": "half", "drop_last": True}
