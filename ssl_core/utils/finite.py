@@ -104,4 +104,6 @@ def check_number(
         bound = f"above {low:g}" if above else f"of {low:g} or more"
         if high < math.inf:
             bound = f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+        if whole and high < math.inf:
+            bound = f"from {low:,} to {high:,}"
         raise ValueError(f"{name} is {shown(value)}: expected {expected or f'{kind} {bound}'}")

@@ -26,6 +26,7 @@ def test_what_is_no_finite_number(value: Any) -> None:
         (-1, {}, "x is -1: expected a finite number of 0 or more"),
         (0, {"above": True}, "x is 0: expected a finite number above 0"),
         (1.5, {"low": 1, "whole": True}, "x is 1.5: expected an integer of 1 or more"),
+        (0, {"low": 1, "high": 10_000, "whole": True}, "x is 0: expected an integer from 1 to 10,000"),
         (2, {"high": 1}, r"x is 2: expected a finite number in \[0, 1\]"),
         (1, {"high": 1, "below": True}, r"x is 1: expected a finite number in \[0, 1\)"),
         (0.0, {"high": 1, "above": True}, r"x is 0.0: expected a finite number in \(0, 1\]"),
