@@ -159,7 +159,7 @@ def test_an_evaluation_is_reported_and_kept(run: Path, tmp_path: Path, capsys) -
     assert str(tmp_path) not in (kept / "facts.json").read_text()
     assert "runs/small" in EvaluationStore(kept).facts()["command"]
     text = readme.read_text()
-    assert "| SLF | 40 |" in text and "- not standard (SLF): no published protocol for digits" in text
+    assert "| SLF | 40 |" in text and "- **not standard (SLF)**: no published protocol for digits" in text
 
 
 def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> str:
