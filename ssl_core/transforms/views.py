@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from astra_gym.ssl_core.transforms.blur import apply_filters, draw_filters
 from astra_gym.ssl_core.transforms.color import colour
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 _TRIES = 10
@@ -84,10 +85,9 @@ class ViewSettings:
     def __post_init__(self) -> None:
         shares = ("jitter_probability", "gray_probability", "blur_probability", "solarize_probability")
         for name in ("strength", "flip", *shares):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"views: {name} is {getattr(self, name)}, expected a number in [0, 1]")
-        if self.padding < 0:
-            raise ValueError(f"views: padding is {self.padding}, expected a number of pixels, 0 or more")
+            if getattr(self, name) is not None:
+                check_number(f"views: {name}", getattr(self, name), 0, 1)
+        check_number("views: padding", self.padding, expected="a number of pixels, 0 or more", whole=True)
         pick(self.interpolation, INTERPOLATIONS, "interpolation")
         if self.crop is not None and not (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1):
             raise ValueError(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from astra_gym.ssl_core.utils.finite import check_number
+
 
 class Moment(NamedTuple):
     """Where a run stands when an update is about to be made.
@@ -45,8 +47,7 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "replays", "reduced_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"plan: {name} is {getattr(self, name)}, expected 1 or more")
+            check_number(f"plan: {name}", getattr(self, name), 1, whole=True)
         if self.steps % self.replays or (self.reduced_steps % self.replays and self.reduced_from is not None):
             raise ValueError(f"plan: {self.steps} updates an epoch are no multiple of {self.replays} replays")
 

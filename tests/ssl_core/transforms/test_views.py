@@ -311,7 +311,7 @@ def test_weak_views_are_drawn_as_stated() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strength": 1.1}, r"strength is 1.1, expected a number in \[0, 1\]"),
+        ({"strength": 1.1}, r"strength is 1.1: expected a finite number in \[0, 1\]"),
         ({"strength": math.nan}, "strength is nan"),
         ({"flip": -0.1}, "flip is -0.1"),
         ({"padding": -1}, "padding is -1"),
