@@ -177,7 +177,7 @@ class WorldSettings(DataSettings):
             check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
         pairs = "2 or more images, since each needs negatives"
         check_number("batch_size", self.batch_size, 2, math.inf, pairs, whole=True)
-        check_number("update_chunks", self.update_chunks, 1, math.inf, "1 (the whole batch) or more", whole=True)
+        check_number("update_chunks", self.update_chunks, 1, math.inf, "1, for the whole batch, or more", whole=True)
         chunk_sizes(self.batch_size, self.update_chunks)
         if type(self.recompute) is not bool:
             raise ValueError(f"recompute is {shown(self.recompute)}: expected true or false")

@@ -66,7 +66,7 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     assert {cell.arm for cell in cells} == {"reinforce", "fixed"}
     after = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
     # what 0.1 did without a name has one now
-    names = {"drop_last": True, "deterministic": False}
+    names = {"drop_last": True, "deterministic": False, "attack_start": None, "reward_weights": None}
     named = [cell | {"settings": cell["settings"] | names} for cell in json.loads(before)["cells"]]
     assert after == named
     assert report.main([str(folder)]) == 0
