@@ -13,6 +13,7 @@ import torch
 
 from astra_gym.experiments import compare_agents, evaluate_encoder, report, train_agent
 from astra_gym.experiments.comparison.cell_results import read_comparison
+from astra_gym.experiments.config.superseded import RENAMED
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import read_results
@@ -67,8 +68,9 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     after = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
     # what 0.1 did without a name has one now
     names = {"drop_last": True, "deterministic": False, "attack_start": None, "reward_weights": None}
-    named = [cell | {"settings": cell["settings"] | names} for cell in json.loads(before)["cells"]]
-    assert after == named
+    older = json.loads(before)["cells"]
+    kept = [{RENAMED.get(name, name): value for name, value in cell["settings"].items()} for cell in older]
+    assert after == [cell | {"settings": settings | names} for cell, settings in zip(older, kept, strict=True)]
     assert report.main([str(folder)]) == 0
     assert "reinforce" in (folder / "report.md").read_text(encoding="utf-8")
 
