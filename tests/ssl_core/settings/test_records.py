@@ -1,0 +1,48 @@
+"""Records that say more of their fields than a type, and records composed of others."""
+
+from dataclasses import MISSING, dataclass
+from typing import Annotated
+
+import pytest
+
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices, composed, leaves, parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colors:
+    color: Annotated[str, Notes("look", choices={"red": 1, "blue": 2}, what="color", custom=True)] = "red"
+    others: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=("red", "blue"), what="color")] = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    colors: Colors
+    size: int
+    loud: Annotated[bool, SWITCH] = False
+
+
+def test_the_fields_of_all_parts_are_leaves_in_their_order() -> None:
+    found = list(leaves(Whole))
+    assert [leaf.name for leaf in found] == ["color", "others", "size", "loud"]
+    assert [leaf.section for leaf in found] == ["look", "colors", "", ""]
+    assert [leaf.owner for leaf in found] == [Colors, Colors, Whole, Whole]
+    assert [leaf.hint for leaf in found] == [str, tuple[str, ...] | None, int, bool]
+    assert [leaf.default for leaf in found] == ["red", None, MISSING, False]
+    assert [leaf.notes.switch for leaf in found] == [False, False, False, True]
+    assert list(parts(Whole)) == [("", Whole), ("colors", Colors)]
+
+
+def test_a_record_is_composed_of_flat_values() -> None:
+    assert composed(Whole, {"size": 3, "color": "blue", "stray": 1}) == Whole(colors=Colors(color="blue"), size=3)
+
+
+def test_a_name_is_one_of_its_choices_or_a_dotted_path_where_that_will_do() -> None:
+    assert Colors(color="my_module:Mine", others=("red", "blue")).others == ("red", "blue")
+    for bad in ({"color": "bleu"}, {"others": ("red", "bleu")}):
+        with pytest.raises(ValueError, match="unknown color 'bleu': choose from red, blue; did you mean 'blue'"):
+            Colors(**bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown color 'a:b'"):
+        Colors(others=("a:b",))
