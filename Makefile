@@ -1,11 +1,11 @@
-# make demo | test | test-all | test-gpu | test-wheel | torture | lint | setup | clean  (PYTHON=python3.12 chooses another interpreter)
+# make demo | test | test-all | test-gpu | test-wheel | docs | torture | lint | setup | clean  (PYTHON=python3.12 chooses another interpreter)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-all test-gpu test-wheel torture lint clean
+.PHONY: setup demo test test-all test-gpu test-wheel docs torture lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -50,6 +50,15 @@ test-gpu: setup
 test-wheel: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -m wheel tests/test_wheel.py
 
+# The documentation, into docs/_build/html: it runs the examples, warnings are errors, and the build needs no network.
+docs: $(VENV)/.docs
+	$(ONE_THREAD) $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 # Kills, full disks, flipped bits, random input, hostile folders, bad numbers and long runs, as long as is asked for; every
 # failure is printed with the command that repeats it. One part alone: .venv/bin/python -m tests.torture --help
 MINUTES ?= 30
@@ -58,5 +67,5 @@ torture: setup
 	$(ONE_THREAD) $(BIN)/python -m tests.torture --minutes $(MINUTES) --seed $(SEED) --output results/reliability.json
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
-	find agents astra_gym envs examples experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build docs/_build docs/api docs/gallery *.egg-info
+	find agents astra_gym docs envs examples experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +

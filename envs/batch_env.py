@@ -13,14 +13,20 @@ from astra_gym.envs.world_config import WorldSettings
 class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     """Choose, at every training step of a self-supervised network, how hard its batch is attacked.
 
-    ## Action space
+    ## Description
+    A target network learns from images without labels, and each batch is attacked by PGD before the network learns
+    from it (ASTrA, ICLR 2025). One action sets the attack of the whole batch. A step attacks the batch, updates the
+    target network once and draws the next batch.
+
+    ## Action Space
     | `actions` | space | meaning |
     |---|---|---|
     | `factored` | `MultiDiscrete([13, 12, 5])` | epsilon 3..15 (/255), 3..14 steps, step size 1..5 (/255) |
     | `flat` | `Discrete(780)` | the same grid as one number, epsilon slowest |
     | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
+    | `none` | `Discrete(1)` | the only one of a method without an attack |
 
-    ## Observation space
+    ## Observation Space
     `Box(-10, 10, (2F + 3,), float32)` for a backbone with F features:
     | index | what | unit |
     |---|---|---|
@@ -30,26 +36,27 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     | 2F+1 | standard deviation of the clean loss | standard deviations |
     | 2F+2 | training progress: from -1 at the first planned update to 1 after the last | |
 
-    ## Reward
+    ## Rewards
     Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, the
     contrastive losses of the attacked and the clean views on the weights that the attack saw (1/3, 1/3 and 0 by
-    default, as ASTrA's run). Terms of weight 0 by default can be added: the attack's cost (`reward_cost`), what the
-    update did to held-out views (`reward_lookahead`, the same for every view of a batch) and the fall of each view's
-    attacked loss since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`. The
-    named terms, the losses, the budget used and the attack's strength are in `info` (see
-    `astra_gym.envs.torch_env.step_info`; per-view values are arrays).
+    default, as in ASTrA's released code). Further terms have weight 0 by default: the attack's cost (`reward_cost`),
+    what the update did to held-out views (`reward_lookahead`, the same for every view of a batch) and the fall of each
+    view's attacked loss since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`.
 
-    ## Transition
-    The batch is attacked, the target network takes one optimiser step, the next batch is drawn.
+    `info` holds the named terms, the losses, the budget and the attack's strength (see
+    `astra_gym.envs.torch_env.step_info`); values of single views are arrays.
 
-    ## Start and end
-    `reset(seed=s)` makes a new world: initial target weights and every random stream. `reset()` goes on in the same
-    world with the next episode. An episode is one epoch by default and ends *truncated*; it never terminates.
+    ## Starting State
+    `reset(seed=s)` makes a new world: initial target weights and every random stream. `reset()` without a seed begins
+    the next episode in the same world, with the network as it is.
+
+    ## Episode End
+    An episode is one epoch by default and ends *truncated*; it never terminates.
 
     Args:
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
-        seed: of the world in which the environment begins.
-        device: where the target network lives.
+        seed: seed of the world in which the environment begins.
+        device: device of the target network.
         episode_steps: length of an episode, None for an epoch. (`gymnasium.make`'s own `max_episode_steps` wraps the
             environment in a `TimeLimit`, which can only make episodes shorter.)
         observation: `features`, or the dotted path of a custom one (`astra_gym.envs.observations.Observation`).
@@ -59,6 +66,9 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
 
     Raises:
         ValueError: if a setting or an action is wrong.
+
+    ## Version History
+    * v0: first version.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]

@@ -14,17 +14,25 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """Choose for every view of the batch how hard it is attacked (ASTrA, ICLR 2025).
+    """Choose for every view of the batch how hard it is attacked.
 
-    The views of one batch that the method attacks are the sub-environments, and they share one target network: a step
-    attacks them all, pays each, updates the network once and draws the next batch. It is made by `gymnasium.make_vec`
-    only.
+    ## Description
+    A target network learns from images without labels, and every view (an augmented image) is attacked by PGD before
+    the network learns from it (ASTrA, ICLR 2025). The views of one batch that the method attacks are the
+    sub-environments, and they share one target network: a step attacks them all, pays each, updates the network once
+    and draws the next batch. `gymnasium.make_vec` makes it, `gymnasium.make` does not.
 
-    ## Action space (of a sub-environment)
-    As `BatchAttackEnv`: `factored`, `flat` or `continuous`. A method without an attack has `none`, `Discrete(1)`.
+    ## Action Space
+    Of a sub-environment:
+    | `actions` | space | meaning |
+    |---|---|---|
+    | `factored` | `MultiDiscrete([13, 12, 5])` | epsilon 3..15 (/255), 3..14 steps, step size 1..5 (/255) |
+    | `flat` | `Discrete(780)` | the same grid as one number, epsilon slowest |
+    | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
+    | `none` | `Discrete(1)` | the only one of a method without an attack |
 
-    ## Observation space (of a sub-environment)
-    `observation="features"`: `Box(-10, 10, (F + 2,), float32)` for a backbone with F features:
+    ## Observation Space
+    Of a sub-environment. `observation="features"`: `Box(-10, 10, (F + 2,), float32)` for a backbone with F features:
     | index | what | unit |
     |---|---|---|
     | 0 .. F-1 | the view's backbone features | running standard deviations, clipped |
@@ -33,19 +41,22 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
 
     `observation="image"`: `Box(0, 255, (3, h, w), uint8)`, the view itself, as ASTrA's strategy network sees it.
 
-    ## Reward
-    The view's own `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`
-    (`reward_scope="batch"`: the mean of all, the paper's one scalar), float64. `reward_cost`, `reward_lookahead` and
+    ## Rewards
+    The view's own `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, float64;
+    with `reward_scope="batch"` the mean of all, as in the paper. `reward_cost`, `reward_lookahead` and
     `reward_progress`, 0 by default, weigh further terms: the attack's cost, what the update did to held-out views (one
     number for all views) and the fall of the view's attacked loss since its image was last seen; see
     `astra_gym.envs.rewards.registry`.
 
-    ## Start and end
+    ## Starting State
+    `reset(seed=s)` makes a new world: initial target weights and every random stream. `reset()` without a seed gives
+    the coming batch of the present world. Lists of seeds are refused: there is one world.
+
+    ## Episode End
     The horizon is 1: every step of every sub-environment is *terminated*, and the next observation belongs to a new
     episode. Autoreset is `SAME_STEP`, declared in `metadata`: `infos["final_obs"]` and `infos["final_info"]` hold what
     ended (the final observation of an episode is the view that was attacked), and the same values stand in `infos` at
     the top, with Gymnasium's `_key` masks. Numbers of the whole batch (`loss_total`, `lr`, ...) are repeated per view.
-    `reset(seed=s)` makes a new world; `reset()` goes on in this one. Lists of seeds are refused: there is one world.
 
     ## Wrappers
     Of Gymnasium's vector wrappers those that watch or change rewards and infos work (`RecordEpisodeStatistics`,
@@ -53,18 +64,22 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     single observations (`FlattenObservation`, `RescaleObservation`, `DtypeObservation`, ...) refuse `SAME_STEP`.
 
     Args:
-        num_envs: 1 (what `make_vec` passes when nothing is said) or exactly the number of attacked views: 2 *
-            batch_size for ACL and ASTrA, batch_size for RoCL and DeACL, crops * batch_size for CF-AMC-SSL.
+        num_envs: 1 (what `make_vec` passes by default) or exactly the number of attacked views: 2 * batch_size for ACL
+            and ASTrA, batch_size for RoCL and DeACL, crops * batch_size for CF-AMC-SSL.
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
-        observation: `features`, `image`, or the dotted path of a custom one (`observations.Observation`).
-        seed: of the world in which the environment begins.
-        device: where the target network lives.
+        observation: `features`, `image`, or the dotted path of a custom one
+            (`astra_gym.envs.observations.Observation`).
+        seed: seed of the world in which the environment begins.
+        device: device of the target network.
         max_episode_steps: 1 or None: the horizon is 1.
         engine: a world made elsewhere, instead of `world`.
         world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`.
 
     Raises:
         ValueError: if a setting, the number of sub-environments or an action is wrong.
+
+    ## Version History
+    * v0: first version.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]

@@ -26,8 +26,7 @@ def harder(observations: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_agent")
-    status = main([*TINY.split(), "--agent", "custom_agent:harder", "--run_dir", str(folder)])
-    if status == 0:
-        fifths = read_metrics(folder / "metrics.jsonl")[-1]["by_clean_loss/epsilon"]
-        print(f"epsilon (/255) by clean loss, lowest fifth first: {', '.join(f'{value:.1f}' for value in fifths)}")
-    sys.exit(status)
+    if status := main([*TINY.split(), "--agent", "custom_agent:harder", "--run_dir", str(folder)]):
+        sys.exit(status)
+    fifths = read_metrics(folder / "metrics.jsonl")[-1]["by_clean_loss/epsilon"]
+    print(f"epsilon (/255) by clean loss, lowest fifth first: {', '.join(f'{value:.1f}' for value in fifths)}")

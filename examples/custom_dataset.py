@@ -31,8 +31,7 @@ PARITY = DatasetSpec(load=load, summary="digits in negative, even or odd", prese
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_dataset")
-    status = main([*TINY.split(), "--dataset", "custom_dataset:PARITY", "--run_dir", str(folder)])
-    if status == 0:
-        clean, *_ = read_results(folder / "results" / "slf.json")
-        print(f"even or odd, by a linear probe: {clean.value:.1f} % of {clean.n} test images right")
-    sys.exit(status)
+    if status := main([*TINY.split(), "--dataset", "custom_dataset:PARITY", "--run_dir", str(folder)]):
+        sys.exit(status)
+    clean, *_ = read_results(folder / "results" / "slf.json")
+    print(f"even or odd, by a linear probe: {clean.value:.1f} % of {clean.n} test images right")

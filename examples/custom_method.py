@@ -52,8 +52,7 @@ class AlignUniform(Method):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_method")
-    status = main([*TINY.split(), "--method", "custom_method:AlignUniform", "--run_dir", str(folder)])
-    if status == 0:
-        first, *_, last = (row["loss/total"] for row in read_metrics(folder / "metrics.jsonl"))
-        print(f"loss of the first update {first:.3f}, of the last {last:.3f}")
-    sys.exit(status)
+    if status := main([*TINY.split(), "--method", "custom_method:AlignUniform", "--run_dir", str(folder)]):
+        sys.exit(status)
+    first, *_, last = (row["loss/total"] for row in read_metrics(folder / "metrics.jsonl"))
+    print(f"loss of the first update {first:.3f}, of the last {last:.3f}")

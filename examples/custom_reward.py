@@ -27,8 +27,7 @@ class Shift(RewardTerm):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_reward")
-    status = main([*TINY.split(), "--reward_weights.custom_reward:Shift", "0.5", "--run_dir", str(folder)])
-    if status == 0:
-        values = [row["reward/shift"] for row in read_metrics(folder / "metrics.jsonl")]
-        print(f"reward/shift, the mean of each update: {', '.join(f'{value:.3f}' for value in values)}")
-    sys.exit(status)
+    if status := main([*TINY.split(), "--reward_weights.custom_reward:Shift", "0.5", "--run_dir", str(folder)]):
+        sys.exit(status)
+    values = [row["reward/shift"] for row in read_metrics(folder / "metrics.jsonl")]
+    print(f"reward/shift, the mean of each update: {', '.join(f'{value:.3f}' for value in values)}")

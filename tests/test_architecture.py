@@ -55,7 +55,7 @@ def python_files() -> list[str]:
     return sorted(file.relative_to(ROOT).as_posix() for file in found)
 
 
-SOURCES = [file for file in python_files() if not file.startswith("tests/")]
+SOURCES = [file for file in python_files() if not file.startswith(("tests/", "docs/"))]
 NO_PACKAGES = ("ssl_core", "astra_gym", "examples")
 FOLDERS = sorted({str(Path(file).parent) for file in SOURCES} - set(NO_PACKAGES))
 

@@ -155,7 +155,7 @@ def test_the_versions_agree() -> None:
 def test_ci_runs_make_test_and_make_test_runs_everything() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text(encoding="utf-8").splitlines()[-2:] == ["make test", "make test-wheel"]
+    assert script.read_text(encoding="utf-8").splitlines()[-3:] == ["make test", "make test-wheel", "make docs"]
     planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     commands = ["ruff check .", "ruff format --check .", "bin/mypy", "-m pytest -n 2"]
     positions = [planned.find(command) for command in commands]

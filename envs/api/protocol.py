@@ -28,11 +28,11 @@ class TorchVectorEnv(Protocol):
     def device(self) -> torch.device: ...
 
     def observe(self) -> Tensor:
-        """The current observation (num_envs, *shape); asked twice, it is the same."""
+        """The current observation `(num_envs, *shape)`; asked twice, it is the same."""
         ...
 
     def play(self, actions: Tensor) -> StepResult:
-        """Plays actions (num_envs, *shape); afterwards `observe` gives the next observation."""
+        """Plays actions `(num_envs, *shape)`; afterwards `observe` gives the next observation."""
         ...
 
 
@@ -44,7 +44,7 @@ class AssessingEnv(Protocol):
     def device(self) -> torch.device: ...
 
     def assess(self, actions: Tensor) -> Tensor | None:
-        """The reward (num_envs,) of actions (num_envs, *shape) in the present state, which stays as it is.
+        """The reward (num_envs,) of actions `(num_envs, *shape)` in the present state, which stays as it is.
 
         None where a reward is known only after the step.
         """

@@ -296,7 +296,7 @@ def _examples(data: ImageSet, named: Iterable[str]) -> str:
 
 
 def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str, what: str = "encoder") -> None:
-    """Raise unless two `astra_gym.ssl_core.utils.hashing.fingerprint`s of a module are equal.
+    """Raise unless two fingerprints of a module (`astra_gym.ssl_core.utils.hashing.fingerprint`) are equal.
 
     Args:
         before, after: digests by name.
