@@ -1,11 +1,11 @@
-"""Keep what finished runs found: their figures as JSON under results/, and the README's tables made from those.
+"""Keep what finished runs found as JSON under results/, and make the tables of README and docs/ from it.
 
-python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the README's tables
+python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the tables
 python experiments/publish.py --group fp32 ...   # keep them under results/fp32 instead of the preset's name
 python experiments/publish.py comparisons/NAME   # keep a comparison and its report under results/comparisons/NAME
 python experiments/publish.py runs/NAME/evaluation --group X     # keep an evaluation under results/evaluations/X
-python experiments/publish.py                    # renew the README's tables from what is kept
-python experiments/publish.py --check            # say whether the README's tables are those of the kept results
+python experiments/publish.py                    # renew the tables of README and docs/ from what is kept
+python experiments/publish.py --check            # say whether the tables are those of the kept results
 """
 
 import sys
@@ -29,6 +29,7 @@ from astra_gym.experiments.reports.published_tables import with_tables
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes
 from astra_gym.ssl_core.utils.files import write_file
+from astra_gym.ssl_core.utils.messages import few
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 
 
@@ -41,7 +42,7 @@ class PublishFlags:
         group: the folder of results/ that they are kept in; by default their preset's name.
         pictures: keep these runs' pictures too.
         results: where results are kept; by default the checkout's.
-        readme: the file with the tables; by default the checkout's.
+        readme: a file with tables, as are the pages of docs/ beside it; by default the checkout's.
         check: write nothing; status 1 if the tables are stale.
     """
 
@@ -54,7 +55,7 @@ class PublishFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 the README is stale (`--check`), 2 bad input, 128 + N stopped by
+    """The command; returns its exit status: 0 done, 1 a table is stale (`--check`), 2 bad input, 128 + N stopped by
     signal N."""
     return framed("publish", argv, _main)
 
@@ -78,17 +79,25 @@ def _main(argv: list[str], ending: Ending) -> int:
                 print(f"kept {keep_evaluation(run, options.results, options.group)}")
             else:
                 print(f"kept {keep(run, options.results, options.pictures, options.group)}")
-        text = options.readme.read_text(encoding="utf-8")
-        renewed = with_tables(text, options.results)
+        texts = {page: page.read_text(encoding="utf-8") for page in pages(options.readme)}
+        renewed = {page: with_tables(text, options.results) for page, text in texts.items()}
     except (OSError, ValueError) as error:
         if disk_error(error):
             raise
         parser.error(str(error))
+    stale = [page for page, text in texts.items() if renewed[page] != text]
     if options.check:
-        print("the README's tables are those of the results" if text == renewed else "the README's tables are stale")
-        return int(text != renewed)
-    write_file(options.readme, renewed)
+        names = [page.relative_to(options.readme.parent) for page in stale]
+        print(f"stale tables: {few(names)}" if stale else "the tables are those of the results")
+        return int(bool(stale))
+    for page in stale:
+        write_file(page, renewed[page])
     return 0
+
+
+def pages(readme: Path) -> list[Path]:
+    """The documents with tables: the README, and the pages of docs/ beside it."""
+    return [readme, *sorted((readme.parent / "docs").rglob("*.md"))]
 
 
 if __name__ == "__main__":

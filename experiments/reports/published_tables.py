@@ -150,7 +150,7 @@ def with_tables(text: str, results: Path) -> str:
     def renewed(match: re.Match[str]) -> str:
         kind, preset = match[2], match[3]
         if kind not in TABLES:
-            raise ValueError(f"the README asks for a table {kind!r}: expected one of {', '.join(TABLES)}")
+            raise ValueError(f"a page asks for a table {kind!r}: expected one of {', '.join(TABLES)}")
         made = "\n".join(map(block_in_markdown, TABLES[kind](results, preset)))
         return f"{match[1]}\n{made}{match[4]}"
 

@@ -53,6 +53,19 @@ def test_runs_are_kept_and_the_readmes_tables_are_made_from_them(tmp_path, capsy
     assert kept == {"config.yaml", "environment.json", "slf.json", "policy.json", "training.json"}
 
 
+def test_the_pages_of_docs_beside_the_readme_are_renewed_too(tmp_path, capsys) -> None:
+    run, page = finished_run(tmp_path / "run", 0, 90.0, 50.0), tmp_path / "docs" / "found" / "page.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(README)
+    where = [f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}"]
+    assert main([str(run), *where, "--check"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "stale tables: docs/found/page.md"
+    assert page.read_text() == README
+    assert main(where) == 0
+    assert "| astra-reinforce | 1 | 90.0 | 50.0 |" in page.read_text()
+    assert main([*where, "--check"]) == 0
+
+
 def test_the_policy_table_takes_differences_within_a_seed(tmp_path) -> None:
     for seed in (0, 1, 2):
         run = finished_run(tmp_path / "runs" / str(seed), seed, 90.0, 50.0)
