@@ -26,6 +26,7 @@ extensions = [
 exclude_patterns = ["_build", "gallery/*.ipynb"]
 templates_path = ["_templates"]
 default_role = "literal"  # docstrings mark code by single backticks
+highlight_language = "none"  # commands; Python blocks say so
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 

@@ -125,7 +125,20 @@ def benchmark_table(results: Path, which: str) -> list[Block]:
     return [Table("", note, ["part", "figure", "median", "quartiles", "target"], rows, words=("figure", "target"))]
 
 
+def reliability_table(results: Path, part: str) -> list[Block]:
+    """What `make torture` tried and what failed, by `results/reliability.json`: of one part, or of `all`."""
+    document = read_json(results / "reliability.json")
+    rows = [
+        entries(name, f"{found['cases']}", f"{found['failures']}", f"{found['seconds'] / 60:.1f}")
+        for name, found in document["parts"].items()
+        if part in ("all", name)
+    ]
+    note = f"Seed {document['seed']}, commit {document['commit'][:7]}, {document['system']}, {document['machine']}."
+    return [Table("", note, ["part", "cases", "failures", "minutes"], rows)]
+
+
 TABLES: dict[str, Made] = {
+    "reliability": reliability_table,
     "accuracy": accuracy_table,
     "policy": policy_table,
     "benchmark": benchmark_table,

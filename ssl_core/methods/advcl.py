@@ -45,13 +45,13 @@ class AdvCL(Method):
 
     Of each image there are two strong views t1 and t2, a weak one x0, the high frequencies x_h of x0, and two attacked
     versions of x0: x_cl maximises the contrastive loss, x_ce the pseudo labels' cross entropy. With f_r the network on
-    batch-norm route r and fc_K a linear classifier of its features,
+    batch-norm route r and fc_K a linear classifier of its features::
 
-    `L = SupCon(f_pgd(x_cl), f_normal(t1), f_normal(t2), f_normal(x_h))
-         + pseudo_weight * mean over K of CE(fc_K(f_pgd_ce(x_ce)), y_K)`
+        L = SupCon(f_pgd(x_cl), f_normal(t1), f_normal(t2), f_normal(x_h))
+            + pseudo_weight * mean over K of CE(fc_K(f_pgd_ce(x_ce)), y_K)
 
-    (the released code). SupCon keeps its factor temperature / base_temperature, 7.14, which sets the balance of both.
-    Each of t1, t2 and x_h is a batch of batch norm of its own. y_K is the nearest of K centroids to the teacher's
+    as in the released code. SupCon keeps its factor temperature / base_temperature, 7.14, which sets the balance of
+    both. Each of t1, t2 and x_h is a batch of batch norm of its own. y_K is the nearest of K centroids to the teacher's
     features of the image itself; these centroids are fitted to the training images before training. The authors' labels
     came from clusters too, of the features of an encoder pre-trained on ImageNet.
 

@@ -136,10 +136,10 @@ class DAQSDP(Distillation):
 
     Views 2k and 2k+1 of image k are a weak one, x_w, and a strong one, x_s: TrivialAugmentWide before the weak crop and
     flip. Clean weak views have the route "nature", clean strong ones "strongnature", attacked ones "weak" and "strong".
-    With f_r the student on route r and T = trades_weight (the released code),
+    With f_r the student on route r and T = trades_weight, as in the released code::
 
-    `L = 1/2 [ -cos(f_nature(x_w), g(x_w)) - T cos(f_weak(x_w'), f_nature(x_w))
-               -cos(f_strongnature(x_s), g(x_s)) - T cos(f_strong(x_s'), f_strongnature(x_s)) ]`.
+        L = 1/2 [ -cos(f_nature(x_w), g(x_w)) - T cos(f_weak(x_w'), f_nature(x_w))
+                  -cos(f_strongnature(x_s), g(x_s)) - T cos(f_strong(x_s'), f_strongnature(x_s)) ]
 
     In the last part of training the update's gradient is taken under perturbed weights, which increase the two terms
     of the weak views. That part of the authors' code is not released but for its call, which gives it the weak views,
