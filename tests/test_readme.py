@@ -1,13 +1,15 @@
-"""The README's own text: its Python runs, its commands are ones that the scripts take, its pictures exist."""
+"""README and docs/: their Python and their commands run, small; their pictures exist, their tables are the results'."""
 
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, publish
@@ -16,14 +18,15 @@ from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.evaluation.flags import evaluation_parser
 from astra_gym.experiments.train_agent import main
-from astra_gym.ssl_core.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-PYTHON = [text for language, text in BLOCKS if language == "python" and "(RewardTerm)" not in text]
-[TERM] = [text for language, text in BLOCKS if language == "python" and "(RewardTerm)" in text]
-COMMANDS = [line for language, text in BLOCKS if not language for line in text.splitlines()]
+README = ROOT / "README.md"
+PAGES = {page: page.read_text(encoding="utf-8") for page in publish.pages(README)}
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join(PAGES.values()), re.DOTALL | re.MULTILINE)
+CODE = dict.fromkeys(text for language, text in BLOCKS if language == "python")
+PYTHON = [text for text in CODE if "(RewardTerm)" not in text]
+[TERM] = [text for text in CODE if "(RewardTerm)" in text]
+COMMANDS = list(dict.fromkeys(line for language, text in BLOCKS if not language for line in text.splitlines()))
 SMALLER = {
     'dataset="digits", batch_size=64': 'dataset="digits", batch_size=4, image_size=8, width=2',
     '"runs/demo"': "RUN",
@@ -49,21 +52,53 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
     assert capsys.readouterr().out.strip()
 
 
-TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "--resume" not in line and "my_" not in line]
+TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "my_" not in line]
+TINY = "--limit=40 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=2 --evaluate=false --progress=off"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "teacher"
+    tiny = [*shlex.split(TINY.replace("--evaluate=false", "--probe_epochs=1"))]
+    assert main([*tiny, "--method=simclr", f"--run_dir={run}"]) == 0
+    return run
+
+
+def pictures(folder: Path) -> Path:
+    """Two hundred pictures of two classes."""
+    for number in range(200):
+        place = folder / f"class {number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 255 - number, 100)).save(place)
+    return folder
 
 
 @pytest.mark.parametrize("command", TRAINING)
-def test_the_training_commands_parse(command: str, tmp_path) -> None:
+def test_the_training_commands_run_at_a_small_size(command: str, teacher: Path, tmp_path: Path, monkeypatch) -> None:
     words = shlex.split(command)
     assert words[:2] == ["python", "experiments/train_agent.py"] and (ROOT / words[1]).is_file()
+    monkeypatch.chdir(tmp_path)
     if "--list" in words:
         with pytest.raises(SystemExit) as ended:
-            parse(words[2:])
+            main(words[2:])
         assert ended.value.code == 0
         return
-    settings = parse(words[2:]).settings
-    usual = "reinforce" if METHODS[settings.method].attacks else "none"
-    assert settings.agent in command or settings.agent == usual
+    if "DIR" in words and "--resume" not in words:
+        # the archives are not at hand
+        assert parse(words[2:]).settings.dataset in words
+        return
+    names = {"runs/teacher": teacher, "runs/NAME": teacher, "FILE.yaml": teacher / "config.yaml"}
+    if "PICTURES" in words:
+        names["PICTURES"] = pictures(tmp_path / "pictures")
+    if ("--method" in words and "simclr" in words) or "--config" in words:
+        del names["runs/teacher"]
+        names["runs/again"] = tmp_path / "again"
+    given = [str(names.get(word, word)) for word in words[2:]]
+    if "--resume" in words:
+        given = given[:2]
+    elif "--config" not in words:
+        given += shlex.split(TINY)
+    assert main(given) == 0
 
 
 def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypatch) -> None:
@@ -84,12 +119,12 @@ def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypat
 
 def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:
     about = ("compare_agents.py", "report.py comparisons/")
-    new, resumed, report = (shlex.split(line) for line in COMMANDS if any(name in line for name in about))
-    first, last = new.index("--agents") + 1, new.index("--seeds")
-    agents = new[first:last]
-    assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
-    # two of them tell whether the command runs
-    new[first:last] = agents[:1] + agents[-1:]
+    small, *others, resumed, report = (shlex.split(line) for line in COMMANDS if any(name in line for name in about))
+    for new in (small, *others):
+        first, last = new.index("--agents") + 1, new.index("--seeds")
+        agents = new[first:last]
+        assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
+    new, agents = small, small[small.index("--agents") + 1 : small.index("--seeds")]
     tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1 --seeds=1"
     folder = str(tmp_path / "small")
     steps = [[*new, *shlex.split(tiny), "--dir", folder], [*resumed[:-1], folder], [*report[:-1], folder]]
@@ -101,7 +136,7 @@ def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: P
     [*_, page] = capsys.readouterr().out.split()
     assert page == f"{folder}/report.html"
     text = Path(page).read_text(encoding="utf-8")
-    for agent in agents[:1] + agents[-1:]:
+    for agent in agents:
         assert agent in text
 
 
@@ -138,28 +173,48 @@ def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_pa
     assert export_encoder.main(words) == 0 and file.is_file()
 
 
+def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:
+    [command] = [shlex.split(line)[2:] for line in COMMANDS if "report.py runs/demo" in line]
+    assert command == ["runs/demo"]
+    run = shutil.copytree(teacher, tmp_path / "demo")
+    assert report_command.main([str(run)]) == 0
+    assert (run / "report.html").is_file()
+
+
 def test_every_command_is_known() -> None:
     scripts = ("train_agent", "compare_agents", "report", "evaluate_encoder", "export_encoder")
     known = (
-        "make demo",
-        "make test",
-        "make torture",
+        "make ",
         "pip install .",
         "astra-gym train",
         "tensorboard --logdir",
         *(f"python experiments/{name}.py" for name in scripts),
+        *(f"python examples/{path.name}" for path in (ROOT / "examples").glob("*.py")),
     )
     assert COMMANDS and all(line.startswith(known) for line in COMMANDS)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert {"demo", "test", "torture", "setup"} <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
+    assert {"demo", "test"} <= targets <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
     command = re.search(r"experiments/train_agent\.py (.*--run_dir runs/demo)", makefile)
     assert command is not None
     assert parse(shlex.split(command[1])).settings.run_dir == "runs/demo"
 
 
-def test_the_pictures_exist() -> None:
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
-    assert pictures and all((ROOT / path).is_file() for path in pictures)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_pictures_exist_and_are_light(page: Path) -> None:
+    found = [page.parent / path for path in re.findall(r"!\[.*?\]\((.*?)\)", PAGES[page])]
+    assert all(path.is_file() for path in found)
+    assert sum(path.stat().st_size for path in found) < 600_000
+
+
+def test_the_readme_is_read_on_two_screens() -> None:
+    text = re.sub(r"^```.*?^```$", "", PAGES[README], flags=re.DOTALL | re.MULTILINE)
+    assert len(text.splitlines()) <= 200 and len(text.split()) <= 1500
+
+
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[README])
+    assert links and [link for link in links if not (ROOT / link).is_file()] == []
 
 
 def test_the_tables_are_those_of_the_results() -> None:
