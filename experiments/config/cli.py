@@ -57,7 +57,7 @@ class TrainFlags:
         config: YAML file with any of the settings; may be repeated, and the last one counts.
         agent_config: YAML file with any of the agent's own settings.
         print_config: print the settings as YAML and exit.
-        list: list methods, agents and data sets, and exit.
+        list: list methods, agents, data sets and what else has a name, and exit.
         trust: import the modules that a config file or the resumed run names, which runs their code.
     """
 

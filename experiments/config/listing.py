@@ -1,8 +1,12 @@
-"""What there is to choose from: methods, agents and data sets, a line each."""
+"""What there is to choose from, a line each."""
 
+import inspect
 from collections.abc import Sequence
 
 from astra_gym.agents import AGENTS
+from astra_gym.envs.observations import OBSERVATIONS
+from astra_gym.envs.rewards.registry import REWARD_TERMS
+from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -10,12 +14,21 @@ Line = tuple[str, str, str]
 
 
 def listing() -> str:
-    """Methods, agents and data sets as text: name, what it is, and the paper."""
+    """Methods, agents and what else has a name, as text: name, what it is, and the paper."""
     methods = [(name, method.summary, method.paper) for name, method in METHODS.items()]
     agents = [(name, entry.summary, entry.paper) for name, entry in AGENTS.items()]
     datasets = [(name, spec.summary, spec.source) for name, spec in DATASETS.items()]
     parts = {"methods (--method)": methods, "agents (--agent)": agents, "data sets (--dataset)": datasets}
+    parts["observations (--observation)"] = [(name, kind.summary, "") for name, kind in OBSERVATIONS.items()]
+    parts["reward terms (--reward_weights.NAME)"] = [(name, term.summary, "") for name, term in REWARD_TERMS.items()]
+    parts["starts of the attack (--attack_start)"] = [(name, first_line(start), "") for name, start in STARTS.items()]
     return "\n".join(_part(title, lines) for title, lines in parts.items())
+
+
+def first_line(item: object) -> str:
+    """Of its docstring, as a listing has it: without a capital and a full stop."""
+    line = (inspect.getdoc(item) or "").partition("\n")[0].rstrip(".")
+    return line[:1].lower() + line[1:]
 
 
 def _part(title: str, lines: Sequence[Line]) -> str:

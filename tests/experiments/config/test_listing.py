@@ -1,8 +1,11 @@
 import pytest
 
 from astra_gym.agents import AGENTS
+from astra_gym.envs.observations import OBSERVATIONS
+from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.listing import listing
+from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -12,7 +15,7 @@ def test_everything_there_is_stands_on_a_line_of_its_own_with_its_paper() -> Non
     tables = [
         {name: method.paper for name, method in METHODS.items()},
         {name: entry.paper for name, entry in AGENTS.items()},
-        dict.fromkeys(DATASETS, ""),
+        *(dict.fromkeys(table, "") for table in (DATASETS, OBSERVATIONS, REWARD_TERMS, STARTS)),
     ]
     assert len(parts) == len(tables)
     for text, table in zip(parts, tables, strict=True):
