@@ -1,0 +1,189 @@
+"""Do the tests notice a wrong line? Mutants drawn by a seed, each applied to a copy of the project and tested there.
+
+python -m tests.torture.mutants --count 60 --seed 0 --output results/mutants.json
+
+A mutant changes one expression: a comparison, an arithmetic or a boolean operator, a number, True or False. At least
+two are drawn of every package. First the tests that mirror its module run, then, if none fails, those of its whole
+folder. What is finished is kept: the same command continues.
+"""
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from astra_gym.ssl_core.utils.files import write_json
+from astra_gym.ssl_core.utils.provenance import ROOT, commit
+
+PACKAGES = ("ssl_core", "envs", "agents", "experiments")
+LEAST = 2
+"""Mutants of every package."""
+SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed expression.
+
+    Args:
+        file: from the project's root.
+        line: of the expression.
+        start, end: offsets of the expression in the file, in bytes.
+        before, after: its text.
+    """
+
+    file: str
+    line: int
+    start: int
+    end: int
+    before: str
+    after: str
+
+
+def mutated(node: ast.expr) -> ast.expr | None:
+    """The expression, wrong in one place; None where nothing is changed in its kind."""
+    made = copy.deepcopy(node)
+    if isinstance(made, ast.Compare) and type(made.ops[0]) in SWAPS:
+        made.ops[0] = SWAPS[type(made.ops[0])]()  # type: ignore[assignment]
+    elif isinstance(made, ast.BinOp | ast.BoolOp) and type(made.op) in SWAPS:
+        made.op = SWAPS[type(made.op)]()  # type: ignore[assignment]
+    elif isinstance(made, ast.UnaryOp) and isinstance(made.op, ast.Not):
+        return made.operand
+    elif isinstance(made, ast.Constant) and isinstance(made.value, bool):
+        made.value = not made.value
+    elif isinstance(made, ast.Constant) and isinstance(made.value, int | float):
+        made.value = made.value + 1
+    else:
+        return None
+    return made
+
+
+def expressions(tree: ast.AST) -> Iterator[ast.expr]:
+    """The expressions that compute: none in annotations, texts or what is raised."""
+    for name, value in ast.iter_fields(tree):
+        if name in ("annotation", "returns", "decorator_list", "exc", "msg"):
+            continue
+        for node in value if isinstance(value, list) else [value]:
+            if isinstance(node, ast.AST) and not isinstance(node, ast.JoinedStr):
+                if isinstance(node, ast.expr):
+                    yield node
+                yield from expressions(node)
+
+
+def mutants_of(file: Path, root: Path = ROOT) -> list[Mutant]:
+    """All that a module offers."""
+    text = file.read_text(encoding="utf-8")
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line.encode()))
+    found = []
+    for node in expressions(ast.parse(text)):
+        wrong = mutated(node)
+        if wrong is not None and node.end_lineno is not None and node.end_col_offset is not None:
+            place = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+            before = text.encode()[slice(*place)].decode()
+            after = f"({ast.unparse(wrong)})"
+            found.append(Mutant(file.relative_to(root).as_posix(), node.lineno, *place, before, after))
+    return found
+
+
+def drawn(count: int, seed: int, root: Path = ROOT) -> list[Mutant]:
+    """So many mutants, `LEAST` of every package and the others of any, each of another place."""
+    chance = random.Random(seed)
+    packages: dict[str, list[Mutant]] = {}
+    for file in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
+        packages.setdefault(file.parent.relative_to(root).as_posix(), []).extend(mutants_of(file, root))
+    chosen = [one for name in packages for one in chance.sample(packages[name], min(LEAST, len(packages[name])))]
+    others = [one for made in packages.values() for one in made if one not in chosen]
+    return chosen + chance.sample(others, max(0, count - len(chosen)))
+
+
+def tests_of(file: str, root: Path = ROOT) -> list[list[str]]:
+    """The tests that run against a module's mutants, one call after the other."""
+    module = Path(file)
+    folder = root / "tests" / module.parent
+    mirrored = sorted(str(test.relative_to(root)) for test in folder.glob(f"test_{module.stem}*.py"))
+    return [tests for tests in (mirrored, [str(folder.relative_to(root))] if folder.is_dir() else []) if tests]
+
+
+def killed_by(mutant: Mutant, place: Path, limit: float) -> str | None:
+    """The first test that fails with the mutant in a copy of the project at `place`, or "time" past the limit; None if
+    all pass."""
+    file = place / mutant.file
+    whole = file.read_bytes()
+    file.write_bytes(whole[: mutant.start] + mutant.after.encode() + whole[mutant.end :])
+    try:
+        for tests in tests_of(mutant.file, place):
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+            threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GPU_TESTS_ON": "cpu"}
+            try:
+                done = subprocess.run(
+                    command, cwd=place, env=os.environ | threads, capture_output=True, text=True, timeout=limit
+                )
+            except subprocess.TimeoutExpired:
+                return "time"
+            if done.returncode:
+                found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+                return found[1] if found else f"status {done.returncode}"
+    finally:
+        file.write_bytes(whole)
+    return None
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=300, help="seconds of one call of pytest")
+    parser.add_argument("--output", type=Path, default=Path("results/mutants.json"))
+    given = parser.parse_args()
+    finished = json.loads(given.output.read_text(encoding="utf-8"))["mutants"] if given.output.exists() else []
+    known = {(one["file"], one["start"], one["after"]) for one in finished}
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) / "project"
+        shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*venv*", ".git", "build", "runs", "__pycache__"))
+        for mutant in drawn(given.count, given.seed):
+            if (mutant.file, mutant.start, mutant.after) in known:
+                continue
+            began = time.monotonic()
+            killer = killed_by(mutant, place, given.limit)
+            seconds = round(time.monotonic() - began, 1)
+            finished.append(asdict(mutant) | {"killed_by": killer, "seconds": seconds})
+            killed = sum(one["killed_by"] is not None for one in finished)
+            document = {"schema": 1, "seed": given.seed, "commit": commit(ROOT), "killed": killed, "mutants": finished}
+            write_json(given.output, document)
+            print(f"{mutant.file}:{mutant.line} {mutant.before!r} -> {mutant.after!r}: {killer}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
