@@ -17,6 +17,7 @@ from astra_gym.experiments.comparison.cell_results import (
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.config.superseded import as_written
 from astra_gym.ssl_core.utils.provenance import ROOT
 
 
@@ -72,7 +73,7 @@ def test_a_comparison_that_is_older_than_a_setting_goes_on(tmp_path) -> None:
     assert len(found) == len(cells) >= 5
     # what is written anew tells no older cell from a new one
     assert all(
-        cell.settings == {**cell.settings, **old.settings, "keep_every": 0}
+        cell.settings == {**cell.settings, **as_written(old.settings), "keep_every": 0}
         for cell, old in zip(found.values(), cells, strict=True)
     )
     folder.write_plan(plan)
