@@ -207,6 +207,17 @@ def test_the_pictures_exist_and_are_light(page: Path) -> None:
     assert sum(path.stat().st_size for path in found) < 600_000
 
 
+def test_the_errors_of_troubleshooting_are_those_of_the_code() -> None:
+    packages = ("ssl_core", "envs", "agents", "experiments")
+    files = [file for package in packages for file in sorted((ROOT / package).rglob("*.py"))]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # a message over several lines
+    errors = re.findall(r"^### (.*)$", PAGES[ROOT / "docs" / "troubleshooting.md"], re.MULTILINE)
+    parts = [part.strip(" ,:;?") for error in errors for part in error.split("…")]
+    assert len(errors) > 20
+    assert [part for part in parts if len(part.split()) > 1 and part not in joined] == []
+
+
 def test_the_readme_is_read_on_two_screens() -> None:
     text = re.sub(r"^```.*?^```$", "", PAGES[README], flags=re.DOTALL | re.MULTILINE)
     assert len(text.splitlines()) <= 200 and len(text.split()) <= 1500
