@@ -23,6 +23,7 @@ extensions = [
     "from_code",
     "mathml",
 ]
+smartquotes = False  # two hyphens are a flag
 exclude_patterns = ["_build", "gallery/*.ipynb"]
 templates_path = ["_templates"]
 default_role = "literal"  # docstrings mark code by single backticks
@@ -31,8 +32,10 @@ myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "none"  # the signature has them
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autosummary_generate = True
+add_module_names = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80

@@ -89,7 +89,13 @@ def _list_table(match: re.Match[str]) -> str:
     return "\n".join([*made, "", ""])
 
 
+def skipped(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples are left out: the class's docstring describes them."""
+    return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", as_rst)
+    app.connect("autodoc-skip-member", skipped)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -133,7 +133,9 @@ def reliability_table(results: Path, part: str) -> list[Block]:
         for name, found in document["parts"].items()
         if part in ("all", name)
     ]
+    failed = [f"{one['kind']}: {one['cases']}" for found in document["parts"].values() for one in found["failed"]]
     note = f"Seed {document['seed']}, commit {document['commit'][:7]}, {document['system']}, {document['machine']}."
+    note += f" Failed: {'; '.join(failed)}." if failed else ""
     return [Table("", note, ["part", "cases", "failures", "minutes"], rows)]
 
 
