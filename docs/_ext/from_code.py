@@ -3,13 +3,16 @@
 import inspect
 import re
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from sphinx.application import Sphinx
 
 from astra_gym.agents import AGENTS
 from astra_gym.envs.batch_env import BatchAttackEnv
+from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.view_env import ViewAttackVectorEnv
+from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -62,7 +65,16 @@ def datasets() -> str:
     )
 
 
+def terms() -> str:
+    defaults = {name: Fraction(getattr(WorldSettings, f"reward_{name}")).limit_denominator(99) for name in REWARD_TERMS}
+    return table(
+        ("term", "value, for each attacked view", "sign", "default weight"),
+        ((f"`{name}`", kind.summary, f"{kind.sign:+}"[0], f"{defaults[name]}") for name, kind in REWARD_TERMS.items()),
+    )
+
+
 MADE = {
+    "terms": terms,
     "ViewAttack-v0": lambda: environment(ViewAttackVectorEnv),
     "BatchAttack-v0": lambda: environment(BatchAttackEnv),
     "methods": methods,

@@ -140,7 +140,6 @@ def reliability_table(results: Path, part: str) -> list[Block]:
 
 
 TABLES: dict[str, Made] = {
-    "reliability": reliability_table,
     "accuracy": accuracy_table,
     "policy": policy_table,
     "benchmark": benchmark_table,
@@ -156,6 +155,7 @@ TABLES: dict[str, Made] = {
     "compared-methods": compared(methods_table),
     "compared-strategies": compared(strategies_table),
     "compared-coresets": compared(coresets_table),
+    "reliability": reliability_table,
 }
 
 
