@@ -106,7 +106,7 @@ def test_published_protocols_are_standard(dataset: str) -> None:
         ({"flip": 0.0}, "slf", ("flips with probability 0, not 0.5",)),
         ({"flip": 0.0, "augment": False}, "slf", ("augment False, not True",)),
         ({"flip": 0.0, "augment": False}, "aff", ("flips with probability 0, not 0.5",)),
-        ({"neighbours": 20}, "knn", ("k 20, not 200",)),
+        ({"neighbors": 20}, "knn", ("k 20, not 200",)),
         ({"batch_size": 64}, "aff", ("batch_size 64, not 128",)),
     ],
 )
@@ -180,7 +180,7 @@ def test_every_setting_that_decides_is_in_the_key() -> None:
             repr(made(**change).key(protocol))
             for change in (
                 *({}, {"epochs": 1}, {"lr": 0.5}, {"aff_lr": 0.5}, {"aff_noise": 0.5}, {"flip": 0.1}),
-                {"neighbours": 3},
+                {"neighbors": 3},
             )
         }
         assert len(keys) == {"slf": 4, "alf": 4, "aff": 5, "lp-aff": 6, "knn": 2}[protocol]
