@@ -51,7 +51,9 @@ def test_an_example_trains_and_shows_something(name: str, tmp_path: Path, monkey
     assert re.search(SHOWS[name], out), out
 
 
-@pytest.mark.parametrize("agent", ["fixed", "random", "reinforce", "ppo"])
+@pytest.mark.parametrize(
+    "agent", ["reinforce", *(pytest.param(name, marks=pytest.mark.every_agent) for name in ("fixed", "random", "ppo"))]
+)
 def test_the_custom_method_trains_under_every_kind_of_agent_and_resumes(agent: str, tmp_path: Path) -> None:
     tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1"
     own = ["--method", "custom_method:AlignUniform", "--method_kwargs.uniformity", "0.5", "--agent", agent]

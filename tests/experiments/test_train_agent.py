@@ -90,9 +90,16 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path) -> None
     assert any(not torch.equal(v, weights(tmp_path / "c")[k]) for k, v in weights(tmp_path / "a").items())
 
 
-RESUMED = [(name, flag) for name in AGENTS if name != "none" for flag in ("--env=view", "--env=batch")] + [
+FEW_RESUMED = {
+    *(("reinforce", flag) for flag in ("--env=view", "--env=batch", "--observation=image")),
+    *((name, "--env=view") for name in ("reinforce-paper", "ppo", "dqn", "td3", "lints", "random")),
+    ("ppo", "--env=batch"),
+}
+"""One of each kind of state: policies, a second draw, SB3's rollout, replay buffer and noise, a bandit, a control."""
+EVERY_RESUMED = [(name, flag) for name in AGENTS if name != "none" for flag in ("--env=view", "--env=batch")] + [
     (name, "--observation=image") for name in ("reinforce", "ppo", "a2c")
 ]
+RESUMED = [pytest.param(*pair, marks=() if pair in FEW_RESUMED else pytest.mark.every_agent) for pair in EVERY_RESUMED]
 
 
 @pytest.mark.parametrize(("agent", "flag"), RESUMED)
