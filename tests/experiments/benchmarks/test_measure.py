@@ -144,8 +144,8 @@ def test_a_figure_knows_whether_its_target_is_met() -> None:
     figure = Figure("attack", "+ folded batch norm", "times faster", (1.0, 2.0, 3.0, 4.0, 9.0))
     assert figure.summary() == {"median": 3.0, "quartiles": (2.0, 4.0), "target": 2.5, "met": True}
     assert Figure("attack", "+ folded batch norm", "times faster", (2.4,)).summary()["met"] is False
-    assert Figure("start", "first training step", "seconds", (5.9,)).summary()["met"] is True
-    assert Figure("start", "first training step", "seconds", (6.1,)).summary()["met"] is False
+    assert Figure("start", "first training step", "seconds", (3.9,)).summary()["met"] is True
+    assert Figure("start", "first training step", "seconds", (4.1,)).summary()["met"] is False
     alone = Figure("shares", "reinforce: rest", "share", (0.16,))
     assert alone.summary() == {"median": 0.16, "quartiles": (0.16, 0.16), "target": None, "met": None}
     assert alone.record()["unit"] == "share"
