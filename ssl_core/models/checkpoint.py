@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and values, written whole or not at all, loaded without running anybody's code."""
+"""Checkpoints: plain tensors and values, written whole or not at all, loaded without running code from the file."""
 
 import os
 import re
@@ -20,30 +20,30 @@ from astra_gym.ssl_core.utils.messages import few, printable, shown
 SCHEMA = 1
 FORMAT = "astra-gym"
 WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""Floating types in which weights may be kept."""
+"""Floating types allowed for weights."""
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint of this project, is damaged, or is of another kind or version."""
+    """Error for a file that is no checkpoint of this project, is damaged, or is of another kind or version."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Path:
-    """Writes `payload` (nested dicts and lists of tensors and plain values) and its seal, whole or not at all.
+    """Write `payload` (nested dicts and lists of tensors and plain values) and its seal, whole or not at all.
 
     Args:
-        path: the file to write; its folder is made.
-        kind: what it holds ("run", "encoder", "agent", ...); `load_checkpoint` wants the same.
-        payload: what to keep.
+        path: the file to write; its folder is created.
+        kind: kind of the content ("run", "encoder", "agent", ...); `load_checkpoint` needs the same.
+        payload: the content.
 
     Returns:
         The path.
 
     Raises:
-        CheckpointError: if `payload` holds anything else, which could not be read again; nothing is written then.
-        ValueError: if something lies there that is no regular file.
+        CheckpointError: if `payload` holds anything else, which could not be loaded; nothing is written then.
+        ValueError: if the path exists and is no regular file.
     """
     path = Path(path)
     try:
@@ -57,12 +57,12 @@ def save_checkpoint(path: str | Path, kind: str, payload: dict[str, Any]) -> Pat
 
 
 def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint with `weights_only=True`.
+    """Read a checkpoint with `weights_only=True`.
 
     Args:
         path: the file.
-        kind: what it has to hold; one of these, where there are several.
-        device: where to put its tensors.
+        kind: expected kind; with several, the file must have one of them.
+        device: device for the tensors.
 
     Raises:
         CheckpointError: if the file is missing, unreadable, truncated, damaged, foreign, or of another kind or schema.
@@ -97,28 +97,28 @@ def load_checkpoint(path: str | Path, kind: str | Sequence[str], device: torch.d
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line, without the codes that make a terminal's text bold."""
+    """Return an error's message in one line, without the codes that make a terminal's text bold."""
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()
     return " ".join(said)[:120] or type(error).__name__
 
 
 def describe_network(network: TargetNetwork) -> dict[str, Any]:
-    """What `load_network` needs to build the same network again."""
+    """Return what `load_network` needs to build the same network again."""
     return {"arguments": dict(network.arguments), "state": network.state_dict()}
 
 
 def load_network(
     path: str | Path, device: torch.device | str = "cpu", *, checks_images: bool = True
 ) -> tuple[TargetNetwork, str]:
-    """The target network of a run's checkpoint or of a kept encoder, in eval mode, and its route of evaluation.
+    """Load the target network of a run's checkpoint or kept encoder, in eval mode, and its route of evaluation.
 
-    It computes in float32 whatever its run was trained in, as its export does. Its `features` and `forward` refuse
+    It computes in float32 whatever the precision of its run, like its export. Its `features` and `forward` refuse
     images that are not float32 (n, 3, h, w) in [0, 1].
 
     Args:
-        path: a checkpoint of kind "run" or "encoder", or a run folder (then `checkpoints/last.pt` in it).
-        device: where to put it.
-        checks_images: False leaves the look at the images' values out, which waits for the device at every call.
+        path: a checkpoint of kind "run" or "encoder", or a run folder (its `checkpoints/last.pt` is read).
+        device: device for the network.
+        checks_images: whether the network checks the images' values, which waits for the device at every call.
 
     Raises:
         CheckpointError: as `load_checkpoint`, or if the weights are not finite or do not fit the network.
@@ -133,22 +133,22 @@ def load_network(
     route = payload.get("evaluation_route")
     if not isinstance(route, str) or route not in network.routes:
         raise CheckpointError(f"{file}: its route of evaluation is {shown(route)}: expected {few(network.routes)}")
-    # accuracies of different runs are comparable, and attacks have exact gradients, whatever the run was trained in
+    # float32 makes accuracies of runs in different precisions comparable, and gives attacks exact gradients
     network.precision = "fp32"
     network.checks_images = checks_images
     return network.to(device).eval(), route
 
 
 def _network_of(saved: Any, file: Path) -> TargetNetwork:
-    """The network that `describe_network` described, on the CPU."""
+    """Build the network that `describe_network` described, on the CPU."""
     arguments, state = (saved.get(name) if isinstance(saved, dict) else None for name in ("arguments", "state"))
     if not isinstance(arguments, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{file}: damaged: expected a network's arguments and its weights by name")
     try:
-        # on no device: nothing is drawn, and a size that the weights belie takes no memory
+        # on the meta device: no weights are drawn, and a false size takes no memory
         with torch.device("meta"):
             network = TargetNetwork(**arguments)
-    except Exception as error:  # arguments that somebody has edited fail in a dozen ways
+    except Exception as error:  # edited arguments fail in a dozen ways
         raise CheckpointError(f"{file}: damaged: its network cannot be built ({_reason(error)})") from error
     expected = network.state_dict()
     faults = {
@@ -169,29 +169,29 @@ def _network_of(saved: Any, file: Path) -> TargetNetwork:
 
 
 def _is_like(value: Any, expected: Tensor) -> bool:
-    """Whether it is a dense tensor of weights, or of integers, as expected."""
+    """Whether a value is a dense tensor of weights, or of integers, as expected."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
         return False
     return value.dtype in WEIGHTS if expected.is_floating_point() else value.dtype == expected.dtype
 
 
 def encoder_path(checkpoints: Path, epoch: int) -> Path:
-    """Where a run keeps the encoder of an epoch, among its checkpoints."""
+    """Return the path of an epoch's encoder in a run's folder of checkpoints."""
     return checkpoints / f"epoch-{epoch:04d}.pt"
 
 
 def kept_encoders(run_folder: Path) -> list[tuple[float, Path]]:
-    """The encoders that a run has kept (`keep_every`), in the order of training; none where it keeps none.
+    """List the encoders that a run has kept (`keep_every`), in the order of training.
 
     Args:
-        run_folder: of the run.
+        run_folder: folder of the run.
 
     Returns:
-        The epochs that each has trained for, which may be more than its name says (see
-        `astra_gym.experiments.runs.run.Run.keep_encoders`), and its file, for `load_network`.
+        The training time in epochs and the file, for `load_network`, of each; an empty list if it keeps none. The
+        epochs may be more than the file's name says (see `astra_gym.experiments.runs.run.Run.keep_encoders`).
 
     Raises:
-        CheckpointError: if it is no run folder, or a file is damaged.
+        CheckpointError: if the folder is no run folder, or a file is damaged.
     """
     checkpoints = run_folder / "checkpoints"
     if not checkpoints.is_dir():

@@ -12,7 +12,7 @@ from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import as_float
 
 PIECE = 4096
-"""Features whose distances `assign` holds at once."""
+"""Number of features whose distances `assign` holds in memory at a time."""
 
 
 def encode_features(
@@ -23,22 +23,22 @@ def encode_features(
     batch_size: int = 256,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Backbone features of images as they are, without augmentation and without gradient.
+    """Return the backbone features of images, without augmentation and without gradient.
 
     Args:
-        network: `network(images, route)` gives `Encoded`: a `TargetNetwork` in eval mode, a `FoldedNetwork`, or what a
-            method is given.
+        network: function of (images, route) that gives `Encoded`: a `TargetNetwork` in eval mode, a `FoldedNetwork`, or
+            the network that a method is given.
         images: (n, 3, h, w) uint8, n >= 1.
         route: batch-norm route.
-        batch_size: images encoded at once.
-        device: of the network; by default that of its parameters if it is a module, else that of the images.
+        batch_size: number of images per forward pass, >= 1.
+        device: the network's device; by default that of its parameters if it is a module, else that of the images.
 
     Returns:
-        (n, d) on that device.
+        Features (n, d) on that device.
 
     Raises:
-        ValueError: if the network is in train mode, where an image's features depend on its batch, or there are no
-            images or none to a batch.
+        ValueError: if the network is in train mode, where an image's features depend on its batch; if there are no
+            images or the batch size is below 1.
     """
     if isinstance(network, nn.Module):
         if network.training:
@@ -60,29 +60,29 @@ def fit_clusters(
     tolerance: float = 1e-5,
     max_iterations: int = 300,
 ) -> list[Tensor]:
-    """k-means with Euclidean distances, for each of several numbers of clusters.
+    """Cluster features by k-means with Euclidean distances, for each of several numbers of clusters.
 
-    Lloyd's iterations from k-means++ starts, in float64. On the CPU it is scikit-learn's `KMeans` on one thread, so
-    that the same features and generator give the same centroids bit for bit; on a GPU it is `by_torch`, which draws the
-    same numbers: its clusters are others only where rounding decides. AdvCL clusters into 2, 10, 50, 100 and 500;
-    DynACL++ into 10, AIR++ into the number of classes with a tolerance of 1e-5 (released code). On 50,000 features of
-    dimension 512 an iteration for 500 clusters takes some seconds of a CPU.
+    Lloyd's iterations from k-means++ starts, in float64. The CPU uses scikit-learn's `KMeans` on one thread: the same
+    features and generator give the same centroids bit for bit. A GPU uses `by_torch`, which draws the same numbers: its
+    clusters differ only where rounding decides. AdvCL clusters into 2, 10, 50, 100 and 500; DynACL++ into 10, AIR++
+    into the number of classes with a tolerance of 1e-5 (released code). With 50,000 features of dimension 512 an
+    iteration for 500 clusters takes some seconds on a CPU.
 
     Args:
         features: (n, d), finite.
         counts: numbers of clusters K, each in 2..n; at least one.
-        generator: each K draws one seed from it, in this order. The global generators are left alone.
-        starts: runs for each K, of which that with the smallest sum of squared distances is kept.
-        tolerance: a run ends when the centroids' squared shift is at most this times the mean variance of a feature.
-        max_iterations: a run ends at the latest then.
+        generator: source of one seed per K, in this order. The global generators keep their state.
+        starts: number of runs per K; the one with the smallest sum of squared distances is kept.
+        tolerance: bound on the centroids' squared shift, in mean variances of a feature; a run ends at or below it.
+        max_iterations: largest number of iterations of a run.
 
     Returns:
-        For each K, centroids (K, d): float64 whatever the features are, so that `assign` finds the very clusters of the
-        fit; on the features' device.
+        For each K, centroids (K, d): float64 for features of any type, so that `assign` finds exactly the clusters of
+        the fit; on the features' device.
 
     Raises:
-        ValueError: if shapes, values or numbers are out of range, or fewer than K of the features are distinct, as
-            those of a collapsed encoder.
+        ValueError: if shapes, values or numbers are out of range, or fewer than K of the features are distinct, as with
+            a collapsed encoder.
     """
     _check_features(features)
     n = len(features)
@@ -112,9 +112,11 @@ def fit_clusters(
 def by_scikit_learn(
     points: Tensor, count: int, seed: int, starts: int, tolerance: float, max_iterations: int
 ) -> Tensor | None:
-    """The centroids (count, d) of points (n, d) in float64 on the CPU, by scikit-learn on one thread; None where fewer
-    points are distinct. The other arguments are those of `fit_clusters`."""
-    # imported here: it takes a second, and only a few methods cluster
+    """Return the centroids (count, d) of float64 points (n, d) on the CPU, by scikit-learn on one thread.
+
+    The result is None if fewer points are distinct. The other arguments are those of `fit_clusters`.
+    """
+    # imported here: the import takes a second, and only a few methods cluster
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -133,7 +135,7 @@ def by_scikit_learn(
 def by_torch(
     points: Tensor, count: int, seed: int, starts: int, tolerance: float, max_iterations: int
 ) -> Tensor | None:
-    """What `by_scikit_learn` gives, to rounding, on the points' device."""
+    """Return what `by_scikit_learn` returns, up to rounding, on the points' device."""
     draws = np.random.RandomState(seed)
     origin = points.mean(dim=0)
     points = points - origin
@@ -144,9 +146,11 @@ def by_torch(
 
 
 def spread_points(points: Tensor, count: int, draws: np.random.RandomState) -> Tensor:
-    """Starts (count, d) among points (n, d) in float64 by greedy k-means++ (Arthur and Vassilvitskii 2007): each is the
-    best of 2 + log(count) that are drawn in proportion to the squared distance to the nearest start so far. The draws
-    are scikit-learn's."""
+    """Choose starts (count, d) among float64 points (n, d) by greedy k-means++ (Arthur and Vassilvitskii 2007).
+
+    Each start is the best of 2 + log(count) points, drawn in proportion to the squared distance to the nearest start so
+    far. The draws are scikit-learn's.
+    """
     n, trials = len(points), 2 + int(math.log(count))
     squares = points.square().sum(dim=1)
 
@@ -156,7 +160,7 @@ def spread_points(points: Tensor, count: int, draws: np.random.RandomState) -> T
     chosen = [torch.tensor([draws.choice(n, p=np.full(n, 1 / n))], device=points.device)]
     nearest = distances(chosen[0])
     for shares in draws.uniform(size=(count - 1, trials)):
-        # on the host: a GPU's cumulative sums are not the same in every run
+        # on the host: a GPU's cumulative sums differ from run to run
         heaps = nearest[0].cpu().numpy().cumsum()
         drawn = np.searchsorted(heaps, shares * float(nearest.sum())).clip(max=n - 1)
         rows = torch.from_numpy(drawn).to(points.device)
@@ -168,16 +172,18 @@ def spread_points(points: Tensor, count: int, draws: np.random.RandomState) -> T
 
 
 def lloyd(points: Tensor, start: Tensor, least: float, max_iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Lloyd's iterations as scikit-learn makes them.
+    """Run Lloyd's iterations in the same way as scikit-learn.
 
     Args:
         points: (n, d) float64.
         start: (K, d) float64, the first centroids, on the same device.
-        least: the centroids' squared shift at which they end; they do too when no point changes its cluster.
-        max_iterations: at most so many, 1 or more.
+        least: squared shift of the centroids at which the iterations end; they also end when no point changes its
+            cluster.
+        max_iterations: largest number of iterations, >= 1.
 
     Returns:
-        Centroids (K, d), the nearest of them for each point (n,) int64, and the sum of squared distances to these.
+        Centroids (K, d), the index of each point's nearest centroid (n,) int64, and the sum of squared distances to
+        these.
     """
     centroids, labels = start, torch.full((len(points),), -1, device=points.device)
     for _ in range(max_iterations):
@@ -192,11 +198,11 @@ def lloyd(points: Tensor, start: Tensor, least: float, max_iterations: int) -> t
 
 
 def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """The mean of each cluster's points; of a cluster without one, the point that is farthest from its centroid."""
+    """Return the mean of each cluster's points; an empty cluster gets the point farthest from its centroid."""
     sums, sizes = torch.zeros_like(centroids), torch.zeros_like(centroids[:, 0])
     clusters = torch.arange(len(centroids), device=points.device)
     for piece, own in zip(points.split(PIECE), labels.split(PIECE), strict=True):
-        # products and not scattered additions: a GPU makes those in any order
+        # products instead of scattered additions: a GPU adds in any order
         members = (clusters[:, None] == own).to(points.dtype)
         sums += members @ piece
         sizes += members.sum(dim=1)
@@ -211,7 +217,7 @@ def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 
 
 def assign(features: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each feature by Euclidean distance, computed in float64.
+    """Return the nearest centroid of each feature by Euclidean distance, computed in float64.
 
     Args:
         features: (n, d), finite.
@@ -223,7 +229,7 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes do not fit, or on the CPU a feature is not finite.
     """
-    # on a GPU nobody waits for it here: an update looks at its loss
+    # on a GPU the values are not checked: that would wait for the device, and an update checks its loss
     _check_features(features, values=features.device.type == "cpu")
     if centroids.ndim != 2 or not len(centroids) or centroids.shape[1] != features.shape[1]:
         raise ValueError(

@@ -10,17 +10,18 @@ from astra_gym.ssl_core.utils.finite import check_number
 
 @torch.no_grad()
 def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
-    """The target's parameters follow the source's: `t <- momentum * t + (1 - momentum) * s`.
+    """Move the target's parameters toward the source's: `t <- momentum * t + (1 - momentum) * s`.
 
-    Buffers are left alone: a momentum network's batch-norm statistics come from its own forward passes (DynACL, BYOL).
+    Buffers do not change: a momentum network's batch-norm statistics come from its own forward passes (DynACL, BYOL).
 
     Args:
-        target: the moving average.
-        source: of the same parameters.
-        momentum: how much of the target stays, in [0, 1].
+        target: the moving average; it is changed in place.
+        source: a module with the same parameters.
+        momentum: share of the target that stays, in [0, 1].
 
     Raises:
-        ValueError: if the momentum is out of range, or the parameters differ in name or shape; nothing is updated then.
+        ValueError: if the momentum is out of range, or the parameters differ in name or shape; the target is then
+            unchanged.
     """
     check_number("momentum", momentum, 0, 1)
     ours, theirs = dict(target.named_parameters()), dict(source.named_parameters())
@@ -38,7 +39,7 @@ def cosine_momentum(progress: float, start: float) -> float:
     """Momentum that rises from `start` to 1 along a cosine (BYOL): `1 - (1 - start) * (cos(pi * progress) + 1) / 2`.
 
     Args:
-        progress: how much of the training is done, in [0, 1]; it stays 1 beyond.
-        start: the momentum at the beginning, in [0, 1] (0.99 on CIFAR).
+        progress: share of the training that is done, in [0, 1]; larger values count as 1.
+        start: momentum at the beginning, in [0, 1] (0.99 on CIFAR).
     """
     return 1 - (1 - start) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2

@@ -1,4 +1,4 @@
-"""What is asked of an encoder by whoever measures it, and what classifiers on a frozen one have in common."""
+"""The interface of an encoder for evaluation, and the base of classifiers on a frozen encoder."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +22,13 @@ class Encoder(Protocol):
 
 
 def fast_features(encoder: nn.Module) -> Features:
-    """An encoder's features in eval mode, by the fastest way there is, for as long as its weights do not change.
+    """Return the fastest function for an encoder's features in eval mode, valid while its weights do not change.
 
-    A `TargetNetwork` is folded (`astra_gym.ssl_core.models.folding`), which moves the features by rounding. Any other
-    module computes as it does, and so does one with hooks, which the folded one would not call.
+    A `TargetNetwork` is folded (`astra_gym.ssl_core.models.folding`), which changes the features by rounding only. Any
+    other module keeps its own `features`. So does a network with hooks, because a folded one would not call them.
 
     Raises:
-        ValueError: if it is a `TargetNetwork` in train mode.
+        ValueError: if the encoder is a `TargetNetwork` in train mode.
     """
     # a subclass may compute something else
     if type(encoder) is not TargetNetwork or any(map(_hooked, encoder.modules())):
@@ -44,11 +44,11 @@ def _hooked(module: nn.Module) -> bool:
 class FrozenEncoderClassifier(nn.Module):
     """A classifier on a frozen encoder.
 
-    It stays in eval mode whatever `train()` is asked for, and no parameter takes gradients; the images may.
+    It stays in eval mode whatever `train()` is given. No parameter takes gradients; the images may.
 
     Args:
         encoder: an `Encoder`.
-        route: batch-norm route of its features.
+        route: batch-norm route of the features.
     """
 
     def __init__(self, encoder: nn.Module, route: str) -> None:
@@ -62,29 +62,29 @@ class FrozenEncoderClassifier(nn.Module):
         return super().train(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (n, 3, H, W) in [0, 1] to features (n, feature_dim); while `held`, by the fastest way there is."""
+        """Encode images (n, 3, H, W) in [0, 1] to features (n, feature_dim); inside `held`, in the fastest way."""
         features = cast(Encoder, self.encoder).features if self._fast is None else self._fast
         return features(images, self.route)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FrozenEncoderClassifier":
-        # another type or device: what was folded is of the old one
+        # the folded network has the old type or device
         self._fast = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        # a copy may be changed, and is not held
+        # a copy may be changed and is outside `held`
         return self.__dict__ | {"_fast": None}
 
 
 @contextmanager
 def held(classifier: nn.Module) -> Iterator[None]:
-    """While entered, nobody changes a classifier's weights, so that the frozen encoders in it are `fast_features`.
+    """Use `fast_features` for the frozen encoders of a classifier inside this context.
 
-    It is for whoever asks a classifier often, as an attack does; it may be nested. Copies that are made meanwhile, and
-    classifiers that are brought to another type or device, compute as they always do.
+    The caller must not change the weights inside. Use it for many calls, such as an attack's; it may be nested. Copies
+    made inside, and classifiers moved to another type or device, compute as they do outside.
 
     Args:
-        classifier: in eval mode; a `FrozenEncoderClassifier` or a module that holds some. Any other is left alone.
+        classifier: a `FrozenEncoderClassifier`, or a module that holds some, in eval mode; any other is not changed.
     """
     parts = [part for part in classifier.modules() if isinstance(part, FrozenEncoderClassifier) and part._fast is None]
     try:

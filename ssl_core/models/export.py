@@ -1,4 +1,4 @@
-"""A network's weights under the names that other libraries and the ACL family give them."""
+"""A network's weights under the names of other libraries and of the ACL family."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -10,15 +10,15 @@ from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.messages import few
 
 OURS_ALONE = ("mean", "std")
-"""Buffers of a `TargetNetwork` that no layout has a name for: the input normalisation."""
+"""Buffers of a `TargetNetwork` without a name in any layout: the input normalization."""
 
 
 class Layout(NamedTuple):
-    """How a family of checkpoints names the parts of a ResNet.
+    """Names of the parts of a ResNet in a family of checkpoints.
 
     Args:
-        shortcut: the shortcut's convolution and batch norm, behind `downsample.`.
-        norm: what stands behind a batch norm's name; `{index}` is the route's place among the network's routes.
+        shortcut: names of the shortcut's convolution and batch norm, after `downsample.`.
+        norm: suffix of a batch norm's name; `{index}` is the route's place among the network's routes.
     """
 
     shortcut: tuple[str, str]
@@ -27,16 +27,15 @@ class Layout(NamedTuple):
 
 TORCHVISION = Layout(("0", "1"), "")
 DUAL_NORM = Layout(("conv", "bn"), ".bn_list.{index}")
-"""ACL's, which DynACL and ASTrA took over: a list of batch norms, `normal` first and `pgd` second."""
+"""Layout of ACL, DynACL and ASTrA: a list of batch norms, `normal` first and `pgd` second."""
 
 
 def foreign_names(network: TargetNetwork, layout: Layout, projector: bool = True) -> dict[str, str]:
-    """The layout's name for every entry of the network's state dict but the input normalisation and, unless it is
-    wanted, the projector.
+    """Return the layout's name for each entry of the network's state dict, except the input normalization.
 
-    Where a classifier would be, `fc`, the ACL family has its projector (`fc.fc1`, `fc.bn1` and so on), and a neck gets
-    the names of `Sequential(Linear, BatchNorm1d, ReLU)`. In a layout without a place for routes, the batch norms of all
-    routes get the same name.
+    Without `projector` its entries are left out too. The ACL family keeps its projector where a classifier would be, in
+    `fc` (`fc.fc1`, `fc.bn1` and so on). A neck gets the names of `Sequential(Linear, BatchNorm1d, ReLU)`. In a layout
+    without routes, the batch norms of all routes get the same name.
     """
     counts = ARCHITECTURES[cast(str, network.arguments["arch"])][1]
     places = [f"layer{stage}.{index}" for stage, count in enumerate(counts, 1) for index in range(count)]
@@ -80,12 +79,12 @@ def _norm(owner: Sequence[str], layout: Layout, places: Sequence[str]) -> str:
 
 
 def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
-    """The encoder's weights, with the batch norms of one route, as torchvision's ResNets name and shape them.
+    """Return the encoder's weights, with the batch norms of one route, under the names of torchvision's ResNets.
 
     A `torchvision.models.ResNet` of the same layers loads it with `strict=True`; its `fc` is the neck if there is one,
     else `Identity`. `export_encoder.py` prints the code that builds it. The model gives the same features from images
-    normalised by the network's mean and standard deviation, which are no part of a state dict: keep them beside it. The
-    projector is left out.
+    normalized by the network's mean and standard deviation. A state dict does not hold these two: keep them beside it.
+    The projector is left out.
 
     Returns:
         Copies of the tensors, on the CPU.

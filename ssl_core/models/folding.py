@@ -1,4 +1,4 @@
-"""The attack's copy of an eval-mode network: batch norm folded into the convolutions, gradients for the images only."""
+"""A copy of an eval-mode network for attacks: batch norm folded into the layers, gradients for the images only."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
@@ -18,39 +18,40 @@ _max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
 
 
 class Linear(NamedTuple):
-    """A linear layer that does its batch norm as well, and whether ReLU follows."""
+    """A linear layer with its batch norm folded in, and whether ReLU follows."""
 
     weight: Tensor
     bias: Tensor | None
     rectify: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs) to (n, outputs)."""
+        """Map (n, inputs) to (n, outputs)."""
         x = F.linear(x, self.weight, self.bias)
         return x.relu_() if self.rectify else x
 
 
 class Residual(NamedTuple):
-    """A residual block: its convolutions in order, and the shortcut's where it has one."""
+    """A residual block: its convolutions in order, and the shortcut's if it has one."""
 
     convs: tuple[Convolution, ...]
     shortcut: Convolution | None
 
 
 class FoldedRoute:
-    """One route of a network in eval mode; it keeps no link to the original's weights.
+    """One route of a network in eval mode, independent of the original's weights.
 
     In eval mode batch norm is `scale * x + shift` per channel, so `scale` goes into the layer before it and `shift`
-    becomes its bias; the division of the input normalisation goes into the first convolution. In float32 that moves the
-    rounding, no more: its contract is the attained loss of an attack, within 0.1 %. With the network's precision bf16
-    everything between the subtraction of the pixels' mean and the outputs runs in bfloat16: within 1 %.
+    becomes its bias. The division of the input normalization goes into the first convolution. In float32 this changes
+    the rounding only: the attained loss of an attack stays within 0.1 %. With the network's precision bf16 everything
+    between the subtraction of the pixels' mean and the outputs runs in bfloat16: within 1 %.
 
-    The backward pass is written out: it keeps what the images' gradient needs, the outputs of the rectifiers, and works
-    in place. With the network's `recompute` it keeps the images only, a piece at a time, and repeats the forward pass.
+    The backward pass is written by hand. It keeps what the images' gradient needs, the outputs of the rectifiers, and
+    works in place. With the network's `recompute` it keeps the images only, a piece at a time, and repeats the forward
+    pass.
 
     Args:
-        network: what is folded, as it is now.
-        route: of its batch norm.
+        network: the network to fold, with its present weights.
+        route: batch-norm route.
         projector: whether the projector is folded too; without it the embeddings are the features.
     """
 
@@ -96,16 +97,16 @@ class FoldedRoute:
         return folded
 
     def __call__(self, images: Tensor) -> Encoded:
-        """Images (n, 3, h, w) to features and embeddings, in the network's own floating type."""
+        """Encode images (n, 3, h, w) to features and embeddings, in the network's floating type."""
         if torch.is_grad_enabled() and images.requires_grad:
             return Encoded(*_FoldedEncoding.apply(images, self))
         return Encoded(*self.forward(images, None))
 
     def forward(self, images: Tensor, kept: list[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """Features and embeddings; a list is given what `backward` needs, in the order of the layers."""
+        """Return features and embeddings, and append to `kept` what `backward` needs, in the order of the layers."""
 
         def keep(*values: Tensor) -> None:
-            # without a list a layer's output is freed as soon as the next one has it
+            # without a list a layer's output is freed as soon as the next layer has used it
             if kept is not None:
                 kept.extend(values)
 
@@ -130,7 +131,7 @@ class FoldedRoute:
             features = layer.forward(features)
             if layer.rectify:
                 keep(features)
-        # as two tensors, whichever a caller writes into
+        # two tensors: a caller may write into either
         z = features if self.head else features.clone()
         for layer in self.head:
             z = layer.forward(z)
@@ -139,7 +140,7 @@ class FoldedRoute:
         return features.to(self.outputs), z.to(self.outputs)
 
     def backward(self, kept: list[Tensor], features: Tensor | None, embeddings: Tensor | None) -> Tensor:
-        """The images' gradient from those of the outputs, None where an output was not used; empties `kept`."""
+        """Return the images' gradient from those of the outputs (None for an unused output); this empties `kept`."""
         gradient = _through(self.head, kept, None if embeddings is None else embeddings.to(self.dtype))
         if features is not None:
             own = features.to(self.dtype)
@@ -150,7 +151,7 @@ class FoldedRoute:
         height, width = kept[-1].shape[2:]
         spread = (gradient / (height * width))[:, :, None, None].expand_as(kept[-1])
         gradient = spread.contiguous(memory_format=torch.channels_last)
-        # of a block whose input is its residual, which the rectifier before it adds
+        # gradient of a block's residual if that is its input; the rectifier before the block adds it
         passed: Tensor | None = None
         for convs, shortcut in reversed(self.residuals):
             gradient = residual = rectified_gradient(gradient, kept.pop(), passed)
@@ -181,12 +182,12 @@ class FoldedRoute:
 
 
 def _through(layers: Sequence[Linear], kept: list[Tensor], gradient: Tensor | None) -> Tensor | None:
-    """The gradient before linear layers from that behind them, None if there is none; takes their share of `kept`."""
+    """Return the gradient before linear layers from that after them (None if there is none); this pops from `kept`."""
     for layer in reversed(layers):
         output = kept.pop() if layer.rectify else None
         if gradient is not None:
             if output is not None:
-                # not in place: it may be the caller's
+                # not in place: the gradient may be the caller's tensor
                 gradient = _threshold_backward(gradient, output, 0)
             gradient = gradient @ layer.weight
     return gradient
@@ -229,10 +230,11 @@ class _FoldedEncoding(torch.autograd.Function):
 
 
 class FoldedNetwork:
-    """A `TargetNetwork` in eval mode, called alike, each route of which is folded on its first use.
+    """A `TargetNetwork` in eval mode with the same calls, which folds each route on its first use.
 
     Args:
-        network: in eval mode; later changes of its weights are not seen. Its precision decides the arithmetic.
+        network: the network, in eval mode; later changes of its weights have no effect. Its precision sets the
+            arithmetic.
 
     Raises:
         ValueError: if the network is in train mode, where batch norm is another function.
@@ -245,11 +247,11 @@ class FoldedNetwork:
         self._routes: dict[tuple[str, bool], FoldedRoute] = {}
 
     def __call__(self, images: Tensor, route: str) -> Encoded:
-        """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the network."""
+        """Encode images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the network."""
         return self._encoded(images, route, projector=True)
 
     def features(self, images: Tensor, route: str) -> Tensor:
-        """Images (n, 3, h, w) in [0, 1] to features, without the projector's work."""
+        """Encode images (n, 3, h, w) in [0, 1] to features, without the projector."""
         return self._encoded(images, route, projector=False).features
 
     def _encoded(self, images: Tensor, route: str, projector: bool) -> Encoded:

@@ -1,7 +1,8 @@
-"""Encoders of others: checkpoints of ACL, DynACL, ASTrA, torchvision and timm, read into our network.
+"""Encoders of other projects: checkpoints of ACL, DynACL, ASTrA, torchvision and timm, loaded into our network.
 
-Every entry of a file is used, or named in a note or an error; what a state dict cannot say and the format's authors do
-not settle (the stem of a small kernel, which route, the input normalisation) is asked for, never guessed.
+Every entry of a file is used, or named in a note or an error. The stem of a small kernel, the route and the input
+normalization may follow neither from the state dict nor from the format: the caller must then give them, nothing is
+guessed.
 """
 
 import argparse
@@ -38,21 +39,21 @@ PREFIXES = {
     "torchvision": ("", "backbone.", "encoder."),
     "timm": ("",),
 }
-"""Where the encoder may be in a state dict, by format; other entries are then left out with a note."""
+"""Possible prefixes of the encoder in a state dict, by format; other entries are then left out with a note."""
 FAMILY = ("acl", "dynacl", "astra")
 ROUTES = ("normal", "pgd")
-"""What the places of the family's batch-norm lists are for; its authors evaluate the second."""
+"""Routes of the family's batch-norm lists, in order; its authors evaluate the second."""
 CONTAINERS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state_dict", "model_state", "net", "network")
 """Names under which checkpoints keep a state dict."""
 WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes of torch's own wrappers, in any order and number: DataParallel and compiled modules."""
+"""Prefixes of torch's wrappers, in any order and number: DataParallel and compiled modules."""
 ASSUMED = (
     "no state dict shows anti-aliased pooling, dilation, the activation, batch norm's epsilon, which convolution of a "
     "bottleneck has the stride, or the last pooling; assumed is a plain ResNet v1.5: none, none, ReLU, 1e-5, the 3x3 "
     "one, the global average. If the file's network differs (as timm's resnetaa, resnetblur and output_stride do, or "
     "torchvision's replace_stride_with_dilation), these are not its features"
 )
-"""What a note says of an ordinary ResNet's file."""
+"""Note on the file of an ordinary ResNet."""
 PLAIN: dict[str, tuple[object, ...]] = {
     "aa_layer": (None, ""),
     "act_layer": (None, "", "relu"),
@@ -63,20 +64,20 @@ PLAIN: dict[str, tuple[object, ...]] = {
 }
 """Options of timm that no state dict shows, kept in `args` of its checkpoints, and their values for a plain ResNet."""
 ENCODER = "encoder"
-"""The kind of the file that `save_encoder` writes."""
+"""Kind of the file that `save_encoder` writes."""
 SAID = ("stem", "mean", "std", "route")
-"""What such a file says about its state dict, and others do not."""
+"""Entries about the state dict that only such a file has."""
 
 
 class Foreign(NamedTuple):
-    """Somebody else's encoder.
+    """An encoder of another project.
 
     Args:
-        network: in eval mode, with all routes of the file.
-        route: the one to evaluate.
-        notes: what was assumed, what the file holds beside the encoder, and what it lacks.
-        projector: whether the file has one that our network can hold; if not, ours is all zeros, and so are its
-            embeddings: none of them can pass for the file's.
+        network: the network, in eval mode, with all routes of the file.
+        route: the route to evaluate.
+        notes: assumptions, and what the file holds beside the encoder or lacks.
+        projector: whether the file has a projector that our network can hold. If not, ours is all zeros, and so are its
+            embeddings: they cannot be mistaken for the file's.
     """
 
     network: TargetNetwork
@@ -95,17 +96,17 @@ def load_foreign(
     std: Sequence[float] | None = None,
     device: torch.device | str = "cpu",
 ) -> Foreign:
-    """Reads a state dict, or a dict that holds one, without running anybody's code.
+    """Load a state dict, or a dict that holds one, without running code from the file.
 
     Architecture and width follow from the shapes. So does the stem where it is certain: 7x7 is ImageNet's (stride 2,
-    max-pooling), 3x3 is CIFAR's (stride 1, padding 1, no pooling) in the ACL family, whose code says so; any other 3x3
-    needs `stem`, since strides, padding and pooling are in no state dict (`cifar-padded` for DeACL and DAQ-SDP, which
-    pad by 2). The family keeps its input normalisation in the file. What `save_encoder` wrote says all of this itself,
-    and its `fc` is the neck.
+    max-pooling); 3x3 is CIFAR's (stride 1, padding 1, no pooling) in the ACL family, by its code. Any other 3x3 needs
+    `stem`, since strides, padding and pooling are in no state dict (`cifar-padded` for DeACL and DAQ-SDP, which pad by
+    2). The family keeps its input normalization in the file. A file of `save_encoder` holds all of this, and its `fc`
+    is the neck.
 
-    What the state dict of an ordinary ResNet cannot show is assumed, and a note names it (`ASSUMED`). Refused is what
-    can be seen: a name (`arch`, `model`) or an option beside the state dict that says otherwise, the convolutions of a
-    segmentation network's head, filters of blurring among the entries.
+    What the state dict of an ordinary ResNet cannot show is assumed, and a note names it (`ASSUMED`). Visible
+    contradictions are refused: a name (`arch`, `model`) or an option beside the state dict, the convolutions of a
+    segmentation network's head, blur filters among the entries.
 
     Args:
         path: the file.
@@ -113,14 +114,14 @@ def load_foreign(
         stem: a name of `STEMS`.
         route: "normal" or "pgd", needed if the file has both; the family's authors evaluate "pgd". The only route of
             an ordinary ResNet is called "normal".
-        mean, std: input normalisation per channel, for pixels in [0, 1]; needed if neither the file nor the format says
-            (torchvision and timm: ImageNet's, if the stem is ImageNet's).
-        device: where to put the network, which refuses images that are not float32 (n, 3, h, w) in [0, 1].
+        mean, std: input normalization per channel, for pixels in [0, 1]; needed if neither the file nor the format
+            gives it (torchvision and timm: ImageNet's, if the stem is ImageNet's).
+        device: device for the network. The network refuses images that are not float32 (n, 3, h, w) in [0, 1].
 
     Raises:
-        ValueError: if the file is missing, needs code to be read, holds no such network or a variant of one, or has
-            entries that are not understood; if something must be said, or what is said contradicts the file; if there
-            is no such device.
+        ValueError: if the file is missing, needs code to be loaded, holds no such network or a variant of one, or has
+            unknown entries; if a needed argument is missing, or an argument contradicts the file; if there is no such
+            device.
     """
     pick(format, FORMATS, "format")
     notes: list[str] = []
@@ -139,7 +140,7 @@ def load_foreign(
     stem = _stem(state["conv1.weight"], format, stem, said.get("stem"), notes)
     usual = format in FAMILY or stem == "imagenet"
     mean, std = _normalisation(_said_normalisation(state, said), mean, std, usual, notes)
-    # what we wrote has no projector, and a neck in its place
+    # a file of `save_encoder` has no projector, and a neck in its place
     neck = state.get("fc.0.weight", torch.empty(0)).shape[:1].numel() if said else 0
     sizes = _projector({} if said else state, notes)
     arguments: dict[str, Any] = {"arch": _architecture(state), "width": len(state["conv1.weight"]), "stem": stem}
@@ -155,11 +156,11 @@ def load_foreign(
 
 
 def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
-    """Writes `torchvision_state` and all that a state dict cannot say, atomically; `load_foreign` reads it.
+    """Write `torchvision_state` and what a state dict cannot hold, atomically, for `load_foreign`.
 
-    The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (in which the network was
-    trained; what is read computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole
-    network that it comes from (`astra_gym.ssl_core.utils.hashing.digest`).
+    The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (of training; the loaded
+    network computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole original network
+    (`astra_gym.ssl_core.utils.hashing.digest`).
 
     Raises:
         ValueError: if the network has no such route, or its weights are not finite.
@@ -170,11 +171,11 @@ def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
 
 
 def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The file's state dict, and what our own export says beside it."""
+    """Return the file's state dict, and the entries beside it in a file of our own."""
     try:
         if not path.is_file():
             raise ValueError(f"{path}: no such file")
-        # others do not seal what they write
+        # files of other projects have no seal
         check_zip(path, ours=False)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
@@ -208,7 +209,7 @@ def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[s
 
 
 def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose entries beside the state dict say that a state dict like ours computes otherwise."""
+    """Raise a ValueError if entries beside the state dict show a network that computes otherwise than ours."""
     args = payload.get("args")
     options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     extra = options.get("model_kwargs")
@@ -227,7 +228,7 @@ def _is_state(value: object) -> bool:
 
 
 def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[str, Tensor]:
-    """The encoder's part of a state dict."""
+    """Return the encoder's part of a state dict."""
     places = [prefix for prefix in PREFIXES[format] if f"{prefix}conv1.weight" in state]
     if len(places) != 1:
         deep = "; conv1.0.weight is a deep stem of several convolutions, which our networks have not"
@@ -293,7 +294,7 @@ def _stem(kernel: Tensor, format: str, given: str | None, said: str | None, note
 
 
 def _said_normalisation(state: dict[str, Tensor], said: Mapping[str, Any]) -> dict[str, list[float]]:
-    """What the file says, taken out of the state dict; empty if it says nothing."""
+    """Return the file's input normalization, removed from the state dict; empty if it has none."""
     buffers = ("normalize.mean", "normalize.std")
     if all(name in state for name in buffers):
         return {name.split(".")[1]: state.pop(name).double().flatten().tolist() for name in buffers}
@@ -307,7 +308,7 @@ def _normalisation(
     usual: bool,
     notes: list[str],
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation as the file says, as given, or ImageNet's if that is usual."""
+    """Return mean and standard deviation: the file's, the given ones, or ImageNet's if those are usual."""
     if mean is not None and std is not None:
         given = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
     elif mean is None and std is None:
@@ -339,7 +340,7 @@ def _normalisation(
 
 
 def _near(one: Sequence[float], other: Sequence[float]) -> bool:
-    # a file's are rounded to its precision
+    # a file's values are rounded to its precision
     return len(one) == len(other) and all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(one, other, strict=True))
 
 
@@ -354,7 +355,7 @@ def _architecture(state: Mapping[str, Tensor]) -> str:
 
 
 def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | None:
-    """The sizes of a projector like ours; anything else in `fc` is taken out of the state dict, with a note."""
+    """Return the sizes of a projector like ours; remove anything else in `fc` from the state dict, with a note."""
     head = {name.removeprefix("fc."): value for name, value in state.items() if name.startswith("fc.")}
     linears = {name for name in head if name.startswith("fc")}
     if linears == {"fc1.weight", "fc1.bias", "fc2.weight", "fc3.weight"}:
@@ -374,7 +375,7 @@ def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | N
 
 
 def _fill(network: TargetNetwork, names: Mapping[str, str], state: Mapping[str, Tensor], notes: list[str]) -> None:
-    """Loads the state dict whose entries `names` gives, by our own; all must be there, fit, and nothing be left."""
+    """Load the state dict into the network; `names` maps our names to the file's, and all entries must match."""
     own = network.state_dict()
     counters = {theirs for theirs in names.values() if theirs.endswith(".num_batches_tracked")}
     strange = sorted(set(state) - set(names.values()))

@@ -1,4 +1,4 @@
-"""Gradients of a loss over a whole batch whose forward and backward passes run in chunks (GradCache)."""
+"""Gradients of a loss over a whole batch, with forward and backward passes in chunks (GradCache)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 
 
 def chunk_sizes(images: int, chunks: int) -> list[int]:
-    """How many images each of the chunks of a batch has: as equal as possible, the larger ones first.
+    """Return the number of images in each chunk of a batch: as equal as possible, larger ones first.
 
     Raises:
-        ValueError: if there are more chunks than images, or a chunk would have a single image, whose two views are too
+        ValueError: if there are more chunks than images, or a chunk would have a single image: its two views are too
             few for batch norm.
     """
     if chunks > images:
@@ -29,7 +29,7 @@ def chunk_sizes(images: int, chunks: int) -> list[int]:
 
 
 class Call(NamedTuple):
-    """One call of the network: what went in, and the leaves that its result was handed out as."""
+    """One call of the network: its inputs, and its result as leaves of the graph."""
 
     images: Tensor
     route: str
@@ -37,19 +37,20 @@ class Call(NamedTuple):
 
 
 class ChunkedNetwork:
-    """A network called as usual that holds the activations of one chunk at a time (GradCache, Gao et al. 2021).
+    """A network that holds the activations of one chunk at a time (GradCache, Gao et al. 2021).
 
-    A call encodes the chunks without gradient and hands out the whole batch's features and embeddings as leaves. The
-    loss, which couples the whole batch, is differentiated down to these. `backward` then encodes every chunk again,
-    with gradient, and carries on from what the leaves got (their section 3).
+    It is called like a `TargetNetwork`. A call encodes the chunks without gradient and returns the features and
+    embeddings of the whole batch as leaves. The loss couples the whole batch and is differentiated down to these
+    leaves. `backward` then encodes every chunk again, with gradient, and continues from the leaves' gradients (their
+    section 3).
 
-    In train mode every chunk is normalised by its own statistics: this is *ghost batch norm* (Hoffer et al. 2017), not
-    the undivided batch's training. The running statistics follow once for each chunk, in the first pass only. With
-    frozen statistics (eval mode) the gradients are the undivided batch's, to rounding.
+    In train mode every chunk is normalized by its own statistics: this is *ghost batch norm* (Hoffer et al. 2017), not
+    training on the undivided batch. The running statistics are updated once for each chunk, in the first pass only. In
+    eval mode the gradients equal those of the undivided batch up to rounding.
 
     Args:
         network: the target network.
-        chunks: how many.
+        chunks: number of chunks.
     """
 
     def __init__(self, network: TargetNetwork, chunks: int) -> None:
@@ -58,10 +59,10 @@ class ChunkedNetwork:
         self._calls: list[Call] = []
 
     def __call__(self, images: Tensor, route: str) -> Encoded:
-        """Images (2N, 3, h, w) in [0, 1], rows 2k and 2k+1 the two views of image k, to features and embeddings.
+        """Encode images (2N, 3, h, w) in [0, 1]; rows 2k and 2k+1 are the two views of image k.
 
         Raises:
-            ValueError: if the rows are no pairs, cannot be divided (`chunk_sizes`) or require gradient.
+            ValueError: if the rows are not pairs, cannot be divided (`chunk_sizes`) or require gradient.
         """
         if len(images) % 2:
             raise ValueError(f"there are {len(images)} views: expected pairs, rows 2k and 2k+1 the views of image k")
@@ -76,9 +77,9 @@ class ChunkedNetwork:
         return whole
 
     def backward(self) -> None:
-        """Adds to the parameters' gradients what follows from the leaves', after the loss's own backward pass.
+        """Add to the parameters' gradients what follows from the leaves' gradients.
 
-        The calls are forgotten then.
+        Call it after the loss's own backward pass. It forgets the calls.
         """
         calls, self._calls = self._calls, []
         with Untracked(self.network):

@@ -1,4 +1,4 @@
-"""Modules that are trained along with the target network: a predictor, and linear classifiers."""
+"""Modules trained together with the target network: a predictor, and linear classifiers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -14,12 +14,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Predictor(Projector):
-    """Predicts one view's embedding from another's: linear, batch norm by route, ReLU, linear (BYOL, SimSiam, TARO).
+    """A head that predicts one view's embedding from another's: linear, batch norm, ReLU, linear (BYOL, SimSiam, TARO).
 
     Args:
         inputs: dimension of the embeddings.
-        hidden: width of the layer between (512 in TARO, 4096 in BYOL on CIFAR).
-        outputs: dimension of the predictions, as a rule that of the embeddings.
+        hidden: width of the hidden layer (512 in TARO, 4096 in BYOL on CIFAR).
+        outputs: dimension of the predictions, usually that of the embeddings.
         routes: names of the batch-norm routes.
 
     Raises:
@@ -41,7 +41,7 @@ class Classifiers(nn.Module):
         counts: numbers of classes; (2, 10, 50, 100, 500) in AdvCL.
 
     Raises:
-        ValueError: if there is none, or a number is not positive.
+        ValueError: if there is no classifier, or a number is not positive.
     """
 
     def __init__(self, inputs: int, counts: Sequence[int]) -> None:
@@ -53,28 +53,28 @@ class Classifiers(nn.Module):
             self.linears = nn.ModuleList(nn.Linear(inputs, count) for count in self.counts)
 
     def forward(self, features: Tensor, route: str) -> Tensor:
-        """Features (n, inputs) to the logits of all classifiers in a row, (n, sum(counts)); all routes are alike."""
+        """Map features (n, inputs) to the logits of all classifiers, (n, sum(counts)); the route has no effect."""
         return torch.cat([linear(features) for linear in self.linears], dim=1)
 
     def split(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """The logits (n, sum(counts)) of `forward` as those of each classifier, (n, count)."""
+        """Split the logits (n, sum(counts)) of `forward` into those of each classifier, (n, count)."""
         return logits.split(self.counts, dim=1)
 
 
 def build_head(generator: torch.Generator, factory: Callable[[], M]) -> M:
-    """The factory's head, whose weights come from the generator; torch's global generator is left alone."""
+    """Build the factory's head with weights from the generator; torch's global generator keeps its state."""
     return build_module(generator, factory)
 
 
 def build_heads(streams: Streams, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The heads with weights drawn anew from the stream "heads", on the streams' device.
+    """Draw the heads' weights anew from the stream "heads" and move them to the streams' device.
 
     Args:
-        streams: the world's; without a head the stream is not touched.
-        heads: by name; their weights are drawn in the order of the names.
+        streams: random streams of the world; without a head the stream is not used.
+        heads: the heads by name; their weights are drawn in the order of the names.
 
     Raises:
-        ValueError: if a head has a part that `initialise` knows no initialisation for.
+        ValueError: if `initialise` knows no initialization for a part of a head.
     """
     for name in sorted(heads):
         initialise(heads[name], streams["heads"])

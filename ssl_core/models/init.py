@@ -11,7 +11,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draws every weight anew from the generator: He initialisation for convolutions, torch's own for linear layers."""
+    """Draw every weight anew from the generator: He's scheme for convolutions, torch's default for linear layers."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -27,16 +27,16 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def build_module(generator: torch.Generator, factory: Callable[[], M]) -> M:
-    """The factory's module, whose weights come from the generator; torch's global generator is left alone.
+    """Build the factory's module with weights from the generator; torch's global generator keeps its state.
 
     Args:
-        generator: on the CPU.
-        factory: makes the module, on the CPU.
+        generator: source of the weights, on the CPU.
+        factory: function that makes the module, on the CPU.
 
     Raises:
-        ValueError: if the module has a part that `initialise` knows no initialisation for.
+        ValueError: if `initialise` knows no initialization for a part of the module.
     """
-    # the layers' constructors draw weights from the global generator: those are thrown away, its state is put back
+    # the layers' constructors draw weights from the global generator: discard them and restore its state
     with torch.random.fork_rng(devices=[]):
         module = factory()
     initialise(module, generator)

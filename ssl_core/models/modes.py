@@ -8,8 +8,7 @@ from torch import nn
 
 @contextmanager
 def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
-    """Eval mode (or train mode) and no parameter gradients inside; every training flag and `requires_grad` is put back
-    afterwards."""
+    """Put a module in eval (or train) mode without parameter gradients; restore its flags on exit."""
     modes = [(part, part.training) for part in module.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:

@@ -1,4 +1,4 @@
-"""Projectors: the small heads between a backbone's features and the embeddings that a loss is computed on."""
+"""Projectors: small heads from a backbone's features to the embeddings that a loss takes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, cast
@@ -12,8 +12,8 @@ from astra_gym.ssl_core.models.route_norm import RouteNorm
 class HeadLayer(NamedTuple):
     """A linear layer of a head and what follows it.
 
-    `size` says how wide it is: as the head's `hidden`, or as its `outputs`. The batch norm is one for each route,
-    `shared` by all routes, one for each route without learnt scale and shift (`plain`), or none. A bias before a batch
+    `size` is the width: the head's `hidden` or its `outputs`. The batch norm is one per route (`routed`), one that all
+    routes share (`shared`), one per route without learned scale and shift (`plain`), or none. A bias before a batch
     norm changes nothing in train mode.
     """
 
@@ -33,7 +33,7 @@ PROJECTORS: Mapping[str, tuple[HeadLayer, ...]] = {
     "rocl": (HeadLayer("hidden", rectify=True, bias=True), _LAST),
     # AdvCL: one batch norm for all routes
     "advcl": (HeadLayer("hidden", "shared", rectify=True), _LAST),
-    # TARO, and SimSiam on small images, where the outputs are standardised too
+    # TARO, and SimSiam on small images, where the outputs are standardized too
     "simsiam-2": (_HIDDEN, HeadLayer("outputs", "plain")),
     # SimSiam
     "simsiam-3": (_HIDDEN, _HIDDEN, HeadLayer("outputs", "plain")),
@@ -44,19 +44,19 @@ PROJECTORS: Mapping[str, tuple[HeadLayer, ...]] = {
     # DeACL, DAQ-SDP: the embeddings are the features
     "none": (),
 }
-"""The layers of every kind of projector; none normalises its outputs, which a loss does that wants it."""
+"""The layers of every kind of projector. None normalizes its outputs to unit length: a loss that needs this does it."""
 
 NECK = (HeadLayer("outputs", "routed", rectify=True),)
-"""EMP-SSL's "pre-feature": the layer behind the backbone whose outputs are the features."""
+"""EMP-SSL's "pre-feature": the layer after the backbone; its outputs are the features."""
 
 
 class Projector(nn.Module):
     """A head of linear layers; without a layer it is the identity.
 
     Args:
-        layers: in their order, such as an entry of `PROJECTORS`.
-        inputs: dimension of what it is given.
-        hidden, outputs: widths of the layers, as each says.
+        layers: the layers in order, such as an entry of `PROJECTORS`.
+        inputs: dimension of the inputs.
+        hidden, outputs: widths of the layers; each layer names one of the two.
         routes: names of the batch-norm routes.
     """
 
@@ -74,7 +74,7 @@ class Projector(nn.Module):
 
     @property
     def parts(self) -> list[tuple[nn.Linear, RouteNorm | None, bool]]:
-        """Of every layer the linear map, the batch norm if any, and whether ReLU follows."""
+        """The linear map of each layer, its batch norm if any, and whether ReLU follows."""
         together = zip(self.linears, self.norms, self.layers, strict=True)
         return [
             (cast(nn.Linear, linear), norm if isinstance(norm, RouteNorm) else None, layer.rectify)
@@ -82,7 +82,7 @@ class Projector(nn.Module):
         ]
 
     def forward(self, x: Tensor, route: str) -> Tensor:
-        """(n, inputs) to (n, outputs), on a route."""
+        """Map (n, inputs) to (n, outputs), on a route."""
         for linear, norm, rectify in self.parts:
             x = linear(x)
             if norm is not None:

@@ -1,4 +1,4 @@
-"""Batch normalisation by route."""
+"""Batch normalization by route."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SHARED = "shared"
-"""Where a norm that all routes share stands in its state dict, in the place of a route."""
+"""Name in the state dict, in place of a route's, of a norm that all routes share."""
 
 
 class RouteNorm(nn.Module):
-    """Batch normalisation with its own parameters and statistics for each route (dual batch norm in ACL).
+    """Batch normalization with its own parameters and statistics for each route (dual batch norm in ACL).
 
     Args:
-        channels: of the input.
+        channels: number of channels of the input.
         routes: names of the routes.
         spatial: whether the input is (n, channels, h, w); otherwise (n, channels).
-        affine: whether scale and shift are learnt; without them the outputs keep mean 0 and variance 1.
-        shared: whether all routes share one set, as in AdvCL's head.
+        affine: whether scale and shift are learned; without them the outputs keep mean 0 and variance 1.
+        shared: whether all routes share one batch norm, as in AdvCL's head.
     """
 
     def __init__(
@@ -31,30 +31,30 @@ class RouteNorm(nn.Module):
             {route: norm(channels, affine=affine) for route in ([SHARED] if shared else routes)}
         )
         self.tracks = True
-        """Whether the running statistics follow in train mode (`Untracked` says when not)."""
+        """Whether train mode updates the running statistics; `Untracked` turns this off."""
 
     def norm(self, route: str) -> nn.BatchNorm2d:
-        """The batch norm that serves a route; on vectors it is a `BatchNorm1d`, which has the same parts."""
+        """Return the batch norm of a route; on vectors it is a `BatchNorm1d`, which has the same parts."""
         return cast(nn.BatchNorm2d, self.by_route[SHARED if self.shared else route])
 
     def forward(self, x: Tensor, route: str) -> Tensor:
         norm = self.norm(route)
         if self.tracks or not norm.training:
             return norm(x)
-        # copies take the update: without any, autograd would save fewer tensors than in the pass that is repeated, and
-        # `checkpoint` refuses that; momentum 0 on the originals would make a NaN of an infinite variance
+        # update copies: without an update autograd would save fewer tensors than in the pass that is repeated, which
+        # `checkpoint` refuses; momentum 0 on the originals would turn an infinite variance into NaN
         mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=True, eps=norm.eps)
 
 
 class Untracked:
-    """A context in which a module's batch norms in train mode leave their running statistics as they are.
+    """A context in which a module's batch norms do not update their running statistics in train mode.
 
-    It is for a forward pass that repeats an earlier one, whose statistics are in already. It may be nested and entered
-    again.
+    Use it for a forward pass that repeats an earlier one: the statistics are already updated. It may be nested and
+    reused.
 
     Args:
-        module: whose `RouteNorm`s are meant.
+        module: the owner of the `RouteNorm`s.
     """
 
     def __init__(self, module: nn.Module) -> None:

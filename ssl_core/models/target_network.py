@@ -1,4 +1,4 @@
-"""The target network: a ResNet whose batch normalisation has one set of statistics a route, and its projector."""
+"""The target network: a ResNet with one set of batch-norm statistics per route, and its projector."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,10 +31,10 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
 }
 PIECE = 2**18
-"""Bytes of one channel of the images that a processor encodes at once in eval mode: its cache then holds their
-activations from layer to layer, and the layers are still large enough for its vector units."""
+"""Bytes of one channel of the images that a CPU encodes together in eval mode: its cache then holds their activations
+from layer to layer, and the layers are still large enough for its vector units."""
 ROUNDING = 1e-6
-"""So far beyond 0 and 1 pixels may lie where `checks_images` looks: what rounding leaves of a clip."""
+"""Distance beyond 0 and 1 that `checks_images` allows for pixels: the rounding of a clip."""
 PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
 STEMS = {
     "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
@@ -44,14 +44,14 @@ STEMS = {
 
 
 class Encoded(NamedTuple):
-    """The backbone's (or its neck's) features (n, feature_dim) and the projector's embeddings (n, embedding_dim)."""
+    """Features (n, feature_dim) of the backbone or its neck, and embeddings (n, embedding_dim) of the projector."""
 
     features: Tensor
     embeddings: Tensor
 
 
 class Shortcut(nn.Module):
-    """1x1 convolution that fits a block's input to its output."""
+    """1x1 convolution from the shape of a block's input to that of its output."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, routes: Sequence[str]) -> None:
         super().__init__()
@@ -97,9 +97,9 @@ class ResNet(nn.Module):
         width: channels of the first stage; the last has 8 * width, times 4 for bottlenecks.
         stem: a name of `STEMS`.
         routes: names of the batch-norm routes.
-        recompute: whether a training pass keeps only the inputs of the stem and of every block and computes these again
-            in the backward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost"); the result is the
-            same.
+        recompute: whether a training pass keeps only the inputs of the stem and of every block, and computes the rest
+            again in the backward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost"); the result
+            is the same.
 
     Raises:
         ValueError: if a name is unknown or the width is not positive.
@@ -135,7 +135,7 @@ class ResNet(nn.Module):
         self.recompute = recompute
 
     def forward(self, x: Tensor, route: str) -> Tensor:
-        """Images (n, 3, h, w), normalised by the caller, to features (n, feature_dim)."""
+        """Encode images (n, 3, h, w), normalized by the caller, to features (n, feature_dim)."""
         recompute = self.recompute and self.training and torch.is_grad_enabled()
         for part in (self._stem, *self.blocks):
             x = self._recomputed(part, x, route) if recompute else part(x, route)
@@ -147,14 +147,14 @@ class ResNet(nn.Module):
 
     def _recomputed(self, part: Callable[[Tensor, str], Tensor], x: Tensor, route: str) -> Tensor:
         norms = Untracked(part if isinstance(part, nn.Module) else self.norm)
-        # no part draws random numbers, so no generator need be put back; autocast is put back by `checkpoint`
+        # no part draws random numbers, so no generator's state is restored; `checkpoint` restores autocast
         return checkpoint(
             part, x, route, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), norms)
         )
 
 
 class TargetNetwork(nn.Module):
-    """Normalisation, ResNet, neck if any, and projector: pixels in [0, 1] to features and embeddings.
+    """Input normalization, ResNet, neck if any, and projector: pixels in [0, 1] to features and embeddings.
 
     Args:
         arch: a name of `ARCHITECTURES`.
@@ -162,13 +162,13 @@ class TargetNetwork(nn.Module):
         stem: a name of `STEMS`.
         routes: names of the batch-norm routes; ACL and ASTrA have "normal" and "pgd".
         projector_hidden: width of the projector's hidden layer (512 in ACL, 2048 in ASTrA).
-        projector_dim: dimension of the embeddings (512 in both); without a projector it is the features'.
-        mean, std: input normalisation per channel, ImageNet's as in ACL.
-        precision: a name of `PRECISIONS`; outputs are full precision in any case.
-        recompute: whether a training pass computes the blocks again instead of keeping them, see `ResNet`.
+        projector_dim: dimension of the embeddings (512 in both); without a projector it is that of the features.
+        mean, std: input normalization per channel, ImageNet's as in ACL.
+        precision: a name of `PRECISIONS`; outputs always have full precision.
+        recompute: whether a training pass computes the blocks again instead of keeping their activations, see `ResNet`.
         projector: a name of `PROJECTORS`.
-        neck: width of a linear layer with batch norm by route and ReLU behind the pooled backbone, whose outputs are
-            the features (4096 in EMP-SSL, its "pre-feature"); 0: none.
+        neck: width of a linear layer with batch norm by route and ReLU after the pooled backbone; its outputs are the
+            features (4096 in EMP-SSL, its "pre-feature"); 0: none.
 
     Raises:
         ValueError: if a name is unknown or a size is not positive.
@@ -214,12 +214,12 @@ class TargetNetwork(nn.Module):
             "projector": projector,
             "neck": neck,
         }
-        """What the network was built from, for its checkpoint; `recompute` changes no result and is not part of it."""
+        """Arguments of the network, for its checkpoint, without `recompute`, which changes no result."""
         pick(precision, PRECISIONS, "precision")
         self.precision = precision
         self.checks_images = False
-        """Whether `features` and `forward` look at the images' values first (`check_values`): so does a network that a
-        user loads; in training, where a device would be waited for at every call, nothing does."""
+        """Whether `features` and `forward` check the images' values first (`check_values`). A network that a user loads
+        does; training does not, because each check waits for the device."""
         self.backbone = ResNet(arch, width, stem, routes, recompute)
         self.feature_dim = neck or self.backbone.feature_dim
         self.neck = Projector(NECK, self.backbone.feature_dim, neck, neck, routes) if neck else None
@@ -227,13 +227,13 @@ class TargetNetwork(nn.Module):
         self.embedding_dim = self.projector.outputs
 
     def features(self, images: Tensor, route: str) -> Tensor:
-        """Images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
+        """Encode images (n, 3, h, w) in [0, 1] to features (n, feature_dim), on a route of `routes`."""
         self._look(images, route)
         with self._autocast(images.device):
             return torch.cat([self._full(self._features(piece, route)) for piece in self._pieces(images)])
 
     def forward(self, images: Tensor, route: str) -> Encoded:
-        """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of `routes`."""
+        """Encode images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of `routes`."""
         self._look(images, route)
         with self._autocast(images.device):
             features = [self._features(piece, route) for piece in self._pieces(images)]
@@ -241,7 +241,7 @@ class TargetNetwork(nn.Module):
             return Encoded(torch.cat([self._full(piece) for piece in features]), torch.cat(embeddings))
 
     def _pieces(self, images: Tensor) -> Sequence[Tensor]:
-        # in eval mode every image is alone
+        # in eval mode images do not affect each other
         return (images,) if self.training else pieces(images, images.dtype.itemsize)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -250,7 +250,7 @@ class TargetNetwork(nn.Module):
         return torch.autocast(device.type, torch.bfloat16)
 
     def _full(self, x: Tensor) -> Tensor:
-        # losses are computed in full precision whatever the network runs in
+        # losses need full precision, whatever the network's precision
         return x if self.precision == "fp32" else x.float()
 
     def _features(self, images: Tensor, route: str) -> Tensor:
@@ -259,14 +259,16 @@ class TargetNetwork(nn.Module):
         return x if self.neck is None else self.neck(x, route)
 
     def check(self, images: Tensor, route: str) -> None:
-        """Raises a ValueError unless the network has the route and the images are (n, 3, h, w)."""
+        """Raise a ValueError unless the network has the route and the images are (n, 3, h, w)."""
         self.check_route(route)
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images have shape {tuple(images.shape)}: expected (n, 3, h, w)")
 
     def check_values(self, images: Tensor) -> None:
-        """Raises a ValueError unless the images are float32, on the network's device and in [0, 1]; it waits for the
-        device."""
+        """Raise a ValueError unless the images are float32, on the network's device and in [0, 1].
+
+        This waits for the device.
+        """
         if images.dtype not in (torch.float32, self.mean.dtype):
             advice = "; divide bytes by 255: images.float() / 255" if not images.is_floating_point() else ""
             raise ValueError(f"images are {images.dtype}: expected torch.float32 in [0, 1]{advice}")
@@ -280,7 +282,7 @@ class TargetNetwork(nn.Module):
             raise ValueError(f"images span [{low:g}, {high:g}]: expected values in [0, 1]{advice}")
 
     def _look(self, images: Tensor, route: str) -> None:
-        # a compiler cannot follow a decision that values make
+        # a compiler cannot trace a branch on values
         if not self.checks_images or torch.compiler.is_compiling():
             return
         if not isinstance(images, Tensor):
@@ -289,15 +291,15 @@ class TargetNetwork(nn.Module):
         self.check_values(images)
 
     def check_route(self, route: str) -> None:
-        """Raises a ValueError unless the network has the route."""
+        """Raise a ValueError unless the network has the route."""
         if route not in self.routes:
             raise ValueError(f"the network has no route {route!r}: it has {', '.join(self.routes)}")
 
 
 def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Tensor]:
-    """Images (n, c, h, w) in the parts in which an eval-mode network takes them, each of `itemsize` bytes a value.
+    """Split images (n, c, h, w), of `itemsize` bytes a value, into the pieces for an eval-mode network.
 
-    A GPU takes them all at once, unless it has to be `sparing` of its memory.
+    A GPU encodes all in one piece, unless `sparing` asks it to save memory.
     """
     length = max(16, PIECE // (images[0, 0].numel() * itemsize)) if len(images) else 1
     whole = images.device.type != "cpu" and not sparing
@@ -305,43 +307,43 @@ def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Ten
 
 
 def last_strided_map(image_size: int, stem: str) -> int:
-    """Side in pixels of the maps that the last stage halves, for square images."""
+    """Return the side in pixels of the maps that the last stage halves, for square images."""
     if stem == "imagenet":
         return -(-image_size // 16)
     return -(-(image_size + 2 if stem == "cifar-padded" else image_size) // 4)
 
 
 def bf16_is_native(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 itself, without which `bf16` costs time instead of saving it."""
+    """Whether a device has bfloat16 arithmetic; without it `bf16` costs time instead of saving it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def build_network(generator: torch.Generator, **arguments: object) -> TargetNetwork:
-    """A `TargetNetwork(**arguments)` whose weights come from the generator; torch's global generator is left alone."""
+    """Build `TargetNetwork(**arguments)` with weights from the generator; torch's global generator keeps its state."""
     return build_module(generator, lambda: TargetNetwork(**arguments))  # type: ignore[arg-type]
 
 
 def copy_routes(source: TargetNetwork, target: TargetNetwork, route: str) -> None:
-    """Initialises `target` from one route of `source`: each of its own routes gets that route's batch norms.
+    """Copy one route of `source` into `target`: each route of the target gets that route's batch norms.
 
-    A student so begins as its teacher (DeACL, DAQ-SDP). The backbone and the neck are copied, batch-norm statistics
-    included; the projector only where both have the same kind and sizes.
+    A student starts as its teacher in this way (DeACL, DAQ-SDP). The backbone and the neck are copied, batch-norm
+    statistics included. The projector is copied only if both have the same kind and sizes.
 
     Args:
-        source: what is copied; it is left as it is.
-        target: what is overwritten; it may have other routes and another projector.
-        route: of the source.
+        source: network to copy from; it does not change.
+        target: network to overwrite; it may have other routes and another projector.
+        route: a route of the source.
 
     Raises:
         ValueError: if the source has no such route, or the networks differ in architecture, width, stem, neck or input
-            normalisation; nothing is copied then.
+            normalization; nothing is copied then.
     """
     source.check_route(route)
     ours, theirs = target.arguments, source.arguments
     different = [name for name in ("arch", "width", "stem", "neck") if ours[name] != theirs[name]]
-    # as numbers of the network: a file may have said them in another precision
+    # compared as buffers: a file may hold the arguments in another precision
     different += [name for name in ("mean", "std") if not torch.equal(*(_cpu(each, name) for each in (source, target)))]
     if different:
         said = "; ".join(f"{name} is {theirs[name]} there and {ours[name]} here" for name in different)
