@@ -1,4 +1,4 @@
-"""Projected gradient ascent with a budget of its own for every image."""
+"""Projected gradient ascent with a separate budget for each image."""
 
 import math
 import operator
@@ -17,19 +17,21 @@ from astra_gym.ssl_core.utils.registry import pick
 Encode = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[Tensor], Tensor]
 Start = Callable[[Tensor, "Budget", torch.Generator | None], Tensor]
-"""`start(images, budget, generator) -> perturbations`, both (n, c, h, w) and in the same unit: where an attack begins.
-It is drawn for the images in their own order, on their device."""
+"""`start(images, budget, generator) -> perturbations`: the first point of an attack.
+
+Images and perturbations are (n, c, h, w) in the same unit; the draw is in the order of the images, on their device.
+"""
 
 
 class NonFiniteGradientError(RuntimeError):
-    """An attack whose gradients are NaN or infinite, and which therefore left images where they were."""
+    """Error for an attack with gradients that are NaN or infinite, so that images did not move."""
 
 
 def whole_steps(steps: object) -> int:
-    """The number of steps, if it is one.
+    """Return a number of steps as an int.
 
     Raises:
-        ValueError: if it is not an integer of 0 or more: 1.5 steps are not 1.
+        ValueError: if it is not an integer of 0 or more: 1.5 is not rounded to 1.
     """
     try:
         whole = -1 if isinstance(steps, bool) else operator.index(steps)  # type: ignore[arg-type]
@@ -42,8 +44,9 @@ def whole_steps(steps: object) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the attack on each of n images may spend. It is kept on the host, which queues as many steps as it says: on
-    a GPU it would be waited for.
+    """Radius, step size and number of steps of the attack on each of n images.
+
+    Keep it on the host, which queues the steps: reading it from a GPU would wait for the device.
 
     Args:
         epsilon: (n,) radius of the L-infinity ball, in the images' unit (8/255, not 8).
@@ -51,7 +54,7 @@ class Budget:
         steps: (n,) number of steps, int64, 0 or more.
 
     Raises:
-        ValueError: if shapes or dtypes differ from the above, or a figure is negative, above 1 or not finite.
+        ValueError: if shapes or dtypes differ from the above, or a value is negative, above 1 or not finite.
     """
 
     epsilon: Tensor
@@ -59,7 +62,7 @@ class Budget:
     steps: Tensor
 
     def to(self, device: torch.device | str) -> "Budget":
-        """The budget on a device; itself, where it is there."""
+        """Return the budget on a device; itself if it is already there."""
         if self.steps.device == torch.device(device):
             return self
         parts = {name: getattr(self, name).to(device) for name in ("epsilon", "step_size", "steps")}
@@ -87,13 +90,13 @@ class Budget:
     def uniform(
         cls, n: int, *, epsilon: float, step_size: float, steps: int, device: torch.device | str = "cpu"
     ) -> "Budget":
-        """The same budget for all n images.
+        """Return the same budget for all n images.
 
         Raises:
             ValueError: if steps is not an integer, or a value is out of its range.
         """
         return cls(
-            # a whole number, as 0, is a radius too
+            # an int such as 0 is a radius too
             epsilon=torch.full((n,), float(epsilon), device=device),
             step_size=torch.full((n,), float(step_size), device=device),
             steps=torch.full((n,), whole_steps(steps), dtype=torch.int64, device=device),
@@ -102,7 +105,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantBudget:
-    """One budget for every image: what a method attacks with by default, and what a fixed rule plays.
+    """One budget for every image: the default of a method, or the action of a fixed rule.
 
     Args:
         epsilon: radius of the L-infinity ball, in the images' unit (8/255, not 8).
@@ -123,7 +126,7 @@ class ConstantBudget:
             check_number(name, getattr(self, name), 0, 1, "in [0, 1], in the images' unit: 8/255 and not 8")
 
     def expand(self, n: int, device: torch.device | str = "cpu") -> Budget:
-        """The budget of n images, each with this one."""
+        """Return this budget for each of n images."""
         return Budget.uniform(n, epsilon=self.epsilon, step_size=self.step_size, steps=self.steps, device=device)
 
 
@@ -135,8 +138,10 @@ class Attacked(NamedTuple):
 
 
 def check_images(images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
-    """Raises a ValueError unless `images` is a floating (n, c, h, w) tensor within the bounds and without NaN; without
-    bounds, its values are not looked at, for which a device is waited for."""
+    """Raise a ValueError unless `images` is a floating (n, c, h, w) tensor within the bounds and without NaN.
+
+    Without bounds the values are not checked: checking waits for the device.
+    """
     if images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: expected floats (n, c, h, w), n >= 1")
     if bounds is None:
@@ -167,7 +172,7 @@ def zero(images: Tensor, budget: Budget, generator: torch.Generator | None) -> T
 
 
 def within(radius: float) -> Start:
-    """Uniform within one radius, in the images' unit, whatever an image's own is (ASTrA's run: 8/255)."""
+    """Return a start that is uniform within one radius, in the images' unit, for any budget (ASTrA's run: 8/255)."""
     return lambda images, budget, generator: (
         (torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1) * radius
     )
@@ -177,10 +182,10 @@ STARTS: dict[str, Start] = {"uniform": uniform, "zero": zero}
 
 
 def find_start(name: str) -> Start:
-    """The start of a name of `STARTS`, or the function at a dotted path, my_module:my_start.
+    """Return the start with a name of `STARTS`, or the function at a dotted path, my_module:my_start.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such start.
     """
     if not is_dotted(name):
         return pick(name, STARTS, "attack start")
@@ -207,28 +212,28 @@ def pgd(
 ) -> Attacked:
     """L-infinity PGD (Madry et al. 2018) by sign ascent, with radius, step size and number of steps per image.
 
-    `x <- clip(x + step_size * sign(grad), x0 - epsilon, x0 + epsilon)`, then to the bounds. An image whose steps are
-    spent stays in the objective, as a positive and a negative of the others, but `encode` is per image, so its
-    embedding no longer changes: it is computed once and kept, and only the images still moving are encoded. The result
-    is that of the plain loop that encodes everything in every iteration and masks the update; the work is the *mean*
-    number of steps rather than the maximum.
+    `x <- clip(x + step_size * sign(grad), x0 - epsilon, x0 + epsilon)`, then to the bounds. An image without steps left
+    stays in the objective, as a positive and a negative of the others. But `encode` is per image, so its embedding no
+    longer changes: it is computed once and kept, and only the images still moving are encoded. The result is that of
+    the plain loop that encodes everything in every iteration and masks the update; the work is the *mean* number of
+    steps instead of the maximum.
 
     Args:
-        encode: `encode(x, rows) -> z`, row by row independent of the rest of the batch (a network in eval mode); `rows`
+        encode: `encode(x, rows) -> z`, each row independent of the rest of the batch (a network in eval mode); `rows`
             (on the host) are the positions of `x` in `images`. z is (len(x), ...).
-        objective: `objective(z) -> (n,)`, z in the order of `images`; it may couple the batch. Its sum is maximised.
+        objective: `objective(z) -> (n,)`, z in the order of `images`; it may couple the batch. Its sum is maximized.
         images: (n, c, h, w) within the bounds.
         budget: n entries, on the host.
         generator: source of the random start, on the images' device; needed for `start="uniform"`.
         start: a name of `STARTS`: "uniform" (in the image's own ball) or "zero"; a dotted path; a function, see
-            `Start`; or perturbations (n, c, h, w). They are only clipped to the bounds before the first step, and to
-            the ball from then on (ASTrA's run starts in +-8/255 whatever epsilon is); an image without steps is clipped
-            to its ball at once.
+            `Start`; or perturbations (n, c, h, w). They are clipped to the bounds before the first step, and to the
+            ball only from then on (ASTrA's run starts in +-8/255 whatever epsilon is); an image without steps is
+            clipped to its ball at the start.
         bounds: smallest and largest pixel value.
-        granularity: the number of images encoded at once is rounded up to a multiple of this, so that few shapes occur:
-            a library that prepares itself for each new shape has done so soon. The result is the same.
-        watch: a scalar tensor on the images' device, for callers who must not wait for it here: what is added to it is
-            finite as long as all gradients are, and images and start are what they should be.
+        granularity: the number of images per call of `encode` is rounded up to a multiple of this, so that few shapes
+            occur: some libraries prepare for each new shape. The result is the same.
+        watch: a scalar tensor on the images' device, for callers that must not wait for the device here. The attack
+            adds to it a value that is finite only if all gradients are finite and images and start are in range.
 
     Returns:
         The attacked images and their embeddings, in the order of `images`.
@@ -236,8 +241,8 @@ def pgd(
     Raises:
         ValueError: if images, budget or start do not fit together, start is not finite or in another unit than the
             images, the generator is missing, or encode or objective do not give one row or value for each image.
-        NonFiniteGradientError: after the last step, if a gradient was not finite and there is no `watch`: a sign makes
-            0 of NaN, so the image did not move.
+        NonFiniteGradientError: after the last step, if a gradient was not finite and there is no `watch`: the sign of
+            NaN is 0, so the image did not move.
     """
     watched = watch is not None and images.device.type != "cpu"
     check_images(images, None if watched else bounds)
@@ -268,9 +273,9 @@ def pgd(
 
     ends = torch.zeros((), device=images.device) if watch is None else watch
     if watched:
-        # what is out of range becomes NaN
+        # values out of range make it NaN
         ends.add_(_outside(images, *bounds)).add_(_outside(first, bounds[0] - bounds[1], bounds[1] - bounds[0]))
-    settled: list[Tensor] = []  # embeddings of the images that are encoded no more, the latest first
+    settled: list[Tensor] = []  # embeddings of the images that no longer move, the latest first
     encoded = len(steps)
     for iteration in range(steps[0] + 1):
         active = sum(count > iteration for count in steps)
@@ -295,7 +300,7 @@ def pgd(
             if active:
                 low_end, high_end = torch.aminmax(gradient[:active])
                 ends.add_(low_end).add_(high_end)
-            # one buffer takes the step, and the result goes where the images already lie
+            # one buffer holds the step, and the result overwrites the images
             step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
     if watch is None and not math.isfinite(ends):
@@ -317,8 +322,10 @@ def _start(
     generator: torch.Generator | None,
     bounds: tuple[float, float] | None,
 ) -> Tensor:
-    """The initial perturbations, in the order of `images`, so that the draw does not depend on the budget's order.
-    Without bounds, values that are given are not looked at."""
+    """Return the initial perturbations, in the order of `images`: the draw does not depend on the budget's order.
+
+    Without bounds, given values are not checked.
+    """
     if isinstance(start, str) and start in STARTS:
         return STARTS[start](images, budget, generator)
     if isinstance(start, str):
@@ -335,6 +342,6 @@ def _start(
 
 
 def _outside(values: Tensor, low: float, high: float) -> Tensor:
-    """NaN if values are out of the range or NaN, else 0; a scalar, for which nobody waits."""
+    """Return NaN if values are out of the range or NaN, else 0, as a scalar on the device, without waiting for it."""
     least, most = torch.aminmax(values)
     return torch.where((least >= low) & (most <= high), 0.0, torch.nan)

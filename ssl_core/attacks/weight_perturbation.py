@@ -1,4 +1,4 @@
-"""Adversarial perturbation of the weights: a gradient is taken where the loss is higher, and the weights come back."""
+"""Adversarial perturbation of the weights, for a gradient at a higher loss; the weights are restored afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ from astra_gym.ssl_core.utils.finite import check_number
 
 @contextmanager
 def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """The weights moved by `gamma * |w| / |g| * g` inside, each tensor by its own norms, and put back bit for bit.
+    """Move the weights by `gamma * |w| / |g| * g` inside, with each tensor's norms; restore them bit for bit on exit.
 
-    Adversarial weight perturbation (AWP; Wu et al., NeurIPS 2020), as DAQ-SDP (NeurIPS 2024) uses it too: g is the
-    gradient of `loss` at the weights as they are, and there is one step. Moved are trainable tensors of more than one
-    dimension, as in AWP's released code: biases and batch norms are not, nor is a tensor whose gradient is 0.
+    Adversarial weight perturbation (AWP; Wu et al., NeurIPS 2020), also used in DAQ-SDP (NeurIPS 2024): g is the
+    gradient of `loss` at the unperturbed weights, and there is one step. It moves trainable tensors of more than one
+    dimension, as in AWP's released code: biases and batch norms do not move, nor does a tensor with gradient 0.
 
-    What is computed inside has to be differentiated inside: autograd refuses to go back through weights that have
-    changed since. The pass for g leaves `p.grad` and the running statistics of `RouteNorm`s as they are.
+    Call backward inside: autograd refuses to go back through weights that have changed since. The pass for g changes
+    neither `p.grad` nor the running statistics of `RouteNorm`s.
 
     Args:
-        modules: that hold the weights.
-        loss: computes the scalar that is increased, from these weights, when it is called.
+        modules: owner of the weights.
+        loss: function that computes the scalar to increase, from these weights.
         gamma: size of the step relative to a tensor's norm, 0 or more (0.005 in AWP, 0.002 in DAQ-SDP); 0 moves nothing
             and does not call `loss`.
 
@@ -53,13 +53,13 @@ def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> I
 def _steps(
     modules: nn.Module, weights: list[nn.Parameter], loss: Callable[[], Tensor], gamma: float
 ) -> list[Tensor | None]:
-    """The step of each weight; None for one that the loss does not depend on, or whose gradient is 0."""
+    """Return the step of each weight; None if the loss does not depend on it or its gradient is 0."""
     with torch.enable_grad(), Untracked(modules):
         value = loss()
         if value.numel() != 1:
             raise ValueError(f"the loss has shape {tuple(value.shape)}: expected a scalar")
         depends = bool(weights) and value.requires_grad
-        # not backward: the caller's p.grad stay as they are
+        # not backward: it would change the caller's p.grad
         slopes = torch.autograd.grad(value, weights, allow_unused=True) if depends else ()
     if all(slope is None for slope in slopes):
         raise ValueError(
