@@ -1,1 +1,1 @@
-"""Convolutions of fixed weights, and what surrounds them, by the fastest operators of each device."""
+"""Convolutions with fixed weights, and the operations around them, by the fastest operators of each device."""

@@ -1,7 +1,8 @@
-"""What surrounds a convolution on a GPU, in one kernel a pass: bias, residual and ReLU, and their way back.
+"""Bias, residual and ReLU after a convolution on a GPU, in one kernel per pass, and their backward pass.
 
-Apart, each of them reads and writes a whole map, and these passes bind an attack to the memory's speed. The kernels are
-Triton's, which comes with torch for NVIDIA GPUs on Linux; `TRITON_INTERPRET=1` runs them on a CPU, slowly.
+As separate operations each of them reads and writes a whole map, and the memory's speed then limits an attack. The
+kernels are written in Triton, which comes with torch for NVIDIA GPUs on Linux; `TRITON_INTERPRET=1` runs them on a CPU,
+slowly.
 """
 
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -12,12 +13,12 @@ BLOCK = 1024
 
 
 def finish(x: Tensor, bias: Tensor, residual: Tensor | None, rectify: bool) -> Tensor:
-    """Adds a bias (c,) and a residual to x (n, c, h, w), then ReLU if asked for, and rounds once; NaN stays NaN.
+    """Add a bias and a residual to x, apply ReLU if `rectify`, and round once; NaN stays NaN.
 
     Args:
-        x: is overwritten if it is laid out channels-last.
-        bias: one value a channel.
-        residual: shaped as x.
+        x: (n, c, h, w), overwritten if its memory format is channels-last.
+        bias: (c,), one value per channel.
+        residual: None, or a tensor with the shape of x.
         rectify: whether ReLU follows.
     """
     x = x.contiguous(memory_format=channels_last)
@@ -27,12 +28,12 @@ def finish(x: Tensor, bias: Tensor, residual: Tensor | None, rectify: bool) -> T
 
 
 def rectified(gradient: Tensor, output: Tensor, more: Tensor | None) -> Tensor:
-    """A rectifier's gradient where two ways meet: their sum, where the output is positive.
+    """Return a rectifier's gradient where two paths meet: their sum where the output is positive, else 0.
 
     Args:
-        gradient: (n, c, h, w), overwritten if it is laid out channels-last.
-        output: of the rectifier.
-        more: the other way's gradient.
+        gradient: (n, c, h, w), overwritten if its memory format is channels-last.
+        output: output of the rectifier.
+        more: gradient of the other path, None if there is one path.
     """
     gradient = gradient.contiguous(memory_format=channels_last)
     output = output.contiguous(memory_format=channels_last)
@@ -68,6 +69,6 @@ def _rectified(gradient, output, more, size, adds: tl.constexpr, block: tl.const
     value = tl.load(gradient + at, mask=inside).to(wide)
     if adds:
         value += tl.load(more + at, mask=inside).to(wide)
-    # as torch's own: a NaN does not stop a gradient
+    # as in torch: a NaN does not stop a gradient
     value = tl.where(tl.load(output + at, mask=inside).to(wide) <= 0, 0.0, value)
     tl.store(gradient + at, value.to(gradient.dtype.element_ty), mask=inside)

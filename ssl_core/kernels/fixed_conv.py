@@ -11,32 +11,32 @@ from torch.nn import functional as F
 _backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward
 FUSES = find_spec("triton") is not None
-"""Whether there are kernels for a GPU that join what surrounds a convolution (`epilogues`)."""
+"""Whether the fused GPU kernels of `epilogues` are available."""
 TENSOR_CORES = 8
-"""A GPU's tensor cores take channels by so many in bfloat16."""
+"""Number of channels that a GPU's tensor cores process together in bfloat16."""
 
 
 class Convolution(Protocol):
-    """A 2-d convolution with a bias, whose weights do not change and need no gradient."""
+    """A 2-d convolution with a bias and fixed weights, which get no gradient."""
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
-        """The convolution of x (n, c, h, w), plus the residual, then ReLU."""
+        """Convolve x (n, c, h, w), add the residual, then apply ReLU if `rectify`."""
 
     def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """The gradient with respect to the input x, from that of the output of the convolution alone."""
+        """Return the gradient with respect to x, from that of the convolution's output without residual and ReLU."""
 
     def add_input_gradient(self, gradient: Tensor, x: Tensor, to: Tensor) -> Tensor:
-        """Adds the gradient with respect to the input x to `to`, in place."""
+        """Add the gradient with respect to x to `to`, in place."""
 
 
 def fixed_convolution(weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Convolution:
-    """The convolution in the form that suits where the weights lie and their type.
+    """Return the convolution in the fastest form for the weights' device and type.
 
     Args:
         weight: (out, in, h, w).
         bias: (out,).
-        stride: down and right.
-        padding: rows and columns of zeros on either side.
+        stride: (down, right), in pixels.
+        padding: (rows, columns) of zeros on either side.
     """
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
     kind: type[PlainConvolution] = PlainConvolution
@@ -48,12 +48,12 @@ def fixed_convolution(weight: Tensor, bias: Tensor, stride: tuple[int, int], pad
 
 
 def rectified_gradient(gradient: Tensor, output: Tensor, more: Tensor | None = None) -> Tensor:
-    """A rectifier's gradient: it passes where the output is positive.
+    """Return a rectifier's gradient: it passes where the output is positive.
 
     Args:
         gradient: (n, c, h, w), overwritten.
-        output: of the rectifier.
-        more: what is added to the gradient first.
+        output: output of the rectifier.
+        more: tensor to add to the gradient first.
     """
     if FUSES and gradient.device.type == "cuda":
         return _epilogues().rectified(gradient, output, more)
@@ -63,14 +63,14 @@ def rectified_gradient(gradient: Tensor, output: Tensor, more: Tensor | None = N
 
 
 def _epilogues() -> ModuleType:
-    # where there is no GPU there is no Triton, or nobody waits for it
+    # imported on use: without a GPU, Triton may be missing, and its import takes time
     from astra_gym.ssl_core.kernels import epilogues
 
     return epilogues
 
 
 def packable(weight: Tensor) -> bool:
-    """Whether oneDNN serves these weights: on an x86 processor in float32, or in bfloat16 where it computes in that."""
+    """Whether oneDNN supports these weights: float32 on an x86 CPU, or bfloat16 if the CPU computes in it."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not torch.cpu._is_avx2_supported():
         return False
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -99,7 +99,7 @@ class PlainConvolution:
 
     def add_input_gradient(self, gradient: Tensor, x: Tensor, to: Tensor) -> Tensor:
         if self.weight.shape[2:] == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0):
-            # a strided 1x1 convolution sees one pixel in a few: the others' gradients need not be made to be zero
+            # a strided 1x1 convolution reads one pixel in a few: skip the zero gradients of the others
             down, right = self.stride
             to[:, :, ::down, ::right] += F.conv2d(gradient, self.weight.transpose(0, 1))
             return to
@@ -107,8 +107,10 @@ class PlainConvolution:
 
 
 class FusedConvolution(PlainConvolution):
-    """`Convolution` on a GPU: bias, residual and ReLU in one kernel; in bfloat16 the three channels of images are made
-    eight, which changes no value."""
+    """`Convolution` on a GPU, with bias, residual and ReLU in one kernel.
+
+    In bfloat16 the three channels of images are padded to eight, which changes no value.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> None:
         super().__init__(weight, bias, stride, padding)
@@ -127,17 +129,17 @@ class FusedConvolution(PlainConvolution):
         if not self.more:
             return super().input_gradient(gradient, x)
         n, channels, height, width = x.shape
-        # only its shape counts
+        # only its shape is used
         shape = n, channels + self.more, height, width
         wide = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         return super().input_gradient(gradient, wide)[:, :channels]
 
 
 class PackedConvolution(PlainConvolution):
-    """`Convolution` by oneDNN, whose weights are laid out for it once and not at every call; ReLU costs no extra pass.
+    """`Convolution` by oneDNN: the weights are reordered once, not at every call, and ReLU costs no extra pass.
 
-    An attack calls the same convolution up to thirty times: laying the weights out anew took a tenth of the time of a
-    full ResNet-18 on 64 images, and a third on 8. The operators are those that torch's own compiler calls.
+    An attack calls the same convolution up to thirty times: reordering the weights each time took a tenth of the time
+    of a full ResNet-18 on 64 images, and a third on 8. The operators are those that torch's compiler calls.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> None:
@@ -152,7 +154,7 @@ class PackedConvolution(PlainConvolution):
                 self.weight, self.padding, self.stride, (1, 1), 1, x.shape
             )
         weight = self._packed[size]
-        # with torch 2.8 oneDNN refuses a residual of single pixels
+        # with torch 2.8 oneDNN refuses a residual of 1x1 maps
         if residual is not None and residual.shape[2:] != (1, 1):
             unary = "relu" if rectify else None
             return torch.ops.mkldnn._convolution_pointwise.binary(
@@ -169,7 +171,7 @@ class PackedConvolution(PlainConvolution):
 
     def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
-        # what the output's rows and columns do not determine of the input's: at a stride of 2 an odd one left over
+        # input rows and columns that the output's size does not determine: at a stride of 2 an odd one is left over
         rest = tuple(
             whole - ((part - 1) * stride - 2 * padding + kernel)
             for whole, part, stride, padding, kernel in zip(
