@@ -1,4 +1,4 @@
-"""Losses as pure functions: contrastive ones of embeddings, TRADES of logits."""
+"""Losses as pure functions: contrastive losses of embeddings, TRADES of logits."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ MIXED_READINGS = {"pairs": "one NT-Xent over all pairs, as coded", "views": "one
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:
-    """Values as they are ("none"), their mean or their sum; ValueError for another reduction."""
+    """Return the values ("none"), their mean or their sum; raise a ValueError for another reduction."""
     if reduction == "mean":
         return values.mean()
     if reduction == "sum":
@@ -22,13 +22,13 @@ def reduced(values: Tensor, reduction: str) -> Tensor:
 
 
 def nt_xent(z: Tensor, temperature: float = 0.5, reduction: str = "mean") -> Tensor:
-    """Normalised temperature-scaled cross entropy (SimCLR, Chen et al. 2020, equation 1; ACL and ASTrA use it as is).
+    """Normalized temperature-scaled cross entropy (SimCLR, Chen et al. 2020, equation 1; the same in ACL and ASTrA).
 
     `l_i = -log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`, with `s` the cosine similarity and `p` the
     partner of `i`. No gradient is stopped.
 
     Args:
-        z: embeddings (2N, d), not normalised; rows 2k and 2k+1 are the two views of image k.
+        z: embeddings (2N, d), not normalized; rows 2k and 2k+1 are the two views of image k.
         temperature: t > 0.
         reduction: "mean", "sum" or "none".
 
@@ -58,9 +58,9 @@ def mixed_nt_xent(
         clean: embeddings (2N, d) of the clean views, rows 2k and 2k+1 the two views of image k.
         adversarial: embeddings (2N, d) of the attacked views, in the same order.
         temperature: t > 0.
-        reading: "pairs" is the released code: one NT-Xent over all 4N vectors, in which the *other* view of an image
-            is a negative. "views" is the paper's figure and ICLR slide 7: the sum of one NT-Xent for the first views
-            and one for the second, which has no such false negatives.
+        reading: "pairs" follows the released code: one NT-Xent over all 4N vectors, in which the *other* view of an
+            image is a negative. "views" follows the paper's figure and ICLR slide 7: the sum of one NT-Xent for the
+            first views and one for the second, without such false negatives.
         reduction: "mean", "sum" or "none".
 
     Returns:
@@ -112,12 +112,12 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 def trades(
     clean_logits: Tensor, adversarial_logits: Tensor, labels: Tensor, beta: float = 6.0, reduction: str = "mean"
 ) -> Tensor:
-    """TRADES (Zhang et al. 2019, equation 5): cross entropy of the clean images, and what an attack changes.
+    """TRADES (Zhang et al. 2019, equation 5): cross entropy of the clean images plus the effect of an attack.
 
     `CE(clean, y) + beta * KL(softmax(clean) || softmax(adversarial))`; the gradient goes through both arguments of KL.
 
     Args:
-        clean_logits, adversarial_logits: (n, classes), of the images and of their attacked versions.
+        clean_logits, adversarial_logits: logits (n, classes) of the images and of their attacked versions.
         labels: (n,) int64.
         beta: weight of robustness, 0 or more (1 / lambda in the paper).
         reduction: "mean", "sum" or "none".

@@ -7,7 +7,7 @@ from astra_gym.ssl_core.losses.contrastive import reduced
 
 
 def partners(z: Tensor) -> Tensor:
-    """The rows of each row's partner: rows 2k and 2k+1, the two views of image k, change places.
+    """Swap rows 2k and 2k+1, the two views of image k, so that each row becomes its partner's.
 
     Args:
         z: (2N, ...).
@@ -24,8 +24,8 @@ def negative_cosine(p: Tensor, z: Tensor, stop: bool = True, reduction: str = "m
     """-cos(p, z) of each row (SimSiam, Chen and He 2021, equation 1).
 
     Args:
-        p: predictions (n, d), not normalised.
-        z: targets (n, d), not normalised.
+        p: predictions (n, d), not normalized.
+        z: targets (n, d), not normalized.
         stop: whether no gradient goes to z (their equation 3).
         reduction: "mean", "sum" or "none".
 
@@ -52,10 +52,10 @@ def byol(p: Tensor, z: Tensor, stop: bool = True, reduction: str = "mean") -> Te
 
 
 def symmetric_negative_cosine(p: Tensor, z: Tensor, stop: bool = True, reduction: str = "mean") -> Tensor:
-    """-cos(p_i, z_partner(i)) of each view; its mean is SimSiam's symmetrised loss (their equation 4).
+    """-cos(p_i, z_partner(i)) of each view; its mean is SimSiam's symmetrized loss (their equation 4).
 
     Args:
-        p, z: predictions and targets (2N, d), rows 2k and 2k+1 those of image k.
+        p, z: predictions and targets (2N, d); rows 2k and 2k+1 belong to image k.
         stop, reduction: as `negative_cosine`.
 
     Returns:
@@ -68,7 +68,7 @@ def symmetric_negative_cosine(p: Tensor, z: Tensor, stop: bool = True, reduction
 
 
 def symmetric_byol(p: Tensor, z: Tensor, stop: bool = True, reduction: str = "mean") -> Tensor:
-    """2 - 2 cos(p_i, z_partner(i)) of each view; its mean is half of BYOL's symmetrised loss, which adds both views'.
+    """2 - 2 cos(p_i, z_partner(i)) of each view; its mean is half of BYOL's symmetrized loss, a sum over both views.
 
     Args and raises: as `symmetric_negative_cosine`.
 

@@ -1,4 +1,4 @@
-"""How far adversarial features are from clean ones, without labels: the measure behind RCS's choice of a coreset."""
+"""Divergence of adversarial from clean features, without labels: the measure that RCS selects a coreset by."""
 
 import math
 
@@ -18,9 +18,9 @@ FORMS = {
     "released": "as in RCS's code: kl of scaled values without a softmax, js with its arguments reversed",
     "softmax": "kl and js of the softmax of scaled values, as in version 0.1",
 }
-"""How "kl" and "js" make distributions of rows; "ot" is the same in both."""
+"""How "kl" and "js" turn rows into distributions; "ot" is the same in both."""
 FLOOR = 1e-8
-"""What the released "kl" adds to every scaled value."""
+"""Value that the released "kl" adds to every scaled value."""
 
 
 def representational_divergence(
@@ -35,42 +35,41 @@ def representational_divergence(
 ) -> Tensor:
     """Representational divergence of RCS (Xu et al., NeurIPS 2023) between features of the same images.
 
-    Let p be of the clean row, q of the adversarial one, m = (p + q) / 2 and KL(a || b) the sum of a (log a - log b).
+    Let p belong to the clean row and q to the adversarial one, m = (p + q) / 2, KL(a || b) = sum of a (log a - log b).
 
-    In the form "released", which is that of RCS's code (its `kl_loss` and `JS_loss`), "kl" is KL(q || p). p and q are
-    the rows scaled to [0, 1] by their least and greatest value, plus 1e-8: no softmax, so neither sums to 1, and the
-    value may be below 0. A row's offset and positive scale do not count. A constant row is all 1e-8 here and not a
-    number there. The gradient leaves out the least place of a row, whose scaled value is 0 whatever the row: there it
+    The form "released" follows RCS's code (its `kl_loss` and `JS_loss`). "kl" is KL(q || p). p and q are the rows
+    scaled to [0, 1] by their least and greatest value, plus 1e-8: no softmax, so neither sums to 1, and the value may
+    be below 0. A row's offset and positive scale do not matter. A constant row is all 1e-8 here and NaN in RCS's code.
+    The gradient leaves out the least entry of a row, with the scaled value 0 for every row; in RCS's code its gradient
     is the rounding error of a slope of up to 1e8. "js" is half KL(m || p) plus half KL(m || q), p and q the softmax of
-    the rows as they are: offsets do not count, scales do. It has no bound, and stays finite where the probabilities
-    underflow, which there it does not.
+    the unscaled rows: offsets do not matter, scales do. It has no bound, and stays finite where the probabilities
+    underflow, unlike RCS's code.
 
-    In the form "softmax", which is ours and was the only one in version 0.1, p and q are the softmax of the rows scaled
-    to [0, 1]; "kl" is KL(p || q), and "js" half KL(p || m) plus half KL(q || m), at most log 2. Offset and positive
-    scale do not count, and a constant row is uniform. The two forms may rank the same pairs in opposite orders.
+    The form "softmax" is ours, and was the only one in version 0.1. p and q are the softmax of the rows scaled to
+    [0, 1]; "kl" is KL(p || q), and "js" half KL(p || m) plus half KL(q || m), at most log 2. Offset and positive scale
+    do not matter; a constant row is uniform. The two forms may rank the same pairs in opposite orders.
 
-    "ot" is ours altogether. The rows are set to length 1, and moving one to another costs 1 - cosine. OT(A, B) is the
-    cost of the entropy-regularised optimal plan between the two sets of equal weights, as its dual value after a fixed
-    number of Sinkhorn's iterations. The divergence is OT(A, B) - OT(A, A)/2 - OT(B, B)/2 (Genevay et al. 2018), 0 for
-    equal sets. It is of the sets: which adversarial row belongs to which clean one does not count. It holds some
-    matrices (n, n).
+    "ot" is ours. The rows are scaled to length 1, and moving one to another costs 1 - cosine. OT(A, B) is the cost of
+    the entropy-regularized optimal plan between the two sets of equal weights, as its dual value after a fixed number
+    of Sinkhorn's iterations. The divergence is OT(A, B) - OT(A, A)/2 - OT(B, B)/2 (Genevay et al. 2018), 0 for equal
+    sets. It compares sets: the pairing of adversarial and clean rows does not matter. It holds some (n, n) matrices.
 
     Args:
         clean, adversarial: (n, d), n >= 1; "kl" and "js" need d >= 2. No gradient is stopped.
         kind: a name of `DIVERGENCES`.
-        reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it. The released mean
-            is over places too: of "mean" here a d-th.
-        form: a name of `FORMS`, of "kl" and "js".
-        regularisation: of "ot": the entropy's weight in units of the cost, above 0.
-        iterations: of "ot", at least 1.
+        reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it. RCS's mean is over
+            the d entries too: 1/d of "mean" here.
+        form: a name of `FORMS`, for "kl" and "js".
+        regularisation: for "ot", the entropy's weight in units of the cost, above 0.
+        iterations: for "ot", the number of Sinkhorn's iterations, at least 1.
 
     Returns:
-        A scalar, or (n,) for "none", in nats for "kl" and "js"; but for the released "kl" at least 0 up to rounding
-        ("ot": up to convergence).
+        A scalar, or (n,) for "none", in nats for "kl" and "js"; at least 0 up to rounding ("ot": up to convergence),
+        except for the released "kl".
 
     Raises:
-        ValueError: if the shapes do not fit, a figure is out of its range, a name is unknown, or "ot" is asked for
-            rows.
+        ValueError: if the shapes do not fit, a value is out of its range, a name is unknown, or "ot" has the reduction
+            "none".
     """
     pick(kind, DIVERGENCES, "divergence")
     pick(form, FORMS, "form of a divergence")
@@ -99,7 +98,7 @@ def representational_divergence(
 
 
 def _unit_range(features: Tensor) -> Tensor:
-    """Each row moved and scaled to [0, 1]; a constant one becomes 0."""
+    """Shift and scale each row to [0, 1]; a constant one becomes 0."""
     low, high = features.amin(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)
     extent = high - low
     return (features - low) / torch.where(extent > 0, extent, torch.ones_like(extent))
@@ -129,7 +128,7 @@ def _transport(clean: Tensor, adversarial: Tensor, regularisation: float, iterat
 
 
 def _sinkhorn(a: Tensor, b: Tensor, regularisation: float, iterations: int) -> Tensor:
-    """The dual value of entropy-regularised transport between rows of length 1, of equal numbers, in the log domain."""
+    """Return the dual value of entropy-regularized transport between equal numbers of unit rows, in the log domain."""
     cost = 1 - a @ b.T
     weight = -cost.new_tensor(len(a)).log()
 

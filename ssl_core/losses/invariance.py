@@ -1,4 +1,4 @@
-"""AIR's regularisers (Xu et al., NeurIPS 2023): what views say of the originals stays the same, clean and attacked."""
+"""AIR's regularizers (Xu et al., NeurIPS 2023): the views' similarities to the originals agree, clean and attacked."""
 
 from collections.abc import Mapping
 
@@ -16,14 +16,14 @@ FORMS: Mapping[str, str] = {
 
 
 def sir(first: Tensor, second: Tensor, original: Tensor, temperature: float = 0.5, form: str = "released") -> Tensor:
-    """Standard invariant regulariser: both views share the batch alike with the originals.
+    """Standard invariant regularizer: both views have the same distribution of similarities to the originals.
 
-    `p_i = softmax over the batch of <z_i, z_o> / t`, a distribution over the images of the batch made of each image's
-    own similarity, p_j likewise; SIR compares p_j with p_i.
+    `p_i = softmax over the batch of <z_i, z_o> / t`, where each image has its own similarity, is a distribution over
+    the images of the batch; p_j likewise. SIR compares p_j with p_i.
 
     Args:
-        first, second: embeddings (B, d) of the two clean views of each image, not normalised.
-        original: those of the images without augmentation.
+        first, second: embeddings (B, d) of the two clean views of each image, not normalized.
+        original: embeddings (B, d) of the images without augmentation.
         temperature: t > 0.
         form: a name of `FORMS`.
 
@@ -46,13 +46,13 @@ def air(
     temperature: float = 0.5,
     form: str = "released",
 ) -> Tensor:
-    """Adversarial invariant regulariser: both attacked views relate alike to the originals and to their clean views.
+    """Adversarial invariant regularizer: both attacked views relate in the same way to originals and clean views.
 
     `q_i = softmax(<z'_i, z_o> / t) * softmax(<z'_i, z_i> / t)`, each softmax over the batch; the products are not
-    normalised, and so the "kl" form may be negative here.
+    normalized, so the "kl" form may be negative.
 
     Args:
-        adversarial_first, adversarial_second: embeddings (B, d) of the attacked views, not normalised.
+        adversarial_first, adversarial_second: embeddings (B, d) of the attacked views, not normalized.
         first, second, original, temperature, form: as `sir`.
 
     Returns:
@@ -69,7 +69,7 @@ def air(
 
 
 def log_share(view: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """log of softmax over the batch of the similarity of each row with the same row of `other`, (B,).
+    """Return the log softmax over the batch of the similarity of each row with the same row of `other`, (B,).
 
     Raises:
         ValueError: if the shapes differ or are not (B, d), or the temperature is not positive.
@@ -81,7 +81,7 @@ def log_share(view: Tensor, other: Tensor, temperature: float) -> Tensor:
 
 
 def divergence(log_p: Tensor, log_q: Tensor, form: str) -> Tensor:
-    """How far the second of two positive vectors, given as logarithms (B,), is from the first; see `FORMS`."""
+    """Return the divergence of the second of two positive vectors from the first, given as logarithms (B,)."""
     pick(form, FORMS, "form of the divergence")
     q = log_q.exp()
     return torch.sum(q * (log_q - (log_p.exp() if form == "released" else log_p)))

@@ -14,11 +14,12 @@ def multi_view_nt_xent(
     """NT-Xent with several positives a row (RoCL, Kim et al. 2020: equation 5 and released code).
 
     `l_i = sum over positives p of -log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`, with `s_ij` the cosine
-    similarity of z_i and (if `stop`) a detached z_j. The positives are *added*, so that three versions of an image give
-    a row two terms. With two views and without the stop it is `astra_gym.ssl_core.losses.contrastive.nt_xent`.
+    similarity of z_i and (if `stop`) a detached z_j. The positives are *added*: three versions of an image give a row
+    two terms. With two views and without the stop it is `astra_gym.ssl_core.losses.contrastive.nt_xent`.
 
     Args:
-        z: embeddings (views * N, d), not normalised; rows views * k to views * k + views - 1 the versions of image k.
+        z: embeddings (views * N, d), not normalized; rows views * k to views * k + views - 1 are the versions of image
+            k.
         views: versions of an image, 2 or more.
         temperature: t > 0.
         stop: whether no gradient goes to the second operand of a similarity.
@@ -40,7 +41,7 @@ def supcon(
     """Supervised contrastive loss with an image as its class (Khosla et al. 2020, equation 2, as AdvCL uses it).
 
     `l_i = -(t / t_base) * mean over positives p of log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`. The factor
-    t / t_base (7.14 in AdvCL) matters beside other losses. No gradient is stopped.
+    t / t_base (7.14 in AdvCL) matters when other losses are added. No gradient is stopped.
 
     Args:
         z: as `multi_view_nt_xent`.
@@ -62,7 +63,7 @@ def supcon(
 
 
 def _log_shares(z: Tensor, views: int, temperature: float, stop: bool) -> tuple[Tensor, Tensor]:
-    """log of each row's share in its softmax over all other rows, and which columns are its positives, (n, n) each."""
+    """Return each row's log softmax over all other rows, and a mask of its positives, (n, n) each."""
     if views < 2:
         raise ValueError(f"views is {views}: expected two or more versions of an image, since each needs a positive")
     if z.ndim != 2 or len(z) == 0 or len(z) % views:
@@ -78,11 +79,11 @@ def _log_shares(z: Tensor, views: int, temperature: float, stop: bool) -> tuple[
 def coding_rate(z: Tensor, epsilon: float = 0.2) -> Tensor:
     """Total coding rate R(Z) = 1/2 log det(I + d / (b * epsilon) * Z^T Z) (EMP-SSL, Tong et al. 2023, equation 1).
 
-    As in the released code `epsilon` stands unsquared. By Sylvester's identity the smaller of Z^T Z and Z Z^T is taken.
+    As in the released code `epsilon` is not squared. The smaller of Z^T Z and Z Z^T is used (Sylvester's identity).
 
     Args:
         z: (..., b, d), rows of length 1.
-        epsilon: the precision to which rows are coded, positive.
+        epsilon: precision of the code of the rows, positive.
 
     Returns:
         (...,), between 0 and min(b, d) / 2 * log(1 + d / (min(b, d) * epsilon)); NaN where z has a NaN.
@@ -96,31 +97,31 @@ def coding_rate(z: Tensor, epsilon: float = 0.2) -> Tensor:
     b, d = z.shape[-2:]
     gram = z.mT @ z if d <= b else z @ z.mT
     identity = torch.eye(gram.shape[-1], dtype=z.dtype, device=z.device)
-    # positive definite: the factor's diagonal is the determinant's root. The factorisation fails only of NaN, which is
-    # handed on as other losses do, so that the learner says that training has diverged
+    # positive definite: the product of the factor's diagonal is the determinant's root. Only NaN makes the
+    # factorization fail; it is returned as in other losses, so that the learner reports that training has diverged
     factor, failed = torch.linalg.cholesky_ex(identity + d / (b * epsilon) * gram)
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1).masked_fill(failed != 0, torch.nan)
 
 
 def emp_ssl(z: Tensor, crops: int, invariance: float = 200.0, epsilon: float = 0.2, reduction: str = "mean") -> Tensor:
-    """EMP-SSL's loss (Tong et al. 2023, equation 4): crops of an image agree, and the crops of all images spread.
+    """EMP-SSL's loss (Tong et al. 2023, equation 4): crops of an image agree, and the crops of all images spread out.
 
     `L = -invariance * mean over crops of cos(z_ki, mean over the image's crops) - mean over i of R(Z_i)`, with Z_i the
-    i-th crops of all images. A row's value is -invariance times its own cosine minus R of its own Z_i, so that the mean
-    over the rows is L.
+    i-th crops of all images. A row's value is -invariance times its cosine minus R of its Z_i, so that the mean over
+    the rows is L.
 
     Args:
-        z: embeddings (crops * N, d), not normalised; rows crops * k to crops * k + crops - 1 the crops of image k.
-        crops: of an image, 2 or more.
+        z: embeddings (crops * N, d), not normalized; rows crops * k to crops * k + crops - 1 are the crops of image k.
+        crops: number of crops of an image, 2 or more.
         invariance: weight of the agreement (200).
-        epsilon: of `coding_rate`.
+        epsilon: precision, see `coding_rate`.
         reduction: "mean", "sum" or "none".
 
     Returns:
         A scalar, or (crops * N,) for "none"; at least -invariance - max R.
 
     Raises:
-        ValueError: if the shape does not fit, a figure is out of its range or the reduction is unknown.
+        ValueError: if the shape does not fit, a value is out of its range or the reduction is unknown.
     """
     if crops < 2:
         raise ValueError(f"crops is {crops}: expected two or more of an image, since they are compared with their mean")
