@@ -1,1 +1,1 @@
-"""Augmentations: views of images, each from its own random generator."""
+"""Augmentations: random views of images, each drawn from an explicit generator."""

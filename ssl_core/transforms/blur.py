@@ -1,4 +1,4 @@
-"""Blur and solarisation of whole batches, each image with its own draw."""
+"""Blur and solarization of whole batches, with a separate draw for each image."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 SIGMAS = (0.1, 2.0)
-"""The blur's standard deviation is drawn uniformly from here, in pixels: EMP-SSL's and solo-learn's."""
+"""Range of the blur's standard deviation, drawn uniformly, in pixels: EMP-SSL's and solo-learn's."""
 _BLUR_RADIUS = 6
 _SOLARIZE_FROM = 128 / 255
 
 
 @dataclass(frozen=True, eq=False)
 class FilterParameters:
-    """Everything random in the filters of n images; all tensors on the CPU.
+    """Random parameters of the filters of n images; all tensors on the CPU.
 
     Attributes:
-        blur: (n,) bool.
-        sigma: (n,) float32, of the blur, in pixels.
+        blur: (n,) bool: whether the image is blurred.
+        sigma: (n,) float32: standard deviation of the blur, in pixels.
         solarize: (n,) bool: whether all values from 128/255 on are inverted.
     """
 
@@ -29,12 +29,12 @@ class FilterParameters:
 def draw_filters(
     n: int, blur: float | Tensor, solarize: float | Tensor, generator: torch.Generator
 ) -> FilterParameters:
-    """Parameters of the filters of n images: 3 numbers for each, whatever the probabilities are.
+    """Draw the parameters of the filters of n images: always 3 numbers per image.
 
     Args:
         n: number of images.
-        blur, solarize: probabilities, of all images or (n,) of each.
-        generator: on the CPU.
+        blur, solarize: probabilities in [0, 1], one for all images or (n,).
+        generator: CPU generator.
     """
     blurred, width, inverted = torch.rand(n, 3, generator=generator, dtype=torch.float64).unbind(1)
     low, high = SIGMAS
@@ -42,11 +42,11 @@ def draw_filters(
 
 
 def apply_filters(images: Tensor, parameters: FilterParameters) -> Tensor:
-    """Blur, then solarisation, with given parameters.
+    """Blur, then solarize, with given parameters.
 
     Args:
-        images: (n, channels, H, W) float32 in [0, 1], any device; overwritten where they are blurred.
-        parameters: n of them.
+        images: (n, channels, H, W) float32 in [0, 1], any device; blurred images are overwritten.
+        parameters: parameters of n images.
 
     Returns:
         (n, channels, H, W) float32 in [0, 1], a new tensor.
@@ -60,18 +60,18 @@ def apply_filters(images: Tensor, parameters: FilterParameters) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image by its own Gaussian, reflected at the borders.
+    """Blur each image by a Gaussian of its own width, reflected at the borders.
 
-    The kernel is cut off 6 pixels from its middle (three times the greatest of `SIGMAS`), or, in images of fewer than
-    7 pixels, as far out as reflection goes: one less than the shorter side. It is torchvision's `gaussian_blur` with a
-    `kernel_size` of 13, up to rounding. EMP-SSL and solo-learn blur by Pillow, which comes near a Gaussian by boxes.
+    The kernel's radius is 6 pixels (three times the greatest of `SIGMAS`). In images of fewer than 7 pixels it is the
+    shorter side less one, the limit of reflection. Equal to torchvision's `gaussian_blur` with a `kernel_size` of 13,
+    up to rounding. EMP-SSL and solo-learn blur with Pillow, which approximates a Gaussian by boxes.
 
     Args:
         images: (n, channels, H, W) float32.
         sigma: (n,) float32 on the CPU, positive, in pixels.
 
     Returns:
-        New images of the same shape and range.
+        New images of the same shape, in [0, 1].
     """
     height, width = images.shape[-2:]
     radius = min(_BLUR_RADIUS, height - 1, width - 1)
@@ -85,10 +85,10 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _blurring(kernels: Tensor, size: int, radius: int) -> Tensor:
-    """(n, size, size) matrices that convolve with kernels (n, 2 radius + 1), reflected at both ends."""
+    """Return (n, size, size) matrices that convolve with kernels (n, 2 radius + 1), reflected at both ends."""
     place = torch.arange(size, device=kernels.device)
     source = place[:, None] + torch.arange(-radius, radius + 1, device=kernels.device)
     source = (size - 1) - ((size - 1) - source.abs()).abs()
-    # Each weight goes where its source lies: weights that meet there add up.
+    # Each weight goes to the place of its source; weights with the same source add up.
     spread = (source.unsqueeze(2) == place).to(kernels.dtype)
     return torch.einsum("nk,pks->nps", kernels, spread)

@@ -1,7 +1,7 @@
-"""Colour operations on whole batches, each image with its own amount.
+"""Color operations on whole batches, with a separate amount for each image.
 
-The operations are torchvision's, on float images. They work in place on (m, 3, H, W) in [0, 1], with factors
-(m, 1, 1, 1): 1 changes nothing in brightness, contrast and saturation, 0 nothing in the hue.
+The operations equal torchvision's on float images. They work in place on (m, 3, H, W) in [0, 1], with factors
+(m, 1, 1, 1). A factor of 1 changes nothing in brightness, contrast and saturation, and 0 nothing in the hue.
 """
 
 import torch
@@ -10,24 +10,24 @@ from torch.nn import functional
 
 
 def luma(images: Tensor) -> Tensor:
-    """(n, 1, H, W): ITU-R 601-2 luma with torchvision's coefficients."""
+    """Return the ITU-R 601-2 luma, (n, 1, H, W), with torchvision's coefficients."""
     red, green, blue = images.unbind(1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).unsqueeze(1)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Every channel times the factor, and clamped."""
+    """Multiply every channel by the factor, and clamp."""
     return images.mul_(factor).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the image's mean luma, by the factor, and clamped."""
+    """Scale the difference from the image's mean luma by the factor, and clamp."""
     mean = luma(images).mean(dim=(1, 2, 3), keepdim=True)
     return images.mul_(factor).add_(mean.mul_(1 - factor)).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from each pixel's own luma, by the factor, and clamped."""
+    """Scale the difference from each pixel's luma by the factor, and clamp."""
     own = luma(images)
     return images.mul_(factor).add_(own.mul_(1 - factor)).clamp_(0, 1)
 
@@ -36,8 +36,8 @@ def hue(images: Tensor, factor: Tensor) -> Tensor:
     """Turn the hue by `factor` turns, at constant value and chroma.
 
     The hue, in sixths of a turn, is copysign(1 + (green + blue - red - min) / chroma, green - blue), in [-3, 3], which
-    is HSV's definition without its branches. A channel falls short of the value by chroma * clamp(d - 1, 0, 1), d the
-    distance round the circle from the hue to the channel's own (red 0, green 2, blue -2).
+    is HSV's definition without its branches. A channel is below the value by chroma * clamp(d - 1, 0, 1), with d the
+    distance around the circle from the hue to the channel's hue (red 0, green 2, blue -2).
     """
     red, green, blue = images.unbind(1)
     low = torch.minimum(red, green)
@@ -46,18 +46,18 @@ def hue(images: Tensor, factor: Tensor) -> Tensor:
     torch.maximum(value, blue, out=value)
     chroma = value - low
     angle = torch.add(green, blue).sub_(red).sub_(low)
-    # A grey pixel has chroma 0, and 0 / tiny is 0: it stays grey whatever its hue is.
+    # A gray pixel has chroma 0, and 0 / tiny is 0: it stays gray for any hue.
     angle.div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1).copysign_(green - blue)
     angle.add_(factor.view(-1, 1, 1), alpha=6)
     angle.sub_(angle.div(6).round_(), alpha=6)
     centres = torch.tensor([0.0, 2.0, -2.0]).to(images.device, non_blocking=True).view(1, 3, 1, 1)
-    # |hue - centre| is at most 5, so d = 3 - ||hue - centre| - 3|; this is -clamp(d - 1, 0, 1).
+    # |hue - center| is at most 5, so d = 3 - ||hue - center| - 3|; this is -clamp(d - 1, 0, 1).
     short = torch.sub(angle.unsqueeze(1), centres).abs_().sub_(3).abs_().sub_(2).clamp_(-1, 0)
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), short, out=images)
 
 
 def grayscale(images: Tensor, factor: Tensor) -> Tensor:
-    """Each pixel's luma in all its channels; the factor is not looked at."""
+    """Set all channels of each pixel to its luma; the factor is not used."""
     return images.copy_(luma(images).expand_as(images))
 
 
@@ -67,10 +67,10 @@ _NONE_DUE = len(OPERATIONS)
 
 
 def colour(views: Tensor, jitter: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
-    """Colour jitter, then grayscale.
+    """Apply color jitter, then grayscale.
 
-    Before each of the five stages the batch is sorted by the operation that is due, so that each operation works in
-    place on a slice: one copy a stage, instead of a gather and a scatter for every operation.
+    Before each of the five stages the batch is sorted by its next operation, so that each operation works in place on a
+    slice: one copy per stage, instead of a gather and a scatter for every operation.
 
     Args:
         views: (n, 3, H, W) float32 in [0, 1], any device; overwritten.
@@ -84,10 +84,10 @@ def colour(views: Tensor, jitter: Tensor, order: Tensor, factors: Tensor, gray: 
     due = torch.cat([jittered, grayed.unsqueeze(1)], dim=1).t()
     images = torch.arange(len(views)).expand(1, -1)
     orders = torch.cat([images, due.argsort(dim=1, stable=True), images])
-    # Where an image lay in the order before: the source of each copy. The last one restores the given order.
+    # Position of an image in the order before: the source of each copy. The last one restores the given order.
     sources = orders.argsort(dim=1)[:-1].gather(1, orders[1:])
     stages, padded = orders[1:-1], functional.pad(factors, (0, 2))
-    # The host knows every length, so the pixels need no more of it than these two transfers.
+    # The lengths are on the host, so these two are the only transfers.
     lengths = [torch.bincount(stage, minlength=_NONE_DUE + 1).tolist() for stage in due]
     amounts = padded[stages, due.gather(1, stages)].to(views.device, non_blocking=True)
     spare = torch.empty_like(views)

@@ -1,24 +1,24 @@
-"""Views made in the frequency domain."""
+"""Views computed in the frequency domain."""
 
 import torch
 from torch import Tensor
 
 
 def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
-    """The high-frequency part of images, AdvCL's fourth view (Fan et al., NeurIPS 2021, and its released code).
+    """Return the high-frequency part of images, AdvCL's fourth view (Fan et al., NeurIPS 2021, and its released code).
 
-    Each channel loses every frequency that lies less than `radius` from the centre of its spectrum, its mean among
-    them; what is left is added up again. Nothing is clamped, as in the released code: so the pixels are about 0, half
-    of them negative, and this is no image in [0, 1]. A network takes it, an attack must not.
+    Each channel loses every frequency less than `radius` from the center of its spectrum, its mean included. As in the
+    released code nothing is clamped: the pixels are around 0, half of them negative, not in [0, 1]. Give the result to
+    a network, not to an attack.
 
     Args:
         images: (n, channels, H, W) float32 or float64, any device.
-        radius: in steps of the spectrum, that is waves across the image, at least 0; 0 keeps all. The default is
-            AdvCL's for 32 pixels, and keeps waves of 4 pixels and shorter there. It is not scaled with the size: a
-            quarter of the side does the same elsewhere, while 8 leaves nearly nothing of 16 pixels.
+        radius: radius in waves across the image, at least 0; 0 keeps all. The default is AdvCL's for 32 pixels: it
+            keeps waves of 4 pixels and shorter. It is not scaled with the size: for other sizes take a quarter of the
+            side; 8 leaves nearly nothing of 16 pixels.
 
     Returns:
-        (n, channels, H, W), new, about [-1, 1].
+        A new tensor (n, channels, H, W), about in [-1, 1].
 
     Raises:
         ValueError: if an argument is not as above.
@@ -32,7 +32,7 @@ def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
         raise ValueError(f"high_frequency: radius is {radius}, expected a number of waves across the image, 0 or more")
     height, width = images.shape[-2:]
     down = (torch.arange(height, device=images.device) + height // 2) % height - height // 2
-    # The spectrum of a real image is symmetric about its centre, and so is the disc: half of it says all.
+    # The spectrum of a real image is symmetric about its center, and so is the disc: half of it is enough.
     across = torch.arange(width // 2 + 1, device=images.device)
     kept = down[:, None] ** 2 + across**2 >= radius**2
     with torch.autocast(images.device.type, enabled=False):

@@ -9,35 +9,35 @@ from torch import Tensor
 from astra_gym.ssl_core.utils.registry import pick
 
 DIRECTIONS: Mapping[str, complex] = {"left": -1, "right": 1, "top": -1j, "bottom": 1j}
-"""Where c of the map z / (c z + 1) points; the plane's imaginary axis goes down, as the rows do."""
+"""Direction of c in the map z / (c z + 1); the plane's imaginary axis points down, like the rows."""
 MAGNITUDES = (0.2, 0.3)
-"""|c| is drawn uniformly from here: MPD's own range for supervised training, which lies within its wider ones."""
+"""Range of |c|, drawn uniformly: MPD's range for supervised training, which is within its wider ones."""
 MAGNITUDE_DEVIATION = (
     f"the strengths of the distortion are drawn from U({MAGNITUDES[0]:g}, {MAGNITUDES[1]:g}): those of ImageNet-PD "
     "are not known"
 )
 _POLE = 0.5**0.5
-"""|c| / |d| from which on the pole of z / (c z + d), |d / c| from the middle, may lie within the image's corners."""
+"""Least |c| / |d| at which the pole of z / (c z + d), |d / c| from the middle, may be within the image's corners."""
 
 
 def draw_magnitudes(n: int, generator: torch.Generator) -> Tensor:
-    """(n,) float32 on the CPU: |c| of n images, from U(0.2, 0.3)."""
+    """Draw |c| of n images from U(0.2, 0.3), (n,) float32 on the CPU."""
     low, high = MAGNITUDES
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
 def plane(height: int, width: int, like: Tensor) -> Tensor:
-    """(height, width) complex: z = x + i y of the pixels on [-1, 1]^2, corners on corners, of `like`'s precision."""
+    """Return z = x + i y of the pixels on [-1, 1]^2, complex (height, width), corners aligned, as precise as `like`."""
     x = torch.linspace(-1, 1, width, dtype=like.real.dtype, device=like.device)
     y = torch.linspace(-1, 1, height, dtype=like.real.dtype, device=like.device)
     return torch.complex(x.expand(height, width), y[:, None].expand(height, width))
 
 
 def moebius_grid(height: int, width: int, c: Tensor, d: float = 1.0) -> Tensor:
-    """Where each pixel of a distorted image is looked up: Phi(z) = z / (c z + d) on [-1, 1]^2, corners on corners.
+    """Return the source of each pixel of a distorted image: Phi(z) = z / (c z + d) on [-1, 1]^2, corners aligned.
 
     Args:
-        height, width: of the images.
+        height, width: size of the images, in pixels.
         c: (n,) complex, in any direction.
         d: real, not 0; where |c| / |d| is below 1/sqrt(2), the pole is outside the image.
 
@@ -49,16 +49,16 @@ def moebius_grid(height: int, width: int, c: Tensor, d: float = 1.0) -> Tensor:
 
 
 def distort(images: Tensor, direction: str, padded: bool, magnitude: Tensor) -> Tensor:
-    """Images seen from one side, by bilinear sampling.
+    """Show images as seen from one side, by bilinear sampling.
 
     Args:
         images: float (n, 3, H, W) in [0, 1].
         direction: a name of `DIRECTIONS`.
-        padded: whether the image is reflected at its borders; otherwise what lies beyond them is black.
-        magnitude: (n,), |c| of each image, in [0, 0.7): from 1/sqrt(2) on the map's pole may lie within the image.
+        padded: whether the image is reflected at its borders; otherwise it is black beyond them.
+        magnitude: (n,), |c| of each image, in [0, 0.7): from 1/sqrt(2) on the map's pole may be within the image.
 
     Returns:
-        New images, of the same shape and type; a magnitude of 0 leaves an image as it is, up to rounding.
+        New images of the same shape and type; a magnitude of 0 changes an image by rounding only.
 
     Raises:
         ValueError: if an argument is not as above.

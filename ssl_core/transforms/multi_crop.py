@@ -12,7 +12,7 @@ from astra_gym.ssl_core.utils.finite import check_number
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How crops are made; the defaults are CF-AMC-SSL's (Ghofrani and Jamshidi 2025).
+    """Settings of random crops; the defaults are CF-AMC-SSL's (Ghofrani and Jamshidi 2025).
 
     EMP-SSL's patches (Tong et al. 2023) are `scale=(0.25, 0.25), ratio=(1, 1)`: a quarter of the area, always square.
     solo-learn's augmentation for CIFAR is `jitter=(0.8, 0.8, 0.8, 0.2), blur_probability=0.5,
@@ -23,14 +23,14 @@ class CropSettings:
         ratio: least and greatest width / height of a crop, positive.
         flip: probability of a horizontal flip, in [0, 1].
         jitter: reach of brightness, contrast and saturation, in [0, 1], and of the hue, in [0, 1/2] of a turn.
-        jitter_probability: of the colour jitter as a whole, in [0, 1].
-        gray_probability: of grayscale, in [0, 1].
-        blur_probability: of a Gaussian blur, in [0, 1].
-        solarize_probability: of an inversion of all values from 128/255 on, in [0, 1].
-        interpolation: a key of `views.INTERPOLATIONS`; bilinear is what RandomResizedCrop does unless told otherwise.
+        jitter_probability: probability of the color jitter, in [0, 1].
+        gray_probability: probability of grayscale, in [0, 1].
+        blur_probability: probability of a Gaussian blur, in [0, 1].
+        solarize_probability: probability of an inversion of all values from 128/255 on, in [0, 1].
+        interpolation: a key of `views.INTERPOLATIONS`; bilinear is the default of RandomResizedCrop.
 
     Raises:
-        ValueError: a value outside its range, or an unknown interpolation.
+        ValueError: if a value is outside its range, or the interpolation is unknown.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -46,12 +46,12 @@ class CropSettings:
     def __post_init__(self) -> None:
         for name in ("blur_probability", "solarize_probability"):
             check_number(f"crops: {name}", getattr(self, name), 0, 1)
-        # The rest is checked there.
+        # This checks the rest.
         _ = self.views
 
     @property
     def views(self) -> ViewSettings:
-        """The part that a strong view of strength 1 has too."""
+        """The settings shared with a strong view of strength 1."""
         return ViewSettings(
             crop=self.scale,
             ratio=self.ratio,
@@ -65,11 +65,11 @@ class CropSettings:
 
 @dataclass(frozen=True, eq=False)
 class CropParameters:
-    """Everything random in n crops; all tensors on the CPU.
+    """Random parameters of n crops; all tensors on the CPU.
 
     Attributes:
-        strong: box, flip, colour jitter and grayscale.
-        filters: blur and solarisation.
+        strong: box, flip, color jitter and grayscale.
+        filters: blur and solarization.
     """
 
     strong: StrongParameters
@@ -77,19 +77,19 @@ class CropParameters:
 
 
 def draw_crops(n: int, height: int, width: int, settings: CropSettings, generator: torch.Generator) -> CropParameters:
-    """Parameters of n crops: those of n strong views, then those of their filters."""
+    """Draw the parameters of n crops: those of n strong views, then those of their filters."""
     strong = draw_strong(n, height, width, settings.views, generator)
     filters = draw_filters(n, settings.blur_probability, settings.solarize_probability, generator)
     return CropParameters(strong, filters)
 
 
 def apply_crops(images: Tensor, parameters: CropParameters, interpolation: str = "bilinear") -> Tensor:
-    """Apply given parameters, in EMP-SSL's order: crop, flip, colour jitter, grayscale, blur, solarisation.
+    """Apply given parameters, in EMP-SSL's order: crop, flip, color jitter, grayscale, blur, solarization.
 
     Args:
         images: (n, 3, H, W) float32 in [0, 1], any device.
-        parameters: n of them.
-        interpolation: of the crop, a key of `views.INTERPOLATIONS`.
+        parameters: parameters of n crops.
+        interpolation: resampling of the crop, a key of `views.INTERPOLATIONS`.
 
     Returns:
         (n, 3, H, W) float32 in [0, 1], a new tensor.
@@ -101,19 +101,19 @@ def apply_crops(images: Tensor, parameters: CropParameters, interpolation: str =
 
 
 def multi_crops(images: Tensor, n: int, settings: CropSettings, generator: torch.Generator) -> Tensor:
-    """n independent crops of each image, resized to its own size.
+    """Return n independent crops of each image, resized to the image's size.
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1], any device.
-        n: crops of an image, at least 1.
-        settings: how they are made.
-        generator: on the CPU.
+        n: number of crops per image, at least 1.
+        settings: settings of the crops.
+        generator: CPU generator.
 
     Returns:
         (n B, 3, H, W) float32 in [0, 1]; rows n k to n k + n - 1 are the crops of image k.
 
     Raises:
-        ValueError: if n is not positive; else as `views.apply_strong`.
+        ValueError: if n is not positive, and as `views.apply_strong`.
     """
     if n < 1:
         raise ValueError(f"multi_crops: {n} crops of an image, expected 1 or more")

@@ -23,31 +23,31 @@ PADDINGS: Mapping[str, str] = {
     "border": "the border's pixels repeated, as MPD's package has it",
 }
 LCM_K = (0.6, 0.9)
-"""k of log(k z + 1) is drawn uniformly from here. The range is ours: LCM's is not published."""
+"""Range of k in log(k z + 1), drawn uniformly. The range is ours: LCM's is not published."""
 _NUMBERS = 4
 
 
 @dataclass(frozen=True)
 class PerspectiveSettings:
-    """How images are seen from one side; the defaults of the numbers are those of MPD's DINO, which distorts crops.
+    """Settings of a perspective distortion; the numbers' defaults are those of MPD's DINO, which distorts crops.
 
-    That is what is done with a method's views here. MPD's SimCLR has magnitude (.2, .4), d .75 and probability .8, its
-    supervised training (.2, .3), 1 and .2; both distort the whole image, before it is cropped.
+    A method's views are distorted in the same way here. MPD's SimCLR has magnitude (.2, .4), d .75 and probability .8,
+    its supervised training (.2, .3), 1 and .2; both distort the whole image before the crop.
 
-    "lcm" is EXPERIMENTAL. Published are the form log(k z + c) and how its four views come from one by flips and
-    rotations, not the constants nor how often it is applied. Ours are c = 1, which keeps the middle where it is, and a
-    real k from U(.6, .9), which keeps k z + c clear of 0 and of the logarithm's cut.
+    "lcm" is EXPERIMENTAL. The form log(k z + c) and the flips and rotations for its four views are published; the
+    constants and the probability are not. Ours are c = 1, which does not move the middle, and a real k from U(.6, .9),
+    which keeps k z + c away from 0 and from the logarithm's cut.
 
     Args:
         kind: a name of `PERSPECTIVES`; "none" draws nothing and changes nothing.
-        probability: that an image is distorted, in [0, 1].
+        probability: probability that an image is distorted, in [0, 1].
         magnitude: least and greatest |c| of "moebius", 0 <= least <= greatest < d / sqrt(2): from there on the map's
-            pole could lie within the image, were c to point to a corner. Not used by "lcm".
-        d: of "moebius", positive; below 1 the image shrinks by it. Not used by "lcm".
+            pole could be within the image, if c pointed to a corner. Not used by "lcm".
+        d: d of "moebius", positive; the image shrinks by it if it is below 1. Not used by "lcm".
         padding: a name of `PADDINGS`.
 
     Raises:
-        ValueError: a value outside its range, or an unknown name.
+        ValueError: if a value is outside its range, or a name is unknown.
     """
 
     kind: str = "none"
@@ -71,16 +71,16 @@ class PerspectiveSettings:
 
 @dataclass(frozen=True, eq=False)
 class PerspectiveParameters:
-    """How each of n images is distorted; all tensors on the CPU.
+    """The distortion of each of n images; all tensors on the CPU.
 
     Attributes:
         kind: a name of `PERSPECTIVES`.
-        applied: (n,) bool.
-        direction: (n,) complex64, a value of `moebius.DIRECTIONS`: of "moebius" where c points to, of "lcm" where
-            the side that comes nearer lies, which in "moebius" is the direction's conjugate: MPD's "top" has the lower
-            side come nearer.
+        applied: (n,) bool: whether the image is distorted.
+        direction: (n,) complex64, a value of `moebius.DIRECTIONS`. For "moebius" it is the direction of c; for "lcm" it
+            is that of the side that comes nearer. In "moebius" that side is at the direction's conjugate: with MPD's
+            "top" the lower side comes nearer.
         amount: (n,) float32: |c| of "moebius", k of "lcm".
-        d: of "moebius".
+        d: d of "moebius".
         padding: a name of `PADDINGS`.
     """
 
@@ -93,9 +93,9 @@ class PerspectiveParameters:
 
 
 def draw_perspective(n: int, settings: PerspectiveSettings, generator: torch.Generator) -> PerspectiveParameters:
-    """Parameters of n images: with the probability a distortion along one axis, of random sign and uniform strength.
+    """Draw for each of n images whether it is distorted, along one axis, with random sign and uniform strength.
 
-    A draw takes 4 numbers per image whatever they are and whatever the settings are, but none at all for "none".
+    A draw always takes 4 numbers per image for any settings, but none for "none".
     """
     if settings.kind == "none":
         nothing = torch.zeros(n)
@@ -111,15 +111,15 @@ def draw_perspective(n: int, settings: PerspectiveSettings, generator: torch.Gen
 
 
 def apply_perspective(images: Tensor, parameters: PerspectiveParameters) -> Tensor:
-    """Apply given parameters by looking each pixel up, bilinearly, corners on corners.
+    """Apply given parameters by bilinear sampling, corners aligned.
 
     Args:
         images: (n, 3, H, W) float32 in [0, 1], any device.
-        parameters: of n images.
+        parameters: parameters of n images.
 
     Returns:
-        (n, 3, H, W) float32 in [0, 1]: `images` itself for "none", else a new tensor, in which the images that are not
-        distorted are what they were, to the last bit.
+        (n, 3, H, W) float32 in [0, 1]: `images` itself for "none", else a new tensor, in which images that are not
+        distorted are the same to the last bit.
 
     Raises:
         ValueError: as `views.apply_strong`.
@@ -139,7 +139,7 @@ def apply_perspective(images: Tensor, parameters: PerspectiveParameters) -> Tens
             grid = moebius_grid(height, width, amount * direction, parameters.d)
         else:
             grid = lcm_grid(height, width, amount, direction)
-        # Autocast would have the images and the grid of one type.
+        # Autocast would need images and grid of one type.
         with torch.autocast(images.device.type, enabled=False):
             seen = F.grid_sample(images[rows], grid, "bilinear", parameters.padding, align_corners=True)
         views.index_copy_(0, rows, seen.clamp_(0, 1))
@@ -147,31 +147,31 @@ def apply_perspective(images: Tensor, parameters: PerspectiveParameters) -> Tens
 
 
 def lcm_grid(height: int, width: int, k: Tensor, direction: Tensor) -> Tensor:
-    """Where each pixel of an image is looked up: u log(k z / u + 1) on [-1, 1]^2, u the direction; EXPERIMENTAL.
+    """Return the source of each pixel: u log(k z / u + 1) on [-1, 1]^2, u the direction; EXPERIMENTAL.
 
-    For u = 1, log(k z + 1), the right side comes nearer. The other three views are this one between a flip or a quarter
-    turn and its inverse, as LCM has them; a turn of the plane is the multiplication by u, and a flip too, since k is
+    For u = 1, log(k z + 1), the right side comes nearer. As in LCM, the other three views are this one between a flip
+    or a quarter turn and its inverse. Both are multiplications of the plane by u; for a flip this holds since k is
     real.
 
     Args:
-        height, width: of the images.
+        height, width: size of the images, in pixels.
         k: (n,) float, in (0, 1).
-        direction: (n,) complex, of unit length: where the side that comes nearer lies.
+        direction: (n,) complex, of unit length: direction of the side that comes nearer.
 
     Returns:
         (n, height, width, 2), as `moebius.moebius_grid`.
     """
     u = direction[:, None, None]
     inner = k[:, None, None] * plane(height, width, direction) * u.conj() + 1
-    # The complex logarithm by its parts, since not every device has it: k z / u + 1 lies in the right half-plane.
+    # The complex logarithm by its parts, since not every device has it: k z / u + 1 is in the right half-plane.
     logarithm = torch.complex(torch.hypot(inner.real, inner.imag).log(), torch.atan2(inner.imag, inner.real))
     return torch.view_as_real(u * logarithm)
 
 
 def perspective_views(images: Tensor, settings: PerspectiveSettings, generator: torch.Generator) -> Tensor:
-    """One view of each image, (n, 3, H, W) float32 in [0, 1]: `draw_perspective`, then `apply_perspective`.
+    """Return one view of each image, (n, 3, H, W) float32 in [0, 1]: `draw_perspective`, then `apply_perspective`.
 
-    With kind "none" nothing is drawn, and the images themselves come back.
+    With kind "none" nothing is drawn, and the images themselves are returned.
     """
     check_images(images)
     return apply_perspective(images, draw_perspective(len(images), settings, generator))

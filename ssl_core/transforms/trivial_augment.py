@@ -1,11 +1,11 @@
-"""TrivialAugmentWide (Mueller and Hutter, ICCV 2021) on whole batches: one operation an image, of random strength.
+"""TrivialAugmentWide (Mueller and Hutter, ICCV 2021) on whole batches: one operation per image, of random strength.
 
-The table of operations and strengths is torchvision's `TrivialAugmentWide` with its 31 bins, nearest neighbours and a
-black background. Its strengths are made for 32 pixels and are not scaled: a shift is up to 32 pixels wide.
+The table of operations and strengths is torchvision's `TrivialAugmentWide` with its 31 bins, nearest neighbors and a
+black background. Its strengths are meant for 32 pixels and are not scaled: a shift is up to 32 pixels wide.
 
-Images here are float32, where torchvision's rounds every result to 8 bits. Posterize, equalize and the threshold of
-solarize mean levels, so they work on the nearest of the 256, and give what torchvision's do. The others go without that
-rounding: they are torchvision's on float images, within two levels of those on 8 bits.
+Images are float32 here; torchvision rounds every result to 8 bits. Posterize, equalize and the threshold of solarize
+need levels: they work on the nearest of 256 and equal torchvision's. The others do not round: they equal torchvision's
+on float images, within two levels of its results on 8 bits.
 """
 
 import math
@@ -21,14 +21,14 @@ from astra_gym.ssl_core.transforms.views import check_images, check_one_each
 
 BINS = 31
 _LEVELS = 255
-# Where a pixel's source lies half-way between two pixels, as on the diagonals of a turn by 45 degrees, rounding would
-# choose, and choose otherwise on another device. No source of whole pixels is this near to the half.
+# A source may be half-way between two pixels, as on the diagonals of a turn by 45 degrees. Rounding would then decide,
+# and differ between devices. No source of whole pixels is this near to the half.
 _HALF = 0.5 + 2**-10
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """The strengths that an operation may have: `table` (BINS,) float64, each with either sign where `signed`."""
+    """The possible strengths of an operation: `table` (BINS,) float64, each with either sign if `signed`."""
 
     table: Tensor
     signed: bool = False
@@ -55,19 +55,22 @@ OPERATIONS: Mapping[str, Strengths] = {
     "AutoContrast": _NONE,
     "Equalize": _NONE,
 }
-"""What may happen to an image, in torchvision's order: shears per pixel, shifts in pixels (their whole part counts),
-turns in degrees counter-clockwise, changes of a factor about 1, bits, a threshold in [0, 1]."""
+"""The operations and their strengths, in torchvision's order.
+
+Units: shears per pixel, shifts in pixels (cut to whole pixels), turns in degrees counter-clockwise, changes of a factor
+from 1, bits, a threshold in [0, 1].
+"""
 NAMES = tuple(OPERATIONS)
 _GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 @dataclass(frozen=True, eq=False)
 class TrivialParameters:
-    """What happens to each of n images; all tensors on the CPU.
+    """The operation on each of n images; all tensors on the CPU.
 
     Attributes:
         operation: (n,) int64, positions in `NAMES`.
-        strength: (n,) float64, with its sign, one of the operation's `Strengths`.
+        strength: (n,) float64, signed, one of the operation's `Strengths`.
     """
 
     operation: Tensor
@@ -75,7 +78,7 @@ class TrivialParameters:
 
 
 def draw_trivial(n: int, generator: torch.Generator) -> TrivialParameters:
-    """Parameters of n images: operation, bin and sign uniform and independent, 3 numbers for each image in any case."""
+    """Draw operation, bin and sign of n images, uniform and independent: always 3 numbers per image."""
     u = torch.rand(n, 3, generator=generator, dtype=torch.float64)
     operation, place = (u[:, 0] * len(NAMES)).long(), (u[:, 1] * BINS).long()
     tables = torch.stack([strengths.table for strengths in OPERATIONS.values()])
@@ -89,7 +92,7 @@ def apply_trivial(images: Tensor, parameters: TrivialParameters) -> Tensor:
 
     Args:
         images: (n, 3, H, W) float32 in [0, 1], any device.
-        parameters: n of them.
+        parameters: parameters of n images.
 
     Returns:
         (n, 3, H, W) float32 in [0, 1], a new tensor.
@@ -99,7 +102,8 @@ def apply_trivial(images: Tensor, parameters: TrivialParameters) -> Tensor:
     """
     check_images(images)
     check_one_each(images, parameters.operation)
-    # Sorted by operation, so that each works on a slice; the host knows every length and does not wait for the device.
+    # Sorted by operation, so that each works on a slice; the lengths are on the host, which need not wait for the
+    # device.
     order = parameters.operation.argsort(stable=True)
     lengths = torch.bincount(parameters.operation, minlength=len(NAMES)).tolist()
     parts = images.index_select(0, order.to(images.device, non_blocking=True)).split(lengths)
@@ -115,13 +119,13 @@ def apply_trivial(images: Tensor, parameters: TrivialParameters) -> Tensor:
 
 
 def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One view of each image, (n, 3, H, W) float32 in [0, 1]: `draw_trivial`, then `apply_trivial`."""
+    """Return one view of each image, (n, 3, H, W) float32 in [0, 1]: `draw_trivial`, then `apply_trivial`."""
     check_images(images)
     return apply_trivial(images, draw_trivial(len(images), generator))
 
 
 def _sources(name: str, strength: Tensor, height: int, width: int) -> Tensor:
-    """(m, 2, 3) float64: the x and the y where a pixel is looked up, from its own x, y and 1; the corner is (0, 0)."""
+    """Return (m, 2, 3) float64 maps from a pixel's x, y and 1 to the x and y of its source; the corner is (0, 0)."""
     maps = torch.eye(2, 3, dtype=torch.float64).repeat(len(strength), 1, 1)
     if name == "ShearX":
         maps[:, 0, 1] = strength
@@ -141,7 +145,7 @@ def _sources(name: str, strength: Tensor, height: int, width: int) -> Tensor:
 
 
 def _moved(images: Tensor, maps: Tensor) -> Tensor:
-    """Each pixel from the one nearest to its source, black where that is none of the image's."""
+    """Take each pixel from the one nearest to its source; a source outside the image gives black."""
     m, channels, height, width = images.shape
     maps = maps.float().to(images.device, non_blocking=True)
     x = torch.arange(width, device=images.device) + 0.5
@@ -166,12 +170,12 @@ def _by_factor(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tenso
 
 
 def _on(images: Tensor, amount: Tensor) -> Tensor:
-    """(m, 1, 1, 1) float32 where the images lie."""
+    """Return the amounts as (m, 1, 1, 1) float32 on the images' device."""
     return amount.float().to(images.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from a 3x3 mean whose middle counts five times; the outermost pixels stay. In place."""
+    """Move away from a 3x3 mean, its middle weighted five times, in place; the outermost pixels do not change."""
     if min(images.shape[-2:]) <= 2:
         return images
     inner = images[..., 1:-1, 1:-1]
@@ -185,19 +189,19 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
-    """Keep each level's highest bits."""
+    """Keep the highest bits of each level."""
     step = (2 ** (8 - strength)).long().to(images.device, non_blocking=True).view(-1, 1, 1, 1)
     levels = _levels(images)
     return (levels - levels % step).float().div_(_LEVELS)
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    """Invert from the threshold on; in float32, where a threshold meant as a whole level is one."""
+    """Invert from the threshold on; in float32, where a threshold at a whole level is exact."""
     return torch.where(_levels(images) >= _on(images, _LEVELS * strength), 1 - images, images)
 
 
 def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
-    """Stretch each channel to [0, 1]; one of a single value stays."""
+    """Stretch each channel to [0, 1]; a constant channel does not change."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     flat = low == high
     stretched = (images - torch.where(flat, 0, low)) / torch.where(flat, 1, high - low)
@@ -205,10 +209,13 @@ def _autocontrast(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, strength: Tensor) -> Tensor:
-    """Each channel's level v to (step // 2 + pixels below v) // step, where step is a 255th of the pixels that are not
-    of the highest level there is; a channel with a step of 0 stays. Pillow's rule."""
+    """Equalize each channel by Pillow's rule: level v becomes (step // 2 + pixels below v) // step.
+
+    The step is 1/255 of the number of pixels below the channel's highest level; a channel with a step of 0 does not
+    change.
+    """
     levels = _levels(images).flatten(2)
-    # Counted by sorting, which is the same on every device, and needs no table of pixels by levels.
+    # Counted by sorting: the same on every device, and without a table of pixels by levels.
     place = torch.arange(_LEVELS + 1, device=images.device).expand(*levels.shape[:2], -1).contiguous()
     below = torch.searchsorted(levels.sort(dim=2).values, place)
     step = below.gather(2, levels.amax(dim=2, keepdim=True)) // _LEVELS

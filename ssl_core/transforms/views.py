@@ -1,9 +1,9 @@
 """Augmentations of whole batches, on the images' device, from an explicit generator.
 
-Every random parameter (crop boxes, factors, order of the colour operations, coin flips) is drawn on the CPU by a CPU
-generator; only the pixels are worked on where the images lie. So a GPU run sees the same views as a CPU run up to
-float32 rounding, and nothing here makes the host wait for the device. `draw_*` and `apply_*` are separate, so that
-given parameters can be applied by another library and compared.
+Every random parameter (crop boxes, factors, order of the color operations, coin flips) is drawn on the CPU by a CPU
+generator; only the pixels are computed on the images' device. So a GPU run sees the same views as a CPU run up to
+float32 rounding, and the host never waits for the device. `draw_*` and `apply_*` are separate, so that another library
+can apply the same parameters for a comparison.
 """
 
 import math
@@ -24,7 +24,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class Kernel:
-    """A resampling kernel: `weight(distance)` is zero from `support` (in pixels of the coarser grid) on."""
+    """A resampling kernel: `weight(distance)` is zero at `support` and beyond, in pixels of the coarser grid."""
 
     weight: Callable[[Tensor], Tensor]
     support: int
@@ -47,7 +47,7 @@ INTERPOLATIONS: Mapping[str, Kernel] = {"bilinear": Kernel(_triangle, 1), "bicub
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are made; the defaults are ACL's.
+    """Settings of strong and weak views; the defaults are ACL's.
 
     Args:
         strength: s of the strong augmentation A(s), in [0, 1]; 1 is ACL's and ASTrA's.
@@ -59,15 +59,15 @@ class ViewSettings:
         ratio: least and greatest width / height of the strong crop, positive.
         jitter: reach of brightness, contrast and saturation, in [0, 1] (1 - reach to 1 + reach), and of the hue, in
             [0, 1/2] of a turn, all times s. (.4, .4, .2, .1) is TARO's, (.8, .8, .8, .2) solo-learn's.
-        jitter_probability: of the colour jitter as a whole, in [0, 1], times s.
-        gray_probability: of grayscale, in [0, 1], times s.
-        blur_probability: of a Gaussian blur of each of two strong views, in [0, 1], times s; SimSiam's is .5. None is
-            0, but for crops (EMP-SSL), which have their own.
-        solarize_probability: of an inversion of the values from 128/255 on in the second of two strong views, in
-            [0, 1], times s; BYOL's is .2. None as above.
+        jitter_probability: probability of the color jitter, in [0, 1], times s.
+        gray_probability: probability of grayscale, in [0, 1], times s.
+        blur_probability: probability of a Gaussian blur of each of two strong views, in [0, 1], times s; SimSiam's is
+            .5. None is 0, except for crops (EMP-SSL), which have their own default.
+        solarize_probability: probability of an inversion of the values from 128/255 on in the second of two strong
+            views, in [0, 1], times s; BYOL's is .2. None as above.
 
     Raises:
-        ValueError: a value outside its range, or an unknown interpolation.
+        ValueError: if a value is outside its range, or the interpolation is unknown.
     """
 
     strength: float = 1.0
@@ -102,13 +102,13 @@ class ViewSettings:
 
 @dataclass(frozen=True, eq=False)
 class StrongParameters:
-    """Everything random in n strong views; all tensors on the CPU.
+    """Random parameters of n strong views; all tensors on the CPU.
 
     Attributes:
         boxes: (n, 4) int64: top, left, height, width of the crop, in pixels.
         flip: (n,) bool.
-        jitter: (n,) bool: whether the colour jitter is applied at all.
-        order: (n, 4) int64: at each of the four positions, which column of `factors` is due.
+        jitter: (n,) bool: whether the color jitter is applied.
+        order: (n, 4) int64: the column of `factors` to apply at each of four positions.
         factors: (n, 4) float32: brightness, contrast, saturation (1 changes nothing), hue shift in turns (0 does).
         gray: (n,) bool.
     """
@@ -123,7 +123,7 @@ class StrongParameters:
 
 @dataclass(frozen=True, eq=False)
 class WeakParameters:
-    """Everything random in n weak views; all tensors on the CPU.
+    """Random parameters of n weak views; all tensors on the CPU.
 
     Attributes:
         corners: (n, 2) int64: top and left of the crop in the padded image.
@@ -135,7 +135,7 @@ class WeakParameters:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 images of any shape as float32 in [0, 1]; any other dtype is a ValueError."""
+    """Convert uint8 images of any shape to float32 in [0, 1]; raise a ValueError for any other dtype."""
     if images.dtype != torch.uint8:
         raise ValueError(f"as_float takes uint8 images, got {images.dtype}: float images are in [0, 1] already")
     return images.to(torch.float32).div_(255)
@@ -144,25 +144,25 @@ def as_float(images: Tensor) -> Tensor:
 def draw_strong(
     n: int, height: int, width: int, settings: ViewSettings, generator: torch.Generator
 ) -> StrongParameters:
-    """Parameters of n views by ACL's strong augmentation A(s), or what the settings make of it.
+    """Draw the parameters of n views by ACL's strong augmentation A(s), changed by the settings.
 
     RandomResizedCrop of scale (1 - 0.9 s, 1) and ratio (3/4, 4/3) by torchvision's rule (ten tries, then the largest
-    central crop of a legal ratio), flip, ColorJitter(.4 s, .4 s, .4 s, .1 s) with probability .8 s in a random order of
-    its own for every image, grayscale with probability .2 s. A draw takes 33 numbers per image whatever the settings
-    are, so a strength that changes over training does not shift the stream.
+    central crop of a legal ratio), flip, ColorJitter(.4 s, .4 s, .4 s, .1 s) with probability .8 s in a separate random
+    order for every image, grayscale with probability .2 s. A draw takes 33 numbers per image for any settings, so a
+    strength that changes over training does not shift the stream.
 
-    At s = 0 a ratio is still drawn, but on a square image the only crop of full area that fits is the whole image,
-    which is the fallback too: the view is the image itself, or its mirror image. An image longer than 4:3 keeps its
-    central 4:3 part, stretched to the whole, since that is torchvision's fallback.
+    At s = 0 a ratio is still drawn, but on a square image only the whole image fits, which is the fallback too: the
+    view is the image or its mirror image. An image longer than 4:3 keeps its central 4:3 part, stretched to the whole,
+    which is torchvision's fallback.
     """
     s = settings.strength
     u = torch.rand(n, 2 * _TRIES + 13, generator=generator, dtype=torch.float64)
     areas, ratios, corner, coins, amounts, keys = u.split([_TRIES, _TRIES, 2, 3, 4, 4], dim=1)
-    # Not as two ends: their difference is 0.9 s but for rounding only, and the draws are to stay what they are.
+    # Not as two ends: their difference is 0.9 s only up to rounding, which would change the draws.
     crop = settings.crop
     span, least = (0.9 * s, 1 - 0.9 * s) if crop is None else (crop[1] - crop[0], crop[0])
     boxes = _crop_boxes(areas.mul(span).add(least), ratios, settings.ratio, corner, height, width)
-    # Brightness, contrast, saturation and hue, about the amounts that change nothing.
+    # Brightness, contrast, saturation and hue, centered on the amounts that change nothing.
     reach, neutral = torch.tensor(settings.jitter, dtype=torch.float64) * s, torch.tensor([1.0, 1.0, 1.0, 0.0])
     chances = torch.tensor(
         [settings.flip, settings.jitter_probability * s, settings.gray_probability * s], dtype=torch.float64
@@ -175,7 +175,7 @@ def draw_strong(
 def _crop_boxes(
     shares: Tensor, ratios: Tensor, legal: tuple[float, float], corner: Tensor, height: int, width: int
 ) -> Tensor:
-    """torchvision's RandomResizedCrop.get_params, for a batch.
+    """Draw crop boxes as torchvision's RandomResizedCrop.get_params does, for a batch.
 
     `shares` of the area (n, tries); `ratios` (n, tries) and `corner` (n, 2) uniform in [0, 1); ratios within `legal`.
     """
@@ -186,7 +186,7 @@ def _crop_boxes(
     limits = torch.tensor([height, width])
     fits = ((sizes > 0) & (sizes <= limits)).all(dim=2)
     size = sizes[torch.arange(n), fits.int().argmax(dim=1)]
-    # Rounding as Python's round(), half to even, as torch.round does above.
+    # Python's round() rounds half to even, like torch.round above.
     central = torch.tensor([min(height, round(width / legal[0])), min(width, round(height * legal[1]))])
     found = fits.any(dim=1, keepdim=True)
     size = torch.where(found, size, central)
@@ -196,19 +196,19 @@ def _crop_boxes(
 
 
 def apply_strong(images: Tensor, parameters: StrongParameters, interpolation: str = "bicubic") -> Tensor:
-    """Apply given parameters: crop and resize to the images' own size, clamp, flip, colour jitter, grayscale.
+    """Apply given parameters: crop and resize to the images' size, clamp, flip, color jitter, grayscale.
 
     Args:
         images: (n, 3, H, W) float32 in [0, 1], any device.
-        parameters: n of them.
+        parameters: parameters of n views.
         interpolation: a key of `INTERPOLATIONS`; with antialiasing, which matters only where a size shrinks.
 
     Returns:
         (n, 3, H, W) float32 in [0, 1], a new tensor.
 
     Raises:
-        ValueError: images of another shape, dtype or range (the range is looked at on the CPU only: on a GPU that would
-            make the host wait), or another number of parameters than of images.
+        ValueError: if images have another shape, dtype or range (the range is checked on the CPU only: on a GPU the
+            host would wait), or the numbers of parameters and images differ.
     """
     check_images(images)
     check_one_each(images, parameters.flip)
@@ -218,11 +218,11 @@ def apply_strong(images: Tensor, parameters: StrongParameters, interpolation: st
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Each image's own box, resampled with antialiasing to one size, mirrored where `flip`, clamped to [0, 1].
+    """Resample one box per image with antialiasing to one size, mirror it where `flip`, and clamp to [0, 1].
 
-    Resampling is separable and linear, so the whole batch is two batched matrix products; mirroring is an order of the
-    rows of one matrix. Equal to torchvision's `resized_crop(antialias=True)` up to float32 rounding (on a GPU, up to
-    TF32's, where the caller has set matrix products to that).
+    Resampling is separable and linear, so the whole batch is two batched matrix products; mirroring reorders the rows
+    of one matrix. Equal to torchvision's `resized_crop(antialias=True)` up to float32 rounding (up to TF32's on a GPU,
+    if the caller has set matrix products to that).
 
     Args:
         images: (n, C, H, W) float32.
@@ -249,7 +249,7 @@ def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, i
 def _resampling(
     start: Tensor, length: Tensor, size_in: int, size_out: int, kernel: Kernel, mirrored: Tensor | None = None
 ) -> Tensor:
-    """(n, size_out, size_in) matrices that resample [start, start + length); each row sums to one."""
+    """Return (n, size_out, size_in) matrices that resample [start, start + length); each row sums to one."""
     pixel = torch.arange(size_in, device=start.device, dtype=start.dtype)
     place = torch.arange(size_out, device=start.device, dtype=start.dtype).expand(len(start), -1)
     if mirrored is not None:
@@ -265,7 +265,7 @@ def _resampling(
 
 
 def strong_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """One strong view of each image, (B, 3, H, W) float32 in [0, 1]: `draw_strong`, then `apply_strong`."""
+    """Return one strong view of each image, (B, 3, H, W) float32 in [0, 1]: `draw_strong`, then `apply_strong`."""
     check_images(images)
     height, width = images.shape[-2:]
     parameters = draw_strong(len(images), height, width, settings, generator)
@@ -273,7 +273,7 @@ def strong_views(images: Tensor, settings: ViewSettings, generator: torch.Genera
 
 
 def two_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """Two independent strong views of each image, blurred and solarised where the settings say so.
+    """Return two independent strong views of each image, with blur and solarization if the settings have them.
 
     Returns:
         (2B, 3, H, W), rows 2k and 2k + 1 the views of image k.
@@ -282,20 +282,20 @@ def two_views(images: Tensor, settings: ViewSettings, generator: torch.Generator
     views = strong_views(images.repeat_interleave(2, dim=0), settings, generator)
     blur, solarize = settings.blur_probability or 0.0, settings.solarize_probability or 0.0
     if not (blur or solarize):
-        # nothing is drawn for what is left out
+        # nothing is drawn for filters that are off
         return views
     chances = settings.strength * blur, settings.strength * solarize * (torch.arange(len(views)) % 2)
     return apply_filters(views, draw_filters(len(views), *chances, generator))
 
 
 def draw_weak(n: int, settings: ViewSettings, generator: torch.Generator) -> WeakParameters:
-    """Parameters of n weak views: a crop of the image's own size anywhere in the padded image, and a flip."""
+    """Draw the parameters of n weak views: a crop of the image's size anywhere in the padded image, and a flip."""
     corners = torch.randint(2 * settings.padding + 1, (n, 2), generator=generator)
     return WeakParameters(corners, torch.rand(n, generator=generator) < settings.flip)
 
 
 def apply_weak(images: Tensor, parameters: WeakParameters, padding: int) -> Tensor:
-    """Zero padding, crop to the images' own size (n, 3, H, W), flip, with given parameters; a new tensor.
+    """Pad with zeros, crop to the images' size and flip, with given parameters; return a new tensor (n, 3, H, W).
 
     Raises:
         ValueError: as `apply_strong`.
@@ -315,13 +315,13 @@ def apply_weak(images: Tensor, parameters: WeakParameters, padding: int) -> Tens
 
 
 def weak_views(images: Tensor, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """One weak view of each image, (B, 3, H, W) float32 in [0, 1]: `draw_weak`, then `apply_weak`."""
+    """Return one weak view of each image, (B, 3, H, W) float32 in [0, 1]: `draw_weak`, then `apply_weak`."""
     check_images(images)
     return apply_weak(images, draw_weak(len(images), settings, generator), settings.padding)
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is not (n, 3, height, width) float32 in [0, 1]; the range is looked at on the CPU only."""
+    """Raise a ValueError unless images are (n, 3, H, W) float32 in [0, 1]; the range is checked on the CPU only."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.float32:
         raise ValueError(
             f"views take float32 images of shape (n, 3, height, width), got {images.dtype} of shape "
@@ -329,12 +329,12 @@ def check_images(images: Tensor) -> None:
         )
     if images.device.type == "cpu" and images.numel():
         low, high = (float(bound) for bound in images.aminmax())
-        # Written so that a NaN, which fails every comparison, is refused too.
+        # In this form it also refuses NaN, which fails every comparison.
         if not (low >= 0 and high <= 1):
             raise ValueError(f"views take images in [0, 1], got values from {low} to {high}")
 
 
 def check_one_each(images: Tensor, parameter: Tensor) -> None:
-    """Refuse parameters of another number of views than there are images."""
+    """Raise a ValueError unless there is one set of parameters per image."""
     if len(images) != len(parameter):
         raise ValueError(f"{len(images)} images but parameters for {len(parameter)} views: give one set per image")
