@@ -1,1 +1,1 @@
-"""Data sets, folders of images, and the batches that training draws from them."""
+"""Data sets, folders of images, and training batches."""

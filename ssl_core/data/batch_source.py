@@ -1,4 +1,4 @@
-"""Where training batches come from: gathered on the device, or by a thread ahead of the training; the same batches."""
+"""Sources of training batches, gathered on the device or ahead by a thread: the batches are the same."""
 
 import os
 import time
@@ -22,28 +22,28 @@ KEEP_DATA: Mapping[str, str] = {
     "device": "all on the device, gathered there",
     "host": "in the host's memory or on disk; a thread gathers the next batch",
 }
-"""Where the training images stay during training."""
+"""Places to keep the training images during training."""
 SHARE = 4
-"""With `auto`, images may take this part of the device's free memory; the rest is for the network."""
+"""With `auto`, images may take 1/SHARE of the device's free memory; the rest is for the network."""
 
 
 class BatchSource:
     """Batches of a training set as uint8 on the device, in the order of a sampler.
 
-    Where the images stay with the host, a thread gathers the next batch while the last one is trained on. It is told
-    what the sampler will give (`BatchSampler.peek`) and never makes it draw: the sampler stands where the run does, and
-    its batches are the same wherever the images are. The first batch of an epoch is gathered when it is asked for.
+    If the images stay on the host, a thread gathers the next batch during training on the last one. It is given the
+    sampler's next rows (`BatchSampler.peek`) and never makes the sampler draw: the sampler stays at the run's position,
+    and its batches do not depend on where the images are. The first batch of an epoch is gathered on request.
 
     Args:
         data: the training set.
-        device: where the batches go.
+        device: device of the batches.
         keep: a name of `KEEP_DATA`.
 
     Attributes:
-        keep: `device` or `host`, what `auto` was resolved to.
+        keep: `device` or `host`; `auto` is resolved to one of them.
 
     Raises:
-        ValueError: an unknown name; `device` where the images do not fit there.
+        ValueError: if the name is unknown, or with `device` if the images do not fit there.
     """
 
     def __init__(self, data: ImageSet, device: torch.device | str, keep: str = "auto") -> None:
@@ -57,10 +57,10 @@ class BatchSource:
         self._ahead: tuple[Tensor, Future[Tensor]] | None = None
 
     def start(self, sampler: BatchSampler) -> None:
-        """Goes on with this sampler; what was gathered ahead for another one is forgotten, and its thread ends.
+        """Continue with this sampler; drop the batch gathered ahead for another one, and end its thread.
 
         Raises:
-            ValueError: the sampler is of another number of images.
+            ValueError: if the sampler is for another number of images.
         """
         if sampler.n != len(self._images):
             raise ValueError(f"the sampler is of {sampler.n} images, and there are {len(self._images)}")
@@ -68,11 +68,11 @@ class BatchSource:
         self._sampler = sampler
 
     def next(self) -> Tensor:
-        """(k, 3, H, W) uint8 on the device: the images of the rows (k,) that the sampler gives next.
+        """Return the images of the sampler's next rows (k,): (k, 3, H, W) uint8 on the device.
 
         Raises:
-            ValueError: if `start` was not called before.
-            Exception: whatever the thread met.
+            ValueError: if `start` was not called.
+            Exception: any error in the thread.
         """
         if self._sampler is None:
             raise ValueError("there is no sampler yet: call start() first")
@@ -80,24 +80,24 @@ class BatchSource:
         if self.keep == "device":
             return self._images.index_select(0, rows.to(self.device, non_blocking=True))
         ahead, self._ahead = self._ahead, None
-        # The rows differ where somebody else has moved the sampler.
+        # The rows differ if other code has moved the sampler.
         if ahead is not None and torch.equal(ahead[0], rows):
             batch = ahead[1].result()
         else:
             batch = _gather(self._images, self._file, rows, self._buffer(rows))
         self._look_ahead()
-        # The copy of pinned memory is in the stream's order, and torch keeps the buffer until it is done.
+        # The copy of pinned memory follows the stream's order, and torch keeps the buffer until it is done.
         return batch.to(self.device, non_blocking=True)
 
     def close(self) -> None:
-        """Ends the thread; `next` starts another."""
+        """End the thread; `next` starts another."""
         self._ahead = None
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
             self._thread = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # neither a thread nor what it is at can be copied, and nothing is lost with them
+        # a thread and its work cannot be copied, and nothing is lost without them
         return self.__dict__ | {"_thread": None, "_ahead": None}
 
     def _look_ahead(self) -> None:
@@ -106,8 +106,8 @@ class BatchSource:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        # The buffer is made here, so that the thread has no business with the GPU; nor does it hold the source, which
-        # can be collected at any time: the executor's thread ends with it.
+        # The buffer is made here, so that the thread does not use the GPU. The thread does not hold the source either,
+        # which can be collected at any time: the executor's thread ends with it.
         self._ahead = rows, self._thread.submit(_gather, self._images, self._file, rows, self._buffer(rows))
 
     def _buffer(self, rows: Tensor) -> Tensor:
@@ -116,10 +116,10 @@ class BatchSource:
 
 
 def _gather(images: Tensor, file: Path | None, rows: Tensor, out: Tensor) -> Tensor:
-    """images[rows] in `out`, without the interpreter's lock and without torch's threads, which training needs."""
+    """Write images[rows] to `out`, without the interpreter's lock and torch's threads, which training needs."""
     if file is not None and hasattr(os, "posix_fadvise"):
-        # Told beforehand, the system reads a batch at once; else it reads page by page, as they are touched: 5 times
-        # slower. It is a hint: a file that was deleted meanwhile is still mapped.
+        # With this hint the system reads a whole batch; without it, page by page on access, 5 times slower. Errors are
+        # ignored: a file that was deleted meanwhile is still mapped.
         with suppress(OSError):
             descriptor = os.open(file, os.O_RDONLY)
             try:
@@ -128,7 +128,7 @@ def _gather(images: Tensor, file: Path | None, rows: Tensor, out: Tensor) -> Ten
                     os.posix_fadvise(descriptor, row * length, length, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
-    # In the mode `raise` NumPy would gather into a buffer of its own first.
+    # In the mode `raise` NumPy would gather into a temporary buffer first.
     np.take(images.numpy(), rows.numpy(), axis=0, out=out.numpy(), mode="clip")
     return out
 
@@ -143,7 +143,7 @@ def _place(data: ImageSet, device: torch.device) -> str:
 
 
 def _moved(data: ImageSet, device: torch.device) -> Tensor:
-    """The images on the device; mapped ones in memory, where that is the device."""
+    """Return the images on the device; on the CPU, mapped images are copied to memory."""
     if device.type == "cpu" and data.file is None:
         return data.images
     needed, free = data.images.nbytes, available(device)
@@ -156,14 +156,14 @@ def _moved(data: ImageSet, device: torch.device) -> Tensor:
 
 
 def images_per_second(source: BatchSource, batches: int) -> float:
-    """How fast a source is by itself, with nothing trained in between.
+    """Measure the speed of a source alone, in images per second, without training in between.
 
-    Training cannot be faster than this, and is not slowed down while it needs clearly less. Pages of a mapped file that
-    were read before are in memory: only the first measurement after a start tells what the disk gives.
+    Training cannot be faster than this, and is not slowed down if it needs clearly less. Pages of a mapped file that
+    were read before are in memory: only the first measurement after a start shows the speed of the disk.
 
     Args:
-        source: after `start`; its sampler moves on.
-        batches: to be timed, at least 1; one more is made before them.
+        source: a source after `start`; its sampler advances.
+        batches: number of batches to time, at least 1; one more is made before them.
     """
     if batches < 1:
         raise ValueError(f"batches is {batches}, expected 1 or more")

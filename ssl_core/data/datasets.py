@@ -1,6 +1,6 @@
-"""The table of data sets: how each is read, and what is known of it.
+"""The table of data sets: the loader of each, and known facts about it.
 
-Whatever a user can put right is a `ValueError` that says how.
+Every error that a user can fix is a `ValueError` that says how.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from astra_gym.ssl_core.utils.registry import pick
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What is asked of a data set's loader: the arguments of `load_dataset`."""
+    """The request to a data set's loader: the arguments of `load_dataset`."""
 
     data_dir: str | None = None
     image_size: int | None = None
@@ -39,18 +39,18 @@ class DataRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A data set, in one place.
+    """A data set: its loader and facts about it.
 
     Args:
-        load: reads it: `load(request) -> Split`. A custom one need not heed the limits of the request: they are taken
-            from what it gives.
-        summary: what it is in one line, for lists.
-        source: where it comes from; empty where there is nothing to cite.
-        preset: of a run on it where none is given (`--preset`).
-        image_size: side in pixels at which results are published; None where none are.
-        sizes: its training and test images; None where they vary, or no results are published.
-        probe_lr: the published learning rate of a linear head, of SLF and ALF alike (DynACL's LPAFT.py); None: no
-            protocol is published.
+        load: loader, `load(request) -> Split`. A custom one may ignore the limits of the request: they are applied to
+            its result.
+        summary: one line for lists.
+        source: citation; empty if there is none.
+        preset: default preset of a run on it (`--preset`).
+        image_size: side in pixels of published results; None if there are none.
+        sizes: numbers of training and test images; None if they vary or no results are published.
+        probe_lr: published learning rate of a linear head, for both SLF and ALF (DynACL's LPAFT.py); None: no protocol
+            is published.
         finetuned: whether a full fine-tuning is among its published protocols.
         cached: whether its decoded images can be kept on disk (`cache_dir`).
     """
@@ -67,10 +67,10 @@ class DatasetSpec:
 
 
 def find_dataset(name: str) -> DatasetSpec:
-    """The data set of a name of `DATASETS`, or at a dotted path, my_module:MY_DATA.
+    """Return the data set with a name of `DATASETS`, or at a dotted path, my_module:MY_DATA.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such data set.
     """
     if not is_dotted(name):
         return pick(name, DATASETS, "data set")
@@ -97,33 +97,33 @@ def load_dataset(
 
     - "digits": scikit-learn's 1,797 scans of 8 x 8, resized to `image_size` (16); 1,437 and 360 by a stratified split.
     - "cifar10", "cifar100": 50,000 and 10,000 images of 32 x 32 in 10 or 100 (fine) classes; in `data_dir`, downloaded
-      where they are not there and `download`.
-    - "stl10": the 5,000 and 8,000 labelled images of 96 x 96 in 10 classes, likewise (a download of 2.6 GB). The
-      100,000 unlabelled ones, on which the papers pre-train, are not read, and need not be there.
+      if they are missing and `download` is set.
+    - "stl10": the 5,000 and 8,000 labeled images of 96 x 96 in 10 classes, likewise (a download of 2.6 GB). The 100,000
+      unlabeled ones, on which the papers pre-train, are not read and may be missing.
     - "folder": the images (png, jpg, jpeg, webp, bmp) anywhere below `data_dir`, cut to squares of `image_size` (32). A
       `train` folder in it, with a `test` or else a `val` folder beside it, is the split (in any case and in the usual
-      spellings, such as `Training` and `valid`); otherwise a fifth is set apart for the test, stratified by class.
-      Labels are the names of the first-level folders, if every image lies in one and there are at least two of them;
-      else there are none. Files of other kinds are skipped, and counted in the notes of the split. Files are decoded by
-      as many threads as there are cores.
+      spellings, such as `Training` and `valid`); otherwise a fifth is held out for the test, stratified by class.
+      Labels are the names of the first-level folders, if every image is in one and there are at least two of them; else
+      there are none. Files of other kinds are skipped, and counted in the notes of the split. Files are decoded by one
+      thread per core.
 
     Args:
         name: a key of `DATASETS`, or the dotted path of a `DatasetSpec`, my_module:MY_DATA.
         data_dir: the folder with the data; required by all but "digits", which refuses it.
-        image_size: height and width, in pixels; None for the data set's own default.
-        limit: train on this many images: the first of a fixed random order, so that the classes keep about their shares
-            and a smaller limit takes a part of what a larger one takes. None for all.
-        test_limit: keep the first so many test images: of the archive's own order (CIFAR, STL-10), else of a fixed
-            random one.
+        image_size: height and width, in pixels; None for the data set's default.
+        limit: number of training images, the first in a fixed random order: the classes keep about their shares, and a
+            smaller limit takes a subset of a larger one. None for all.
+        test_limit: number of test images, the first in the archive's order (CIFAR, STL-10), else in a fixed random one.
         download: whether a missing data set may be downloaded.
-        cache_dir: where a folder's images are kept decoded, so that they are decoded once and need not fit in memory
-            (`astra_gym.ssl_core.data.decoding.decode_to_disk`); None to decode them into memory. Refused by the others.
+        cache_dir: folder for the decoded images of "folder", so that they are decoded once and need not fit in memory
+            (`astra_gym.ssl_core.data.decoding.decode_to_disk`); None to decode into memory. The other data sets refuse
+            it.
         on_progress: called with the numbers of images decoded and to be decoded, for the training set and then for the
-            test set; not called where nothing has to be decoded.
+            test set; not called if nothing is decoded.
 
     Raises:
-        ValueError: an unknown name, a limit below 1 or above what there is, missing, damaged or contradictory data,
-            images that do not fit in memory or on the disk.
+        ValueError: for an unknown name, a limit below 1 or above the number of images, missing, damaged or
+            contradictory data, or images that do not fit in memory or on the disk.
     """
     spec = find_dataset(name)
     check_cache_dir(name, cache_dir)
@@ -134,7 +134,7 @@ def load_dataset(
 
 
 def _checked(name: str, split: Split, request: DataRequest) -> Split:
-    """What a custom loader gives, of the size and with the limits that were asked for."""
+    """Check a custom loader's result and its image size, and apply the limits."""
     if not isinstance(split, Split):
         raise ValueError(f"load of the data set {shown(name)} gives {described(split)}: expected a Split(train, test)")
     side = request.image_size
@@ -150,7 +150,7 @@ def _checked(name: str, split: Split, request: DataRequest) -> Split:
 
 
 def check_cache_dir(name: str, cache_dir: str | None) -> None:
-    """ValueError where a cache folder is given to a data set that decodes no image files."""
+    """Raise a ValueError if a cache folder is given to a data set that decodes no image files."""
     if cache_dir is not None and not find_dataset(name).cached:
         takes = ", ".join(other for other, spec in DATASETS.items() if spec.cached)
         raise ValueError(
@@ -160,16 +160,16 @@ def check_cache_dir(name: str, cache_dir: str | None) -> None:
 
 
 def _resize(images: Tensor, size: int, mode: str) -> Tensor:
-    """Float images (N, C, H, W) in [0, 255] to uint8 (N, C, size, size), with antialiasing."""
+    """Resize float images (N, C, H, W) in [0, 255] to uint8 (N, C, size, size), with antialiasing."""
     if images.shape[-2:] != (size, size):
         images = functional.interpolate(images, size=(size, size), mode=mode, antialias=True)
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def _scans() -> np.ndarray:
-    """scikit-learn's digits (1797, 65): 64 pixels of 0 to 16 and the label in each row.
+    """Read scikit-learn's digits (1797, 65): 64 pixels of 0 to 16 and the label in each row.
 
-    Its file is read as `load_digits` does, without importing scikit-learn, which takes a second.
+    This reads the same file as `load_digits`, without importing scikit-learn, which takes a second.
     """
     package = find_spec("sklearn")
     for folder in (package.submodule_search_locations or []) if package is not None else []:
@@ -207,11 +207,11 @@ class _Archive:
     """A data set that torchvision reads from its unpacked official archive.
 
     Attributes:
-        name: for messages.
+        name: name of the data set, for messages.
         source: torchvision's class.
-        class_names: the file that names the classes.
-        train, test: arguments by which `source` opens the two sets.
-        read: the images, uint8 (N, 3, H, W), and labels, int64 (N,), of what `source` has opened.
+        class_names: name of the file with the names of the classes.
+        train, test: arguments of `source` for the two sets.
+        read: function from an opened `source` to images, uint8 (N, 3, H, W), and labels, int64 (N,).
     """
 
     name: str
@@ -224,7 +224,7 @@ class _Archive:
 
 def _torchvision_datasets(name: str) -> Any:
     try:
-        # Imported here, since nothing else needs torchvision, and a build that does not match torch's fails at import.
+        # Imported here: nothing else needs torchvision, and a build that does not match torch's fails at import.
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise ValueError(
@@ -246,7 +246,7 @@ def _cifar(name: str, request: DataRequest) -> Split:
 
 def _stl10(request: DataRequest) -> Split:
     stl10 = _torchvision_datasets("stl10").STL10
-    # torchvision's own class wants the 2.8 GB of unlabelled images to be there, and computes their checksum twice
+    # torchvision's class needs the 2.8 GB of unlabeled images, and computes their checksum twice
     files = [entry for entry in stl10.train_list if not entry[0].startswith("unlabeled")]
     labelled = type("LabelledSTL10", (stl10,), {"train_list": files})
 
@@ -281,13 +281,13 @@ def _load_archive(archive: _Archive, request: DataRequest) -> Split:
 
 
 def _open_archive(archive: _Archive, root: Path, download: bool) -> Any:
-    """torchvision's training set, or an error that says what is wrong with the copy, its test set included."""
+    """Open torchvision's training set, or raise an error that says what is wrong with the copy, test set included."""
     name, source = archive.name, archive.source
 
     def opened(**arguments: Any) -> Any:
         part = source(str(root), **archive.train, **arguments)
         if not hasattr(part, "classes"):
-            # torchvision's STL-10 goes without the file that names them
+            # torchvision's STL-10 opens without the file that names them
             raise RuntimeError(f"{archive.class_names} is missing")
         return part
 

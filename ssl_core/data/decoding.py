@@ -1,4 +1,4 @@
-"""Image files as uint8 tensors: decoded by threads, into memory, or once and for all into a file that is mapped."""
+"""Image files as uint8 tensors, decoded by threads: into memory, or once into a file that is mapped."""
 
 import hashlib
 import json
@@ -25,21 +25,21 @@ from astra_gym.ssl_core.utils.files import check_target, expanded, replacing
 from astra_gym.ssl_core.utils.messages import plain
 
 SCHEMA = 1
-"""Of the files of decoded images; to be raised whenever `read_image` gives other pixels than before."""
+"""Version of the files of decoded images; raise it whenever the pixels of `read_image` change."""
 CACHED = re.compile(r"images-\d+px-[0-9a-f]{32}\.u8")
 """Names of the files of decoded images."""
 BLOCK = 1 << 22
 """Bytes that a thread hashes at a time."""
 SHA256 = 80
-"""Bytes that a digest adds to the end of a file, or a few more."""
+"""Upper bound of the bytes that a digest adds to the end of a file."""
 CHUNK = 8
-"""Images that a thread decodes at a time: few, since an interrupt waits for the chunks in work."""
+"""Number of images that a thread decodes at a time: few, since an interrupt waits for the current chunks."""
 
 OnProgress = Callable[[int, int], None]
 
 
 def decode(paths: Sequence[Path], size: int, on_progress: OnProgress | None = None) -> Tensor:
-    """(N, 3, size, size) uint8 in memory, as `read_image` gives each.
+    """Decode image files into memory, (N, 3, size, size) uint8, each as by `read_image`.
 
     Args:
         paths: N image files.
@@ -47,7 +47,7 @@ def decode(paths: Sequence[Path], size: int, on_progress: OnProgress | None = No
         on_progress: called with the numbers of images decoded and to be decoded.
 
     Raises:
-        ValueError: the first file, in their order, that cannot be read as an image.
+        ValueError: if a file cannot be read as an image; it names the first one in their order.
     """
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     done = 0
@@ -61,32 +61,32 @@ def decode(paths: Sequence[Path], size: int, on_progress: OnProgress | None = No
 def decode_to_disk(
     paths: Sequence[Path], size: int, cache_dir: Path | str, *, root: Path, on_progress: OnProgress | None = None
 ) -> tuple[Tensor, Path]:
-    """The same images in a file in `cache_dir`, which is mapped: a page comes into memory when it is read.
+    """Decode image files into a mapped file in `cache_dir`: a page is loaded into memory when it is read.
 
     The file's name is a hash of what its content depends on: the files' paths below `root`, sizes and times of
-    modification, in their order, and `size`. Where the file is there, nothing is decoded; a folder that has changed
-    gets another file, and the old one may be deleted. It is written under another name and renamed when it is whole: an
-    interrupted run leaves nothing, a killed one a temporary file that nobody reads and the next run removes.
+    modification, in their order, and `size`. If the file exists, nothing is decoded; a changed folder gets another
+    file, and the old one may be deleted. The file is written under a temporary name and renamed when complete: an
+    interrupted run leaves nothing, a killed one leaves a temporary file that the next run removes.
 
-    The file ends with a SHA-256 of the images, which is compared whenever the file is opened: all of it is read once
-    then, a gigabyte in one to two seconds a core where the disk is not slower. What happens to the file while it is
-    mapped is not seen.
+    The file ends with a SHA-256 of the images, which is compared whenever the file is opened. This reads all of it
+    once: a gigabyte takes one to two seconds per core, or longer on a slow disk. Changes of the file while it is mapped
+    are not detected.
 
     Args:
         paths: N image files below `root`.
         size: height and width, in pixels.
-        cache_dir: a folder, made where it is missing; a file takes N * 3 * size**2 bytes.
-        root: the data set's folder, which may move.
-        on_progress: called with the numbers of images decoded and to be decoded; not where nothing is decoded.
+        cache_dir: folder for the file, created if missing; the file takes N * 3 * size**2 bytes.
+        root: the data set's folder; it may move.
+        on_progress: called with the numbers of images decoded and to be decoded; not called if nothing is decoded.
 
     Returns:
-        images: (N, 3, size, size) uint8, not to be written to: the map is read-only, and a write ends the process. (A
-            writable private one would count as memory with Linux, which refuses it where it exceeds the machine's.)
-        file: which begins with the images, one after another.
+        images: (N, 3, size, size) uint8. Do not write to it: the map is read-only, and a write ends the process. (Linux
+            counts a writable private map as memory, and refuses it if it exceeds the machine's.)
+        file: the file, which begins with the images, one after another.
 
     Raises:
-        ValueError: a file that cannot be read as an image, a cache folder that cannot be used or is too small.
-        DamagedError: a ValueError, the file is there and is not as it was written.
+        ValueError: if a file cannot be read as an image, or the cache folder cannot be used or is too small.
+        DamagedError: a ValueError, if the file exists and has changed since it was written.
     """
     folder = expanded(cache_dir)
     label = _label(paths, size, root)
@@ -120,7 +120,7 @@ def _label(paths: Sequence[Path], size: int, root: Path) -> str:
 
 
 def _check(file: Path, size: int, trailer: bytes) -> None:
-    """DamagedError unless the file is as it was written; one of version 0.1 has no digest, only its end is known."""
+    """Raise a DamagedError if the file has changed; files of version 0.1 have no digest: only their end is checked."""
     check_target(file)
     with file.open("rb") as content:
         content.seek(size)
@@ -136,7 +136,7 @@ def _sealed(trailer: bytes, digest: str) -> bytes:
 
 
 def _digest(file: Path, size: int) -> str:
-    """SHA-256 of the SHA-256s of a file's first bytes, `BLOCK` by `BLOCK`, which threads compute side by side."""
+    """Return the SHA-256 of the SHA-256s of a file's first `size` bytes, one per `BLOCK`, computed in threads."""
 
     def part(start: int) -> bytes:
         with file.open("rb") as content:
@@ -158,7 +158,7 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
             f"the decoded images take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: "
             "give another --cache_dir, or lower --limit or --image_size"
         )
-    # Written, not mapped: a disk that fills up is an error here, and would kill the process there.
+    # Written, not mapped: a full disk is an error here, but would kill the process in a map.
     with (
         replacing(file, durable=True) as temporary,
         temporary.open("wb") as content,
@@ -171,7 +171,7 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
 
 
 def map_images(file: Path, shape: tuple[int, ...]) -> Tensor:
-    """The images at the beginning of a file, as a read-only map: uint8 of the shape, not to be written to."""
+    """Map the images at the beginning of a file read-only: uint8 of the shape, which must not be written to."""
     with file.open("rb") as content:
         pages = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():
@@ -182,9 +182,9 @@ def map_images(file: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _decoded(paths: Sequence[Path], size: int, on_progress: OnProgress | None) -> Generator[Tensor]:
-    """Chunks (n, 3, size, size) in the order of the paths, decoded ahead by as many threads as there are cores."""
+    """Yield chunks (n, 3, size, size) in the order of the paths, decoded ahead by one thread per core."""
     workers = _cores()
-    # Pillow registers its formats at the first use, which is better done by one thread.
+    # Pillow registers its formats at the first use: let one thread do it.
     Image.init()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     ahead: deque[Future[Tensor]] = deque()
@@ -193,7 +193,7 @@ def _decoded(paths: Sequence[Path], size: int, on_progress: OnProgress | None) -
         while done < len(paths):
             if on_progress is not None:
                 on_progress(done, len(paths))
-            # No further ahead than this, or the images wait for their reader in memory.
+            # A limit, since decoded images stay in memory until they are read.
             while start < len(paths) and len(ahead) < 4 * workers:
                 ahead.append(pool.submit(_read_images, paths[start : start + CHUNK], size))
                 start += CHUNK
@@ -220,7 +220,9 @@ def _read_images(paths: Sequence[Path], size: int) -> Tensor:
 
 
 def read_image(path: Path, size: int) -> Tensor:
-    """(3, size, size) uint8 RGB: upright by its EXIF tag, the shorter side resized to `size`, the centre cut out.
+    """Read an image as (3, size, size) uint8 RGB.
+
+    It is turned upright by its EXIF tag, its shorter side is resized to `size`, and its center is cut out.
 
     Raises:
         ValueError: if the file cannot be read as an image.
@@ -235,14 +237,14 @@ def read_image(path: Path, size: int) -> Tensor:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    # a name may hold the terminal's codes
+    # a name may hold control codes of the terminal
     return ValueError(plain(f"{path} cannot be read as an image ({error}): repair it or remove it"))
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """RGB; transparent parts on white, as viewers show them."""
+    """Convert to RGB, with transparent parts on white, as in image viewers."""
     if image.mode.startswith("I"):
-        # Pillow would clip 16-bit values at 255, which turns nearly every pixel white.
+        # Pillow would clip 16-bit values at 255, which makes nearly every pixel white.
         image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if "A" in image.mode.upper() or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: which folders in it are a split, which are classes, what is no image."""
+"""The layout of a folder of images: the folders of a split, the class folders, and other files."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 JUNK = ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-"""Folders that systems and archives make by themselves: passed over like hidden ones."""
+"""Folders made by operating systems and archives: ignored, like hidden ones."""
 TRAIN, TEST, VAL = "train", "test", "val"
 WORDS: Mapping[str, str] = (
     dict.fromkeys(("train", "training", "trainval"), TRAIN)
@@ -17,24 +17,24 @@ WORDS: Mapping[str, str] = (
     | dict.fromkeys(("val", "valid", "validate", "validation", "dev", "devel", "development"), VAL)
     | dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), VAL)
 )
-"""Words for a part of a split, in small letters."""
+"""Words for a part of a split, in lower case."""
 FILLERS = ("set", "dataset", "data", "images", "image", "imgs", "img", "split", "folder")
-"""Words that say nothing beside one of those: `test_set`, `TrainImages`."""
+"""Words without meaning beside one of those: `test_set`, `TrainImages`."""
 LONGEST_SUFFIX = 10
 SHOWN = 3
-"""Names in a message."""
+"""Largest number of names in a message."""
 
 
 @dataclass(frozen=True)
 class ImageTree:
-    """What lies below a folder.
+    """The content of a folder and its subfolders.
 
     Attributes:
         root: the folder.
         paths: its images, in an order that does not depend on the file system.
-        folders: those in which images lie, the root among them where some lie in no folder of it.
-        skipped: files that are no images, by `suffix_of`.
-        empty: folders directly in it that hold no image, with what they hold instead, by `suffix_of`.
+        folders: the folders that hold images directly, with the root if it holds some.
+        skipped: numbers of files that are no images, by `suffix_of`.
+        empty: names of folders directly in the root without an image, and the numbers of their files, by `suffix_of`.
     """
 
     root: Path
@@ -45,7 +45,7 @@ class ImageTree:
 
     @property
     def below(self) -> dict[tuple[str, ...], set[str]]:
-        """The names of the folders that hold images, by the folders that they lie in, as parts from the root."""
+        """Names of the folders with images, by their parent folder, as parts from the root."""
         found: dict[tuple[str, ...], set[str]] = defaultdict(set)
         for folder in self.folders:
             parts = folder.relative_to(self.root).parts
@@ -55,7 +55,7 @@ class ImageTree:
 
 
 def suffix_of(name: str) -> str:
-    """The kind of a file for a count, such as `.heic`: its suffix in small letters, where it has a short one."""
+    """Return the kind of a file for a count, such as `.heic`: its suffix in lower case, if it has a short one."""
     suffix = os.path.splitext(name)[1].lower()
     if len(suffix) < 2:
         return "without a suffix"
@@ -63,24 +63,24 @@ def suffix_of(name: str) -> str:
 
 
 def counted(kinds: Mapping[str, int]) -> str:
-    """Counts by kind in words, the largest first: `12 .heic, 1 .txt`."""
+    """Format counts by kind, the largest first: `12 .heic, 1 .txt`."""
     first = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     more = sum(count for _, count in first[5:])
     return ", ".join([f"{count:,} {kind}" for kind, count in first[:5]] + ([f"{more:,} others"] if more else []))
 
 
 def named(names: Iterable[str], mark: str = "/") -> str:
-    """A few of the names, each with a mark after it, and how many more there are."""
+    """Format a few of the names, each with a mark after it, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(f"{name}{mark}" for name in names[:SHOWN]) + more
 
 
 def scan(root: Path) -> ImageTree:
-    """Every image below a folder but hidden ones; links to folders are followed, once.
+    """Find every image below a folder except hidden ones; links to folders are followed, once.
 
     Raises:
-        ValueError: a folder or a link that cannot be read, an image's name on what is no file, no image at all.
+        ValueError: if a folder or a link cannot be read, an image's name belongs to no file, or there is no image.
     """
     paths, folders, walked = list[Path](), list[Path](), set[str]()
     tops: dict[str, Counter[str]] = {}
@@ -114,7 +114,7 @@ def scan(root: Path) -> ImageTree:
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, bool]]:
-    """What lies in a folder and is not hidden, sorted by name, and whether it is a folder itself."""
+    """Yield the name of each entry of a folder that is not hidden, sorted, and whether it is a folder."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -122,7 +122,7 @@ def _listed(folder: Path) -> Iterator[tuple[str, bool]]:
                 if entry.name.startswith(".") or entry.name in JUNK:
                     continue
                 is_folder = entry.is_dir()
-                # A link to nothing may stand for a class, and to open a pipe is to wait for ever.
+                # A link to nothing may be meant as a class, and opening a pipe would wait forever.
                 if not is_folder and not entry.is_file():
                     if entry.is_symlink():
                         raise ValueError(f"{entry.path} is a link to nothing: repair it or remove it")
@@ -136,12 +136,12 @@ def _listed(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def folders_in(folder: Path) -> list[str]:
-    """The names of the folders in a folder that are not hidden, sorted; ValueError as of `scan`."""
+    """Return the names of the folders in a folder that are not hidden, sorted; raise a ValueError as `scan`."""
     return [name for name, is_folder in _listed(folder) if is_folder]
 
 
 def part_of_split(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Which part of a split a folder's name stands for (`train`, `test` or `val`), and what else it says.
+    """Return the part of a split in a folder's name (`train`, `test` or `val`) and the other words in it, or None.
 
     `Train`, `training_set` and `TrainImages` are ("train", ()), `seg_test` is ("test", ("seg",)), `cats` is None.
     """
@@ -153,19 +153,20 @@ def part_of_split(name: str) -> tuple[str, tuple[str, ...]] | None:
             kinds.add(WORDS[word])
         elif token not in FILLERS:
             others.append(token)
-    if kinds == {TRAIN, VAL}:  # train_val, on which both are trained
+    if kinds == {TRAIN, VAL}:  # train_val is for training
         kinds = {TRAIN}
     return (kinds.pop(), tuple(others)) if len(kinds) == 1 else None
 
 
 def find_split(root: Path) -> tuple[str, str] | None:
-    """The two folders in `root` that are its split: to train on, and held out; None where there is none.
+    """Return the names of the training and the held-out folder of the split in `root`, or None.
 
-    `train` beside `test`, else beside `val`, whatever else there is; otherwise the same in any case and in the usual
-    spellings, where there is one such pair.
+    The split is `train` with `test`, else with `val`, whatever else there is; otherwise the same in any case and in the
+    usual spellings, if there is one such pair.
 
     Raises:
-        ValueError: names that may be meant as a split or as classes, or more than one split; unreadable folders.
+        ValueError: if names may be meant as a split or as classes, there is more than one split, or a folder is
+            unreadable.
     """
     names = folders_in(root)
     if TRAIN in names and (exact := next((name for name in (TEST, VAL) if name in names), None)):
@@ -202,7 +203,7 @@ _LAYOUTS = "expected train/CLASS/IMAGE and test/CLASS/IMAGE with the same classe
 
 
 def _pairs(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
-    """Folders to train on and held out, those that differ in nothing but this."""
+    """Return the training and held-out folders of each split: their names differ only in that part."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
         if (part := part_of_split(name)) is not None:
@@ -215,11 +216,11 @@ def _pairs(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
 
 
 def check_whole(tree: ImageTree) -> None:
-    """Refuses a folder without a split of its own that looks like a part of one.
+    """Raise a ValueError if a folder without a split looks like a part of one.
 
     Raises:
-        ValueError: all images lie below `train` (or another name of a part of a split), or beside it lie folders with
-            the same classes; the halves of a split lie deeper.
+        ValueError: if all images are below `train` (or another name of a part of a split), folders beside it have the
+            same classes, or the halves of a split are deeper.
     """
     below = tree.below
     tops = below[()]
@@ -243,14 +244,14 @@ def check_whole(tree: ImageTree) -> None:
 
 
 def check_inner(tree: ImageTree, whole: bool = False) -> None:
-    """Refuses a folder in which the halves of a split lie deeper, as they would be mixed.
+    """Raise a ValueError if the halves of a split are deeper in a folder, since they would be mixed.
 
     Args:
-        tree: what lies in it.
-        whole: whether its own first folders were looked at already.
+        tree: content of the folder.
+        whole: whether its first-level folders are already checked.
 
     Raises:
-        ValueError: with where they lie.
+        ValueError: with the place of the halves.
     """
     for parts, names in sorted(tree.below.items()):
         if (parts or not whole) and (pairs := _pairs(sorted(names))):
@@ -263,10 +264,10 @@ def check_inner(tree: ImageTree, whole: bool = False) -> None:
 
 
 def check_classes(tree: ImageTree) -> None:
-    """Refuses a folder of classes of which one has no image.
+    """Raise a ValueError if one of the class folders has no image.
 
     Raises:
-        ValueError: with the class, and what it holds instead.
+        ValueError: with the class, and the files in it.
     """
     if not tree.empty or tree.root in tree.folders:
         return

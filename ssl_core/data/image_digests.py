@@ -1,4 +1,4 @@
-"""Digests of images, by which a run knows what it was trained on: of decoded pixels, wherever the files may lie."""
+"""Digests of decoded images, a run's record of its training images; the places of the files do not matter."""
 
 import hashlib
 import json
@@ -17,22 +17,22 @@ from astra_gym.ssl_core.utils.files import write_file
 
 FORMAT, SCHEMA = "astra-gym image digests", 1
 LENGTH = 16
-"""Bytes of a digest, the first of a SHA-256."""
+"""Number of bytes of a digest, the first of a SHA-256."""
 PIECE = 2**22
 """Bytes of images that a thread takes at a time."""
 THREADS = 4
 SHOWN = 3
-"""Names in a message."""
+"""Largest number of names in a message."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDigests:
-    """A digest of the pixels of every image of a set.
+    """Digests of the pixels of a set, one per image.
 
     Attributes:
         shape: channels, height and width of an image.
         values: N times `LENGTH` bytes, in the order of the images.
-        paths: the N files that the images were decoded from, for messages; empty where that is not known.
+        paths: the N files that the images were decoded from, for messages; empty if unknown.
     """
 
     shape: tuple[int, int, int]
@@ -52,7 +52,7 @@ class ImageDigests:
 
 
 def digest_images(data: ImageSet) -> ImageDigests:
-    """The digests of a set; mapped images are read in pieces. 100,000 images of 32 x 32 take half a second."""
+    """Compute the digests of a set; mapped images are read in pieces. 100,000 images of 32 x 32 take half a second."""
     channels, height, width = data.images.shape[1:]
     pieces = data.images.split(max(1, PIECE // (channels * height * width)))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="digests") as pool:
@@ -67,12 +67,12 @@ def _digest_piece(images: Tensor) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class RunImages:
-    """The images of a run: those that it is trained on, in their order, and those held out.
+    """Digests of the images of a run: its training images, in their order, and the held-out ones.
 
     Attributes:
-        train, test: their digests.
-        taught: digests of what its teacher was trained on and it is not, each once.
-        decoder: what decoded image files; another version may give other pixels.
+        train, test: digests of the training and the held-out images.
+        taught: digests of the images that only its teacher was trained on, each once.
+        decoder: decoder of the image files; another version may give other pixels.
     """
 
     train: ImageDigests
@@ -82,25 +82,24 @@ class RunImages:
 
     @classmethod
     def of(cls, data: Split, teacher: "RunImages | None" = None) -> Self:
-        """Those of a data set.
+        """Compute the digests of a data set.
 
         Args:
-            data: of the run.
-            teacher: what its teacher was trained on; left out where that was at another size, at which no digest is
-                the same.
+            data: the data set of the run.
+            teacher: images of its teacher's run; ignored if they have another size, since no digest is then the same.
         """
         train, test = digest_images(data.train), digest_images(data.test)
         same = teacher is not None and teacher.train.shape == train.shape
         return cls(train, test, teacher.beside(train).values if teacher and same else b"")
 
     def beside(self, train: ImageDigests) -> ImageDigests:
-        """Whatever a network of this run was trained on that is not among `train`, each once."""
+        """Return the digests that a network of this run was trained on and that are not in `train`, each once."""
         known = set(train)
         others = dict.fromkeys([*self.train, *ImageDigests(self.train.shape, self.taught)])
         return ImageDigests(self.train.shape, b"".join(value for value in others if value not in known))
 
     def difference(self, now: "RunImages") -> str:
-        """In what other images differ from these, in words; empty where they are the same in the same order."""
+        """Describe how other images differ from these; empty if they are the same in the same order."""
         for what, old, new in (("training", self.train, now.train), ("test", self.test, now.test)):
             if old.shape != new.shape:
                 return f"{what} images are of size {new.shape}, not {old.shape}"
@@ -110,7 +109,7 @@ class RunImages:
         return ""
 
     def write(self, path: Path | str) -> None:
-        """Writes a line of JSON and the digests, whole or not at all."""
+        """Write a line of JSON and the digests, whole or not at all."""
         body = self.train.values + self.test.values + self.taught
         head: dict[str, Any] = {
             "format": FORMAT,
@@ -125,7 +124,7 @@ class RunImages:
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Reads what `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
             ValueError: if the file cannot be read, or is damaged.
@@ -156,12 +155,12 @@ def _sealed(head: dict[str, Any], body: bytes) -> str:
 
 
 def short_path(path: Path) -> str:
-    """A file's name with the two folders that it lies in, which are its class and its half of a split."""
+    """Return a file's name with its two parent folders: its half of a split and its class."""
     return "/".join(path.parts[-3:])
 
 
 def _changes(what: str, old: ImageDigests, new: ImageDigests) -> str:
-    """Two sets of digests that differ, in words."""
+    """Describe the difference of two sets of digests."""
     before, after = Counter(old), Counter(new)
     added, gone = (after - before).total(), (before - after).total()
     if not added and not gone:

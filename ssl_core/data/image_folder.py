@@ -1,4 +1,4 @@
-"""Any folder of images as a data set: which files there are, what their labels are, which are held out."""
+"""Any folder of images as a data set: its files, their labels, and the held-out part."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,21 +33,21 @@ def load_folder(
     cache_dir: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Split:
-    """The images below `data_dir`, as `astra_gym.ssl_core.data.datasets.load_dataset` describes them under "folder".
+    """Load the images below `data_dir`, as under "folder" in `astra_gym.ssl_core.data.datasets.load_dataset`.
 
     Args:
         data_dir: the folder; None is refused.
         size: height and width, in pixels.
-        limit: train on the first so many of a fixed random order; the others are not read.
-        test_limit: the same for the test.
-        cache_dir: where the decoded images are kept (`decode_to_disk`); None to decode them into memory.
+        limit: number of training images, the first in a fixed random order; the others are not read.
+        test_limit: the same for the test images.
+        cache_dir: folder for the decoded images (`decode_to_disk`); None to decode into memory.
         on_progress: called with the numbers of images decoded and to be decoded, for each of the two sets.
 
     Raises:
-        ValueError: a folder that is missing, cannot be read or divided, may be meant in two ways
-            (`astra_gym.ssl_core.data.folder_layout.find_split`), has a class without images or holds what cannot be
-            decoded, a limit above what there is, images that would take more than half of the available memory, a
-            cache folder that cannot be used.
+        ValueError: if the folder is missing, cannot be read or divided, is ambiguous
+            (`astra_gym.ssl_core.data.folder_layout.find_split`), has a class without images or a file that cannot be
+            decoded; if a limit exceeds the number of images; if the images would take more than half of the available
+            memory; if the cache folder cannot be used.
     """
     if data_dir is None:
         raise ValueError("the data set 'folder' needs to know which: give --data_dir DIR, a folder of images")
@@ -103,7 +103,7 @@ def load_folder(
 
 
 def _check_memory(root: Path, n: int, size: int) -> None:
-    """ValueError where the decoded images would leave training less than half of the memory that is available."""
+    """Raise a ValueError if the decoded images would take more than half of the available memory."""
     needed, free = n * 3 * size**2, available("cpu")
     if free is not None and needed > free / 2:
         raise ValueError(
@@ -116,7 +116,7 @@ def _check_memory(root: Path, n: int, size: int) -> None:
 def _notes(
     root: Path, halves: tuple[str, str] | None, trees: Sequence[ImageTree], classes: Sequence[str]
 ) -> tuple[str, ...]:
-    """How the folder was divided, and what in it was left out."""
+    """Return notes on how the folder was divided, and what was left out."""
     notes = []
     if halves is None:
         notes.append("a fifth is held out")
@@ -150,7 +150,7 @@ def _class_name(path: Path, root: Path) -> str | None:
 
 
 def _folder_labels(paths: Sequence[Path], root: Path) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Labels and class names. A single class, or an image outside the class folders, means that there are none."""
+    """Return labels and class names: none for a single class, or with an image outside the class folders."""
     names = [_class_name(path, root) for path in paths]
     classes = tuple(sorted({name for name in names if name is not None}))
     if None in names or len(classes) < 2:

@@ -1,7 +1,6 @@
-"""Sets of images, uint8 in memory or in a mapped file, and how they are divided.
+"""Sets of images, uint8 in memory or in a mapped file, and their division into training and test sets.
 
-Which images lie in the training and in the test set, and their order, never depend on a run's seed: two runs with the
-same settings see the same data.
+The division and the order never depend on a run's seed: two runs with the same settings see the same data.
 """
 
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ class ImageSet:
     """Images, in memory or in a mapped file.
 
     Attributes:
-        images: (N, 3, H, W) uint8; where they are mapped, they must not be written to.
-        labels: (N,) int64, positions in `classes`; None where there are none.
-        classes: names of the classes; empty where there are no labels.
-        name: for messages, e.g. "cifar10 test".
-        file: where the images are mapped, the file that begins with them; None where they are in memory.
-        paths: the N files that the images were decoded from, for messages; empty where there are none.
+        images: (N, 3, H, W) uint8; mapped images must not be written to.
+        labels: (N,) int64, positions in `classes`; None without labels.
+        classes: names of the classes; empty without labels.
+        name: name for messages, e.g. "cifar10 test".
+        file: the file that begins with the mapped images; None for images in memory.
+        paths: the N files that the images were decoded from, for messages; empty if there are none.
     """
 
     images: Tensor
@@ -48,7 +47,7 @@ class ImageSet:
         return len(self.images)
 
     def __getstate__(self) -> dict[str, Any]:
-        # images in a file are mapped again where this is read: a copy of them would have to fit in memory
+        # images in a file are mapped again on unpickling: a copy of them would have to fit in memory
         return self.__dict__ | ({} if self.file is None else {"images": tuple(self.images.shape)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -57,7 +56,7 @@ class ImageSet:
         self.__dict__.update(state)
 
     def take(self, n: int) -> "ImageSet":
-        """The first n images; ValueError unless 1 <= n <= len(self)."""
+        """Return the first n images; raise a ValueError unless 1 <= n <= len(self)."""
         images = limited(self.images, n, self.name)
         labels = None if self.labels is None else self.labels[:n]
         return ImageSet(images, labels, self.classes, self.name, self.file, self.paths[:n])
@@ -65,11 +64,11 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What is trained on, and what is held out.
+    """A training set and a held-out test set.
 
     Attributes:
         train, test: the images.
-        notes: how they were found and what was left out, in a few words each; nothing where there is no question.
+        notes: notes of a few words on how they were found and what was left out; empty if nothing needs a note.
     """
 
     train: ImageSet
@@ -78,25 +77,25 @@ class Split:
 
 
 def limited(rows: Tensor, limit: int | None, what: str) -> Tensor:
-    """The first `limit` rows, all where it is None; ValueError unless 1 <= limit <= len(rows)."""
+    """Return the first `limit` rows, or all if it is None; raise a ValueError unless 1 <= limit <= len(rows)."""
     if limit is not None and not 1 <= limit <= len(rows):
         raise ValueError(f"{what}: {limit} images were asked for, expected 1 to {len(rows)}, all there are")
     return rows[:limit]
 
 
 def fixed_generator() -> torch.Generator:
-    """A CPU generator for what no run's seed may move."""
+    """Return a CPU generator for draws that must not depend on a run's seed."""
     return torch.Generator().manual_seed(_SPLIT_SEED)
 
 
 def stratified(labels: Tensor, n_test: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and to test on, each in a fixed random order; quotas of the classes by largest remainder.
+    """Return training and test rows, each in a fixed random order, with class quotas by largest remainder.
 
-    No class gives its last image away, so that the training set knows every class.
+    The training set keeps at least one image of every class.
 
     Args:
         labels: (N,) int64.
-        n_test: images to hold out; fewer are where the classes have no more to give.
+        n_test: number of images to hold out; fewer are if the classes have too few.
     """
     order = torch.randperm(len(labels), generator=fixed_generator())
     counts = torch.bincount(labels)

@@ -1,4 +1,4 @@
-"""A share of the labels, as semi-supervised evaluations use it, and the labels of a set that must have some."""
+"""A share of the labels, for semi-supervised evaluations, and the labels of a set that must have them."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ PUBLISHED_FRACTIONS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def required_labels(data: ImageSet, purpose: str) -> Tensor:
-    """The labels (N,) of `data`, checked.
+    """Return the labels (N,) of `data`, checked.
 
     Args:
         data: the set.
-        purpose: what needs the labels, for the message, such as "a linear probe".
+        purpose: use of the labels, for the message, such as "a linear probe".
 
     Raises:
-        ValueError: if there are no labels, or one that is no class of the set.
+        ValueError: if there are no labels, or a label is no class of the set.
     """
     if data.labels is None:
         raise ValueError(
@@ -35,18 +35,18 @@ def required_labels(data: ImageSet, purpose: str) -> Tensor:
 
 
 def labelled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
-    """The share of a labelled set that a semi-supervised evaluation may train on.
+    """Return the share of a labeled set for the training of a semi-supervised evaluation.
 
-    Balanced: each class gives `round(fraction * its own number of images)`, and at least one. Nested: of one seed, the
-    images of a smaller fraction are among those of a larger one.
+    Balanced: each class gives `round(fraction * its number of images)`, and at least one. Nested: for one seed, a
+    smaller fraction is a subset of a larger one.
 
     Args:
-        data: labelled images.
-        fraction: in (0, 1]; `PUBLISHED_FRACTIONS` are the published ones.
-        seed: of the choice.
+        data: labeled images.
+        fraction: share in (0, 1]; `PUBLISHED_FRACTIONS` are the published ones.
+        seed: seed of the choice.
 
     Returns:
-        The images chosen, in the order in which `data` has them and in memory; for fraction 1, `data` itself.
+        The chosen images in the order of `data`, in memory; for fraction 1, `data` itself.
 
     Raises:
         ValueError: if the fraction is out of its range, or `data` lacks labels.

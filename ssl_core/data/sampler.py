@@ -1,4 +1,4 @@
-"""The sampler of batches: resumable, and open to a look at what it gives next."""
+"""A sampler of batches that can be resumed and can show its next batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 class BatchSampler:
-    """Batches of row numbers without end: every epoch a new permutation, its incomplete last batch dropped or kept.
+    """An endless sampler of row numbers: each epoch is a new permutation, its incomplete last batch dropped or kept.
 
-    Epochs are over all rows that are not held out, or over those that `restrict` says.
+    Epochs are over all rows that are not held out, or over those given to `restrict`.
 
     Args:
         n: number of images.
-        batch_size: images in a batch, at most n.
+        batch_size: number of images in a batch, at most n.
         generator: CPU generator; one permutation is drawn from it at the first batch of every epoch.
-        held_out: (k,) int64, rows that are never given, each once; None: all are.
-        drop_last: whether the rows that are left over make no batch; else the last batch of an epoch may be smaller. A
-            single row makes none in any case: batch norm has no variance of it.
+        held_out: (k,) int64, rows that are never sampled, each once; None: no row is held out.
+        drop_last: whether an incomplete last batch is dropped; else the last batch of an epoch may be smaller. A single
+            row is always dropped: batch norm needs two for a variance.
 
     Raises:
-        ValueError: a batch of less than one image, or of more than there are to give.
+        ValueError: if the batch size is below 1, or above the number of rows that are not held out.
     """
 
     def __init__(
@@ -51,24 +51,28 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in the present epoch, which a batch begins and not `restrict`; before the first one, in all rows."""
+        """Number of batches in the present epoch; before the first epoch, in one over all rows.
+
+        An epoch begins with a batch, not with `restrict`.
+        """
         rows = len(self._order) or self._size
         full, left = divmod(rows, self.batch_size)
         return full + (left > 1 and not self.drop_last)
 
     @property
     def all_rows(self) -> Tensor:
-        """(m,) int64, ascending: the rows that are given where nothing restricts them, those held out left out."""
+        """All rows that are not held out, without restriction: (m,) int64, ascending."""
         return torch.arange(self.n) if self._given is None else self._given.clone()
 
     def restrict(self, rows: Tensor | None) -> None:
-        """Epochs are over these rows only, from the next one on; the present epoch ends as it began.
+        """Restrict epochs to these rows from the next epoch on; the present epoch does not change.
 
         Args:
-            rows: (k,) int64 in any order, each once, none of them held out, k at least `batch_size`; None: all again.
+            rows: (k,) int64 in any order, each once, none of them held out, k at least `batch_size`; None: no
+                restriction.
 
         Raises:
-            ValueError: rows that are something else; the sampler is left as it was.
+            ValueError: if the rows are not as above; the sampler is then unchanged.
         """
         if rows is not None:
             self._check_rows(rows)
@@ -87,8 +91,10 @@ class BatchSampler:
             raise ValueError(f"an epoch is restricted to rows that are not among {there}: leave these out")
 
     def next(self) -> Tensor:
-        """(batch_size,) int64, at the end of an epoch without `drop_last` fewer: the rows of the coming batch, none of
-        them twice in an epoch."""
+        """Return the rows of the next batch, (batch_size,) int64, none of them twice in an epoch.
+
+        The last batch of an epoch may be smaller without `drop_last`.
+        """
         if self._taken == self.steps_per_epoch:
             pool = self._given if self._rows is None else self._rows
             order = torch.randperm(self._size if pool is None else len(pool), generator=self._generator)
@@ -100,22 +106,22 @@ class BatchSampler:
 
     @property
     def last(self) -> Tensor:
-        """What `next` gave last, in a sampler that goes on from a state too; ValueError where nothing was given yet."""
+        """The last result of `next`, also after `load_state_dict`; a ValueError if there is none yet."""
         if not len(self._order):
             raise ValueError("there is no last batch yet: call next() first")
         return self._batch(self._taken - 1)
 
     def peek(self) -> Tensor | None:
-        """What `next` gives next, without taking it; None where that begins an epoch, whose order is not drawn yet."""
+        """Return the next batch without taking it; None if it begins an epoch, since that order is not drawn yet."""
         return None if self._taken == self.steps_per_epoch else self._batch(self._taken)
 
     def _batch(self, number: int) -> Tensor:
         return self._order[number * self.batch_size : (number + 1) * self.batch_size]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands, the generator's state included: plain ints and tensors.
+        """Return the sampler's state, with the generator's: plain ints and tensors.
 
-        The entry "rows", what the coming epochs are over, is there only where they or the present one are restricted.
+        The entry "rows", the rows of the coming epochs, exists only if these or the present epoch are restricted.
         """
         restricted = self._rows is not None or len(self._order) not in (0, self._size)
         return {
@@ -127,10 +133,10 @@ class BatchSampler:
         } | ({"rows": None if self._rows is None else self._rows.clone()} if restricted else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken, in the middle of an epoch too; sets the generator's state.
+        """Resume exactly from a `state_dict`, also in the middle of an epoch; this sets the generator's state.
 
         Raises:
-            ValueError: the state of a sampler over other data or batches.
+            ValueError: if the state belongs to a sampler over other data or batches.
         """
         for name in ("n", "batch_size"):
             if state[name] != getattr(self, name):

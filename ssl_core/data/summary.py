@@ -1,19 +1,19 @@
-"""A data set in a line, so that a user sees whether it was read as they meant it."""
+"""A one-line summary of a data set, so that a user sees whether it was read as intended."""
 
 import torch
 
 from astra_gym.ssl_core.data.image_set import Split
 
 MANY = 6
-"""From more classes than this only the smallest and the largest are named."""
+"""Largest number of classes that are all named; of more, only the smallest and the largest are."""
 LONGEST = 30
-"""Characters of a class's name that are shown."""
+"""Number of characters shown of a class's name."""
 
 
 def summary(data: Split) -> str:
-    """Images, classes, training images a class, and what was left out: `80 training and 20 test images; 2 classes ...`.
+    """Summarize images, classes and what was left out: `80 training and 20 test images; 2 classes ...`.
 
-    Of many classes the smallest and the largest are named.
+    Each class is named with its number of training images; of many classes, only the smallest and the largest.
     """
     train, test = data.train, data.test
     parts = [f"{len(train):,} training and {len(test):,} test images"]
