@@ -1,1 +1,1 @@
-"""What every other package stands on: random streams, registries, overrides, files, clocks and provenance."""
+"""Basic tools for all other packages: random streams, registries, overrides, files, clocks and provenance."""

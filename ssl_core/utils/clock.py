@@ -1,4 +1,4 @@
-"""How long something took, over many pieces."""
+"""A clock that adds up time over many intervals."""
 
 import time
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds of wall time spent inside `running()`; what a GPU has queued counts where it is waited for."""
+    """Seconds of wall time spent inside `running()`; queued GPU work counts where the program waits for it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts what runs inside, also where that fails."""
+        """Count the time inside, also if it ends with an error."""
         start = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Devices as a user names them, and how a GPU computes."""
+"""Devices by a user's names, and the arithmetic of a GPU."""
 
 import os
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ EXPECTED = "expected cpu, cuda or cuda:N"
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """The device, if the project runs there; of a GPU always with its number, so that it equals its tensors' device.
+    """Return a device that the project supports; a GPU always has its number, to equal the device of its tensors.
 
     Args:
-        device: `cpu`, `cuda` (the present GPU, the first one where nobody chose), `cuda:1`, or a `torch.device`.
+        device: `cpu`, `cuda` (torch's current GPU, by default the first), `cuda:1`, or a `torch.device`.
 
     Raises:
-        ValueError: if it is another kind of device, or is not in this machine.
+        ValueError: if the device is of another kind, or is not in this machine.
     """
     try:
         found = torch.device(device)
@@ -38,7 +38,7 @@ def usable_device(device: torch.device | str) -> torch.device:
 
 
 def on_the_host(*values: Tensor) -> list[Tensor]:
-    """Copies of floating-point tensors on the host, for which a device is waited for once."""
+    """Copy floating-point tensors to the host; this waits for the device only once."""
     together = torch.cat([value.detach().flatten() for value in values]).cpu()
     parts = together.split([value.numel() for value in values])
     return [part.view(value.shape).to(value.dtype) for part, value in zip(parts, values, strict=True)]
@@ -46,10 +46,13 @@ def on_the_host(*values: Tensor) -> list[Tensor]:
 
 @contextmanager
 def ieee_fp32() -> Iterator[None]:
-    """float32 is IEEE's on a GPU, too: cuDNN's convolutions, which by default round what they multiply to TF32 (10 bits
-    of 23), do not within. torch's matrix products do not by default either. Nothing changes on a CPU."""
+    """Compute float32 convolutions by the IEEE standard on a GPU, inside this context.
+
+    By default cuDNN's convolutions round their factors to TF32 (10 bits of 23); torch's matrix products do not. Nothing
+    changes on a CPU.
+    """
     cudnn = torch.backends.cudnn
-    # the older of torch's two switches: after the newer, `fp32_precision`, who reads the older gets an error
+    # the older of torch's two switches: after a use of the newer, `fp32_precision`, reading the older is an error
     with cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     ):
@@ -57,23 +60,23 @@ def ieee_fp32() -> Iterator[None]:
 
 
 def float32_of(precision: str) -> AbstractContextManager[None]:
-    """Float32 within as the precision `fp32` promises it (`ieee_fp32`), for any other as torch has it."""
+    """Return the context for a precision's float32: `ieee_fp32` for `fp32`, torch's defaults for any other."""
     return ieee_fp32() if precision == "fp32" else nullcontext()
 
 
 def convolves_in_tf32(device: torch.device) -> bool:
-    """Whether float32 convolutions are computed in TF32 on the device, as things are at the call."""
+    """Whether float32 convolutions are computed in TF32 on the device at present."""
     return device.type == "cuda" and torch.backends.cudnn.allow_tf32
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """The same numbers in every run on a kind of GPU: torch's deterministic algorithms, and none chosen for its speed.
+    """Give the same numbers in every run on one kind of GPU: deterministic algorithms, none chosen for its speed.
 
-    torch raises a RuntimeError within where an operation has no such algorithm. Begin before the GPU's first matrix
-    product: cuBLAS reads its setting, which stays in the environment, once.
+    torch raises a RuntimeError inside if an operation has no such algorithm. Enter before the GPU's first matrix
+    product: cuBLAS reads its setting only once. The setting stays in the environment.
     """
-    # of the two sizes that NVIDIA names the one that costs no speed; a user's own stays
+    # of NVIDIA's two sizes the one that costs no speed; a user's setting stays
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files written whole or not at all."""
 
 import json
 import os
@@ -12,8 +12,10 @@ from astra_gym.ssl_core.safety.sealing import sealed_json
 from astra_gym.ssl_core.safety.writers import held, sweep
 
 MOST_NAME, MOST_PATH, MOST_PARTS = 255, 4096, 200
-"""Bytes of a name and of a path that Linux takes, elsewhere it is about as many; and folders one in the other, which
-Python makes by recursion."""
+"""Largest number of bytes of a name and of a path, and of nested folders.
+
+The first two are Linux's, and about the same elsewhere; Python creates nested folders by recursion.
+"""
 _NO_FILES = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -25,7 +27,7 @@ _NO_FILES = {
 
 
 def check_target(path: Path | str) -> None:
-    """Raises a ValueError if something lies at a path that is no regular file: it is not replaced."""
+    """Raise a ValueError if a path exists and is no regular file: it is not replaced."""
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -36,16 +38,16 @@ def check_target(path: Path | str) -> None:
 
 @contextmanager
 def replacing(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary file's path beside `path`, which it replaces on success: no reader ever sees half a file.
+    """Yield the path of a temporary file that replaces `path` on success: no reader ever sees half a file.
 
-    Folders are made. What killed writers of the same file have left is removed.
+    Missing folders are created. Temporary files of killed writers of the same file are removed.
 
     Args:
         path: the file.
-        durable: whether the content is on the disk before it is renamed, for what outlives a loss of power.
+        durable: whether the content is on the disk before it is renamed, for files that must survive a loss of power.
 
     Raises:
-        ValueError: if something lies at the path that is no regular file, such as a link or a device.
+        ValueError: if the path exists and is no regular file, such as a link or a device.
     """
     path = Path(path)
     check_target(path)
@@ -53,7 +55,7 @@ def replacing(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     sweep(path.parent, lambda name: name == path.name)
     # The suffix is kept, since writers such as matplotlib read the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    # what a dead process left under this name, or a link that somebody put there: it would be written through
+    # a dead process's file of this name, or a link: it would be written through
     temporary.unlink(missing_ok=True)
     with held(temporary) as descriptor:
         try:
@@ -66,7 +68,7 @@ def replacing(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_file(path: Path | str, content: bytes | str) -> None:
-    """Write a file's bytes, or its text in UTF-8, whole or not at all; folders are made.
+    """Write a file's bytes, or its text in UTF-8, whole or not at all; missing folders are created.
 
     Raises:
         ValueError: as `replacing`.
@@ -76,21 +78,21 @@ def write_file(path: Path | str, content: bytes | str) -> None:
 
 
 def write_json(path: Path | str, document: Mapping[str, Any]) -> None:
-    """Write a document of plain values as indented JSON with its seal, whole or not at all; folders are made.
+    """Write plain values as indented JSON with a seal, whole or not at all; missing folders are created.
 
     `astra_gym.ssl_core.safety.sealing.read_json` reads it.
 
     Raises:
-        ValueError: if it is empty, or holds a number that is not finite, which JSON does not have.
+        ValueError: if the document is empty, or holds a number that is not finite, which JSON does not have.
     """
     write_file(path, sealed_json(json.dumps(document, indent=1, allow_nan=False) + "\n"))
 
 
 def expanded(path: os.PathLike[str] | str) -> Path:
-    """The path with the home folder for a leading `~` or `~USER`, where no shell did it: in a file, in `--out=~/x`.
+    """Replace a leading `~` or `~USER` by the home folder, where no shell does it: in a file, in `--out=~/x`.
 
     Raises:
-        ValueError: if there is no such user, or no file system takes so long a path.
+        ValueError: if there is no such user, or the path is too long for a file system.
     """
     try:
         found = Path(path).expanduser()
@@ -107,7 +109,7 @@ def expanded(path: os.PathLike[str] | str) -> Path:
 
 
 def resolved(path: os.PathLike[str] | str) -> Path:
-    """The `expanded` path from the root, without links.
+    """Return the `expanded` path from the root, without links.
 
     Raises:
         ValueError: as `expanded`, or if links lead in a circle.

@@ -1,4 +1,4 @@
-"""Whether numbers are finite, by name, and within their range, and the errors for where they are not."""
+"""Checks that numbers are finite and within their range, by name, and their errors."""
 
 import math
 import numbers as kinds
@@ -13,24 +13,24 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class NonFiniteError(FloatingPointError):
-    """Numbers that all later ones depend on are NaN or infinite."""
+    """Error for NaN or infinite numbers that all later ones depend on."""
 
 
 class NonFiniteValueError(NonFiniteError, ValueError):
-    """What an agent is given, or makes of it, is NaN or infinite."""
+    """Error for NaN or infinite inputs or outputs of an agent."""
 
 
 def not_finite(numbers: Any) -> list[str]:
-    """Find what holds NaN or infinite values.
+    """List the entries with NaN or infinite values.
 
-    Each device is waited for once; nothing is copied.
+    This waits for each device once, and copies nothing.
 
     Args:
-        numbers: dicts, lists and tuples, one in the other, of tensors, arrays and plain values; all but floating-point
-            numbers are finite by nature.
+        numbers: nested dicts, lists and tuples of tensors, arrays and plain values; all but floating-point numbers
+            count as finite.
 
     Returns:
-        The places of what is not finite, "a/b/0", in order; empty if all is well.
+        The places of these entries, "a/b/0", in order; empty if all are finite.
     """
     names: list[str] = []
     bad: set[str] = set()
@@ -40,7 +40,7 @@ def not_finite(numbers: Any) -> list[str]:
         if not isinstance(value, Tensor):
             bad |= set() if math.isfinite(value) else {name}
         elif value.is_floating_point() and value.numel():
-            # of values with a NaN, both ends are NaN
+            # with a NaN among the values, both ends are NaN
             ends.setdefault((value.device, value.dtype), {})[name] = torch.stack(torch.aminmax(value.detach()))
     for pairs in ends.values():
         finite = torch.stack(list(pairs.values())).isfinite().all(dim=1).tolist()
@@ -49,7 +49,7 @@ def not_finite(numbers: Any) -> list[str]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor | float]]:
-    """Tensors and floats by their place; an array gives its ends."""
+    """Yield tensors and floats by their place; an array gives one float, which is not finite if a value is not."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _leaves(part, f"{name}/{key}" if name else str(key))
@@ -66,7 +66,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor | float]]:
 
 
 def is_number(value: object, whole: bool = False) -> bool:
-    """Whether a value is a finite number, with `whole` an integer; a bool is none, nor what no float holds."""
+    """Whether a value is a finite number, with `whole` an integer; not a bool, nor a number too large for a float."""
     try:
         real = isinstance(value, kinds.Integral if whole else kinds.Real) and not isinstance(value, bool)
         return real and math.isfinite(value)  # type: ignore[arg-type]
@@ -88,15 +88,15 @@ def check_number(
     """Check a setting's value.
 
     Args:
-        name: of the setting, for the error.
-        value: what was given.
+        name: name of the setting, for the error.
+        value: the given value.
         low, high: the range, with both ends.
-        expected: what belongs there, in words; by default made of the range.
+        expected: the expected value in words; by default from the range.
         whole: whether it has to be an integer.
         above, below: whether `low`, and `high`, are outside the range.
 
     Raises:
-        ValueError: if the value is no finite number in the range.
+        ValueError: if the value is not a finite number in the range.
     """
     good = is_number(value, whole) and low <= value <= high  # type: ignore[operator]
     if not good or (above and value == low) or (below and value == high):

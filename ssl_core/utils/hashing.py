@@ -1,4 +1,4 @@
-"""What a module holds, as digests: whether two are equal, or one has changed, to the last bit."""
+"""Digests of modules, which show whether two are equal, or one has changed, to the last bit."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def tensor_digest(*tensors: Tensor) -> str:
-    """SHA-256 of tensors in this order: types, shapes and values."""
+    """Return the SHA-256 of tensors in this order: types, shapes and values."""
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -17,10 +17,10 @@ def tensor_digest(*tensors: Tensor) -> str:
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of every parameter and buffer (those that `state_dict` leaves out too), by name."""
+    """Return the SHA-256 of every parameter and buffer by name, also of those that `state_dict` leaves out."""
     return {name: tensor_digest(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
 def digest(module: nn.Module) -> str:
-    """One SHA-256 of all that `fingerprint` sees."""
+    """Return one SHA-256 of the whole `fingerprint`."""
     return hashlib.sha256(json.dumps(fingerprint(module), sort_keys=True).encode()).hexdigest()

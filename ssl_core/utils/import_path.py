@@ -1,4 +1,4 @@
-"""What a user names by a dotted path, `package.module:Name`: code of their own."""
+"""Custom code by a dotted path, `package.module:Name`."""
 
 import os
 import pkgutil
@@ -17,10 +17,11 @@ _CHECK: ContextVar[Callable[[str, str], None] | None] = ContextVar("check", defa
 
 @contextmanager
 def imports_checked(check: Callable[[str, str], None]) -> Iterator[None]:
-    """Meanwhile nothing is imported by `imported` that `check` does not let pass.
+    """Let `imported` import only what `check` accepts, inside this context.
 
     Args:
-        check: gets what is named and the dotted path, "agent" and "my_module:MyAgent"; raises a ValueError to refuse.
+        check: function of the kind and the dotted path, "agent" and "my_module:MyAgent"; it raises a ValueError to
+            refuse.
     """
     token = _CHECK.set(check)
     try:
@@ -30,21 +31,21 @@ def imports_checked(check: Callable[[str, str], None]) -> Iterator[None]:
 
 
 def is_dotted(name: object) -> bool:
-    """Whether a name is meant as a dotted path, not as one of a table."""
+    """Whether a name is meant as a dotted path, not as a name of a table."""
     return isinstance(name, str) and ":" in name
 
 
 def imported(path: str, what: str, example: str) -> Any:
-    """What a dotted path stands for: an attribute of a module, which may lie in the current directory.
+    """Import the object at a dotted path: an attribute of a module, which may be in the current directory.
 
     Args:
         path: `package.module:Name`.
-        what: is expected there, for messages: "agent".
-        example: a path of such a thing, for messages.
+        what: kind of the expected object, for messages: "agent".
+        example: an example of such a path, for messages.
 
     Raises:
         ValueError: if the path is malformed, its module cannot be imported or has no such attribute, or it may not be
-            imported now (`imports_checked`).
+            imported at present (`imports_checked`).
     """
     if not isinstance(path, str) or not PATH.fullmatch(path):
         raise ValueError(f"{what} {shown(path)} is no dotted path: expected module:Name, such as {example}")
@@ -57,7 +58,7 @@ def imported(path: str, what: str, example: str) -> Any:
     try:
         module = pkgutil.resolve_name(f"{module_name}:")
     except (Exception, SystemExit) as error:
-        # a script without a guard ends the process when it is imported
+        # SystemExit: a script without a guard ends the process on import
         reason = " ".join(str(error).split())
         module_name, reason = brief(module_name), brief(reason, 100)
         raise ValueError(
@@ -71,7 +72,7 @@ def imported(path: str, what: str, example: str) -> Any:
 
 
 def described(found: object) -> str:
-    """An object in a few words, for a message that says what it is instead of what was expected."""
+    """Describe an object in a few words, for a message about an unexpected object."""
     return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
 
 

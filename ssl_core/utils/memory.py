@@ -1,4 +1,4 @@
-"""How much memory there is left, of the machine or of a GPU."""
+"""Available memory of the machine or of a GPU."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,10 +10,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available(device: torch.device | str) -> int | None:
-    """Bytes that can still be taken on a device; None where that cannot be told.
+    """Return the available bytes on a device; None if unknown.
 
-    The machine's are those that Linux calls available (free, or a cache that it gives back), and no more than the limit
-    of the container or batch job, whatever that holds already.
+    On the CPU this is Linux's MemAvailable (free, or a cache that it gives back), at most the limit of the container or
+    batch job. What the job already uses is not subtracted from that limit.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -29,7 +29,7 @@ def available(device: torch.device | str) -> int | None:
 
 
 def _limits() -> Iterator[int]:
-    """The memory limits of this process's control group and of those around it, in either version of their layout."""
+    """Yield the memory limits of this process's control group and of its parents, in both versions of the layout."""
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Settings of an agent or a method as a command line or a file gives them: their types are checked before use."""
+"""Settings of an agent or a method from a command line or a file, with a check of their types."""
 
 import collections.abc
 import numbers
@@ -13,7 +13,7 @@ from astra_gym.ssl_core.utils.registry import pick
 
 Settings = TypeVar("Settings")
 FRACTION = re.compile(r"(\d+(?:\.\d+)?)/([1-9]\d*)")
-"""A fraction as users write it: 8/255."""
+"""A fraction in a user's text: 8/255."""
 WORDS = {
     bool: "true or false",
     int: "an integer",
@@ -26,14 +26,14 @@ WORDS = {
 
 
 def by_present_names(given: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Values by the names that they have now.
+    """Return values by their present names.
 
     Args:
-        given: by name, old or new.
+        given: values by name, old or new.
         renamed: new names by old ones.
 
     Raises:
-        ValueError: if one is given by both names.
+        ValueError: if a value is given by both names.
     """
     for old, new in renamed.items():
         if old in given and new in given:
@@ -42,15 +42,15 @@ def by_present_names(given: Mapping[str, Any], renamed: Mapping[str, str]) -> di
 
 
 def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Settings:
-    """A dataclass of settings with some of them changed.
+    """Return a dataclass of settings with some of them changed.
 
     Args:
-        settings: the default ones; their class may have a table `RENAMED` of new names by old ones.
-        overrides: others, by name.
-        whose: they are, for the errors: "the agent 'ppo'".
+        settings: the default settings; their class may have a table `RENAMED` of new names by old ones.
+        overrides: changed values by name.
+        whose: owner of the settings, for the errors: "the agent 'ppo'".
 
     Raises:
-        ValueError: if a name is unknown, a value is of another type than the field's, or out of its range.
+        ValueError: if a name is unknown, or a value has another type than the field or is out of its range.
     """
     hints = get_type_hints(type(settings))
     kinds = {field.name: hints[field.name] for field in fields(settings) if field.init}  # type: ignore[arg-type]
@@ -63,8 +63,10 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
 
 
 def written_out(value: Any, kind: Any) -> Any:
-    """The value; its number where it is a fraction as text (8/255) and the annotation takes numbers but no text, in a
-    list too."""
+    """Convert a fraction as text (8/255) to a number if the annotation allows numbers but no text.
+
+    The items of a list are converted too; any other value is returned unchanged.
+    """
     if isinstance(value, list | tuple) and get_origin(kind) is tuple:
         parts = get_args(kind)
         kinds = parts[:1] * len(value) if parts[-1] is ... else parts
@@ -77,20 +79,20 @@ def written_out(value: Any, kind: Any) -> Any:
 
 
 def quotient(match: re.Match[str]) -> float:
-    """The number that a match of `FRACTION` stands for."""
+    """Return the number of a match of `FRACTION`."""
     return float(match[1]) / int(match[2])
 
 
 def check_type(whose: str, name: str, value: object, kind: Any) -> None:
-    """Raises a ValueError, naming owner and setting, unless the value `fits` the annotation."""
+    """Raise a ValueError that names owner and setting unless the value `fits` the annotation."""
     if not fits(value, kind):
         raise ValueError(f"{name} of {whose} is {shown(value)}: expected {in_words(kind)}")
 
 
 def fits(value: object, kind: Any) -> bool:
-    """Whether the value is of an annotated type, as far as that can be told: what is not understood is let through.
+    """Whether a value is of an annotated type; annotations that are not understood fit every value.
 
-    An integer will do for a float (NaN will not), and a list for a tuple, since YAML has none; a bool is no number.
+    An integer fits a float (NaN does not), and a list fits a tuple, since YAML has no tuples; a bool is no number.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -122,7 +124,7 @@ def _has_float(value: Any) -> bool:
 
 
 def in_words(kind: Any) -> str:
-    """An annotated type for an error: "a number or nothing"."""
+    """Describe an annotated type for an error: "a number or nothing"."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(in_words(part) for part in parts))

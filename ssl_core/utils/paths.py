@@ -1,4 +1,4 @@
-"""Paths that names from files, links and devices cannot lead astray."""
+"""Safe paths: checks against names from files, links and devices that lead elsewhere."""
 
 import os
 import shutil
@@ -11,21 +11,21 @@ from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import check_target, replacing, write_json
 
 LONGEST = 200
-"""Bytes of a name: file systems take 255, and temporary files and suffixes need some."""
+"""Largest number of bytes of a name: file systems allow 255, and temporary files and suffixes need some."""
 
 
 def path_component(name: object, what: str) -> str:
-    """A name that comes from a file, checked before it becomes one part of a path.
+    """Check a name from a file before it becomes a part of a path.
 
     Args:
-        name: of a file or folder, without a folder before it.
-        what: it names, for the error: "the arm".
+        name: name of a file or folder, without a folder before it.
+        what: the named thing, for the error: "the arm".
 
     Returns:
         The name.
 
     Raises:
-        ValueError: if it is no text, is empty, `.` or `..`, has a slash, a backslash or a control character in it, or
+        ValueError: if the name is no text, is empty, `.` or `..`, has a slash, a backslash or a control character, or
             is longer than `LONGEST` bytes.
     """
     if isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\"} and name.isprintable():
@@ -39,7 +39,7 @@ def path_component(name: object, what: str) -> str:
 
 
 def check_folder(path: Path) -> None:
-    """Raises a ValueError if something is there that is no folder, or a link to one: it may lead anywhere."""
+    """Raise a ValueError if the path exists and is no folder, or is a link, which may lead anywhere."""
     if path.is_symlink():
         raise ValueError(f"{path} is a symbolic link, which is not written through: put the folder itself there")
     if path.exists() and not path.is_dir():
@@ -47,11 +47,11 @@ def check_folder(path: Path) -> None:
 
 
 def check_place(path: Path, flag: str) -> None:
-    """Raises a ValueError if something is at a path that a user has named, and is neither a folder nor a link to one.
+    """Raise a ValueError if a user's path exists and is neither a folder nor a link to one.
 
     Args:
-        path: may be missing.
-        flag: by which it was named, for the error.
+        path: the path; it may be missing.
+        flag: name of the path's flag, for the error.
     """
     if os.path.lexists(path) and not path.is_dir():
         what = "a link that leads to no folder" if path.is_symlink() else "a file"
@@ -59,11 +59,11 @@ def check_place(path: Path, flag: str) -> None:
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """Opens a text file to write at its end and to read; it is made where it is missing.
+    """Open a text file to append and to read; create it if it is missing.
 
     Raises:
-        ValueError: if something is there that is no regular file, such as a link.
-        OSError: if it cannot be opened.
+        ValueError: if the path exists and is no regular file, such as a link.
+        OSError: if the file cannot be opened.
     """
     check_target(path)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
@@ -71,10 +71,10 @@ def open_to_append(path: Path) -> IO[str]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies a regular file's content, atomically; the target's folder is made.
+    """Copy a regular file's content atomically; the target's folder is created.
 
     Raises:
-        ValueError: if the source is no regular file, or something else lies at the target.
+        ValueError: if the source or an existing target is no regular file.
     """
     check_target(source)
     with replacing(target) as temporary:
@@ -82,11 +82,11 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 class OwnFiles:
-    """Which files of a folder this project has written: a list beside the folder. No others are replaced or removed.
+    """A list, beside a folder, of the files in it that this project has written. No others are replaced or removed.
 
     Args:
-        folder: the folder; it is made when something is claimed.
-        older: names that count where there is no list, since an older version has written them.
+        folder: the folder; it may be missing.
+        older: names that count as listed if there is no list: an older version has written them.
     """
 
     def __init__(self, folder: Path, older: Collection[str] = ()) -> None:
@@ -95,7 +95,7 @@ class OwnFiles:
         self.older = older
 
     def names(self) -> set[str]:
-        """Those that are listed.
+        """Return the listed names.
 
         Raises:
             ValueError: if the list is damaged, or names anything but files of the folder.
@@ -115,7 +115,7 @@ class OwnFiles:
         return {path_component(name, f"a file in {file}") for name in listed}
 
     def check(self, *names: str) -> None:
-        """Raises a ValueError if a file of such a name is there that this project has not written."""
+        """Raise a ValueError if a file of such a name exists that this project has not written."""
         own = self.names()
         for name in names:
             check_target(self.folder / name)
@@ -123,12 +123,12 @@ class OwnFiles:
                 raise ValueError(f"{self.folder / name} would be replaced, and is not of this project: move it away")
 
     def claim(self, *names: str) -> None:
-        """Lists files, before they are written; raises as `check`."""
+        """Add files to the list before they are written; raise as `check`."""
         self.check(*names)
         self._write(self.names() | set(names))
 
     def keep_only(self, *names: str) -> None:
-        """Removes the other files that are listed."""
+        """Remove the other listed files."""
         for name in self.names() - set(names):
             path = self.folder / name
             if os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode):

@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of the project, the versions of what it stands on."""
+"""The origin of a result: the commit of the project and the versions of its libraries."""
 
 import platform
 import subprocess
@@ -6,9 +6,9 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The checkout; of an installed distribution, the folder of its package."""
+"""The checkout, or the package's folder in an installed distribution."""
 CHECKOUT = ROOT if (ROOT / "astra_gym").is_dir() else None
-"""The checkout, from which `import astra_gym` finds this copy; None where it is installed without one."""
+"""The checkout from which `import astra_gym` loads this copy; None if it is installed without one."""
 DISTRIBUTION = "astra-gym"
 PACKAGES = (
     "torch",
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries among `PACKAGES`."""
+    """Return the versions of Python and of the installed libraries of `PACKAGES`."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,13 +35,12 @@ def versions() -> dict[str, str]:
 
 
 def commit(root: Path | str) -> str:
-    """The git commit checked out in `root`.
+    """Return the git commit checked out in `root`.
 
     Returns:
-        40 hex digits, with `-dirty` where tracked files were changed or Python files are not tracked; `unknown`
-        without git, without a commit, or where `root` is not itself a work tree's root: a copy of the project
-        inside some other repository must not pass that one's commit off as its own. Of an installed distribution,
-        its name and version.
+        40 hex digits, with `-dirty` if tracked files have changed or Python files are not tracked; `unknown` without
+        git, without a commit, or if `root` is not the root of a work tree: a copy of the project inside another
+        repository must not report that one's commit. For an installed distribution, its name and version.
     """
     root = Path(root).resolve()
     if root == ROOT and CHECKOUT is None:

@@ -1,4 +1,4 @@
-"""One way to look a name up, with an error that helps."""
+"""Lookup of a name in a table, with a helpful error."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,13 +8,13 @@ from astra_gym.ssl_core.utils.messages import few, shown
 
 T = TypeVar("T")
 SHORT = 120
-"""Characters of a list of names that an error has room for."""
+"""Largest number of characters of a list of names in an error."""
 LISTED = ("method", "agent", "data set")
-"""What `train_agent.py --list` lists."""
+"""Kinds of names that `train_agent.py --list` lists."""
 
 
 def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
-    """The error for a name that is not among the choices; it offers the nearest, and lists them where they are few."""
+    """Return the error for an unknown name; it suggests the nearest choice, and lists the choices if they are few."""
     choices = list(choices)
     nearest = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -26,15 +26,15 @@ def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
 
 
 def pick(name: str, table: Mapping[str, T], what: str) -> T:
-    """The entry of `table` called `name`.
+    """Return the entry of `table` called `name`.
 
     Args:
-        name: what the user asked for.
+        name: name from the user.
         table: the choices.
-        what: what the names are, for the error: "agent", "data set", ...
+        what: kind of the names, for the error: "agent", "data set", ...
 
     Raises:
-        ValueError: if there is none; it says which there are and offers the nearest name.
+        ValueError: if there is no such entry; the error lists the names and suggests the nearest.
     """
     if not isinstance(name, str) or name not in table:
         raise unknown(name, table, what)

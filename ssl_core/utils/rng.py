@@ -13,14 +13,14 @@ from astra_gym.ssl_core.utils.finite import check_number
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """A 63-bit seed for `name`, so that streams of one run are independent and adding one does not move another."""
+    """Return a 63-bit seed for `name`: streams of one run are independent, and adding one does not change another."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 @contextmanager
 def global_generators_kept() -> Iterator[None]:
-    """Puts back the global generators of torch, NumPy and Python, which other people's code draws from or seeds."""
+    """Restore the global generators of torch, NumPy and Python on exit: foreign code draws from them or seeds them."""
     python, legacy = random.getstate(), np.random.get_state()
     # seeding torch seeds every device
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -36,7 +36,7 @@ class Streams:
 
     Args:
         seed: the run's seed, a non-negative integer.
-        device: where the generators of `on_device` live.
+        device: device of the generators of `on_device`.
 
     Raises:
         ValueError: if the seed is not a non-negative integer.
@@ -50,20 +50,20 @@ class Streams:
         self._device: dict[str, torch.Generator] = {}
 
     def __getitem__(self, name: str) -> torch.Generator:
-        """The CPU generator called `name`."""
+        """Return the CPU generator called `name`."""
         if name not in self._host:
             self._host[name] = torch.Generator().manual_seed(derive_seed(self.seed, name))
         return self._host[name]
 
     def on_device(self, name: str) -> torch.Generator:
-        """The generator called `name` on the streams' device, for draws too large to be made on the host."""
+        """Return the generator called `name` on the streams' device, for draws too large for the host."""
         if name not in self._device:
             seed = derive_seed(self.seed, f"device/{name}")
             self._device[name] = torch.Generator(self.device).manual_seed(seed)
         return self._device[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed, the kind of device and every generator's state, as plain values and tensors."""
+        """Return the seed, the kind of device and every generator's state, as plain values and tensors."""
         return {
             "seed": self.seed,
             "device_type": self.device.type,
@@ -72,11 +72,11 @@ class Streams:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Restores the streams.
+        """Restore the streams.
 
         Returns:
-            The names of the streams that could not be continued, because they were on another kind of device: those
-            go on from a seed made of their old state, so that no draw is repeated.
+            The names of the streams that could not be continued, because they were on another kind of device. These
+            restart from a seed derived from their old state, so that no draw is repeated.
         """
         self.seed = state["seed"]
         self._host = {name: _restored(torch.Generator(), saved) for name, saved in state["host"].items()}

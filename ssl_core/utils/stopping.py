@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: they end it while it starts, and raise an exception once it has begun."""
+"""Signals to stop a process: they end it while it starts, and raise an exception after that."""
 
 import contextlib
 import itertools
@@ -12,16 +12,16 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C; what `kill`, a batch system and a machine that shuts down send; a terminal or a connection that closes."""
+"""Signals of Ctrl-C; of `kill`, a batch system and a machine that shuts down; of a closed terminal or connection."""
 COMMAND = "astra-gym"
 _begun = False
 
 
 class StopRequested(KeyboardInterrupt):
-    """A signal has asked this process to stop.
+    """Exception for a signal to stop this process.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -30,15 +30,15 @@ class StopRequested(KeyboardInterrupt):
 
 
 def status_of(stop: KeyboardInterrupt) -> int:
-    """The exit status of a process that was stopped: 128 plus the signal's number, so 130 after Ctrl-C."""
+    """Return the exit status of a stopped process: 128 plus the signal's number, so 130 after Ctrl-C."""
     return 128 + (stop.number if isinstance(stop, StopRequested) else signal.SIGINT)
 
 
 def handle(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.Signals, Any]:
-    """Let a function handle the signals; return what handled them before, for `put_back`.
+    """Let a function handle the signals; return the handlers before, for `put_back`.
 
-    What is ignored stays ignored, Ctrl-C excepted: by a SIGHUP that is, `nohup` lets a process outlive its terminal.
-    Signals reach the main thread only; called elsewhere, this does nothing.
+    Ignored signals stay ignored, except Ctrl-C: `nohup` ignores SIGHUP so that a process outlives its terminal. Signals
+    reach the main thread only; in another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -49,26 +49,27 @@ def handle(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.Signa
 def put_back(before: dict[signal.Signals, Any]) -> None:
     """Undo `handle`."""
     for number, handler in before.items():
-        # None stands for a handler that was not set from Python and cannot be set again from it
+        # None is a handler that was not set from Python and cannot be restored from it
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def block() -> set[int]:
-    """Hold the signals back from this thread and from the processes that it starts; return the mask before."""
+    """Block the signals for this thread and the processes that it starts; return the mask before."""
     return set(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
 
 
 def unblock() -> None:
-    """Let signals through that were held back, by the process that started this one too."""
+    """Unblock the signals, also those that the parent process has blocked."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[list[StopRequested]]:
-    """Within, a signal raises a `StopRequested` in the main thread.
+    """Raise a `StopRequested` in the main thread for a signal, inside this context.
 
     Returns:
-        What was raised so far: code that is interrupted, such as a library's import, may turn it into another error.
+        A list of the exceptions raised so far: interrupted code, such as a library's import, may turn one into another
+        error.
     """
     global _begun
     raised: list[StopRequested] = []
@@ -87,9 +88,10 @@ def raising() -> Iterator[list[StopRequested]]:
 
 
 def end_while_starting() -> None:
-    """Where this process is one of the project's commands, let a signal end it with a line, until `raising` is entered.
+    """Let a signal end a command of this project with one line, until `raising` is entered.
 
-    Imports take seconds, and there is nothing to save yet. Afterwards, at the command's end, it ends it silently.
+    Imports take seconds, and there is nothing to save yet. After `raising`, at the command's end, a signal ends the
+    process silently. In any other process this does nothing.
     """
     called = _command()
     if called is None:
@@ -107,10 +109,10 @@ def end_while_starting() -> None:
 
 
 def _command() -> str | None:
-    """What this process was called by: `astra-gym`, or a script of this checkout; None where it is somebody else's."""
+    """Return this process's command: `astra-gym` or a script of this checkout; None for another program."""
     path = Path(sys.argv[0]) if getattr(sys, "argv", None) else Path()
     words = sys.orig_argv
-    # of `python -m`, the package is imported before argv names its file
+    # with `python -m` the package is imported before argv holds its file
     if path.name == COMMAND or ("-m", "astra_gym") in itertools.pairwise(words):
         return COMMAND
     scripts = Path(__file__).resolve().parents[2] / "experiments"

@@ -1,4 +1,4 @@
-"""How many target updates a run makes, and where in it one is: full epochs, and later ones over a part of the data."""
+"""The number of target updates of a run and the position in it: full epochs, and later ones over a part of the data."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from astra_gym.ssl_core.utils.finite import check_number
 
 
 class Moment(NamedTuple):
-    """Where a run stands when an update is about to be made.
+    """The position of a run before an update.
 
     Args:
-        step: number of updates made before, from 0.
-        epoch: the epoch that the update belongs to, from 0.
-        epochs: epochs of the whole run.
-        progress: share of the run that is over, in epochs and not in updates, in [0, 1].
-        replay: how many updates the same batch has had before, from 0 (see `Method.replays`).
+        step: number of updates before, from 0.
+        epoch: epoch of the update, from 0.
+        epochs: number of epochs of the whole run.
+        progress: completed share of the run, by epochs and not by updates, in [0, 1].
+        replay: number of earlier updates on the same batch, from 0 (see `Method.replays`).
     """
 
     step: int = 0
@@ -29,14 +29,14 @@ class TrainingPlan:
     """The updates of a run.
 
     Args:
-        epochs: of the run.
-        steps: updates in an epoch over all data.
-        replays: updates that one batch gets in a row; `steps` counts each.
-        reduced_from: the first epoch (from 0) over a part of the data; None: there is none.
-        reduced_steps: updates in such an epoch.
+        epochs: number of epochs of the run.
+        steps: number of updates in an epoch over all data.
+        replays: number of updates in a row on one batch; `steps` counts each.
+        reduced_from: first epoch (from 0) over a part of the data; None without such epochs.
+        reduced_steps: number of updates in such an epoch.
 
     Raises:
-        ValueError: if a figure is not a positive integer, or `steps` is no multiple of `replays`.
+        ValueError: if a value is not a positive integer, or `steps` is no multiple of `replays`.
     """
 
     epochs: int
@@ -57,15 +57,15 @@ class TrainingPlan:
 
     @property
     def total(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates of the whole run."""
         return self._full_epochs * self.steps + (self.epochs - self._full_epochs) * self.reduced_steps
 
     def steps_in(self, epoch: int) -> int:
-        """Updates of an epoch, from 0."""
+        """Return the number of updates of an epoch, which is counted from 0."""
         return self.steps if self.reduced_from is None or epoch < self.reduced_from else self.reduced_steps
 
     def place(self, step: int) -> tuple[int, int]:
-        """The epoch of the update after `step` others, and how many of its updates come before it in that epoch."""
+        """Return the epoch of the update after `step` others, and the number of updates before it in that epoch."""
         full = self._full_epochs * self.steps
         if step < full or self.reduced_from is None:
             return divmod(step, self.steps)
@@ -73,12 +73,12 @@ class TrainingPlan:
         return self._full_epochs + epochs, rest
 
     def epochs_done(self, step: int) -> float:
-        """Epochs that `step` updates make."""
+        """Return the number of epochs in `step` updates."""
         epoch, rest = self.place(step)
         return step / self.steps if self.reduced_from is None else epoch + rest / self.steps_in(epoch)
 
     def full_steps(self, step: int) -> float:
-        """Updates of full epochs that would stand where `step` updates do: what learning-rate schedules count."""
+        """Convert `step` updates to updates of full epochs, for learning-rate schedules."""
         full = self._full_epochs * self.steps
         return step if step <= full else full + (step - full) * self.steps / self.reduced_steps
 
@@ -87,7 +87,7 @@ class TrainingPlan:
         return self.place(step)[1] == 0
 
     def moment(self, step: int) -> Moment:
-        """Where the run stands after `step` updates; beyond the plan its progress is 1."""
+        """Return the position of the run after `step` updates; beyond the plan its progress is 1."""
         epoch, rest = self.place(step)
         progress = min(1.0, self.epochs_done(step) / self.epochs)
         return Moment(step, epoch, self.epochs, progress, rest % self.replays)
