@@ -1,1 +1,1 @@
-"""What keeps files safe: seals, locks, full disks, and formats that run no code and read as what they say."""
+"""Safety of files: seals, locks, full disks, and formats that run no code and are read unambiguously."""

@@ -1,4 +1,4 @@
-"""What a disk does to a program that writes: it fills up, becomes read-only, fails, or loses the folder."""
+"""Errors of a disk while a program writes: it is full, read-only or failing, or the folder is gone."""
 
 import errno
 import shutil
@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk that is full, and of a quota."""
+"""Error numbers of a full disk and of a quota."""
 FAILED = (errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
-"""Errors of a disk that fails, can only be read any more, or takes no file so large."""
+"""Error numbers of a disk that fails, has become read-only, or does not allow so large a file."""
 
 SCARCE = 4096
-"""Bytes, a block of a file."""
+"""Free bytes below which a disk counts as full: one block of a file."""
 
 
 class FolderLostError(OSError):
-    """A folder that a process writes into was removed or moved by somebody else."""
+    """Error for a folder that was removed or moved while a process writes into it."""
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The error of a disk, by `FULL` or `FAILED`, that another error is or comes from; None where there is none.
+    """Return the disk's error (by `FULL` or `FAILED`) that is or caused another error; None if there is none.
 
-    PyTorch, for one, tells a full disk as a RuntimeError about the archive that it could not end.
+    PyTorch, for example, reports a full disk as a RuntimeError about an unfinished archive.
     """
     for cause in _causes(error):
         if isinstance(cause, FolderLostError) or (isinstance(cause, OSError) and cause.errno in (*FULL, *FAILED)):
@@ -30,12 +30,12 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error is or comes from one by `FULL`."""
+    """Whether an error is, or was caused by, one of `FULL`."""
     return any(isinstance(cause, OSError) and cause.errno in FULL for cause in _causes(error))
 
 
 def is_full_at(folder: Path) -> bool:
-    """Whether the disk of a folder has next to no space left; not where that cannot be known."""
+    """Whether the disk of a folder has almost no space left; False if unknown."""
     try:
         return shutil.disk_usage(folder).free < SCARCE
     except OSError:

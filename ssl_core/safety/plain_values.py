@@ -1,4 +1,4 @@
-"""What a checkpoint may hold, tensors and plain values: checked before it is written, and read without running code."""
+"""Content of checkpoints, tensors and plain values: checked before writing, and loaded without running code."""
 
 import argparse
 import re
@@ -13,39 +13,39 @@ import torch
 from torch import Tensor
 
 SCALARS = (np.bool_, np.integer, np.floating)
-"""NumPy's numbers, which others leave beside their weights (an accuracy, an epoch)."""
+"""NumPy's numbers, which other projects store beside weights (an accuracy, an epoch)."""
 _KINDS = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
 _SCALAR = np.float64(0).__reduce__()[0]
-"""What makes a number anew; its module has another name in NumPy 1 and 2."""
+"""Function that unpickles a number; the name of its module differs between NumPy 1 and 2."""
 PLAIN = {bool, int, float, complex, str, bytes, bytearray, type(None), torch.Size, torch.dtype, torch.device}
 ALLOWED: list[Any] = [
-    # a Namespace is where argparse puts options, and nothing but attributes
+    # a Namespace holds argparse's options, and only attributes
     argparse.Namespace,
     np.dtype,
     *_KINDS,
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (_SCALAR, "numpy.core.multiarray.scalar"),
 ]
-"""What is read beside torch's own list; nothing of it can run code."""
+"""Types allowed beside torch's list; none of them can run code."""
 
 
 def load_plain(path: Path | str, device: torch.device | str = "cpu") -> Any:
-    """What `torch.save` wrote, if it is made of tensors and plain values; NumPy's numbers count as such.
+    """Load a file of `torch.save` with only tensors and plain values, NumPy's numbers included.
 
     Raises:
-        ValueError: with the reason alone, if the file is damaged, or holds anything else.
+        ValueError: if the file is damaged, or holds anything else; the message is only the reason.
     """
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-            # of a foreign pickle's protocol: whether it can be read is told below
+            # about the protocol of a foreign pickle: the result below shows whether it can be read
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged or hostile file fails in torch's and zipfile's reading in a dozen ways
+    except Exception as error:  # a damaged or hostile file fails in a dozen ways in torch and zipfile
         raise ValueError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
-    """Torch's error in a few words, without its advice to run the file's code and without the terminal's colours."""
+    """Shorten torch's error to a few words, without its advice to run the file's code and without terminal colors."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if match := re.search(r"(?:GLOBAL|[Uu]nsupported class|class) ([A-Za-z_][\w.]*\.\w+)", text):
         return f"it holds {match[1][:80]}, which is neither a tensor nor a plain value"
@@ -55,11 +55,11 @@ def _reason(error: Exception) -> str:
 
 
 def check_plain(value: object, where: str = "it") -> None:
-    """Raise a ValueError, naming the place, unless a value is one that `load_plain` reads.
+    """Raise a ValueError that names the place unless `load_plain` can read a value.
 
     Args:
-        value: nested dicts, lists, tuples and sets.
-        where: the value is found, for the error.
+        value: the value; dicts, lists, tuples and sets may be nested.
+        where: place of the value, for the error.
     """
     kind = type(value)
     if isinstance(value, Tensor) or kind in PLAIN or isinstance(value, SCALARS):

@@ -1,15 +1,15 @@
-"""Seals: the SHA-256 that a file carries of its own other bytes, so that damage is seen whenever the file is read.
+"""Seals: a SHA-256 in a file of the file's other bytes, which shows damage whenever the file is read.
 
-Where the seal is, by the kind of file:
+Place of the seal, by kind of file:
 
 - JSON: the entry `sha256`, alone on the second line.
 - YAML: a comment, which is the first line.
-- checkpoints, which are zip archives: the archive's comment, at the very end; `torch.load` passes over it.
+- checkpoints, which are zip archives: the archive's comment, at the very end; `torch.load` ignores it.
 - a line of a log: a CRC-32 at its end, since a log is appended to.
 
-A file and its seal are one file: they are replaced in one renaming. A seal that is itself damaged still looks like one
-(`_resembles`), so that no single flipped bit turns a sealed file into one that never had a seal. Files without a seal,
-as version 0.1 wrote them, are read; `unsealed_collected` learns their names.
+A seal is part of its file, so one renaming replaces both. A damaged seal is still recognized (`_resembles`): no single
+flipped bit turns a sealed file into one without a seal. Files without a seal, as from version 0.1, are read;
+`unsealed_collected` collects their names.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ YAML_HEAD, YAML_TAIL = b"# sha256 ", b" of the lines below\n"
 ZIP_HEAD, ZIP_TAIL = b"astra-gym sha256 ", b"\n"
 ZIP_SEAL = len(ZIP_HEAD) + LENGTH + len(ZIP_TAIL)
 ZIP_END = b"PK\x05\x06"
-"""Begins the last record of a zip archive, 22 bytes; its last two are the length of the comment that follows it."""
+"""First bytes of the last record of a zip archive: 22 bytes, the last two the length of the comment after it."""
 ZIP_END_SIZE = 22
 RESTORE = "restore it from a copy"
 
@@ -37,12 +37,12 @@ _unsealed: ContextVar[list[Path] | None] = ContextVar("unsealed", default=None)
 
 
 class DamagedError(ValueError):
-    """A file is not as it was written."""
+    """Error for a file that has changed since it was written."""
 
 
 @contextmanager
 def unsealed_collected() -> Iterator[list[Path]]:
-    """Yield a list that takes the path of every file without a seal that is read inside, once each."""
+    """Yield a list that collects the path of each file without a seal that is read inside, once each."""
     found: list[Path] = []
     token = _unsealed.set(found)
     try:
@@ -52,20 +52,20 @@ def unsealed_collected() -> Iterator[list[Path]]:
 
 
 def note_unsealed(path: Path | str) -> None:
-    """Add a file to the list of `unsealed_collected`; nothing outside of one."""
+    """Add a file to the list of `unsealed_collected`; outside of it, do nothing."""
     found = _unsealed.get()
     if found is not None and Path(path) not in found:
         found.append(Path(path))
 
 
 def sealed_json(text: str) -> bytes:
-    """A JSON object with its seal as the first entry.
+    """Return a JSON object with its seal as the first entry.
 
     Args:
-        text: the object as `json.dumps` indents it: it begins with a brace, a line break and a blank.
+        text: the object with the indentation of `json.dumps`: it begins with a brace, a line break and a blank.
 
     Raises:
-        ValueError: if it begins otherwise: it is no object, or an empty one.
+        ValueError: if it begins otherwise: it is no object, or is empty.
     """
     if not text.startswith("{\n "):
         raise ValueError("only an indented JSON object with an entry or more can be sealed")
@@ -73,7 +73,7 @@ def sealed_json(text: str) -> bytes:
 
 
 def sealed_yaml(text: str) -> bytes:
-    """YAML with its seal as a comment in the first line."""
+    """Return YAML with its seal as a comment in the first line."""
     return _with_head(b"", text.encode(), YAML_HEAD, YAML_TAIL)
 
 
@@ -82,16 +82,16 @@ def _with_head(before: bytes, rest: bytes, head: bytes, tail: bytes) -> bytes:
 
 
 def read_json(path: Path | str, advice: str = RESTORE) -> Any:
-    """The document in a JSON file, without its seal; a file without a seal is read, too.
+    """Read the document in a JSON file, without its seal; a file without a seal is read too.
 
     Args:
         path: the file.
-        advice: what to do about a damaged file, for the error.
+        advice: remedy for a damaged file, for the error.
 
     Raises:
-        DamagedError: if the content does not fit the seal, or has been written anew around it.
+        DamagedError: if the content does not fit the seal, or another program has rewritten it with the seal inside.
         ValueError: if a file without a seal is not JSON.
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     content = _opened(Path(path), b"{\n", JSON_HEAD, JSON_TAIL, advice)
     try:
@@ -100,7 +100,7 @@ def read_json(path: Path | str, advice: str = RESTORE) -> Any:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)[:100]
         raise ValueError(f"{path} is not readable JSON ({reason}): {advice}") from error
     if isinstance(document, dict) and SEAL in document:
-        # a program has written the file anew, and took the seal for an entry
+        # another program has rewritten the file, with the seal as an entry
         raise damaged(path, advice)
     return document
 
@@ -110,22 +110,22 @@ def _no_number(name: str) -> NoReturn:
 
 
 def check_yaml(path: Path | str, advice: str = RESTORE) -> None:
-    """Raise a DamagedError if a YAML file does not fit its seal; one that has none is noted.
+    """Raise a DamagedError if a YAML file does not fit its seal; note a file without a seal.
 
-    To be called before the file is read: whatever keeps it from being read is left to the reader.
+    Call it before the file is read. It ignores a file that cannot be read: the reader reports that.
     """
     with suppress(OSError):
         _opened(Path(path), b"", YAML_HEAD, YAML_TAIL, advice)
 
 
 def without_seal(content: bytes) -> bytes:
-    """YAML without the comment that is or was its seal, whether that fits or not."""
+    """Return YAML without the comment that is or was its seal, without a check."""
     head, _, rest = content.partition(b"\n")
     return rest if _resembles(head[: len(YAML_HEAD)], YAML_HEAD) else content
 
 
 def _opened(path: Path, before: bytes, head: bytes, tail: bytes, advice: str) -> bytes:
-    """A file's content without its seal, which is checked."""
+    """Check a file's seal and return the content without it."""
     content = path.read_bytes()
     if not _resembles(content[: len(head)], head):
         note_unsealed(path)
@@ -137,23 +137,23 @@ def _opened(path: Path, before: bytes, head: bytes, tail: bytes, advice: str) ->
 
 
 def damaged(path: Path | str, advice: str = RESTORE) -> DamagedError:
-    """The error for a file that does not fit its seal."""
+    """Return the error for a file that does not fit its seal."""
     return DamagedError(f"{path} is damaged or was changed: its content does not fit the SHA-256 in it; {advice}")
 
 
 def _resembles(found: bytes, mark: bytes) -> bool:
-    """Whether this is a mark, or one in which up to two bytes were changed."""
+    """Whether bytes equal a mark, or differ from it in at most two bytes."""
     return len(found) == len(mark) and sum(a != b for a, b in zip(found, mark, strict=True)) <= 2
 
 
 def seal_zip(file: IO[bytes]) -> None:
-    """Seal a zip archive that was just written: its comment becomes the SHA-256 of all bytes before it.
+    """Seal a new zip archive: its comment becomes the SHA-256 of all bytes before it.
 
     Args:
-        file: open for reading and writing, the archive from its first byte to its last; it has no comment yet.
+        file: file open for reading and writing; it holds only the archive, which has no comment yet.
 
     Raises:
-        ValueError: if the file does not end as such an archive does.
+        ValueError: if the file does not end like such an archive.
     """
     file.seek(-ZIP_END_SIZE, 2)
     end = file.read(ZIP_END_SIZE)
@@ -167,7 +167,7 @@ def seal_zip(file: IO[bytes]) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """SHA-256 of a file's first bytes, in hexadecimal digits."""
+    """Return the SHA-256 of a file's first `size` bytes, in hexadecimal digits."""
     file.seek(0)
     found = hashlib.sha256()
     while size > 0 and (part := file.read(min(size, 1 << 20))):
@@ -177,12 +177,12 @@ def _digest(file: IO[bytes], size: int) -> bytes:
 
 
 def check_zip(path: Path | str, advice: str = RESTORE, *, ours: bool = True) -> None:
-    """Raise a DamagedError if an archive does not fit its seal, or has lost it; one that never had a seal is noted.
+    """Raise a DamagedError if an archive does not fit its seal, or has lost it; note one that never had a seal.
 
     Args:
-        path: a file, an archive or not.
-        advice: what to do about a damaged one, for the error.
-        ours: whether a missing seal is worth a note; others do not seal their files.
+        path: a file, which need not be an archive.
+        advice: remedy for a damaged file, for the error.
+        ours: whether to note a missing seal; files of other projects have none.
 
     Raises:
         DamagedError: as above.
@@ -213,7 +213,7 @@ CRC = 8
 
 
 def sealed_line(text: str) -> bytes:
-    """A line of a log, with its CRC-32 as the last entry, and the line break.
+    """Return a line of a log with its CRC-32 as the last entry, and the line break.
 
     Args:
         text: a JSON object with an entry or more, on one line.
@@ -223,9 +223,9 @@ def sealed_line(text: str) -> bytes:
 
 
 def opened_line(line: bytes) -> bytes | None:
-    """A line of a log, without its line break, as it was before `sealed_line`; None if it is damaged.
+    """Undo `sealed_line` for a line of a log without its line break; return None if the line is damaged.
 
-    A line without a CRC is given as it is.
+    A line without a CRC is returned unchanged.
     """
     length = len(LINE_HEAD) + CRC + len(LINE_TAIL)
     seal, body = line[-length:], line[:-length]
@@ -237,10 +237,10 @@ def opened_line(line: bytes) -> bytes | None:
 
 
 def check_png(path: Path | str) -> None:
-    """Raise a DamagedError if a PNG does not fit the CRC-32 that each of its parts carries.
+    """Raise a DamagedError if a PNG does not fit the CRC-32 in each of its parts.
 
     Raises:
-        DamagedError: as above, or if it is no PNG.
+        DamagedError: as above, or if the file is no PNG.
         OSError: if the file cannot be read.
     """
     content, at = Path(path).read_bytes(), 8

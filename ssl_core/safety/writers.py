@@ -1,4 +1,4 @@
-"""Who writes where: folders that one process holds, and the temporary files that killed writers have left."""
+"""Locks of folders for one process, and removal of the temporary files of killed writers."""
 
 import contextlib
 import errno
@@ -14,33 +14,33 @@ from typing import Self
 from astra_gym.ssl_core.safety.disk import FolderLostError
 
 LOCK = ".lock"
-"""The file in a folder by which a process holds it."""
+"""Name of the file in a folder that a process locks."""
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""What a file system answers that has no locks."""
+"""Errors of a file system without locks."""
 BY_PROCESS = re.compile(r"\.(?P<stem>.+)\.(?P<pid>\d+)(?P<suffix>\.[^.]+)?")
 """Temporary files of `astra_gym.ssl_core.utils.files.replacing`, and of images decoded by version 0.1 (`.partial`)."""
 AT_RANDOM = re.compile(r"\.(?P<name>.+?\.[^.]+)\.((?P<pid>\d+)\.)?[a-z0-9_]{8}")
 """Temporary files of checkpoints of version 0.1."""
 SLACK = 2.0
-"""Seconds by which the times of a file and of a process may be off."""
+"""Tolerance in seconds between the times of a file and of a process."""
 
 
 class Locked(ValueError):
-    """Another process holds the lock."""
+    """Error for a lock that another process holds."""
 
 
 def lock(descriptor: int, *, shared: bool = False) -> bool | None:
-    """Lock an open file for this process, until the file is closed or the process ends, however that may be.
+    """Lock an open file for this process, until the file is closed or the process ends in any way.
 
     Args:
-        descriptor: of the open file.
-        shared: whether others may lock it so as well.
+        descriptor: descriptor of the open file.
+        shared: whether others may hold a shared lock too.
 
     Returns:
-        Whether it is locked now; None where the file system has no locks.
+        Whether the file is now locked; None if the file system has no locks.
     """
     try:
-        # not there on Windows, where the rest of this file can be imported
+        # missing on Windows, where the rest of this file can be imported
         import fcntl
     except ImportError:
         return None
@@ -56,15 +56,15 @@ def lock(descriptor: int, *, shared: bool = False) -> bool | None:
 
 
 class FolderLock:
-    """Holds a folder for this process, until it is closed or the process ends. A context manager.
+    """A lock of a folder for this process, until it is closed or the process ends; a context manager.
 
     Args:
-        folder: that exists.
-        doing: what is done to it, for the message.
+        folder: an existing folder.
+        doing: work on the folder as a participle, for the message.
 
     Raises:
-        Locked: if another process holds it.
-        ValueError: if its lock is no regular file.
+        Locked: if another process holds the lock.
+        ValueError: if the lock is no regular file.
         OSError: if the lock cannot be written.
     """
 
@@ -80,8 +80,8 @@ class FolderLock:
                 who = " ".join("".join(c for c in holder if c.isprintable()).split()) or "unknown"
                 raise Locked(f"{folder} is being {doing} by another process ({who}): wait for its end, or stop it")
             self.has_locks = held is True
-            """Whether the file system has locks; where it has none, nobody else is kept away."""
-            # for the message alone, which a full disk may lack
+            """Whether the file system has locks; without them no other process is kept away."""
+            # only for the message of another process; a full disk may prevent it
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -90,7 +90,7 @@ class FolderLock:
             raise
 
     def _opened(self) -> tuple[int, bool | None]:
-        """The lock's file, and whether it is locked; what a stranger's link leads to is not touched."""
+        """Open the lock's file and return it and whether it is locked; never follow a link."""
         while True:
             try:
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
@@ -102,19 +102,19 @@ class FolderLock:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise ValueError(f"{self.path} is no regular file: remove it")
             held = lock(file)
-            # somebody may have removed it meanwhile, and another process have made the next
+            # the file may be gone meanwhile, and another process may have created the next one
             if held is not True or _is_at(file, self.path):
                 return file, held
             os.close(file)
             self._file = -1
 
     def check(self) -> None:
-        """Raises a FolderLostError if the folder is no longer where it was."""
+        """Raise a FolderLostError if the folder is no longer at its path."""
         if not _is_at(self._folder, self.folder):
             raise FolderLostError(f"{self.folder} was removed or moved while it was written")
 
     def close(self) -> None:
-        """Lets go; the lock's file stays."""
+        """Release the lock; its file stays."""
         for descriptor in (self._file, self._folder):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -139,8 +139,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def held(temporary: Path) -> Iterator[int]:
-    """Make a temporary file, empty, and lock it while it is written: so nobody takes it for a dead writer's. Yields its
-    descriptor."""
+    """Create an empty temporary file, lock it, and yield its descriptor.
+
+    The lock shows other processes that its writer is alive.
+    """
     file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         lock(file)
@@ -150,18 +152,18 @@ def held(temporary: Path) -> Iterator[int]:
 
 
 def sweep(folder: Path, ours: Callable[[str], bool] | None = None) -> list[Path]:
-    """Remove the temporary files in a folder, not below it, whose writers are dead.
+    """Remove the temporary files of dead writers in a folder, not in its subfolders.
 
-    Such a file is unlocked, and the process that its name tells is gone, or is younger than the file: a process has
-    taken the number since. In doubt it stays, as where the file system has no locks.
+    Such a file is unlocked, and the process in its name is gone, or is younger than the file: then another process has
+    its number. In doubt a file stays, for example without locks of the file system.
 
     Args:
-        folder: may be missing.
-        ours: whether a file of this name, which a temporary one was to become, is written by this project; None: any
-            is, in a folder that nobody else writes into.
+        folder: the folder; it may be missing.
+        ours: whether this project writes a file of this name, the final name of a temporary one; None: it writes all,
+            in a folder without other writers.
 
     Returns:
-        What was removed.
+        The removed files.
     """
     try:
         found = [Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith(".")]
@@ -202,7 +204,7 @@ def _removed(path: Path) -> bool:
 
 
 def _may_have_written(pid: int, when: float) -> bool:
-    """Whether a process lives that has the number, and had begun by then."""
+    """Whether a process with this number is running and had begun at that time."""
     if not is_running(pid):
         return False
     began = _began(pid)
@@ -210,20 +212,20 @@ def _may_have_written(pid: int, when: float) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of this number on this machine that has not ended."""
+    """Whether a process with this number is running on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        # somebody else's
+        # a process of another user
         return True
     facts = _facts(pid)
     return not facts or facts[0] not in ("Z", "X")
 
 
 def _began(pid: int) -> float | None:
-    """When a process began, in seconds since 1970; None where the system does not tell."""
+    """Return the start of a process, in seconds since 1970; None if unknown."""
     facts = _facts(pid)
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii", errors="replace").splitlines()
@@ -234,10 +236,10 @@ def _began(pid: int) -> float | None:
 
 
 def _facts(pid: int) -> list[str]:
-    """The fields of `/proc/PID/stat` from the state on, see proc(5); none where there are none."""
+    """Return the fields of `/proc/PID/stat` from the state on, see proc(5); empty if there are none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    # the name before them may hold anything
+    # the name before them may contain any character
     return text.rpartition(")")[2].split()

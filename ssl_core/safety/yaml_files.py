@@ -1,4 +1,4 @@
-"""YAML as version 1.2 of its standard defines it: the core schema, no doubled keys, no aliases that grow."""
+"""YAML by version 1.2 of its standard: the core schema, without doubled keys and without aliases that grow."""
 
 import math
 import re
@@ -10,9 +10,9 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MOST_REPEATED = 10_000
-"""Values that the aliases of a document may repeat, all together."""
+"""Largest number of values that all aliases of a document may repeat."""
 MOST_CHARACTERS = 16_000_000
-"""Of a file: no settings are longer, and a device never ends."""
+"""Largest number of characters of a file: no settings are longer, and a device never ends."""
 PREFIX = "tag:yaml.org,2002:"
 CORE = {
     "null": (re.compile(r"null|Null|NULL|~|"), "nN~", True),
@@ -24,22 +24,24 @@ CORE = {
         False,
     ),
 }
-"""The kinds of plain scalars, in the order in which they are tried: what one looks like, its first characters, and
-whether it may be empty. All other scalars are text."""
+"""Kinds of plain scalars in the order of matching: pattern, first characters, and whether one may be empty.
+
+All other scalars are text.
+"""
 
 
 class _Error(yaml.MarkedYAMLError):
-    """What this project refuses, beside what is no YAML at all."""
+    """Error for valid YAML that this project refuses."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the core schema's kinds in place of those of YAML 1.1."""
+    """PyYAML's safe loader with the kinds of the core schema instead of those of YAML 1.1."""
 
     def scalar(self, node: Node) -> Any:
-        """The value of a null, a bool or a number.
+        """Construct a null, a bool or a number.
 
         Raises:
-            yaml.YAMLError: if a tag says so and the text does not.
+            yaml.YAMLError: if the text does not fit the tag.
         """
         text, kind = self.construct_scalar(node), node.tag.removeprefix(PREFIX)  # type: ignore[arg-type]
         if not CORE[kind][0].fullmatch(text):
@@ -51,17 +53,17 @@ class _Loader(yaml.SafeLoader):
         return _integer(text, node) if kind == "int" else float(text.lower().replace(".inf", "inf").replace(".n", "n"))
 
     def sequence(self, node: Node) -> list[Any]:
-        """A list."""
+        """Construct a list."""
         if not isinstance(node, SequenceNode):
             raise _Error(problem="a tag says that it is a list, and it is not", problem_mark=node.start_mark)
         return [self.construct_object(part, deep=True) for part in node.value]
 
     def undefined(self, node: Node) -> Any:
-        """Refuses a value with a tag that is none of the core schema."""
+        """Refuse a value with a tag outside the core schema."""
         raise _Error(problem=f"the tag {node.tag[:60]} is not read here", problem_mark=node.start_mark)
 
     def mapping(self, node: Node) -> dict[Hashable, Any]:
-        """A mapping without doubled keys."""
+        """Construct a mapping, and refuse doubled keys."""
         if not isinstance(node, MappingNode):
             raise _Error(problem="a tag says that it is a mapping, and it is not", problem_mark=node.start_mark)
         made: dict[Hashable, Any] = {}
@@ -83,11 +85,11 @@ def _integer(text: str, node: Node) -> int:
     try:
         return int(text, 8) if text.startswith("0o") else int(text, 16) if text.startswith("0x") else int(text)
     except ValueError as error:
-        # Python reads no more than some thousand digits
+        # Python reads only some thousand digits
         raise _Error(problem=f"{text[:40]}... has too many digits", problem_mark=node.start_mark) from error
 
 
-# nothing is inherited: neither YAML 1.1's plain scalars nor its tags, such as dates and sets
+# inherit neither YAML 1.1's plain scalars nor its tags, such as dates and sets
 _Loader.yaml_implicit_resolvers = {}
 _Loader.yaml_constructors = {}
 for _kind, (_look, _first, _empty) in CORE.items():
@@ -102,13 +104,13 @@ _Loader.add_constructor(None, _Loader.undefined)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper; text that YAML 1.1 or 1.2 would read as something else is quoted, and nothing is shared."""
+    """PyYAML's safe dumper, without aliases, that quotes text with another meaning in YAML 1.1 or 1.2."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def text(self, data: str) -> ScalarNode:
-        """Text; with a line break of Unicode's own in it, which PyYAML would fold, as escapes."""
+        """Represent text; with a Unicode line break in it, which PyYAML would fold, as escapes."""
         style = '"' if re.search("[\x85\u2028\u2029]", data) else None
         return self.represent_scalar(f"{PREFIX}str", data, style=style)
 
@@ -119,19 +121,19 @@ for _kind in ("int", "float"):
 
 
 def load_yaml(text: str, texts: Collection[str] = ()) -> Any:
-    """The value of a YAML document: what YAML 1.2's core schema says, and nothing else.
+    """Load a YAML document strictly by YAML 1.2's core schema.
 
     `true` and `false` are booleans, `on`, `off`, `yes` and `no` text; 010 is ten, 0o10 eight, 0x1f thirty-one; 1e-3,
     .inf and .nan are numbers, 1:30 and 1_000 text.
 
     Args:
         text: the document.
-        texts: keys whose values are taken as they are written, 010 as "010", unless they are null. A key below another
-            is `above.key`; lists do not count.
+        texts: keys with values that stay text, 010 as "010", unless they are null. A key below another is `above.key`;
+            lists add no level.
 
     Raises:
-        ValueError: if it is no YAML document, a key stands twice in a mapping, aliases repeat more than `MOST_REPEATED`
-            values, or it is nested too deeply. The message names the line.
+        ValueError: if the text is no YAML document, a key is twice in a mapping, aliases repeat more than
+            `MOST_REPEATED` values, or it is nested too deeply. The message names the line.
     """
     try:
         loader = _Loader(text)
@@ -152,7 +154,7 @@ def load_yaml(text: str, texts: Collection[str] = ()) -> Any:
 
 
 def read_yaml_file(path: Path | str, texts: Collection[str] = ()) -> Any:
-    """As `load_yaml`, of a file.
+    """Load a YAML file, as `load_yaml`.
 
     Raises:
         ValueError: as `load_yaml`, or if the file cannot be read; the message names it.
@@ -173,7 +175,7 @@ def read_yaml_file(path: Path | str, texts: Collection[str] = ()) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML that `load_yaml`, and a reader of YAML 1.1, read as the same values."""
+    """Write plain values as YAML that `load_yaml` and readers of YAML 1.1 read as the same values."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
@@ -192,7 +194,7 @@ def _check_aliases(root: Node) -> None:
         written += 1
         whole = 1 + sum(size(part) for part in _parts(node))
         inside.remove(id(node))
-        # capped, since it doubles with every level
+        # capped, since the size may double with every level
         sizes[id(node)] = min(whole, 2**60)
         return sizes[id(node)]
 
@@ -216,7 +218,7 @@ def _take_as_written(node: Node, above: str, texts: Collection[str]) -> None:
         name = f"{above}.{key.value}" if above else str(key.value)
         if isinstance(value, ScalarNode) and name in texts:
             if value.style is None and value.tag.removeprefix(PREFIX) in ("bool", "int", "float"):
-                # a new node: an alias may stand for the same one elsewhere
+                # a new node: an alias may use the same one elsewhere
                 text = ScalarNode(f"{PREFIX}str", value.value, value.start_mark, value.end_mark)
                 node.value[index] = key, text
         elif any(known.startswith(f"{name}.") for known in texts):
