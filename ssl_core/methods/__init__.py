@@ -1,4 +1,4 @@
-"""Self-supervised methods by name, or a user's own by a dotted path."""
+"""Self-supervised methods by name, or a custom one by a dotted path."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -20,7 +20,7 @@ from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
 
 OTHERS = {"momentum", "teacher"}
-"""Networks that a method may have beside its target."""
+"""Networks that a method may have besides its target."""
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "rocl": RoCL,
@@ -41,16 +41,16 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "simsiam": SimSiam,
 }
-"""By age, roughly, and with their kin."""
+"""All built-in methods, roughly by age, with related ones together."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a method's name is the dotted path of a user's own."""
+    """Whether a method's name is the dotted path of a custom method."""
     return bool(PATH.fullmatch(name))
 
 
 def find_method(name: str) -> type[Method]:
-    """The method of a name of `METHODS`, or at a dotted path, my_module:MyMethod.
+    """Find the class of a method by its name in `METHODS`, or by a dotted path, my_module:MyMethod.
 
     Raises:
         ValueError: if there is no such method.
@@ -68,12 +68,12 @@ def find_method(name: str) -> type[Method]:
 
 
 def make_method(name: str, options: Mapping[str, Any] | None = None, **shared: Any) -> Method:
-    """The method called `name`.
+    """Make the method called `name`.
 
     Args:
         name: as for `find_method`.
-        options: its own options.
-        shared: a fixed set that serves every method: those that it does not have are left out.
+        options: the method's options, by field name.
+        shared: options offered to every method; those that this one does not have are left out.
 
     Raises:
         ValueError: if there is no such method or option, or the options are out of range or do not fit together.

@@ -1,4 +1,4 @@
-"""AdvCL: contrastive learning of four versions of an image, and pseudo labels from a pre-trained encoder's clusters."""
+"""AdvCL: four versions of an image are contrasted, with pseudo labels from a pre-trained encoder's clusters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Views(NamedTuple):
     Args:
         first, second: the strong views t1 and t2.
         weak: the weak view x0, which is attacked.
-        original: the images themselves, which the pseudo labels belong to.
+        original: the images themselves, from which the pseudo labels are computed.
     """
 
     first: Tensor
@@ -43,35 +43,35 @@ class Views(NamedTuple):
 class AdvCL(Method):
     """Adversarial contrastive learning with pseudo labels (Fan et al. 2021).
 
-    Of each image there are two strong views t1 and t2, a weak one x0, the high frequencies x_h of x0, and two attacked
-    versions of x0: x_cl maximises the contrastive loss, x_ce the pseudo labels' cross entropy. With f_r the network on
+    Each image has two strong views t1 and t2, a weak view x0, the high frequencies x_h of x0, and two attacked versions
+    of x0: x_cl maximizes the contrastive loss, x_ce the pseudo labels' cross entropy. With f_r the network on
     batch-norm route r and fc_K a linear classifier of its features::
 
         L = SupCon(f_pgd(x_cl), f_normal(t1), f_normal(t2), f_normal(x_h))
             + pseudo_weight * mean over K of CE(fc_K(f_pgd_ce(x_ce)), y_K)
 
-    as in the released code. SupCon keeps its factor temperature / base_temperature, 7.14, which sets the balance of
-    both. Each of t1, t2 and x_h is a batch of batch norm of its own. y_K is the nearest of K centroids to the teacher's
-    features of the image itself; these centroids are fitted to the training images before training. The authors' labels
+    as in the released code. SupCon keeps its factor temperature / base_temperature, 7.14, which balances both terms.
+    Each of t1, t2 and x_h is a separate batch of batch norm. y_K is the nearest of K centroids to the teacher's
+    features of the image itself; the centroids are fitted to the training images before training. The authors' labels
     came from clusters too, of the features of an encoder pre-trained on ImageNet.
 
-    Rows: attacked views 2k and 2k+1 are x_cl and x_ce of image k. The attack runs in train mode, as the authors'. What
-    it compares x_cl with (t1, t2, x_h) is encoded once a batch, in train mode too; the authors encode it at every step,
-    with the same result, and their running statistics follow each time.
+    Attacked views 2k and 2k+1 are x_cl and x_ce of image k. The attack runs in train mode, as the authors'. The views
+    that it compares x_cl with (t1, t2, x_h) are encoded once a batch, in train mode too. The authors encode them at
+    every step, with the same result, and their running statistics follow each time.
 
-    The reward is the own loss of each attacked view: SupCon's mean over the four versions of the image for x_cl, from
-    log 3 to log(4b - 1) + 2 / temperature, times temperature / base_temperature, with b images a batch; for x_ce the
-    mean of the cross entropies, from 0 without bound, of which the mean of log K is chance. These are different units:
-    even and odd rows may be compared among themselves only. The clean counterpart is that of x0 on the route "normal".
-    All are of the attack's train mode.
+    The reward is the loss of each attacked view. For x_cl it is SupCon's mean over the four versions of the image, from
+    log 3 to log(4b - 1) + 2 / temperature, times temperature / base_temperature, with b images a batch. For x_ce it is
+    the mean of the cross entropies, from 0 without bound; chance is the mean of log K. The units differ: compare even
+    rows with even rows only, and odd with odd. The clean counterpart is that of x0 on the route "normal". All are in
+    the attack's train mode.
 
     Args:
-        temperature: of SupCon.
-        base_temperature: SupCon's divisor, positive; the temperature itself takes the factor away.
+        temperature: temperature of SupCon, positive.
+        base_temperature: SupCon's divisor, positive; if it equals the temperature, the factor is 1.
         pseudo_weight: weight of the cross entropies, 0 or more.
-        clusters: the numbers K of clusters, each 2 or more and another.
-        radius: of the disc of low frequencies that x_h lacks, in pixels of the spectrum of an image of 32 pixels; with
-            another size it scales. 0 or more.
+        clusters: the numbers K of clusters, all different, each 2 or more.
+        radius: radius of the disc of low frequencies that x_h lacks, 0 or more, in pixels of the spectrum of an image
+            of 32 pixels; it scales with the image size.
     """
 
     base_temperature: float = 0.07
@@ -108,17 +108,17 @@ class AdvCL(Method):
         return 4
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """Two strong views an image, rows 2k and 2k+1 (2b), then a weak one each (b), then the images (b)."""
+        """Make two strong views an image, rows 2k and 2k+1 (2b), then the weak views (b), then the images (b)."""
         strong = two_views(images, settings, generator)
         return torch.cat([strong, weak_views(images, settings, generator), images])
 
     def parts(self, views: Tensor) -> Views:
-        """The views (4b, 3, h, w) by their use."""
+        """Split the views (4b, 3, h, w) by their use."""
         strong, weak, original = views.split([len(views) // 2, len(views) // 4, len(views) // 4])
         return Views(strong[0::2], strong[1::2], weak, original)
 
     def attacked(self, views: Tensor) -> Tensor:
-        """The weak views, each twice: to become x_cl and x_ce."""
+        """The weak views, each twice, for x_cl and x_ce: (2b, 3, h, w)."""
         return self.parts(views).weak.repeat_interleave(2, dim=0)
 
     def high(self, images: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class AdvCL(Method):
     # --- the attack --------------------------------------------------------------------------------------------------
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
-        """Features, and in a row the embedding and all classifiers' logits (m, d + sum(clusters))."""
+        """Encode views to features, and to embeddings joined with all logits, (m, d + sum(clusters))."""
         routes = self.attack_routes if attacked else (self.clean_route, self.clean_route)
         own = by_parity(images, rows, *on_routes(networks, routes))
         # the classifiers are the same for all routes
@@ -136,7 +136,7 @@ class AdvCL(Method):
         return Encoded(own.features, torch.cat([own.embeddings, logits], dim=1))
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
-        """SupCon of the image in the even rows, the mean cross entropy of its pseudo labels in the odd ones, (2b,)."""
+        """SupCon of the image in even rows, the mean cross entropy of its pseudo labels in odd rows, (2b,)."""
         parts = self.parts(views)
         partners = torch.stack([networks(part, self.clean_route).embeddings for part in self._partners(parts)], dim=1)
         labels = self.labels(networks, parts.original)
@@ -149,14 +149,14 @@ class AdvCL(Method):
         return objective
 
     def objective(self, z: Tensor) -> Tensor:
-        """There is none without the other views and the labels: see `objective_for`."""
+        """Not defined without the other views and the labels: see `objective_for`."""
         raise NotImplementedError("AdvCL compares with other views and with labels: its objective is objective_for's")
 
     def _partners(self, parts: Views) -> tuple[Tensor, Tensor, Tensor]:
         return parts.first, parts.second, self.high(parts.weak)
 
     def contrast(self, attacked: Tensor, partners: Tensor) -> Tensor:
-        """SupCon of each image, the mean over its four versions, (b,).
+        """SupCon of each image: the mean over its four versions, (b,).
 
         Args:
             attacked: (b, d) embeddings of x_cl.
@@ -167,7 +167,7 @@ class AdvCL(Method):
         return values.view(-1, 4).mean(dim=1)
 
     def pseudo(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean over K of each image's cross entropy, (b,).
+        """Cross entropy of each image: the mean over K, (b,).
 
         Args:
             logits: (b, sum(clusters)).
@@ -179,11 +179,11 @@ class AdvCL(Method):
     # --- the networks ------------------------------------------------------------------------------------------------
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
-        """A linear classifier of the features for each K."""
+        """Make a linear classifier of the features for each K."""
         return {HEAD: Classifiers(feature_dim, self.clusters)}
 
     def make_tables(self, networks: Networks, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """K-means centroids (K, d) of the teacher's features of the training images, "centroids_K" for each K.
+        """Fit k-means centroids (K, d) to the teacher's features of the training images, "centroids_K" for each K.
 
         Raises:
             ValueError: if there are fewer images than clusters.
@@ -194,7 +194,7 @@ class AdvCL(Method):
                 "clusters need at least as many; give fewer as --method_kwargs.clusters"
             )
         head = networks.heads[HEAD]
-        # the images may lie on the host while the networks do not
+        # the images may be on the host while the networks are not
         device = next(head.parameters()).device if isinstance(head, nn.Module) else images.device
         features = encode_features(networks.others["teacher"], images, ANY_ROUTE, device=device)
         fitted = fit_clusters(features, self.clusters, generator)

@@ -1,4 +1,4 @@
-"""Adversarial invariant regularisation (AIR) of ACL and of DynACL."""
+"""ACL and DynACL with adversarial invariant regularization (AIR)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,23 +18,23 @@ from astra_gym.ssl_core.utils.training_plan import Moment
 
 @dataclass(frozen=True)
 class ACLAIR(Method):
-    """ACL with the standard and the adversarial invariant regulariser (Xu et al. 2023).
+    """ACL with the standard and the adversarial invariant regularizer (Xu et al. 2023).
 
-    Rows 2k and 2k+1 of the 3b views are two strong views of image k, which are attacked, and row 2b + k is the image
-    itself. Clean views and, in a batch of their own, the originals have the route "normal", attacked views "pgd":
+    Rows 2k and 2k+1 of the 3b views are two strong views of image k, which are attacked; row 2b + k is the image
+    itself. The clean views and, in a separate batch, the images have the route "normal", attacked views "pgd":
 
-    `L = NTX(clean) + NTX(attacked) + sir_weight * SIR + air_weight * AIR` (the released code; a common factor beside
-    DynACL's and ACL's means, which the optimiser LARS does not see).
+    `L = NTX(clean) + NTX(attacked) + sir_weight * SIR + air_weight * AIR` (the released code). It differs from DynACL's
+    and ACL's means by a common factor, which does not affect the optimizer LARS.
 
-    The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature; the regularisers are
-    no part of the attack.
+    The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature. The regularizers are
+    not part of the attack.
 
     Args:
-        temperature: of the contrastive losses and of the regularisers.
-        form: of the regularisers' divergence, "released" (as coded) or "kl" (as written): see
+        temperature: temperature of the contrastive losses and of the regularizers, positive.
+        form: form of the regularizers' divergence, "released" (as coded) or "kl" (as written), see
             `astra_gym.ssl_core.losses.invariance`.
-        sir_weight: of the standard regulariser, 0 or more.
-        air_weight: of the adversarial regulariser, 0 or more.
+        sir_weight: weight of the standard regularizer, 0 or more.
+        air_weight: weight of the adversarial regularizer, 0 or more.
     """
 
     form: str = "released"
@@ -57,7 +57,7 @@ class ACLAIR(Method):
         return 3
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """Two strong views an image, rows 2k and 2k+1, then the images themselves, (3b, 3, h, w)."""
+        """Make two strong views an image, rows 2k and 2k+1, then the images themselves, (3b, 3, h, w)."""
         return torch.cat([two_views(images, settings, generator), images])
 
     def attacked(self, views: Tensor) -> Tensor:
@@ -81,22 +81,22 @@ class ACLAIR(Method):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Those at the beginning."""
+        """Weights at the beginning of training."""
         return {"clean": 1.0, "adversarial": 1.0, "sir": self.sir_weight, "air": self.air_weight}
 
 
 @dataclass(frozen=True)
 class DynACLAIR(ACLAIR):
-    """DynACL with AIR (Xu et al. 2023): augmentations that weaken while it trains, and weights that move along.
+    """DynACL with AIR (Xu et al. 2023): augmentations weaken during training, and the weights move with them.
 
-    It is AIR's own version of DynACL, without a moving average: the views are made at `s = strength_at` times the given
+    This is AIR's version of DynACL, without a moving average. The views are made at `s = strength_at` times the given
     strength, and with `w = reweighting * (1 - s)`, which moves when s does,
 
     `L = (1 - w) NTX(clean) + (1 + w) NTX(attacked) + sir_weight * SIR + air_weight * AIR` (the released code).
 
     Args:
         temperature, form, sir_weight, air_weight: as `ACLAIR`.
-        reweighting: how far the weights would move until s is 0, in [0, 1]; 2/3 in the released code.
+        reweighting: distance that the weights would move until s is 0, in [0, 1]; 2/3 in the released code.
     """
 
     reweighting: float = 2 / 3
@@ -108,12 +108,12 @@ class DynACLAIR(ACLAIR):
         check_number("reweighting", self.reweighting, 0, 1)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """As `ACLAIR`, the strong views of the strength that is due."""
+        """Make views as `ACLAIR`, the strong ones at the present strength."""
         due = replace(settings, strength=settings.strength * strength_at(moment))
         return super().make_views(images, due, moment, generator)
 
     def weights_at(self, moment: Moment) -> Mapping[str, float]:
-        """1 - w and 1 + w of the two streams, w from 0 to 0.95 * reweighting; those of the regularisers stay."""
+        """1 - w and 1 + w for the two streams, w from 0 to 0.95 * reweighting; the regularizers' are constant."""
         w = self.reweighting * (1 - strength_at(moment))
         return {**self.weights, "clean": 1 - w, "adversarial": 1 + w}
 
@@ -127,10 +127,10 @@ class DynACLAIRPlus(DynACLAIR):
 
 
 def images_in(views: Tensor) -> int:
-    """How many images 3b views are of.
+    """Number b of images that 3b views belong to.
 
     Raises:
-        ValueError: if they are not three an image.
+        ValueError: if there are not three views an image.
     """
     images, rest = divmod(len(views), 3)
     if rest or not images:

@@ -17,20 +17,20 @@ from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 Network = Callable[[Tensor, str], Encoded]
-"""`network(images, route)`: features and embeddings of a network, which may run in chunks or folded."""
+"""`network(images, route)`: features and embeddings. The network may run in chunks or folded."""
 Head = Callable[[Tensor, str], Tensor]
-"""`head(x, route)`: a module that is trained along with the target network."""
+"""`head(x, route)`: a module trained along with the target network."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """All that a method may use of the networks: `networks(images, route)` is the target network itself.
+    """The networks that a method may use; calling it, `networks(images, route)`, calls the target network.
 
     Args:
         target: the target network.
-        heads: what `Method.make_heads` has made, trained along with it.
-        others: what `Method.others` names, without gradient: "momentum", "teacher".
-        tables: what `Method.make_tables` has made.
+        heads: modules from `Method.make_heads`, trained along with the target.
+        others: networks named in `Method.others`, without gradient: "momentum", "teacher".
+        tables: tensors from `Method.make_tables`.
     """
 
     target: Network
@@ -39,128 +39,127 @@ class Networks:
     tables: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, images: Tensor, route: str) -> Encoded:
-        """Images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the target network."""
+        """Encode images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the target network."""
         return self.target(images, route)
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A method composes pure losses, views, networks and an attack; it knows of no agent and of no training loop.
+    """A self-supervised method: it composes views, an attack, networks and losses, without an agent or a training loop.
 
-    Two views an image (rows 2k and 2k+1), NT-Xent on them, and an attack on all views jointly are the defaults here,
-    because most of the field shares them; a method of another shape overrides what differs. A dataclass field is an
-    option of the method (`--method_kwargs.NAME`).
+    The defaults are two views an image (rows 2k and 2k+1), NT-Xent on them, and a joint attack on all views, because
+    most methods share them. A method that differs overrides them. A dataclass field is an option of the method
+    (`--method_kwargs.NAME`).
 
     Args:
-        temperature: of the contrastive losses.
+        temperature: temperature of the contrastive losses, positive.
     """
 
     temperature: float = 0.5
 
     paper: ClassVar[str]
-    """Where the method comes from, for lists."""
+    """Source of the method, for lists."""
     summary: ClassVar[str] = ""
-    """What it is in one line, for lists."""
+    """Description in one line, for lists."""
     routes: ClassVar[tuple[str, ...]] = ("normal", "pgd")
-    """Batch-norm routes of the network, that of clean images first."""
+    """Batch-norm routes of the network, the route of clean images first."""
     clean_route: ClassVar[str] = "normal"
     """Route of clean images."""
     attack_route: ClassVar[str] = "pgd"
-    """Route of attacked images, on which the attack itself runs."""
+    """Route of attacked images; the attack runs on it too."""
     evaluation_route: ClassVar[str] = "pgd"
-    """Route that the encoder is evaluated on."""
+    """Route on which the encoder is evaluated."""
     evaluated: ClassVar[str] = "target"
-    """Which network is evaluated: "target", or a name of `others`."""
+    """Network that is evaluated: "target", or a name of `others`."""
     originals_per_image: ClassVar[int] = 0
-    """How many of an image's views are the image itself, un-augmented; they are the last rows of all views, and no
-    further augmentation touches them."""
+    """Number of an image's views that are the image itself. They are the last rows of all views and are never
+    augmented."""
     attacks: ClassVar[bool] = True
-    """Whether the method attacks at all."""
+    """Whether the method has an attack."""
     attack_mode: ClassVar[str] = "eval"
-    """Mode of the network under attack: "eval"; or "train", where batch norm couples the batch and its running
+    """Mode of the network under attack: "eval" or "train". In "train", batch norm couples the batch and its running
     statistics follow the attacked images."""
     start_radius: ClassVar[float | None] = None
-    """The attack's random start is uniform within this radius; None: within the view's own epsilon."""
+    """Radius of the attack's uniform random start; None: each view's epsilon."""
     others: ClassVar[tuple[str, ...]] = ()
-    """Networks beside the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen)."""
+    """Networks besides the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen)."""
     constant_lr: ClassVar[bool] = False
-    """Whether the heads keep their peak learning rate, while the target's follows the schedule."""
+    """Whether the heads keep their peak learning rate while the target follows the schedule."""
     objective_is_loss: ClassVar[bool] = True
-    """Whether `objective` is the method's own loss, or else a target of the attack's alone (TARO), whose fall says
-    nothing of what an update was worth."""
+    """Whether `objective` is the method's loss. If not (TARO), it serves the attack only, and its decrease does not
+    measure the value of an update."""
     momentum_first: ClassVar[bool] = False
-    """Whether the network "momentum" follows the weights from before an update (DynACL), not those from after it."""
+    """Whether the network "momentum" follows the weights before an update (DynACL), and not those after it."""
     free: ClassVar[bool] = False
-    """Free adversarial training: one backward pass gives the update and the attack's next step, and the perturbations
-    are carried from batch to batch (see `TargetLearner.carry`)."""
+    """Whether training is free adversarial training: one backward pass gives the update and the attack's next step, and
+    the perturbations are carried from batch to batch (see `TargetLearner.carry`)."""
     post_processed: ClassVar[bool] = False
     """Whether training ends with `astra_gym.ssl_core.downstream.postprocessing` (DynACL++)."""
     paired: ClassVar[bool] = True
-    """Whether every call of the network in `losses` holds rows in pairs, 2k and 2k+1 of one image: what an update in
-    chunks needs."""
+    """Whether every call of the network in `losses` has rows in pairs, 2k and 2k+1 of one image. An update in chunks
+    needs this."""
     nt_xent_based: ClassVar[bool] = True
-    """Whether the loss is made of NT-Xents: what coreset selection (RCS) is defined for."""
+    """Whether the loss consists of NT-Xent terms. Coreset selection (RCS) is defined only for these."""
     has_temperature: ClassVar[bool] = True
-    """Whether the loss has the temperature; else one that is given is refused, of a subclass too."""
+    """Whether the loss uses the temperature. If not, a given temperature is refused, for a subclass too."""
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, above=True)
 
     @property
     def starts_from_teacher(self) -> bool:
-        """Whether the target's backbone begins with the teacher's weights."""
+        """Whether the target's backbone starts from the teacher's weights."""
         return False
 
     # --- views -------------------------------------------------------------------------------------------------------
 
     @property
     def views_per_image(self) -> int:
-        """Views that `make_views` makes of an image."""
+        """Number of views that `make_views` makes of an image."""
         return 2
 
     @property
     def attacked_per_image(self) -> int:
-        """Views of an image that are attacked, `attacked` of its views; those of a method without an attack are
-        counted as if they were, since they are what its environment shows."""
+        """Number of an image's views that `attacked` returns. A method without an attack counts them too, since its
+        environment shows them."""
         return 2
 
     @property
     def replays(self) -> int:
-        """How many updates a batch gets in a row: 1 but in free adversarial training."""
+        """Number of consecutive updates on a batch: 1 except in free adversarial training."""
         return 1
 
     def num_attacked(self, batch_size: int) -> int:
-        """How many views are attacked in a step on `batch_size` images."""
+        """Number of views that are attacked in a step on `batch_size` images."""
         return self.attacked_per_image * batch_size if self.attacks else 0
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """All views that the method needs of images (b, 3, h, w) in [0, 1], (views_per_image * b, 3, h, w).
+        """Make all views of images (b, 3, h, w) in [0, 1], (views_per_image * b, 3, h, w).
 
-        Which row is which is the method's own business, as long as b can be told from their number. Here: two strong
-        views an image, rows 2k and 2k+1 those of image k.
+        The method chooses the order of the rows, as long as b follows from their number. Here: two strong views an
+        image, rows 2k and 2k+1 those of image k.
 
         Args:
-            moment: of the update that they are for.
-            generator: on the CPU.
+            moment: the moment of the update that uses them.
+            generator: random generator on the CPU.
         """
         return two_views(images, settings, generator)
 
     def attacked(self, views: Tensor) -> Tensor:
-        """Those of the views (v, 3, h, w) that are attacked, (num_attacked, 3, h, w), clean; here all.
+        """Select the views to attack, still clean, (num_attacked, 3, h, w), from all views (v, 3, h, w); here all.
 
-        Those of one image follow each other. An image may be attacked in more than one way: it then stands there more
-        than once.
+        Views of one image are consecutive. A view that is attacked in more than one way appears more than once.
         """
         return views
 
     # --- the attack --------------------------------------------------------------------------------------------------
 
     def default_budget(self, step: int) -> ConstantBudget:
-        """The authors' own budget at training step `step`: ACL's 8/255, 5 steps of 2/255."""
+        """The authors' budget at training step `step`: ACL's 8/255, 5 steps of 2/255."""
         return ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
 
     def budget_at(self, step: int) -> ConstantBudget:
-        """`default_budget`, also of a method written for version 0.1, whose bare tuple was (epsilon, step_size, steps).
+        """`default_budget`; a bare tuple (epsilon, step_size, steps), as in version 0.1, is converted.
 
         Raises:
             ValueError: if it is neither a `ConstantBudget` nor such a tuple.
@@ -181,64 +180,64 @@ class Method(ABC):
         return ConstantBudget(epsilon=epsilon, step_size=step_size, steps=steps)
 
     def attack_steps(self, budget: Budget) -> Tensor:
-        """Gradient steps (n,) that an attack within the budget takes of its own: none in free adversarial training,
-        whose updates have the gradients anyway."""
+        """Number of extra gradient steps (n,) of an attack within the budget: none in free adversarial training, which
+        reuses the gradients of the updates."""
         return torch.zeros_like(budget.steps) if self.free else budget.steps
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
-        """Features, and the embeddings that `objective` takes, of some of the attacked views; here by the target.
+        """Encode some of the attacked views to features and the embeddings that `objective` takes; here by the target.
 
-        It is row by row independent of the rest of the batch where `attack_mode` is "eval".
+        If `attack_mode` is "eval", each row is independent of the rest of the batch.
 
         Args:
-            networks: in the mode of the attack.
+            networks: the networks, in the mode of the attack.
             images: (m, 3, h, w), perturbed or clean.
-            rows: (m,) int64, on the host, which of the attacked views they are.
-            attacked: whether they are taken for attacked images, or for clean ones.
+            rows: (m,) int64, on the host, their positions among the attacked views.
+            attacked: whether they are encoded as attacked images, or as clean ones.
         """
         return networks(images, self.attack_route if attacked else self.clean_route)
 
     def encode(self, networks: Networks) -> Encode:
-        """What the attack differentiates through: `encode(images, rows) -> z`."""
+        """The function that the attack differentiates: `encode(images, rows) -> z`."""
         return lambda images, rows: self.encoded(networks, images, rows, attacked=True).embeddings
 
     def objective(self, z: Tensor) -> Tensor:
-        """The contrastive loss of each attacked view, (n,), which the attack maximises."""
+        """The contrastive loss of each attacked view, (n,), which the attack maximizes."""
         return nt_xent(z, self.temperature, reduction="none")
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
-        """What the attack on a batch maximises, `objective(z) -> (n,)`; here the same for every batch.
+        """The objective that the attack on a batch maximizes, `objective(z) -> (n,)`; here the same for every batch.
 
-        A method whose objective compares with something that is not attacked (another view, a teacher's features)
-        computes that here, once a batch and without gradient.
+        An objective may compare with something that is not attacked (another view, a teacher's features). The method
+        computes it here, once a batch and without gradient.
 
         Args:
             networks: target and heads in the mode of the attack, the others in eval mode.
-            views: (v, 3, h, w) all views of the batch.
+            views: all views of the batch, (v, 3, h, w).
         """
         return self.objective
 
     def reward_terms(self, objective: Objective, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        """Named per-view values (n,) from the clean and the attacked embeddings of the same network, without gradient.
+        """Named values per view (n,) from the clean and the attacked embeddings of the same network, without gradient.
 
-        `adversarial` and `clean` are the method's own loss on the attacked and on the clean views.
+        `adversarial` and `clean` are the method's loss on the attacked and on the clean views.
         """
         return {"adversarial": objective(adversarial), "clean": objective(clean)}
 
     # --- the networks ------------------------------------------------------------------------------------------------
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
-        """Modules that are trained along with the target network; their weights are drawn anew by the caller."""
+        """Make modules that are trained along with the target network; the caller reinitializes their weights."""
         return {}
 
     def make_tables(self, networks: Networks, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Tensors that are made once, before training, from the training images (uint8, n x 3 x h x w)."""
+        """Make tensors once, before training, from the training images, uint8 (n, 3, h, w)."""
         return {}
 
     def momentum(self, moment: Moment) -> float:
-        """How much of the network "momentum" stays at an update; its parameters follow, its statistics are its own.
+        """Decay of the network "momentum" at an update, in [0, 1]: the part of its parameters that stays.
 
-        See `momentum_first`.
+        Only parameters are averaged, not batch-norm statistics. See `momentum_first`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no momentum network")
 
@@ -246,33 +245,33 @@ class Method(ABC):
 
     @abstractmethod
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """The training loss as named terms, each per view or image; their means are weighed by `weights_at`.
+        """The training loss as named terms, each per view or image; `weights_at` weights their means.
 
         Args:
-            networks: in train mode, a teacher in eval mode.
-            views: (v, 3, h, w) all views of the batch.
-            adversarial: (n, 3, h, w) the attacked ones, None for a method without an attack.
+            networks: the networks in train mode, a teacher in eval mode.
+            views: all views of the batch, (v, 3, h, w).
+            adversarial: the attacked views, (n, 3, h, w); None for a method without an attack.
         """
 
     @property
     @abstractmethod
     def weights(self) -> Mapping[str, float]:
-        """The weight of each named term; the loss is the sum of weight times mean."""
+        """Weight of each named term; the loss is the sum of weight times mean."""
 
     def weights_at(self, moment: Moment) -> Mapping[str, float]:
-        """The weights at an update, where they follow a schedule."""
+        """The weights at an update; here constant."""
         return self.weights
 
     def weight_perturbation(self, moment: Moment) -> float:
-        """Size gamma of an adversarial perturbation of the weights, under which the update's gradient is taken."""
+        """Size gamma of the adversarial perturbation of the weights during the update's gradient; 0: none."""
         return 0.0
 
     def perturbation_loss(self, networks: Networks, views: Tensor, adversarial: Tensor) -> Tensor:
-        """The loss, a scalar, that the perturbation of the weights increases."""
+        """The scalar loss that the perturbation of the weights increases."""
         raise NotImplementedError(f"{type(self).__name__} does not perturb weights")
 
     def given(self, adversarial: Tensor | None) -> Tensor:
-        """The attacked views, or a ValueError where there are none."""
+        """Return the attacked views; raise a ValueError if there are none."""
         if adversarial is None:
             raise ValueError(f"{type(self).__name__} trains on attacked views: none were given")
         return adversarial

@@ -1,4 +1,4 @@
-"""SimCLR and the adversarial methods that share its views and its loss: ACL, ASTrA and ASTrA++."""
+"""SimCLR, and the adversarial methods with its views and its loss: ACL, ASTrA and ASTrA++."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ STREAMS: Mapping[str, str] = {
     "a2a": "adversarial to adversarial: NT-Xent of the attacked views only",
     "a2s": "adversarial to standard: NT-Xent between the first view, attacked, and the second, clean",
 }
-"""What ACL contrasts (Jiang et al. 2020)."""
+"""ACL's variants, and what each contrasts (Jiang et al. 2020)."""
 
 
 @dataclass(frozen=True)
 class SimCLR(Method):
-    """Contrastive learning without an attack (Chen et al. 2020): the control that shows what attacks buy."""
+    """Contrastive learning without an attack (Chen et al. 2020): the control for all methods with attacks."""
 
     paper = "Chen et al., ICML 2020"
     summary = "two clean views of an image are contrasted with the rest of the batch, no attack"
@@ -42,18 +42,18 @@ class SimCLR(Method):
 
 @dataclass(frozen=True)
 class ACL(Method):
-    """Adversarial contrastive learning (Jiang et al. 2020) in its three variants; the authors' best, and the only one
-    that they released, is the dual stream: L = (NTX(clean) + NTX(attacked)) / 2.
+    """Adversarial contrastive learning (Jiang et al. 2020) in its three variants.
 
-    "a2a" is L = NTX(attacked), everything on the route "pgd", the network's only one then. "a2s" attacks the first view
-    of each image: L = NTX over pairs of it on the route "pgd" and the clean second view on the route "normal". The
-    exact form of these two is not released; they follow the paper's figure.
+    The authors' best, and the only one that they released, is the dual stream: L = (NTX(clean) + NTX(attacked)) / 2.
+    "a2a" is L = NTX(attacked), everything on "pgd", then the network's only route. "a2s" attacks the first view of each
+    image: L = NTX over pairs of it on the route "pgd" and the clean second view on the route "normal". The exact form
+    of these two is not released; they follow the paper's figure.
 
     The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature. With "a2s" it is the
-    mean of the two rows of an image, whose clean second view stays as it is, so that the attack maximises L.
+    mean of an image's two rows, so that the attack maximizes L; the clean second view is not changed.
 
     Args:
-        temperature: of the contrastive losses.
+        temperature: temperature of the contrastive losses, positive.
         streams: "ds", "a2a" or "a2s", see `STREAMS`.
     """
 
@@ -68,12 +68,12 @@ class ACL(Method):
 
     @property
     def routes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Batch-norm routes of the network: no clean image is trained on in "a2a", which has the attack's only."""
+        """Batch-norm routes of the network; only the attack's for "a2a", which trains on no clean images."""
         return (self.attack_route,) if self.streams == "a2a" else ("normal", "pgd")
 
     @property
     def clean_route(self) -> str:  # type: ignore[override]
-        """Route of clean images; in "a2a", where no other is trained, the attack's."""
+        """Route of clean images; for "a2a" the attack's, the only one that is trained."""
         return self.routes[0]
 
     @property
@@ -90,28 +90,30 @@ class ACL(Method):
         return views[0::2] if self.streams == "a2s" else views
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
-        """NT-Xent; in "a2s" of pairs with the clean second views, which stay as they are: the mean of an image's two
-        rows, (b,)."""
+        """NT-Xent of each attacked view, (2b,); in "a2s" of pairs with the unchanged clean second views, the mean of an
+        image's two rows, (b,)."""
         if self.streams != "a2s":
             return self.objective
         partners = networks(views[1::2], self.clean_route).embeddings
         return lambda z: self.crossed(z, partners).view(-1, 2).mean(dim=1)
 
     def crossed(self, attacked: Tensor, clean: Tensor) -> Tensor:
-        """NT-Xent between two branches (Jiang et al. 2020, "A2S"): row k of one and row k of the other are a pair.
+        """NT-Xent between two branches (Jiang et al. 2020, "A2S"); row k of both is a pair.
 
         Args:
             attacked: embeddings (b, d) of the attacked first views.
             clean: embeddings (b, d) of the clean second views.
 
         Returns:
-            (2b,), rows 2k and 2k+1 the attacked and the clean view of image k.
+            (2b,); rows 2k and 2k+1 are the attacked and the clean view of image k.
         """
         return nt_xent(torch.stack([attacked, clean], dim=1).flatten(0, 1), self.temperature, reduction="none")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """`clean`: NT-Xent of the clean views on their route; `adversarial`: of the attacked views on theirs. "a2a" and
-        "a2s" have the second only, "a2s" as `crossed`."""
+        """`clean`: NT-Xent of the clean views on their route; `adversarial`: of the attacked views on theirs.
+
+        "a2a" and "a2s" have only the second, "a2s" as `crossed`.
+        """
         if self.streams == "ds":
             clean, attacked = self.both_streams(networks, views, adversarial)
             return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
@@ -138,10 +140,10 @@ class ASTrA(ACL):
     L = (NTX(clean) + NTX(attacked)) / 2 + mixed_weight * mixed(clean, attacked).
 
     Args:
-        temperature: of the contrastive losses.
-        streams: "ds", ACL's dual stream; there is no other here.
-        mixed_weight: 0.5 in the released run.
-        mixed_reading: "pairs" (as coded) or "views" (as drawn): see
+        temperature: temperature of the contrastive losses, positive.
+        streams: "ds", ACL's dual stream, the only choice here.
+        mixed_weight: weight of the mixed loss, 0.5 in the released run.
+        mixed_reading: "pairs" (as coded) or "views" (as drawn), see
             `astra_gym.ssl_core.losses.contrastive.mixed_nt_xent`.
     """
 
@@ -162,7 +164,7 @@ class ASTrA(ACL):
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """ACL's two terms and the mixed one."""
+        """ACL's two terms and the mixed term."""
         clean, attacked = self.both_streams(networks, views, adversarial)
         return {
             "clean": self.objective(clean),
@@ -175,7 +177,7 @@ class ASTrA(ACL):
         return mixed_nt_xent(clean, adversarial, self.temperature, self.mixed_reading, reduction="none")
 
     def reward_terms(self, objective: Objective, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        """ACL's two terms and the mixed one, which the released run weighs with 0."""
+        """ACL's two terms and the mixed term, which has weight 0 in the released run."""
         return super().reward_terms(objective, clean, adversarial) | {"mixed": self.mixed(clean, adversarial)}
 
     @property
@@ -187,8 +189,8 @@ class ASTrA(ACL):
 class ASTrAPlus(ASTrA):
     """ASTrA++: ASTrA, and DynACL++'s post-processing after it.
 
-    Not verified: ASTrA's paper has results under this name, but what it is was not found, and the released code has
-    nothing of it. This reading follows from the name alone, which is to ASTrA as DynACL++ is to DynACL.
+    Not verified: ASTrA's paper has results under this name, but no definition was found, and the released code lacks
+    it. This version follows the name alone, which is to ASTrA as DynACL++ is to DynACL.
     """
 
     summary: ClassVar[str] = "ASTrA, then pseudo labels and adversarial fine-tuning (a reading of its name)"

@@ -1,4 +1,4 @@
-"""Methods that distil a robust student from a self-supervised teacher without robustness: DeACL and DAQ-SDP."""
+"""Methods that distill a robust student from a non-robust self-supervised teacher: DeACL and DAQ-SDP."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 ANY_ROUTE = "normal"
-"""Named where a teacher is called, which answers on its own evaluation route whatever the name."""
+"""Route name for calls of a teacher, which ignores it and uses its own evaluation route."""
 
 
 @dataclass(frozen=True)
 class Distillation(Method):
-    """What DeACL and DAQ-SDP share: a frozen teacher g, features instead of embeddings, and the attack.
+    """Shared parts of DeACL and DAQ-SDP: a frozen teacher g, features instead of embeddings, and the attack.
 
-    The attack maximises -cos(f(x'), g(x)): it turns the student f away from what the teacher sees in the clean view.
-    That is the reward's measure too: `adversarial` and `clean` are -cos to the teacher's features, in [-1, 1], of which
-    -1 is full agreement.
+    The attack maximizes -cos(f(x'), g(x)): it turns the student's features f away from the teacher's of the clean view.
+    The reward uses the same measure: `adversarial` and `clean` are -cos to the teacher's features, in [-1, 1]; -1 is
+    full agreement.
 
     Args:
         temperature: not used, these losses have none.
-        trades_weight: weight of what the attack changes in the student, 0 or more; 2 in both released codes.
-        scratch: whether the student starts from random weights, and not from the teacher's.
+        trades_weight: weight of the student's change under attack, 0 or more; 2 in both released codes.
+        scratch: whether the student starts from random weights instead of the teacher's.
     """
 
     trades_weight: float = 2.0
@@ -51,7 +51,7 @@ class Distillation(Method):
 
     @property
     def starts_from_teacher(self) -> bool:
-        """Whether the student's backbone begins with the teacher's weights: unless it starts from scratch."""
+        """Whether the student's backbone starts from the teacher's weights: unless `scratch`."""
         return not self.scratch
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
@@ -60,14 +60,14 @@ class Distillation(Method):
         return lambda z: self.distance(z, target)
 
     def objective(self, z: Tensor) -> Tensor:
-        """There is none without the teacher's features: see `objective_for`."""
+        """Not defined without the teacher's features: see `objective_for`."""
         raise NotImplementedError(f"{type(self).__name__} compares with a teacher: its objective is objective_for's")
 
     def distance(self, features: Tensor, others: Tensor) -> Tensor:
-        """-cos of each row of features (n, d) to that of the others (n, d), (n,); gradients go through both.
+        """-cos between rows of features (n, d) and of others (n, d), (n,); gradients go through both.
 
         Raises:
-            ValueError: if the two have not the same length, as those of a teacher of another width.
+            ValueError: if their shapes differ, for instance if the teacher has another width.
         """
         if features.shape != others.shape:
             raise ValueError(
@@ -85,7 +85,7 @@ class DeACL(Distillation):
     """Decoupled adversarial contrastive learning (Zhang et al. 2022): distillation on a single batch-norm route.
 
     With a weakly augmented view x and its attacked version x', both in one batch of batch norm,
-    `L = -cos(f(x), g(x)) - trades_weight * cos(f(x'), f(x))`, gradients going through both arguments of the second term
+    `L = -cos(f(x), g(x)) - trades_weight * cos(f(x'), f(x))`. Gradients go through both arguments of the second term
     (the released code). The online linear probe of that code, which does not reach the encoder, is left out.
 
     The reward is -cos to the teacher's features, in [-1, 1].
@@ -110,13 +110,13 @@ class DeACL(Distillation):
         return weak_views(images, settings, generator)
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
-        """The features, twice: the objective compares features."""
+        """Return the features twice, also as embeddings: the objective compares features."""
         features = networks(images, self.attack_route if attacked else self.clean_route).features
         return Encoded(features, features)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`: -cos of the student to the teacher; `adversarial`: -cos of the attacked view to the clean one."""
-        # in pairs, so that an update in chunks leaves the two versions of a view in one batch of batch norm
+        # in pairs, so that an update in chunks keeps both versions of a view in one batch of batch norm
         both = torch.stack([views, self.given(adversarial)], dim=1).flatten(0, 1)
         features = networks(both, self.clean_route).features
         clean, attacked = features[0::2], features[1::2]
@@ -142,19 +142,19 @@ class DAQSDP(Distillation):
                   -cos(f_strongnature(x_s), g(x_s)) - T cos(f_strong(x_s'), f_strongnature(x_s)) ]
 
     In the last part of training the update's gradient is taken under perturbed weights, which increase the two terms
-    of the weak views. That part of the authors' code is not released but for its call, which gives it the weak views,
-    their attacked versions and the teacher's features; that both terms are meant is not verified.
+    of the weak views. Of that part the authors released only the call. It passes the weak views, their attacked
+    versions and the teacher's features; that both terms are meant is not verified.
 
-    The reward is -cos to the teacher's features, in [-1, 1], of weak and strong views alike.
+    The reward is -cos to the teacher's features, in [-1, 1], for weak and strong views alike.
 
-    All four routes start with the teacher's batch norm; in the released code only "weak" does, whose names fit the
-    teacher's file, and the others as batch norms begin.
+    All four routes start with the teacher's batch norm. In the released code only "weak" does, since only its names fit
+    the teacher's file; the others start from the defaults of batch norm.
 
     Args:
         gamma: size of the perturbation of the weights, 0 or more; 0: none.
-        perturbed_from: share of the training, in [0, 1], from which on weights are perturbed: from the first update
-            before which at least that share is over. 0.6 leaves the last 40 %; the released code counts its 100 epochs
-            from 1 and begins with the 60th, when 59 are over. With 1 they never are.
+        perturbed_from: fraction of the training, in [0, 1], after which weights are perturbed: from the first update
+            before which at least that fraction is over. 0.6: the last 40 %; the released code counts its 100 epochs
+            from 1 and begins with the 60th, when 59 are over. 1: never.
     """
 
     gamma: float = 0.002
@@ -184,14 +184,14 @@ class DAQSDP(Distillation):
         return torch.stack([weak, strong], dim=1).flatten(0, 1)
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
-        """The features, twice; each row on the route of its augmentation."""
+        """Return the features twice, also as embeddings; each row on the route of its augmentation."""
         features = by_parity(
             images, rows, *on_routes(networks, self.attack_routes if attacked else self.clean_routes)
         ).features
         return Encoded(features, features)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """A term for each route, named like it: to the teacher for the clean routes, to the clean for the attacked."""
+        """One term a route, named like it: -cos to the teacher on clean routes, to the clean view on attacked ones."""
         adversarial, target = self.given(adversarial), taught(networks, views)
         terms: dict[str, Tensor] = {}
         for kind in (0, 1):
@@ -213,11 +213,11 @@ class DAQSDP(Distillation):
         return {"nature": 0.5, "strongnature": 0.5, "weak": half, "strong": half}
 
     def weight_perturbation(self, moment: Moment) -> float:
-        """gamma from the share `perturbed_from` of training on, 0 before."""
+        """gamma once the fraction `perturbed_from` of the training is over, 0 before."""
         return self.gamma if moment.progress >= self.perturbed_from and self.perturbed_from < 1 else 0.0
 
     def perturbation_loss(self, networks: Networks, views: Tensor, adversarial: Tensor) -> Tensor:
-        """-cos(f_nature(x_w), g(x_w)) - trades_weight * cos(f_weak(x_w'), f_nature(x_w)), the mean over the images."""
+        """-cos(f_nature(x_w), g(x_w)) - trades_weight * cos(f_weak(x_w'), f_nature(x_w)), mean over images."""
         weak = views[0::2]
         terms = self._terms(networks, weak, adversarial[0::2], taught(networks, weak), kind=0)
         return terms["nature"].mean() + self.trades_weight * terms["weak"].mean()

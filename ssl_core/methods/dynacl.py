@@ -1,4 +1,4 @@
-"""DynACL and DynACL++: augmentations that weaken in the course of training, and a moving average as second network."""
+"""DynACL and DynACL++: augmentations that weaken during training, and a moving average as second network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 STAGES = 20
-"""Stages of the schedules, equal parts of the training: 50 epochs of the authors' 1000."""
+"""Number of equal stages of the schedules; a stage is 50 of the authors' 1000 epochs."""
 AUTHORS_EPOCHS = 1000
 
 
 def strength_at(moment: Moment) -> float:
-    """DynACL's factor s of the augmentations' strength: 1 in the first of 20 stages, 0.05 less in each that follows.
+    """DynACL's factor s of the augmentations' strength: 1 in the first of 20 stages, 0.05 less in each later one.
 
-    The released code has `s(e) = 1 - floor((e - 1) / 50) * 50 / 1000` for epochs e = 1..1000. A run of E epochs has the
-    same in proportion: with n = e - 1 from 0, `s = 1 - floor(20 n / E) / 20`. Below 20 epochs several stages pass in an
-    epoch, and an epoch has the strength of the stage that it begins in.
+    The released code has `s(e) = 1 - floor((e - 1) / 50) * 50 / 1000` for epochs e = 1..1000. A run of E epochs scales
+    it: with n = e - 1 from 0, `s = 1 - floor(20 n / E) / 20`. With fewer than 20 epochs several stages pass in an
+    epoch, which has the strength of the stage that it begins in.
 
     Returns:
         s, from 1 down to at least 0.05.
@@ -34,13 +34,12 @@ def strength_at(moment: Moment) -> float:
 
 
 def shift_at(moment: Moment) -> float:
-    """How far DynACL's loss weights have moved, in [0, 1]: 0 in the first stage and 1/20 more in each that follows.
+    """Shift of DynACL's loss weights, in [0, 1]: 0 in the first stage and 1/20 more in each later one.
 
     The released code has `floor(e / 50) * 50 / 1000` for epochs e = 1..1000: it moves one epoch before the strength
-    does, in epoch 50 and not 51, and reaches 1 in the last. That epoch's lead is a thousandth of the training and is
-    kept as one: an epoch n (from 0) of E has the authors' value at their epoch e = 1000 n / E + 1. So 1000 epochs are
-    the authors' own; of fewer the last has 0.95, and where E is a multiple of 20 the weights then move along with the
-    strength.
+    does, in epoch 50 and not 51, and reaches 1 in the last. This lead is scaled too, as a thousandth of the training:
+    epoch n (from 0) of E has the authors' value at their epoch e = 1000 n / E + 1. So 1000 epochs give the authors'
+    schedule. With fewer epochs the last has 0.95, and if E is a multiple of 20 the weights move with the strength.
     """
     elapsed = AUTHORS_EPOCHS * moment.epoch + moment.epochs
     return min(STAGES * elapsed // (AUTHORS_EPOCHS * moment.epochs), STAGES) / STAGES
@@ -48,11 +47,11 @@ def shift_at(moment: Moment) -> float:
 
 @dataclass(frozen=True)
 class DynACL(Method):
-    """Dynamic adversarial contrastive learning (Luo et al. 2023): ACL with augmentations that weaken while it trains.
+    """Dynamic adversarial contrastive learning (Luo et al. 2023): ACL with augmentations that weaken during training.
 
-    Wherever views are encoded, first views (even rows) go through the target network and second ones (odd rows) through
-    its moving average, which is also what is evaluated. Gradients reach the target only; the average runs in train mode
-    in an update, for batch-norm statistics of its own. The attack's gradient goes through both.
+    First views (even rows) are always encoded by the target network, second views (odd rows) by its moving average,
+    which is also the network that is evaluated. Gradients of an update reach the target only; the average runs in train
+    mode then, for its own batch-norm statistics. The attack's gradient goes through both.
 
     The views are made at `strength_at` times the given strength, and with `w = 1 + reweighting * shift_at`
 
@@ -61,9 +60,9 @@ class DynACL(Method):
     The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature.
 
     Args:
-        temperature: of the contrastive losses.
-        ema: how much of the moving average stays at an update, in [0, 1].
-        reweighting: how far the weights move in all, in [0, 1]; 2/3 in the released code. With 0 they stay equal.
+        temperature: temperature of the contrastive losses, positive.
+        ema: decay of the moving average at an update, in [0, 1].
+        reweighting: total shift of the weights, in [0, 1]; 2/3 in the released code. With 0 they stay equal.
     """
 
     ema: float = 0.99
@@ -82,15 +81,15 @@ class DynACL(Method):
         check_number("reweighting", self.reweighting, 0, 1)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """Two strong views an image, (2b, 3, h, w), of the strength that is due."""
+        """Make two strong views an image, (2b, 3, h, w), at the present strength."""
         return two_views(images, replace(settings, strength=settings.strength * strength_at(moment)), generator)
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
-        """Even rows by the target, odd ones by its moving average."""
+        """Encode even rows by the target, odd rows by its moving average."""
         return by_both(networks, images, rows, self.attack_route if attacked else self.clean_route)
 
     def momentum(self, moment: Moment) -> float:
-        """The option `ema`, throughout."""
+        """The option `ema`, constant."""
         return self.ema
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ class DynACL(Method):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Those at the beginning."""
+        """Weights at the beginning of training."""
         return {"clean": 0.5, "adversarial": 0.5}
 
     def weights_at(self, moment: Moment) -> Mapping[str, float]:
@@ -122,13 +121,13 @@ class DynACLPlus(DynACL):
 
 
 def by_both(networks: Networks, images: Tensor, rows: Tensor, route: str) -> Encoded:
-    """Outputs of the target for even rows and of the network "momentum" for odd ones.
+    """Encode even rows by the target and odd rows by the network "momentum".
 
     Args:
         networks: the networks.
         images: (m, 3, h, w).
-        rows: (m,) int64, on the host, what is even or odd.
-        route: of both networks.
+        rows: (m,) int64, on the host, the numbers that are even or odd.
+        route: route of both networks.
 
     Returns:
         Features and embeddings in the order of the images; the images' gradient goes through both networks.
@@ -138,8 +137,8 @@ def by_both(networks: Networks, images: Tensor, rows: Tensor, route: str) -> Enc
 
 
 def trained(networks: Networks, views: Tensor, route: str) -> Tensor:
-    """Embeddings (2b, d) of views in an update: first views by the target, second ones by the network "momentum",
-    without gradient."""
+    """Encode views (2b, 3, h, w) in an update to embeddings (2b, d): first views by the target, second views by the
+    network "momentum" without gradient."""
     first = networks(views[0::2], route).embeddings
     with torch.no_grad():
         second = networks.others["momentum"](views[1::2], route).embeddings

@@ -1,4 +1,4 @@
-"""Extreme multi-patch learning, made robust: EMP-SSL by PGD, and CF-AMC-SSL by free adversarial training."""
+"""Robust multi-crop learning: EMP-SSL by PGD, and CF-AMC-SSL by free adversarial training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,33 +16,33 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 _SCALE_SPAN = 0.92
-"""At strength 1 a crop keeps 0.08 of the area or more, as the authors' do."""
+"""Range of a crop's area at strength 1: it keeps at least 0.08, as in the authors' code."""
 _PATCH_SCALE = 0.25
-"""A patch keeps a quarter of the area: 16 x 16 pixels of 32 x 32."""
+"""Area of a patch: a quarter, 16 x 16 pixels of 32 x 32."""
 _RARELY = 0.1
-"""At strength 1 so many crops are blurred, and so many solarised."""
+"""Default probability of blur, and of solarization, at strength 1."""
 
 
 @dataclass(frozen=True)
 class EMPSSL(Method):
     """EMP-SSL (Tong et al. 2023) on attacked crops alone, the slow arm of CF-AMC-SSL's paper.
 
-    `L = -invariance * mean cos(z_i, mean of the image's z) - mean over i of R(Z_i)` over the n crops of every image, R
-    the total coding rate (see `astra_gym.ssl_core.losses.multiview`). All n * b crops of a batch are attacked jointly:
-    from no perturbation, 5 steps of 0.01 within 8/255, with batch norm in train mode. There is one batch-norm route,
-    and no clean image is trained on.
+    `L = -invariance * mean cos(z_i, mean of the image's z) - mean over i of R(Z_i)` over the n crops of every image,
+    where R is the total coding rate (see `astra_gym.ssl_core.losses.multiview`). All n * b crops of a batch are
+    attacked jointly: from no perturbation, 5 steps of 0.01 within 8/255, with batch norm in train mode. There is one
+    batch-norm route, and clean images are not trained on.
 
-    The reward's terms are rows of L, whose mean is L: "adversarial" on the attacked crops, "clean" on the clean ones,
-    both in the attack's train mode. They lie between -invariance - R_max and invariance, with R_max = min(b, d) / 2 *
-    log(1 + d / (min(b, d) * epsilon)), and near -invariance as a rule: two orders larger than an NT-Xent.
+    The reward's terms are rows of L, and their mean is L: "adversarial" on the attacked crops, "clean" on the clean
+    ones, both in the attack's train mode. They are between -invariance - R_max and invariance, with R_max =
+    min(b, d) / 2 * log(1 + d / (min(b, d) * epsilon)), and usually near -invariance: two orders larger than an NT-Xent.
 
     Args:
-        temperature: without effect, there is no temperature in the loss.
-        crops: n of each image, two or more (16; EMP-SSL's own 20 or 200).
-        patches: whether they are patches of a quarter of the area and of ratio 1, at any strength (EMP-SSL's own), or
-            crops of any size from 1 - 0.92 * strength of the area on, ratio 3/4 to 4/3 (CF-AMC-SSL's better arm).
+        temperature: not used, this loss has none.
+        crops: number n of crops of each image, two or more (16; EMP-SSL uses 20 or 200).
+        patches: true: crops have a quarter of the area and ratio 1 at any strength (EMP-SSL). False: they have at least
+            1 - 0.92 * strength of the area and ratio 3/4 to 4/3 (CF-AMC-SSL's better arm).
         invariance: weight of the agreement.
-        epsilon: of the coding rate, which stands there unsquared, as in the released code; no attack's.
+        epsilon: epsilon of the coding rate, not squared, as in the released code; not the attack's epsilon.
     """
 
     crops: int = 16
@@ -72,10 +72,10 @@ class EMPSSL(Method):
         check_number("epsilon, the coding rate's,", self.epsilon, above=True)
 
     def crop_settings(self, settings: ViewSettings) -> CropSettings:
-        """How a run's crops are made: the authors' own at strength 1, none but the patches' at 0.
+        """Settings of a run's crops: the authors' at strength 1; at strength 0 nothing but the patches and the flip.
 
-        A run's own crop takes the place of the crops' area, not of the patches', and a run's own probability of blur or
-        solarisation that of the authors'; all reaches and probabilities but the flip's are times the strength.
+        A run's `crop` replaces the area of crops, but not of patches. A run's probabilities of blur and solarization
+        replace the authors'. All ranges and probabilities except the flip's are multiplied by the strength.
         """
         s = settings.strength
         brightness, contrast, saturation, hue = (s * reach for reach in settings.jitter)
@@ -94,24 +94,24 @@ class EMPSSL(Method):
 
     @property
     def views_per_image(self) -> int:
-        """The crops."""
+        """Number of crops."""
         return self.crops
 
     @property
     def attacked_per_image(self) -> int:
-        """All crops."""
+        """Number of crops: all are attacked."""
         return self.crops
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """The crops (n * b, 3, h, w), rows n * k to n * k + n - 1 those of image k."""
+        """Make crops (n * b, 3, h, w); rows n * k to n * k + n - 1 are those of image k."""
         return multi_crops(images, self.crops, self.crop_settings(settings), generator)
 
     def default_budget(self, step: int) -> ConstantBudget:
-        """8/255, 0.01 and 5."""
+        """Epsilon 8/255, 5 steps of 0.01."""
         return ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=5)
 
     def objective(self, z: Tensor) -> Tensor:
-        """EMP-SSL's loss, a value for each crop."""
+        """EMP-SSL's loss of each crop, (n * b,)."""
         return emp_ssl(z, self.crops, self.invariance, self.epsilon, reduction="none")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
@@ -132,21 +132,19 @@ def _given(probability: float | None) -> float:
 class CFAMCSSL(EMPSSL):
     """CF-AMC-SSL (Ghofrani & Jamshidi 2025): EMP-SSL with free adversarial training (Shafahi et al. 2019).
 
-    A batch gets m updates in a row. The backward pass of each also gives the next step of the attack, so that an update
-    costs no attack, only a forward pass for the reward; perturbations start at 0 and are carried from batch to batch. A
-    play is one replay. A budget's `steps` say in how many of a batch's replays its view still moves, 0 to m: from m on
-    in all; `epsilon` and `step_size` are those of a replay, and the carried perturbation is clipped to the present
-    `epsilon`.
+    A batch gets m consecutive updates (replays). The backward pass of each also gives the next step of the attack: an
+    update costs no attack, only a forward pass for the reward. Perturbations start at 0 and are carried from batch to
+    batch. A step of the environment is one replay. A budget's `steps` are the number of a batch's replays in which its
+    view moves, 0 to m; m or more: all. `epsilon` and `step_size` are those of a replay, and the carried perturbation is
+    clipped to the present `epsilon`.
 
-    Within a batch a play's reward is that of perturbations which the last update's gradient has moved: an action is
-    judged on what it makes of a slope that it did not choose.
+    The reward is that of perturbations moved by the gradient of the previous update, which the action did not choose.
 
-    The learning rate's schedule counts updates, of which an epoch has m a batch, and falls once over the run. The
-    released code counts batches in the schedule's length but steps it m times a batch, so that its cosine rises again
-    after 1/m of the training.
+    The learning rate's schedule counts updates, m a batch, and falls once over the run. The released code measures the
+    schedule's length in batches but steps it m times a batch, so that its cosine rises again after 1/m of the training.
 
     Args:
-        m: updates of a batch (3 in the paper's runs, 5 by default in its code).
+        m: updates of a batch, 1 or more (3 in the paper's runs, 5 by default in its code).
     """
 
     m: int = 3
@@ -161,9 +159,10 @@ class CFAMCSSL(EMPSSL):
 
     @property
     def replays(self) -> int:
-        """m."""
+        """Number of updates of a batch, m."""
         return self.m
 
     def default_budget(self, step: int) -> ConstantBudget:
-        """8/255, 0.01 in every replay; no fewer than 3 steps, so that every kind of actions has them, is as good."""
+        """Epsilon 8/255, step 0.01 in all replays. At least 3 steps, which every kind of action offers; more than m is
+        the same as m."""
         return ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=max(self.m, 3))

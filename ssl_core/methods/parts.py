@@ -1,4 +1,4 @@
-"""What several methods are made of."""
+"""Parts that several methods share."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,15 @@ from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.models.target_network import Encoded
 
 RouteEncoder = Callable[[Tensor], Encoded]
-"""Images (m, 3, h, w) to features and embeddings."""
+"""Maps images (m, 3, h, w) to features and embeddings."""
 
 
 def by_parity(images: Tensor, rows: Tensor, even: RouteEncoder, odd: RouteEncoder) -> Encoded:
-    """Even rows encoded in one way and odd ones in another: by two networks, or on two routes.
+    """Encode even rows in one way and odd rows in another: by two networks, or on two routes.
 
     Args:
         images: (m, 3, h, w).
-        rows: (m,) int64, on the host, what is even or odd.
+        rows: (m,) int64, on the host, the numbers that are even or odd.
         even, odd: encoders of images.
 
     Returns:
@@ -27,13 +27,13 @@ def by_parity(images: Tensor, rows: Tensor, even: RouteEncoder, odd: RouteEncode
     sorting = torch.argsort(parity, stable=True)
     count = int(parity.sum())
     order, back = (places.to(images.device, non_blocking=True) for places in (sorting, torch.argsort(sorting)))
-    # a network takes no empty batch, and a subset of the rows may be of one kind
+    # a network takes no empty batch, and all rows may be even or all odd
     parts = [part for part in zip(order.split([len(rows) - count, count]), (even, odd), strict=True) if len(part[0])]
     outputs = [encode(images[places]) for places, encode in parts]
     return Encoded(*(torch.cat(values)[back] for values in zip(*outputs, strict=True)))
 
 
 def on_routes(networks: Networks, routes: tuple[str, str]) -> tuple[RouteEncoder, RouteEncoder]:
-    """The target network on the first route, and on the second."""
+    """The target network as two encoders, on the first and on the second route."""
     first, second = routes
     return lambda images: networks(images, first), lambda images: networks(images, second)

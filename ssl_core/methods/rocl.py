@@ -1,4 +1,4 @@
-"""RoCL: the first adversarial contrastive method, whose one attacked view is a third version of the image."""
+"""RoCL: the first adversarial contrastive method, with one attacked view as a third version of the image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,24 +22,24 @@ class RoCL(Method):
 
     `L = NTX_3({t, t', adv}) + (1 / regulariser) * NTX_2({adv, t'})`.
 
-    In every similarity the second operand is detached. As in the released code each of the two terms has its own pass
-    in train mode, the second term's first: 2b images, then 3b, in one batch of batch norm each. The running statistics
-    follow both.
+    In every similarity the second operand is detached. As in the released code each term has a separate pass in train
+    mode, the second term's first: 2b images, then 3b, in one batch of batch norm each. The running statistics follow
+    both.
 
-    The attack maximises, for each attacked view, its own row of `NTX_2` over all t + d and all t', the t' being encoded
-    once. The released code adds the rows of the t' and takes the mean. That is the same attack: these rows reach t + d
-    through detached operands only, and a factor does not change a sign. The gradient goes through the attacked row's
-    own embedding alone, not through the other attacked views, of which it is one of the negatives.
+    The attack maximizes, for each attacked view, its row of `NTX_2` over all t + d and all t'; the t' are encoded once.
+    The released code adds the rows of the t' and takes the mean. That is the same attack: these rows reach t + d only
+    through detached operands, and a factor does not change a sign. The gradient goes only through the attacked row's
+    embedding, not through the rows of other attacked views, where it is a negative.
 
-    The released code takes the attack and NTX_2 within each of its two GPUs' 256 images, and NTX_3 over all 512; here
-    all are over the batch.
+    The released code computes the attack and NTX_2 within the 256 images of each of its two GPUs, and NTX_3 over all
+    512; here all are over the batch.
 
     The reward is NT-Xent of t and t', a row for each view t, attacked or clean: between 0 and log(2b - 1) + 2 /
     temperature, with b images in a batch.
 
     Args:
-        temperature: of both terms and of the attack.
-        regulariser: lambda, positive; it enters as 1 / lambda, so that a larger one regularises less (256 as released).
+        temperature: temperature of both terms and of the attack, positive.
+        regulariser: lambda, positive; the weight is 1 / lambda, so a larger one regularizes less (256 as released).
     """
 
     regulariser: float = 256.0
@@ -64,20 +64,20 @@ class RoCL(Method):
         return views[0::2]
 
     def default_budget(self, step: int) -> ConstantBudget:
-        """The released 0.0314, 0.007 and 7, which are not quite 8/255 and 2/255."""
+        """The released epsilon 0.0314 and 7 steps of 0.007, which are not quite 8/255 and 2/255."""
         return ConstantBudget(epsilon=0.0314, step_size=0.007, steps=7)
 
     def objective(self, z: Tensor) -> Tensor:
-        """There is none without the views that are not attacked: see `objective_for`."""
+        """Not defined without the clean views: see `objective_for`."""
         raise NotImplementedError("RoCL attacks a view against its partner: its objective is objective_for's")
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
-        """NT-Xent of the embeddings of t with those of t', (b,): the rows of t."""
+        """NT-Xent between the embeddings of t and those of t', (b,): the rows of t."""
         partners = networks(views[1::2], self.clean_route).embeddings
         return lambda z: self.contrast(z, partners)[0::2]
 
     def contrast(self, *versions: Tensor) -> Tensor:
-        """`NTX_v` of v versions of the same b images, embeddings (b, d) each: (v * b,), those of an image together."""
+        """`NTX_v` of v versions of b images, embeddings (b, d) each: (v * b,), rows of an image together."""
         rows = torch.stack(versions, dim=1).flatten(0, 1)
         return multi_view_nt_xent(rows, len(versions), self.temperature, stop=True, reduction="none")
 

@@ -1,13 +1,13 @@
-"""Frameworks of two branches without negatives, with adversarial streams as ACL has them: BYOL and SimSiam.
+"""Frameworks with two branches and no negatives, with the adversarial streams of ACL: BYOL and SimSiam.
 
-`Siamese` holds what they share: views in pairs, streams, the attack, the reward. Others would join here or beside it:
+`Siamese` has their shared parts: views in pairs, streams, the attack, the reward. Other frameworks would need:
 
 - MoCo: `others` and `momentum` as BYOL, no predictor, and `row_losses` against a queue of keys, which has to be carried
   (a table that each update changes).
 - Barlow Twins, VICReg: no predictor and no stop-gradient; `row_losses` from the batch's covariances, so that a row's
   value is its share of a sum over dimensions.
-- DINO: `others` and `momentum` as BYOL, `targets` the centred and sharpened softmax, the centre being carried.
-- SwAV: a head of prototypes in the place of the predictor, `targets` by Sinkhorn over the batch, and a queue.
+- DINO: `others` and `momentum` as BYOL, `targets` the centered and sharpened softmax; the center has to be carried.
+- SwAV: a head of prototypes instead of the predictor, `targets` by Sinkhorn over the batch, and a queue.
 """
 
 from abc import abstractmethod
@@ -31,15 +31,15 @@ STREAMS = {
     "ds": "dual stream, half the loss of the clean views and half that of the attacked ones",
     "a2a": "the loss of the attacked views alone",
 }
-"""Names of ACL's streams that these frameworks have, and what they train on."""
+"""ACL's streams that these frameworks have, and what each trains on."""
 
 
 @dataclass(frozen=True)
 class Predictive(Method):
-    """What every method with a predictor shares: the predictor, and embeddings that join predictions and targets.
+    """Base of methods with a predictor: its embeddings join predictions and targets.
 
-    The embeddings that `objective` takes are (n, 2d): predictions p beside the targets z that a partner's predictions
-    are compared with.
+    The embeddings that `objective` takes are (n, 2d): predictions p, then targets z. A partner's predictions are
+    compared with z.
 
     Args:
         temperature: not used, these losses have none.
@@ -56,54 +56,54 @@ class Predictive(Method):
         check_number("predictor_hidden", self.predictor_hidden, 1, expected="a positive integer", whole=True)
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
-        """The predictor, as long in its outputs as the embeddings."""
+        """Make the predictor; its outputs have the length of the embeddings."""
         return {"predictor": Predictor(embedding_dim, self.predictor_hidden, embedding_dim, self.routes)}
 
     def targets(self, networks: Networks, images: Tensor, route: str, embeddings: Tensor) -> Tensor:
-        """What predictions are compared with, (n, d): the network's own embeddings.
+        """Targets of the predictions, (n, d); here the network's own embeddings.
 
         Args:
             networks: the networks.
             images: (n, 3, h, w).
-            route: that the images take.
-            embeddings: (n, d), the target network's.
+            route: batch-norm route of the images.
+            embeddings: (n, d), of the target network.
         """
         return embeddings
 
     def joined(self, networks: Networks, images: Tensor, route: str) -> Encoded:
-        """Features (n, f) of images (n, 3, h, w), and their predictions beside their targets, (n, 2d)."""
+        """Encode images (n, 3, h, w) to features (n, f), and to predictions beside targets, (n, 2d)."""
         features, embeddings = networks(images, route)
         predictions = networks.heads["predictor"](embeddings, route)
         return Encoded(features, torch.cat([predictions, self.targets(networks, images, route, embeddings)], dim=1))
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
-        """Features, and predictions beside targets; every view on the route of its kind."""
+        """Encode views to features, and to predictions beside targets, on the route of attacked or of clean images."""
         return self.joined(networks, images, self.attack_route if attacked else self.clean_route)
 
 
 @dataclass(frozen=True)
 class Siamese(Predictive):
-    """A framework whose predictor tells one view's target from the other view, with streams as ACL's.
+    """Base of frameworks with a predictor of one view's target from the other view, with streams as in ACL.
 
     "ds": `L = (L(clean) + L(attacked)) / 2`, each on its own batch-norm route; "a2a": `L(attacked)`, all on one route.
     No paper defines these pairings; they are ACL's streams with another framework's loss. Both views of an image pass
-    the network in one batch, as in ACL, and not one after the other.
+    the network in one batch, as in ACL, not one after the other.
 
-    Both views are attacked jointly, and the attack maximises the framework's own loss. Its gradient goes through
-    predictions and targets alike, so through both branches to the images: the framework's stop-gradient keeps its
-    *weights* from collapsing, while an attack moves images and no weight.
+    Both views are attacked jointly, and the attack maximizes the framework's loss. Its gradient goes through both
+    branches, predictions and targets: the framework's stop-gradient protects its *weights* from collapse, and an attack
+    moves images but no weights.
 
     Args:
         temperature: not used, these losses have none.
         predictor_hidden: width of the predictor's hidden layer, positive.
-        streams: "ds" or "a2a". ACL's "a2s" is refused: it compares an attacked with a clean view, and here the branches
-            differ, so that it makes a difference which of them takes the attacked view; no paper has chosen.
+        streams: "ds" or "a2a". ACL's "a2s" is refused: it compares an attacked with a clean view. Here the branches
+            differ, so it matters which of them takes the attacked view, and no paper says which.
     """
 
     streams: str = "ds"
 
     scale: ClassVar[float] = 1.0
-    """Of the mean over the views, where the framework's loss is their sum."""
+    """Factor of the mean over the views, for a framework whose loss is a sum over views."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,12 +118,12 @@ class Siamese(Predictive):
 
     @property
     def routes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Two; a single one where nothing clean is trained on."""
+        """Batch-norm routes: two; only the attack's for "a2a", which trains on no clean views."""
         return ("normal", "pgd") if self.streams == "ds" else ("pgd",)
 
     @property
     def clean_route(self) -> str:  # type: ignore[override]
-        """Where clean views are looked at; without a clean stream no other route than the attack's is trained."""
+        """Route of clean views; for "a2a" the attack's, the only one that is trained."""
         return self.routes[0]
 
     @abstractmethod
@@ -132,16 +132,20 @@ class Siamese(Predictive):
 
         Args:
             predictions, targets: (2N, d), rows 2k and 2k+1 those of image k.
-            stop: whether no gradient goes to the targets.
+            stop: whether to stop the gradient to the targets.
         """
 
     def objective(self, z: Tensor) -> Tensor:
-        """The framework's loss of each view, (2N,), from predictions beside targets (2N, 2d)."""
+        """The framework's loss of each view, (2N,).
+
+        Args:
+            z: predictions beside targets, (2N, 2d).
+        """
         predictions, targets = z.chunk(2, dim=1)
         return self.row_losses(predictions, targets, stop=False)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """The framework's loss of the clean views on their route, unless "a2a", and of the attacked ones on theirs."""
+        """`clean`, not for "a2a", and `adversarial`: the loss of the clean and attacked views, each on its route."""
         attacked = self.given(adversarial)
         streams = {"clean": (views, self.clean_route)} if self.streams == "ds" else {}
         streams["adversarial"] = (attacked, self.attack_route)
@@ -162,10 +166,10 @@ class Siamese(Predictive):
 class BYOL(Siamese):
     """Bootstrap your own latent (Grill et al. 2020) with adversarial streams.
 
-    The target network of this project is BYOL's *online* network, which is trained, attacked and evaluated; BYOL's
-    target network is "momentum", the moving average of backbone and projector, in train mode with statistics of its
-    own. `L` of a stream is `2 - 2 cos(p_i, z_partner(i))`, summed over the two views of an image and averaged over the
-    images, with p the online predictions and z the moving average's embeddings, which get no gradient.
+    This project's target network is BYOL's *online* network, which is trained, attacked and evaluated. BYOL's target
+    network is "momentum" here: the moving average of backbone and projector, in train mode with its own statistics.
+    `L` of a stream is `2 - 2 cos(p_i, z_partner(i))`, summed over the two views of an image and averaged over the
+    images, with p the online predictions and z the moving average's embeddings, without gradient.
 
     The reward's `adversarial` and `clean` are `2 - 2 cos(p_i, z_partner(i))` of each attacked or clean view, in [0, 4]:
     0 where a view predicts its partner's direction.
@@ -174,8 +178,8 @@ class BYOL(Siamese):
         temperature: not used, this loss has none.
         predictor_hidden: width of the predictor's hidden layer (4096 in solo-learn's CIFAR settings).
         streams: "ds" or "a2a", see `Siamese`.
-        momentum_start: of the moving average at the first update, in [0, 1]; it rises to 1 along a cosine over the
-            training (0.99 in solo-learn's CIFAR settings).
+        momentum_start: momentum of the moving average at the first update, in [0, 1]; it rises to 1 along a cosine over
+            the training (0.99 in solo-learn's CIFAR settings).
     """
 
     predictor_hidden: int = 4096
@@ -191,7 +195,7 @@ class BYOL(Siamese):
         check_number("momentum_start", self.momentum_start, 0, 1)
 
     def momentum(self, moment: Moment) -> float:
-        """`1 - (1 - momentum_start) * (cos(pi * progress) + 1) / 2` (their section 3.3), by the progress before it."""
+        """`1 - (1 - momentum_start) * (cos(pi * progress) + 1) / 2`, by the progress before it (their section 3.3)."""
         return cosine_momentum(moment.progress, self.momentum_start)
 
     def targets(self, networks: Networks, images: Tensor, route: str, embeddings: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ class SimSiam(Siamese):
     """Simple Siamese representations (Chen and He 2021) with adversarial streams: no moving average, a stop-gradient.
 
     `L` of a stream is the mean of `-cos(p_i, z_partner(i))` over all views, with p the predictions and z the embeddings
-    of the same network, which get no gradient. The predictor keeps its peak learning rate.
+    of the same network, without gradient. The predictor keeps its peak learning rate.
 
     The reward's `adversarial` and `clean` are `-cos(p_i, z_partner(i))` of each attacked or clean view, in [-1, 1]: -1
     where a view predicts its partner's direction.

@@ -19,25 +19,25 @@ from astra_gym.ssl_core.utils.finite import check_number
 class TARO(Predictive):
     """Targeted adversarial training without negatives (Kim et al. 2023), on SimSiam and one batch-norm route.
 
-    Each view is pulled towards a view of the same kind (first among first, second among second), which is selected by
-    similar features and uncertain predictions (`targets.select_targets`). With p the predictions, z the
-    embeddings, and t the target's clean view, the attack maximises `cos(p(x'), z(t)) + cos(p(t), z(x'))`, in [-2, 2].
-    As in the released code z is detached: the gradient goes through p(x') alone, and raises the first summand. The
-    second is only reported, and may fall further than the first rises while the predictor is young.
+    Each view is pulled towards a view of the same kind (first among first, second among second), selected by similar
+    features and uncertain predictions (`targets.select_targets`). With p the predictions, z the embeddings, and t the
+    target's clean view, the attack maximizes `cos(p(x'), z(t)) + cos(p(t), z(x'))`, in [-2, 2]. As in the released code
+    z is detached: the gradient goes through p(x') alone, and raises the first summand. The second is only reported, and
+    early in training it may fall more than the first rises.
 
     With `S(a, b) = -1/2 [cos(p_a, sg z_b) + cos(p_b, sg z_a)]`, the clean first view x1 and the attacked views a1, a2,
 
     `L = S(x1, a1) + w2 * [S(a2, a1) + S(a2, x1)]`.
 
-    The clean second view is not in the loss. x1, a1 and a2 pass the network one after the other, each a batch of batch
-    norm of its own, as in the released code.
+    The clean second view is not in the loss. x1, a1 and a2 pass the network one after the other, each as a separate
+    batch of batch norm, as in the released code.
 
     Deviation: the released code selects targets in train mode, where running statistics follow the clean views. Here
-    the selection is in eval mode like the attack and leaves them alone: they follow the update's three passes only.
+    the selection is in eval mode like the attack: they follow the update's three passes only.
 
-    The reward's `adversarial` and `clean` are not the targeted similarity, which says how near a view came to another
-    image. They are SimSiam's loss of a view, attacked or clean, and its *clean* partner, S(x', partner) and
-    S(x, partner), in [-1, 1], of which -1 is agreement. `objective_for` stays the targeted similarity.
+    The reward's `adversarial` and `clean` are not the targeted similarity, which measures how near a view came to
+    another image. They are SimSiam's loss of a view, attacked or clean, and its *clean* partner: S(x', partner) and
+    S(x, partner), in [-1, 1]; -1 is agreement. `objective_for` is the targeted similarity.
 
     Args:
         temperature: not used, this loss has none.
@@ -68,16 +68,16 @@ class TARO(Predictive):
             raise ValueError("similarity_weight and entropy_weight are both 0: expected one above 0 to select by")
 
     def default_budget(self, step: int) -> ConstantBudget:
-        """8/255, 2/255 and 10."""
+        """Epsilon 8/255, 10 steps of 2/255."""
         return ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=10)
 
     # --- the attack --------------------------------------------------------------------------------------------------
 
     def selected(self, features: Tensor, predictions: Tensor) -> Tensor:
-        """The row that each view is pulled towards, (2b,) int64, of its own kind: even for even rows, odd for odd.
+        """Select the row that each view is pulled towards, (2b,) int64: even for even rows, odd for odd.
 
         Args:
-            features: (2b, f) of the clean views, rows 2k and 2k+1 those of image k.
+            features: (2b, f) of the clean views; rows 2k and 2k+1 are those of image k.
             predictions: (2b, d).
         """
         kinds = [
@@ -88,11 +88,11 @@ class TARO(Predictive):
         return torch.stack(kinds, dim=1).flatten()
 
     def objective(self, z: Tensor) -> Tensor:
-        """There is none without the targets: see `objective_for`."""
+        """Not defined without the targets: see `objective_for`."""
         raise NotImplementedError("TARO selects a target for each view: its objective is objective_for's")
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
-        """The similarity of each view to the clean view selected for it, (2b,) in [-2, 2]."""
+        """Similarity of each view to the clean view selected for it, (2b,) in [-2, 2]."""
         features, clean = self.joined(networks, views, self.clean_route)
         predictions, embeddings = clean.chunk(2, dim=1)
         target = self.selected(features, predictions)
