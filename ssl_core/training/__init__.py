@@ -1,1 +1,1 @@
-"""The update of the target network: the learner, its optimizers, the choice of a coreset."""
+"""The update of the target network: the learner, its optimizers, the selection of a coreset."""

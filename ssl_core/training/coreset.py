@@ -1,4 +1,4 @@
-"""Coresets: the batches that later epochs train on, chosen for robustness (RCS, NeurIPS 2023) or at random."""
+"""Coresets: batches for later epochs, selected for robustness (RCS, NeurIPS 2023) or at random."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,39 +24,39 @@ SELECTIONS = {
     "random": "as many of the same batches, drawn at random: its control",
 }
 SHARE = 100
-"""One image in so many is held out, as in the released code."""
+"""One image of this many is held out, as in the released code."""
 FEWEST = 32
-"""So many are held out where that is not more than a tenth of the images: few tell little."""
+"""Images held out at least, if that is not more than a tenth of all: fewer measure little."""
 
 Load = Callable[[Tensor], Tensor]
-"""`load(rows)`: images (k, 3, h, w) in [0, 1] on the learner's device, of rows (k,) int64."""
+"""`load(rows)`: images (k, 3, h, w) in [0, 1] of rows (k,) int64, on the learner's device."""
 MakeViews = Callable[[Tensor], Tensor]
-"""`make_views(images)`: the method's views (v, 3, h, w) of images, drawn anew by every call."""
+"""`make_views(images)`: the method's views (v, 3, h, w) of images, drawn anew in every call."""
 Gradient = list[Tensor]
-"""Of a scalar, with respect to each parameter of the projector's linear layers that counts."""
+"""Gradient of a scalar by each selected parameter of the projector's linear layers."""
 
 
 @dataclass(frozen=True)
 class CoresetSettings:
-    """How a coreset is chosen; the defaults are those of the released code, and of biases of the paper.
+    """Settings of the selection of a coreset; the defaults are the released code's, and the paper's for biases.
 
     Args:
-        batches: how many are kept, 1 or more.
+        batches: number of batches to select, 1 or more.
         kind: a name of `SELECTIONS`.
-        divergence: a name of `astra_gym.ssl_core.losses.divergences.DIVERGENCES`, between clean and attacked
-            embeddings.
-        form: of the divergence, a name of `astra_gym.ssl_core.losses.divergences.FORMS`: `released`, or `softmax`, that
-            of version 0.1; of the divergence "ot" it is not used.
-        biases: whether gradients and virtual steps are of the linear layers' biases too, as in version 0.1; else they
-            are of weights alone, as the paper has it. The versions of the released code that are stored take the first
-            layer's bias with them, the only one of ACL's projector.
-        lr: step of the virtual descent along the gradient of a batch that was picked, 0 or more.
-        epsilon: radius of the attack that maximises the divergence, and of its random start, in [0, 1].
-        step_size: of that attack, in [0, 1].
-        steps: of that attack, 0 or more.
+        divergence: divergence between clean and attacked embeddings, a name of
+            `astra_gym.ssl_core.losses.divergences.DIVERGENCES`.
+        form: form of the divergence, a name of `astra_gym.ssl_core.losses.divergences.FORMS`: `released`, or `softmax`
+            as in version 0.1; not used by the divergence "ot".
+        biases: whether gradients and virtual steps include the linear layers' biases, as in version 0.1, or weights
+            only, as in the paper. The available versions of the released code include the first layer's bias, the only
+            one of ACL's projector.
+        lr: size of the virtual step of descent along the gradient of a picked batch, 0 or more.
+        epsilon: radius of the attack that maximizes the divergence, and of its random start, in [0, 1].
+        step_size: step size of that attack, in [0, 1].
+        steps: steps of that attack, 0 or more.
 
     Raises:
-        ValueError: a figure out of its range, an unknown name, or `biases` that is not true or false.
+        ValueError: if a value is out of its range, a name is unknown, or `biases` is not true or false.
     """
 
     batches: int
@@ -83,16 +83,16 @@ class CoresetSettings:
 
 
 def validation_rows(rows: Tensor, streams: Streams) -> Tensor:
-    """The rows that RCS holds out of training to measure the divergence on: the same throughout a run.
+    """Select the rows that RCS holds out of training to measure the divergence: the same throughout a run.
 
-    A hundredth, as in the released code, but 32 at least where these are no more than a tenth, and always one.
+    A hundredth, as in the released code, but at least 32 if that is no more than a tenth, and at least one.
 
     Args:
-        rows: (m,) int64, m >= 1, those that there are.
-        streams: only their seed counts, no stream moves.
+        rows: all rows, (m,) int64, m >= 1.
+        streams: only their seed is used; no stream advances.
 
     Returns:
-        (u,) int64, ascending as in `rows`.
+        (u,) int64, in the order of `rows`.
     """
     count = max(len(rows) // SHARE, min(FEWEST, len(rows) // 10), 1)
     own = torch.Generator().manual_seed(derive_seed(streams.seed, "coreset/validation"))
@@ -109,45 +109,46 @@ def select(
     settings: CoresetSettings,
     streams: Streams,
 ) -> Tensor:
-    """Chooses the rows of the coming epochs' batches, on the present weights (RCS, Xu et al. 2023, algorithm 1).
+    """Select the rows of the next epochs' batches, on the present weights (RCS, Xu et al. 2023, algorithm 1).
 
-    The rows are dealt into batches at random. Let L be the method's training loss of a batch on its views and their
-    attacks (by the method's default budget), RD the representational divergence between clean and attacked embeddings
-    of the held-out images, attacked anew to maximise it. Gradients are taken with respect to the weights of the
-    projector's linear layers (with `biases` also to their biases), and averaged over the outputs: g_b of L for every
+    The rows are split into batches at random. Let L be the method's training loss of a batch on its views and their
+    attacks (by the method's default budget), and RD the representational divergence between clean and attacked
+    embeddings of the held-out images, attacked anew to maximize it. Gradients are taken by the weights of the
+    projector's linear layers (with `biases` also by their biases), and averaged over the outputs: g_b of L for every
     batch b, G of RD.
     Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers RD most
-    to first order; the projector makes that step virtually, and G is computed again.
+    to first order. The projector takes that step virtually, and G is computed again.
 
-    Where the released code differs or is not stored: held-out images are seen through the method's views here, drawn
-    anew for each pick, and un-augmented there; of a momentum pair (DynACL) the target network stands for both.
+    Differences from the released code, or where it is not available: held-out images are augmented by the method's
+    views, drawn anew for each pick, and not un-augmented; in a momentum pair (DynACL) the target network stands for
+    both.
 
-    All of it is in eval mode. g_b is computed once, on the projector as it was; only G follows the virtual steps. Both
-    are as in the released code. There a virtual step may count twice, since the layers are stepped under two names; it
-    is made once here.
+    All of it is in eval mode. g_b is computed once, on the original projector; only G follows the virtual steps. Both
+    are as in the released code. There a virtual step may count twice, since the layers are stepped under two names;
+    here it is taken once.
 
     Nothing is learned: weights are restored bit for bit, also after an error; statistics, gradients, training flags and
-    the optimiser stay as they are. The cost is an attack on every batch and one on the held-out views for each batch
-    that is picked. The gradients of all batches are held in the host's memory.
+    the optimizer do not change. The cost is an attack on every batch, and one on the held-out views for each pick. The
+    gradients of all batches are held in the host's memory.
 
     Args:
-        learner: whose weights judge.
-        rows: (m,) int64, those that may be trained on.
-        validation: (u,) int64, other rows, held out to measure the divergence on; see `validation_rows`.
+        learner: the learner, with the method and the weights.
+        rows: (m,) int64, rows that may be trained on.
+        validation: (u,) int64, other rows, held out to measure the divergence; see `validation_rows`.
         batch_size: images in a batch, 1 or more.
-        load: images of rows.
-        make_views: the method's views of images. It is called for every batch in turn, then for the held-out images, at
-            most `batch_size` at once, before each pick.
-        settings: how it is done.
-        streams: "coreset" deals the batches, one draw a selection; "coreset/noise" on the device starts the attacks.
+        load: loads images of rows.
+        make_views: makes the method's views of images. It is called for every batch in turn, then before each pick for
+            the held-out images, at most `batch_size` in a call.
+        settings: settings of the selection.
+        streams: "coreset" splits the batches, one draw a selection; "coreset/noise" on the device starts the attacks.
 
     Returns:
         (batches * batch_size,) int64: the batches in the order in which they were picked.
 
     Raises:
-        ValueError: more batches than there are rows for; a method without an attack, or a projector without linear
-            layers, by "rcs".
-        NonFiniteLossError: gradients that are not finite.
+        ValueError: if there are too few rows for the batches; for "rcs", if the method has no attack or the projector
+            no linear layers.
+        NonFiniteLossError: if gradients are not finite.
     """
     if settings.batches * batch_size > len(rows):
         raise ValueError(
@@ -170,7 +171,7 @@ def _greedy(
     settings: CoresetSettings,
     noise: torch.Generator,
 ) -> list[int]:
-    """The numbers of the batches that are picked, in order."""
+    """Pick batches greedily; return their indices in order."""
     if not learner.method.attacks:
         raise ValueError(
             f"the selection rcs compares attacked with clean embeddings, but {type(learner.method).__name__} has no "
@@ -191,7 +192,7 @@ def _greedy(
         full: list[Gradient] = []
         for batch in batches:
             gradient = _batch_gradient(learner, make_views(load(batch)), parameters, noise)
-            # kept by the host: so many of them may not fit beside the network
+            # on the host: all of them may not fit on the device beside the network
             full.append([part.cpu() for part in gradient])
         reduced = torch.stack([_averaged(gradient) for gradient in full])
         free = torch.ones(len(batches), dtype=torch.bool)
@@ -213,7 +214,7 @@ def _greedy(
 
 @contextmanager
 def _restored(learner: TargetLearner, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """The parameters' values are put back afterwards, and batch-norm statistics do not follow inside."""
+    """Restore the parameters' values on exit, and keep batch-norm statistics constant inside."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
         # an attack in train mode would move the statistics
@@ -227,7 +228,7 @@ def _restored(learner: TargetLearner, parameters: Sequence[Tensor]) -> Iterator[
 
 @contextmanager
 def _differentiable(learner: TargetLearner, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Eval mode, and a gradient for these parameters only: a pass keeps nothing of the backbone."""
+    """Use eval mode, and gradients for these parameters only: a pass stores no activations of the backbone."""
     with frozen(nn.ModuleList([learner.network, learner.heads, learner.others])), torch.enable_grad():
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -237,7 +238,7 @@ def _differentiable(learner: TargetLearner, parameters: Sequence[Tensor]) -> Ite
 def _batch_gradient(
     learner: TargetLearner, views: Tensor, parameters: Sequence[Tensor], noise: torch.Generator
 ) -> Gradient:
-    """The gradient of the method's loss on a batch's views and their attacks."""
+    """Gradient of the method's loss on a batch's views and their attacks."""
     method = learner.method
     number = len(method.attacked(views))
     budget = method.budget_at(learner.step).expand(number)
@@ -256,9 +257,9 @@ def _divergence_gradient(
     settings: CoresetSettings,
     noise: torch.Generator,
 ) -> Gradient:
-    """The gradient of the divergence, summed over the attacked views of all pieces.
+    """Gradient of the divergence, summed over the attacked views of all pieces.
 
-    A factor does not matter, since G is only compared with; "ot" is between the views of a piece.
+    A factor does not change the picks; "ot" is between the views of a piece.
     """
     total = [torch.zeros_like(parameter) for parameter in parameters]
     method = learner.method
@@ -289,7 +290,7 @@ def _maximised(
     noise: torch.Generator,
     watch: Tensor | None = None,
 ) -> Tensor:
-    """Images (n, 3, h, w) attacked so that their embeddings diverge most from the clean ones."""
+    """Attack images (n, 3, h, w) so that their embeddings diverge most from the clean ones."""
     budget = Budget.uniform(len(images), epsilon=settings.epsilon, step_size=settings.step_size, steps=settings.steps)
 
     def encode(moved: Tensor, rows: Tensor) -> Tensor:
@@ -297,7 +298,7 @@ def _maximised(
 
     def objective(z: Tensor) -> Tensor:
         if settings.divergence == "ot":
-            # of the two sets, and not of a row: each counts as much as the whole
+            # "ot" is a value of the two sets, not of a row: give it to every row
             return representational_divergence(clean, z, "ot").expand(len(z))
         return representational_divergence(clean, z, settings.divergence, "none", form=settings.form)
 
@@ -305,5 +306,5 @@ def _maximised(
 
 
 def _averaged(gradient: Gradient) -> Tensor:
-    """One vector: every gradient averaged over the outputs of its layer, a bias's to a single number."""
+    """Join all gradients to one vector, each averaged over the outputs of its layer; a bias gives one number."""
     return torch.cat([part.mean(dim=0).flatten() for part in gradient])

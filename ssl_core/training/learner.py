@@ -1,4 +1,4 @@
-"""The target network in training: it owns network and optimiser, and alone flips modes and batch-norm routes."""
+"""The learner of the target network: the only owner of its optimizer, its modes and its batch-norm routes."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -27,35 +27,35 @@ from astra_gym.ssl_core.utils.training_plan import Moment
 
 GRADIENTS = "the attack's gradients"
 SHAPES = 64
-"""At most so many different batch sizes occur in the attacks of a run: preparing for a new one costs a small network as
-much as an iteration, while rounding up costs a share of about 1 / SHAPES. A GPU computes in blocks of 64 anyway."""
+"""Maximum number of different batch sizes in the attacks of a run. For a small network, preparing for a new size costs
+as much as an iteration; rounding up costs a fraction of about 1 / SHAPES. A GPU computes in blocks of 64 anyway."""
 
 
 class NonFiniteLossError(NonFiniteError):
-    """What an update is made of, or the weights after it, are not finite: training cannot go on from here."""
+    """Loss, gradients or weights of an update are not finite: training cannot continue."""
 
 
 def on_route(network: Network, own: str) -> Network:
-    """The network, always called on one route: a teacher knows nothing of its student's routes."""
+    """Make a network that always uses one route: a teacher does not have its student's routes."""
     return lambda images, route: network(images, own)
 
 
 class TargetLearner:
-    """Owns the target network, what is trained or carried beside it, and the optimiser.
+    """Owner of the target network, of all that is trained or carried with it, and of the optimizer.
 
     Args:
-        network: on its final device.
+        network: the target network, on its final device.
         method: the self-supervised method.
-        optimizer: over the parameters of the network and of the heads; a group that is marked `constant_lr` keeps its
+        optimizer: optimizer of the parameters of the network and of the heads. A group with `constant_lr` keeps its
             rate, the others follow the schedule.
         schedule: learning rate of update k (0-based).
-        update_chunks: in how many chunks an update runs over a batch, to hold fewer activations; with more than one,
-            batch norm's statistics are a chunk's own (ghost batch norm), see `astra_gym.ssl_core.models.gradcache`.
+        update_chunks: number of chunks in which an update runs over a batch, to store fewer activations. With more than
+            one, each has its own batch-norm statistics (ghost batch norm), see `astra_gym.ssl_core.models.gradcache`.
         heads: modules that are trained along (`Method.make_heads`).
         others: networks without gradient by name, "momentum" and "teacher" (`Method.others`).
         teacher_route: route on which the teacher is called, whatever route a method names.
-        moment: where the run stands after k updates; by default an epoch without end.
-        start: of its attacks; None: the method's own (`Method.start_radius`).
+        moment: position in the run after k updates; by default an epoch without end.
+        start: start of the attacks; None: the method's (`Method.start_radius`).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TargetLearner:
             other.requires_grad_(False)
         self.teacher_route = teacher_route
         self.tables: dict[str, Tensor] = {}
-        """What `Method.make_tables` has made."""
+        """Tensors from `Method.make_tables`."""
         self.moment_at, self.start = moment, start
         self.step = 0
         """Number of updates made."""
@@ -94,17 +94,17 @@ class TargetLearner:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the coming update."""
+        """Learning rate of the next update."""
         return self.schedule(self.step)
 
     @property
     def moment(self) -> Moment:
-        """Where the run stands."""
+        """Position in the run."""
         return self.moment_at(self.step)
 
     @property
     def encoder(self) -> TargetNetwork:
-        """The network that is evaluated and kept."""
+        """The network that is evaluated and saved."""
         chosen = self.method.evaluated
         return self.network if chosen == "target" else self._other(chosen)
 
@@ -115,12 +115,12 @@ class TargetLearner:
         return found
 
     def _folded(self) -> Networks:
-        """All networks in eval mode with their batch norm folded; to be used while `frozen`."""
+        """All networks in eval mode with folded batch norm; to be used while `frozen`."""
         others: dict[str, Network] = {name: FoldedNetwork(self._other(name)) for name in self.others}
         return self._networks(FoldedNetwork(self.network), others)
 
     def plain(self, target: Network | None = None) -> Networks:
-        """All networks as they are, the target behind `target` if it is given."""
+        """All networks, not folded; `target`, if given, stands in for the target network."""
         return self._networks(target or self.network, {name: self._other(name) for name in self.others})
 
     def _networks(self, target: Network, others: dict[str, Network]) -> Networks:
@@ -129,10 +129,10 @@ class TargetLearner:
         return Networks(target, dict(self.heads.items()), others, self.tables)
 
     def make_tables(self, images: Tensor, streams: Streams) -> None:
-        """Makes the method's tables from the training images (n, 3, h, w) uint8; nothing where it has none.
+        """Make the method's tables, if it has any, from the training images, uint8 (n, 3, h, w).
 
         Args:
-            streams: it draws from the stream "tables", if it draws at all.
+            streams: random streams; only "tables" is used.
         """
         if type(self.method).make_tables is Method.make_tables:
             return
@@ -141,18 +141,18 @@ class TargetLearner:
         self.tables = {name: value.to(self.device) for name, value in made.items()}
 
     def objective(self, views: Tensor) -> Objective:
-        """What the attack on a batch of views (v, 3, h, w) maximises, on the present weights; what it compares with is
-        encoded in the attack's mode, and statistics stay as they were."""
+        """The attack's objective for a batch of views (v, 3, h, w), on the present weights. Views that it compares with
+        are encoded in the attack's mode; batch-norm statistics do not change."""
         with self._comparing() as networks:
             return self.method.objective_for(networks, views)
 
     def encode_clean(self, views: Tensor) -> Encoded:
-        """Features, and the embeddings that the objective takes, of those views (n, 3, h, w) of a batch that are
-        attacked, clean: on their clean routes, in eval mode, without gradient. Where the attack is in train mode, so
-        are these embeddings, and statistics stay as they were.
+        """Encode the views to be attacked, still clean, to features and the embeddings that the objective takes: on
+        clean routes, in eval mode, without gradient. If the attack is in train mode, so are these embeddings;
+        batch-norm statistics do not change.
 
         Args:
-            views: (v, 3, h, w) all views of the batch.
+            views: all views of the batch, (v, 3, h, w).
         """
         with frozen(self._parts), torch.no_grad():
             images = self.method.attacked(views)
@@ -166,44 +166,44 @@ class TargetLearner:
 
     @contextmanager
     def _under_attack(self) -> Iterator[None]:
-        """Target and heads in the mode of the attack, the others in eval mode, and no gradient for any weight."""
+        """Put target and heads in the mode of the attack, the others in eval mode, without gradients of weights."""
         training = self.method.attack_mode == "train"
         with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
             yield
 
     @contextmanager
     def _comparing(self) -> Iterator[Networks]:
-        """All networks as the attack sees them, for what is compared with the embeddings of attacked views: in the
-        attack's mode, without gradient, and with statistics that stay as they were."""
+        """Yield all networks to encode what attacked views are compared with: in the attack's mode, without gradient
+        or change of batch-norm statistics."""
         training = self.method.attack_mode == "train"
-        # in eval mode statistics stay anyway
+        # in eval mode statistics do not change anyway
         with self._under_attack(), self.untracked() if training else nullcontext(), torch.no_grad():
             yield self.plain() if training else self._folded()
 
     def untracked(self) -> AbstractContextManager[None]:
-        """A context for what only measures: attacks in train mode leave the running statistics as they are."""
+        """Context for measurements: attacks in train mode do not change the running statistics."""
         return Untracked(self._parts)
 
     def watch(self, name: str, values: Tensor) -> None:
-        """The next update reads, with its loss, whether these values are finite, and ends as it would for a loss that
-        is not: nobody waits for them before."""
+        """Let the next update check that these values are finite, with its loss and by the same error. Until then a GPU
+        is not waited for."""
         self._watched[name] = torch.stack(torch.aminmax(values.detach()))
 
     def watched_gradients(self) -> Tensor:
-        """What the attacks up to the next update `watch` by, see `pgd`."""
+        """The `watch` tensor of `pgd` for all attacks up to the next update."""
         return self._watched.setdefault(GRADIENTS, torch.zeros((), device=self.device))
 
     def attack(
         self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
     ) -> Attacked:
-        """The method's attack on the views within the budget; the weights are left as they were, and in eval mode the
-        running statistics too. In train mode these follow the pass of every step.
+        """Run the method's attack on the views within the budget. Weights do not change, and in eval mode neither do
+        running statistics; in train mode these follow the pass of every step.
 
         Args:
-            views: (v, 3, h, w) in [0, 1], all views of a batch.
+            views: all views of a batch, (v, 3, h, w) in [0, 1].
             budget: an entry for each view that is attacked.
-            generator: of the random start, on the learner's device.
-            objective: what `objective(views)` gave on the present weights, where it is known.
+            generator: random generator of the start, on the learner's device.
+            objective: the result of `objective(views)` on the present weights, if known.
         """
         images = self.method.attacked(views)
         radius = self.method.start_radius
@@ -228,8 +228,7 @@ class TargetLearner:
             )
 
     def _tracked_by_steps(self, encode: Encode) -> Encode:
-        """The same encoder, whose pass for the embeddings alone, without gradient, leaves statistics as they were: the
-        authors' attacks have none."""
+        """Make an encoder whose passes without gradient do not change statistics: the authors' attacks have none."""
 
         def stepping(images: Tensor, rows: Tensor) -> Tensor:
             with nullcontext() if torch.is_grad_enabled() else self.untracked():
@@ -238,15 +237,15 @@ class TargetLearner:
         return stepping
 
     def carry(self, views: Tensor, budget: Budget) -> Attacked:
-        """The next step of a free attack: the carried perturbations move by the gradient that the last update has left,
-        and lie on these views (`FreePerturbations`).
+        """Take the next step of a free attack: move the carried perturbations by the last update's gradient, and add
+        them to these views (`FreePerturbations`).
 
         Args:
-            views: (v, 3, h, w) in [0, 1], all views of a batch.
+            views: all views of a batch, (v, 3, h, w) in [0, 1].
             budget: an entry for each attacked view, on the host.
 
         Returns:
-            The attacked images, and their embeddings in the attack's mode; statistics stay as they were.
+            The attacked images, and their embeddings in the attack's mode; statistics do not change.
         """
         moved = self.free.move(self.method.attacked(views), budget, self.moment.replay)
         rows = torch.arange(len(moved))
@@ -256,21 +255,25 @@ class TargetLearner:
     def update(
         self, views: Tensor, adversarial: Tensor | None, along: dict[str, Tensor] | None = None
     ) -> dict[str, float]:
-        """One optimiser step on all views (v, 3, h, w) of a batch and the attacked ones, None without attack. A GPU is
-        waited for once, when all of it is queued; the values of `along` become host copies then.
+        """Take one optimizer step on a batch. A GPU is waited for once, when the whole update is queued.
+
+        Args:
+            views: all views of the batch, (v, 3, h, w).
+            adversarial: the attacked views, (n, 3, h, w); None without an attack.
+            along: tensors by name, replaced by host copies when the GPU is waited for.
 
         Returns:
             The mean of each named loss term, and "total".
 
         Raises:
-            NonFiniteLossError: if the loss, what is watched (`watch`), or afterwards weights or batch norm's statistics
-                are not finite. On the CPU the loss is looked at before the update; on a GPU the network is lost then.
+            NonFiniteLossError: if the loss, watched values (`watch`), or later weights or batch-norm statistics are not
+                finite. The CPU checks the loss before the update; on a GPU the network is lost.
         """
         moment, at_once = self.moment, self.device.type == "cpu"
         self.network.train()
         self.heads.train()
         for name in self.others:
-            # a moving average has statistics of its own, a teacher none that move
+            # a moving average has its own statistics, a teacher's do not change
             self.others[name].train(name == "momentum")
         if self.method.free and adversarial is not None:
             adversarial = adversarial.detach().requires_grad_()
@@ -307,8 +310,8 @@ class TargetLearner:
         self.optimizer.step()
         if follows and not self.method.momentum_first:
             ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
-        # a gradient that is not finite shows here too; what was saved before this update is still good. An attack would
-        # not show it: a processor's fused ReLU turns NaN into 0
+        # this also finds a gradient that is not finite, and what was saved before this update is still good. An attack
+        # would not find it: a processor's fused ReLU turns NaN into 0
         state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
         norms = torch.stack(torch._foreach_norm(state))
         if not at_once:
@@ -321,7 +324,7 @@ class TargetLearner:
         return losses
 
     def _finite(self, figures: list[float], terms: list[str], watched: list[str]) -> dict[str, float]:
-        """The losses by name, of the figures of loss terms and of what is watched; raises if some are not finite."""
+        """Name the values of loss terms and check them and the watched values; raises if one is not finite."""
         losses = dict(zip(terms, figures, strict=False))
         for name, value in zip(watched, figures[len(terms) :], strict=True):
             if not math.isfinite(value):
@@ -338,8 +341,8 @@ class TargetLearner:
         return perturbed(modules, lambda: self.method.perturbation_loss(networks, views, adversarial), gamma)
 
     def numbers(self) -> dict[str, Any]:
-        """All that has to be finite for training to go on, by name; not copied. A teacher does not change; what is
-        watched and was not read yet is among them."""
+        """All values that have to be finite for training to continue, by name; not copied. A teacher does not change
+        and is left out; watched values that were not read yet are included."""
         others = {name: self.others[name].state_dict() for name in self.others if name != "teacher"}
         return {
             "network": self.network.state_dict(),
@@ -352,9 +355,9 @@ class TargetLearner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser and number of updates; heads, moving averages and carried perturbations where there are.
+        """Network, optimizer, number of updates; if present heads, moving averages, tables and carried perturbations.
 
-        A teacher does not change, and its weights lie in a file of their own: its digest stands for it.
+        A teacher does not change, and its weights are in a separate file: only its digest is stored.
         """
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
         beside = {
@@ -368,13 +371,13 @@ class TargetLearner:
         return state | {name: value for name, value in beside.items() if value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave; ValueError if the teacher is another one now."""
+        """Restore a state from `state_dict`; raise a ValueError if the teacher is another one now."""
         if "teacher" in self.others and state.get("teacher") != digest(self.others["teacher"]):
             raise ValueError("the teacher is another one than before: go on with the file that the run began with")
         self._watched = {}
         if "teacher" in self.others:
             teacher = self._other("teacher")
-            # before there was this entry, a teacher computed in the precision of its own run
+            # states without this entry: the teacher computed in the precision of its own run
             teacher.precision = state.get("teacher_precision", teacher.arguments["precision"])
         self.network.load_state_dict(state["network"])
         self.heads.load_state_dict(state.get("heads", {}))

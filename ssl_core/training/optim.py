@@ -1,4 +1,4 @@
-"""Optimisers and schedules."""
+"""Optimizers and learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,14 +18,14 @@ class LARS(Optimizer):
     q is 1 where |w| or |g| is below 1e-15. It applies to all tensors, batch norm and biases included.
 
     Args:
-        params: as of any optimiser.
+        params: parameters or groups, as for any optimizer.
         lr: learning rate.
-        momentum: of the velocity v.
+        momentum: momentum of the velocity v.
         weight_decay: wd.
         trust: the trust coefficient, 1e-3.
 
     Raises:
-        ValueError: if a figure is negative.
+        ValueError: if a value is negative.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LARS(Optimizer):
             size = torch.stack(torch._foreach_norm(weights))
             slope = torch.stack(torch._foreach_norm(gradients))
             ratio = group["trust"] * size / (slope + decay * size)
-            # the norms stay on the device: no host synchronisation, one fused pass over all tensors
+            # the norms stay on the device: no host synchronization, one fused pass over all tensors
             ratio = torch.where((size < 1e-15) | (slope < 1e-15), torch.ones_like(ratio), ratio) * group["lr"]
             updates = torch._foreach_add(gradients, weights, alpha=decay)
             torch._foreach_mul_(updates, list(ratio.unbind()))
@@ -71,27 +71,27 @@ class LARS(Optimizer):
 
 
 class WrappedLARS(Optimizer):
-    """LARS as a wrapper round SGD: solo-learn's form, EMP-SSL's and torchlars'.
+    """LARS as a wrapper around SGD, as in solo-learn, EMP-SSL and torchlars.
 
     A tensor of two dimensions or more: `q = trust * |w| / (|g| + wd * |w| + 1e-8)`, with `clip` `q <- min(q / lr, 1)`,
     and `d = q * (g + wd * w)`; where |w| or |g| is 0, and for all tensors of fewer dimensions (biases, batch norm),
     `d = g`. Then SGD without weight decay: `v <- momentum * v + d` and `w <- w - lr * v`, with Nesterov's
     `w <- w - lr * (d + momentum * v)`. Unlike in ACL's `LARS`, the rate is no part of the velocity.
 
-    With `everywhere`, as in torchlars (RoCL), all tensors are alike, and where |w| or |g| is 0, `d = g + wd * w`.
+    With `everywhere`, as in torchlars (RoCL), all tensors are treated alike; where |w| or |g| is 0, `d = g + wd * w`.
 
     Args:
-        params: as of any optimiser.
+        params: parameters or groups, as for any optimizer.
         lr: learning rate.
-        momentum: of the velocity v.
+        momentum: momentum of the velocity v.
         weight_decay: wd.
         trust: the trust coefficient.
-        clip: whether a tensor's rate `lr * q` is at most `lr`, and else independent of it.
-        nesterov: whether the momentum is Nesterov's.
-        everywhere: whether no tensor is left alone.
+        clip: whether a tensor's rate `lr * q` is at most `lr`, and below that independent of it.
+        nesterov: whether to use Nesterov's momentum.
+        everywhere: whether to adapt all tensors, biases and batch norm too.
 
     Raises:
-        ValueError: if a figure is negative.
+        ValueError: if a value is negative.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class WrappedLARS(Optimizer):
         for group in self.param_groups:
             everywhere = group["everywhere"]
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            # the adapted ones first, in step with their updates
+            # adapted tensors first, as in `adapted` below
             weights.sort(key=lambda weight: not everywhere and _is_excluded(weight))
             if not weights:
                 continue
@@ -144,7 +144,7 @@ class WrappedLARS(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            # files of version 0.1 are older than it
+            # not in files of version 0.1
             group.setdefault("everywhere", False)
 
     def _scaled(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
@@ -156,7 +156,7 @@ class WrappedLARS(Optimizer):
         slope = torch.stack(torch._foreach_norm(gradients))
         ratio = group["trust"] * size / (slope + decay * size + 1e-8)
         if group["clip"]:
-            # a rate of 0, where a warm-up begins, moves nothing whatever the ratio is: but it must not be infinite
+            # with a rate of 0, at the start of a warm-up, nothing moves, but the ratio must not be infinite
             ratio = (ratio / lr).clamp(max=1.0) if lr > 0 else torch.ones_like(ratio)
         bare = (size == 0) | (slope == 0)
         ratio = torch.where(bare, torch.ones_like(ratio), ratio)
@@ -211,7 +211,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {
 }
 """`lars`: ACL, DynACL, AIR, ASTrA. `sgd`: Nesterov's momentum. `sgd-classic`: plain momentum (AdvCL, DeACL, TARO,
 DAQ-SDP). `lars-excluded`: solo-learn's on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
-CF-AMC-SSL. `lars-torchlars`: RoCL's, torchlars' LARS round SGD."""
+CF-AMC-SSL. `lars-torchlars`: RoCL's, torchlars' LARS around SGD."""
 PEAK_LR = {
     "lars": 5.0,
     "sgd": 0.3,
@@ -221,8 +221,8 @@ PEAK_LR = {
     "lars-emp": 0.3,
     "lars-torchlars": 1.5,
 }
-"""Usual peak learning rates: ACL's for LARS, DeACL's, BYOL's, EMP-SSL's and RoCL's; those of sgd and adamw were found
-on the digits."""
+"""Usual peak learning rates: ACL's (lars), DeACL's, BYOL's, EMP-SSL's and RoCL's; sgd and adamw were tuned on the
+digits."""
 
 
 def make_optimizer(
@@ -232,16 +232,15 @@ def make_optimizer(
     weight_decay: float,
     heads: Iterable[tuple[nn.Module, bool]] = (),
 ) -> Optimizer:
-    """The optimiser called `name` in `OPTIMIZERS` over all parameters of the network and of the heads.
+    """Make the optimizer called `name` in `OPTIMIZERS` for all parameters of the network and of the heads.
 
     Args:
-        name: of the optimiser.
+        name: name of the optimizer.
         network: its parameters are the first group.
         lr: learning rate of all groups.
-        weight_decay: of all groups.
-        heads: further modules that are trained, a group each, and whether its rate is constant: such a group has
-            `constant_lr` true, and whoever sets the scheduled rate passes it over (TARO's and SimSiam's predictor).
-            A head without parameters adds no group.
+        weight_decay: weight decay of all groups.
+        heads: further trained modules, a group each, and whether its rate is constant. Such a group has `constant_lr`
+            true, and the schedule skips it (TARO's and SimSiam's predictor). A head without parameters adds no group.
 
     Raises:
         ValueError: if the name is unknown, or a parameter is given twice.
@@ -272,9 +271,8 @@ def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: floa
 def warmup_cosine_by_epoch(epoch: int, epochs: int, warmup: int, peak: float, floor: float, start: float) -> float:
     """Learning rate throughout an epoch (0-based), for schedules that count epochs (DynACL, DeACL, RoCL).
 
-    Linear from `start` in the first epoch to `peak` in epoch `warmup` (counted from 1), which the next epoch has too;
-    then cosine towards `floor`, which would be that of epoch `epochs + 1`. With one epoch of warm-up its rate is the
-    peak.
+    Linear from `start` in the first epoch to `peak` in epoch `warmup` (counted from 1) and the next one; then cosine
+    towards `floor`, which epoch `epochs + 1` would have. A single epoch of warm-up has the peak.
     """
     if epoch < warmup - 1:
         return start + (peak - start) * epoch / (warmup - 1)
