@@ -1,1 +1,1 @@
-"""What a frozen or fine-tuned encoder is worth: linear probes, fine-tuning, nearest neighbours, post-processing."""
+"""Classifiers from a pre-trained encoder: linear probes, fine-tuning, nearest neighbors, post-processing."""

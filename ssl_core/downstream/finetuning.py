@@ -1,4 +1,4 @@
-"""Full fine-tuning: adversarial training of a pre-trained encoder with a linear head, to measure where it leads."""
+"""Full fine-tuning: adversarial training of a pre-trained encoder with a linear head, as an evaluation."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 ONE_ROUTE_NOISE = 0.001
-"""The start noise of TRADES and ACL, whose networks have one route."""
+"""Start noise of TRADES and ACL, for networks with one route."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,24 @@ class FineTuneSettings:
     """Adversarial full fine-tuning (AFF); the defaults are the protocol of DynACL and ASTrA.
 
     Args:
-        epochs: passes over the labelled images.
+        epochs: passes over the labeled images.
         lr: learning rate of SGD.
         batch_size: images a step, at least 2: batch norm is in train mode.
-        milestones: epochs at whose start the learning rate is divided by ten.
-        momentum: of SGD.
-        weight_decay: of SGD, on every weight that is trained.
+        milestones: numbers of epochs after which the learning rate is divided by ten.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD, for every trained weight.
         beta: weight of TRADES' robustness term.
         epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
-        step_size: of the attack, in the same unit.
-        steps: of the attack.
-        start_noise: standard deviation of the normal noise from which the attack starts, in the same unit. 0 is the
-            released code of DynACL and ASTrA, which starts at the clean image: with two routes that differ the
-            divergence has a gradient there. 0.001 is TRADES' and ACL's (`ONE_ROUTE_NOISE`), and was the default of
-            version 0.1: on a network with one route the divergence has its minimum at the clean image, and without
-            noise the first step would follow the sign of rounding errors.
+        step_size: step size of the attack, in the same unit.
+        steps: steps of the attack.
+        start_noise: standard deviation of the normal noise at the attack's start, in the same unit. 0 is the released
+            code of DynACL and ASTrA, which starts at the clean image: with two different routes the divergence has a
+            gradient there. 0.001 is TRADES' and ACL's (`ONE_ROUTE_NOISE`), and was the default of version 0.1: with
+            one route the divergence has its minimum at the clean image, and without noise the first step would follow
+            the sign of rounding errors.
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     epochs: int = 25
@@ -92,46 +92,45 @@ def fine_tune(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Classifier:
-    """Adversarial full fine-tuning (AFF): train backbone and linear head with TRADES, each side on its own route.
+    """Train backbone and linear head with TRADES, each side on its own route: adversarial full fine-tuning (AFF).
 
     The protocol of DynACL's and ASTrA's `test_AFF.py`. With x a weak view, f on the clean route and g on the attacked
-    one, the loss is `CE(f(x), y) + beta * KL(softmax f(x) || softmax g(x'))` in train mode, where x' maximises that
-    divergence in eval mode, its first argument held. The last epoch counts. On a labelled fraction of the images it
-    is the semi-supervised protocol; from the head of a linear probe it is LP-AFF.
+    one, the loss is `CE(f(x), y) + beta * KL(softmax f(x) || softmax g(x'))` in train mode. There x' maximizes that
+    divergence in eval mode, with its first argument fixed. The last epoch counts. On a labeled fraction of the images
+    it is the semi-supervised protocol; from the head of a linear probe it is LP-AFF.
 
-    It works on a copy, so `encoder` and `head` are left as they are. What `features` does not use, such as a projector
-    or a third route, gets no gradient and stays as it is, without weight decay too. A last batch of a single image
-    joins the one before, since batch norm has no variance of one value. The same arguments give the same classifier
-    bit for bit on the CPU, unless the encoder itself draws random numbers. For the attack a `TargetNetwork` is folded
-    (`astra_gym.ssl_core.models.encoder.fast_features`), which moves its features by rounding.
+    It works on a copy: `encoder` and `head` do not change. Parts that `features` does not use, such as a projector or a
+    third route, get no gradient and no weight decay. A last batch of a single image joins the one before, since batch
+    norm has no variance of one value. The same arguments give the same classifier bit for bit on the CPU, unless the
+    encoder itself draws random numbers. For the attack a `TargetNetwork` is folded
+    (`astra_gym.ssl_core.models.encoder.fast_features`), which changes its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.
         routes: batch-norm routes of the clean and of the attacked images, ("normal", "pgd") in the protocol. A network
             with a single route takes both passes there, as in TRADES itself: its running statistics are then updated
             twice a step, by the clean batch first, and follow a mixture of the two; its attack needs `start_noise`.
-        train: labelled images, at least 2.
-        settings: of the fine-tuning.
+        train: labeled images, at least 2.
+        settings: settings of the fine-tuning.
         views: `padding` and `flip` of the augmentation.
-        seed: of the order of the images, the augmentation and the attack's start.
-        head: from a copy of which to start, (feature_dim -> classes); without it the head starts at zero, so that the
-            first attack has no gradient and moves nothing: the first step trains on the start noise, if any.
-        device: where to work.
+        seed: seed of the order of the images, the augmentation and the attack's start.
+        head: initial head (feature_dim -> classes), which is copied. None: the head starts at zero, so that the first
+            attack has no gradient and moves nothing: the first step trains on the start noise, if any.
+        device: device for the work.
         progress: called after every step with the steps done and their total.
 
     Returns:
-        The classifier on the attacked route, on which all test figures are taken.
+        The classifier on the attacked route, which all tests use.
 
     Raises:
-        ValueError: if `train` has no labels, labels that are no classes of its own or too few images, or the head does
-            not fit.
+        ValueError: if `train` has no labels, labels outside its classes or too few images, or the head does not fit.
         RuntimeError: if the loss or the weights are not finite.
     """
     labels = required_labels(train, "fine-tuning").to(device)
     if len(train) < 2:
         raise ValueError(f"data set {shown(train.name)} has {len(train)} image: fine-tuning needs 2 or more")
     encoder = copy.deepcopy(encoder)
-    own = type(encoder) is TargetNetwork  # how the weights of others lie is theirs to say
+    own = type(encoder) is TargetNetwork  # other encoders keep their memory format
     if own:
         encoder.to(memory_format=torch.channels_last)
     features = cast(Encoder, encoder).features
@@ -146,7 +145,7 @@ def fine_tune(
     noise = streams.on_device("finetuning/noise")
     steps = settings.epochs * len(_batches(torch.arange(len(train)), settings.batch_size))
 
-    watch = torch.zeros((), device=device)  # of the attack's gradients
+    watch = torch.zeros((), device=device)  # watches the attack's gradients
     done = 0
     for _ in range(settings.epochs):
         for rows in _batches(torch.randperm(len(train), generator=order), settings.batch_size):
@@ -170,15 +169,15 @@ def fine_tune(
         schedule.step()
     optimiser.zero_grad()
     if own:
-        # as a checkpoint of it is read
+        # the format of an encoder read from a checkpoint
         encoder.to(memory_format=torch.contiguous_format)
     return Classifier(encoder, routes[1], head)
 
 
 def _start(inputs: int, classes: int, head: nn.Linear | None) -> nn.Linear:
-    """A copy of the given head, or a zero one."""
+    """Copy the given head, or make a zero one."""
     if head is None:
-        # skip_init: nn.Linear's own initialisation would draw from the global generator.
+        # skip_init: nn.Linear's own initialization would draw from the global generator.
         head = nn.utils.skip_init(nn.Linear, inputs, classes)
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
@@ -192,7 +191,7 @@ def _start(inputs: int, classes: int, head: nn.Linear | None) -> nn.Linear:
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """The rows of one epoch in batches; a last one of a single image joins the one before."""
+    """Split the rows of an epoch into batches; a last one of a single image joins the one before."""
     batches = list(order.split(size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
@@ -208,7 +207,7 @@ def _attack(
     generator: torch.Generator,
     watch: Tensor,
 ) -> Tensor:
-    """The images moved so that their answer on the attacked route leaves the clean one; all is in eval mode."""
+    """Attack images so that their logits on the attacked route diverge from the clean ones, all in eval mode."""
     features = fast_features(encoder)
     with torch.no_grad():
         clean = head(features(images, routes[0]))
@@ -224,13 +223,13 @@ def _attack(
             steps=settings.steps,
             device=images.device,
         ),
-        # `pgd` holds a given start to the pixels' bounds, but to the ball from the first step on only.
+        # `pgd` clips a given start to the pixels' bounds, but to the ball only from the first step on.
         start=noise.clamp(-settings.epsilon, settings.epsilon),
         watch=watch,
     ).images
 
 
 def _finite(model: nn.Module) -> bool:
-    """Whether weights and running statistics are."""
+    """Whether weights and running statistics are finite."""
     state = [value for value in model.state_dict().values() if value.is_floating_point()]
     return bool(torch.stack([value.isfinite().all() for value in state]).all())

@@ -1,4 +1,4 @@
-"""Nearest neighbours in a frozen encoder's feature space: a classifier without a parameter to train."""
+"""Nearest neighbors in a frozen encoder's feature space: a classifier without trained parameters."""
 
 import copy
 import math
@@ -20,14 +20,14 @@ from astra_gym.ssl_core.utils.hashing import fingerprint
 
 @dataclass(frozen=True)
 class NeighbourSettings:
-    """Weighted nearest neighbours; the defaults are those of Wu et al. 2018 (instance discrimination, section 3.4).
+    """Settings of weighted nearest neighbors, by default of Wu et al. 2018 (instance discrimination, section 3.4).
 
     Args:
-        k: number of neighbours that vote.
-        temperature: a neighbour of cosine similarity s has exp(s / temperature) votes.
+        k: number of neighbors that vote, 1 or more.
+        temperature: positive; a neighbor of cosine similarity s has exp(s / temperature) votes.
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     k: int = 200
@@ -41,28 +41,28 @@ class NeighbourSettings:
 class NeighbourClassifier(FrozenEncoderClassifier):
     """A frozen encoder and its features of the training images: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
 
-    The k training images whose features have the largest cosine similarity s to the image's vote for their classes,
-    with exp(s / temperature) votes each. Of equal similarities at the k-th place those of the lower class vote, and
-    within a class those of the earlier training images; of equal votes, `argmax` takes the lower class.
+    The k training images with the largest cosine similarity s to the image's features vote for their classes, with
+    exp(s / temperature) votes each. If similarities are equal at the k-th place, the lower class votes, and within a
+    class the earlier training image; if votes are equal, `argmax` takes the lower class.
 
-    A class's logit is the logarithm of its votes. The votes themselves reach 1e8, so that the softmax of a cross
-    entropy would be exactly 0 or 1 and its gradient 0; their shares look like probabilities, of which a cross entropy
-    takes the softmax a second time. A class without a neighbour has no votes and no logarithm: its logit is that of
-    half the vote of its nearest training image. That is below any class with votes, so it decides nothing, but it has a
-    gradient: with a constant instead, an image all of whose neighbours are of one class would have none that float32
-    can tell from 0, and would seem robust for that reason alone. (A class without any training image is taken to have
-    one of similarity -1.)
+    A class's logit is the logarithm of its votes. The votes themselves reach 1e8: the softmax of a cross entropy would
+    be exactly 0 or 1 and its gradient 0. Shares of votes would be probabilities, and a cross entropy would take their
+    softmax a second time. A class without a neighbor has no votes and no logarithm: its logit is that of half the
+    vote of its nearest training image. That is below any class with votes, so it does not affect the outcome, but it
+    has a gradient. With a constant instead, an image with all neighbors in one class would have no gradient that
+    float32 distinguishes from 0, and would seem robust only for that reason. (A class without training images counts as
+    having one of similarity -1.)
 
     Args:
         encoder: module with `features(images, route)`.
         route: batch-norm route of the features.
-        features: (N, d) of the training images.
-        labels: (N,) int64.
-        classes: their number.
-        settings: with a k of at most N.
+        features: features of the training images, (N, d).
+        labels: labels of the training images, int64 (N,).
+        classes: number of classes.
+        settings: settings with a k of at most N.
 
     Attributes:
-        settings: the k and the temperature in use.
+        settings: the settings in use.
     """
 
     bank: Tensor
@@ -85,7 +85,7 @@ class NeighbourClassifier(FrozenEncoderClassifier):
         self.register_buffer("bank", F.normalize(features.detach()[by_class], dim=1))
         self.register_buffer("labels", labels[by_class])
         self.sizes = torch.bincount(labels, minlength=classes).tolist()
-        """Training images by class, in the order of the bank."""
+        """Number of training images by class; the bank is sorted by class."""
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class NeighbourClassifier(FrozenEncoderClassifier):
         nearest = torch.stack([_largest(part) for part in similarity.split(self.sizes, 1)], 1)
         best = nearest.detach().amax(1, keepdim=True)
         rows = _neighbours(similarity.detach(), self.settings.k)
-        # Relative to the best neighbour's: exp cannot overflow then, at any temperature.
+        # relative to the best neighbor, so that exp cannot overflow at any temperature
         weights = ((similarity.gather(1, rows) - best) / temperature).exp()
         votes = torch.zeros_like(nearest).scatter_add(1, self.labels[rows], weights)
         voted = votes > 0
@@ -115,23 +115,23 @@ def nearest_neighbours(
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> NeighbourClassifier:
-    """Encode the training images as they are, once, and let them vote.
+    """Make a nearest-neighbor classifier; the un-augmented training images are encoded once.
 
-    The classifier holds a copy: `encoder` is left as it is, and may learn on. Nothing is random.
+    The classifier holds a copy: `encoder` does not change, and may be trained further. Nothing is random.
 
     Args:
         encoder: module with `features(images, route)`, such as a `TargetNetwork`.
         route: batch-norm route of the features.
-        train: labelled images.
-        settings: where k is more than the training images, it becomes their number: the classifier's `settings` say so.
-        device: where to work.
-        batch_size: images encoded at once.
+        train: labeled images.
+        settings: settings; a k above the number of training images is lowered to it in the classifier's `settings`.
+        device: device for the work.
+        batch_size: images in one forward pass.
         progress: called after every batch with the images encoded so far and their total.
 
     Raises:
-        ValueError: if `train` has no labels, or labels that are no classes of its own.
+        ValueError: if `train` has no labels, or labels outside its classes.
         RuntimeError: if a feature is not finite.
-        SanityError: if a parameter or buffer of the encoder changed: then the result would be void.
+        SanityError: if a parameter or buffer of the encoder changed, which would invalidate the result.
     """
     labels = required_labels(train, "a vote of the nearest neighbours").to(device)
     encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
@@ -154,12 +154,12 @@ def _finite(features: Tensor) -> Tensor:
 
 
 def _largest(similarity: Tensor) -> Tensor:
-    """(n, m) -> (n,), -1 where m is 0."""
+    """Largest value of each row, (n, m) -> (n,); -1 where m is 0."""
     return similarity.amax(1) if similarity.shape[1] else similarity.new_full((len(similarity),), -1.0)
 
 
 def _neighbours(similarity: Tensor, k: int) -> Tensor:
-    """Columns of the k largest of each row of (n, N), in rising order; of equal ones the first: topk takes any."""
+    """Columns of the k largest values of each row of (n, N), in rising order; of equal ones the first, unlike topk."""
     last = similarity.topk(k, dim=1).values[:, -1:]
     above, equal = similarity > last, similarity == last
     wanted = k - above.sum(1, keepdim=True)

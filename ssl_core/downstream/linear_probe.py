@@ -1,4 +1,4 @@
-"""Probes: turn a frozen encoder into a classifier, to measure what its features are worth."""
+"""Probes: turn a frozen encoder into a classifier, to evaluate its features."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -23,26 +23,26 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 PROBE_LR: Mapping[str, float] = {name: spec.probe_lr for name, spec in DATASETS.items() if spec.probe_lr is not None}
-"""The published learning rates of a linear head by data set, see `DatasetSpec`."""
+"""Published learning rates of a linear head by data set, see `DatasetSpec`."""
 OTHER_LR = 0.1
-"""For any other data set: STL-10's. A small set makes few steps in 25 epochs, and the head starts at zero."""
+"""Learning rate elsewhere: STL-10's. A small set makes few steps in 25 epochs, and the head starts at zero."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Training of a linear head, by SLF or ALF; the defaults are the protocol of DynACL and ASTrA on CIFAR-10.
+    """Settings of a linear head, for SLF or ALF; the defaults are the protocol of DynACL and ASTrA on CIFAR-10.
 
     Args:
-        epochs: passes over the labelled images.
+        epochs: passes over the labeled images.
         lr: learning rate of SGD (`PROBE_LR`).
         batch_size: images a step; the last batch of an epoch may be smaller.
-        milestones: epochs at whose start the learning rate is divided by ten.
-        momentum: of SGD.
-        weight_decay: of SGD.
+        milestones: numbers of epochs after which the learning rate is divided by ten.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD.
         augment: random crop and flip; without it, SLF computes every image's features once.
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     epochs: int = 25
@@ -65,15 +65,15 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class TrainingAttack:
-    """The attack that a classifier is trained under: L-infinity PGD; the defaults are those of ALF and AFF.
+    """Attack during the training of a classifier: L-infinity PGD; the defaults are those of ALF and AFF.
 
     Args:
         epsilon: radius, in the unit of pixels in [0, 1] (8/255, not 8).
-        step_size: of one step, in the same unit.
+        step_size: size of one step, in the same unit.
         steps: number of steps.
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     epsilon: float = 8 / 255
@@ -87,20 +87,20 @@ class TrainingAttack:
         check_number("the training attack's steps", self.steps, 1, whole=True)
 
     def budget(self, n: int, device: torch.device | str) -> Budget:
-        """The same for each of n images."""
+        """Budget of n images, the same for each."""
         return Budget.uniform(n, epsilon=self.epsilon, step_size=self.step_size, steps=self.steps, device=device)
 
 
 def standard_probe(dataset: str) -> ProbeSettings:
-    """The published settings of SLF and ALF on a data set.
+    """Published settings of SLF and ALF on a data set.
 
-    Only the learning rate depends on it: `PROBE_LR`, and `OTHER_LR` for a data set that no protocol is published for.
+    Only the learning rate depends on it: `PROBE_LR`, or `OTHER_LR` for a data set without a published protocol.
     """
     return ProbeSettings(lr=PROBE_LR.get(dataset, OTHER_LR))
 
 
 def departures(settings: Any, standard: Any) -> tuple[str, ...]:
-    """In which fields one dataclass differs from another of its type, as "epochs 5, not 25"; empty where in none.
+    """Differences between two dataclasses of one type, a text for each field, as "epochs 5, not 25".
 
     Raises:
         ValueError: if the two are of different types.
@@ -114,7 +114,7 @@ def departures(settings: Any, standard: Any) -> tuple[str, ...]:
 
 
 def _text(value: object) -> str:
-    """A short text that no other value has."""
+    """A short text that is unique for each value."""
     if not isinstance(value, float) or float(f"{value:g}") == value:
         return f"{value:g}" if isinstance(value, float) else str(value)
     of_255 = round(255 * value)
@@ -122,7 +122,7 @@ def _text(value: object) -> str:
 
 
 class RawPixels(nn.Module):
-    """The trivial encoder, as a control: an image's features are its pixels, moved to [-0.5, 0.5].
+    """Trivial encoder, as a control: an image's features are its pixels, shifted to [-0.5, 0.5].
 
     Args:
         shape: (channels, height, width) of the images.
@@ -133,33 +133,33 @@ class RawPixels(nn.Module):
         self.feature_dim = shape[0] * shape[1] * shape[2]
 
     def features(self, images: Tensor, route: str) -> Tensor:
-        """(n, 3, H, W) -> (n, 3HW); there are no routes to choose from."""
+        """Flatten images (n, 3, H, W) to features (n, 3HW); the route is ignored."""
         return images.flatten(1) - 0.5
 
 
 class PlainEncoder(nn.Module):
     """Any module as an encoder: images (n, 3, H, W) in [0, 1] -> features (n, d), (n, d, 1, 1) or (n, d, h, w).
 
-    The mean over the last two dimensions makes the features (n, d), in the images' type. Whatever normalisation the
+    The mean over the last two dimensions makes the features (n, d), in the images' type. Any normalization that the
     module expects has to be part of it.
 
     Args:
-        module: kept, not copied; its mode is left as it is.
+        module: module to wrap, not copied; its mode does not change.
         shape: (channels, height, width) of the images.
 
     Attributes:
-        feature_dim: d, found by encoding two grey images in eval mode.
+        feature_dim: d, found by encoding two gray images in eval mode.
 
     Raises:
-        ValueError: if the module gives anything else, or if in eval mode an image's features depend on the other images
-            of its batch, so that neither its accuracy nor an attack would be well defined.
+        ValueError: if the module returns anything else, or if in eval mode an image's features depend on the other
+            images of its batch, so that neither its accuracy nor an attack would be well defined.
         RuntimeError: if a feature is not finite.
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.module = module
-        # A copy, so that no statistic and no mode of the user's module moves.
+        # a copy, so that statistics and modes of the user's module do not change
         trial = copy.deepcopy(module).eval()
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         images = torch.stack([torch.full(shape, grey, device=device) for grey in (0.25, 0.75)])
@@ -172,7 +172,7 @@ class PlainEncoder(nn.Module):
                     "x = x - 0.5 and not x.sub_(0.5)"
                 )
             alone = torch.cat([_pooled(trial(image), 1) for image in images.split(1)])
-        # Far above what rounding does, even in bfloat16, and far below what batch statistics do.
+        # far above the effect of rounding, even in bfloat16, and far below that of batch statistics
         if (together - alone).norm() > 0.1 * alone.norm():
             raise ValueError(
                 "the encoder's features of an image depend on the other images of its batch even in eval mode: "
@@ -181,8 +181,8 @@ class PlainEncoder(nn.Module):
         self.feature_dim = together.shape[1]
 
     def features(self, images: Tensor, route: str) -> Tensor:
-        """(n, 3, H, W) -> (n, feature_dim); there are no routes to choose from."""
-        # a module that computes in another type stands before a head that does not
+        """Encode images (n, 3, H, W) to features (n, feature_dim); the route is ignored."""
+        # the module may compute in another type than the head
         return _pooled(self.module(images), len(images)).to(images.dtype)
 
 
@@ -224,40 +224,40 @@ def train_probe(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Classifier:
-    """Train a zero-initialised linear head on frozen backbone features, by SLF or ALF.
+    """Train a zero-initialized linear head on frozen backbone features, by SLF or ALF.
 
     Standard linear fine-tuning (SLF) is the protocol of DynACL's and ASTrA's `test_LF.py`: encoder in eval mode, cross
     entropy, SGD, last epoch. Adversarial linear fine-tuning (ALF) is the same on images that PGD with a random start
-    attacks anew in every step, by the cross entropy of the head as it then is. (At the first step the head is zero and
-    has no gradient: its images are but moved at random.)
+    attacks anew in every step, by the cross entropy of the present head. (At the first step the head is zero and has no
+    gradient: its images only move at random.)
 
-    The probe works on a copy, so `encoder` is left as it is, and the classifier does not change when `encoder` learns
-    on. The same arguments give the same head bit for bit on the CPU. A `TargetNetwork` is folded
-    (`astra_gym.ssl_core.models.encoder.fast_features`), which moves its features by rounding.
+    The probe works on a copy: `encoder` does not change, and the classifier does not change when `encoder` is trained
+    further. The same arguments give the same head bit for bit on the CPU. A `TargetNetwork` is folded
+    (`astra_gym.ssl_core.models.encoder.fast_features`), which changes its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`, a `PlainEncoder` or
             `RawPixels`.
         route: batch-norm route of the features.
-        train: labelled images.
-        settings: of the probe.
+        train: labeled images.
+        settings: settings of the probe.
         views: `padding` and `flip` of the augmentation.
-        seed: of the order of the images, of the augmentation and of the attack's starts, each a stream of its own.
-        attack: of ALF; None for SLF.
-        device: where to work.
-        progress: called after every step of the optimiser with the steps done and their total.
+        seed: seed of separate streams for the order of the images, the augmentation and the attack's starts.
+        attack: attack of ALF; None for SLF.
+        device: device for the work.
+        progress: called after every step of the optimizer with the steps done and their total.
 
     Raises:
-        ValueError: if `train` has no labels, or labels that are no classes of its own.
+        ValueError: if `train` has no labels, or labels outside its classes.
         RuntimeError: if the head diverges.
-        SanityError: if a parameter or buffer of the encoder changed: then the result would be void.
+        SanityError: if a parameter or buffer of the encoder changed, which would invalidate the result.
     """
     labels = required_labels(train, "a linear probe").to(device)
     encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
     before = fingerprint(encoder)
     streams = Streams(seed, device)
     order, noise = streams["probe/order"], streams["probe/views"]
-    # skip_init: nn.Linear's own initialisation would draw from the global generator.
+    # skip_init: nn.Linear's own initialization would draw from the global generator.
     head = nn.utils.skip_init(nn.Linear, cast(Encoder, encoder).feature_dim, len(train.classes), device=device)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -301,7 +301,7 @@ Extract = Callable[[Tensor, Tensor], Tensor]
 
 
 def _clean_features(encoder: nn.Module, route: str) -> Extract:
-    """(images, labels) -> features, without gradient."""
+    """Make a function (images, labels) -> features, without gradient."""
     features = fast_features(encoder)
 
     @torch.no_grad()
@@ -314,12 +314,14 @@ def _clean_features(encoder: nn.Module, route: str) -> Extract:
 def _attacked_features(
     encoder: nn.Module, route: str, head: nn.Module, attack: TrainingAttack, noise: torch.Generator, watch: Tensor
 ) -> Extract:
-    """(images, labels) -> features of the images attacked by the head's cross entropy, without gradient; `watch` is
-    `pgd`'s."""
+    """Make a function (images, labels) -> features of images attacked by the head's cross entropy, without gradient.
+
+    `watch` is passed to `pgd`.
+    """
     features = fast_features(encoder)
 
     def extract(images: Tensor, labels: Tensor) -> Tensor:
-        # The head is in the objective: what comes out of the attack are the features that it is trained on next.
+        # the head is in the objective, so the attack's embeddings are the features that the head trains on
         return pgd(
             lambda moved, _: features(moved, route),
             lambda z: F.cross_entropy(head(z), labels, reduction="none"),

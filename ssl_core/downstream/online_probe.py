@@ -1,4 +1,4 @@
-"""A probe that costs a second: accuracy, clean and attacked, while a network is in training, without a test image."""
+"""A fast probe during training: clean and attacked accuracy in about a second, without test images."""
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +16,26 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 EPSILON, STEPS = 8 / 255, 10
 SHARE = 10
-"""One image in so many is left to the measurement, the head is fitted on the others."""
+"""One image of this many is measured; the head is fitted to the others."""
 MOST_MEASURED, MOST_FITTED = 500, 5000
 RIDGE = 0.01
 """Weight of the ridge penalty, in units of the features' mean variance."""
 SCALE = 10.0
-"""From regression values, in [0, 1] or near it, to logits whose softmax tells classes apart."""
+"""Factor from regression values, in [0, 1] or near it, to logits for a softmax."""
 
 
 class OnlineProbe:
-    """A linear head by ridge regression on a frozen encoder's features, and PGD-10 in a ball of 8/255.
+    """Probe by a ridge-regression head on a frozen encoder's features, clean and under PGD-10 with epsilon 8/255.
 
-    The head is fitted on one part of the training images and measured on another, the same parts and the same random
-    starts at every call: curves so select nothing on test images. The features are those that the network computes in
-    training, in bfloat16 where it trains in that. Nothing of the network changes, and no stream of a run moves.
+    The head is fitted to one part of the training images and measured on another. Parts and random starts are the same
+    in every call, so that a choice by these curves uses no test image. The features are computed in the precision of
+    training, such as bfloat16. The network does not change, and no random stream of a run advances.
 
-    The cost of a call is that of `MOST_MEASURED` images attacked and `MOST_FITTED` encoded, or fewer.
+    A call costs at most `MOST_MEASURED` attacked and `MOST_FITTED` encoded images.
 
     Args:
-        train: labelled images, at least 2.
-        seed: of the parts and the random starts.
+        train: labeled images, at least 2.
+        seed: seed of the parts and the random starts.
 
     Raises:
         ValueError: if there are no labels, or too few images.
@@ -54,11 +54,11 @@ class OnlineProbe:
         self._seed = seed
 
     def measure(self, encoder: TargetNetwork, route: str) -> dict[str, float]:
-        """Accuracies in percent: `SA` and `RA_8_255` on the measured part, `SA_fitted` on the other.
+        """Measure accuracies in percent: `SA` and `RA_8_255` on the measured part, `SA_fitted` on the other.
 
         Args:
-            encoder: on any device; its mode and its gradients are put back.
-            route: of its features.
+            encoder: network on any device; its mode and its gradients are restored.
+            route: batch-norm route of the features.
 
         Raises:
             RuntimeError: if a feature or a logit is not finite.
@@ -75,7 +75,7 @@ class OnlineProbe:
 
     @torch.no_grad()
     def _classifier(self, encoder: TargetNetwork, route: str) -> tuple[Classifier, Tensor]:
-        """The fitted classifier, and which of the fitted images it gets right."""
+        """Fit the classifier; return it, and which of the fitted images it classifies correctly."""
         images, labels = self._fitted
         like = {"device": encoder.mean.device, "dtype": encoder.mean.dtype}
         head = nn.utils.skip_init(nn.Linear, encoder.feature_dim, self._classes, **like)
@@ -93,8 +93,10 @@ class OnlineProbe:
 
 
 def ridge_head(features: Tensor, targets: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """Weights (k, d) and biases (k,) that minimise the mean squared error of targets (n, k) by features (n, d), plus
-    `ridge` times the features' mean variance times the squared weights; the biases are free (Hoerl and Kennard 1970).
+    """Fit weights (k, d) and biases (k,) to targets (n, k) by ridge regression (Hoerl and Kennard 1970).
+
+    They minimize the mean squared error of the targets by features (n, d), plus `ridge` times the features' mean
+    variance times the squared weights; the biases are not penalized.
     """
     center, middle = features.mean(0), targets.mean(0)
     centered = features - center

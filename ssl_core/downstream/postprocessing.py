@@ -1,4 +1,4 @@
-"""Post-processing of a trained encoder without labels: adversarial fine-tuning on pseudo labels (DynACL++)."""
+"""Label-free post-processing of a trained encoder: adversarial fine-tuning on pseudo labels (DynACL++)."""
 
 import copy
 from collections.abc import Callable
@@ -25,26 +25,26 @@ class PostSettings:
     Args:
         clusters: number of pseudo classes, at least 2: 10 in DynACL's code. 0: the number of classes of the data, as in
             AIR's (see `for_classes`).
-        starts: runs of k-means, of which the best is kept.
-        probe_epochs: of linear probing (LP), on the frozen encoder.
-        probe_lr: its learning rate.
-        probe_weight_decay: its weight decay.
-        epochs: of adversarial fine-tuning (AFT), on all weights.
-        lr: its learning rate.
-        weight_decay: its weight decay.
-        momentum: of SGD, in both.
-        milestones: where AFT's learning rate is divided by ten, as fractions of its epochs in rising order.
+        starts: runs of k-means; the best one is kept.
+        probe_epochs: epochs of linear probing (LP), on the frozen encoder.
+        probe_lr: learning rate of LP.
+        probe_weight_decay: weight decay of LP.
+        epochs: epochs of adversarial fine-tuning (AFT), on all weights.
+        lr: learning rate of AFT.
+        weight_decay: weight decay of AFT.
+        momentum: momentum of SGD, in both.
+        milestones: fractions of AFT's epochs after which its learning rate is divided by ten, in rising order.
         batch_size: images a step, at least 2, in both.
         beta: weight of TRADES' robustness term.
         epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
-        step_size: of the attack, in the same unit.
-        steps: of the attack.
-        start_noise: standard deviation of the normal noise from which the attack starts, in the same unit. DynACL's
-            code has none: with both sides of TRADES on one route, its first step follows the sign of rounding errors.
-        augment: random crop with a padding of 4 pixels and flip, in both; images that fill their frame lose by it.
+        step_size: step size of the attack, in the same unit.
+        steps: steps of the attack.
+        start_noise: standard deviation of the normal noise at the attack's start, in the same unit. DynACL's code has
+            none: with both sides of TRADES on one route, its first step follows the sign of rounding errors.
+        augment: random crop with a padding of 4 pixels and flip, in both; it harms images that fill their frame.
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a value is out of its range.
     """
 
     clusters: int = 10
@@ -90,10 +90,10 @@ class PostSettings:
             )
 
     def for_classes(self, classes: int) -> "PostSettings":
-        """The same with as many clusters as there are classes, where `clusters` is 0.
+        """The settings with `clusters` set to the number of classes where it is 0.
 
         Raises:
-            ValueError: if it is, and there are fewer than two classes.
+            ValueError: if it is 0 and there are fewer than two classes.
         """
         if self.clusters:
             return self
@@ -105,7 +105,7 @@ class PostSettings:
         return replace(self, clusters=classes)
 
     def probe(self) -> ProbeSettings:
-        """What linear probing is run with: its learning rate stays."""
+        """Settings of linear probing, with a constant learning rate."""
         return ProbeSettings(
             epochs=self.probe_epochs,
             lr=self.probe_lr,
@@ -117,7 +117,7 @@ class PostSettings:
         )
 
     def fine_tuning(self) -> FineTuneSettings:
-        """What adversarial fine-tuning is run with; a milestone is rounded to the nearest epoch, and 0 left out."""
+        """Settings of adversarial fine-tuning; milestones are rounded to the nearest epoch, and 0 is left out."""
         epochs = sorted({round(at * self.epochs) for at in self.milestones} - {0})
         return FineTuneSettings(
             epochs=self.epochs,
@@ -134,7 +134,7 @@ class PostSettings:
         )
 
     def views(self) -> ViewSettings:
-        """How images are augmented."""
+        """Settings of the augmentation."""
         return ViewSettings() if self.augment else ViewSettings(padding=0, flip=0.0)
 
 
@@ -146,25 +146,25 @@ def post_process(
     streams: Streams,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TargetNetwork:
-    """The post-processing of DynACL++ (Luo et al., ICLR 2023), which AIR++ and ASTrA++ share. It sees no labels.
+    """Post-process a network as DynACL++ (Luo et al., ICLR 2023), AIR++ and ASTrA++ do, without labels.
 
-    Pseudo labels: k-means on the features of the images as they are, on the clean route. LP: a linear head learns them
-    on the attack route of the frozen encoder, by cross entropy on clean weak views. AFT: head and backbone go on
+    Pseudo labels: k-means on the features of the un-augmented images, on the clean route. LP: a linear head learns them
+    on the attack route of the frozen encoder, by cross entropy on clean weak views. AFT: head and backbone are trained
     together with TRADES on the pseudo labels, batch norm in train mode; both sides of TRADES are on the attack route.
-    The head is thrown away.
+    The head is then discarded.
 
-    The released code goes on with two networks: for linear evaluations one with the attack route's batch norm only, for
-    full fine-tuning one with both, whose clean side was trained on the attack route in this stage. The result here
-    serves both: it has all routes, AFT trained the attack route's batch norm, and every other route's is left as it
-    was. The convolutions are shared, so on the other routes the features change all the same. So do the projector's
-    inputs, while the projector stays: its embeddings mean no more.
+    The released code continues with two networks: for linear evaluations one with the attack route's batch norm only,
+    for full fine-tuning one with both, whose clean side was trained on the attack route in this stage. The result here
+    serves both: it has all routes, AFT trained the attack route's batch norm, and those of other routes do not change.
+    The convolutions are shared, so the features of the other routes change too. So do the projector's inputs, but not
+    the projector: its embeddings are no longer meaningful.
 
     Args:
-        network: is left as it is.
-        routes: of clean and of attacked images. If they are the same, that route is the one that is trained.
-        images: (n, 3, h, w) uint8, n >= 2 and at least the number of clusters.
-        settings: of all stages; `clusters` is not 0 here.
-        streams: their seed decides every draw, their device is worked on. No stream of them is advanced.
+        network: trained network; it is not changed.
+        routes: routes of clean and of attacked images. If they are the same, that route is trained.
+        images: uint8 (n, 3, h, w), n >= 2 and at least the number of clusters.
+        settings: settings of all stages; `clusters` is not 0 here.
+        streams: their seed decides every draw; the work is done on their device. None of the streams is advanced.
         progress: called after every step with the stage ("probe", "fine-tuning"), its steps done and their total.
 
     Returns:
