@@ -1,1 +1,1 @@
-"""Accuracy under attacks and shifts, the checks that make it believable, and the health of representations."""
+"""Accuracy under attacks and shifts, sanity checks of the results, and the health of representations."""

@@ -1,4 +1,4 @@
-"""The evaluation of a classifier: its clean accuracy, and that under a list of attacks, as typed rows."""
+"""Evaluation of a classifier: its accuracy, clean and under a list of attacks, as typed rows."""
 
 import math
 import time
@@ -43,24 +43,24 @@ SIGN_ATTACKS = ("fgsm", "pgd20")
 NAMES = ("none", *SIGN_ATTACKS, *AUTOATTACKS, "worst")
 QUICK = "AutoAttack's first two attacks only"
 PASSES = {"fgsm": 3, "pgd20": 41}
-"""Forward passes for an image, where a backward pass to the image counts as one, as in `passes_per_image`."""
+"""Forward passes for an image; a backward pass to the image counts as one, as in `passes_per_image`."""
 
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack to evaluate under; `none` and `worst` (right under every other of that norm and epsilon) name outcomes.
+    """An attack of an evaluation; `none` and `worst` (right under all others of that norm and epsilon) are outcomes.
 
     Args:
         name: none, fgsm, pgd20, autoattack, autoattack-quick or worst.
         epsilon: radius, in the unit of pixels in [0, 1] (8/255, not 8): 0 for none, above 0 for AutoAttack.
-        norm: Linf, which alone fgsm and pgd20 know, L2 or L1.
+        norm: Linf, L2 or L1; only Linf for fgsm and pgd20.
         restarts: random starts of pgd20; 1 for all others.
-        step_size: of pgd20, in (0, 1]; None, which one equal to it becomes, for `step_size_for(epsilon)`.
+        step_size: step size of pgd20, in (0, 1]; None: `step_size_for(epsilon)`. A value equal to it becomes None.
 
     Raises:
-        ValueError: if they are not as above.
+        ValueError: if an argument is not as above.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Attack:
             raise ValueError(f"the norm of {self.name} is {shown(self.norm)}: expected {' or '.join(known)}")
         if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float):
             raise ValueError(f"the epsilon of {self.name} is {shown(self.epsilon)}: expected a number, such as 8/255")
-        # an integer is the same radius, and names the same random stream
+        # an integer is the same radius, with the same random stream
         object.__setattr__(self, "epsilon", float(self.epsilon))
         if self.name in AUTOATTACKS:
             check_radius(self.epsilon, self.norm)
@@ -102,7 +102,7 @@ class Attack:
         usual = step == step_size_for(self.epsilon)
         if not (usual or 0 < step <= 1):
             raise ValueError(f"{given}: expected in (0, 1], 2/255 and not 2")
-        # one attack has one name, whichever way it is written
+        # equal attacks compare equal, however they are written
         object.__setattr__(self, "step_size", None if usual else float(step))
 
 
@@ -110,12 +110,12 @@ CLEAN = Attack("none", 0.0)
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` found.
+    """Results of `evaluate`.
 
     Attributes:
-        rows: SA, then those of each attack in the order given, then the worst cases.
-        correct: which test images were right, bool (n,), under each of the attacks, `CLEAN` and each worst case.
-        notes: what has to be said beside the rows, in sentences.
+        rows: SA, then the rows of each attack in the order given, then the worst cases.
+        correct: bool (n,), which test images were right under each of the attacks, `CLEAN` and each worst case.
+        notes: sentences to report with the rows.
     """
 
     rows: list[Row]
@@ -124,9 +124,9 @@ class Evaluation(NamedTuple):
 
 
 def check_classes(attacks: Sequence[Attack], classes: int) -> None:
-    """Raises a ValueError where one of the attacks cannot attack a classifier of so many classes.
+    """Raise a ValueError if one of the attacks cannot attack a classifier with this number of classes.
 
-    `evaluate` asks before it attacks; a caller can ask before it trains a classifier.
+    `evaluate` checks this before it attacks; a caller can check it before it trains a classifier.
     """
     if any(attack.name in AUTOATTACKS for attack in attacks):
         check_class_count(classes)
@@ -143,28 +143,28 @@ def evaluate(
     state_dir: Path | None = None,
     progress: Report | None = None,
 ) -> Evaluation:
-    """SA, and RA under each attack; evaluated twice on the CPU they are equal bit for bit, but for the seconds.
+    """Measure SA, and RA under each attack; on the CPU repeated results are equal bit for bit, except for seconds.
 
-    AutoAttack gives a row for each of its attacks, of the images that are still right after it, and one of its own; of
-    the standard and the quick version at one norm and epsilon the second is read off the first. Two attacks or more of
-    one norm and epsilon give a row `worst`: right under all of them.
+    AutoAttack gives a row for each of its attacks, of the images that are still right after it, and one for itself. If
+    both the standard and the quick version are given at one norm and epsilon, the quick one is taken from the standard
+    one. Two or more attacks of one norm and epsilon give a row `worst`: right under all of them.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
-        test: labelled images.
-        attacks: all different; the clean accuracy and the worst cases come by themselves.
-        origin: of the rows. PGD's random starts come from its seed, with a stream for each epsilon, so that adding one
-            attack does not change another; AutoAttack takes the seed as the library does.
-        batch_size: images attacked at once; AutoAttack takes the protocol's 100 where this is more.
-        state_dir: where AutoAttack keeps a state to go on from, one file for each version, norm, epsilon, batch size
-            and seed; None for nowhere.
-        progress: called with the work done so far and the most that it can come to, in forward passes of one image;
-            the latter falls as images do.
+        test: labeled images.
+        attacks: attacks, all different; the clean accuracy and the worst cases are added automatically.
+        origin: origin of the rows. PGD's random starts come from its seed, with a stream for each epsilon, so that
+            adding one attack does not change another; AutoAttack uses the seed as the library does.
+        batch_size: images attacked together; AutoAttack uses at most the protocol's 100.
+        state_dir: folder for states from which AutoAttack resumes, one file for each version, norm, epsilon, batch size
+            and seed; None: no files.
+        progress: called with the work done so far and its maximum, in forward passes of one image; the maximum falls
+            with every fooled image.
 
     Raises:
         ValueError: if `test` has no labels, an argument is not as above, an attack cannot attack so few classes, or a
             state in `state_dir` is damaged or of another evaluation; all before the first attack.
-        RuntimeError: if the rows contradict one another (`check_rows`), or an attack fails.
+        RuntimeError: if the rows contradict each other (`check_rows`), or an attack fails.
     """
     labels = _check(test, attacks)
     began = time.monotonic()
@@ -200,7 +200,7 @@ def evaluate(
 
 
 class _Stages(NamedTuple):
-    """What AutoAttack found, by attack: which images are right after it, and its seconds."""
+    """AutoAttack's results by attack: which images are right after it, and its seconds."""
 
     right: Mapping[str, Tensor]
     seconds: Mapping[str, float]
@@ -208,11 +208,11 @@ class _Stages(NamedTuple):
 
 @dataclass
 class _Suite:
-    """What the attacks have in common.
+    """Shared data of the attacks of one evaluation.
 
     Args:
         classes: number of logits.
-        full: norms and epsilons at which AutoAttack's standard version is asked for.
+        full: norms and epsilons with AutoAttack's standard version.
         stages: AutoAttack's results by norm and epsilon.
     """
 
@@ -228,15 +228,15 @@ class _Suite:
     stages: dict[tuple[str, float], _Stages] = field(default_factory=dict)
 
     def check_states(self, attacks: Sequence[Attack]) -> None:
-        """Raises a ValueError if one of AutoAttack's states would be refused."""
-        # the quick version is read off the whole one's state where both are asked for
+        """Raise a ValueError if one of AutoAttack's states would be refused."""
+        # with both versions, the quick one is taken from the standard one's state
         states = {self._state_path(attack): attack for attack in attacks if attack.name in AUTOATTACKS}
         for path, attack in states.items():
             if path is not None:
                 check_state(*self._data(attack), **self._how(attack), state_path=path)
 
     def plan(self, attacks: Sequence[Attack]) -> list[int]:
-        """The work of each attack if no image falls, in forward passes."""
+        """Work of each attack if no image is fooled, in forward passes."""
         work, seen = [], set()
         for attack in attacks:
             ball = attack.norm, attack.epsilon
@@ -249,12 +249,12 @@ class _Suite:
         return work
 
     def row(self, attack: Attack, right: Tensor, part: str = "", **what: Any) -> Row:
-        """RA under an attack, or after a part of AutoAttack."""
+        """Make the row of RA under an attack, or after a part of AutoAttack."""
         what |= {"attack": part or attack.name, "epsilon": attack.epsilon, "norm": attack.norm}
         return self.origin.accuracy("RA", int(right.sum()), len(right), **what)
 
     def sign_attack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
-        """The row of FGSM or PGD."""
+        """Run FGSM or PGD: its row, and which images are right."""
         began = time.monotonic()
         passes = PASSES[attack.name]
 
@@ -265,7 +265,7 @@ class _Suite:
         if attack.name == "fgsm":
             right = fgsm_accuracy(*self._data(attack), **shared)
         else:
-            # a fresh one for each attack: with more restarts the first is the same
+            # a new one for each attack, so that the first restarts do not depend on their number
             generator = Streams(self.origin.seed, device_of(self.classifier)).on_device(f"pgd20/{attack.epsilon!r}")
             shared |= {"generator": generator, "restarts": attack.restarts, "step_size": attack.step_size}
             right = pgd_accuracy(*self._data(attack), **shared)
@@ -273,7 +273,7 @@ class _Suite:
         return [self.row(attack, right, restarts=attack.restarts, seconds=seconds, deviations=reasons)], right
 
     def autoattack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
-        """The rows of AutoAttack's attacks, where they have none yet, and its own."""
+        """Run AutoAttack: the rows of its attacks, unless they exist, and of itself; which images are right."""
         ball, names = (attack.norm, attack.epsilon), VERSIONS[AUTOATTACKS[attack.name]]
         rows = []
         if ball not in self.stages:
@@ -287,7 +287,7 @@ class _Suite:
         return rows, right[names[-1]]
 
     def deviations(self, attack: Attack) -> tuple[str, ...]:
-        """Of the attack's own row."""
+        """Deviations of the attack's row."""
         if attack.name == "pgd20" and attack.epsilon:
             step = step_size_for(attack.epsilon) if attack.step_size is None else attack.step_size
             taken, published = radius_text(attack.norm, step), radius_text(attack.norm, STEP_SIZE)
@@ -298,10 +298,10 @@ class _Suite:
         return own + deviations(VERSIONS[AUTOATTACKS[attack.name]][-1], attack.norm, self.classes)
 
     def worst(self, attacks: Sequence[Attack], correct: Mapping[Attack, Tensor]) -> tuple[Attack, Tensor, Row]:
-        """The outcome under all of the attacks, which share norm and epsilon, and its row."""
+        """Combine attacks of one norm and epsilon: the worst case, which images are right, and its row."""
         attack = Attack("worst", attacks[0].epsilon, attacks[0].norm)
         right = torch.stack([correct[one] for one in attacks]).all(0)
-        # beside the whole of AutoAttack its first two attacks are no departure
+        # with the standard version of AutoAttack, the quick one is no deviation
         whole = any(one.name == "autoattack" for one in attacks)
         counted = [one for one in attacks if not (whole and one.name == "autoattack-quick")]
         reasons = dict.fromkeys(reason for one in counted for reason in self.deviations(one))
@@ -314,7 +314,7 @@ class _Suite:
         return self.classifier, self.images, self.labels, attack.epsilon
 
     def _how(self, attack: Attack) -> dict[str, Any]:
-        """What AutoAttack takes beside the data."""
+        """Arguments of AutoAttack besides the data."""
         size = min(self.batch_size, BATCH_SIZE)
         return {"norm": attack.norm, "version": self._version(attack), "seed": self.origin.seed, "batch_size": size}
 
@@ -337,11 +337,11 @@ class _Suite:
 
 
 class _Meter:
-    """One measure of the work of all attacks.
+    """Common progress of all attacks.
 
     Args:
-        planned: the most that each can come to.
-        report: called with the work done and the most that it can come to.
+        planned: maximum work of each attack.
+        report: called with the work done and its maximum.
     """
 
     def __init__(self, planned: Sequence[int], report: Report | None) -> None:
@@ -349,12 +349,12 @@ class _Meter:
         self.before = self.done = 0
 
     def next(self) -> Report:
-        """What the next attack reports to."""
+        """Start the next attack: the function that it reports to."""
         self.ahead.pop(0)
         return self._tell
 
     def close(self) -> None:
-        """The attack is through; what it did counts."""
+        """Finish the attack: add its work to the total."""
         self.before, self.done = self.before + self.done, 0
         if self.before:
             self._tell(0, 0)

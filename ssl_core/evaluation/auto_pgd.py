@@ -1,4 +1,4 @@
-"""Auto-PGD as pyautoattack has it, but for images that it has fooled already, which it would compute on to its end."""
+"""Faster Auto-PGD of pyautoattack: images that already fool the classifier are not computed again."""
 
 from typing import Any
 
@@ -7,18 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIZES = 8
-"""The number of images computed at once is rounded up to a multiple of this: a processor prepares itself for each new
-size, so few should occur."""
+"""Batch sizes are rounded up to a multiple of this: each new size costs a processor some preparation."""
 
 
 class _Unfooled:
-    """A classifier as one run of Auto-PGD may see it: an image that was misclassified once is not computed again.
+    """A classifier for one run of Auto-PGD: an image that was misclassified once is not computed again.
 
-    From then on it seems to be classified right, with logits that do not depend on it: the run keeps the point that
-    fooled the classifier and moves on without a gradient.
+    From then on the run gets correct logits for it that do not depend on the image: it keeps the point that fooled the
+    classifier and continues without a gradient.
 
     Args:
-        classifier: each image's logits on their own.
+        classifier: classifier whose logits of an image do not depend on other images.
         labels: int64 (n,).
     """
 
@@ -27,10 +26,10 @@ class _Unfooled:
         self.labels = labels
         self.fooled = torch.zeros_like(labels, dtype=torch.bool)
         self.right = torch.empty(0)
-        """(n, classes), 1 for the label and 0 elsewhere, once the classes are known."""
+        """Logits (n, classes), 1 for the label and 0 elsewhere; empty until the number of classes is known."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (n, 3, H, W), in the order of the labels, to logits (n, classes)."""
+        """Classify images (n, 3, H, W), in the order of the labels: logits (n, classes)."""
         order = torch.argsort(self.fooled, stable=True)
         left = len(order) - int(self.fooled.sum())
         if left == len(order):
@@ -39,7 +38,7 @@ class _Unfooled:
             self.right = F.one_hot(self.labels, logits.shape[1]).to(logits.dtype)
             return logits
         if not left:
-            # a gradient, of zero, is asked for all the same
+            # the run needs a gradient, here zero
             return self.right + 0 * images.flatten(1)[:, :1]
         logits = self.classifier(images[order[: -(-left // SIZES) * SIZES]])[:left]
         rows = order[:left]
@@ -48,14 +47,14 @@ class _Unfooled:
 
 
 def leave_out_fooled(attack: Any) -> None:
-    """Makes one of the library's Auto-PGDs leave out what it has fooled; what it says of an image stays the same.
+    """Make a pyautoattack Auto-PGD skip images that already fool the classifier, with the same result for each image.
 
-    An image counts as fooled if the classifier is wrong on any point of the run, and nothing that comes after can
-    change that. Each image moves by its own logits alone, so that the others move as before, up to the rounding of
-    other batches. In L1 a run begins in larger balls, where being misclassified does not count, and is left as it is.
+    An image counts as fooled if the classifier is wrong on any point of the run; later points cannot change that. Each
+    image moves by its own logits alone, so the others move as before, up to the rounding of other batches. In L1 a run
+    begins in larger balls, where a misclassification does not count: such an attack is not changed.
 
     Args:
-        attack: a pyautoattack `APGDAttack`, which is changed.
+        attack: a pyautoattack `APGDAttack`, changed in place.
     """
     if attack.norm == "L1":
         return

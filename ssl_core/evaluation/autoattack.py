@@ -1,4 +1,4 @@
-"""AutoAttack by the library pyautoattack, batch by batch, so that a run that was killed goes on where it stopped."""
+"""AutoAttack by the library pyautoattack, batch by batch, so that a killed run resumes where it stopped."""
 
 import hashlib
 import json
@@ -26,21 +26,21 @@ from astra_gym.ssl_core.utils.provenance import versions
 from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.rng import global_generators_kept
 
-# the library warns of single zero gradients, into the midst of a display; `masking` counts them
+# the library's warnings of single zero gradients would break a progress display; `masking` counts them
 logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 VERSIONS: Mapping[str, tuple[str, ...]] = {"standard": STAGES, "quick": STAGES[:2]}
-"""The attacks of each version, in their order; `quick` is the standard version's first two."""
+"""Attacks of each version, in order; `quick` is the standard version's first two."""
 ORDER: Mapping[str, float] = {"Linf": torch.inf, "L2": 2, "L1": 1}
 BATCH_SIZE = 100
-"""DynACL's and ASTrA's."""
+"""Batch size of DynACL and ASTrA."""
 TOLERANCE = 1e-5
 STATE_SCHEMA = 2
 
 
 @dataclass
 class _Stage:
-    """How far one attack has come: which images it began with, which are still right (bool (n,)), batches done."""
+    """Progress of one attack: images it started with and images still right, bool (n,) each; batches and seconds."""
 
     started: Tensor
     right: Tensor
@@ -62,14 +62,14 @@ def autoattack_accuracy(
     progress: Callable[[int, int], None] | None = None,
     finished: Callable[[str, float], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Which images are still right after each attack of AutoAttack (Croce and Hein 2020).
+    """Find which images are still right after each attack of AutoAttack (Croce and Hein 2020).
 
     Per image the outcome is that of pyautoattack's `AutoAttack(classifier, norm=norm, eps=epsilon, seed=seed,
     version="standard", device=...).run_standard_evaluation(x, y, batch_size=batch_size)`: an attack sees only the
-    images that survived those before it, in batches of their order. The library's own state would go on with other
-    batches than it began with, and so with other random starts; with `state_path` this one goes on bit for bit.
-    With fewer than ten classes the targeted attacks aim at all the others, see `deviations`. Auto-PGD computes no image
-    on that it has fooled, see `auto_pgd`.
+    images that survived those before it, in batches of their order. The library's own state would resume with other
+    batches, and so with other random starts; with `state_path` this function resumes bit for bit. With fewer than ten
+    classes the targeted attacks target all other classes, see `deviations`. Auto-PGD skips images that already fool the
+    classifier, see `auto_pgd`.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode, four classes or more.
@@ -78,18 +78,18 @@ def autoattack_accuracy(
         epsilon: radius above 0, in the unit of pixels in [0, 1]; with Linf at most 1.
         norm: Linf, L2 or L1.
         version: a name of `VERSIONS`.
-        seed: of every batch's random starts, as in the library; 0 or more.
-        batch_size: images attacked at once; the random starts depend on it.
-        state_path: where to keep what is done after every batch, and to go on from; None for nowhere.
-        progress: called after every batch with the work done and the most that it can come to, which falls as images
-            do; both are forward passes of one image, see `passes_per_image`.
-        finished: called with each attack's name and its seconds, those of an earlier process included.
+        seed: seed of every batch's random starts, as in the library; 0 or more.
+        batch_size: images attacked together; the random starts depend on it.
+        state_path: file to save the state in after every batch, and to resume from; None: no file.
+        progress: called after every batch with the work done and its maximum, which falls with every fooled image; both
+            in forward passes of one image, see `passes_per_image`.
+        finished: called with each attack's name and its seconds, including those of an earlier process.
 
     Returns:
         Bool (n,) for each attack, in order, on the CPU; the last one's mean is the robust accuracy.
 
     Raises:
-        ValueError: if an argument is not as above, or the state is damaged or another evaluation's.
+        ValueError: if an argument is not as above, or the state is damaged or of another evaluation.
         RuntimeError: if a logit is not finite.
         SanityError: if an attacked image has left its ball or [0, 1].
     """
@@ -143,9 +143,9 @@ def check_state(
     batch_size: int = BATCH_SIZE,
     state_path: Path,
 ) -> None:
-    """Raises the ValueError with which `autoattack_accuracy` would refuse the state; a path without a file is none.
+    """Raise a ValueError if `autoattack_accuracy` would refuse the state; a missing file is accepted.
 
-    For a caller who runs other attacks first. The arguments are those of `autoattack_accuracy`.
+    For a caller that runs other attacks first. The arguments are those of `autoattack_accuracy`.
     """
     if not state_path.exists():
         return
@@ -156,7 +156,7 @@ def check_state(
 
 
 def check_class_count(classes: int) -> None:
-    """Raises a ValueError unless AutoAttack can attack a classifier of so many classes."""
+    """Raise a ValueError unless AutoAttack can attack a classifier with this number of classes."""
     if classes < 4:
         raise ValueError(
             f"the classifier has {classes} classes: AutoAttack's targeted Auto-PGD compares four logits (targeted DLR "
@@ -165,7 +165,7 @@ def check_class_count(classes: int) -> None:
 
 
 def check_radius(epsilon: float, norm: str) -> None:
-    """Raises a ValueError unless AutoAttack can search this ball."""
+    """Raise a ValueError unless AutoAttack can search a ball of this radius and norm."""
     pick(norm, ORDER, "norm")
     if not (0 < epsilon <= 1 or (norm != "Linf" and 1 < epsilon < float("inf"))):
         raise ValueError(
@@ -175,15 +175,15 @@ def check_radius(epsilon: float, norm: str) -> None:
 
 
 def passes_per_image(norm: str, version: str, classes: int) -> int:
-    """Forward passes that an image costs which survives every attack; a ValueError for fewer than four classes."""
+    """Forward passes for an image that survives every attack; raise a ValueError for fewer than four classes."""
     library = _library(nn.Identity(), 1.0, norm, classes, 0, torch.device("cpu"))
     return sum(_passes(library, VERSIONS[version]).values())
 
 
 def deviations(attack: str, norm: str, classes: int) -> tuple[str, ...]:
-    """In what the accuracy after `attack` departs from AutoAttack's standard version on so many classes.
+    """Differences of the accuracy after `attack` from AutoAttack's standard version, for a number of classes.
 
-    The targeted attacks aim at nine classes, in L1 Auto-PGD at five; with fewer to aim at they take all the others, as
+    The targeted attacks have nine target classes, in L1 Auto-PGD five; with too few classes they target all others, as
     the library advises.
     """
     wanted = _targets(AutoAttack(nn.Identity(), norm=norm, eps=1.0, version="standard", seed=0))
@@ -208,7 +208,7 @@ def _library(
 
 
 def _attack(library: AutoAttack, name: str) -> Any:
-    """One of the library's attacks; each seeds torch from its own seed whenever it is called."""
+    """Return one of the library's attacks; each call seeds torch with the attack's seed."""
     return {
         "apgd-ce": library.apgd,
         "apgd-t": library.apgd_targeted,
@@ -222,12 +222,12 @@ def _targets(library: AutoAttack) -> dict[str, int]:
 
 
 def _passes(library: AutoAttack, names: Sequence[str]) -> dict[str, int]:
-    """What each attack costs for an image that it does not fool, in forward passes.
+    """Cost of each attack for an image that survives it, in forward passes.
 
-    Counted in the attacks' definition: a step of Auto-PGD is a forward and a backward pass, one of FAB another forward
-    pass more, a query of Square one. A backward pass to the image alone has about the products of a forward one. On a
-    ResNet-18 of 32 x 32 images, one thread of a CPU, an image took 201, 1973, 3304 and 4499 times the clock of a
-    forward pass, for 200, 1800, 2700 and 5000 here.
+    By the attacks' definitions: a step of Auto-PGD is a forward and a backward pass, a step of FAB one forward pass
+    more, a query of Square one forward pass. A backward pass to the image alone has about as many products as a forward
+    pass. Measured on a ResNet-18 of 32 x 32 images, one CPU thread: 201, 1973, 3304 and 4499 times the duration of a
+    forward pass, where this function gives 200, 1800, 2700 and 5000.
     """
     first, targeted, fab = library.apgd, library.apgd_targeted, library.fab
     cost = {
@@ -240,7 +240,7 @@ def _passes(library: AutoAttack, names: Sequence[str]) -> dict[str, int]:
 
 
 def _measure(stages: Mapping[str, _Stage], work: Mapping[str, int], batch_size: int) -> tuple[int, int]:
-    """Work done, and that with what is left if every image that is still right survives."""
+    """Work done, and total work if every image that is still right survives."""
     done = left = 0
     for name, stage in stages.items():
         began = int(stage.started.sum())
@@ -262,7 +262,7 @@ def _check_attacked(attacked: Tensor, images: Tensor, epsilon: float, norm: str,
     difference = (attacked - images).flatten(1).double()
     distance = float(torch.linalg.vector_norm(difference, ORDER[norm], dim=1).max())
     low, high = float(attacked.min()), float(attacked.max())
-    # float32 sums of a long L1 or L2 path lose digits in proportion to the radius; written so that NaN is no pass
+    # float32 sums of a long L1 or L2 path lose digits in proportion to the radius; written so that NaN fails
     if not (distance <= epsilon + TOLERANCE * max(1, epsilon) and low >= -TOLERANCE and high <= 1 + TOLERANCE):
         raise SanityError(
             f"AutoAttack's {name} broke its own rules, so its accuracy would be void: {norm} distance {distance:g} "
@@ -272,8 +272,7 @@ def _check_attacked(attacked: Tensor, images: Tensor, epsilon: float, norm: str,
 
 @contextmanager
 def _undisturbed(classifier: nn.Module) -> Iterator[None]:
-    """Holds the classifier, and puts back what the library changes: the global generators, which it seeds, and the
-    parameters' gradients."""
+    """Hold the classifier, and restore the global generators, which the library seeds, and `requires_grad`."""
     learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
     with global_generators_kept(), held(classifier):
         try:
@@ -300,7 +299,7 @@ DIFFERENCES: Mapping[str, str] = {
     "pyautoattack": "another version of pyautoattack",
     "device": "another kind of device",
 }
-"""What decides an outcome, and what to say where it differs."""
+"""Inputs that determine an outcome, and the words for a difference in each."""
 
 
 def _key(
@@ -313,7 +312,7 @@ def _key(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """What decides the outcome: a value for each of `DIFFERENCES`."""
+    """Values of all inputs that determine the outcome, one for each of `DIFFERENCES`."""
     installed, device = versions(), device_of(classifier)
     logits = logits_of(classifier, as_float(images[:batch_size].to(device)))
     return {
@@ -352,7 +351,7 @@ def _write(path: Path, key: Mapping[str, Any], stages: Mapping[str, _Stage]) -> 
 
 
 def _read(path: Path, key: Mapping[str, Any], clean: Tensor) -> dict[str, _Stage]:
-    """The stages that a state holds; none where there is no file."""
+    """Read the stages of a state; none if there is no file."""
     advice = "delete it, or give another path"
     try:
         document = read_json(path, advice)
@@ -372,7 +371,7 @@ def _read(path: Path, key: Mapping[str, Any], clean: Tensor) -> dict[str, _Stage
         raise ValueError(f"AutoAttack's state {path} is damaged (its contents do not fit its seal): {advice}")
     differing = [name for name in DIFFERENCES if found.get(name) != key[name]]
     if differing and differing != ["logits"]:
-        # other logits are only the consequence of whatever else differs
+        # other logits are only a consequence of the other differences
         differing = [name for name in differing if name != "logits"]
     if differing:
         words = []

@@ -1,8 +1,8 @@
 """The 15 common corruptions of ImageNet-C at severities 1 to 5 (Hendrycks & Dietterich 2019), drawn anew.
 
 The constants are those of the published sets: CIFAR-10-C for 32 pixels, Tiny-ImageNet-C for 64, ImageNet-C for 224; an
-image of another size takes the nearest by ratio. Where the definition in words and the published images differ, the
-images are followed: glass blur copies a neighbour's colour and does not swap, 8-bit values are cut off, not rounded.
+image of another size uses the nearest by ratio. Where the definition in words and the published images differ, the code
+follows the images: glass blur copies a neighbor's color and does not swap, 8-bit values are truncated, not rounded.
 """
 
 import io
@@ -29,7 +29,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 }
 FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-"""The photographs that the published sets draw from; a sixth lies beside them and is never drawn."""
+"""Photographs that the published sets draw from; a sixth in the same folder is never drawn."""
 SMALLEST = 8
 _CHUNK = 2**22
 
@@ -44,22 +44,22 @@ def corrupt(
     *,
     photographs: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Corrupt every image on its own.
+    """Corrupt every image independently.
 
-    An image's draws come from one number of `generator`, so they depend neither on the other images nor on how a set
-    is cut into batches that follow one another; nor on the device, on which all else is computed but `pixelate` and
-    `jpeg_compression`, which are Pillow's.
+    An image's draws come from one number of `generator`, so they depend neither on the other images, nor on the split
+    of a set into consecutive batches, nor on the device. All else is computed on the device, except `pixelate` and
+    `jpeg_compression`, which use Pillow.
 
     Args:
         images: uint8 (n, 3, H, W), H and W at least 8.
         name: a corruption of `FAMILIES`.
         severity: 1 to 5.
-        generator: of the CPU; n numbers are drawn from it.
-        photographs: of frost, by `load_photographs`; without them frost is a random texture.
+        generator: random generator on the CPU; n numbers are drawn from it.
+        photographs: photographs of frost from `load_photographs`; None: frost is a random texture.
 
     Returns:
         New images, of the same shape and type, on the same device. A GPU's differ from the CPU's by 1 of 255 at most,
-        and only where rounding decides.
+        and only by rounding.
 
     Raises:
         ValueError: if an argument is not as above.
@@ -86,7 +86,7 @@ def corrupt(
 
 
 def departures(name: str, height: int, width: int, *, photographs: bool) -> tuple[str, ...]:
-    """In what `corrupt` departs from the published images of a corruption, at a size, with or without photographs."""
+    """Differences of `corrupt` from the published images of a corruption, at a size, with or without photographs."""
     table = nearest_table(height, width)
     found = [table.stored] if table.stored else []
     if (height, width) != (table.side, table.side):
@@ -97,9 +97,9 @@ def departures(name: str, height: int, width: int, *, photographs: bool) -> tupl
 
 
 def load_photographs(folder: Path | str) -> tuple[Tensor, ...]:
-    """The photographs of frost of the published sets, `FROST_FILES`, as uint8 (3, height, width).
+    """Load the photographs of frost of the published sets, `FROST_FILES`, as uint8 (3, height, width).
 
-    They come with the authors' code and, under the Apache licence, in the package imagecorruptions.
+    They come with the authors' code and, under the Apache license, in the package imagecorruptions.
 
     Raises:
         ValueError: if one is missing or is no image.
@@ -115,7 +115,7 @@ def load_photographs(folder: Path | str) -> tuple[Tensor, ...]:
 
 
 def _cut_off(x: Tensor) -> Tensor:
-    """8-bit values of x in [0, 1]; a millionth guards against 100 being cut to 99 by the arithmetic's rounding."""
+    """Truncate x in [0, 1] to 8-bit values; a millionth is added so that rounding errors do not make 99 of 100."""
     return (255 * x.clamp(0, 1) + 1e-6).to(torch.uint8)
 
 
@@ -147,7 +147,7 @@ def _impulse_noise(x: Tensor, share: float, draws: Draws) -> Tensor:
 
 
 def _disk(radius: float, alias: float) -> Tensor:
-    """A disk's weights, smoothed against aliasing by a Gaussian of 3 or 5 taps, and cut to what is not zero."""
+    """Make a disk's weights, smoothed against aliasing by a Gaussian of 3 or 5 taps, and trimmed of zeros."""
     half = 8 if radius <= 8 else math.ceil(radius)
     across = np.arange(-half, half + 1)
     disk = (across[:, None] ** 2 + across**2 <= radius**2).astype(np.float64)
@@ -166,8 +166,8 @@ def _glass_blur(x: Tensor, constants: tuple[float, int, int], draws: Draws) -> T
     sigma, reach, passes = constants
     n, _, height, width = x.shape
     x = _cut_off(smoothed(x, sigma, "nearest")).double() / 255
-    # Each pixel in turn, from the last to the first, takes the colour of one nearby: source[p] is where p's came from.
-    # It is found on the host: a pixel waits for the one before it.
+    # Each pixel in turn, from the last to the first, takes the color of a nearby pixel: source[p] is the origin of p's.
+    # On the host, since each pixel depends on the previous one.
     source = np.arange(height * width)[:, None].repeat(n, axis=1)
     images = np.arange(n)
     for _ in range(passes):
@@ -182,13 +182,15 @@ def _glass_blur(x: Tensor, constants: tuple[float, int, int], draws: Draws) -> T
 
 
 def _motion(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
-    """ImageMagick's motion blur of (n, c, H, W): a half Gaussian of 2 radius + 1 taps along each image's direction,
-    degrees (n,) on the host."""
+    """ImageMagick's motion blur of (n, c, H, W): a half Gaussian of 2 radius + 1 taps along `degrees` (n,).
+
+    The degrees are on the host.
+    """
     height, width = x.shape[2:]
     taps = np.arange(2 * radius + 1)
     weights = np.exp(-(taps**2) / (2 * sigma**2))
     weights /= weights.sum()
-    # on the host: a GPU's cosine may be another in its last digit, and another pixel then
+    # on the host: a GPU's cosine may differ in its last digit, which may give another pixel
     angle = np.deg2rad(degrees.numpy())[:, None]
     right, down = (np.ceil(taps * part(angle) - 0.5).astype(int) for part in (np.cos, np.sin))
     rows = (np.arange(height) + down[..., None]).clip(0, height - 1)
@@ -206,7 +208,7 @@ def _motion_blur(x: Tensor, constants: tuple[int, float], draws: Draws) -> Tenso
 
 
 def _zoom_matrix(side: int, factor: float) -> Tensor:
-    """(side, side): linear interpolation of a line's middle, enlarged, corners on corners, and trimmed to the side."""
+    """Matrix (side, side) that enlarges a line's middle by linear interpolation, corners aligned, trimmed to side."""
     crop = math.ceil(side / factor)
     enlarged = round(crop * factor)
     trim = (enlarged - side) // 2
@@ -220,7 +222,7 @@ def _zoom(x: Tensor, factor: float) -> Tensor:
 
 
 def _zoom_blur(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
-    # Rounding decides whether the end is among the factors; it is that of the published sets.
+    # Rounding decides whether the end is among the factors, as in the published sets.
     factors = np.arange(1, *constants).tolist()
     return (x + sum(_zoom(x, factor) for factor in factors)) / (len(factors) + 1)
 
@@ -236,7 +238,7 @@ def _snow(x: Tensor, constants: tuple[float, ...], draws: Draws) -> Tensor:
 
 
 def _fractal(draws: Draws, side: int, decay: float, device: torch.device | str = "cpu") -> Tensor:
-    """(n, side, side) plasma by diamonds and squares on a torus; the noise's range falls by decay^2 a level."""
+    """Plasma (n, side, side) by diamond-square on a torus; the noise's range falls by decay^2 a level."""
     field = torch.zeros(len(draws), side, side, dtype=torch.float64, device=device)
     step, noise = side, 100.0
     while step >= 2:
@@ -266,7 +268,7 @@ def _fog(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
     return (x + strength * field[:, None, :height, :width]) * brightest / (brightest + strength)
 
 
-# Of the five photographs: mean colour, standard deviation of grey, and the share of its variance that is fine grain.
+# Of the five photographs: mean color, standard deviation of gray, and the share of its variance that is fine grain.
 # With these and the decay, the texture's autocorrelation is within 0.15 of theirs up to 8 pixels.
 _FROST_COLOURS = np.array([(78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165), (112, 123, 135)]) / 255
 _FROST_CONTRASTS = np.array([18, 22, 22, 29, 43]) / 255
@@ -279,7 +281,7 @@ def _standardised(fields: Tensor) -> Tensor:
 
 
 def _frost_texture(draws: Draws, side: int, scale: float, device: torch.device) -> Tensor:
-    """(n, side, side), mean 0 and deviation 1: a fractal and grain, as wide as a photograph's pixel at its scale."""
+    """Texture (n, side, side), mean 0, deviation 1: a fractal, and grain as wide as a photograph's scaled pixel."""
     large = _standardised(_fractal(draws, side, _FROST_DECAY, device))
     grain = _standardised(smoothed(_normal(draws, side, side).to(device), scale, "reflect"))
     return math.sqrt(1 - _FROST_GRAIN) * large + math.sqrt(_FROST_GRAIN) * grain
@@ -306,14 +308,14 @@ def _frost(
 
 
 def _scaled(photograph: Tensor, scale: float, height: int, width: int) -> Tensor:
-    """A photograph at the published scale, or larger where it would not cover the image."""
+    """Scale a photograph by the published factor, or more if it would not cover the image."""
     scale = max(scale, (height + 1) / photograph.shape[1], (width + 1) / photograph.shape[2])
     scaled = F.interpolate(photograph[None].double(), scale_factor=scale, mode="bilinear", align_corners=False)
     return _rounded(scaled[0] / 255)
 
 
 def _brightness(x: Tensor, more: float, draws: Draws) -> Tensor:
-    """Raise V of HSV: hue and saturation stay, so the colour is scaled; black, which has neither, becomes grey."""
+    """Raise V of HSV: hue and saturation stay, so the color is scaled; black, which has neither, becomes gray."""
     value = x.amax(dim=1, keepdim=True)
     raised = (value + more).clamp(max=1)
     return torch.where(value > 0, x * raised / torch.where(value > 0, value, 1), raised)
@@ -333,7 +335,7 @@ def _elastic_transform(x: Tensor, constants: tuple[float, float, float], draws: 
     moved = fixed + _uniform(draws, 3, 2, low=-jitter, high=jitter).numpy()
     noise = _uniform(draws, 2, height, width, low=-1).to(x.device)
     shift = (strength * smoothed(noise, sigma, "reflect", truncate=3)).flatten(2)
-    # The affine map takes the fixed points to the moved ones; a result's pixel is looked up by its inverse.
+    # The affine map takes the fixed points to the moved ones; its inverse gives the source of a result's pixel.
     corners = np.concatenate((moved, np.ones((len(x), 3, 1))), axis=2)
     inverse = torch.from_numpy(np.linalg.solve(corners, np.broadcast_to(fixed, (len(x), 3, 2)))).to(x.device)
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

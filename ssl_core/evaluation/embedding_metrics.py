@@ -1,7 +1,7 @@
-"""What a set of embeddings is worth without labels: alignment, uniformity, effective rank, and signs of collapse.
+"""Metrics of embeddings without labels: alignment, uniformity, effective rank, and signs of collapse.
 
-Every function takes embeddings (n, d) of any floating type, divides each by its length and works in float64. Where one
-takes `weights` (b, n), how often each image counts in each of b resamples, it gives b values instead of one: a
+Every function takes embeddings (n, d) of any floating type, divides each by its length and works in float64. `weights`
+(b, n) are the counts of each image in each of b resamples. With them a function returns b values instead of one: a
 bootstrap over images without a loop.
 """
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from astra_gym.ssl_core.utils.finite import check_number
 
 CHUNK = 2**24
-"""Pairs of embeddings compared at once, 128 MiB of float64."""
+"""Number of pairs of embeddings compared together, 128 MiB of float64."""
 
 
 def normalised(z: Tensor, name: str = "z") -> Tensor:
-    """Embeddings (n, d) on the unit sphere, in float64.
+    """Project embeddings (n, d) to the unit sphere, in float64.
 
     Raises:
-        ValueError: if z is not a floating (n, d) tensor with n >= 2 and d >= 1, has a value that is not finite, or a
+        ValueError: if z is not a floating (n, d) tensor with n >= 2 and d >= 1, or has a value that is not finite, or a
             row of zeros, which has no direction.
     """
     if z.ndim != 2 or len(z) < 2 or z.shape[1] < 1 or not z.is_floating_point():
@@ -26,7 +26,7 @@ def normalised(z: Tensor, name: str = "z") -> Tensor:
     z = z.detach().double()
     if bad := int((~z.isfinite().all(dim=1)).sum()):
         raise ValueError(f"{name}: {bad} of {len(z)} embeddings are not finite: the encoder has diverged")
-    # by the largest entry first: squares of entries beyond 1e154 or below 1e-162 would not fit a float64
+    # by the largest entry first: squares of entries beyond 1e154 or below 1e-162 do not fit a float64
     largest = z.abs().amax(dim=1, keepdim=True)
     if zero := int((largest == 0).sum()):
         raise ValueError(f"{name}: {zero} of {len(z)} embeddings are zero and have no direction: units of it are dead")
@@ -35,7 +35,7 @@ def normalised(z: Tensor, name: str = "z") -> Tensor:
 
 
 def resamples(n: int, number: int, generator: torch.Generator) -> Tensor:
-    """Bootstrap weights (number, n) in float64: how often each of n images comes in n draws with replacement."""
+    """Draw bootstrap weights (number, n), float64: the counts of n images in n draws with replacement."""
     drawn = torch.randint(n, (number, n), generator=generator)
     return torch.zeros(number, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
 
@@ -44,11 +44,11 @@ def alignment(z1: Tensor, z2: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared distance of positive pairs (Wang and Isola 2020, section 4.1, with alpha = 2); lower is closer.
 
     Args:
-        z1, z2: (n, d); row i of one and of the other are a positive pair.
+        z1, z2: (n, d); row i of both is a positive pair.
         weights: (b, n) resamples, see above.
 
     Returns:
-        A scalar, or (b,), in [0, 4]: 2 - 2 cos(z1, z2) in the mean.
+        A scalar, or (b,), in [0, 4]: the mean of 2 - 2 cos(z1, z2).
 
     Raises:
         ValueError: if the shapes differ, or as `normalised`.
@@ -63,16 +63,16 @@ def alignment(z1: Tensor, z2: Tensor, weights: Tensor | None = None) -> Tensor:
 def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tensor:
     """Log of the mean Gaussian potential of pairs (Wang and Isola 2020, section 4.1); lower is more uniform.
 
-    `log( mean over i < j of exp(-t |z_i - z_j|^2) )`. In a resample an image that came twice is no pair with itself:
-    that would be a distance of zero that the data do not have.
+    `log( mean over i < j of exp(-t |z_i - z_j|^2) )`. In a resample an image that occurs twice is no pair with itself:
+    its distance of zero does not occur in the data.
 
     Args:
         z: (n, d).
-        t: t > 0; the paper's is 2.
+        t: factor of the squared distance, t > 0; 2 in the paper.
         weights: (b, n) resamples, see above; each must have two different images.
 
     Returns:
-        A scalar, or (b,), in [-4t, 0]; 0 where all embeddings are one.
+        A scalar, or (b,), in [-4t, 0]; 0 if all embeddings are equal.
 
     Raises:
         ValueError: if t is not positive, or as `normalised`.
@@ -90,7 +90,7 @@ def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tens
         found[torch.arange(len(rows), device=z.device), rows] = -torch.inf
         return found
 
-    # the usual way to a logarithm of a sum: whatever t is, the largest term is 1
+    # logarithm of a sum of exponentials: for any t the largest term is 1
     largest = torch.stack([exponents(rows).amax() for rows in parts]).amax()
     total = torch.zeros_like(pairs)
     for rows in parts:
@@ -99,11 +99,11 @@ def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tens
 
 
 def singular_values(z: Tensor, centred: bool = False) -> Tensor:
-    """Singular values (min(n, d),) of the normalised embeddings, in falling order.
+    """Singular values (min(n, d),) of the normalized embeddings, in falling order.
 
     Args:
         z: (n, d).
-        centred: whether the mean embedding is taken off first; the squares are then n times the eigenvalues of the
+        centred: whether to subtract the mean embedding first; the squares are then n times the eigenvalues of the
             covariance matrix.
     """
     z = normalised(z)
@@ -111,10 +111,10 @@ def singular_values(z: Tensor, centred: bool = False) -> Tensor:
 
 
 def effective_rank(z: Tensor) -> Tensor:
-    """Effective rank (Roy and Vetterli 2007, definition 1): how many directions the embeddings make use of.
+    """Effective rank (Roy and Vetterli 2007, definition 1): the number of directions that the embeddings use.
 
-    exp of the entropy of the singular values divided by their sum. Nothing is centred, as in the definition, so it is 1
-    where all embeddings are one. It has no resamples: a bootstrap leaves a third of the images out, and with them rank.
+    exp of the entropy of the singular values divided by their sum. Not centered, as in the definition, so it is 1 if
+    all embeddings are equal. Without resamples: a bootstrap leaves out a third of the images, and with them rank.
 
     Returns:
         A scalar in [1, min(n, d)].
@@ -126,16 +126,16 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def entropy_rank(values: Tensor) -> Tensor:
-    """The effective rank of a matrix with these singular values (k,), which are not negative and not all zero."""
+    """Effective rank of a matrix from its singular values (k,), not negative and not all zero."""
     share = values / values.sum()
     return torch.special.entr(share).sum().exp().clamp(1, len(values))
 
 
 def embedding_std(z: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Standard deviation of each dimension of the normalised embeddings, in the mean (Chen and He 2021, section 4.1).
+    """Mean standard deviation over dimensions of the normalized embeddings (Chen and He 2021, section 4.1).
 
-    0 is a collapse to one point. 1/sqrt(d) is the most there can be, and what a uniform distribution on the sphere has:
-    the variances (divisor n) sum to 1 less the squared length of the mean.
+    0 is a collapse to one point. 1/sqrt(d) is the maximum, and the value of a uniform distribution on the sphere: the
+    variances (divisor n) sum to 1 minus the squared length of the mean.
 
     Args:
         z: (n, d).
@@ -150,7 +150,7 @@ def embedding_std(z: Tensor, weights: Tensor | None = None) -> Tensor:
     z = normalised(z)
     weight = _weights(weights, z)
     weight = weight / weight.sum(dim=1, keepdim=True)
-    # moments around the data's mean, in which a collapsed dimension does not lose its digits
+    # moments around the data's mean, so that a collapsed dimension does not lose digits
     z = z - z.mean(dim=0)
     variance = (weight @ z.square() - (weight @ z).square()).clamp(min=0)
     return _one_or_many(variance.sqrt().mean(dim=1), weights)

@@ -1,7 +1,7 @@
-"""Whether a classifier's gradients are its own: finite, not zero, and what its logits do when the images move.
+"""Checks of a classifier's gradients: finite, not zero, and equal to the change of its logits when images move.
 
 Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1; Carlini et al. 2019,
-"On evaluating adversarial robustness", section 5. `masking` says what else an attack needs.
+"On evaluating adversarial robustness", section 5. `masking` checks what else an attack needs.
 """
 
 import copy
@@ -18,64 +18,63 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 EPSILON = 8 / 255
 TURNED = 0.7
-"""A cosine. In bfloat16 gradients have 0.99 in the median with the exact ones."""
+"""Least accepted cosine with the exact gradient. In bfloat16 it is 0.99 in the median."""
 DISAGREES = 0.1
-"""In parts of a derivative. ReLU, max-pooling and kNN networks have at most 0.07 for nine images of ten."""
+"""Largest accepted relative error of a derivative; for ReLU, max-pooling and kNN at most 0.07 on 90 % of images."""
 HIDDEN = 0.5
-"""In parts of a derivative: rounding above this hides it."""
+"""Rounding above this, relative to the derivative, hides the derivative."""
 ROUNDING_LOW = 5e-2
-"""How far bfloat16 may move logits, in parts of their spread."""
+"""Largest change of logits by bfloat16, relative to their spread."""
 STEPS = (1e-7, 1e-5, 1e-4, 1e-3, 4e-3)
-"""Half-widths of the central differences, as fractions of the pixels' range: the best of them counts for each image.
+"""Half-widths of the central differences, as fractions of the pixels' range; for each image the best one counts.
 
-Small ones cross no kink of a ReLU or max-pooling network and no jump of a kNN vote, large ones stand above the rounding
-of float32, in which the first is of no use.
+Small ones cross no kink of a ReLU or max-pooling network and no jump of a kNN vote. Large ones exceed the rounding of
+float32, for which the first is too small.
 """
 FEW = 8
-"""Of fewer images no share is evidence."""
+"""A share of fewer images is no evidence."""
 _DIRECTIONS = 2
 _POINTS = 3
 _NUDGE = 1e-3
-"""Between the points where rounding is estimated: enough to round anew in bfloat16."""
+"""Distance of the points where rounding is estimated: enough for a new rounding in bfloat16."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the largest other one: (n, classes), (n,) -> (n,); positive where the image is right."""
+    """Label's logit minus the largest other: (n, classes), (n,) -> (n,); positive if classified correctly."""
     label = labels[:, None]
     return (logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
 
 
 def spread(logits: Tensor) -> float:
-    """The largest logit less the median one, in the median of images: a class masked with -1e9 does not widen it."""
+    """Median over images of largest minus median logit: a class masked with -1e9 does not change it."""
     return float((logits.amax(1) - logits.median(1).values).median()) or 1.0
 
 
 def telling(count: int, n: int, share: float) -> bool:
-    """Whether so many of n images are evidence: more than two and more than a share of them, of `FEW` or more."""
+    """Whether `count` of n images is evidence: more than two and more than `share`, with n at least `FEW`."""
     return n >= FEW and count > max(2, share * n)
 
 
 def check_gradients(
     classifier: nn.Module, x: Tensor, y: Tensor, correct: Tensor, streams: Streams, *, sign_attacks: bool = True
 ) -> list[str]:
-    """Raise where gradients would mislead an attack; `astra_gym.ssl_core.evaluation.masking.check_classifier` says what
-    is asked of them.
+    """Raise if gradients would mislead an attack, by the criteria of `evaluation.masking.check_classifier`.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> float logits (n, classes), in eval mode.
         x: images (n, 3, H, W) in [0, 1], on the classifier's device.
         y: their labels, int64 (n,).
-        correct: which are classified correctly, bool (n,); saturation and zeros are counted among them, if any.
-        streams: of the random points and directions.
-        sign_attacks: whether PGD or FGSM on the cross entropy will be run, which saturation would make void.
+        correct: bool (n,), which are classified correctly; saturation and zeros are counted among them, if any.
+        streams: random streams of the points and directions.
+        sign_attacks: whether PGD or FGSM on the cross entropy will be run, which saturation would invalidate.
 
     Returns:
-        Notes.
+        Notes, plain sentences.
 
     Raises:
-        SanityError: with the figures.
+        SanityError: with the values.
     """
     draw = streams["masking/start"]
     start = (x + EPSILON * (2 * torch.rand(x.shape, generator=draw) - 1).to(x.device)).clamp_(0, 1)
@@ -91,7 +90,7 @@ def check_gradients(
     total, zero = int(asked.sum()), gradient.flatten(1).abs().amax(1) == 0
     flat = int((zero & asked).sum())
     figures = f"the margin's gradient is zero for {flat} of {total} images, which no attack by gradients can move"
-    # as between rows: two
+    # the tolerance is two images, as between rows
     if flat > 2:
         raise SanityError(f"{figures}: {MASKING}")
     if flat:
@@ -122,10 +121,10 @@ def _check_differences(
     def signs(name: str, count: int) -> list[Tensor]:
         return list(torch.randint(2, (count, *x.shape), generator=streams[name]).mul_(2).sub_(1).to(wide))
 
-    # where rounding is not out of the way, what it does is seen in how the same comparison varies from point to point
+    # without float64, rounding is estimated by how the same comparison varies between nearby points
     points = [wide] if exact else [wide + _NUDGE * nudge for nudge in signs("masking/points", _POINTS)]
     slopes = torch.stack([_gradient(model, point, y, margin) for point in points])
-    # what is attacked is not the copy; rounding in bfloat16 turns a gradient by far less than a right angle
+    # attacks use the classifier, not the copy; bfloat16 turns a gradient by far less than a right angle
     if exact:
         cosines = F.cosine_similarity(slopes[0].flatten(1), gradient.to(slopes).flatten(1))
         turned = int((cosines < TURNED).sum())
@@ -145,10 +144,10 @@ def _check_differences(
             expected, measured = (slopes * direction).flatten(2).sum(2), torch.stack(change) / (2 * step)
             scale = torch.maximum(torch.maximum(expected.mean(0).abs(), measured.mean(0).abs()), floor)
             difference = expected - measured
-            noise = difference.amax(0) - difference.amin(0)  # of a single point there is none
+            noise = difference.amax(0) - difference.amin(0)  # 0 for a single point
             error = ((difference.mean(0).abs() - noise).clamp(min=0) / scale).nan_to_num(0)  # 0 / 0: known to be flat
             by_direction.append(error.masked_fill(noise > HIDDEN * scale, torch.nan))
-        # along the sign the derivative is largest: where that is hidden, all is
+        # along the sign the derivative is largest: if rounding hides it, it hides all
         worst = torch.stack(by_direction).nan_to_num(0).amax(0)
         errors.append(worst.masked_fill(by_direction[0].isnan(), torch.inf))
     best = torch.stack(errors).amin(0)
@@ -161,27 +160,27 @@ def _check_differences(
         f"({100 * float(best.median()):.1f} % in the median), {MASKING}: is something rounded, clipped, detached or "
         "rescaled?"
     )
-    # votes that hang on rounding jump at steps above it, and what lies between the jumps cannot be seen
+    # votes that depend on rounding jump at larger steps, and the slope between the jumps cannot be measured
     if differs:
         return notes + [figures] * (off > n / 3)
     return notes + _verdict(figures, off, n)
 
 
 def _verdict(figures: str, count: int, n: int) -> list[str]:
-    """An error if more than half of the images are at fault, so that the median is; a note from a third on."""
+    """Raise if more than half of the images are at fault, so that the median is; note more than a third."""
     if telling(count, n, 1 / 2):
         raise SanityError(figures)
     return [figures] if count > n / 3 else []
 
 
 def _in_double(classifier: nn.Module, x: Tensor, logits: Tensor) -> tuple[nn.Module | None, str, bool]:
-    """A copy that computes the same in float64, or None, why not, and whether it runs but gives other logits."""
+    """Copy the classifier to float64: the copy or None, why not, and whether it runs but gives other logits."""
     try:
         model = copy.deepcopy(classifier).double()
         for network in (part for part in model.modules() if isinstance(part, TargetNetwork)):
-            network.precision = "fp32"  # which is to say, no autocast and no rounding to float32
+            network.precision = "fp32"  # no autocast and no rounding to float32
         found = logits_of(model, x.double())
-    # the user's code may object to a copy or to float64 with any error, an assert among them
+    # the user's code may refuse a copy or float64 with any error, even an assert
     except Exception as error:
         first = next(iter(str(error).splitlines()), "")
         return None, f"a copy does not run in float64 ({type(error).__name__}: {first[:100]})", False
@@ -196,7 +195,7 @@ def _in_double(classifier: nn.Module, x: Tensor, logits: Tensor) -> tuple[nn.Mod
 def _saturation(
     classifier: nn.Module, x: Tensor, y: Tensor, asked: Tensor, zero: Tensor, logits: Tensor, sign_attacks: bool
 ) -> list[str]:
-    """On the cross entropy, whose derivative by the label's logit is the softmax less 1."""
+    """Check the cross entropy for saturation: its derivative by the label's logit is the softmax minus 1."""
     saturated = asked & (logits.softmax(1).gather(1, y[:, None]).squeeze(1) == 1)
     if not bool(saturated.any()):
         return []

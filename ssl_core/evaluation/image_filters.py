@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def folded(places: Tensor, n: int, mode: str) -> Tensor:
-    """The pixels 0..n-1 that stand at places, which may lie beyond a line of n pixels.
+    """Map positions, which may be outside a line of n pixels, to pixels 0..n-1.
 
     Args:
-        places: whole numbers.
-        n: 1 or more.
-        mode: SciPy's names: `nearest` (aaa|abc|ccc), `mirror` (cb|abc|ba) or `reflect` (ba|abc|cb).
+        places: integers.
+        n: number of pixels, 1 or more.
+        mode: border mode by SciPy's name: `nearest` (aaa|abc|ccc), `mirror` (cb|abc|ba) or `reflect` (ba|abc|cb).
     """
     if mode == "nearest" or n == 1:
         return places.clamp(0, n - 1)
@@ -21,21 +21,21 @@ def folded(places: Tensor, n: int, mode: str) -> Tensor:
 
 
 def extended(x: Tensor, dim: int, by: int, mode: str) -> Tensor:
-    """x with `by` more entries at both ends of a dimension, see `folded`."""
+    """Extend x by `by` entries at both ends of a dimension, see `folded`."""
     n = x.shape[dim]
     return x.index_select(dim, folded(torch.arange(-by, n + by, device=x.device), n, mode))
 
 
 def smoothed(x: Tensor, sigma: float, mode: str, truncate: float = 4.0) -> Tensor:
-    """`scipy.ndimage.gaussian_filter` over the last two dimensions of x (..., h, w), in its order of additions.
+    """`scipy.ndimage.gaussian_filter` over the last two dimensions, in SciPy's order of additions.
 
     Args:
-        x: float64.
+        x: float64 (..., h, w).
         sigma: standard deviation in pixels, 0 or more.
-        mode: of the borders, see `folded`.
+        mode: border mode, see `folded`.
         truncate: the filter's radius, in standard deviations.
     """
-    if sigma < 1e-15:  # as SciPy has it
+    if sigma < 1e-15:  # as in SciPy
         return x
     radius = int(truncate * sigma + 0.5)
     weights = np.exp(-0.5 / (sigma * sigma) * np.arange(-radius, radius + 1) ** 2)
@@ -50,15 +50,15 @@ def smoothed(x: Tensor, sigma: float, mode: str, truncate: float = 4.0) -> Tenso
 
 
 def sampled(x: Tensor, rows: Tensor, columns: Tensor, mode: str) -> Tensor:
-    """`scipy.ndimage.map_coordinates` of order 1, for all channels of an image at the same places.
+    """`scipy.ndimage.map_coordinates` of order 1, at the same positions for all channels of an image.
 
     Args:
-        x: (n, channels, h, w) float64.
-        rows, columns: (n, k) float64, in pixels.
-        mode: what lies beyond the borders, see `folded`.
+        x: float64 (n, channels, h, w).
+        rows, columns: positions in pixels, float64 (n, k).
+        mode: border mode, see `folded`.
 
     Returns:
-        (n, channels, k).
+        float64 (n, channels, k).
     """
     height, width = x.shape[2:]
     flat, (top, left) = x.flatten(2), (rows.floor(), columns.floor())

@@ -1,4 +1,4 @@
-"""The loss landscape: how the loss rises along directions in a network's weights."""
+"""Loss landscape: the loss along directions in a network's weights."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.hashing import fingerprint
 
 Direction = Mapping[str, Tensor]
-"""By a weight's name, where it moves to, in its own shape; weights without an entry stay."""
+"""Change of each weight by name, in the weight's shape; weights without an entry do not change."""
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -19,11 +19,11 @@ class Searched(NamedTuple):
     """Random directions compared by their sharpness.
 
     Attributes:
-        median: the one of median sharpness; the less sharp of the middle two where their number is even.
-        sharpest: the one of the largest sharpness.
-        sharpness: of all, in rising order: `(L(-r) + L(r)) / 2 - L(0)`, the loss's mean rise at the radius r. The slope
-            at the weights, which is not zero on images that were not trained on, cancels out; of a quadratic loss
-            r^2 / 2 times its curvature remains. It is negative where the loss falls on average.
+        median: the direction of median sharpness; of an even number, the less sharp of the middle two.
+        sharpest: the direction of largest sharpness.
+        sharpness: sharpness of all, in rising order: `(L(-r) + L(r)) / 2 - L(0)`, the loss's mean rise at the radius r.
+            The slope at the weights, which is not zero on images that were not trained on, cancels; for a quadratic
+            loss r^2 / 2 times its curvature remains. It is negative if the loss falls on average.
     """
 
     median: Direction
@@ -32,16 +32,15 @@ class Searched(NamedTuple):
 
 
 def random_direction(network: nn.Module, generator: torch.Generator) -> Direction:
-    """A Gaussian direction with filter normalisation (Li et al. 2018, section 4).
+    """Draw a Gaussian direction with filter normalization (Li et al. 2018, section 4).
 
-    Every filter of the direction (all weights into one output channel or unit) has the norm of the network's own
-    filter, so that radius 1 moves each by its own length: without that, a network whose weights are larger by a factor
-    which batch norm takes off again would look flatter. Only weights of convolutions and linear layers move; biases and
-    batch norm stay.
+    Every filter of the direction (all weights into one output channel or unit) has the norm of the network's filter, so
+    that radius 1 moves each filter by its length. Otherwise a network with larger weights would look flatter, although
+    batch norm removes the factor. Only weights of convolutions and linear layers move; biases and batch norm do not.
 
     Args:
-        network: whose weights give names, shapes and norms.
-        generator: on the CPU, so that the draw is that of any device.
+        network: network that gives names, shapes and norms of the weights.
+        generator: random generator on the CPU, so that draws are equal for all devices.
 
     Raises:
         ValueError: if the network has no convolution and no linear layer.
@@ -70,20 +69,20 @@ def loss_along(
     loss: Callable[[], Tensor],
     progress: Callable[[], None] | None = None,
 ) -> list[float]:
-    """The loss with the weights moved by `radius * direction`, for each radius.
+    """Compute the loss with the weights moved by `radius * direction`, for each radius.
 
-    The weights are put back bit for bit, also where the loss fails or is interrupted.
+    The weights are restored bit for bit, also if the loss fails or is interrupted.
 
     Args:
-        network: in eval mode, so that batch norm neither hides the move nor learns from it.
+        network: network in eval mode, so that batch norm neither hides the move nor changes by it.
         direction: see `random_direction`.
-        radii: 0 is the network itself.
-        loss: computes the loss, a scalar, with the network as it is at the call; no gradients are taken.
+        radii: radii; 0 is the network itself.
+        loss: computes the scalar loss with the present weights; no gradients are taken.
         progress: called after every loss.
 
     Raises:
         ValueError: if the direction does not fit the network, or the network is in train mode.
-        RuntimeError: if a loss is not finite, or the network is not what it was at the end.
+        RuntimeError: if a loss is not finite, or the network has changed at the end.
     """
     if training := [name or "itself" for name, module in network.named_modules() if module.training]:
         raise ValueError(f"the network is in train mode ({training[0]}): call its eval() first")
@@ -121,14 +120,14 @@ def search_directions(
     generator: torch.Generator,
     progress: Callable[[], None] | None = None,
 ) -> Searched:
-    """Draws random directions and finds the median and the sharpest of them at a radius.
+    """Draw random directions, and find the median and the sharpest of them at a radius.
 
-    Many random directions are no gradient: the sharpest of them only bounds the worst direction from below.
+    The sharpest random direction is only a lower bound for the worst direction.
 
     Args:
-        network, loss, progress: as for `loss_along`, in all `1 + 2 * candidates` losses.
-        radius: above 0.
-        candidates: how many directions, at least 1.
+        network, loss, progress: as for `loss_along`; `1 + 2 * candidates` losses in all.
+        radius: radius above 0.
+        candidates: number of directions, at least 1.
         generator: as for `random_direction`.
 
     Raises:
@@ -140,7 +139,7 @@ def search_directions(
     [centre] = loss_along(network, {}, (0.0,), loss, progress)
     found = []
     for index in range(candidates):
-        # a state instead of the direction: of a large network, all together would not fit into memory
+        # a state instead of the direction: for a large network, all directions would not fit into memory
         state = generator.get_state()
         low, high = loss_along(network, random_direction(network, generator), (-radius, radius), loss, progress)
         found.append(((low + high) / 2 - centre, index, state))

@@ -1,8 +1,8 @@
-"""Whether a classifier can be attacked at all: what would make an attack by gradients fail, and evidence that it works.
+"""Checks that a classifier can be attacked: causes of failure of gradient attacks, and evidence that they work.
 
 Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1; Carlini et al. 2019,
-"On evaluating adversarial robustness", section 5; Croce & Hein 2020 (AutoAttack), whose checks warn of randomness and
-of zero gradients.
+"On evaluating adversarial robustness", section 5; Croce & Hein 2020 (AutoAttack warns of randomness and
+of zero gradients).
 """
 
 import torch
@@ -22,15 +22,15 @@ from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams, global_generators_kept
 
 UNBOUNDED = 128 / 255
-"""From any image this reaches uniform grey, on which no classifier can be better than chance."""
+"""Radius that reaches uniform gray from any image; no classifier can be better than chance on it."""
 _ALONE = 8
 _MOVES = tuple(
     sign * digit * power for power in (1e-5, 1e-4, 1e-3) for digit in (1, 2, 3, 5, 7, 10) for sign in (1, -1)
 )
-"""By such parts images are moved towards grey, or away from it. Where features hardly differ, the first move none, and
-which of the others changes a rounding is chance: a few alone missed it on some processors."""
+"""Fractions by which images are moved towards gray, or away from it. If features hardly differ, the first have no
+effect, and it is chance which of the others changes a rounding: a few alone missed it on some processors."""
 _SMOOTH = 30
-"""How many times as far as the image a classifier's logits may move, in parts of their spread: beyond it they jump."""
+"""Largest smooth change of logits, relative to their spread and to the move of the image: beyond it they jump."""
 
 
 @global_generators_kept()
@@ -43,44 +43,44 @@ def check_classifier(
     limit: int = 64,
     sign_attacks: bool = True,
 ) -> list[str]:
-    """Raise where attacks on a classifier would say nothing about it.
+    """Raise if attacks on a classifier would be meaningless.
 
-    Tried on up to `limit` images, correctly classified ones first, which are the ones that get attacked:
+    Checked on up to `limit` images, correctly classified ones first, since only these are attacked:
 
-    - it is in eval mode, and its logits are finite, (n, classes), float32 or float64, since in fewer bits the
-      differences that an attack goes by are rounded away, and not probabilities: of these the cross entropy is nearly
-      flat (log-probabilities are fine, since their softmax is the probabilities);
-    - it is not random: equal logits, on the CPU bit for bit, whatever the state of torch's global generator, of which
-      it takes nothing;
-    - an image's logits do not depend on the rest of its batch, but for those that jump as well when the image moves by
-      a hundredth or less, alone: they hang on rounding;
-    - it does not change itself;
-    - the gradient of the margin (the label's logit less the largest other) is finite, is zero for at most two images,
-      since each of those counts as robust whatever it is, and agrees with central differences along its sign and along
-      random directions, which see what the gradient leaves out. Of two images one may disagree. It is taken where PGD
-      begins, at a random point within 8/255, with all pixels a little inside [0, 1]. The differences are taken of a
-      copy in float64; where there is none, rounding is estimated, and what is below it does not count.
+    - It is in eval mode, and its logits are finite, (n, classes), and float32 or float64, since with fewer bits an
+      attack's differences are rounded away. They are not probabilities, for which the cross entropy is nearly flat
+      (log-probabilities are fine, since their softmax is the probabilities).
+    - It is not random: equal logits, on the CPU bit for bit, for any state of torch's global generator, from which it
+      draws nothing.
+    - An image's logits do not depend on the rest of its batch, except for logits that depend on rounding: these also
+      jump when the image moves by a hundredth or less, alone.
+    - It does not change itself.
+    - The gradient of the margin (the label's logit minus the largest other) is finite. It is zero for at most two
+      images, since each of those counts as robust in any case. It agrees with central differences along its sign and
+      along random directions, which show what the gradient leaves out; of two images one may disagree. It is taken
+      where PGD starts, at a random point within 8/255, with all pixels a little inside [0, 1]. The differences are
+      taken on a copy in float64; without one, rounding is estimated, and differences below it are ignored.
 
     Shares of fewer than eight images are no evidence, and neither are one or two images: those are notes. The global
-    generators of torch, NumPy and Python are left as they were.
+    generators of torch, NumPy and Python are restored.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
         images: uint8 (n, 3, H, W).
         labels: int64 (n,).
-        seed: of the random points and directions.
-        limit: how many images are tried at most.
-        sign_attacks: whether PGD or FGSM on the cross entropy will be run: where its gradient is zero for over half of
-            the images for saturation alone, their figures would be void. Without them that is a note.
+        seed: seed of the random points and directions.
+        limit: maximum number of images checked, 1 or more.
+        sign_attacks: whether PGD or FGSM on the cross entropy will be run: if its gradient is zero only by saturation
+            for over half of the images, their results would be invalid. Otherwise that is a note.
 
     Returns:
-        Notes: images without a gradient, logits that may be a sigmoid's, saturation (the softmax rounds to 1, so that
-        the cross entropy's gradient loses a part or all), differences without a copy in float64, figures that would be
-        errors of more images.
+        Notes: images without a gradient, logits that may be a sigmoid's, saturation (the softmax rounds to 1, and the
+        cross entropy's gradient loses a part or all), differences without a copy in float64, and findings that would
+        be errors for more images.
 
     Raises:
         ValueError: if images or labels are not as above.
-        SanityError: with the figures.
+        SanityError: with the values, if a check fails.
         RuntimeError: if a logit is not finite.
     """
     if training := [name or "itself" for name, module in classifier.named_modules() if module.training]:
@@ -113,29 +113,29 @@ def masking_evidence(
     limit: int = 64,
     steps: int = 40,
 ) -> list[str]:
-    """Raise where PGD on the cross entropy fails though it cannot, on up to `limit` correctly classified images.
+    """Raise if PGD on the cross entropy fails where it must succeed, on up to `limit` correctly classified images.
 
-    With epsilon 128/255 every image can be made uniformly grey, so that no more images stay right than there are of one
-    class. With 8/255, random points of the ball, as many as PGD takes steps, must not find more than PGD-20. Both say
-    something about attacks like PGD only: without any, there is no need to ask. The global generators of torch, NumPy
-    and Python are left as they were.
+    With epsilon 128/255 every image can be made uniformly gray, so no more images can stay right than one class has.
+    With 8/255, random points of the ball, as many as PGD takes steps, must not find more than PGD-20. Both tests
+    concern attacks like PGD only, and are not needed without them. The global generators of torch, NumPy and Python are
+    restored.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
         images: uint8 (n, 3, H, W).
         labels: int64 (n,).
-        seed: of the random starts.
-        limit: how many images are attacked at most.
-        steps: of the attack with epsilon 128/255.
+        seed: seed of the random starts.
+        limit: maximum number of images attacked, 1 or more.
+        steps: steps of the attack with epsilon 128/255.
 
     Returns:
-        The figures of both tests, as sentences.
+        The results of both tests, as sentences.
 
     Raises:
         ValueError: if images or labels are not as above.
         SanityError: if more images stay right under 128/255 than chance explains (the lower end of the 95 % interval is
-            above the share of the commonest class), or random points find more than PGD by more than two images or
-            half a point.
+            above the share of the most common class), or random points find more than PGD by more than two images
+            or half a point.
         RuntimeError: if a logit is not finite.
     """
     with held(classifier):
@@ -180,7 +180,7 @@ def masking_evidence(
 
 
 def _chosen(classifier: nn.Module, images: Tensor, labels: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images in [0, 1], labels and whether they are right, from the whole length of the set, the right ones first."""
+    """Choose images from the whole set, correct ones first: images in [0, 1], labels and whether they are correct."""
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0 or limit < 1:
         got = f"{images.dtype} {tuple(images.shape)} and limit is {limit}"
         raise ValueError(f"images are {got}: expected uint8 (n, 3, H, W) with n >= 1, and a limit of 1 or more")
@@ -227,7 +227,7 @@ def _check_kind(logits: Tensor, labels: Tensor) -> list[str]:
 
 
 def _check_equal(logits: Tensor, again: Tensor, when: str) -> None:
-    """On a GPU sums may be in another order."""
+    """Raise unless logits are equal; on a GPU sums may be in another order."""
     difference = float((again - logits).abs().max())
     if difference > (0 if logits.device.type == "cpu" else 1e-4 * spread(logits)):
         raise SanityError(f"the logits of the same images differ by up to {difference:g} {when}")
@@ -240,7 +240,7 @@ def _check_repeats(classifier: nn.Module, x: Tensor, logits: Tensor, streams: St
         return [torch.random.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if cuda else [])]
 
     _check_equal(logits, logits_of(classifier, x), "from one pass to the next: the classifier is random")
-    # a state that no pass has seen: after a pass that seeds the generator itself it would be the same each time
+    # a new state: a pass that seeds the generator itself would leave the same state each time
     torch.random.set_rng_state(streams["masking/state"].get_state())
     if cuda:
         torch.cuda.set_rng_state(streams.on_device("masking/state").get_state(), x.device)
@@ -251,7 +251,7 @@ def _check_repeats(classifier: nn.Module, x: Tensor, logits: Tensor, streams: St
 
 
 def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
-    """Reversed, which a random number for each position does not survive; by halves; some one by one."""
+    """Check batches in reverse order (which detects random numbers by position), in halves, and some images alone."""
     n, scale, limit = len(x), spread(logits), _rounding(classifier, x.device)
     orders = [
         torch.arange(n).flip(0),
@@ -265,7 +265,7 @@ def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
         moved = (logits_of(classifier, x[rows]) - logits[rows]).abs().amax(1) / scale
         worst[rows] = torch.maximum(worst[rows], moved)
     dependent = (worst > limit).nonzero().flatten().tolist()
-    # such as a vote of nearest neighbours at distances that rounding makes equal
+    # such as a vote of nearest neighbors at distances that rounding makes equal
     fickle = [row for row in dependent if _jumps(classifier, x[row : row + 1], scale, float(worst[row]) / 8)]
     notes = []
     if fickle:
@@ -287,7 +287,7 @@ def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
 
 
 def _jumps(classifier: nn.Module, image: Tensor, scale: float, least: float) -> bool:
-    """Whether the logits of an image (1, 3, H, W), alone, jump by `least` times `scale` when it moves by `_MOVES`."""
+    """Whether the logits of a single image (1, 3, H, W) jump by `least` times `scale` when it moves by `_MOVES`."""
     logits = logits_of(classifier, image)
     for size in _MOVES:
         moved = logits_of(classifier, (image + size * (0.5 - image)).clamp(0, 1))
@@ -297,7 +297,7 @@ def _jumps(classifier: nn.Module, image: Tensor, scale: float, least: float) -> 
 
 
 def _rounding(classifier: nn.Module, device: torch.device) -> float:
-    """How far an image's logits may move, in parts of their spread, when the sums in it are done in another order."""
+    """Largest change of logits, relative to their spread, when sums are computed in another order."""
     networks = (part for part in classifier.modules() if isinstance(part, TargetNetwork))
     low = (torch.float16, torch.bfloat16)
     if any(part.precision != "fp32" for part in networks) or any(one.dtype in low for one in classifier.parameters()):

@@ -1,4 +1,4 @@
-"""The health of a frozen encoder's representation, measured without labels: rows, and what the figures draw."""
+"""Health of a frozen encoder's representation, measured without labels: rows, and data for the figures."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -30,20 +30,20 @@ from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams
 
 FEWEST_IMAGES = 16
-"""Below, a bootstrap may draw one image only, and no figure means anything."""
+"""Minimum number of images: with fewer a bootstrap may draw one image only, and values are meaningless."""
 RESAMPLES = 1000
 BATCH = 256
 EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
-"""The attack on the features; it needs no labels."""
+"""Attack on the features, without labels."""
 RADIUS = 0.5
-"""Where sharpness is measured, in units of each filter's own norm."""
+"""Radius at which sharpness is measured, in units of each filter's norm."""
 CURVE = 1.0
-"""How far the curves go, in the same unit."""
+"""Largest radius of the curves, in the same unit."""
 POINTS = 21
 CANDIDATES = 16
-"""Random directions among which the median and the sharpest are sought."""
+"""Number of random directions searched for the median and the sharpest one."""
 LANDSCAPE_IMAGES = 256
-"""At most so many images make the loss of the landscape; it is computed 75 times."""
+"""Maximum number of images in the loss of the landscape, which is computed 75 times."""
 
 
 class Landscape(NamedTuple):
@@ -53,22 +53,22 @@ class Landscape(NamedTuple):
     median: tuple[float, ...]
     sharpest: tuple[float, ...]
     candidates: int
-    """Of how many random directions one is the median and one the sharpest."""
+    """Number of random directions searched."""
     radius: float
-    """At which they are."""
+    """Radius at which their sharpness was compared."""
 
 
 @dataclass(frozen=True, eq=False)
 class Health:
-    """What `representation_health` found.
+    """Results of `representation_health`.
 
     Attributes:
-        rows: the figures.
-        vectors: by condition ("features", "features/attacked", "embeddings", ...), (n, d) float32 on the CPU, not
-            normalised; the images are the same in all.
-        labels: (n,) of the images, for the pictures only; None where the data have none.
-        classes: their names.
-        landscape: None where the encoder has no weights.
+        rows: the measured values.
+        vectors: float32 (n, d) on the CPU, not normalized, by condition ("features", "features/attacked",
+            "embeddings", ...); the images are the same in all.
+        labels: labels (n,) of the images, for the figures only; None for data without labels.
+        classes: names of the classes.
+        landscape: the loss landscape; None if the encoder has no weights.
     """
 
     rows: list[Row]
@@ -89,34 +89,34 @@ def representation_health(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Health:
-    """Alignment, uniformity, effective rank, spread, and sharpness of the loss, without any label.
+    """Measure alignment, uniformity, effective rank, spread, and sharpness of the loss, without labels.
 
-    Conditions of the rows, each also with "embeddings" for "features" where the encoder has a projector:
+    Conditions of the rows, each also with "embeddings" for "features" if the encoder has a projector:
 
-    - "features": of the test images as they are (uniformity, effective_rank, embedding_std);
-    - "features/attacked": of the images under PGD that drives the feature away from the clean one (maximises
+    - "features": the clean test images (uniformity, effective_rank, embedding_std);
+    - "features/attacked": the images under PGD that turns the features away from the clean ones (maximizes
       -cos(f(x'), f(x)), 8/255, 10 steps of 2/255, random start); its alignment is that of clean and attacked;
     - "features/views": alignment of two strong views of each image;
     - "median of 16/0.5" and "sharpest of 16/0.5": sharpness (`landscape.Searched`) among 16 random directions,
-      at radius 0.5, of NT-Xent (temperature 0.5) with the clean and the attacked image as the pair, on embeddings
-      where there are any and on features else. Its value depends on the number of images, at most 256. They are
-      attacked once, with the weights as they are: beside these the attack is weaker, which can make the sharpness of
-      an encoder that is not robust negative.
+      at radius 0.5, of NT-Xent (temperature 0.5) with the clean and the attacked image as the pair, on embeddings if
+      there are any, else on features. The value depends on the number of images, at most 256. They are attacked once,
+      on the original weights: on moved weights the attack is weaker, which can make the sharpness of a non-robust
+      encoder negative.
 
-    Intervals are 95 % percentile bootstraps over images, moved so that the resamples' mean is the figure: with fewer
-    different images a resample is a little less spread. Effective rank and sharpness have none.
+    Intervals are 95 % percentile bootstraps over images, shifted so that the resamples' mean is the value: with fewer
+    different images a resample has a little less spread. Effective rank and sharpness have no intervals.
 
     Args:
-        encoder: a `TargetNetwork`, or any module with `feature_dim` and `features(images, route)`; a copy is worked on.
+        encoder: a `TargetNetwork`, or any module with `feature_dim` and `features(images, route)`; it is copied.
         test: the images; labels are only passed on.
-        views: how strong views are made.
-        origin: of the rows, with protocol "features"; its route is the encoder's, its seed that of every draw.
-        images: at most so many, the first ones, at least 16.
-        device: where to work.
-        progress: called with the pieces of work done and their total.
+        views: settings of the strong views.
+        origin: origin of the rows, with protocol "features", the encoder's route and the seed of every draw.
+        images: maximum number of images, the first ones; at least 16.
+        device: device for the work.
+        progress: called with the number of finished work items and their total.
 
     Raises:
-        ValueError: if the origin's protocol is another, there are too few images, or the encoder is dead.
+        ValueError: if the origin has another protocol, there are too few images, or the encoder is dead.
         SanityError: if a parameter or buffer changed.
     """
     if origin.protocol != "features":
@@ -167,8 +167,9 @@ def _encode(encoder: nn.Module, images: Tensor, route: str) -> dict[str, Tensor]
 def _encode_all(
     encoder: nn.Module, test: ImageSet, views: ViewSettings, route: str, streams: Streams, tick: Callable[[], None]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """All vectors by condition, "features/views" with the two views of image k in rows 2k and 2k + 1, and the attacked
-    images (n, 3, H, W).
+    """Encode all vectors by condition; with them, return the attacked images (n, 3, H, W).
+
+    In "features/views" rows 2k and 2k + 1 are the two views of image k.
     """
     parts: dict[str, list[Tensor]] = {}
     moved = []
@@ -185,13 +186,13 @@ def _encode_all(
 
 
 def attack_features(encoder: nn.Module, images: Tensor, route: str, generator: torch.Generator) -> Tensor:
-    """Images (n, 3, H, W) whose features PGD has turned away from those of `images`: it maximises -cos(f(x'), f(x)).
+    """Attack images (n, 3, H, W) by PGD so that their features turn away: it maximizes -cos(f(x'), f(x)).
 
     Args:
-        encoder: in eval mode.
-        images: in [0, 1], on the encoder's device.
-        route: of the features.
-        generator: of the random start, on that device.
+        encoder: encoder in eval mode.
+        images: images in [0, 1], on the encoder's device.
+        route: batch-norm route of the features.
+        generator: random generator of the start, on that device.
     """
     clean = _encode(encoder, images, route)["features"]
     return pgd(
@@ -232,7 +233,7 @@ def _landscape(
     tick: Callable[[], None],
 ) -> tuple[Landscape, dict[str, float]]:
     def loss() -> Tensor:
-        # the last is the embeddings where there are any
+        # the last entry is the embeddings, if there are any
         pair = [list(_encode(encoder, images, route).values())[-1].float() for images in (clean, attacked)]
         return nt_xent(torch.stack(pair, dim=1).flatten(0, 1))
 

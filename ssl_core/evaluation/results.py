@@ -1,4 +1,4 @@
-"""Results as data: every measured number is a typed row that says where it came from."""
+"""Results as data: every measured value is a typed row with its origin."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ METRICS: Mapping[str, tuple[float, float]] = {
     "embedding_std": (0.0, 1.0),
     "sharpness": (-math.inf, math.inf),
 }
-"""Ranges. Percent: SA clean, RA under attack, CA under common corruptions, PA under perspective distortion."""
+"""Metrics and their ranges. Percent: SA clean, RA attacked, CA common corruptions, PA perspective distortion."""
 ATTACKS: Mapping[str, str] = {
     "none": "no attack",
     "fgsm": "one step of the size of the radius, from the image",
@@ -54,30 +54,30 @@ INTERVALS = ("wilson", "bootstrap", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured figure.
+    """One measured value with its origin.
 
     Args:
         protocol: how the encoder was turned into a classifier, a name of `PROTOCOLS`.
         metric: a name of `METRICS`.
         attack: a name of `ATTACKS`: `none` for all metrics but RA.
         epsilon: radius of the attack, in the unit of pixels in [0, 1] (8/255, not 8); 0.0 without an attack.
-        norm: in which epsilon is measured, a name of `NORMS`.
-        restarts: random starts of the attack.
-        condition: what else was done to the images, such as `fog/3` (corruption and severity), `weather` (the mean over
-            a family) or `left/padded`; empty for nothing.
+        norm: norm of epsilon, a name of `NORMS`.
+        restarts: number of random starts of the attack.
+        condition: other change of the images, such as `fog/3` (corruption and severity), `weather` (the mean over a
+            family) or `left/padded`; empty for none.
         value: accuracies in percent, other metrics in their own unit.
         n: number of test images.
-        interval: 95 % interval of the value; None where there is none.
+        interval: 95 % interval of the value, or None.
         interval_method: a name of `INTERVALS`.
         label_fraction: share of the training labels that the classifier was trained with, in (0, 1].
         route: batch-norm route on which the encoder was evaluated.
-        dataset: on which the classifier was trained and tested.
-        seed: of the evaluation.
-        checkpoint: name of the checkpoint, or of the control, the row came from.
+        dataset: data set on which the classifier was trained and tested.
+        seed: seed of the evaluation.
+        checkpoint: name of the checkpoint, or of the control, that was evaluated.
         checkpoint_hash: SHA-256 of the encoder's weights and statistics, or `unknown`.
-        deviations: in what the figure departs from the published protocol; empty means standard.
-        seconds: that the figure took; None where it was not measured.
-        commit: git commit of the project, with `-dirty` where files differed from it, or `unknown`.
+        deviations: differences from the published protocol; empty means standard.
+        seconds: duration of the measurement; None if unknown.
+        commit: git commit of the project, with `-dirty` if files differed from it, or `unknown`.
         versions: versions of Python and of the libraries.
 
     Raises:
@@ -146,7 +146,7 @@ class Row:
 
     @property
     def standard(self) -> bool:
-        """Whether the figure was got exactly by the published protocol."""
+        """Whether the value was measured exactly by the published protocol."""
         return not self.deviations
 
 
@@ -156,7 +156,7 @@ def _is_interval(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What the rows of one classifier, or of one encoder, have in common; the fields are `Row`'s."""
+    """Common fields of the rows of one classifier or encoder, as in `Row`."""
 
     protocol: str
     route: str
@@ -170,20 +170,20 @@ class Origin:
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     def accuracy(self, metric: str, correct: int, n: int, **what: Any) -> Row:
-        """The row of an accuracy, with its Wilson interval.
+        """Make the row of an accuracy, with its Wilson interval.
 
         Args:
             metric: SA, RA, CA or PA.
-            correct: number of images that were right.
-            n: of how many.
-            **what: `attack`, `epsilon`, `norm`, `restarts`, `condition`, `seconds`, and `deviations` that come to the
-                origin's own.
+            correct: number of images classified correctly.
+            n: number of images.
+            **what: `attack`, `epsilon`, `norm`, `restarts`, `condition`, `seconds`, and `deviations`, which are added
+                to the origin's.
         """
         interval = wilson_interval(correct, n)
         return self.figure(metric, 100 * correct / n, n, interval=interval, interval_method="wilson", **what)
 
     def figure(self, metric: str, value: float, n: int, **what: Any) -> Row:
-        """The row of any figure; `what` are fields of `Row`, `deviations` come to the origin's own."""
+        """Make the row of any metric; `what` are fields of `Row`, and `deviations` are added to the origin's."""
         common = {item.name: getattr(self, item.name) for item in fields(self)}
         deviations = (*self.deviations, *what.pop("deviations", ()))
         return Row(metric=metric, value=value, n=n, **(common | what | {"deviations": deviations}))
@@ -195,12 +195,12 @@ def _require(holds: object, name: str, row: Row, expected: str) -> None:
 
 
 def radius_text(norm: str, epsilon: float) -> str:
-    """A radius in words: `8/255`, `L2 0.5`."""
+    """Text of a radius: `8/255`, `L2 0.5`."""
     return f"{255 * epsilon:.4g}/255" if norm == "Linf" else f"{norm} {epsilon:g}"
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a proportion, as percentages.
+    """Wilson's score interval (1927) of a proportion, in percent.
 
     Unlike the normal approximation it stays in [0, 100] and keeps its coverage near both ends.
 
@@ -210,7 +210,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
         confidence: coverage, in (0, 1).
 
     Raises:
-        ValueError: if a figure is out of its range.
+        ValueError: if a value is out of its range.
     """
     if not (n >= 1 and 0 <= correct <= n and 0 < confidence < 1):
         raise ValueError(
@@ -224,20 +224,20 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 
 def write_results(path: Path | str, rows: Iterable[Row]) -> None:
-    """Write `{"schema": 3, "rows": [...]}` to `path`, atomically; folders are made."""
+    """Write `{"schema": 3, "rows": [...]}` to `path`, atomically; missing folders are created."""
     entries = [{**asdict(row), "versions": dict(row.versions), "standard": row.standard} for row in rows]
     write_json(path, {"schema": SCHEMA, "rows": entries})
 
 
 def read_results(path: Path | str) -> list[Row]:
-    """Read what `write_results` wrote, now or before.
+    """Read a file of `write_results`, of any schema.
 
-    The rows of schema 1 were short linear probes: never standard. Those of schema 2, which version 0.1 wrote, are taken
-    as they are, but for full fine-tuning: its attack started at noise of 0.001, which is a deviation by now.
+    Rows of schema 1 were short linear probes, never standard. Rows of schema 2, from version 0.1, are not changed,
+    except for full fine-tuning: its attack started at noise of 0.001, which is a deviation now.
 
     Raises:
-        ValueError: if the file is damaged, is not JSON, has another schema, or a row lacks a field, has an unknown or a
-            bad one.
+        ValueError: if the file is damaged, is not JSON or has an unknown schema, or if a field of a row is missing,
+            unknown or invalid.
         FileNotFoundError: if there is no such file.
     """
     document = read_json(path, "restore it from a copy, or measure it again")
@@ -256,7 +256,7 @@ def read_results(path: Path | str) -> list[Row]:
 
 FIRST_SCHEMA = "results of schema 1 do not say how the probe was trained"
 NOISE_OF_SECOND_SCHEMA = "start_noise 0.001, not 0"
-"""Of "aff" and "lp-aff" in schema 2; in words that a row of today has with the same noise."""
+"""Deviation of "aff" and "lp-aff" in schema 2, as a present row with the same noise has it."""
 
 
 def _row(entry: Any, schema: int) -> Row:

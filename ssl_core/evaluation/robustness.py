@@ -1,4 +1,4 @@
-"""Which images a classifier of images in [0, 1] gets right: as they are, under PGD and under FGSM."""
+"""Clean accuracy, and accuracy under PGD and FGSM, of a classifier of images in [0, 1]."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -13,21 +13,21 @@ from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.messages import shown
 
 STEP_SIZE = 2 / 255
-"""The protocol's."""
+"""Step size of the protocol."""
 
 
 def step_size_for(epsilon: float) -> float:
-    """PGD-20's step: the protocol's 2/255 from epsilon 4/255 to 16/255, half of epsilon below, an eighth of it above.
+    """PGD-20's step: the protocol's 2/255 from epsilon 4/255 to 16/255, half of epsilon below, an eighth above.
 
-    With 2/255 in a smaller ball every step would land on its surface, and most would only jump between corners. From
-    a random start the worst corner may be 2 epsilon away: twenty steps of 2/255 travel 40/255, which is too short for
-    a ball above 20/255. An eighth is 2.5 epsilon / 20 (Madry et al. 2018, who step 2.5 epsilon / 100 a hundred times).
+    With 2/255 in a smaller ball every step would end on its surface, and most would only jump between corners. From a
+    random start the worst corner may be 2 epsilon away: twenty steps of 2/255 cover 40/255, too little for a ball above
+    20/255. An eighth is 2.5 epsilon / 20 (Madry et al. 2018 take a hundred steps of 2.5 epsilon / 100).
     """
     return max(min(STEP_SIZE, epsilon / 2), epsilon / 8)
 
 
 def clean_accuracy(classifier: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> Tensor:
-    """Which images are classified correctly.
+    """Find which images are classified correctly.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
@@ -63,10 +63,10 @@ def pgd_accuracy(
     clean: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Which images are classified correctly both as they are and under PGD on the cross entropy.
+    """Find which images are classified correctly both clean and under PGD on the cross entropy.
 
-    L-infinity PGD (Madry et al. 2018) from random starts in the whole ball. An image counts as robust if it survives
-    every one of them; one that has fallen, or is misclassified without any attack, is not attacked (again).
+    L-infinity PGD (Madry et al. 2018) from random starts in the whole ball. An image is robust if it is right after
+    every one of them; a misclassified image, attacked or clean, is not attacked (again).
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
@@ -76,11 +76,11 @@ def pgd_accuracy(
         generator: source of the random starts, on the classifier's device; the result depends on it and on
             `batch_size`.
         steps: number of steps.
-        step_size: as a fraction; None for `step_size_for(epsilon)`.
-        restarts: number of random starts; the first ones are the same however many there are.
-        batch_size: images attacked at once.
-        clean: what `clean_accuracy` gave, where it is known.
-        progress: called with the images attacked so far and the most that it can come to, which falls as images do.
+        step_size: step size as a fraction; None: `step_size_for(epsilon)`.
+        restarts: number of random starts; the first ones do not depend on it.
+        batch_size: images attacked together.
+        clean: the result of `clean_accuracy`, if known.
+        progress: called with the images attacked so far and their maximum, which falls with every fooled image.
 
     Returns:
         Bool (n,), on the CPU; its mean is the robust accuracy.
@@ -113,9 +113,9 @@ def fgsm_accuracy(
     clean: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Which images are classified correctly both as they are and under FGSM on the cross entropy.
+    """Find which images are classified correctly both clean and under FGSM on the cross entropy.
 
-    The fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon from the image itself, without any
+    The fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon from the image itself, without
     randomness. Arguments, result and errors are those of `pgd_accuracy`.
     """
 
@@ -132,7 +132,7 @@ def fgsm_accuracy(
 
 
 def check_arguments(classifier: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Raises a ValueError unless they are as `clean_accuracy` takes them."""
+    """Raise a ValueError unless the arguments are as `clean_accuracy` expects."""
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}: expected uint8 (n, 3, H, W) with n >= 1")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
@@ -142,19 +142,19 @@ def check_arguments(classifier: nn.Module, images: Tensor, labels: Tensor) -> No
 
 
 def device_of(classifier: nn.Module) -> torch.device:
-    """Where the classifier's parameters are; without any, its buffers; without those, the CPU."""
+    """Device of the classifier's parameters, else of its buffers, else the CPU."""
     held = chain(classifier.parameters(), classifier.buffers())
     return next((tensor.device for tensor in held), torch.device("cpu"))
 
 
 @torch.no_grad()
 def logits_of(classifier: nn.Module, images: Tensor) -> Tensor:
-    """Logits (n, classes) of images (n, 3, H, W) in [0, 1], on the same device; a RuntimeError if one is not finite."""
+    """Compute logits (n, classes) of images (n, 3, H, W) in [0, 1]; raise a RuntimeError if one is not finite."""
     return _checked(classifier(images), len(images))
 
 
 def is_correct(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether images (n, 3, H, W) in [0, 1] are classified as their labels (n,) say: bool (n,), on the CPU."""
+    """Whether images (n, 3, H, W) in [0, 1] are classified as their labels (n,): bool (n,), on the CPU."""
     return _agree(logits_of(classifier, images), labels)
 
 
@@ -163,7 +163,7 @@ def _agree(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _checked(logits: object, n: int) -> Tensor:
-    """Logits of n images; a RuntimeError if they are none."""
+    """Return the logits of n images; raise a RuntimeError if they are not finite logits (n, classes)."""
     if not isinstance(logits, Tensor):
         raise RuntimeError(f"the classifier gave a {type(logits).__name__}: expected a tensor of logits")
     if logits.ndim != 2 or len(logits) != n or not bool(logits.isfinite().all()):
@@ -182,7 +182,7 @@ def _ascend(
     generator: torch.Generator | None = None,
     start: str = "uniform",
 ) -> Attacked:
-    """Images (n, 3, H, W) in [0, 1], moved up their cross entropy with the labels (n,), and the logits of them."""
+    """Attack images (n, 3, H, W) in [0, 1] by their cross entropy with the labels (n,); with their logits."""
     return pgd(
         lambda moved, _: classifier(moved),
         lambda logits: F.cross_entropy(logits, labels, reduction="none"),
@@ -204,7 +204,7 @@ def _survivors(
     clean: Tensor | None,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """Which images are right as they are and after every one of `restarts` rounds of the attack."""
+    """Find which images are right both clean and after each of `restarts` rounds of the attack."""
     check_arguments(classifier, images, labels)
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon is {shown(epsilon)}: expected a fraction in [0, 1], such as 8/255 and not 8")
@@ -215,7 +215,7 @@ def _survivors(
     if robust.shape != labels.shape or robust.dtype != torch.bool:
         raise ValueError(f"clean is {robust.dtype} {tuple(robust.shape)}: expected bool {tuple(labels.shape)}")
     if epsilon == 0:
-        # in other batches a device may round a near tie the other way
+        # in other batches a device may round a near tie differently
         return robust
     done = 0
     with held(classifier):

@@ -1,6 +1,6 @@
-"""An evaluation that distrusts itself: whatever would make its figures void is an error with the figures.
+"""Sanity checks of an evaluation: whatever would invalidate its results is an error with the values.
 
-What must be reported but is no error comes back as notes, plain sentences with figures. `masking` does the same for a
+Findings that are not errors are returned as notes, plain sentences with values. `masking` does the same for a
 classifier and its gradients.
 """
 
@@ -15,23 +15,23 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
-"""AutoAttack's attacks in their order; each row counts the images that are right after all attacks up to its own."""
+"""AutoAttack's attacks in order; each row counts the images that are right after all attacks up to this one."""
 STRENGTH = ("fgsm", "pgd20", "autoattack-quick", "autoattack")
-"""From the weakest attack to the strongest."""
+"""Attacks from the weakest to the strongest."""
 MASKING = "which is a sign of gradient masking"
 _PIECE = 1000
 _EXAMPLES = 3
 
 
 class SanityError(RuntimeError):
-    """The figures contradict one another, or what they were measured on is not what it seems: they are void."""
+    """Results are invalid: they contradict each other, or the data or the model are not what they seem."""
 
 
 class TrainedOnError(SanityError):
-    """Test images were trained on.
+    """Test images were used for training.
 
     Attributes:
-        shared: each of them, with what it was trained on as where that is known.
+        shared: names of these images, with those of the equal training images where known.
     """
 
     def __init__(self, message: str, shared: Sequence[str]) -> None:
@@ -40,34 +40,34 @@ class TrainedOnError(SanityError):
 
 
 def tolerated(n: int) -> float:
-    """By how many points two attacks on the same n images may differ by chance: two images, or half a point."""
+    """Percentage points by which two attacks on the same n images may differ by chance: two images, or half a point."""
     return max(200 / n, 0.5)
 
 
 def check_rows(rows: Sequence[Row]) -> list[str]:
-    """Raise unless the rows of one classifier agree with one another.
+    """Raise unless the rows of one classifier agree with each other.
 
-    Compared are SA and RA without a condition, and only where they are of the same number of images:
+    Compared are SA and RA without a condition, and only rows with the same number of images:
 
     - RA is never above SA and equals it at epsilon 0;
     - RA of an attack does not rise with epsilon, since a larger ball holds the smaller one;
     - `worst` is at most the RA of every attack of its norm and epsilon;
-    - AutoAttack's stages are cumulative: each is at most the one before it, and the last is `autoattack`;
+    - AutoAttack's stages are cumulative: each is at most the one before it, and the last equals `autoattack`;
     - a stronger attack leaves no more images right than a weaker one (`STRENGTH`; more restarts are stronger). A single
       step that beats twenty shows that the gradients mislead (Athalye et al. 2018, section 3.1).
 
-    The second and the last hold up to two images or half a point, whichever is more: a random start may move a few
-    images either way.
+    The second and the last have a tolerance of two images or half a point, whichever is more: a random start may move a
+    few images either way.
 
     Args:
-        rows: of one protocol, label fraction and checkpoint. Other metrics than SA and RA may be among them.
+        rows: rows of one protocol, label fraction and checkpoint; metrics other than SA and RA are ignored.
 
     Returns:
-        What was seen within the tolerance, and rows that could not be compared: plain sentences.
+        Sentences about violations within the tolerance and rows that could not be compared.
 
     Raises:
         ValueError: if SA and RA are of several classifiers.
-        SanityError: with the figures, if they contradict one another, or there is not exactly one SA.
+        SanityError: with the values, if they contradict each other, or there is not exactly one SA.
     """
     rows = [row for row in rows if row.metric in ("SA", "RA") and not row.condition]
     origins = {
@@ -87,8 +87,8 @@ def check_rows(rows: Sequence[Row]) -> list[str]:
         for row in robust
         if row.n != clean[0].n
     ]
-    # whatever its deviations, such as the step that PGD takes at each epsilon
-    # the worst case is not of the same attacks at each epsilon
+    # deviations may differ, such as the step that PGD takes at each epsilon
+    # the worst case may consist of other attacks at each epsilon
     for attack in sorted({_attack(row)[:-1] for row in robust if row.attack != "worst"}):
         same = [row for row in robust if _attack(row)[:-1] == attack]
         notes += _falling(same, "rises with epsilon", "the attack fails")
@@ -116,10 +116,10 @@ def _check_against_clean(clean: Row, robust: Sequence[Row]) -> None:
 
 
 def _falling(rows: Sequence[Row], fault: str, means: str) -> list[str]:
-    """Rows of equal n whose values should not rise: notes within the tolerance, a SanityError beyond it."""
+    """Check that values of rows of equal n do not rise: notes within the tolerance, a SanityError beyond it."""
     notes = []
     for index in range(1, len(rows)):
-        # not the neighbour but the lowest, since a creep in small steps is a rise as well
+        # against the lowest, not the previous one: many small steps are a rise as well
         lowest, row = min(rows[:index], key=lambda one: one.value), rows[index]
         if row.value <= lowest.value:
             continue
@@ -135,7 +135,7 @@ def _falling(rows: Sequence[Row], fault: str, means: str) -> list[str]:
 
 
 def _check_attacks(rows: Sequence[Row]) -> list[str]:
-    """Rows of one norm, epsilon and n."""
+    """Compare the attacks of one norm, epsilon and n."""
     for one, other in pairwise(sorted(rows, key=_attack)):
         if _attack(one) == _attack(other) and one.value != other.value:
             raise SanityError(f"{_figures(one)} in one row and {other.value:.2f} % in another")
@@ -152,15 +152,15 @@ def _check_attacks(rows: Sequence[Row]) -> list[str]:
         last, whole = by_attack["square"], by_attack["autoattack"]
         raise SanityError(f"AutoAttack ends with Square, but {_figures(whole)} and {_figures(last)}")
     chain = [row for row in rows if row.attack in STRENGTH]
-    # by the value last: of the same attack with different deviations none need be the stronger
+    # by the value last: with different deviations, neither row of an attack has to be the stronger
     chain.sort(key=lambda row: (STRENGTH.index(row.attack), row.restarts, -row.value))
     return _falling(chain, "is higher under the stronger attack", "the stronger attack fails")
 
 
 def square_drops(rows: Sequence[Row]) -> list[str]:
-    """A note on every drop by Square, which needs no gradients, below what the attacks by gradients had left.
+    """Note every drop by Square, which needs no gradients, below the accuracy after the gradient attacks.
 
-    It is a sign of masking where it is more than two images or half a point.
+    A drop of more than two images or half a point is a sign of gradient masking.
     """
     left = {(row.norm, row.epsilon, row.n): row.value for row in rows if row.attack == "fab-t" and not row.condition}
     notes = []
@@ -175,16 +175,16 @@ def square_drops(rows: Sequence[Row]) -> list[str]:
 
 
 def check_images(images: Tensor, what: str) -> None:
-    """Raise where images cannot be what a classifier of this project is measured on.
+    """Raise unless images have the values that a classifier of this project expects.
 
     Args:
         images: float in [0, 1] or uint8, of any shape; a large mapped tensor is read in pieces.
-        what: of which they are, for the message.
+        what: name of the images, for the message.
 
     Raises:
-        ValueError: another dtype, or no image.
-        SanityError: floats that are not finite or outside [0, 1], images so dark that they were divided by 255 twice
-            (no value above 1/128), or uint8 images of nothing but 0 and 1 (floats in [0, 1] cut to uint8).
+        ValueError: if they have another dtype, or there is no image.
+        SanityError: if floats are not finite or outside [0, 1], all values are at most 1/128 (divided by 255 twice), or
+            uint8 images have only 0 and 1 (floats in [0, 1] truncated to uint8).
     """
     if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.numel() == 0:
         raise ValueError(f"{what}: images are {images.dtype} {tuple(images.shape)}, expected uint8 or floats, not none")
@@ -195,7 +195,7 @@ def check_images(images: Tensor, what: str) -> None:
     if images.dtype == torch.uint8:
         if high <= 1:
             raise SanityError(f"{span} of 0..255, as if floats in [0, 1] had been cut to uint8: multiply by 255 first")
-    # a comparison with NaN is false; aminmax hands a NaN on
+    # a comparison with NaN is false; aminmax propagates NaN
     elif not (low >= 0 and high <= 1):
         advice = "remove what is not finite"
         if low >= 0 and high <= 255:
@@ -208,16 +208,16 @@ def check_images(images: Tensor, what: str) -> None:
 
 
 def check_disjoint(train: ImageSet, test: ImageSet, known: RunImages | None = None) -> list[str]:
-    """Raise where the test set holds images that were trained on, pixel for pixel.
+    """Raise if the test set contains training images, pixel for pixel.
 
     Args:
         train, test: images of one size; mapped ones are read in pieces.
-        known: their digests, where they are known already.
+        known: digests of both, if known.
 
     Returns:
-        A note on up to two images, or half a percent of the test set, that both sets hold (of image files none may be
-        shared: a folder can be put right, a published test set is what it is), and one on images that the test set
-        holds more than once, which count more than once.
+        A note on up to two shared images, or half a percent of the test set (image files may share none, since the user
+        can correct a folder, but not a published test set), and one on images that the test set contains more than
+        once, which count more than once.
 
     Raises:
         ValueError: if the sizes differ.
@@ -245,15 +245,15 @@ def check_disjoint(train: ImageSet, test: ImageSet, known: RunImages | None = No
 
 
 def check_untrained(trained: ImageDigests, test: ImageSet, by: str) -> list[str]:
-    """Raise where the test set holds images that an encoder was trained on.
+    """Raise if the test set contains images that an encoder was trained on.
 
     Args:
-        trained: digests of what it was trained on.
+        trained: digests of the training images.
         test: images of the same size.
-        by: who was trained on them, for the message: "the run small".
+        by: the run that was trained on them, for the message: "the run small".
 
     Returns:
-        A note where few images are shared, as of `check_disjoint`.
+        A note if few images are shared, as from `check_disjoint`.
 
     Raises:
         ValueError: if the sizes differ.
@@ -285,7 +285,7 @@ def _trained_on(test: ImageSet, named: Sequence[str], where: str, advice: str) -
 
 
 def _called(data: ImageSet, row: int) -> str:
-    """An image's name for a message: its file and the folder of that, else its row."""
+    """Name of an image for a message: its file and folder, or its row."""
     return short_path(data.paths[row]) if data.paths else str(row)
 
 
@@ -300,8 +300,8 @@ def check_frozen(before: Mapping[str, str], after: Mapping[str, str], when: str,
 
     Args:
         before, after: digests by name.
-        when: what happened in between, for the message.
-        what: the module, for the message.
+        when: event in between, for the message.
+        what: name of the module, for the message.
 
     Raises:
         SanityError: with the names of the tensors that changed.

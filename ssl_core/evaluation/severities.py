@@ -1,4 +1,4 @@
-"""The severities of the common corruptions, as published by Hendrycks & Dietterich (2019) with each of their sets."""
+"""Severities of the common corruptions, from the published sets of Hendrycks & Dietterich (2019)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class SeverityTable:
-    """The constants of one published set.
+    """Constants of one published set.
 
     Args:
-        name: of the set.
-        side: of its square images, in pixels.
-        frost_scale: by which the photographs of frost are shrunk.
-        stored: what was done to the published images afterwards and not to ours, as a deviation; empty for nothing.
+        name: name of the set.
+        side: side of its square images, in pixels.
+        frost_scale: factor that scales the photographs of frost.
+        stored: later change of the published images that ours do not have, as a deviation; empty for none.
         constants: for each corruption one entry a severity. defocus_blur: radius of the disk, sigma of its smoothing.
             glass_blur: sigma, largest shift, passes. motion_blur: radius, sigma. zoom_blur: end and step of the factors
             from 1 on. snow: mean and deviation of the flakes, zoom, threshold, radius and sigma of their fall, share of
@@ -95,7 +95,7 @@ TABLES = (
         "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
         "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
         "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-        # The published constants are in units of 244 pixels, a slip for 224 that the published images bear.
+        # The published constants are in units of 244 pixels, a mistake for 224 that the published images contain.
         "elastic_transform": tuple(
             tuple(244 / 224 * part for part in row)
             for row in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
@@ -107,5 +107,5 @@ TABLES = (
 
 
 def nearest_table(height: int, width: int) -> SeverityTable:
-    """The table for images of a size: that of the set whose side is nearest to the shorter one by ratio."""
+    """Find the table for images of a size: that of the set with the side nearest to the shorter one by ratio."""
     return min(TABLES, key=lambda table: abs(math.log(min(height, width) / table.side)))

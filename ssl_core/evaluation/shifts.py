@@ -34,22 +34,22 @@ def evaluate_corruptions(
     photographs: Sequence[Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """CA under each of the 15 corruptions of ImageNet-C at each severity, and its means.
+    """Measure CA under each of the 15 corruptions of ImageNet-C at each severity, and its means.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
-        test: labelled images.
-        origin: of the rows; its seed is that of the corruptions, of which each has a stream of its own for each
-            severity, so that a figure depends neither on the other severities nor on `batch_size`.
-        severities: of 1 to 5, all different; fewer than five are a deviation of the means.
-        batch_size: images corrupted and classified at once.
-        photographs: of frost, by `corruptions.load_photographs`; without them frost is a deviation.
+        test: labeled images.
+        origin: origin of the rows. Its seed gives each corruption and severity a separate stream, so that a value
+            depends neither on the other severities nor on `batch_size`.
+        severities: severities from 1 to 5, all different; fewer than five are a deviation of the means.
+        batch_size: images corrupted and classified together.
+        photographs: photographs of frost from `corruptions.load_photographs`; None is a deviation of frost.
         progress: called with the images done so far, over all corruptions and severities, and their total.
 
     Returns:
         A row for each corruption and severity (condition `fog/3`), then the means over the severities of each
-        corruption (`fog`), over each family (`weather`) and over all (`corruptions`). The means' intervals are those
-        of `bootstrap_intervals`; their seconds are in the rows that they are of.
+        corruption (`fog`), over each family (`weather`) and over all (`corruptions`). The means have intervals from
+        `bootstrap_intervals` and no seconds.
 
     Raises:
         ValueError: if `test` has no labels, or an argument is not as above.
@@ -88,19 +88,19 @@ def evaluate_perspective(
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """PA on the eight views of ImageNet-PD: four directions, before black and before a reflected background.
+    """Measure PA on the eight views of ImageNet-PD: four directions, on a black and on a reflected background.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
-        test: labelled images.
-        origin: of the rows; its seed is that of the distortions' strengths, which each direction draws from a stream
-            of its own, the same for both backgrounds.
-        batch_size: images distorted and classified at once.
+        test: labeled images.
+        origin: origin of the rows. Its seed gives each direction a separate stream of distortion strengths, the same
+            for both backgrounds.
+        batch_size: images distorted and classified together.
         progress: called with the images done so far, over all eight views, and their total.
 
     Returns:
         A row for each view (condition `left/black`), then the means over the directions (`black`, `padded`) and over
-        all (`perspective`), as those of `evaluate_corruptions`. The images are rounded to 8 bits, as stored ones are.
+        all (`perspective`), as in `evaluate_corruptions`. The images are rounded to 8 bits, as stored images are.
 
     Raises:
         ValueError: if `test` has no labels, or an argument is not as above.
@@ -128,12 +128,12 @@ def bootstrap_intervals(
 ) -> list[tuple[float, float]]:
     """95 % percentile bootstrap intervals (Efron 1979) of means over images, from the same resamples for all.
 
-    The unit that is resampled is the image: what the same image gives under several conditions is not independent.
+    Images are resampled, since the results of one image under several conditions are not independent.
 
     Args:
-        values: float (k, n), of k figures for each of n images.
-        generator: of the CPU.
-        resamples: how often n images are drawn with replacement.
+        values: float (k, n), k values for each of n images.
+        generator: random generator on the CPU.
+        resamples: number of draws of n images with replacement.
     """
     n = values.shape[1]
     values = values.double()
@@ -157,7 +157,7 @@ def _evaluate(
     batch_size: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[Row]:
-    """Rows of the conditions, which give changed uint8 images for positions in the set, and of their groups' means."""
+    """Make the rows of all conditions, functions from positions to changed uint8 images, and of the groups' means."""
     labels = required_labels(test, "accuracy").cpu()
     n, rows = len(test), []
     right: dict[str, Tensor] = {}
