@@ -31,7 +31,7 @@ ACTION_KINDS = {
 
 @dataclass(frozen=True)
 class ActionTable:
-    """Actions of one kind to budgets and back.
+    """Conversion between actions of one kind and budgets.
 
     Args:
         kind: a name of `ACTION_KINDS`.
@@ -56,7 +56,7 @@ class ActionTable:
         return gym.spaces.Discrete(math.prod(sizes) if self.kind == "flat" else 1)
 
     def check(self, actions: Tensor) -> None:
-        """Raises a ValueError unless `actions` is a batch (n, ...) of members of the space."""
+        """Raise a ValueError unless `actions` is a batch (n, ...) of members of the space."""
         space = self.space
         expected = f"{len(actions) if actions.ndim else 'n'} actions of {space}"
         shape = space.shape or ()
@@ -77,13 +77,13 @@ class ActionTable:
             raise ValueError(f"actions are out of range: expected {expected}, counted from 0")
 
     def decode(self, actions: Tensor) -> Budget | None:
-        """Budgets of a batch of actions; None for the kind "none".
+        """Return the budgets of a batch of actions; None for the kind "none".
 
         Args:
             actions: (n, 3) integers ("factored"), (n,) integers ("flat", "none") or (n, 3) floats ("continuous").
 
         Raises:
-            ValueError: if shape, dtype or range are not the space's.
+            ValueError: if shape, dtype or range do not fit the space.
         """
         self.check(actions)
         if self.kind == "none":
@@ -103,7 +103,7 @@ class ActionTable:
             heads = (actions // (fastest * middle), actions // fastest % middle, actions % fastest)
         else:
             heads = actions.unbind(dim=1)  # type: ignore[assignment]
-        # the sets are runs of integers, so a member is its first plus the index
+        # the sets are runs of integers: a member is the first one plus the index
         chosen = {
             name: head.to(torch.int64) + values[0] for head, (name, values) in zip(heads, GRID.items(), strict=True)
         }
@@ -114,10 +114,10 @@ class ActionTable:
         )
 
     def encode(self, budget: ConstantBudget) -> np.ndarray:
-        """The action of a budget.
+        """Return the action of a budget.
 
         Raises:
-            ValueError: if a figure is outside its range, or not on the grid of a discrete kind.
+            ValueError: if a value is outside its range, or not on the grid of a discrete kind.
         """
         if self.kind == "none":
             return np.int64(0)  # type: ignore[return-value]

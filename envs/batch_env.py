@@ -11,7 +11,7 @@ from astra_gym.envs.world_config import WorldSettings
 
 
 class BatchAttackEnv(gym.Env[np.ndarray, Any]):
-    """Choose, at every training step of a self-supervised network, how hard its batch is attacked.
+    """Choose, at every training step of a self-supervised network, how strongly its batch is attacked.
 
     ## Description
     A target network learns from images without labels, and each batch is attacked by PGD before the network learns
@@ -24,7 +24,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     | `factored` | `MultiDiscrete([13, 12, 5])` | epsilon 3..15 (/255), 3..14 steps, step size 1..5 (/255) |
     | `flat` | `Discrete(780)` | the same grid as one number, epsilon slowest |
     | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
-    | `none` | `Discrete(1)` | the only one of a method without an attack |
+    | `none` | `Discrete(1)` | the only action of a method without an attack |
 
     ## Observation Space
     `Box(-10, 10, (2F + 3,), float32)` for a backbone with F features:
@@ -40,22 +40,22 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, the
     contrastive losses of the attacked and the clean views on the weights that the attack saw (1/3, 1/3 and 0 by
     default, as in ASTrA's released code). Further terms have weight 0 by default: the attack's cost (`reward_cost`),
-    what the update did to held-out views (`reward_lookahead`, the same for every view of a batch) and the fall of each
-    view's attacked loss since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`.
+    what the update did to held-out views (`reward_lookahead`, the same for every view of a batch) and how far each
+    view's attacked loss fell since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`.
 
     `info` holds the named terms, the losses, the budget and the attack's strength (see
     `astra_gym.envs.torch_env.step_info`); values of single views are arrays.
 
     ## Starting State
     `reset(seed=s)` makes a new world: initial target weights and every random stream. `reset()` without a seed begins
-    the next episode in the same world, with the network as it is.
+    the next episode in the same world and keeps the network.
 
     ## Episode End
     An episode is one epoch by default and ends *truncated*; it never terminates.
 
     Args:
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
-        seed: seed of the world in which the environment begins.
+        seed: seed of the first world.
         device: device of the target network.
         episode_steps: length of an episode, None for an epoch. (`gymnasium.make`'s own `max_episode_steps` wraps the
             environment in a `TimeLimit`, which can only make episodes shorter.)
@@ -92,7 +92,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """A new world where a seed is given, else the next episode in this one."""
+        """Make a new world if a seed is given, else begin the next episode in this one."""
         super().reset(seed=seed)
         if seed is not None:
             self.engine.reset(seed)
@@ -100,7 +100,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One training step of the target network under the chosen attack."""
+        """Train the target network for one step under the chosen attack."""
         reward, done, info = self.torch_env.play(as_actions(action)[None])
         return self._observation(), reward.item(), False, bool(done.item()), to_numpy(info)
 

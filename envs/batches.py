@@ -1,4 +1,4 @@
-"""The batches of a world: which images come next, of which coreset, and the views that the method makes of them."""
+"""The batches of a world: the next images, their coreset, and the method's views of them."""
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ class Batches:
     """The stream of batches; `start` begins it.
 
     Args:
-        settings: of the world.
-        train: its training images.
-        device: where the views are made.
+        settings: settings of the world.
+        train: training images of the world.
+        device: device of the views.
 
     Attributes:
-        sampler: of the rows of `train`; `sampler.last` are those of the batch that was drawn last.
-        source: gathers their images.
-        views_settings: of the augmentations.
+        sampler: sampler of rows of `train`; `sampler.last` are the rows of the last batch.
+        source: source that gathers their images.
+        views_settings: settings of the augmentations.
     """
 
     sampler: BatchSampler
@@ -42,12 +42,12 @@ class Batches:
         self._measured = torch.empty(0, dtype=torch.int64)
 
     def start(self, streams: Streams, held_out: Tensor | None) -> None:
-        """Begins anew.
+        """Begin from the first batch.
 
         Args:
-            streams: of the world; "data" shuffles, "views" augments.
-            held_out: (h,) int64, rows that enter no batch, None for none; those that a coreset is measured on, whose
-                choice moves no stream, do not either.
+            streams: random streams of the world; "data" shuffles, "views" augments.
+            held_out: (h,) int64, rows that enter no batch; None for none. The rows on which a coreset is measured enter
+                no batch either; their choice moves no stream.
         """
         self.streams = streams
         rows, apart = torch.arange(len(self.images)), self._measured[:0] if held_out is None else held_out
@@ -59,14 +59,14 @@ class Batches:
         self.source.start(self.sampler)
 
     def draw(self, learner: TargetLearner, plan: TrainingPlan, step: int) -> Tensor:
-        """The views (v, 3, h, w) of the next images, as at the update after `step` others; where a coreset is due, it
+        """Draw the views (v, 3, h, w) of the next images, for the update after `step` others. If a coreset is due, it
         is chosen first, on the learner's present weights."""
         if self.chooses_coreset(plan, step):
             self.sampler.restrict(self._coreset(learner, plan))
         return self.make_views(learner.method, as_float(self.source.next()), plan.moment(step), self.streams["views"])
 
     def make_views(self, method: Method, images: Tensor, moment: Moment, generator: torch.Generator) -> Tensor:
-        """The method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], and a distortion of all but originals."""
+        """Make the method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], and distort all but the originals."""
         views = method.make_views(images, self.views_settings, moment, generator)
         if self.perspective.kind != "none":
             augmented = len(views) - method.originals_per_image * len(images)
@@ -75,14 +75,14 @@ class Batches:
         return views.contiguous(memory_format=torch.channels_last)
 
     def chooses_coreset(self, plan: TrainingPlan, step: int) -> bool:
-        """Whether a coreset is chosen before the batch of the update after `step` others."""
+        """Return whether a coreset is chosen before the batch of the update after `step` others."""
         epoch, before = plan.place(step)
         first, every = self.settings.coreset_epochs
         due = len(self._measured) > 0 and before == 0 and first <= epoch < self.settings.epochs
         return due and (epoch - first) % every == 0
 
     def _coreset(self, learner: TargetLearner, plan: TrainingPlan) -> Tensor:
-        """Rows of the coming epochs' batches."""
+        """Choose the rows of the coming epochs' batches."""
         moment, generator = learner.moment, self.streams["coreset/views"]
         return select(
             learner,

@@ -22,15 +22,15 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 def build_learner(
     settings: WorldSettings, streams: Streams, plan: TrainingPlan, images: Tensor | None = None
 ) -> TargetLearner:
-    """A fresh target network with what its method trains or carries beside it, and the optimiser.
+    """Build a new target network, with all that its method trains or carries beside it, and the optimizer.
 
     Weights are drawn from the streams "init" and "heads".
 
     Args:
-        settings: of the world.
-        streams: the world's.
-        plan: the run's updates, which the learning-rate schedule spans.
-        images: (n, 3, h, w) uint8, the training images, for methods that look at them before training.
+        settings: settings of the world.
+        streams: random streams of the world.
+        plan: updates of the run, which the learning-rate schedule spans.
+        images: (n, 3, h, w) uint8, the training images, for methods that read them before training.
 
     Raises:
         ValueError: if the teacher does not fit the network, or cannot be read.
@@ -89,10 +89,10 @@ def build_learner(
 
 
 def make_schedule(settings: WorldSettings, plan: TrainingPlan) -> Callable[[int], float]:
-    """The learning rate of each update of a run, by the number of updates before it."""
+    """Make the function from the number of updates so far to the next learning rate."""
     peak, floor, start = settings.peak_lr, settings.final_lr, settings.warmup_start
     if settings.lr_interval == "epoch":
-        # whole epochs, where the warm-up is cut to half of the run
+        # whole epochs; the warm-up is cut to half of the run
         epochs = settings.warmup_updates(1)
         first = peak * (1 / max(1, epochs) if start is None else start)
         return lambda step: warmup_cosine_by_epoch(plan.place(step)[0], plan.epochs, epochs, peak, floor, first)
@@ -102,12 +102,12 @@ def make_schedule(settings: WorldSettings, plan: TrainingPlan) -> Callable[[int]
 
 
 def check_views(settings: WorldSettings, method: Method, views: Tensor) -> None:
-    """Raises a ValueError unless the method makes as many views of a batch as it says, and attacks as many of them.
+    """Raise a ValueError unless the method makes, and attacks, as many views of a batch as it declares.
 
     Args:
-        settings: of the world.
-        method: its method.
-        views: (v, 3, h, w), all that it made of a full batch.
+        settings: settings of the world.
+        method: method of the world.
+        views: (v, 3, h, w), all views of a full batch.
     """
     b = settings.batch_size
     for name, found in {"views_per_image": len(views), "attacked_per_image": len(method.attacked(views))}.items():

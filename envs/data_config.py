@@ -55,7 +55,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         check_choices(self)
         if not is_dotted(self.dataset):
-            # of a custom one it is asked when it is loaded: settings alone import no module
+            # a custom data set is checked when it is loaded: settings alone import no module
             check_cache_dir(self.dataset, self.cache_dir)
         if type(self.download) is not bool:
             raise ValueError(f"download is {self.download!r:.60}: expected true or false")
@@ -70,7 +70,7 @@ class DataSettings:
                 check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
 
     def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
-        """The data set, as `astra_gym.ssl_core.data.datasets.load_dataset` reads it."""
+        """Load the data set, as `astra_gym.ssl_core.data.datasets.load_dataset` does."""
         return load_dataset(
             self.dataset,
             data_dir=self.data_dir,
@@ -84,7 +84,7 @@ class DataSettings:
 
 
 def check_path(name: str, value: object) -> None:
-    """Raises a ValueError if something is given that is no path, or empty."""
+    """Raise a ValueError if a given value is not a path, or is empty."""
     if value is not None and not isinstance(value, str | os.PathLike):
         raise ValueError(f"{name} is {value!r:.60}: expected a path, or leave it out")
     if value == "":
@@ -92,13 +92,13 @@ def check_path(name: str, value: object) -> None:
 
 
 def check_options(name: str, value: object) -> None:
-    """Raises a ValueError unless the value is a dict of settings by name, or None."""
+    """Raise a ValueError unless the value is a dict of settings by name, or None."""
     if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
         raise ValueError(f"{name} is {value!r:.60}: expected settings by name, as a dict")
 
 
 def check_numbers(name: str, value: object, length: int) -> None:
-    """Raises a ValueError unless the value is a list, a tuple or an array of so many finite numbers."""
+    """Raise a ValueError unless the value is a list, a tuple or an array of `length` finite numbers."""
     listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
     numbers = [part for part in listed if is_number(part)]
     if len(listed) != length or len(numbers) != length:

@@ -1,4 +1,4 @@
-"""The decision problem itself, in torch on the device: look at a batch, attack it within a budget, learn from it."""
+"""The decision problem itself, in torch on the device: observe a batch, attack it within a budget, learn from it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,18 +25,18 @@ from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
 
 ASSESSED = "assessed/noise"
-"""The stream of the random starts of attacks that are assessed and not played."""
+"""The stream of the random starts of attacks that are assessed but not played."""
 
 
 class AttackEngine:
     """One world: a target network in training, its data and every random stream.
 
-    `observe` and `play` alternate; a world is built by `reset(seed)`, or at once by the constructor.
+    `observe` and `play` alternate. The constructor builds the first world, `reset(seed)` a new one.
 
     Args:
-        settings: what the world is made of.
-        seed: of every stream.
-        device: where the target network lives.
+        settings: settings of the world.
+        seed: seed of every stream.
+        device: device of the target network.
         data: the data set, if it is already loaded.
 
     Raises:
@@ -56,11 +56,11 @@ class AttackEngine:
         self.data = settings.load_data() if data is None else data
         self.batches = Batches(settings, self.data.train, self.device)
         self.clock = Clock()
-        """Of `observe` and `play`: the world's part of a step, the rest being the agent's."""
+        """Time of `observe` and `play`: the world's part of a step; the rest is the agent's."""
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
-        """A new world: initial target weights, running statistics and every stream as the seed gives them."""
+        """Make a new world: the seed sets initial target weights, running statistics and every stream."""
         self.streams = Streams(seed, self.device)
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
         self.batches.start(self.streams, held_out)
@@ -82,7 +82,7 @@ class AttackEngine:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch over all data but what is held out: batches, times the updates that each gets."""
+        """Updates in an epoch over all data that are not held out: batches, times the updates on each."""
         return self.plan.steps
 
     @property
@@ -97,12 +97,12 @@ class AttackEngine:
 
     @property
     def progress(self) -> float:
-        """Share of the planned epochs that is over, in [0, 1]."""
+        """Share of the planned epochs that is done, in [0, 1]."""
         return self.plan.moment(self.step).progress
 
     @property
     def epoch(self) -> float:
-        """Epochs that the updates so far make."""
+        """Epochs that the updates so far amount to."""
         return self.plan.epochs_done(self.step)
 
     @property
@@ -112,8 +112,8 @@ class AttackEngine:
 
     @property
     def observation_dim(self) -> int:
-        """Length of a view's observation: the backbone's features, what the attack maximises of the clean view (its
-        loss; TARO: its similarity to its target), the training progress."""
+        """Length of a view's observation: the backbone's features, the value of the clean view that the attack
+        maximizes (its loss; TARO: its similarity to its target), and the training progress."""
         return self.learner.network.feature_dim + 2
 
     @property
@@ -124,46 +124,46 @@ class AttackEngine:
 
     @property
     def views(self) -> Tensor:
-        """Those of the coming batch's views that are attacked, clean (n, 3, h, w); all, without an attack."""
+        """The coming batch's views that are attacked, clean (n, 3, h, w); without an attack, all of them."""
         return self.method.attacked(self._views)
 
     @property
     def all_views(self) -> Tensor:
-        """All views (v, 3, h, w) that the method has of the coming batch."""
+        """All views (v, 3, h, w) of the coming batch."""
         return self._views
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Around the world's part of a step: on the clock, in the float32 of its precision whoever drives it."""
+        """Surround the world's part of a step: measure its time, and set the float32 of its precision."""
         with self.clock.running(), float32_of(self.settings.precision):
             yield
 
     def draw_batch(self, step: int | None = None) -> None:
-        """Makes the coming batch that of the update after `step` others, by default after the present one; where free
-        training replays a batch, it stays."""
+        """Draw the batch of the update after `step` others, by default of the next update. Where free training replays
+        a batch, it is kept."""
         step = self.step if step is None else step
         self._clean = self._objective = None
         if self.plan.moment(step).replay == 0:
             self._views = self.batches.draw(self.learner, self.plan, step)
 
     def make_views(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], as at the coming update."""
+        """Make the method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], as for the next update."""
         return self.batches.make_views(self.method, images, self.learner.moment, generator)
 
     def observe(self) -> Tensor:
-        """Observations (v, observation_dim) of the coming batch, in [-10, 10]; the same until the next `play`.
+        """Return observations (v, observation_dim) of the coming batch, in [-10, 10]; the same until the next `play`.
 
-        Features and clean loss are standardised by running statistics, which the first call after a `play` updates.
+        Running statistics standardize features and clean loss; the first call after a `play` updates them.
         """
         with self._working():
             return self._clean_pass().observation
 
     def _clean_pass(self) -> CleanPass:
-        """What is made once a batch, before its attack."""
+        """Compute what is needed once a batch, before its attack."""
         if self._clean is None:
             raw, encoded = self.raw_observation(self._views)
             if self.device.type != "cpu":
-                # a GPU is waited for later, with the loss
+                # the host waits for a GPU later, with the loss
                 self.learner.watch("the views", self._views)
                 self.learner.watch("the features", raw)
             elif bad := not_finite({"views": self._views, "features": raw}):
@@ -174,8 +174,8 @@ class AttackEngine:
         return self._clean
 
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
-        """Features and clean loss (n, observation_dim - 1) of the attacked ones among a batch's views (v, 3, h, w), not
-        standardised, and what the network gave for them."""
+        """Return features and clean loss (n, observation_dim - 1) of the attacked ones among a batch's views
+        (v, 3, h, w), not standardized, and the network's output for them."""
         encoded = self.learner.encode_clean(views)
         loss = self._objective_of(views)(encoded.embeddings)
         if loss.shape != encoded.features.shape[:1]:
@@ -193,34 +193,34 @@ class AttackEngine:
         return self._objective
 
     def standardise(self, raw: Tensor) -> Tensor:
-        """Raw observations to what an agent sees, by the present statistics and progress."""
+        """Standardize raw observations as an agent sees them, by the present statistics and progress."""
         return self.statistics.standardise(raw, self.progress)
 
     def assess(self, views: Tensor, clean: Tensor, budget: Budget, generator: torch.Generator) -> Assessment:
-        """Attacks a batch's views and computes the reward, on the present weights; nothing is learned. Where the attack
-        is in train mode the running statistics follow its steps, unless within `learner.untracked()`.
+        """Attack a batch's views and compute the reward, on the present weights; nothing is learned. An attack in train
+        mode updates the running statistics, unless it is within `learner.untracked()`.
 
         The reward has only the terms of a frozen network (`RewardTerm.frozen`); `play` adds the others.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all of the batch.
-            clean: embeddings (n, d) of those that are attacked, as `raw_observation` gave them.
+            clean: embeddings (n, d) of the attacked ones, from `raw_observation`.
             budget: n entries.
-            generator: of the attack's random start.
+            generator: generator of the attack's random start.
         """
         objective = self._objective_of(views)
         return self._assessed(objective, views, clean, self.learner.attack(views, budget, generator, objective), budget)
 
     def try_out(self, budget: Budget) -> Tensor | None:
-        """What the coming batch would be rewarded with under a budget: it is attacked, from a random start of a stream
-        of its own (`ASSESSED`), and nothing is learned.
+        """Compute the reward of the coming batch under a budget. The batch is attacked from a random start of a
+        separate stream (`ASSESSED`), and nothing is learned.
 
         Args:
             budget: an entry for each of `views`, on the host.
 
         Returns:
-            The reward (n,), as `play` gives it on average; None where the attack is part of the update (CF-AMC), or a
-            term of the reward judges the update or remembers the images.
+            The reward (n,), as `play` gives it on average. None if the attack is part of the update (CF-AMC), or a term
+            of the reward judges the update or remembers the images.
         """
         if self.method.free or not self.rewards.only_frozen:
             return None
@@ -239,16 +239,16 @@ class AttackEngine:
         return Assessment(self.rewards.total(terms), terms, attacked.images)
 
     def play(self, budget: Budget | None) -> StepRecord:
-        """Attacks the coming batch, computes the reward on the weights that the attack saw, draws the next batch and
-        updates the target once. Terms that judge the update are computed after it.
+        """Attack the coming batch, compute the reward on the weights that the attack saw, draw the next batch and
+        update the target once. Terms that judge the update are computed after it.
 
         Args:
             budget: an entry for each of `views`, on the host; None for a method without an attack.
 
         Raises:
-            ValueError: if there is a budget and no attack, or the other way round, or its length is wrong.
-            NonFiniteLossError: if views, rewards, the attack's gradients, the loss or the weights after the update are
-                not finite; the message names step and budget.
+            ValueError: if there is a budget but no attack, an attack but no budget, or the length is wrong.
+            NonFiniteLossError: if views, rewards, the attack's gradients, the loss or the weights after the update
+                are not finite; the message names step and budget.
         """
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
@@ -281,7 +281,7 @@ class AttackEngine:
         lr = self.learner.lr
         late = self.batches.chooses_coreset(self.plan, self.step + 1)
         if not late:
-            # before the update, which waits for its loss: a GPU is still at the attack while the host prepares a batch
+            # before the update, which waits for its loss: the host prepares a batch while a GPU is still at the attack
             self.draw_batch(self.step + 1)
         try:
             brought = terms | others | {"strength": strength, "reward": reward}
@@ -289,7 +289,7 @@ class AttackEngine:
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error}; {describe_budget(budget)}") from error
         if late:
-            # a coreset is chosen on the weights that the epoch has made
+            # a coreset is chosen on the weights at the end of the epoch
             self.draw_batch(self.step)
         strength, reward, terms = brought.pop("strength"), brought.pop("reward"), brought
         if budget is not None:
@@ -316,13 +316,12 @@ class AttackEngine:
         )
 
     def numbers(self) -> dict[str, Any]:
-        """All that has to be finite for the world to go on, by name; not copied. A loss that is not known yet is NaN by
-        right, and not among them."""
+        """Return all values that must be finite, by name, not copied; without losses not known yet, which are NaN."""
         world = {"views": self._views, "seen": self._clean, "statistics": self.statistics.state_dict()}
         return {"learner": self.learner.numbers()} | world | {"rewards": self.rewards.numbers()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs, the coming batch and its observation included."""
+        """Return all that is needed to resume exactly, including the coming batch and its observation."""
         more = {"rewards": self.rewards.state_dict(), "tried_steps": self._tried_steps}
         clean = self._clean
         return {
@@ -335,7 +334,7 @@ class AttackEngine:
         } | {name: value for name, value in more.items() if value}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a world is its settings, its data and its state: the functions between them (schedules, objectives) have no
+        # a world is its settings, its data and its state; the functions between them (schedules, objectives) have no
         # name by which another process could find them
         return {
             "settings": self.settings,
@@ -353,13 +352,13 @@ class AttackEngine:
         self.last, self.clock = state["last"], state["clock"]
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Restores what `state_dict` gave.
+        """Restore what `state_dict` gave.
 
         Returns:
-            The names of the random streams that another kind of device made impossible to continue.
+            The names of the random streams that cannot continue on this kind of device.
 
         Raises:
-            ValueError: if the state is of a world with other reward terms to remember, or of other data.
+            ValueError: if the state is of a world with other remembering reward terms, or of other data.
         """
         self.learner.load_state_dict(state["learner"])
         restarted = self.streams.load_state_dict(state["streams"])

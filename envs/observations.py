@@ -1,4 +1,4 @@
-"""What an agent sees of a batch: the table of observations, and how a custom one is found."""
+"""What an agent sees of a batch: the table of observations, and the search for a custom one."""
 
 from collections.abc import Callable
 from typing import ClassVar, Protocol
@@ -16,21 +16,21 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 OBSERVATION_BOUND = 10.0
-"""Standardised features are clipped to plus and minus this."""
+"""Standardized features are clipped to plus and minus this."""
 MEMORY = 0.99
-"""How much of the running statistics stays at each batch: they follow the target network, which drifts."""
+"""Weight of the old running statistics at each batch: they follow the target network, which drifts."""
 VARIANCE_FLOOR = 1e-6
 
 
 class RunningStatistics:
-    """Mean and variance of raw observations over the batches so far, older ones counting less (`MEMORY`)."""
+    """Mean and variance of raw observations over the batches so far; older ones count less (`MEMORY`)."""
 
     def __init__(self) -> None:
         self.mean: Tensor | None = None
         self.variance: Tensor | None = None
 
     def update(self, raw: Tensor) -> None:
-        """Takes a batch's raw observations (n, d)."""
+        """Add a batch's raw observations (n, d)."""
         variance, mean = torch.var_mean(raw, dim=0, correction=0)
         if self.mean is None or self.variance is None:
             self.mean, self.variance = mean, variance
@@ -39,8 +39,8 @@ class RunningStatistics:
             self.variance = MEMORY * self.variance + (1 - MEMORY) * variance
 
     def standardise(self, raw: Tensor, progress: float) -> Tensor:
-        """Raw observations (n, d) to what an agent sees (n, d + 1): standardised, clipped to plus and minus
-        `OBSERVATION_BOUND`, and with the training progress appended, from [0, 1] to [-1, 1].
+        """Turn raw observations (n, d) into what an agent sees (n, d + 1): standardized, clipped to plus and minus
+        `OBSERVATION_BOUND`, with the training progress appended, moved from [0, 1] to [-1, 1].
 
         Raises:
             ValueError: if there are no statistics yet.
@@ -52,11 +52,11 @@ class RunningStatistics:
         return torch.cat([scaled.clamp_(-OBSERVATION_BOUND, OBSERVATION_BOUND), last], dim=1)
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """Both, None before the first batch."""
+        """Return mean and variance, None before the first batch."""
         return {"mean": self.mean, "variance": self.variance}
 
     def load_state_dict(self, state: dict[str, Tensor | None], device: torch.device) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.mean, self.variance = (
             None if state[name] is None else state[name].to(device)  # type: ignore[union-attr]
             for name in ("mean", "variance")
@@ -64,19 +64,19 @@ class RunningStatistics:
 
 
 def as_pixels(views: Tensor) -> Tensor:
-    """Views in [0, 1] as uint8, laid out contiguously: a saved copy must be laid out alike to resume exactly."""
+    """Turn views in [0, 1] into contiguous uint8; a saved copy needs the same layout to resume exactly."""
     return (views * 255).round().to(torch.uint8).contiguous()
 
 
 def summary(each: Tensor) -> Tensor:
-    """The observations (n, d + 1) of a batch's views as one of the batch, (1, 2d + 1): means, standard deviations, and
-    the progress, which all have in common."""
+    """Reduce the observations (n, d + 1) of a batch's views to one of the batch, (1, 2d + 1): means, standard
+    deviations, and the progress, which is the same for all."""
     deviation, mean = torch.std_mean(each[:, :-1], dim=0, correction=0)
     return torch.cat([mean, deviation, each[0, -1:]])[None]
 
 
 class ObservedWorld(Protocol):
-    """What an observation may look at; `AttackEngine` is one."""
+    """The part of a world that an observation may use; `AttackEngine` is one."""
 
     learner: TargetLearner
     method: Method
@@ -88,7 +88,7 @@ class ObservedWorld(Protocol):
 
     @property
     def progress(self) -> float:
-        """Share of the planned epochs that is over, in [0, 1]."""
+        """Share of the planned epochs that is done, in [0, 1]."""
         ...
 
     @property
@@ -102,42 +102,42 @@ class ObservedWorld(Protocol):
         ...
 
     def observe(self) -> Tensor:
-        """Standardised features, clean loss and progress of the coming batch's attacked views."""
+        """Return standardized features, clean loss and progress of the coming batch's attacked views."""
         ...
 
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
-        """Features and clean loss of a batch's attacked views, not standardised, and what the network gave."""
+        """Return features and clean loss of a batch's attacked views, not standardized, and the network's output."""
         ...
 
     def standardise(self, raw: Tensor) -> Tensor:
-        """What `observe` makes of them, by the present statistics and progress."""
+        """Turn them into what `observe` returns, by the present statistics and progress."""
         ...
 
 
 class Observation:
-    """What an agent sees: a row for each attacked view (`--env view`), a row for the batch (`--env batch`), or both; a
-    subclass overrides space and values of what it offers. It is a function of the views, the weights and the progress:
-    asked twice it gives the same, and it remembers nothing.
+    """What an agent sees: a row for each attacked view (`--env view`), a row for the batch (`--env batch`), or both. A
+    subclass overrides the space and the values of each that it offers. An observation depends on views, weights and
+    progress only: it remembers nothing, and repeated calls give the same.
 
     Args:
-        world: what it may look at.
+        world: the part of the world that it may use.
     """
 
     summary: ClassVar[str] = ""
-    """What it is, in one line."""
+    """Description in one line."""
     checks_finite: ClassVar[bool] = False
-    """Whether its values are finite or the world ends itself: agents on a GPU then need not wait for them."""
+    """Whether the world itself stops at values that are not finite: agents on a GPU then need not wait for them."""
 
     def __init__(self, world: ObservedWorld) -> None:
         self.world = world
 
     @property
     def view_space(self) -> gym.Space:
-        """Of a view."""
+        """Space of a view's row."""
         raise NotImplementedError
 
     def of_views(self, views: Tensor) -> Tensor:
-        """Rows (n, ...) of `view_space` for those of a batch's views that are attacked.
+        """Return rows (n, ...) of `view_space` for the attacked ones among a batch's views.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all of the batch; `world.method.attacked(views)` are the attacked ones.
@@ -146,22 +146,22 @@ class Observation:
 
     @property
     def batch_space(self) -> gym.Space:
-        """Of a batch."""
+        """Space of a batch's row."""
         raise NotImplementedError
 
     def of_batch(self, views: Tensor) -> Tensor:
-        """A row (1, ...) of `batch_space` for a batch of views (v, 3, h, w)."""
+        """Return a row (1, ...) of `batch_space` for a batch of views (v, 3, h, w)."""
         raise NotImplementedError
 
     @classmethod
     def offers(cls, env: str) -> bool:
-        """Whether it is one of the environment `view` or `batch`."""
+        """Return whether it can be used in the environment `view` or `batch`."""
         hook = {"view": "of_views", "batch": "of_batch"}[env]
         return getattr(cls, hook) is not getattr(Observation, hook)
 
 
 class Features(Observation):
-    """Of the coming batch itself they are the world's own, which follow its running statistics."""
+    """Features, clean loss and progress. For the coming batch they are the world's own, with its running statistics."""
 
     summary = "standardised features of the target network, the clean loss and the training progress"
     checks_finite = True
@@ -172,7 +172,7 @@ class Features(Observation):
         return gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (self.world.observation_dim,), np.float32)
 
     def of_views(self, views: Tensor) -> Tensor:
-        """Each view's."""
+        """Return each view's features, clean loss and progress."""
         if views is self.world.all_views:
             return self.world.observe()
         return self.world.standardise(self.world.raw_observation(views)[0])
@@ -184,12 +184,12 @@ class Features(Observation):
         return gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (size,), np.float32)
 
     def of_batch(self, views: Tensor) -> Tensor:
-        """Mean and standard deviation over the views, and progress."""
+        """Return mean and standard deviation over the views, and progress."""
         return summary(self.of_views(views))
 
 
 class Image(Observation):
-    """As ASTrA's strategy network sees a view."""
+    """The view itself, as ASTrA's strategy network sees it."""
 
     summary = "the views themselves, uint8 (view environment only)"
     checks_finite = True
@@ -200,7 +200,7 @@ class Image(Observation):
         return gym.spaces.Box(0, 255, self.world.image_shape, np.uint8)
 
     def of_views(self, views: Tensor) -> Tensor:
-        """The views as pixels."""
+        """Return the views as pixels."""
         return as_pixels(self.world.method.attacked(views))
 
 
@@ -208,7 +208,7 @@ OBSERVATIONS: dict[str, type[Observation]] = {"features": Features, "image": Ima
 
 
 def find_observation(name: str) -> type[Observation]:
-    """The observation of a name of `OBSERVATIONS`, or at a dotted path, my_module:MyObservation.
+    """Find an observation by its name in `OBSERVATIONS`, or at a dotted path, my_module:MyObservation.
 
     Raises:
         ValueError: if there is none.
@@ -225,7 +225,7 @@ def find_observation(name: str) -> type[Observation]:
 
 
 def observation_for(env: str, name: str) -> type[Observation]:
-    """As `find_observation`; raises a ValueError too where it is none of the environment `view` or `batch`."""
+    """Find an observation as `find_observation` does; raise a ValueError too if the environment `env` cannot use it."""
     found = find_observation(name)
     if not found.offers(env):
         what = "single views" if env == "batch" else "whole batches"
@@ -235,8 +235,8 @@ def observation_for(env: str, name: str) -> type[Observation]:
 
 
 def checked(values: Tensor, rows: Callable[[], int], space: gym.Space, name: str) -> Tensor:
-    """What an observation of that name gives, without gradient; raises a ValueError unless a custom one gives so many
-    rows of the space."""
+    """Return the values of the observation `name`, without gradient; raise a ValueError if a custom one gives another
+    number of rows, or rows outside the space."""
     if name in OBSERVATIONS:
         return values
     expected = (rows(), *(space.shape or ()))

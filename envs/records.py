@@ -1,4 +1,4 @@
-"""What a step of a world was: for agents, logs and tests."""
+"""The record of a world's step, for agents, logs and tests."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,24 +11,23 @@ from astra_gym.ssl_core.models.target_network import Encoded
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one `play` did, without gradient; n is the number of attacked views. All tensors are on the host but the
-    views.
+    """The effects of one `play`, without gradient; n is the number of attacked views. All tensors but the views are on
+    the host.
 
     Args:
         step: number of target updates made, this one included.
-        epoch: the same in passes over the data.
+        epoch: the same number in passes over the data.
         reward: (n,).
         terms: named reward terms, (n,) each, before their weights.
-        budget: what was played, None for a method without an attack.
+        budget: budget that was played, None for a method without an attack.
         strength: (n,) largest absolute change of a pixel in each view, in the images' unit.
         losses: mean of each named loss term, and "total".
         lr: learning rate of the update.
         views: (n, 3, h, w) clean views, those that were attacked, on the device.
         adversarial: (n, 3, h, w) attacked views, on the device, None without an attack.
         end_of_epoch: whether this was the last step of an epoch.
-        other_steps: gradient steps of attacks beside the budget's, times their views: those that were tried out since
-            the last play, and what the look-ahead reward measures an update by; 0 without them. The first play measures
-            twice.
+        other_steps: gradient steps of attacks beside the budget's, times their views: those tried out since the last
+            play, and those of the look-ahead reward; 0 without them. The first play measures the look-ahead twice.
     """
 
     step: int
@@ -54,11 +53,11 @@ class Assessment(NamedTuple):
 
 
 class CleanPass(NamedTuple):
-    """What a world knows of a batch before its attack.
+    """What a world computes of a batch before its attack.
 
     Args:
-        observation: (n, observation_dim), standardised.
-        encoded: what the network gives for the clean views that are attacked.
+        observation: (n, observation_dim), standardized.
+        encoded: the network's output for the clean views that are attacked.
     """
 
     observation: Tensor
@@ -66,7 +65,7 @@ class CleanPass(NamedTuple):
 
 
 def describe_budget(budget: Budget | None) -> str:
-    """A budget's ranges in words."""
+    """Return a budget's ranges in words."""
     if budget is None:
         return "no attack"
     spans = {"epsilon": budget.epsilon * 255, "step size": budget.step_size * 255, "steps": budget.steps}

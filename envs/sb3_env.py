@@ -14,11 +14,10 @@ from astra_gym.envs.world_config import WorldSettings
 class Sb3ViewVecEnv(VecEnv):
     """Every attacked view of the batch as a sub-environment of one Stable-Baselines3 `VecEnv`.
 
-    Spaces, reward and transition are `ViewAttackVectorEnv`'s. Every step is an episode; `terminal_observation` in a
-    sub-environment's info is the view that was attacked, and the info holds that view's reward terms, budget and
-    strength as numbers, and the batch's losses. The world's seed is a constructor argument: `seed()` draws nothing and
-    makes no new world, because Stable-Baselines3 leaves seeds pending after `load` and would wipe the trained target at
-    the next `learn`.
+    Spaces, reward and transition are those of `ViewAttackVectorEnv`. Every step is an episode. A sub-environment's info
+    holds the attacked view as `terminal_observation`, its reward terms, budget and strength as numbers, and the batch's
+    losses. The world's seed is a constructor argument: `seed()` draws nothing and makes no new world, because
+    Stable-Baselines3 leaves seeds pending after `load` and would wipe the trained target at the next `learn`.
 
     Args:
         num_envs: 1 or exactly the number of attacked views.
@@ -50,18 +49,18 @@ class Sb3ViewVecEnv(VecEnv):
         super().__init__(torch_env.num_envs, torch_env.observation_space, torch_env.action_space)
 
     def reset(self) -> VecEnvObs:
-        """The coming batch's observations (num_envs, ...); the world goes on."""
+        """Return the coming batch's observations (num_envs, ...); the world does not restart."""
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
         return self._observation()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes the actions of the coming step."""
+        """Take the actions of the coming step."""
         self._actions = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Plays them: observations, rewards (float32), dones and one info a sub-environment."""
+        """Play them; return observations, rewards (float32), dones and one info a sub-environment."""
         ended = self._observation()
         reward, done, info = self.torch_env.play(as_actions(self._actions))
         dones = done.cpu().numpy()
@@ -80,31 +79,31 @@ class Sb3ViewVecEnv(VecEnv):
         return self.torch_env.observe().cpu().numpy()
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of this environment, once for each index: the sub-environments are one object."""
+        """Return the attribute of this environment, once for each index: the sub-environments are one object."""
         return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refused: the sub-environments share one world."""
+        """Raise an error: the sub-environments share one world."""
         raise ValueError(f"{attr_name} can't be set for single views: they share one world; set it on the engine")
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Calls the method once, since the sub-environments are one object, and repeats its result for each index."""
+        """Call the method once, since the sub-environments are one object, and repeat its result for each index."""
         return [getattr(self, method_name)(*args, **kwargs)] * len(list(self._get_indices(indices)))
 
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
-        """No sub-environment is wrapped."""
+        """Return False for each index: no sub-environment is wrapped."""
         return [False] * len(list(self._get_indices(indices)))
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Ignored: the world's seed is a constructor argument."""
+        """Ignore the seed: the world's seed is a constructor argument."""
         return [None] * self.num_envs
 
 
 class Sb3BatchVecEnv(Sb3ViewVecEnv):
-    """The batch environment as a `VecEnv` of one, in which too a seed makes no new world.
+    """The batch environment as a `VecEnv` of one sub-environment; here, too, a seed makes no new world.
 
     Args:
         engine: the world.
@@ -118,6 +117,6 @@ class Sb3BatchVecEnv(Sb3ViewVecEnv):
 
     def _infos(self, info: dict[str, Any], ended: np.ndarray, dones: np.ndarray) -> list[dict[str, Any]]:
         truncated = bool(dones[0])
-        # an epoch's end is a truncation: the next observation is where the episode would have gone on
+        # an epoch's end is a truncation: the next observation is the one with which the episode would have continued
         final = {"terminal_observation": self._observation()[0]} if truncated else {}
         return [info | final | {"TimeLimit.truncated": truncated}]

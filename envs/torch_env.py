@@ -1,4 +1,4 @@
-"""The engine as a vector environment in torch, on the device: what the NumPy shells and our own agents stand on."""
+"""The engine as a vector environment in torch, on the device: the base of the NumPy environments and our agents."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ from astra_gym.ssl_core.utils.messages import shown
 class TorchViewEnv:
     """Every attacked view is a sub-environment of one step; all share the engine's target network.
 
-    Where the world has `drop_last` false, an epoch's last step has fewer views than `num_envs`, and as many
-    observations, actions and rewards: agents that do not learn can play it.
+    If the world's `drop_last` is false, an epoch's last step has fewer views than `num_envs`, and as many observations,
+    actions and rewards: only agents that do not learn can play it.
 
     Args:
         engine: the world.
-        actions: a name of `astra_gym.envs.actions.ACTION_KINDS`; a method without an attack takes "none" and no other.
-            None: "none" for such a method, else "factored".
+        actions: a name of `astra_gym.envs.actions.ACTION_KINDS`; a method without an attack takes only "none". None:
+            "none" for such a method, else "factored".
         observation: a name of `astra_gym.envs.observations.OBSERVATIONS`, or the dotted path of a custom one.
 
     Raises:
@@ -45,7 +45,7 @@ class TorchViewEnv:
 
     @property
     def checks_finite(self) -> bool:
-        """Whether it ends itself, in time, where its observations or rewards are not finite: agents need not look."""
+        """Whether the world itself stops in time at values that are not finite, so that agents need not check them."""
         return self._observation.checks_finite
 
     @property
@@ -55,17 +55,17 @@ class TorchViewEnv:
         return images * (method.attacked_per_image if method.attacks else method.views_per_image)
 
     def observe(self) -> Tensor:
-        """Observations (num_envs, ...) of the coming batch; the same until the next `play`."""
+        """Return observations (num_envs, ...) of the coming batch; the same until the next `play`."""
         return self.observation_of(self.engine.all_views)
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """What an agent sees of those of a batch's views (v, 3, h, w) that are attacked, (n, ...). Of another batch
-        than the coming one: what it would see; the world stays as it is."""
+        """Return an agent's observations (n, ...) of the attacked ones among a batch's views (v, 3, h, w). The batch
+        may be another than the coming one; the world does not change."""
         values = self._observation.of_views(views)
         return checked(values, lambda: len(self.engine.method.attacked(views)), self.observation_space, self._name)
 
     def play(self, actions: Tensor) -> StepResult:
-        """One step of every sub-environment.
+        """Step every sub-environment once.
 
         Args:
             actions: (num_envs, ...) of the action space.
@@ -74,7 +74,7 @@ class TorchViewEnv:
             ValueError: if their number, shape, dtype or range is wrong.
         """
         self._check_count(actions)
-        # on the host, where actions are checked and the attack is planned: a GPU is waited for once
+        # on the host, where actions are checked and the attack is planned: the host waits for a GPU once
         record = self.engine.play(self.table.decode(actions.cpu()))
         return StepResult(record.reward, torch.ones(len(record.views), dtype=torch.bool), step_info(self.engine))
 
@@ -83,8 +83,8 @@ class TorchViewEnv:
         check_count(actions, views, f"one for each of {views} views")
 
     def assess(self, actions: Tensor) -> Tensor | None:
-        """What actions (num_envs, ...) would be rewarded with, (num_envs,): the coming batch is attacked, and nothing
-        is learned. None where that takes an update, see `AttackEngine.try_out`.
+        """Return the reward (num_envs,) of actions (num_envs, ...): the coming batch is attacked, and nothing is
+        learned. None if the reward takes an update, see `AttackEngine.try_out`.
 
         Raises:
             ValueError: as `play`.
@@ -94,11 +94,11 @@ class TorchViewEnv:
         return None if budget is None else self.engine.try_out(budget)
 
     def state_dict(self) -> dict[str, Any]:
-        """The world's state."""
+        """Return the world's state."""
         return self.engine.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Restores the world; returns the random streams that could not be continued on this device."""
+        """Restore the world; return the random streams that could not be continued on this device."""
         return self.engine.load_state_dict(state)
 
 
@@ -139,19 +139,20 @@ class TorchBatchEnv:
 
     @property
     def checks_finite(self) -> bool:
-        """As of `TorchViewEnv`."""
+        """As `TorchViewEnv.checks_finite`."""
         return self._observation.checks_finite
 
     def observe(self) -> Tensor:
-        """The observation (1, ...) of the coming batch."""
+        """Return the observation (1, ...) of the coming batch."""
         return self.observation_of(self.engine.all_views)
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """What an agent sees of a batch of views (v, 3, h, w), (1, ...); see `TorchViewEnv.observation_of`."""
+        """Return an agent's observation (1, ...) of a batch of views (v, 3, h, w); see
+        `TorchViewEnv.observation_of`."""
         return checked(self._observation.of_batch(views), lambda: 1, self.observation_space, self._name)
 
     def play(self, actions: Tensor) -> StepResult:
-        """One step of the batch; actions (1, ...). The reward is the mean over the views."""
+        """Play an action (1, ...) for the batch. The reward is the mean over the views."""
         check_count(actions, 1, "one for the batch")
         actions = actions.cpu()
         self.table.check(actions)
@@ -166,7 +167,7 @@ class TorchBatchEnv:
         return actions.expand(len(self.engine.views), *actions.shape[1:])
 
     def assess(self, actions: Tensor) -> Tensor | None:
-        """What an action (1, ...) would be rewarded with, (1,), or None: see `TorchViewEnv.assess`."""
+        """Return the reward (1,) of an action (1, ...), or None: see `TorchViewEnv.assess`."""
         check_count(actions, 1, "one for the batch")
         actions = actions.cpu()
         self.table.check(actions)
@@ -174,17 +175,17 @@ class TorchBatchEnv:
         return None if reward is None else reward.mean()[None]
 
     def state_dict(self) -> dict[str, Any]:
-        """The world's state, and where the episode began."""
+        """Return the world's state, and the step at which the episode began."""
         return self.engine.state_dict() | {"episode_start": self.episode_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
-        """Restores world and episode; returns the random streams that could not be continued on this device."""
+        """Restore world and episode; return the random streams that could not be continued on this device."""
         self.episode_start = state["episode_start"]
         return self.engine.load_state_dict(state)
 
 
 def as_actions(values: Any) -> Tensor:
-    """Actions as they come from a user, as a tensor.
+    """Convert a user's actions to a tensor.
 
     Raises:
         ValueError: if they are not numbers.
@@ -192,23 +193,23 @@ def as_actions(values: Any) -> Tensor:
     array = np.asarray(values)
     if array.dtype.kind not in "iuf":
         raise ValueError(f"actions are {array.dtype} {array.shape}: expected an array of numbers")
-    # torch compares no unsigned integers but bytes
+    # torch compares no unsigned integers except bytes
     return torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
 
 
 def check_count(actions: Tensor, expected: int, what: str) -> None:
-    """Raises a ValueError unless there are as many actions as expected."""
+    """Raise a ValueError unless there are as many actions as expected."""
     if actions.ndim == 0 or len(actions) != expected:
         raise ValueError(f"actions have shape {tuple(actions.shape)}: expected {what}")
 
 
 def step_info(engine: AttackEngine) -> dict[str, Any]:
-    """What `info` tells of the step just played: per-view tensors (num_attacked,) on the host, and numbers of the whole
-    batch.
+    """Return the values of `info` for the step just played: per-view tensors (num_attacked,) on the host, and numbers
+    of the whole batch.
 
-    Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms, and the others
-    whose weights are not 0, see `astra_gym.envs.rewards.registry`; `epsilon`, `step_size` (fractions) and `steps`, the
-    budget used; `strength`, the largest change of a pixel (a fraction).
+    Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms, and the other
+        terms with a weight other than 0, see `astra_gym.envs.rewards.registry`; `epsilon`, `step_size` (fractions) and
+        `steps`, the budget used; `strength`, the largest change of a pixel (a fraction).
     Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
     """
     record = engine.last
@@ -223,13 +224,13 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
 
 
 def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
-    """The same with arrays for tensors."""
+    """Return the same values, with arrays for tensors."""
     return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in info.items()}
 
 
 def check_num_envs(given: int, right: int, settings: WorldSettings) -> None:
-    """Raises a ValueError unless `given` is 1, which stands for nothing said, or the right number, and the number of
-    views is the same in every step."""
+    """Raise a ValueError unless `given` is 1, which stands for no choice, or the right number, and the number of views
+    is the same in every step."""
     if not settings.drop_last:
         raise ValueError(
             "drop_last is false: the last batch of an epoch has fewer views, and here each view is a sub-environment; "

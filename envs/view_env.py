@@ -14,13 +14,13 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """Choose for every view of the batch how hard it is attacked.
+    """Choose, for every view of the batch, how strongly it is attacked.
 
     ## Description
     A target network learns from images without labels, and every view (an augmented image) is attacked by PGD before
     the network learns from it (ASTrA, ICLR 2025). The views of one batch that the method attacks are the
     sub-environments, and they share one target network: a step attacks them all, pays each, updates the network once
-    and draws the next batch. `gymnasium.make_vec` makes it, `gymnasium.make` does not.
+    and draws the next batch. Make it with `gymnasium.make_vec`; `gymnasium.make` does not work.
 
     ## Action Space
     Of a sub-environment:
@@ -29,7 +29,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     | `factored` | `MultiDiscrete([13, 12, 5])` | epsilon 3..15 (/255), 3..14 steps, step size 1..5 (/255) |
     | `flat` | `Discrete(780)` | the same grid as one number, epsilon slowest |
     | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
-    | `none` | `Discrete(1)` | the only one of a method without an attack |
+    | `none` | `Discrete(1)` | the only action of a method without an attack |
 
     ## Observation Space
     Of a sub-environment. `observation="features"`: `Box(-10, 10, (F + 2,), float32)` for a backbone with F features:
@@ -54,12 +54,12 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
 
     ## Episode End
     The horizon is 1: every step of every sub-environment is *terminated*, and the next observation belongs to a new
-    episode. Autoreset is `SAME_STEP`, declared in `metadata`: `infos["final_obs"]` and `infos["final_info"]` hold what
-    ended (the final observation of an episode is the view that was attacked), and the same values stand in `infos` at
-    the top, with Gymnasium's `_key` masks. Numbers of the whole batch (`loss_total`, `lr`, ...) are repeated per view.
+    episode. Autoreset is `SAME_STEP`, declared in `metadata`: `infos["final_obs"]` and `infos["final_info"]` hold the
+    ended episode (its final observation is the view that was attacked). `infos` repeats the same values at the top,
+    with Gymnasium's `_key` masks. Numbers of the whole batch (`loss_total`, `lr`, ...) are repeated per view.
 
     ## Wrappers
-    Of Gymnasium's vector wrappers those that watch or change rewards and infos work (`RecordEpisodeStatistics`,
+    Gymnasium's vector wrappers that record or change rewards and infos work (`RecordEpisodeStatistics`,
     `NormalizeReward`, `ClipReward`, `TransformReward`, `DictInfoToList`); `NormalizeObservation` and those that change
     single observations (`FlattenObservation`, `RescaleObservation`, `DtypeObservation`, ...) refuse `SAME_STEP`.
 
@@ -69,7 +69,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
         observation: `features`, `image`, or the dotted path of a custom one
             (`astra_gym.envs.observations.Observation`).
-        seed: seed of the world in which the environment begins.
+        seed: seed of the first world.
         device: device of the target network.
         max_episode_steps: 1 or None: the horizon is 1.
         engine: a world made elsewhere, instead of `world`.
@@ -115,7 +115,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new world where a seed is given, else the coming batch of this one."""
+        """Make a new world if a seed is given, else return the coming batch of this one."""
         if seed is not None:
             if not isinstance(seed, int):
                 raise ValueError(f"seed is {shown(seed)}: expected one integer, since all views share one world")
@@ -124,7 +124,7 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         return self._observation(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Attacks every view as its action says, and trains the target network once."""
+        """Attack every view with its action, and train the target network once."""
         ended = self._observation()
         reward, done, info = self.torch_env.play(as_actions(actions))
         infos: dict[str, Any] = {}

@@ -1,18 +1,18 @@
-"""What a world's settings say that would change nothing."""
+"""Checks for settings that would have no effect in a world."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def check_effect(settings: Any, defaults: Mapping[str, Any]) -> None:
-    """Whether every option that is given has something to act on, see `WorldSettings.check_given`.
+    """Check that every given option has an effect, see `WorldSettings.check_given`.
 
     Args:
-        settings: of a world.
-        defaults: of its settings, by name.
+        settings: settings of a world.
+        defaults: default of each setting, by name.
 
     Raises:
-        ValueError: if one is of something that is left out, or is given twice.
+        ValueError: if an option belongs to a part that is left out, or is given twice.
     """
     if settings.coreset == "none":
         for name in ("coreset_fraction", "coreset_warmup", "coreset_every", "coreset_kwargs"):

@@ -183,7 +183,7 @@ class WorldSettings(DataSettings):
             raise ValueError(f"recompute is {shown(self.recompute)}: expected true or false")
         check_number("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.precision == "bf16" and last_strided_map(self.image_size, self.stem) < 2:
-            # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a processor
+            # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a CPU
             raise ValueError(
                 f"images of {self.image_size} pixels shrink to one before the last stage of the {self.stem} stem, "
                 "where bf16 is not reliable: take --precision fp32, or larger images"
@@ -216,30 +216,30 @@ class WorldSettings(DataSettings):
         self.make_perspective()
         self.make_coreset(1)
         if not is_own(self.method):
-            # a subclass asks its own questions when it has checked its own figures
+            # a subclass calls this itself after checking its own settings
             WorldSettings.check_method(self)
 
     @classmethod
     def given(cls, **settings: Any) -> Self:
-        """Settings as a user gives them: beyond what is wrong, what would change nothing is refused too."""
+        """Make settings from a user's choices; besides wrong settings, refuse those that would have no effect."""
         made = cls(**settings)
         made.check_given()
         return made
 
     def check_given(self) -> None:
-        """Whether every option that is given has something to act on. It is not asked of the record of a run, which may
-        have been made when that was ignored.
+        """Check that every given option has an effect. The record of a run is not checked: it may be from a version
+        that ignored such options.
 
         Raises:
-            ValueError: if one is of something that is left out, or is given twice.
+            ValueError: if an option belongs to a part that is left out, or is given twice.
         """
         check_effect(self, {item.name: item.default for item in fields(WorldSettings)})
 
     def check_method(self) -> None:
-        """Whether the method and its options fit each other and the settings.
+        """Check that the method and its options fit each other and the settings.
 
-        Of a method of one's own this is asked when a world is made and not before: it imports the method's module, and
-        a run's record is read without that.
+        A custom method is checked only when a world is made: the check imports the method's module, and a run's record
+        is read without that.
 
         Raises:
             ValueError: if they do not.
@@ -284,7 +284,7 @@ class WorldSettings(DataSettings):
             raise ValueError(f"teacher is {self.teacher}, but the method {self.method} has none: leave it out")
 
     def check_custom(self) -> None:
-        """Whether there is what dotted paths name, the method aside: imports the modules.
+        """Check that all dotted paths but the method's name something: imports the modules.
 
         Raises:
             ValueError: if not.
@@ -294,7 +294,7 @@ class WorldSettings(DataSettings):
         find_dataset(self.dataset)
 
     def make_method(self) -> Method:
-        """The method with its settings.
+        """Make the method with its settings.
 
         Raises:
             ValueError: if an option is unknown, or the options do not fit together.
@@ -309,15 +309,15 @@ class WorldSettings(DataSettings):
 
     @property
     def peak_lr(self) -> float:
-        """The peak learning rate: what was given, or the optimiser's usual one."""
+        """The peak learning rate: the given one, or the optimizer's usual one."""
         return PEAK_LR[self.optimizer] if self.lr is None else self.lr
 
     def warmup_updates(self, steps_per_epoch: int) -> int:
-        """Length of the warm-up in updates."""
+        """Return the length of the warm-up in updates."""
         return min(2 * self.warmup_epochs, self.epochs) * steps_per_epoch // 2
 
     def make_views(self) -> ViewSettings:
-        """The settings of the augmentations."""
+        """Make the settings of the augmentations."""
         return ViewSettings(
             strength=self.strength,
             flip=self.flip,
@@ -329,7 +329,7 @@ class WorldSettings(DataSettings):
         )
 
     def make_perspective(self) -> PerspectiveSettings:
-        """The settings of the perspective augmentation.
+        """Make the settings of the perspective augmentation.
 
         Raises:
             ValueError: if one is unknown or out of its range.
@@ -340,11 +340,11 @@ class WorldSettings(DataSettings):
         return replaced(chosen, self.perspective_kwargs or {}, "the perspective augmentation")
 
     def make_plan(self, batches: int, replays: int = 1) -> TrainingPlan:
-        """The run's updates.
+        """Plan the run's updates.
 
         Args:
             batches: full batches in the training images.
-            replays: updates that each gets in a row.
+            replays: updates in a row on each batch.
         """
         if self.coreset == "none":
             return TrainingPlan(self.epochs, batches * replays, replays)
@@ -353,7 +353,8 @@ class WorldSettings(DataSettings):
         return TrainingPlan(self.epochs, batches * replays, replays, self.coreset_epochs[0], kept)
 
     def make_coreset(self, batches: int) -> CoresetSettings:
-        """How a coreset of so many batches is chosen; of the control's, the divergence and the attack are not used.
+        """Make the settings by which a coreset of `batches` batches is chosen; the random control uses neither
+        divergence nor attack.
 
         Raises:
             ValueError: if a setting is unknown or out of its range.
@@ -367,6 +368,6 @@ class WorldSettings(DataSettings):
 
     @property
     def coreset_epochs(self) -> tuple[int, int]:
-        """The first epoch on a coreset (from 0), and the epochs from one selection to the next."""
+        """The first epoch on a coreset (from 0), and the epochs between two selections."""
         first = -(-self.epochs // 10) if self.coreset_warmup is None else self.coreset_warmup
         return first, max(1, self.epochs // 50) if self.coreset_every is None else self.coreset_every

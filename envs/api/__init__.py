@@ -1,1 +1,1 @@
-"""What an agent may know of an environment, and nothing else."""
+"""The part of an environment that an agent may use."""

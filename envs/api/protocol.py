@@ -1,4 +1,4 @@
-"""What an agent needs of an environment."""
+"""The interface of an environment that agents use."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from astra_gym.envs.api.step_result import StepResult
 
 
 class TorchVectorEnv(Protocol):
-    """A vector environment that speaks tensors and stays on its device; sub-environments start anew by themselves.
+    """A vector environment of tensors, which stay on its device; sub-environments reset by themselves.
 
     `observation_space` and `action_space` are those of *one* sub-environment.
     """
@@ -28,24 +28,24 @@ class TorchVectorEnv(Protocol):
     def device(self) -> torch.device: ...
 
     def observe(self) -> Tensor:
-        """The current observation `(num_envs, *shape)`; asked twice, it is the same."""
+        """Return the current observation `(num_envs, *shape)`; repeated calls give the same one."""
         ...
 
     def play(self, actions: Tensor) -> StepResult:
-        """Plays actions `(num_envs, *shape)`; afterwards `observe` gives the next observation."""
+        """Play actions `(num_envs, *shape)`; afterwards `observe` gives the next observation."""
         ...
 
 
 @runtime_checkable
 class AssessingEnv(Protocol):
-    """A `TorchVectorEnv` that can say what actions would be rewarded with, without taking the step."""
+    """A `TorchVectorEnv` that can report the reward of actions without taking the step."""
 
     @property
     def device(self) -> torch.device: ...
 
     def assess(self, actions: Tensor) -> Tensor | None:
-        """The reward (num_envs,) of actions `(num_envs, *shape)` in the present state, which stays as it is.
+        """Return the reward (num_envs,) of actions `(num_envs, *shape)` in the present state, which does not change.
 
-        None where a reward is known only after the step.
+        None if a reward is known only after the step.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a step of a vector environment in torch gives."""
+"""The result of a step of a vector environment in torch."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class StepResult(NamedTuple):
-    """Reward (num_envs,) float32, whether an episode ended (num_envs,) bool, and named values for `info`; all on the
+    """Reward (num_envs,) float32, the flags of ended episodes (num_envs,) bool, and named values for `info`; all on the
     host or on the environment's device."""
 
     reward: Tensor

@@ -1,1 +1,1 @@
-"""The reward of an attack: each term in a place of its own, the table of them, and their weighted sum."""
+"""The reward of an attack: a module for each kind of term, the table of terms, and their weighted sum."""

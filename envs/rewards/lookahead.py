@@ -1,4 +1,4 @@
-"""A term that judges the update: what it did to held-out views (LAS-AT, CVPR 2022)."""
+"""A term that judges the update by its effect on held-out views (LAS-AT, CVPR 2022)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,22 +10,22 @@ from astra_gym.envs.rewards.term import HeldOut, RewardTerm, RewardWorld
 from astra_gym.ssl_core.methods import Method
 
 NOISE = "lookahead/noise"
-"""The stream of the look-ahead's random start. It stands still: every attack on the held-out views starts alike."""
+"""The stream of the look-ahead's random start. It never moves: every attack on the held-out views starts alike."""
 
 
 class LookAhead(RewardTerm):
-    """The fall of the held-out views' attacked loss and of their clean loss: they and their attack stay the same, the
-    weights alone change.
+    """The fall of the held-out views' attacked loss and of their clean loss. Views and attack stay the same, only the
+    weights change.
 
-    The attack is the method's default one of the first step, from one random start (common random numbers).
+    The attack is the method's default for the first step, from one random start (common random numbers).
 
     LAS-AT scores a copy of the network after one step, by labels: R2 is its robust accuracy and R3 its clean accuracy.
-    Here losses stand for accuracies, the update is the target's own, the views are held out and attacked always alike,
-    and the change is paid rather than the level, which the action did not make. An update is made by all views at once:
-    its two values are the same for each, and positive where learning went forward.
+    Here losses replace accuracies, the update is the target's own, and the views are held out and always attacked
+    alike. The change is paid, since the action did not make the level. All views make the update together: each gets
+    the same two values, positive where learning advanced.
 
     Raises:
-        ValueError: if the world holds nothing out.
+        ValueError: if the world holds out no images.
     """
 
     summary = "the fall of held-out views' attacked and clean loss by the update (LAS-AT's R2, R3)"
@@ -40,14 +40,14 @@ class LookAhead(RewardTerm):
 
     @classmethod
     def check(cls, method: Method) -> None:
-        """Raises a ValueError where the attack does not maximise the method's loss."""
+        """Raise a ValueError if the attack does not maximize the method's loss."""
         if not method.objective_is_loss:
             raise ValueError(
                 f"what the attack of {type(method).__name__} maximises is not its loss, whose fall the look-ahead pays"
             )
 
     def losses(self) -> Tensor:
-        """(2,): mean loss of the attacked and of the clean views, on the present weights, in the attack's mode."""
+        """Return the attacked and the clean views' mean loss, (2,), on the present weights, in the attack's mode."""
         learner, views = self.world.learner, self.held_out.views
         own = learner.method.budget_at(0)
         attacked_views = len(learner.method.attacked(views))
@@ -63,33 +63,33 @@ class LookAhead(RewardTerm):
         return torch.stack([objective(z).mean() for z in (attacked.embeddings, clean.embeddings)])
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
-        """Measures where the last update did not; no values yet."""
+        """Measure the losses if the last update did not; return no values yet."""
         if self._before is None:
             self._before = self.losses()
         return {}
 
     def after_update(self, n: int) -> Mapping[str, Tensor]:
-        """`lookahead_adversarial` and `lookahead_clean`, (n,) each."""
+        """Return `lookahead_adversarial` and `lookahead_clean`, (n,) each."""
         if self._before is None:
             raise ValueError("there is nothing to compare with: call before_update() before the update")
         after = self.losses()
         fall = self._before - after
-        # the next update begins on the weights that this one made
+        # the next update begins on the weights of this one
         self._before = after
         names = ("lookahead_adversarial", "lookahead_clean")
         return {name: value.expand(n).contiguous() for name, value in zip(names, fall, strict=True)}
 
     def numbers(self) -> dict[str, Any]:
-        """All that it remembers."""
+        """Return all that it remembers."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """The held-out rows and views, and the losses on the present weights, if they are known."""
+        """Return the held-out rows and views, and the losses on the present weights if they are known."""
         return super().state_dict() | {"before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
-        """As of `RewardTerm`."""
+        """Restore what `state_dict` gave, as `RewardTerm.load_state_dict`."""
         super().load_state_dict(state, restarted)
         before = state["before"]
-        # from another random start they are not comparable
+        # losses from another random start are not comparable
         self._before = None if before is None or NOISE in restarted else before.to(self.held_out.views.device)

@@ -1,4 +1,4 @@
-"""A term that remembers the images: how far each view's loss fell since it was last seen."""
+"""A term that remembers the images: how far each view's loss has fallen since it was last seen."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,19 +15,19 @@ class LossMemory:
     Args:
         images: number of training images.
         slots: attacked views of an image.
-        device: where the losses are.
+        device: device of the losses.
     """
 
     def __init__(self, images: int, slots: int, device: torch.device) -> None:
         self._last = torch.full((images, slots), torch.nan, device=device)
-        """NaN where the image was not seen yet."""
+        """NaN for an image that has not been seen yet."""
 
     def fall(self, rows: Tensor, losses: Tensor) -> Tensor:
-        """How far the losses fell since their images were last seen, 0 where they were not; they are kept instead.
+        """Return how far the losses fell since their images were last seen, 0 for new images; keep the new losses.
 
         Args:
-            rows: (b,) which training images.
-            losses: (b * slots,), those of an image together.
+            rows: (b,) rows of the training images.
+            losses: (b * slots,), those of an image next to each other.
         """
         rows = rows.to(self._last.device, non_blocking=True)
         now = losses.view(len(rows), -1).to(self._last.dtype)
@@ -36,11 +36,11 @@ class LossMemory:
         return torch.where(last.isnan(), 0.0, last - now).view(-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses (images, slots)."""
+        """Return the losses (images, slots)."""
         return {"last": self._last.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave; ValueError if it is of other data."""
+        """Restore what `state_dict` gave; raise a ValueError if it is of other data."""
         if state["last"].shape != self._last.shape:
             got, expected = tuple(state["last"].shape), tuple(self._last.shape)
             raise ValueError(f"the state has losses of {got} images and views, this run {expected}: take the same data")
@@ -48,8 +48,8 @@ class LossMemory:
 
 
 class Progress(RewardTerm):
-    """The view's attacked loss when its image was last seen, minus now; 0 at first. Its memory is NaN for what was not
-    seen yet, by right."""
+    """The view's attacked loss when its image was last seen, minus the present one; 0 at first. Its memory is rightly
+    NaN for images that have not been seen yet."""
 
     summary = "the fall of each view's attacked loss since its image was last seen"
 
@@ -59,13 +59,13 @@ class Progress(RewardTerm):
         self.memory = LossMemory(world.images, slots, world.learner.device)
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
-        """`progress` (n,)."""
+        """Return `progress` (n,)."""
         return {"progress": self.memory.fall(rows, losses)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory's."""
+        """Return the memory."""
         return self.memory.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
-        """As of `RewardTerm`."""
+        """Restore what `state_dict` gave, as `RewardTerm.load_state_dict`."""
         self.memory.load_state_dict(state)

@@ -1,16 +1,16 @@
-"""The table of reward terms, how a custom one is found, and the settings that weigh them.
+"""The table of reward terms, the search for a custom one, and the settings that weigh them.
 
     reward = sum of sign * weight * value over all terms
 
-| term | what, for each attacked view | source |
+| term | value for each attacked view | source |
 |---|---|---|
 | `adversarial`, `clean`, `mixed` | the method's losses on the weights that the attack saw | r of ASTrA, ICLR 2025 |
 | `cost` | gradient steps that the view's budget spends (none in free training) | ours |
 | `lookahead` | `lookahead_adversarial` and `lookahead_clean`: the fall of held-out views' losses | R2, R3 of LAS-AT |
-| `progress` | the view's attacked loss when its image was last seen, minus now | ours |
+| `progress` | the view's attacked loss when its image was last seen, minus the present one | ours |
 
-`clean`, `mixed` and `cost` are subtracted. A method without an attack has no terms: its weights are not used, and
-nothing is held out. A term of 0 is not computed, but those of the method always are.
+`clean`, `mixed` and `cost` are subtracted. A method without an attack has no terms: its weights are not used, and no
+images are held out. A term of weight 0 is not computed, except those of the method.
 """
 
 import math
@@ -39,7 +39,7 @@ REWARD_TERMS: dict[str, type[RewardTerm]] = {
 
 
 def find_term(name: str) -> type[RewardTerm]:
-    """The term of a name of `REWARD_TERMS`, or at a dotted path, my_module:MyTerm.
+    """Find a term by its name in `REWARD_TERMS`, or at a dotted path, my_module:MyTerm.
 
     Raises:
         ValueError: if there is no such term.
@@ -56,14 +56,14 @@ def find_term(name: str) -> type[RewardTerm]:
 
 
 def settle_weights(settings: Any) -> None:
-    """Checks a world's weights, and moves those of `reward_weights` that have a setting of their own, such as
-    `reward_cost`, into it: a record says each thing once. No module of a user's is imported.
+    """Check a world's weights, and move those of `reward_weights` that also have a setting, such as `reward_cost`, into
+    that setting, so that a record holds each weight once. No custom module is imported.
 
     Args:
         settings: a frozen dataclass with `reward_weights` and `reward_NAME`.
 
     Raises:
-        ValueError: if a term is unknown, a weight is no finite number, or one is given in both places.
+        ValueError: if a term is unknown, a weight is not a finite number, or one is given in both places.
     """
     check_options("reward_weights", settings.reward_weights)
     left = {}
@@ -86,23 +86,23 @@ def settle_weights(settings: Any) -> None:
 
 
 def weights_of(settings: Any) -> dict[str, float]:
-    """The weight of every term, by name or dotted path, in the order of the table."""
+    """Return the weight of every term, by name or dotted path, in the order of the table."""
     own = {name: getattr(settings, f"reward_{name}", 0.0) for name in REWARD_TERMS}
     return own | (settings.reward_weights or {})
 
 
 def paid_terms(settings: Any) -> dict[str, type[RewardTerm]]:
-    """The terms that a world computes beside the method's own: those whose weight is not 0.
+    """Return the terms that a world computes beside the method's own: those with a weight other than 0.
 
     Raises:
-        ValueError: if there is none at a dotted path.
+        ValueError: if there is no term at a dotted path.
     """
     found = {name: find_term(name) for name, weight in weights_of(settings).items() if weight}
     return {name: kind for name, kind in found.items() if not issubclass(kind, MethodTerm)}
 
 
 def check_terms(settings: Any, method: Method) -> None:
-    """Whether the method can be paid by the terms of the table; see `RewardTerm.check`.
+    """Check that the terms of the table suit the method; see `RewardTerm.check`.
 
     Raises:
         ValueError: if not.

@@ -1,4 +1,4 @@
-"""The reward of one world: the weighted sum of its terms, and what they remember."""
+"""The reward of one world: the weighted sum of its terms, and their memory."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,9 +16,9 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 
 def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Tensor | None:
-    """Rows (lookahead_images,) int64 of the training images that the reward keeps for itself; None without such a term.
+    """Draw the rows (lookahead_images,) int64 of the training images that the reward holds out; None if it holds none.
 
-    They are drawn from a stream of their own, in ascending order.
+    They come from a separate stream, in ascending order.
 
     Args:
         images: number of training images.
@@ -44,11 +44,11 @@ class Rewards:
     """The terms of one world, their sum, and their memory.
 
     Args:
-        settings: weights and scope.
+        settings: settings of the world, with weights and scope.
         learner: the target network.
-        streams: the world's.
+        streams: random streams of the world.
         images: number of training images.
-        held_out: of the rows that `held_out_rows` gave.
+        held_out: images of the rows that `held_out_rows` gave.
     """
 
     def __init__(
@@ -65,26 +65,26 @@ class Rewards:
         world = RewardWorld(learner, streams, images, settings.batch_size, held_out)
         kinds = paid_terms(settings) if learner.method.attacks else {}
         self.terms: dict[str, RewardTerm] = {name: kind(world) for name, kind in kinds.items()}
-        """Those beside the method's own, by name or dotted path."""
+        """Terms beside the method's own, by name or dotted path."""
         own = {name: kind for name, kind in REWARD_TERMS.items() if issubclass(kind, MethodTerm)}
         self._weights = {name: kind.sign * weights_of(settings)[name] for name, kind in (own | kinds).items()}
         self._own = tuple(own)
         self._given_by: dict[str, str] = {}
-        """Which term gives a value."""
+        """Name of the term that gives a value."""
 
     @property
     def held_out(self) -> Tensor | None:
-        """Rows of the training images that no batch may hold; None: none are held out."""
+        """Rows of the training images that no batch may hold; None if no images are held out."""
         return None if self._held_out is None else self._held_out.rows
 
     @property
     def attack_steps(self) -> int:
-        """Gradient steps that the terms themselves have made since the world was built, times their views."""
+        """Gradient steps of the terms' own attacks since the world was built, times their views."""
         return sum(term.attack_steps for term in self.terms.values())
 
     @property
     def only_frozen(self) -> bool:
-        """Whether the reward is that of the attack alone: no term judges the update or remembers the images."""
+        """Whether the reward depends on the attack alone: no term judges the update or remembers the images."""
         return not (self._override("before_update") or self._override("after_update"))
 
     @property
@@ -96,11 +96,11 @@ class Rewards:
         return any(getattr(type(term), hook) is not getattr(RewardTerm, hook) for term in self.terms.values())
 
     def frozen_terms(self, attack: FrozenAttack) -> dict[str, Tensor]:
-        """The values of an attack on a network that learns nothing, (n,) each.
+        """Return the values of an attack on a network that learns nothing, (n,) each.
 
         Raises:
-            ValueError: if the method names a term that is none of its own, or a term gives no (n,) values or those of
-                another.
+            ValueError: if the method names a term that is not its own, a term gives values that are not (n,), or it
+                gives values of another term.
         """
         given = (attack.objective, attack.clean_embeddings, attack.adversarial_embeddings)
         terms = self._learner.method.reward_terms(*given)
@@ -117,10 +117,10 @@ class Rewards:
         return terms
 
     def before_update(self, rows: Tensor, losses: Tensor) -> dict[str, Tensor]:
-        """Further values that are known before the update, (n,) each.
+        """Return further values that are known before the update, (n,) each.
 
         Args:
-            rows: which training images the batch holds.
+            rows: (b,) rows of the batch's training images.
             losses: (n,) the attacked views' losses.
         """
         values: dict[str, Tensor] = {}
@@ -129,7 +129,7 @@ class Rewards:
         return values
 
     def after_update(self, n: int) -> dict[str, Tensor]:
-        """Further values that the update shows, (n,) each."""
+        """Return further values that are known after the update, (n,) each."""
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             self._add(values, name, term.after_update(n), n)
@@ -150,7 +150,7 @@ class Rewards:
             values[key] = value
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The reward (n,): the weighted sum, and with the scope `batch` its mean for all."""
+        """Return the reward (n,): the weighted sum, and with the scope `batch` its mean for all."""
         paid = [self._weights[self._given_by[name]] * values for name, values in terms.items()]
         reward = torch.stack(paid).sum(dim=0)
         if self._settings.reward_scope == "batch":
@@ -158,16 +158,16 @@ class Rewards:
         return reward
 
     def numbers(self) -> dict[str, Any]:
-        """All that the terms remember and that has to be finite, by name."""
+        """Return all remembered values that must be finite, by name."""
         return {name: term.numbers() for name, term in self.terms.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the terms remember, by name; nothing in a world without such terms."""
+        """Return what the terms remember, by name; empty in a world without such terms."""
         states = {name: term.state_dict() for name, term in self.terms.items()}
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
-        """Restores what `state_dict` gave.
+        """Restore what `state_dict` gave.
 
         Args:
             restarted: names of the random streams that could not be continued.

@@ -1,4 +1,4 @@
-"""What a term of the reward is: hooks that give named values, one for each attacked view."""
+"""A term of the reward: hooks that give named values, one for each attacked view."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 @dataclass
 class HeldOut:
-    """Training images that enter no batch, and views of them that stay the same; loading a state replaces both.
+    """Training images that enter no batch, and constant views of them; loading a state replaces both.
 
     Args:
-        rows: (q,) int64, ascending, which training images.
-        views: (p, 3, h, w) in [0, 1], all that the method makes of them.
+        rows: (q,) int64, ascending, rows of the training images.
+        views: (p, 3, h, w) in [0, 1], all the method's views of them.
     """
 
     rows: Tensor
@@ -28,14 +28,14 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RewardWorld:
-    """What a term may use of its world.
+    """The part of a world that a term may use.
 
     Args:
         learner: the target network in training.
-        streams: random streams by name; one of a name of your own changes nothing else.
+        streams: random streams by name; a new name gives a stream that changes no other.
         images: number of training images.
         batch_size: images of a full batch.
-        held_out: where a term of the world `holds_out`, else None.
+        held_out: held-out images if a term of the world `holds_out`, else None.
     """
 
     learner: TargetLearner
@@ -46,10 +46,10 @@ class RewardWorld:
 
 
 class FrozenAttack(NamedTuple):
-    """An attack and the network that it saw, on which nothing is learned meanwhile; n is the number of attacked views.
+    """An attack and the network that it saw, which learns nothing meanwhile; n is the number of attacked views.
 
     Args:
-        objective: what the attack maximises on this batch, `objective(embeddings (n, d)) -> (n,)`.
+        objective: function that the attack maximizes on this batch, `objective(embeddings (n, d)) -> (n,)`.
         budget: n entries, on the host.
         views: (n, 3, h, w) in [0, 1], clean.
         adversarial: (n, 3, h, w), attacked.
@@ -67,61 +67,61 @@ class FrozenAttack(NamedTuple):
 
 class RewardTerm:
     """A term of the reward. A subclass overrides at least one of the three hooks, each of which gives values (n,) by
-    name; the name stands in `info`, `metrics.jsonl` and TensorBoard (`reward/NAME`). A term is made where its weight is
-    not 0, once for each world.
+    name; `info`, `metrics.jsonl` and TensorBoard (`reward/NAME`) use that name. A world makes each term once, if its
+    weight is not 0.
 
     Args:
-        world: what it may use.
+        world: the part of the world that it may use.
     """
 
     summary: ClassVar[str] = ""
-    """What it pays, in one line."""
+    """Description of what is paid, in one line."""
     sign: ClassVar[int] = 1
-    """1, or -1 where it is a cost: its weight times its values is subtracted."""
+    """1, or -1 for a cost: weight times values is then subtracted."""
     holds_out: ClassVar[bool] = False
     """Whether it needs held-out views: `lookahead_images` training images then enter no batch."""
 
     def __init__(self, world: RewardWorld) -> None:
         self.world = world
         self.attack_steps = 0
-        """Gradient steps that attacks of its own have made since the world was built, times their views."""
+        """Gradient steps of the term's own attacks since the world was built, times their views."""
 
     @classmethod
     def check(cls, method: Method) -> None:
-        """Raises a ValueError where the term makes no sense for a method."""
+        """Raise a ValueError if the term makes no sense for a method."""
 
     def frozen(self, attack: FrozenAttack) -> Mapping[str, Tensor]:
-        """Values from an attack on the weights that it saw. It is called without gradient, and also for attacks that
-        are tried out and not played."""
+        """Return values of an attack on the weights that it saw. Called without gradient, and also for attacks that are
+        tried out but not played."""
         return {}
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
-        """Values that are known before the target's update, once for each.
+        """Return values that are known before the target's update; called once for each update.
 
         Args:
-            rows: (b,) int64, which training images the batch holds.
-            losses: (n,) the attacked views' losses, those of an image together.
+            rows: (b,) int64, rows of the batch's training images.
+            losses: (n,) the attacked views' losses, those of an image next to each other.
         """
         return {}
 
     def after_update(self, n: int) -> Mapping[str, Tensor]:
-        """Values that the target's update shows, (n,) each."""
+        """Return values that are known after the target's update, (n,) each."""
         return {}
 
     def numbers(self) -> dict[str, Any]:
-        """All that it remembers and that has to be finite, by name."""
+        """Return all remembered values that must be finite, by name."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, as plain values and tensors; here the held-out images, if there are any."""
+        """Return what it remembers, as plain values and tensors; here the held-out images, if there are any."""
         held = self.world.held_out
         return {"rows": held.rows, "views": held.views} if self.holds_out and held is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
-        """Restores what `state_dict` gave.
+        """Restore what `state_dict` gave.
 
         Args:
-            state: of such a term.
+            state: state of such a term.
             restarted: names of the random streams that could not be continued.
 
         Raises:
