@@ -1,4 +1,4 @@
-"""Agents that choose attacks: REINFORCE, bandits, Stable-Baselines3's, a user's own, controls; one interface."""
+"""Agents that choose attacks, with one interface: REINFORCE, bandits, Stable-Baselines3's, custom ones, controls."""
 
 if __name__ != "astra_gym.agents":
     raise ImportError(f"{__name__} is a part of astra_gym, not a package of its own: import astra_gym.agents")

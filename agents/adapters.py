@@ -1,4 +1,4 @@
-"""How every kind of environment is made to offer what an agent needs: adapters to `TorchVectorEnv`."""
+"""Adapters to `TorchVectorEnv`, so that agents can use every kind of environment."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,10 +15,10 @@ from astra_gym.envs.api.step_result import StepResult
 
 
 class HeldObservation:
-    """A `TorchVectorEnv` that keeps the current observation itself, because what it adapts gives it only once.
+    """A `TorchVectorEnv` that keeps the current observation, because the adapted environment gives it only once.
 
-    `observation` is None until the environment is first observed, which resets it. Agents save and restore it, so that
-    going on after a resume does not reset the environment.
+    `observation` is None until the first `observe`, which resets the environment. Agents save and restore it, so that
+    resuming does not reset the environment.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HeldObservation:
 
 
 class NoEnvironment(HeldObservation):
-    """Stands for the environment of an agent that was loaded without one: it has spaces and cannot be played."""
+    """Placeholder for the environment of an agent that was loaded without one: it has spaces and cannot be played."""
 
     def _reset(self) -> Any:
         raise ValueError("this agent has no environment: give it one by set_env(env) or load(path, env=env)")
@@ -84,8 +84,8 @@ class FromVecEnv(HeldObservation):
 class FromGymnasiumVectorEnv(HeldObservation):
     """A `gymnasium.vector.VectorEnv` with SAME_STEP autoreset.
 
-    The two other modes are refused: under NEXT_STEP the action after an episode's end is thrown away, so its reward
-    would be credited to a decision that nobody made, and DISABLED leaves the resets to the caller.
+    The two other modes are refused. NEXT_STEP throws away the action after an episode's end, so that its reward would
+    be credited to a decision that the agent did not make. DISABLED leaves the resets to the caller.
     """
 
     def __init__(self, env: VectorEnv, device: torch.device | str = "cpu") -> None:
@@ -133,12 +133,12 @@ ADAPTERS: dict[type, Callable[[Any, torch.device | str], HeldObservation]] = {
 
 
 def as_torch_env(env: Any, device: torch.device | str = "cpu") -> TorchVectorEnv:
-    """The environment as a `TorchVectorEnv`: passed through if it is one, else adapted.
+    """Return the environment as a `TorchVectorEnv`: itself if it is one, else adapted.
 
     Args:
         env: a `TorchVectorEnv`, a Stable-Baselines3 `VecEnv`, a `gymnasium.vector.VectorEnv` with SAME_STEP autoreset,
             or a single `gymnasium.Env`.
-        device: where an adapter puts its observations; a `TorchVectorEnv` keeps its own.
+        device: device of an adapter's observations; a `TorchVectorEnv` keeps its own.
 
     Raises:
         ValueError: if it is none of these, or a vector environment with another autoreset mode.

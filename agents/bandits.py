@@ -1,4 +1,4 @@
-"""Bandits: the reward of an action is learnt from that action alone, without a network."""
+"""Bandits, which learn the reward of an action from that action alone, without a network."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,8 +19,8 @@ class BanditSettings:
     """Settings of `Exp3Bandit`.
 
     Args:
-        step_size: of the logarithms of the weights, for rewards of deviation 1.
-        share: part in (0, 1] of all weight that is shared out equally after every play: what keeps exploring.
+        step_size: step size of the logarithms of the weights, for rewards of deviation 1.
+        share: part in (0, 1] of all weight that is spread equally after every play, so that the bandit keeps exploring.
         baseline_decay: decay in [0, 1) of the rewards' moving mean and mean square.
 
     Raises:
@@ -42,10 +42,10 @@ class LinearSettings:
     """Settings of `LinearThompson`.
 
     Args:
-        ridge: weight of the penalty, the precision of the prior of every coefficient.
-        deviation: of the draws, in standard deviations of the posterior for rewards of deviation 1; 0 is greedy.
+        ridge: weight of the penalty; the precision of the prior of every coefficient.
+        deviation: scale of the draws, in standard deviations of the posterior for rewards of deviation 1; 0 is greedy.
         forgetting: weight in (0, 1] of all earlier plays after each new one: 0.99 remembers about 100 plays.
-        propensity_draws: further draws that each probability of a choice is estimated from.
+        propensity_draws: further draws for the estimate of each choice's probability.
         baseline_decay: decay in [0, 1) of the rewards' moving mean and mean square.
 
     Raises:
@@ -67,11 +67,11 @@ class LinearSettings:
 
 
 class Bandit(OnePlayAgent):
-    """What both bandits share: heads of a discrete action space, rewards normalised as by `REINFORCE`.
+    """Base of both bandits: heads of a discrete action space, rewards normalized as by `REINFORCE`.
 
-    The heads of a MultiDiscrete space learn independently of each other, each from the reward of the whole action: for
-    a head the others' choices are noise, so what they earn only together is not found. A bandit learns from the reward
-    of a play; it has no discount, and sees no later effect of an action.
+    The heads of a MultiDiscrete space learn independently, each from the reward of the whole action. For a head the
+    others' choices are noise, so it does not find what choices earn only together. A bandit learns from the reward of a
+    play; it has no discount, and sees no later effect of an action.
     """
 
     settings: BanditSettings | LinearSettings
@@ -88,19 +88,19 @@ class Bandit(OnePlayAgent):
         self.scale: float | None = None
 
     def _columns(self, actions: Tensor) -> Tensor:
-        """The heads' choices (heads, n) of actions."""
+        """Return the heads' choices (heads, n) of actions."""
         return actions.view(len(actions), -1).T
 
     def _greedy(self, observation: Tensor) -> Tensor:
-        """The actions of most value (n, ...)."""
+        """Return the actions (n, ...) of greatest value."""
         raise NotImplementedError
 
     def _advantages(self, rewards: Tensor) -> Tensor:
-        """Rewards (n,), less their moving mean and over their moving deviation, float64; moves both."""
+        """Return rewards (n,) minus their moving mean, over their moving deviation, float64; update both."""
         decay = self.settings.baseline_decay
         rewards = rewards.double()
         mean = float(rewards.mean())
-        # the mean is that of the plays before: a single reward would be its own; the first play has no other
+        # the mean of the earlier plays: the mean of a single reward would be the reward; the first play has no other
         baseline = mean if self.baseline is None else self.baseline
         self.baseline = decay * baseline + (1 - decay) * mean
         advantages = rewards - baseline
@@ -109,7 +109,7 @@ class Bandit(OnePlayAgent):
         return advantages / (self.scale + 1e-12) ** 0.5
 
     def _record(self, rollout: Transition) -> None:
-        """Logs the share of choices that were not the greedy ones: before the update that the play leads to."""
+        """Log the share of choices that were not greedy, by the values before the play's update."""
         explored = self._greedy(rollout.observation) != rollout.action
         self.logger.record("train/exploration", float(explored.double().mean()))
 
@@ -117,7 +117,7 @@ class Bandit(OnePlayAgent):
         return {"settings": asdict(self.settings)}
 
     def _values(self) -> dict[str, Tensor]:
-        """The tensors that are learnt; `load` writes into them."""
+        """Return the tensors that are learned; `load` writes into them."""
         raise NotImplementedError
 
     def _learner_state(self) -> dict[str, Any]:
@@ -141,15 +141,15 @@ class Exp3Bandit(Bandit):
 
         q_a = sum_i A_i [a_i = a] / (n p_a + 1)        p <- (1 - share) softmax(log p + step_size q) + share / choices
 
-    A is the reward less its moving mean, over its moving deviation. The 1 keeps the estimate of an unlikely choice
-    bounded (implicit exploration, Neu 2015). The best it can learn is the best constant action; where another becomes
-    the best it follows within some dozens of plays, which a gradient bandit (Sutton and Barto 2018, section 2.8) does
-    not: its preferences move in proportion to p. A deterministic prediction is the most probable action.
+    A is the reward minus its moving mean, over its moving deviation. The 1 keeps the estimate of an unlikely choice
+    bounded (implicit exploration, Neu 2015). The best it can learn is the best constant action. When another action
+    becomes the best, it follows within some dozens of plays; a gradient bandit (Sutton and Barto 2018, section 2.8)
+    does not, since its preferences move in proportion to p. A deterministic prediction is the most probable action.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes, with a Discrete or MultiDiscrete action space.
         settings: see `BanditSettings`.
-        common: seed, device and tensorboard_log, as of `Agent`.
+        common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
         ValueError: if the action space is continuous.
@@ -160,12 +160,12 @@ class Exp3Bandit(Bandit):
     def __init__(self, env: Any, settings: BanditSettings | None = None, **common: Unpack[Common]) -> None:
         self.settings: BanditSettings = settings or BanditSettings()
         super().__init__(env, **common)
-        # a few dozen numbers: on the host whatever the device, where a sum has one order
+        # a few dozen numbers: always on the host, where a sum has one order
         heads = [torch.full((n,), 1 / n, dtype=torch.float64) for n in self.choices]
         self.probabilities = torch.cat(heads)
 
     def _heads(self) -> tuple[Tensor, ...]:
-        """Views of each head's probabilities, (choices,)."""
+        """Return views of each head's probabilities, (choices,)."""
         return self.probabilities.split(self.choices)
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -206,18 +206,18 @@ class LinearThompson(Bandit):
     """Balanced linear Thompson sampling: the reward of every choice is linear in the observation.
 
     Thompson sampling with a linear model (Agrawal and Goyal 2013), each sample weighted by its inverse propensity
-    (Dimakopoulou, Zhou, Athey and Imbens 2019). For each choice of each head, with x the observation and a constant,
-    and A the normalised reward, over the samples in which the head took that choice:
+    (Dimakopoulou, Zhou, Athey and Imbens 2019). x is the observation and a constant, A the normalized reward. For each
+    choice of each head, over the samples in which the head took that choice:
 
         V = ridge * I + sum w x x^T        theta = V^-1 sum w x A
         w = forgetting ** (plays ago) / (choices * p)
 
     where p, the probability of that choice, is estimated from further draws as (hits + 1) / (draws + choices). Without
-    it a choice is fitted only where it looks good: where rewards are not quite linear, as none are, that fit misleads.
+    this weight a choice is fitted only where it looks good, which misleads because no reward is quite linear.
 
-    A play draws the value of every choice from N(x^T theta, deviation^2 x^T V^-1 x), for each sub-environment its own,
-    and takes each head's greatest; a deterministic prediction takes that of x^T theta. It was preferred to LinUCB (Li
-    et al. 2010), whose sub-environments would all try the same choices in a play, since nothing is learnt within it.
+    For each sub-environment, a play draws the value of every choice from N(x^T theta, deviation^2 x^T V^-1 x) and takes
+    each head's greatest; a deterministic prediction takes the greatest x^T theta. LinUCB (Li et al. 2010) was rejected:
+    its sub-environments would all try the same choices in a play, since nothing is learned within it.
 
     The model is additive: a head's values do not depend on what the other heads choose. Time and memory grow with the
     number of choices and the square of the number of features (float64), so it is meant for features and factored
@@ -227,7 +227,7 @@ class LinearThompson(Bandit):
         env: anything that `astra_gym.agents.base.as_torch_env` takes, with observations Box (F,) of floats and a
             Discrete or MultiDiscrete action space.
         settings: see `LinearSettings`.
-        common: seed, device and tensorboard_log, as of `Agent`.
+        common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
         ValueError: if the observations are not vectors of features, or the action space is continuous.
@@ -246,37 +246,37 @@ class LinearThompson(Bandit):
             )
         total, size = sum(self.choices), space.shape[0] + 1
         options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
-        # the sums of x x^T and of x A, without the ridge: that one is not forgotten
+        # the sums of x x^T and of x A, without the ridge, which is not forgotten
         self.gram = torch.zeros((total, size, size), **options)
         self.moment = torch.zeros((total, size), **options)
-        # (heads, n): of the play that is not learnt from yet
+        # (heads, n): of the play that has not been learned from yet
         self._weights: Tensor | None = None
         self._fit()
 
     def _fit(self) -> None:
-        """Sets `coefficients` (choices, F + 1) and the Cholesky factor of every V from the sums."""
+        """Set `coefficients` (choices, F + 1) and the Cholesky factor of every V from the sums."""
         ridge = self.settings.ridge * torch.eye(self.gram.shape[1], dtype=torch.float64, device=self.device)
         self._factor = torch.linalg.cholesky(self.gram + ridge)
         self.coefficients = torch.cholesky_solve(self.moment[..., None], self._factor)[..., 0]
 
     def _inputs(self, observation: Tensor) -> Tensor:
-        """The observation with a constant behind it: (n, F + 1) float64."""
+        """Return the observation with an appended constant: (n, F + 1) float64."""
         return torch.cat([observation.double(), observation.new_ones((len(observation), 1), dtype=torch.float64)], 1)
 
     def _best(self, values: Tensor) -> Tensor:
-        """Each head's greatest of values (n, choices), as actions."""
+        """Return each head's greatest of values (n, choices), as actions."""
         return self._joined([head.argmax(1) for head in values.split(self.choices, 1)])
 
     def _greedy(self, observation: Tensor) -> Tensor:
         return self._best(self._inputs(observation) @ self.coefficients.T)
 
     def _draws(self, observation: Tensor, generator: torch.Generator, count: int = 1) -> Tensor:
-        """Values of the choices from the posterior: (count, n, choices)."""
+        """Draw values of the choices from the posterior: (count, n, choices)."""
         x = self._inputs(observation)
         # x^T V^-1 x = |L^-1 x|^2
         halves = torch.linalg.solve_triangular(self._factor, x.T.expand(len(self._factor), -1, -1), upper=False)
         deviations = self.settings.deviation * halves.square().sum(1).sqrt().T
-        # drawn on the CPU whatever the device, as policies do
+        # always drawn on the CPU, as by policies
         noise = torch.randn((count, *deviations.shape), generator=generator, dtype=torch.float64).to(self.device)
         return x @ self.coefficients.T + deviations * noise
 
@@ -307,7 +307,7 @@ class LinearThompson(Bandit):
         self.moment *= self.settings.forgetting
         sums = self.gram.split(self.choices), self.moment.split(self.choices)
         for gram, moment, chosen, weights in zip(*sums, self._columns(played.action), self._weights, strict=True):
-            # each row belongs to one choice: sorted by it, the products cost as much as those of a single choice
+            # each row belongs to one choice: sorted by choice, the products cost as much as those of a single choice
             order = chosen.argsort(stable=True)
             counts = torch.bincount(chosen, minlength=len(gram)).tolist()
             weighted = x * weights[:, None]
@@ -335,7 +335,7 @@ class LinearThompson(Bandit):
         self._fit()
 
 
-# the names that `make_agent` knows: the class and its default settings
+# class and default settings of the names that `make_agent` knows
 BANDITS: dict[str, tuple[Callable[..., Bandit], BanditSettings | LinearSettings]] = {
     "bandit": (Exp3Bandit, BanditSettings()),
     "lints": (LinearThompson, LinearSettings()),

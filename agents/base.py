@@ -38,7 +38,7 @@ class Transition(NamedTuple):
 
 
 def silent_logger() -> Logger:
-    """A Stable-Baselines3 logger that writes nowhere."""
+    """Make a Stable-Baselines3 logger that writes nowhere."""
     return Logger(folder=None, output_formats=[])
 
 
@@ -51,13 +51,13 @@ class Agent:
     `learn` that ends inside a rollout keeps its transitions for the next `learn`.
 
     Like Stable-Baselines3, `num_timesteps` counts steps of sub-environments (num_envs a play), and `learn` with
-    `reset_num_timesteps=False` makes `total_timesteps` *further* steps and goes on in the running episode; with True it
-    counts from 0 and resets the environment (a `TorchVectorEnv` has no reset and goes on).
+    `reset_num_timesteps=False` makes `total_timesteps` *further* steps and continues the running episode; with True it
+    counts from 0 and resets the environment (a `TorchVectorEnv` has no reset and continues).
 
     Args:
         env: anything that `as_torch_env` takes.
-        seed: of the agent's own random streams; torch's, NumPy's and Python's global generators are never touched.
-        device: where the agent computes; "auto" is the device of a `TorchVectorEnv`, else a GPU if there is one.
+        seed: seed of the agent's own random streams; torch's, NumPy's and Python's global generators are never touched.
+        device: device of the agent; "auto" is the device of a `TorchVectorEnv`, else a GPU if there is one.
         n_steps: plays in a rollout.
         tensorboard_log: folder for TensorBoard files, as in Stable-Baselines3; `set_logger` takes precedence.
 
@@ -97,41 +97,41 @@ class Agent:
         self._logger = silent_logger()
         self._custom_logger = False
 
-    # what a subclass defines
+    # hooks of subclasses
 
     def _act(self, observation: Tensor) -> Tensor:
-        """Draws actions (n, ...) for a play, from the agent's stream `agent/actions`."""
+        """Draw actions (n, ...) for a play, from the agent's stream `agent/actions`."""
         raise NotImplementedError
 
     def _update(self, rollout: list[Transition]) -> None:
-        """Learns from a rollout of `n_steps` plays; `rollouts` counts it already."""
+        """Learn from a rollout of `n_steps` plays, which `rollouts` already counts."""
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
-        """Actions (n, ...) outside training; random ones come from the agent's stream `agent/predict`."""
+        """Choose actions (n, ...) outside training; random ones come from the agent's stream `agent/predict`."""
         raise NotImplementedError
 
     def _send(self, actions: Tensor) -> Tensor:
-        """The actions as the environment takes them: those of a Box are clipped to it."""
+        """Return the actions for the environment: those of a Box are clipped to it."""
         if not isinstance(self.action_space, spaces.Box):
             return actions
         low = torch.as_tensor(self.action_space.low, device=actions.device)
         return actions.clamp(low, torch.as_tensor(self.action_space.high, device=actions.device))
 
     def _arguments(self) -> dict[str, Any]:
-        """The constructor's further arguments, as plain values: `load` gives them back to it."""
+        """Return the constructor's further arguments as plain values, for `load`."""
         return {}
 
     @classmethod
     def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments from the plain values of `_arguments`."""
+        """Return the constructor's arguments from the plain values of `_arguments`."""
         return arguments
 
     def _learner_state(self) -> dict[str, Any]:
-        """What is learnt, as plain values and tensors."""
+        """Return what is learned, as plain values and tensors."""
         return {}
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:
-        """Restores `_learner_state`."""
+        """Restore `_learner_state`."""
 
     # learning
 
@@ -144,15 +144,15 @@ class Agent:
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Plays and learns for `total_timesteps` steps of sub-environments, rounded up to whole plays.
+        """Play and learn for `total_timesteps` steps of sub-environments, rounded up to whole plays.
 
         Args:
             total_timesteps: num_envs times the number of plays.
             callback: Stable-Baselines3 callbacks: one, a list, or a function of (locals, globals).
             log_interval: rollouts between two writings of the logger; None for never.
-            tb_log_name: name of the run where the agent has a `tensorboard_log`.
-            reset_num_timesteps: count from 0 and reset the environment, or go on.
-            progress_bar: Stable-Baselines3's own (needs tqdm and rich).
+            tb_log_name: name of the run, if the agent has a `tensorboard_log`.
+            reset_num_timesteps: count from 0 and reset the environment; False continues.
+            progress_bar: whether to show Stable-Baselines3's (needs tqdm and rich).
 
         Raises:
             ValueError: if the environment gives an observation or a reward that is not finite, or there is none.
@@ -182,14 +182,14 @@ class Agent:
         return self
 
     def _play(self) -> dict[str, Any]:
-        """One play; returns it under the names that Stable-Baselines3's callbacks read."""
-        # a copy: an environment may write its next observation over this one
+        """Play once; return the play under the names that Stable-Baselines3's callbacks read."""
+        # a copy: an environment may write its next observation into this one
         observation = self._env.observe().to(self.device, copy=True)
         if not (observation.is_cuda and getattr(self._env, "checks_finite", False)) and not_finite(observation):
             raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)
-        # nobody may read on the host what is still on its way there
+        # only the environment's device may read it: on the host it may not have arrived yet
         played = self._env.play(sent.to(self._env.device, non_blocking=self._env.device.type != "cpu"))
         reward, done = played.reward.cpu(), played.done.cpu()
         rewards = reward.numpy()
@@ -213,7 +213,7 @@ class Agent:
         rewards = torch.stack([transition.reward for transition in rollout])
         self._logger.record("rollout/reward_mean", float(rewards.mean()))
         self._update(rollout)
-        # written at once, not at the next rollout: nothing is lost between a boundary and a resume
+        # written now, not at the next rollout: nothing is lost between a boundary and a resume
         if log_interval is not None and self.rollouts % log_interval == 0:
             self._logger.dump(self.num_timesteps)
 
@@ -236,10 +236,10 @@ class Agent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The actions for one observation, or for a batch of any size; `state` is given back as it came.
+        """Choose the actions for one observation, or for a batch of any size; `state` is returned unchanged.
 
         Raises:
-            ValueError: if the observation's shape or dtype is not the space's, or it is not finite.
+            ValueError: if the observation does not fit the space's shape or dtype, or is not finite.
         """
         values = observation.cpu().numpy() if isinstance(observation, Tensor) else np.asarray(observation)
         shape = self.observation_space.shape or ()
@@ -258,12 +258,12 @@ class Agent:
     # the environment, the logger and the seed
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Goes on in another environment of the same spaces.
+        """Continue in another environment with the same spaces.
 
         Args:
             env: anything that `as_torch_env` takes.
-            force_reset: start with a reset (a `TorchVectorEnv` has none); False goes on from the last observation, for
-                a resume in which the environment's own state was restored.
+            force_reset: start with a reset (a `TorchVectorEnv` has none); False continues from the last
+                observation, for a resume that restores the environment's own state.
 
         Raises:
             ValueError: if the spaces or the number of sub-environments differ.
@@ -283,15 +283,15 @@ class Agent:
         self._env, self._given_env = adapted, env
 
     def get_env(self) -> Any:
-        """The environment as it was given, or None."""
+        """Return the environment as it was given, or None."""
         return None if isinstance(self._env, NoEnvironment) else self._given_env
 
     def get_vec_normalize_env(self) -> VecNormalize | None:
-        """The `VecNormalize` wrapper of the environment, if it has one: Stable-Baselines3's callbacks ask for it."""
+        """Return the environment's `VecNormalize` wrapper, if it has one: Stable-Baselines3's callbacks ask for it."""
         return unwrap_vec_normalize(self._given_env) if isinstance(self._given_env, VecEnv) else None
 
     def set_logger(self, logger: Logger) -> None:
-        """Records to this Stable-Baselines3 logger from now on."""
+        """Record to this Stable-Baselines3 logger from now on."""
         self._logger = logger
         self._custom_logger = True
 
@@ -306,18 +306,19 @@ class Agent:
         return self._streams.seed
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Starts the agent's random streams anew; None changes nothing. What was learnt stays."""
+        """Restart the agent's random streams; None changes nothing. Learned values stay."""
         if seed is not None:
             self._streams = Streams(seed)
 
     # state
 
     def numbers(self) -> dict[str, Any]:
-        """All that has to be finite for the agent to go on, by name; not copied."""
+        """Return all values of the agent that must be finite, by name; not copied."""
         return {"learner": self._learner_state(), "rollout": [transition._asdict() for transition in self._rollout]}
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of everything that exact resuming needs, as plain values and tensors (weights_only-loadable)."""
+        """Return a copy of everything that exact resuming needs, as plain values and tensors
+        (weights_only-loadable)."""
         held = self._env.observation if isinstance(self._env, HeldObservation) else None
         state = {
             "kind": self.kind,
@@ -331,7 +332,7 @@ class Agent:
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`; the environment's own state is the caller's business.
+        """Restore `state_dict`; the caller restores the environment's own state.
 
         Raises:
             ValueError: if the state is another agent's.
@@ -352,8 +353,8 @@ class Agent:
             self._env.observation = None if saved is None else saved.to(self._env.device, copy=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the agent to a file, `.zip` added where the path has no suffix; atomically. A ValueError, and nothing
-        is written, if its numbers are not finite."""
+        """Write the agent to a file, atomically; `.zip` is added to a path without suffix. If its numbers are not
+        finite, raise a ValueError and write nothing."""
         storage.check_finite(path, self.numbers())
         content = {
             "observation_space": storage.space_to_dict(self.observation_space),
@@ -372,12 +373,12 @@ class Agent:
         device: torch.device | str = "auto",
         force_reset: bool = True,
     ) -> Self:
-        """Reads an agent that `save` wrote.
+        """Read an agent that `save` wrote.
 
         Args:
             path: the file.
             env: an environment with the saved spaces; without one the agent predicts only.
-            device: where the agent computes.
+            device: device of the agent.
             force_reset: as in `set_env`.
 
         Raises:

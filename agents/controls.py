@@ -1,4 +1,4 @@
-"""Agents that learn nothing: what every learnt strategy must be compared with."""
+"""Agents that learn nothing: controls for every comparison."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class Common(TypedDict, total=False):
-    """The arguments that the constructors of all our agents take: as of `Agent`."""
+    """The arguments that the constructors of all our agents take, as in `Agent`."""
 
     seed: int
     device: torch.device | str
@@ -28,7 +28,7 @@ class OnePlayAgent(Agent):
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
-        common: seed, device and tensorboard_log, as of `Agent`.
+        common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
         ValueError: if the environment or its spaces are of another kind.
@@ -41,18 +41,18 @@ class OnePlayAgent(Agent):
         super().__init__(env, tensorboard_log=None if log is None else os.fspath(log), **given)
 
     def _joined(self, columns: list[Tensor]) -> Tensor:
-        """The heads' choices, (n,) each, as actions: (n, heads) for MultiDiscrete, (n,) for Discrete."""
+        """Join the heads' choices, (n,) each, to actions: (n, heads) for MultiDiscrete, (n,) for Discrete."""
         return columns[0] if isinstance(self.action_space, spaces.Discrete) else torch.stack(columns, 1)
 
 
 class RandomAgent(OnePlayAgent):
-    """Uniform over the action space, from its own stream.
+    """Agent that draws uniformly from the action space, from its own stream.
 
-    Uniform random beats a fixed attack in ASTrA's own slides, so it is a control that no comparison may skip.
+    Uniform random beats a fixed attack in ASTrA's own slides, so no comparison may skip this control.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes; a Box action space must be bounded.
-        common: seed, device and tensorboard_log, as of `Agent`.
+        common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
         ValueError: if the action space is of another kind or an unbounded Box.
@@ -83,12 +83,12 @@ class RandomAgent(OnePlayAgent):
 
 
 def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:
-    """The action as agents send it: int64, or float32 for a Box.
+    """Return the action as agents send it: int64, or float32 for a Box.
 
     Args:
         action: one action, as numbers.
         space: Discrete, MultiDiscrete or Box.
-        what: what the action is, for the error.
+        what: name of the action, for the error.
 
     Raises:
         ValueError: if the action is not an element of the space.
@@ -111,12 +111,12 @@ def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:
 
 
 class FixedAgent(OnePlayAgent):
-    """Always the same action, ACL's 8/255, 5 steps of 2/255 in the comparison.
+    """Agent that always takes the same action; in the comparison ACL's 8/255, 5 steps of 2/255.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
         action: an element of the action space, encoded by the caller: an agent does not know units.
-        common: seed, device and tensorboard_log, as of `Agent`.
+        common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
         ValueError: if the action is not an element of the action space.
@@ -139,20 +139,20 @@ class FixedAgent(OnePlayAgent):
 
 
 class ScheduleAgent(OnePlayAgent):
-    """A sequence of fixed actions, each for an equal part of the planned plays: the epoch-wise schedules of ASTrA.
+    """Agent with a sequence of fixed actions, each for an equal part of the planned plays, as ASTrA's schedules.
 
     ASTrA's slides report 38.40 % AutoAttack accuracy for ACL with epsilon 7, 9, 11, 13 /255 in turn, 37.02 for
     8, 7, 8, 9 and 33.72 for 11, 9, 7, 5, against 37.62 for a fixed 8 and 38.21 for a random one: the order matters.
 
-    Play p (from 0) of P has the action p * A // P of A: where A does not divide P, the parts differ by one play at
-    most. Plays after the planned ones have the last action. `learn` that counts from 0 starts the schedule again, and
-    `predict` gives the action of the coming play.
+    Play p (from 0) of P has the action p * A // P of A: if A does not divide P, the parts differ by one play at most.
+    Plays after the planned ones have the last action. `learn` that counts from 0 restarts the schedule, and `predict`
+    gives the action of the coming play.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
         actions: elements of the action space, encoded by the caller: an agent does not know units.
         planned_plays: plays of the whole run, at least one for each action.
-        common: seed, device and tensorboard_log, as of `Agent`.
+        common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
         ValueError: if there is no action, one is not an element of the action space, or there are fewer plays than
@@ -175,7 +175,7 @@ class ScheduleAgent(OnePlayAgent):
         self.planned_plays = planned_plays
 
     def part(self, play: int) -> int:
-        """The index of the action that `play` (counted from 0) has."""
+        """Return the index of the action of `play` (counted from 0)."""
         return min(play * len(self.actions) // self.planned_plays, len(self.actions) - 1)
 
     def _act(self, observation: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Agents of a user's own, by dotted path: `my_module:MyAgent`."""
+"""Custom agents, by dotted path: `my_module:MyAgent`."""
 
 import os
 from collections.abc import Callable
@@ -22,14 +22,14 @@ EXPECTED = (
 
 
 def resolve(path: str) -> Any:
-    """What a dotted path stands for: an attribute of a module, which may lie in the current directory.
+    """Import the attribute that a dotted path names; its module may be in the current directory.
 
     Args:
         path: `package.module:Name`.
 
     Raises:
-        ValueError: if the path is malformed, its module cannot be imported or has no such attribute, or what is there
-            is no agent.
+        ValueError: if the path is malformed, its module cannot be imported or has no such attribute, or the attribute
+            is not an agent.
     """
     found = imported(path, "agent", "my_module:MyAgent")
     is_algorithm = isinstance(found, type) and issubclass(found, BaseAlgorithm)
@@ -39,17 +39,17 @@ def resolve(path: str) -> Any:
 
 
 def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None) -> None:
-    """Refuses an agent's file that would have a module imported which the caller did not name.
+    """Refuse an agent's file that would import a module which the caller did not name.
 
-    Files hold plain values and are loaded without running anybody's code; a dotted path in them would be a way round.
+    Files hold plain values and are loaded without running any code of theirs; a dotted path would get around that.
 
     Args:
-        file: the file.
-        saved: the agent that it holds.
-        expected: the agent that the caller expects, None: any of ours.
+        file: path of the file.
+        saved: name of the agent in the file.
+        expected: name of the agent that the caller expects; None: any of ours.
 
     Raises:
-        ValueError: if it is another agent's, or one's own and nobody said so.
+        ValueError: if it is another agent's, or a custom one that the caller did not name.
     """
     if expected is not None and saved != expected:
         raise ValueError(f"{file} holds a {shown(saved)} agent: expected {shown(expected)}")
@@ -61,7 +61,7 @@ def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None
 
 
 def own_algorithm(path: str) -> type[BaseAlgorithm]:
-    """The Stable-Baselines3 class at a dotted path.
+    """Import the Stable-Baselines3 class at a dotted path.
 
     Raises:
         ValueError: as `resolve`, or if it is a function.
@@ -73,16 +73,16 @@ def own_algorithm(path: str) -> type[BaseAlgorithm]:
 
 
 class FunctionAgent(Agent):
-    """A user's function as a control: it chooses the actions and learns nothing.
+    """A custom function as a control: it chooses the actions and learns nothing.
 
-    The function gets the observations of all sub-environments (num_envs, ...) as a NumPy array and gives their actions
-    (num_envs, ...): integers for discrete actions, floats within the bounds for a Box. What it remembers or draws by
-    itself is in no checkpoint.
+    The function gets the observations of all sub-environments (num_envs, ...) as a NumPy array and returns their
+    actions (num_envs, ...): integers for discrete actions, floats within the bounds for a Box. No checkpoint holds what
+    the function itself remembers or draws.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
-        path: the function's dotted path, which is the agent's kind in its files.
-        seed, device, tensorboard_log: as of `Agent`.
+        path: the function's dotted path, which is the name of the agent in its files.
+        seed, device, tensorboard_log: as in `Agent`.
 
     Raises:
         ValueError: as `resolve`, or if it is a class.
@@ -128,7 +128,7 @@ class FunctionAgent(Agent):
         else:
             sizes = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.asarray(space.n)  # type: ignore[attr-defined]
             low, high = np.zeros_like(sizes), sizes - 1
-        # put so that NaN fails
+        # written so that NaN fails
         if not ((actions >= low) & (actions <= high)).all():
             given = f"from {actions.min()} to {actions.max()}"
             raise ValueError(f"{self.kind} gave actions {given}: expected elements of {space}")
@@ -146,11 +146,11 @@ class FunctionAgent(Agent):
         force_reset: bool = True,
         kind: str | None = None,
     ) -> Self:
-        """Reads an agent that `save` wrote; see `Agent.load`.
+        """Read an agent that `save` wrote; see `Agent.load`.
 
         Args:
-            path, env, device, force_reset: as of `Agent.load`.
-            kind: the function's dotted path: what a file names is not imported unless the caller names it too.
+            path, env, device, force_reset: as in `Agent.load`.
+            kind: the function's dotted path; a name in a file is not imported unless the caller names it too.
 
         Raises:
             ValueError: as `Agent.load` and `resolve`, or if `kind` is not the saved function's.

@@ -1,4 +1,4 @@
-"""Strategy networks: from observations to a distribution over actions."""
+"""Strategy networks: maps from observations to a distribution over actions."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +17,16 @@ from astra_gym.ssl_core.utils.registry import pick
 
 SMALLEST_IMAGE = 8
 IN_BF16 = ("cuda",)
-"""Kinds of devices on which ASTrA's strategy network computes in bfloat16 where that is asked for."""
+"""Kinds of devices on which ASTrA's strategy network computes in bfloat16 if asked to."""
 
 
 def is_image(space: gymnasium.Space) -> bool:
-    """Whether the space is one of channel-first uint8 images (channels, height, width)."""
+    """Return whether the space is one of channel-first uint8 images (channels, height, width)."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8"
 
 
 class ImageExtractor(nn.Module):
-    """Images (n, channels, h, w) in [0, 1], of any size from 8 x 8, to features (n, 128).
+    """Network from images (n, channels, h, w) in [0, 1], of any size from 8 x 8, to features (n, 128).
 
     Three convolutions of stride 2 without batch norm, so that a sample's actions do not depend on the others.
     """
@@ -55,14 +55,14 @@ class ImageExtractor(nn.Module):
 
 
 def _halves(size: int) -> tuple[slice, slice]:
-    """Two halves that overlap by one where the size is odd, as adaptive pooling has them."""
+    """Return two halves, which overlap by one if the size is odd, as in adaptive pooling."""
     return slice(0, (size + 1) // 2), slice(size // 2, size)
 
 
 class ResNetExtractor(nn.Module):
     """ASTrA's strategy network: a plain ResNet-18 with CIFAR stem and batch norm on images in [0, 1].
 
-    Its features (n, feature_dim) are float32, whatever it computes in.
+    Its features (n, feature_dim) are float32, whatever the precision of its computation.
     """
 
     def __init__(self, channels: int, width: int = 64) -> None:
@@ -74,7 +74,7 @@ class ResNetExtractor(nn.Module):
         self.bf16 = False
 
     def hasten(self) -> None:
-        """From now on it computes in bfloat16 and channels-last, if it lies on a device that is the faster for it."""
+        """Compute in bfloat16 and channels-last from now on, if that is faster on its device."""
         self.bf16 = self.network.conv.weight.device.type in IN_BF16
         if self.bf16:
             self.to(memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ class ResNetExtractor(nn.Module):
 
 
 class MlpExtractor(nn.Module):
-    """Features (n, inputs) to features (n, hidden[-1]) by tanh layers."""
+    """Network of tanh layers from features (n, inputs) to features (n, hidden[-1])."""
 
     def __init__(self, inputs: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -101,10 +101,10 @@ class MlpExtractor(nn.Module):
 
 
 class SeparateHeads(nn.ModuleList):
-    """One linear layer for each head; their outputs stand side by side, as those of one layer would.
+    """One linear layer for each head, with concatenated outputs, as those of one layer.
 
-    Under an optimizer that works number by number, such as Adam, that is one layer. LARS has a trust ratio for each
-    tensor, so that there each head takes steps of its own length.
+    An optimizer that works number by number, such as Adam, treats them as one layer. LARS has a trust ratio for each
+    tensor, so that each head takes steps of its own length.
     """
 
     def __init__(self, inputs: int, outputs: Sequence[int]) -> None:
@@ -123,8 +123,8 @@ HEADS: Mapping[str, str] = {
 class StrategyPolicy(nn.Module):
     """A distribution over actions for every observation.
 
-    MultiDiscrete: independent categoricals (the paper's heads); Discrete: one categorical; Box: a diagonal Gaussian
-    whose draws the sender clips to the box.
+    MultiDiscrete: independent categoricals (the paper's heads); Discrete: one categorical; Box: a diagonal Gaussian,
+    whose draws are clipped to the box when they are sent.
 
     Args:
         observation_space: Box (F,) of floats, or Box (channels, h, w) of uint8 images with h, w >= 8.
@@ -133,7 +133,7 @@ class StrategyPolicy(nn.Module):
         image_network: "small" (`ImageExtractor`) or "resnet18" (the paper's), for image observations.
         width: channels of the ResNet's first stage.
         log_std: initial log standard deviation of the Gaussian, in units of the box.
-        heads: a name of `HEADS`; where there is one head only, both are the same.
+        heads: a name of `HEADS`; with one head, both are the same.
 
     Raises:
         ValueError: if a space is of another kind, or a name is unknown.
@@ -180,16 +180,16 @@ class StrategyPolicy(nn.Module):
         self.head = SeparateHeads(features, self.choices) if several else nn.Linear(features, outputs)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Logits of all heads side by side, or means: (n, outputs)."""
+        """Return the logits of all heads, concatenated, or means: (n, outputs)."""
         scaled = observation.float() / 255 if self.image else observation.float()
         return self.head(self.extractor(scaled))
 
     @torch.no_grad()
     def sample(self, observation: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        """Actions: (n, heads) int64 for MultiDiscrete, (n,) int64 for Discrete, (n, d) float32, unclipped, for Box.
+        """Draw actions: MultiDiscrete (n, heads) int64, Discrete (n,) int64, Box (n, d) float32, unclipped.
 
-        The noise is drawn on the CPU whatever the device, so that a run draws the same on every device and its
-        generator can be restored on any. Deterministic actions are the most probable ones.
+        The noise is always drawn on the CPU, so that a run draws the same on every device and its generator can be
+        restored on any. Deterministic actions are the most probable ones.
         """
         outputs = self(observation)
         if not self.choices:
@@ -198,14 +198,14 @@ class StrategyPolicy(nn.Module):
             noise = torch.randn(outputs.shape, generator=generator).to(outputs.device, non_blocking=True)
             return outputs + noise * self.log_std.exp()
         if not deterministic:
-            # Gumbel-max: log-probabilities minus the log of exponential noise are greatest at an exact draw
+            # Gumbel-max: the argmax of log-probabilities minus the log of exponential noise is an exact draw
             noise = torch.empty(outputs.shape).exponential_(generator=generator).to(outputs.device, non_blocking=True)
             outputs = outputs - noise.log()
         actions = torch.stack([logits.argmax(1) for logits in outputs.split(self.choices, 1)], 1)
         return actions[:, 0] if self.single else actions
 
     def log_prob_entropy(self, observation: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of the actions and entropy of the distribution, each (n,), summed over heads."""
+        """Return the actions' log-probability and the distribution's entropy, each (n,), summed over heads."""
         outputs = self(observation)
         if not self.choices:
             deviation = (actions - outputs) / self.log_std.exp()
@@ -221,7 +221,7 @@ class StrategyPolicy(nn.Module):
 
 
 def choices(space: gymnasium.Space) -> list[int]:
-    """Number of choices of each head: one for Discrete, several for MultiDiscrete, none for any other space."""
+    """Return the number of choices of each head: one head for Discrete, several for MultiDiscrete, else none."""
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
     return [int(n) for n in space.nvec] if isinstance(space, spaces.MultiDiscrete) else []
@@ -239,16 +239,15 @@ def build_policy(
     uniform_start: bool = True,
     heads: str = "joint",
 ) -> StrategyPolicy:
-    """A `StrategyPolicy` whose weights come from the generator; torch's global generator is left alone.
+    """Build a `StrategyPolicy` with weights from the generator; torch's global generator is left alone.
 
     Args:
         generator: a CPU generator.
-        uniform_start: orthogonal weights and an output layer near zero, so that the policy starts as good as uniform;
-            False: as `initialise` has it, He initialisation (fan-out) for convolutions and torch's own for linear
-            layers.
-        others: as of `StrategyPolicy`.
+        uniform_start: orthogonal weights and an output layer near zero, so that the policy starts almost uniform;
+            False: as in `initialise`, He initialization (fan-out) for convolutions and torch's own for linear layers.
+        others: as in `StrategyPolicy`.
     """
-    # constructors draw weights from the global generator: those are thrown away, its state is put back
+    # constructors draw weights from the global generator: those are thrown away, and its state is restored
     with torch.random.fork_rng(devices=[]):
         policy = StrategyPolicy(observation_space, action_space, hidden, image_network, width, log_std, heads)
     initialise(policy.extractor, generator)
@@ -266,10 +265,10 @@ def build_policy(
 
 @contextmanager
 def batch_statistics(policy: nn.Module) -> Iterator[None]:
-    """The policy as in training, batch norm by the batch, with its running statistics left as they are.
+    """Run the policy as in training, with batch norm by the batch, but leave its running statistics unchanged.
 
-    Actions of an update step are drawn so: the distribution is the one that the update differentiates, and the
-    update's own forward is the only one that moves the statistics.
+    Actions of an update step are drawn in this context: their distribution is the one that the update differentiates,
+    and only the update's own forward moves the statistics.
     """
     norms = [part for part in policy.modules() if isinstance(part, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -286,9 +285,9 @@ def batch_statistics(policy: nn.Module) -> Iterator[None]:
 
 
 class Sb3ImageExtractor(BaseFeaturesExtractor):
-    """`ImageExtractor` for Stable-Baselines3, whose own `CnnPolicy` network cannot take images under 36 x 36.
+    """`ImageExtractor` for Stable-Baselines3, whose `CnnPolicy` network cannot take images under 36 x 36.
 
-    Stable-Baselines3 divides uint8 images by 255 before they come here (`normalize_images`, its default).
+    Stable-Baselines3 divides uint8 images by 255 before this network (`normalize_images`, its default).
     """
 
     def __init__(self, observation_space: spaces.Box) -> None:

@@ -1,4 +1,4 @@
-"""Agents by name, or a user's own by a dotted path."""
+"""Agents by name, or custom ones by a dotted path."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from astra_gym.ssl_core.utils.registry import pick
 
 @dataclass(frozen=True, kw_only=True)
 class AgentRequest:
-    """What a factory makes an agent of: the arguments of `make_agent`."""
+    """The arguments of `make_agent`, from which a factory makes an agent."""
 
     name: str
     env: Any
@@ -38,7 +38,7 @@ class AgentRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, defaults: Settings) -> Settings:
-        """The agent's own settings: the defaults with the overrides.
+        """Return the agent's own settings: the defaults with the overrides.
 
         Raises:
             ValueError: if one is unknown, of another type, or out of its range.
@@ -47,7 +47,7 @@ class AgentRequest:
 
     @property
     def common(self) -> Common:
-        """What every control takes; raises a ValueError where overrides are given, of which a control has none."""
+        """Return the arguments of every control; raise a ValueError for overrides, since a control has no settings."""
         if self.overrides:
             raise ValueError(f"agent {shown(self.name)} has no settings: got {', '.join(self.overrides)}")
         return {"seed": self.seed, "device": self.device}
@@ -55,18 +55,18 @@ class AgentRequest:
 
 @dataclass(frozen=True)
 class AgentEntry:
-    """What a run needs to know of an agent before it makes one, and what makes it.
+    """The factory of an agent, and what a run needs to know before it makes one.
 
     Args:
-        summary: one line.
+        summary: description in one line.
         make: the factory.
         learns: whether it has anything to learn.
         vec_env: whether it needs a Stable-Baselines3 `VecEnv` (or a single `gymnasium.Env`); the others take any
             environment, and a `TorchVectorEnv` without leaving its device.
         observation: the observation it is meant for, "features" or "image".
         actions: the kind of actions it is meant for, "factored", "flat" or "continuous".
-        reward_scope: the reward it is meant for, "view" (each view its own) or "batch" (one for all).
-        paper: where the algorithm comes from; empty for controls of ours.
+        reward_scope: the reward it is meant for, "view" (one for each view) or "batch" (one for all).
+        paper: source of the algorithm; empty for our own controls.
     """
 
     summary: str
@@ -80,9 +80,9 @@ class AgentEntry:
 
 
 # "reinforce" in an environment of many steps (gamma > 0): rollouts long enough for an action's effect on the next few
-# rewards, short enough for dozens of updates in a few hundred plays, each update as large as that few allow
+# rewards and short enough for dozens of updates in a few hundred plays; steps as large as so few updates allow
 MANY_STEPS: dict[str, Any] = {"n_steps": 5, "learning_rate": 3e-2}
-# a convolutional network collapses at the rate that suits features
+# a convolutional network collapses at the learning rate that suits features
 IMAGES: dict[str, Any] = {"learning_rate": 3e-3}
 
 
@@ -211,7 +211,7 @@ AGENTS: dict[str, AgentEntry] = {
 
 
 def describe(name: str) -> AgentEntry:
-    """The entry of a name of `AGENTS`, or one made for a dotted path.
+    """Return the entry of a name of `AGENTS`, or one made for a dotted path.
 
     Raises:
         ValueError: if the name is unknown, or there is no agent at the path.
@@ -225,7 +225,7 @@ def describe(name: str) -> AgentEntry:
 
 
 def learns(name: str) -> bool:
-    """Whether the agent has anything to learn; one's own counts as one that does, and its module is not imported.
+    """Return whether the agent has anything to learn; a custom one counts as learning, and its module is not imported.
 
     Raises:
         ValueError: if the name is unknown.
@@ -247,22 +247,23 @@ def make_agent(
     precision: str = "fp32",
     overrides: Mapping[str, Any] | None = None,
 ) -> Agent | Sb3Agent:
-    """The agent called `name` in `AGENTS`: all of them learn, predict, save, load and keep their state alike.
+    """Make the agent called `name`; all agents learn, predict, save, load and keep their state alike.
 
     Args:
         name: a name of `AGENTS`; or the dotted path, `my_module:MyAgent`, of a subclass of Stable-Baselines3's
             `BaseAlgorithm` (see `astra_gym.agents.sb3.algorithms.make_sb3`) or of a function (see `FunctionAgent`).
         env: a `TorchVectorEnv`, Stable-Baselines3 `VecEnv`, Gymnasium `VectorEnv` or `Env`; for Stable-Baselines3's
             agents a `VecEnv` or `Env`.
-        seed: of the agent's own streams; for Stable-Baselines3's agents of the *global* generators.
-        device: where the agent computes.
-        gamma: discount: 0 where each step ends its episode. "reinforce-paper" learns from single steps and has none.
+        seed: seed of the agent's own streams; for Stable-Baselines3's agents, of the *global* generators.
+        device: device of the agent.
+        gamma: discount: 0 where each step ends its episode. "reinforce-paper" learns from single steps and has
+            none.
         planned_plays: plays of the whole run.
         fixed_action: the action of "fixed" and "fixed-max", an element of the action space.
         schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`.
         updates_warmup: warm-up of "reinforce-paper", in updates.
         precision: of the network of "reinforce-paper" on a GPU, `fp32` or `bf16`.
-        overrides: other settings: fields of `ReinforceSettings`, `BanditSettings` or `LinearSettings`, what
+        overrides: other settings: fields of `ReinforceSettings`, `BanditSettings` or `LinearSettings`, or what
             `astra_gym.agents.sb3.algorithms.make_sb3` takes; the controls have none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992): ASTrA's own setting, and one that learns within a few hundred steps."""
+"""REINFORCE (Williams 1992): ASTrA's own settings, and settings that learn within a few hundred steps."""
 
 import math
 import os
@@ -26,29 +26,29 @@ class ReinforceSettings:
     Args:
         learning_rate: peak learning rate.
         optimizer: "adam" or "lars".
-        weight_decay: of LARS.
+        weight_decay: weight decay of LARS.
         schedule: "constant", or "cosine" with a warm-up from 0 (needs the number of planned plays).
         n_steps: plays in a rollout.
-        interval: an update is made after every `interval`-th rollout, from that rollout alone.
+        interval: rollouts from one update to the next; an update uses the last of them alone.
         gamma: discount in [0, 1]; rewards-to-go end at `done` and at the rollout's end.
         baseline_decay: decay in [0, 1) of the moving mean of the reward, which is subtracted from it; None for none.
         normalize_advantage: divide advantages by their moving root mean square.
         ent_coef: weight of the mean entropy (nats) in the loss.
         reduction: "mean" over the samples, or "sum" as in the paper.
-        max_grad_norm: the gradient's norm is clipped to it.
-        hidden, image_network, width, log_std, uniform_start, heads: the policy's, see
+        max_grad_norm: largest norm of the gradient, which is clipped to it.
+        hidden, image_network, width, log_std, uniform_start, heads: settings of the policy, see
             `astra_gym.agents.policies.build_policy`.
-        second_draw: update the policy from a first draw of actions, which the environment only assesses, and then play
-            a second draw, from the updated policy: ASTrA's released code. Needs `n_steps` 1. False, or an environment
-            that cannot assess (see `astra_gym.envs.api.protocol.AssessingEnv`; the log's `train/second_draw` is 0
-            then): one draw, which is played and learned from.
+        second_draw: update the policy from a first draw of actions, which the environment only assesses, then play a
+            second draw, from the updated policy, as ASTrA's released code does. Needs `n_steps` 1. False, or an
+            environment that cannot assess (see `astra_gym.envs.api.protocol.AssessingEnv`; the log's
+            `train/second_draw` is then 0): one draw, which is played and learned from.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
     RENAMED: ClassVar[Mapping[str, str]] = {"entropy_coef": "ent_coef", "normalise_advantage": "normalize_advantage"}
-    """What settings were called, in files and on command lines, and what they are called now."""
+    """Earlier names of settings, in files and on command lines, and their present names."""
 
     learning_rate: float = 5e-3
     optimizer: str = "adam"
@@ -84,7 +84,7 @@ class ReinforceSettings:
         check_number("gamma", self.gamma, 0, 1, "a discount in [0, 1]")
         if self.baseline_decay is not None:
             check_number("baseline_decay", self.baseline_decay, 0, 1, "a number in [0, 1), or None", below=True)
-        # a list where settings come out of a file
+        # a list if the settings come from a file
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if min(self.width, *self.hidden) < 1:
             raise ValueError(f"hidden is {self.hidden} and width is {self.width}: expected sizes of at least 1")
@@ -92,7 +92,7 @@ class ReinforceSettings:
 
 SETTINGS: dict[str, ReinforceSettings] = {
     "reinforce": ReinforceSettings(),
-    # methods of ASTrA, sections 1.1 and 1.2: minimise -sum_i r_i log pi(a_i|x_i); clip 1.0; LARS 0.1; cosine over T/10
+    # methods of ASTrA, sections 1.1 and 1.2: minimize -sum_i r_i log pi(a_i|x_i); clip 1.0; LARS 0.1; cosine over T/10
     "reinforce-paper": ReinforceSettings(
         learning_rate=0.1,
         optimizer="lars",
@@ -112,7 +112,7 @@ SETTINGS: dict[str, ReinforceSettings] = {
 
 
 def rewards_to_go(rewards: Tensor, dones: Tensor, gamma: float) -> Tensor:
-    """Discounted sums of the rewards from each step on: `g_t = r_t + gamma * (1 - done_t) * g_(t+1)`.
+    """Sum the discounted rewards from each step on: `g_t = r_t + gamma * (1 - done_t) * g_(t+1)`.
 
     Args:
         rewards: (steps, n).
@@ -134,17 +134,17 @@ class REINFORCE(Agent):
     """Policy gradient from the reward itself, without a value network.
 
     With a baseline b (a moving mean of the reward) the advantage of a step is the discounted sum of r - b up to the end
-    of its episode or rollout: every step of the sum is compared with what is usual, so a cut rollout is not taken for a
-    bad one. In environments of one step (gamma 0) that is r - b.
+    of its episode or rollout. The baseline is subtracted at every step of the sum, so that a rollout which is cut short
+    does not look bad. In environments of one step (gamma 0) the advantage is r - b.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
-        settings: a name of `SETTINGS` or settings of one's own.
+        settings: a name of `SETTINGS`, or custom settings.
         planned_plays: plays of the whole run; the cosine schedule ends there (after planned_plays / (interval *
             n_steps) updates).
         updates_warmup: updates of the cosine schedule's linear warm-up from 0.
-        precision: `fp32`, or `bf16`, in which a GPU then computes the image network "resnet18".
-        seed, device, tensorboard_log: as of `Agent`.
+        precision: `fp32`, or `bf16`, in which a GPU computes the image network "resnet18".
+        seed, device, tensorboard_log: as in `Agent`.
 
     Raises:
         ValueError: if the spaces are of another kind, the name is unknown, or the schedule lacks `planned_plays`.
@@ -199,7 +199,7 @@ class REINFORCE(Agent):
 
     @property
     def learning_rate(self) -> float:
-        """Of the coming update."""
+        """Learning rate of the coming update."""
         chosen = self.settings
         if chosen.schedule == "constant" or self.planned_plays is None:
             return chosen.learning_rate
@@ -207,7 +207,7 @@ class REINFORCE(Agent):
         return warmup_cosine(self.updates, total, self.updates_warmup, chosen.learning_rate)
 
     def _updates_after(self, rollout: int) -> bool:
-        """Whether the rollout (counted from 1) is one that the policy is updated from."""
+        """Return whether the policy is updated from the rollout (counted from 1)."""
         return rollout % self.settings.interval == 0
 
     def _act(self, observation: Tensor) -> Tensor:
@@ -235,12 +235,12 @@ class REINFORCE(Agent):
         return self.policy.sample(observation, self._streams["agent/predict"], deterministic)
 
     def _update(self, rollout: list[Transition]) -> None:
-        # not where the policy has learned from a draw that was assessed: there is one update in each interval
+        # not if the policy has learned from a draw that was assessed: there is one update in each interval
         if self._updates_after(self.rollouts) and self.updates < self.rollouts // self.settings.interval:
             self._learn_from(rollout)
 
     def _learn_from(self, rollout: list[Transition]) -> None:
-        """One update of the policy."""
+        """Update the policy once."""
         chosen = self.settings
         advantages = self._advantages(rollout).flatten().to(self.device, non_blocking=True)
         observations = torch.cat([transition.observation for transition in rollout])
@@ -270,14 +270,14 @@ class REINFORCE(Agent):
             self.logger.record("train/baseline", self.baseline)
 
     def _advantages(self, rollout: list[Transition]) -> Tensor:
-        """Advantages (steps, n) of a rollout; moves the baseline and the scale."""
+        """Return the advantages (steps, n) of a rollout; update the baseline and the scale."""
         chosen = self.settings
         rewards = torch.stack([transition.reward for transition in rollout])
         dones = torch.stack([transition.done for transition in rollout])
         decay = chosen.baseline_decay
         if decay is not None:
             mean = float(rewards.mean())
-            # the first rollout is its own baseline: there is nothing before it to compare with
+            # the first rollout is its own baseline, since there is no earlier one
             baseline = mean if self.baseline is None else self.baseline
             self.baseline = decay * baseline + (1 - decay) * mean
             rewards = rewards - baseline

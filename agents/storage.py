@@ -18,7 +18,7 @@ from astra_gym.ssl_core.utils.messages import brief, few
 
 
 def space_to_dict(space: Space) -> dict[str, Any]:
-    """A Box, Discrete or MultiDiscrete space as plain values.
+    """Return a Box, Discrete or MultiDiscrete space as plain values.
 
     Raises:
         ValueError: for any other space.
@@ -34,7 +34,7 @@ def space_to_dict(space: Space) -> dict[str, Any]:
 
 
 def space_from_dict(saved: Mapping[str, Any]) -> Space:
-    """The space that `space_to_dict` wrote."""
+    """Return the space that `space_to_dict` wrote."""
     if saved["kind"] == "Box":
         low, high = saved["low"].numpy(), saved["high"].numpy()
         return spaces.Box(low, high, dtype=low.dtype.type)
@@ -44,16 +44,16 @@ def space_from_dict(saved: Mapping[str, Any]) -> Space:
 
 
 def array_to_tensor(values: np.ndarray | None) -> Tensor | None:
-    """A copy of the array as a tensor."""
+    """Return a copy of the array as a tensor."""
     return None if values is None else torch.tensor(values)
 
 
 def check_finite(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:
-    """Refuses an agent that nothing can be done with, to be written to a file or read from it.
+    """Refuse to write or read an agent with numbers that are not finite, which would be useless.
 
     Args:
         path: the file.
-        numbers: the agent's.
+        numbers: the agent's numbers, by name.
 
     Raises:
         CheckpointError: a ValueError, if some are NaN or infinite.
@@ -64,7 +64,7 @@ def check_finite(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> No
 
 @contextmanager
 def restoring(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Makes a CheckpointError of what an agent's file that was edited may raise when an agent is made of it."""
+    """Turn errors of making an agent from an edited file into a CheckpointError."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -75,20 +75,20 @@ def restoring(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:
-    """The path, with Stable-Baselines3's `.zip` where it has no suffix (`torch.save` writes a zip archive too)."""
+    """Return the path, with Stable-Baselines3's `.zip` if it has no suffix (`torch.save` writes a zip archive too)."""
     path = expanded(path)
     return path if path.suffix else path.with_suffix(".zip")
 
 
 def write(path: str | os.PathLike[str], agent: str, content: Mapping[str, Any]) -> Path:
-    """Writes an agent's file; a reader finds the old file or the new one, never a part. Folders are made."""
+    """Write an agent's file; a reader finds the old file or the new one, never a part. Missing folders are made."""
     target = with_suffix(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     return save_checkpoint(target, "agent", {"agent": agent, **content})
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads an agent's file; all tensors are on the CPU.
+    """Read an agent's file; all tensors are on the CPU.
 
     Args:
         path: the file; `.zip` is added where there is no suffix and no such file.

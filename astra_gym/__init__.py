@@ -9,24 +9,24 @@ VIEW_ID = "ASTrA/ViewAttack-v0"
 """An attack for each view: `gymnasium.make_vec`."""
 
 if __name__ != "astra_gym":
-    # the root of a checkout is a part of the package's path: no second copy by `import astra_gym.astra_gym`
+    # the root of a checkout is on the package's path: no second copy by `import astra_gym.astra_gym`
     raise ImportError(f"{__name__} is astra_gym itself: import astra_gym")
 
 _HERE = Path(__file__).resolve().parent
 if not (_HERE / "ssl_core").is_dir():
-    # a checkout, where `ssl_core`, `envs`, `agents` and `experiments` lie beside this folder
+    # a checkout, where `ssl_core`, `envs`, `agents` and `experiments` are beside this folder
     __path__.append(str(_HERE.parent))
 
 from astra_gym.ssl_core.utils.stopping import end_while_starting  # noqa: E402
 
-# of a command only, and before the imports that take seconds
+# only for a command, and before the imports that take seconds
 end_while_starting()
 
 import gymnasium as gym  # noqa: E402
 
 
 def register() -> None:
-    """Register the environments with Gymnasium; twice is harmless."""
+    """Register the environments with Gymnasium; a second call is harmless."""
     if BATCH_ID not in gym.registry:
         gym.register(BATCH_ID, entry_point="astra_gym.envs.batch_env:BatchAttackEnv")
     if VIEW_ID not in gym.registry:

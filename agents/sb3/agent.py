@@ -1,4 +1,4 @@
-"""Stable-Baselines3's agents behind the interface of our own."""
+"""Stable-Baselines3's agents with the interface of our own."""
 
 import os
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class PlanGuard(BaseCallback):
-    """Ends the last rollout at the plan, records the reward, and writes an update's figures before the next rollout.
+    """Callback that ends the last rollout at the plan, records the reward, and writes an update's values.
 
-    The writing is at the boundary, before a checkpoint is taken there, so that a resumed run's curves lack nothing.
+    It writes at the rollout boundary, before a checkpoint is saved there, so that a resumed run's curves are complete.
     """
 
     def __init__(self, total_timesteps: int) -> None:
@@ -53,13 +53,14 @@ class PlanGuard(BaseCallback):
         self.episodes += int(np.sum(self.locals["dones"]))
         if self.num_timesteps < self.target or self._is_complete():
             return True
-        # Stable-Baselines3 drops the step that stops it; the environment has made it, so the model must have seen it
+        # Stable-Baselines3 drops the step that stops it, but the environment has made it, so the model must have seen
+        # it
         self.model._last_obs = self.locals["new_obs"]
         self.model._last_episode_starts = self.locals["dones"]
         return False
 
     def _is_complete(self) -> bool:
-        """Whether the step is its rollout's last; where a user's own class does not say, no step is."""
+        """Return whether the step is its rollout's last; always False for a custom class that does not say."""
         if not isinstance(self.model, OffPolicyAlgorithm):
             return len(self.rewards) == getattr(self.model, "n_steps", 0)
         frequency, unit = self.model.train_freq  # type: ignore[misc]
@@ -77,7 +78,7 @@ class PlanGuard(BaseCallback):
 
 
 class NoGymnasiumEnv(gymnasium.Env):
-    """Stands for the environment of a model that was loaded without one: it has spaces and cannot be played."""
+    """Placeholder for the environment of a model that was loaded without one: it has spaces and cannot be played."""
 
     def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
         self.observation_space = observation_space
@@ -88,15 +89,16 @@ class NoGymnasiumEnv(gymnasium.Env):
 
 
 class Sb3Agent:
-    """An algorithm of Stable-Baselines3, or of a user, behind the interface of our own agents; `model` is its object.
+    """An algorithm of Stable-Baselines3, or a custom one, with the interface of our own agents; `model` is its object.
 
     Callbacks get the model as their `model`. Stable-Baselines3 draws from the global generators: constructing this
     agent seeds them, loading a state restores them.
 
     Args:
-        name: of `astra_gym.agents.sb3.algorithms.ALGORITHMS`, or the dotted path of a subclass of Stable-Baselines3's
-            `BaseAlgorithm`.
-        env, planned_plays, gamma, seed, device, overrides: as of `make_sb3`; a single `gymnasium.Env` will do as well.
+        name: a name of `astra_gym.agents.sb3.algorithms.ALGORITHMS`, or the dotted path of a subclass of
+            Stable-Baselines3's `BaseAlgorithm`.
+        env, planned_plays, gamma, seed, device, overrides: as in `make_sb3`; `env` may also be a single
+            `gymnasium.Env`.
     """
 
     def __init__(
@@ -131,10 +133,10 @@ class Sb3Agent:
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Stable-Baselines3's `learn`, ended exactly after `total_timesteps`, even inside a rollout.
+        """Run Stable-Baselines3's `learn` for exactly `total_timesteps`, even if that ends inside a rollout.
 
-        `log_interval` counts rollouts, as in our own agents. Off-policy algorithms would count episodes, of which a
-        play has hundreds: there the figures are written once a rollout whatever it is.
+        `log_interval` counts rollouts, as in our own agents. Off-policy algorithms would count episodes, and a play has
+        hundreds of them: there values are written once a rollout, whatever `log_interval` is.
 
         Raises:
             ValueError: if the environment gives an observation or a reward that is not finite.
@@ -144,7 +146,7 @@ class Sb3Agent:
             callback = CallbackList(callback)
         if not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
-        # by name: not every algorithm has them in the same order
+        # by name: the order differs between algorithms
         self.model.learn(
             total_timesteps,
             callback=CallbackList([guard, callback]),
@@ -162,7 +164,7 @@ class Sb3Agent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Stable-Baselines3's `predict`; random actions draw from torch's global generator.
+        """Run Stable-Baselines3's `predict`; random actions draw from torch's global generator.
 
         Raises:
             ValueError: if the observation is not finite.
@@ -191,11 +193,11 @@ class Sb3Agent:
         load_sb3_state(self.model, state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the agent to a file that loads with weights_only; atomically.
+        """Write the agent to a file that loads with weights_only; atomically.
 
         Raises:
-            ValueError: if an argument is no plain value, as a learning rate's schedule, or what is learnt is not
-                finite; what lies at the path stays.
+            ValueError: if an argument is not a plain value, such as a learning rate's schedule, or what is learned is
+                not finite; a file at the path is then kept.
         """
         storage.check_finite(path, self.numbers())
         for name, value in self.arguments.items():
@@ -221,19 +223,19 @@ class Sb3Agent:
         force_reset: bool = True,
         kind: str | None = None,
     ) -> Self:
-        """Reads an agent that `save` wrote; the global generators' states are restored as well.
+        """Read an agent that `save` wrote; the global generators' states are restored as well.
 
         Args:
             path: the file.
             env: an environment with the saved spaces; without one the agent predicts only.
-            device: for image observations.
-            force_reset: reset the environment at the next `learn`; False goes on from the last observation.
-            kind: the agent that is expected. A class of one's own has to be named by its dotted path: what a file
-                names is not imported unless the caller names it too.
+            device: device for image observations.
+            force_reset: reset the environment at the next `learn`; False continues from the last observation.
+            kind: name of the expected agent. A custom class must be named by its dotted path: a name in a file is not
+                imported unless the caller names it too.
 
         Raises:
-            ValueError: if the file is missing, truncated, foreign or another agent's, names a class of one's own that
-                `kind` does not, holds numbers that are not finite, or the environment does not fit.
+            ValueError: if the file is missing, truncated, foreign or another agent's, names a custom class that `kind`
+                does not, or holds numbers that are not finite, or if the environment does not fit.
         """
         saved = storage.read(path)
         name = saved["agent"]
@@ -257,7 +259,7 @@ class Sb3Agent:
         return agent
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Goes on in another environment.
+        """Continue in another environment.
 
         Raises:
             ValueError: if the spaces or the number of sub-environments differ.
@@ -268,7 +270,7 @@ class Sb3Agent:
         self.model.set_env(vec_env, force_reset)
 
     def get_env(self) -> VecEnv | None:
-        """The vector environment, or None."""
+        """Return the vector environment, or None."""
         env = self.model.get_env()
         blank = isinstance(env, DummyVecEnv) and isinstance(env.envs[0], NoGymnasiumEnv)
         return None if blank else env
@@ -280,12 +282,12 @@ class Sb3Agent:
 
     @property
     def action_space(self) -> gymnasium.Space:
-        """Of one sub-environment."""
+        """Action space of one sub-environment."""
         return self.model.action_space
 
     @property
     def observation_space(self) -> gymnasium.Space:
-        """Of one sub-environment."""
+        """Observation space of one sub-environment."""
         return self.model.observation_space
 
     @property
@@ -295,7 +297,7 @@ class Sb3Agent:
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes."""
+        """Device of the policy."""
         return self.model.device
 
     @property
@@ -304,15 +306,15 @@ class Sb3Agent:
         return self.model.logger
 
     def set_logger(self, logger: Logger) -> None:
-        """Records to this logger from now on."""
+        """Record to this logger from now on."""
         self.model.set_logger(logger)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seeds the global generators, see `seed_globals`, and never the environment; None changes nothing."""
+        """Seed the global generators, see `seed_globals`, and never the environment; None changes nothing."""
         if seed is not None:
             seed_globals(seed, self.model.action_space)
 
 
 def _as_vec_env(env: Any) -> VecEnv:
-    # without SB3's Monitor wrapper: it refuses to go on in a restored episode that it did not reset
+    # without SB3's Monitor wrapper: it refuses to continue a restored episode that it did not reset
     return DummyVecEnv([lambda: env]) if isinstance(env, gymnasium.Env) else env

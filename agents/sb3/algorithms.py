@@ -1,4 +1,4 @@
-"""Stable-Baselines3's algorithms, made with settings for few updates, and a user's own."""
+"""Stable-Baselines3's algorithms, with settings for few updates, and custom ones."""
 
 import inspect
 import random
@@ -48,11 +48,11 @@ NOT_SETTINGS = {
     "verbose": "figures go to the logger of the run",
     "_init_setup_model": "a model without networks cannot be trained",
 }
-"""Arguments of the constructors that are no settings, and why."""
+"""Arguments of the constructors that are not settings, and why."""
 
 
 def seed_globals(seed: int, action_space: gymnasium.Space | None = None) -> None:
-    """Seeds what Stable-Baselines3 draws from: Python's, NumPy's and torch's global generators and the action space's.
+    """Seed what Stable-Baselines3 draws from: Python's, NumPy's and torch's global generators and the action space's.
 
     Called once, at the start of a run; a resume restores the states instead.
     """
@@ -64,25 +64,25 @@ def seed_globals(seed: int, action_space: gymnasium.Space | None = None) -> None
 
 
 def algorithm_called(name: str) -> type[BaseAlgorithm]:
-    """The class of a name of `ALGORITHMS` or of a dotted path.
+    """Return the class of a name of `ALGORITHMS` or of a dotted path.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such class.
     """
     return own_algorithm(name) if is_dotted(name) else pick(name, ALGORITHMS, "Stable-Baselines3 agent")
 
 
 def kind_of_actions(algorithm: type[BaseAlgorithm]) -> str:
-    """The kind of actions an algorithm is meant for: "flat" for DQN and QR-DQN, "continuous" for others off-policy."""
+    """Return the kind of actions an algorithm is for: "flat" for DQN and QR-DQN, "continuous" for others off-policy."""
     if issubclass(algorithm, DQN | QRDQN):
         return "flat"
     return "continuous" if issubclass(algorithm, OffPolicyAlgorithm) else "factored"
 
 
 def _parameters(algorithm: type) -> dict[str, Any]:
-    """The constructor's arguments and their types, `Any` where it is not said.
+    """Return the constructor's arguments and their types, `Any` if there is no annotation.
 
-    Those of the parents are among them, as far as `**kwargs` hands them on.
+    The parents' arguments are included, as far as `**kwargs` passes them on.
     """
     kinds: dict[str, Any] = {}
     for each in algorithm.__mro__:
@@ -93,7 +93,7 @@ def _parameters(algorithm: type) -> dict[str, Any]:
         try:
             hints = inspect.get_annotations(constructor, eval_str=True)
         except Exception:
-            # a user's annotations may be names that only a type checker knows
+            # custom annotations may be names that only a type checker knows
             hints = inspect.get_annotations(constructor)
         for one in given:
             if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
@@ -105,7 +105,7 @@ def _parameters(algorithm: type) -> dict[str, Any]:
 
 
 def _check_settings(name: str, overrides: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Raises a ValueError of one line if a setting is unknown, of another type, or out of its range."""
+    """Raise a ValueError of one line if a setting is unknown, of another type, or out of its range."""
     for key, value in overrides.items():
         if key in NOT_SETTINGS:
             raise ValueError(f"{key} is no setting of {shown(name)}: {NOT_SETTINGS[key]}")
@@ -125,20 +125,20 @@ def make_sb3(
     device: torch.device | str = "auto",
     overrides: Mapping[str, Any] | None = None,
 ) -> BaseAlgorithm:
-    """An algorithm with settings for a run of `planned_plays` plays.
+    """Make an algorithm with settings for a run of `planned_plays` plays.
 
-    Feature observations are learnt from on the CPU whatever the device: they come as NumPy arrays, and
-    Stable-Baselines3 itself advises against a GPU there.
+    Feature observations are always learned from on the CPU: they come as NumPy arrays, and Stable-Baselines3 itself
+    advises against a GPU there.
 
     Args:
-        name: of `ALGORITHMS`, or the dotted path of a user's own class, which gets what its constructor takes of
-            `gamma`, `n_steps` and `batch_size`, or `learning_starts`, `buffer_size` and `train_freq`.
+        name: a name of `ALGORITHMS`, or the dotted path of a custom class, whose constructor gets those of `gamma`,
+            `n_steps` and `batch_size`, or `learning_starts`, `buffer_size` and `train_freq`, that it takes.
         env: the vector environment.
         planned_plays: plays of the whole run.
         gamma: discount: 0 where each step ends its episode; `overrides` may have another.
-        seed: of the *global* generators, see `seed_globals`; None leaves them, for a model whose state is loaded next.
-            The environment is never seeded from here.
-        device: for image observations.
+        seed: seed of the *global* generators, see `seed_globals`; None leaves them, for a model whose state is loaded
+            next. The environment is never seeded here.
+        device: device for image observations.
         overrides: arguments of the algorithm's constructor, or names of `astra_gym.agents.sb3.settings`;
             `policy_kwargs` are added to ours.
 
@@ -173,7 +173,7 @@ def make_sb3(
     try:
         model = algorithm(_policy(algorithm, image), env, device=device if image else "cpu", **arguments)
     except (Exception, SystemExit) as error:
-        # an action space of another kind is an assertion in Stable-Baselines3; a user's class may raise anything
+        # an action space of another kind is an assertion in Stable-Baselines3; a custom class may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{name} cannot be made: {reason}") from error
     if env.num_envs > 1 and getattr(getattr(model, "train_freq", None), "unit", None) is TrainFrequencyUnit.EPISODE:
@@ -186,7 +186,7 @@ def make_sb3(
 
 
 def _policy(algorithm: type[BaseAlgorithm], image: bool) -> str:
-    """The policy's alias; all that differs for images is the default extractor, and a warning on a GPU."""
+    """Return the policy's alias; for images only the default extractor differs, and a warning on a GPU."""
     wanted = ("Cnn", "Mlp") if image else ("Mlp",)
     found = [alias for start in wanted for alias in algorithm.policy_aliases if alias.startswith(start)]
     return found[0] if found else "MlpPolicy"

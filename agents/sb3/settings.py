@@ -1,8 +1,8 @@
 """Settings of Stable-Baselines3's algorithms for few updates of a target network: one table, and what a plan adds.
 
 Their own defaults are meant for a million steps of one environment. Here a run is 200 to 3,000 plays. `VIEWS` is for
-128 to 1,024 sub-environments whose every step is an episode, so that a play gives hundreds of independent samples;
-`BATCH` is for one sub-environment, whose play gives one. Rates are far above the defaults, and rollouts short.
+128 to 1,024 sub-environments with episodes of one step, so that a play gives hundreds of independent samples. `BATCH`
+is for one sub-environment, whose play gives one sample. Rates are far above the defaults, and rollouts short.
 
 Each entry holds arguments of the algorithm's constructor, and these, which depend on the environment or the plan:
 
@@ -15,7 +15,7 @@ Each entry holds arguments of the algorithm's constructor, and these, which depe
 | `action_noise_std` | TD3, DDPG: standard deviation of the Gaussian noise on actions in [-1, 1] |
 | `image_learning_rate` | `learning_rate` on images: a convolutional network collapses at rates that suit features |
 
-Replay buffers hold the whole plan or `REPLAY_BYTES`, whichever is less. DQN and QR-DQN, as Stable-Baselines3 has them,
+A replay buffer holds the whole plan or `REPLAY_BYTES`, whichever is less. DQN and QR-DQN, as in Stable-Baselines3,
 explore in all sub-environments of a play or in none.
 
 Left out: **MaskablePPO**, since no action is ever invalid and a mask would mask nothing; **RecurrentPPO**, since the
@@ -23,7 +23,7 @@ batch environment's observation (statistics of the coming batch's features, prog
 to remember, and its few hundred samples little to learn from. On the tests' problem of known optimum (one
 sub-environment, episodes of 20 plays, gamma 0.9, the same rates) the mean reward of plays 301 to 400 was 0.656 and
 0.649 with PPO and 0.578 and 0.636 with RecurrentPPO (seeds 0 and 1; the first hundred: 0.59 to 0.63), at four times the
-cost. It can be had by its dotted path, `sb3_contrib:RecurrentPPO`.
+cost. It is available by its dotted path, `sb3_contrib:RecurrentPPO`.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ from astra_gym.agents.policies import is_image
 from astra_gym.ssl_core.utils.messages import shown
 
 VECTOR_ENVS = 16
-"""From so many sub-environments on `VIEWS` is taken, below it `BATCH`."""
+"""Least number of sub-environments for `VIEWS`; with fewer, `BATCH` is used."""
 REPLAY_BYTES = 2**30
 OURS: dict[str, Any] = {
     "rollout": tuple[int, int, int] | None,
@@ -46,7 +46,7 @@ OURS: dict[str, Any] = {
     "action_noise_std": float | None,
     "image_learning_rate": float | None,
 }
-"""The names above that are no argument of a constructor, and their types; None leaves them out."""
+"""The names above that are not arguments of a constructor, and their types; None leaves them out."""
 POSITIVE = {
     *("rollout", "largest_batch", "target_plays", "image_learning_rate"),
     *("n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "target_update_interval", "policy_delay"),
@@ -54,13 +54,13 @@ POSITIVE = {
 NOT_NEGATIVE = {"warm_up", "action_noise_std", "learning_starts"}
 """Settings whose bad values Stable-Baselines3 would find in the middle of a run, or never."""
 TRANSITION_BYTES = 3 * 4
-"""Reward, end and time-out of a transition, beside its two observations and its action."""
+"""Bytes of a transition's reward, end and time-out, without its two observations and its action."""
 
 _ACTOR_CRITIC = {"pi": [64, 64], "vf": [64, 64]}
 _ACTOR_Q = {"pi": [64, 64], "qf": [128, 128]}
 
 VIEWS: dict[str, dict[str, Any]] = {
-    # advantages are normalised because the rewards' scale is not known beforehand, and mix in few later values because
+    # advantages are normalized because the rewards' scale is not known beforehand, and mix in few later values because
     # the value network is young throughout
     "ppo": {
         "rollout": (1, 1, 1),
@@ -126,7 +126,7 @@ VIEWS: dict[str, dict[str, Any]] = {
         "ent_coef": "auto_0.05",
         "policy_kwargs": {"net_arch": _ACTOR_Q},
     },
-    # a deterministic actor saturates at the rate that suits the others, and never leaves the bounds of the box again
+    # a deterministic actor saturates at the rate that suits the others, and then never leaves the bounds of the box
     "td3": {
         "warm_up": 4,
         "train_freq": 1,
@@ -169,7 +169,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     },
 }
 
-# an actor-critic sees one sample a play: longer rollouts and more passes; a replay buffer is learnt from as soon as it
+# an actor-critic sees one sample a play: longer rollouts and more passes; a replay buffer is learned from as soon as it
 # holds a few batches
 _FEW = {"warm_up": 16, "batch_size": 64, "gradient_steps": 4}
 BATCH: dict[str, dict[str, Any]] = {
@@ -184,7 +184,7 @@ BATCH: dict[str, dict[str, Any]] = {
     "tqc": VIEWS["tqc"] | _FEW,
     "crossq": VIEWS["crossq"] | _FEW,
 }
-# a user's own class keeps its own rates
+# a custom class keeps its own rates
 VIEWS["on-policy"] = {"rollout": (1, 1, 1), "largest_batch": 128}
 VIEWS["off-policy"] = {"warm_up": 4, "train_freq": 1}
 BATCH["on-policy"] = {"rollout": (10, 4, 32), "largest_batch": 128}
@@ -192,9 +192,9 @@ BATCH["off-policy"] = {"warm_up": 16, "train_freq": 1}
 
 
 def check_range(agent: str, name: str, value: Any) -> None:
-    """Raises a ValueError, naming agent and setting, for a figure that no run could be made with.
+    """Raise a ValueError, naming agent and setting, for a value with which no run could be made.
 
-    Its type has been checked; where it is a list, its numbers count.
+    Its type has been checked; of a list, each number is checked.
     """
     holds = {
         "a positive number": lambda figure: name not in POSITIVE or figure > 0,
@@ -208,9 +208,9 @@ def check_range(agent: str, name: str, value: Any) -> None:
 
 
 def rollout_length(planned_plays: int, preferred: int, low: int, high: int) -> int:
-    """The divisor of the planned plays in [low, high] that is nearest to the preferred, so that rollouts fill the plan.
+    """Return the divisor of the planned plays in [low, high] nearest to the preferred, so that rollouts fill the plan.
 
-    Where there is none (a prime plan) it is the preferred length, at most the plan: the guard in `Sb3Agent.learn` then
+    If there is none (a prime plan), it is the preferred length, at most the plan: the guard in `Sb3Agent.learn` then
     ends the last rollout early.
     """
     divisors = [n for n in range(low, min(high, planned_plays) + 1) if planned_plays % n == 0]
@@ -218,7 +218,7 @@ def rollout_length(planned_plays: int, preferred: int, low: int, high: int) -> i
 
 
 def replay_size(env: VecEnv, planned_plays: int) -> int:
-    """Transitions of a replay buffer: the plan's, or as many whole plays as `REPLAY_BYTES` hold, at least one."""
+    """Return a replay buffer's transitions: the plan's, or as many whole plays as fit `REPLAY_BYTES`, at least one."""
     shape, dtype = env.observation_space.shape or (), env.observation_space.dtype
     action = np.prod(env.action_space.shape or (1,)) * np.dtype(env.action_space.dtype).itemsize
     transition = 2 * int(np.prod(shape)) * np.dtype(dtype).itemsize + int(action) + TRANSITION_BYTES
@@ -226,15 +226,15 @@ def replay_size(env: VecEnv, planned_plays: int) -> int:
 
 
 def table_for(kind: str, env: VecEnv) -> dict[str, Any]:
-    """The entry of `VIEWS` or `BATCH` for an algorithm, or for "on-policy" or "off-policy", in this environment."""
+    """Return the entry of `VIEWS` or `BATCH` for an algorithm, "on-policy" or "off-policy" in this environment."""
     return dict((VIEWS if env.num_envs >= VECTOR_ENVS else BATCH)[kind])
 
 
 def arguments_from(settings: dict[str, Any], env: VecEnv, planned_plays: int, gamma: float) -> dict[str, Any]:
-    """Constructor arguments from an entry of the table, with overrides: all that depends on the plan is worked out.
+    """Make constructor arguments from an entry of the table with overrides, and compute all that depends on the plan.
 
     Args:
-        settings: the table's names and the constructor's; the latter, where given, are left alone.
+        settings: names of the table and of the constructor; the latter are passed on unchanged.
         env: the vector environment.
         planned_plays: plays of the whole run.
         gamma: discount.

@@ -23,8 +23,8 @@ from astra_gym.ssl_core.utils.messages import brief
 
 PLAIN = (bool, int, float, str)
 ARRAY = "ndarray"
-"""The only key of a dict that stands for a NumPy array."""
-# what the constructor or the next `learn` sets: an address, a clock, the arguments themselves
+"""The only key of a dict that represents a NumPy array."""
+# set again by the constructor or the next `learn`: an address, a clock, the arguments themselves
 SET_ANEW = {
     "_custom_logger",
     "_num_timesteps_at_start",
@@ -45,7 +45,7 @@ HOOKS = ("extra_state", "load_extra_state")
 
 
 def global_states(action_space: gymnasium.Space) -> dict[str, Any]:
-    """The states of all generators that `seed_globals` seeds, as plain values and tensors."""
+    """Return the states of all generators that `seed_globals` seeds, as plain values and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -57,7 +57,7 @@ def global_states(action_space: gymnasium.Space) -> dict[str, Any]:
 
 
 def load_global_states(state: Mapping[str, Any], action_space: gymnasium.Space) -> None:
-    """Restores `global_states`; GPU generators only where as many GPUs are at hand as were then."""
+    """Restore `global_states`; GPU generators only if there are as many GPUs as there were then."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -68,18 +68,18 @@ def load_global_states(state: Mapping[str, Any], action_space: gymnasium.Space) 
 
 
 def check_resumable(model: BaseAlgorithm) -> None:
-    """Refuses a model that `sb3_state` could not save whole.
+    """Refuse a model that `sb3_state` could not save completely.
 
-    A class with attributes of its own that are more than numbers, strings, arrays, tensors and lists or dicts of them
-    (a generator, another object, a network outside `_get_torch_save_params`) may define two methods, `extra_state() ->
-    plain values and tensors` and `load_extra_state(state)`, and is then trusted to have them all in there.
+    A class may have attributes that are more than numbers, strings, arrays, tensors and lists or dicts of them (a
+    generator, another object, a network outside `_get_torch_save_params`). It may then define two methods,
+    `extra_state() -> plain values and tensors` and `load_extra_state(state)`, which are trusted to cover them all.
 
     Raises:
         ValueError: naming the attribute.
     """
     name = type(model).__name__
     if model.use_sde:
-        # its noise is drawn before the rollout boundary at which a checkpoint is taken, and would be drawn again
+        # its noise is drawn before the rollout boundary of the checkpoint, and would be drawn again
         raise ValueError(f"{name} has use_sde=True, which cannot be resumed exactly: leave it out")
     _check_noise(model.action_noise)
     given = [hook for hook in HOOKS if callable(getattr(model, hook, None))]
@@ -89,12 +89,12 @@ def check_resumable(model: BaseAlgorithm) -> None:
 
 
 def sb3_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """A copy of everything a model needs to go on exactly from a rollout boundary.
+    """Return a copy of everything a model needs to resume exactly from a rollout boundary.
 
-    The networks' parameters (target networks too) and every optimiser's, the counters and other plain values, last
-    observation and episode starts, the filled part of a replay buffer, the buffers of episode figures, and the *global*
-    generators' states: plain tensors and values, which load with weights_only. No rollout is in it: take it in
-    `on_rollout_start` or after `learn`.
+    The copy holds the parameters of the networks (target networks too) and of every optimizer, the counters and other
+    plain values, last observation and episode starts, the filled part of a replay buffer, the buffers of episode
+    values, and the *global* generators' states: plain tensors and values, which load with weights_only. It holds no
+    rollout: call this in `on_rollout_start` or after `learn`.
 
     Raises:
         ValueError: if the model holds something else, see `check_resumable`.
@@ -112,10 +112,10 @@ def sb3_state(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def sb3_numbers(model: BaseAlgorithm) -> dict[str, Any]:
-    """All of a model that has to be finite, by name; not copied.
+    """Return all values of a model that must be finite, by name; not copied.
 
-    Parameters and optimisers, the entropy's coefficient and the last observation. An attribute of a user's own class
-    may be infinite by right, as a best value so far.
+    These are parameters and optimizers, the entropy's coefficient and the last observation. An attribute of a custom
+    class may rightly be infinite, such as a best value so far.
     """
     return {
         "parameters": model.get_parameters(),
@@ -124,10 +124,10 @@ def sb3_numbers(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def load_sb3_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
-    """Restores `sb3_state` in a model that was constructed with the same arguments; the global generators last.
+    """Restore `sb3_state` in a model that was constructed with the same arguments; the global generators last.
 
-    The next `learn(..., reset_num_timesteps=False)` goes on without resetting the environment, whose own state is the
-    caller's business.
+    The next `learn(..., reset_num_timesteps=False)` continues without resetting the environment; the caller restores
+    the environment's own state.
 
     Raises:
         ValueError: if the parameters or the replay buffer do not fit the model.
@@ -148,9 +148,9 @@ def load_sb3_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
 
 
 def survey(model: BaseAlgorithm) -> dict[str, Any]:
-    """A copy of the model's attributes that are plain values, arrays, tensors or containers of them.
+    """Return a copy of the model's attributes that are plain values, arrays, tensors or containers of them.
 
-    Modules, optimisers and buffers are saved by name elsewhere; what has no state or is set anew is left out.
+    Modules, optimizers and buffers are saved by name elsewhere; attributes without state or set again are left out.
 
     Raises:
         ValueError: for an attribute that is none of these, unless the class has the hooks.
@@ -186,7 +186,7 @@ def _has_no_state(model: BaseAlgorithm, name: str, value: Any) -> bool:
         return True
     if isinstance(value, functools.partial):
         return isinstance(value.func, STATELESS)
-    # its own schedules are callable objects; a user's callable object may remember something
+    # its own schedules are callable objects; a custom callable object may remember something
     own = type(value).__module__.startswith("stable_baselines3.")
     return own and callable(value) and not isinstance(value, nn.Module)
 
@@ -209,7 +209,7 @@ def _check_noise(noise: ActionNoise | None) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A copy with a marked tensor for an array and a list for a deque; a TypeError for what is not plain."""
+    """Return a copy with a marked tensor for an array and a list for a deque; TypeError if a value is not plain."""
     if value is None or isinstance(value, PLAIN):
         return value
     if isinstance(value, np.generic):
@@ -232,14 +232,14 @@ def _plain(value: Any) -> Any:
 def _load_attribute(model: BaseAlgorithm, name: str, saved: Any) -> None:
     current = getattr(model, name, None)
     if isinstance(current, Tensor) and isinstance(saved, Tensor):
-        # in place: an optimiser may hold it
+        # in place: an optimizer may hold it
         current.data.copy_(saved)
     elif saved is not None or isinstance(current, np.ndarray):
         setattr(model, name, _like(current, saved))
 
 
 def _like(current: Any, saved: Any) -> Any:
-    """A copy of the saved value; tensors' devices and the types of sequences are those of the current one."""
+    """Return a copy of the saved value, with the devices of tensors and the types of sequences of the current one."""
     if isinstance(saved, Tensor):
         return saved.to(current.device if isinstance(current, Tensor) else saved.device, copy=True)
     if isinstance(saved, dict):
@@ -257,8 +257,8 @@ def _like(current: Any, saved: Any) -> Any:
 
 
 def _filled(buffer: BaseBuffer) -> int:
-    """Rows of the buffer that hold something."""
-    # with this option the next observation lies in the row that is written next
+    """Return the number of filled rows of the buffer."""
+    # with this option the next observation is in the row that is written next
     beyond = 1 if getattr(buffer, "optimize_memory_usage", False) else 0
     return buffer.buffer_size if buffer.full else min(buffer.pos + beyond, buffer.buffer_size)
 
