@@ -1,1 +1,1 @@
-"""One training run: its loop, its folder and what is written into it."""
+"""One training run: its loop, its folder and the files in it."""

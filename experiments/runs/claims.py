@@ -1,4 +1,4 @@
-"""Run folders that one process holds: a new one that nobody else has, or one to be resumed."""
+"""Run folders that one process holds: a new one, or one to be resumed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +12,7 @@ from astra_gym.ssl_core.utils.files import expanded
 
 @contextmanager
 def claimed(settings: Settings) -> Iterator[RunFolder]:
-    """The empty folder of a new run, held for this process: `run_dir`, or the first by default that nobody has.
+    """Hold the empty folder of a new run for this process: `run_dir`, or by default the first that no process holds.
 
     Raises:
         ValueError: if it is not empty, cannot be written, or another process holds it.
@@ -22,7 +22,7 @@ def claimed(settings: Settings) -> Iterator[RunFolder]:
     folder.check_new()
     try:
         with held(folder):
-            # what another process may have made of it meanwhile
+            # another process may have written into it meanwhile
             folder.check_new()
             yield folder
     except BaseException:
@@ -32,7 +32,7 @@ def claimed(settings: Settings) -> Iterator[RunFolder]:
 
 
 def _made(settings: Settings) -> tuple[Path, bool]:
-    """The folder, and whether it was made here."""
+    """Return the folder, and whether it was made here."""
     while True:
         path = expanded(settings.run_dir or default_run_dir(settings))
         try:
@@ -41,7 +41,7 @@ def _made(settings: Settings) -> tuple[Path, bool]:
         except FileExistsError as error:
             if path.is_dir() and settings.run_dir is not None:
                 return path, False
-            # a name that was chosen here belongs to the process that makes the folder: others are choosing too
+            # a name chosen here belongs to the process that makes the folder: other processes choose too
             if settings.run_dir is not None:
                 raise unwritable(path, error) from error
         except OSError as error:
@@ -57,7 +57,7 @@ def _remove_empty(path: Path) -> None:
 
 @contextmanager
 def held(folder: RunFolder) -> Iterator[RunFolder]:
-    """Holds a run's folder for this process, and removes what killed writers have left in it.
+    """Hold a run's folder for this process, and remove what killed writers have left in it.
 
     Raises:
         ValueError: if another process holds it, or it cannot be written.

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run: read by name, in the order of the seconds in which they were made; their checksums."""
+"""TensorBoard's files of a run, read by name in the order of the seconds in which they were made; their checksums."""
 
 import re
 import struct
@@ -12,9 +12,9 @@ NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
 POLYNOMIAL = 0x82F63B78
 PATTERN = "events.out.tfevents.*"
 HEAD, FOOT = 12, 4
-"""Bytes of a record before its data (a length of 8 and its checksum) and after them (their checksum)."""
+"""Bytes of a record before its data (a length of 8 and its checksum) and after it (its checksum)."""
 ALIKE = 8
-"""From so many records of one length on, they are checked side by side."""
+"""Least number of records of one length that are checked side by side."""
 
 
 def _table() -> list[int]:
@@ -30,7 +30,7 @@ TABLE = _table()
 
 
 def masked_crc32c(parts: Sequence[bytes]) -> list[int]:
-    """The masked CRC-32C of byte strings of one length, as TensorFlow's records hold it."""
+    """Return the masked CRC-32C of byte strings of one length, as in TensorFlow's records."""
     if len(parts) < ALIKE:
         found = []
         for part in parts:
@@ -50,9 +50,9 @@ def masked_crc32c(parts: Sequence[bytes]) -> list[int]:
 
 
 def damaged_records(path: Path) -> str | None:
-    """What is wrong with an event file, in words; None where every record fits its checksums.
+    """Return what is wrong with an event file, in words; None if every record fits its checksums.
 
-    Records that a killed process has written half, at the end, are no damage: TensorBoard passes over them.
+    A half-written record of a killed process, at the end, is no damage: TensorBoard skips it.
 
     Raises:
         OSError: if the file cannot be read.
@@ -79,10 +79,10 @@ def damaged_records(path: Path) -> str | None:
 
 
 def let_the_next_be_last(folder: Path) -> None:
-    """Sees to it that a file that is made now is read after those in the folder, and not before or between them.
+    """Make sure that a file made now is read after those in the folder, not before or between them.
 
-    A run may resume within a second, which is waited for. Where the clock has gone back, the earlier files get earlier
-    names, in their order. A file that somebody has named otherwise is left alone.
+    A run may resume within a second: this waits for the next second. If the clock has gone back, the earlier files get
+    earlier names, in their order. A file with a name of another form is left alone.
     """
     earlier = sorted(file for file in folder.iterdir() if NAME.fullmatch(file.name))
     if not earlier:

@@ -1,6 +1,7 @@
-"""The logs of a run beside its metrics: damage in them is reported, and never stands in the way of a whole checkpoint.
+"""The logs of a run beside its metrics: damage in them is reported, and never prevents a resume from a whole
+checkpoint.
 
-What is said about damage begins with the file's name in the run's folder: `command.txt, line 2: ...`.
+A report of damage begins with the file's name in the run's folder: `command.txt, line 2: ...`.
 """
 
 import hashlib
@@ -15,28 +16,28 @@ from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.paths import copy_file, open_to_append
 
 ASIDE = ".damaged"
-"""What is added to the name of a damaged log that a resumed run has begun anew."""
+"""Suffix of a damaged log that a resumed run has restarted."""
 LOGS = ("metrics.jsonl", "environment.json", "results/training.json")
-"""Those that are begun anew; `command.txt` only grows."""
+"""Logs that are restarted; `command.txt` only grows."""
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """A command as a line that a shell runs; a line break in an argument is written as `$'\\n'`."""
+    """Return a command as a line that a shell runs; a line break in an argument is written as `$'\\n'`."""
     return shlex.join(argv).replace("\n", "'$'\\n''")
 
 
 def command_digest(line: str) -> str:
-    """What `environment.json` holds of a command, so that the line can be pasted as it stands in `command.txt`."""
+    """Return a command's digest for `environment.json`, so that its line in `command.txt` can be pasted unchanged."""
     return hashlib.sha256(line.encode()).hexdigest()
 
 
 def read_commands(path: Path, digests: Sequence[str], damage: list[str]) -> list[str]:
-    """The commands in `command.txt`; damaged lines are left out.
+    """Return the commands in `command.txt`; damaged lines are left out.
 
     Args:
         path: the file.
-        digests: `command_digest` of its lines; those of version 0.1 have none.
-        damage: takes a sentence for each thing that is wrong.
+        digests: `command_digest` of its lines; lines of version 0.1 have none.
+        damage: list that gets a sentence for each defect.
     """
     try:
         lines = path.read_bytes().decode(errors="replace").split("\n")
@@ -48,7 +49,7 @@ def read_commands(path: Path, digests: Sequence[str], damage: list[str]) -> list
     lines = lines if lines[-1] else lines[:-1]
     found = list(map(command_digest, lines))
     lost = [digest for digest in digests if digest not in found]
-    # a line without a digest is of version 0.1, or of a process that was killed at once; else it was another line
+    # a line without a digest is of version 0.1, or of a process that was killed early; else it was another line
     strange = [number for number, digest in enumerate(found, start=1) if digest not in digests][-len(lost) :] * bool(
         lost
     )
@@ -62,7 +63,7 @@ def add_command(path: Path, line: str) -> None:
     """Add a line to `command.txt`, which may be missing or lack the end of its last line.
 
     Raises:
-        ValueError: if something is there that is no regular file.
+        ValueError: if the path is not a regular file.
         OSError: if it cannot be written.
     """
     with open_to_append(path) as file:
@@ -72,7 +73,7 @@ def add_command(path: Path, line: str) -> None:
 
 
 def read_parts(path: Path, name: str) -> list[dict[str, Any]]:
-    """The list called `name` in a JSON file, such as the `starts` in `environment.json`.
+    """Return the list called `name` in a JSON file, such as the `starts` in `environment.json`.
 
     Raises:
         ValueError: if the file is missing or damaged.
@@ -88,7 +89,7 @@ def read_parts(path: Path, name: str) -> list[dict[str, Any]]:
 
 
 def whole_parts(path: Path, name: str, damage: list[str]) -> list[dict[str, Any]]:
-    """As `read_parts`; nothing, and a sentence in `damage`, where the file is missing or damaged."""
+    """Return what `read_parts` does; an empty list, and a sentence in `damage`, if the file is missing or damaged."""
     try:
         return read_parts(path, name)
     except ValueError:
@@ -97,7 +98,7 @@ def whole_parts(path: Path, name: str, damage: list[str]) -> list[dict[str, Any]
 
 
 def set_aside(path: Path) -> None:
-    """Keep a damaged log as `NAME.damaged` (`-2`, ...) before it is begun anew: what it says may be of use."""
+    """Keep a damaged log as `NAME.damaged` (`-2`, ...) before it is restarted: its content may be useful."""
     if os.path.lexists(path):
         target, number = path.with_name(path.name + ASIDE), 1
         while os.path.lexists(target):
@@ -107,7 +108,7 @@ def set_aside(path: Path) -> None:
 
 
 def kept_aside(run: Path) -> list[str]:
-    """A sentence for each log of a run that was damaged when the run was resumed."""
+    """Return a sentence for each log of a run that was damaged when the run was resumed."""
     return [
         f"{name} was damaged when the run was resumed: what it had been is kept beside it"
         for name in LOGS
@@ -116,7 +117,7 @@ def kept_aside(run: Path) -> list[str]:
 
 
 def damaged_events(run: Path) -> list[str]:
-    """A sentence for each of a run's TensorBoard files that is damaged."""
+    """Return a sentence for each of a run's TensorBoard files that is damaged."""
     found = []
     for path in sorted(run.glob(PATTERN)):
         try:

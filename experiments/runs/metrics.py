@@ -1,4 +1,4 @@
-"""Target updates as rows of numbers: what `metrics.jsonl` and TensorBoard say of a run."""
+"""Target updates as rows of numbers, for `metrics.jsonl` and TensorBoard."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from astra_gym.envs.records import StepRecord
 
 FIFTHS = 5
-"""Into so many groups a step's views are put by their clean loss, to show what a policy depends on."""
+"""Number of groups of a step's views by clean loss, which show what a policy depends on."""
 
 
 def metrics_of(record: "StepRecord") -> dict[str, Any]:
-    """A target update as a row of metrics: plain numbers, and counts of the chosen actions.
+    """Turn a target update into a row of metrics: plain numbers, and counts of the chosen actions.
 
     `loss/*` are the named terms of the training loss; `reward/*` the reward's named terms, its mean and its standard
-    deviation over the views; `budget/*` the means of what was played, `budget/strength` of what it came to (the largest
-    change of a pixel); `actions/*` how often each value was played; `by_clean_loss/*` their means in each fifth of the
-    views, from the smallest clean loss to the largest. Epsilon, step size and strength are in 1/255.
-    `attack/other_steps`, where there are any, are the gradient steps of attacks beside the budget's, times their views.
+    deviation over the views; `budget/*` the means of the played budgets, `budget/strength` the mean of their effect
+    (the largest change of a pixel); `actions/*` how often each value was played; `by_clean_loss/*` the means of the
+    budgets in each fifth of the views, from the smallest clean loss to the largest. Epsilon, step size and strength are
+    in 1/255. `attack/other_steps`, if there are any, are the gradient steps of attacks beside the budget's, times their
+    views.
     """
     row: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "lr": record.lr}
     row |= {f"loss/{name}": value for name, value in record.losses.items()}
@@ -40,7 +41,7 @@ def metrics_of(record: "StepRecord") -> dict[str, Any]:
         "step_size": record.budget.step_size * UNIT,
         "strength": record.strength * UNIT,
     }
-    # One copy from the device instead of one for each figure.
+    # One copy from the device instead of one for each value.
     together = torch.stack([values.detach().to(torch.float32) for values in parts.values()]).cpu().double()
     host = dict(zip(parts, together, strict=True))
     played = {name: host.pop(name) for name in ("epsilon", "steps", "step_size", "strength")}
@@ -60,14 +61,14 @@ def metrics_of(record: "StepRecord") -> dict[str, Any]:
 
 
 def read_metrics(path: Path | str, damage: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
+    """Read the rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
 
     A last line that was cut short, by a process killed while writing, is left out.
 
     Args:
         path: the file.
-        damage: takes a sentence for each thing that is wrong with the file, and damaged lines are left out; without it
-            they are errors.
+        damage: list that gets a sentence for each defect of the file; damaged lines are then left out. Without it they
+            are errors.
 
     Raises:
         ValueError: if a line is damaged, or the file cannot be read, and `damage` is None.
@@ -79,7 +80,7 @@ def read_metrics(path: Path | str, damage: list[str] | None = None) -> list[dict
 
 
 def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows as they stand in the file; arguments and errors are those of `read_metrics`."""
+    """Read the rows as they are in the file; arguments and errors are those of `read_metrics`."""
     try:
         *lines, last = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -89,7 +90,7 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
         return []
     wrong: dict[int, str] = {}
     if last and opened_line(last[:-1]) not in (None, last[:-1]):
-        # a whole line: it was its line break that was damaged
+        # a whole line: its line break was damaged
         lines.append(last[:-1])
         wrong[len(lines)] = "it does not end with a line break"
     rows = []
@@ -117,7 +118,7 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
 
 
 def lost_updates(rows: Iterable[Mapping[str, Any]], last: int) -> str | None:
-    """A sentence on the updates, of `last` in all, that no row is of; None where there is a row of each."""
-    # an agent's own rows have no epoch
+    """Return a sentence on the updates, of `last` in all, that have no row; None if each has one."""
+    # an agent's rows have no epoch
     missing = sorted(set(range(1, last + 1)) - {row["step"] for row in rows if "epoch" in row})
     return f"metrics.jsonl lacks {len(missing)} of {last} updates: {few(missing)}" if missing else None

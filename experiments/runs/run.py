@@ -1,4 +1,4 @@
-"""One run: the world, the agent that chooses its attacks, what is written down, and how it stops and goes on."""
+"""One run: the world, the agent that chooses its attacks, the records, stopping and resuming."""
 
 import time
 from collections.abc import Callable
@@ -40,26 +40,26 @@ from astra_gym.ssl_core.utils.messages import few
 from astra_gym.ssl_core.utils.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
-"""A view's episode is one step; in the batch environment an action's effect on later batches counts."""
+"""Discounts: a view's episode is one step; in the batch environment an action's effect on later batches counts."""
 PAPER_INTERVAL = 10
-"""ASTrA's strategy network learns in every tenth step; its warm-up is the target's, counted in its own updates."""
+"""ASTrA's strategy network learns in every tenth step; its warm-up is the target's, in its own updates."""
 HPARAM_METRICS = ("loss/total", "reward/mean")
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved itself."""
+    """The run was asked to stop and has saved its state."""
 
 
 class OffPlan(RuntimeError):
-    """The agent has ended, and has not made exactly the planned target updates."""
+    """The agent has ended without making exactly the planned target updates."""
 
 
 class Run:
-    """A world and an agent, made from settings; `restore` puts both where a checkpoint left them.
+    """A world and an agent, made from settings; `restore` returns both to the state of a checkpoint.
 
     Args:
-        settings: of the run.
-        device: where the target network lives.
+        settings: settings of the run.
+        device: device of the target network.
         data: the data set, if it is already loaded.
     """
 
@@ -67,7 +67,7 @@ class Run:
         self.settings = settings
         self.engine = AttackEngine(settings, settings.seed, device, data)
         self.post = settings.make_post()
-        """Of the method's post-processing, if it has one."""
+        """Settings of the method's post-processing, if it has one."""
         if self.engine.method.post_processed:
             train = self.engine.data.train
             self.post = self.post.for_classes(len(train.classes))
@@ -106,7 +106,7 @@ class Run:
         self.probe = OnlineProbe(self.engine.data.train, settings.seed) if settings.probe_every and labelled else None
         self._kept_epochs = 0
         self.saved_step: int | None = None
-        """The update after which the run was saved last, or at which it was resumed."""
+        """The update after which the run was last saved, or at which it was resumed."""
         self.processed: TargetNetwork | None = None
         """The encoder after its method's post-processing; None before, and for a method without one."""
 
@@ -116,14 +116,14 @@ class Run:
 
     @property
     def encoder(self) -> TargetNetwork:
-        """The network that is evaluated and kept."""
+        """The network that is evaluated and saved."""
         return self.engine.learner.encoder if self.processed is None else self.processed
 
     def post_process(self, folder: RunFolder, note: Callable[[str], None]) -> None:
-        """The method's post-processing of the trained encoder (DynACL++), and a checkpoint with what it gives.
+        """Run the method's post-processing of the trained encoder (DynACL++), and save a checkpoint of the result.
 
-        Nothing where the method has none, or it is done already. It draws from streams of its own: an interrupted one
-        begins again when the run goes on, with the same result.
+        Does nothing if the method has none, or it is done already. It draws from separate streams: an interrupted one
+        starts again when the run resumes, with the same result.
         """
         engine, settings = self.engine, self.settings
         if not engine.method.post_processed or self.processed is not None:
@@ -140,31 +140,31 @@ class Run:
 
     @cached_property
     def images(self) -> RunImages:
-        """Digests of the data and of what the teacher was trained on, computed once."""
+        """Digests of the data and of the teacher's training images, computed once."""
         teacher = self.settings.teacher if "teacher" in self.engine.method.others else None
         return RunImages.of(self.engine.data, None if teacher is None else RunFolder.of(Path(teacher)).images())
 
     def check_held_out(self) -> list[str]:
-        """Checks that no test image is trained on.
+        """Check that no test image is trained on.
 
         Returns:
-            What has to be said of the images beside figures that are made of them.
+            What must be reported about the images beside values that are measured on them.
 
         Raises:
-            TrainedOnError: with how many, examples, and what to do.
+            TrainedOnError: with the number, examples, and a remedy.
         """
         data, images = self.engine.data, self.images
         notes = check_disjoint(data.train, data.test, images)
         return notes + check_untrained(images.beside(images.train), data.test, "the teacher")
 
     def check_images(self, folder: RunFolder) -> list[str]:
-        """Checks that the data are those that the run in a folder began with, wherever they lie now.
+        """Check that the data are those with which the run in a folder began, wherever they are now.
 
         Returns:
-            A note where that cannot be checked.
+            A note if that cannot be checked.
 
         Raises:
-            ValueError: if they are others, or in another order.
+            ValueError: if they are different, or in another order.
         """
         kept = folder.images()
         if kept is None:
@@ -181,29 +181,29 @@ class Run:
 
     @property
     def checkpoint_name(self) -> str:
-        """How results name the present state."""
+        """Return the name of the present state in results."""
         return f"step-{self.engine.step}"
 
     def begin(self, folder: RunFolder) -> None:
-        """Writes what a new run's folder needs to be resumed: the digests of its images, and the first checkpoint."""
+        """Write what a new run's folder needs to be resumed: the digests of its images, and the first checkpoint."""
         self.images.write(folder.digests)
         self.save(folder)
 
     def check_finite(self) -> None:
-        """Raises a NonFiniteError if agent, optimisers or world hold a number that is NaN or infinite."""
+        """Raise a NonFiniteError if agent, optimizers or world hold a number that is NaN or infinite."""
         processed = None if self.processed is None else self.processed.state_dict()
         held = {"agent": self.agent.numbers(), "world": self.engine.numbers(), "post-processed": processed}
         if bad := not_finite(held):
             last = self.engine.last
             played = "no attack yet" if last is None else describe_budget(last.budget)
-            # one of them: in an agent that has a NaN all have, soon
+            # one of them: if an agent has one NaN, soon all its values are NaN
             raise NonFiniteError(f"NaN or infinite after update {self.engine.step}: {few(bad, most=1)}; last {played}")
 
     def save(self, folder: RunFolder) -> None:
-        """Writes `checkpoints/last.pt`: all that an exact continuation needs, and the encoder for `load_network`.
+        """Write `checkpoints/last.pt`: all that is needed to resume exactly, and the encoder for `load_network`.
 
         Raises:
-            NonFiniteError: as `check_finite`; what was saved before stays.
+            NonFiniteError: as `check_finite`; the previous checkpoint is kept.
         """
         self.check_finite()
         payload = self._encoder() | {
@@ -217,7 +217,7 @@ class Run:
         self.saved_step = self.engine.step
 
     def _encoder(self) -> dict[str, Any]:
-        """What `load_network` needs, and when it was."""
+        """Return what `load_network` needs, with step and epoch."""
         engine = self.engine
         return {
             "step": engine.step,
@@ -227,13 +227,13 @@ class Run:
         }
 
     def keep_encoders(self, folder: RunFolder) -> None:
-        """Writes `checkpoints/epoch-N.pt` for every N that has been reached since the last call: the multiples of
+        """Write `checkpoints/epoch-N.pt` for every N that has been reached since the last call: the multiples of
         `keep_every`, and the last epoch.
 
-        To be called at every rollout boundary, before `save`: a run that goes on from a checkpoint then lacks no file,
-        and what it writes anew is the same. A rollout may end later than the epoch: the file is named after the epoch
-        and holds the encoder of the first boundary at or after its end, with the `step` and the `epoch` (a fraction)
-        that this was. Epochs that end within one rollout so have files that are alike.
+        Call this at every rollout boundary, before `save`: a run that resumes from a checkpoint then lacks no file, and
+        writes the same files again. A rollout may end later than the epoch: the file is named after the epoch and holds
+        the encoder of the first boundary at or after its end, with the `step` and the `epoch` (a fraction) of that
+        boundary. Files of epochs that end within one rollout are therefore the same.
 
         Raises:
             NonFiniteError: as `check_finite`, if an encoder is due.
@@ -248,10 +248,10 @@ class Run:
             save_checkpoint(encoder_path(folder.checkpoints, epoch), "encoder", self._encoder())
 
     def restore(self, folder: RunFolder) -> list[str]:
-        """Goes back to `checkpoints/last.pt`.
+        """Return to the state of `checkpoints/last.pt`.
 
         Returns:
-            What makes the continuation differ from an uninterrupted run, in words; nothing where it is exact.
+            What makes the continuation differ from an uninterrupted run, in words; empty if it is exact.
 
         Raises:
             CheckpointError: if there is no checkpoint, or it is damaged, does not fit the settings or is not finite.
@@ -264,7 +264,7 @@ class Run:
             self._kept_epochs = int(self.engine.epoch)
             before = dict(payload["circumstances"])
         except Exception as error:  # a state that was edited fails in many ways, a user's agent in any
-            # torch lists every tensor that differs, a line each: the first few words tell enough
+            # torch lists every tensor that differs, a line each: the first few words are enough
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             raise CheckpointError(
                 f"{folder.checkpoints / 'last.pt'} does not fit config.yaml ({reason} ...): one of the two was edited, "
@@ -284,7 +284,7 @@ class Run:
         return notes
 
     def _circumstances(self) -> dict[str, Any]:
-        """What may change between a checkpoint and its continuation, which is then no longer exact."""
+        """Return what may change between a checkpoint and its continuation, which is then no longer exact."""
         return {
             "device": self.engine.device.type,
             "precision": self.settings.precision,
@@ -294,19 +294,19 @@ class Run:
     def train(
         self, folder: RunFolder, log: RunLog, progress: RunProgress, interrupt: Interrupt, shares: dict[str, float]
     ) -> None:
-        """Makes the target updates that are left.
+        """Make the remaining target updates.
 
         Args:
-            folder, log, progress, interrupt: of the run.
-            shares: to be filled with the seconds that went into the `world` (observing, attacking, updating the
-                target), into the `agent` (choosing, learning, and its library's own work) and into `writing` (metrics,
-                checkpoints); also where training stops early.
+            folder, log, progress, interrupt: parts of the run.
+            shares: dict that gets the seconds spent on the `world` (observing, attacking, updating the target), on the
+                `agent` (choosing, learning, and its library's own work) and on `writing` (metrics, checkpoints); also
+                if training stops early.
 
         Raises:
             Stopped: if the run was interrupted; its last rollout boundary is saved.
-            OffPlan: if the agent made fewer or more target updates than are planned; they are saved.
-            NonFiniteError: if what an update is made of or leaves is not finite, or agent, optimisers or world are not
-                when they are about to be saved; what was saved before stays.
+            OffPlan: if the agent made fewer or more target updates than planned; they are saved.
+            NonFiniteError: if a value in an update or its result is not finite, or agent, optimizers or world are not
+                when they are about to be saved; the previous checkpoint is kept.
         """
         agent, env, engine = self.agent, self.env, self.engine
         agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // env.num_envs)]))
@@ -317,7 +317,7 @@ class Run:
             try:
                 agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
             except (RuntimeError, ValueError):
-                # what a library says when it meets a NaN takes pages; what is not finite is said in a line
+                # a library's message about a NaN takes pages; this names the values that are not finite in a line
                 self.check_finite()
                 raise
             finally:
@@ -337,7 +337,7 @@ class Run:
 
 
 class RunCallback(BaseCallback):
-    """Writes every target update down; at rollout boundaries keeps encoders, saves checkpoints and heeds interrupts."""
+    """Record every target update; at rollout boundaries keep encoders, save checkpoints and heed interrupts."""
 
     def __init__(self, run: Run, folder: RunFolder, log: RunLog, progress: RunProgress, interrupt: Interrupt) -> None:
         super().__init__()
@@ -351,7 +351,7 @@ class RunCallback(BaseCallback):
         self.clock = Clock()
 
     def _due(self) -> int:
-        """How many checkpoints the epochs so far make."""
+        """Return how many checkpoints are due after the epochs so far."""
         return int(self.run.engine.epoch) // self.run.settings.checkpoint_every
 
     def _on_rollout_start(self) -> None:

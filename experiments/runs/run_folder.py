@@ -1,4 +1,4 @@
-"""The run folder and what is written into it while a run goes on."""
+"""The run folder and the files that a run writes into it."""
 
 import platform
 import shlex
@@ -39,7 +39,7 @@ NO_DIGESTS = (
 
 class RunFolder:
     """A run's folder: `config.yaml`, `command.txt`, `environment.json`, `images.digests`, `metrics.jsonl`,
-    TensorBoard's events, and the folders `checkpoints`, `results` and `figures`. Made by `create`, found again by
+    TensorBoard's events, and the folders `checkpoints`, `results` and `figures`. Made by `create`, opened again by
     `open`.
     """
 
@@ -55,9 +55,9 @@ class RunFolder:
         self.trusting: list[str] = []
         """What the command that resumes the run needs beside its folder."""
         self.moved: tuple[str, ...] = ()
-        """Flags that a resume needs beside the folder, since the data are not where `config.yaml` has them."""
+        """Flags that a resume needs beside the folder, if the data are not where `config.yaml` has them."""
         self.lock: FolderLock | None = None
-        """While this process holds it, see `astra_gym.experiments.runs.claims`."""
+        """Lock while this process holds the folder, see `astra_gym.experiments.runs.claims`."""
 
     @classmethod
     def create(
@@ -67,13 +67,13 @@ class RunFolder:
         argv: Sequence[str],
         first: Callable[[Self], None] | None = None,
     ) -> Self:
-        """Makes the folder of a new run.
+        """Make the folder of a new run.
 
         Args:
             path: a folder that does not exist or is empty.
-            settings: of the run.
+            settings: settings of the run.
             argv: the command line, program first.
-            first: writes what else the folder needs to be resumed, the first checkpoint.
+            first: function that writes the rest of what a resume needs, the first checkpoint.
 
         Raises:
             ValueError: if the folder exists and is not empty, or cannot be written.
@@ -84,9 +84,9 @@ class RunFolder:
         return folder
 
     def begin(self, settings: Settings, argv: Sequence[str], first: Callable[[Self], None] | None = None) -> None:
-        """Makes what `create` does of a folder that is new, see `astra_gym.experiments.runs.claims`.
+        """Write what `create` writes into a new folder, see `astra_gym.experiments.runs.claims`.
 
-        Where that fails nothing is left.
+        If that fails, nothing is left.
         """
         self.trusting = trusting(settings)
         try:
@@ -96,7 +96,7 @@ class RunFolder:
             self._write_environment([environment(settings, argv)])
             if first is not None:
                 first(self)
-            # The last, since it is what makes the folder one that can be resumed.
+            # The last, since it makes the folder one that can be resumed.
             write_file(self.config, sealed_yaml(settings.to_yaml()))
         except BaseException as error:
             self._undo()
@@ -113,7 +113,7 @@ class RunFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What lies in it besides folders and TensorBoard's events."""
+        """Its files except TensorBoard's events."""
         return self.config, self.command, self.environment, self.path / "metrics.jsonl"
 
     @property
@@ -122,12 +122,12 @@ class RunFolder:
         return self.checkpoints, self.results, self.figures
 
     def check(self) -> None:
-        """Raises a FolderLostError if this process holds the folder, and it was removed or moved."""
+        """Raise a FolderLostError if this process holds the folder, and it was removed or moved."""
         if self.lock is not None:
             self.lock.check()
 
     def check_new(self) -> None:
-        """Raises a ValueError if the folder exists and is not empty."""
+        """Raise a ValueError if the folder exists and is not empty."""
         try:
             if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()):
                 hint = (
@@ -139,7 +139,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """The folder of an earlier run.
+        """Open the folder of an earlier run.
 
         Raises:
             ValueError: if it is not a run's folder.
@@ -151,15 +151,15 @@ class RunFolder:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The folder of a run, or of the run that a checkpoint lies in; whether it is one is not checked."""
+        """Return the folder of a run, or of the run that holds a checkpoint; whether it is a run's is not checked."""
         return cls(path if path.is_dir() else path.parent.parent)
 
     def settings(self) -> Settings:
-        """What `config.yaml` holds."""
+        """Return the settings in `config.yaml`."""
         return load(self.config)
 
     def images(self) -> RunImages | None:
-        """Digests of the images of the run; None for a run that keeps none, as those of version 0.1.
+        """Return the digests of the run's images; None for a run without them, as those of version 0.1.
 
         Raises:
             ValueError: if the file is damaged.
@@ -167,7 +167,7 @@ class RunFolder:
         return RunImages.read(self.digests) if self.digests.exists() else None
 
     def accept_config(self) -> None:
-        """Seals `config.yaml` as it now is.
+        """Seal the present `config.yaml`.
 
         Raises:
             ValueError: if the folder cannot be written.
@@ -179,18 +179,18 @@ class RunFolder:
             raise unwritable(self.path, error) from error
 
     def commands(self, damage: list[str]) -> list[str]:
-        """The commands that started and resumed the run; `damage` takes a sentence for each thing that is wrong."""
+        """Return the commands that started and resumed the run; `damage` gets a sentence for each defect."""
         starts = self.environments([])
         return read_commands(self.command, [str(start[DIGEST]) for start in starts if DIGEST in start], damage)
 
     def note_resume(self, settings: Settings, argv: Sequence[str]) -> list[str]:
-        """Adds the resuming command and its environment to those of the start.
+        """Add the resuming command and its environment to those of the start.
 
         Returns:
-            A sentence for each of these logs that is damaged; a damaged `environment.json` is begun anew.
+            A sentence for each of these logs that is damaged; a damaged `environment.json` is restarted.
 
         Raises:
-            ValueError: if the folder cannot be written, or what lies in it leads out of it.
+            ValueError: if the folder cannot be written, or a link in it leads out of it.
         """
         self.trusting = trusting(settings)
         for part in self.parts:
@@ -210,7 +210,7 @@ class RunFolder:
         return damage
 
     def _begun_anew(self, path: Path, name: str, damage: list[str]) -> list[dict[str, Any]]:
-        """The list called `name` in a JSON file; nothing where that is damaged, and the file is set aside."""
+        """Return the list called `name` in a JSON file; set a damaged file aside and return an empty list."""
         before = len(damage)
         parts = whole_parts(path, name, damage)
         if len(damage) > before:
@@ -220,16 +220,16 @@ class RunFolder:
     def note_training(
         self, first: int, last: int, seconds: float, shares: Mapping[str, float], peak: Mapping[str, int]
     ) -> list[str]:
-        """Adds a stretch of training, from update `first` to `last`, to `results/training.json`.
+        """Add a stretch of training, from update `first` to `last`, to `results/training.json`.
 
         Args:
             first, last: target updates before and after.
-            seconds: wall time of all.
-            shares: seconds of it by who took them, see `astra_gym.experiments.runs.run.Run.train`.
-            peak: the process's peak memory by then, see `astra_gym.experiments.runs.peak_memory.peak_memory`.
+            seconds: total wall time.
+            shares: seconds of each part of it, see `astra_gym.experiments.runs.run.Run.train`.
+            peak: the process's peak memory so far, see `astra_gym.experiments.runs.peak_memory.peak_memory`.
 
         Returns:
-            A sentence where the file is damaged: it is begun anew then, without the earlier stretches.
+            A sentence if the file is damaged: it is then restarted, without the earlier stretches.
         """
         damage: list[str] = []
         path = self.results / "training.json"
@@ -240,10 +240,10 @@ class RunFolder:
         return damage
 
     def environments(self, damage: list[str] | None = None) -> list[dict[str, Any]]:
-        """Where the run ran: one entry for its start and one for each time it was resumed.
+        """Return the environments of the run: one entry for its start and one for each resume.
 
         Args:
-            damage: takes a sentence where the file is missing or damaged, and there is no entry then; without it that
+            damage: list that gets a sentence if the file is missing or damaged; there is then no entry. Without it that
                 is an error.
 
         Raises:
@@ -258,14 +258,14 @@ class RunFolder:
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:
-    """What is raised where a run's folder cannot be written."""
+    """Return the error for a run's folder that cannot be written."""
     inside = isinstance(error.filename, str) and path in Path(error.filename).parents
     where = f"{error.filename}: " if inside else ""
     return ValueError(f"cannot write the run folder {path} ({where}{error.strerror}): choose another --run_dir")
 
 
 def environment(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
-    """What the figures of a run depend on besides its settings, and the digest of the command's line."""
+    """Return what the values of a run depend on besides its settings, and the digest of the command's line."""
     device = resolve_device(settings.device)
     with arithmetic(settings.precision, settings.deterministic):
         tf32 = convolves_in_tf32(device)

@@ -1,4 +1,4 @@
-"""What is written into a run's folder while the run makes updates: `metrics.jsonl` and TensorBoard's events."""
+"""The records of target updates in a run's folder: `metrics.jsonl` and TensorBoard's events."""
 
 import json
 import math
@@ -44,16 +44,16 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     },
     "time": {"images a second": ["Multiline", ["time/.*"]], "peak memory": ["Multiline", ["memory/.*"]]},
 }
-"""TensorBoard's custom scalars: the groups, their cards, and patterns of what each shows."""
+"""TensorBoard's custom scalars: the groups, their cards, and patterns of the scalars on each."""
 
 
 def accuracy_name(epsilon: float) -> str:
-    """What accuracy within a radius is called in TensorBoard: `SA`, or `RA_8_255`."""
+    """Return the name of accuracy within a radius in TensorBoard: `SA`, or `RA_8_255`."""
     return f"RA_{255 * epsilon:g}_255" if epsilon else "SA"
 
 
 def write_final(folder: Path, accuracies: Mapping[float, float], step: int) -> None:
-    """Adds the accuracies of a finished run by radius, in percent, to its TensorBoard files, as `final/SA` and so on:
+    """Add the accuracies of a finished run by radius, in percent, to its TensorBoard files, as `final/SA` and so on:
     the table of runs (HPARAMS) shows them."""
     let_the_next_be_last(folder)
     with SummaryWriter(str(folder)) as board:
@@ -62,21 +62,20 @@ def write_final(folder: Path, accuracies: Mapping[float, float], step: int) -> N
 
 
 class RunLog:
-    """Writes `metrics.jsonl` and TensorBoard's events, which say the same, one row a target update.
+    """Writer of `metrics.jsonl` and of TensorBoard's events, with the same content, one row a target update.
 
-    Both hold nothing that differs between two equal runs on the CPU, but for TensorBoard's tags under `time/` and
-    `memory/` (peak memory, once an epoch). Call `flush` before a checkpoint is saved: what lies before it then outlives
-    the process.
+    Two equal runs on the CPU write the same, except for TensorBoard's tags under `time/` and `memory/` (peak memory,
+    once an epoch). Call `flush` before a checkpoint is saved: what was written before then outlives the process.
 
     Args:
         folder: the run's folder.
         images_per_step: images of a target update, for the rate.
-        resumed_step: the checkpoint's step where a run goes on. What was written after it is taken back, so that the
-            curves are those of a run that was never interrupted.
+        resumed_step: the checkpoint's step if a run resumes. What was written after it is removed, so that the curves
+            are those of a run that was never interrupted.
         histograms_every: target updates between histograms.
 
     Attributes:
-        damage: a sentence for each thing that is wrong with what was written before; the checkpoint is what counts.
+        damage: a sentence for each defect of what was written before; only the checkpoint counts.
     """
 
     def __init__(
@@ -115,12 +114,12 @@ class RunLog:
         try:
             self.close()
         except OSError:
-            # of the disk that has ended the work already
+            # of the disk, whose error has ended the work already
             if error is None:
                 raise
 
     def step(self, record: "StepRecord") -> dict[str, Any]:
-        """Writes a target update down.
+        """Record a target update.
 
         Returns:
             Its row, see `metrics_of`.
@@ -143,12 +142,13 @@ class RunLog:
         return row
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes figures down that come with a target update but not from it: an agent's own, an evaluation's."""
+        """Record values that come with a target update but not from it: an agent's own, an evaluation's."""
         self._write({"step": step} | dict(values))
         self._scalars(values, step)
 
     def images(self, record: "StepRecord", count: int = 8) -> None:
-        """A grid of the first `count` views: clean, attacked, the perturbation (grey is 0, the ends are +-16/255)."""
+        """Record a grid of the first `count` views: clean, attacked, the perturbation (gray is 0, the ends are
+        +-16/255)."""
         if record.adversarial is None:
             return
         clean, attacked = (part[:count].detach().float().cpu() for part in (record.views, record.adversarial))
@@ -156,11 +156,11 @@ class RunLog:
         self._board.add_image("attack/clean_attacked_perturbation", image_grid(rows), record.step)
 
     def hparams(self, settings: Settings, metrics: Sequence[str]) -> None:
-        """The settings for TensorBoard's table of runs, beside the scalars called `metrics` and the final accuracies,
-        and the groups of its cards (`LAYOUT`); once, at the start."""
+        """Record the settings for TensorBoard's table of runs, beside the scalars called `metrics` and the final
+        accuracies, and the groups of its cards (`LAYOUT`); once, at the start."""
         self._board.add_custom_scalars(LAYOUT)
         metrics = [f"final/{accuracy_name(epsilon)}" for epsilon in (0.0, *settings.eval_epsilons)] + [*metrics]
-        # SummaryWriter.add_hparams would put them into a run of their own, in a folder below.
+        # SummaryWriter.add_hparams would write them as a separate run, in a folder below.
         values = {
             name: value if isinstance(value, bool | int | float) else str(value)
             for name, value in asdict(settings).items()
@@ -169,26 +169,26 @@ class RunLog:
             self._board._get_file_writer().add_summary(summary)
 
     def agent_writer(self, update_of: Callable[[int], int]) -> "AgentWriter":
-        """What an agent's SB3 logger writes to: `Logger(folder=None, output_formats=[log.agent_writer(...)])`.
+        """Return a writer for an agent's SB3 logger: `Logger(folder=None, output_formats=[log.agent_writer(...)])`.
 
         Args:
-            update_of: from the agent's time steps to target updates.
+            update_of: function from the agent's time steps to target updates.
         """
         return AgentWriter(self, update_of)
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Hand everything to the operating system."""
         self._file.flush()
         self._board.flush()
 
     def close(self) -> None:
-        """Writes out what is left and closes the files."""
+        """Write out what is left and close the files."""
         with ExitStack() as both:
             both.callback(self._board.close)
             self._file.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        # JSON has no NaN, and some of SB3's figures (explained variance) are NaN by right.
+        # JSON has no NaN, and some of SB3's values (explained variance) are rightly NaN.
         plain = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
@@ -201,14 +201,14 @@ class RunLog:
 
 
 class AgentWriter(KVWriter):
-    """An SB3 logger's output into a run's log, at the target update that its time steps make, under `agent/`."""
+    """Output of an SB3 logger into a run's log, under `agent/`, at the target update of its time steps."""
 
     def __init__(self, log: RunLog, update_of: Callable[[int], int]) -> None:
         self.log = log
         self.update_of = update_of
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Numbers go into both files, but what SB3 times itself (`time/`) is left out: the log has its own rate."""
+        """Write numbers into both files, except SB3's own times (`time/`): the log has its own rate."""
         values = {}
         for key, value in key_values.items():
             if key.startswith("time/") or isinstance(value, str) or "tensorboard" in (key_excluded.get(key) or ()):
@@ -221,11 +221,11 @@ class AgentWriter(KVWriter):
             self.log.scalars(values, self.update_of(step))
 
     def close(self) -> None:
-        """The run closes its log itself: an agent's logger may go first."""
+        """Do nothing: the run closes its log itself, perhaps after the agent's logger."""
 
 
 def image_grid(rows: Sequence[Tensor], side: int = 64, gap: int = 2) -> Tensor:
-    """Equally long rows of images (n, 3, H, W) in [0, 1] as one image (3, ...), each about `side` pixels wide."""
+    """Join equally long rows of images (n, 3, H, W) in [0, 1] into an image (3, ...), each about `side` pixels wide."""
     scale = max(1, side // rows[0].shape[-1])
     lines = []
     for images in rows:
