@@ -1,1 +1,1 @@
-"""The evaluation of an encoder: what is asked, who answers, and where results are kept."""
+"""The evaluation of an encoder: the request, its execution, and the folder of results."""

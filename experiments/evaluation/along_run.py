@@ -1,4 +1,4 @@
-"""Robust overfitting: the encoders that a run has kept, evaluated one after the other, and their accuracy drawn."""
+"""Robust overfitting: the evaluation of each encoder that a run has kept, and a figure of their accuracy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,18 +27,18 @@ EPOCH = "epoch-"
 def evaluate_along(
     given: EvaluationFlags, console: Console, device: torch.device
 ) -> tuple[list[Row], dict[str, Any], EvaluationStore]:
-    """The rows of the kept encoders of a run whose epoch is a multiple of `--every`, and of the last; their picture.
+    """Evaluate a run's kept encoders of every `--every`-th epoch, and the last one; draw their accuracy.
 
     Args:
         given: the command line.
-        console: where to say what goes on.
-        device: where to work.
+        console: console for progress.
+        device: device of the evaluation.
 
     Returns:
-        The rows, in the order of training; the facts to be told beside them; where they are kept.
+        The rows, in the order of training; the facts to be reported beside them; their store.
 
     Raises:
-        ValueError: if it is no run folder, or the run has kept no such encoder.
+        ValueError: if it is not a run folder, or the run has kept no such encoder.
     """
     run, every = given.source.encoder, given.measures.every
     if run is None or not run.is_dir() or every is None:
@@ -64,7 +64,7 @@ def evaluate_along(
     for path in kept:
         found, facts = evaluate(encoders.own(path, device), data, plan, given, store, console, device)
         rows += found
-        # what is said of every encoder's checkpoint is said once
+        # notes that apply to every encoder's checkpoint are reported once
         common |= dict.fromkeys(facts["notes"].pop(CHECKPOINT, ()))
         notes |= {f"{path.stem}, {what}": said for what, said in facts["notes"].items()}
         void |= {f"{path.stem}, {what}": reason for what, reason in facts["void"].items()}
@@ -76,10 +76,10 @@ def evaluate_along(
 
 
 def epoch_of(checkpoint: str) -> int:
-    """The epoch in a kept encoder's name.
+    """Return the epoch in a kept encoder's name.
 
     Raises:
-        ValueError: if it is no such name.
+        ValueError: if it is not such a name.
     """
     number = checkpoint.removeprefix(EPOCH)
     if not (number.isascii() and number.isdigit() and len(number) < 10):
@@ -89,11 +89,11 @@ def epoch_of(checkpoint: str) -> int:
 
 @matplotlib.rc_context(STYLE)
 def accuracy_along_the_run(rows: Sequence[Row], path: Path | str) -> None:
-    """Draws SA and RA against the epoch, with 95 % Wilson intervals: a panel a protocol, a line an attack.
+    """Draw SA and RA against the epoch, with 95 % Wilson intervals: a panel a protocol, a line an attack.
 
     Args:
-        rows: of kept encoders; at most three attacks are drawn beside the clean accuracy.
-        path: the PNG.
+        rows: rows of kept encoders; at most three attacks are drawn beside the clean accuracy.
+        path: path of the PNG.
     """
     classifiers = list(dict.fromkeys((row.protocol, row.label_fraction) for row in rows if row.protocol != "features"))
     figure, axes = new_figure(len(classifiers), 0.6 + 2.8 * len(classifiers), sharex=True)

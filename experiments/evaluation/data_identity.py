@@ -1,4 +1,4 @@
-"""Whether a folder of images is the one that an encoder was trained on, and what it is called where it is another."""
+"""Whether a folder of images is the one that an encoder was trained on, and the name of another folder."""
 
 import hashlib
 import os
@@ -13,20 +13,20 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.utils.files import resolved
 
 FOLDER = "folder"
-"""The data set of which there are many, and so the one that needs a name of its own."""
+"""The data set that may be any folder, and so needs a name for each."""
 LONGEST = 60
 """Characters of a folder's name that are kept."""
 
 
 def is_own_folder(subject: Subject, train: ImageSet, data_dir: str | None) -> bool:
-    """Whether training images, read as the run's settings say, are those that the run was trained on.
+    """Return whether training images, read by the run's settings, are those that the run was trained on.
 
-    Of a run that keeps no digests the place decides.
+    For a run that keeps no digests, the path decides.
 
     Args:
         subject: an encoder of a run on a folder.
-        train: the images at the run's size; more or fewer than the run's where limits differ.
-        data_dir: where they lie, None for the run's own place.
+        train: images at the run's size; more or fewer than the run's if limits differ.
+        data_dir: their folder, None for the run's own.
     """
     if subject.trained is not None:
         return subject.trained.train.begins_like(digest_images(train))
@@ -35,7 +35,7 @@ def is_own_folder(subject: Subject, train: ImageSet, data_dir: str | None) -> bo
 
 
 def folder_name(data_dir: str | Path) -> tuple[str, str]:
-    """The name of a folder as a data set in rows, and the same for a path, where two folders never share it."""
+    """Return a folder's name as a data set in rows, and a name for paths, which two folders never share."""
     path = _resolved(data_dir)
     name = re.sub(r"[^\w.-]", "_", path.name)[:LONGEST] or "root"
     mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
@@ -43,7 +43,7 @@ def folder_name(data_dir: str | Path) -> tuple[str, str]:
 
 
 def decoder_notes(subject: Subject, test: ImageSet) -> tuple[str, ...]:
-    """A note where image files are decoded by another program than the run's, which may give other pixels."""
+    """Return a note if image files are decoded by another program than the run's, which may give other pixels."""
     now = f"Pillow {PIL.__version__}"
     then = subject.trained.decoder if subject.trained else now
     if not test.paths or then == now:

@@ -1,4 +1,4 @@
-"""What is evaluated: the encoder of a run, of a checkpoint of ours or of others, or a module of the user's own."""
+"""The subject of an evaluation: the encoder of a run, of our or another project's checkpoint, or a custom module."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ NO_ROUTE = "none"
 ATTACKED_ROUTE = "pgd"
 EXAMPLE = "my_module:build"
 ANSWERED = 8
-"""Images that tell one version of a user's code from another."""
+"""Number of images by which versions of a custom module are told apart."""
 
 
 class FeaturesOnly(nn.Module):
-    """A network without its projector, which is not trained: `features(images, route)` and nothing else."""
+    """A network without its untrained projector: only `features(images, route)`."""
 
     def __init__(self, network: TargetNetwork) -> None:
         super().__init__()
@@ -34,38 +34,38 @@ class FeaturesOnly(nn.Module):
         self.feature_dim = network.feature_dim
 
     def features(self, images: Tensor, route: str) -> Tensor:
-        """(n, 3, H, W) -> (n, feature_dim)."""
+        """Map images (n, 3, H, W) to features (n, feature_dim)."""
         return self.network.features(images, route)
 
 
 class LikeImages(nn.Module):
-    """A classifier whose logits are of the images' type: AutoAttack keeps both in tensors of one type."""
+    """A classifier with logits of the images' type: AutoAttack keeps both in tensors of one type."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) -> (n, classes)."""
+        """Map images (n, 3, H, W) to logits (n, classes)."""
         return self.model(images).to(images.dtype)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder and what an evaluation has to know of it.
+    """An encoder and what an evaluation needs to know of it.
 
     Args:
-        name: for tables and folders.
-        checkpoint: which state of it, for the rows: `last`, `epoch-0005`, or the file's name.
-        encoder: module with `feature_dim` and `features(images, route)`; the module itself where it is a classifier.
+        name: name for tables and folders.
+        checkpoint: name of its state, for the rows: `last`, `epoch-0005`, or the file's name.
+        encoder: module with `feature_dim` and `features(images, route)`; for a classifier, the module itself.
         route: batch-norm route on which it is tested.
-        clean_route: route of the clean images in full fine-tuning; `route` where there is only one.
-        settings: of the run that it comes from; None for others.
-        notes: what was assumed in reading it, in sentences.
+        clean_route: route of the clean images in full fine-tuning; `route` if there is only one.
+        settings: settings of its run; None for others.
+        notes: assumptions made in reading it, in sentences.
         classifier: whether the module's outputs are logits already.
-        projector: whether the encoder's embeddings are trained ones, where it has a projector at all.
-        trained: the images that it was trained on, where its run keeps digests of them.
-        answers: digest of what it makes of some images, where its code is the user's and may change; else empty.
+        projector: whether the projector, if there is one, is trained.
+        trained: its training images, if its run keeps digests of them.
+        answers: digest of its outputs for some images, if its code is custom and may change; else empty.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Subject:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """In what its route departs from the published protocol, which takes the attacked one where there are two."""
+        """Departures of its route from the published protocol, which takes the attacked one of two."""
         routes = self.encoder.routes if isinstance(self.encoder, TargetNetwork) else ()
         if ATTACKED_ROUTE in routes and self.route != ATTACKED_ROUTE:
             return (f"route {self.route}, not {ATTACKED_ROUTE}",)
@@ -95,12 +95,12 @@ class Subject:
 
 
 def own(path: Path, device: torch.device) -> Subject:
-    """The encoder of a run folder, or of a checkpoint of ours, in float32.
+    """Load the encoder of a run folder, or of a checkpoint of ours, in float32.
 
-    A checkpoint that lies in the folder `checkpoints` of a run has that run's settings.
+    A checkpoint in the folder `checkpoints` of a run has that run's settings.
 
     Raises:
-        CheckpointError: if it is no checkpoint of ours.
+        CheckpointError: if it is not a checkpoint of ours.
         ValueError: if the run's settings, or the digests of its images, cannot be read.
     """
     network, route = load_network(path, device, checks_images=False)
@@ -123,25 +123,25 @@ def foreign(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Subject:
-    """A checkpoint of another project (`astra_gym.ssl_core.models.foreign.load_foreign`)."""
+    """Load a checkpoint of another project (`astra_gym.ssl_core.models.foreign.load_foreign`)."""
     found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
     network, clean = found.network.eval(), found.network.routes[0]
-    network.checks_images = False  # the data are checked once, and attacks stay where images lie
+    network.checks_images = False  # the data are checked once, and attacks keep them in range
     return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
 
 
 def module(path: str, image_size: int, device: torch.device, classifier: bool) -> Subject:
-    """The `nn.Module` that a dotted path stands for, or that the function there returns.
+    """Import the `nn.Module` at a dotted path, or the one that the function there returns.
 
     Args:
         path: `my_module:build`.
-        image_size: side of the images that it is going to see, in pixels.
-        device: where to put it.
+        image_size: side of the images that it will see, in pixels.
+        device: device of the module.
         classifier: whether its outputs are logits; else they are features.
 
     Raises:
-        ValueError: if the path leads nowhere, or not to a module, or the module does not take such images, changes
-            them, or has no answer of its own for an image.
+        ValueError: if the path leads nowhere, or not to a module, or if the module does not take such images, changes
+            them, or gives an image another output in another batch.
     """
     found = imported(path, "model", EXAMPLE)
     if not isinstance(found, nn.Module):
@@ -152,14 +152,14 @@ def module(path: str, image_size: int, device: torch.device, classifier: bool) -
             )
         try:
             built = found()
-        except Exception as error:  # code of the user's
+        except Exception as error:  # custom code
             raise ValueError(f"model {path!r} failed: {type(error).__name__}: {error}") from error
         if not isinstance(built, nn.Module):
             raise ValueError(f"model {path!r} returned {described(built)}: expected an nn.Module")
         found = built
     found = found.to(device).eval()
     if isinstance(found, torch.jit.ScriptModule):
-        # a copy of TorchScript's parameters that take gradients has none of its own
+        # a copy of TorchScript's parameters that take gradients has no gradient of its own
         for parameter in found.parameters():
             parameter.requires_grad_(False)
     shape = (3, image_size, image_size)
@@ -174,7 +174,7 @@ def module(path: str, image_size: int, device: torch.device, classifier: bool) -
 
 
 def _tried(model: nn.Module, images: Tensor, path: str) -> Tensor:
-    """What a user's module in eval mode makes of images (n, 3, H, W) in [0, 1], if an evaluation can use it."""
+    """Return a custom module's output in eval mode for images (n, 3, H, W) in [0, 1], if an evaluation can use it."""
     norms = [
         name or "itself"
         for name, part in model.named_modules()
@@ -190,9 +190,9 @@ def _tried(model: nn.Module, images: Tensor, path: str) -> Tensor:
         try:
             answers = model(given)
             unchanged = torch.equal(given, images)
-            # as attacks and checks may ask: a module that needs company fails here
+            # as attacks and checks may ask: a module that needs more than one image fails here
             model(images[:1].clone())
-        except Exception as error:  # code of the user's
+        except Exception as error:  # custom code
             reason = " ".join(str(error).split())[:120]
             raise ValueError(
                 f"model {path!r} fails on images {images.dtype} {tuple(images.shape)}, or on one of them alone"
@@ -209,6 +209,6 @@ def _tried(model: nn.Module, images: Tensor, path: str) -> Tensor:
 
 
 def _other_type(model: nn.Module) -> str:
-    """In which type its weights are, if not in that of the images."""
+    """Return the type of its weights in words, if it is not that of the images."""
     others = {str(part.dtype) for part in model.parameters() if part.is_floating_point()} - {"torch.float32"}
     return f"; its weights are {', '.join(sorted(others))}: build it with .float()" if others else ""

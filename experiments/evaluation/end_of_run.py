@@ -1,4 +1,4 @@
-"""What a run shows at its end: accuracies, what its policy earns on held-out batches, and pictures."""
+"""The results at the end of a run: accuracies, rewards of its policy on held-out batches, and figures."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 from astra_gym.ssl_core.utils.rng import Streams
 
 POLICY_BATCHES = 4
-"""Held-out batches on which policies are compared; few test images come again, with fresh views."""
+"""Held-out batches on which policies are compared; if there are few test images, they recur with new views."""
 RANDOM_WEIGHTS = "random-weights"
 RAW_PIXELS = "raw-pixels"
 UNIFORM = "uniform random"
@@ -42,23 +42,22 @@ FIXED = "method's own budget"
 def standard_linear_finetuning(
     run: Run, folder: RunFolder, note: Callable[[str], None]
 ) -> tuple[list[Row], Mapping[Attack, Tensor]]:
-    """SLF (`astra_gym.ssl_core.downstream.linear_probe`) and PGD-20 of the trained encoder, and of two trivial encoders
-    where `controls` is set.
+    """Run SLF and PGD-20 on the trained encoder, and with `controls` on two trivial encoders.
 
-    All are evaluated in float32.
-    Writes `results/slf.json`; a control is told by its name in the rows' `checkpoint`.
+    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`;
+    the rows' `checkpoint` names the controls.
 
     Args:
-        run: with labelled data.
-        folder: of the run.
-        note: prints a line.
+        run: a run with labeled data.
+        folder: folder of the run.
+        note: function that prints a line.
 
     Returns:
-        The rows, the trained encoder's first; on which test images (n,) that was right, by attack.
+        The rows, the trained encoder's first; for each attack, on which test images (n,) that one was right.
     """
     settings, engine = run.settings, run.engine
     network, route = copy.deepcopy(run.encoder), engine.method.evaluation_route
-    # whatever a run was trained in: accuracies of different runs are comparable, and the attack has exact gradients
+    # whatever the run's precision: accuracies of different runs are comparable, and the attack has exact gradients
     network.precision = "fp32"
     encoders: dict[str, tuple[nn.Module, str]] = {run.checkpoint_name: (network, route)}
     if settings.controls:
@@ -83,7 +82,7 @@ def standard_linear_finetuning(
         found = evaluate(
             classifier,
             engine.data.test,
-            # not `step_size_for`: runs and comparisons that are kept were measured with 2/255 above 16/255 too
+            # not `step_size_for`: kept runs and comparisons were measured with 2/255 above 16/255 too
             [Attack("pgd20", epsilon, step_size=min(STEP_SIZE, epsilon / 2)) for epsilon in settings.eval_epsilons],
             origin=Origin(
                 protocol="slf",
@@ -99,24 +98,24 @@ def standard_linear_finetuning(
         correct = correct or found.correct
         for sentence in found.notes:
             note(sentence)
-        # a run that is repeated gives the same file, and a clock does not
+        # a repeated run gives the same file, which a time would not allow
         rows += [replace(row, seconds=None) for row in found.rows]
         write_results(folder.results / "slf.json", rows)
     return rows, correct
 
 
 def write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
-    """Writes `results/outcomes.json`: on which test images the encoder was right, as a string of 0 and 1 for each
+    """Write `results/outcomes.json`: on which test images the encoder was right, as a string of 0 and 1 for each
     epsilon (0.0: clean), so that runs can be compared image by image."""
     marks = {repr(attack.epsilon): "".join(map(str, right.int().tolist())) for attack, right in correct.items()}
     write_json(folder.results / "outcomes.json", {"schema": 1, "checkpoint": checkpoint, "correct": marks})
 
 
 def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
-    """Mean reward of the trained policy, of uniform random and of the method's fixed budget on the same held-out views.
+    """Return the mean rewards of the trained policy, uniform random and the method's fixed budget on held-out views.
 
-    All three attack the same views of test images, on the trained target network as it is, from the same random
-    starts; nothing is learned. Writes `results/policy.json`.
+    All three attack the same views of test images, on the trained target network, from the same random starts; nothing
+    is learned. Writes `results/policy.json`.
 
     Returns:
         One mean for each batch, by policy.
@@ -157,10 +156,9 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
 
 
 def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
-    """The budget (n,) that the agent draws for those of a batch's views (v, 3, h, w) that are attacked, as it does in
-    training."""
+    """Draw the agent's budget (n,) for the attacked ones among a batch's views (v, 3, h, w), as in training."""
     actions = torch.as_tensor(agent.predict(run.env.observation_of(views))[0])
-    # one action of the batch environment stands for every view
+    # one action of the batch environment holds for every view
     attacked = run.engine.method.attacked(views)
     budget = run.env.table.decode(actions.expand(len(attacked), *actions.shape[1:]))
     if budget is None:
@@ -169,10 +167,10 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
 
 
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
-    """The run's pictures into `figures/`, those that its method and data allow."""
-    # what is damaged was reported when the run was resumed
+    """Draw into `figures/` the figures that the run's method and data allow."""
+    # damage was reported when the run was resumed
     metrics = read_metrics(folder.path / "metrics.jsonl", [])
-    # a log that was lost takes the curves with it, and nothing else
+    # a lost log costs the curves, and nothing else
     if any(row.get("loss/total") is not None for row in metrics):
         run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
@@ -183,7 +181,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         generator = Streams(run.settings.seed, engine.device).on_device("gallery/noise")
         with engine.learner.untracked():
             attacked = engine.learner.attack(engine.all_views, budget, generator)
-        # one view of each image: the others show the same scan again
+        # one view of each image: the others show the same again
         each = slice(None, None, engine.method.attacked_per_image)
         first = Budget(epsilon=budget.epsilon[each], step_size=budget.step_size[each], steps=budget.steps[each])
         path = folder.figures / "attack_gallery.png"
@@ -197,7 +195,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
 
 
 def table(rows: list[Row]) -> Table:
-    """The rows for a terminal: a line a classifier, a column an epsilon."""
+    """Return the rows as a table for a terminal: a line a classifier, a column an epsilon."""
     epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
     out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
     for name in dict.fromkeys(row.checkpoint for row in rows):
@@ -210,13 +208,13 @@ def table(rows: list[Row]) -> Table:
 
 @ieee_fp32()
 def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table | None:
-    """Evaluates and draws. `results/outcomes.json` comes last: where it is, all else is there.
+    """Evaluate and draw. `results/outcomes.json` is written last: if it is there, everything else is.
 
     Returns:
-        The table of accuracies; None where the data have no labels.
+        The table of accuracies; None if the data have no labels.
 
     Raises:
-        TrainedOnError: before any figure is made, if test images were trained on.
+        TrainedOnError: before any measurement, if test images were trained on.
     """
     try:
         for sentence in run.check_held_out():

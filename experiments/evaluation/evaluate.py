@@ -21,7 +21,7 @@ from astra_gym.ssl_core.utils.device import convolves_in_tf32, ieee_fp32
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 CHECKPOINT = "the checkpoint"
-"""What notes on the encoder itself are said to concern."""
+"""The key of notes on the encoder itself."""
 
 
 @ieee_fp32()
@@ -34,19 +34,19 @@ def evaluate(
     console: Console,
     device: torch.device,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """The rows of an encoder, and the facts to be told beside them: notes, data, versions.
+    """Return the rows of an encoder, and the facts to be reported beside them: notes, data, versions.
 
     Args:
         subject: the encoder.
-        data: of `data_of`.
-        plan: of `plan_of`.
+        data: result of `data_of`.
+        plan: result of `plan_of`.
         given: the command line.
-        store: where finished parts are kept.
-        console: where to say what goes on.
-        device: where to work.
+        store: store of finished parts.
+        console: console for progress.
+        device: device of the evaluation.
 
     Raises:
-        SanityError: if every figure would be void.
+        SanityError: if every value would be void.
         ValueError: if data or settings cannot be used.
     """
     routes = (subject.clean_route, subject.route)

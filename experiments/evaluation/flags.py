@@ -194,7 +194,7 @@ class EvaluationFlags:
 
 
 def evaluation_parser(about: str | None) -> CommandParser[EvaluationFlags]:
-    """The parser of `evaluate_encoder.py`."""
+    """Make the parser of `evaluate_encoder.py`."""
     return CommandParser("evaluate", EvaluationFlags, about, "[RUN | CHECKPOINT | --model PATH] [--FLAG VALUE ...]")
 
 

@@ -1,4 +1,4 @@
-"""One evaluation: every protocol asked for, its attacks and its shifts, checked and kept part by part."""
+"""One evaluation: every requested protocol with its attacks and its shifts, checked and kept part by part."""
 
 import copy
 import hashlib
@@ -45,18 +45,18 @@ SHIFTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is to be evaluated.
+    """The content of an evaluation.
 
     Args:
         protocols: names of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`.
-        attacks: on every classifier; its clean accuracy is there in any case.
+        attacks: attacks on every classifier; its clean accuracy is measured in any case.
         labels: shares of the training labels, in (0, 1].
         shifts: names of `SHIFTS`.
-        severities: of the corruptions, in 1..5.
-        photographs: of frost, by `astra_gym.ssl_core.evaluation.corruptions.load_photographs`; None for a texture like
-            them.
-        seed: of everything random.
-        batch_size: images attacked at once.
+        severities: severities of the corruptions, in 1..5.
+        photographs: photographs of frost, from `astra_gym.ssl_core.evaluation.corruptions.load_photographs`; None for a
+            texture like them.
+        seed: seed of everything random.
+        batch_size: images that are attacked together.
     """
 
     protocols: tuple[str, ...]
@@ -70,19 +70,19 @@ class EvaluationPlan:
 
 
 class Evaluator:
-    """Evaluates an encoder. Whatever a part depends on is in its key: only what is not kept yet is computed.
+    """The evaluation of an encoder. A part's key holds all that it depends on: only parts not kept yet are computed.
 
     Args:
         subject: the encoder.
-        data: labelled images.
-        plan: what to do.
-        protocols: how.
-        store: where what is finished is kept.
+        data: labeled images.
+        plan: content of the evaluation.
+        protocols: settings of the protocols.
+        store: store of finished parts.
         stages: the display.
-        device: where to work.
+        device: device of the evaluation.
         commit: git commit of the project, for the rows.
-        deviations: in what the data depart from the published protocol.
-        seen: the test images at the size of those that the encoder was trained on; None where it is the same.
+        deviations: departures of the data from the published protocol.
+        seen: test images at the size of the encoder's training images; None if it is the same.
     """
 
     def __init__(
@@ -109,17 +109,17 @@ class Evaluator:
         self.deviations = tuple(deviations)
         self.seen = data.test if seen is None else seen
         self.notes: dict[str, list[str]] = {}
-        """What has to be reported beside the rows, by what it concerns."""
+        """Notes to be reported beside the rows, by subject."""
         self.void: dict[str, str] = {}
-        """Why there is no figure, by what it would have been of."""
+        """Reasons for missing values, by what they would have measured."""
         self._before = fingerprint(subject.encoder)
         self._digests = {name: _digest(part) for name, part in (("train", data.train), ("test", data.test))}
 
     def run(self) -> list[Row]:
-        """Every row that the plan asks for; a classifier whose checks fail has none, and is in `void`.
+        """Return every row of the plan; a classifier whose checks fail has none, and is in `void`.
 
         Raises:
-            SanityError: if the data or the encoder are not what they are said to be; what was finished is kept.
+            SanityError: if the data or the encoder are not as declared; finished parts are kept.
             ValueError: if data or settings cannot be used.
         """
         for data in (self.data.train, self.data.test):
@@ -128,22 +128,22 @@ class Evaluator:
         self.check_data()
         rows = []
         for protocol in self.plan.protocols:
-            # a model's own logits and nothing else have no training labels
+            # a model's own logits, alone, need no training labels
             for fraction in (1.0,) if protocol == "classifier" else self.plan.labels:
                 try:
                     rows += self._evaluated(protocol, fraction)
                 except (SanityError, NonFiniteGradientError) as error:
-                    # one bad classifier must not cost the hours that went into the others
+                    # one bad classifier must not cost the hours spent on the others
                     self.void[named(protocol, fraction)] = str(error)
                     self.stages.note(f"{named(protocol, fraction)} is void: {error}")
         check_frozen(self._before, fingerprint(self.subject.encoder), "during the evaluation")
         return rows
 
     def check_data(self) -> None:
-        """Checks the images before any figure is made of them.
+        """Check the images before any measurement.
 
         Raises:
-            SanityError: if test images are among the training images or those that the encoder was trained on, or
+            SanityError: if test images are among the training images or those that the encoder was trained on, or if
                 images do not look like images.
         """
         trained = self.subject.trained
@@ -165,7 +165,7 @@ class Evaluator:
         self._note("data", part.notes)
 
     def origin(self, protocol: str, fraction: float = 1.0) -> Origin:
-        """What the rows of a protocol have in common."""
+        """Return what the rows of a protocol have in common."""
         deviations: tuple[str, ...] = ()
         if protocol == "features":
             deviations = (*self.deviations, "no published protocol for the health of features")
@@ -187,12 +187,12 @@ class Evaluator:
         )
 
     def labelled(self, protocol: str, fraction: float) -> ImageSet:
-        """The training images whose labels a protocol sees; a model's own logits need none."""
+        """Return the training images with labels for a protocol; a model's own logits need none."""
         train = self.data.train
         return train if protocol == "classifier" else labelled_fraction(train, fraction, self.plan.seed)
 
     def kept(self, key: dict[str, Any], doing: str, make: Callable[[], EvaluationPart]) -> EvaluationPart:
-        """The part under a key, made if there is none."""
+        """Return the part under a key; make and keep it if there is none."""
         if (part := self.store.part(key)) is not None:
             return part
         self.stages.begin(doing)
@@ -247,7 +247,7 @@ class Evaluator:
                     return EvaluationPart(self._shifted(shift, model, origin))
 
             rows += self.kept(key, f"{label}: {shift}", shifted).rows
-        # a part is found by the encoder's weights, and the same weights may have another name by now
+        # a part is found by the encoder's weights, and the same weights may have another name now
         return [replace(row, checkpoint=self.subject.checkpoint) for row in rows]
 
     def _shifted(self, shift: str, classifier: nn.Module, origin: Origin) -> list[Row]:
@@ -291,7 +291,7 @@ class Evaluator:
         return classifier
 
     def key(self, part: str, protocol: str = "", fraction: float = 1.0) -> dict[str, Any]:
-        """All that decides a part, beside what its own kind adds."""
+        """Return all that decides a part, beside the additions of its own kind."""
         key = {
             "part": part,
             "encoder": self.subject.digest,
@@ -299,7 +299,7 @@ class Evaluator:
             "data": self._digests,
             "dataset": self.protocols.dataset,
             "seed": self.plan.seed,
-            # other code may give other figures, and a row names the commit that made it
+            # other code may give other values, and a row names the commit that made it
             "commit": self.commit,
             "code": self.subject.answers,
             "device": self.device.type,
@@ -318,20 +318,20 @@ class Evaluator:
 
 @contextmanager
 def unchanged(classifier: nn.Module, when: str) -> Iterator[None]:
-    """Raises a SanityError unless the classifier's weights and statistics stay as they are."""
+    """Raise a SanityError unless the classifier's weights and statistics stay as they are."""
     before = fingerprint(classifier)
     yield
     check_frozen(before, fingerprint(classifier), when, "classifier")
 
 
 def named(protocol: str, fraction: float = 1.0) -> str:
-    """A protocol at a share of the labels, in a few words."""
+    """Return a protocol at a share of the labels, in a few words."""
     name = "the model as it is" if protocol == "classifier" else protocol.upper()
     return name if fraction == 1 else f"{name} with {100 * fraction:g} % of the labels"
 
 
 def describe(attack: Attack) -> str:
-    """An attack as the name of its outcomes: `pgd20 8/255`."""
+    """Return an attack as the name of its outcomes: `pgd20 8/255`."""
     if attack.name == "none":
         return "clean"
     restarts = f", {attack.restarts} starts" if attack.restarts > 1 else ""
@@ -344,5 +344,5 @@ def _digest(data: ImageSet) -> str:
 
 
 def protocols_known() -> list[str]:
-    """The protocols that give a classifier."""
+    """Return the protocols that give a classifier."""
     return [name for name in PROTOCOLS if name != "features"]

@@ -1,5 +1,4 @@
-"""The protocols by which an encoder becomes a classifier, as a user asks for them, and in what they depart from the
-published ones."""
+"""The protocols that turn an encoder into a classifier, and how a user's settings depart from the published ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +62,7 @@ class Changes:
 
 
 def milestones(epochs: int, published: Sequence[int], of: int = 25) -> tuple[int, ...]:
-    """The epochs at which a learning rate falls, after the same shares of the training as in the published `of`."""
+    """Return the epochs at which a learning rate falls: the same shares of the training as `published` of `of`."""
     return tuple(sorted({epoch * epochs // of for epoch in published} - {0}))
 
 
@@ -73,11 +72,11 @@ class Protocols:
 
     Args:
         dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`.
-        probe: of `slf` and `alf`.
-        tuning: of `aff` and `lp-aff`.
-        neighbours: of `knn`.
+        probe: settings of `slf` and `alf`.
+        tuning: settings of `aff` and `lp-aff`.
+        neighbours: settings of `knn`.
         views: padding and flips of the weak augmentation.
-        reference: the probe that departures are told from: the published one, or that of the encoder's run.
+        reference: probe against which departures are reported: the published one, or that of the encoder's run.
     """
 
     dataset: str
@@ -88,11 +87,11 @@ class Protocols:
     views: ViewSettings
 
     def deviations(self, protocol: str, images: int, routes: tuple[str, str]) -> tuple[str, ...]:
-        """In what a protocol departs from the published one; nothing where it does not.
+        """Return the departures of a protocol from the published one; empty if there are none.
 
         Args:
             protocol: a name of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`, not `features`.
-            images: with how many labels.
+            images: number of labels.
             routes: the encoder's batch-norm routes for clean and for attacked images.
         """
         if protocol == "classifier":
@@ -110,7 +109,7 @@ class Protocols:
         if protocol in UNPUBLISHED:
             found.append(UNPUBLISHED[protocol])
         if protocol == "knn":
-            # there are no more neighbours than images
+            # there are no more neighbors than images
             found += departures(replace(self.neighbours, k=min(self.neighbours.k, images)), NeighbourSettings())
         augmented = protocol in ("aff", "lp-aff") or (protocol in LINEAR and self.probe.augment)
         if published and augmented and self.views.flip != STANDARD_VIEWS.flip:
@@ -118,7 +117,7 @@ class Protocols:
         return tuple(found)
 
     def key(self, protocol: str) -> dict[str, Any]:
-        """All settings that decide what a protocol gives, as plain values, by what they are of."""
+        """Return all settings that decide a protocol's result, as plain values, by group."""
         own: dict[str, Any] = {"views": vars(self.views)} if protocol in TRAINED else {}
         if protocol in (*LINEAR, "lp-aff"):
             own["probe"] = vars(self.probe)
@@ -132,16 +131,16 @@ class Protocols:
 
 
 def protocols_for(dataset: str, settings: Settings | None, changes: Changes, routes: tuple[str, str]) -> Protocols:
-    """The published settings, with the user's changes.
+    """Return the published settings with the user's changes.
 
-    For a data set without a published protocol, the linear probe and the flips are those of the run that the encoder
-    comes from, if that was trained on it. The published full fine-tuning is of two batch-norm routes, and its attack
-    starts at the clean image; of one route it starts at TRADES' noise.
+    For a data set without a published protocol, the linear probe and the flips are those of the encoder's run, if it
+    was trained on that data set. The published full fine-tuning is for two batch-norm routes, and its attack starts at
+    the clean image; for one route it starts at TRADES' noise.
 
     Args:
-        dataset: on which is evaluated.
-        settings: of the encoder's run, None where there is none.
-        changes: the user's.
+        dataset: data set of the evaluation.
+        settings: settings of the encoder's run, None if there is none.
+        changes: changes of the user.
         routes: the encoder's batch-norm routes for clean and for attacked images.
     """
     own = settings if settings is not None and settings.dataset == dataset else None
@@ -176,7 +175,7 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes, rou
 
 
 def own_probe(settings: Settings) -> ProbeSettings:
-    """The linear probe that a run's own settings ask for."""
+    """Return the linear probe of a run's own settings."""
     return ProbeSettings(
         epochs=settings.probe_epochs,
         lr=settings.probe_lr,
@@ -197,17 +196,17 @@ def classifier_of(
     head: nn.Linear | None,
     progress: Update,
 ) -> nn.Module:
-    """The classifier that a protocol makes of an encoder.
+    """Train the classifier of a protocol on an encoder.
 
     Args:
         protocol: a name of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`, not `features`.
         subject: the encoder.
-        train: the labelled images.
+        train: the labeled images.
         protocols: the settings.
-        seed: of everything random.
-        device: where to work.
-        head: of `lp-aff`, that of the linear probe.
-        progress: called with optimiser steps done and their total.
+        seed: seed of everything random.
+        device: device of the training.
+        head: for `lp-aff`, the head of the linear probe.
+        progress: function that gets the number of optimizer steps done and their total.
     """
     if protocol == "classifier":
         return subject.encoder.eval()
@@ -243,7 +242,7 @@ def classifier_of(
 
 
 def packed(classifier: nn.Module, protocol: str) -> dict[str, Any]:
-    """What `unpacked` needs of a trained classifier, as plain tensors; a frozen encoder is not repeated."""
+    """Return what `unpacked` needs of a trained classifier, as plain tensors; a frozen encoder is not repeated."""
     if not isinstance(classifier, Classifier):
         raise ValueError(f"a classifier of the protocol {protocol} is not kept")
     payload: dict[str, Any] = {"head": classifier.head.state_dict()}
@@ -253,11 +252,11 @@ def packed(classifier: nn.Module, protocol: str) -> dict[str, Any]:
 
 
 def unpacked(payload: Mapping[str, Any], subject: Subject, encoder: nn.Module) -> Classifier:
-    """The classifier that `packed` took apart.
+    """Rebuild the classifier that `packed` saved.
 
     Args:
-        payload: what `packed` gave.
-        subject: whose encoder it was trained on.
+        payload: result of `packed`.
+        subject: subject with the encoder of the training.
         encoder: a copy of that encoder, which becomes the classifier's.
     """
     weight = payload["head"]["weight"]

@@ -1,4 +1,4 @@
-"""The health of the features as a part of an evaluation: its rows are kept, its figures drawn."""
+"""The health of the features as a part of an evaluation, with rows and figures."""
 
 from dataclasses import asdict
 
@@ -14,12 +14,12 @@ TSNE, SPECTRUM, LANDSCAPE = "tsne.png", "spectrum.png", "landscape.png"
 
 
 def health_part(evaluator: Evaluator) -> list[Row]:
-    """The rows of `astra_gym.ssl_core.evaluation.representation.representation_health`; its figures are kept with them.
+    """Return the rows of `astra_gym.ssl_core.evaluation.representation.representation_health`; keep its figures too.
 
-    Strong views are those of the encoder's run, for another encoder the published ones.
+    Strong views are those of the encoder's run; for another encoder they are the published ones.
 
     Args:
-        evaluator: of the encoder.
+        evaluator: evaluator of the encoder.
     """
     subject, store, stages = evaluator.subject, evaluator.store, evaluator.stages
     settings, encoder = subject.settings, subject.encoder

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what is finished lies in parts, so that a command that is repeated goes on."""
+"""The folder of an evaluation: finished work is kept in parts, so that a repeated command resumes."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ from astra_gym.ssl_core.utils.paths import OwnFiles, check_folder, check_place, 
 SCHEMA = 1
 EVALUATION = "evaluation.json"
 TRAINED_ON = "trained_on.txt"
-"""The list of test images that were trained on, where an evaluation was refused for them."""
+"""The list of test images that were trained on, if an evaluation was refused for them."""
 FIGURES = ("accuracy_along_the_run.png", "tsne.png", "spectrum.png", "landscape.png", "accuracy_against_epsilon.png")
-"""What an evaluation and its report draw."""
+"""Figures of an evaluation and its report."""
 OTHERS = ("config.yaml", "comparison.yaml", "comparison.json")
-"""Files of a run and of a comparison, whose folders are no place for an evaluation."""
+"""Files of a run and of a comparison; an evaluation refuses folders with them."""
 FACTS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("name", "commit", "device", "command"), lambda value: isinstance(value, str)),
     "threads": lambda value: type(value) is int,
@@ -40,7 +40,7 @@ FACTS: Mapping[str, Callable[[Any], bool]] = {
         and all(type(value.get(part)) is int for part in ("train", "test"))
     ),
 }
-"""What a report and `publish` take from `facts.json`, and how it has to look."""
+"""Fields of `facts.json` that a report and `publish` use, and checks of their form."""
 
 
 def _by_name(value: Any, kind: type) -> bool:
@@ -49,12 +49,12 @@ def _by_name(value: Any, kind: type) -> bool:
 
 @dataclass(frozen=True)
 class EvaluationPart:
-    """What one part of an evaluation found.
+    """The results of one part of an evaluation.
 
     Args:
-        rows: its figures.
-        notes: what has to be reported beside them, in sentences.
-        outcomes: which test images were right (bool (n,)), by attack.
+        rows: its values.
+        notes: what must be reported beside them, in sentences.
+        outcomes: correctness of each test image (bool (n,)), by attack.
     """
 
     rows: Sequence[Row]
@@ -65,9 +65,9 @@ class EvaluationPart:
 class EvaluationStore:
     """Parts of an evaluation and the classifiers that it trained, each named by all that decides it.
 
-    `parts/KEY/` holds a part's rows, notes, outcomes and figures; `classifiers/KEY.pt` what a training gave;
-    `states/KEY/` where long attacks have got to; `evaluation.json`, `facts.json` and `figures/` are the last command's.
-    Of the files in `figures/` only those are replaced or removed that an evaluation has put there.
+    `parts/KEY/` holds a part's rows, notes, outcomes and figures; `classifiers/KEY.pt` the result of a training;
+    `states/KEY/` the states of long attacks; `evaluation.json`, `facts.json` and `figures/` are the last command's.
+    Of the files in `figures/`, only those written by an evaluation are replaced or removed.
 
     Args:
         path: the folder; it is made when something is kept.
@@ -77,16 +77,16 @@ class EvaluationStore:
         self.path = path
         self.figures = path / "figures"
         self.file = path / EVALUATION
-        # the first evaluations have no list
+        # the first evaluations have no list of their figures
         self._own = OwnFiles(self.figures, FIGURES if self.file.is_file() else ())
         self._drawn: dict[str, Path | None] = {}
 
     def begin(self) -> None:
-        """Looks, before anything is computed, whether the folder can be this evaluation's; nothing is written yet, but
+        """Check, before anything is computed, that the folder can be this evaluation's. Nothing is written yet, but
         what killed writers left in it is removed.
 
         Raises:
-            ValueError: if it is a run's or a comparison's, a part of it is a link or no folder, or a figure would
+            ValueError: if it is a run's or a comparison's, a part of it is a link or not a folder, or a figure would
                 replace a file that no evaluation has drawn.
         """
         check_place(self.path, "--out")
@@ -100,17 +100,17 @@ class EvaluationStore:
         self.sweep()
 
     def sweep(self) -> None:
-        """Removes the temporary files that killed writers have left."""
+        """Remove the temporary files that killed writers have left."""
         sweep(self.path, lambda name: name in (EVALUATION, "facts.json") or (self.path / name).exists())
         sweep(self.path / "classifiers")
         for folder in (*self.path.glob("parts/*"), *self.path.glob("parts/*/figures"), *self.path.glob("states/*")):
             sweep(folder)
 
     def check_data(self, name: str) -> list[str]:
-        """Looks whether the folder holds the results of another data set, which would be replaced.
+        """Check that the folder does not hold the results of another data set, which would be replaced.
 
         Returns:
-            A sentence where its table is damaged: it is replaced whatever it was of.
+            A sentence if its table is damaged: it is replaced in any case.
 
         Raises:
             ValueError: if it does.
@@ -124,7 +124,7 @@ class EvaluationStore:
         return []
 
     def part(self, key: Mapping[str, Any]) -> EvaluationPart | None:
-        """The part kept under a key, None where there is none."""
+        """Return the part kept under a key, None if there is none."""
         folder = self.path / "parts" / _name(key)
         if not (folder / "part.json").is_file():
             return None
@@ -141,7 +141,7 @@ class EvaluationStore:
         return EvaluationPart(rows, notes, {name: torch.tensor(marks) for name, marks in marked.items()})
 
     def keep_part(self, key: Mapping[str, Any], part: EvaluationPart) -> EvaluationPart:
-        """Keeps a part; it is there once `part.json` is, which comes last."""
+        """Keep a part; it exists once `part.json` does, which is written last."""
         folder = self.path / "parts" / _name(key)
         check_folder(folder)
         write_results(folder / "rows.json", part.rows)
@@ -151,7 +151,7 @@ class EvaluationStore:
         return part
 
     def classifier(self, key: Mapping[str, Any], device: torch.device) -> dict[str, Any] | None:
-        """What `keep_classifier` kept under a key, None where there is nothing."""
+        """Return what `keep_classifier` kept under a key, None if there is nothing."""
         path = self.path / "classifiers" / f"{_name(key)}.pt"
         try:
             return load_checkpoint(path, "classifier", device) if path.is_file() else None
@@ -159,17 +159,17 @@ class EvaluationStore:
             raise CheckpointError(f"{error}: delete it, and it is trained anew") from error
 
     def keep_classifier(self, key: Mapping[str, Any], payload: dict[str, Any]) -> None:
-        """Keeps plain tensors and values under a key."""
+        """Keep plain tensors and values under a key."""
         folder = self.path / "classifiers"
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder / f"{_name(key)}.pt", "classifier", {"key": json.dumps(key), **payload})
 
     def figures_of(self, key: Mapping[str, Any]) -> Path:
-        """The folder for the figures of a part."""
+        """Return the folder for the figures of a part."""
         return self.path / "parts" / _name(key) / "figures"
 
     def show(self, figures: Iterable[Path]) -> None:
-        """Puts figures among those of the last command, once it concludes.
+        """Put figures among those of the last command, when it concludes.
 
         Raises:
             ValueError: if one is damaged.
@@ -179,24 +179,24 @@ class EvaluationStore:
             self._drawn[figure.name] = figure
 
     def draws(self, name: str) -> Path:
-        """The path of a figure that is drawn now, among those of the last command."""
+        """Return the path for a figure that is drawn now, among those of the last command."""
         self._own.claim(name)
         self._drawn[name] = None
         return self.figures / name
 
     def own_figures(self) -> list[Path]:
-        """The figures that are there and were drawn by an evaluation."""
+        """Return the present figures that an evaluation drew."""
         return [self.figures / name for name in sorted(self._own.names()) if (self.figures / name).is_file()]
 
     def states(self, key: Mapping[str, Any]) -> Path:
-        """The folder for the states of attacks on a classifier."""
+        """Return the folder for the states of attacks on a classifier."""
         folder = self.path / "states" / _name(key)
         check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def conclude(self, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-        """Writes `evaluation.json` (the rows) and `facts.json` (notes, command, machine), and puts the figures in place
+        """Write `evaluation.json` (the rows) and `facts.json` (notes, command, machine), and put the figures in place
         of those of an earlier command, which may be of another encoder.
         """
         if self._drawn or (self.figures.is_dir() and self._own.names()):
@@ -209,7 +209,7 @@ class EvaluationStore:
         write_json(self.path / "facts.json", {"schema": SCHEMA, **facts})
 
     def facts(self) -> dict[str, Any]:
-        """What `conclude` was given beside the rows.
+        """Return what `conclude` was given beside the rows.
 
         Raises:
             ValueError: if the evaluation is unfinished, or the file is damaged.
@@ -221,7 +221,7 @@ class EvaluationStore:
             raise ValueError(f"{path} cannot be read ({error.strerror}): repeat the evaluation") from error
         if not isinstance(facts, dict):
             raise ValueError(f"{path} holds a {type(facts).__name__}: repeat the evaluation")
-        # the first evaluations were kept before a void classifier had an entry
+        # the first evaluations were kept before void classifiers had an entry
         for name, holds in (*FACTS.items(), ("void", lambda value: value is None or _by_name(value, str))):
             if not holds(facts.get(name)):
                 raise ValueError(f"{path} is damaged: {name} is {shown(facts.get(name))}: repeat the evaluation")
@@ -229,7 +229,7 @@ class EvaluationStore:
 
 
 def listed(error: TrainedOnError, path: Path) -> TrainedOnError:
-    """The error, with a list of all images in a file where it does not name them all."""
+    """Return the error; if it does not name all images, write them to a file that it names."""
     if len(error.shared) <= 3:
         return error
     write_file(path, "".join(f"{name}\n" for name in error.shared).encode(errors="replace"))
