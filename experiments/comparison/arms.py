@@ -1,4 +1,4 @@
-"""The arms of a comparison: each is a command line of `train_agent.py`, to be run with several seeds."""
+"""The arms of a comparison: each is a command line of `train_agent.py`, run with several seeds."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from astra_gym.ssl_core.utils.paths import path_component
 from astra_gym.ssl_core.utils.registry import pick
 
 CONTROL = "fixed-max"
-"""The agent that every comparison of agents that learn needs: is choosing worth more than attacking hard?"""
+"""The agent needed by every comparison of learning agents, to see whether choosing beats attacking strongly."""
 OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
 PATHS = ("--data_dir", "--cache_dir", "--teacher", "--config", "--agent_config")
 SET_BY_CELL = (
@@ -38,24 +38,24 @@ SET_BY_CELL = (
     "--accept_edited_config",
 )
 GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", "--method": "--methods"}
-"""Flags of a single run, and what a comparison has in their place."""
+"""Flags of a single run, and the flags of a comparison that replace them."""
 MOST_SEEDS = 10_000
 NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress", "probe_every")
-"""Settings that differ between the cells of an arm by right."""
+"""Settings that may differ between the cells of an arm."""
 SAME_TEST = ("dataset", "data_dir", "limit", "test_limit", "image_size", "eval_epsilons")
-"""Settings that arms of a method and preset share, besides the probe's: else their accuracies do not compare."""
+"""Settings, beside the probe's, that arms of a method and preset must share so that their accuracies compare."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared.
+    """An arm of a comparison.
 
     Args:
-        label: its name, unique within its method and preset.
-        flags: of `train_agent.py`, all but the seed and what says where the run lies.
-        seeds: how many, from 0.
-        settings: what the flags come to, see `comparable`.
-        suffix: follows the label in the names of its cells' folders, where there are several methods or presets.
+        label: name, unique within its method and preset.
+        flags: flags of `train_agent.py`, without the seed and the run's folder.
+        seeds: number of seeds, from 0.
+        settings: settings from the flags, see `comparable`.
+        suffix: end of the names of its cells' folders, after the label, if there are several methods or presets.
     """
 
     label: str
@@ -76,11 +76,11 @@ class Arm:
 
     @property
     def learns(self) -> bool:
-        """Whether its agent does, see `agents.learns`."""
+        """Whether its agent learns, see `agents.learns`."""
         return learns(self.agent)
 
     def named(self, seed: int) -> str:
-        """The name of a cell's folder."""
+        """Return the name of a cell's folder."""
         return f"{self.name}-seed{seed}"
 
 
@@ -92,13 +92,13 @@ def make_arm(
     trust: bool | None = None,
     again: str | None = None,
 ) -> Arm:
-    """An arm, checked by the parser of `train_agent.py`.
+    """Make an arm, checked by the parser of `train_agent.py`.
 
-    Its flags name the modules of the user's that its runs import, also where a file has named them: so a cell imports
-    what this comparison does, and nothing else.
+    Its flags name the custom modules that its runs import, even those named in a file, so that a cell imports the same
+    modules as this comparison and no others.
 
     Args:
-        label, flags, seeds, suffix: of the arm.
+        label, flags, seeds, suffix: fields of the arm.
         trust, again: see `astra_gym.experiments.config.cli.parse`.
 
     Raises:
@@ -119,14 +119,14 @@ def make_arm(
 
 
 def settings_of(flags: Sequence[str], trust: bool | None = None, again: str | None = None) -> Settings:
-    """What flags of `train_agent.py` come to.
+    """Return the settings from flags of `train_agent.py`.
 
     Args:
         flags: the flags.
         trust, again: see `astra_gym.experiments.config.cli.parse`.
 
     Raises:
-        ValueError: with the parser's own message if one is wrong.
+        ValueError: if one is wrong, with the parser's own message.
     """
     shown = io.StringIO()
     try:
@@ -137,12 +137,12 @@ def settings_of(flags: Sequence[str], trust: bool | None = None, again: str | No
 
 
 def comparable(settings: Settings) -> dict[str, Any]:
-    """Settings as plain values, without `NOT_COMPARED`: equal for all cells of an arm."""
+    """Return settings as plain values, without `NOT_COMPARED`: equal for all cells of an arm."""
     return plain(settings, NOT_COMPARED)
 
 
 def differences(found: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
-    """How settings differ from the planned ones, in words."""
+    """Return how settings differ from the planned ones, in words."""
     names = [name for name in planned if name not in found or found[name] != planned[name]]
     names += [name for name in found if name not in planned]
     return [f"{name} is {shown(found.get(name))} and {shown(planned.get(name))} in the plan" for name in names]
@@ -159,18 +159,18 @@ def base_arms(
     trust: bool | None = None,
     again: str | None = None,
 ) -> list[Arm]:
-    """The arms of a grid: every agent (and arm of one's own) under every method and preset.
+    """Make the arms of a grid: every agent, and every custom arm, under every method and preset.
 
-    A method without an attack has one arm, which no agent tells apart. Suffixes say the method and the preset where
+    A method without an attack has one arm, since agents make no difference. Suffixes name the method and the preset if
     there are several.
 
     Args:
         agents: names of `agents.AGENTS`, or dotted paths.
         methods, presets: names.
-        own: `LABEL=FLAGS` each; their flags come last.
-        flags: for all arms.
-        seeds: of an arm.
-        primary_seeds: of an arm of an agent in `stats.PRIMARY_ARMS`.
+        own: custom arms as `LABEL=FLAGS`; their flags come last.
+        flags: flags of all arms.
+        seeds: seeds of an arm.
+        primary_seeds: seeds of an arm with an agent in `stats.PRIMARY_ARMS`.
         trust, again: see `astra_gym.experiments.config.cli.parse`.
 
     Raises:
@@ -186,7 +186,7 @@ def base_arms(
         for method in methods:
             kind = find_method(method)
             attacks = kind.attacks
-            # the teacher of some methods is no business of the others
+            # only some methods have a teacher
             given = shared if "teacher" in kind.others else list(without(shared, "--teacher"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
@@ -206,8 +206,8 @@ def base_arms(
 
 
 def _of_equal_epochs(arms: Sequence[Arm], trust: bool | None, again: str | None) -> list[Arm]:
-    """The arms; where some of a method and preset leave the last, smaller batch out, all do: else those of agents that
-    learn nothing would make more updates in an epoch. An arm with the flag `--drop_last` keeps it."""
+    """Return the arms. If some arms of a method and preset leave the last, smaller batch out, all do: otherwise agents
+    that learn nothing would make more updates in an epoch. An arm with the flag `--drop_last` keeps its own choice."""
     without_last = {_world(arm) for arm in arms if arm.settings["drop_last"]}
     made = []
     for arm in arms:
@@ -248,7 +248,7 @@ def _own(text: str) -> tuple[str, list[str]]:
 
 
 def check_flags(flags: Iterable[str], refused: Sequence[str]) -> None:
-    """Raises a ValueError if one of the flags is among the refused."""
+    """Raise a ValueError if one of the flags is among the refused."""
     for flag in map(_name, flags):
         if flag in refused:
             instead = f": take {GRID_FLAGS[flag]}" if flag in GRID_FLAGS else ", leave it out"
@@ -256,7 +256,7 @@ def check_flags(flags: Iterable[str], refused: Sequence[str]) -> None:
 
 
 def absolute(flags: Iterable[str]) -> list[str]:
-    """The flags with absolute paths: a comparison may be resumed from another folder."""
+    """Return the flags with absolute paths: a comparison may be resumed from another folder."""
     made, before = [], ""
     for token in flags:
         name, equals, value = token.partition("=")
@@ -275,23 +275,23 @@ def _name(token: str) -> str:
 
 
 def ordered(arms: Iterable[Arm]) -> Iterator[tuple[Arm, int]]:
-    """Arm and seed of every cell, all arms of a seed before the next seed: a grid that was stopped is balanced."""
+    """Yield arm and seed of every cell, all arms of a seed before the next seed, so that a stopped grid is balanced."""
     arms = list(arms)
     for seed in range(max((arm.seeds for arm in arms), default=0)):
         yield from ((arm, seed) for arm in arms if seed < arm.seeds)
 
 
 def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cell], seeds: int) -> list[Arm]:
-    """Arms that spend as many attack gradient steps as the dearest arm of their method and preset.
+    """Make arms that spend as many attack gradient steps as the most expensive arm of their method and preset.
 
-    Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. An arm that is itself the dearest,
-    or so near that it gets no further epoch, has none; nor has one that does not attack.
+    Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. There is no such arm for one that
+    is the most expensive, or so near that it would get no further epoch, nor for one that does not attack.
 
     Args:
         chosen: labels of arms, each under every method and preset.
-        arms: of the grid.
-        cells: all their cells.
-        seeds: of an arm.
+        arms: arms of the grid.
+        cells: all cells of the grid.
+        seeds: seeds of an arm.
     """
     spent: dict[tuple[str, str, str], list[int]] = {}
     for cell in cells:
@@ -315,7 +315,7 @@ def _world(arm: Arm) -> tuple[str, str]:
 
 
 def without(flags: Iterable[str], name: str) -> Iterator[str]:
-    """The flags without that of the name and its value."""
+    """Yield the flags without the flag `name` and its value."""
     before = ""
     for token in flags:
         if _name(token) != name and before != name:
@@ -324,7 +324,7 @@ def without(flags: Iterable[str], name: str) -> Iterator[str]:
 
 
 def check_equal_compute(chosen: Sequence[str], arms: Sequence[Arm]) -> None:
-    """Raises a ValueError if a label is not one of an arm that attacks, under one method and preset at least."""
+    """Raise a ValueError unless each label is that of an arm that attacks, under at least one method and preset."""
     table: dict[str, list[Arm]] = {}
     for arm in arms:
         table.setdefault(arm.label, []).append(arm)

@@ -1,4 +1,4 @@
-"""One finished run reduced to what a comparison needs, and a comparison as a file: everything a report is made from."""
+"""One finished run reduced to what a comparison needs, and a comparison as a file: the source of every report."""
 
 import json
 import math
@@ -27,9 +27,9 @@ SCHEMA = 1
 COMPARISON = "comparison.json"
 """The file of a comparison's results in its folder."""
 WINDOWS = 20
-"""Into so many parts a training is cut for curves and shares."""
+"""Number of parts of a training, for curves and shares."""
 PLACES = ("run_dir", "data_dir", "cache_dir", "teacher", "progress", "probe_every")
-"""Settings that say where something lay on one machine, and what was shown there while it ran."""
+"""Settings of paths on one machine, and of the display during the run."""
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,29 @@ class Cell:
     """A finished run of a comparison.
 
     Args:
-        arm: what is compared, told apart by its label within a method and preset: an agent, or an agent with settings
-            of its own.
+        arm: label of the arm, unique within a method and preset: an agent, or an agent with custom settings.
         agent, method, preset: names, as in the settings.
-        seed: of the run.
+        seed: seed of the run.
         settings: all settings but `PLACES`.
         updates: target updates made.
-        views: views attacked in an update, on average, 0 for a method without an attack.
-        attack_steps: attack gradient steps spent, over all updates and views, with those that a reward's look-ahead
-            took.
-        seconds: wall time of training. A process that was killed leaves none: then that of the other updates, scaled
-            to all; 0.0 if there are none.
-        world_seconds, agent_seconds: its parts that went into the world and into the agent.
+        views: mean number of views attacked in an update, 0 for a method without an attack.
+        attack_steps: attack gradient steps spent, over all updates and views, including those of a reward's look-ahead.
+        seconds: wall time of training. A killed process leaves none for its updates: then that of the other updates,
+            scaled to all; 0.0 if there are none.
+        world_seconds, agent_seconds: the parts of it spent on the world and on the agent.
         correct: which test images were classified right, a string of 0 and 1 by epsilon as a fraction (0.0: clean).
         reward_first, reward_last: mean reward in the first and the last tenth of the updates; None without a reward.
         held_out: mean reward of the trained policy and of the controls on held-out views, by policy.
         curve: means over `WINDOWS` parts of the training: `step` (the last of the part), `reward`, `epsilon`, `steps`
             and `step_size` (epsilon and step size in 1/255).
-        shares: by `epsilon`, `steps` and `step_size`: `edges`, `values` and `share` as of `run_plots.action_counts`.
+        shares: by `epsilon`, `steps` and `step_size`: `edges`, `values` and `share` as in `run_plots.action_counts`.
         by_clean_loss: by the same: the mean in each fifth of a step's views, from the smallest clean loss to the
             largest, over the second half of the training.
-        commits: of the project, every one that the run ran on.
-        versions: of Python and the libraries.
-        device, threads: of the run.
-        damage: a sentence for each of the run's logs that is damaged. Figures that are made of it are then those of
-            what is left: `attack_steps` scaled to all updates, `views` 0 where not an update is left.
+        commits: every commit of the project that the run ran on.
+        versions: versions of Python and the libraries.
+        device, threads: device and threads of the run.
+        damage: a sentence for each of the run's logs that is damaged. Values from it are then computed from what is
+            left: `attack_steps` scaled to all updates, `views` 0 if no update is left.
     """
 
     arm: str
@@ -96,7 +94,7 @@ class Cell:
 
     @property
     def agent_share(self) -> float:
-        """Share of the training time that the agent took, in [0, 1]."""
+        """Share of the training time spent on the agent, in [0, 1]."""
         return self.agent_seconds / self.seconds if self.seconds > 0 else 0.0
 
     @cached_property
@@ -105,19 +103,19 @@ class Cell:
         return {epsilon: np.array(list(marks)) == "1" for epsilon, marks in self.correct.items()}
 
     def accuracy(self, epsilon: float) -> float:
-        """Accuracy in percent at an epsilon (a fraction; 0.0: SA)."""
+        """Return the accuracy in percent at an epsilon (a fraction; 0.0: SA)."""
         return 100.0 * float(self.outcomes[epsilon].mean())
 
 
 def summarise(run: Path, arm: str | None = None) -> Cell:
-    """The cell of a finished run.
+    """Summarize a finished run as a cell.
 
     Args:
-        run: its folder.
-        arm: its label, by default its agent.
+        run: folder of the run.
+        arm: label of the arm, by default its agent.
 
     Raises:
-        ValueError: if it is no run folder, its settings or results are damaged, or it has not been evaluated.
+        ValueError: if it is not a run folder, its settings or results are damaged, or it has not been evaluated.
     """
     folder = RunFolder.open(run)
     try:
@@ -145,7 +143,7 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
     rewards = [row["reward/mean"] for row in rows if row.get("reward/mean") is not None]
     tenth = max(1, len(rewards) // 10)
     spent, views = 0, 0
-    # free adversarial training has the gradients of its updates anyway; a method of one's own is not looked into here
+    # free adversarial training has the gradients of its updates anyway; a custom method is not imported here
     free = settings.method in METHODS and METHODS[settings.method].free
     for row in rows:
         if counts := row.get("actions/steps"):
@@ -158,7 +156,7 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
     spent = round(spent * updates / len(rows)) if 0 < len(rows) < updates else spent
     starts = folder.environments(damage)
     timed = sum(part["last"] - part["first"] for part in training)
-    # a killed process leaves no entry of the updates that it made
+    # a killed process leaves no entry for the updates that it made
     scale = max(1.0, updates / timed) if timed else 1.0
     return Cell(
         arm=arm or settings.agent,
@@ -189,7 +187,7 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
 
 
 def _outcomes(entry: Any) -> dict[float, str]:
-    """Outcomes by epsilon as JSON holds them; a TypeError if they are none."""
+    """Return the outcomes by epsilon from JSON; raise a TypeError if they have another form."""
     try:
         correct = {float(epsilon): marks for epsilon, marks in entry.items()}
         good = all(math.isfinite(epsilon) and set(marks) <= {"0", "1"} for epsilon, marks in correct.items())
@@ -201,12 +199,12 @@ def _outcomes(entry: Any) -> dict[float, str]:
 
 
 def plain(settings: Settings, without: Sequence[str]) -> dict[str, Any]:
-    """Settings as JSON and YAML give them back: lists for tuples."""
+    """Return settings as JSON and YAML read them: lists for tuples."""
     return _listed({name: value for name, value in asdict(settings).items() if name not in without})
 
 
 def completed(cell: Cell) -> Cell:
-    """The cell with the settings that did not exist when it was made, at the values that change nothing."""
+    """Return the cell with the settings that are newer than it, at the values that change nothing."""
     known = as_written(cell.settings)
     younger = {field.name: field.default for field in fields(Settings) if field.name not in (*PLACES, *known)}
     return replace(cell, settings={**known, **_listed(younger)})
@@ -257,15 +255,15 @@ def _by_clean_loss(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Finished runs to be compared, and what is known of how they were made.
+    """Finished runs to be compared, and the circumstances of their making.
 
     Args:
-        name: of the comparison, a title.
-        command: that makes it anew.
+        name: title of the comparison.
+        command: command that repeats it.
         cells: the finished runs.
         unfinished: cells that failed or are missing, with the reason.
-        wall_seconds: from its first start to its end, without pauses; None where that is not known.
-        jobs: processes at once.
+        wall_seconds: seconds from its first start to its end, without pauses; None if unknown.
+        jobs: number of processes side by side.
     """
 
     name: str
@@ -282,16 +280,16 @@ class ComparisonResult:
 
     @property
     def base(self) -> "ComparisonResult":
-        """Without the arms that trained longer (`COMPUTE`): they compete at equal compute only."""
+        """The comparison without the arms that trained longer (`COMPUTE`), which compete at equal compute only."""
         return replace(self, cells=[cell for cell in self.cells if not cell.arm.endswith(COMPUTE)])
 
     def of(self, arm: str) -> list[Cell]:
-        """The cells of an arm by rising seed."""
+        """Return the cells of an arm by rising seed."""
         return sorted((cell for cell in self.cells if cell.arm == arm), key=lambda cell: cell.seed)
 
 
 def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
-    """Writes a comparison as JSON, a cell a line, atomically."""
+    """Write a comparison as JSON, a cell a line, atomically."""
     head = {"schema": SCHEMA} | {
         field.name: getattr(comparison, field.name) for field in fields(comparison) if field.name != "cells"
     }
@@ -301,7 +299,7 @@ def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
 
 
 def _entry(cell: Cell) -> dict[str, Any]:
-    """A cell as JSON holds it."""
+    """Return a cell as JSON holds it."""
     entry = asdict(cell) | {"correct": {repr(epsilon): marks for epsilon, marks in cell.correct.items()}}
     if not cell.damage:
         del entry["damage"]
@@ -309,10 +307,10 @@ def _entry(cell: Cell) -> dict[str, Any]:
 
 
 def read_comparison(path: Path | str) -> ComparisonResult:
-    """Reads what `write_comparison` wrote.
+    """Read what `write_comparison` wrote.
 
     Raises:
-        ValueError: if the file is missing, is not JSON, has another schema, or a cell lacks a field or has an unknown
+        ValueError: if the file is missing, is not JSON or has another schema, or a cell lacks a field or has an unknown
             one.
     """
     try:
@@ -342,7 +340,7 @@ def read_comparison(path: Path | str) -> ComparisonResult:
 
 
 def _check_fields(entry: Any, kind: type, without: Sequence[str] = ()) -> None:
-    """Raises a ValueError unless an object has the fields of a dataclass, of their types but for those `without`."""
+    """Raise a ValueError unless an object has a dataclass's fields, of their types; `without`: of any."""
     if not isinstance(entry, dict):
         raise ValueError("expected an object")
     known = {field.name: field.default is MISSING for field in fields(kind)}
@@ -355,7 +353,7 @@ def _check_fields(entry: Any, kind: type, without: Sequence[str] = ()) -> None:
 
 
 def _holds(value: Any, kind: Any) -> bool:
-    """Whether a value from a file is of an annotated type, with all that lies in it."""
+    """Return whether a value from a file, with all its parts, is of an annotated type."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Mapping:
         pairs = [zip(pair, parts, strict=True) for pair in value.items()] if isinstance(value, dict) else []

@@ -1,4 +1,4 @@
-"""Running what is left of a comparison: its cells as processes, their results as they end."""
+"""The execution of a comparison's remaining cells: processes, and their results as they end."""
 
 import time
 from collections.abc import Sequence
@@ -36,15 +36,14 @@ from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
 
 DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "image_size")
-"""Settings on which the data set depends, and nothing else of it."""
+"""All settings on which the data set depends."""
 
 
 def try_arms(arms: Sequence[Arm]) -> int:
-    """Makes the world and the agent of each arm once, and nothing with them: what only a run would find is told before
-    any has begun.
+    """Make the world and the agent of each arm once, and nothing else, to find the errors of runs before any begins.
 
     Returns:
-        How many runs to make at once: one a usable core, and no more than the memory of their GPU holds.
+        How many runs to make side by side: one a usable core, and no more than fit their GPU's memory.
 
     Raises:
         ValueError: if an arm has a batch larger than its data, no data, unknown settings of its agent, and the like.
@@ -59,29 +58,29 @@ def try_arms(arms: Sequence[Arm]) -> int:
             fresh = key not in loaded
             if fresh:
                 loaded[key] = settings.load_data()
-            # on the processor: a GPU's memory is for the workers
+            # on the CPU: a GPU's memory is for the workers
             run = Run(settings, torch.device("cpu"), loaded[key])
             if fresh:
-                # at the end of each run it would be refused
+                # it would be refused at the end of each run
                 run.check_held_out()
             device = resolve_device(settings.device)
             needed = 0 if device.type == "cpu" else run_memory(run.engine)
             at_once = runs_that_fit(at_once, needed, available(device))
         except Exception as error:
-            # an agent of one's own may raise anything
+            # a custom agent may raise anything
             kind = "" if isinstance(error, ValueError | TrainedOnError) else f"{type(error).__name__}: "
             raise ValueError(f"{kind}{error} (in the arm {shown(arm.name)})") from error
     return at_once
 
 
 class Comparer:
-    """Runs what is left of a plan.
+    """Executor of a plan's remaining cells.
 
     Args:
-        folder: of the comparison, held by this process.
-        plan: of it.
-        jobs: processes at once.
-        lock: by which it is held.
+        folder: folder of the comparison, held by this process.
+        plan: plan of the comparison.
+        jobs: number of processes side by side.
+        lock: lock by which the folder is held.
     """
 
     def __init__(self, folder: ComparisonFolder, plan: ComparisonPlan, jobs: int, lock: GridLock) -> None:
@@ -115,11 +114,11 @@ class Comparer:
         return self.before + time.monotonic() - self.began
 
     def run(self) -> int:
-        """Runs the cells that are not finished; returns the exit status."""
+        """Run the cells that are not finished; return the exit status."""
         try:
             with Interrupt() as interrupt, self.display:
                 self._save()
-                # the first worker is a few seconds away
+                # the first worker takes a few seconds to start
                 self.display.update(self.spent)
                 self._run_missing(interrupt)
                 if not interrupt.asked and not self.progress.failed:
@@ -139,7 +138,7 @@ class Comparer:
 
         def started(job: Job) -> None:
             self.folder.started.add(job.name)
-            # a later start counts this one's time so far, even if nothing has ended when it is killed
+            # a later start counts this one's time so far, even if it is killed before any cell has ended
             self.folder.note_state(self.spent)
             self.folder.clear(job.name)
 
@@ -170,14 +169,14 @@ class Comparer:
         check_folder(run)
         check_target(log)
         if self.folder.resumable(name):
-            # the plan names the modules, and not the run's own record: another is not imported
+            # the plan names the modules, not the run's own record: no others are imported
             argv = ["--resume", str(run), *named_by(arm.settings)]
         else:
             argv = ["--probe_every", "0", *arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]
         return Job(name, tuple(argv), log)
 
     def _take(self, end: Ended, arm: Arm, seed: int, asked: bool) -> None:
-        """What a cell that ended leaves."""
+        """Handle the result of a cell that ended."""
         name, reason = end.job.name, ""
         if end.status in (0, LOST):
             try:

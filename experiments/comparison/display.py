@@ -1,4 +1,4 @@
-"""What a person sees of a comparison while it goes on: a table of its arms, or a line for each cell that ended."""
+"""The display of a running comparison: a table of its arms, or a line for each cell that ended."""
 
 import json
 import math
@@ -19,19 +19,19 @@ from astra_gym.experiments.comparison.arms import Arm
 from astra_gym.experiments.comparison.cell_results import Cell
 
 TAIL = 1 << 16
-"""Bytes of `metrics.jsonl` that hold its last update for certain."""
+"""Bytes at the end of `metrics.jsonl` that surely hold its last update."""
 
 
 @dataclass
 class GridProgress:
-    """How far a comparison is.
+    """The progress of a comparison.
 
     Args:
-        arms: planned.
-        jobs: processes at once.
-        finished: cells by name.
-        failed: why, by name.
-        running: by name, the share of the training that is done in [0, 1] and the seconds since the start.
+        arms: planned arms.
+        jobs: number of processes side by side.
+        finished: finished cells by name.
+        failed: reasons of failed cells, by name.
+        running: by name, the finished share of the training in [0, 1] and the seconds since the start.
         took: seconds of the cells that ended well in this process, by name.
     """
 
@@ -48,7 +48,7 @@ class GridProgress:
         return sum(arm.seeds for arm in self.arms)
 
     def seconds_left(self) -> float | None:
-        """An estimate from cells of the same arm, else from the mean of all arms; None before any can be had."""
+        """Estimate the seconds left from cells of the same arm, else from all arms' mean; None if there is none."""
         known = {arm.name: seconds for arm in self.arms if (seconds := self._seconds(arm)) is not None}
         if not known:
             return None
@@ -66,19 +66,19 @@ class GridProgress:
         return max(longest, work / self.jobs)
 
     def _seconds(self, arm: Arm) -> float | None:
-        """What a cell of the arm takes."""
+        """Return the seconds that a cell of the arm takes."""
         names = [arm.named(seed) for seed in range(arm.seeds)]
         measured = [self.took[name] for name in names if name in self.took]
-        # of a cell of an earlier process its training's time is known, which is most of it
+        # of a cell of an earlier process only the training's time is known, which is most of it
         measured = measured or [self.finished[name].seconds for name in names if name in self.finished]
-        # the first hundredth tells nothing
+        # the first hundredth is no basis for an estimate
         begun = [self.running[name] for name in names if name in self.running and self.running[name][0] > 0.01]
         measured = measured or [since / done for done, since in begun]
         return sum(measured) / len(measured) if measured else None
 
 
 def share_done(run: Path, epochs: int) -> float:
-    """The share of a run's training that is done, in [0, 1], from the end of its `metrics.jsonl`."""
+    """Return the finished share of a run's training, in [0, 1], from the end of its `metrics.jsonl`."""
     path = run / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -91,14 +91,14 @@ def share_done(run: Path, epochs: int) -> float:
             row = json.loads(line)
         except ValueError:
             continue
-        # an agent's own rows have no epoch
+        # an agent's rows have no epoch
         if isinstance(row, dict) and "epoch" in row:
             return min(1.0, row["epoch"] / epochs)
     return 0.0
 
 
 def shown_epsilon(epsilons: Sequence[float]) -> float | None:
-    """The radius whose accuracy the table shows: the middle one."""
+    """Return the radius of the accuracy in the table: the middle one."""
     return sorted(epsilons)[(len(epsilons) - 1) // 2] if epsilons else None
 
 
@@ -106,8 +106,8 @@ class Display:
     """The display of a comparison: live in a terminal, else a line for each cell that ended. A context manager.
 
     Args:
-        progress: to be shown.
-        console: where to, by default the standard output.
+        progress: progress to be shown.
+        console: where to print, by default the standard output.
     """
 
     def __init__(self, progress: GridProgress, console: Console | None = None) -> None:
@@ -127,16 +127,16 @@ class Display:
             self._live.stop()
 
     def update(self, spent: float) -> None:
-        """Draws the table anew, if it is live; `spent` seconds so far."""
+        """Redraw the table, if it is live; `spent` seconds so far."""
         if self._live:
             self._live.update(self.panel(spent), refresh=True)
 
     def note(self, text: str) -> None:
-        """Prints a line, above the table where it is live."""
+        """Print a line, above the table where it is live."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def finished(self, name: str, cell: Cell, spent: float) -> None:
-        """A line on a cell, where there is no table."""
+        """Print a line on a cell, if there is no table."""
         if self._live:
             return
         facts = [f"SA {cell.accuracy(0.0):.1f} %"]
@@ -149,23 +149,23 @@ class Display:
         self.note(f"{done} {name}: {', '.join(facts)} | {self.times(spent)}")
 
     def times(self, spent: float) -> str:
-        """Time spent and left."""
+        """Return time spent and left, in words."""
         left = self.progress.seconds_left()
         return f"{_time(spent)} spent, " + ("- left" if left is None else f"about {_time(left)} left")
 
     def panel(self, spent: float) -> RenderableType:
-        """The table and the times below it."""
+        """Return the table and the times below it."""
         progress = self.progress
         failed = f", {len(progress.failed)} failed" if progress.failed else ""
         line = f"{len(progress.finished)} of {progress.planned} cells{failed}, {len(progress.running)} running"
         return Group(self.table(), Text(f"{line}; {self.times(spent)}", overflow="fold"))
 
     def table(self) -> Table:
-        """A line an arm: means over its finished cells; `steps` are the attack gradient steps of a training."""
+        """Return the table, a line an arm: means over its finished cells; `steps` are a training's attack steps."""
         epsilons = {shown_epsilon(arm.settings["eval_epsilons"]) for arm in self.progress.arms}
         at = f" {UNIT * radius:g}/255" if len(epsilons) == 1 and (radius := next(iter(epsilons))) else ""
         table = Table(padding=(0, 1), pad_edge=False, box=None, header_style="bold")
-        # the only column that may be cut in a narrow terminal
+        # the only column that may be cut off in a narrow terminal
         table.add_column("arm", overflow="ellipsis")
         for name in ("cells", *(["failed"] if self.progress.failed else [])):
             table.add_column(name, justify="right", no_wrap=True)
@@ -208,7 +208,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _count(number: float) -> str:
-    """A number with three digits: 1.23 M."""
+    """Return a number with three digits: 1.23 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The folder of a comparison: its plan, what has been started there, and the finished cells."""
+"""The folder of a comparison: its plan, its started cells, and its finished cells."""
 
 import math
 import os
@@ -42,25 +42,25 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.paths import check_folder, check_place, path_component
 
 SCHEMA = 1
-"""Of `comparison.yaml` and `state.json`."""
+"""Schema of `comparison.yaml` and `state.json`."""
 TEXTS = ("name", "command", "equal_compute", "arms.label", "arms.suffix", "arms.flags")
-"""What a plan says in words: a label 1e3 is no number."""
+"""Fields of a plan that are text: a label 1e3 is not a number."""
 MOST_JOBS = 10_000
 BEGUN = (".", "command.txt", "environment.json", "last.pt")
-"""How the names of files begin that a run writes before it can be resumed; those with a dot are temporary."""
+"""Beginnings of the names of files that a run writes before it can be resumed; those with a dot are temporary."""
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """All that a comparison is made of.
+    """The plan of a comparison.
 
     Args:
-        name: a title.
-        command: that makes it anew.
-        jobs: processes at once where nothing is said.
-        seeds: of an arm that `equal_compute` adds.
-        equal_compute: labels of the arms of which another shall spend as many attack steps as the dearest.
-        arms: those of the grid, and those that `equal_compute` has added so far.
+        name: title of the comparison.
+        command: command that repeats it.
+        jobs: number of processes side by side, by default.
+        seeds: seeds of an arm that `equal_compute` adds.
+        equal_compute: labels of arms, each of which gets a copy that spends as many attack steps as the most expensive.
+        arms: arms of the grid, and those that `equal_compute` has added so far.
     """
 
     name: str
@@ -72,19 +72,19 @@ class ComparisonPlan:
 
     @property
     def cells(self) -> list[tuple[Arm, int]]:
-        """Arm and seed of each cell, in the order in which they are run."""
+        """Arm and seed of each cell, in the order of their runs."""
         return list(ordered(self.arms))
 
     @property
     def trusting(self) -> list[str]:
-        """What the command that resumes it needs beside its folder: `--trust` where a module is imported."""
+        """What the command that resumes it needs beside its folder: `--trust` if a module is imported."""
         return ["--trust"] if any(named_by(arm.settings) for arm in self.arms) else []
 
 
 class ComparisonFolder:
     """A comparison's folder: `comparison.yaml` (the plan), `cells/ARM-seedN` (run folders), `logs/ARM-seedN.log`,
-    `comparison.json` (`astra_gym.experiments.comparison.cell_results.ComparisonResult`) and `state.json` (what was
-    started, and for how long).
+    `comparison.json` (`astra_gym.experiments.comparison.cell_results.ComparisonResult`) and `state.json` (the started
+    cells, and the time so far).
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,7 +101,7 @@ class ComparisonFolder:
         """What `open` found damaged in the cells, in words."""
 
     def check_new(self) -> None:
-        """Raises a ValueError unless the folder is absent, empty, or has runs to be adopted and no plan: run folders in
+        """Raise a ValueError unless the folder is absent, empty, or has no plan but runs to be adopted: run folders in
         `cells`, or a `comparison.json`.
         """
         if self.config.exists():
@@ -119,12 +119,12 @@ class ComparisonFolder:
         return (path for path in self.path.iterdir() if not path.name.startswith("."))
 
     def sweep(self) -> None:
-        """Removes the temporary files that killed writers have left; runs do so with their own folders."""
+        """Remove the temporary files that killed writers have left; runs clean their own folders."""
         ours = {self.config.name, self.results.name, self._state.name}
         sweep(self.path, lambda name: name in ours or (self.path / name).exists())
 
     def write_plan(self, plan: ComparisonPlan) -> None:
-        """Writes `comparison.yaml`, atomically."""
+        """Write `comparison.yaml`, atomically."""
         arms = [
             {"label": arm.label, "suffix": arm.suffix, "seeds": arm.seeds}
             | {"flags": shlex.join(arm.flags), "settings": dict(arm.settings)}
@@ -135,14 +135,14 @@ class ComparisonFolder:
         write_file(self.config, sealed_yaml(dump_yaml(document)))
 
     def read_plan(self, trust: bool = False) -> ComparisonPlan:
-        """Reads `comparison.yaml`.
+        """Read `comparison.yaml`.
 
         Args:
             trust: whether the modules that it names may be imported.
 
         Raises:
-            ValueError: if the folder is none of a comparison, the file is damaged, names a module without `trust`, or a
-                flag or a default of the project has another meaning than when it was written.
+            ValueError: if the folder is not a comparison's, the file is damaged or names a module without `trust`, or a
+                flag or a default of the project has changed its meaning since it was written.
         """
         if not self.config.is_file():
             raise ValueError(f"{self.path} is no comparison's folder: it has no comparison.yaml")
@@ -175,7 +175,7 @@ class ComparisonFolder:
             _check_types(entry, {"label": str, "suffix": str, "flags": str, "settings": dict}, "an arm")
             flags = shlex.split(entry["flags"])
             check_flags(flags, SET_BY_CELL)
-            # what is younger than the plan is as it was when it was written, in the cells too
+            # settings that are newer than the plan keep the behavior of that time, in the cells too
             flags += [f"--{name}={as_text(value)}" for name, value in left_out(entry["settings"]).items()]
             arm = make_arm(entry["label"], flags, entry["seeds"], entry["suffix"], trust, again)
             planned = as_written(entry["settings"])
@@ -194,7 +194,7 @@ class ComparisonFolder:
         )
 
     def open(self, plan: ComparisonPlan) -> dict[str, Cell]:
-        """Looks at what is there: run folders, and in `comparison.json` finished cells whose folders are elsewhere.
+        """Find what is there: run folders, and in `comparison.json` finished cells with folders elsewhere.
 
         Returns:
             The finished cells by name.
@@ -236,38 +236,38 @@ class ComparisonFolder:
                         f"{self.cells / name}/{sentence}; a report marks this" for sentence in found[name].damage
                     ]
                 except ValueError as error:
-                    # training or evaluation is not finished, or its results are damaged: they are made again
+                    # training or evaluation is unfinished, or its results are damaged: they are repeated
                     if (self.cells / name / "results" / "outcomes.json").exists():
                         self.damage.append(f"{error}; the run is evaluated again")
         return found
 
     def _known(self) -> dict[tuple[str, str, str, int], Cell]:
-        """The cells in `comparison.json`, `completed`, by label, method, preset and seed."""
+        """Return the cells in `comparison.json`, `completed`, by label, method, preset and seed."""
         cells = read_comparison(self.results).cells if self.results.is_file() else ()
         return {(cell.arm, cell.method, cell.preset, cell.seed): completed(cell) for cell in cells}
 
     def check_known(self, arm: Arm, cell: Cell) -> None:
-        """Raises a ValueError if the settings of a cell in `comparison.json` are not the planned ones."""
+        """Raise a ValueError if the settings of a cell in `comparison.json` are not the planned ones."""
         planned = {name: value for name, value in arm.settings.items() if name not in PLACES} | {"seed": cell.seed}
         name = f"{self.results}: {arm.named(cell.seed)}"
         _check_same(cell.settings, planned, name, "take its command, or another folder")
 
     def check(self, arm: Arm, seed: int) -> None:
-        """Raises a ValueError if the settings of a cell that is there are not the planned ones."""
+        """Raise a ValueError if the settings of an existing cell are not the planned ones."""
         path = self.cells / arm.named(seed)
         settings = RunFolder.open(path).settings()
         found = comparable(settings) | {"seed": settings.seed}
         _check_same(found, {**arm.settings, "seed": seed}, str(path), "move it away")
 
     def resumable(self, name: str) -> bool:
-        """Whether a cell's folder is one of a run that began."""
+        """Return whether a cell's folder is that of a run that began."""
         return (self.cells / name / "config.yaml").is_file()
 
     def clear(self, name: str) -> None:
-        """Removes what is left of a run that was killed before it could be resumed, and nothing else.
+        """Remove the remains of a run that was killed before it could be resumed, and nothing else.
 
         Raises:
-            ValueError: if the folder is a link, or holds what no such run has written.
+            ValueError: if the folder is a link, or holds other files than such a run's.
         """
         path = self.cells / name
         check_folder(path)
@@ -287,7 +287,7 @@ class ComparisonFolder:
             folder.rmdir()
 
     def note_state(self, wall_seconds: float) -> None:
-        """Keeps the time that the grid has run, and which cells it has started."""
+        """Save the time that the grid has run, and which cells it has started."""
         self.wall_seconds = wall_seconds
         state = {
             "wall_seconds": round(wall_seconds, 1),
@@ -297,14 +297,14 @@ class ComparisonFolder:
         write_json(self._state, {"schema": SCHEMA} | state)
 
     def write(self, plan: ComparisonPlan, jobs: int, finished: Mapping[str, Cell], failed: Mapping[str, str]) -> None:
-        """Writes `comparison.json`, the cells by arm and seed."""
+        """Write `comparison.json`, the cells by arm and seed."""
         names = [arm.named(seed) for arm in plan.arms for seed in range(arm.seeds)]
         comparison = ComparisonResult(
             name=plan.name,
             command=plan.command,
             cells=[finished[name] for name in names if name in finished],
             unfinished={name: failed.get(name, "not run yet") for name in names if name not in finished},
-            # what was made elsewhere took a time that nobody has measured
+            # the time of cells made elsewhere is not known
             wall_seconds=None if self.adopted else round(self.wall_seconds, 1),
             jobs=jobs,
         )
@@ -318,12 +318,12 @@ def _check_types(found: Mapping[str, Any], kinds: Mapping[str, type], what: str)
 
 
 def extended(plan: ComparisonPlan, arms: Iterable[Arm]) -> ComparisonPlan:
-    """The plan with further arms."""
+    """Return the plan with further arms."""
     return replace(plan, arms=(*plan.arms, *arms))
 
 
 def _check_same(found: Mapping[str, Any], planned: Mapping[str, Any], what: str, advice: str) -> None:
-    """Raises a ValueError if settings are not the planned ones."""
+    """Raise a ValueError if settings are not the planned ones."""
     if wrong := differences(found, planned):
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ValueError(f"{what} was made with other settings: {wrong[0]}{more}; {advice}")

@@ -1,4 +1,4 @@
-"""How many runs a GPU holds at once."""
+"""The number of runs that fit on a GPU."""
 
 import copy
 
@@ -11,17 +11,17 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork
 CONTEXT = 2**30
 """Bytes that a process takes on a GPU beside its tensors: CUDA's context, its libraries and their work space."""
 SPARE = 1.25
-"""What the allocator cannot use and what lives for a moment, as a factor."""
+"""Factor for what the allocator cannot use and for short-lived tensors."""
 EVALUATED = 256
-"""Images that the evaluation attacks at once, in float32."""
+"""Images that the evaluation attacks together, in float32."""
 COPIES = 5
-"""Weights, gradients, two moments, and a folded copy."""
+"""Copies of the parameters: weights, gradients, two moments, and a folded copy."""
 
 
 def run_memory(engine: AttackEngine) -> int:
-    """Bytes that a run in this world will take on a GPU, by what its updates keep for their backward pass.
+    """Estimate the bytes of a run in this world on a GPU, from what its updates keep for their backward pass.
 
-    It is an estimate, which no GPU has confirmed yet, and from above: `recompute` is not reckoned with.
+    The estimate is from above, and has not been confirmed on a GPU yet: `recompute` is not taken into account.
     """
     learner, settings, method = engine.learner, engine.settings, engine.method
     views = (method.views_per_image + method.attacked_per_image) * settings.batch_size / settings.update_chunks
@@ -34,8 +34,8 @@ def run_memory(engine: AttackEngine) -> int:
 
 
 def kept_bytes(network: TargetNetwork, shape: tuple[int, int, int]) -> float:
-    """Bytes that a forward pass in train mode and float32 keeps of each image of a shape (3, h, w) for the backward
-    pass. Nothing is computed."""
+    """Return the bytes that a forward pass in train mode and float32 keeps of each image of a shape (3, h, w) for the
+    backward pass. Nothing is computed."""
     imagined = copy.deepcopy(network).to("meta").train()
     imagined.precision, imagined.backbone.recompute = "fp32", False
     weights = {value.untyped_storage()._cdata for value in imagined.state_dict().values()}
@@ -52,11 +52,11 @@ def kept_bytes(network: TargetNetwork, shape: tuple[int, int, int]) -> float:
 
 
 def runs_that_fit(cores: int, needed: int, free: int | None) -> int:
-    """How many runs to make at once: one a core, and on a GPU as many as its memory holds, but one in any case.
+    """Return how many runs to make side by side: one a core, on a GPU as many as its memory holds, but at least one.
 
     Args:
-        cores: usable ones.
-        needed: bytes of a run on the GPU; 0 where runs are on the CPU.
-        free: bytes there; None where that is not known.
+        cores: usable cores.
+        needed: bytes of a run on the GPU; 0 if runs are on the CPU.
+        free: free bytes there; None if unknown.
     """
     return max(1, min(cores, free // needed)) if needed and free is not None else cores

@@ -27,14 +27,14 @@ PRELOADED = (
     "astra_gym.experiments.evaluation.end_of_run",
     "astra_gym.experiments.comparison.scheduler",
 )
-"""Imported once, before the workers are forked: what a run imports takes as long as a small one's training."""
+"""Imported once, before the workers are forked: the imports of a run take as long as a small run's training."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 POLL = 0.5
-"""Seconds between two looks at the workers, and two drawings of the display."""
+"""Seconds between two looks at the workers, and between two drawings of the display."""
 PATIENCE = 20.0
-"""Seconds that workers of a killed comparison have to end."""
+"""Seconds for workers of a killed comparison to end."""
 LOST = 255
-"""The exit status, in `multiprocessing`, of a process whose fork server was killed: nobody knows the true one."""
+"""The exit status, in `multiprocessing`, of a process whose fork server was killed: the true one is unknown."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Job:
     """A run to be made.
 
     Args:
-        name: of the cell.
-        argv: of `train_agent.py`.
-        log: file that takes what it prints, after what is in it.
+        name: name of the cell.
+        argv: arguments of `train_agent.py`.
+        log: file to which its output is appended.
     """
 
     name: str
@@ -74,14 +74,14 @@ class Ended:
             if names.get(number) == "SIGKILL":
                 why += " (the system kills processes so when memory runs out)"
         if self.status == 1 and is_full_at(self.job.log.parent):
-            # the log may lack its reason then
+            # the log may then lack its reason
             why += f", no space left in {self.job.log.parent}"
         last = last_lines(self.job.log, 1)
         return f"{why}: {last[0]}" if last else why
 
 
 def last_lines(log: Path, count: int = 5) -> list[str]:
-    """The last lines of a log that are not blank, stripped; none if there is no log."""
+    """Return the last lines of a log that are not blank, stripped; none if there is no log."""
     if not log.is_file():
         return []
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -89,12 +89,12 @@ def last_lines(log: Path, count: int = 5) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class GridLock(NamedTuple):
-    """What a process holds that runs a grid: the folder, and the file that its workers lock."""
+    """The locks of a process that runs a grid: the folder, and the file that its workers lock."""
 
     folder: FolderLock
     workers: Path
@@ -102,13 +102,13 @@ class GridLock(NamedTuple):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[GridLock]:
-    """Holds a folder for this process, which runs a grid there, until it ends, however that may be.
+    """Hold a folder for this process, which runs a grid there, until it ends in any way.
 
-    Workers hold a second lock: while those of a killed process are still ending, nobody begins anew.
+    Workers hold a second lock: while those of a killed process are still ending, no other grid begins.
 
     Raises:
         Locked: if another process holds it, or its workers do not end.
-        ValueError: if a lock's file is no regular file.
+        ValueError: if a lock's file is not a regular file.
     """
     with FolderLock(folder, "run") as mine:
         path = folder / ".workers.lock"
@@ -122,8 +122,8 @@ def locked(folder: Path) -> Iterator[GridLock]:
 
 
 def run_cell(argv: Sequence[str], log: str, directory: str, workers: str) -> None:
-    """What a worker does: `train_agent.main`, its output in the log. Ends the process with its exit status."""
-    # away from the terminal, whose Ctrl-C is for the scheduler alone: it asks the workers, once
+    """Run `train_agent.main` as a worker, with its output in the log; end the process with its exit status."""
+    # away from the terminal, so that Ctrl-C reaches only the scheduler, which asks the workers once
     os.setsid()
     os.chdir(directory)
     _watch()
@@ -151,7 +151,7 @@ def _shortest(path: Path) -> str:
 
 
 def _watch() -> None:
-    """Ends this process when its parent is gone: nobody would count its run, and another would begin it again."""
+    """End this process when its parent is gone: its run would not be counted, and another would begin it again."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -165,10 +165,10 @@ def _watch() -> None:
 
 @contextlib.contextmanager
 def _circumstances() -> Iterator[None]:
-    """What a new Python process inherits, the fork server above all: one thread, and this checkout before others.
+    """Set what a new Python process inherits, above all the fork server: one thread, and this checkout before others.
 
-    And signals that are held back: what stops this process, such as a batch system that signals all processes of a
-    job, must not end the fork server. A worker lets them through when it can save its run.
+    Signals are also held back: a signal that stops this process, such as a batch system's to all processes of a job,
+    must not end the fork server. A worker lets them through when it can save its run.
     """
     paths = os.pathsep.join(filter(None, [str(CHECKOUT or ""), os.environ.get("PYTHONPATH")]))
     wanted = ONE_THREAD | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
@@ -193,7 +193,7 @@ def _context() -> Any:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
-        # what the fork server imports it finds by PYTHONPATH: where that is not read, a worker imports all by itself
+        # the fork server finds its imports by PYTHONPATH: if that is not read, a worker imports everything itself
         reads = not sys.flags.ignore_environment and os.pathsep not in str(CHECKOUT or "")
         context.set_forkserver_preload(list(PRELOADED) if reads else [])
     return context
@@ -208,7 +208,7 @@ class Worker:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         arguments = (job.argv, str(job.log), os.getcwd(), str(workers.resolve()))
         self.process = context.Process(target=run_cell, args=arguments, name=job.name, daemon=True)
-        # a fork server that was killed is started anew
+        # a killed fork server is started again
         with _circumstances():
             try:
                 self.process.start()
@@ -218,12 +218,12 @@ class Worker:
 
     @property
     def seconds(self) -> float:
-        """Since its start."""
+        """Seconds since its start."""
         return time.monotonic() - self.began
 
     @property
     def orphaned(self) -> bool:
-        """Whether it runs though the fork server was killed, which alone learns how it ends."""
+        """Whether it runs although the fork server was killed, which alone learns how it ends."""
         return self.process.exitcode == LOST and is_running(self.process.pid)
 
     @property
@@ -232,11 +232,11 @@ class Worker:
         return self.process.is_alive() or self.orphaned
 
     def ask_to_stop(self) -> None:
-        """As Ctrl-C does: training is saved at the next rollout boundary."""
+        """Ask it to stop, as Ctrl-C does: training is saved at the next rollout boundary."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Kill it immediately."""
         self._send(signal.SIGKILL)
         self.process.join()
 
@@ -246,7 +246,7 @@ class Worker:
                 os.kill(self.process.pid, number)
 
     def ended(self) -> Ended:
-        """To be called when the process is at its end."""
+        """Return its end; call this when the process has ended."""
         self.process.join()
         return Ended(self.job, self.process.exitcode, self.seconds)
 
@@ -261,16 +261,16 @@ def run_jobs(
     ended: Callable[[Ended], None],
     looked: Callable[[Sequence[Worker]], None],
 ) -> None:
-    """Runs them in this order, `at_once` at a time.
+    """Run the jobs in this order, `at_once` side by side.
 
     Args:
-        jobs: in the order in which they begin.
-        at_once: processes.
+        jobs: jobs in the order of their start.
+        at_once: number of processes side by side.
         workers: the workers' lock file, see `locked`.
-        interrupt: entered; once it is asked, no job begins and those that run are asked to stop.
+        interrupt: an entered one; once it is asked, no job begins and running jobs are asked to stop.
         started: called before a job begins.
         ended: called for each job that ended, failed or not.
-        looked: called twice a second with the jobs that run.
+        looked: called twice a second with the running jobs.
 
     Raises:
         KeyboardInterrupt: if interrupted a second time; the processes are killed.
@@ -290,7 +290,7 @@ def run_jobs(
                 for worker in running:
                     worker.ask_to_stop()
             looked(running)
-            # the fork server's end is told at once, and again and again
+            # an ended fork server would make every wait return immediately
             connection.wait([worker.process.sentinel for worker in running if not worker.orphaned], POLL)
             over = [worker for worker in running if not worker.is_alive]
             running = [worker for worker in running if worker not in over]
