@@ -1,8 +1,8 @@
-"""Figures of a comparison: rewards, accuracy against compute, and what the arms chose, all from its cells alone.
+"""Figures of a comparison: rewards, accuracy against compute, and the arms' choices, all from its cells alone.
 
-They are drawn in the look of `astra_gym.experiments.plotting.style`. Up to some twenty arms are told apart by small
-multiples, or by a legend of colours and marks, and not by colour alone. Each function returns whether there was
-anything to draw, and so a file.
+They use the style of `astra_gym.experiments.plotting.style`. Up to some twenty arms are told apart by small multiples,
+or by a legend of colors and marks, not by color alone. Each function returns whether there was anything to draw, and
+so whether it wrote a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ from astra_gym.experiments.plotting.style import (
 from astra_gym.experiments.stats import FEWEST_SEEDS, estimate, mean_interval, pareto
 
 COLUMNS = 3
-"""Of small multiples."""
+"""Columns of small multiples."""
 GREY = "#a6a6a6"
 SHORT_TITLES = {"epsilon": "$\\epsilon$ (/255)", "steps": "steps", "step_size": "step size (/255)"}
-# each differs from every other in dash or marker too, for readers without colour
+# each differs from every other in dash or marker too, for readers who see no colors
 LINES: tuple[Any, ...] = (
     {"color": BLUE, "linestyle": "-", "marker": "o"},
     {"color": ORANGE, "linestyle": "--", "marker": "s"},
@@ -49,7 +49,7 @@ LINES: tuple[Any, ...] = (
     {"color": "#A8326B", "linestyle": ":", "marker": "*"},
 )
 MARKERS = "os^DvPX*<>phd"
-"""As many as have no divisor in common with the colours: a pair of both comes again after the 104th arm."""
+"""Marks; their number and that of the colors have no common divisor: a pair of both recurs after the 104th arm."""
 
 
 class Band(NamedTuple):
@@ -62,9 +62,9 @@ class Band(NamedTuple):
 
 
 def curve_band(cells: Sequence[Cell], name: str) -> Band | None:
-    """An arm's `Cell.curve` of that name, averaged over seeds; None where no cell has it.
+    """Return an arm's `Cell.curve` of that name, averaged over seeds; None if no cell has it.
 
-    Where seeds differ in their steps, the others are interpolated to those of the first.
+    If seeds differ in their steps, the others are interpolated to those of the first.
     """
     curves = [cell.curve for cell in cells if name in cell.curve]
     if not curves:
@@ -75,14 +75,14 @@ def curve_band(cells: Sequence[Cell], name: str) -> Band | None:
 
 
 def _intervals(values: Array) -> tuple[Array, Array, Array]:
-    """Mean and borders of the interval of (seeds, k) values, each (k,)."""
+    """Return mean and borders of the interval of (seeds, k) values, each (k,)."""
     mean, low, high = np.array([mean_interval(column) for column in values.T]).T
     few = len(values) < FEWEST_SEEDS
     return mean, np.full_like(mean, np.nan) if few else low, np.full_like(mean, np.nan) if few else high
 
 
 def mean_shares(cells: Sequence[Cell], kind: str, values: Sequence[int]) -> Shares:
-    """An arm's shares of `values`, averaged over seeds, in the windows of all of them."""
+    """Return an arm's shares of `values`, averaged over seeds, in the windows of all of them."""
     found = [cell.shares[kind] for cell in cells if kind in cell.shares]
     edges = np.unique(np.concatenate([np.asarray(entry["edges"], dtype=np.float64) for entry in found]))
     middles = (edges[1:] + edges[:-1]) / 2
@@ -96,11 +96,11 @@ def mean_shares(cells: Sequence[Cell], kind: str, values: Sequence[int]) -> Shar
 
 @matplotlib.rc_context(STYLE)
 def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
-    """Draw each arm's mean reward over training in a panel of its own, with the other arms in grey behind it.
+    """Draw each arm's mean reward over training in a separate panel, with the other arms in gray behind it.
 
     Args:
         comparison: finished runs.
-        path: the PNG.
+        path: path of the PNG.
     """
     bands = {arm: band for arm in comparison.arms if (band := curve_band(comparison.of(arm), "reward"))}
     if not bands:
@@ -128,14 +128,14 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
 
 
 def _broken(arm: str, most: int = 17) -> str:
-    """A label, in lines where it would not fit into a narrow place."""
+    """Return a label, broken into lines if it would not fit into a narrow place."""
     head, at, settings = arm.partition("@")
     lines = [arm] if len(arm) <= most else [*wrap(head, 24), *wrap(at + settings, 24)]
     return "\n".join(map(label, lines))
 
 
 def _clear(axes: Sequence[Axes], columns: int) -> None:
-    """Take unused panels away; those above them get their x labels back."""
+    """Remove unused panels, and give those above them their x labels back."""
     for axis in axes:
         axis.set_visible(False)
     if axes:
@@ -152,8 +152,8 @@ def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path:
 
     Args:
         comparison: finished runs.
-        epsilon: of the RA, as a fraction.
-        path: the PNG.
+        epsilon: epsilon of the RA, as a fraction.
+        path: path of the PNG.
     """
     points = compute_points(comparison, epsilon)
     if len(points) < 2:
@@ -163,7 +163,7 @@ def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path:
     figure, (axis,) = new_figure(1, max(3.6, 1.2 + 0.23 * len(points)))
     corners = sorted((points[arm].steps / 1e3, points[arm].mean) for arm in front)
     axis.plot(*zip(*corners, strict=True), color=GREY, linewidth=1.2, drawstyle="steps-post", zorder=1)
-    # the legend's order is that of the points, from the top
+    # in the order of the points, from the top
     for place, (arm, point) in enumerate(sorted(points.items(), key=lambda entry: -entry[1].mean)):
         x, y, bar = point.steps / 1e3, point.mean, [[point.mean - point.low], [point.high - point.mean]]
         colour, mark = LINES[place % len(LINES)]["color"], MARKERS[place % len(MARKERS)]
@@ -188,7 +188,7 @@ class Spent(NamedTuple):
 
 
 def compute_points(comparison: ComparisonResult, epsilon: float) -> dict[str, Spent]:
-    """Where the arms lie in `accuracy_against_compute`."""
+    """Return the arms' positions in `accuracy_against_compute`."""
     points = {}
     for arm in comparison.arms:
         cells = [cell for cell in comparison.of(arm) if cell.attack_steps and epsilon in cell.correct]
@@ -200,7 +200,7 @@ def compute_points(comparison: ComparisonResult, epsilon: float) -> dict[str, Sp
 
 
 def without_attack(comparison: ComparisonResult) -> list[str]:
-    """Arms that spend no attack gradient step."""
+    """Return the arms that spend no attack gradient step."""
     return [arm for arm in comparison.arms if not any(cell.attack_steps for cell in comparison.of(arm))]
 
 
@@ -210,13 +210,13 @@ def shares_of_arms(comparison: ComparisonResult, path: Path | str) -> bool:
 
     Args:
         comparison: finished runs.
-        path: the PNG.
+        path: path of the PNG.
     """
     groups = {arm: comparison.of(arm) for arm in comparison.arms}
     groups = {arm: kept for arm, cells in groups.items() if (kept := [cell for cell in cells if cell.shares])}
     if not groups:
         return False
-    # no shared axis: among so many, each change would be told to all
+    # no shared axis: among so many, each change would be sent to all
     figure, axes = new_figure(len(groups), 1.5 + 0.72 * len(groups), 3)
     for column, kind in enumerate(ACTION_SETS):
         values = sorted({value for cells in groups.values() for cell in cells for value in cell.shares[kind]["values"]})
@@ -244,7 +244,7 @@ def choice_by_clean_loss(comparison: ComparisonResult, path: Path | str) -> bool
 
     Args:
         comparison: finished runs.
-        path: the PNG.
+        path: path of the PNG.
     """
     lines: dict[str, dict[str, tuple[Array, Array]]] = {}
     centres: dict[str, dict[str, float]] = {}
@@ -267,7 +267,7 @@ def choice_over_training(comparison: ComparisonResult, path: Path | str) -> bool
 
     Args:
         comparison: finished runs.
-        path: the PNG.
+        path: path of the PNG.
     """
     lines: dict[str, dict[str, tuple[Array, Array]]] = {}
     for arm in comparison.arms:
@@ -279,14 +279,14 @@ def choice_over_training(comparison: ComparisonResult, path: Path | str) -> bool
 
 
 def highlighted(comparison: ComparisonResult, lines: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> list[str]:
-    """The learning arms to be told apart, at most eight: those whose choice moves the most."""
+    """Return the learning arms to be told apart, at most eight: those with the largest changes of choice."""
     learning = [arm for arm in lines if learns(comparison.of(arm)[0].agent)]
     most = sorted(learning, key=lambda arm: -_moved(lines[arm]))[: len(LINES)]
     return [arm for arm in learning if arm in most]
 
 
 def _moved(lines: Mapping[str, tuple[Array, Array]]) -> float:
-    """How far an arm's choices move, as a sum of parts of the ranges."""
+    """Return how far an arm's choices move, as a sum of parts of the ranges."""
     return sum(float(np.ptp(y)) / (ACTION_SETS[kind][1] - ACTION_SETS[kind][0]) for kind, (_, y) in lines.items())
 
 
@@ -298,7 +298,7 @@ def _panels(
     centres: Mapping[str, Mapping[str, float]],
     path: Path | str,
 ) -> bool:
-    """A panel for each kind of choice with a line an arm, those `highlighted` named in a legend, the others grey."""
+    """Draw a panel for each kind of choice with a line an arm: those `highlighted` with a legend, the others gray."""
     shown = highlighted(comparison, lines)
     if not shown:
         return False
@@ -323,7 +323,7 @@ def _panels(
         axis.set_axisbelow(True)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(5))
-        # in the order in which the lines end, from the top
+        # in the order of the lines' ends, from the top
         handles = [line for _, line in sorted(drawn, key=lambda entry: -entry[0])]
         axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.6)
     axes[-1].set_xlabel(below)

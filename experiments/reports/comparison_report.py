@@ -1,4 +1,4 @@
-"""The report of a comparison: what it says, and in which order. `astra_gym.experiments.reports.rendering` writes it."""
+"""The report of a comparison: content and order. `astra_gym.experiments.reports.rendering` writes it."""
 
 import os
 from collections import Counter
@@ -42,11 +42,11 @@ from astra_gym.ssl_core.utils.paths import check_folder, path_component
 
 
 def report(comparison: ComparisonResult, figures: Path) -> Page:
-    """Draws the figures and says what the report holds.
+    """Draw the figures and make the report's page.
 
     Args:
         comparison: finished runs.
-        figures: the folder for the PNGs, in that of the report.
+        figures: folder for the PNGs, inside that of the report.
 
     Raises:
         ValueError: if no run is finished, an arm has a seed twice, a name cannot be a file's, or a file would be
@@ -110,11 +110,11 @@ HOW_TO_READ = (
     ),
 )
 ALONE = 4
-"""So many of them concern an arm that is alone."""
+"""Number of these entries, from the first, that apply to a single arm."""
 
 
 def _method_tables(comparison: ComparisonResult) -> list[Table]:
-    """Methods side by side, where there are several of one preset."""
+    """Return the tables that compare methods, if there are several of one preset."""
     several = len({cell.method for cell in comparison.cells}) > 1
     if not several or len({cell.preset for cell in comparison.cells}) > 1:
         return []
@@ -123,7 +123,7 @@ def _method_tables(comparison: ComparisonResult) -> list[Table]:
 
 
 def answer(comparison: ComparisonResult) -> list[str]:
-    """What the figures say, in sentences; nothing in them is typed."""
+    """Return what the values show, in sentences; no sentence has a typed number."""
     sentences, last = [], []
     for part in parts(comparison):
         epsilon, cell = deciding_epsilon(part), part.cells[0]
@@ -190,7 +190,7 @@ def _is(number: int) -> str:
 
 
 def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]:
-    """The figures that there is something for, by what they show; a set for every method and preset."""
+    """Draw the figures for which there are data, by subject; a set for every method and preset."""
     again = check_report(folder.parent)
     check_folder(folder)
     cut = parts(comparison)
@@ -210,7 +210,7 @@ def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]
             found.setdefault(kind, []).extend([picture] if draw(folder / picture.name) else [])
     except BaseException:
         if not again:
-            # the report that they would be known by is not going to be there
+            # without a report they could not be recognized as ours
             for _, _, picture in drawings:
                 (folder / picture.name).unlink(missing_ok=True)
         raise
@@ -218,7 +218,7 @@ def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]
 
 
 def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], str, str]]:
-    """By name: what draws a figure, what it shows in words, and its caption."""
+    """Return by name: the function that draws a figure, its content in words, and its caption."""
     arms = ", ".join(part.arms)
     deciding = deciding_epsilon(part)
     epsilon = deciding
@@ -270,7 +270,7 @@ def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], 
 
 
 def machine_table(comparison: ComparisonResult) -> Table:
-    """Versions, commits, device, threads and time of all runs."""
+    """Return versions, commits, device, threads and time of all runs."""
     cells = comparison.cells
     names = dict.fromkeys(name for cell in cells for name in cell.versions)
 
@@ -291,7 +291,7 @@ def machine_table(comparison: ComparisonResult) -> Table:
 
 
 def duration(seconds: float | None) -> str:
-    """A time in words; `not known` for None."""
+    """Return a time in words; `not known` for None."""
     if seconds is None:
         return "not known"
     if seconds < 90:
@@ -315,14 +315,13 @@ def _damaged(comparison: ComparisonResult) -> list[Block]:
 
 
 def read_runs(paths: Sequence[Path]) -> ComparisonResult:
-    """What is to be reported.
+    """Read the runs to be reported.
 
     Args:
         paths: one comparison, as a folder or its `comparison.json`, or run folders.
 
     Raises:
-        ValueError: if a path is neither, or a comparison stands beside others, or what it holds is damaged or
-            unfinished.
+        ValueError: if a path is neither, a comparison is not the only path, or its content is damaged or unfinished.
     """
     files = [path / COMPARISON if (path / COMPARISON).is_file() else path for path in paths]
     comparisons = [file for file in files if not file.is_dir()]
@@ -344,7 +343,7 @@ def read_runs(paths: Sequence[Path]) -> ComparisonResult:
 
 
 def labelled(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of single runs with arms by their agents, told apart by the settings in which runs of one agent differ."""
+    """Label cells of single runs by their agents, and by the settings in which runs of one agent differ."""
     arms = []
     for cell in cells:
         same = [other for other in cells if (other.agent, other.method, other.preset) == key(cell)]
@@ -360,12 +359,12 @@ def labelled(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def key(cell: Cell) -> tuple[str, str, str]:
-    """What runs have in common that are compared under one agent's name."""
+    """Return what runs have in common that are compared under one agent's name."""
     return cell.agent, cell.method, cell.preset
 
 
 def write_report(comparison: ComparisonResult, folder: Path) -> Path:
-    """Writes the report and its figures into a folder; returns the HTML's path.
+    """Write the report and its figures into a folder; return the HTML's path.
 
     Raises:
         ValueError: as `report`.

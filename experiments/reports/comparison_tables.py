@@ -28,12 +28,12 @@ from astra_gym.ssl_core.evaluation.results import radius_text
 LEVEL = 0.05
 REFERENCES = tuple(reference for _, reference in PRIMARY)
 PART = "method, preset"
-"""The column that says which part of a comparison a row is of."""
+"""The column that names a row's part of a comparison."""
 INTERVALS = "In brackets the 95 % interval over seeds (Student's t from 3 seeds, expanded bootstrap from 10)."
 
 
 def parts(comparison: ComparisonResult) -> list[ComparisonResult]:
-    """The comparison cut by method and preset, in the order in which they first appear: only cells of one compare."""
+    """Split the comparison by method and preset, in the order in which they first appear: only cells of one compare."""
     groups = dict.fromkeys((cell.method, cell.preset) for cell in comparison.cells)
     return [
         replace(comparison, cells=[cell for cell in comparison.cells if (cell.method, cell.preset) == group])
@@ -47,7 +47,7 @@ Rows = list[list[Entry]]
 def over_parts(
     comparison: ComparisonResult, columns: Sequence[str], rows: Callable[[ComparisonResult], Rows]
 ) -> tuple[list[str], Rows]:
-    """Columns and rows over all parts; where there are several, the second column says which."""
+    """Return columns and rows over all parts; if there are several, the second column names them."""
     found = [(part.cells[0], rows(part)) for part in parts(comparison)]
     if len(found) < 2:
         return [*columns], [row for _, lines in found for row in lines]
@@ -56,7 +56,7 @@ def over_parts(
 
 
 def at(epsilon: float) -> str:
-    """`SA`, or `RA at 8/255`."""
+    """Return `SA`, or `RA at 8/255`."""
     return f"RA at {radius_text('Linf', epsilon)}" if epsilon else "SA"
 
 
@@ -68,7 +68,7 @@ def mean_text(values: Sequence[float], digits: int = 1) -> str:
 
 
 def percent_text(values: Sequence[float]) -> str:
-    """The mean of percentages, with its interval, which is cut at 0 and 100: Student's t knows no borders."""
+    """Return the mean of percentages with its interval, cut at 0 and 100, since Student's t is unbounded."""
     if not values:
         return MISSING
     found = estimate(values)
@@ -80,7 +80,7 @@ def _interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
 
 
 def points_text(found: Paired) -> str:
-    """A paired difference with its interval; missing where there is none."""
+    """Return a paired difference with its interval; missing if there is none."""
     if math.isnan(found.difference):
         return MISSING
     return f"{found.difference:+z.1f}{_interval(found.low, found.high, sign='+')}"
@@ -101,8 +101,9 @@ def _accuracies(cells: Sequence[Cell], epsilon: float | None) -> list[float]:
 
 
 def ranked(comparison: ComparisonResult) -> list[str]:
-    """Arms from the best to the worst at the deciding epsilon, else at SA; then those without a figure, and last those
-    that trained longer.
+    """Return arms from the best to the worst at the deciding epsilon, else at SA.
+
+    Then come those without a value, and last those that trained longer.
     """
     epsilon = deciding_epsilon(comparison) or 0.0
 
@@ -114,15 +115,15 @@ def ranked(comparison: ComparisonResult) -> list[str]:
 
 
 def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
-    """The arm that is above every other: its paired difference to each, over three shared seeds or more, has a 95 %
-    interval above 0 (`stats.estimate`). None where no arm is, or there is but one. Arms at equal compute do not
+    """Return the arm that is above every other: its paired difference to each, over three shared seeds or more, has a
+    95 % interval above 0 (`stats.estimate`). None if no arm is, or there is only one. Arms at equal compute do not
     compete.
     """
     arms = comparison.base.arms
     for arm in arms:
         others = [other for other in arms if other != arm]
         found = [list(differences(comparison.of(arm), comparison.of(other), epsilon).values()) for other in others]
-        # the cheap condition first: it leaves hardly an arm to bootstrap
+        # the cheap condition first: hardly any arm is then left to bootstrap
         ahead = found and all(len(values) >= FEWEST_SEEDS and np.mean(values) > 0 for values in found)
         if ahead and all(estimate(values).low > 0 for values in found):
             return arm
@@ -130,7 +131,7 @@ def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
 
 
 def accuracy_table(comparison: ComparisonResult) -> list[Table]:
-    """SA, RA and cost by arm, best RA at the deciding epsilon first; a table for every method and preset.
+    """Return SA, RA and cost by arm, best RA at the deciding epsilon first; a table for every method and preset.
 
     Arms at equal compute are left to `compute_table`: here they would be ranked against arms that trained less.
     """
@@ -177,7 +178,7 @@ Standing = Literal["secondary", "unfinished", "undecidable", "not shown", "bette
 class Primary(NamedTuple):
     """A comparison of `stats.PRIMARY` in a method and preset (`part`), at the deciding epsilon or, secondary, at SA.
 
-    `p` is after Holm; `planned` counts the seeds that both arms are to have.
+    `p` is after Holm; `planned` counts the planned seeds of both arms.
     """
 
     part: str
@@ -191,7 +192,7 @@ class Primary(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """How it stands, in words."""
+        """Its state, in words."""
         seeds = self.found.seeds
         return {
             "secondary": "secondary, no verdict",
@@ -201,11 +202,11 @@ class Primary(NamedTuple):
 
 
 def primary_comparisons(part: ComparisonResult) -> list[Primary]:
-    """The comparisons of `stats.PRIMARY` of which there are both arms, tested at the deciding epsilon and told at SA.
+    """Return the comparisons of `stats.PRIMARY` with both arms, tested at the deciding epsilon and reported at SA.
 
     The verdict is at 5 % after Holm over the family fixed beforehand, one for each method and preset; a missing member
-    counts, with p = 1. There is none before all planned runs of the family's arms are finished: who looks while
-    they come in, and stops when it suits, would find too much.
+    counts, with p = 1. There is none before all planned runs of the family's arms are finished: looking while they
+    come in, and stopping when it suits, would find too much.
 
     Args:
         part: cells of one method and preset.
@@ -234,7 +235,7 @@ def primary_comparisons(part: ComparisonResult) -> list[Primary]:
 
 
 def primary_table(comparison: ComparisonResult) -> Table | None:
-    """The `primary_comparisons` of every part; None where there is none."""
+    """Return the `primary_comparisons` of every part; None if there are none."""
 
     def rows(part: ComparisonResult) -> Rows:
         return [
@@ -269,7 +270,7 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
 
 
 def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
-    """The planned seeds of `stats.PRIMARY_ARMS` that are not finished, by arm."""
+    """Return the planned seeds of `stats.PRIMARY_ARMS` that are not finished, by arm."""
     cell = part.cells[0]
     place = f"(?:-{re.escape(cell.method)})?(?:-{re.escape(cell.preset)})?"
     return {
@@ -283,9 +284,9 @@ def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
 
 
 def improvement_table(comparison: ComparisonResult) -> Table | None:
-    """Every arm that is in no primary comparison's first place against the three references, by intervals only.
+    """Compare every arm that is not first in a primary comparison with the three references, by intervals only.
 
-    None where no epsilon decides, or there is no such pair of arms.
+    None if no epsilon decides, or there is no such pair of arms.
     """
 
     def rows(part: ComparisonResult) -> Rows:
@@ -313,7 +314,7 @@ def improvement_table(comparison: ComparisonResult) -> Table | None:
 
 
 def compute_table(comparison: ComparisonResult) -> Table:
-    """Attack compute against RA at the deciding epsilon by arm, and arms at equal compute against two references."""
+    """Return attack compute and RA at the deciding epsilon by arm, and arms at equal compute against two references."""
     equal = any(arm.endswith(COMPUTE) for arm in comparison.arms)
     references = ("reinforce", "fixed-max") if equal else ()
 

@@ -1,6 +1,6 @@
-"""What a report says, as data, which `astra_gym.experiments.reports.rendering` writes.
+"""The content of a report, as data, which `astra_gym.experiments.reports.rendering` writes.
 
-Every text in these records is plain: nothing in it is markup, whoever wrote it.
+Every text in these records is plain: no part of it is markup, whatever its source.
 """
 
 import re
@@ -19,14 +19,14 @@ class Entry(NamedTuple):
 
 
 def entries(*texts: str) -> list[Entry]:
-    """A row of plain texts."""
+    """Return a row of plain texts."""
     return [Entry(text) for text in texts]
 
 
 class Table(NamedTuple):
     """A table: rows as long as `columns`, the first entry of each names it.
 
-    `words` are the columns, beside the first, that hold words; all others hold numbers, which stand to the right.
+    `words` are the columns, beside the first, that hold words; all others hold numbers, which are aligned right.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Text(NamedTuple):
 
 
 class Items(NamedTuple):
-    """A list: each item a term and what is said of it."""
+    """A list of items, each a term and its explanation."""
 
     items: Sequence[tuple[str, str]]
 
@@ -61,7 +61,7 @@ class Code(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG in the report's folder of figures, with what it shows in words and a caption."""
+    """A PNG in the report's folder of figures, with its content in words and a caption."""
 
     name: str
     alt: str
@@ -72,14 +72,14 @@ Block = Text | Items | Code | Picture | Table
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     title: str
     blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
-        """The heading as GitHub makes links of it."""
+        """The heading as an anchor of GitHub's links."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 

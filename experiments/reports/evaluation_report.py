@@ -1,4 +1,4 @@
-"""The report of an evaluation: its tables, what was found beside them, its figures, and how to repeat it."""
+"""The report of an evaluation: its tables and notes, its figures, and how to repeat it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from astra_gym.ssl_core.evaluation.sanity import STAGES
 
 CURVES = "accuracy_against_epsilon.png"
 AT_MOST = 4
-"""Lines in the picture of accuracy against epsilon; the others are in the table."""
+"""Lines in the figure of accuracy against epsilon; the others are in the table."""
 PICTURES = (
     Picture(
         PICTURE,
@@ -53,10 +53,10 @@ HOW_TO_READ = (
 
 
 def evaluation_page(folder: Path) -> Page:
-    """Says what an evaluation found, and draws accuracy against epsilon.
+    """Report what an evaluation found, and draw accuracy against epsilon.
 
     Args:
-        folder: of the evaluation.
+        folder: folder of the evaluation.
 
     Raises:
         ValueError: if it is unfinished or damaged, or a file would be replaced that no report has written.
@@ -65,7 +65,7 @@ def evaluation_page(folder: Path) -> Page:
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
     remarked = remarks(rows, facts["notes"])
-    # the first evaluations were kept before a void classifier had an entry
+    # the first evaluations were kept before void classifiers had an entry
     void: dict[str, str] = facts.get("void", {})
     sections = [
         Section("How to read it", [Items(HOW_TO_READ)]),

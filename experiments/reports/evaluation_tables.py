@@ -1,4 +1,4 @@
-"""The rows of an evaluation as tables, and what has to be said beside them."""
+"""The rows of an evaluation as tables, and the remarks on them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +13,13 @@ INTERVALS = "Below a figure its 95 % interval over the test images (Wilson; mean
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Accuracy, AutoAttack attack by attack, shifts, and health: those of which there are rows."""
+    """Return accuracy, AutoAttack attack by attack, shifts, and health: those for which there are rows."""
     made = [accuracy_table(rows), stages_table(rows), shifts_table(rows), health_table(rows)]
     return [table for table in made if table.rows]
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """A line a classifier, a column an attack and radius."""
+    """Return the accuracies: a line a classifier, a column an attack and radius."""
     attacked = [row for row in rows if row.metric == "RA" and row.attack not in STAGES]
     columns = sorted(
         {_place(row) for row in attacked}, key=lambda place: (place[0], list(NAMES).index(place[1]), place[2:])
@@ -43,7 +43,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
 
 
 def _clean(own: Sequence[Row], name: str) -> Row:
-    """A classifier's clean accuracy; a ValueError if it has none, which no evaluation writes."""
+    """Return a classifier's clean accuracy; a ValueError if it has none, which no evaluation writes."""
     for row in own:
         if row.metric == "SA":
             return row
@@ -51,7 +51,7 @@ def _clean(own: Sequence[Row], name: str) -> Row:
 
 
 def stages_table(rows: Sequence[Row]) -> Table:
-    """AutoAttack after each of its attacks: a line a classifier and radius."""
+    """Return the accuracies after each of AutoAttack's attacks: a line a classifier and radius."""
     lines = []
     for name, own in _classifiers(rows).items():
         radii = dict.fromkeys((row.norm, row.epsilon) for row in own if row.attack in STAGES)
@@ -64,7 +64,7 @@ def stages_table(rows: Sequence[Row]) -> Table:
 
 
 def shifts_table(rows: Sequence[Row]) -> Table:
-    """Mean accuracy under each family of corruptions and of perspective distortions."""
+    """Return the mean accuracy under each family of corruptions and of perspective distortions."""
     present = [family for family in FAMILIES if any(row.condition == family for row in rows)]
     lines = []
     for name, own in _classifiers(rows).items():
@@ -77,7 +77,7 @@ def shifts_table(rows: Sequence[Row]) -> Table:
 
 
 def health_table(rows: Sequence[Row]) -> Table:
-    """The figures of the features themselves."""
+    """Return the values of the features themselves."""
     lines = []
     for row in rows:
         if row.protocol == "features":
@@ -92,7 +92,7 @@ def health_table(rows: Sequence[Row]) -> Table:
 
 
 def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """Why figures are not standard, and what the checks found: what it concerns, and a sentence."""
+    """Return why values are not standard, and what the checks found: the subject and a sentence each."""
     reasons: dict[str, list[str]] = {}
     for name, own in _classifiers(rows).items():
         for row in own:
@@ -105,7 +105,7 @@ def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[tup
 
 
 def _classifiers(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by classifier, called by its protocol, and by what else tells it from the others."""
+    """Group rows by classifier, named by its protocol and by what else tells it from the others."""
     several = len({row.checkpoint for row in rows}) > 1
     found: dict[str, list[Row]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What is kept under results/ of finished runs, comparisons and evaluations: no path of the machine they ran on."""
+"""What is kept under results/ of finished runs, comparisons and evaluations, without paths of their machine."""
 
 import contextlib
 import io
@@ -24,15 +24,15 @@ from astra_gym.ssl_core.utils.paths import copy_file, path_component
 
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
 PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR", "--teacher": "RUN"}
-"""What stands for a path of one machine in a kept command."""
+"""Replacement for a path of one machine in a kept command."""
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 
 
 def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> Path:
-    """Copies a finished run's figures to results/GROUP/METHOD-AGENT-seedN/; the group is by default the preset.
+    """Copy a finished run's results to results/GROUP/METHOD-AGENT-seedN/; the group is by default the preset.
 
     Raises:
-        ValueError: if it is no run folder, or has not been evaluated.
+        ValueError: if it is not a run folder, or has not been evaluated.
     """
     folder = RunFolder.open(run)
     settings = folder.settings()
@@ -46,7 +46,7 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
             # a damaged file is not worth keeping
             read_json(folder.path / name)
             copy_file(folder.path / name, target / Path(name).name)
-    # where the data lay on one machine says nothing on another
+    # the place of the data on one machine means nothing on another
     placeless = replace(settings, data_dir=None, run_dir=None)
     write_file(target / "config.yaml", sealed_yaml(placeless.to_yaml()))
     for name in PICTURES if pictures else ():
@@ -60,14 +60,14 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
 
 
 def keep_comparison(folder: Path, results: Path) -> Path:
-    """Copies a comparison to results/comparisons/NAME/, with a report made anew.
+    """Copy a comparison to results/comparisons/NAME/, with a new report.
 
     Raises:
-        ValueError: if it is damaged, or not a run of it is finished.
+        ValueError: if it is damaged, or no run of it is finished.
     """
     comparison = read_comparison(folder / COMPARISON)
     target = results / "comparisons" / folder.resolve().name
-    # where things lay on one machine says nothing on another
+    # paths of one machine mean nothing on another
     unfinished = {name: _without_folders(reason) for name, reason in comparison.unfinished.items()}
     command = shlex.join(_without_places(shlex.split(comparison.command)))
     comparison = replace(comparison, command=command, unfinished=unfinished)
@@ -77,7 +77,7 @@ def keep_comparison(folder: Path, results: Path) -> Path:
 
 
 def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
-    """Copies an evaluation's rows, facts and figures to results/evaluations/NAME/, by default its encoder's name.
+    """Copy an evaluation's rows, facts and figures to results/evaluations/NAME/, by default its encoder's name.
 
     Raises:
         ValueError: if it is unfinished or damaged.
@@ -99,7 +99,7 @@ def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
 
 
 def _encoder(words: Sequence[str], folder: Path) -> Path | None:
-    """The encoder in a kept command of `evaluate_encoder.py`, None where it names a model."""
+    """Return the encoder in a kept command of `evaluate_encoder.py`, None if it names a model."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return evaluation_parser("").values(words)["encoder"]
@@ -112,7 +112,7 @@ def _origins(rows: Sequence[Row]) -> set[tuple[str, str]]:
 
 
 def _placeless(encoder: Path, run: str) -> str:
-    """An encoder's path without what is one machine's: `runs/NAME`, a checkpoint in it, or a file's name."""
+    """Return an encoder's path without its machine's part: `runs/NAME`, a checkpoint in it, or a file's name."""
     if not encoder.suffix:
         return f"runs/{run}"
     return f"runs/{run}/checkpoints/{encoder.name}" if encoder.parent.name == "checkpoints" else encoder.name
@@ -127,7 +127,7 @@ def _without_places(words: Sequence[str]) -> list[str]:
         elif name in PLACES and equals:
             made.append(f"{name}={PLACES[name]}")
         elif before == "--arm" or (name == "--arm" and equals):
-            # the flags of an arm of one's own: LABEL=FLAGS
+            # the flags of a custom arm: LABEL=FLAGS
             head, _, flags = (value if name == "--arm" else word).partition("=")
             arm = f"{head}={shlex.join(_without_places(shlex.split(flags)))}"
             made.append(f"--arm={arm}" if name == "--arm" else arm)
@@ -138,6 +138,6 @@ def _without_places(words: Sequence[str]) -> list[str]:
 
 
 def _without_folders(reason: str) -> str:
-    """A text with the names only of what absolute paths lead to; in quotes, a path may have blanks."""
+    """Shorten the absolute paths in a text to names; in quotes, a path may have blanks."""
     reason = re.sub(r"""(['"])/(?:[^'"]*/)?([^'"/]*)\1""", r"\1\2\1", reason)
     return re.sub(r"(?<![\w.~/])~?/(?:[^\s/'\",;:]+/)*([^\s/'\",;:]*)", r"\1", reason)

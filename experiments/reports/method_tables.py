@@ -1,5 +1,5 @@
-"""The tables of a comparison of methods: what each reaches with its own budget, what a learned strategy adds, and a
-coreset that is chosen."""
+"""The tables of a comparison of methods: each with its own budget, with learned strategies, and with chosen
+coresets."""
 
 import itertools
 import math
@@ -15,14 +15,14 @@ from astra_gym.experiments.stats import COMPUTE, paired
 from astra_gym.ssl_core.training.coreset import SELECTIONS
 
 FLOOR = "simclr"
-"""The method without an attack that all others are measured by."""
+"""The method without an attack, against which all others are measured."""
 LEAST_GAIN, LEAST_CLEAN = 60.0, 95.0
-"""What every adversarial method is to reach with its authors' budget: points of RA above the floor, and SA in %."""
+"""Target of every adversarial method with its authors' budget: points of RA above the floor, and SA in %."""
 GAIN_AT = 8 / 255
 OWN = "fixed"
 """The agent that plays a method's own budget."""
 CONTROLS = ("random", "fixed-max")
-"""Agents that learn nothing, which one that learns is compared with too."""
+"""Agents that learn nothing, with which a learning one is also compared."""
 
 
 class Group(NamedTuple):
@@ -33,7 +33,7 @@ class Group(NamedTuple):
     cells: Sequence[Cell]
 
     def accuracies(self, epsilon: float) -> list[float]:
-        """Accuracy in percent at an epsilon (0.0: SA) of every seed."""
+        """Return the accuracy in percent at an epsilon (0.0: SA) of every seed."""
         return [cell.accuracy(epsilon) for cell in self.cells if epsilon in cell.outcomes]
 
     @property
@@ -43,7 +43,7 @@ class Group(NamedTuple):
 
 
 def groups(comparison: ComparisonResult) -> list[Group]:
-    """Arms by method, in the order of the comparison; what trained longer is left out.
+    """Return the arms by method, in the order of the comparison, without those that trained longer.
 
     Raises:
         ValueError: if there are several presets, whose accuracies do not compare.
@@ -60,7 +60,7 @@ def groups(comparison: ComparisonResult) -> list[Group]:
 
 
 def methods_table(comparison: ComparisonResult) -> Table:
-    """SA, RA and seconds of every method and arm; with the methods' own budget, also RA minus that of the floor."""
+    """Return SA, RA and seconds of every method and arm; with the methods' own budget, also RA minus the floor's."""
     found = groups(comparison)
     epsilons = sorted({epsilon for group in found for cell in group.cells for epsilon in cell.correct})
     floor = [group for group in found if group.method == FLOOR and not group.attacks]
@@ -88,9 +88,9 @@ def methods_table(comparison: ComparisonResult) -> Table:
 
 
 def strategies_table(comparison: ComparisonResult) -> Table:
-    """What other agents add to a method's own budget and to the controls: paired differences by method and epsilon.
+    """Return paired differences between other agents and a method's own budget and the controls, by method and epsilon.
 
-    A method of which only its own budget was run is left out.
+    A method that was run with its own budget only is left out.
     """
     found = groups(comparison)
     references = [name for name in (OWN, *CONTROLS) if any(group.arm == name for group in found)]
@@ -119,9 +119,9 @@ def strategies_table(comparison: ComparisonResult) -> Table:
 
 
 def coresets_table(comparison: ComparisonResult) -> Table | None:
-    """What a chosen coreset adds to its control, as many batches drawn at random: paired differences by method.
+    """Return paired differences between a chosen coreset and its control, as many batches drawn at random, by method.
 
-    None where there is no such pair of arms.
+    None if there is no such pair of arms.
     """
     found, rows = groups(comparison), []
     for method in dict.fromkeys(group.method for group in found):
@@ -142,7 +142,7 @@ def coresets_table(comparison: ComparisonResult) -> Table | None:
 
 
 def _but_coreset(group: Group) -> dict[str, Any]:
-    """All settings of a group but how its coreset is chosen, and the seed."""
+    """Return all settings of a group except its seed and how its coreset is chosen."""
     chosen = ("coreset", "coreset_kwargs", "seed")
     return {name: value for name, value in group.cells[0].settings.items() if name not in chosen}
 

@@ -25,11 +25,11 @@ POLICIES = ("reinforce", "uniform random", "method's own budget")
 
 
 Made = Callable[[Path, str], Sequence[Block]]
-"""Makes the tables of a kind from the folder of results and a name in it."""
+"""A function that makes the tables of a kind from the folder of results and a name in it."""
 
 
 def compared(table: Callable[[ComparisonResult], Sequence[Table] | Table | None]) -> Made:
-    """The tables of a kept comparison."""
+    """Make the tables of a kept comparison."""
 
     def made(results: Path, name: str) -> Sequence[Block]:
         found = table(read_comparison(results / "comparisons" / name / COMPARISON))
@@ -39,18 +39,18 @@ def compared(table: Callable[[ComparisonResult], Sequence[Table] | Table | None]
 
 
 def evaluated(table: Callable[[Sequence[Row]], Table]) -> Made:
-    """A table of a kept evaluation."""
+    """Make a table of a kept evaluation."""
     return lambda results, name: [table(read_results(EvaluationStore(results / "evaluations" / name).file))]
 
 
 def evaluation_remarks(results: Path, name: str) -> list[Block]:
-    """Why figures of a kept evaluation are not standard, and what its checks found, as a list."""
+    """Return why values of a kept evaluation are not standard, and what its checks found, as a list."""
     store = EvaluationStore(results / "evaluations" / name)
     return [Items(remarks(read_results(store.file), store.facts()["notes"]))]
 
 
 def accuracy_table(results: Path, preset: str) -> list[Block]:
-    """SA and RA of every kept run of a preset: mean over seeds, and the smallest and the largest."""
+    """Return SA and RA of every kept run of a preset: mean over seeds, and the smallest and the largest."""
     runs: dict[str, dict[float, list[float]]] = {}
     encoders: dict[str, dict[float, list[float]]] = {}
     for path in sorted((results / preset).glob("*/slf.json")):
@@ -60,7 +60,7 @@ def accuracy_table(results: Path, preset: str) -> list[Block]:
                 values.setdefault(row.epsilon, []).append(row.value)
             else:
                 values = encoders.setdefault(row.checkpoint.replace("-", " "), {})
-                # every run of a preset repeats the trivial encoders: those of one seed are told once
+                # every run of a preset repeats the trivial encoders: those of one seed are listed once
                 if row.value not in values.setdefault(row.epsilon, []):
                     values[row.epsilon].append(row.value)
     lines = [*sorted(runs.items()), *sorted(encoders.items())]
@@ -82,7 +82,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 def policy_rewards(results: Path, preset: str) -> list[dict[str, float]]:
-    """Mean held-out reward of each policy, one dict for each kept seed of REINFORCE."""
+    """Return the mean held-out reward of each policy, one dict for each kept seed of REINFORCE."""
     seeds = []
     for path in sorted((results / preset).glob("astra-reinforce-seed*/policy.json")):
         document: dict[str, Any] = read_json(path)
@@ -91,9 +91,10 @@ def policy_rewards(results: Path, preset: str) -> list[dict[str, float]]:
 
 
 def policy_table(results: Path, preset: str) -> list[Block]:
-    """Held-out reward of the trained policy and of the controls on the same checkpoints: mean and 95 % t-interval.
+    """Return the held-out reward of the trained policy and of the controls on the same checkpoints.
 
-    A seed is one figure, the mean over its batches; the difference is taken within a seed.
+    A row has the mean and the 95 % t-interval. A seed is one value, the mean over its batches; the difference is taken
+    within a seed.
     """
     seeds = policy_rewards(results, preset)
     values = {name: ("", [seed[name] for seed in seeds]) for name in POLICIES}
@@ -109,9 +110,9 @@ def policy_table(results: Path, preset: str) -> list[Block]:
 
 
 def benchmark_table(results: Path, which: str) -> list[Block]:
-    """The benchmark's figures of one part, or of every part those that have a target (`targets`).
+    """Return the benchmark's values of one part, or those of every part that have a target (`targets`).
 
-    They are those of `results/benchmark.json` and of any `benchmark-NAME.json` beside it, such as one of --against.
+    They are read from `results/benchmark.json` and any `benchmark-NAME.json` beside it, such as one of --against.
     """
     document = read(results / "benchmark.json", quick=False)
     others = [read(path, quick=False) for path in sorted(results.glob("benchmark-*.json"))]
@@ -126,7 +127,7 @@ def benchmark_table(results: Path, which: str) -> list[Block]:
 
 
 def reliability_table(results: Path, part: str) -> list[Block]:
-    """What `make torture` tried and what failed, by `results/reliability.json`: of one part, or of `all`."""
+    """Return what `make torture` tried and what failed, from `results/reliability.json`: of one part, or of `all`."""
     document = read_json(results / "reliability.json")
     rows = [
         entries(name, f"{found['cases']}", f"{found['failures']}", f"{found['seconds'] / 60:.1f}")
@@ -160,7 +161,7 @@ TABLES: dict[str, Made] = {
 
 
 def with_tables(text: str, results: Path) -> str:
-    """The text of a document with every table between `<!-- table KIND NAME -->` and `<!-- end -->` made anew."""
+    """Return a document's text with new tables between `<!-- table KIND NAME -->` and `<!-- end -->`."""
 
     def renewed(match: re.Match[str]) -> str:
         kind, preset = match[2], match[3]

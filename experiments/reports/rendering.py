@@ -1,7 +1,7 @@
 """The written forms of a report: HTML and Markdown by the templates in `templates/`, and tables for a terminal.
 
-Whatever a template puts out is escaped, in HTML by Jinja2 and in Markdown by `in_markdown`; no text of the report is
-ever marked as safe. The HTML is one file with its style and pictures inside, and no script: it opens offline, on a
+Everything that a template writes is escaped, in HTML by Jinja2 and in Markdown by `in_markdown`; no text of the report
+is ever marked as safe. The HTML is one file with its style and figures inside, and no script: it opens offline, on a
 phone, and prints.
 """
 
@@ -27,27 +27,29 @@ BLOCKS: tuple[type[Any], ...] = (Text, Items, Code, Picture, Table)
 
 
 def one_line(value: object) -> str:
-    """A value as text on one line, without signs that cannot be seen; what a template has made is left alone."""
+    """Return a value as text on one line, without invisible characters; output of a template is left unchanged."""
     return value if isinstance(value, Markup) else printable(re.sub(r"\s", " ", str(value)).strip())
 
 
 def within_line(value: object) -> Markup:
-    """A text that GitHub's Markdown shows as it is, where it does not begin a line."""
-    # an underscore within a word marks nothing up; a link needs no brackets there
+    """Escape a text so that GitHub's Markdown shows it unchanged, if it does not begin a line."""
+    # an underscore within a word marks nothing up; a link there needs no brackets
     text = re.sub(r"([\\`*~|<>\[\]&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.)", r"\\\1", one_line(value))
     return Markup(re.sub(r"(?<=[\w.+-])@(?=[\w-]+\.\w)", "@\N{WORD JOINER}", text))
 
 
 def in_markdown(value: object) -> Markup:
-    """A text that GitHub's Markdown shows as it is, at the beginning of a line too, where it could be a heading, an
-    item or a rule."""
+    """Escape a text so that GitHub's Markdown shows it unchanged, even as the beginning of a line.
+
+    There it could be a heading, an item or a rule.
+    """
     if isinstance(value, Markup):
         return value
     return Markup(re.sub(r"^(\d{0,9})([-+#.)=])(?=[\s#=-]|$)", r"\1\\\2", within_line(value)))
 
 
 def fenced(text: str) -> Markup:
-    """Lines of code in Markdown, in a fence that is longer than any in them."""
+    """Return lines of code in Markdown, in a fence that is longer than any in them."""
     fence = "`" * max([3, *(len(found) + 1 for found in re.findall("`+", text))])
     return Markup("\n".join([fence, *map(printable, text.splitlines()), fence]))
 
@@ -71,22 +73,22 @@ _MARKDOWN = _environment(in_markdown, inline=within_line, fenced=fenced)
 
 
 def to_html(page: Page, figures: Path) -> str:
-    """The page as HTML with the PNGs of `figures` inside."""
+    """Return the page as HTML with the PNGs of `figures` inside."""
     return _HTML.get_template("report.html.j2").render(page=page, image=lambda name: _image(figures / name))
 
 
 def to_markdown(page: Page, folder: str) -> str:
-    """The page as GitHub's Markdown; pictures are links into `folder`."""
+    """Return the page as GitHub's Markdown; figures are links into `folder`."""
     return _MARKDOWN.get_template("report.md.j2").render(page=page, folder=folder)
 
 
 def block_in_markdown(block: Block) -> str:
-    """A table, or another part of a page but a picture, as GitHub's Markdown."""
+    """Return a table, or another part of a page except a picture, as GitHub's Markdown."""
     return _MARKDOWN.get_template("block.md.j2").render(block=block)
 
 
 def for_terminal(table: Table) -> terminal.Table:
-    """The table for a terminal: without smaller print, for which eighty columns have no room."""
+    """Return the table for a terminal, without smaller print, for which eighty columns have no room."""
     made = terminal.Table(
         title=Styled(one_line(table.title)),
         title_justify="left",
@@ -102,7 +104,7 @@ def for_terminal(table: Table) -> terminal.Table:
 
 
 def _image(path: Path) -> dict[str, Any]:
-    """A PNG's source, as a URL that holds it, and its size, so that a page does not jump while it loads."""
+    """Return a PNG as a URL that holds it, and its size, so that a page does not jump while it loads."""
     check_png(path)
     content = path.read_bytes()
     width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
@@ -113,14 +115,14 @@ OURS = {
     "report.md": "# (Comparison of agents|Run|Evaluation): ",
     "report.html": re.escape((TEMPLATES / "report.html.j2").read_text(encoding="utf-8").partition("<meta name")[0]),
 }
-"""How the files of a report begin."""
+"""Patterns of the beginnings of a report's files."""
 
 
 def check_report(folder: Path) -> bool:
-    """Whether a report of ours lies in a folder.
+    """Return whether a folder holds a report of ours.
 
     Raises:
-        ValueError: if something else is called as its files are.
+        ValueError: if other files have the names of its files.
     """
     found = False
     for name, ours in OURS.items():
@@ -135,7 +137,7 @@ def check_report(folder: Path) -> bool:
 
 
 def write_page(page: Page, folder: Path) -> Path:
-    """Writes a page, whose figures lie in `folder/figures`, as `report.md` and `report.html`; returns that path.
+    """Write a page, with figures in `folder/figures`, as `report.md` and `report.html`; return the latter's path.
 
     Raises:
         ValueError: as `check_report`.

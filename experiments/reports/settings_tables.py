@@ -1,4 +1,4 @@
-"""The tables of a comparison's settings, and of its rewards, which compare only where their settings are equal."""
+"""The tables of a comparison's settings, and of its rewards, which compare only under equal settings."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ def _named(cell: Cell, names: Sequence[str]) -> str:
 
 
 def reward_table(comparison: ComparisonResult) -> Table:
-    """Rewards by arm: in the first and the last tenth of training, and on held-out views beside the controls'."""
+    """Return rewards by arm: in the first and last tenth of training, and on held-out views beside the controls'."""
     names = sorted({name for cell in comparison.cells for name in cell.settings if _of_reward(name)})
     differing = [name for name in names if len({_canonical(cell.settings.get(name)) for cell in comparison.cells}) > 1]
 
@@ -56,12 +56,12 @@ def _of_reward(name: str) -> bool:
 
 
 def settings_table(comparison: ComparisonResult) -> Table:
-    """The settings in which arms differ, a column each, and in the note those that all share; the seed is left out."""
+    """Return the settings in which arms differ, a column each, with shared ones in the note; the seed is left out."""
     names = dict.fromkeys(name for cell in comparison.cells for name in cell.settings if name != "seed")
     values = {name: {_canonical(cell.settings.get(name)) for cell in comparison.cells} for name in names}
     differing = [name for name in names if len(values[name]) > 1]
     shared = ", ".join(_named(cell, [name]) for cell in comparison.cells[:1] for name in names if name not in differing)
-    # told by a column of their own
+    # these have a column of their own
     told = [name for name in differing if name not in ("method", "preset") or len(parts(comparison)) < 2]
 
     def rows(part: ComparisonResult) -> Rows:
@@ -78,7 +78,7 @@ def settings_table(comparison: ComparisonResult) -> Table:
 
 
 def _other_orders(comparison: ComparisonResult) -> str:
-    """Which arms of a part did not make the same updates on the same images in the same order, in sentences."""
+    """Name the arms of a part that did not make the same updates on the same images in the same order, in sentences."""
     sentences = ""
     for part in parts(comparison.base):
         groups: dict[str, dict[str, None]] = {}
