@@ -1,6 +1,6 @@
 """Figures of an encoder's health: its features in the plane, their spectrum, and the loss around its weights.
 
-As in `astra_gym.experiments.plotting.run_plots`, every function takes data and a path and writes a PNG in the look of
+As in `astra_gym.experiments.plotting.run_plots`, every function takes data and a path and writes a PNG in the style of
 `astra_gym.experiments.plotting.style`.
 """
 
@@ -34,27 +34,27 @@ SHOWN = 500
 """Images in the plane: more points would cover each other, and the projection's time grows faster than their number."""
 FAINT = "#bbbbbb"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#CC79A7") * 2
-# All different, for a reader in grey; those of one colour are far from alike.
+# All different, for a reader in gray; those of one color are far from alike.
 MARKERS = ("o", "^", "s", "D", "v", "X", "*", "P", "<", ">")
 COLUMNS = 5
 
 
 def plane(clean: Tensor, attacked: Tensor, seed: int) -> tuple[Array, Array]:
-    """Clean and attacked features (n, d) side by side in one plane, (n, 2) each.
+    """Map clean and attacked features (n, d) into one plane, (n, 2) each.
 
-    t-SNE (van der Maaten and Hinton 2008) of all of them at once, normalised, from their first two principal
-    components. The same features and seed give the same plane bit for bit with an equal number of threads.
+    t-SNE (van der Maaten and Hinton 2008) of all of them together, normalized, from their first two principal
+    components. The same features, seed and number of threads give the same plane bit for bit.
 
     Args:
-        clean, attacked: the features of the same images.
-        seed: of scikit-learn's generator.
+        clean, attacked: features of the same images.
+        seed: seed of scikit-learn's generator.
 
     Raises:
         ValueError: if the shapes differ, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalised`.
     """
     if clean.shape != attacked.shape:
         raise ValueError(f"clean is {tuple(clean.shape)}, attacked {tuple(attacked.shape)}: expected (n, d) twice")
-    # Imported here, since scikit-learn takes a second that the other figures need not pay.
+    # Imported here, since scikit-learn takes a second to import and the other figures do not need it.
     from sklearn.manifold import TSNE
 
     both = torch.cat([normalised(clean, "clean"), normalised(attacked, "attacked")]).float().numpy()
@@ -74,8 +74,8 @@ def tsne(
         clean, attacked: (n, d) features of the same images; the first `SHOWN` are drawn.
         labels: (n,) positions in `classes`; None for one mark.
         classes: names; the first ten are marked, the others light grey.
-        path: the PNG.
-        seed: of t-SNE.
+        path: path of the PNG.
+        seed: seed of t-SNE.
 
     Raises:
         ValueError: as `plane`, or if there are not as many labels as features.
@@ -86,7 +86,7 @@ def tsne(
     kinds = np.zeros(len(before), dtype=np.int64) if labels is None else labels[:SHOWN].numpy()
     names = ["images"] if labels is None else [_short(name) for name in classes[: len(MARKERS)]]
     others = kinds >= len(names)
-    # one square for both panels: only then is the same place in both the same feature
+    # one square for both panels: only then does the same place in both mean the same feature
     low, high = (end(np.concatenate([before, after]), axis=0) for end in (np.min, np.max))
     centre, reach = (low + high) / 2, 0.53 * float((high - low).max())
     lines = 0 if labels is None else -(-(len(names) + bool(others.any())) // COLUMNS)
@@ -126,11 +126,11 @@ def _short(name: str, most: int = 12) -> str:
 
 @matplotlib.rc_context(STYLE)
 def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Draw the singular values of normalised features, each as its share of their sum, with the effective rank.
+    """Draw the singular values of normalized features, each as its share of their sum, with the effective rank.
 
     Args:
         vectors: (n, d) by name, such as "clean" and "attacked"; at most four.
-        path: the PNG.
+        path: path of the PNG.
 
     Raises:
         ValueError: if there are none or too many, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalised`.
@@ -143,7 +143,7 @@ def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
     for (name, z), (colour, dash) in zip(vectors.items(), lines, strict=False):
         values = singular_values(z)
         share = (100 * values / values.sum()).numpy()
-        # below float32's rounding of the largest there is nothing but noise
+        # values below float32's rounding of the largest are noise
         share = share[share > 1e-6 * share[0]]
         lowest = min(lowest, share[-1])
         rank = np.arange(1, len(share) + 1)
@@ -164,8 +164,8 @@ def landscape(data: Landscape, path: Path | str) -> None:
     """Draw the contrastive loss along the median and the sharpest direction in weight space.
 
     Args:
-        data: of `representation_health`.
-        path: the PNG.
+        data: landscape from `representation_health`.
+        path: path of the PNG.
     """
     figure, (axis,) = new_figure(1, 3.4)
     axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))

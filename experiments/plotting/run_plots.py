@@ -1,7 +1,7 @@
-"""Figures of a run: what the agent chose, what it was paid, what an attack looks like, and what the encoder is worth.
+"""Figures of a run: the agent's choices, its rewards, an attack's views, and the encoder's accuracy.
 
-Every function takes data and a path and writes a PNG in the look of `astra_gym.experiments.plotting.style`. Where a
-figure shows more than its input (shares, means, intervals), a function of its own computes that.
+Every function takes data and a path and writes a PNG in the style of `astra_gym.experiments.plotting.style`. If a
+figure shows more than its input (shares, means, intervals), a separate function computes that.
 """
 
 import math
@@ -38,7 +38,7 @@ from astra_gym.ssl_core.evaluation.results import Row
 MetricsRow = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# ASTrA's sets: the colour scale spans at least these, so that the pictures of different runs compare.
+# ASTrA's sets: the color scale spans at least these, so that figures of different runs compare.
 ACTION_SETS = {"epsilon": (3, 15), "steps": (3, 14), "step_size": (1, 5)}
 ACTION_TITLES = {
     "epsilon": "Attack radius $\\epsilon$ (/255)",
@@ -64,9 +64,9 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> S
     Args:
         rows: metrics, one a target update; those without `actions/<kind>` (no attack) are left out.
         kind: `epsilon`, `steps` or `step_size`.
-        windows: number of windows; fewer where there are fewer updates, or so few actions that a window would hold
-            less than 16 (a share of one or two choices says nothing). A continuous value counts as the nearest integer
-            (all sets of actions are integers, in /255 for epsilon and step size).
+        windows: number of windows; fewer if there are fewer updates, or so few actions that a window would hold less
+            than 16 (a share of one or two choices says nothing). A continuous value counts as the nearest integer (all
+            sets of actions are integers, in /255 for epsilon and step size).
 
     Raises:
         ValueError: if no row has actions.
@@ -94,11 +94,11 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> S
 def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 60) -> None:
     """Draw the share of each epsilon, number of steps and step size over training as stacked areas.
 
-    This is the exploration-exploitation picture of the ASTrA paper (ICLR 2025).
+    This is the exploration-exploitation figure of the ASTrA paper (ICLR 2025).
 
     Args:
         rows: metrics, one a target update, with `step` and `actions/...` as {value: count}.
-        path: the PNG.
+        path: path of the PNG.
         windows: see `action_counts`.
 
     Raises:
@@ -116,8 +116,8 @@ def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 6
 
 
 def stack_shares(axis: Axes, shares: Shares, least: float = 12) -> None:
-    """Draw shares as stacked areas, and name those of at least `least` percent beside their right end, where the reader
-    looks for what was learned.
+    """Draw shares as stacked areas; label those of at least `least` percent at their right end, where the reader looks
+    for what was learned.
     """
     # Each window is a step, not a point of a line: a slope would invent shares between two windows.
     drawn = np.concatenate([shares.share, shares.share[:, -1:]], axis=1)
@@ -145,7 +145,7 @@ def _colours(values: Sequence[int]) -> Array:
 
 
 def value_bar(figure: Figure, axes: Axes | Sequence[Axes], values: Sequence[int], **place: Any) -> None:
-    """Draw the scale of the areas' colours; `place` is as of `Figure.colorbar`, by default at the right."""
+    """Draw the scale of the areas' colors; `place` is as in `Figure.colorbar`, by default at the right."""
     norm = BoundaryNorm(np.arange(values[0], values[-1] + 2) - 0.5, len(values))
     place = {"pad": 0.06, "fraction": 0.035, "aspect": 14} | place
     bar = figure.colorbar(ScalarMappable(norm, ListedColormap(_colours(values))), ax=axes, **place)
@@ -159,11 +159,11 @@ def value_bar(figure: Figure, axes: Axes | Sequence[Axes], values: Sequence[int]
 def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
     """Draw the training losses, the reward's two terms and the mean reward against the target updates.
 
-    What a method lacks is left out: simclr has one loss and no reward, and so one panel.
+    Whatever a method lacks is left out: simclr has one loss and no reward, and so one panel.
 
     Args:
         rows: metrics, one a target update, with `step`, `loss/...` and `reward/...`.
-        path: the PNG.
+        path: path of the PNG.
 
     Raises:
         ValueError: if no row has a loss.
@@ -209,14 +209,14 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
 
 
 def series(rows: Sequence[MetricsRow], key: str) -> tuple[Array, Array]:
-    """The target updates at which `key` has a value (null stands for one that was not finite), and the values."""
+    """Return the target updates at which `key` has a value (null means one that was not finite), and the values."""
     found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
     x, y = np.array(found, dtype=np.float64).reshape(-1, 2).T
     return x, y
 
 
 def smoothed(y: Array) -> Array:
-    """Centred running mean over a fifteenth of the length; at both ends over what there is of the window."""
+    """Return the centered running mean over a fifteenth of the length, over a shorter window at both ends."""
     half = len(y) // 30
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(len(y))
@@ -231,9 +231,9 @@ def attack_gallery(clean: Tensor, adversarial: Tensor, budget: Budget, path: Pat
     Args:
         clean: (n, 3, H, W) in [0, 1].
         adversarial: the same views under attack, same shape.
-        budget: what each attack might spend, n entries.
-        path: the PNG.
-        columns: at most so many views are drawn, the first ones.
+        budget: largest budget of each attack, n entries.
+        path: path of the PNG.
+        columns: largest number of views that are drawn, from the first.
 
     Raises:
         ValueError: if shapes and budget do not fit together.
@@ -265,13 +265,13 @@ def attack_gallery(clean: Tensor, adversarial: Tensor, budget: Budget, path: Pat
 
 
 def amplified(noise: Array) -> tuple[Array, float]:
-    """The perturbation as an image around mid-grey, with one gain for all images so that their sizes compare.
+    """Return the perturbation as an image around mid-gray, with one gain for all images so that their sizes compare.
 
     Returns:
         The image, in [0, 1], and the gain, a whole number.
     """
     largest = float(np.abs(noise).max(initial=0.0))
-    # The tolerance keeps 0.5 / (4/255) = 31.875 and the like from being lowered by rounding in float32.
+    # The tolerance prevents that rounding in float32 lowers 0.5 / (4/255) = 31.875 and the like.
     gain = max(1.0, math.floor(0.5 / largest + 1e-4)) if largest > 0 else 1.0
     return np.clip(0.5 + gain * noise, 0, 1), gain
 
@@ -286,10 +286,10 @@ class Curve(NamedTuple):
 
 
 def accuracy_curve(rows: Sequence[Row]) -> Curve:
-    """SA, at epsilon 0, and RA at each epsilon, in rising order.
+    """Return SA, at epsilon 0, and RA at each epsilon, in rising order.
 
     Raises:
-        ValueError: if there are no rows or two rows have the same epsilon, for then they are of different classifiers.
+        ValueError: if there are no rows, or two rows have the same epsilon and so are of different classifiers.
     """
     points = {row.epsilon: row for row in rows if not (row.metric == "RA" and row.epsilon == 0)}
     if not points or len(points) < sum(not (row.metric == "RA" and row.epsilon == 0) for row in rows):
@@ -307,7 +307,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
 
     Args:
         classifiers: the rows of each classifier by its label ("trained", "random weights", "raw pixels", ...).
-        path: the PNG.
+        path: path of the PNG.
 
     Raises:
         ValueError: if there is no classifier, more than four, or rows that are not of one classifier.
@@ -343,7 +343,7 @@ def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) 
 
     Args:
         rewards: mean rewards, one a seed, by the policy's label ("trained", "uniform random", "fixed").
-        path: the PNG.
+        path: path of the PNG.
 
     Raises:
         ValueError: if there is no policy, or values that are not finite.

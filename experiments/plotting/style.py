@@ -1,7 +1,7 @@
-"""The look of every picture of a run, a comparison and the benchmark: sizes, colours, and how a file is written.
+"""The style of every figure of a run, a comparison and the benchmark: sizes, colors, and the writing of files.
 
-The pictures are made for a README: one column wide, readable at half their width and in grey; colours are from Okabe
-and Ito's palette and viridis, which colour-blind readers tell apart.
+The figures are made for a README: one column wide, readable at half their width and in gray. Colors are from Okabe and
+Ito's palette and viridis, which color-blind readers tell apart.
 """
 
 from collections.abc import Sequence
@@ -47,13 +47,13 @@ def new_figure(
     sharey: bool = False,
     heights: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of `width` times `height` inches and its axes, row by row.
+    """Make an empty figure of `width` times `height` inches and its axes, row by row.
 
     Args:
-        rows, columns: of the grid of axes.
+        rows, columns: size of the grid of axes.
         height, width: in inches.
         sharex, sharey: whether all axes have one scale.
-        heights: of the rows, relative to each other; equal by default.
+        heights: heights of the rows, relative to each other; equal by default.
     """
     # Not pyplot: its global list of figures would grow with every run and pick a window system.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -63,12 +63,12 @@ def new_figure(
 
 
 def label(text: str) -> str:
-    """A text of a user's for a figure, shown as it is: Matplotlib reads formulas between dollar signs, and leaves what
-    begins with an underscore out of a legend."""
+    """Escape a user's text for a figure: Matplotlib reads formulas between dollar signs, and leaves texts that begin
+    with an underscore out of a legend."""
     return printable(f" {text}" if text.startswith("_") else text).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Writes a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
