@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on, and how they stop it."""
+"""The display of a running run, and the signals that stop it."""
 
 import math
 import signal
@@ -23,9 +23,9 @@ class RunProgress:
     """A display of the run: a live one in a terminal, else one line an epoch (or nothing). A context manager.
 
     Args:
-        plan: the run's updates.
+        plan: updates of the run.
         kind: `live`, `lines`, `off`, or `auto`: live in a terminal, else lines.
-        console: where to, by default the standard output.
+        console: where to print, by default the standard output.
     """
 
     def __init__(self, plan: TrainingPlan, *, kind: str = "auto", console: Console | None = None) -> None:
@@ -50,11 +50,11 @@ class RunProgress:
             self._live.stop()
 
     def update(self, row: Row, images_per_second: float, images_per_step: int) -> None:
-        """Shows a target update.
+        """Show a target update.
 
         Args:
-            row: its metrics, see `astra_gym.experiments.runs.metrics.metrics_of`.
-            images_per_second: the rate, 0 where it is not known yet.
+            row: metrics of the update, see `astra_gym.experiments.runs.metrics.metrics_of`.
+            images_per_second: the rate, 0 if it is not known yet.
             images_per_step: images of a target update, for the time left.
         """
         step = row["step"]
@@ -68,7 +68,7 @@ class RunProgress:
             self.note(self._line(row, images_per_second, left))
 
     def note(self, text: str) -> None:
-        """Prints a line, above the live display where there is one; nothing where progress is off."""
+        """Print a line, above the live display if there is one; nothing if progress is off."""
         if self.kind != "off":
             self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -101,12 +101,12 @@ class RunProgress:
 
 
 class Stages:
-    """A display of work that comes in stages, for those that take longer than a moment. A context manager.
+    """A display of work in stages, for stages that take longer than a moment. A context manager.
 
     Args:
-        kind: as of `RunProgress`; `lines` are one in ten seconds.
-        console: where to, by default the standard output.
-        patience: seconds without a display.
+        kind: as in `RunProgress`; `lines` are one in ten seconds.
+        console: where to print, by default the standard output.
+        patience: seconds before a display appears.
     """
 
     PAUSE: Mapping[str, float] = {"live": 0.25, "lines": 10.0}
@@ -131,13 +131,13 @@ class Stages:
         self._stop()
 
     def begin(self, doing: str) -> None:
-        """A stage begins: what is done in it, in a few words."""
+        """Begin a stage, which `doing` describes in a few words."""
         self._stop()
         now = self.console.get_time()
         self._doing, self._began, self._due, self._shown = doing, now, now + self.patience, False
 
     def update(self, done: float, total: float) -> None:
-        """Shows how far the stage has got, and about how long it is going to take."""
+        """Show how far the stage has got, and about how long it will take."""
         now = self.console.get_time()
         if self.kind == "off" or now < self._due:
             return
@@ -156,14 +156,14 @@ class Stages:
             self.note(f"{self._doing} | {self._amount(done, total)} | {left}")
 
     def end(self, text: str) -> None:
-        """The stage is over: says so, and how long it took, where it was shown or took longer than `patience`."""
+        """End the stage; print that, and how long it took, if it was shown or took longer than `patience`."""
         seconds = self.console.get_time() - self._began
         self._stop()
         if self._shown or seconds >= self.patience:
             self.note(f"{text} in {seconds:.0f} s")
 
     def note(self, text: str) -> None:
-        """Prints a line; nothing where progress is off."""
+        """Print a line; nothing if progress is off."""
         if self.kind != "off":
             self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -182,7 +182,7 @@ class Decoding(Stages):
     """A display of the decoding of images. A context manager.
 
     Args:
-        kind, console: as of `Stages`.
+        kind, console: as in `Stages`.
     """
 
     PATIENCE = 3.0
@@ -192,7 +192,7 @@ class Decoding(Stages):
         super().__init__(kind=kind, console=console, patience=self.PATIENCE)
 
     def update(self, done: float, total: float) -> None:
-        """Shows how many of `total` images are decoded; 0 begins another set of images."""
+        """Show how many of `total` images are decoded; 0 begins another set of images."""
         if done == 0:
             self.begin("decoding images")
         if done < total:
@@ -209,7 +209,7 @@ def _kind(kind: str, console: Console) -> str:
 
 
 def _facts(row: Row) -> dict[str, Text]:
-    """The display's lines below the bar: what a method lacks is left out."""
+    """Return the display's lines below the bar, without values that a method lacks."""
     losses = {key.removeprefix("loss/"): value for key, value in row.items() if key.startswith("loss/")}
     facts = {"loss": [f"{losses.pop('total'):.3f}", *(f"{name} {value:.3f}" for name, value in losses.items())]}
     if "reward/mean" in row:
@@ -217,7 +217,7 @@ def _facts(row: Row) -> dict[str, Text]:
         mean, std = shown.pop("mean"), shown.pop("std")
         facts["reward"] = [f"{mean:.4f} ± {std:.4f}", *(f"{name} {value:.3f}" for name, value in shown.items())]
         facts["attack"] = _budget(row)
-    # Figures and their names stay together where a narrow terminal breaks the line.
+    # Values and their names stay together when a narrow terminal breaks the line.
     return {
         name: Text("   ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts))
         for name, parts in facts.items()
@@ -243,8 +243,8 @@ def _left(seconds: float | None) -> str:
 class Interrupt:
     """While entered, signals that ask the process to stop only ask: `asked` becomes the name of the first.
 
-    A second Ctrl-C interrupts at once. A second signal of another kind does not: a terminal that closes and systems
-    that shut down send several. Signals reach a process's main thread only: entered elsewhere, nothing is ever asked.
+    A second Ctrl-C interrupts immediately. A second signal of another kind does not: a closing terminal and a system
+    that shuts down send several. Signals reach a process's main thread only: entered elsewhere, this has no effect.
     """
 
     SIGNALS = SIGNALS

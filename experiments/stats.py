@@ -1,4 +1,4 @@
-"""What a comparison of agents may conclude: estimates over seeds, paired differences and tests, and a fixed rule.
+"""The statistics of a comparison of agents: estimates over seeds, paired differences and tests, and a fixed rule.
 
 The unit of every interval and test is the seed, not the test image: images of one seed share one trained network.
 SciPy does the statistics. Accuracies are in percent, differences in points.
@@ -14,23 +14,23 @@ from scipy import stats
 Array = np.ndarray
 
 FEWEST_SEEDS = 3
-"""Below so many no interval is shown."""
+"""Least number of seeds for an interval."""
 BOOTSTRAP_SEEDS = 10
-"""From so many on an interval is bootstrapped."""
+"""Least number of seeds for a bootstrapped interval."""
 RESAMPLES = 9999
 PERMUTATIONS = 2**16
-"""Sign flips at most: with up to 16 seeds the test is exact."""
+"""Largest number of sign flips: with up to 16 seeds the test is exact."""
 PRIMARY = (("reinforce", "random"), ("reinforce", "fixed"), ("reinforce", "fixed-max"))
 """The comparisons that are tested, fixed before any run was made; all others have intervals only."""
 PRIMARY_ARMS = tuple(dict.fromkeys(arm for pair in PRIMARY for arm in pair))
 COMPUTE = "@compute"
-"""Ends the label of an arm that trains longer, until it has spent the attack steps of the dearest."""
+"""End of the label of an arm that trains longer, until it has spent the attack steps of the most expensive."""
 TARGET, LOWEST, HIGHEST = 55.0, 30.0, 80.0
-"""Robust accuracy in percent that decides best: far from both ends, where every arm looks alike."""
+"""Robust accuracy in percent that decides best: far from both ends, where all arms look alike."""
 
 
 class Evaluated(Protocol):
-    """What is needed of a finished run; `astra_gym.experiments.comparison.cell_results.Cell` is one."""
+    """What is needed of a finished run; `astra_gym.experiments.comparison.cell_results.Cell` has it."""
 
     @property
     def arm(self) -> str: ...
@@ -45,7 +45,7 @@ class Evaluated(Protocol):
 
 
 class Compared(Protocol):
-    """What is needed of a comparison; `astra_gym.experiments.comparison.cell_results.ComparisonResult` is one."""
+    """What is needed of a comparison; `astra_gym.experiments.comparison.cell_results.ComparisonResult` has it."""
 
     @property
     def cells(self) -> Sequence[Evaluated]: ...
@@ -63,11 +63,11 @@ class Estimate(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """How far arm a is above arm b over the seeds that both have.
+    """The difference between arm a and arm b over the seeds that both have.
 
-    `difference`, `low` and `high` are in points; `p` is two-sided and `smallest_p` the smallest that so many seeds can
-    reach; `probability` is that of improvement, in [0, 1], with a 95 % interval; `image_pairs` counts the pairs of
-    outcomes (seed and test image) in which only a, and only b, was right. NaN is what cannot be said.
+    `difference`, `low` and `high` are in points. `p` is two-sided, and `smallest_p` the smallest possible with so many
+    seeds. `probability` is that of improvement, in [0, 1], with a 95 % interval. `image_pairs` counts the pairs of
+    outcomes (seed and test image) in which only a, and only b, was right. NaN means that a value cannot be computed.
     """
 
     difference: float
@@ -90,7 +90,7 @@ def _sample(values: Sequence[float]) -> Array:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the borders of its 95 % interval by Student's t; a single value has no interval (NaN).
+    """Return the mean and the borders of its 95 % interval by Student's t; a single value has no interval (NaN).
 
     Raises:
         ValueError: if there is no value, or one that is not finite.
@@ -104,7 +104,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and interquartile mean over seeds, with the mean's 95 % interval.
+    """Estimate mean and interquartile mean over seeds, with the mean's 95 % interval.
 
     The interquartile mean drops the lowest and the highest quarter, rounded down (Agarwal et al. 2021, "Deep RL at the
     edge of the statistical precipice", section 4.3): below four seeds it is the mean. The interval is an expanded
@@ -134,18 +134,18 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def expanded_level(seeds: int) -> float:
-    """The nominal level at which a percentile bootstrap of so many values has about the coverage of 95 %.
+    """Return the nominal level at which a percentile bootstrap of so many values has about the coverage of 95 %.
 
     A bootstrap's spread lacks the factor sqrt(n/(n-1)), and its quantiles are the normal's instead of Student's: of ten
     values, a nominal 95 % covers 90 %. The expanded percentile interval (Hesterberg 2015, "What teachers should know
-    about the bootstrap") takes the level 1 - a' with a'/2 = Phi(-sqrt(n/(n-1)) t(0.975, n-1)), which is
-    98.3 % for ten. It is derived for a mean; the probability of improvement is given the same.
+    about the bootstrap") uses the level 1 - a' with a'/2 = Phi(-sqrt(n/(n-1)) t(0.975, n-1)), which is 98.3 % for ten.
+    It is derived for a mean; the probability of improvement uses the same level.
     """
     return float(1 - 2 * stats.norm.cdf(-math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1)))
 
 
 def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float) -> Paired:
-    """Compares two arms at an epsilon (a fraction; 0.0: SA), pairing by equal seed and within a seed by test image.
+    """Compare two arms at an epsilon (a fraction; 0.0: SA), pairing by equal seed and within a seed by test image.
 
     The test flips the signs of the seeds' differences (Fisher 1935, "The design of experiments", section 21): exact up
     to 16 seeds, sampled from a fixed generator beyond. With n seeds it cannot go below 2/2^n. The interval of the
@@ -154,7 +154,8 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: 
     resamples seeds, a's and b's together.
 
     Returns:
-        NaN for p below two shared seeds, for the interval below three, and for everything without any.
+        NaN for p with fewer than two shared seeds, for the interval with fewer than three, and for everything without
+        any.
 
     Raises:
         ValueError: if an arm has a seed twice, or numbers of test images differ.
@@ -195,7 +196,7 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: 
 
 
 def differences(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float) -> dict[int, float]:
-    """Accuracy of a minus that of b in points, by the seeds that both have, rising; raises as `paired`."""
+    """Return the accuracy of a minus that of b in points, by shared seed, rising; raise errors as `paired`."""
     outcomes = _shared(cells_a, cells_b, epsilon)
     return {seed: 100.0 * (int(a.sum()) - int(b.sum())) / len(a) for seed, (a, b) in outcomes.items()}
 
@@ -228,7 +229,7 @@ def _improvement(a: Array, b: Array, axis: int = -1) -> Array:
 
 
 def _sign_flips(counts: Array) -> float:
-    # whole numbers, not points: sums that tie must not differ by rounding
+    # whole numbers, not points: tied sums must not differ by rounding
     if len(counts) < 2:
         return math.nan
     found = stats.permutation_test(
@@ -243,10 +244,10 @@ def _sign_flips(counts: Array) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted p-values of a family by Holm's step-down method (1979, "A simple sequentially rejective procedure").
+    """Adjust the p-values of a family by Holm's step-down method (1979, "A simple sequentially rejective procedure").
 
-    SciPy has only the false discovery rate's. A NaN (a test that could not be made) stays one and counts as 1, so that
-    the family keeps its size.
+    SciPy only has the procedure for the false discovery rate. A NaN (a test that could not be made) stays NaN and
+    counts as 1, so that the family keeps its size.
 
     Raises:
         ValueError: if a p-value is outside [0, 1].
@@ -263,12 +264,12 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def deciding_epsilon(comparison: Compared) -> float | None:
-    """The epsilon (a fraction) at which arms are compared, by a rule that does not see who wins.
+    """Return the epsilon (a fraction) at which arms are compared, by a rule that does not see who wins.
 
-    It is that of the arms in `PRIMARY_ARMS` where all of them have cells, so that it does not depend on which other
-    arms stand beside them; else that of all arms but those at equal compute (`COMPUTE`). Among the epsilons above 0
-    that all their cells have, it is the one where robust accuracy, averaged over the arms' means, is nearest to 55 %
-    (of two, the smaller), provided that it is from 30 to 80 % there; else None.
+    If all arms in `PRIMARY_ARMS` have cells, only they count, so that the epsilon does not depend on the other arms
+    beside them; else all arms count but those at equal compute (`COMPUTE`). Among the epsilons above 0 that all their
+    cells have, it is the one whose robust accuracy, averaged over the arms' means, is nearest to 55 % (of two, the
+    smaller), provided that it is from 30 to 80 % there; else None.
     """
     cells = [cell for cell in comparison.cells if cell.arm in PRIMARY_ARMS]
     if {cell.arm for cell in cells} != set(PRIMARY_ARMS):
@@ -287,11 +288,12 @@ def deciding_epsilon(comparison: Compared) -> float | None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (attack compute, accuracy) that none dominates: with no more compute and no less accuracy,
-    one of them strictly.
+    """Return the indices of the points (attack compute, accuracy) that no other dominates.
+
+    A point dominates another with no more compute and no less accuracy, one of them strictly.
 
     Raises:
-        ValueError: if a figure is not finite.
+        ValueError: if a value is not finite.
     """
     if not all(math.isfinite(figure) for point in points for figure in point):
         raise ValueError(f"expected finite pairs of compute and accuracy, not {points!r}")
