@@ -1,1 +1,1 @@
-"""What is measured by benchmark.py: speed, costs, overheads, and the plain twin it is compared with."""
+"""The measurements of benchmark.py: speed, costs, overheads, and the plain twin for comparison."""

@@ -1,4 +1,4 @@
-"""The part of the benchmark that measures training here against another checkout: an earlier commit, a branch."""
+"""The part of the benchmark that measures training here against another checkout, such as an earlier commit."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.ssl_core.utils.provenance import ROOT, commit
 
 COMMAND = ("experiments/train_agent.py", "--preset", "digits", "--agent", "reinforce", "--evaluate", "false")
-"""What `make demo` trains; both checkouts know these flags."""
+"""Flags of `make demo`'s training, which both checkouts know."""
 QUICK = ("--epochs", "1", "--limit", "48", "--batch_size", "8", "--width", "4")
 
 
 def check_checkout(path: Path) -> Path:
-    """The folder of another checkout.
+    """Return the folder of another checkout.
 
     Raises:
         ValueError: if it holds no training command.
@@ -31,10 +31,10 @@ def check_checkout(path: Path) -> Path:
 
 
 def measure_training(options: Options, rounds: int, say: Callable[[str], None]) -> Result:
-    """The seconds that `make demo` trains in another checkout, over those that it trains here, in turn.
+    """Measure the seconds of `make demo`'s training in another checkout, over those here, in turn.
 
-    Both run with this interpreter and its packages, each in the precision that is its own default; a round has its own
-    seed. There is no warm-up round: a run is long beside its start, which is not counted.
+    Both run with this interpreter and its packages, each in its own default precision; a round has its own seed. There
+    is no warm-up round: a run is much longer than its start, which is not counted.
 
     Raises:
         ValueError: if no other checkout was given.
@@ -53,7 +53,7 @@ def measure_training(options: Options, rounds: int, say: Callable[[str], None]) 
 
 
 def trained_seconds(checkout: Path, seed: int, options: Options) -> float:
-    """Seconds of a checkout's training run, as it reports them.
+    """Return the seconds of a checkout's training run, as it reports them.
 
     Raises:
         BenchmarkError: if the run fails.
@@ -62,7 +62,7 @@ def trained_seconds(checkout: Path, seed: int, options: Options) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         words = [sys.executable, *COMMAND, *(QUICK if options.quick else ()), "--seed", str(seed)]
-        # what an older checkout knows, where it says enough
+        # an older checkout knows the type, if that is enough
         device = str(options.device) if options.device.index else options.device.type
         words += ["--device", device, "--run_dir", str(run), "--progress", "off"]
         done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True)

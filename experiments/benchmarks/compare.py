@@ -1,4 +1,4 @@
-"""One result of the benchmark against an earlier one, figure by figure."""
+"""The comparison of a result of the benchmark with an earlier one, value by value."""
 
 import math
 import warnings
@@ -17,13 +17,13 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 SCHEMA = 2
-"""Of the results file."""
+"""Schema of the results file."""
 LEAST = 0.05
-"""A change of a median by less than this part is never called one."""
+"""Least change of a median, as a part of it, that counts as a change."""
 FEWEST = 3
-"""Values on each side, below which noise cannot be told."""
+"""Least number of values on each side for which noise can be estimated."""
 SIGNIFICANCE = 0.01
-"""Of the test. A result has some hundred figures: at the usual 5 % several would be marked for nothing."""
+"""Level of the test. A result has some hundred values: at the usual 5 % several would be marked by chance."""
 MARKS = {
     "worse": "the median is worse by more than 5 %, and Welch's t-test finds p < 0.01",
     "better": "the same the other way",
@@ -39,7 +39,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BenchmarkComparison:
-    """A figure then and now, None where there was or is none, and the mark that it earns, a name of `MARKS`."""
+    """A value then and now, None if missing, and its mark, a name of `MARKS`."""
 
     part: str
     name: str
@@ -50,14 +50,14 @@ class BenchmarkComparison:
 
 
 def read(path: Path, quick: bool) -> dict[str, Any]:
-    """An earlier result.
+    """Read an earlier result.
 
     Args:
         path: a file that the benchmark wrote.
-        quick: whether the present run is a quick one: the two kinds are not compared.
+        quick: whether the present run is a quick one: quick and full results are not compared.
 
     Raises:
-        ValueError: if the file is missing, is no such result, is of another schema or of the other kind.
+        ValueError: if the file is missing, is not such a result, is of another schema or of the other kind.
     """
     try:
         document = read_json(path, "restore it from a copy, or measure it again")
@@ -82,9 +82,9 @@ def read(path: Path, quick: bool) -> dict[str, Any]:
 
 
 def mark(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What a figure did, a name of `MARKS`: did its median move by more than 5 %, and significantly?
+    """Return the mark of a value, a name of `MARKS`: did its median move by more than 5 %, and significantly?
 
-    The test is Welch's t-test, of the values' logarithms where all are positive: ratios and times scatter by factors.
+    The test is Welch's t-test, on the values' logarithms if all are positive: ratios and times scatter by factors.
     """
     sides = [list(figure["values"]) for figure in (then, now)]
     if min(map(len, sides)) < FEWEST:
@@ -99,17 +99,17 @@ def mark(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _probability(then: list[float], now: list[float]) -> float:
-    """Of a difference as large as this by chance; the medians differ."""
+    """Return the probability of so large a difference by chance; the medians differ."""
     if min(then + now) > 0:
         then, now = ([math.log(value) for value in side] for side in (then, now))
     with warnings.catch_warnings():
-        # values that are all the same have no spread, of which scipy warns
+        # scipy warns of equal values, which have no spread
         warnings.simplefilter("ignore", RuntimeWarning)
         return float(ttest_ind(then, now, equal_var=False).pvalue)
 
 
 def compare(old: Document, new: Document) -> list[BenchmarkComparison]:
-    """Every figure of both results, those of the new one first; parts that the new one did not measure are left out."""
+    """Compare every value of both results, those of the new one first; parts that the new one lacks are left out."""
     then = {(figure["part"], figure["name"]): figure for figure in old["figures"]}
     now = {(figure["part"], figure["name"]): figure for figure in new["figures"]}
     measured = {part for part, _ in now}
@@ -129,21 +129,21 @@ def compare(old: Document, new: Document) -> list[BenchmarkComparison]:
 
 
 def differences(old: Document, new: Document) -> list[str]:
-    """What was not alike on the two occasions, a line each: figures may have moved for that alone."""
+    """Return the differences in circumstances, a line each: values may have moved for these alone."""
     pairs = {name: (old.get(name), new.get(name)) for name in CIRCUMSTANCES}
     pairs["torch"] = tuple(document.get("versions", {}).get("torch") for document in (old, new))
     return [f"{name} was {then}, now {now}" for name, (then, now) in pairs.items() if then != now]
 
 
 def count(lines: Sequence[BenchmarkComparison]) -> str:
-    """How many figures earned which mark, in words."""
+    """Return how many values have which mark, in words."""
     counted = Counter(line.mark for line in lines)
     always = ("worse", "better", "same")
     return ", ".join(f"{counted[name]} {name}" for name in MARKS if counted[name] or name in always)
 
 
 def comparison_table(lines: Sequence[BenchmarkComparison]) -> Table:
-    """The comparison for the terminal."""
+    """Return the comparison as a table for the terminal."""
     drawn = Table("part", "figure", "then", "now", "mark", title="Against the earlier result")
     for line in lines:
         form = UNITS[line.unit].form

@@ -1,4 +1,4 @@
-"""The part of the benchmark that asks what an attack's time grows with; a profile."""
+"""The part of the benchmark that measures what an attack's time grows with; a profile."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ FEWEST, MOST = GRID["steps"][0], GRID["steps"][-1]
 MEANS = (4.0, 6.0, (FEWEST + MOST) / 2, 11.0, 14.0)
 """Mean numbers of steps of the straight line's points; the largest number is the same in all."""
 BASE: dict[str, int] = {"views": 64, "width": 32, "size": 32}
-"""What one cost is compared with: ResNet-18 of half the paper's width."""
+"""The base of the costs' comparison: ResNet-18 of half the paper's width."""
 GROWTH: dict[str, tuple[int, ...]] = {"views": (16, 32, 64, 128, 256), "width": (16, 32, 64), "size": (16, 32, 64)}
 SMALL_BASE: dict[str, int] = {"views": 16, "width": 4, "size": 8}
 SMALL_GROWTH: dict[str, tuple[int, ...]] = {"views": (16, 32), "width": (4, 8), "size": (8, 16)}
 GROWTH_STEPS = 2
 WORDS = {"views": "{} views", "width": "width {}", "size": "{0} x {0} pixels"}
 PROFILE_STEPS = 3
-"""Attacks of the profile make as many at most."""
+"""Largest number of steps of the profile's attacks."""
 
 
 def steps_of_mean(mean: float, count: int, generator: torch.Generator) -> Tensor:
-    """Numbers of steps (count,) in 3..14, the largest of them 14, whose mean is near `mean`.
+    """Draw numbers of steps (count,) in 3..14, the largest of them 14, with a mean near `mean`.
 
-    Uniform draws, of which so many are replaced by one end of the range that their expectation is `mean`.
+    They are uniform draws, some of which are replaced by one end of the range, so that their expectation is `mean`.
 
     Args:
-        mean: in [3, 14].
+        mean: mean number of steps, in [3, 14].
         count: 1 or more.
-        generator: on the CPU.
+        generator: generator on the CPU.
     """
     middle = (FEWEST + MOST) / 2
     end = FEWEST if mean < middle else MOST
@@ -53,8 +53,11 @@ def steps_of_mean(mean: float, count: int, generator: torch.Generator) -> Tensor
 
 
 def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
-    """Seconds of an attack against its mean number of steps at the same largest number: how far off a line, and what of
-    the line does not depend on the steps, as a share of it at the mean of uniform draws."""
+    """Measure an attack's seconds against its mean number of steps, at the same largest number.
+
+    The values are the deviation from a line, and the part of the line that does not depend on the steps, as a share of
+    it at the mean of uniform draws.
+    """
     network = options.paper | ({} if options.quick else {"width": BASE["width"]})
     learner = options.learner(**{name: network[name] for name in network if name not in ("batch_size", "limit")})
     count, stream = 2 * network["batch_size"], Streams(0, options.device)
@@ -96,9 +99,9 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
 
 
 def growth(options: Options, rounds: int, say: Say) -> Result:
-    """Time a view of an attack against the number of views, the width and the image size, relative to its FLOPs.
+    """Measure an attack's time a view against the number of views, width and image size, relative to its FLOPs.
 
-    1 is proportional to the FLOPs, compared with 64 views of 32 x 32 pixels and width 32; below 1 is cheaper.
+    1 is proportional to the FLOPs, relative to 64 views of 32 x 32 pixels and width 32; below 1 is cheaper.
     """
     base, table = (SMALL_BASE, SMALL_GROWTH) if options.quick else (BASE, GROWTH)
     shapes = {"base": base}
@@ -137,7 +140,7 @@ def growth(options: Options, rounds: int, say: Say) -> Result:
 
 
 def measure_scaling(options: Options, rounds: int, say: Say) -> Result:
-    """What an attack's time grows with: the mean number of steps; views, width and image size."""
+    """Measure what an attack's time grows with: the mean number of steps; views, width and image size."""
     line, along = attack_seconds_line(options, rounds, say)
     sizes, more = growth(options, rounds, say)
     return line + sizes, along | {"sizes": more}
@@ -156,12 +159,13 @@ PROFILE = ("benchmark.pt.trace.json", "operators.txt")
 
 
 def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
-    """Runs torch's profiler over one attack and one update, after a warm-up.
+    """Run torch's profiler over one attack and one update, after a warm-up.
 
     Args:
-        folder: made if it is missing; the trace opens in Perfetto, chrome://tracing and TensorBoard's profiler.
-        options: where it runs.
-        rows: operators in the table, those that took most time first.
+        folder: folder of the files, made if it is missing; Perfetto, chrome://tracing and TensorBoard's profiler open
+            the trace.
+        options: options of the benchmark.
+        rows: operators in the table, the most expensive first.
     """
     network = options.paper
     sizes = {name: network[name] for name in network if name not in ("batch_size", "limit")}

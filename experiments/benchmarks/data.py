@@ -1,4 +1,4 @@
-"""The part of the benchmark that measures whether the data can keep up with the network."""
+"""The part of the benchmark that measures whether the data keep up with the network."""
 
 import os
 import shutil
@@ -24,26 +24,25 @@ from astra_gym.ssl_core.utils.rng import Streams
 COUNT, SIZE = 100_000, 96
 """Images and their side in pixels; 2.8 GB in a temporary folder."""
 QUICK = (96, 32)
-"""Not smaller: the gradient of a bfloat16 convolution with stride 2 of a single pixel is garbage on some processors."""
+"""Not smaller: the gradient of a bfloat16 convolution with stride 2 of a single pixel is garbage on some CPUs."""
 BATCH = {"cpu": 32, "cuda": 256}
-"""Images a batch, by the kind of device: a processor needs seconds for as many as a GPU takes at once."""
+"""Images a batch, by the kind of device: a CPU needs seconds for the batch of a GPU."""
 QUICK_BATCH = 8
 STEPS = {"cpu": 3, "cuda": 20}
-"""That are timed together."""
+"""Steps that are timed together."""
 QUICK_STEPS = 2
 ALONE = 16
-"""Batches of which the source's own speed is taken; `quick`: 2."""
+"""Batches for the measurement of the source's own speed; `quick`: 2."""
 NETWORK = {"arch": "resnet18", "width": 64, "stem": "imagenet", "projector_hidden": 512, "projector_dim": 512}
 
 
 def measure_data(options: Options, rounds: int, say: Callable[[str], None]) -> Result:
-    """SimCLR steps on batches that a thread reads from a mapped file, against the same steps on a batch that lies on
-    the device; and what augmenting takes of such a step.
+    """Measure SimCLR steps on batches that a thread reads from a mapped file, against steps on a batch on the device.
 
-    The images are 96 x 96; the file lies on the disk before every round, and not in the system's memory, where the
-    system allows to say so. A step augments a batch and updates a ResNet-18 with the ImageNet stem; without an attack,
-    it is the cheapest there is, so that the data have the least time. The thread has a batch ready before the first
-    step, as in the midst of a run: that step is made, but not timed.
+    The share of augmenting in such a step is measured too. The images are 96 x 96. Before every round the file is on
+    the disk and, if the system can be asked, not in memory. A step augments a batch and updates a ResNet-18 with the
+    ImageNet stem; without an attack, it is the cheapest step, and leaves the data the least time. The thread has a
+    batch ready before the first step, as in the middle of a run: that step is made, but not timed.
 
     Raises:
         BenchmarkError: if the temporary folder has too little space.
@@ -59,7 +58,7 @@ def measure_data(options: Options, rounds: int, say: Callable[[str], None]) -> R
         source.start(BatchSampler(count, batch, Streams(0)["data"]))
         seconds, details = _timed(source, file, steps, options, rounds, say)
         source.close()
-        # some systems remove no file that is mapped
+        # some systems cannot remove a mapped file
         del source, data
     images = {"count": count, "size": size, "batch": batch}
     return share_figures(seconds), {"images": images, "steps": steps, "seconds": seconds} | details
@@ -68,7 +67,7 @@ def measure_data(options: Options, rounds: int, say: Callable[[str], None]) -> R
 def _timed(
     source: BatchSource, file: Path, steps: int, options: Options, rounds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of the steps with and without reading and of augmenting alone, one a round, and what explains them."""
+    """Return seconds of the steps with and without reading and of augmenting alone, one a round, and their details."""
     clock = DeviceClock(options.device)
     small = {"width": 4, "projector_hidden": 8, "projector_dim": 8} if options.quick else {}
     learner = options.learner(**NETWORK | {"method": "simclr", "agent": "none", "precision": "auto"} | small)
@@ -117,10 +116,10 @@ def _timed(
 
 
 def share_figures(seconds: Mapping[str, Sequence[float]]) -> list[Figure]:
-    """Reading's and augmenting's shares of a step, round by round.
+    """Return the shares of reading and augmenting in a step, round by round.
 
     Args:
-        seconds: of equally many steps `with` and `without` reading, and of their `augmenting` alone.
+        seconds: seconds of equally many steps `with` and `without` reading, and of their `augmenting` alone.
     """
     reading = (max(0.0, 1 - ours / whole) for ours, whole in zip(seconds["without"], seconds["with"], strict=True))
     made = (part / whole for part, whole in zip(seconds["augmenting"], seconds["without"], strict=True))
@@ -131,7 +130,7 @@ def share_figures(seconds: Mapping[str, Sequence[float]]) -> list[Figure]:
 
 
 def write_noise(file: Path, count: int, size: int) -> None:
-    """Writes `count` images of random bytes (3, size, size) and sees to it that they are on the disk.
+    """Write `count` images of random bytes (3, size, size) and wait until they are on the disk.
 
     Raises:
         BenchmarkError: if the folder has too little space.
@@ -152,7 +151,7 @@ def write_noise(file: Path, count: int, size: int) -> None:
 
 
 def forget(file: Path) -> None:
-    """Asks the system not to keep the file in memory; where it can't be asked, figures are those of a warm file."""
+    """Ask the system not to keep the file in memory; if it cannot be asked, the file is warm."""
     if not hasattr(os, "posix_fadvise"):
         return
     with file.open("rb") as content:

@@ -1,4 +1,4 @@
-"""The part of the benchmark that asks how much of the machine is used: of its arithmetic, and of what it could do."""
+"""The part of the benchmark that measures how much of the machine is used: of its arithmetic, and of its limits."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -25,18 +25,18 @@ Say = Callable[[str], None]
 MATRICES = (1024, 2048, 4096)
 SMALL_MATRICES = (64, 128)
 LEAST_SECONDS, QUICK_SECONDS = 0.2, 0.01
-"""How long each matrix product, and each copy, is repeated."""
+"""Least seconds for which each matrix product, and each copy, is repeated."""
 COPIED, SMALL_COPIED = 2**26, 2**14
-"""Values of the copy that measures the memory's speed: more than any cache holds."""
+"""Values of the copy that measures the memory's speed: more than fit into any cache."""
 EFFICIENCY_STEPS = 3
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of one view, a multiplication and an addition counted as two.
+    """Floating-point operations of one view; a multiplication and an addition count as two.
 
     Args:
-        forward: of a forward pass.
-        iteration: of an attack's iteration: a forward pass and the gradient with respect to the view.
+        forward: operations of a forward pass.
+        iteration: operations of an attack's iteration: a forward pass and the gradient with respect to the view.
     """
 
     forward: int
@@ -44,21 +44,21 @@ class Flops(NamedTuple):
 
 
 def counted(work: Callable[[], object]) -> int:
-    """FLOPs of convolutions and matrix products that the work dispatches (torch.utils.flop_counter)."""
+    """Count FLOPs of convolutions and matrix products that the work dispatches (torch.utils.flop_counter)."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
 
 def _plain(network: TargetNetwork) -> TargetNetwork:
-    """A copy without data: counting costs nothing."""
+    """Return a copy without data: counting costs nothing."""
     plain = copy.deepcopy(network).to("meta")
     plain.precision = "fp32"
     return plain
 
 
 def view_flops(network: TargetNetwork, route: str, size: int) -> Flops:
-    """FLOPs of one view (3, size, size), counted on the plain network with its parameters frozen."""
+    """Count FLOPs of one view (3, size, size), on the plain network with its parameters frozen."""
     plain = _plain(network).eval().requires_grad_(False)
     view = torch.empty(1, 3, size, size, device="meta", requires_grad=True)
 
@@ -70,7 +70,7 @@ def view_flops(network: TargetNetwork, route: str, size: int) -> Flops:
 
 
 def attack_flops(network: TargetNetwork, method: Method, size: int) -> Callable[[Budget], float]:
-    """FLOPs that an attack needs within a budget: every view's steps, and a last forward pass.
+    """Return the function from a budget to an attack's FLOPs: every view's steps, and a last forward pass.
 
     The weights' gradients are not needed and not counted, nor is the loss.
     """
@@ -79,7 +79,7 @@ def attack_flops(network: TargetNetwork, method: Method, size: int) -> Callable[
 
 
 def update_flops(network: TargetNetwork, method: Method, views: int, size: int) -> int:
-    """FLOPs of an update on clean and attacked views: their losses, and the gradients of the weights."""
+    """Count FLOPs of an update on clean and attacked views: their losses, and the gradients of the weights."""
     plain = _plain(network).train()
     empty = torch.empty(views, 3, size, size, device="meta")
 
@@ -91,7 +91,7 @@ def update_flops(network: TargetNetwork, method: Method, views: int, size: int) 
 
 
 def matrix_peak(precision: str, options: Options, clock: Callable[[], float]) -> float:
-    """FLOPs a second of the best among square matrix products of a few sizes.
+    """Return the FLOPs per second of the best among square matrix products of a few sizes.
 
     Each is warmed up by one call and then repeated until `LEAST_SECONDS` have passed (`quick`: `QUICK_SECONDS`).
     """
@@ -110,7 +110,7 @@ def matrix_peak(precision: str, options: Options, clock: Callable[[], float]) ->
 
 
 def _rate(work: Callable[[], object], least: float, clock: Callable[[], float]) -> float:
-    """Calls a second, in as many calls as take `least` seconds or more."""
+    """Return the calls per second, over calls that take `least` seconds or more."""
     calls, took, began = 0, 0.0, clock()
     while took < least:
         # as many as so far: looking at the clock makes a GPU idle
@@ -123,7 +123,7 @@ def _rate(work: Callable[[], object], least: float, clock: Callable[[], float]) 
 
 @contextmanager
 def _like_convolutions() -> Iterator[None]:
-    # on a GPU float32 convolutions use TF32 unless told otherwise, as the benchmark does; matrix products do not
+    # on a GPU float32 convolutions use TF32 unless set otherwise, as the benchmark does; matrix products do not
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     try:
@@ -133,14 +133,14 @@ def _like_convolutions() -> Iterator[None]:
 
 
 class Operation(NamedTuple):
-    """What an operation takes: floating-point operations, and bytes that it reads and writes."""
+    """The costs of an operation: floating-point operations, and bytes that it reads and writes."""
 
     flops: int
     moved: int
 
 
 class Operations(TorchDispatchMode):
-    """Notes every operation that computes; views of a tensor do not."""
+    """Mode that records every operation that computes; views of a tensor do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,12 +157,14 @@ class Operations(TorchDispatchMode):
 
 
 class Limits(NamedTuple):
-    """The least seconds of a piece of work by the roofline: no operation is faster than its arithmetic at the speed of
-    matrix products, nor than its traffic at the speed of a copy.
+    """The least seconds of a piece of work by the roofline.
+
+    No operation is faster than its arithmetic at the speed of matrix products, nor than its traffic at the speed of a
+    copy.
 
     Args:
-        passes: every operation as it is dispatched, one after the other.
-        fused: convolutions and matrix products alone, all else within them.
+        passes: seconds with every operation dispatched one after the other.
+        fused: seconds of convolutions and matrix products alone, with all else fused into them.
     """
 
     passes: float
@@ -170,12 +172,12 @@ class Limits(NamedTuple):
 
 
 def limits(work: Callable[[], object], peak: float, bandwidth: float) -> Limits:
-    """The limits of work on tensors of the device "meta".
+    """Compute the limits of work on tensors of the device "meta".
 
     Args:
-        work: as many images as are measured, in the type that is.
-        peak: FLOPs a second.
-        bandwidth: bytes a second.
+        work: work on as many images as are measured, in the same type.
+        peak: FLOPs per second.
+        bandwidth: bytes per second.
     """
     with Operations() as operations:
         work()
@@ -184,7 +186,7 @@ def limits(work: Callable[[], object], peak: float, bandwidth: float) -> Limits:
 
 
 def copy_speed(options: Options, clock: Callable[[], float]) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(SMALL_COPIED if options.quick else COPIED, device=options.device)
     target = torch.empty_like(source)
     least = QUICK_SECONDS if options.quick else LEAST_SECONDS
@@ -195,7 +197,7 @@ def copy_speed(options: Options, clock: Callable[[], float]) -> float:
 def _work(
     network: TargetNetwork, method: Method, views: int, size: int, precision: str
 ) -> dict[str, Callable[[], Any]]:
-    """An attack of `EFFICIENCY_STEPS` steps and an update as they are limited: the network alone, on no data."""
+    """Return an attack of `EFFICIENCY_STEPS` steps and an update for the limits: the network alone, on no data."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     plain = _plain(network).to(dtype)
     images = torch.empty(views, 3, size, size, device="meta", dtype=dtype).to(memory_format=torch.channels_last)
@@ -216,8 +218,11 @@ def _work(
 
 
 def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
-    """Model FLOPs utilisation: FLOPs needed, by second, relative to the best matrix product of the same precision; and
-    the time that the machine's limits would leave (`Limits`), relative to the time taken."""
+    """Measure model FLOPs utilization, and the time that the machine's limits would leave relative to the time taken.
+
+    Utilization is needed FLOPs per second over those of the best matrix product of the same precision; for the limits
+    see `Limits`.
+    """
     network = options.paper
     count, size = 2 * network["batch_size"], network["image_size"]
     sizes = {name: network[name] for name in network if name not in ("batch_size", "limit")}

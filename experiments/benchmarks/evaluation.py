@@ -21,21 +21,21 @@ from astra_gym.ssl_core.transforms.views import as_float
 Say = Callable[[str], None]
 ROUTE, CLASSES = "pgd", 10
 EPSILON = 0.18 / 255
-"""Where about three fifths of the images that are right stay right, as of published classifiers with 8/255: what is
-spared by images that fall depends on their share. Features of random weights have little to withstand more with."""
+"""Radius at which about three fifths of the right images stay right, as with published classifiers at 8/255: the saving
+by fallen images depends on their share. Features of random weights withstand no more."""
 TRAIN, TEST = 200, 64
 STEPS = 20
 SHORT = 10
-"""Steps of each of AutoAttack's runs, on both sides; it has 100."""
+"""Steps of each of AutoAttack's runs, on both sides; the original has 100."""
 NAMES = {"pgd": "PGD-20", "autoattack": "AutoAttack, quick"}
 TIES = 0.05
-"""The largest share of images whose outcomes may differ: those so near a border that rounding decides."""
+"""Largest share of images whose outcomes may differ: those so near a border that rounding decides."""
 
 
 def pictures(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise on coarse patterns, of which each class has one: uint8 (count, 3, size, size) in 13..242, int64 (count,).
+    """Draw noise on coarse patterns, one for each class: uint8 (count, 3, size, size) in 13..242, int64 (count,).
 
-    So far from black and white no bound of pixels binds within `EPSILON`, where the reference begins outside of them.
+    So far from black and white, no pixel bound binds within `EPSILON`; the reference does not clip its start to them.
     """
     patterns = torch.rand(CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(1000))
     labels = torch.arange(count) % CLASSES
@@ -49,7 +49,7 @@ def pictures(count: int, size: int, generator: torch.Generator) -> tuple[Tensor,
 
 @torch.no_grad()
 def fitted(options: Options) -> Classifier:
-    """A ResNet-18 of random weights, its batch-norm statistics those of images, with a head by ridge regression."""
+    """Fit a ResNet-18 of random weights, with batch-norm statistics of images, and a head by ridge regression."""
     sizes = options.paper
     generator = torch.Generator().manual_seed(0)
     network = build_network(generator, arch=sizes["arch"], width=sizes["width"]).to(options.device)
@@ -68,7 +68,7 @@ def fitted(options: Options) -> Classifier:
 
 
 class ShortAutoAttack(AutoAttack):
-    """The library with `steps` in each run of Auto-PGD."""
+    """The library's AutoAttack with `steps` in each run of Auto-PGD."""
 
     steps = SHORT
 
@@ -79,12 +79,12 @@ class ShortAutoAttack(AutoAttack):
 
 
 def measure_evaluation(options: Options, rounds: int, say: Say) -> Result:
-    """The robust accuracy of a ResNet-18 classifier against the reference's loops, of a batch of 64 images.
+    """Measure the robust accuracy of a ResNet-18 classifier against the reference's loops, on a batch of 64 images.
 
     PGD-20 is DynACL's and ASTrA's loop, which attacks every image; ours attacks those that are right. AutoAttack's
-    first two attacks are pyautoattack's on the plain module, with a tenth of the steps on both sides: what a step costs
-    is the same, and what we spare by leaving out fooled images is less. Images and random starts are new in each
-    round. Each image must have the same outcome, but for ties, which are counted.
+    first two attacks are pyautoattack's on the plain module, with a tenth of the steps on both sides: a step costs the
+    same, and leaving out fooled images saves less than it would. Images and random starts are new in each round. Each
+    image must have the same outcome, except ties, which are counted.
     """
     classifier = fitted(options)
     plain = PlainClassifier(classifier.encoder, ROUTE, classifier.head)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def measure_evaluation(options: Options, rounds: int, say: Say) -> Result:
 
     def pgd_of_the_reference(work: dict[str, Any]) -> Tensor:
         images = as_float(work["images"].to(options.device))
-        # each image that ours attacks begins where ours does
+        # each image that ours attacks begins at the same point as in ours
         start, right = torch.zeros_like(images), work["clean"].to(options.device)
         unit = torch.rand(images[right].shape, generator=starts(work), device=options.device)
         start[right] = EPSILON * (2 * unit - 1)

@@ -1,4 +1,4 @@
-"""How a figure is measured: clocks, parts of a run, rounds in turn, medians and spreads, straight lines, targets."""
+"""Measurement: clocks, parts of a run, rounds in turn, medians and spreads, straight lines, targets."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ Seconds = Mapping[tuple[str, ...], float]
 
 
 class Unit(NamedTuple):
-    """How a figure is written, and whether more is better (1), less is (-1), or neither (0)."""
+    """How a value is written, and whether more is better (1), less is (-1), or neither (0)."""
 
     form: str
     better: int
@@ -33,7 +33,7 @@ UNITS = {
     "seconds": Unit("{:.2f} s", -1),
     "share": Unit("{:.1%}", 0),
 }
-"""What figures are in. An "overhead" is a share that should be small; a "share" says only where the time went."""
+"""Units of values. An "overhead" is a share that should be small; a "share" only shows how the time is spent."""
 TARGETS = {
     ("attack", "+ folded batch norm"): 2.5,
     ("attack", "+ bf16"): 5.0,
@@ -49,11 +49,11 @@ TARGETS = {
     ("start", "first training step"): 4.0,
     ("training", "make demo's training, against the other checkout"): 1.5,
 }
-"""By a figure's part and name: what its median should at least come to, or at most where less is better."""
+"""By a value's part and name: the least median, or the largest if less is better."""
 
 
 class DeviceClock:
-    """Seconds since some moment, read when the device has done all that it was given."""
+    """Seconds since some moment, read after the device has done all its work."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -65,7 +65,7 @@ class DeviceClock:
 
 
 class Stopwatch:
-    """Seconds by path of nested parts, exclusively: a part's clock stands still while a part inside it runs."""
+    """Seconds by path of nested parts, exclusively: a part's clock stops while a part inside it runs."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts what runs inside for `name`, below the part that is running."""
+        """Count the time inside for `name`, below the part that is running."""
         outer = self._path
         self._turn((*outer, name))
         try:
@@ -91,7 +91,7 @@ class Stopwatch:
 
     @contextmanager
     def watching(self, owner: object, attribute: str, name: str) -> Iterator[None]:
-        """While entered, calls of the owner's attribute are counted for `name`; the owner is left as it was."""
+        """While entered, count calls of the owner's attribute for `name`; the owner is restored at the end."""
         original = getattr(owner, attribute)
 
         def timed(*arguments: Any, **named: Any) -> Any:
@@ -102,7 +102,7 @@ class Stopwatch:
             yield
 
     def take(self) -> dict[tuple[str, ...], float]:
-        """The seconds so far; the watch starts anew."""
+        """Return the seconds so far, and restart the watch."""
         seconds = dict(self.seconds)
         self.seconds.clear()
         return seconds
@@ -110,7 +110,7 @@ class Stopwatch:
 
 @contextmanager
 def replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
-    """While entered, the owner's attribute is another; the owner is left as it was."""
+    """While entered, replace the owner's attribute; it is restored at the end."""
     # the instance's dict: frozen dataclasses refuse setattr
     own = vars(owner)
     before = {attribute: own[attribute]} if attribute in own else {}
@@ -124,13 +124,13 @@ def replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure: one value for each round.
+    """A measured value, once for each round.
 
     Args:
-        part: of the benchmark.
-        name: unique within the part.
+        part: part of the benchmark.
+        name: name, unique within the part.
         unit: a name of `UNITS`.
-        values: one or more.
+        values: one value or more.
 
     Raises:
         ValueError: if the unit is unknown or there is no value.
@@ -147,7 +147,7 @@ class Figure:
             raise ValueError(f"the figure {self.name!r} has no values: expected one a round")
 
     def summary(self) -> dict[str, Any]:
-        """Median, quartiles and, where the figure has a target, whether the median meets it."""
+        """Return median, quartiles and, if there is a target, whether the median meets it."""
         low, median, high = quartiles(self.values)
         target = TARGETS.get((self.part, self.name))
         met = None
@@ -156,16 +156,16 @@ class Figure:
         return {"median": median, "quartiles": (low, high), "target": target, "met": met}
 
     def record(self) -> dict[str, Any]:
-        """What the results file keeps."""
+        """Return what the results file keeps."""
         return asdict(self) | self.summary()
 
 
 Result = tuple[list[Figure], dict[str, Any]]
-"""What a part of the benchmark gives: its figures, and details that explain them."""
+"""Result of a part of the benchmark: its values, and details that explain them."""
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile, by linear interpolation; a single value is all three."""
+    """Return lower quartile, median and upper quartile, by linear interpolation; a single value is all three."""
     several = list(values) if len(values) > 1 else [*values, *values]
     low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return low, median, high
@@ -178,14 +178,14 @@ def interleaved(
     clock: Callable[[], float],
     check: Callable[[int, Work, dict[str, Any]], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Runs the tasks in turn (ABCD ABCD ...), every one on the same work within a round.
+    """Run the tasks in turn (ABCD ABCD ...), all on the same work within a round.
 
     Args:
-        tasks: by name, in their order.
-        prepare: the work of a round; it is not timed. Round 0 is a warm-up, which does not count.
-        rounds: that count.
-        clock: read before and after each task.
-        check: looks at what the tasks returned in a round, the warm-up included; it is not timed.
+        tasks: tasks by name, in their order.
+        prepare: function that makes the work of a round; not timed. Round 0 is a warm-up, which does not count.
+        rounds: number of rounds that count.
+        clock: clock that is read before and after each task.
+        check: function that checks what the tasks returned in a round, including the warm-up; not timed.
 
     Returns:
         Seconds of each task, one a counted round.
@@ -204,7 +204,7 @@ def interleaved(
 
 
 def ratios(reference: Sequence[float], variant: Sequence[float]) -> tuple[float, ...]:
-    """How many times faster the variant was than the reference, round by round."""
+    """Return how many times faster the variant was than the reference, round by round."""
     return tuple(slow / fast for slow, fast in zip(reference, variant, strict=True))
 
 
@@ -217,10 +217,10 @@ class Line(NamedTuple):
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
-    """The line through points.
+    """Fit a line through points.
 
     Raises:
-        ValueError: if there are fewer than three, through two of which any line goes, or x does not vary.
+        ValueError: if there are fewer than three points, since any two are on a line, or x does not vary.
     """
     if len(x) < 3 or len(x) != len(y) or len(set(x)) < 2:
         raise ValueError(f"a line is fitted to {list(x)} and {list(y)}: expected three points or more, x not all equal")

@@ -1,9 +1,9 @@
-"""Parts of the benchmark that measure what is not the target network: a run's bookkeeping, its agent, its start.
+"""Parts of the benchmark that measure all but the target network: a run's bookkeeping, its agent, its start.
 
-The *target network's arithmetic* is its forwards in observation, attack and update, the loss on top in attack and
+The *target network's arithmetic* is its forwards in observation, attack and update, the loss after them in attack and
 update, and the backwards of both, which autograd runs together. All else is outside: the observation's clean loss,
-reward terms, sign ascent and projection, optimiser, strategy network, augmentation, logging. Methods are wrapped on
-their instances. On a GPU every part waits for the device, so that its time is its own.
+reward terms, sign ascent and projection, optimizer, strategy network, augmentation, logging. Methods are wrapped on
+their instances. On a GPU every part waits for the device, so that it is measured by itself.
 """
 
 import json
@@ -47,17 +47,17 @@ from astra_gym.ssl_core.utils.provenance import CHECKOUT
 Say = Callable[[str], None]
 NETWORK, LOSS = "network", "loss"
 ARITHMETIC = {"observe": {NETWORK}, "attack": {NETWORK, LOSS}, "update": {NETWORK}}
-"""Which marks are the target network's arithmetic, by the part that they lie in: the strategy's backward is not."""
+"""The marks that are the target network's arithmetic, by the part around them: the strategy's backward is not."""
 ACT, LEARN, SB3 = "act", "agent update", "SB3's own overhead"
 AGENT_PARTS = (ACT, LEARN, SB3)
 """The parts of a step that are the agent's."""
 SHARED = ("reinforce", "ppo")
-"""Agents whose runs are taken apart."""
+"""Agents whose runs are split into parts."""
 COMPARED = ("reinforce", "reinforce-paper", "ppo", "a2c", "random", "fixed")
 
 
 def part_of(path: Sequence[str]) -> tuple[bool, str]:
-    """The part that a path's own time belongs to: whether it is the target network's arithmetic, and its name."""
+    """Return the part of a path's own time: whether it is the target network's arithmetic, and its name."""
     part = [name for name in path if name not in (NETWORK, LOSS)][-1]
     marks = set(path[len(path) - path[::-1].index(part) :])
     arithmetic = bool(ARITHMETIC.get(part, set()) & marks)
@@ -65,7 +65,7 @@ def part_of(path: Sequence[str]) -> tuple[bool, str]:
 
 
 def agent_points(agent: Agent | Sb3Agent) -> list[tuple[object, str, str]]:
-    """Which methods of an agent are counted for which part."""
+    """Return which methods of an agent are counted for which part."""
     if isinstance(agent, Agent):
         return [(agent, "_act", ACT), (agent, "_update", LEARN)]
     model = agent.model
@@ -75,7 +75,7 @@ def agent_points(agent: Agent | Sb3Agent) -> list[tuple[object, str, str]]:
 
 
 def world_points(run: Run) -> list[tuple[object, str, str]]:
-    """Which methods of a run's world are counted for which part."""
+    """Return which methods of a run's world are counted for which part."""
     engine, learner = run.engine, run.engine.learner
     return [
         (engine, "observe", "observe"),
@@ -92,7 +92,7 @@ def world_points(run: Run) -> list[tuple[object, str, str]]:
 
 
 def log_points(run: Run, log: RunLog, progress: RunProgress) -> list[tuple[object, str, str]]:
-    """Which methods of what a run writes are counted for which part."""
+    """Return which methods of a run's writers are counted for which part."""
     logging: list[tuple[object, str, str]] = [(log, name, "logging") for name in ("step", "images", "flush")]
     logging += [(run.agent.logger, "dump", "logging"), (progress, "update", "logging")]
     return [*logging, (run, "save", "checkpoint")]
@@ -100,12 +100,12 @@ def log_points(run: Run, log: RunLog, progress: RunProgress) -> list[tuple[objec
 
 @contextmanager
 def watched(watch: Stopwatch, run: Run, *more: tuple[object, str, str]) -> Iterator[None]:
-    """While entered, the watch counts the parts of a run."""
+    """While entered, let the watch count the parts of a run."""
     backward = [(torch.autograd, name, NETWORK) for name in ("grad", "backward")]
     method = run.engine.method
 
     def encode(network: Any, original: Callable[[Any], Any] = method.encode) -> Callable[..., Any]:
-        # the attack's network is a folded copy, which nobody else holds: it is known by what the method makes of it
+        # the attack's network is a folded copy, held nowhere else: it is recognized by the method's result for it
         inner = original(network)
 
         def timed(*arguments: Any) -> Any:
@@ -122,8 +122,8 @@ def watched(watch: Stopwatch, run: Run, *more: tuple[object, str, str]) -> Itera
 
 
 def measure_shares(options: Options, rounds: int, say: Say) -> Result:
-    """Where the time of a run of the digits preset goes, from its second epoch on, each epoch's checkpoint
-    included; in the precision that the preset takes on this machine."""
+    """Measure how the time of a run of the digits preset is spent, from its second epoch on, including each epoch's
+    checkpoint, in the precision that the preset uses on this machine."""
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     for agent in SHARED:
@@ -154,7 +154,7 @@ def _shares_of(agent: str, options: Options, rounds: int, say: Say) -> Result:
 
 
 def share_figures(agent: str, epochs: Sequence[tuple[Seconds, float]], steps: int) -> Result:
-    """Shares of the named parts, from each epoch's seconds by path and its wall-clock seconds as a whole."""
+    """Return shares of the named parts, from each epoch's seconds by path and its total wall-clock seconds."""
     shares: dict[tuple[bool, str], list[float]] = defaultdict(lambda: [0.0] * len(epochs))
     for index, (seconds, whole) in enumerate(epochs):
         for path, value in seconds.items():
@@ -171,9 +171,9 @@ def share_figures(agent: str, epochs: Sequence[tuple[Seconds, float]], steps: in
 
 
 def measure_agents(options: Options, rounds: int, say: Say) -> Result:
-    """The share of each agent, acting and learning, in a step of the digits preset.
+    """Measure the share of each agent, acting and learning, in a step of the digits preset.
 
-    An agent that learns in every tenth step has its learning counted for a tenth, as in the mean of ten steps.
+    The learning of an agent that learns in every tenth step counts a tenth, as in the mean of ten steps.
     """
     clock = DeviceClock(options.device)
     watch = Stopwatch(clock)
@@ -188,7 +188,7 @@ def measure_agents(options: Options, rounds: int, say: Say) -> Result:
         interval = 1
         if isinstance(run.agent, REINFORCE):
             interval = run.agent.settings.interval
-            # the coming step is one that the agent learns in
+            # the agent learns in the coming step
             run.agent.rollouts = interval - 1
         watch.take()
         with watched(watch, run), watch.part("rest"):
@@ -206,7 +206,7 @@ def measure_agents(options: Options, rounds: int, say: Say) -> Result:
 
 
 def agent_share(seconds: Seconds, interval: int) -> float:
-    """The agent's share in the mean of `interval` steps, from the seconds by path of the one that it learns in."""
+    """Return the agent's share in the mean of `interval` steps, from the seconds by path of the one it learns in."""
     parts: dict[str, float] = defaultdict(float)
     for path, value in seconds.items():
         part = part_of(path)[1]
@@ -229,14 +229,14 @@ def first(callback):
 RunCallback._on_step = first
 sys.exit(train_agent.main(sys.argv[3:]))
 """
-"""The command itself until its first step is made and reported, where it is interrupted; arguments: the checkout (empty
-where there is none), the file to tell the moments, the command's own."""
+"""Program that runs the command until its first step is made and reported, then interrupts it; arguments: the checkout
+(empty if there is none), the file for the times, and the command's own."""
 
 
 def measure_start(options: Options, rounds: int, say: Say) -> Result:
-    """Seconds from starting `train_agent.py` in a fresh process to its first completed training step.
+    """Measure the seconds from starting `train_agent.py` in a fresh process to its first completed training step.
 
-    The warm-up, by which the files are read into memory, is left out by `quick`.
+    `quick` leaves out the warm-up, which reads the files into memory.
     """
     whole, imports = [], []
     for number in range(1 if options.quick else 0, rounds + 1):
@@ -252,7 +252,7 @@ def measure_start(options: Options, rounds: int, say: Say) -> Result:
 
 
 def first_step(options: Options) -> tuple[float, float]:
-    """Seconds of a fresh process to its first completed training step and, of these, to the end of its imports.
+    """Return a fresh process's seconds to its first completed training step and, of these, to the end of its imports.
 
     Raises:
         BenchmarkError: if the process fails.

@@ -1,9 +1,8 @@
-"""Plain twins: ASTrA's attack, optimiser, training step and evaluation written the straightforward way, as its released
-code does.
+"""Plain twins: ASTrA's attack, optimizer, training step and evaluation, written directly as in its released code.
 
-They are what the benchmark measures against and what tests compare with: same result, no thought of speed. Written from
-the algorithm's description alone (ASTrA, ICLR 2025; ACL, NeurIPS 2020). Where the released code spends time on its
-host language rather than on its algorithm, as in drawing budgets image by image, the twin does not.
+The benchmark and tests compare with them: same result, without any care for speed. They are written from the
+algorithm's description alone (ASTrA, ICLR 2025; ACL, NeurIPS 2020). Where the released code spends time on its
+language rather than on its algorithm, as in drawing budgets image by image, the twin does not.
 """
 
 import copy
@@ -30,28 +29,28 @@ from astra_gym.ssl_core.utils.rng import global_generators_kept
 INTERVAL = 10
 """ASTrA's strategy network learns in every tenth step."""
 MAX_GRAD_NORM = 1.0
-"""Of the strategy network."""
+"""Settings of the strategy network."""
 
 
 def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Tensor:
-    """PGD the reference's way: all views through every iteration up to the largest number of steps.
+    """Run PGD as the reference does: all views through every iteration up to the largest number of steps.
 
-    A 0/1 mask keeps a view whose steps are spent where it is. The parameters' gradients are computed too, unless they
+    A 0/1 mask keeps a view unchanged when its steps are spent. The parameters' gradients are computed too, unless they
     are frozen.
 
     Args:
-        encode, objective, images, budget: as of `astra_gym.ssl_core.attacks.pgd.pgd`.
+        encode, objective, images, budget: as in `astra_gym.ssl_core.attacks.pgd.pgd`.
         start: perturbations (n, c, h, w).
 
     Returns:
-        The attacked views (n, c, h, w) alone, as from the reference: no forward pass follows the last step.
+        The attacked views (n, c, h, w) alone, as in the reference: no forward pass follows the last step.
     """
     rows = torch.arange(len(images))
     epsilon, step_size, steps = (value.view(-1, 1, 1, 1) for value in (budget.epsilon, budget.step_size, budget.steps))
     epsilon, step_size = epsilon.to(images.dtype), step_size.to(images.dtype)
     low, high = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     x = (images + start).clamp(0, 1)
-    # a view without steps is clipped to its ball all the same
+    # a view without steps is clipped to its ball too
     x = torch.where(steps == 0, torch.clamp(x, low, high), x)
     for iteration in range(int(steps.max())):
         x.requires_grad_()
@@ -64,19 +63,19 @@ def masked_steps(encode: Encode, objective: Objective, images: Tensor, budget: B
 
 
 def masked_loop(encode: Encode, objective: Objective, images: Tensor, budget: Budget, start: Tensor) -> Attacked:
-    """`attacks.pgd.pgd` by `masked_steps`: the attacked views' embeddings belong to the result, as there."""
+    """Run `attacks.pgd.pgd` by `masked_steps`; the result also has the attacked views' embeddings."""
     attacked = masked_steps(encode, objective, images, budget, start)
     with torch.no_grad():
         return Attacked(attacked, encode(attacked, torch.arange(len(images))))
 
 
 class PlainClassifier(nn.Module):
-    """A classifier as the reference asks it: unfolded, all images at once, in the ordinary memory layout.
+    """A classifier as the reference uses it: unfolded, all images together, in the ordinary memory layout.
 
     Args:
-        network: a copy of it is taken, in float32's full precision.
-        route: of its batch norm.
-        head: features to logits.
+        network: network that is copied, in float32's full precision.
+        route: route of its batch norm.
+        head: map from features to logits.
     """
 
     def __init__(self, network: TargetNetwork, route: str, head: nn.Module) -> None:
@@ -88,7 +87,7 @@ class PlainClassifier(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, 3, h, w) in [0, 1] to logits (n, classes)."""
+        """Map images (n, 3, h, w) in [0, 1] to logits (n, classes)."""
         network = self.network
         return self.head(network.backbone((images - network.mean) / network.std, self.route))
 
@@ -103,16 +102,16 @@ def plain_pgd(
     steps: int,
     start: Tensor,
 ) -> Tensor:
-    """Which images a classifier gets right under PGD, by the loop of DynACL's and ASTrA's evaluation.
+    """Return which images a classifier gets right under PGD, by the loop of DynACL's and ASTrA's evaluation.
 
-    It attacks every image, those that are wrong as they are among them.
+    It attacks every image, even those that are wrong anyway.
 
     Args:
-        classifier: images (n, 3, h, w) in [0, 1] to logits (n, classes), in eval mode.
+        classifier: map from images (n, 3, h, w) in [0, 1] to logits (n, classes), in eval mode.
         images: (n, 3, h, w), in [0, 1].
         labels: int64 (n,).
-        epsilon, step_size: in the images' unit.
-        steps: their number.
+        epsilon, step_size: radius and step in the images' unit.
+        steps: number of steps.
         start: perturbations (n, 3, h, w) within epsilon.
 
     Returns:
@@ -139,12 +138,12 @@ def plain_autoattack(
     batch_size: int,
     library: type[AutoAttack] = AutoAttack,
 ) -> Tensor:
-    """Which images a classifier gets right under AutoAttack's first two attacks, in L-infinity and by the library.
+    """Return which images a classifier gets right under AutoAttack's first two attacks, in L-infinity, by the library.
 
     Args:
-        classifier, images, labels, epsilon: as of `plain_pgd`.
-        seed: of the random starts.
-        batch_size: images attacked at once.
+        classifier, images, labels, epsilon: as in `plain_pgd`.
+        seed: seed of the random starts.
+        batch_size: images attacked together.
         library: pyautoattack's class.
 
     Returns:
@@ -161,7 +160,7 @@ class PlainLARS:
     """`astra_gym.ssl_core.training.optim.LARS` tensor by tensor (ACL's; You et al. 2017).
 
     Args:
-        parameters, lr, momentum, weight_decay, trust: as of `astra_gym.ssl_core.training.optim.LARS`.
+        parameters, lr, momentum, weight_decay, trust: as in `astra_gym.ssl_core.training.optim.LARS`.
     """
 
     def __init__(
@@ -180,13 +179,13 @@ class PlainLARS:
         self.velocities = [torch.zeros_like(weight) for weight in self.parameters]
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clear the gradients."""
         for weight in self.parameters:
             weight.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update of every tensor that has a gradient."""
+        """Update every tensor that has a gradient."""
         for weight, velocity in zip(self.parameters, self.velocities, strict=True):
             if weight.grad is None:
                 continue
@@ -200,11 +199,11 @@ class PlainLARS:
 
 @dataclass
 class Strategy:
-    """A strategy network and its optimiser.
+    """A strategy network and its optimizer.
 
     Args:
-        policy: for image observations (the paper's) or for the target network's features (this project's own).
-        lr: of LARS.
+        policy: policy on image observations (the paper's) or on the target network's features (this project's).
+        lr: learning rate of LARS.
     """
 
     policy: StrategyPolicy
@@ -222,21 +221,21 @@ def _nothing(name: str) -> AbstractContextManager[None]:
 class PlainStep:
     """The reference's training step in a world, stage by stage.
 
-    In every step the strategy draws a budget for each view, the views are attacked through the unfolded network in
-    float32 and in the ordinary memory layout, with the weights' gradients computed along, and the network is updated.
-    In every tenth step there come first: another draw, with the strategy in train mode; another attack; the reward, one
-    number for the batch, from clean and attacked embeddings; a policy-gradient update of the strategy. What ten steps
-    cost is put together from the stages' seconds by `seconds_per_step`.
+    In every step the strategy draws a budget for each view. The views are attacked through the unfolded network in
+    float32 and in the ordinary memory layout, with the weights' gradients computed too, and the network is updated.
+    Every tenth step starts with four more stages: another draw, with the strategy in train mode; another attack; the
+    reward, one number for the batch, from clean and attacked embeddings; a policy-gradient update of the strategy.
+    `seconds_per_step` computes the cost of ten steps from the stages' seconds.
 
     Args:
-        engine: gives data, views, method and random streams, which it must share with nobody; its network stays as it
-            is, the twin trains a copy.
-        strategies: by name.
-        part: `part(name)` is entered around every stage, such as a stopwatch's.
+        engine: source of data, views, method and random streams, which nothing else may use; the twin trains a copy of
+            its network.
+        strategies: strategies by name.
+        part: context `part(name)` around every stage, such as a stopwatch's.
 
     Attributes:
-        views: (n, 3, h, w), clean, of the coming batch.
-        started: (n, 3, h, w), those at the random start of the last attack.
+        views: (n, 3, h, w), clean views of the coming batch.
+        started: (n, 3, h, w), the views at the random start of the last attack.
     """
 
     def __init__(
@@ -263,12 +262,12 @@ class PlainStep:
 
     @torch.no_grad()
     def encoded(self, views: Tensor, route: str) -> Encoded:
-        """Features and embeddings of views (n, 3, h, w) in eval mode."""
+        """Return features and embeddings of views (n, 3, h, w) in eval mode."""
         self.network.eval()
         return self.network(views, route)
 
     def act(self, name: str) -> tuple[Tensor, Tensor]:
-        """Observations (n, ...) of the coming batch and the actions (n, 3) that a strategy draws for them."""
+        """Return observations (n, ...) of the coming batch and the actions (n, 3) that a strategy draws for them."""
         policy = self.strategies[name].policy
         with self.part(f"{name}: act"):
             if policy.image:
@@ -285,7 +284,7 @@ class PlainStep:
             return observation, policy.sample(observation, self.engine.streams["twin/actions"])
 
     def attack(self, budget: Budget) -> Tensor:
-        """The coming batch's views, attacked (n, 3, h, w)."""
+        """Attack the coming batch's views (n, 3, h, w)."""
         with self.part("attack"):
             self.network.eval()
             noise = self.engine.streams.on_device("noise")
@@ -296,14 +295,14 @@ class PlainStep:
         return adversarial
 
     def assess(self, adversarial: Tensor) -> float:
-        """The reward, one number for the batch: a third of the attacked loss minus the clean one."""
+        """Return the reward, one number for the batch: a third of the attacked loss minus the clean one."""
         with self.part("assess"):
             clean = self.method.objective(self.encoded(self.views, self.method.clean_route).embeddings)
             attacked = self.method.objective(self.encoded(adversarial, self.method.attack_route).embeddings)
             return float((attacked.mean() - clean.mean()) / 3)
 
     def learn(self, name: str, observation: Tensor, actions: Tensor, reward: float) -> None:
-        """The policy gradient on a batch: minimises `-reward * sum of log-probabilities`."""
+        """Follow the policy gradient on a batch: minimize `-reward * sum of log-probabilities`."""
         strategy = self.strategies[name]
         with self.part(f"{name}: learn"):
             strategy.policy.train()
@@ -314,7 +313,7 @@ class PlainStep:
             strategy.optimizer.step()
 
     def update(self, adversarial: Tensor) -> float:
-        """One update of the target network on clean and attacked views; the loss."""
+        """Update the target network once on clean and attacked views; return the loss."""
         with self.part("update"):
             self.network.train()
             terms = self.method.losses(Networks(self.network), self.views, adversarial)
@@ -332,22 +331,22 @@ class PlainStep:
             return float(loss.detach())
 
     def next_batch(self) -> None:
-        """Draws the views of the next step."""
+        """Draw the views of the next step."""
         with self.part("next batch"):
             self.engine.draw_batch()
             self.views = self.engine.views.contiguous()
 
 
 def seconds_per_step(stages: Mapping[str, float], name: str) -> float:
-    """Seconds of the twin's step on average over ten, nine ordinary ones and a tenth, from the seconds of its stages.
+    """Compute the seconds of the twin's step, averaged over nine ordinary steps and a tenth, from those of its stages.
 
-    A tenth step is an ordinary one and, before it, act, attack, assess and learn; a second attack costs what the first
-    does, since both run to the largest number of steps. So the mean is `act + attack + update + next batch` plus a
-    tenth of `act + attack + assess + learn`.
+    A tenth step is an ordinary one after act, attack, assess and learn. A second attack costs the same as the first,
+    since both run to the largest number of steps. So the mean is `act + attack + update + next batch` plus a tenth of
+    `act + attack + assess + learn`.
 
     Args:
         stages: seconds by stage.
-        name: of the strategy.
+        name: name of the strategy.
     """
     shared, own = stages["attack"], stages[f"{name}: act"]
     ordinary = own + shared + stages["update"] + stages["next batch"]

@@ -1,4 +1,4 @@
-"""The results file of the benchmark: written after every part, with the circumstances and what explains the figures."""
+"""The results file of the benchmark, written after every part, with the circumstances and details of the values."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """Return the processor's name as the system reports it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -27,8 +27,7 @@ def processor() -> str:
 def document_of(
     options: Options, figures: Sequence[Figure], details: dict[str, Any], failed: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What the results file holds: the circumstances, the figures with their summaries, what explains them, and why
-    parts `failed`."""
+    """Return the content of the results file: circumstances, values, summaries, details, and why parts `failed`."""
     device = options.device
     return {
         "schema": SCHEMA,
@@ -45,12 +44,12 @@ def document_of(
 
 
 class ResultsFile:
-    """What was measured so far; the file is written after every part, the picture at the end.
+    """The results so far; the file is written after every part, the figure at the end.
 
     Args:
-        options: of the benchmark.
-        output: the results file.
-        picture: beside it.
+        options: options of the benchmark.
+        output: path of the results file.
+        picture: path of the figure beside it.
     """
 
     def __init__(self, options: Options, output: Path, picture: Path) -> None:
@@ -62,12 +61,12 @@ class ResultsFile:
         self.failed: dict[str, str] = {}
         self.document: dict[str, Any] = {}
         self.drawn = False
-        # now: the file itself may be tracked, and is changed after the first part
+        # now: the file may be tracked, and is changed after the first part
         self.commit = commit(ROOT)
         self.commits: dict[str, str | None] = {}
 
     def take_over(self, earlier: Mapping[str, Any], measured: Sequence[str]) -> None:
-        """Takes the parts of an earlier result that are not measured now, each with the commit that it is of."""
+        """Take the parts of an earlier result that are not measured now, each with its commit."""
         self.figures = [
             Figure(figure["part"], figure["name"], figure["unit"], tuple(figure["values"]))
             for figure in earlier["figures"]
@@ -78,19 +77,19 @@ class ResultsFile:
         self.details = {part: found for part, found in earlier["details"].items() if part in parts}
 
     def add(self, part: str, result: Result) -> None:
-        """Takes what a part gave, and writes."""
+        """Add the result of a part, and write."""
         figures, self.details[part] = result
         self.figures += figures
         self.commits[part] = self.commit
         self.write()
 
     def fail(self, part: str, why: str) -> None:
-        """Notes why a part gave nothing, and writes, if there are figures."""
+        """Record why a part has no result, and write if there are values."""
         self.failed[part] = why
         self.write()
 
     def write(self) -> None:
-        """Replaces the file; an earlier one stays until there are figures."""
+        """Replace the file; an earlier one stays until there are values."""
         if not self.figures:
             return
         found = document_of(self.options, self.figures, self.details, self.failed)
@@ -98,7 +97,7 @@ class ResultsFile:
         write_json(self.output, self.document)
 
     def draw(self) -> None:
-        """Replaces the picture, if there is something to draw."""
+        """Replace the figure, if there is something to draw."""
         self.drawn = draw(self.figures, self.details, self.picture)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Parts of the benchmark that measure speed against something plainer: the attack, the whole step, half precision."""
+"""Parts of the benchmark that measure speed against simpler versions: the attack, the whole step, half precision."""
 
 import copy
 from collections.abc import Callable
@@ -45,12 +45,12 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
 WARM_UP_STEPS = (3, 4)
-"""The warm-up's budgets are short: it is there for what a first call alone does."""
+"""The warm-up's budgets are short: it only has to cover what a first call alone does."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the same attack: each is the one before it with one thing more; `ours` is `TargetLearner.attack`."""
+    """A way to run the same attack: each adds one thing to the one before it; `ours` is `TargetLearner.attack`."""
 
     name: str
     weight_gradients: bool = False
@@ -71,11 +71,11 @@ VARIANTS = (
 
 
 def measure_attack(options: Options, rounds: int, say: Say) -> Result:
-    """The attack against the reference's masked loop: ResNet-18, 64 views, steps uniform on 3..14, and what each thing
-    that was done to it is worth.
+    """Measure the attack against the reference's masked loop, and the worth of each of its optimizations.
 
-    Budgets and starts are new in each round, so that the attack meets active sets of sizes that it has not met before,
-    as in training. All variants must find the same: attain the same loss and the same gain over the random start.
+    It is on a ResNet-18, 64 views, steps uniform on 3..14. Budgets and starts are new in each round, so that the attack
+    meets active sets of sizes that it has not met before, as in training. All variants must attain the same loss and
+    the same gain over the random start.
     """
     engine = AttackEngine(options.settings(**options.paper), device=options.device)
     method, network = engine.method, seasoned(engine)
@@ -109,7 +109,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
     def check(number: int, work: tuple[Budget, int], found: dict[str, Tensor]) -> None:
         started = (engine.views + start_of(engine, *work)).clamp(0, 1)
         for variant in VARIANTS:
-            # another layout rounds differently, and so may several threads, which cut a smaller batch elsewhere
+            # another layout rounds differently, and so may several threads, which split a smaller batch elsewhere
             exact = not variant.channels_last and options.device.type == "cpu"
             exact = exact and (options.threads == 1 or not variant.active_only)
             tolerance = options.tolerance(variant.precision)
@@ -126,13 +126,13 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
 
 
 def start_of(engine: AttackEngine, budget: Budget, number: int) -> Tensor:
-    """The perturbations that the attacks of a round start from: a learner draws them from the round's stream."""
+    """Return the perturbations from which a round's attacks start: a learner draws them from the round's stream."""
     noise = Streams(number, engine.device).on_device("noise")
     return perturbations(engine.views, budget, engine.method.start_radius, noise)
 
 
 def attained(network: TargetNetwork, engine: AttackEngine) -> Callable[[Tensor], float]:
-    """The method's loss of attacked views by a network as it is, in eval mode and unfolded."""
+    """Return the function from attacked views to the method's loss on a network in eval mode, unfolded."""
 
     @torch.no_grad()
     def loss(views: Tensor) -> float:
@@ -145,7 +145,7 @@ def attained(network: TargetNetwork, engine: AttackEngine) -> Callable[[Tensor],
 
 @dataclass(frozen=True)
 class World:
-    """A world in which whole steps are measured: its settings, the ends of its numbers of steps, who steps in it."""
+    """A world in which whole steps are measured: its settings, the range of its numbers of steps, and the sides."""
 
     name: str
     changes: dict[str, Any]
@@ -154,24 +154,24 @@ class World:
 
 
 def worlds(options: Options) -> tuple[World, ...]:
-    """Those whose whole steps are measured."""
+    """Return the worlds in which whole steps are measured."""
     paper = tuple(product(("reinforce", "reinforce-paper"), ("fp32", "bf16")))
     return (
         World("ResNet-18", options.paper, (3, 14), paper),
-        # where training by the trained policy's choice goes: nearly all views take nearly all steps
+        # training moves here by the trained policy's choice: nearly all views take nearly all steps
         World("digits", {}, (12, 14), (("reinforce", "fp32"), ("reinforce", "auto"))),
     )
 
 
 def measure_step(options: Options, rounds: int, say: Say) -> Result:
-    """A whole training step (observe, act, attack, reward, update, next batch) against a plain twin of the reference's.
+    """Measure a training step (observe, act, attack, reward, update, next batch) against a twin of the reference's.
 
-    Both sides have the same strategy network and play the same budgets on the same views from the same starts, at first
-    with the same weights, whose batch-norm statistics are those of data: there their attacks must agree. Times are
-    those of the mean of ten steps. The twin's strategy learns in one of them, and its times are put together from its
-    stages (`astra_gym.experiments.benchmarks.reference.seconds_per_step`). Ours counts its agent's update as often as
-    the agent learns: reinforce in every step, reinforce-paper in one of ten. The twin is float32 throughout; `auto` is
-    what the preset takes on this machine.
+    Both sides have the same strategy network and play the same budgets on the same views from the same starts. At first
+    they have the same weights, with batch-norm statistics of data, and their attacks must agree. Times are those of the
+    mean of ten steps. The twin's strategy learns in one of them, and its times are computed from its stages
+    (`astra_gym.experiments.benchmarks.reference.seconds_per_step`). Ours counts its agent's update as often as the
+    agent learns: reinforce in every step, reinforce-paper in one of ten. The twin is float32 throughout; `auto` is the
+    preset's precision on this machine.
     """
     figures: list[Figure] = []
     details: dict[str, Any] = {}
@@ -190,7 +190,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
         for agent, precision in world.sides
     }
     first = next(iter(ours.values()))
-    # made by the same seed as ours: its batches, starts and initial weights are theirs
+    # made by the same seed as ours: its batches, starts and initial weights are the same
     engine = AttackEngine(first.settings, first.settings.seed, options.device, first.engine.data)
     seasoned(engine)
     for run in ours.values():
@@ -207,7 +207,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
 
     def prepare(number: int) -> Tensor:
         say(f"step, {world.name}: round {number} of {rounds}")
-        # the warm-up's attacks are compared, so that it too takes all its steps: else they would gain little
+        # the warm-up's attacks are compared, so it too takes all its steps: else they would gain little
         return random_actions(len(engine.views), engine.streams["twin/budgets"], world.steps)
 
     def check(number: int, work: Tensor, found: dict[str, tuple[dict[str, float], Tensor]]) -> None:
@@ -218,7 +218,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
             took, adversarial = found[_label(side)]
             seconds[_label(side)] += [took["step"] + took["learn"] / took["interval"]] if number else []
             if not number:
-                # only before the first update have all networks the same weights
+                # only before the first update do all networks have the same weights
                 name = f"{world.name}, {_label(side)}"
                 tolerance = options.tolerance(ours[side].settings.precision)
                 three = expected, adversarial, twin.started
@@ -245,14 +245,14 @@ def _label(side: tuple[str, str]) -> str:
 
 
 def _policy(run: Run) -> StrategyPolicy:
-    """A strategy network like the run's own."""
+    """Make a strategy network like the run's own."""
     if not isinstance(run.agent, REINFORCE):
         raise ValueError(f"{run.settings.agent} has no strategy network: expected reinforce or reinforce-paper")
     return copy.deepcopy(run.agent.policy)
 
 
 def twin_stages(twin: PlainStep, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, float], Tensor]:
-    """Every stage of the twin's step once, for each of its strategies: seconds by stage, and the attacked views."""
+    """Run every stage of the twin's step once, for each strategy: return seconds by stage, and the attacked views."""
     watch.take()
     drawn = {name: twin.act(name) for name in twin.strategies}
     adversarial = twin.attack(budget_of(actions, twin.engine.device))
@@ -265,17 +265,17 @@ def twin_stages(twin: PlainStep, watch: Stopwatch, actions: Tensor) -> tuple[dic
 
 
 def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, float], Tensor]:
-    """One step of a run in which its agent acts and learns, but these actions are played.
+    """Run one step in which the run's agent acts and learns, but play the given actions.
 
     Returns:
-        Seconds of the `step` but for the agent's learning, of that (`learn`, with the attack that is only assessed for
-        it), and the `interval` of steps at which it learns; and the attacked views.
+        Seconds of the `step` without the agent's learning, of that learning (`learn`, with the attack that is only
+        assessed for it), and the `interval` of steps at which it learns; and the attacked views.
     """
     agent = run.agent
     if not isinstance(agent, REINFORCE):
         raise ValueError(f"{run.settings.agent} plays what it chooses: expected reinforce or reinforce-paper")
     interval = agent.settings.interval
-    # the coming step is one that the agent learns in
+    # the agent learns in the coming step
     agent.rollouts = interval * (agent.updates + 1) - 1
     watch.take()
     with (
@@ -294,7 +294,7 @@ def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, flo
 
 
 def measure_precision(options: Options, rounds: int, say: Say) -> Result:
-    """bfloat16 against float32 in observation, attack and update of ResNet-18, and what its attack attains.
+    """Measure bfloat16 against float32 in observation, attack and update of ResNet-18, and the loss its attack attains.
 
     Steps are uniform on 3..14. The attacks must agree, in the attained loss and in the gain over the random start.
     """

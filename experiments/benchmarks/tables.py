@@ -1,4 +1,4 @@
-"""How the benchmark's figures are shown: a table for the terminal, and a picture in the fashion of a run's figures."""
+"""The display of the benchmark's values: a table for the terminal, and a figure in the style of a run's figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "observe: network": ("observe", {"color": "white", "edgecolor": INK, "hatch": "/////"}),
     "outside the target network's arithmetic": ("all else", {"color": "#d9d9d9", "edgecolor": "white"}),
 }
-"""Parts of a step that the picture shows: label and style, told apart in grey too."""
+"""Parts of a step in the figure: label and style, distinct in gray too."""
 ROW, FRAME = 0.31, 0.8
 """Inches of a row of a panel, and of the rest of it."""
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
-    """The figures for the terminal."""
+    """Return the values as a table for the terminal."""
     drawn = Table("part", "figure", "median", "quartiles", "target", title="Benchmark")
     for figure in figures:
         drawn.add_row(*cells(figure.record()))
@@ -33,7 +33,7 @@ def figures_table(figures: Sequence[Figure]) -> Table:
 
 
 def cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    """Part, name, median, quartiles and target of a figure as the results file keeps it, in words."""
+    """Return part, name, median, quartiles and target of a value in the results file, in words."""
     unit = UNITS[record["unit"]]
     values = (record["median"], *record["quartiles"], record["target"] or 0)
     middle, low, high, target = map(unit.form.format, values)
@@ -43,19 +43,19 @@ def cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def targets_line(figures: Sequence[Figure]) -> str:
-    """How many of the targets are met, in words."""
+    """Return how many of the targets are met, in words."""
     met = [summary["met"] for figure in figures if (summary := figure.summary())["met"] is not None]
     return f"{sum(met)} of {len(met)} targets met"
 
 
 @matplotlib.rc_context(STYLE)
 def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
-    """Draws what can be drawn of the figures: speed, agents and efficiency as dots, a step's shares, the line of steps.
+    """Draw the values that can be drawn: speed, agents and efficiency as dots, a step's shares, the line of steps.
 
     Args:
-        figures: of any parts.
-        details: by part, as the results file has them.
-        path: the PNG.
+        figures: values of any parts.
+        details: details by part, as in the results file.
+        path: path of the PNG.
 
     Returns:
         Whether there was anything to draw, and so a file.
@@ -86,7 +86,7 @@ def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
 
 
 def shares_of_steps(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
-    """Median share of each of `SEGMENTS` in a step, by agent."""
+    """Return the median share of each of `SEGMENTS` in a step, by agent."""
     bars: dict[str, dict[str, float]] = {}
     for figure in figures:
         agent, _, name = figure.name.partition(": ")
@@ -142,7 +142,7 @@ def _bars(axis: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
 def _line(axis: Axes, scaling: Details) -> None:
     means = [median(values) for values in scaling["means"].values()]
     seconds = [median(values) for values in scaling["seconds"].values()]
-    # relative to the largest: seconds are the machine's
+    # relative to the largest: the seconds depend on the machine
     relative = [value / max(seconds) for value in seconds]
     line = fit_line(means, relative)
     ends = [0.0, max(means)]

@@ -1,4 +1,4 @@
-"""What the benchmark works on: sizes, drawn budgets, networks that have seen data, and who must agree with whom."""
+"""The work of the benchmark: sizes, drawn budgets, networks that have seen data, and checks of agreement."""
 
 import copy
 from collections.abc import Callable
@@ -28,7 +28,7 @@ PAPER: dict[str, Any] = {
     "batch_size": 32,
     "optimizer": "lars",
 }
-"""The paper's networks and optimiser, on 64 views."""
+"""The paper's networks and optimizer, on 64 views."""
 TINY: dict[str, Any] = {
     "image_size": 8,
     "arch": "resnet10",
@@ -38,32 +38,32 @@ TINY: dict[str, Any] = {
     "batch_size": 8,
     "limit": 48,
 }
-"""What `--quick` makes of every world."""
+"""Settings of every world under `--quick`."""
 COMMON: dict[str, Any] = {"agent": "reinforce", "precision": "fp32", "progress": "off", "probe_every": 0}
 
 
 class Tolerance(NamedTuple):
-    """How far two attacks may lie apart: in the attained loss, and in its gain over the loss at the random start."""
+    """Allowed difference of two attacks: in the attained loss, and in its gain over the loss at the random start."""
 
     loss: float
     gain: float
 
 
 TOLERANCE = {"fp32": Tolerance(1e-3, 2.5e-2), "bf16": Tolerance(1e-2, 5e-2)}
-"""Of the attained loss: the contract of `astra_gym.ssl_core.models.folding`. Where an attack gains little, the loss
-alone would pass an attack that does nothing: so its gain must agree too."""
+"""The loss's is the contract of `astra_gym.ssl_core.models.folding`. If an attack gains little, the loss alone would
+pass an attack that does nothing: so its gain must agree too."""
 QUICK_FACTOR = 10
-"""How many times as much `--quick` allows: the loss of a tiny network on a few tiny images hangs on single pixels."""
+"""Factor of the tolerance for `--quick`: the loss of a tiny network on a few tiny images depends on single pixels."""
 MOST_GAIN = 0.5
-"""An attack that gains at most half of what the reference does is wrong, whatever is allowed."""
+"""An attack that gains at most half as much as the reference is wrong, whatever the tolerance."""
 SEASONING = 8
 """Batches that a seasoned network has seen."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where the benchmark runs: `threads` of torch, the device; `quick` shrinks every world, for seconds in all;
-    `against` is another checkout to compare with."""
+    """Options of the benchmark: `threads` of torch, the device; `quick` shrinks every world, for seconds in all;
+    `against` is another checkout for comparison."""
 
     threads: int
     device: torch.device
@@ -72,27 +72,27 @@ class Options:
 
     @property
     def paper(self) -> dict[str, Any]:
-        """The paper's world: on a GPU with its whole batch, on a processor with a part; `quick`: a tiny one."""
+        """Settings of the paper's world: on a GPU with its whole batch, on a CPU with a part; `quick`: a tiny one."""
         return PAPER | ({"batch_size": 512} if self.device.type == "cuda" else {}) | (TINY if self.quick else {})
 
     def settings(self, **changes: Any) -> Settings:
-        """The digits preset in float32 with some settings changed."""
+        """Return the digits preset in float32 with some settings changed."""
         shrunk = TINY if self.quick else {}
         return Settings.from_preset("digits", **COMMON | changes | shrunk, device=self.device.type)
 
     def learner(self, **changes: Any) -> TargetLearner:
-        """A fresh learner of the digits preset in float32 with some settings changed; `quick` shrinks nothing here."""
+        """Make a new learner of the digits preset in float32 with some settings changed; `quick` has no effect."""
         settings = Settings.from_preset("digits", **COMMON | changes, device=self.device.type)
         return build_learner(settings, Streams(0, self.device), TrainingPlan(epochs=settings.epochs, steps=10))
 
     def tolerance(self, precision: str) -> Tolerance:
-        """How far apart attacks may lie, one of them in this precision; more with `quick`."""
+        """Return the allowed difference of attacks, one of them in this precision; larger with `quick`."""
         allowed, factor = TOLERANCE[precision], QUICK_FACTOR if self.quick else 1
         return Tolerance(factor * allowed.loss, min(MOST_GAIN, factor * allowed.gain))
 
 
 def views_for(learner: TargetLearner, count: int, size: int, stream: Streams) -> Tensor:
-    """Random views (count, 3, size, size) where the learner is, in the layout of training."""
+    """Draw random views (count, 3, size, size) on the learner's device, in the layout of training."""
     views = torch.rand(count, 3, size, size, generator=stream["views"])
     return views.to(learner.device, memory_format=torch.channels_last)
 
@@ -100,14 +100,14 @@ def views_for(learner: TargetLearner, count: int, size: int, stream: Streams) ->
 def random_actions(
     count: int, generator: torch.Generator, steps: tuple[int, int] = (GRID["steps"][0], GRID["steps"][-1])
 ) -> Tensor:
-    """Factored actions (count, 3), uniform on the action grid, their numbers of steps within both ends.
+    """Draw factored actions (count, 3), uniform on the action grid, with numbers of steps in a range.
 
-    Every number of steps occurs as often as any other, or once more or less, so that their mean is that of the range in
-    every round: our time goes with the mean, the plain loop's with the maximum, and chance would make the difference.
+    Each number of steps occurs equally often, or once more or less, so that their mean is that of the range in every
+    round: our time goes with the mean, the plain loop's with the maximum, and chance would make the difference.
 
     Args:
-        count: of views.
-        generator: on the CPU.
+        count: number of views.
+        generator: generator on the CPU.
         steps: smallest and largest number of steps.
     """
     epsilon, step_size = (
@@ -119,7 +119,7 @@ def random_actions(
 
 
 def budget_of(actions: Tensor, device: torch.device) -> Budget:
-    """The budget that factored actions (n, 3) stand for, on the device."""
+    """Return the budget of factored actions (n, 3), on the device."""
     budget = ActionTable("factored").decode(actions.to(device))
     if budget is None:
         raise ValueError("factored actions have a budget")
@@ -127,7 +127,7 @@ def budget_of(actions: Tensor, device: torch.device) -> Budget:
 
 
 def seasoned(engine: AttackEngine) -> TargetNetwork:
-    """The engine's network in eval mode, its batch-norm statistics those of a few batches, which the engine draws."""
+    """Return the engine's network in eval mode, with batch-norm statistics of a few batches, which the engine draws."""
     network = engine.learner.network.train()
     with torch.no_grad():
         # batch-norm statistics of a trained network are not the initial ones
@@ -139,27 +139,27 @@ def seasoned(engine: AttackEngine) -> TargetNetwork:
 
 
 def follow(engine: AttackEngine, leader: AttackEngine) -> None:
-    """Brings a new engine where one of the same seed is after `seasoned`: at the same batch with the same weights."""
+    """Bring a new engine to the state of one of the same seed after `seasoned`: the same batch, the same weights."""
     for _ in range(SEASONING):
         engine.draw_batch()
     engine.learner.network.load_state_dict(leader.learner.network.state_dict())
 
 
 def perturbations(views: Tensor, budget: Budget, radius: float | None, generator: torch.Generator) -> Tensor:
-    """The attack's random start (n, 3, h, w), drawn as `TargetLearner.attack` does.
+    """Draw the attack's random start (n, 3, h, w), as `TargetLearner.attack` does.
 
     Args:
         views: (n, 3, h, w).
         budget: n entries.
-        radius: of the start, None for each view's own epsilon.
-        generator: on the views' device.
+        radius: radius of the start, None for each view's own epsilon.
+        generator: generator on the views' device.
     """
     unit = torch.rand(views.shape, generator=generator, device=views.device) * 2 - 1
     return unit * (budget.epsilon.view(-1, 1, 1, 1) if radius is None else radius)
 
 
 def in_precision(network: TargetNetwork, precision: str) -> TargetNetwork:
-    """A copy of the network that computes in another precision."""
+    """Return a copy of the network that computes in another precision."""
     twin = copy.deepcopy(network)
     twin.precision = precision
     return twin
@@ -170,7 +170,7 @@ class BenchmarkError(RuntimeError):
 
 
 class DisagreementError(BenchmarkError):
-    """Two attacks that should find the same do not, so their times cannot be compared."""
+    """Two attacks that should agree do not, so their times cannot be compared."""
 
 
 def check_agreement(
@@ -182,16 +182,16 @@ def check_agreement(
     exact: bool = False,
     tolerance: Tolerance = TOLERANCE["fp32"],
 ) -> dict[str, Any]:
-    """Compares what two attacks from the same start made of views; all of them (n, 3, h, w).
+    """Compare the views of two attacks from the same start; all of them (n, 3, h, w).
 
     Args:
-        expected: the reference's.
-        found: the variant's.
+        expected: views of the reference.
+        found: views of the variant.
         start: the views at the random start, in [0, 1].
-        loss: what such views attain.
-        name: of the variant.
+        loss: function from such views to the attained loss.
+        name: name of the variant.
         exact: whether every pixel must be the same.
-        tolerance: `loss` of the ratio of the losses, `gain` of that of the gains over the start.
+        tolerance: allowed difference: `loss` of the ratio of the losses, `gain` of that of the gains over the start.
 
     Raises:
         DisagreementError: if a pixel differs and `exact` is True, the attained losses or their gains over the start
