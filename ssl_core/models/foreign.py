@@ -1,8 +1,7 @@
 """Encoders of other projects: checkpoints of ACL, DynACL, ASTrA, torchvision and timm, loaded into our network.
 
-Every entry of a file is used, or named in a note or an error. The stem of a small kernel, the route and the input
-normalization may follow neither from the state dict nor from the format: the caller must then give them, nothing is
-guessed.
+Every entry of a file is used, or named in a note or an error. Where the stem of a small kernel, the route and the input
+normalization follow neither from the state dict nor from the format, the caller must give them: nothing is guessed.
 """
 
 import argparse
