@@ -41,11 +41,11 @@ class FineTuneSettings:
         epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
         step_size: step size of the attack, in the same unit.
         steps: steps of the attack.
-        start_noise: standard deviation of the normal noise at the attack's start, in the same unit. 0 is the released
-            code of DynACL and ASTrA, which starts at the clean image: with two different routes the divergence has a
-            gradient there. 0.001 is TRADES' and ACL's (`ONE_ROUTE_NOISE`), and was the default of version 0.1: with
-            one route the divergence has its minimum at the clean image, and without noise the first step would follow
-            the sign of rounding errors.
+        start_noise: standard deviation of the normal noise at the attack's start, in the same unit. 0 is the value of
+            the released code of DynACL and ASTrA. It starts at the clean image, where the divergence of two different
+            routes has a gradient. 0.001 is TRADES' and ACL's (`ONE_ROUTE_NOISE`), and was the default of version 0.1.
+            One route needs it: the divergence is minimal at the clean image, where the first step would follow the sign
+            of rounding errors.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -95,27 +95,27 @@ def fine_tune(
     """Train backbone and linear head with TRADES, each side on its own route: adversarial full fine-tuning (AFF).
 
     The protocol of DynACL's and ASTrA's `test_AFF.py`. With x a weak view, f on the clean route and g on the attacked
-    one, the loss is `CE(f(x), y) + beta * KL(softmax f(x) || softmax g(x'))` in train mode. There x' maximizes that
-    divergence in eval mode, with its first argument fixed. The last epoch counts. On a labeled fraction of the images
-    it is the semi-supervised protocol; from the head of a linear probe it is LP-AFF.
+    one, the loss is `CE(f(x), y) + beta * KL(softmax f(x) || softmax g(x'))` in train mode. x' maximizes that
+    divergence in eval mode, with f(x) fixed. The last model is kept. On a labeled fraction of the images it is the
+    semi-supervised protocol; from the head of a linear probe it is LP-AFF.
 
     It works on a copy: `encoder` and `head` do not change. Parts that `features` does not use, such as a projector or a
     third route, get no gradient and no weight decay. A last batch of a single image joins the one before, since batch
-    norm has no variance of one value. The same arguments give the same classifier bit for bit on the CPU, unless the
+    norm needs two values for a variance. The same arguments give the same classifier bit for bit on the CPU, unless the
     encoder itself draws random numbers. For the attack a `TargetNetwork` is folded
     (`astra_gym.ssl_core.models.encoder.fast_features`), which changes its features by rounding.
 
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.
         routes: batch-norm routes of the clean and of the attacked images, ("normal", "pgd") in the protocol. A network
-            with a single route takes both passes there, as in TRADES itself: its running statistics are then updated
-            twice a step, by the clean batch first, and follow a mixture of the two; its attack needs `start_noise`.
+            with one route makes both passes on it, as TRADES does. Its running statistics are then updated twice a
+            step, first by the clean batch, and mix both; its attack needs `start_noise`.
         train: labeled images, at least 2.
         settings: settings of the fine-tuning.
         views: `padding` and `flip` of the augmentation.
         seed: seed of the order of the images, the augmentation and the attack's start.
-        head: initial head (feature_dim -> classes), which is copied. None: the head starts at zero, so that the first
-            attack has no gradient and moves nothing: the first step trains on the start noise, if any.
+        head: initial head (feature_dim -> classes), which is copied. None: the head starts at zero. The first attack
+            then has no gradient and moves nothing, so the first step trains on the start noise, if any.
         device: device for the work.
         progress: called after every step with the steps done and their total.
 

@@ -25,7 +25,7 @@ from astra_gym.ssl_core.utils.rng import Streams
 PROBE_LR: Mapping[str, float] = {name: spec.probe_lr for name, spec in DATASETS.items() if spec.probe_lr is not None}
 """Published learning rates of a linear head by data set, see `DatasetSpec`."""
 OTHER_LR = 0.1
-"""Learning rate elsewhere: STL-10's. A small set makes few steps in 25 epochs, and the head starts at zero."""
+"""Learning rate otherwise, as for STL-10: high, since a small set gives few steps in 25 epochs, from a head of zero."""
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,8 @@ def train_probe(
 
     Standard linear fine-tuning (SLF) is the protocol of DynACL's and ASTrA's `test_LF.py`: encoder in eval mode, cross
     entropy, SGD, last epoch. Adversarial linear fine-tuning (ALF) is the same on images that PGD with a random start
-    attacks anew in every step, by the cross entropy of the present head. (At the first step the head is zero and has no
-    gradient: its images only move at random.)
+    attacks anew in every step, by the cross entropy of the current head. (A head of zero gives no gradient, so the
+    first step's images only move at random.)
 
     The probe works on a copy: `encoder` does not change, and the classifier does not change when `encoder` is trained
     further. The same arguments give the same head bit for bit on the CPU. A `TargetNetwork` is folded

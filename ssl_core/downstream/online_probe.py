@@ -28,7 +28,7 @@ class OnlineProbe:
     """Probe by a ridge-regression head on a frozen encoder's features, clean and under PGD-10 with epsilon 8/255.
 
     The head is fitted to one part of the training images and measured on another. Parts and random starts are the same
-    in every call, so that a choice by these curves uses no test image. The features are computed in the precision of
+    in every call. Choosing by these accuracies uses no test image. The features are computed in the precision of
     training, such as bfloat16. The network does not change, and no random stream of a run advances.
 
     A call costs at most `MOST_MEASURED` attacked and `MOST_FITTED` encoded images.

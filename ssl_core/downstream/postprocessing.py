@@ -153,18 +153,18 @@ def post_process(
     together with TRADES on the pseudo labels, batch norm in train mode; both sides of TRADES are on the attack route.
     The head is then discarded.
 
-    The released code continues with two networks: for linear evaluations one with the attack route's batch norm only,
-    for full fine-tuning one with both, whose clean side was trained on the attack route in this stage. The result here
-    serves both: it has all routes, AFT trained the attack route's batch norm, and those of other routes do not change.
-    The convolutions are shared, so the features of the other routes change too. So do the projector's inputs, but not
-    the projector: its embeddings are no longer meaningful.
+    The released code continues with two networks: one for linear evaluations, with the attack route's batch norm only,
+    and one for full fine-tuning, with both routes, though this stage trained its clean side on the attack route. The
+    result here serves both: it has all routes. AFT trained the attack route's batch norm; that of other routes does not
+    change. The convolutions are shared, so the features of the other routes change too. So do the projector's inputs,
+    but not the projector: its embeddings are no longer meaningful.
 
     Args:
         network: trained network; it is not changed.
         routes: routes of clean and of attacked images. If they are the same, that route is trained.
         images: uint8 (n, 3, h, w), n >= 2 and at least the number of clusters.
         settings: settings of all stages; `clusters` is not 0 here.
-        streams: their seed decides every draw; the work is done on their device. None of the streams is advanced.
+        streams: only their seed (of every draw) and their device (for the work) are used; no stream advances.
         progress: called after every step with the stage ("probe", "fine-tuning"), its steps done and their total.
 
     Returns:

@@ -50,7 +50,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack of an evaluation; `none` and `worst` (right under all others of that norm and epsilon) are outcomes.
+    """An attack of an evaluation; `none` and `worst` (right under all others of that norm and epsilon) name results.
 
     Args:
         name: none, fgsm, pgd20, autoattack, autoattack-quick or worst.
@@ -145,9 +145,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure SA, and RA under each attack; on the CPU repeated results are equal bit for bit, except for seconds.
 
-    AutoAttack gives a row for each of its attacks, of the images that are still right after it, and one for itself. If
-    both the standard and the quick version are given at one norm and epsilon, the quick one is taken from the standard
-    one. Two or more attacks of one norm and epsilon give a row `worst`: right under all of them.
+    AutoAttack gives a row after each of its attacks, for the images that are still right, and one for itself. If both
+    the standard and the quick version are given at one norm and epsilon, the quick result is taken from the standard
+    run. Two or more attacks of one norm and epsilon give a row `worst`: right under all of them.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
@@ -229,7 +229,7 @@ class _Suite:
 
     def check_states(self, attacks: Sequence[Attack]) -> None:
         """Raise a ValueError if one of AutoAttack's states would be refused."""
-        # with both versions, the quick one is taken from the standard one's state
+        # with both versions, the quick result is taken from the standard one's state
         states = {self._state_path(attack): attack for attack in attacks if attack.name in AUTOATTACKS}
         for path, attack in states.items():
             if path is not None:
@@ -254,7 +254,7 @@ class _Suite:
         return self.origin.accuracy("RA", int(right.sum()), len(right), **what)
 
     def sign_attack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
-        """Run FGSM or PGD: its row, and which images are right."""
+        """Run FGSM or PGD; return its row, and which images are right."""
         began = time.monotonic()
         passes = PASSES[attack.name]
 
@@ -265,7 +265,7 @@ class _Suite:
         if attack.name == "fgsm":
             right = fgsm_accuracy(*self._data(attack), **shared)
         else:
-            # a new one for each attack, so that the first restarts do not depend on their number
+            # a new generator for each attack, so that the first restarts do not depend on their number
             generator = Streams(self.origin.seed, device_of(self.classifier)).on_device(f"pgd20/{attack.epsilon!r}")
             shared |= {"generator": generator, "restarts": attack.restarts, "step_size": attack.step_size}
             right = pgd_accuracy(*self._data(attack), **shared)
@@ -273,7 +273,7 @@ class _Suite:
         return [self.row(attack, right, restarts=attack.restarts, seconds=seconds, deviations=reasons)], right
 
     def autoattack(self, attack: Attack, progress: Report) -> tuple[list[Row], Tensor]:
-        """Run AutoAttack: the rows of its attacks, unless they exist, and of itself; which images are right."""
+        """Run AutoAttack; return its attacks' rows (unless made before), its row, and which images are right."""
         ball, names = (attack.norm, attack.epsilon), VERSIONS[AUTOATTACKS[attack.name]]
         rows = []
         if ball not in self.stages:
@@ -298,7 +298,7 @@ class _Suite:
         return own + deviations(VERSIONS[AUTOATTACKS[attack.name]][-1], attack.norm, self.classes)
 
     def worst(self, attacks: Sequence[Attack], correct: Mapping[Attack, Tensor]) -> tuple[Attack, Tensor, Row]:
-        """Combine attacks of one norm and epsilon: the worst case, which images are right, and its row."""
+        """Combine attacks of one norm and epsilon; return the worst case, which images are right, and its row."""
         attack = Attack("worst", attacks[0].epsilon, attacks[0].norm)
         right = torch.stack([correct[one] for one in attacks]).all(0)
         # with the standard version of AutoAttack, the quick one is no deviation
@@ -349,7 +349,7 @@ class _Meter:
         self.before = self.done = 0
 
     def next(self) -> Report:
-        """Start the next attack: the function that it reports to."""
+        """Start the next attack; return its report function."""
         self.ahead.pop(0)
         return self._tell
 

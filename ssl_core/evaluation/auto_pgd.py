@@ -13,8 +13,8 @@ SIZES = 8
 class _Unfooled:
     """A classifier for one run of Auto-PGD: an image that was misclassified once is not computed again.
 
-    From then on the run gets correct logits for it that do not depend on the image: it keeps the point that fooled the
-    classifier and continues without a gradient.
+    From then on the run gets correct logits for it, which do not depend on the image. So the run keeps the point that
+    fooled the classifier and continues without a gradient.
 
     Args:
         classifier: classifier whose logits of an image do not depend on other images.

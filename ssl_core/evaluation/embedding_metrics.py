@@ -26,7 +26,7 @@ def normalised(z: Tensor, name: str = "z") -> Tensor:
     z = z.detach().double()
     if bad := int((~z.isfinite().all(dim=1)).sum()):
         raise ValueError(f"{name}: {bad} of {len(z)} embeddings are not finite: the encoder has diverged")
-    # by the largest entry first: squares of entries beyond 1e154 or below 1e-162 do not fit a float64
+    # divide by the largest entry first: squares of entries beyond 1e154 or below 1e-162 do not fit a float64
     largest = z.abs().amax(dim=1, keepdim=True)
     if zero := int((largest == 0).sum()):
         raise ValueError(f"{name}: {zero} of {len(z)} embeddings are zero and have no direction: units of it are dead")
@@ -63,8 +63,8 @@ def alignment(z1: Tensor, z2: Tensor, weights: Tensor | None = None) -> Tensor:
 def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tensor:
     """Log of the mean Gaussian potential of pairs (Wang and Isola 2020, section 4.1); lower is more uniform.
 
-    `log( mean over i < j of exp(-t |z_i - z_j|^2) )`. In a resample an image that occurs twice is no pair with itself:
-    its distance of zero does not occur in the data.
+    `log( mean over i < j of exp(-t |z_i - z_j|^2) )`. An image that occurs twice in a resample does not form a pair
+    with itself: the data have no such distance of zero.
 
     Args:
         z: (n, d).
@@ -114,7 +114,7 @@ def effective_rank(z: Tensor) -> Tensor:
     """Effective rank (Roy and Vetterli 2007, definition 1): the number of directions that the embeddings use.
 
     exp of the entropy of the singular values divided by their sum. Not centered, as in the definition, so it is 1 if
-    all embeddings are equal. Without resamples: a bootstrap leaves out a third of the images, and with them rank.
+    all embeddings are equal. It takes no resamples: these leave out a third of the images, which lowers the rank.
 
     Returns:
         A scalar in [1, min(n, d)].

@@ -18,7 +18,7 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 EPSILON = 8 / 255
 TURNED = 0.7
-"""Least accepted cosine with the exact gradient. In bfloat16 it is 0.99 in the median."""
+"""Smallest accepted cosine with the exact gradient. In bfloat16 its median is 0.99."""
 DISAGREES = 0.1
 """Largest accepted relative error of a derivative; for ReLU, max-pooling and kNN at most 0.07 on 90 % of images."""
 HIDDEN = 0.5
@@ -32,7 +32,7 @@ Small ones cross no kink of a ReLU or max-pooling network and no jump of a kNN v
 float32, for which the first is too small.
 """
 FEW = 8
-"""A share of fewer images is no evidence."""
+"""Minimum number of images of which a share is evidence."""
 _DIRECTIONS = 2
 _POINTS = 3
 _NUDGE = 1e-3
@@ -66,7 +66,8 @@ def check_gradients(
         classifier: images (n, 3, H, W) in [0, 1] -> float logits (n, classes), in eval mode.
         x: images (n, 3, H, W) in [0, 1], on the classifier's device.
         y: their labels, int64 (n,).
-        correct: bool (n,), which are classified correctly; saturation and zeros are counted among them, if any.
+        correct: bool (n,), which are classified correctly; saturation and zeros are counted among these, or among all
+            if there are none.
         streams: random streams of the points and directions.
         sign_attacks: whether PGD or FGSM on the cross entropy will be run, which saturation would invalidate.
 
@@ -167,14 +168,14 @@ def _check_differences(
 
 
 def _verdict(figures: str, count: int, n: int) -> list[str]:
-    """Raise if more than half of the images are at fault, so that the median is; note more than a third."""
+    """Raise if more than half of the images, and so the median, are at fault; note more than a third."""
     if telling(count, n, 1 / 2):
         raise SanityError(figures)
     return [figures] if count > n / 3 else []
 
 
 def _in_double(classifier: nn.Module, x: Tensor, logits: Tensor) -> tuple[nn.Module | None, str, bool]:
-    """Copy the classifier to float64: the copy or None, why not, and whether it runs but gives other logits."""
+    """Copy the classifier to float64; return the copy or None, why not, and whether it runs but gives other logits."""
     try:
         model = copy.deepcopy(classifier).double()
         for network in (part for part in model.modules() if isinstance(part, TargetNetwork)):
@@ -195,7 +196,7 @@ def _in_double(classifier: nn.Module, x: Tensor, logits: Tensor) -> tuple[nn.Mod
 def _saturation(
     classifier: nn.Module, x: Tensor, y: Tensor, asked: Tensor, zero: Tensor, logits: Tensor, sign_attacks: bool
 ) -> list[str]:
-    """Check the cross entropy for saturation: its derivative by the label's logit is the softmax minus 1."""
+    """Check the cross entropy for saturation; its derivative in the label's logit is the softmax minus 1."""
     saturated = asked & (logits.softmax(1).gather(1, y[:, None]).squeeze(1) == 1)
     if not bool(saturated.any()):
         return []

@@ -22,8 +22,8 @@ class Searched(NamedTuple):
         median: the direction of median sharpness; of an even number, the less sharp of the middle two.
         sharpest: the direction of largest sharpness.
         sharpness: sharpness of all, in rising order: `(L(-r) + L(r)) / 2 - L(0)`, the loss's mean rise at the radius r.
-            The slope at the weights, which is not zero on images that were not trained on, cancels; for a quadratic
-            loss r^2 / 2 times its curvature remains. It is negative if the loss falls on average.
+            The slope at the weights cancels; it is not zero on images that were not trained on. Of a quadratic loss,
+            r^2 / 2 times its curvature remains. It is negative if the loss falls on average.
     """
 
     median: Direction

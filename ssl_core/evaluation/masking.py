@@ -1,4 +1,4 @@
-"""Checks that a classifier can be attacked: causes of failure of gradient attacks, and evidence that they work.
+"""Checks that a classifier can be attacked: what makes gradient attacks fail, and evidence that they work.
 
 Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1; Carlini et al. 2019,
 "On evaluating adversarial robustness", section 5; Croce & Hein 2020 (AutoAttack warns of randomness and
@@ -27,10 +27,10 @@ _ALONE = 8
 _MOVES = tuple(
     sign * digit * power for power in (1e-5, 1e-4, 1e-3) for digit in (1, 2, 3, 5, 7, 10) for sign in (1, -1)
 )
-"""Fractions by which images are moved towards gray, or away from it. If features hardly differ, the first have no
-effect, and it is chance which of the others changes a rounding: a few alone missed it on some processors."""
+"""Fractions by which images are moved towards gray, or away from it. If features hardly differ, the smallest moves do
+nothing, and chance decides which larger one changes a rounding: on some processors a few moves missed it."""
 _SMOOTH = 30
-"""Largest smooth change of logits, relative to their spread and to the move of the image: beyond it they jump."""
+"""Largest change of logits, relative to their spread and to the move of the image, that is not called a jump."""
 
 
 @global_generators_kept()
@@ -50,19 +50,19 @@ def check_classifier(
     - It is in eval mode, and its logits are finite, (n, classes), and float32 or float64, since with fewer bits an
       attack's differences are rounded away. They are not probabilities, for which the cross entropy is nearly flat
       (log-probabilities are fine, since their softmax is the probabilities).
-    - It is not random: equal logits, on the CPU bit for bit, for any state of torch's global generator, from which it
-      draws nothing.
-    - An image's logits do not depend on the rest of its batch, except for logits that depend on rounding: these also
-      jump when the image moves by a hundredth or less, alone.
+    - It is not random: its logits are equal, on the CPU bit for bit, for any state of torch's global generator, and it
+      draws nothing from that.
+    - An image's logits do not depend on the rest of its batch, unless they depend on rounding: then they also jump when
+      the image moves by a hundredth or less, alone in its batch.
     - It does not change itself.
     - The gradient of the margin (the label's logit minus the largest other) is finite. It is zero for at most two
-      images, since each of those counts as robust in any case. It agrees with central differences along its sign and
-      along random directions, which show what the gradient leaves out; of two images one may disagree. It is taken
-      where PGD starts, at a random point within 8/255, with all pixels a little inside [0, 1]. The differences are
-      taken on a copy in float64; without one, rounding is estimated, and differences below it are ignored.
+      images: an image without a gradient counts as robust anyway. For at least half of the images it agrees with
+      central differences along its sign and along random directions, which show what it leaves out. It is taken where
+      PGD starts, at a random point within 8/255, with all pixels a little inside [0, 1]. The differences are taken on a
+      copy in float64; without one, rounding is estimated, and differences below it are ignored.
 
-    Shares of fewer than eight images are no evidence, and neither are one or two images: those are notes. The global
-    generators of torch, NumPy and Python are restored.
+    A finding on one or two images, or a share of fewer than eight, is only a note. The global generators of torch,
+    NumPy and Python are restored.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
@@ -70,8 +70,8 @@ def check_classifier(
         labels: int64 (n,).
         seed: seed of the random points and directions.
         limit: maximum number of images checked, 1 or more.
-        sign_attacks: whether PGD or FGSM on the cross entropy will be run: if its gradient is zero only by saturation
-            for over half of the images, their results would be invalid. Otherwise that is a note.
+        sign_attacks: whether PGD or FGSM on the cross entropy will be run. If so, a gradient of it that is zero only by
+            saturation for over half of the images is an error. If not, it is a note.
 
     Returns:
         Notes: images without a gradient, logits that may be a sigmoid's, saturation (the softmax rounds to 1, and the
@@ -115,10 +115,9 @@ def masking_evidence(
 ) -> list[str]:
     """Raise if PGD on the cross entropy fails where it must succeed, on up to `limit` correctly classified images.
 
-    With epsilon 128/255 every image can be made uniformly gray, so no more images can stay right than one class has.
-    With 8/255, random points of the ball, as many as PGD takes steps, must not find more than PGD-20. Both tests
-    concern attacks like PGD only, and are not needed without them. The global generators of torch, NumPy and Python are
-    restored.
+    With epsilon 128/255 every image can be made uniformly gray, so only images of one class can stay right. With 8/255,
+    20 random points of the ball must not fool more images than the 20 steps of PGD-20. Both tests concern attacks like
+    PGD only, and are not needed without them. The global generators of torch, NumPy and Python are restored.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
@@ -134,8 +133,8 @@ def masking_evidence(
     Raises:
         ValueError: if images or labels are not as above.
         SanityError: if more images stay right under 128/255 than chance explains (the lower end of the 95 % interval is
-            above the share of the most common class), or random points find more than PGD by more than two images
-            or half a point.
+            above the share of the most common class), or random points fool more images than PGD does, by more than two
+            images or half a point.
         RuntimeError: if a logit is not finite.
     """
     with held(classifier):

@@ -116,7 +116,7 @@ def representation_health(
         progress: called with the number of finished work items and their total.
 
     Raises:
-        ValueError: if the origin has another protocol, there are too few images, or the encoder is dead.
+        ValueError: if the origin has another protocol, there are too few images, or an embedding is zero or not finite.
         SanityError: if a parameter or buffer changed.
     """
     if origin.protocol != "features":

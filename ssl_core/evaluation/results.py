@@ -256,7 +256,7 @@ def read_results(path: Path | str) -> list[Row]:
 
 FIRST_SCHEMA = "results of schema 1 do not say how the probe was trained"
 NOISE_OF_SECOND_SCHEMA = "start_noise 0.001, not 0"
-"""Deviation of "aff" and "lp-aff" in schema 2, as a present row with the same noise has it."""
+"""Deviation of "aff" and "lp-aff" in schema 2, in the words of a current row with the same noise."""
 
 
 def _row(entry: Any, schema: int) -> Row:

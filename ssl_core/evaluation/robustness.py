@@ -182,7 +182,8 @@ def _ascend(
     generator: torch.Generator | None = None,
     start: str = "uniform",
 ) -> Attacked:
-    """Attack images (n, 3, H, W) in [0, 1] by their cross entropy with the labels (n,); with their logits."""
+    """Attack images (n, 3, H, W) in [0, 1] by their cross entropy with the labels (n,); return them with their
+    logits."""
     return pgd(
         lambda moved, _: classifier(moved),
         lambda logits: F.cross_entropy(logits, labels, reduction="none"),

@@ -50,7 +50,7 @@ def check_rows(rows: Sequence[Row]) -> list[str]:
     Compared are SA and RA without a condition, and only rows with the same number of images:
 
     - RA is never above SA and equals it at epsilon 0;
-    - RA of an attack does not rise with epsilon, since a larger ball holds the smaller one;
+    - RA of an attack does not rise with epsilon, since a larger ball contains the smaller one;
     - `worst` is at most the RA of every attack of its norm and epsilon;
     - AutoAttack's stages are cumulative: each is at most the one before it, and the last equals `autoattack`;
     - a stronger attack leaves no more images right than a weaker one (`STRENGTH`; more restarts are stronger). A single
@@ -119,7 +119,7 @@ def _falling(rows: Sequence[Row], fault: str, means: str) -> list[str]:
     """Check that values of rows of equal n do not rise: notes within the tolerance, a SanityError beyond it."""
     notes = []
     for index in range(1, len(rows)):
-        # against the lowest, not the previous one: many small steps are a rise as well
+        # compared with the lowest, not the previous one: many small steps are a rise as well
         lowest, row = min(rows[:index], key=lambda one: one.value), rows[index]
         if row.value <= lowest.value:
             continue
@@ -152,15 +152,15 @@ def _check_attacks(rows: Sequence[Row]) -> list[str]:
         last, whole = by_attack["square"], by_attack["autoattack"]
         raise SanityError(f"AutoAttack ends with Square, but {_figures(whole)} and {_figures(last)}")
     chain = [row for row in rows if row.attack in STRENGTH]
-    # by the value last: with different deviations, neither row of an attack has to be the stronger
+    # value is the last key: rows of one attack with different deviations have no order of strength
     chain.sort(key=lambda row: (STRENGTH.index(row.attack), row.restarts, -row.value))
     return _falling(chain, "is higher under the stronger attack", "the stronger attack fails")
 
 
 def square_drops(rows: Sequence[Row]) -> list[str]:
-    """Note every drop by Square, which needs no gradients, below the accuracy after the gradient attacks.
+    """Note each drop by Square, which needs no gradients, that is larger than `tolerated`: a sign of gradient masking.
 
-    A drop of more than two images or half a point is a sign of gradient masking.
+    The drop is from the accuracy after the attacks with gradients.
     """
     left = {(row.norm, row.epsilon, row.n): row.value for row in rows if row.attack == "fab-t" and not row.condition}
     notes = []
@@ -215,9 +215,8 @@ def check_disjoint(train: ImageSet, test: ImageSet, known: RunImages | None = No
         known: digests of both, if known.
 
     Returns:
-        A note on up to two shared images, or half a percent of the test set (image files may share none, since the user
-        can correct a folder, but not a published test set), and one on images that the test set contains more than
-        once, which count more than once.
+        A note on shared images, up to two or half a percent of the test set (none for image files: a user can correct a
+        folder, but not a published test set), and one on images that the test set repeats, where every copy counts.
 
     Raises:
         ValueError: if the sizes differ.

@@ -16,7 +16,8 @@ class SeverityTable:
         name: name of the set.
         side: side of its square images, in pixels.
         frost_scale: factor that scales the photographs of frost.
-        stored: later change of the published images that ours do not have, as a deviation; empty for none.
+        stored: change that the published images underwent when stored and ours did not, worded as a deviation; empty
+            for none.
         constants: for each corruption one entry a severity. defocus_blur: radius of the disk, sigma of its smoothing.
             glass_blur: sigma, largest shift, passes. motion_blur: radius, sigma. zoom_blur: end and step of the factors
             from 1 on. snow: mean and deviation of the flakes, zoom, threshold, radius and sigma of their fall, share of
@@ -107,5 +108,5 @@ TABLES = (
 
 
 def nearest_table(height: int, width: int) -> SeverityTable:
-    """Find the table for images of a size: that of the set with the side nearest to the shorter one by ratio."""
+    """Find the table for images of a size: the one with the side nearest, by ratio, to the images' shorter side."""
     return min(TABLES, key=lambda table: abs(math.log(min(height, width) / table.side)))

@@ -41,9 +41,10 @@ def evaluate_corruptions(
         test: labeled images.
         origin: origin of the rows. Its seed gives each corruption and severity a separate stream, so that a value
             depends neither on the other severities nor on `batch_size`.
-        severities: severities from 1 to 5, all different; fewer than five are a deviation of the means.
+        severities: severities from 1 to 5, all different; means over fewer than five are not standard.
         batch_size: images corrupted and classified together.
-        photographs: photographs of frost from `corruptions.load_photographs`; None is a deviation of frost.
+        photographs: photographs of frost from `corruptions.load_photographs`; None: a random texture, which is not
+            standard.
         progress: called with the images done so far, over all corruptions and severities, and their total.
 
     Returns:

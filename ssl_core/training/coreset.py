@@ -26,14 +26,14 @@ SELECTIONS = {
 SHARE = 100
 """One image of this many is held out, as in the released code."""
 FEWEST = 32
-"""Images held out at least, if that is not more than a tenth of all: fewer measure little."""
+"""Minimum number of held-out images, unless that is over a tenth of all: fewer measure too little."""
 
 Load = Callable[[Tensor], Tensor]
 """`load(rows)`: images (k, 3, h, w) in [0, 1] of rows (k,) int64, on the learner's device."""
 MakeViews = Callable[[Tensor], Tensor]
 """`make_views(images)`: the method's views (v, 3, h, w) of images, drawn anew in every call."""
 Gradient = list[Tensor]
-"""Gradient of a scalar by each selected parameter of the projector's linear layers."""
+"""Gradient of a scalar with respect to each selected parameter of the projector's linear layers."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class CoresetSettings:
         form: form of the divergence, a name of `astra_gym.ssl_core.losses.divergences.FORMS`: `released`, or `softmax`
             as in version 0.1; not used by the divergence "ot".
         biases: whether gradients and virtual steps include the linear layers' biases, as in version 0.1, or weights
-            only, as in the paper. The available versions of the released code include the first layer's bias, the only
-            one of ACL's projector.
+            only, as in the paper. The released code, as available, includes the first layer's bias; ACL's projector has
+            no other.
         lr: size of the virtual step of descent along the gradient of a picked batch, 0 or more.
         epsilon: radius of the attack that maximizes the divergence, and of its random start, in [0, 1].
         step_size: step size of that attack, in [0, 1].
@@ -83,7 +83,7 @@ class CoresetSettings:
 
 
 def validation_rows(rows: Tensor, streams: Streams) -> Tensor:
-    """Select the rows that RCS holds out of training to measure the divergence: the same throughout a run.
+    """Select the rows that RCS holds out of training to measure the divergence, the same throughout a run.
 
     A hundredth, as in the released code, but at least 32 if that is no more than a tenth, and at least one.
 
@@ -109,23 +109,21 @@ def select(
     settings: CoresetSettings,
     streams: Streams,
 ) -> Tensor:
-    """Select the rows of the next epochs' batches, on the present weights (RCS, Xu et al. 2023, algorithm 1).
+    """Select the rows of the next epochs' batches, on the current weights (RCS, Xu et al. 2023, algorithm 1).
 
     The rows are split into batches at random. Let L be the method's training loss of a batch on its views and their
     attacks (by the method's default budget), and RD the representational divergence between clean and attacked
-    embeddings of the held-out images, attacked anew to maximize it. Gradients are taken by the weights of the
-    projector's linear layers (with `biases` also by their biases), and averaged over the outputs: g_b of L for every
-    batch b, G of RD.
-    Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers RD most
-    to first order. The projector takes that step virtually, and G is computed again.
+    embeddings of the held-out images, attacked anew to maximize it. Gradients are with respect to the weights of the
+    projector's linear layers (with `biases` also their biases), averaged over the outputs: g_b of L for every batch b,
+    G of RD. Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers
+    RD most to first order. The projector takes that step virtually, and G is computed again.
 
-    Differences from the released code, or where it is not available: held-out images are augmented by the method's
-    views, drawn anew for each pick, and not un-augmented; in a momentum pair (DynACL) the target network stands for
-    both.
+    Differences from the released code, or choices where it is not available: held-out images are augmented (the
+    method's views, drawn anew for each pick); for a momentum pair (DynACL) the divergence uses the target network only.
 
-    All of it is in eval mode. g_b is computed once, on the original projector; only G follows the virtual steps. Both
-    are as in the released code. There a virtual step may count twice, since the layers are stepped under two names;
-    here it is taken once.
+    Everything runs in eval mode. g_b is computed once, on the original projector; only G follows the virtual steps. The
+    released code does the same, but it may apply a virtual step twice, since it lists the layers under two names; here
+    it is applied once.
 
     Nothing is learned: weights are restored bit for bit, also after an error; statistics, gradients, training flags and
     the optimizer do not change. The cost is an attack on every batch, and one on the held-out views for each pick. The
@@ -192,7 +190,7 @@ def _greedy(
         full: list[Gradient] = []
         for batch in batches:
             gradient = _batch_gradient(learner, make_views(load(batch)), parameters, noise)
-            # on the host: all of them may not fit on the device beside the network
+            # on the host: the device may be too small for all of them beside the network
             full.append([part.cpu() for part in gradient])
         reduced = torch.stack([_averaged(gradient) for gradient in full])
         free = torch.ones(len(batches), dtype=torch.bool)
@@ -259,7 +257,7 @@ def _divergence_gradient(
 ) -> Gradient:
     """Gradient of the divergence, summed over the attacked views of all pieces.
 
-    A factor does not change the picks; "ot" is between the views of a piece.
+    A sum picks the same batches as a mean. "ot" compares only the views within a piece.
     """
     total = [torch.zeros_like(parameter) for parameter in parameters]
     method = learner.method

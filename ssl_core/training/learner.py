@@ -27,8 +27,8 @@ from astra_gym.ssl_core.utils.training_plan import Moment
 
 GRADIENTS = "the attack's gradients"
 SHAPES = 64
-"""Maximum number of different batch sizes in the attacks of a run. For a small network, preparing for a new size costs
-as much as an iteration; rounding up costs a fraction of about 1 / SHAPES. A GPU computes in blocks of 64 anyway."""
+"""Maximum number of different batch sizes in the attacks of a run. Preparing a small network for a new size costs as
+much as an iteration; rounding sizes up adds about 1 / SHAPES of the work. A GPU computes in blocks of 64 anyway."""
 
 
 class NonFiniteLossError(NonFiniteError):
@@ -41,7 +41,7 @@ def on_route(network: Network, own: str) -> Network:
 
 
 class TargetLearner:
-    """Owner of the target network, of all that is trained or carried with it, and of the optimizer.
+    """Owner of the target network, of everything trained or kept with it, and of the optimizer.
 
     Args:
         network: the target network, on its final device.
@@ -51,10 +51,11 @@ class TargetLearner:
         schedule: learning rate of update k (0-based).
         update_chunks: number of chunks in which an update runs over a batch, to store fewer activations. With more than
             one, each has its own batch-norm statistics (ghost batch norm), see `astra_gym.ssl_core.models.gradcache`.
-        heads: modules that are trained along (`Method.make_heads`).
-        others: networks without gradient by name, "momentum" and "teacher" (`Method.others`).
-        teacher_route: route on which the teacher is called, whatever route a method names.
-        moment: position in the run after k updates; by default an epoch without end.
+        heads: modules trained together with the network (`Method.make_heads`).
+        others: networks without gradient, by name: "momentum", "teacher" (`Method.others`).
+        teacher_route: route of every call of the teacher, whatever route a method names.
+        moment: maps k to the position in the run after k updates; by default `step` is k, in epoch 0 of 1, at progress
+            0.
         start: start of the attacks; None: the method's (`Method.start_radius`).
     """
 
@@ -141,15 +142,15 @@ class TargetLearner:
         self.tables = {name: value.to(self.device) for name, value in made.items()}
 
     def objective(self, views: Tensor) -> Objective:
-        """The attack's objective for a batch of views (v, 3, h, w), on the present weights. Views that it compares with
-        are encoded in the attack's mode; batch-norm statistics do not change."""
+        """The attack's objective for a batch of views (v, 3, h, w), on the current weights. The reference views are
+        encoded in the attack's mode; batch-norm statistics do not change."""
         with self._comparing() as networks:
             return self.method.objective_for(networks, views)
 
     def encode_clean(self, views: Tensor) -> Encoded:
-        """Encode the views to be attacked, still clean, to features and the embeddings that the objective takes: on
-        clean routes, in eval mode, without gradient. If the attack is in train mode, so are these embeddings;
-        batch-norm statistics do not change.
+        """Encode the clean views, before the attack, to features and the objective's embeddings. Both are on clean
+        routes and without gradient; features are in eval mode, embeddings in the attack's mode. Batch-norm statistics
+        do not change.
 
         Args:
             views: all views of the batch, (v, 3, h, w).
@@ -173,8 +174,8 @@ class TargetLearner:
 
     @contextmanager
     def _comparing(self) -> Iterator[Networks]:
-        """Yield all networks to encode what attacked views are compared with: in the attack's mode, without gradient
-        or change of batch-norm statistics."""
+        """Yield all networks for encoding the reference of attacked views: in the attack's mode, without gradient or
+        change of batch-norm statistics."""
         training = self.method.attack_mode == "train"
         # in eval mode statistics do not change anyway
         with self._under_attack(), self.untracked() if training else nullcontext(), torch.no_grad():
@@ -185,8 +186,8 @@ class TargetLearner:
         return Untracked(self._parts)
 
     def watch(self, name: str, values: Tensor) -> None:
-        """Let the next update check that these values are finite, with its loss and by the same error. Until then a GPU
-        is not waited for."""
+        """Let the next update check that these values are finite, as it checks its loss, with the same error. Nothing
+        waits for a GPU until then."""
         self._watched[name] = torch.stack(torch.aminmax(values.detach()))
 
     def watched_gradients(self) -> Tensor:
@@ -196,21 +197,21 @@ class TargetLearner:
     def attack(
         self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
     ) -> Attacked:
-        """Run the method's attack on the views within the budget. Weights do not change, and in eval mode neither do
-        running statistics; in train mode these follow the pass of every step.
+        """Run the method's attack on the views within the budget. Weights do not change. Running statistics change only
+        in train mode, with the pass of every step.
 
         Args:
             views: all views of a batch, (v, 3, h, w) in [0, 1].
             budget: an entry for each view that is attacked.
             generator: random generator of the start, on the learner's device.
-            objective: the result of `objective(views)` on the present weights, if known.
+            objective: the result of `objective(views)` on the current weights, if known.
         """
         images = self.method.attacked(views)
         radius = self.method.start_radius
         start = self.start or ("uniform" if radius is None else within(radius))
         objective = self.objective(views) if objective is None else objective
         training = self.method.attack_mode == "train"
-        # batch norm in train mode couples the batch: all of it is encoded in every iteration
+        # batch norm in train mode couples the images of a batch, so every iteration encodes the whole batch
         granularity = max(64 if self.device.type == "cuda" else 1, -(-len(images) // SHAPES))
         with self._under_attack():
             encode = self.method.encode(self.plain() if training else self._folded())
@@ -228,7 +229,7 @@ class TargetLearner:
             )
 
     def _tracked_by_steps(self, encode: Encode) -> Encode:
-        """Make an encoder whose passes without gradient do not change statistics: the authors' attacks have none."""
+        """Make an encoder whose passes without gradient keep the statistics: the authors make no such passes."""
 
         def stepping(images: Tensor, rows: Tensor) -> Tensor:
             with nullcontext() if torch.is_grad_enabled() else self.untracked():
@@ -255,19 +256,19 @@ class TargetLearner:
     def update(
         self, views: Tensor, adversarial: Tensor | None, along: dict[str, Tensor] | None = None
     ) -> dict[str, float]:
-        """Take one optimizer step on a batch. A GPU is waited for once, when the whole update is queued.
+        """Take one optimizer step on a batch. It waits for a GPU only once, when the whole update is queued.
 
         Args:
             views: all views of the batch, (v, 3, h, w).
             adversarial: the attacked views, (n, 3, h, w); None without an attack.
-            along: tensors by name, replaced by host copies when the GPU is waited for.
+            along: tensors by name, replaced by host copies when the update waits for the GPU.
 
         Returns:
             The mean of each named loss term, and "total".
 
         Raises:
-            NonFiniteLossError: if the loss, watched values (`watch`), or later weights or batch-norm statistics are not
-                finite. The CPU checks the loss before the update; on a GPU the network is lost.
+            NonFiniteLossError: if the loss, watched values (`watch`), or the new weights or batch-norm statistics are
+                not finite. On the CPU the loss is checked before the weights change, on a GPU after it.
         """
         moment, at_once = self.moment, self.device.type == "cpu"
         self.network.train()
@@ -310,8 +311,8 @@ class TargetLearner:
         self.optimizer.step()
         if follows and not self.method.momentum_first:
             ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
-        # this also finds a gradient that is not finite, and what was saved before this update is still good. An attack
-        # would not find it: a processor's fused ReLU turns NaN into 0
+        # this check also finds non-finite gradients, while the last saved state is still good. An attack would not find
+        # them: a processor's fused ReLU turns NaN into 0
         state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
         norms = torch.stack(torch._foreach_norm(state))
         if not at_once:

@@ -73,10 +73,10 @@ class LARS(Optimizer):
 class WrappedLARS(Optimizer):
     """LARS as a wrapper around SGD, as in solo-learn, EMP-SSL and torchlars.
 
-    A tensor of two dimensions or more: `q = trust * |w| / (|g| + wd * |w| + 1e-8)`, with `clip` `q <- min(q / lr, 1)`,
-    and `d = q * (g + wd * w)`; where |w| or |g| is 0, and for all tensors of fewer dimensions (biases, batch norm),
+    For tensors of two or more dimensions, `q = trust * |w| / (|g| + wd * |w| + 1e-8)`, with `clip` then
+    `q <- min(q / lr, 1)`, and `d = q * (g + wd * w)`. For all others (biases, batch norm), and where |w| or |g| is 0,
     `d = g`. Then SGD without weight decay: `v <- momentum * v + d` and `w <- w - lr * v`, with Nesterov's
-    `w <- w - lr * (d + momentum * v)`. Unlike in ACL's `LARS`, the rate is no part of the velocity.
+    `w <- w - lr * (d + momentum * v)`. Unlike in ACL's `LARS`, the velocity does not include the rate.
 
     With `everywhere`, as in torchlars (RoCL), all tensors are treated alike; where |w| or |g| is 0, `d = g + wd * w`.
 
@@ -86,7 +86,7 @@ class WrappedLARS(Optimizer):
         momentum: momentum of the velocity v.
         weight_decay: wd.
         trust: the trust coefficient.
-        clip: whether a tensor's rate `lr * q` is at most `lr`, and below that independent of it.
+        clip: whether to cap a tensor's rate `lr * q` at `lr`; below the cap, `lr` has no effect.
         nesterov: whether to use Nesterov's momentum.
         everywhere: whether to adapt all tensors, biases and batch norm too.
 
@@ -210,8 +210,8 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {
     "lars-torchlars": _lars_torchlars,
 }
 """`lars`: ACL, DynACL, AIR, ASTrA. `sgd`: Nesterov's momentum. `sgd-classic`: plain momentum (AdvCL, DeACL, TARO,
-DAQ-SDP). `lars-excluded`: solo-learn's on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
-CF-AMC-SSL. `lars-torchlars`: RoCL's, torchlars' LARS around SGD."""
+DAQ-SDP). `lars-excluded`: solo-learn's LARS on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
+CF-AMC-SSL. `lars-torchlars`: torchlars' LARS around SGD (RoCL)."""
 PEAK_LR = {
     "lars": 5.0,
     "sgd": 0.3,
@@ -221,8 +221,7 @@ PEAK_LR = {
     "lars-emp": 0.3,
     "lars-torchlars": 1.5,
 }
-"""Usual peak learning rates: ACL's (lars), DeACL's, BYOL's, EMP-SSL's and RoCL's; sgd and adamw were tuned on the
-digits."""
+"""Usual peak learning rates, from ACL (lars), DeACL, BYOL, EMP-SSL and RoCL; sgd and adamw were tuned on the digits."""
 
 
 def make_optimizer(
@@ -236,10 +235,10 @@ def make_optimizer(
 
     Args:
         name: name of the optimizer.
-        network: its parameters are the first group.
+        network: module with the parameters of the first group.
         lr: learning rate of all groups.
         weight_decay: weight decay of all groups.
-        heads: further trained modules, a group each, and whether its rate is constant. Such a group has `constant_lr`
+        heads: (module, whether its rate is constant) for each further group. A group of constant rate has `constant_lr`
             true, and the schedule skips it (TARO's and SimSiam's predictor). A head without parameters adds no group.
 
     Raises:
@@ -271,8 +270,8 @@ def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: floa
 def warmup_cosine_by_epoch(epoch: int, epochs: int, warmup: int, peak: float, floor: float, start: float) -> float:
     """Learning rate throughout an epoch (0-based), for schedules that count epochs (DynACL, DeACL, RoCL).
 
-    Linear from `start` in the first epoch to `peak` in epoch `warmup` (counted from 1) and the next one; then cosine
-    towards `floor`, which epoch `epochs + 1` would have. A single epoch of warm-up has the peak.
+    Counted from 1: linear from `start` in epoch 1 to `peak` in epoch `warmup`, constant for one more epoch, then
+    cosine, to reach `floor` in epoch `epochs + 1`. With `warmup` 1, epoch 1 is at the peak.
     """
     if epoch < warmup - 1:
         return start + (peak - start) * epoch / (warmup - 1)
