@@ -46,7 +46,7 @@ def whole_steps(steps: object) -> int:
 class Budget:
     """Radius, step size and number of steps of the attack on each of n images.
 
-    Keep it on the host, which queues the steps: reading it from a GPU would wait for the device.
+    Keep it on the host, which reads it to launch the steps: reading it from a GPU would wait for the device.
 
     Args:
         epsilon: (n,) radius of the L-infinity ball, in the images' unit (8/255, not 8).
@@ -154,7 +154,7 @@ def check_images(images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)
 
 
 def uniform(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
-    """Uniform in each image's own ball.
+    """Perturbations uniform in each image's own ball.
 
     Raises:
         ValueError: if there is no generator.
@@ -167,7 +167,7 @@ def uniform(images: Tensor, budget: Budget, generator: torch.Generator | None) -
 
 
 def zero(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
-    """The clean images."""
+    """Zero perturbations."""
     return torch.zeros_like(images)
 
 
@@ -226,9 +226,9 @@ def pgd(
         budget: n entries, on the host.
         generator: source of the random start, on the images' device; needed for `start="uniform"`.
         start: a name of `STARTS`: "uniform" (in the image's own ball) or "zero"; a dotted path; a function, see
-            `Start`; or perturbations (n, c, h, w). They are clipped to the bounds before the first step, and to the
-            ball only from then on (ASTrA's run starts in +-8/255 whatever epsilon is); an image without steps is
-            clipped to its ball at the start.
+            `Start`; or perturbations (n, c, h, w). The started images are clipped to the bounds before the first step,
+            and to the ball after each step (ASTrA's run starts in +-8/255 whatever epsilon is); an image with 0 steps
+            is clipped to its ball at the start.
         bounds: smallest and largest pixel value.
         granularity: the number of images per call of `encode` is rounded up to a multiple of this, so that few shapes
             occur: some libraries prepare for each new shape. The result is the same.
@@ -239,8 +239,8 @@ def pgd(
         The attacked images and their embeddings, in the order of `images`.
 
     Raises:
-        ValueError: if images, budget or start do not fit together, start is not finite or in another unit than the
-            images, the generator is missing, or encode or objective do not give one row or value for each image.
+        ValueError: if images, budget and start do not fit together, start is infinite, NaN or in another unit, the
+            generator is missing, or encode or objective does not give one row or value per image.
         NonFiniteGradientError: after the last step, if a gradient was not finite and there is no `watch`: the sign of
             NaN is 0, so the image did not move.
     """

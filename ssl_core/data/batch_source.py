@@ -1,4 +1,4 @@
-"""Sources of training batches, gathered on the device or ahead by a thread: the batches are the same."""
+"""Sources of training batches, gathered on the device or in advance by a thread; the batches are the same."""
 
 import os
 import time
@@ -57,7 +57,7 @@ class BatchSource:
         self._ahead: tuple[Tensor, Future[Tensor]] | None = None
 
     def start(self, sampler: BatchSampler) -> None:
-        """Continue with this sampler; drop the batch gathered ahead for another one, and end its thread.
+        """Continue with this sampler; drop a batch gathered in advance for an earlier sampler, and end the thread.
 
         Raises:
             ValueError: if the sampler is for another number of images.
@@ -106,8 +106,8 @@ class BatchSource:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        # The buffer is made here, so that the thread does not use the GPU. The thread does not hold the source either,
-        # which can be collected at any time: the executor's thread ends with it.
+        # The buffer is made here, so that the thread does not use the GPU. Nor does the thread hold the source, so the
+        # source can be garbage-collected at any time; that ends the thread.
         self._ahead = rows, self._thread.submit(_gather, self._images, self._file, rows, self._buffer(rows))
 
     def _buffer(self, rows: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ def _moved(data: ImageSet, device: torch.device) -> Tensor:
 def images_per_second(source: BatchSource, batches: int) -> float:
     """Measure the speed of a source alone, in images per second, without training in between.
 
-    Training cannot be faster than this, and is not slowed down if it needs clearly less. Pages of a mapped file that
-    were read before are in memory: only the first measurement after a start shows the speed of the disk.
+    Training cannot be faster than this; if it is clearly slower, loading does not hold it up. Pages of a mapped file
+    that were read before are in memory: only a measurement on unread pages shows the speed of the disk.
 
     Args:
         source: a source after `start`; its sampler advances.

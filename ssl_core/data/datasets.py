@@ -47,7 +47,7 @@ class DatasetSpec:
         summary: one line for lists.
         source: citation; empty if there is none.
         preset: default preset of a run on it (`--preset`).
-        image_size: side in pixels of published results; None if there are none.
+        image_size: image side in pixels in published results; None if there are none.
         sizes: numbers of training and test images; None if they vary or no results are published.
         probe_lr: published learning rate of a linear head, for both SLF and ALF (DynACL's LPAFT.py); None: no protocol
             is published.
@@ -101,18 +101,18 @@ def load_dataset(
     - "stl10": the 5,000 and 8,000 labeled images of 96 x 96 in 10 classes, likewise (a download of 2.6 GB). The 100,000
       unlabeled ones, on which the papers pre-train, are not read and may be missing.
     - "folder": the images (png, jpg, jpeg, webp, bmp) anywhere below `data_dir`, cut to squares of `image_size` (32). A
-      `train` folder in it, with a `test` or else a `val` folder beside it, is the split (in any case and in the usual
-      spellings, such as `Training` and `valid`); otherwise a fifth is held out for the test, stratified by class.
-      Labels are the names of the first-level folders, if every image is in one and there are at least two of them; else
-      there are none. Files of other kinds are skipped, and counted in the notes of the split. Files are decoded by one
+      `train` folder in it, and a `test` or else a `val` folder, are the split (upper or lower case, and usual spellings
+      such as `Training` and `valid`). Otherwise a fifth is held out as the test set, stratified by class. Labels are
+      the names of the first-level folders, if there are two or more and every image is in one; else the images are
+      unlabeled. Files of other kinds are skipped, and counted in the notes of the split. Files are decoded by one
       thread per core.
 
     Args:
         name: a key of `DATASETS`, or the dotted path of a `DatasetSpec`, my_module:MY_DATA.
         data_dir: the folder with the data; required by all but "digits", which refuses it.
         image_size: height and width, in pixels; None for the data set's default.
-        limit: number of training images, the first in a fixed random order: the classes keep about their shares, and a
-            smaller limit takes a subset of a larger one. None for all.
+        limit: number of training images, the first in a fixed random order: class shares stay about the same, and a
+            smaller limit gives a subset of a larger limit's images. None for all.
         test_limit: number of test images, the first in the archive's order (CIFAR, STL-10), else in a fixed random one.
         download: whether a missing data set may be downloaded.
         cache_dir: folder for the decoded images of "folder", so that they are decoded once and need not fit in memory
@@ -281,7 +281,7 @@ def _load_archive(archive: _Archive, request: DataRequest) -> Split:
 
 
 def _open_archive(archive: _Archive, root: Path, download: bool) -> Any:
-    """Open torchvision's training set, or raise an error that says what is wrong with the copy, test set included."""
+    """Open torchvision's training set, or raise an error that says what is wrong with the files of both sets."""
     name, source = archive.name, archive.source
 
     def opened(**arguments: Any) -> Any:

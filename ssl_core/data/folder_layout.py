@@ -161,8 +161,8 @@ def part_of_split(name: str) -> tuple[str, tuple[str, ...]] | None:
 def find_split(root: Path) -> tuple[str, str] | None:
     """Return the names of the training and the held-out folder of the split in `root`, or None.
 
-    The split is `train` with `test`, else with `val`, whatever else there is; otherwise the same in any case and in the
-    usual spellings, if there is one such pair.
+    The split is `train` with `test`, else with `val`, whatever else there is; otherwise the same in upper or lower case
+    and in usual spellings, if there is one such pair.
 
     Raises:
         ValueError: if names may be meant as a split or as classes, there is more than one split, or a folder is

@@ -38,7 +38,7 @@ def labelled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
     """Return the share of a labeled set for the training of a semi-supervised evaluation.
 
     Balanced: each class gives `round(fraction * its number of images)`, and at least one. Nested: for one seed, a
-    smaller fraction is a subset of a larger one.
+    smaller fraction gives a subset of a larger fraction's images.
 
     Args:
         data: labeled images.

@@ -53,7 +53,7 @@ class BatchSampler:
     def steps_per_epoch(self) -> int:
         """Number of batches in the present epoch; before the first epoch, in one over all rows.
 
-        An epoch begins with a batch, not with `restrict`.
+        An epoch begins at its first batch, not at a call of `restrict`.
         """
         rows = len(self._order) or self._size
         full, left = divmod(rows, self.batch_size)

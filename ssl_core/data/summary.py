@@ -5,7 +5,7 @@ import torch
 from astra_gym.ssl_core.data.image_set import Split
 
 MANY = 6
-"""Largest number of classes that are all named; of more, only the smallest and the largest are."""
+"""Largest number of classes that are all named; if there are more, only the smallest and the largest are."""
 LONGEST = 30
 """Number of characters shown of a class's name."""
 

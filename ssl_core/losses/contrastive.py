@@ -64,8 +64,8 @@ def mixed_nt_xent(
         reduction: "mean", "sum" or "none".
 
     Returns:
-        A scalar, or (2N,) for "none": a view's value is the mean over its clean and its adversarial row ("views":
-        twice that), so that the mean over the views is the loss.
+        A scalar, or (2N,) for "none": a view's value is the mean over its clean and its adversarial row, doubled for
+        "views" (a sum of two losses); the mean over all views is the loss.
 
     Raises:
         ValueError: if the shapes differ or are not (2N, d), or the reading is unknown.

@@ -11,11 +11,11 @@ from astra_gym.ssl_core.utils.finite import check_number
 def multi_view_nt_xent(
     z: Tensor, views: int, temperature: float = 0.5, stop: bool = True, reduction: str = "mean"
 ) -> Tensor:
-    """NT-Xent with several positives a row (RoCL, Kim et al. 2020: equation 5 and released code).
+    """NT-Xent with several positives per row (RoCL, Kim et al. 2020: equation 5 and released code).
 
     `l_i = sum over positives p of -log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`, with `s_ij` the cosine
-    similarity of z_i and (if `stop`) a detached z_j. The positives are *added*: three versions of an image give a row
-    two terms. With two views and without the stop it is `astra_gym.ssl_core.losses.contrastive.nt_xent`.
+    similarity of z_i and (if `stop`) a detached z_j. The positives are *added*: with three versions of an image, a row
+    has two terms. With two views and without the stop it is `astra_gym.ssl_core.losses.contrastive.nt_xent`.
 
     Args:
         z: embeddings (views * N, d), not normalized; rows views * k to views * k + views - 1 are the versions of image

@@ -51,27 +51,27 @@ class AdvCL(Method):
             + pseudo_weight * mean over K of CE(fc_K(f_pgd_ce(x_ce)), y_K)
 
     as in the released code. SupCon keeps its factor temperature / base_temperature, 7.14, which balances both terms.
-    Each of t1, t2 and x_h is a separate batch of batch norm. y_K is the nearest of K centroids to the teacher's
+    t1, t2 and x_h pass batch norm as three separate batches. y_K is the nearest of K centroids to the teacher's
     features of the image itself; the centroids are fitted to the training images before training. The authors' labels
-    came from clusters too, of the features of an encoder pre-trained on ImageNet.
+    came from clusters too, but of the features of an encoder pre-trained on ImageNet.
 
     Attacked views 2k and 2k+1 are x_cl and x_ce of image k. The attack runs in train mode, as the authors'. The views
-    that it compares x_cl with (t1, t2, x_h) are encoded once a batch, in train mode too. The authors encode them at
-    every step, with the same result, and their running statistics follow each time.
+    that it compares x_cl with (t1, t2, x_h) are encoded once per batch, in train mode too. The authors encode them at
+    every step: the result is the same, but the running statistics are updated each time.
 
-    The reward is the loss of each attacked view. For x_cl it is SupCon's mean over the four versions of the image, from
-    log 3 to log(4b - 1) + 2 / temperature, times temperature / base_temperature, with b images a batch. For x_ce it is
-    the mean of the cross entropies, from 0 without bound; chance is the mean of log K. The units differ: compare even
-    rows with even rows only, and odd with odd. The clean counterpart is that of x0 on the route "normal". All are in
-    the attack's train mode.
+    The reward is the loss of each attacked view. For x_cl it is the mean SupCon of the image's four versions:
+    temperature / base_temperature times a value from log 3 to log(4b - 1) + 2 / temperature, with b images per batch.
+    For x_ce it is the mean of the cross entropies, from 0 without bound; chance is the mean of log K. The units differ:
+    compare even rows with even rows only, and odd with odd. The clean counterpart is the same loss of x0 on the route
+    "normal". All are in the attack's train mode.
 
     Args:
         temperature: temperature of SupCon, positive.
         base_temperature: SupCon's divisor, positive; if it equals the temperature, the factor is 1.
         pseudo_weight: weight of the cross entropies, 0 or more.
         clusters: the numbers K of clusters, all different, each 2 or more.
-        radius: radius of the disc of low frequencies that x_h lacks, 0 or more, in pixels of the spectrum of an image
-            of 32 pixels; it scales with the image size.
+        radius: radius of the disc of low frequencies removed from x_h, 0 or more, in pixels of the spectrum at image
+            size 32; it scales with the image size.
     """
 
     base_temperature: float = 0.07
@@ -108,7 +108,7 @@ class AdvCL(Method):
         return 4
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """Make two strong views an image, rows 2k and 2k+1 (2b), then the weak views (b), then the images (b)."""
+        """Make two strong views per image, rows 2k and 2k+1 (2b), then the weak views (b), then the images (b)."""
         strong = two_views(images, settings, generator)
         return torch.cat([strong, weak_views(images, settings, generator), images])
 
@@ -122,7 +122,7 @@ class AdvCL(Method):
         return self.parts(views).weak.repeat_interleave(2, dim=0)
 
     def high(self, images: Tensor) -> Tensor:
-        """The high frequencies of images (b, 3, h, w), values about 0."""
+        """The high frequencies of images (b, 3, h, w), centered on 0."""
         return high_frequency(images, self.radius * images.shape[-1] / 32)
 
     # --- the attack --------------------------------------------------------------------------------------------------

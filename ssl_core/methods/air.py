@@ -31,7 +31,7 @@ class ACLAIR(Method):
 
     Args:
         temperature: temperature of the contrastive losses and of the regularizers, positive.
-        form: form of the regularizers' divergence, "released" (as coded) or "kl" (as written), see
+        form: form of the regularizers' divergence, "released" (released code) or "kl" (paper), see
             `astra_gym.ssl_core.losses.invariance`.
         sir_weight: weight of the standard regularizer, 0 or more.
         air_weight: weight of the adversarial regularizer, 0 or more.
@@ -57,7 +57,7 @@ class ACLAIR(Method):
         return 3
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """Make two strong views an image, rows 2k and 2k+1, then the images themselves, (3b, 3, h, w)."""
+        """Make two strong views per image, rows 2k and 2k+1, then the images themselves, (3b, 3, h, w)."""
         return torch.cat([two_views(images, settings, generator), images])
 
     def attacked(self, views: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class ACLAIR(Method):
         return views[: 2 * images_in(views)]
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """`clean` and `adversarial`: NT-Xent of the strong views, (2b,); `sir` and `air`: one value a batch, (1,)."""
+        """`clean` and `adversarial`: NT-Xent of the strong views, (2b,); `sir` and `air`: one value per batch, (1,)."""
         attacked = networks(self.given(adversarial), self.attack_route).embeddings
         strong = self.attacked(views)
         clean = networks(strong, self.clean_route).embeddings
@@ -130,7 +130,7 @@ def images_in(views: Tensor) -> int:
     """Number b of images that 3b views belong to.
 
     Raises:
-        ValueError: if there are not three views an image.
+        ValueError: if there are not three views per image.
     """
     images, rest = divmod(len(views), 3)
     if rest or not images:

@@ -47,8 +47,8 @@ class Networks:
 class Method(ABC):
     """A self-supervised method: it composes views, an attack, networks and losses, without an agent or a training loop.
 
-    The defaults are two views an image (rows 2k and 2k+1), NT-Xent on them, and a joint attack on all views, because
-    most methods share them. A method that differs overrides them. A dataclass field is an option of the method
+    The defaults, which most methods share, are two views per image (rows 2k and 2k+1), NT-Xent on these views, and a
+    joint attack on all of them. A method that differs overrides them. A dataclass field is an option of the method
     (`--method_kwargs.NAME`).
 
     Args:
@@ -78,7 +78,7 @@ class Method(ABC):
     """Whether the method has an attack."""
     attack_mode: ClassVar[str] = "eval"
     """Mode of the network under attack: "eval" or "train". In "train", batch norm couples the batch and its running
-    statistics follow the attacked images."""
+    statistics are updated by the attacked images."""
     start_radius: ClassVar[float | None] = None
     """Radius of the attack's uniform random start; None: each view's epsilon."""
     others: ClassVar[tuple[str, ...]] = ()
@@ -89,7 +89,7 @@ class Method(ABC):
     """Whether `objective` is the method's loss. If not (TARO), it serves the attack only, and its decrease does not
     measure the value of an update."""
     momentum_first: ClassVar[bool] = False
-    """Whether the network "momentum" follows the weights before an update (DynACL), and not those after it."""
+    """Whether the network "momentum" averages the weights from before an update (DynACL), not those from after it."""
     free: ClassVar[bool] = False
     """Whether training is free adversarial training: one backward pass gives the update and the attack's next step, and
     the perturbations are carried from batch to batch (see `TargetLearner.carry`)."""
@@ -121,7 +121,7 @@ class Method(ABC):
     @property
     def attacked_per_image(self) -> int:
         """Number of an image's views that `attacked` returns. A method without an attack counts them too, since its
-        environment shows them."""
+        environment observes them."""
         return 2
 
     @property
@@ -136,8 +136,8 @@ class Method(ABC):
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """Make all views of images (b, 3, h, w) in [0, 1], (views_per_image * b, 3, h, w).
 
-        The method chooses the order of the rows, as long as b follows from their number. Here: two strong views an
-        image, rows 2k and 2k+1 those of image k.
+        The order of the rows is up to the method, but their number must determine b. Here: two strong views per image,
+        rows 2k and 2k+1 those of image k.
 
         Args:
             moment: the moment of the update that uses them.
@@ -209,7 +209,7 @@ class Method(ABC):
         """The objective that the attack on a batch maximizes, `objective(z) -> (n,)`; here the same for every batch.
 
         An objective may compare with something that is not attacked (another view, a teacher's features). The method
-        computes it here, once a batch and without gradient.
+        computes it here, once per batch and without gradient.
 
         Args:
             networks: target and heads in the mode of the attack, the others in eval mode.
@@ -220,7 +220,7 @@ class Method(ABC):
     def reward_terms(self, objective: Objective, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         """Named values per view (n,) from the clean and the attacked embeddings of the same network, without gradient.
 
-        `adversarial` and `clean` are the method's loss on the attacked and on the clean views.
+        The terms "adversarial" and "clean" are the method's loss on the attacked and on the clean views.
         """
         return {"adversarial": objective(adversarial), "clean": objective(clean)}
 
@@ -263,7 +263,7 @@ class Method(ABC):
         return self.weights
 
     def weight_perturbation(self, moment: Moment) -> float:
-        """Size gamma of the adversarial perturbation of the weights during the update's gradient; 0: none."""
+        """Size gamma of the adversarial weight perturbation under which the update's gradient is taken; 0: none."""
         return 0.0
 
     def perturbation_loss(self, networks: Networks, views: Tensor, adversarial: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ class ACL(Method):
     """Adversarial contrastive learning (Jiang et al. 2020) in its three variants.
 
     The authors' best, and the only one that they released, is the dual stream: L = (NTX(clean) + NTX(attacked)) / 2.
-    "a2a" is L = NTX(attacked), everything on "pgd", then the network's only route. "a2s" attacks the first view of each
-    image: L = NTX over pairs of it on the route "pgd" and the clean second view on the route "normal". The exact form
-    of these two is not released; they follow the paper's figure.
+    "a2a" is L = NTX(attacked), all on "pgd", which is then the network's only route. "a2s" attacks the first view of
+    each image: L = NTX over pairs of it on the route "pgd" and the clean second view on the route "normal". The exact
+    form of these two is not released; they follow the paper's figure.
 
     The reward is the NT-Xent of each attacked view, between 0 and log(2N - 1) + 2 / temperature. With "a2s" it is the
     mean of an image's two rows, so that the attack maximizes L; the clean second view is not changed.
@@ -143,7 +143,7 @@ class ASTrA(ACL):
         temperature: temperature of the contrastive losses, positive.
         streams: "ds", ACL's dual stream, the only choice here.
         mixed_weight: weight of the mixed loss, 0.5 in the released run.
-        mixed_reading: "pairs" (as coded) or "views" (as drawn), see
+        mixed_reading: "pairs" (released code) or "views" (paper's figure), see
             `astra_gym.ssl_core.losses.contrastive.mixed_nt_xent`.
     """
 
@@ -190,7 +190,7 @@ class ASTrAPlus(ASTrA):
     """ASTrA++: ASTrA, and DynACL++'s post-processing after it.
 
     Not verified: ASTrA's paper has results under this name, but no definition was found, and the released code lacks
-    it. This version follows the name alone, which is to ASTrA as DynACL++ is to DynACL.
+    it. This version is inferred from the name alone, by analogy with DynACL++.
     """
 
     summary: ClassVar[str] = "ASTrA, then pseudo labels and adversarial fine-tuning (a reading of its name)"

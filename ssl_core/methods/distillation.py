@@ -86,7 +86,7 @@ class DeACL(Distillation):
 
     With a weakly augmented view x and its attacked version x', both in one batch of batch norm,
     `L = -cos(f(x), g(x)) - trades_weight * cos(f(x'), f(x))`. Gradients go through both arguments of the second term
-    (the released code). The online linear probe of that code, which does not reach the encoder, is left out.
+    (the released code). The online linear probe of that code is left out: its gradient does not reach the encoder.
 
     The reward is -cos to the teacher's features, in [-1, 1].
     """
@@ -141,9 +141,9 @@ class DAQSDP(Distillation):
         L = 1/2 [ -cos(f_nature(x_w), g(x_w)) - T cos(f_weak(x_w'), f_nature(x_w))
                   -cos(f_strongnature(x_s), g(x_s)) - T cos(f_strong(x_s'), f_strongnature(x_s)) ]
 
-    In the last part of training the update's gradient is taken under perturbed weights, which increase the two terms
-    of the weak views. Of that part the authors released only the call. It passes the weak views, their attacked
-    versions and the teacher's features; that both terms are meant is not verified.
+    In the last part of training the update's gradient is taken under a perturbation of the weights that increases the
+    two terms of the weak views. Of that part the authors released only the call, which passes the weak views, their
+    attacked versions and the teacher's features. That both terms are meant is our reading, not verified.
 
     The reward is -cos to the teacher's features, in [-1, 1], for weak and strong views alike.
 
@@ -191,7 +191,7 @@ class DAQSDP(Distillation):
         return Encoded(features, features)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """One term a route, named like it: -cos to the teacher on clean routes, to the clean view on attacked ones."""
+        """One term per route, by name: -cos to the teacher on clean routes, to the clean view on attacked ones."""
         adversarial, target = self.given(adversarial), taught(networks, views)
         terms: dict[str, Tensor] = {}
         for kind in (0, 1):

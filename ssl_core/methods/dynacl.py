@@ -81,7 +81,7 @@ class DynACL(Method):
         check_number("reweighting", self.reweighting, 0, 1)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
-        """Make two strong views an image, (2b, 3, h, w), at the present strength."""
+        """Make two strong views per image, (2b, 3, h, w), at the present strength."""
         return two_views(images, replace(settings, strength=settings.strength * strength_at(moment)), generator)
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:

@@ -33,8 +33,9 @@ class EMPSSL(Method):
     batch-norm route, and clean images are not trained on.
 
     The reward's terms are rows of L, and their mean is L: "adversarial" on the attacked crops, "clean" on the clean
-    ones, both in the attack's train mode. They are between -invariance - R_max and invariance, with R_max =
-    min(b, d) / 2 * log(1 + d / (min(b, d) * epsilon)), and usually near -invariance: two orders larger than an NT-Xent.
+    ones, both in the attack's train mode. They are between -invariance - R_max and invariance, with
+    `R_max = min(b, d) / 2 * log(1 + d / (min(b, d) * epsilon))`, and usually near -invariance: two orders of magnitude
+    larger than an NT-Xent.
 
     Args:
         temperature: not used, this loss has none.
@@ -138,10 +139,11 @@ class CFAMCSSL(EMPSSL):
     view moves, 0 to m; m or more: all. `epsilon` and `step_size` are those of a replay, and the carried perturbation is
     clipped to the present `epsilon`.
 
-    The reward is that of perturbations moved by the gradient of the previous update, which the action did not choose.
+    The reward is measured on perturbations moved by the previous update's gradient, which the action did not choose.
 
-    The learning rate's schedule counts updates, m a batch, and falls once over the run. The released code measures the
-    schedule's length in batches but steps it m times a batch, so that its cosine rises again after 1/m of the training.
+    The learning rate's schedule counts updates, m per batch, and falls once over the run. The released code measures
+    the schedule's length in batches but steps it m times per batch, so that its cosine rises again after 1/m of the
+    training.
 
     Args:
         m: updates of a batch, 1 or more (3 in the paper's runs, 5 by default in its code).

@@ -23,16 +23,16 @@ class RoCL(Method):
     `L = NTX_3({t, t', adv}) + (1 / regulariser) * NTX_2({adv, t'})`.
 
     In every similarity the second operand is detached. As in the released code each term has a separate pass in train
-    mode, the second term's first: 2b images, then 3b, in one batch of batch norm each. The running statistics follow
-    both.
+    mode, the second term's first: 2b images, then 3b, in one batch of batch norm each. Both passes update the running
+    statistics.
 
     The attack maximizes, for each attacked view, its row of `NTX_2` over all t + d and all t'; the t' are encoded once.
     The released code adds the rows of the t' and takes the mean. That is the same attack: these rows reach t + d only
     through detached operands, and a factor does not change a sign. The gradient goes only through the attacked row's
     embedding, not through the rows of other attacked views, where it is a negative.
 
-    The released code computes the attack and NTX_2 within the 256 images of each of its two GPUs, and NTX_3 over all
-    512; here all are over the batch.
+    The released code computes the attack and NTX_2 over the 256 images of each of its two GPUs, and NTX_3 over all 512;
+    here all are over the whole batch.
 
     The reward is NT-Xent of t and t', a row for each view t, attacked or clean: between 0 and log(2b - 1) + 2 /
     temperature, with b images in a batch.

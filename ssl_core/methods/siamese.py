@@ -86,8 +86,8 @@ class Siamese(Predictive):
     """Base of frameworks with a predictor of one view's target from the other view, with streams as in ACL.
 
     "ds": `L = (L(clean) + L(attacked)) / 2`, each on its own batch-norm route; "a2a": `L(attacked)`, all on one route.
-    No paper defines these pairings; they are ACL's streams with another framework's loss. Both views of an image pass
-    the network in one batch, as in ACL, not one after the other.
+    No paper defines these pairings; they are ACL's streams with another framework's loss. Both views of an image go
+    through the network in one batch, as in ACL, not one after the other.
 
     Both views are attacked jointly, and the attack maximizes the framework's loss. Its gradient goes through both
     branches, predictions and targets: the framework's stop-gradient protects its *weights* from collapse, and an attack

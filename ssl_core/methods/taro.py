@@ -29,15 +29,15 @@ class TARO(Predictive):
 
     `L = S(x1, a1) + w2 * [S(a2, a1) + S(a2, x1)]`.
 
-    The clean second view is not in the loss. x1, a1 and a2 pass the network one after the other, each as a separate
-    batch of batch norm, as in the released code.
+    The clean second view is not in the loss. x1, a1 and a2 go through the network one after the other, as separate
+    batches of batch norm, as in the released code.
 
-    Deviation: the released code selects targets in train mode, where running statistics follow the clean views. Here
-    the selection is in eval mode like the attack: they follow the update's three passes only.
+    Deviation: the released code selects targets in train mode, where the clean views update the running statistics.
+    Here the selection is in eval mode like the attack: only the update's three passes change them.
 
     The reward's `adversarial` and `clean` are not the targeted similarity, which measures how near a view came to
-    another image. They are SimSiam's loss of a view, attacked or clean, and its *clean* partner: S(x', partner) and
-    S(x, partner), in [-1, 1]; -1 is agreement. `objective_for` is the targeted similarity.
+    another image. They are SimSiam's loss between a view, attacked or clean, and its *clean* partner: S(x', partner)
+    and S(x, partner), in [-1, 1]; -1 is agreement. `objective_for` is the targeted similarity.
 
     Args:
         temperature: not used, this loss has none.

@@ -42,11 +42,11 @@ class FoldedRoute:
 
     In eval mode batch norm is `scale * x + shift` per channel, so `scale` goes into the layer before it and `shift`
     becomes its bias. The division of the input normalization goes into the first convolution. In float32 this changes
-    the rounding only: the attained loss of an attack stays within 0.1 %. With the network's precision bf16 everything
-    between the subtraction of the pixels' mean and the outputs runs in bfloat16: within 1 %.
+    the rounding only: the loss that an attack attains stays within 0.1 %. With precision bf16 everything after the
+    subtraction of the pixels' mean runs in bfloat16, and that loss stays within 1 %.
 
-    The backward pass is written by hand. It keeps what the images' gradient needs, the outputs of the rectifiers, and
-    works in place. With the network's `recompute` it keeps the images only, a piece at a time, and repeats the forward
+    The backward pass is written by hand. It works in place, and keeps only what the images' gradient needs: the outputs
+    of the ReLUs. With the network's `recompute` it keeps only the images, one piece at a time, and repeats the forward
     pass.
 
     Args:
@@ -151,7 +151,7 @@ class FoldedRoute:
         height, width = kept[-1].shape[2:]
         spread = (gradient / (height * width))[:, :, None, None].expand_as(kept[-1])
         gradient = spread.contiguous(memory_format=torch.channels_last)
-        # gradient of a block's residual if that is its input; the rectifier before the block adds it
+        # gradient along an identity shortcut; it is added at the ReLU before the block
         passed: Tensor | None = None
         for convs, shortcut in reversed(self.residuals):
             gradient = residual = rectified_gradient(gradient, kept.pop(), passed)

@@ -31,10 +31,10 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
 }
 PIECE = 2**18
-"""Bytes of one channel of the images that a CPU encodes together in eval mode: its cache then holds their activations
-from layer to layer, and the layers are still large enough for its vector units."""
+"""Total bytes of one channel of the images that a CPU encodes together in eval mode: few enough for its cache to hold
+their activations, enough to fill its vector units."""
 ROUNDING = 1e-6
-"""Distance beyond 0 and 1 that `checks_images` allows for pixels: the rounding of a clip."""
+"""Largest distance of pixels from [0, 1] that `checks_images` allows, since clipping rounds."""
 PRECISIONS = {"fp32": "float32 throughout", "bf16": "bfloat16 autocast of convolutions and linear layers"}
 STEMS = {
     "cifar": "3x3 convolution of stride 1, for images of about 32 pixels",
@@ -167,8 +167,8 @@ class TargetNetwork(nn.Module):
         precision: a name of `PRECISIONS`; outputs always have full precision.
         recompute: whether a training pass computes the blocks again instead of keeping their activations, see `ResNet`.
         projector: a name of `PROJECTORS`.
-        neck: width of a linear layer with batch norm by route and ReLU after the pooled backbone; its outputs are the
-            features (4096 in EMP-SSL, its "pre-feature"); 0: none.
+        neck: width of an extra layer after pooling (linear, batch norm by route, ReLU), whose outputs are then the
+            features; 4096 in EMP-SSL ("pre-feature"), 0 for none.
 
     Raises:
         ValueError: if a name is unknown or a size is not positive.
@@ -297,7 +297,7 @@ class TargetNetwork(nn.Module):
 
 
 def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Tensor]:
-    """Split images (n, c, h, w), of `itemsize` bytes a value, into the pieces for an eval-mode network.
+    """Split images (n, c, h, w), of `itemsize` bytes per value, into the pieces for an eval-mode network.
 
     A GPU encodes all in one piece, unless `sparing` asks it to save memory.
     """
@@ -307,7 +307,7 @@ def pieces(images: Tensor, itemsize: int, sparing: bool = False) -> Sequence[Ten
 
 
 def last_strided_map(image_size: int, stem: str) -> int:
-    """Return the side in pixels of the maps that the last stage halves, for square images."""
+    """Return the side in pixels of the last stage's input maps, for square images."""
     if stem == "imagenet":
         return -(-image_size // 16)
     return -(-(image_size + 2 if stem == "cifar-padded" else image_size) // 4)

@@ -1,4 +1,4 @@
-"""Seals: a SHA-256 in a file of the file's other bytes, which shows damage whenever the file is read.
+"""Seals: a file holds the SHA-256 of its other bytes, which shows damage whenever it is read.
 
 Place of the seal, by kind of file:
 
@@ -7,7 +7,7 @@ Place of the seal, by kind of file:
 - checkpoints, which are zip archives: the archive's comment, at the very end; `torch.load` ignores it.
 - a line of a log: a CRC-32 at its end, since a log is appended to.
 
-A seal is part of its file, so one renaming replaces both. A damaged seal is still recognized (`_resembles`): no single
+A seal is part of its file: one rename replaces both. A damaged seal is still recognized (`_resembles`): no single
 flipped bit turns a sealed file into one without a seal. Files without a seal, as from version 0.1, are read;
 `unsealed_collected` collects their names.
 """
@@ -119,7 +119,7 @@ def check_yaml(path: Path | str, advice: str = RESTORE) -> None:
 
 
 def without_seal(content: bytes) -> bytes:
-    """Return YAML without the comment that is or was its seal, without a check."""
+    """Return YAML without its seal, intact or damaged; the seal is not checked."""
     head, _, rest = content.partition(b"\n")
     return rest if _resembles(head[: len(YAML_HEAD)], YAML_HEAD) else content
 

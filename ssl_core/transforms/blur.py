@@ -18,7 +18,7 @@ class FilterParameters:
     Attributes:
         blur: (n,) bool: whether the image is blurred.
         sigma: (n,) float32: standard deviation of the blur, in pixels.
-        solarize: (n,) bool: whether all values from 128/255 on are inverted.
+        solarize: (n,) bool: whether values of 128/255 or more are inverted.
     """
 
     blur: Tensor

@@ -8,8 +8,8 @@ def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
     """Return the high-frequency part of images, AdvCL's fourth view (Fan et al., NeurIPS 2021, and its released code).
 
     Each channel loses every frequency less than `radius` from the center of its spectrum, its mean included. As in the
-    released code nothing is clamped: the pixels are around 0, half of them negative, not in [0, 1]. Give the result to
-    a network, not to an attack.
+    released code nothing is clamped: the pixels are centered on 0, half of them negative, not in [0, 1]. Give the
+    result to a network, not to an attack.
 
     Args:
         images: (n, channels, H, W) float32 or float64, any device.

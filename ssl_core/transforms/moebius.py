@@ -55,7 +55,7 @@ def distort(images: Tensor, direction: str, padded: bool, magnitude: Tensor) -> 
         images: float (n, 3, H, W) in [0, 1].
         direction: a name of `DIRECTIONS`.
         padded: whether the image is reflected at its borders; otherwise it is black beyond them.
-        magnitude: (n,), |c| of each image, in [0, 0.7): from 1/sqrt(2) on the map's pole may be within the image.
+        magnitude: (n,), |c| of each image, in [0, 0.7): at 1/sqrt(2) or more the map's pole may be within the image.
 
     Returns:
         New images of the same shape and type; a magnitude of 0 changes an image by rounding only.

@@ -22,11 +22,11 @@ class CropSettings:
         scale: least and greatest share of the area that a crop keeps, 0 < least <= greatest <= 1.
         ratio: least and greatest width / height of a crop, positive.
         flip: probability of a horizontal flip, in [0, 1].
-        jitter: reach of brightness, contrast and saturation, in [0, 1], and of the hue, in [0, 1/2] of a turn.
+        jitter: largest change of brightness, contrast and saturation, in [0, 1], and of the hue, in [0, 1/2] turns.
         jitter_probability: probability of the color jitter, in [0, 1].
         gray_probability: probability of grayscale, in [0, 1].
         blur_probability: probability of a Gaussian blur, in [0, 1].
-        solarize_probability: probability of an inversion of all values from 128/255 on, in [0, 1].
+        solarize_probability: probability of inverting values of 128/255 or more, in [0, 1].
         interpolation: a key of `views.INTERPOLATIONS`; bilinear is the default of RandomResizedCrop.
 
     Raises:

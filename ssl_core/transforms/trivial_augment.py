@@ -196,7 +196,7 @@ def _posterize(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    """Invert from the threshold on; in float32, where a threshold at a whole level is exact."""
+    """Invert values at or above the threshold; in float32, where a threshold at a whole level is exact."""
     return torch.where(_levels(images) >= _on(images, _LEVELS * strength), 1 - images, images)
 
 

@@ -57,14 +57,14 @@ class ViewSettings:
         crop: least and greatest share of the area that the strong crop keeps, 0 < least <= greatest <= 1, at every
             strength; None: (1 - 0.9 s, 1). (.08, 1) is RoCL's and TARO's, (.2, 1) AdvCL's.
         ratio: least and greatest width / height of the strong crop, positive.
-        jitter: reach of brightness, contrast and saturation, in [0, 1] (1 - reach to 1 + reach), and of the hue, in
-            [0, 1/2] of a turn, all times s. (.4, .4, .2, .1) is TARO's, (.8, .8, .8, .2) solo-learn's.
+        jitter: largest change r of brightness, contrast and saturation, in [0, 1] (factors 1 - r to 1 + r), and of the
+            hue, in [0, 1/2] turns, all times s. (.4, .4, .2, .1) is TARO's, (.8, .8, .8, .2) solo-learn's.
         jitter_probability: probability of the color jitter, in [0, 1], times s.
         gray_probability: probability of grayscale, in [0, 1], times s.
         blur_probability: probability of a Gaussian blur of each of two strong views, in [0, 1], times s; SimSiam's is
-            .5. None is 0, except for crops (EMP-SSL), which have their own default.
-        solarize_probability: probability of an inversion of the values from 128/255 on in the second of two strong
-            views, in [0, 1], times s; BYOL's is .2. None as above.
+            .5. None is 0, except for EMP-SSL's multi-crop views, which have their own default.
+        solarize_probability: probability of inverting values of 128/255 or more in the second of two strong views, in
+            [0, 1], times s; BYOL's is .2. None as above.
 
     Raises:
         ValueError: if a value is outside its range, or the interpolation is unknown.
@@ -109,7 +109,7 @@ class StrongParameters:
         flip: (n,) bool.
         jitter: (n,) bool: whether the color jitter is applied.
         order: (n, 4) int64: the column of `factors` to apply at each of four positions.
-        factors: (n, 4) float32: brightness, contrast, saturation (1 changes nothing), hue shift in turns (0 does).
+        factors: (n, 4) float32: brightness, contrast, saturation (neutral at 1), hue shift in turns (neutral at 0).
         gray: (n,) bool.
     """
 
@@ -158,7 +158,7 @@ def draw_strong(
     s = settings.strength
     u = torch.rand(n, 2 * _TRIES + 13, generator=generator, dtype=torch.float64)
     areas, ratios, corner, coins, amounts, keys = u.split([_TRIES, _TRIES, 2, 3, 4, 4], dim=1)
-    # Not as two ends: their difference is 0.9 s only up to rounding, which would change the draws.
+    # The difference of two ends would be 0.9 s only up to rounding, which would change the draws.
     crop = settings.crop
     span, least = (0.9 * s, 1 - 0.9 * s) if crop is None else (crop[1] - crop[0], crop[0])
     boxes = _crop_boxes(areas.mul(span).add(least), ratios, settings.ratio, corner, height, width)
