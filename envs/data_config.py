@@ -18,28 +18,28 @@ from astra_gym.ssl_core.utils.import_path import is_dotted
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images there are and how they are kept; the defaults are the embedded digits, which need no download.
+    """The images and how they are kept; the defaults are the embedded digits, which need no download.
 
     Args:
-        dataset: the images, or the dotted path of a `DatasetSpec` of one's own, my_module:MY_DATA; `stl10` trains on
-            its 5,000 labelled images, its 100,000 unlabelled ones are not read.
-        data_dir: folder of the data set (the parent folder of what the archive of CIFAR-10, CIFAR-100 or STL-10
-            unpacks to, or the root of a tree of images).
+        dataset: the images, or the dotted path of a custom `DatasetSpec`, my_module:MY_DATA; `stl10` trains on its
+            5,000 labeled images and does not read its 100,000 unlabeled ones.
+        data_dir: folder of the data set: the one into which the archive of CIFAR-10, CIFAR-100 or STL-10 is unpacked,
+            or the root of a tree of images.
         cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
             not fit in memory. By default they are decoded into memory at every start.
-        keep_data: where the training images stay; host: memory or disk, the next batch gathered ahead; auto: on the
-            device where they are in memory and at most a quarter of what is free there.
+        keep_data: place of the training images; host: memory or disk, with prefetching; auto: on the device if they
+            are in memory and take at most a quarter of the device's free memory.
         download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
         limit: number of training images; null: all.
         test_limit: number of test images; null: all.
         image_size: side to which images are resized.
-        drop_last: whether an epoch leaves out its last batch where that is smaller than the others, in images of a new
-            draw every epoch; null: true, and in a run what the method's authors do. With false the number of views
-            varies, so that no vector environment of views has it, nor an agent that learns from them; a single image
-            that is left over is left out all the same, since batch norm has no variance of it.
+        drop_last: whether an epoch leaves out its last batch if it is smaller than the others (other images in every
+            epoch); null: true, or in a run what the method's authors do. With false the number of views varies, which
+            vector environments of views and agents that learn from views do not support; a single left-over image is
+            left out anyway, since batch norm needs a variance.
 
     Raises:
-        ValueError: if a name is unknown or a figure is out of its range.
+        ValueError: if a name is unknown or a value is out of its range.
     """
 
     dataset: Annotated[str, Notes("data", choices=DATASETS, what="data set", custom=True)] = "digits"

@@ -39,78 +39,80 @@ class WorldSettings(DataSettings):
     """A world's settings: those of its data, and all others.
 
     Args:
-        method: the self-supervised method, or the dotted path of one's own, my_module:MyMethod.
-        method_kwargs: the method's own options, over those it has by default: method_kwargs.mixed_weight and
-            method_kwargs.mixed_reading (pairs, as coded, or views, as drawn) of ASTrA.
+        method: the self-supervised method, or the dotted path of a custom method, my_module:MyMethod.
+        method_kwargs: the method's own options, which override its defaults; ASTrA's are method_kwargs.mixed_weight and
+            method_kwargs.mixed_reading (pairs: as in its code; views: as in its drawings).
         teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
         arch: the backbone.
         width: channels of the first stage (64 in the paper).
-        stem: its first layers: cifar (3x3, stride 1), cifar-padded (the same with 2 pixels of padding: DeACL) or
-            imagenet (7x7, stride 2, max-pool).
-        projector: kind of the projector, by the method that has it.
+        stem: the backbone's first layers: cifar (3x3, stride 1), cifar-padded (the same with 2 pixels of padding:
+            DeACL) or imagenet (7x7, stride 2, max-pool).
+        projector: kind of the projector, named after the method that uses it.
         projector_hidden: width of the projector's second layer (2048 in ASTrA, 512 in ACL).
         projector_dim: dimension of the embeddings.
         neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
-        normalization: of the input, within the network; imagenet: ACL and its kin.
-        batch_size: images a step; each gives as many views as the method says, two for most.
+        normalization: normalization of the input, in the network; imagenet: as in ACL, DynACL, AIR, RCS and ASTrA.
+        batch_size: images per step; each gives as many views as the method makes, two for most.
         epochs: planned passes over the training images; they also span the learning-rate schedule.
-        optimizer: of the target network: lars (ACL's), lars-excluded (BYOL's), lars-emp (EMP-SSL's), lars-torchlars
-            (RoCL's), sgd, sgd-classic (without Nesterov's momentum) or adamw.
-        lr: the target network's peak learning rate; null: the optimiser's usual one (5.0 for lars, 0.3 for sgd, 0.003
+        optimizer: optimizer of the target network: lars (ACL's), lars-excluded (BYOL's), lars-emp (EMP-SSL's),
+            lars-torchlars (RoCL's), sgd, sgd-classic (without Nesterov's momentum) or adamw.
+        lr: the target network's peak learning rate; null: the optimizer's usual one (5.0 for lars, 0.3 for sgd, 0.003
             for adamw; `PEAK_LR`).
         weight_decay: the target network's weight decay.
-        warmup_epochs: length of the linear warm-up; half of the epochs where these are fewer than twice as many.
-        warmup_start: share of the peak learning rate that the warm-up begins with; null: 0, or with a rate by the epoch
-            one part in as many as there are epochs of warm-up.
-        final_lr: the rate that the cosine behind it goes down to.
-        lr_interval: how often the rate changes; epoch: the last of the warm-up has the peak.
-        temperature: of the contrastive losses.
+        warmup_epochs: length of the linear warm-up; cut to half of the epochs if it is longer.
+        warmup_start: share of the peak learning rate that the warm-up begins with; null: 0, or 1 / warmup_epochs if
+            lr_interval is epoch.
+        final_lr: the learning rate at the end of the cosine decay.
+        lr_interval: how often the learning rate changes; epoch: the warm-up's last epoch has the peak.
+        temperature: temperature of the contrastive losses.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
-        mixed_reading: of ASTrA's mixed loss: pairs (as coded) or views (as drawn).
-        strength: of the augmentations, in [0, 1]; 1 is ACL's, which crops most of a digit away.
+        mixed_reading: reading of ASTrA's mixed loss: pairs (as in its code) or views (as in its drawings).
+        strength: strength of the augmentations, in [0, 1]; 1 is ACL's, which crops most of a digit away.
         crop_scale: smallest and largest share of the area that the random crop of a strong view keeps; null: from
             1 - 0.9 * strength to 1, as ACL and DynACL do.
         jitter: how far a strong view's brightness, contrast, saturation and hue change at strength 1.
         flip: probability of a horizontal flip.
-        blur: probability of a Gaussian blur of a strong view at strength 1; null: 0, but of the crops of emp-ssl and
-            cf-amc-ssl 0.1, their authors'.
-        solarize: probability that an image's second strong view (of crops: each) is solarised at strength 1; null: 0,
-            but of the crops of emp-ssl and cf-amc-ssl 0.1.
-        perspective: a further augmentation of every view: moebius (MPD) or lcm (log conformal maps, experimental: with
-            ranges of ours).
-        perspective_kwargs: its settings, over those it has by default (`PerspectiveSettings`).
-        interpolation: of the random resized crop.
-        coreset: rcs: robustness-aware coreset selection, for methods made of NT-Xents: later epochs train on the
-            batches whose gradients most lower what an attack changes; random: its control, as many at random.
-        coreset_fraction: share of the batches that these epochs keep.
-        coreset_warmup: epochs on all data before; null: a tenth of the epochs (RCS: 100 of 1000).
+        blur: probability of a Gaussian blur of a strong view at strength 1; null: 0, but 0.1 (their authors') for the
+            crops of emp-ssl and cf-amc-ssl.
+        solarize: probability that an image's second strong view (or any crop) is solarized at strength 1; null: 0, but
+            0.1 for the crops of emp-ssl and cf-amc-ssl.
+        perspective: a further augmentation of every view: moebius (MPD) or lcm (log conformal maps; experimental, with
+            this project's own ranges).
+        perspective_kwargs: settings of the perspective (`PerspectiveSettings`), which override its defaults.
+        interpolation: interpolation of the random resized crop.
+        coreset: whether later epochs train on chosen batches only; rcs (robustness-aware coreset selection, for methods
+            made of NT-Xents): on those whose gradients most reduce what an attack changes; random: its control, on as
+            many random batches.
+        coreset_fraction: share of the batches that epochs on a coreset keep.
+        coreset_warmup: number of first epochs, on all data; null: a tenth of the epochs (RCS: 100 of 1000).
         coreset_every: epochs from one selection to the next; null: a fiftieth of the epochs (20 of 1000), at least 1.
-        coreset_kwargs: settings of the selection, over those it has by default
-            (`CoresetSettings`): coreset_kwargs.divergence, coreset_kwargs.form (`released`, or `softmax` as in version
-            0.1), coreset_kwargs.biases (true as in version 0.1).
+        coreset_kwargs: settings of the selection (`CoresetSettings`), which override its defaults:
+            coreset_kwargs.divergence, coreset_kwargs.form (`released`, or `softmax` as in version 0.1),
+            coreset_kwargs.biases (true as in version 0.1).
         attack_start: where the attack begins: uniform (in the view's own ball), zero (the clean view), or the dotted
-            path of a function of one's own, my_module:my_start (`Start`); null: as the method's authors.
-        reward_scope: view: each view is paid for its own attack; batch: the paper's one scalar for all.
+            path of a custom function, my_module:my_start (`Start`); null: as the method's authors do.
+        reward_scope: view: a reward for each view's own attack; batch: the paper's one scalar for all.
         reward_adversarial: weight of the attacked loss in the reward (1/3 in ASTrA's run).
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
-        reward_lookahead: weight of what the update did to held-out views, which is added: the fall of their attacked
-            loss plus that of their clean loss (`LookAhead`); 0: not computed, and nothing is held out.
+        reward_lookahead: weight of how much the update lowered the attacked plus the clean loss of held-out views,
+            which is added (`LookAhead`); 0: not computed, and nothing is held out.
         lookahead_images: training images held out for the term lookahead, 2 or more; they enter no training batch.
         reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
             0: not computed.
         reward_weights: weights of reward terms by name (adversarial and clean: 1/3 by default, mixed, cost, lookahead,
-            progress: 0), or by the dotted path of one's own, my_module:MyTerm (`RewardTerm`).
-        precision: of training.
-        recompute: whether an update keeps only the inputs of the stem and of every residual block (the attack: the
-            images) and computes the rest again: less memory for a third (attack: a half) more time, the same result.
-        update_chunks: in how many chunks of images an update passes a batch through the target network: less memory
-            for about a third more time. More than 1 is ghost batch norm, another training: each chunk is normalised by
-            its own statistics. The loss couples the whole batch in any case.
+            progress: 0), or by the dotted path of a custom term, my_module:MyTerm (`RewardTerm`).
+        precision: precision of training.
+        recompute: whether an update keeps only the inputs of the stem and of every residual block, and an attack only
+            the images, and computes the rest again: the same result with less memory, for a third (attack: half) more
+            time.
+        update_chunks: number of chunks of images in which an update passes a batch through the target network: less
+            memory for about a third more time. More than 1 changes the result (ghost batch norm): each chunk is
+            normalized by its own statistics. The loss couples the whole batch in any case.
 
     Raises:
-        ValueError: if a name is unknown or a figure is out of its range.
+        ValueError: if a name is unknown or a value is out of its range.
     """
 
     method: Annotated[str, Notes("method", choices=METHODS, what="method", custom=True)] = "astra"
@@ -183,7 +185,7 @@ class WorldSettings(DataSettings):
             raise ValueError(f"recompute is {shown(self.recompute)}: expected true or false")
         check_number("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.precision == "bf16" and last_strided_map(self.image_size, self.stem) < 2:
-            # there torch's convolution in bfloat16 leaves parts of its weight gradient unwritten on a CPU
+            # on a CPU torch's bfloat16 convolution then leaves parts of its weight gradient unwritten
             raise ValueError(
                 f"images of {self.image_size} pixels shrink to one before the last stage of the {self.stem} stem, "
                 "where bf16 is not reliable: take --precision fp32, or larger images"
@@ -284,7 +286,7 @@ class WorldSettings(DataSettings):
             raise ValueError(f"teacher is {self.teacher}, but the method {self.method} has none: leave it out")
 
     def check_custom(self) -> None:
-        """Check that all dotted paths but the method's name something: imports the modules.
+        """Import what dotted paths name, except the method, to check that it exists.
 
         Raises:
             ValueError: if not.

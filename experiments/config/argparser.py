@@ -22,7 +22,7 @@ from astra_gym.ssl_core.utils.registry import pick
 
 Record = TypeVar("Record")
 VALUES = {bool: "true|false", int: "N", float: "X", str: "NAME"}
-"""What stands for a value in the help, by its type."""
+"""Placeholders of values in the help, by type."""
 
 
 class CommandParser(ArgumentParser, Generic[Record]):
@@ -30,12 +30,12 @@ class CommandParser(ArgumentParser, Generic[Record]):
 
     Args:
         name: of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
-        record: a dataclass with a field for each flag, or for each section of flags; its docstring is their help. What
-            its checks refuse is an error of the command line.
+        record: a dataclass with a field for each flag, or for each section of flags; its docstring is their help. A
+            ValueError of its checks becomes an error of the command line.
         about: the help's introduction.
         usage: what follows the command's name in its usage line.
-        prog: what the command is called in errors; by default as this process was called.
-        section: the only one that the help is about; empty for all.
+        prog: the command's name in errors; by default as this process was called.
+        section: the only section in the help; empty for all.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
         titles = _titles(docs)
         renamed = {old: new for old, new in RENAMED.items() if new in self.leaves}
         self.aliases = renamed | {leaf.name: leaf.notes.instead for leaf in self.leaves.values() if leaf.notes.instead}
-        """Old flags, and what stands in their place."""
+        """Present names by old flag."""
         found = dict.fromkeys(leaf.section for leaf in self.leaves.values() if leaf.section)
         self.sections = sorted(found, key=[*titles].index)
         self.nested: set[str] = set()
@@ -77,7 +77,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
             self.add_argument(f"--{old}", dest=new, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def read(self, argv: Sequence[str]) -> Record:
-        """The record of a command line. Ends the process with status 2 and one line if anything is wrong with it."""
+        """Read the record of a command line; if anything is wrong, end the process with status 2 and one line."""
         self.given(argv)
         values = self.values(argv)
         missing = [
@@ -93,7 +93,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
             self.error(str(error))
 
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
-        """What a command line says, by the fields' names, without what it leaves out. Two names for one thing are an
+        """Return the values that a command line gives, by field name. An old and a present name of one field are an
         error."""
         found = self.values(argv, defaults=False)
         flags = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
@@ -104,13 +104,13 @@ class CommandParser(ArgumentParser, Generic[Record]):
         return found
 
     def values(self, argv: Sequence[str], defaults: bool = True) -> dict[str, Any]:
-        """The values of all fields by name; of those that a command line leaves out, the defaults."""
+        """Return the values of all fields by name, with defaults for those that a command line leaves out."""
         words = self._words(argv)
         found = vars(self.parse_args(words, defaults=defaults))
         return {name: plain(value) for name, value in found.items()}
 
     def split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The words of a command line that are flags of this parser and their values, and the other words."""
+        """Split a command line into this parser's flags with their values, and the other words."""
         own: list[str] = []
         others: list[str] = []
         into, room = others, 0
@@ -127,11 +127,11 @@ class CommandParser(ArgumentParser, Generic[Record]):
         return own, others
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the process."""
+        """End the process with status 2 and the message."""
         self.exit(2, f"{said(self.prog, message)}\n")
 
     def print_section(self, section: str) -> None:
-        """Print the help, of one section or (empty) of all."""
+        """Print the help of one section, or of all if it is empty."""
         if not section:
             self.print_help()
             return
@@ -142,7 +142,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
         CommandParser(self.command, self.record, None, self.shape, self.prog, section).print_help()
 
     def _words(self, argv: Sequence[str]) -> list[str]:
-        """The command line with what argparse cannot know: `-1e-3` is a value, and `--agent_kwargs.gamma` a flag."""
+        """Prepare a command line for argparse: `-1e-3` is a value, and `--agent_kwargs.gamma` a flag."""
         made: list[str] = []
         for word in argv:
             if made and word.startswith("-") and self._takes_one(made[-1]) and is_number(word):
@@ -177,7 +177,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """A flag's choices and default on lines of their own; no name is broken at a hyphen."""
+    """Print a flag's choices and default on separate lines, and break no name at a hyphen."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)]
@@ -195,7 +195,7 @@ class _Help(argparse.Action):
 
 
 class _OneByName(argparse.Action):
-    """`--agent_kwargs.gamma 0.5`: one of the settings by name, over those that there are."""
+    """`--agent_kwargs.gamma 0.5`: one of the settings by name, added to those given before."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         _, _, name = str(option_string).partition(".")
@@ -206,19 +206,19 @@ class _OneByName(argparse.Action):
 
 
 def unknown(name: str, known: Iterable[str], what: str) -> str:
-    """What is said of an unknown flag or setting: the nearest that there is."""
+    """Return the error for an unknown flag or setting, with the nearest known name."""
     bare = {one.lstrip("-"): one for one in known}
     nearest = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     return f"unknown {what} {brief(name)}" + (f"; did you mean {bare[nearest[0]]}?" if nearest else ": see --help")
 
 
 def _name(word: str) -> str:
-    """The field of a flag: agent_kwargs of `--agent_kwargs.gamma=0`."""
+    """Return the field of a flag: agent_kwargs for `--agent_kwargs.gamma=0`."""
     return word.removeprefix("--").partition("=")[0].partition(".")[0]
 
 
 def _filled(text: str) -> str:
-    """A text's paragraphs as wide as the flags' help; lists and commands are left as they are."""
+    """Wrap a text's paragraphs to the width of the flags' help, but not lists and commands."""
     paragraphs = text.strip().split("\n\n")
     as_is = [part.startswith("python ") or "  " in part.strip() for part in paragraphs]
     width = max(40, shutil.get_terminal_size().columns - 2)
@@ -227,7 +227,7 @@ def _filled(text: str) -> str:
 
 
 def _documented(record: type) -> dict[str, str]:
-    """What a record's docstring says of its fields, by name."""
+    """Return the texts on a record's fields in its docstring, by name."""
     texts = {}
     for owner in reversed(record.__mro__):
         for param in parse_docstring(owner.__doc__ or "").params if is_record(owner) else ():
@@ -237,7 +237,7 @@ def _documented(record: type) -> dict[str, str]:
 
 
 def _titles(docs: Mapping[type, Mapping[str, str]]) -> dict[str, str]:
-    """The titles of sections by name: what a record says of those that it holds, and of those that it names."""
+    """Return the titles of sections by name: from docstrings for fields that are records, and from `SECTIONS`."""
     texts: dict[str, str] = {}
     for part, doc in docs.items():
         texts |= {name: doc.get(name, "") for name, (kind, _) in hints(part).items() if is_record(kind)}
@@ -263,7 +263,7 @@ def _add(group: Any, leaf: Leaf, text: str) -> None:
         return
     more["type"] = reader(leaf.name, element, "" if notes.choices else notes.what)
     if notes.positional:
-        # that one is missing is said when all else is right
+        # a missing one is reported only when all else is right
         group.add_argument(leaf.name, nargs="*" if several else "?", **more)
     else:
         group.add_argument(f"--{leaf.name}", nargs=notes.nargs, **more)
@@ -276,7 +276,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _help(leaf: Leaf, text: str) -> str:
-    """A field's documentation, with its choices and its default."""
+    """Return a field's documentation with its choices and default."""
     notes, default = leaf.notes, leaf.default
     facts = [f"one of {', '.join(notes.choices)}"] if notes.choices else []
     if is_by_name(leaf.hint):
@@ -288,7 +288,7 @@ def _help(leaf: Leaf, text: str) -> str:
 
 
 def typed_out(value: Any, between: str = ", ") -> str:
-    """A default as it would be typed: 8/255, true, null, [0.4, 0.1]."""
+    """Return a default as a user would type it: 8/255, true, null, [0.4, 0.1]."""
     if isinstance(value, tuple):
         listed = between.join(map(typed_out, value))
         return f"[{listed}]" if between == ", " else listed

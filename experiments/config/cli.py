@@ -1,4 +1,4 @@
-"""The command line of training and its YAML files: a record of settings, from a preset, files and flags."""
+"""The command line of training and its YAML files: they make a record of settings from a preset, files and flags."""
 
 import contextlib
 import sys
@@ -27,10 +27,10 @@ from astra_gym.ssl_core.utils.overrides import by_present_names
 from astra_gym.ssl_core.utils.registry import pick
 
 CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "data_dir", "cache_dir", "keep_data", "teacher")
-"""Of `data_dir` the place alone: the images have to be the same."""
+"""Settings that may change on resume; a new `data_dir` must hold the same images."""
 EDITED = "--resume RUN --accept_edited_config"
 RECORDED = ("dataset", "method", "epochs", "agent", "seed", "progress")
-"""Settings that every record of a run has, the last one among them: a record that lacks some of them was cut short."""
+"""Settings in every run's record, including the one that is written last: a record without one was cut short."""
 LEAVES = {leaf.name: leaf for leaf in leaves(Settings)}
 """The settings by name."""
 TEXTS = tuple(name for name, leaf in LEAVES.items() if is_text(leaf.hint))
@@ -40,7 +40,7 @@ OTHER_NAMES = {
     for group, dot, option in [leaf.notes.instead.partition(".")]
     if dot
 }
-"""Settings that are also one of the settings by name, `reward_cost` of `reward_weights`."""
+"""Settings that have a second name: `reward_cost` is also `reward_weights.cost`."""
 ABOUT = """Train a target network whose attacks an agent chooses, and evaluate it.
 
 A default is what holds where neither a flag nor a config file nor the preset nor the method's recipe says otherwise."""
@@ -49,15 +49,15 @@ USAGE = "[--config FILE] [--FLAG VALUE ...], or --resume RUN"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags:
-    """What there is beside the settings.
+    """The flags that are not settings.
 
     Args:
-        resume: run folder to go on with; its settings stay as they are.
-        accept_edited_config: with --resume: go on with a config.yaml that was edited, which is refused otherwise.
-        config: YAML file with any of the settings; may be repeated, and the last one counts.
+        resume: run folder to resume, with its own settings.
+        accept_edited_config: with --resume: accept a config.yaml that was edited, which is refused otherwise.
+        config: YAML file with any of the settings; may be repeated, later files override earlier ones.
         agent_config: YAML file with any of the agent's own settings.
         print_config: print the settings as YAML and exit.
-        list: list methods, agents, data sets and what else has a name, and exit.
+        list: list methods, agents, data sets and everything else that has a name, and exit.
         trust: import the modules that a config file or the resumed run names, which runs their code.
     """
 
@@ -75,7 +75,7 @@ class TrainCommand:
     """All flags of training.
 
     Args:
-        command: what there is beside the settings.
+        command: flags that are not settings.
         settings: of the run.
     """
 
@@ -89,7 +89,7 @@ class Invocation:
 
     Args:
         settings: of the run.
-        resume: the run folder to go on with, None for a new run.
+        resume: the run folder to resume, None for a new run.
         accept_edited_config: whether that folder's `config.yaml` may differ from what was written.
     """
 
@@ -104,17 +104,17 @@ def parse(
     trust: bool | None = None,
     again: str | None = None,
 ) -> Invocation:
-    """The command line: preset < `--config` files < flags, wherever they stand.
+    """Parse the command line: flags override `--config` files, which override the preset, in any order.
 
     Args:
         argv: the command line.
-        prog: what it is called in errors.
-        trust: whether every module may be imported that is named, here or in a file; by default those that are named
-            here, and the others with `--trust`. False for a command line that stands in a file itself.
-        again: the command that trusts, for the error.
+        prog: the command's name in errors.
+        trust: whether modules named here or in a file may be imported: True: all; False: none, for a command line that
+            comes from a file; None: those named here, and with `--trust` all.
+        again: the command with `--trust`, for the error.
 
-    Ends the process with status 2 and one line on the standard error if anything is wrong with it, and with status 0
-    after `--help` and `--print_config`.
+    Ends the process with status 2 and one line on the standard error if the command line is wrong, and with status 0
+    after `--help`, `--list` and `--print_config`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = CommandParser("train", TrainCommand, ABOUT, USAGE, prog)
@@ -127,7 +127,7 @@ def parse(
         config: dict[str, Any] = {}
         for path in asked.config:
             values = read_yaml(path)
-            # the record of a run stays what it was; what a file of a user's own leaves out is as it is now
+            # a run's record leaves settings at the defaults of its version, a user's own file at the present ones
             values = without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
             config = {**_below(config, values), **values}
         if asked.agent_config is not None:
@@ -144,7 +144,7 @@ def parse(
             else:
                 invocation = Invocation(_settings(parser, config, given, argv))
                 invocation.settings.check_given()
-            # settings alone do not import what a dotted path names; a run does
+            # settings alone do not import what a dotted path names; a run does import it
             invocation.settings.check_custom()
             invocation.settings.check_method()
         if asked.print_config:
@@ -157,8 +157,8 @@ def parse(
 
 
 def load(path: Path | str, accept_edited: bool = False) -> Settings:
-    """The settings in the record of a run, which holds all that there were: one that it lacks is younger, and the run
-    was made without it.
+    """Load the settings in a run's record. The record holds all settings of its time: one that it lacks was added later
+    and has its default.
 
     Args:
         path: the record, `config.yaml`.
@@ -166,7 +166,7 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
 
     Raises:
         ValueError: if the file cannot be read, is damaged, edited, empty or cut short, is not YAML, or holds an unknown
-            or a bad setting, or one that only an import of a user's module would make a record.
+            or a bad setting, or is incomplete without an import of a user's module.
     """
     if not accept_edited:
         check_yaml(path, f"restore it, or accept the edit by {EDITED}")
@@ -176,7 +176,7 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
         raise ValueError(f"{path} {what}: expected all settings of the run, restore it from a copy")
     try:
         with nothing(path):
-            # a setting that the record lacks is younger than the run, and has its default
+            # a setting that the record lacks was added after the run, and has its default
             written = as_written(values)
             return Settings(**_placed({name: written.get(name, leaf.default) for name, leaf in LEAVES.items()}))
     except ValueError as error:
@@ -185,7 +185,7 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
 
 
 def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file, empty for an empty file.
+    """Read the mapping in a YAML file; an empty file gives an empty one.
 
     Args:
         path: the file.
@@ -203,11 +203,11 @@ def read_mapping(path: Path | str, texts: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """Read the settings in a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key or a value of another type
-            than its setting's.
+        ValueError: if the file cannot be read, is not a YAML mapping, or has an unknown key or a value of the wrong
+            type.
     """
     read = {}
     try:
@@ -231,7 +231,7 @@ def _read(name: str, value: Any) -> Any:
 def _settings(
     parser: CommandParser[TrainCommand], config: Mapping[str, Any], given: Mapping[str, Any], argv: Sequence[str]
 ) -> Settings:
-    """Settings from the preset that is given (or the given data set's), the config and the flags, in this order."""
+    """Make settings from the given preset (or the given data set's), the config and the flags; later ones override."""
     chosen = {**config, **given}
     preset = chosen["preset"] if "preset" in chosen else find_dataset(chosen.get("dataset", Settings.dataset)).preset
     own = recipe(preset, chosen.get("method", Settings.method))
@@ -241,7 +241,7 @@ def _settings(
 
 
 def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that others, which win, give by their other name: `reward_cost`, `reward_weights.cost`."""
+    """Return the settings without those that `others`, which win, set by a second name (see `OTHER_NAMES`)."""
     made = dict(settings)
     for name, (group, option) in OTHER_NAMES.items():
         if option in (others.get(group) or {}):
@@ -252,7 +252,7 @@ def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, 
 
 
 def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with none by its other name."""
+    """Return the settings without second names: `reward_weights.cost` becomes `reward_cost`."""
     made = dict(settings)
     for name, (group, option) in OTHER_NAMES.items():
         options = dict(made.get(group) or {})
@@ -262,14 +262,14 @@ def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    """The values of all settings: those of the flags, over these."""
+    """Return the values of all settings: those of the flags, else `defaults`."""
     parser.set_defaults({name: _read(name, value) for name, value in defaults.items()})
     found = parser.values(argv)
     return _placed({name: found[name] for name in LEAVES})
 
 
 def _placed(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings with paths that hold in any folder."""
+    """Make the settings' paths valid in any folder."""
     for name in ("data_dir", "cache_dir", "teacher"):
         if values[name]:
             # a run may be resumed from another folder

@@ -1,4 +1,4 @@
-"""The commands by name, and how the one that runs was called: `astra-gym NAME`, or a script of a checkout."""
+"""The commands by name, and how the running one was called: `astra-gym NAME`, or a script of a checkout."""
 
 import shlex
 import sys
@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 
 
 def launcher() -> list[str]:
-    """The words before a command's name: `astra-gym`, or `python -m astra_gym`; empty where a script was called."""
+    """Return the words before a command's name: `astra-gym` or `python -m astra_gym`; empty for a script."""
     path = Path(sys.argv[0])
     if path.name == INSTALLED:
         return [INSTALLED]
@@ -27,34 +27,34 @@ def launcher() -> list[str]:
 
 
 def program(name: str) -> str:
-    """What a command is called in usage lines and errors."""
+    """Return a command's name in usage lines and errors."""
     return f"{INSTALLED} {name}" if launcher() else f"{COMMANDS[name]}.py"
 
 
 def called(name: str) -> list[str]:
-    """The words by which this process called its command."""
+    """Return the words by which this process called its command."""
     first = launcher()
     return [*first, name] if first else [sys.argv[0]]
 
 
 def recorded(name: str) -> list[str]:
-    """The words that call a command wherever the project is: installed, or from a checkout's root."""
+    """Return words that call a command on any machine: installed, or from a checkout's root."""
     return [INSTALLED, name] if launcher() else ["python", f"experiments/{COMMANDS[name]}.py"]
 
 
 def typed(name: str, *words: str) -> str:
-    """The line to type now, in the present folder, to call a command as this process was called."""
+    """Return the line to type in the present folder to call a command as this process was called."""
     if first := launcher():
         return shlex.join([*first, name, *words])
     script = Path(sys.argv[0] or ".").parent / f"{COMMANDS[name]}.py"
     if not script.is_file():
-        # called by a program of the user's
+        # called by a user's program
         script = SCRIPTS / script.name
     return shlex.join(["python", str(script), *words])
 
 
 def help_text(text: str | None) -> str:
-    """A command's help, in which the commands are called as this process was called."""
+    """Return a command's help; commands in it are written as this process was called."""
     text = text or ""
     if launcher():
         for name, module in COMMANDS.items():

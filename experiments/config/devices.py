@@ -13,13 +13,13 @@ DEVICES = {"auto": "a GPU where there is one", "cpu": "the CPU", "cuda": "a GPU 
 
 
 def check_device(name: str) -> None:
-    """Raises a ValueError unless `--device` takes the name; whether there is such a device is another question."""
+    """Raise a ValueError unless the name is a value of `--device`; the device itself may be missing."""
     if not (isinstance(name, str) and re.fullmatch("cuda:[0-9]{1,3}", name)):
         pick(name, DEVICES, "device")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of `--device`, of a GPU with its number.
+    """Return the device of `--device`; a GPU has its number.
 
     Raises:
         ValueError: if the name is unknown, or a GPU is asked for that torch does not see.
@@ -31,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def on_repeating(device: torch.device, repeatable: bool) -> str:
-    """A line that says where a run will not give the same numbers again, to be put behind others; or nothing."""
+    """Return a line that warns if the run is not repeatable, to append to other lines; else an empty text."""
     if device.type == "cpu" or repeatable:
         return ""
     return "\na GPU adds in any order: the same run gives other last digits, without --deterministic true (slower)"
@@ -39,11 +39,11 @@ def on_repeating(device: torch.device, repeatable: bool) -> str:
 
 @contextmanager
 def arithmetic(precision: str, repeatable: bool) -> Iterator[None]:
-    """How a run computes.
+    """Set how a run computes, while entered.
 
     Args:
-        precision: of its settings; `fp32` is IEEE's float32 on a GPU, too.
-        repeatable: whether its figures are to be the same in every run on a GPU (`--deterministic`).
+        precision: of the run's settings; `fp32` is IEEE float32, on a GPU too.
+        repeatable: whether results on a GPU are the same in every run (`--deterministic`).
     """
     with float32_of(precision), deterministic() if repeatable else nullcontext():
         yield

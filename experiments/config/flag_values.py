@@ -1,4 +1,4 @@
-"""Values of flags and of config files: one YAML reads both, and the fields' types check them."""
+"""Values of flags and of config files: the same YAML for both, checked against the fields' types."""
 
 import argparse
 import copy
@@ -13,36 +13,36 @@ from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.overrides import fits, written_out
 
 SHOWN = 80
-"""Characters of a wrong value that an error repeats."""
+"""Most characters of a wrong value that an error repeats."""
 
 
 class WrongValueError(ValueError, argparse.ArgumentTypeError):
-    """A value that its field does not take; a parser puts the flag before the message."""
+    """A value that does not fit its field; a parser puts the flag before the message."""
 
 
 def kinds_of(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
+    """Return the members of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def is_text(hint: Any) -> bool:
-    """Whether a field is text: 010 is a folder's name there, and not ten."""
+    """Return whether a field is text: there 010 is a folder's name, not a number."""
     return str in kinds_of(hint)
 
 
 def is_by_name(hint: Any) -> bool:
-    """Whether a field holds settings by name itself: `agent_kwargs` and others."""
+    """Return whether a field holds settings by name, such as `agent_kwargs`."""
     return any(get_origin(kind) in (dict, Mapping) for kind in kinds_of(hint))
 
 
 def reader(name: str, hint: Any, what: str = "") -> Callable[[Any], Any]:
-    """What reads the values of a field: a command line's texts, a YAML file's values, and what it has read itself.
+    """Make the function that reads a field's values: texts of flags, values of YAML files, and values already read.
 
     Args:
         name: of the field.
-        hint: its type. Text is taken as it stands (`null` is None where that will do), a path with the home folder for
-            `~`, all else is YAML 1.2; 8/255 is a number where one is expected.
-        what: it is, for an error, where the type does not say it: "radius such as 8/255".
+        hint: its type. Text stays text (`null` is None if the type has None), `~` in a path is the home folder, all
+            else is YAML 1.2; 8/255 is a number where one is expected.
+        what: description for errors, if the type does not say enough: "radius such as 8/255".
 
     Returns:
         A function that raises a `WrongValueError`.
@@ -71,14 +71,14 @@ def reader(name: str, hint: Any, what: str = "") -> Callable[[Any], Any]:
 
 
 def wrong(name: str, hint: Any, given: Any, what: str = "") -> WrongValueError:
-    """The error for a value that is not what a field takes."""
+    """Return the error for a value that does not fit its field."""
     text = as_text(given)
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
     return WrongValueError(f"expected {f'a {what}' if what else expected(name, hint)}, got {shown!r}")
 
 
 def expected(name: str, hint: Any) -> str:
-    """What a field takes, for an error."""
+    """Return the description of a field's values, for an error."""
     if is_by_name(hint):
         return f"settings by name, such as --{name}.NAME VALUE"
     words = hint.__name__ if isinstance(hint, type) else str(hint)
@@ -86,14 +86,14 @@ def expected(name: str, hint: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A plain value as a command line has it: text as it is, all else as JSON."""
+    """Return a plain value as text for a command line: text unchanged, all else as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str).replace("Infinity", ".inf").replace("NaN", ".nan")
 
 
 def loaded(text: str) -> Any:
-    """The value of a flag's text.
+    """Return the value of a flag's text.
 
     Raises:
         WrongValueError: if it is no YAML.
@@ -106,7 +106,7 @@ def loaded(text: str) -> Any:
 
 
 def is_number(text: str) -> bool:
-    """Whether a word of a command line is a number: it may begin with a minus and is no flag."""
+    """Return whether a word of a command line is a number; it may begin with a minus without being a flag."""
     try:
         return isinstance(load_yaml(text), int | float)
     except ValueError:
@@ -114,7 +114,7 @@ def is_number(text: str) -> bool:
 
 
 def with_one(options: Mapping[str, Any] | None, path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Settings by name with one of them, which may lie deeper, changed."""
+    """Return settings by name with one of them, which may be nested, changed."""
     made: dict[str, Any] = dict(options or {})
     first, *rest = path
     below = made.get(first)
@@ -123,14 +123,14 @@ def with_one(options: Mapping[str, Any] | None, path: Sequence[str], value: Any)
 
 
 def plain(value: Any) -> Any:
-    """What stands in a record for what a parser works with."""
+    """Return the value in a record for a parser's value."""
     if isinstance(value, types.MappingProxyType):
         return dict(value)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _by_name(name: str, value: Any, given: Any) -> Mapping[str, Any]:
-    """A copy of a mapping from names, which jsonargparse takes for a plain value: it looks into a dict."""
+    """Return a copy of a mapping from names that jsonargparse takes for a plain value; it would look into a dict."""
     if isinstance(value, types.MappingProxyType):
         return value
     if not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
@@ -139,7 +139,7 @@ def _by_name(name: str, value: Any, given: Any) -> Mapping[str, Any]:
 
 
 def _cast(value: Any, kinds: Sequence[Any]) -> Any:
-    """An integer where a float is expected, and a list where a tuple is, as that."""
+    """Turn an integer into a float and a list into a tuple, if the type expects that."""
     if isinstance(value, list | tuple):
         [kind] = [kind for kind in kinds if get_origin(kind) is tuple]
         parts = get_args(kind)

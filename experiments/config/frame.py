@@ -1,7 +1,7 @@
-"""What surrounds every command: signals, full disks and readers that go away end in a line and a status, or in neither.
+"""The frame of every command: a signal or a full disk ends it with one line and a status, a closed output does not.
 
-A command is a function that is called with an `Ending`, which it keeps up to date with its progress: where it writes,
-what a sudden end leaves, and what to do then.
+A command is a function that is called with an `Ending`. It keeps the `Ending` up to date: where it writes, what a
+sudden end leaves, and what to do then.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
 
 @dataclass
 class Ending:
-    """What a command says if it has to end early.
+    """What a command reports if it ends early.
 
     Args:
         name: of the command.
         place: the folder or file that it writes.
-        kept: what is there, in words; a function where that has to be looked up.
-        after: what to do then, in words.
-        stopped: the words after a signal.
+        kept: what remains there, in words; a function if that must be looked up.
+        after: what the user can do then, in words.
+        stopped: the message after a signal.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Ending:
     stopped: str = "interrupted: nothing was written"
 
     def of_disk(self, error: OSError) -> str:
-        """The line for an error of a disk."""
+        """Return the line for an error of a disk."""
         if isinstance(error, FolderLostError):
             return f"{error}: what was in it is lost, unless you have it elsewhere"
         place, kept = self.place, self.kept if isinstance(self.kept, str) else self.kept()
@@ -51,7 +51,7 @@ class Ending:
         return f"{at} cannot be read or written ({error.strerror}); {kept}; {self.after}"
 
     def concerns(self, error: BaseException) -> bool:
-        """Whether an error is about a file in the place that is written."""
+        """Return whether an error is about a file in the command's place."""
         name = error.filename if isinstance(error, OSError) else None
         return self.place != Path() and isinstance(name, str) and Path(name).is_relative_to(self.place)
 
@@ -62,10 +62,10 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
     Args:
         name: of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
         argv: its flags, by default this process's.
-        command: gives its exit status; it takes the flags.
+        command: takes the flags and the `Ending`, and returns the exit status.
 
     Returns:
-        The exit status: the command's own, 1 where a disk ended it, 128 plus its number where a signal did.
+        The exit status: the command's own, 1 if a disk error ended it, 128 + N if signal N did.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
@@ -81,7 +81,7 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
             return _end(ending, status_of(stop), ending.stopped)
         except Exception as error:
             if raised:
-                # code that was interrupted has made another error of it
+                # interrupted code has raised another error instead
                 return _end(ending, status_of(raised[-1]), ending.stopped)
             found = disk_error(error)
             if found is None and isinstance(error, OSError) and ending.concerns(error):
@@ -97,7 +97,7 @@ def _end(ending: Ending, status: int, text: str) -> int:
 
 
 def _note_unsealed(name: str, found: Sequence[Path]) -> None:
-    """One note, at a command's end, names the files that were read without a seal; bad input has its error alone."""
+    """Print one note that names the files that were read without a seal. After bad input only its error is printed."""
     if found:
         more = f" and {len(found) - FEW} more" if len(found) > FEW else ""
         listed = ", ".join(map(str, found[:FEW])) + more
@@ -107,7 +107,7 @@ def _note_unsealed(name: str, found: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Within, threads print nothing of a disk's error: whoever waits for them meets it too."""
+    """While entered, threads do not print disk errors: the code that waits for them raises the same error."""
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:

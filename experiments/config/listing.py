@@ -1,4 +1,4 @@
-"""What there is to choose from, a line each."""
+"""The list of everything that can be chosen by name, one line each."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Line = tuple[str, str, str]
 
 
 def listing() -> str:
-    """Methods, agents and what else has a name, as text: name, what it is, and the paper."""
+    """Return methods, agents and everything else that has a name, as text: name, summary and paper."""
     methods = [(name, method.summary, method.paper) for name, method in METHODS.items()]
     agents = [(name, entry.summary, entry.paper) for name, entry in AGENTS.items()]
     datasets = [(name, spec.summary, spec.source) for name, spec in DATASETS.items()]
@@ -26,7 +26,7 @@ def listing() -> str:
 
 
 def first_line(item: object) -> str:
-    """Of its docstring, as a listing has it: without a capital and a full stop."""
+    """Return the first line of an object's docstring, without a capital and a full stop."""
     line = (inspect.getdoc(item) or "").partition("\n")[0].rstrip(".")
     return line[:1].lower() + line[1:]
 

@@ -1,4 +1,4 @@
-"""The standard streams of a command: one that cannot be written to is switched off, and the work continues."""
+"""The standard streams of a command: one that fails is switched off, and the work continues."""
 
 import contextlib
 import errno
@@ -9,20 +9,20 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET)
-"""Errors of a stream whose reader has gone away: `| head`, a terminal or a connection that was closed."""
+"""Errors of a stream without a reader: `| head`, a closed terminal or connection."""
 
 
 class Output(io.TextIOBase):
-    """A text stream that never fails: after the first error it swallows what is written.
+    """A text stream that never fails: after the first error it drops what is written.
 
     Args:
-        stream: to be written to.
+        stream: the stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.lost: Exception | None = None
-        """Why it is switched off."""
+        """The error that switched the stream off; None while it works."""
 
     def write(self, text: str) -> int:
         """Write what can be written; characters that the encoding lacks become question marks."""
@@ -38,7 +38,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Hand over what is written."""
+        """Flush the stream, if it still works."""
         if self.lost is None:
             try:
                 self.stream.flush()
@@ -47,7 +47,7 @@ class Output(io.TextIOBase):
 
     def _lose(self, error: Exception) -> None:
         self.lost = error
-        # what lies in the stream's buffer would fail again when the interpreter ends
+        # the stream's buffer would fail again when the interpreter ends
         with contextlib.suppress(OSError, ValueError):
             number = self.stream.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -56,31 +56,31 @@ class Output(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream."""
+        """The stream's encoding."""
         return self.stream.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """Of the stream."""
+        """The stream's handling of encoding errors."""
         return self.stream.errors
 
     def isatty(self) -> bool:
-        """Whether it is a terminal, and still there."""
+        """Return whether the stream is a terminal that is still open."""
         try:
             return self.lost is None and self.stream.isatty()
         except ValueError:
             return False
 
     def fileno(self) -> int:
-        """Of the stream."""
+        """Return the stream's file number."""
         return self.stream.fileno()
 
     def writable(self) -> bool:
-        """It takes everything."""
+        """Return True."""
         return True
 
     def close(self) -> None:
-        """The stream stays open: it is somebody else's."""
+        """Do nothing: the stream belongs to the process."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -88,10 +88,10 @@ class Output(io.TextIOBase):
 
 @contextlib.contextmanager
 def surviving() -> Iterator[None]:
-    """Within, the standard output and the standard error never fail; at the end what is written has been handed over.
+    """While entered, the standard output and the standard error never fail; both are flushed at the end.
 
-    A reader that went away is left alone; of a disk that is full, where the output is a file there, the standard error
-    tells.
+    A reader that went away is ignored. If the output is a file that could not be written, as on a full disk, a note
+    goes to the standard error.
     """
     before = sys.stdout, sys.stderr
     # a process may be started without them
@@ -104,5 +104,5 @@ def surviving() -> Iterator[None]:
         if isinstance(out.lost, OSError) and out.lost.errno not in GONE:
             err.write(f"note: the standard output was lost ({out.lost.strerror}): nothing more was printed\n")
         err.flush()
-        # not what somebody within has put there, such as a live display that was torn down
+        # replaces what code in between has left there, such as a broken live display
         sys.stdout, sys.stderr = before

@@ -1,4 +1,4 @@
-"""The presets: what the settings of a run are where nothing is said of them."""
+"""The presets: default settings of a run."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ CIFAR10: dict[str, Any] = {
     "probe_augment": True,
     "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
 }
-"""What the presets at the papers' size share; the probe is DynACL's."""
+"""Settings shared by the presets at the papers' size; the probe is DynACL's."""
 TEACHER: dict[str, Any] = {
     **CIFAR10,
     "method": "simclr",
@@ -36,7 +36,7 @@ TEACHER: dict[str, Any] = {
     "crop_scale": (0.08, 1.0),
     "jitter": (0.8, 0.8, 0.8, 0.2),
 }
-"""What the SimCLR teachers of DeACL and of DAQ-SDP share; a student starts from its teacher's weights."""
+"""Settings shared by the SimCLR teachers of DeACL and DAQ-SDP; a student starts from its teacher's weights."""
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"probe_every": 2},
     # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
@@ -94,4 +94,4 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
-"""Whose attacks a preset is about, where it is not `reinforce`."""
+"""The default agent of a preset, if it is not `reinforce`."""

@@ -1,5 +1,5 @@
-"""Each method's own settings: its authors' for their data set but for what is named here, and how the small presets
-scale them down."""
+"""Each method's own settings: its authors' for their data set, with the exceptions named here, and scaled down for the
+small presets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ SOLO_LEARN = {
     "weight_decay": 1e-5,
     "final_lr": 0.0,
 }
-"""What solo-learn's CIFAR settings of BYOL and SimSiam share."""
+"""Settings shared by solo-learn's BYOL and SimSiam on CIFAR."""
 DISTILLATION = {
     "optimizer": "sgd-classic",
     "lr": 0.5,
@@ -124,17 +124,18 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
 """What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code. `simclr` is
 as in ACL.
 
-Decided, where released codes differ by one update or epoch, or by less than two hundredths of the peak: a warm-up by
-the update reaches its peak in the update behind it, one by the epoch in its last epoch; the cosine spans what the
-warm-up leaves (of the whole run in AdvCL, TARO and RoCL) and follows the warm-up's interval (by the epoch in AdvCL).
-RoCL's colours come before the crop there, and solo-learn's flip last. Its blur is Pillow's, see `transforms.blur`."""
+Released codes differ by one update or epoch, or by less than two hundredths of the peak. Here a warm-up by the update
+reaches its peak in the first update after it, and one by the epoch in its last epoch. The cosine spans the epochs after
+the warm-up (the whole run in AdvCL, TARO and RoCL) and changes at the warm-up's interval (by the epoch in AdvCL). In
+RoCL's code colors come before the crop, in solo-learn's the flip comes last; solo-learn's blur is Pillow's, see
+`transforms.blur`."""
 
 KEEP_LAST = ("acl", "dynacl", "dynacl++", "acl-air", "dynacl-air", "dynacl-air++")
 """Methods whose released code trains on the last, smaller batch of an epoch too; the other codes leave it out."""
 
 MOMENTUM = 0.9
-"""Momentum of a moving average in the small presets. With the authors' 0.99 it remembers 100 updates, half of the 220
-that these make: its network, which is DynACL's encoder, lags behind."""
+"""Momentum of a moving average in the small presets. The authors' 0.99 averages over 100 updates, half of the 220 that
+these presets make, so that the averaged network, DynACL's encoder, would lag behind."""
 POST = {"post_kwargs": {"epochs": 5, "batch_size": 128, "lr": 0.05}}
 DIGITS_POST = {"post_kwargs": {**POST["post_kwargs"], "augment": False}}
 
@@ -153,12 +154,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("astra++", "dynacl-air++"), POST),
 }
 """What a method changes in the small presets (digits, digits-grid, folder, cifar10-quick): the kind of its head, scaled
-to their networks, and the length of a post-processing. The rest is the presets' own, the same for every method:
-optimiser, learning rate, epochs, batch, augmentations, normalisation."""
+to their networks, and the length of a post-processing. The preset sets the rest, alike for every method: optimizer,
+learning rate, epochs, batch, augmentations, normalization."""
 
 
 def with_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are given, their options by name (`method_kwargs`, `post_kwargs`) over those of a recipe."""
+    """Return the given settings; their options by name (`method_kwargs`, `post_kwargs`) are added to the recipe's."""
     options = {
         name: {**own[name], **given[name]}
         for name in ("method_kwargs", "post_kwargs")
@@ -168,8 +169,8 @@ def with_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 
 
 def recipe(preset: str, method: str) -> dict[str, Any]:
-    """What `method` changes in the settings of `preset`; nothing for a method of one's own."""
+    """Return what `method` changes in the settings of `preset`; nothing for a custom method."""
     chosen = (AUTHORS if preset == "cifar10" else SMALL).get(method, {})
-    # digits fill their frame: cropped at random they lose what tells them apart
+    # digits fill their frame: a random crop would cut off what distinguishes them
     post = DIGITS_POST if preset.startswith("digits") and "post_kwargs" in chosen else {}
     return {**chosen, **post}

@@ -1,4 +1,4 @@
-"""Settings of a run: one typed record that is the command line, the YAML file and the Python interface alike."""
+"""Settings of a run: one typed record behind the command line, the YAML file and the Python interface."""
 
 import math
 from collections.abc import Mapping
@@ -31,61 +31,61 @@ PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "line
 TUPLES = ("eval_epsilons", "schedule", "crop_scale", "jitter")
 """Settings that are tuples here and lists in YAML."""
 HARDEST = ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
-"""The agent `fixed-max`: radius and number of steps at the top of their ranges, and steps that reach every corner."""
+"""Budget of the agent `fixed-max`: largest radius, most steps, a step size that reaches every corner of the ball."""
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(WorldSettings):
-    """A run's settings. Where the default is `auto` the record holds what it was resolved to.
+    """A run's settings. A setting given as `auto` is stored with the value that it was resolved to.
 
     Args:
-        preset: what the other settings are where nothing is said: digits, digits-grid (half the work, for comparisons),
-            folder, cifar10 (the paper's), cifar10-teacher and cifar10-teacher-daq (teachers for deacl and for daq-sdp
-            there) or cifar10-quick; by default that of the data set, cifar10-quick for cifar100 and (at 32 pixels, on
-            the 5,000 labelled images) stl10 too.
-        agent: who chooses the attacks, or the dotted path of one's own, my_module:MyAgent; auto: reinforce, or none for
-            a method without an attack, or reinforce-paper in the preset cifar10.
-        agent_kwargs: the agent's own settings, over those it has by default: agent_kwargs.learning_rate.
+        preset: defaults of the other settings: digits, digits-grid (half the work, for comparisons), folder, cifar10
+            (the paper's), cifar10-teacher and cifar10-teacher-daq (CIFAR-10 teachers for deacl and for daq-sdp) or
+            cifar10-quick; by default the data set's: cifar100 and stl10 (32 pixels, 5,000 labeled images) take
+            cifar10-quick.
+        agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce,
+            reinforce-paper in the preset cifar10, or none for a method without an attack.
+        agent_kwargs: the agent's own settings, which override its defaults, for example agent_kwargs.learning_rate.
         env: view: one action for each attacked view, discount 0; batch: one for the batch, discount 0.9.
-        observation: what the agent sees, or the dotted path of one's own, my_module:MyObservation; auto: features, or
+        observation: what the agent sees, or the dotted path of a custom observation, my_module:MyObservation; auto:
+            features, or what reinforce-paper fixes.
+        actions: the action space; auto: the agent's usual one (fixed and schedule: one that can express the method's
+            own budget exactly), or none for a method without an attack.
+        reward_scope: view: a reward for each view's own attack; batch: the paper's one scalar for all; auto: view, or
             what reinforce-paper fixes.
-        actions: what it chooses from; auto: what the agent is meant for (of fixed and schedule: what holds their
-            method's own budget exactly), or none for a method without an attack.
-        reward_scope: view: each view is paid for its own attack; batch: the paper's one scalar for all; auto: view, or
-            what reinforce-paper fixes.
-        seed: of everything random in the run.
+        seed: seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
-        precision: of training; fp32: on a GPU without TF32; auto: bf16 where the device computes in it, else fp32. The
-            evaluation is in fp32 whatever this is.
-        deterministic: on a GPU, whether the run is to give the same numbers again, which costs speed (how much is not
-            measured yet); on a CPU a run does in any case.
+        precision: precision of training; fp32: without TF32 on a GPU; auto: bf16 where the device computes in it, else
+            fp32. The evaluation is always in fp32.
+        deterministic: whether a run on a GPU is repeatable, which costs speed (how much is not measured yet); a run on
+            a CPU always is.
         run_dir: the run's folder, which must be new; by default runs/DATASET-METHOD-AGENT-seedSEED.
         epsilon: radius of the agent `fixed`: 8/255, not 8; by default the method's own.
         step_size: step size of the agent `fixed`; by default the method's own.
         steps: number of attack steps of the agent `fixed`; by default the method's own.
         schedule: radii of the agent `schedule`, one for each part of the training.
         checkpoint_every: epochs between checkpoints.
-        post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++, over those it has by default
-            (`PostSettings`): post_kwargs.epochs.
-        probe_every: epochs between points of the curves SA and RA (8/255, PGD-10) in TensorBoard, by a probe on
-            training images (`OnlineProbe`); it changes nothing else; 0: none.
+        post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++ (`PostSettings`), which
+            override its defaults, for example post_kwargs.epochs.
+        probe_every: epochs between points of the curves of clean accuracy (SA) and accuracy under PGD-10 at 8/255 (RA)
+            in TensorBoard, from a probe on training images (`OnlineProbe`) that does not change the run; 0: none.
         keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
             epoch's always among them; 0: none.
         images_every: epochs between image grids in TensorBoard.
-        evaluate: whether to evaluate and draw at the end.
+        evaluate: whether to evaluate and draw figures at the end.
         controls: whether to evaluate random weights and raw pixels as well, as trivial encoders to compare with.
         probe_epochs: epochs of the linear probe.
-        probe_lr: its learning rate.
-        probe_batch_size: its batch size.
-        probe_augment: whether its training images are cropped (padding 4) and flipped at random; digits, which fill
-            their frame, lose by it.
+        probe_lr: learning rate of the linear probe.
+        probe_batch_size: batch size of the linear probe.
+        probe_augment: whether the linear probe's training images are cropped (padding 4) and flipped at random; this
+            hurts digits, which fill their frame.
         eval_epsilons: radii under which the probe is attacked.
-        progress: what is shown of it: live, lines (one an epoch) or nothing; auto: live in a terminal, else lines.
+        progress: how progress is shown: live, lines (one per epoch) or off; auto: live in a terminal, else lines.
 
     Raises:
-        ValueError: if a name is unknown, a figure is out of its range, or two settings contradict each other.
+        ValueError: if a name is unknown, a value is out of its range, or two settings contradict each other.
     """
 
     SECTIONS: ClassVar[Mapping[str, str]] = {
@@ -144,18 +144,18 @@ class Settings(WorldSettings):
         own = PRESETS.get(self.preset, {}).get("method", self.method)
         if own != self.method:
             raise ValueError(f"the preset {self.preset} is of the method {own}, and not of {self.method}")
-        # a run's record is complete, and reading it imports no module of a user's
+        # a run's record is complete, and reading it must import no module of a user
         recorded = is_own(self.method) and self.agent != "auto"
         attacks = self.agent != "none" if recorded else find_method(self.method).attacks
         self._resolve("agent", AGENT_OF_PRESET.get(self.preset, "reinforce") if attacks else "none")
-        # a written record has all three: reading it imports no module of a user's
+        # a written record has all three resolved, and reading it must import no module of a user
         if not is_dotted(self.agent) or "auto" in (self.observation, self.actions, self.reward_scope):
             meant_for = describe(self.agent)
             self._resolve("observation", meant_for.observation if self.env == "view" else "features")
             self._resolve("actions", self._kind_of_actions(meant_for.actions) if attacks else "none")
             self._resolve("reward_scope", meant_for.reward_scope)
         if self.drop_last is None:
-            # as the method's authors, where the agent does not ask for the same number of views in every step
+            # as the method's authors do, unless the agent needs the same number of views in every step
             varies = self.env == "batch" or not learns(self.agent)
             kept = self.preset == "cifar10" and self.method in KEEP_LAST and varies and self.coreset == "none"
             object.__setattr__(self, "drop_last", not kept)
@@ -188,7 +188,8 @@ class Settings(WorldSettings):
             self.check_method()
 
     def _kind_of_actions(self, usual: str) -> str:
-        """What the agent is meant for; but `fixed` and `schedule` play what their method's own budget gives exactly."""
+        """Return the agent's usual kind; `continuous` for `fixed` and `schedule` if the usual one cannot express the
+        method's own budget exactly."""
         if self.agent not in ("fixed", "schedule"):
             return usual
         try:
@@ -246,7 +247,7 @@ class Settings(WorldSettings):
         self.make_post()
 
     def check_method(self) -> None:
-        """As of the world, and whether post-processing and budgets fit the method."""
+        """Check what the world checks, and that post-processing and budgets fit the method."""
         super().check_method()
         if self.post_kwargs is not None and not find_method(self.method).post_processed:
             raise ValueError(f"post_kwargs: the method {self.method} has no post-processing (its ++ form has)")
@@ -255,13 +256,13 @@ class Settings(WorldSettings):
                 ActionTable(self.actions).encode(budget)
 
     def check_custom(self) -> None:
-        """As of the world, and whether there is the agent and the observation that dotted paths name."""
+        """Check what the world checks, and that the agent and the observation of dotted paths exist."""
         super().check_custom()
         describe(self.agent)
         observation_for(self.env, self.observation)
 
     def make_post(self) -> PostSettings:
-        """The settings of the method's post-processing.
+        """Make the settings of the method's post-processing.
 
         Raises:
             ValueError: if one is unknown or out of its range.
@@ -270,7 +271,7 @@ class Settings(WorldSettings):
 
     @property
     def scheduled_budgets(self) -> list[ConstantBudget]:
-        """The budget of each part of the agent `schedule`; steps and their size are the method's."""
+        """The budgets of the agent `schedule`, one for each part of training; steps and step size are the method's."""
         if self.agent != "schedule":
             return []
         own = self.make_method().budget_at(1)
@@ -278,9 +279,7 @@ class Settings(WorldSettings):
 
     @property
     def fixed_budget(self) -> ConstantBudget | None:
-        """The budget of the agent `fixed` (what was given, and the method's own for the rest) and of `fixed-max`; None
-        for an agent that chooses.
-        """
+        """The budget of the agent `fixed` (given values, else the method's own) or `fixed-max`; None for others."""
         if self.agent == "fixed-max":
             return HARDEST
         if self.agent != "fixed":
@@ -292,12 +291,12 @@ class Settings(WorldSettings):
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "Settings":
-        """The preset called `name` with its method's own settings and some settings changed."""
+        """Make the settings of the preset `name` with its method's own settings and the given changes."""
         own = recipe(name, str(changes.get("method", cls.method)))
         return cls(**({"preset": name} | pick(name, PRESETS, "preset") | own | with_options(own, changes)))
 
     def to_yaml(self) -> str:
-        """Every setting as YAML, for `--config` and `astra_gym.experiments.config.cli.load`."""
+        """Return every setting as YAML, for `--config` and `astra_gym.experiments.config.cli.load`."""
         values = asdict(self) | {name: _listed(getattr(self, name)) for name in TUPLES}
         return dump_yaml(values)
 
@@ -312,7 +311,7 @@ def _check(name: str, value: object, holds: bool, expected: str) -> None:
 
 
 def default_run_dir(settings: Settings, root: Path | str = "runs") -> Path:
-    """The first folder runs/DATASET-METHOD-AGENT-seedSEED, -2, -3, ... that does not exist."""
+    """Return the first folder runs/DATASET-METHOD-AGENT-seedSEED, -2, -3, ... that does not exist."""
     parts = settings.dataset, settings.method, settings.agent, f"seed{settings.seed}"
     name = "-".join(part.replace(":", "-").replace(".", "-") for part in parts)
     number, folder = 1, Path(root) / name

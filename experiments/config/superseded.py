@@ -1,4 +1,4 @@
-"""Forms and names of version 0.1 that later versions do not have: what a file of that version means."""
+"""Defaults and names of version 0.1 that have changed since, for reading files of that version."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ class Form(NamedTuple):
     """Settings by name whose defaults have changed.
 
     Args:
-        setting, value: the setting and its value where the form plays a part.
-        options: the setting that holds them, such as `agent_kwargs`.
+        setting, value: the setting and its value with which the form has an effect.
+        options: the setting that holds the form's settings, such as `agent_kwargs`.
         now: a record with the present defaults.
-        before: what version 0.1 did.
+        before: the defaults of version 0.1.
     """
 
     setting: str
@@ -36,16 +36,16 @@ FORMS = (
     Form("coreset", "rcs", "coreset_kwargs", CoresetSettings(batches=1), {"form": "softmax", "biases": True}),
 )
 RENAMED: Mapping[str, str] = {"normalisation": "normalization", "neighbours": "neighbors"}
-"""What settings and flags were called, and what they are called now."""
+"""Present names by the earlier names of settings and flags."""
 DROP_LAST = True
 """Whether version 0.1 left out the last, smaller batch of an epoch."""
 
 
 def named_forms(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The present defaults of all forms that play a part in a run and have no value yet, by the setting that holds
+    """Return the present defaults of all forms that affect a run and have no value yet, by the setting that holds
     them.
 
-    A run names them in its record, so that a record that does not is an older one.
+    A run names them in its record, so that a record without them is recognized as an older one.
 
     Args:
         record: all settings of a run, by name.
@@ -54,10 +54,10 @@ def named_forms(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _unnamed(record: Mapping[str, Any]) -> Iterator[tuple[Form, list[str]]]:
-    """The forms that play a part in a run, and which of their settings the record does not name."""
+    """Yield the forms that affect a run, with those of their settings that the record does not name."""
     for form in FORMS:
         options = record.get(form.options) or {}
-        # optimal transport has one form
+        # optimal transport has only one form
         idle = ("form",) if options.get("divergence") == "ot" else ()
         names = [name for name in form.before if name not in options and name not in idle]
         if record.get(form.setting) == form.value and names:
@@ -65,8 +65,8 @@ def _unnamed(record: Mapping[str, Any]) -> Iterator[tuple[Form, list[str]]]:
 
 
 def left_out(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the record of a run of version 0.1 does not name, by flag: `drop_last`, `coreset_kwargs.form`; nothing for a
-    newer one.
+    """Return the settings that a record of version 0.1 does not name, by flag: `drop_last`, `coreset_kwargs.form`;
+    nothing for a newer record.
 
     Args:
         record: all settings of a run, by name.
@@ -78,11 +78,11 @@ def left_out(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_forms(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run as a base for another one: without the forms of what changes.
+    """Return a run's record as a base for another run, without the forms of the settings that change.
 
     Args:
         record: all settings of a run, by name.
-        changes: other settings, by name; None where there is none.
+        changes: changed settings, by name; None if a setting does not change.
     """
     made, changed = dict(record), {name for name, value in changes.items() if value not in (None, record.get(name))}
     for form in FORMS:
@@ -94,7 +94,7 @@ def without_forms(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run by present names, with what it leaves out, as the version that wrote it had it."""
+    """Return a run's record by present names; settings that it leaves out get the defaults of its version."""
     full = by_present_names(record, RENAMED)
     for flag, value in left_out(record).items():
         name, _, option = flag.partition(".")

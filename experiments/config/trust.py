@@ -1,7 +1,7 @@
-"""Which modules a command may import: those that its user names, and no others because a file names them.
+"""Which modules a command may import: those that its user names, not those that only a file names.
 
 Importing a module runs its code. A dotted path (`my_module:MyAgent`) in a config file, in a run's record or in a
-comparison's plan is refused unless the command line repeats it, or says `--trust`. That holds for `--config FILE` too:
+comparison's plan is refused unless the command line repeats it, or has `--trust`. That holds for `--config FILE` too:
 a file that the user wrote and the `config.yaml` of a stranger's run look alike.
 """
 
@@ -17,17 +17,17 @@ from astra_gym.ssl_core.utils.import_path import imports_checked, is_dotted
 from astra_gym.ssl_core.utils.messages import LIMIT, counted, shown
 
 NAMED = ("agent", "method", "dataset", "observation", "attack_start")
-"""Settings whose value may be a dotted path; the names of `reward_weights` may be some too."""
+"""Settings whose value may be a dotted path; names in `reward_weights` may be dotted paths too."""
 ROOM = 80
-"""Characters that are left for what a caller adds to the error: the arm of a comparison."""
+"""Characters of the error reserved for what a caller adds, such as the arm of a comparison."""
 
 
 def only_named(names: Collection[str | None], again: str) -> AbstractContextManager[None]:
-    """Meanwhile only these modules are imported.
+    """While entered, allow the import of the named modules only.
 
     Args:
         names: dotted paths that the user has named.
-        again: the command that trusts the others, for the error; one too long for an error is said in words.
+        again: the command with `--trust`, for the error; if it is too long, the error describes it.
     """
 
     def check(what: str, path: str) -> None:
@@ -36,7 +36,7 @@ def only_named(names: Collection[str | None], again: str) -> AbstractContextMana
                 f"a file, and not this command line, names the {what} {shown(path)}, whose import runs its code; if "
                 f"you trust it, type `{again}`"
             )
-            # half a command is none
+            # a command that is cut short does not work
             whole = counted(said) <= LIMIT - ROOM
             raise ValueError(said if whole else said.replace(f"type `{again}`", "repeat your command with --trust"))
 
@@ -44,7 +44,7 @@ def only_named(names: Collection[str | None], again: str) -> AbstractContextMana
 
 
 def nothing(file: Path | str) -> AbstractContextManager[None]:
-    """Meanwhile no module is imported: a record is read without that."""
+    """While entered, refuse every import of a user's module: a record is read without that."""
 
     def check(what: str, path: str) -> None:
         raise ValueError(f"{file} is no complete record of a run: to read it, the {what} {path!r} would be imported")
@@ -53,7 +53,7 @@ def nothing(file: Path | str) -> AbstractContextManager[None]:
 
 
 def named_by(settings: Settings | Mapping[str, Any]) -> list[str]:
-    """The flags that name the modules of a run's settings; none where all of it is ours."""
+    """Return the flags that name the modules of a run's settings; empty if nothing is custom."""
     values = settings if isinstance(settings, Mapping) else vars(settings)
     flags = [word for name in NAMED if is_dotted(values.get(name)) for word in (f"--{name}", values[name])]
     weights = values.get("reward_weights") or {}
@@ -61,7 +61,7 @@ def named_by(settings: Settings | Mapping[str, Any]) -> list[str]:
 
 
 def named_in(argv: Sequence[str]) -> set[str]:
-    """The dotted paths that a command line names, as the values of `NAMED` or as names of `reward_weights`."""
+    """Return the dotted paths that a command line names, as values of `NAMED` or as names in `reward_weights`."""
     found: set[Any] = set()
     for token, after in pairwise([*argv, ""]):
         flag, equals, text = token.partition("=")
@@ -78,11 +78,11 @@ def _mapping(text: str) -> Mapping[Any, Any]:
     try:
         values = load_yaml(text)
     except ValueError:
-        # the parser has more to say of it
+        # the parser reports it
         return {}
     return values if isinstance(values, dict) else {}
 
 
 def trusting(settings: Settings) -> list[str]:
-    """What a command that resumes a run needs beside its folder: `--trust` where a module is imported."""
+    """Return what a command that resumes a run needs beside its folder: `--trust` if a module is imported."""
     return ["--trust"] if named_by(settings) else []

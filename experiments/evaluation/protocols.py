@@ -37,18 +37,18 @@ Update = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Changes:
-    """What a user changes of the protocols; None leaves a figure as it is.
+    """A user's changes of the protocols; None changes nothing.
 
     Args:
-        epochs: of every trained protocol; its learning rate falls after the same shares of them.
-        batch_size: of every trained protocol.
-        lr: of linear heads.
-        aff_lr: of full fine-tuning.
-        aff_noise: standard deviation of the noise from which its attack starts, in the images' unit; by default 0 with
-            two routes, as published, and 0.001 with one; version 0.1 had 0.001.
+        epochs: epochs of every trained protocol; the learning rate falls after the same shares of the epochs.
+        batch_size: batch size of every trained protocol.
+        lr: learning rate of linear heads.
+        aff_lr: learning rate of full fine-tuning.
+        aff_noise: standard deviation of the noise that the attack in full fine-tuning starts from, in the images' unit;
+            by default 0 with two routes, as published, and 0.001 with one (version 0.1: always 0.001).
         augment: whether linear heads are trained on cropped and flipped images.
         flip: probability of a horizontal flip.
-        neighbors: k of the nearest neighbours.
+        neighbors: k of the nearest neighbors.
     """
 
     epochs: int | None = None
