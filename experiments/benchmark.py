@@ -1,4 +1,4 @@
-"""What the fast path is worth: every figure is a ratio or a share, measured in one run on the same work.
+"""Benchmark the fast path: every value is a ratio or a share, measured in one run on the same work.
 
 python experiments/benchmark.py
 python experiments/benchmark.py --parts attack step --repeats 5 --threads 2 --output results/benchmark.json
@@ -6,24 +6,23 @@ python experiments/benchmark.py --compare results/benchmark.json --output new.js
 python experiments/benchmark.py --parts start --add_to results/benchmark.json
 python experiments/benchmark.py --profile profile/
 
-Variants are measured in turn (ABCD ABCD ...), in each round all of them on the same work, which is new in each round; a
-first round, which does not count, warms up. A figure is the median over the rounds, with its quartiles. Only `start` is
-in seconds, since it is a limit. The parts, each described at the function in `experiments/benchmarks/` that
-measures it:
+Variants are measured in turn (ABCD ABCD ...). In each round all variants do the same work, and each round has new work.
+A first round warms up and does not count. A value is the median over the rounds, with its quartiles. Only `start` is in
+seconds, since it is a limit. The parts, each described at the function in `experiments/benchmarks/` that measures it:
 
-attack      `speed.measure_attack`: the reference's masked loop against ours, and what each idea is worth
+attack      `speed.measure_attack`: the reference's masked loop against ours, and the gain of each idea
 step        `speed.measure_step`: a whole training step against a plain twin of the reference's
 precision   `speed.measure_precision`: bfloat16 against float32 in observation, attack and update
 shares      `overheads.measure_shares`: where the time of a run goes
 agents      `overheads.measure_agents`: every agent's share of a step
-scaling     `costs.measure_scaling`: what an attack's time grows with
+scaling     `costs.measure_scaling`: how an attack's time grows
 efficiency  `efficiency.measure_efficiency`: FLOPs used, of those that matrix products reach here
 evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
 start       `overheads.measure_start`: seconds to the first training step
 training    `checkouts.measure_training`: with --against, make demo's training there and here
 
-The results are written after every part: an interrupted benchmark keeps those that it has finished.
+The results are written after every part: an interrupted benchmark keeps its finished parts.
 """
 
 import sys
@@ -35,9 +34,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 import torch
@@ -72,7 +71,7 @@ AGAINST = "training"
 
 
 class BenchmarkPart(NamedTuple):
-    """A part of the benchmark: what measures it, and in how many rounds where nothing is said."""
+    """A part of the benchmark: the function that measures it, and its default number of rounds."""
 
     measure: Callable[[Options, int, Callable[[str], None]], Result]
     rounds: int
@@ -95,20 +94,20 @@ PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkFlags:
-    """What is measured, on what, and where it is written.
+    """What is measured, on which device, and where the results go.
 
     Args:
-        parts: the parts that are measured; by default all, training only with --against.
+        parts: parts to measure; by default all, but training only with --against.
         against: another checkout, for the part training.
-        repeats: rounds that count; by default 3.
-        threads: of torch.
+        repeats: measured rounds; by default 3.
+        threads: number of torch's threads.
         device: auto, cpu, cuda or cuda:N.
-        output: where the results are written.
-        picture: a PNG of them; by default beside the output.
+        output: file of the results.
+        picture: a PNG of the results; by default beside the output.
         compare: an earlier result, to mark what changed.
-        add_to: an earlier result of this machine, whose other parts are taken over.
-        profile: instead: profile one attack and one update, into this folder.
-        quick: tiny networks, to try the command: figures mean nothing.
+        add_to: an earlier result of this machine; parts that are not measured now are copied from it.
+        profile: folder for a profile of one attack and one update, made instead of measuring.
+        quick: tiny networks, to try the command; the values mean nothing.
     """
 
     parts: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="PART")] = None
@@ -126,7 +125,7 @@ class BenchmarkFlags:
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What a command line comes to.
+    """What a command line asks for.
 
     Args:
         flags: as they are given.
@@ -134,7 +133,7 @@ class BenchmarkRequest:
         options: where the parts run.
         picture: where the picture goes.
         old: the earlier result of `--compare`.
-        others: that of `--add_to`.
+        others: the earlier result of `--add_to`.
     """
 
     flags: BenchmarkFlags

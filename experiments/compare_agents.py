@@ -4,11 +4,11 @@ python experiments/compare_agents.py --agents reinforce ppo bandit fixed fixed-m
 python experiments/compare_agents.py --arm 'cost=--agent reinforce --reward_weights.cost 0.02' --equal_compute cost
 python experiments/compare_agents.py --resume comparisons/NAME
 
-Every cell (an arm with a seed) is an ordinary run in comparisons/NAME/cells/, one process with one thread; any flag
-that is not among those below goes to the training of each, see train_agent.py --help. comparison.json holds what is
-finished so far: report.py reads it. A comparison that was stopped, killed or had failing cells goes on by --resume.
-With --dir, runs that already lie in DIR/cells/LABEL-seedN, or are cells of DIR/comparison.json, count if their settings
-are the planned ones.
+Every cell (an arm, which is one set of flags, with one seed) is an ordinary run in comparisons/NAME/cells/, one process
+with one thread. Flags not listed below go to every run, see train_agent.py --help. comparison.json holds what is
+finished so far, and report.py reads it. --resume continues a comparison that was stopped, killed or had failing cells.
+With --dir, runs in DIR/cells/LABEL-seedN and cells of DIR/comparison.json are reused if their settings are the planned
+ones.
 """
 
 import itertools
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 
@@ -44,23 +44,23 @@ PRESET, METHOD = "digits-grid", "astra"
 
 @dataclass(frozen=True, kw_only=True)
 class CompareFlags:
-    """What is compared, and how often; any other flag is one of the training of each.
+    """What is compared, and how often; any other flag goes to the training of every run.
 
     Args:
-        agents: by default reinforce, fixed, fixed-max and random.
-        seeds: of each agent, from 0; by default 5.
-        primary_seeds: of the agents whose comparisons are fixed beforehand (reinforce, random, fixed, fixed-max); by
-            default 10 where --seeds is 5 or more, else as many.
-        preset: by default digits-grid.
-        presets: several, each with all agents.
-        methods: by default astra; several, each with all agents.
-        arm: a custom arm, LABEL=FLAGS: flags of the training; may be repeated.
-        equal_compute: at the end, for each of these a further arm ARM@compute of so many epochs that it makes as many
-            attack steps as the dearest arm.
-        jobs: processes at once; by default one a usable core, and no more than a GPU's memory holds.
-        dir: by default comparisons/PRESET, -2, -3, ...
-        resume: go on with a comparison.
-        trust: import the modules that its plan or a config file names, which runs their code.
+        agents: agents to compare; by default reinforce, fixed, fixed-max and random.
+        seeds: number of seeds of each agent, counted from 0; by default 5.
+        primary_seeds: number of seeds of the agents in the comparisons fixed beforehand (reinforce, random, fixed,
+            fixed-max); by default --seeds, but at least 10 if that is 5 or more.
+        preset: preset of all runs; by default digits-grid.
+        presets: several presets, each with all agents.
+        methods: one or several, each with all agents; by default astra.
+        arm: a custom arm, LABEL=FLAGS, with flags of the training; may be repeated.
+        equal_compute: for each of these arms a further arm ARM@compute, run last, with enough epochs to make as many
+            attack steps as the most expensive arm.
+        jobs: processes at once; by default one per usable core, and no more than a GPU's memory holds.
+        dir: folder of the comparison; by default the first free one of comparisons/PRESET, -2, -3 and so on.
+        resume: folder of a comparison to resume.
+        trust: import the modules that a comparison's plan or a config file names, which runs their code.
     """
 
     agents: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
@@ -87,7 +87,7 @@ class CompareFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 if a cell failed, 2 bad input, 128 + N stopped by signal N."""
+    """Run the command and return its exit status: 0 done, 1 a cell failed, 2 bad input, 128 + N stopped by signal N."""
     return framed("compare", argv, _main)
 
 
@@ -107,7 +107,7 @@ def _main(argv: list[str], ending: Ending) -> int:
                     "comparison in it",
                     file=sys.stderr,
                 )
-            # what the lock's last holder may have written
+            # not before: the last holder of the lock may have written the folder and its plan
             if given.resume is None:
                 folder.check_new()
             else:
@@ -130,7 +130,7 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> tuple[ComparisonFolder, ComparisonPlan]:
-    """The folder and its plan; nothing is written yet.
+    """Return the folder and its plan; write nothing yet.
 
     Raises:
         ValueError: if anything is wrong with the command line or the folder.
@@ -161,7 +161,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     fitting = try_arms(arms)
     path = given.dir or _claimed("-".join(presets))
     folder = ComparisonFolder(path)
-    # the folder says where it lies, not what it is
+    # the place of a comparison is no part of its plan
     words = [*recorded("compare"), *without(argv, "--dir")]
     return folder, ComparisonPlan(
         path.resolve().name, shlex.join(words), given.jobs or fitting, seeds, chosen, tuple(arms)
@@ -169,7 +169,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
 
 
 def _claimed(name: str) -> Path:
-    """The first folder comparisons/NAME, -2, -3, ... that was not there: it is made here, since others choose too."""
+    """Make the first free folder of comparisons/NAME, -2, -3, ...; made now, since other processes choose one too."""
     for number in itertools.count(1):
         path = Path("comparisons") / (name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):

@@ -7,10 +7,9 @@ python experiments/evaluate_encoder.py runs/NAME --every 5        # along the en
 python experiments/evaluate_encoder.py CHECKPOINT.pt --format dynacl --route pgd --dataset cifar10 --data_dir DIR
 python experiments/evaluate_encoder.py --model my_module:build --dataset cifar10 --data_dir DIR --image_size 32
 
-Data, image size and flips are those of the encoder's run where nothing is said. A command that was stopped or killed
-goes on when it is repeated: finished parts, trained classifiers and the batches of an AutoAttack are kept in the
-evaluation's folder. Whatever departs from the published protocol is marked as not standard, with the reason, in every
-row.
+By default data, image size and flips are those of the encoder's run. Repeat a command that was stopped or killed to
+resume it: finished parts, trained classifiers and finished batches of AutoAttack are kept in the evaluation's folder.
+Every row that departs from the published protocol is marked as not standard, with the reason.
 """
 
 import shlex
@@ -19,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from rich.console import Console
@@ -43,7 +42,7 @@ from astra_gym.ssl_core.utils.messages import said, short
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 a figure would be void, 2 bad input, 128 + N by signal N."""
+    """Run the command and return its exit status: 0 done, 1 a value would be void, 2 bad input, 128 + N by signal N."""
     return framed("evaluate", argv, _main)
 
 

@@ -4,8 +4,8 @@ python experiments/export_encoder.py runs/NAME --out FILE.pt                # fo
 python experiments/export_encoder.py runs/NAME/checkpoints/best.pt --out FILE.pt --route normal
 python experiments/export_encoder.py runs/NAME --out FILE.pt --layout ours  # all routes and the projector
 
-The file holds plain tensors and values (it loads with weights_only=True), the input normalisation beside the weights.
-The code that is printed turns images into features; for torchvision's names it needs torch and torchvision alone.
+The file holds plain tensors and values (it loads with weights_only=True): the weights and the input normalization. The
+command prints code that turns images into features; with torchvision's names it needs only torch and torchvision.
 """
 
 import sys
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.config.argparser import CommandParser
@@ -56,15 +56,15 @@ features = network.features(images, route)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags:
-    """What is exported, and whereto.
+    """What is exported, and where to.
 
     Args:
         source: a run folder, or a checkpoint in one.
-        out: where to write.
+        out: the file to write.
         route: batch-norm route; by default the one that the run is evaluated on.
-        layout: torchvision: names and shapes of torchvision's ResNets, one route, the neck if any as fc, no projector;
+        layout: torchvision: names and shapes of torchvision's ResNets, with one route, a neck as fc, and no projector;
             ours: the whole network as this project's commands read it, without the rest of the run.
-        force: replace the file if it is there.
+        force: replace the file if it exists.
     """
 
     source: Annotated[Path, Notes(positional=True, unit="RUN")]
@@ -78,14 +78,14 @@ class ExportFlags:
 
 
 def export(source: Path, out: Path, route: str | None, layout: str, force: bool) -> tuple[TargetNetwork, str]:
-    """Writes the file; returns the network that it holds and the route that it is for.
+    """Write the file; return the network in it and its batch-norm route.
 
     Args:
         source: a run folder or a checkpoint of one.
         out: the file; folders are made.
-        route: by default the one that the run is evaluated on.
+        route: batch-norm route; by default the one that the run is evaluated on.
         layout: a name of `LAYOUTS`.
-        force: whether a file that is there is replaced.
+        force: whether an existing file is replaced.
 
     Raises:
         ValueError: if the source is no run, the network has no such route, or the file is there already, is a
@@ -115,8 +115,8 @@ def export(source: Path, out: Path, route: str | None, layout: str, force: bool)
 
 
 def recipe(network: TargetNetwork, out: Path, layout: str) -> str:
-    """Python that loads the file and turns `images` into `features`, by torchvision or, for the layout `ours`, by this
-    project."""
+    """Return Python code that loads the file and turns `images` into `features`, by torchvision or, for the layout
+    `ours`, by this project."""
     if layout == "ours":
         return OURS.format(path=str(out))
     kind, counts = ARCHITECTURES[network.arguments["arch"]]
@@ -126,7 +126,7 @@ def recipe(network: TargetNetwork, out: Path, layout: str) -> str:
 
 
 def _model(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterator[str]:
-    """Lines that build torchvision's ResNet and replace the layers in which this network differs from it."""
+    """Yield lines that build torchvision's ResNet and replace the layers in which this network differs from it."""
     width, backbone, neck = network.arguments["width"], network.backbone, network.neck
     yield f"model = ResNet({block}, {list(counts)})"
     if width != 64 or backbone.pool is None:
@@ -146,8 +146,8 @@ def _model(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterato
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 0, or 128 + N stopped by signal N. Bad input ends the process with status 2
-    and one line."""
+    """Run the command and return its exit status: 0, or 128 + N stopped by signal N. Bad input ends the process with
+    status 2 and one line."""
     return framed("export", argv, _main)
 
 

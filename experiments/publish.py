@@ -1,4 +1,4 @@
-"""Keep what finished runs found as JSON under results/, and make the tables of README and docs/ from it.
+"""Keep the results of finished runs as JSON under results/, and make the tables of README and docs/ from them.
 
 python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the tables
 python experiments/publish.py --group fp32 ...   # keep them under results/fp32 instead of the preset's name
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON
@@ -39,10 +39,10 @@ class PublishFlags:
 
     Args:
         runs: folders of runs, comparisons or evaluations to be kept.
-        group: the folder of results/ that they are kept in; by default their preset's name.
+        group: folder in results/ for these runs; by default their preset's name.
         pictures: keep these runs' pictures too.
-        results: where results are kept; by default the checkout's.
-        readme: a file with tables, as are the pages of docs/ beside it; by default the checkout's.
+        results: folder of the kept results; by default the checkout's.
+        readme: file with tables; the pages of docs/ beside it are read too; by default the checkout's.
         check: write nothing; status 1 if the tables are stale.
     """
 
@@ -55,8 +55,8 @@ class PublishFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 a table is stale (`--check`), 2 bad input, 128 + N stopped by
-    signal N."""
+    """Run the command and return its exit status: 0 done, 1 a table is stale (`--check`), 2 bad input, 128 + N stopped
+    by signal N."""
     return framed("publish", argv, _main)
 
 
@@ -96,7 +96,7 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def pages(readme: Path) -> list[Path]:
-    """The documents with tables: the README, and the pages of docs/ beside it."""
+    """Return the documents with tables: the README, and the pages of docs/ beside it."""
     return [readme, *sorted((readme.parent / "docs").rglob("*.md"))]
 
 

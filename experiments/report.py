@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.config.argparser import CommandParser
@@ -33,11 +33,11 @@ from astra_gym.ssl_core.utils.paths import check_place
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    """What is reported, and where.
+    """What is reported, and where to.
 
     Args:
         paths: a comparison, an evaluation, or run folders.
-        out: where the report goes; by default into the folder that is reported.
+        out: folder of the report; by default the folder that is reported.
     """
 
     paths: Annotated[tuple[Path, ...], Notes(positional=True, nargs="+", unit="PATH")]
@@ -45,8 +45,8 @@ class ReportFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 0, or 128 + N stopped by signal N. Bad input ends the process with status 2
-    and one line."""
+    """Run the command and return its exit status: 0, or 128 + N stopped by signal N. Bad input ends the process with
+    status 2 and one line."""
     return framed("report", argv, _main)
 
 

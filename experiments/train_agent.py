@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 if not __package__:
-    # run as a script: this checkout comes first, and what lies beside this file (entry 0) hides nobody's module
+    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the imports that take seconds: from here on a signal ends this process with a line
+    # before the slow imports: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from rich.console import Console
@@ -39,7 +39,7 @@ from astra_gym.ssl_core.utils.stopping import status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 done, 1 failed, 2 bad input, 128 + N stopped by the signal N."""
+    """Run the command and return its exit status: 0 done, 1 failed, 2 bad input, 128 + N stopped by the signal N."""
     return framed("train", argv, _main)
 
 
@@ -74,7 +74,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             data = settings.load_data(decoding.update)
         run = Run(settings, resolve_device(settings.device), data)
         if invocation.resume is None and settings.evaluate:
-            # at the end it would be refused: better before the training than after it
+            # the evaluation would be refused: better before the training than after it
             try:
                 run.check_held_out()
             except TrainedOnError as error:
@@ -111,7 +111,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
 
 
 def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
-    """What is said of a run that ends early, from now on."""
+    """Set what the command reports from now on if the run ends early."""
 
     def kept() -> str:
         try:
@@ -126,7 +126,7 @@ def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
 
 
 def _warn(text: object) -> None:
-    """On the standard error, whatever the display shows."""
+    """Print a note on the standard error, whatever the display shows."""
     print(said(program("train"), text, "note"), file=sys.stderr)
 
 
@@ -164,7 +164,7 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
         with Interrupt() as interrupt:
             run.train(folder, log, progress, interrupt, shares)
         if interrupt.asked:
-            # after the last look, when all was saved
+            # asked after the run's last check, when all was saved
             raise Stopped(interrupt.asked)
     except Stopped as name:
         note_time()
@@ -206,7 +206,7 @@ def _note(run: Run, console: Console, text: str) -> None:
 
 
 def _say(run: Run, console: Console, text: str) -> None:
-    """What must be known of a run that was stopped, also where nothing is displayed."""
+    """Print how a run was stopped, even if the display is off."""
     if run.settings.progress == "off":
         _warn(text)
     else:
@@ -214,7 +214,7 @@ def _say(run: Run, console: Console, text: str) -> None:
 
 
 def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
-    # matplotlib and scipy take a second to import: nobody waits for them before training
+    # matplotlib and scipy take a second to import: training need not wait for them
     from astra_gym.experiments.evaluation.end_of_run import conclude
 
     def note(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The flags of an evaluation: typed records, a section of the help each."""
+"""The flags of an evaluation: typed records, one for each section of the help."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ class SourceFlags:
 
     Args:
         encoder: a run folder, or a checkpoint.
-        model: an nn.Module of your own, or a function that returns one, by its dotted path: its outputs are features,
-            or logits with --protocols classifier.
-        format: of a checkpoint of another project.
-        stem: of its network, where the file does not tell.
-        route: its batch-norm route, where it has several: normal or pgd.
-        mean: its input normalisation, a figure a channel.
-        std: the deviation of it, a figure a channel.
+        model: dotted path of a custom nn.Module, or of a function that returns one; its outputs are features, or logits
+            with --protocols classifier.
+        format: format of another project's checkpoint.
+        stem: stem of such a checkpoint's network, if the file does not name it.
+        route: batch-norm route of such a checkpoint, if it has several: normal or pgd.
+        mean: mean of such a checkpoint's input normalization, one value per channel.
+        std: standard deviation of the same, one value per channel.
     """
 
     encoder: Annotated[Path | None, Notes(positional=True, unit="ENCODER")] = None
@@ -63,21 +63,21 @@ class MeasureFlags:
     """Protocols and attacks.
 
     Args:
-        protocols: by default slf, alf, aff and knn.
+        protocols: protocols to run; by default slf, alf, aff and knn.
         labels: shares of the training labels, in (0, 1]; published: 0.01 0.1 0.2 0.3 0.4 0.5.
-        attacks: by default pgd20 and autoattack.
+        attacks: attacks to run; by default pgd20 and autoattack.
         epsilons: radii of fgsm and pgd20; by default 4/255 8/255 12/255 16/255.
-        norm: of autoattack.
+        norm: norm of autoattack.
         autoattack_epsilons: radii of autoattack; by default 8/255 (L2: 0.5, L1: 12).
         restarts: random starts of pgd20.
-        shifts: beyond adversaries.
-        severities: of the corruptions, 1 to 5.
-        frost_photographs: a folder with frost1.png ... as published; without them frost is a texture like them, and
-            marked.
-        health: numbers and figures of the features themselves.
+        shifts: further tests, beyond attacks.
+        severities: severities of the corruptions, 1 to 5.
+        frost_photographs: a folder with the published frost1.png ...; without them frost is a similar texture, and its
+            results are marked.
+        health: report values and figures of the features themselves.
         everything: all protocols, fgsm, pgd20 and autoattack, all shifts, and health.
-        every: evaluate along the run: the encoders of every N-th epoch that --keep_every kept (by default slf and pgd20
-            at 8/255).
+        every: evaluate along the run: every N-th epoch's encoder that --keep_every kept (by default slf and pgd20 at
+            8/255).
     """
 
     protocols: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=protocols_known(), what="protocol")] = None
@@ -122,12 +122,12 @@ class DataFlags:
     """The images.
 
     Args:
-        dataset: another data set than the run's: transfer; of stl10 the 5,000 labelled images are trained on.
-        data_dir: its folder.
+        dataset: another data set than the run's (transfer); stl10 trains on its 5,000 labeled images.
+        data_dir: folder of the data set.
         image_size: side in pixels to which images are resized.
         limit: training images; 0: all.
         test_limit: test images; 0: all.
-        download: whether it may be downloaded.
+        download: whether the data set may be downloaded.
     """
 
     dataset: str | None = None
@@ -147,14 +147,14 @@ class DataFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkFlags:
-    """How it is worked.
+    """How the evaluation runs.
 
     Args:
         out: the evaluation's folder; by default RUN/evaluation, or evaluations/NAME.
-        seed: of everything random.
-        attack_batch_size: of fgsm and pgd20; autoattack takes at most 100 of it.
+        seed: seed of everything random.
+        attack_batch_size: batch size of fgsm and pgd20; autoattack uses at most 100.
         device: auto, cpu, cuda or cuda:N.
-        progress: what is shown of it.
+        progress: how progress is shown.
     """
 
     out: Annotated[Path | None, Notes(unit="DIR")] = None

@@ -1,4 +1,4 @@
-"""What an evaluation's flags come to for one encoder."""
+"""The encoder, data, plan and folder that an evaluation's flags ask for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from astra_gym.ssl_core.utils.paths import check_folder
 
 EPSILONS = (4 / 255, 8 / 255, 12 / 255, 16 / 255)
 STANDARD_EPSILON = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
-"""AutoAttack's radii on RobustBench's tables (L1: of its authors' own)."""
+"""AutoAttack's radii in RobustBench's tables (L1: the radius of AutoAttack's authors)."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class LabelledData:
 
     Args:
         name: of the data set.
-        split: its labelled training and test images.
-        deviations: in what it departs from the published protocol.
-        seen: its test images at the size of those that the encoder's run was trained on.
-        place: what an evaluation's folder is called after it; empty where the data are the run's own.
+        split: its labeled training and test images.
+        deviations: departures of the data from the published protocol, in words.
+        seen: its test images at the size of the encoder's training images.
+        place: suffix of the evaluation's folder; empty if the data are the run's own.
     """
 
     name: str
@@ -47,7 +47,7 @@ class LabelledData:
 
 
 def subject_of(given: EvaluationFlags, device: torch.device) -> Subject:
-    """The encoder that the command line names.
+    """Load the encoder that the command line names.
 
     Raises:
         ValueError, CheckpointError: if there is none, or it cannot be read.
@@ -79,7 +79,7 @@ def subject_of(given: EvaluationFlags, device: torch.device) -> Subject:
 
 
 def plan_of(given: EvaluationFlags) -> EvaluationPlan:
-    """What is to be evaluated.
+    """Plan what is evaluated.
 
     Raises:
         ValueError: if an attack's radius is out of its range, or photographs of frost are missing.
@@ -114,10 +114,10 @@ def plan_of(given: EvaluationFlags) -> EvaluationPlan:
 
 
 def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> LabelledData:
-    """The labelled images: those of the encoder's run, with what the command line changes; else what it names.
+    """Load the labeled images that the command line names; by default those of the encoder's run.
 
-    A folder is the run's if it holds the images that the run was trained on, wherever it lies. Any other is another
-    data set, with a name of its own, also where it lies at the run's place.
+    A folder is the run's if it holds the images that the run was trained on, whatever its path. Any other folder is a
+    different data set with its own name, even if it has the run's path.
 
     Raises:
         ValueError: if no data set is named, or it cannot be read.
@@ -135,7 +135,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
     def chosen(flag: int | None, value: int | None) -> int | None:
         return value if flag is None else (flag or None)
 
-    # an encoder of a run sees another data set at its own size
+    # a run's encoder sees any data set at the run's image size
     size = given.data.image_size or (settings.image_size if settings else None)
     data_dir = given.data.data_dir or (own.data_dir if own else None)
 
@@ -151,7 +151,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
             on_progress=decoding.update,
         )
 
-    # test images are told from those that a run was trained on at the size of that run
+    # test images are compared with a run's training images at the run's image size
     seen_size = settings.image_size if settings is not None and subject.trained is not None else size
 
     def pair(limits: Settings | None) -> tuple[Split, Split]:
@@ -169,7 +169,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
                 raise
             mine = False
         if limited and not mine:
-            # the limits are of the run's own folder: another one may hold fewer images
+            # the limits hold for the run's own folder: another one may hold fewer images
             limits = None
             split, seen = pair(None)
     else:
@@ -193,10 +193,10 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
 
 
 def default_folder(given: EvaluationFlags, subject: Subject, data: LabelledData) -> Path:
-    """Where an evaluation is kept: in the encoder's run, or in `evaluations/NAME`.
+    """Return the evaluation's folder: in the encoder's run, or `evaluations/NAME`.
 
     Raises:
-        ValueError: if the run has a link in that place.
+        ValueError: if the run has a link at that path.
     """
     place = f"-{data.place}" if data.place else ""
     if subject.settings is None:
