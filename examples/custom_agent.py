@@ -1,6 +1,6 @@
-"""An agent of your own: attack the views hardest whose clean loss is high.
+"""A custom agent: attack views with a high clean loss hardest.
 
-A function of the observations learns nothing; one that learns is a subclass of Stable-Baselines3's `BaseAlgorithm`.
+A function of the observations learns nothing; a learning agent is a subclass of Stable-Baselines3's `BaseAlgorithm`.
 
 python examples/custom_agent.py runs/custom_agent
 """
@@ -15,11 +15,11 @@ from astra_gym.experiments.train_agent import main
 
 TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --device cpu"
 LOSS = -2
-"""The place of the clean loss in a view's features, in standard deviations; the last one is the progress."""
+"""Index of the clean loss, in standard deviations, in a view's features; the last feature is the progress."""
 
 
 def harder(observations: np.ndarray) -> np.ndarray:
-    """Actions (n, 3) for `--actions factored`: positions of epsilon (of 13), steps (of 12) and step size (of 5)."""
+    """Actions (n, 3) for `--actions factored`: indices of epsilon (of 13), steps (of 12) and step size (of 5)."""
     level = np.clip(observations[:, LOSS] / 4 + 0.5, 0, 1)
     return np.stack([np.rint(12 * level), np.rint(11 * level), np.full_like(level, 1)], axis=1).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""A data set of your own: digits in negative, to be told even from odd.
+"""A custom data set: digits in negative, classified as even or odd.
 
 python examples/custom_dataset.py runs/custom_dataset
 """
@@ -16,13 +16,13 @@ TINY = "--limit 256 --test_limit 60 --batch_size 64 --epochs 2 --width 4 --probe
 
 
 def negative(images: ImageSet) -> ImageSet:
-    """Images (n, 3, h, w) uint8, and a class for each, int64."""
+    """Return the images (n, 3, h, w) uint8 in negative, each with its class, int64."""
     labels = None if images.labels is None else images.labels % 2
     return replace(images, images=255 - images.images, labels=labels, classes=("even", "odd"))
 
 
 def load(request: DataRequest) -> Split:
-    """The training and the test images, `request.image_size` pixels wide; limits are taken from what this gives."""
+    """Return the training and the test images, `request.image_size` pixels wide; limits are applied afterwards."""
     digits = load_dataset("digits", image_size=request.image_size)
     return Split(negative(digits.train), negative(digits.test), ("digits in negative",))
 

@@ -1,4 +1,4 @@
-"""A method of your own: alignment and uniformity (Wang and Isola, ICML 2020) of clean and of attacked views.
+"""A custom method: alignment and uniformity (Wang and Isola, ICML 2020) of clean and of attacked views.
 
 python examples/custom_method.py runs/custom_method
 """
@@ -19,19 +19,20 @@ TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --devi
 
 @dataclass(frozen=True)
 class AlignUniform(Method):
-    """L = (l(clean) + l(attacked)) / 2, where a view's l is its squared distance to its image's other view plus
-    `uniformity` times the log of its mean Gaussian potential with all other views."""
+    """L = (l(clean) + l(attacked)) / 2. A view's l is its squared distance to its image's other view plus `uniformity`
+    times the log of its mean Gaussian potential with all other views."""
 
     uniformity: float = 1.0  # --method_kwargs.uniformity 2
 
     paper = "Wang and Isola, ICML 2020"
     summary = "alignment and uniformity of clean and of attacked views"
-    # two views an image (rows 2k and 2k+1), all attacked, by 8/255 in 5 steps of 2/255: as Method has them
+    # Method's defaults hold: two views per image (rows 2k and 2k+1), all attacked, 8/255 in 5 steps of 2/255
     nt_xent_based = False
     has_temperature = False
 
     def objective(self, z):
-        """l of each view, (2N,), of embeddings (2N, d): the attack maximises it, the reward compares it."""
+        """Return l of each view, (2N,), for embeddings (2N, d): the attack maximizes it, the reward compares clean and
+        attacked views by it."""
         z = F.normalize(z, dim=1)
         partner = z.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         potential = 4 * z @ z.T - 4  # -2 * squared distance
@@ -40,7 +41,7 @@ class AlignUniform(Method):
         return (z - partner).square().sum(dim=1) + self.uniformity * uniform
 
     def losses(self, networks, views, adversarial):
-        """Named terms, of the clean views on their route and of the attacked views on theirs."""
+        """Return named terms; clean and attacked views each take their own batch-norm route."""
         clean = networks(views, self.clean_route).embeddings
         attacked = networks(self.given(adversarial), self.attack_route).embeddings
         return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}

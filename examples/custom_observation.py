@@ -1,4 +1,4 @@
-"""An observation of your own: the agent sees the colors of the views, and not what the target network makes of them.
+"""A custom observation: the agent sees the colors of the views instead of the target network's features.
 
 python examples/custom_observation.py runs/custom_observation
 """

@@ -1,4 +1,4 @@
-"""A reward term of your own: pay an attack for how far it moves a view's embedding.
+"""A custom reward term: reward an attack for how far it moves a view's embedding.
 
 python examples/custom_reward.py runs/custom_reward
 tensorboard --logdir runs        # the curve is reward/shift
@@ -19,7 +19,7 @@ TINY = "--limit 256 --batch_size 64 --epochs 3 --width 4 --evaluate false --devi
 
 
 class Shift(RewardTerm):
-    """One minus the cosine between the embeddings of a view, clean and attacked: 0 to 2, a value a view."""
+    """One minus the cosine between a view's clean and attacked embeddings: 0 to 2, one value per view."""
 
     def frozen(self, attack: FrozenAttack) -> Mapping[str, Tensor]:
         return {"shift": 1 - F.cosine_similarity(attack.clean_embeddings, attack.adversarial_embeddings)}

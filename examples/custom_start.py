@@ -1,4 +1,4 @@
-"""An attack start of your own: the corners of each view's ball, instead of anywhere in it.
+"""A custom attack start: a random corner of each view's ball, instead of any point in it.
 
 python examples/custom_start.py runs/custom_start
 """
@@ -17,7 +17,7 @@ TINY = "--agent fixed --method acl --limit 256 --batch_size 64 --epochs 2 --widt
 
 
 def corners(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
-    """Perturbations (n, 3, h, w), each pixel plus or minus its view's epsilon, in the unit of the images."""
+    """Return perturbations (n, 3, h, w): each value is plus or minus its view's epsilon, in the unit of the images."""
     signs = torch.randint(2, images.shape, generator=generator, device=images.device) * 2 - 1
     return signs * budget.epsilon.to(images).view(-1, 1, 1, 1)
 
