@@ -43,7 +43,7 @@ OTHER_NAMES = {
 """Settings that have a second name: `reward_cost` is also `reward_weights.cost`."""
 ABOUT = """Train a target network whose attacks an agent chooses, and evaluate it.
 
-A default is what holds where neither a flag nor a config file nor the preset nor the method's recipe says otherwise."""
+A default is overridden by the preset, then the method's recipe, then config files, then flags."""
 USAGE = "[--config FILE] [--FLAG VALUE ...], or --resume RUN"
 
 

@@ -89,12 +89,12 @@ class Settings(WorldSettings):
     """
 
     SECTIONS: ClassVar[Mapping[str, str]] = {
-        "run": "what it is, where it lies, and how it computes",
+        "run": "preset, seed, device, folder, checkpoints",
         "data": "the images, and how they are kept",
         "method": "the self-supervised method",
         "agent": "who chooses the attacks, and what it sees",
         "attack": "where attacks start, and the budgets of agents that learn nothing",
-        "reward": "what an attack is paid",
+        "reward": "the terms of the reward and their weights",
         "network": "the target network",
         "views": "the augmentations",
         "optimizer": "batches, epochs, and how the target network learns from them",
