@@ -208,8 +208,9 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
     of the whole batch.
 
     Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms, and the other
-        terms with a weight other than 0, see `astra_gym.envs.rewards.registry`; `epsilon`, `step_size` (fractions) and
-        `steps`, the budget used; `strength`, the largest change of a pixel (a fraction).
+    terms with a weight other than 0, see `astra_gym.envs.rewards.registry`; `epsilon`, `step_size` (fractions) and
+    `steps`, the budget used; `strength`, the largest change of a pixel (a fraction).
+
     Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
     """
     record = engine.last
