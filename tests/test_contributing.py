@@ -1,4 +1,4 @@
-"""What a contributor is told exists: targets, files, tables and hooks."""
+"""The targets, files, tables and hooks that CONTRIBUTING.md names exist."""
 
 import re
 from pathlib import Path
