@@ -11,7 +11,7 @@ from torch import Tensor
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import TargetLearner
-from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
+from astra_gym.ssl_core.utils.import_path import imported_class, is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -215,13 +215,7 @@ def find_observation(name: str) -> type[Observation]:
     """
     if not is_dotted(name):
         return pick(name, OBSERVATIONS, "observation")
-    found = imported(name, "observation", "my_module:MyObservation")
-    if not (isinstance(found, type) and issubclass(found, Observation)):
-        raise ValueError(
-            f"observation {shown(name)} is {described(found)}: expected a subclass of "
-            "astra_gym.envs.observations.Observation"
-        )
-    return found
+    return imported_class(name, Observation, "astra_gym.envs.observations", "observation")
 
 
 def observation_for(env: str, name: str) -> type[Observation]:

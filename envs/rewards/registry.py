@@ -23,7 +23,7 @@ from astra_gym.envs.rewards.progress import Progress
 from astra_gym.envs.rewards.term import MethodTerm, RewardTerm
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.import_path import described, imported, is_dotted
+from astra_gym.ssl_core.utils.import_path import imported_class, is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import written_out
 from astra_gym.ssl_core.utils.registry import pick, unknown
@@ -46,13 +46,7 @@ def find_term(name: str) -> type[RewardTerm]:
     """
     if not is_dotted(name):
         return pick(name, REWARD_TERMS, "reward term")
-    found = imported(name, "reward term", "my_module:MyTerm")
-    if not (isinstance(found, type) and issubclass(found, RewardTerm)):
-        raise ValueError(
-            f"reward term {shown(name)} is {described(found)}: expected a subclass of "
-            "astra_gym.envs.rewards.term.RewardTerm"
-        )
-    return found
+    return imported_class(name, RewardTerm, "astra_gym.envs.rewards.term", "reward term")
 
 
 def settle_weights(settings: Any) -> None:

@@ -22,7 +22,7 @@ NO_ROUTE = "none"
 ATTACKED_ROUTE = "pgd"
 EXAMPLE = "my_module:build"
 ANSWERED = 8
-"""Number of images by which versions of a custom module are told apart."""
+"""Number of images that show whether a custom module has changed."""
 
 
 class FeaturesOnly(nn.Module):

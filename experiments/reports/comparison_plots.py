@@ -1,8 +1,8 @@
 """Figures of a comparison: rewards, accuracy against compute, and the arms' choices, all from its cells alone.
 
-They use the style of `astra_gym.experiments.plotting.style`. Up to some twenty arms are told apart by small multiples,
-or by a legend of colors and marks, not by color alone. Each function returns whether there was anything to draw, and
-so whether it wrote a file.
+They use the style of `astra_gym.experiments.plotting.style`. Small multiples, or a legend of colors and marks, tell up
+to some twenty arms apart: never color alone. Each function returns whether there was anything to draw, and so whether
+it wrote a file.
 """
 
 from collections.abc import Mapping, Sequence

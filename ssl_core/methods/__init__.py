@@ -14,7 +14,7 @@ from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
 from astra_gym.ssl_core.methods.rocl import RoCL
 from astra_gym.ssl_core.methods.siamese import BYOL, SimSiam
 from astra_gym.ssl_core.methods.taro import TARO
-from astra_gym.ssl_core.utils.import_path import PATH, described, imported
+from astra_gym.ssl_core.utils.import_path import PATH, imported_class
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
@@ -57,11 +57,8 @@ def find_method(name: str) -> type[Method]:
     """
     if not is_own(name):
         return pick(name, METHODS, "method")
-    found = imported(name, "method", "my_module:MyMethod")
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(
-            f"method {shown(name)} is {described(found)}: expected a subclass of astra_gym.ssl_core.methods.Method"
-        )
+    # abstract here: what was found is checked below
+    found = imported_class(name, Method, "astra_gym.ssl_core.methods", "method")  # type: ignore[type-abstract]
     if missing := sorted(found.__abstractmethods__):
         raise ValueError(f"method {shown(name)} lacks {', '.join(missing)}: every method has to say these itself")
     return found

@@ -14,7 +14,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Notes:
-    """What a field says of itself beyond its type, for its check and for the command line, as an annotation:
+    """Facts about a field beyond its type, for its check and for the command line, as an annotation:
     `Annotated[int, Notes(unit="PIXELS")]`.
 
     Args:
@@ -51,7 +51,7 @@ class Leaf:
 
     Args:
         name, hint, default: of the field; `dataclasses.MISSING` for one that has to be given.
-        notes: what it says of itself.
+        notes: facts beyond its type.
         owner: the record that has it.
         section: what it belongs to: its notes' section, or the field of the whole record that holds its owner.
     """

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from astra_gym.ssl_core.utils.messages import brief, shown
 
+Base = TypeVar("Base")
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CHECK: ContextVar[Callable[[str, str], None] | None] = ContextVar("check", default=None)
 
@@ -69,6 +70,24 @@ def imported(path: str, what: str, example: str) -> Any:
     except AttributeError:
         place = f"the module {brief(module_name)} ({_place(module)})"
         raise ValueError(f"{what} {shown(path)}: {place} has no {brief(names)}") from None
+
+
+def imported_class(path: str, base: type[Base], place: str, what: str) -> type[Base]:
+    """Import a subclass at a dotted path.
+
+    Args:
+        path: `package.module:Name`.
+        base: class that it has to be derived from.
+        place: where users import the base from, for messages: `astra_gym.ssl_core.methods`.
+        what: as in `imported`.
+
+    Raises:
+        ValueError: as `imported`, or if the object is no subclass.
+    """
+    found = imported(path, what, f"my_module:My{base.__name__.removeprefix('Reward')}")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{what} {shown(path)} is {described(found)}: expected a subclass of {place}.{base.__name__}")
+    return found
 
 
 def described(found: object) -> str:
