@@ -298,7 +298,7 @@ def pgd(
             (gradient,) = torch.autograd.grad(values.sum(), x)
         with torch.no_grad():
             if active:
-                low_end, high_end = torch.aminmax(gradient[:active])
+                low_end, high_end = torch.aminmax(gradient[:active].movedim(1, -1))
                 ends.add_(low_end).add_(high_end)
             # one buffer holds the step, and the result overwrites the images
             step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])

@@ -9,13 +9,18 @@ from torch import nn
 @contextmanager
 def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Put a module in eval (or train) mode without parameter gradients; restore its flags on exit."""
-    modes = [(part, part.training) for part in module.modules()]
-    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    # one walk, and only what differs: this runs several times in a step
+    parts = list(module.modules())
+    switched = [part for part in parts if part.training != training]
+    learned = [value for part in parts for value in part.parameters(recurse=False) if value.requires_grad]
     try:
-        module.train(training).requires_grad_(False)
+        for part in switched:
+            part.training = training
+        for value in learned:
+            value.requires_grad_(False)
         yield
     finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, requires_grad in gradients:
-            parameter.requires_grad_(requires_grad)
+        for part in switched:
+            part.training = not training
+        for value in learned:
+            value.requires_grad_(True)
