@@ -1,6 +1,8 @@
 """Action spaces and what they mean: the only place that knows ranges and units of the attack's parameters."""
 
+import itertools
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -9,24 +11,94 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, whole_steps
+from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 UNIT = 255
-"""Pixel values are fractions; the action sets are in steps of 1/255."""
-EPSILONS = tuple(range(3, 16))
-"""Radii in 1/255 (ASTrA's run)."""
-STEPS = tuple(range(3, 15))
-"""Numbers of ascent steps."""
-STEP_SIZES = tuple(range(1, 6))
-"""Step sizes in 1/255."""
-GRID = {"epsilon": EPSILONS, "steps": STEPS, "step_size": STEP_SIZES}
-"""The three sets by name, in the order of an action's components."""
+"""Radii and step sizes are fractions of the pixel range; they are usually multiples of 1/255, which messages show."""
+MOST_MEMBERS = 1000
+"""The largest number of members of a set."""
 ACTION_KINDS = {
-    "factored": "MultiDiscrete([13, 12, 5]): epsilon, steps, step size",
-    "flat": "Discrete(780): the same grid as one number, epsilon slowest, step size fastest",
-    "continuous": "Box(-1, 1, (3,)): epsilon, steps (rounded), step size between the ends of their ranges",
+    "factored": "MultiDiscrete([13, 12, 5]): an index each of epsilon, steps and step size in their sets",
+    "flat": "Discrete(780): the same choices as one number, epsilon slowest, step size fastest",
+    "continuous": "Box(-1, 1, (3,)): epsilon, steps (rounded), step size between the ends of their sets",
     "none": "Discrete(1): no attack, for methods without one",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSets:
+    """What actions choose among, in rising order. A discrete action takes members of the sets, a continuous one values
+    between their ends. The defaults are those of ASTrA's run.
+
+    Args:
+        epsilons: radii, fractions in [0, 1].
+        steps: numbers of ascent steps; 0 leaves the view clean, whatever the radius is.
+        step_sizes: step sizes, fractions in [0, 1].
+
+    Raises:
+        ValueError: if a set is empty or too large, its members do not rise, or one is out of its range.
+    """
+
+    epsilons: tuple[float, ...] = tuple(value / UNIT for value in range(3, 16))
+    steps: tuple[int, ...] = tuple(range(3, 15))
+    step_sizes: tuple[float, ...] = tuple(value / UNIT for value in range(1, 6))
+
+    def __post_init__(self) -> None:
+        for name, members in self.by_name.items():
+            if not 0 < len(members) <= MOST_MEMBERS:
+                raise ValueError(f"the set of {name} has {len(members)} members: expected 1 to {MOST_MEMBERS}")
+            for value in members:
+                if name == "steps":
+                    whole_steps(value)
+                else:
+                    check_number(f"a member of the set of {name}", value, 0, 1)
+            if any(second <= first for first, second in itertools.pairwise(members)):
+                raise ValueError(f"the set of {name} is {shown(list(members))}: expected members in rising order")
+
+    @property
+    def by_name(self) -> dict[str, tuple[float, ...]]:
+        """The sets in the order of an action's components, under the names of `Budget`."""
+        return {"epsilon": self.epsilons, "steps": self.steps, "step_size": self.step_sizes}
+
+    @property
+    def hardest(self) -> ConstantBudget:
+        """The largest radius and the most steps. The step size is the smallest with which these steps add up to three
+        radii, and so reach every corner of the ball; the largest, if there is none. For ASTrA's sets, 4/255."""
+        epsilon, steps = self.epsilons[-1], self.steps[-1]
+        reaching = [size for size in self.step_sizes if size * steps > 3 * epsilon - 1e-9]
+        return ConstantBudget(epsilon=epsilon, step_size=(reaching or self.step_sizes[-1:])[0], steps=steps)
+
+
+def members(given: Sequence[float] | Mapping[str, float], name: str) -> tuple[float, ...]:
+    """Return the members of a set that is given as a list or as {from: 0, to: 96/255, by: 4/255}.
+
+    Raises:
+        ValueError: if a mapping has other keys, values that are no numbers, a span that is no multiple of `by`, or too
+            many members.
+    """
+    if not isinstance(given, Mapping):
+        return tuple(given)
+    if given.keys() != {"from", "to", "by"}:
+        raise ValueError(f"{name} is {shown(dict(given))}: expected a list, or the keys from, to and by")
+    first, last, step = (given[key] for key in ("from", "to", "by"))
+    for key, value in given.items():
+        check_number(f"{name}.{key}", value)
+    spans = (last - first) / step if step > 0 else math.nan
+    if not (0 <= spans < MOST_MEMBERS and abs(spans - round(spans)) < 1e-6):
+        raise ValueError(
+            f"{name} is {shown(dict(given))}: expected `to` at a whole number of steps `by` above `from`, and at most "
+            f"{MOST_MEMBERS} members"
+        )
+    values = [first + index * step for index in range(round(spans) + 1)]
+    # multiples of 1/255 are written as such, so that a range and a list of the same values are the same set
+    return tuple(value if isinstance(value, int) else _in_units(value) for value in values)
+
+
+def _in_units(value: float) -> float:
+    units = round(value * UNIT)
+    return units / UNIT if abs(value * UNIT - units) < 1e-6 else value
 
 
 @dataclass(frozen=True)
@@ -35,12 +107,14 @@ class ActionTable:
 
     Args:
         kind: a name of `ACTION_KINDS`.
+        sets: what actions choose among.
 
     Raises:
         ValueError: if the kind is unknown.
     """
 
     kind: str = "factored"
+    sets: ActionSets = ActionSets()
 
     def __post_init__(self) -> None:
         pick(self.kind, ACTION_KINDS, "kind of actions")
@@ -48,11 +122,11 @@ class ActionTable:
     @property
     def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Discrete | gym.spaces.Box:
         """The space of one action."""
-        sizes = [len(values) for values in GRID.values()]
+        sizes = [len(values) for values in self.sets.by_name.values()]
         if self.kind == "factored":
             return gym.spaces.MultiDiscrete(sizes)
         if self.kind == "continuous":
-            return gym.spaces.Box(-1.0, 1.0, (len(GRID),), np.float32)
+            return gym.spaces.Box(-1.0, 1.0, (len(sizes),), np.float32)
         return gym.spaces.Discrete(math.prod(sizes) if self.kind == "flat" else 1)
 
     def check(self, actions: Tensor) -> None:
@@ -88,58 +162,59 @@ class ActionTable:
         self.check(actions)
         if self.kind == "none":
             return None
+        sets, chosen = self.sets.by_name, dict[str, Tensor]()
         if self.kind == "continuous":
-            ends = torch.tensor([(values[0], values[-1]) for values in GRID.values()], device=actions.device)
-            low, high = ends.to(torch.float32).unbind(dim=1)
-            columns = (low + (actions.to(torch.float32) + 1) / 2 * (high - low)).unbind(dim=1)
-            value = dict(zip(GRID, columns, strict=True))
-            return Budget(
-                epsilon=value["epsilon"] / UNIT,
-                step_size=value["step_size"] / UNIT,
-                steps=value["steps"].round().to(torch.int64),
-            )
-        if self.kind == "flat":
-            fastest, middle = len(STEP_SIZES), len(STEPS)
-            heads = (actions // (fastest * middle), actions // fastest % middle, actions % fastest)
+            for (name, values), column in zip(sets.items(), actions.to(torch.float32).unbind(dim=1), strict=True):
+                scale = 1 if name == "steps" else UNIT
+                low, high = values[0] * scale, values[-1] * scale
+                chosen[name] = (low + (column + 1) / 2 * (high - low)) / scale
+            chosen["steps"] = chosen["steps"].round().to(torch.int64)
         else:
-            heads = actions.unbind(dim=1)  # type: ignore[assignment]
-        # the sets are runs of integers: a member is the first one plus the index
-        chosen = {
-            name: head.to(torch.int64) + values[0] for head, (name, values) in zip(heads, GRID.items(), strict=True)
-        }
-        return Budget(
-            epsilon=chosen["epsilon"].to(torch.float32) / UNIT,
-            step_size=chosen["step_size"].to(torch.float32) / UNIT,
-            steps=chosen["steps"],
-        )
+            heads = actions.unbind(dim=1) if self.kind == "factored" else _unraveled(actions, map(len, sets.values()))
+            for (name, values), head in zip(sets.items(), heads, strict=True):
+                kind = torch.int64 if name == "steps" else torch.float32
+                chosen[name] = torch.tensor(values, dtype=kind, device=actions.device)[head.to(torch.int64)]
+        # without a step nothing is attacked, and the random start would be noise
+        chosen["epsilon"] = chosen["epsilon"].where(chosen["steps"] > 0, 0.0)
+        return Budget(**chosen)
 
     def encode(self, budget: ConstantBudget) -> np.ndarray:
         """Return the action of a budget.
 
         Raises:
-            ValueError: if a value is outside its range, or not on the grid of a discrete kind.
+            ValueError: if a value is outside its range, or not in its set for a discrete kind.
         """
         if self.kind == "none":
             return np.int64(0)  # type: ignore[return-value]
         whole_steps(budget.steps)
-        given = {"epsilon": budget.epsilon * UNIT, "steps": budget.steps, "step_size": budget.step_size * UNIT}
-        values = []
-        for name, choices in GRID.items():
-            value = given[name]
-            if not choices[0] - 1e-6 <= value <= choices[-1] + 1e-6:
-                unit = "" if name == "steps" else "/255"
-                raise ValueError(f"{name} is {value:g}{unit}: expected {choices[0]}{unit} to {choices[-1]}{unit}")
-            values.append(min(max(value, choices[0]), choices[-1]))
-        if self.kind == "continuous":
-            ends = [(choices[0], choices[-1]) for choices in GRID.values()]
-            return np.array([2 * (v - a) / (b - a) - 1 for v, (a, b) in zip(values, ends, strict=True)], np.float32)
-        indices = [round(value - choices[0]) for value, choices in zip(values, GRID.values(), strict=True)]
-        for (name, choices), value, index in zip(GRID.items(), values, indices, strict=True):
-            if abs(value - choices[index]) > 1e-3:
+        sets = self.sets.by_name
+        shares, indices = [], []
+        for name, values in sets.items():
+            scale, unit = (1, "") if name == "steps" else (UNIT, "/255")
+            scaled = [member * scale for member in values]
+            value, low, high = getattr(budget, name) * scale, scaled[0], scaled[-1]
+            if not low - 1e-6 <= value <= high + 1e-6:
+                raise ValueError(f"{name} is {value:g}{unit}: expected {low:g}{unit} to {high:g}{unit}")
+            inside = min(max(value, low), high)
+            shares.append(2 * (inside - low) / (high - low) - 1 if high > low else 0.0)
+            gaps = [abs(member - value) for member in scaled]
+            indices.append(gaps.index(min(gaps)))
+            if self.kind != "continuous" and min(gaps) > 1e-3:
                 raise ValueError(
-                    f"{name} is {value:g}/255: the nearest that {self.kind} actions have is {choices[index]}/255; "
-                    f"take that, or continuous actions"
+                    f"{name} is {value:g}{unit}: the nearest that {self.kind} actions have is "
+                    f"{scaled[indices[-1]]:g}{unit}; take that, or continuous actions"
                 )
+        if self.kind == "continuous":
+            return np.array(shares, np.float32)
         if self.kind == "flat":
-            return np.ravel_multi_index(indices, [len(choices) for choices in GRID.values()])  # type: ignore[return-value]
+            return np.ravel_multi_index(indices, [len(values) for values in sets.values()])  # type: ignore[return-value]
         return np.array(indices, np.int64)
+
+
+def _unraveled(flat: Tensor, sizes: Iterable[int]) -> list[Tensor]:
+    """Return the indices (n,) along each axis of flat ones, the last axis fastest."""
+    heads: list[Tensor] = []
+    for size in reversed(list(sizes)):
+        heads.insert(0, flat % size)
+        flat = flat // size
+    return heads

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from astra_gym.envs.actions import GRID, UNIT
 from astra_gym.experiments.benchmarks.efficiency import attack_flops
 from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result, fit_line, interleaved
-from astra_gym.experiments.benchmarks.workloads import Options, random_actions, views_for
+from astra_gym.experiments.benchmarks.workloads import FEWEST, MOST, SETS, Options, random_actions, views_for
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.utils.files import replacing, write_file
 from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
-FEWEST, MOST = GRID["steps"][0], GRID["steps"][-1]
 MEANS = (4.0, 6.0, (FEWEST + MOST) / 2, 11.0, 14.0)
 """Mean numbers of steps of the straight line's points; the largest number is the same in all."""
 BASE: dict[str, int] = {"views": 64, "width": 32, "size": 32}
@@ -74,8 +72,8 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
                 steps = steps.clamp(max=FEWEST)
             means[f"mean {mean:g}"] += [steps.double().mean().item()] if number else []
             budgets[f"mean {mean:g}"] = Budget(
-                epsilon=((epsilon + GRID["epsilon"][0]) / UNIT).to(options.device),
-                step_size=((step_size + GRID["step_size"][0]) / UNIT).to(options.device),
+                epsilon=torch.tensor(SETS.epsilons)[epsilon].to(options.device),
+                step_size=torch.tensor(SETS.step_sizes)[step_size].to(options.device),
                 steps=steps.to(options.device),
             )
         return budgets
@@ -172,7 +170,7 @@ def write_profile(folder: Path, options: Options, rows: int = 25) -> Profile:
     learner, stream = options.learner(**sizes), Streams(0, options.device)
     views = views_for(learner, 2 * network["batch_size"], network["image_size"], stream)
     steps = torch.arange(len(views), device=options.device) % PROFILE_STEPS + 1
-    filled = [torch.full((len(views),), value / UNIT, device=options.device) for value in (8, 2)]
+    filled = [torch.full((len(views),), value / 255, device=options.device) for value in (8, 2)]
     budget = Budget(epsilon=filled[0], step_size=filled[1], steps=steps)
 
     def once() -> None:

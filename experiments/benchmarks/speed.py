@@ -13,7 +13,6 @@ from torch import Tensor
 
 from astra_gym.agents.policies import StrategyPolicy
 from astra_gym.agents.reinforce import REINFORCE
-from astra_gym.envs.actions import GRID
 from astra_gym.envs.builders import build_learner
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.benchmarks.measure import (
@@ -27,6 +26,8 @@ from astra_gym.experiments.benchmarks.measure import (
 )
 from astra_gym.experiments.benchmarks.reference import PlainStep, Strategy, masked_loop, seconds_per_step
 from astra_gym.experiments.benchmarks.workloads import (
+    FEWEST,
+    MOST,
     Options,
     budget_of,
     check_agreement,
@@ -86,7 +87,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
 
     def prepare(number: int) -> tuple[Budget, int]:
         say(f"attack: round {number} of {rounds}")
-        steps = (GRID["steps"][0], GRID["steps"][-1]) if number else WARM_UP_STEPS
+        steps = (FEWEST, MOST) if number else WARM_UP_STEPS
         actions = random_actions(len(engine.views), engine.streams["twin/budgets"], steps)
         return budget_of(actions, options.device), number
 

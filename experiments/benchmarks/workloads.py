@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from astra_gym.envs.actions import GRID, ActionTable
+from astra_gym.envs.actions import ActionSets, ActionTable
 from astra_gym.envs.builders import build_learner
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.config.settings import Settings
@@ -39,6 +39,8 @@ TINY: dict[str, Any] = {
     "limit": 48,
 }
 """Settings of every world under `--quick`."""
+SETS = ActionSets()
+FEWEST, MOST = SETS.steps[0], SETS.steps[-1]
 COMMON: dict[str, Any] = {"agent": "reinforce", "precision": "fp32", "progress": "off", "probe_every": 0}
 
 
@@ -97,9 +99,7 @@ def views_for(learner: TargetLearner, count: int, size: int, stream: Streams) ->
     return views.to(learner.device, memory_format=torch.channels_last)
 
 
-def random_actions(
-    count: int, generator: torch.Generator, steps: tuple[int, int] = (GRID["steps"][0], GRID["steps"][-1])
-) -> Tensor:
+def random_actions(count: int, generator: torch.Generator, steps: tuple[int, int] = (FEWEST, MOST)) -> Tensor:
     """Draw factored actions (count, 3), uniform on the action grid, with numbers of steps in a range.
 
     Each number of steps occurs equally often, or once more or less, so that their mean is that of the range in every
@@ -111,10 +111,10 @@ def random_actions(
         steps: smallest and largest number of steps.
     """
     epsilon, step_size = (
-        torch.randint(len(GRID[name]), (count,), generator=generator) for name in ("epsilon", "step_size")
+        torch.randint(len(values), (count,), generator=generator) for values in (SETS.epsilons, SETS.step_sizes)
     )
     choices = steps[1] - steps[0] + 1
-    evenly = (2 * torch.arange(count) + 1) * choices // (2 * count) + steps[0] - GRID["steps"][0]
+    evenly = (2 * torch.arange(count) + 1) * choices // (2 * count) + steps[0] - FEWEST
     return torch.stack([epsilon, evenly[torch.randperm(count, generator=generator)], step_size], dim=1)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from astra_gym.envs.actions import EPSILONS, STEP_SIZES, STEPS, ActionTable
+from astra_gym.envs.actions import ActionSets, ActionTable, members
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 
 
@@ -20,9 +20,9 @@ def test_factored_and_flat_are_the_same_grid_in_full() -> None:
     flat = ActionTable("flat").decode(torch.arange(780))
     for name in ("epsilon", "step_size", "steps"):
         assert torch.equal(getattr(factored, name), getattr(flat, name))
-    assert sorted({round(v) for v in (factored.epsilon * 255).tolist()}) == list(EPSILONS)
-    assert sorted({round(v) for v in (factored.step_size * 255).tolist()}) == list(STEP_SIZES)
-    assert sorted(set(factored.steps.tolist())) == list(STEPS)
+    assert sorted({round(v) for v in (factored.epsilon * 255).tolist()}) == list(range(3, 16))
+    assert sorted({round(v) for v in (factored.step_size * 255).tolist()}) == list(range(1, 6))
+    assert sorted(set(factored.steps.tolist())) == list(range(3, 15))
     assert len({(a, b, c) for a, b, c in zip(*map(tuple, vars(factored).values()), strict=True)}) == 780
 
 
@@ -101,3 +101,76 @@ def test_steps_that_are_not_whole_have_no_action(kind: str) -> None:
     object.__setattr__(budget, "steps", 5.5)
     with pytest.raises(ValueError, match=r"steps is 5\.5: expected an integer"):
         ActionTable(kind).encode(budget)
+
+
+WIDE = ActionSets(
+    epsilons=members({"from": 0, "to": 96 / 255, "by": 4 / 255}, "epsilons"),
+    steps=(0, 1, 2, 4, 8, 14),
+    step_sizes=tuple(size / 255 for size in (1, 2, 4, 8, 16, 32, 64)),
+)
+
+
+def test_other_sets_have_their_own_spaces_and_values() -> None:
+    assert str(ActionTable("factored", WIDE).space) == "MultiDiscrete([25  6  7])"
+    table = ActionTable("flat", WIDE)
+    assert table.space.n == 25 * 6 * 7
+    rows = torch.cartesian_prod(torch.arange(25), torch.arange(6), torch.arange(7))
+    budget, factored = table.decode(torch.arange(1050)), ActionTable("factored", WIDE).decode(rows)
+    for name in ("epsilon", "step_size", "steps"):
+        assert torch.equal(getattr(budget, name), getattr(factored, name))
+    assert torch.equal(budget.steps, torch.tensor(WIDE.steps)[rows[:, 1]])
+    assert torch.equal(budget.step_size, torch.tensor(WIDE.step_sizes)[rows[:, 2]])
+    ends = ActionTable("continuous", WIDE).decode(torch.tensor([[-1.0, 1, -1], [1, 1, 1]]))
+    torch.testing.assert_close(ends.epsilon * 255, torch.tensor([0.0, 96]))
+    assert ends.steps.tolist() == [14, 14]
+
+
+@pytest.mark.parametrize("kind", ["factored", "flat", "continuous"])
+def test_no_steps_leave_a_view_clean(kind: str) -> None:
+    table = ActionTable(kind, WIDE)
+    action = table.encode(ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=0))
+    budget = table.decode(torch.as_tensor(np.asarray(action))[None])
+    assert (budget.steps.item(), budget.epsilon.item()) == (0, 0.0)
+
+
+def test_a_range_and_a_list_of_its_values_are_one_set() -> None:
+    assert members({"from": 3 / 255, "to": 15 / 255, "by": 1 / 255}, "epsilons") == ActionSets().epsilons
+    assert members({"from": 3, "to": 14, "by": 1}, "steps") == ActionSets().steps
+
+
+def test_the_hardest_budget_reaches_every_corner() -> None:
+    assert ActionSets().hardest == ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
+    assert WIDE.hardest == ConstantBudget(epsilon=96 / 255, step_size=32 / 255, steps=14)
+    assert ActionSets(steps=(1,), step_sizes=(1 / 255,)).hardest.step_size == 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"epsilons": ()}, "set of epsilon has 0 members"),
+        ({"epsilons": (8,)}, "member of the set of epsilon is 8"),
+        ({"epsilons": (8 / 255, 4 / 255)}, "rising order"),
+        ({"steps": (1, 1)}, "rising order"),
+        ({"steps": (1, 2.5)}, r"steps is 2\.5: expected an integer"),
+        ({"step_sizes": (float("nan"),)}, "member of the set of step_size is nan"),
+    ],
+)
+def test_impossible_sets_are_refused(sets: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ActionSets(**sets)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"from": 0, "to": 1},
+        {"from": 0, "to": 1, "by": 0},
+        {"from": 0, "to": 1, "by": 0.3},
+        {"from": 1, "to": 0, "by": 0.5},
+        {"from": 0, "to": 1, "by": 1e-6},
+        {"from": 0, "to": "1", "by": 0.5},
+    ],
+)
+def test_impossible_ranges_are_refused(given: dict) -> None:
+    with pytest.raises(ValueError, match=r"epsilons.* is .*: expected"):
+        members(given, "epsilons")
