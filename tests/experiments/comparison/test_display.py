@@ -85,3 +85,10 @@ def test_the_share_of_a_training_that_is_done(tmp_path) -> None:
         "".join(json.dumps({"step": n, "epoch": n / 1000, "pad": "x" * 500}) + "\n" for n in range(1, 2001))
     )
     assert share_done(tmp_path, 10) == pytest.approx(0.2)
+
+
+def test_a_note_is_printed_as_it_is(progress: GridProgress) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False, color_system="truecolor")
+    text = "the arm [red]a[/red] of 12 runs in /a/rather/long/folder " + "and so on " * 9 + "end"
+    Display(progress, console).note(text)
+    assert console.file.getvalue() == text + "\n"

@@ -67,3 +67,10 @@ def test_settings_are_told_where_arms_differ(make_cell: Make) -> None:
         "Shared by all: method astra, preset digits-grid, eval_epsilons [8/255], reward_adversarial 0.3333, "
         "reward_cost 0."
     )
+
+
+def test_columns_of_words_are_aligned_as_words_and_those_of_numbers_as_numbers(make_cell: Make) -> None:
+    cells = [make_cell("reinforce"), make_cell("ppo", settings={"epochs": 7, "arch": "resnet18"})]
+    table = settings_table(compared(cells))
+    assert "epochs" in table.columns and "epochs" not in table.words
+    assert "arch" in table.words
