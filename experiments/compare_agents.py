@@ -28,12 +28,14 @@ if not __package__:
 
 
 from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
+from astra_gym.experiments.comparison.cell_results import read_pairs
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
 from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
 from astra_gym.ssl_core.settings.records import SWITCH, Notes
 
@@ -49,12 +51,14 @@ class CompareFlags:
     Args:
         agents: agents to compare; by default reinforce, fixed, fixed-max and random.
         seeds: number of seeds of each agent, counted from 0; by default 5.
-        primary_seeds: number of seeds of the agents in the comparisons fixed beforehand (reinforce, random, fixed,
-            fixed-max); by default --seeds, but at least 10 if that is 5 or more.
+        primary_seeds: number of seeds of the arms that are tested, see test; by default --seeds, but at least 10 if
+            that is 5 or more.
         preset: preset of all runs; by default digits-grid.
         presets: several presets, each with all agents.
         methods: one or several, each with all agents; by default astra.
         arm: a custom arm, LABEL=FLAGS, with flags of the training; may be repeated.
+        test: two arms A:B whose difference is tested, fixed before the first run; may be repeated; by default
+            reinforce:random, reinforce:fixed and reinforce:fixed-max. All other pairs have intervals only.
         equal_compute: for each of these arms a further arm ARM@compute, run last, with enough epochs to make as many
             attack steps as the most expensive arm.
         jobs: processes at once; by default one per usable core, and no more than a GPU's memory holds.
@@ -70,6 +74,7 @@ class CompareFlags:
     presets: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
     methods: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
     arm: Annotated[tuple[str, ...], Notes(repeated=True, unit="'LABEL=FLAGS'")] = ()
+    test: Annotated[tuple[str, ...], Notes(repeated=True, unit="A:B")] = ()
     equal_compute: Annotated[tuple[str, ...], Notes(nargs="+", unit="ARM")] = ()
     jobs: int | None = None
     dir: Annotated[Path | None, Notes(unit="DIR")] = None
@@ -153,7 +158,11 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     primary = given.primary_seeds or (max(PRIMARY_SEEDS, seeds) if seeds >= SEEDS else seeds)
     agents = given.agents or AGENTS
     again = typed("compare", *argv, "--trust")
-    arms = base_arms(agents, methods, presets, given.arm, flags, seeds, primary, given.trust or None, again)
+    tests = _pairs(given.test) if given.test else PRIMARY
+    arms = base_arms(agents, methods, presets, given.arm, flags, seeds, primary, given.trust or None, again, tests)
+    labels = dict.fromkeys(arm.label for arm in arms)
+    if unknown := [label for label in arms_of(tests) if given.test and label not in labels]:
+        raise ValueError(f"--test: there is no arm {unknown[0]}: expected two of {', '.join(labels)}")
     chosen = tuple(dict.fromkeys(given.equal_compute))
     check_equal_compute(chosen, arms)
     if given.dir is not None:
@@ -164,8 +173,20 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     # the place of a comparison is no part of its plan
     words = [*recorded("compare"), *without(argv, "--dir")]
     return folder, ComparisonPlan(
-        path.resolve().name, shlex.join(words), given.jobs or fitting, seeds, chosen, tuple(arms)
+        path.resolve().name, shlex.join(words), given.jobs or fitting, seeds, chosen, tuple(arms), tests
     )
+
+
+def _pairs(texts: Sequence[str]) -> Pairs:
+    """Return the arms of tests A:B. A custom agent's label has no colon: its dotted path is written with dots.
+
+    Raises:
+        ValueError: if one is not a pair of different arms, or is given twice.
+    """
+    for text in texts:
+        if text.count(":") != 1:
+            raise ValueError(f"--test {text}: expected two arms, A:B")
+    return read_pairs([text.split(":") for text in texts])
 
 
 def _claimed(name: str) -> Path:

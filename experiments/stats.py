@@ -20,13 +20,27 @@ BOOTSTRAP_SEEDS = 10
 RESAMPLES = 9999
 PERMUTATIONS = 2**16
 """Largest number of sign flips: with up to 16 seeds the test is exact."""
+Pairs = Sequence[tuple[str, str]]
 PRIMARY = (("reinforce", "random"), ("reinforce", "fixed"), ("reinforce", "fixed-max"))
-"""The comparisons that are tested, fixed before any run was made; all others have intervals only."""
-PRIMARY_ARMS = tuple(dict.fromkeys(arm for pair in PRIMARY for arm in pair))
+"""The pairs of arms that are tested where the plan names no others; all other pairs have intervals only."""
 COMPUTE = "@compute"
 """End of the label of an arm that trains longer, until it has spent the attack steps of the most expensive."""
 TARGET, LOWEST, HIGHEST = 55.0, 30.0, 80.0
 """Robust accuracy in percent that decides best: far from both ends, where all arms look alike."""
+
+
+Place = float | tuple[float, ...]
+"""Where an accuracy is measured: at an epsilon (a fraction; 0.0: SA), or averaged over several."""
+
+
+def epsilons_of(place: Place) -> tuple[float, ...]:
+    """Return the epsilons over which an accuracy is averaged."""
+    return place if isinstance(place, tuple) else (place,)
+
+
+def arms_of(pairs: Pairs) -> tuple[str, ...]:
+    """Return the arms of pairs, each once, in their order."""
+    return tuple(dict.fromkeys(arm for pair in pairs for arm in pair))
 
 
 class Evaluated(Protocol):
@@ -41,7 +55,7 @@ class Evaluated(Protocol):
     @property
     def outcomes(self) -> dict[float, Array]: ...
 
-    def accuracy(self, epsilon: float) -> float: ...
+    def accuracy(self, place: Place) -> float: ...
 
 
 class Compared(Protocol):
@@ -49,6 +63,12 @@ class Compared(Protocol):
 
     @property
     def cells(self) -> Sequence[Evaluated]: ...
+
+    @property
+    def tests(self) -> Pairs: ...
+
+    @property
+    def judge(self) -> Place | None: ...
 
 
 class Estimate(NamedTuple):
@@ -144,8 +164,8 @@ def expanded_level(seeds: int) -> float:
     return float(1 - 2 * stats.norm.cdf(-math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1)))
 
 
-def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float) -> Paired:
-    """Compare two arms at an epsilon (a fraction; 0.0: SA), pairing by equal seed and within a seed by test image.
+def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Place) -> Paired:
+    """Compare two arms at a place, pairing by equal seed and within a seed by test image and epsilon.
 
     The test flips the signs of the seeds' differences (Fisher 1935, "The design of experiments", section 21): exact up
     to 16 seeds, sampled from a fixed generator beyond. With n seeds it cannot go below 2/2^n. The interval of the
@@ -160,7 +180,7 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: 
     Raises:
         ValueError: if an arm has a seed twice, or numbers of test images differ.
     """
-    outcomes = _shared(cells_a, cells_b, epsilon)
+    outcomes = _shared(cells_a, cells_b, place)
     only_a = np.array([int((a & ~b).sum()) for a, b in outcomes.values()], dtype=np.int64)
     only_b = np.array([int((b & ~a).sum()) for a, b in outcomes.values()], dtype=np.int64)
     seeds = len(outcomes)
@@ -195,18 +215,20 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: 
     )
 
 
-def differences(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float) -> dict[int, float]:
+def differences(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Place) -> dict[int, float]:
     """Return the accuracy of a minus that of b in points, by shared seed, rising; raise errors as `paired`."""
-    outcomes = _shared(cells_a, cells_b, epsilon)
+    outcomes = _shared(cells_a, cells_b, place)
     return {seed: 100.0 * (int(a.sum()) - int(b.sum())) / len(a) for seed, (a, b) in outcomes.items()}
 
 
-def _shared(
-    cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], epsilon: float
-) -> dict[int, tuple[Array, Array]]:
-    sides = []
+def _shared(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Place) -> dict[int, tuple[Array, Array]]:
+    sides, epsilons = [], epsilons_of(place)
     for cells in (cells_a, cells_b):
-        found = [(cell.seed, cell.outcomes[epsilon]) for cell in cells if epsilon in cell.outcomes]
+        found = [
+            (cell.seed, np.concatenate([cell.outcomes[epsilon] for epsilon in epsilons]))
+            for cell in cells
+            if set(epsilons) <= cell.outcomes.keys()
+        ]
         if len(dict(found)) < len(found):
             raise ValueError(
                 f"the arm {cells[0].arm} has a seed twice (seeds {sorted(seed for seed, _ in found)}): compare runs "
@@ -263,16 +285,25 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def deciding_epsilon(comparison: Compared) -> float | None:
-    """Return the epsilon (a fraction) at which arms are compared, by a rule that does not see who wins.
+def fewest_seeds(tests: int, level: float) -> int:
+    """Return the number of shared seeds from which on each of several tests can be below a level after Holm."""
+    return math.ceil(math.log2(2 * tests / level))
 
-    If all arms in `PRIMARY_ARMS` have cells, only they count, so that the epsilon does not depend on the other arms
-    beside them; else all arms count but those at equal compute (`COMPUTE`). Among the epsilons above 0 that all their
-    cells have, it is the one whose robust accuracy, averaged over the arms' means, is nearest to 55 % (of two, the
-    smaller), provided that it is from 30 to 80 % there; else None.
+
+def deciding_place(comparison: Compared) -> Place | None:
+    """Return where arms are compared: at the judge that their world names, else at the epsilon of a rule that does not
+    see who wins.
+
+    The rule: if all arms of the tests have cells, only they count, so that the epsilon does not depend on the other
+    arms beside them; else all arms count but those at equal compute (`COMPUTE`). Among the epsilons above 0 that all
+    their cells have, it is the one whose robust accuracy, averaged over the arms' means, is nearest to 55 % (of two,
+    the smaller), provided that it is from 30 to 80 % there; else None.
     """
-    cells = [cell for cell in comparison.cells if cell.arm in PRIMARY_ARMS]
-    if {cell.arm for cell in cells} != set(PRIMARY_ARMS):
+    if comparison.judge is not None:
+        return comparison.judge
+    tested = arms_of(comparison.tests)
+    cells = [cell for cell in comparison.cells if cell.arm in tested]
+    if {cell.arm for cell in cells} != set(tested):
         cells = [cell for cell in comparison.cells if not cell.arm.endswith(COMPUTE)]
     shared = set.intersection(*(set(cell.outcomes) for cell in cells)) if cells else set()
     candidates = []

@@ -14,7 +14,7 @@ from astra_gym.experiments.comparison.cell_results import Cell, plain
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import named_by, named_in
-from astra_gym.experiments.stats import COMPUTE, PRIMARY_ARMS
+from astra_gym.experiments.stats import COMPUTE, PRIMARY, Pairs, arms_of
 from astra_gym.ssl_core.methods import find_method
 from astra_gym.ssl_core.utils.files import resolved
 from astra_gym.ssl_core.utils.finite import check_number
@@ -158,6 +158,7 @@ def base_arms(
     primary_seeds: int,
     trust: bool | None = None,
     again: str | None = None,
+    tests: Pairs = PRIMARY,
 ) -> list[Arm]:
     """Make the arms of a grid: every agent, and every custom arm, under every method and preset.
 
@@ -170,18 +171,24 @@ def base_arms(
         own: custom arms as `LABEL=FLAGS`; their flags come last.
         flags: flags of all arms.
         seeds: seeds of an arm.
-        primary_seeds: seeds of an arm with an agent in `stats.PRIMARY_ARMS`.
+        primary_seeds: seeds of an arm of the tests.
         trust, again: see `astra_gym.experiments.config.cli.parse`.
+        tests: pairs of labels to be tested.
 
     Raises:
         ValueError: if a flag or a label is wrong, two arms have the same name, or arms of a method and preset would be
             tested in different ways.
     """
     if "auto" in agents:
-        raise ValueError(f"--agents auto: expected names, such as {' '.join(PRIMARY_ARMS)}")
+        raise ValueError(f"--agents auto: expected names, such as {' '.join(arms_of(PRIMARY))}")
     check_flags(flags, (*SET_BY_CELL, "--agent", "--method"))
     shared = absolute(flags)
+    tested = arms_of(tests)
     arms = []
+
+    def number(label: str) -> int:
+        return primary_seeds if label in tested else seeds
+
     for preset in presets:
         for method in methods:
             kind = find_method(method)
@@ -192,11 +199,10 @@ def base_arms(
             grid = ["--preset", preset, "--method", method]
             for agent in agents if attacks else ["none"]:
                 label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
-                number = primary_seeds if agent in PRIMARY_ARMS else seeds
-                arms.append(make_arm(label, [*grid, "--agent", agent, *given], number, suffix, trust, again))
+                arms.append(make_arm(label, [*grid, "--agent", agent, *given], number(label), suffix, trust, again))
             for text in own:
                 label, words = _own(text)
-                arms.append(make_arm(label, [*grid, *given, *words], seeds, suffix, trust, again))
+                arms.append(make_arm(label, [*grid, *given, *words], number(label), suffix, trust, again))
     names = [arm.name for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")

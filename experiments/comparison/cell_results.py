@@ -16,7 +16,7 @@ from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts
 from astra_gym.experiments.runs.logs import kept_aside, whole_parts
 from astra_gym.experiments.runs.metrics import lost_updates, read_metrics
 from astra_gym.experiments.runs.run_folder import RunFolder
-from astra_gym.experiments.stats import COMPUTE
+from astra_gym.experiments.stats import COMPUTE, PRIMARY, Pairs, Place, epsilons_of
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.safety.sealing import read_json, sealed_json
 from astra_gym.ssl_core.utils.files import write_file
@@ -102,9 +102,9 @@ class Cell:
         """Which test images were classified right: bool (n,) by epsilon."""
         return {epsilon: np.array(list(marks)) == "1" for epsilon, marks in self.correct.items()}
 
-    def accuracy(self, epsilon: float) -> float:
-        """Return the accuracy in percent at an epsilon (a fraction; 0.0: SA)."""
-        return 100.0 * float(self.outcomes[epsilon].mean())
+    def accuracy(self, place: Place) -> float:
+        """Return the accuracy in percent at an epsilon (a fraction; 0.0: SA), or averaged over several."""
+        return 100.0 * float(np.mean([self.outcomes[epsilon].mean() for epsilon in epsilons_of(place)]))
 
 
 def summarise(run: Path, arm: str | None = None) -> Cell:
@@ -264,6 +264,7 @@ class ComparisonResult:
         unfinished: cells that failed or are missing, with the reason.
         wall_seconds: seconds from its first start to its end, without pauses; None if unknown.
         jobs: number of processes side by side.
+        tests: pairs of arms that are tested, fixed before the first run.
     """
 
     name: str
@@ -272,6 +273,14 @@ class ComparisonResult:
     unfinished: Mapping[str, str]
     wall_seconds: float | None = None
     jobs: int | None = None
+    tests: Pairs = PRIMARY
+
+    @property
+    def judge(self) -> Place | None:
+        """Where the world of the first cell, which is that of all in a method and preset, says that runs are judged."""
+        settings = self.cells[0].settings if self.cells else {}
+        epsilon = settings.get("judge_epsilon")
+        return (0.0, epsilon) if epsilon is not None and settings.get("judge_score") == "mean" else epsilon
 
     @property
     def arms(self) -> list[str]:
@@ -333,10 +342,26 @@ def read_comparison(path: Path | str) -> ComparisonResult:
             raise ValueError(f"{path}, cell {index}: {error}") from error
     head = {field.name: document[field.name] for field in fields(ComparisonResult) if field.name in document}
     try:
-        _check_fields(head | {"cells": []}, ComparisonResult)
+        _check_fields(head | {"cells": []}, ComparisonResult, ("tests",))
+        tests = read_pairs(head.get("tests", PRIMARY))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return ComparisonResult(**{**head, "cells": cells})
+    return ComparisonResult(**{**head, "cells": cells, "tests": tests})
+
+
+def read_pairs(values: Any) -> Pairs:
+    """Return the pairs of arms from JSON or YAML.
+
+    Raises:
+        ValueError: if they are not a list of pairs of different names, each pair once.
+    """
+    pairs = (
+        [tuple(pair) for pair in values if isinstance(pair, list | tuple)] if isinstance(values, list | tuple) else []
+    )
+    named = all(len(pair) == 2 and pair[0] != pair[1] and all(isinstance(arm, str) for arm in pair) for pair in pairs)
+    if not pairs or not named or len(pairs) != len(values) or len(set(pairs)) < len(pairs):
+        raise ValueError(f"tests are {shown(values)}: expected pairs of different arms, each once")
+    return tuple((str(first), str(second)) for first, second in pairs)
 
 
 def _check_fields(entry: Any, kind: type, without: Sequence[str] = ()) -> None:

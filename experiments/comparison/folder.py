@@ -24,6 +24,7 @@ from astra_gym.experiments.comparison.cell_results import (
     ComparisonResult,
     completed,
     read_comparison,
+    read_pairs,
     summarise,
     write_comparison,
 )
@@ -33,6 +34,7 @@ from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.config.superseded import as_written, left_out
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.runs.run_folder import RunFolder
+from astra_gym.experiments.stats import PRIMARY, Pairs
 from astra_gym.ssl_core.safety.sealing import check_yaml, read_json, sealed_yaml
 from astra_gym.ssl_core.safety.writers import sweep
 from astra_gym.ssl_core.safety.yaml_files import dump_yaml
@@ -43,7 +45,7 @@ from astra_gym.ssl_core.utils.paths import check_folder, check_place, path_compo
 
 SCHEMA = 1
 """Schema of `comparison.yaml` and `state.json`."""
-TEXTS = ("name", "command", "equal_compute", "arms.label", "arms.suffix", "arms.flags")
+TEXTS = ("name", "command", "equal_compute", "tests", "arms.label", "arms.suffix", "arms.flags")
 """Fields of a plan that are text: a label 1e3 is not a number."""
 MOST_JOBS = 10_000
 BEGUN = (".", "command.txt", "environment.json", "last.pt")
@@ -61,6 +63,7 @@ class ComparisonPlan:
         seeds: seeds of an arm that `equal_compute` adds.
         equal_compute: labels of arms, each of which gets a copy that spends as many attack steps as the most expensive.
         arms: arms of the grid, and those that `equal_compute` has added so far.
+        tests: pairs of labels to be tested, fixed before the first run.
     """
 
     name: str
@@ -69,6 +72,7 @@ class ComparisonPlan:
     seeds: int
     equal_compute: tuple[str, ...]
     arms: tuple[Arm, ...]
+    tests: Pairs = PRIMARY
 
     @property
     def cells(self) -> list[tuple[Arm, int]]:
@@ -131,7 +135,8 @@ class ComparisonFolder:
             for arm in plan.arms
         ]
         head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
-        document = head | {"equal_compute": list(plan.equal_compute), "arms": arms}
+        tests = [list(pair) for pair in plan.tests]
+        document = head | {"equal_compute": list(plan.equal_compute), "tests": tests, "arms": arms}
         write_file(self.config, sealed_yaml(dump_yaml(document)))
 
     def read_plan(self, trust: bool = False) -> ComparisonPlan:
@@ -191,6 +196,8 @@ class ComparisonFolder:
             document["seeds"],
             tuple(document["equal_compute"]),
             tuple(arms),
+            # the first plans name no tests
+            read_pairs(document.get("tests", PRIMARY)),
         )
 
     def open(self, plan: ComparisonPlan) -> dict[str, Cell]:
@@ -307,6 +314,7 @@ class ComparisonFolder:
             # the time of cells made elsewhere is not known
             wall_seconds=None if self.adopted else round(self.wall_seconds, 1),
             jobs=jobs,
+            tests=plan.tests,
         )
         write_comparison(self.results, comparison)
 

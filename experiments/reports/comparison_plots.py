@@ -31,7 +31,8 @@ from astra_gym.experiments.plotting.style import (
     new_figure,
     save_figure,
 )
-from astra_gym.experiments.stats import FEWEST_SEEDS, estimate, mean_interval, pareto
+from astra_gym.experiments.reports.comparison_tables import at
+from astra_gym.experiments.stats import FEWEST_SEEDS, Place, epsilons_of, estimate, mean_interval, pareto
 
 COLUMNS = 3
 """Columns of small multiples."""
@@ -145,17 +146,17 @@ def _clear(axes: Sequence[Axes], columns: int) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path: Path | str) -> bool:
-    """Draw each arm's RA against the attack gradient steps that its runs spent, and the Pareto front.
+def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: Path | str) -> bool:
+    """Draw each arm's accuracy against the attack gradient steps that its runs spent, and the Pareto front.
 
-    Arms that spend nothing (no attack) are left out, see `without_attack`: their RA would flatten all the others'.
+    Arms that spend nothing (no attack) are left out, see `without_attack`: they would flatten all the others.
 
     Args:
         comparison: finished runs.
-        epsilon: epsilon of the RA, as a fraction.
+        place: where the accuracy is measured.
         path: path of the PNG.
     """
-    points = compute_points(comparison, epsilon)
+    points = compute_points(comparison, place)
     if len(points) < 2:
         return False
     arms = list(points)
@@ -164,12 +165,12 @@ def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path:
     corners = sorted((points[arm].steps / 1e3, points[arm].mean) for arm in front)
     axis.plot(*zip(*corners, strict=True), color=GREY, linewidth=1.2, drawstyle="steps-post", zorder=1)
     # in the order of the points, from the top
-    for place, (arm, point) in enumerate(sorted(points.items(), key=lambda entry: -entry[1].mean)):
+    for rank, (arm, point) in enumerate(sorted(points.items(), key=lambda entry: -entry[1].mean)):
         x, y, bar = point.steps / 1e3, point.mean, [[point.mean - point.low], [point.high - point.mean]]
-        colour, mark = LINES[place % len(LINES)]["color"], MARKERS[place % len(MARKERS)]
+        colour, mark = LINES[rank % len(LINES)]["color"], MARKERS[rank % len(MARKERS)]
         axis.errorbar(x, y, bar, fmt="none", color=colour, elinewidth=1, capsize=2)
         axis.plot(x, y, mark, ms=7, color=colour, mfc=colour if arm in front else "white", label=_broken(arm))
-    axis.set(xlabel="attack gradient steps a run (thousands)", ylabel=f"RA at {255 * epsilon:g}/255 (%)")
+    axis.set(xlabel="attack gradient steps a run (thousands)", ylabel=f"{at(place)} (%)")
     axis.margins(x=0.09, y=0.09)
     axis.grid(**GRID)
     axis.set_axisbelow(True)
@@ -179,7 +180,7 @@ def accuracy_against_compute(comparison: ComparisonResult, epsilon: float, path:
 
 
 class Spent(NamedTuple):
-    """An arm's attack gradient steps a run and its RA in percent: means over seeds, and the RA's interval or NaN."""
+    """An arm's attack gradient steps a run and its accuracy in percent: means over seeds, with an interval or NaN."""
 
     steps: float
     mean: float
@@ -187,13 +188,14 @@ class Spent(NamedTuple):
     high: float
 
 
-def compute_points(comparison: ComparisonResult, epsilon: float) -> dict[str, Spent]:
+def compute_points(comparison: ComparisonResult, place: Place) -> dict[str, Spent]:
     """Return the arms' positions in `accuracy_against_compute`."""
     points = {}
     for arm in comparison.arms:
-        cells = [cell for cell in comparison.of(arm) if cell.attack_steps and epsilon in cell.correct]
+        spending = [cell for cell in comparison.of(arm) if cell.attack_steps]
+        cells = [cell for cell in spending if set(epsilons_of(place)) <= cell.outcomes.keys()]
         if cells:
-            found = estimate([cell.accuracy(epsilon) for cell in cells])
+            found = estimate([cell.accuracy(place) for cell in cells])
             steps = float(np.mean([cell.attack_steps for cell in cells]))
             points[arm] = Spent(steps, found.mean, found.low, found.high)
     return points

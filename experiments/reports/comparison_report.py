@@ -37,7 +37,7 @@ from astra_gym.experiments.reports.rendering import check_report, write_page
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
 from astra_gym.experiments.runs.logs import damaged_events
 from astra_gym.experiments.runs.run_folder import RunFolder
-from astra_gym.experiments.stats import PRIMARY, deciding_epsilon
+from astra_gym.experiments.stats import Place, arms_of, deciding_place
 from astra_gym.ssl_core.utils.paths import check_folder, path_component
 
 
@@ -64,7 +64,7 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
     primary, others = primary_table(comparison), improvement_table(comparison)
     compute = [compute_table(comparison)] if several else []
     sections = [
-        Section("How to read it", [Items(HOW_TO_READ if several else HOW_TO_READ[:ALONE])]),
+        Section("How to read it", [Items(how_to_read(comparison.judge) if several else HOW_TO_READ)]),
         Section("Methods", _method_tables(comparison)),
         Section("Accuracy", accuracy_table(comparison)),
         Section("Comparisons fixed beforehand", [primary] if primary else []),
@@ -96,21 +96,27 @@ HOW_TO_READ = (
         "Reward",
         "the agent's own aim, not the comparison's: a higher reward need not give a higher accuracy.",
     ),
-    (
-        "Deciding epsilon",
-        "arms are compared where the RA, averaged over the arms of the primary comparisons (over all arms where one of "
-        "those is missing), is nearest to 55 %, and from 30 to 80 %: near 0 and 100 % all arms look alike. The rule "
-        "does not see who wins.",
-    ),
-    (
-        "Shown",
-        "a primary comparison is shown if p after Holm is at most 0.05; there is no verdict before all planned runs of "
-        "its arms are finished. What is not shown may still be so: it then needs more seeds. All other comparisons "
-        "have intervals only, without a test.",
-    ),
 )
-ALONE = 4
-"""Number of these entries, from the first, that apply to a single arm."""
+DECIDING = (
+    "Deciding epsilon",
+    "arms are compared where the RA, averaged over the arms of the primary comparisons (over all arms where one of "
+    "those is missing), is nearest to 55 %, and from 30 to 80 %: near 0 and 100 % all arms look alike. The rule "
+    "does not see who wins.",
+)
+SHOWN = (
+    "Shown",
+    "a primary comparison is shown if p after Holm is at most 0.05; there is no verdict before all planned runs of "
+    "its arms are finished. What is not shown may still be so: it then needs more seeds. All other comparisons "
+    "have intervals only, without a test.",
+)
+
+
+def how_to_read(judge: Place | None) -> tuple[tuple[str, str], ...]:
+    """Return the entries of a page that compares arms."""
+    if judge is None:
+        return (*HOW_TO_READ, DECIDING, SHOWN)
+    named = f"arms are compared by {at(judge)}, which their world names and which was fixed before the runs."
+    return (*HOW_TO_READ, ("Judge", named), SHOWN)
 
 
 def _method_tables(comparison: ComparisonResult) -> list[Table]:
@@ -126,7 +132,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
     """Return what the values show, in sentences; no sentence has a typed number."""
     sentences, last = [], []
     for part in parts(comparison):
-        epsilon, cell = deciding_epsilon(part), part.cells[0]
+        place, cell = deciding_place(part), part.cells[0]
         base = part.base if part.base.cells else part
         apart = " (arms at equal compute apart)" if base.arms != part.arms else ""
         seeds = sorted({len(part.of(arm)) for arm in part.arms})
@@ -134,15 +140,16 @@ def answer(comparison: ComparisonResult) -> list[str]:
         many = f"{_count(len(part.arms), 'arm')}, {_count(len(part.cells), 'run')} (seeds an arm: {each})"
         sentences.append(f"{many}, method {cell.method}, preset {cell.preset}.")
         if len(base.arms) == 1:
-            places = [place for place in sorted(cell.outcomes) if all(place in other.outcomes for other in base.cells)]
-            means = [f"{at(place)} {np.mean([run.accuracy(place) for run in base.cells]):.1f} %" for place in places]
+            shared = sorted(set.intersection(*(set(other.outcomes) for other in base.cells)))
+            means = [f"{at(one)} {np.mean([run.accuracy(one) for run in base.cells]):.1f} %" for one in shared]
             last.append(f"One arm alone shows nothing about agents; {base.arms[0]}: {', '.join(means)}.")
-        elif epsilon is None:
+        elif place is None:
             last.append("No epsilon decides: at none is the mean RA of the arms from 30 to 80 %.")
         else:
-            best = best_arm(part, epsilon)
+            best = best_arm(part, place)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
-            last.append(f"At the deciding epsilon, {at(epsilon)}, {text}{apart} by the intervals of the differences.")
+            decided = "By the world's judge" if comparison.judge is not None else "At the deciding epsilon"
+            last.append(f"{decided}, {at(place)}, {text}{apart} by the intervals of the differences.")
     if len({(cell.arm, cell.method, cell.preset) for cell in comparison.cells}) > 1:
         sentences += _primary_sentences(comparison)
     sentences += last
@@ -157,18 +164,21 @@ def answer(comparison: ComparisonResult) -> list[str]:
 def _primary_sentences(comparison: ComparisonResult) -> list[str]:
     decided = [one for part in parts(comparison) for one in primary_comparisons(part) if one.standing != "secondary"]
     if not decided:
-        pairs = ", ".join(f"{one} against {other}" for one, other in PRIMARY)
+        pairs = ", ".join(f"{one} against {other}" for one, other in comparison.tests)
         return [f"None of the comparisons that were fixed beforehand ({pairs}) can be made here."]
     shown = sum(one.standing in ("better", "worse") for one in decided)
     several = len(parts(comparison)) > 1
+    lacking = [arm for arm in arms_of(comparison.tests) if arm not in comparison.arms]
+    missing = [f"The tests lack {_count(len(lacking), 'arm')}: {', '.join(lacking)}."] if lacking else []
     return [
         f"Of the {_count(len(decided), 'primary comparison')}, {shown or 'none'} {_is(shown)} shown.",
         *(_primary_sentence(one, f", {one.part}" if several else "") for one in decided),
+        *missing,
     ]
 
 
 def _primary_sentence(one: Primary, part: str) -> str:
-    measured = f"{points_text(one.found)} points, {at(one.epsilon)}{part}"
+    measured = f"{points_text(one.found)} points, {at(one.place)}{part}"
     facts = f"{measured}, {one.found.seeds} seeds"
     match one.standing:
         case "better" | "worse":
@@ -220,16 +230,16 @@ def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]
 def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], str, str]]:
     """Return by name: the function that draws a figure, its content in words, and its caption."""
     arms = ", ".join(part.arms)
-    deciding = deciding_epsilon(part)
-    epsilon = deciding
-    if epsilon is None:
+    deciding = deciding_place(part)
+    place = deciding
+    if place is None:
         shared = set.intersection(*(set(cell.outcomes) for cell in part.cells))
-        epsilon = max(shared, default=0.0)
-    points = compute_points(part, epsilon)
+        place = max(shared, default=0.0)
+    points = compute_points(part, place)
     told = "; ".join(f"{arm} {point.steps / 1e3:.0f} thousand, {point.mean:.1f} %" for arm, point in points.items())
     left_out = f" Left out, without an attack: {', '.join(names)}." if (names := without_attack(part)) else ""
     decides = "" if deciding is not None else " No epsilon decides; this is the largest."
-    chosen = epsilon
+    chosen = place
     return {
         "learning_curves": (
             lambda path: learning_curves(part, path),
@@ -240,8 +250,8 @@ def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], 
         ),
         "accuracy_against_compute": (
             lambda path: accuracy_against_compute(part, chosen, path),
-            f"{at(epsilon)} against attack gradient steps a run. {told}.",
-            f"{at(epsilon)} against the attack gradient steps of a run, means over seeds with 95 % intervals from "
+            f"{at(place)} against attack gradient steps a run. {told}.",
+            f"{at(place)} against the attack gradient steps of a run, means over seeds with 95 % intervals from "
             f"three seeds on. Filled and joined: the Pareto front of the means, above which no arm lies for as few "
             f"steps."
             f"{decides}{left_out}",

@@ -13,12 +13,15 @@ from astra_gym.experiments.reports.document import MISSING, Entry, Table, entrie
 from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
-    PRIMARY,
-    PRIMARY_ARMS,
     Paired,
-    deciding_epsilon,
+    Pairs,
+    Place,
+    arms_of,
+    deciding_place,
     differences,
+    epsilons_of,
     estimate,
+    fewest_seeds,
     holm,
     paired,
     pareto,
@@ -26,7 +29,7 @@ from astra_gym.experiments.stats import (
 from astra_gym.ssl_core.evaluation.results import radius_text
 
 LEVEL = 0.05
-REFERENCES = tuple(reference for _, reference in PRIMARY)
+DECIDING_RA = "RA at the deciding epsilon"
 PART = "method, preset"
 """The column that names a row's part of a comparison."""
 INTERVALS = "In brackets the 95 % interval over seeds (Student's t from 3 seeds, expanded bootstrap from 10)."
@@ -55,9 +58,15 @@ def over_parts(
     return [columns[0], PART, *columns[1:]], [[row[0], place, *row[1:]] for place, lines in places for row in lines]
 
 
-def at(epsilon: float) -> str:
-    """Return `SA`, or `RA at 8/255`."""
-    return f"RA at {radius_text('Linf', epsilon)}" if epsilon else "SA"
+def at(place: Place) -> str:
+    """Return `SA`, `RA at 8/255` or `mean of SA and RA at 8/255`."""
+    names = [f"RA at {radius_text('Linf', epsilon)}" if epsilon else "SA" for epsilon in epsilons_of(place)]
+    return names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
+
+
+def references(tests: Pairs) -> list[str]:
+    """Return the arms that others are tested against, each once."""
+    return list(dict.fromkeys(second for _, second in tests))
 
 
 def mean_text(values: Sequence[float], digits: int = 1) -> str:
@@ -96,25 +105,27 @@ def p_text(p: float) -> str:
     return MISSING if math.isnan(p) else f"{p:#.2g}"
 
 
-def _accuracies(cells: Sequence[Cell], epsilon: float | None) -> list[float]:
-    return [cell.accuracy(epsilon) for cell in cells if epsilon is not None and epsilon in cell.outcomes]
+def _accuracies(cells: Sequence[Cell], place: Place | None) -> list[float]:
+    if place is None:
+        return []
+    return [cell.accuracy(place) for cell in cells if set(epsilons_of(place)) <= cell.outcomes.keys()]
 
 
 def ranked(comparison: ComparisonResult) -> list[str]:
-    """Return arms from the best to the worst at the deciding epsilon, else at SA.
+    """Return arms from the best to the worst at the deciding place, else at SA.
 
     Then come those without a value, and last those that trained longer.
     """
-    epsilon = deciding_epsilon(comparison) or 0.0
+    place = deciding_place(comparison) or 0.0
 
     def worth(arm: str) -> tuple[bool, float]:
-        values = _accuracies(comparison.of(arm), epsilon)
+        values = _accuracies(comparison.of(arm), place)
         return not arm.endswith(COMPUTE), float(np.mean(values)) if values else -math.inf
 
     return sorted(comparison.arms, key=worth, reverse=True)
 
 
-def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
+def best_arm(comparison: ComparisonResult, place: Place) -> str | None:
     """Return the arm that is above every other: its paired difference to each, over three shared seeds or more, has a
     95 % interval above 0 (`stats.estimate`). None if no arm is, or there is only one. Arms at equal compute do not
     compete.
@@ -122,7 +133,7 @@ def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
     arms = comparison.base.arms
     for arm in arms:
         others = [other for other in arms if other != arm]
-        found = [list(differences(comparison.of(arm), comparison.of(other), epsilon).values()) for other in others]
+        found = [list(differences(comparison.of(arm), comparison.of(other), place).values()) for other in others]
         # the cheap condition first: hardly any arm is then left to bootstrap
         ahead = found and all(len(values) >= FEWEST_SEEDS and np.mean(values) > 0 for values in found)
         if ahead and all(estimate(values).low > 0 for values in found):
@@ -131,7 +142,7 @@ def best_arm(comparison: ComparisonResult, epsilon: float) -> str | None:
 
 
 def accuracy_table(comparison: ComparisonResult) -> list[Table]:
-    """Return SA, RA and cost by arm, best RA at the deciding epsilon first; a table for every method and preset.
+    """Return SA, RA and cost by arm, the best at the deciding place first; a table for every method and preset.
 
     Arms at equal compute are left to `compute_table`: here they would be ranked against arms that trained less.
     """
@@ -160,7 +171,7 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
         ]
         means = entries(*(f"{np.mean(values):.1f}" if values else MISSING for values in costs))
         rows.append([*entries(arm, str(len(cells))), *accuracies, *means])
-    deciding = deciding_epsilon(part)
+    deciding = deciding_place(part)
     order = at(deciding) if deciding is not None else "SA (no epsilon decides: none has a mean RA from 30 to 80 %)"
     note = (
         f"Accuracy in %, mean over seeds. {INTERVALS} IQM: interquartile mean. Sorted by {order}. Bold: above every "
@@ -176,19 +187,20 @@ Standing = Literal["secondary", "unfinished", "undecidable", "not shown", "bette
 
 
 class Primary(NamedTuple):
-    """A comparison of `stats.PRIMARY` in a method and preset (`part`), at the deciding epsilon or, secondary, at SA.
+    """A test of the plan in a method and preset (`part`), at the deciding place or, secondary, at SA.
 
-    `p` is after Holm; `planned` counts the planned seeds of both arms.
+    `p` is after Holm; `planned` counts the planned seeds of both arms, `needed` those with which a verdict is possible.
     """
 
     part: str
     first: str
     second: str
-    epsilon: float
+    place: Place
     found: Paired
     p: float
     planned: int
     standing: Standing
+    needed: int
 
     @property
     def verdict(self) -> str:
@@ -197,12 +209,12 @@ class Primary(NamedTuple):
         return {
             "secondary": "secondary, no verdict",
             "unfinished": f"{seeds} of {self.planned} seeds so far",
-            "undecidable": f"cannot be decided with {seeds} seed{'s' * (seeds != 1)}",
+            "undecidable": f"cannot be decided with {seeds} seed{'s' * (seeds != 1)}, needs {self.needed}",
         }.get(self.standing, self.standing)
 
 
 def primary_comparisons(part: ComparisonResult) -> list[Primary]:
-    """Return the comparisons of `stats.PRIMARY` with both arms, tested at the deciding epsilon and reported at SA.
+    """Return the tests of the plan with both arms, tested at the deciding place and reported at SA.
 
     The verdict is at 5 % after Holm over the family fixed beforehand, one for each method and preset; a missing member
     counts, with p = 1. There is none before all planned runs of the family's arms are finished: looking while they
@@ -211,10 +223,10 @@ def primary_comparisons(part: ComparisonResult) -> list[Primary]:
     Args:
         part: cells of one method and preset.
     """
-    cell, epsilon, missing = part.cells[0], deciding_epsilon(part), _missing_seeds(part)
-    made = []
-    for place in [0.0] if epsilon is None else [epsilon, 0.0]:
-        family = {pair: paired(part.of(pair[0]), part.of(pair[1]), place) for pair in PRIMARY}
+    cell, deciding, missing = part.cells[0], deciding_place(part), _missing_seeds(part)
+    made, places = list[Primary](), list[Place]([0.0] if deciding is None else [deciding, 0.0])
+    for place in places:
+        family = {pair: paired(part.of(pair[0]), part.of(pair[1]), place) for pair in part.tests}
         adjusted = holm([found.p for found in family.values()])
         reachable = holm([found.smallest_p if found.seeds else math.nan for found in family.values()])
         for (pair, found), p, smallest in zip(family.items(), adjusted, reachable, strict=True):
@@ -230,7 +242,8 @@ def primary_comparisons(part: ComparisonResult) -> list[Primary]:
                 elif p > LEVEL:
                     standing = "not shown"
                 name = f"{cell.method}, {cell.preset}"
-                made.append(Primary(name, *pair, place, found, p, len(first & second), standing))
+                needed = fewest_seeds(len(family), LEVEL)
+                made.append(Primary(name, *pair, place, found, p, len(first & second), standing, needed))
     return made
 
 
@@ -241,10 +254,10 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
         return [
             entries(
                 f"{one.first} - {one.second}",
-                at(one.epsilon),
+                at(one.place),
                 points_text(one.found),
                 p_text(one.found.p),
-                p_text(one.p) if one.epsilon else MISSING,
+                p_text(one.p) if one.place else MISSING,
                 p_text(one.found.smallest_p),
                 str(one.found.seeds),
                 "{} : {}".format(*one.found.image_pairs),
@@ -260,17 +273,17 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
         return None
     note = (
         f"Differences within a seed. {INTERVALS} p: two-sided, sign flips over seeds; after Holm over the "
-        f"{len(PRIMARY)} comparisons fixed beforehand, at the deciding epsilon only. Image pairs: outcomes in which "
-        f"only the first arm was right, and only the second. P(improvement): that a run of the first arm is above one "
-        f"of the second. No verdict before all planned runs of these arms are finished."
+        f"{len(comparison.tests)} comparisons fixed beforehand, at the deciding place only. Image pairs: outcomes in "
+        f"which only the first arm was right, and only the second. P(improvement): that a run of the first arm is "
+        f"above one of the second. No verdict before all planned runs of these arms are finished."
     )
     if len(parts(comparison)) > 1:
-        note += f" Each method and preset is a family of {len(PRIMARY)} of its own."
+        note += f" Each method and preset is a family of {len(comparison.tests)} of its own."
     return Table("Primary comparisons", note, columns, found, words=(PART, "at", "verdict"))
 
 
 def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
-    """Return the planned seeds of `stats.PRIMARY_ARMS` that are not finished, by arm."""
+    """Return the planned seeds of the tests' arms that are not finished, by arm."""
     cell = part.cells[0]
     place = f"(?:-{re.escape(cell.method)})?(?:-{re.escape(cell.preset)})?"
     return {
@@ -279,32 +292,33 @@ def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
             for name in part.unfinished
             if (found := re.fullmatch(rf"{re.escape(arm)}{place}-seed(\d+)", name))
         }
-        for arm in PRIMARY_ARMS
+        for arm in arms_of(part.tests)
     }
 
 
 def improvement_table(comparison: ComparisonResult) -> Table | None:
-    """Compare every arm that is not first in a primary comparison with the three references, by intervals only.
+    """Compare every arm that is not first in a test with the tests' references, by intervals only.
 
-    None if no epsilon decides, or there is no such pair of arms.
+    None if no place decides, or there is no such pair of arms.
     """
+    seconds = references(comparison.tests)
 
     def rows(part: ComparisonResult) -> Rows:
-        epsilon, lines = deciding_epsilon(part), []
-        for arm in ranked(part) if epsilon is not None else []:
-            others = [other for other in REFERENCES if other in part.arms and other != arm]
-            if arm not in {first for first, _ in PRIMARY} and others:
-                against = {other: paired(part.of(arm), part.of(other), epsilon or 0.0) for other in others}
+        place, lines = deciding_place(part), []
+        for arm in ranked(part) if place is not None else []:
+            others = [other for other in seconds if other in part.arms and other != arm]
+            if arm not in {first for first, _ in part.tests} and others:
+                against = {other: paired(part.of(arm), part.of(other), place or 0.0) for other in others}
                 shared = sorted({found.seeds for found in against.values()})
-                line = entries(arm, at(epsilon or 0.0), " to ".join(map(str, {shared[0]: 0, shared[-1]: 0})))
-                for found in (against.get(other) for other in REFERENCES):
+                line = entries(arm, at(place or 0.0), " to ".join(map(str, {shared[0]: 0, shared[-1]: 0})))
+                for found in (against.get(other) for other in seconds):
                     shown = found and found.seeds and Entry(points_text(found), f"P {_probability(found)}")
                     line.append(shown or Entry(MISSING))
                 lines.append(line)
         return lines
 
     columns, found = over_parts(
-        comparison.base, ["arm", "at", "shared seeds", *(f"minus {r}" for r in REFERENCES)], rows
+        comparison.base, ["arm", "at", "shared seeds", *(f"minus {second}" for second in seconds)], rows
     )
     note = (
         f"Points within a seed. {INTERVALS} P: probability that a run of the arm is above one of the reference. "
@@ -314,14 +328,14 @@ def improvement_table(comparison: ComparisonResult) -> Table | None:
 
 
 def compute_table(comparison: ComparisonResult) -> Table:
-    """Return attack compute and RA at the deciding epsilon by arm, and arms at equal compute against two references."""
+    """Return attack compute and accuracy at the deciding place by arm, and arms at equal compute against two others."""
     equal = any(arm.endswith(COMPUTE) for arm in comparison.arms)
-    references = ("reinforce", "fixed-max") if equal else ()
+    against = ("reinforce", "fixed-max") if equal else ()
 
     def rows(part: ComparisonResult) -> Rows:
-        epsilon = deciding_epsilon(part)
+        place = deciding_place(part)
         arms = sorted(part.arms, key=lambda arm: _steps(part.of(arm)))
-        points = [(arm, (_steps(part.of(arm)), _accuracies(part.of(arm), epsilon))) for arm in arms]
+        points = [(arm, (_steps(part.of(arm)), _accuracies(part.of(arm), place))) for arm in arms]
         placed = [(arm, (cost, float(np.mean(values)))) for arm, (cost, values) in points if values]
         front = {placed[index][0] for index in pareto([point for _, point in placed])}
         lines = []
@@ -330,19 +344,17 @@ def compute_table(comparison: ComparisonResult) -> Table:
             updates = f"{np.mean([cell.updates for cell in cells]):.0f}"
             on_front = ("yes" if arm in front else "no") if values else MISSING
             line = entries(arm, str(len(cells)), updates, _amount(cost), percent_text(values), on_front)
-            lines.append([*line, *(_at_equal_compute(part, arm, reference, epsilon) for reference in references)])
+            lines.append([*line, *(_at_equal_compute(part, arm, other, place) for other in against)])
         return lines
 
-    columns = ["arm", "seeds", "updates", "attack gradient steps", "RA at the deciding epsilon", "on the Pareto front"]
-    columns, found = over_parts(comparison, [*columns, *(f"minus {reference}" for reference in references)], rows)
-    decided = [(part.cells[0], deciding_epsilon(part)) for part in parts(comparison)]
-    where = "; ".join(
-        f"{cell.method}, {cell.preset}: {radius_text('Linf', epsilon) if epsilon else 'none'}"
-        for cell, epsilon in decided
-    )
+    decided = [(part.cells[0], deciding_place(part)) for part in parts(comparison)]
+    worth = "accuracy at the deciding place" if any(isinstance(place, tuple) for _, place in decided) else DECIDING_RA
+    columns = ["arm", "seeds", "updates", "attack gradient steps", worth, "on the Pareto front"]
+    columns, found = over_parts(comparison, [*columns, *(f"minus {other}" for other in against)], rows)
+    where = "; ".join(f"{cell.method}, {cell.preset}: {at(place) if place else 'none'}" for cell, place in decided)
     note = (
-        f"Attack gradient steps: one view, one backward pass; mean over seeds. {INTERVALS} Deciding epsilon: {where}. "
-        f"On the front: no arm has a higher mean RA for no more steps; the means' errors are not considered."
+        f"Attack gradient steps: one view, one backward pass; mean over seeds. {INTERVALS} Decided by: {where}. "
+        f"On the front: no arm has a higher mean accuracy for no more steps; the means' errors are not considered."
     )
     if equal:
         note += (
@@ -360,11 +372,11 @@ def _amount(steps: float) -> str:
     return f"{steps / 1e6:.2f} M" if steps >= 999_500 else f"{steps / 1e3:.0f} k" if steps else "0"
 
 
-def _at_equal_compute(part: ComparisonResult, arm: str, reference: str, epsilon: float | None) -> Entry:
+def _at_equal_compute(part: ComparisonResult, arm: str, reference: str, place: Place | None) -> Entry:
     dearer = reference + COMPUTE
     other = dearer if dearer in part.arms and dearer != arm else reference
-    if epsilon is None or not arm.endswith(COMPUTE) or other not in part.arms:
+    if place is None or not arm.endswith(COMPUTE) or other not in part.arms:
         return Entry(MISSING)
     spent = _steps(part.of(other))
     ratio = f", {_steps(part.of(arm)) / spent:.2f} x its steps" if spent else ""
-    return Entry(points_text(paired(part.of(arm), part.of(other), epsilon)), f"{other}{ratio}")
+    return Entry(points_text(paired(part.of(arm), part.of(other), place)), f"{other}{ratio}")

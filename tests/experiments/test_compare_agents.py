@@ -278,6 +278,9 @@ def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path
         ),
         (["--agents", "fixed", "dqn", "--actions=factored"], ["dqn cannot be made", "MultiDiscrete"]),
         (["--equal_compute", "ppo"], ["unknown arm 'ppo'"]),
+        (["--test", "reinforce"], ["--test reinforce: expected two arms, A:B"]),
+        (["--test", "reinforce:reinforced"], ["--test: there is no arm reinforced: expected two of reinforce"]),
+        (["--test", "fixed:fixed"], ["expected pairs of different arms"]),
         (["--arm", "x"], ["LABEL=FLAGS"]),
         (["--preset", "digits", "--presets", "digits"], ["--preset"]),
         (["--resume", "nowhere"], ["nowhere is no comparison's folder"]),
@@ -349,4 +352,6 @@ def test_the_number_of_seeds(tmp_path, monkeypatch) -> None:
     for words in ([], ["--seeds=3"], ["--seeds=3", "--primary_seeds=4"], ["--seeds=12"]):
         assert call("--agents", "reinforce", "ppo", "fixed-max", *words, *TINY) == 0
     assert [[arm.seeds for arm in plan.arms] for plan in made] == [[10, 5, 10], [3, 3, 3], [4, 3, 4], [12, 12, 12]]
-    assert [plan.name for plan in made] == ["digits-grid", "digits-grid-2", "digits-grid-3", "digits-grid-4"]
+    assert call("--agents", "reinforce", "ppo", "fixed-max", "--test", "ppo:fixed-max", *TINY) == 0
+    assert [arm.seeds for arm in made[-1].arms] == [5, 10, 10] and made[-1].tests == (("ppo", "fixed-max"),)
+    assert [plan.name for plan in made[:4]] == ["digits-grid", "digits-grid-2", "digits-grid-3", "digits-grid-4"]

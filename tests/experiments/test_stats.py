@@ -8,11 +8,12 @@ import pytest
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.stats import (
     PRIMARY,
-    PRIMARY_ARMS,
-    deciding_epsilon,
+    arms_of,
+    deciding_place,
     differences,
     estimate,
     expanded_level,
+    fewest_seeds,
     holm,
     mean_interval,
     paired,
@@ -203,30 +204,30 @@ def compared(cells: Sequence[Cell]) -> ComparisonResult:
     return ComparisonResult("made", "none", cells, {})
 
 
-def test_the_deciding_epsilon_is_where_the_arms_mean_is_nearest_to_55(make_cell: Make) -> None:
+def test_the_deciding_place_is_where_the_arms_mean_is_nearest_to_55(make_cell: Make) -> None:
     small, middle, large = 4 / 255, 8 / 255, 16 / 255
     cells = [make_cell("a", seed, {0.0: 55, small: 80, middle: 60, large: 40}) for seed in range(9)]
     # arms weigh alike, however many seeds they have: 56 at the middle and 54.5 at the large radius
     cells += [make_cell("b", 0, {0.0: 55, small: 60, middle: 52, large: 69})]
-    assert deciding_epsilon(compared(cells)) == large
-    assert deciding_epsilon(compared(cells[:9])) == middle
+    assert deciding_place(compared(cells)) == large
+    assert deciding_place(compared(cells[:9])) == middle
     # one run without it, and it is no candidate
     cells += [make_cell("b", 1, {0.0: 55, small: 60, middle: 52})]
-    assert deciding_epsilon(compared(cells)) == middle
+    assert deciding_place(compared(cells)) == middle
 
 
-def test_the_deciding_epsilon_is_that_of_the_primary_arms_whoever_stands_beside_them(make_cell: Make) -> None:
+def test_the_deciding_place_is_that_of_the_primary_arms_whoever_stands_beside_them(make_cell: Make) -> None:
     small, large = 4 / 255, 8 / 255
-    primary = [make_cell(name, 0, {small: 70, large: 50}) for name in PRIMARY_ARMS]
+    primary = [make_cell(name, 0, {small: 70, large: 50}) for name in arms_of(PRIMARY)]
     beside = [make_cell("ppo", 0, {small: 57, large: 30}), make_cell("fixed@compute", 0, {small: 40, large: 10})]
-    assert deciding_epsilon(compared(primary)) == deciding_epsilon(compared(primary + beside)) == large
+    assert deciding_place(compared(primary)) == deciding_place(compared(primary + beside)) == large
     # an arm that lacks an epsilon does not take it from the others
-    assert deciding_epsilon(compared([*primary, make_cell("dqn", 0, {small: 57})])) == large
+    assert deciding_place(compared([*primary, make_cell("dqn", 0, {small: 57})])) == large
     # without one of the four all arms decide, but those at equal compute
     some = [*primary[:3], beside[0]]
-    assert deciding_epsilon(compared([*primary[:1], *(3 * [beside[0]])])) == small
-    assert deciding_epsilon(compared(some)) == deciding_epsilon(compared([*some, beside[1]])) == large
-    assert deciding_epsilon(compared(beside[1:])) is None
+    assert deciding_place(compared([*primary[:1], *(3 * [beside[0]])])) == small
+    assert deciding_place(compared(some)) == deciding_place(compared([*some, beside[1]])) == large
+    assert deciding_place(compared(beside[1:])) is None
 
 
 @pytest.mark.parametrize(
@@ -236,12 +237,12 @@ def test_no_epsilon_decides_near_the_ends(
     make_cell: Make, accuracies: tuple[float, float], expected: int | None
 ) -> None:
     cell = make_cell("a", 0, {0.0: 55, **dict(zip((4 / 255, 8 / 255), accuracies, strict=True))})
-    assert deciding_epsilon(compared([cell])) == (None if expected is None else expected / 255)
+    assert deciding_place(compared([cell])) == (None if expected is None else expected / 255)
 
 
 def test_nothing_decides_without_an_attack_or_without_cells(make_cell: Make) -> None:
-    assert deciding_epsilon(compared([])) is None
-    assert deciding_epsilon(compared([make_cell("a", 0, {0.0: 55})])) is None
+    assert deciding_place(compared([])) is None
+    assert deciding_place(compared([make_cell("a", 0, {0.0: 55})])) is None
 
 
 def test_the_primary_comparisons_are_fixed() -> None:
@@ -260,3 +261,36 @@ def test_pareto_by_brute_force() -> None:
     assert pareto([(cost, worth) for cost, worth in points]) == front
     with pytest.raises(ValueError, match="finite"):
         pareto([(1, math.nan)])
+
+
+def test_an_average_over_epsilons_is_compared_as_one_accuracy(make_cell: Make) -> None:
+    a = [make_cell("a", seed, {0.0: 90 + seed, RADIUS: 40 + 3 * seed}, images=1000) for seed in range(4)]
+    b = [make_cell("b", seed, {0.0: 95, RADIUS: 30}, images=1000) for seed in range(4)]
+    place = (0.0, RADIUS)
+    assert a[1].accuracy(place) == pytest.approx((91 + 43) / 2)
+    expected = {seed: ((90 + seed - 95) + (40 + 3 * seed - 30)) / 2 for seed in range(4)}
+    assert differences(a, b, place) == pytest.approx(expected)
+    found = paired(a, b, place)
+    assert found.difference == pytest.approx(np.mean(list(expected.values())))
+    assert sum(found.image_pairs) == sum(sum(paired(a, b, one).image_pairs) for one in place)
+    assert paired(a, [make_cell("b", 0, {RADIUS: 30}, images=1000)], place).seeds == 0
+
+
+def test_a_world_that_names_its_judge_is_not_judged_by_the_rule(make_cell: Make) -> None:
+    small, large = 8 / 255, 16 / 255
+    accuracies = {0.0: 99, small: 55, large: 10}
+    for settings, expected in (
+        ({}, small),
+        ({"judge_epsilon": None}, small),
+        ({"judge_epsilon": large, "judge_score": "robust"}, large),
+        ({"judge_epsilon": large, "judge_score": "mean"}, (0.0, large)),
+    ):
+        cells = [make_cell(name, 0, accuracies, settings=settings) for name in ("a", "b")]
+        assert deciding_place(compared(cells)) == expected
+
+
+@pytest.mark.parametrize("tests", [1, 2, 3, 6])
+def test_the_fewest_seeds_are_those_with_which_all_tests_can_be_shown(tests: int) -> None:
+    needed = fewest_seeds(tests, 0.05)
+    assert all(p <= 0.05 for p in holm([2 / 2**needed] * tests))
+    assert not any(p <= 0.05 for p in holm([2 / 2 ** (needed - 1)] * tests)[:1])

@@ -18,12 +18,14 @@ from astra_gym.experiments.comparison.folder import ComparisonFolder, Comparison
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written
+from astra_gym.experiments.stats import PRIMARY
 from astra_gym.ssl_core.utils.provenance import ROOT
 
 
 def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
     arms = base_arms(["reinforce"], ["acl", "astra"], ["digits"], [], [], 1, 1)
-    plan, folder = ComparisonPlan("a", "b", 1, 1, ("reinforce",), tuple(arms)), ComparisonFolder(tmp_path)
+    tests = (("reinforce", "1e3"), ("1e3", "fixed"))
+    plan, folder = ComparisonPlan("a", "b", 1, 1, ("reinforce",), tuple(arms), tests), ComparisonFolder(tmp_path)
     folder.write_plan(plan)
     assert folder.read_plan() == plan
     assert [arm.named(seed) for arm, seed in plan.cells] == ["reinforce-acl-seed0", "reinforce-astra-seed0"]
@@ -31,8 +33,14 @@ def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
     # of version 0.1: the comment that is the seal is gone
     for arm in document["arms"]:
         arm["label"] += arm.pop("suffix")
+    del document["tests"]
     folder.config.write_text(yaml.safe_dump(document))
     assert [arm.named(seed) for arm, seed in folder.read_plan().cells] == [arm.named(0) for arm in arms]
+    assert folder.read_plan().tests == PRIMARY
+    for wrong in ("a:b", [], [["a", "a"]], [["a", "b", "c"]], [["a", "b"], ["a", "b"]], [["a", 1.5]], [None]):
+        folder.config.write_text(yaml.safe_dump(document | {"tests": wrong}))
+        with pytest.raises(ValueError, match=r"tests (are|of)? ?.*expected pairs of different arms"):
+            folder.read_plan()
 
 
 def test_finished_cells_whose_folders_are_elsewhere_count_if_their_settings_are_the_planned_ones(

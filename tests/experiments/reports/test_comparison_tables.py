@@ -15,6 +15,7 @@ from astra_gym.experiments.reports.comparison_tables import (
     parts,
     percent_text,
     primary_table,
+    ranked,
 )
 from astra_gym.experiments.reports.document import Table
 from astra_gym.experiments.reports.rendering import block_in_markdown
@@ -193,7 +194,12 @@ def test_there_is_no_verdict_before_all_planned_runs_of_the_primary_arms_are_fin
 
 @pytest.mark.parametrize(
     ("seeds", "verdict"),
-    [(1, "cannot be decided with 1 seed"), (6, "cannot be decided with 6 seeds"), (7, "better"), (10, "better")],
+    [
+        (1, "cannot be decided with 1 seed, needs 7"),
+        (6, "cannot be decided with 6 seeds, needs 7"),
+        (7, "better"),
+        (10, "better"),
+    ],
 )
 def test_seven_seeds_are_the_fewest_that_can_decide_after_holm(make_cell: Make, seeds: int, verdict: str) -> None:
     # 3 * 2/2^6 = 0.094, 3 * 2/2^7 = 0.047
@@ -236,7 +242,7 @@ def test_compute_and_the_pareto_front(make_cell: Make) -> None:
     assert column(table, "attack gradient steps") == {"fixed": "141 k", "random": "239 k", "fixed-max": "1.60 M"}
     assert column(table, "on the Pareto front") == {"fixed": "yes", "random": "no", "fixed-max": "yes"}
     assert column(table, "RA at the deciding epsilon")["fixed"] == "51.0 (48.5 to 53.5)"
-    assert "astra, digits-grid: 16/255" in table.note
+    assert "astra, digits-grid: RA at 16/255" in table.note
     assert not any(name.startswith("minus") for name in table.columns)
 
 
@@ -289,3 +295,29 @@ def test_intervals_of_percentages_end_at_0_and_100() -> None:
     assert percent_text([99.0, 99.5, 100.0]) == "99.5 (98.3 to 100.0)"
     assert percent_text([0.0, 0.0, 1.0]) == "0.3 (0.0 to 1.8)"
     assert percent_text([50.0]) == "50.0" and percent_text([]) == "-"
+
+
+def test_the_plans_tests_take_the_place_of_the_three(make_cell: Make) -> None:
+    cells = grid(make_cell, PRIMARY_ARMS | {"tuned": 70.0}, 8)
+    comparison = ComparisonResult("made", "none", cells, {}, tests=(("tuned", "fixed-max"), ("tuned", "random")))
+    table = table_of(primary_table(comparison))
+    assert [row[0].text for row in table.rows[:2]] == ["tuned - fixed-max", "tuned - random"]
+    assert "2 comparisons fixed beforehand" in table.note
+    others = table_of(improvement_table(comparison))
+    assert list(others.columns[-2:]) == ["minus fixed-max", "minus random"]
+    assert "tuned" not in [row[0].text for row in others.rows]
+
+
+def test_a_judge_that_is_a_mean_is_named_wherever_it_decides(make_cell: Make) -> None:
+    world = {"judge_epsilon": STRONG, "judge_score": "mean"}
+    cells = [
+        make_cell(arm, seed, {0.0: sa + seed / 10, STRONG: ra}, settings=world, images=1000)
+        for arm, sa, ra in (("reinforce", 80.0, 60.0), ("random", 99.0, 20.0), ("fixed", 99.0, 45.0))
+        for seed in range(8)
+    ]
+    comparison = compared(cells)
+    name = "mean of SA and RA at 16/255"
+    assert ranked(comparison) == ["fixed", "reinforce", "random"]
+    assert f"Sorted by {name}" in accuracy_table(comparison)[0].note
+    assert {row[1].text for row in table_of(primary_table(comparison)).rows} == {name, "SA"}
+    assert "accuracy at the deciding place" in compute_table(comparison).columns
