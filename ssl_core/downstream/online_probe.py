@@ -67,29 +67,44 @@ class OnlineProbe:
         images, labels = self._measured
         noise = Streams(self._seed, device).on_device("probe/noise")
         with frozen(encoder):
-            classifier, fitted = self._classifier(encoder, route)
+            classifier, fitted = ridge_classifier(encoder, route, *self._fitted, self._classes)
             clean = clean_accuracy(classifier, images, labels)
             robust = pgd_accuracy(classifier, images, labels, EPSILON, generator=noise, steps=STEPS, clean=clean)
         figures = {"SA": clean, f"RA_{255 * EPSILON:g}_255": robust, "SA_fitted": fitted}
         return {name: 100 * right.double().mean().item() for name, right in figures.items()}
 
-    @torch.no_grad()
-    def _classifier(self, encoder: TargetNetwork, route: str) -> tuple[Classifier, Tensor]:
-        """Fit the classifier; return it, and which of the fitted images it classifies correctly."""
-        images, labels = self._fitted
-        like = {"device": encoder.mean.device, "dtype": encoder.mean.dtype}
-        head = nn.utils.skip_init(nn.Linear, encoder.feature_dim, self._classes, **like)
-        classifier = Classifier(encoder, route, head)
-        with held(classifier):
-            pieces = [classifier.features(as_float(piece.to(encoder.mean.device))) for piece in images.split(256)]
-        features = torch.cat(pieces).double()
-        if not bool(features.isfinite().all()):
-            raise RuntimeError("the encoder gave features that are not finite")
-        labels = labels.to(features.device)
-        weight, bias = ridge_head(features, F.one_hot(labels, self._classes).double())
-        head.weight.copy_(SCALE * weight)
-        head.bias.copy_(SCALE * bias)
-        return classifier, (features @ weight.T + bias).argmax(1) == labels
+
+@torch.no_grad()
+def ridge_classifier(
+    encoder: TargetNetwork, route: str, images: Tensor, labels: Tensor, classes: int
+) -> tuple[Classifier, Tensor]:
+    """Fit a ridge-regression head to a frozen encoder's features of labeled images.
+
+    Args:
+        encoder: network in eval mode.
+        route: batch-norm route of the features.
+        images, labels: uint8 (n, 3, H, W) and int64 (n,).
+        classes: number of classes.
+
+    Returns:
+        The classifier, and which of the images it classifies correctly: bool (n,).
+
+    Raises:
+        RuntimeError: if a feature is not finite.
+    """
+    like = {"device": encoder.mean.device, "dtype": encoder.mean.dtype}
+    head = nn.utils.skip_init(nn.Linear, encoder.feature_dim, classes, **like)
+    classifier = Classifier(encoder, route, head)
+    with held(classifier):
+        pieces = [classifier.features(as_float(piece.to(encoder.mean.device))) for piece in images.split(256)]
+    features = torch.cat(pieces).double()
+    if not bool(features.isfinite().all()):
+        raise RuntimeError("the encoder gave features that are not finite")
+    labels = labels.to(features.device)
+    weight, bias = ridge_head(features, F.one_hot(labels, classes).double())
+    head.weight.copy_(SCALE * weight)
+    head.bias.copy_(SCALE * bias)
+    return classifier, (features @ weight.T + bias).argmax(1) == labels
 
 
 def ridge_head(features: Tensor, targets: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
