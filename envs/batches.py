@@ -36,9 +36,9 @@ class Batches:
         self.settings = settings
         self.images = train.images
         self.device = device
-        self.source = BatchSource(train, device, settings.keep_data)
-        self.views_settings = settings.make_views()
-        self.perspective = settings.make_perspective()
+        self.source = BatchSource(train, device, settings.data.keep_data)
+        self.views_settings = settings.views.make()
+        self.perspective = settings.views.make_perspective()
         self._measured = torch.empty(0, dtype=torch.int64)
 
     def start(self, streams: Streams, held_out: Tensor | None) -> None:
@@ -51,10 +51,10 @@ class Batches:
         """
         self.streams = streams
         rows, apart = torch.arange(len(self.images)), self._measured[:0] if held_out is None else held_out
-        if self.settings.coreset != "none":
+        if self.settings.coreset.coreset != "none":
             self._measured = validation_rows(rows[~torch.isin(rows, apart)], streams)
             apart = torch.cat([apart, self._measured])
-        size, drop_last = self.settings.batch_size, bool(self.settings.drop_last)
+        size, drop_last = self.settings.optimizer.batch_size, bool(self.settings.data.drop_last)
         self.sampler = BatchSampler(len(rows), size, streams["data"], apart if len(apart) else None, drop_last)
         self.source.start(self.sampler)
 
@@ -77,8 +77,9 @@ class Batches:
     def chooses_coreset(self, plan: TrainingPlan, step: int) -> bool:
         """Return whether a coreset is chosen before the batch of the update after `step` others."""
         epoch, before = plan.place(step)
-        first, every = self.settings.coreset_epochs
-        due = len(self._measured) > 0 and before == 0 and first <= epoch < self.settings.epochs
+        epochs = self.settings.optimizer.epochs
+        first, every = self.settings.coreset.calendar(epochs)
+        due = len(self._measured) > 0 and before == 0 and first <= epoch < epochs
         return due and (epoch - first) % every == 0
 
     def _coreset(self, learner: TargetLearner, plan: TrainingPlan) -> Tensor:
@@ -88,9 +89,9 @@ class Batches:
             learner,
             self.sampler.all_rows,
             self._measured,
-            self.settings.batch_size,
+            self.settings.optimizer.batch_size,
             lambda rows: as_float(self.images[rows].to(self.device)),
             lambda batch: self.make_views(learner.method, batch, moment, generator),
-            self.settings.make_coreset(plan.reduced_steps // plan.replays),
+            self.settings.coreset.make(plan.reduced_steps // plan.replays),
             self.streams,
         )

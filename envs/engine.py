@@ -53,7 +53,7 @@ class AttackEngine:
         settings.check_method()
         self.settings = settings
         self.device = usable_device(device)
-        self.data = settings.load_data() if data is None else data
+        self.data = settings.data.load() if data is None else data
         self.batches = Batches(settings, self.data.train, self.device)
         self.clock = Clock()
         """Time of `observe` and `play`: the world's part of a step; the rest is the agent's."""
@@ -64,7 +64,8 @@ class AttackEngine:
         self.streams = Streams(seed, self.device)
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
         self.batches.start(self.streams, held_out)
-        self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, self.settings.make_method().replays)
+        replays = self.settings.method.make().replays
+        self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.method = self.learner.method
         held = None
@@ -108,7 +109,7 @@ class AttackEngine:
     @property
     def num_attacked(self) -> int:
         """Views of a full batch that are attacked, 0 without an attack."""
-        return self.method.num_attacked(self.settings.batch_size)
+        return self.method.num_attacked(self.settings.optimizer.batch_size)
 
     @property
     def observation_dim(self) -> int:
@@ -135,7 +136,7 @@ class AttackEngine:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Surround the world's part of a step: measure its time, and set the float32 of its precision."""
-        with self.clock.running(), float32_of(self.settings.precision):
+        with self.clock.running(), float32_of(self.settings.optimizer.precision):
             yield
 
     def draw_batch(self, step: int | None = None) -> None:
@@ -180,8 +181,8 @@ class AttackEngine:
         loss = self._objective_of(views)(encoded.embeddings)
         if loss.shape != encoded.features.shape[:1]:
             raise ValueError(
-                f"objective of the method {self.settings.method} gives {tuple(loss.shape)}: expected a value for each "
-                f"of {len(encoded.features)} attacked views"
+                f"objective of the method {self.settings.method.method} gives {tuple(loss.shape)}: expected a value "
+                f"for each of {len(encoded.features)} attacked views"
             )
         return torch.cat([encoded.features, loss[:, None]], dim=1), encoded
 
@@ -252,7 +253,7 @@ class AttackEngine:
         """
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
-            raise ValueError(f"the method {self.settings.method} takes {needs}")
+            raise ValueError(f"the method {self.settings.method.method} takes {needs}")
         with self._working():
             self.last = self._step(budget)
         return self.last

@@ -37,7 +37,8 @@ class TorchViewEnv:
         self.table = ActionTable(actions)
         if (actions == "none") == engine.method.attacks:
             fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
-            raise ValueError(f"actions are {shown(actions)}: the method {engine.settings.method} takes {fitting}")
+            name = engine.settings.method.method
+            raise ValueError(f"actions are {shown(actions)}: the method {name} takes {fitting}")
         self._name, self._observation = observation, observation_for("view", observation)(engine)
         self.action_space = self.table.space
         self.observation_space = self._observation.view_space
@@ -51,7 +52,7 @@ class TorchViewEnv:
     @property
     def num_envs(self) -> int:
         """Number of sub-environments: the attacked views of a full batch."""
-        method, images = self.engine.method, self.engine.settings.batch_size
+        method, images = self.engine.method, self.engine.settings.optimizer.batch_size
         return images * (method.attacked_per_image if method.attacks else method.views_per_image)
 
     def observe(self) -> Tensor:
@@ -232,13 +233,13 @@ def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
 def check_num_envs(given: int, right: int, settings: WorldSettings) -> None:
     """Raise a ValueError unless `given` is 1, which stands for no choice, or the right number, and the number of views
     is the same in every step."""
-    if not settings.drop_last:
+    if not settings.data.drop_last:
         raise ValueError(
             "drop_last is false: the last batch of an epoch has fewer views, and here each view is a sub-environment; "
             "leave it out, or take the batch environment"
         )
     if given not in (1, right):
         raise ValueError(
-            f"num_envs is {given}: a batch of {settings.batch_size} images has {right} attacked views; leave it out or "
-            "say so"
+            f"num_envs is {given}: a batch of {settings.optimizer.batch_size} images has {right} attacked views; leave "
+            "it out or say so"
         )

@@ -63,23 +63,23 @@ def _fail(status: int, message: object) -> int:
 def _run(invocation: Invocation, words: Sequence[str], console: Console, ending: Ending) -> int:
     settings = invocation.settings
     with ExitStack() as hold:
-        hold.enter_context(arithmetic(settings.precision, settings.deterministic))
+        hold.enter_context(arithmetic(settings.optimizer.precision, settings.run.deterministic))
         if invocation.resume is not None:
             folder = hold.enter_context(held(RunFolder.open(invocation.resume)))
             _keep_in_mind(folder, ending)
-        elif settings.run_dir is not None:
+        elif settings.run.run_dir is not None:
             # before the data are read, or downloaded
-            RunFolder(Path(settings.run_dir)).check_new()
-        with Decoding(kind=settings.progress, console=console) as decoding:
-            data = settings.load_data(decoding.update)
-        run = Run(settings, resolve_device(settings.device), data)
-        if invocation.resume is None and settings.evaluate:
+            RunFolder(Path(settings.run.run_dir)).check_new()
+        with Decoding(kind=settings.run.progress, console=console) as decoding:
+            data = settings.data.load(decoding.update)
+        run = Run(settings, resolve_device(settings.run.device), data)
+        if invocation.resume is None and settings.probe.evaluate:
             # the evaluation would be refused: better before the training than after it
             try:
                 run.check_held_out()
             except TrainedOnError as error:
                 raise ValueError(f"{error}, or train with --evaluate false") from error
-        with RunProgress(run.engine.plan, kind=settings.progress, console=console) as progress:
+        with RunProgress(run.engine.plan, kind=settings.run.progress, console=console) as progress:
             resumed_step, damage = None, list[str]()
             if invocation.resume is None:
                 run.check_finite()
@@ -99,7 +99,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             if folder.lock is not None and not folder.lock.has_locks:
                 _warn(f"{folder.path} lies on a file system without locks: start no second process in it")
             progress.note(_headline(run, folder))
-            with RunLog(folder, settings.batch_size, resumed_step=resumed_step) as log:
+            with RunLog(folder, settings.optimizer.batch_size, resumed_step=resumed_step) as log:
                 for sentence in (*damage, *log.damage):
                     _warn(f"{folder.path}/{sentence}; the run resumes from its checkpoint, and a report marks this")
                 if resumed_step is None:
@@ -107,7 +107,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                 status = _train(run, folder, log, progress)
         if status == 0:
             status = _post_process(run, folder, console)
-        return _conclude(run, folder, console) if status == 0 and settings.evaluate else status
+        return _conclude(run, folder, console) if status == 0 and settings.probe.evaluate else status
 
 
 def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
@@ -131,15 +131,15 @@ def _warn(text: object) -> None:
 
 
 def _headline(run: Run, folder: RunFolder) -> str:
-    settings, engine = run.settings, run.engine
+    settings, data, engine = run.settings, run.settings.data, run.engine
     left = engine.planned_updates - engine.step
-    chunks = settings.update_chunks
+    chunks = settings.optimizer.update_chunks
     how = f" in {chunks} chunks each (ghost batch norm)" if chunks > 1 else ""
     return (
-        f"{settings.method} on {settings.dataset} ({len(engine.data.train)} images), attacks by {settings.agent}: "
-        f"{left} of {engine.planned_updates} updates to make{how}, into {folder.path}\n"
-        f"{settings.data_dir or settings.dataset}: {summary(engine.data)}"
-        f"{on_repeating(engine.device, settings.deterministic)}"
+        f"{settings.method.method} on {data.dataset} ({len(engine.data.train)} images), attacks by "
+        f"{settings.agent.agent}: {left} of {engine.planned_updates} updates to make{how}, into {folder.path}\n"
+        f"{data.data_dir or data.dataset}: {summary(engine.data)}"
+        f"{on_repeating(engine.device, settings.run.deterministic)}"
     )
 
 
@@ -201,13 +201,13 @@ def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
 
 
 def _note(run: Run, console: Console, text: str) -> None:
-    if run.settings.progress != "off":
+    if run.settings.run.progress != "off":
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _say(run: Run, console: Console, text: str) -> None:
     """Print how a run was stopped, even if the display is off."""
-    if run.settings.progress == "off":
+    if run.settings.run.progress == "off":
         _warn(text)
     else:
         _note(run, console, text)

@@ -49,8 +49,8 @@ def test_a_run_continues_as_its_own_version_continued_it(
 
 def test_the_run_is_reported_evaluated_and_loaded(fixture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = RunFolder.open(fixture / "run").settings()
-    assert (settings.method, settings.coreset, settings.agent) == ("acl", "rcs", "reinforce")
-    assert settings.drop_last and settings.coreset_kwargs == {"form": "softmax", "biases": True}
+    assert (settings.method.method, settings.coreset.coreset, settings.agent.agent) == ("acl", "rcs", "reinforce")
+    assert settings.data.drop_last and settings.coreset.coreset_kwargs == {"form": "softmax", "biases": True}
     network, route = load_network(fixture / "run")
     features = network.features(torch.rand(2, 3, 8, 8), route)
     assert features.shape == (2, network.feature_dim) and features.isfinite().all()

@@ -85,7 +85,7 @@ def test_the_training_commands_run_at_a_small_size(command: str, teacher: Path, 
         return
     if "DIR" in words and "--resume" not in words:
         # the archives are not at hand
-        assert parse(words[2:]).settings.dataset in words
+        assert parse(words[2:]).settings.data.dataset in words
         return
     names = {"runs/teacher": teacher, "runs/NAME": teacher, "FILE.yaml": teacher / "config.yaml"}
     if "PICTURES" in words:
@@ -197,7 +197,7 @@ def test_every_command_is_known() -> None:
     assert {"demo", "test"} <= targets <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
     command = re.search(r"experiments/train_agent\.py (.*--run_dir runs/demo)", makefile)
     assert command is not None
-    assert parse(shlex.split(command[1])).settings.run_dir == "runs/demo"
+    assert parse(shlex.split(command[1])).settings.run.run_dir == "runs/demo"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

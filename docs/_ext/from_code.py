@@ -11,8 +11,8 @@ from sphinx.application import Sphinx
 from astra_gym.agents import AGENTS
 from astra_gym.envs.batch_env import BatchAttackEnv
 from astra_gym.envs.rewards.registry import REWARD_TERMS
+from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.view_env import ViewAttackVectorEnv
-from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -66,7 +66,7 @@ def datasets() -> str:
 
 
 def terms() -> str:
-    defaults = {name: Fraction(getattr(WorldSettings, f"reward_{name}")).limit_denominator(99) for name in REWARD_TERMS}
+    defaults = {name: Fraction(getattr(RewardSection, f"reward_{name}")).limit_denominator(99) for name in REWARD_TERMS}
     return table(
         ("term", "value, for each attacked view", "sign", "default weight"),
         ((f"`{name}`", kind.summary, f"{kind.sign:+}"[0], f"{defaults[name]}") for name, kind in REWARD_TERMS.items()),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astra_gym.envs.rewards.registry import REWARD_TERMS, paid_terms, weights_of
+from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.term import FrozenAttack, HeldOut, MethodTerm, RewardTerm, RewardWorld
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.methods import find_method
@@ -26,18 +26,18 @@ def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Ten
     Raises:
         ValueError: if fewer images are left than a batch has.
     """
-    if not find_method(settings.method).attacks:
+    if not find_method(settings.method.method).attacks:
         return None
-    if not any(kind.holds_out for kind in paid_terms(settings).values()):
+    if not any(kind.holds_out for kind in settings.reward.paid_terms().values()):
         return None
-    left = images - settings.lookahead_images
-    if left < settings.batch_size:
+    held, batch = settings.reward.lookahead_images, settings.optimizer.batch_size
+    if (left := images - held) < batch:
         raise ValueError(
-            f"lookahead_images is {settings.lookahead_images} of {images} training images: that leaves {max(left, 0)}, "
-            f"less than a batch of {settings.batch_size}; lower lookahead_images or batch_size, or raise the limit"
+            f"lookahead_images is {held} of {images} training images: that leaves {max(left, 0)}, "
+            f"less than a batch of {batch}; lower lookahead_images or batch_size, or raise the limit"
         )
     order = torch.randperm(images, generator=streams["lookahead/images"])
-    return order[: settings.lookahead_images].sort().values
+    return order[:held].sort().values
 
 
 class Rewards:
@@ -62,12 +62,12 @@ class Rewards:
         self._settings = settings
         self._learner = learner
         self._held_out = held_out
-        world = RewardWorld(learner, streams, images, settings.batch_size, held_out)
-        kinds = paid_terms(settings) if learner.method.attacks else {}
+        world = RewardWorld(learner, streams, images, settings.optimizer.batch_size, held_out)
+        kinds = settings.reward.paid_terms() if learner.method.attacks else {}
         self.terms: dict[str, RewardTerm] = {name: kind(world) for name, kind in kinds.items()}
         """Terms beside the method's own, by name or dotted path."""
         own = {name: kind for name, kind in REWARD_TERMS.items() if issubclass(kind, MethodTerm)}
-        self._weights = {name: kind.sign * weights_of(settings)[name] for name, kind in (own | kinds).items()}
+        self._weights = {name: kind.sign * settings.reward.weights[name] for name, kind in (own | kinds).items()}
         self._own = tuple(own)
         self._given_by: dict[str, str] = {}
         """Name of the term that gives a value."""
@@ -107,8 +107,8 @@ class Rewards:
         for name in terms:
             if name not in self._own:
                 raise ValueError(
-                    f"reward_terms of the method {shown(self._settings.method)} give {shown(name)}: expected names "
-                    f"among {', '.join(self._own)}; any other term is a RewardTerm, weighed by --reward_weights"
+                    f"reward_terms of the method {shown(self._settings.method.method)} give {shown(name)}: expected "
+                    f"names among {', '.join(self._own)}; any other term is a RewardTerm, weighed by --reward_weights"
                 )
             self._given_by[name] = name
         with torch.no_grad():
@@ -153,7 +153,7 @@ class Rewards:
         """Return the reward (n,): the weighted sum, and with the scope `batch` its mean for all."""
         paid = [self._weights[self._given_by[name]] * values for name, values in terms.items()]
         reward = torch.stack(paid).sum(dim=0)
-        if self._settings.reward_scope == "batch":
+        if self._settings.reward.reward_scope == "batch":
             reward = reward.mean().expand_as(reward).contiguous()
         return reward
 

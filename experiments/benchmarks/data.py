@@ -71,7 +71,7 @@ def _timed(
     clock = DeviceClock(options.device)
     small = {"width": 4, "projector_hidden": 8, "projector_dim": 8} if options.quick else {}
     learner = options.learner(**NETWORK | {"method": "simclr", "agent": "none", "precision": "auto"} | small)
-    settings = options.settings().make_views()
+    settings = options.settings().views.make()
     fixed = source.next().clone()
     alone: list[float] = []
     seconds: dict[str, list[float]] = {"augmenting": [], "without": [], "with": []}

@@ -138,8 +138,8 @@ def _shares_of(agent: str, options: Options, rounds: int, say: Say) -> Result:
     steps, watch, epochs = run.engine.steps_per_epoch, Stopwatch(clock), []
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = RunFolder.create(temporary, settings, ["benchmark.py"])
-        log = stack.enter_context(RunLog(folder, settings.batch_size))
-        progress = RunProgress(run.engine.plan, kind=settings.progress, console=Console(file=StringIO()))
+        log = stack.enter_context(RunLog(folder, settings.optimizer.batch_size))
+        progress = RunProgress(run.engine.plan, kind=settings.run.progress, console=Console(file=StringIO()))
         callback = RunCallback(run, folder, log, progress, Interrupt())
         run.agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // run.env.num_envs)]))
         stack.enter_context(watched(watch, run, *log_points(run, log, progress)))
@@ -150,7 +150,7 @@ def _shares_of(agent: str, options: Options, rounds: int, say: Say) -> Result:
             epochs.append((watch.take(), clock() - began))
             say(f"shares, {agent}: epoch {epoch} of {rounds}, {epochs[-1][1] / steps:.3f} s a step")
     figures, details = share_figures(agent, epochs[1:], steps)
-    return figures, details | {"precision": settings.precision}
+    return figures, details | {"precision": settings.optimizer.precision}
 
 
 def share_figures(agent: str, epochs: Sequence[tuple[Seconds, float]], steps: int) -> Result:

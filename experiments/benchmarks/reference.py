@@ -248,7 +248,7 @@ class PlainStep:
         self.method = engine.method
         self.strategies = strategies
         self.part = part
-        settings = engine.settings
+        settings = engine.settings.optimizer
         self.network: TargetNetwork = copy.deepcopy(engine.learner.network).to(memory_format=torch.contiguous_format)
         self.network.precision = "fp32"
         self.optimizer: PlainLARS | Optimizer

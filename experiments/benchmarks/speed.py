@@ -78,7 +78,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
     meets active sets of sizes that it has not met before, as in training. All variants must attain the same loss and
     the same gain over the random start.
     """
-    engine = AttackEngine(options.settings(**options.paper), device=options.device)
+    engine = AttackEngine(options.settings(**options.paper).world, device=options.device)
     method, network = engine.method, seasoned(engine)
     plain = in_precision(network, "fp32").to(memory_format=torch.contiguous_format)
     learners = {precision: copy.copy(engine.learner) for precision in PRECISIONS}
@@ -192,7 +192,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
     }
     first = next(iter(ours.values()))
     # made by the same seed as ours: its batches, starts and initial weights are the same
-    engine = AttackEngine(first.settings, first.settings.seed, options.device, first.engine.data)
+    engine = AttackEngine(first.settings.world, first.settings.run.seed, options.device, first.engine.data)
     seasoned(engine)
     for run in ours.values():
         follow(run.engine, engine)
@@ -221,7 +221,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
             if not number:
                 # only before the first update do all networks have the same weights
                 name = f"{world.name}, {_label(side)}"
-                tolerance = options.tolerance(ours[side].settings.precision)
+                tolerance = options.tolerance(ours[side].settings.optimizer.precision)
                 three = expected, adversarial, twin.started
                 agreement.append(check_agreement(*three, loss, name, tolerance=tolerance))
 
@@ -237,7 +237,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
         )
         for side in ours
     ]
-    precisions = {_label(side): run.settings.precision for side, run in ours.items()}
+    precisions = {_label(side): run.settings.optimizer.precision for side, run in ours.items()}
     return figures, {"seconds": seconds, "agreement": agreement, "precisions": precisions}
 
 
@@ -248,7 +248,7 @@ def _label(side: tuple[str, str]) -> str:
 def _policy(run: Run) -> StrategyPolicy:
     """Make a strategy network like the run's own."""
     if not isinstance(run.agent, REINFORCE):
-        raise ValueError(f"{run.settings.agent} has no strategy network: expected reinforce or reinforce-paper")
+        raise ValueError(f"{run.settings.agent.agent} has no strategy network: expected reinforce or reinforce-paper")
     return copy.deepcopy(run.agent.policy)
 
 
@@ -274,7 +274,7 @@ def own_step(run: Run, watch: Stopwatch, actions: Tensor) -> tuple[dict[str, flo
     """
     agent = run.agent
     if not isinstance(agent, REINFORCE):
-        raise ValueError(f"{run.settings.agent} plays what it chooses: expected reinforce or reinforce-paper")
+        raise ValueError(f"{run.settings.agent.agent} plays what it chooses: expected reinforce or reinforce-paper")
     interval = agent.settings.interval
     # the agent learns in the coming step
     agent.rollouts = interval * (agent.updates + 1) - 1
@@ -299,7 +299,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
 
     Steps are uniform on 3..14. The attacks must agree, in the attained loss and in the gain over the random start.
     """
-    engine = AttackEngine(options.settings(**options.paper), device=options.device)
+    engine = AttackEngine(options.settings(**options.paper).world, device=options.device)
     seasoned(engine)
     learners = {"fp32": engine.learner}
     learners["bf16"] = build_learner(engine.settings, Streams(0, options.device), engine.plan)

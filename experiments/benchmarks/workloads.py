@@ -85,7 +85,8 @@ class Options:
     def learner(self, **changes: Any) -> TargetLearner:
         """Make a new learner of the digits preset in float32 with some settings changed; `quick` has no effect."""
         settings = Settings.from_preset("digits", **COMMON | changes, device=self.device.type)
-        return build_learner(settings, Streams(0, self.device), TrainingPlan(epochs=settings.epochs, steps=10))
+        plan = TrainingPlan(epochs=settings.optimizer.epochs, steps=10)
+        return build_learner(settings.world, Streams(0, self.device), plan)
 
     def tolerance(self, precision: str) -> Tolerance:
         """Return the allowed difference of attacks, one of them in this precision; larger with `quick`."""

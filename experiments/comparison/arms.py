@@ -110,9 +110,9 @@ def make_arm(
         settings = settings_of(flags, trust, again)
     except ValueError as error:
         raise ValueError(f"{error} (in the arm {shown(label)})") from error
-    if not settings.evaluate:
+    if not settings.probe.evaluate:
         raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
-    named = named_by(settings)
+    named = named_by(settings.flat())
     if not named_in(named) <= named_in(flags):
         flags = [*flags, *named]
     return Arm(label, tuple(flags), seeds, comparable(settings), suffix)

@@ -19,6 +19,7 @@ from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import COMPUTE, PRIMARY, Pairs, Place, epsilons_of
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.safety.sealing import read_json, sealed_json
+from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.overrides import fits, in_words
@@ -139,12 +140,12 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
         damage.append(lost)
     timing = folder.results / "training.json"
     training = whole_parts(timing, "stretches", damage) if timing.exists() else []
-    policy = _read(folder.results / "policy.json")["rewards"] if settings.agent != "none" else {}
+    policy = _read(folder.results / "policy.json")["rewards"] if settings.agent.agent != "none" else {}
     rewards = [row["reward/mean"] for row in rows if row.get("reward/mean") is not None]
     tenth = max(1, len(rewards) // 10)
     spent, views = 0, 0
     # free adversarial training has the gradients of its updates anyway; a custom method is not imported here
-    free = settings.method in METHODS and METHODS[settings.method].free
+    free = settings.method.method in METHODS and METHODS[settings.method.method].free
     for row in rows:
         if counts := row.get("actions/steps"):
             attacked = sum(counts.values())
@@ -159,11 +160,11 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
     # a killed process leaves no entry for the updates that it made
     scale = max(1.0, updates / timed) if timed else 1.0
     return Cell(
-        arm=arm or settings.agent,
-        agent=settings.agent,
-        method=settings.method,
-        preset=settings.preset,
-        seed=settings.seed,
+        arm=arm or settings.agent.agent,
+        agent=settings.agent.agent,
+        method=settings.method.method,
+        preset=settings.run.preset,
+        seed=settings.run.seed,
         settings=plain(settings, PLACES),
         updates=updates,
         views=views,
@@ -200,13 +201,13 @@ def _outcomes(entry: Any) -> dict[float, str]:
 
 def plain(settings: Settings, without: Sequence[str]) -> dict[str, Any]:
     """Return settings as JSON and YAML read them: lists for tuples."""
-    return _listed({name: value for name, value in asdict(settings).items() if name not in without})
+    return _listed({name: value for name, value in settings.flat().items() if name not in without})
 
 
 def completed(cell: Cell) -> Cell:
     """Return the cell with the settings that are newer than it, at the values that change nothing."""
     known = as_written(cell.settings)
-    younger = {field.name: field.default for field in fields(Settings) if field.name not in (*PLACES, *known)}
+    younger = {leaf.name: leaf.default for leaf in leaves(Settings) if leaf.name not in (*PLACES, *known)}
     return replace(cell, settings={**known, **_listed(younger)})
 
 

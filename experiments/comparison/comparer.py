@@ -54,16 +54,16 @@ def try_arms(arms: Sequence[Arm]) -> int:
     for arm in arms:
         try:
             settings = settings_of([*arm.flags, "--seed", "0"])
-            key = tuple(getattr(settings, name) for name in DATA)
+            key = tuple(getattr(settings.data, name) for name in DATA)
             fresh = key not in loaded
             if fresh:
-                loaded[key] = settings.load_data()
+                loaded[key] = settings.data.load()
             # on the CPU: a GPU's memory is for the workers
             run = Run(settings, torch.device("cpu"), loaded[key])
             if fresh:
                 # it would be refused at the end of each run
                 run.check_held_out()
-            device = resolve_device(settings.device)
+            device = resolve_device(settings.run.device)
             needed = 0 if device.type == "cpu" else run_memory(run.engine)
             at_once = runs_that_fit(at_once, needed, available(device))
         except Exception as error:

@@ -263,7 +263,7 @@ class ComparisonFolder:
         """Raise a ValueError if the settings of an existing cell are not the planned ones."""
         path = self.cells / arm.named(seed)
         settings = RunFolder.open(path).settings()
-        found = comparable(settings) | {"seed": settings.seed}
+        found = comparable(settings) | {"seed": settings.run.seed}
         _check_same(found, {**arm.settings, "seed": seed}, str(path), "move it away")
 
     def resumable(self, name: str) -> bool:

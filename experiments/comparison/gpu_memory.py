@@ -23,7 +23,7 @@ def run_memory(engine: AttackEngine) -> int:
 
     The estimate is from above, and has not been confirmed on a GPU yet: `recompute` is not taken into account.
     """
-    learner, settings, method = engine.learner, engine.settings, engine.method
+    learner, settings, method = engine.learner, engine.settings.optimizer, engine.method
     views = (method.views_per_image + method.attacked_per_image) * settings.batch_size / settings.update_chunks
     share = 0.5 if learner.network.precision == "bf16" else 1.0
     passed = kept_bytes(learner.network, engine.image_shape) * max(views * share, EVALUATED)

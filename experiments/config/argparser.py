@@ -228,21 +228,21 @@ def _filled(text: str) -> str:
 
 def _documented(record: type) -> dict[str, str]:
     """Return the texts on a record's fields in its docstring, by name."""
-    texts = {}
-    for owner in reversed(record.__mro__):
-        for param in parse_docstring(owner.__doc__ or "").params if is_record(owner) else ():
-            for name in param.arg_name.split(", "):
-                texts[name] = " ".join((param.description or "").replace("`", "").split())
-    return texts
+    return {
+        name: " ".join((param.description or "").replace("`", "").split())
+        for param in parse_docstring(record.__doc__ or "").params
+        for name in param.arg_name.split(", ")
+    }
 
 
 def _titles(docs: Mapping[type, Mapping[str, str]]) -> dict[str, str]:
-    """Return the titles of sections by name: from docstrings for fields that are records, and from `SECTIONS`."""
-    texts: dict[str, str] = {}
-    for part, doc in docs.items():
-        texts |= {name: doc.get(name, "") for name, (kind, _) in hints(part).items() if is_record(kind)}
-        texts |= getattr(part, "SECTIONS", {})
-    return {name: f"{name}: {text.removesuffix('.')}" for name, text in texts.items()}
+    """Return the titles of sections by name, from the docstrings' texts on fields that are records, in their order."""
+    return {
+        name: f"{name}: {text.removesuffix('.')}"
+        for part, doc in docs.items()
+        for name, text in doc.items()
+        if is_record(hints(part)[name][0])
+    }
 
 
 def _add(group: Any, leaf: Leaf, text: str) -> None:

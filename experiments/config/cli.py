@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,8 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import RENAMED, as_written, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset
+from astra_gym.ssl_core.data.settings import DataSection
+from astra_gym.ssl_core.methods.settings import MethodSection
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, leaves
@@ -143,14 +145,14 @@ def parse(
                 raise ValueError("--accept_edited_config is about the config.yaml of a run: give it with --resume RUN")
             else:
                 invocation = Invocation(_settings(parser, config, given, argv))
-                invocation.settings.check_given()
+                invocation.settings.world.check_given()
             # settings alone do not import what a dotted path names; a run does import it
             invocation.settings.check_custom()
             invocation.settings.check_method()
         if asked.print_config:
             print(invocation.settings.to_yaml(), end="")
             parser.exit(0)
-        resolve_device(invocation.settings.device)
+        resolve_device(invocation.settings.run.device)
     except ValueError as error:
         parser.error(str(error))
     return invocation
@@ -178,7 +180,7 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
         with nothing(path):
             # a setting that the record lacks was added after the run, and has its default
             written = as_written(values)
-            return Settings(**_placed({name: written.get(name, leaf.default) for name, leaf in LEAVES.items()}))
+            return Settings.of(**_placed({name: written.get(name, leaf.default) for name, leaf in LEAVES.items()}))
     except ValueError as error:
         named = str(error).startswith(str(path))
         raise ValueError(str(error) if named else f"{path}: {error}") from error
@@ -233,11 +235,11 @@ def _settings(
 ) -> Settings:
     """Make settings from the given preset (or the given data set's), the config and the flags; later ones override."""
     chosen = {**config, **given}
-    preset = chosen["preset"] if "preset" in chosen else find_dataset(chosen.get("dataset", Settings.dataset)).preset
-    own = recipe(preset, chosen.get("method", Settings.method))
+    preset = chosen["preset"] if "preset" in chosen else find_dataset(chosen.get("dataset", DataSection.dataset)).preset
+    own = recipe(preset, chosen.get("method", MethodSection.method))
     usual = {"preset": preset} | pick(preset, PRESETS, "preset") | own
     defaults = {**_below(usual, config), **with_options(own, config)}
-    return Settings(**_values(parser, _below(defaults, given), argv))
+    return Settings.of(**_values(parser, _below(defaults, given), argv))
 
 
 def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,13 +291,13 @@ def _resumed(
 ) -> Invocation:
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml")
-    own = _by_own_names(asdict(load(run / "config.yaml", accept_edited)) | {"run_dir": str(run)})
+    own = _by_own_names(load(run / "config.yaml", accept_edited).flat() | {"run_dir": str(run)})
     before = {**_below(own, config), **config}
     values = _by_own_names(_values(parser, _below(before, given), argv))
     if resolved(values["run_dir"]) == resolved(run):
         values["run_dir"] = str(run)
-    if refused := [key for key in values if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
+    if refused := [key for key in own if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
         listed = ", ".join(f"--{key} {brief(values[key], 40)} (it has {brief(own[key], 40)})" for key in refused[:3])
         *others, last = CHANGEABLE_ON_RESUME
         raise ValueError(f"{run} cannot go on with {listed}: only {', '.join(others)} and {last} may change")
-    return Invocation(Settings(**values), run, accept_edited)
+    return Invocation(Settings.of(**values), run, accept_edited)

@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.safety.yaml_files import load_yaml
 from astra_gym.ssl_core.utils.import_path import imports_checked, is_dotted
 from astra_gym.ssl_core.utils.messages import LIMIT, counted, shown
@@ -52,11 +51,10 @@ def nothing(file: Path | str) -> AbstractContextManager[None]:
     return imports_checked(check)
 
 
-def named_by(settings: Settings | Mapping[str, Any]) -> list[str]:
-    """Return the flags that name the modules of a run's settings; empty if nothing is custom."""
-    values = settings if isinstance(settings, Mapping) else vars(settings)
-    flags = [word for name in NAMED if is_dotted(values.get(name)) for word in (f"--{name}", values[name])]
-    weights = values.get("reward_weights") or {}
+def named_by(settings: Mapping[str, Any]) -> list[str]:
+    """Return the flags that name the modules of a run's settings, given flat; empty if nothing is custom."""
+    flags = [word for name in NAMED if is_dotted(settings.get(name)) for word in (f"--{name}", settings[name])]
+    weights = settings.get("reward_weights") or {}
     return flags + [f"--reward_weights.{name}={weight}" for name, weight in weights.items() if is_dotted(name)]
 
 
@@ -83,6 +81,6 @@ def _mapping(text: str) -> Mapping[Any, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def trusting(settings: Settings) -> list[str]:
+def trusting(settings: Mapping[str, Any]) -> list[str]:
     """Return what a command that resumes a run needs beside its folder: `--trust` if a module is imported."""
     return ["--trust"] if named_by(settings) else []

@@ -30,7 +30,7 @@ def is_own_folder(subject: Subject, train: ImageSet, data_dir: str | None) -> bo
     """
     if subject.trained is not None:
         return subject.trained.train.begins_like(digest_images(train))
-    own = subject.settings.data_dir if subject.settings else None
+    own = subject.settings.data.data_dir if subject.settings else None
     return data_dir is None or (own is not None and _resolved(data_dir) == _resolved(own))
 
 

@@ -55,42 +55,41 @@ def standard_linear_finetuning(
     Returns:
         The rows, the trained encoder's first; for each attack, on which test images (n,) that one was right.
     """
-    settings, engine = run.settings, run.engine
+    settings, engine, seed = run.settings, run.engine, run.settings.run.seed
     network, route = copy.deepcopy(run.encoder), engine.method.evaluation_route
     # whatever the run's precision: accuracies of different runs are comparable, and the attack has exact gradients
     network.precision = "fp32"
     encoders: dict[str, tuple[nn.Module, str]] = {run.checkpoint_name: (network, route)}
-    if settings.controls:
-        untrained = build_network(
-            Streams(settings.seed)["evaluation/init"], **network.arguments | {"precision": "fp32"}
-        )
+    epsilons = settings.probe.eval_epsilons
+    if settings.probe.controls:
+        untrained = build_network(Streams(seed)["evaluation/init"], **network.arguments | {"precision": "fp32"})
         encoders[RANDOM_WEIGHTS] = (untrained, route)
         encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
     for name, (encoder, path) in encoders.items():
-        note(f"linear probe on {name}, then PGD-20 at {len(settings.eval_epsilons)} epsilons")
+        note(f"linear probe on {name}, then PGD-20 at {len(epsilons)} epsilons")
         classifier = train_probe(
             encoder,
             path,
             engine.data.train,
-            own_probe(settings),
+            own_probe(settings.probe),
             engine.batches.views_settings,
-            seed=settings.seed,
+            seed=seed,
             device=engine.device,
         )
         found = evaluate(
             classifier,
             engine.data.test,
             # not `step_size_for`: kept runs and comparisons were measured with 2/255 above 16/255 too
-            [Attack("pgd20", epsilon, step_size=min(STEP_SIZE, epsilon / 2)) for epsilon in settings.eval_epsilons],
+            [Attack("pgd20", epsilon, step_size=min(STEP_SIZE, epsilon / 2)) for epsilon in epsilons],
             origin=Origin(
                 protocol="slf",
                 route=path,
-                seed=settings.seed,
+                seed=seed,
                 checkpoint=name,
                 checkpoint_hash=digest(encoder),
-                dataset=settings.dataset,
+                dataset=settings.data.dataset,
                 commit=commit(ROOT),
                 deviations=("the preset's probe, see config.yaml",),
             ),
@@ -122,17 +121,17 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
     """
     settings, engine, env = run.settings, run.engine, run.env
     images = engine.data.test.images
-    size = min(settings.batch_size, len(images))
-    streams = Streams(settings.seed, engine.device)
-    uniform = RandomAgent(env, seed=settings.seed)
-    rewards: dict[str, list[float]] = {settings.agent: [], UNIFORM: [], FIXED: []}
+    size = min(settings.optimizer.batch_size, len(images))
+    streams = Streams(settings.run.seed, engine.device)
+    uniform = RandomAgent(env, seed=settings.run.seed)
+    rewards: dict[str, list[float]] = {settings.agent.agent: [], UNIFORM: [], FIXED: []}
     sampler = BatchSampler(len(images), size, streams["policy/data"])
     noise = streams.on_device("policy/noise")
     for _ in range(POLICY_BATCHES):
         views = engine.make_views(as_float(images[sampler.next()].to(engine.device)), streams["policy/views"])
         clean = engine.raw_observation(views)[1].embeddings
         budgets = {
-            settings.agent: chosen_budget(run, run.agent, views),
+            settings.agent.agent: chosen_budget(run, run.agent, views),
             UNIFORM: chosen_budget(run, uniform, views),
             FIXED: engine.method.budget_at(engine.step).expand(len(clean)),
         }
@@ -144,7 +143,7 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
             rewards[name].append(outcome.reward.mean().item())
     document = {
         "schema": 1,
-        "seed": settings.seed,
+        "seed": settings.run.seed,
         "checkpoint": run.checkpoint_name,
         "batch_views": engine.method.num_attacked(size),
         "rewards": rewards,
@@ -162,7 +161,7 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
     attacked = run.engine.method.attacked(views)
     budget = run.env.table.decode(actions.expand(len(attacked), *actions.shape[1:]))
     if budget is None:
-        raise ValueError(f"the method {run.settings.method} has no attack to choose")
+        raise ValueError(f"the method {run.settings.method.method} has no attack to choose")
     return budget
 
 
@@ -178,7 +177,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
             run_plots.action_shares(metrics, folder.figures / "action_shares.png")
         engine = run.engine
         budget = chosen_budget(run, run.agent, engine.all_views)
-        generator = Streams(run.settings.seed, engine.device).on_device("gallery/noise")
+        generator = Streams(run.settings.run.seed, engine.device).on_device("gallery/noise")
         with engine.learner.untracked():
             attacked = engine.learner.attack(engine.all_views, budget, generator)
         # one view of each image: the others show the same again
@@ -189,7 +188,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     if rows:
         by_classifier: dict[str, list[Row]] = {}
         for row in rows:
-            name = run.settings.method if row.checkpoint == run.checkpoint_name else row.checkpoint
+            name = run.settings.method.method if row.checkpoint == run.checkpoint_name else row.checkpoint
             by_classifier.setdefault(name, []).append(row)
         run_plots.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
 
@@ -225,7 +224,7 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
     if run.engine.data.train.labels is None or run.engine.data.test.labels is None:
-        note(f"the data set {run.settings.dataset} has no labels: linear evaluation (SLF) is left out")
+        note(f"the data set {run.settings.data.dataset} has no labels: linear evaluation (SLF) is left out")
     else:
         rows, correct = standard_linear_finetuning(run, folder, note)
         own = {row.epsilon: row.value for row in rows if row.checkpoint == run.checkpoint_name}

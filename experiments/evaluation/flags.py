@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from astra_gym.experiments.config.argparser import CommandParser
-from astra_gym.experiments.config.settings import PROGRESS
+from astra_gym.experiments.config.sections import PROGRESS
 from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
 from astra_gym.ssl_core.evaluation.results import NORMS

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from astra_gym.experiments.config.sections import ProbeSection
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.ssl_core.data.datasets import DATASETS
@@ -143,10 +144,10 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes, rou
         changes: changes of the user.
         routes: the encoder's batch-norm routes for clean and for attacked images.
     """
-    own = settings if settings is not None and settings.dataset == dataset else None
+    own = settings if settings is not None and settings.data.dataset == dataset else None
     probe, flip = standard_probe(dataset), STANDARD_VIEWS.flip
     if own is not None and dataset not in PROBE_LR:
-        probe, flip = own_probe(own), own.flip
+        probe, flip = own_probe(own.probe), own.views.flip
     reference = probe
     if changes.epochs is not None:
         steps = milestones(changes.epochs, standard_probe(dataset).milestones)
@@ -174,14 +175,14 @@ def protocols_for(dataset: str, settings: Settings | None, changes: Changes, rou
     return Protocols(dataset, probe, reference, tuning, neighbours, views)
 
 
-def own_probe(settings: Settings) -> ProbeSettings:
+def own_probe(given: ProbeSection) -> ProbeSettings:
     """Return the linear probe of a run's own settings."""
     return ProbeSettings(
-        epochs=settings.probe_epochs,
-        lr=settings.probe_lr,
-        batch_size=settings.probe_batch_size,
-        milestones=milestones(settings.probe_epochs, ProbeSettings.milestones),
-        augment=settings.probe_augment,
+        epochs=given.probe_epochs,
+        lr=given.probe_lr,
+        batch_size=given.probe_batch_size,
+        milestones=milestones(given.probe_epochs, ProbeSettings.milestones),
+        augment=given.probe_augment,
     )
 
 

@@ -25,7 +25,7 @@ def health_part(evaluator: Evaluator) -> list[Row]:
     settings, encoder = subject.settings, subject.encoder
     if isinstance(encoder, TargetNetwork) and not subject.projector:
         encoder = FeaturesOnly(encoder)
-    views = settings.make_views() if settings is not None else ViewSettings()
+    views = settings.views.make() if settings is not None else ViewSettings()
     doing = "representation health"
     key = evaluator.key("health") | {"views": asdict(views)}
     figures = store.figures_of(key)

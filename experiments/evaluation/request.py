@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from astra_gym.experiments.config.commands import typed
-from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import only_named
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
@@ -16,6 +15,7 @@ from astra_gym.experiments.evaluation.flags import ATTACKS, LONG_ATTACKS, PROTOC
 from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, EvaluationPlan, protocols_known
 from astra_gym.ssl_core.data.datasets import DATASETS, find_dataset, load_dataset
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
+from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.evaluation.attack_suite import Attack
 from astra_gym.ssl_core.evaluation.corruptions import load_photographs
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
@@ -123,23 +123,23 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
         ValueError: if no data set is named, or it cannot be read.
     """
     settings = subject.settings
-    name = given.data.dataset or (settings.dataset if settings else None)
+    name = given.data.dataset or (settings.data.dataset if settings else None)
     if name is None:
         raise ValueError(
             f"say by --dataset on which data ({', '.join(DATASETS)}): this encoder comes from no run of ours"
         )
     with only_named((given.data.dataset,), typed("evaluate", str(given.source.encoder), "--dataset", name)):
         spec = find_dataset(name)
-    own = settings if settings is not None and settings.dataset == name else None
+    own = settings.data if settings is not None and settings.data.dataset == name else None
 
     def chosen(flag: int | None, value: int | None) -> int | None:
         return value if flag is None else (flag or None)
 
     # a run's encoder sees any data set at the run's image size
-    size = given.data.image_size or (settings.image_size if settings else None)
+    size = given.data.image_size or (settings.data.image_size if settings else None)
     data_dir = given.data.data_dir or (own.data_dir if own else None)
 
-    def load(limits: Settings | None, side: int | None) -> Split:
+    def load(limits: DataSection | None, side: int | None) -> Split:
         return load_dataset(
             name,
             data_dir=data_dir,
@@ -152,9 +152,9 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
         )
 
     # test images are compared with a run's training images at the run's image size
-    seen_size = settings.image_size if settings is not None and subject.trained is not None else size
+    seen_size = settings.data.image_size if settings is not None and subject.trained is not None else size
 
-    def pair(limits: Settings | None) -> tuple[Split, Split]:
+    def pair(limits: DataSection | None) -> tuple[Split, Split]:
         split = load(limits, size)
         return split, split if seen_size == size else load(limits, seen_size)
 
@@ -185,7 +185,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
     if spec.image_size is not None and size not in (None, spec.image_size):
         deviations.append(f"images resized to {size} pixels")
     if settings is not None and not mine:
-        deviations.append(f"encoder pre-trained on {'another folder' if own else settings.dataset}")
+        deviations.append(f"encoder pre-trained on {'another folder' if own else settings.data.dataset}")
     label, place = name, name.replace(":", "-") if settings is not None and not mine else ""
     if name == FOLDER and not mine and data_dir is not None:
         label, place = folder_name(data_dir)

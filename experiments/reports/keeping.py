@@ -38,8 +38,8 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
     settings = folder.settings()
     if not (folder.results / "slf.json").is_file():
         raise ValueError(f"{run} has no results/slf.json: finish it by --resume {run}")
-    group = group or settings.preset
-    name = path_component(f"{settings.method}-{settings.agent}-seed{settings.seed}", "the run")
+    group = group or settings.run.preset
+    name = path_component(f"{settings.method.method}-{settings.agent.agent}-seed{settings.run.seed}", "the run")
     target = results / group / name
     for name in KEPT:
         if (folder.path / name).is_file():
@@ -47,8 +47,7 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
             read_json(folder.path / name)
             copy_file(folder.path / name, target / Path(name).name)
     # the place of the data on one machine means nothing on another
-    placeless = replace(settings, data_dir=None, run_dir=None)
-    write_file(target / "config.yaml", sealed_yaml(placeless.to_yaml()))
+    write_file(target / "config.yaml", sealed_yaml(settings.replace(data_dir=None, run_dir=None).to_yaml()))
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
             check_png(folder.figures / name)

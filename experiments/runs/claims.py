@@ -34,15 +34,15 @@ def claimed(settings: Settings) -> Iterator[RunFolder]:
 def _made(settings: Settings) -> tuple[Path, bool]:
     """Return the folder, and whether it was made here."""
     while True:
-        path = expanded(settings.run_dir or default_run_dir(settings))
+        path = expanded(settings.run.run_dir or default_run_dir(settings))
         try:
             path.mkdir(parents=True)
             return path, True
         except FileExistsError as error:
-            if path.is_dir() and settings.run_dir is not None:
+            if path.is_dir() and settings.run.run_dir is not None:
                 return path, False
             # a name chosen here belongs to the process that makes the folder: other processes choose too
-            if settings.run_dir is not None:
+            if settings.run.run_dir is not None:
                 raise unwritable(path, error) from error
         except OSError as error:
             raise unwritable(path, error) from error

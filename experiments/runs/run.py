@@ -65,8 +65,8 @@ class Run:
 
     def __init__(self, settings: Settings, device: torch.device, data: Split | None = None) -> None:
         self.settings = settings
-        self.engine = AttackEngine(settings, settings.seed, device, data)
-        self.post = settings.make_post()
+        self.engine = AttackEngine(settings.world, settings.run.seed, device, data)
+        self.post = settings.run.make_post()
         """Settings of the method's post-processing, if it has one."""
         if self.engine.method.post_processed:
             train = self.engine.data.train
@@ -77,33 +77,34 @@ class Run:
                     "--post_kwargs.clusters, or raise --limit"
                 )
         self.env: TorchViewEnv | TorchBatchEnv
-        entry = describe(settings.agent)
+        chosen, seed = settings.agent, settings.run.seed
+        entry = describe(chosen.agent)
         played: Any
-        if entry.vec_env and settings.env == "batch":
-            played = Sb3BatchVecEnv(self.engine, settings.actions, settings.observation)
+        if entry.vec_env and chosen.env == "batch":
+            played = Sb3BatchVecEnv(self.engine, chosen.actions, chosen.observation)
             self.env = played.torch_env
         elif entry.vec_env:
-            played = Sb3ViewVecEnv(engine=self.engine, actions=settings.actions, observation=settings.observation)
+            played = Sb3ViewVecEnv(engine=self.engine, actions=chosen.actions, observation=chosen.observation)
             self.env = played.torch_env
-        elif settings.env == "batch":
-            played = self.env = TorchBatchEnv(self.engine, settings.actions, observation=settings.observation)
+        elif chosen.env == "batch":
+            played = self.env = TorchBatchEnv(self.engine, chosen.actions, observation=chosen.observation)
         else:
-            played = self.env = TorchViewEnv(self.engine, settings.actions, settings.observation)
+            played = self.env = TorchViewEnv(self.engine, chosen.actions, chosen.observation)
         self.agent: Agent | Sb3Agent = make_agent(
-            settings.agent,
+            chosen.agent,
             played,
-            seed=settings.seed,
+            seed=seed,
             device=device,
-            gamma=DISCOUNT[settings.env],
+            gamma=DISCOUNT[chosen.env],
             planned_plays=self.engine.planned_updates,
             fixed_action=self._fixed_action(),
             schedule_actions=[self.env.table.encode(budget) for budget in settings.scheduled_budgets],
-            updates_warmup=settings.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
-            precision=settings.precision,
-            overrides=settings.agent_kwargs,
+            updates_warmup=settings.optimizer.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
+            precision=settings.optimizer.precision,
+            overrides=chosen.agent_kwargs,
         )
         labelled = self.engine.data.train.labels is not None
-        self.probe = OnlineProbe(self.engine.data.train, settings.seed) if settings.probe_every and labelled else None
+        self.probe = OnlineProbe(self.engine.data.train, seed) if settings.probe.probe_every and labelled else None
         self._kept_epochs = 0
         self.saved_step: int | None = None
         """The update after which the run was last saved, or at which it was resumed."""
@@ -134,14 +135,14 @@ class Run:
             (engine.method.clean_route, engine.method.attack_route),
             engine.data.train.images,
             self.post,
-            Streams(settings.seed, engine.device),
+            Streams(settings.run.seed, engine.device),
         )
         self.save(folder)
 
     @cached_property
     def images(self) -> RunImages:
         """Digests of the data and of the teacher's training images, computed once."""
-        teacher = self.settings.teacher if "teacher" in self.engine.method.others else None
+        teacher = self.settings.method.teacher if "teacher" in self.engine.method.others else None
         return RunImages.of(self.engine.data, None if teacher is None else RunFolder.of(Path(teacher)).images())
 
     def check_held_out(self) -> list[str]:
@@ -170,9 +171,9 @@ class Run:
         if kept is None:
             return [NO_DIGESTS]
         if difference := kept.difference(self.images):
-            place = self.settings.data_dir
+            place = self.settings.data.data_dir
             raise ValueError(
-                f"{place or self.settings.dataset} does not hold the images that {folder.path} began with "
+                f"{place or self.settings.data.dataset} does not hold the images that {folder.path} began with "
                 f"({difference}): restore them{', or give the --data_dir where they are now' if place else ''}"
             )
         # the teacher may have moved
@@ -208,7 +209,7 @@ class Run:
         self.check_finite()
         payload = self._encoder() | {
             "post_processed": self.processed is not None,
-            "agent_name": self.settings.agent,
+            "agent_name": self.settings.agent.agent,
             "circumstances": self._circumstances(),
             "world": self.env.state_dict(),
             "agent": self.agent.state_dict(),
@@ -239,7 +240,7 @@ class Run:
             NonFiniteError: as `check_finite`, if an encoder is due.
         """
         before, self._kept_epochs = self._kept_epochs, int(self.engine.epoch)
-        every, last = self.settings.keep_every, self.settings.epochs
+        every, last = self.settings.run.keep_every, self.settings.optimizer.epochs
         reached = range(before + 1, self._kept_epochs + 1)
         due = [epoch for epoch in reached if every and (epoch % every == 0 or epoch == last)]
         if due:
@@ -287,7 +288,7 @@ class Run:
         """Return what may change between a checkpoint and its continuation, which is then no longer exact."""
         return {
             "device": self.engine.device.type,
-            "precision": self.settings.precision,
+            "precision": self.settings.optimizer.precision,
             "threads": torch.get_num_threads(),
         }
 
@@ -331,8 +332,8 @@ class Run:
             raise Stopped(interrupt.asked)
         if engine.step != engine.planned_updates:
             raise OffPlan(
-                f"the agent {self.settings.agent} made {engine.step} of {engine.planned_updates} planned updates: "
-                "its learn has to make them all, and no more"
+                f"the agent {self.settings.agent.agent} made {engine.step} of {engine.planned_updates} planned "
+                "updates: its learn has to make them all, and no more"
             )
 
 
@@ -352,7 +353,7 @@ class RunCallback(BaseCallback):
 
     def _due(self) -> int:
         """Return how many checkpoints are due after the epochs so far."""
-        return int(self.run.engine.epoch) // self.run.settings.checkpoint_every
+        return int(self.run.engine.epoch) // self.run.settings.run.checkpoint_every
 
     def _on_rollout_start(self) -> None:
         with self.clock.running():
@@ -379,12 +380,13 @@ class RunCallback(BaseCallback):
         if record is None:
             raise RuntimeError("a step was reported before any was played")
         row = self.log.step(record)
-        if record.end_of_epoch and (round(record.epoch) - 1) % settings.images_every == 0:
+        if record.end_of_epoch and (round(record.epoch) - 1) % settings.run.images_every == 0:
             self.log.images(record)
-        if self.run.probe is not None and record.end_of_epoch and round(record.epoch) % settings.probe_every == 0:
+        every = settings.probe.probe_every
+        if self.run.probe is not None and record.end_of_epoch and round(record.epoch) % every == 0:
             found = self.run.probe.measure(self.run.encoder, engine.method.evaluation_route)
             self.log.scalars({f"accuracy/{name}": value for name, value in found.items()}, record.step)
-        self.progress.update(row, self.log.images_per_second, settings.batch_size)
+        self.progress.update(row, self.log.images_per_second, settings.optimizer.batch_size)
         if self.interrupt.asked and not self.told:
             self.told = True
             self.progress.note(f"{self.interrupt.asked}: stopping at the end of this rollout")

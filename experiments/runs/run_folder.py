@@ -88,7 +88,7 @@ class RunFolder:
 
         If that fails, nothing is left.
         """
-        self.trusting = trusting(settings)
+        self.trusting = trusting(settings.flat())
         try:
             for part in (self.path, *self.parts):
                 part.mkdir(parents=True, exist_ok=True)
@@ -192,13 +192,14 @@ class RunFolder:
         Raises:
             ValueError: if the folder cannot be written, or a link in it leads out of it.
         """
-        self.trusting = trusting(settings)
+        self.trusting = trusting(settings.flat())
         for part in self.parts:
             check_folder(part)
         for file in self.files:
             check_target(file)
-        if settings.data_dir is not None and settings.data_dir != self.settings().data_dir:
-            self.moved = ("--data_dir", settings.data_dir)
+        place = settings.data.data_dir
+        if place is not None and place != self.settings().data.data_dir:
+            self.moved = ("--data_dir", place)
         damage: list[str] = []
         try:
             self.commands(damage)
@@ -266,14 +267,14 @@ def unwritable(path: Path, error: OSError) -> ValueError:
 
 def environment(settings: Settings, argv: Sequence[str]) -> dict[str, Any]:
     """Return what the values of a run depend on besides its settings, and the digest of the command's line."""
-    device = resolve_device(settings.device)
-    with arithmetic(settings.precision, settings.deterministic):
+    device = resolve_device(settings.run.device)
+    with arithmetic(settings.optimizer.precision, settings.run.deterministic):
         tf32 = convolves_in_tf32(device)
     return {
         "commit": commit(ROOT),
         "versions": versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": settings.precision,
+        "precision": settings.optimizer.precision,
         "tf32": tf32,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -159,11 +158,11 @@ class RunLog:
         """Record the settings for TensorBoard's table of runs, beside the scalars called `metrics` and the final
         accuracies, and the groups of its cards (`LAYOUT`); once, at the start."""
         self._board.add_custom_scalars(LAYOUT)
-        metrics = [f"final/{accuracy_name(epsilon)}" for epsilon in (0.0, *settings.eval_epsilons)] + [*metrics]
+        metrics = [f"final/{accuracy_name(epsilon)}" for epsilon in (0.0, *settings.probe.eval_epsilons)] + [*metrics]
         # SummaryWriter.add_hparams would write them as a separate run, in a folder below.
         values = {
             name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in asdict(settings).items()
+            for name, value in settings.flat().items()
         }
         for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
             self._board._get_file_writer().add_summary(summary)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.registry import pick
@@ -115,6 +115,44 @@ def composed(record: type[Record], values: Mapping[str, Any]) -> Record:
         elif item.name in values:
             made[item.name] = values[item.name]
     return record(**made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """The base of a record whose fields are all sections, records of flat values; no two have a name in common."""
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Make the record of flat values by name; those left out have their defaults.
+
+        Raises:
+            TypeError: if there is no such name.
+            ValueError: as the sections do.
+        """
+        known = {leaf.name for leaf in leaves(cls)}
+        if strange := [name for name in values if name not in known]:
+            raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {strange[0]!r}")
+        return composed(cls, values)
+
+    def flat(self) -> dict[str, Any]:
+        """Return a copy of all values by name."""
+        return {name: value for section in dataclasses.asdict(self).values() for name, value in section.items()}
+
+    def replace(self, **values: Any) -> Self:
+        """Return the record with other flat values."""
+        return self.of(**self.flat() | values)
+
+    def _set(self, **values: Any) -> None:
+        """Change flat values in place: only for `__post_init__`."""
+        for item in dataclasses.fields(self):
+            section = getattr(self, item.name)
+            if own := {name: value for name, value in values.items() if name in vars(section)}:
+                object.__setattr__(self, item.name, dataclasses.replace(section, **own))
+
+    def _resolve(self, **values: Any) -> None:
+        """Give values to those flat names whose value is `auto` or None, in place: only for `__post_init__`."""
+        before = self.flat()
+        self._set(**{name: value for name, value in values.items() if before[name] in ("auto", None)})
 
 
 def check_choices(record: Any) -> None:

@@ -26,7 +26,7 @@ def tiny() -> dict:
 
 @pytest.fixture
 def engine() -> AttackEngine:
-    return AttackEngine(WorldSettings(**TINY), seed=3)
+    return AttackEngine(WorldSettings.of(**TINY), seed=3)
 
 
 @pytest.fixture(scope="session")

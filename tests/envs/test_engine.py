@@ -67,7 +67,7 @@ def test_play_makes_one_update_and_draws_the_next_batch(engine: AttackEngine) ->
 
 def test_weights_of_the_reward_terms_and_the_shared_reward(tiny) -> None:
     tiny |= {"reward_adversarial": 0.5, "reward_clean": 0.2, "reward_mixed": 0.1, "reward_scope": "batch"}
-    record = AttackEngine(WorldSettings(**tiny), 3).play(BUDGET)
+    record = AttackEngine(WorldSettings.of(**tiny), 3).play(BUDGET)
     terms = record.terms
     each = 0.5 * terms["adversarial"] - 0.2 * terms["clean"] - 0.1 * terms["mixed"]
     torch.testing.assert_close(record.reward, each.mean().expand(8))
@@ -83,7 +83,7 @@ def test_assessing_learns_nothing(engine: AttackEngine) -> None:
 
 
 def test_same_seed_same_world_and_reset_makes_a_new_one(engine: AttackEngine, tiny) -> None:
-    other = AttackEngine(WorldSettings(**tiny), seed=3)
+    other = AttackEngine(WorldSettings.of(**tiny), seed=3)
     assert same(weights(engine), weights(other)) and torch.equal(engine.views, other.views)
     first = [engine.play(BUDGET).reward.clone() for _ in range(4)]
     assert all(torch.equal(a, other.play(BUDGET).reward) for a in first)
@@ -100,7 +100,7 @@ def test_a_world_goes_on_from_its_file_bit_for_bit(engine: AttackEngine, tiny, t
     if observed:
         engine.observe()
     torch.save(engine.state_dict(), tmp_path / "engine.pt")
-    other = AttackEngine(WorldSettings(**tiny), seed=99)
+    other = AttackEngine(WorldSettings.of(**tiny), seed=99)
     assert other.load_state_dict(torch.load(tmp_path / "engine.pt", weights_only=True)) == []
     for _ in range(5):
         assert torch.equal(engine.observe(), other.observe())
@@ -118,7 +118,7 @@ def test_no_global_randomness(engine: AttackEngine) -> None:
 
 
 def test_a_method_without_an_attack(tiny) -> None:
-    engine = AttackEngine(WorldSettings(**tiny, method="simclr"), 0)
+    engine = AttackEngine(WorldSettings.of(**tiny, method="simclr"), 0)
     record = engine.play(None)
     assert record.budget is None and record.adversarial is None and not record.terms
     assert record.reward.abs().max() == 0
@@ -136,7 +136,7 @@ def test_bad_budgets_are_refused(engine: AttackEngine) -> None:
 
 def test_a_batch_larger_than_the_data_is_refused(tiny) -> None:
     with pytest.raises(ValueError, match=r"20.*14|14.*20"):
-        AttackEngine(WorldSettings(**tiny | {"batch_size": 20}), 0)
+        AttackEngine(WorldSettings.of(**tiny | {"batch_size": 20}), 0)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_budget(engine: AttackEngine) -> None:
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_names_step_and_budget(engine: AttackEngine) -
 
 
 def test_a_world_is_the_same_wherever_its_images_stay(tiny, tmp_path) -> None:
-    engines = [AttackEngine(WorldSettings(**tiny, keep_data=keep), seed=3) for keep in ("device", "host")]
+    engines = [AttackEngine(WorldSettings.of(**tiny, keep_data=keep), seed=3) for keep in ("device", "host")]
     assert [engine.batches.source.keep for engine in engines] == ["device", "host"]
     for _ in range(7):
         played = [engine.play(BUDGET) for engine in engines]
@@ -165,7 +165,7 @@ def test_a_world_is_the_same_wherever_its_images_stay(tiny, tmp_path) -> None:
 
 @pytest.mark.parametrize("keep", ["device", "host"])
 def test_a_copied_world_goes_on_by_itself(tiny, keep: str) -> None:
-    engine = AttackEngine(WorldSettings(**tiny, keep_data=keep), seed=3)
+    engine = AttackEngine(WorldSettings.of(**tiny, keep_data=keep), seed=3)
     engine.play(BUDGET)
     other = copy.deepcopy(engine)
     first = [engine.play(BUDGET).reward.clone() for _ in range(4)]
@@ -189,7 +189,7 @@ def test_views_that_are_not_finite_name_update_and_budget(engine: AttackEngine, 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("settings", [{}, {"reward_progress": 0.5}, {"reward_scope": "batch"}])
 def test_rewards_that_are_not_finite_stop_before_the_update(tiny, monkeypatch, settings: dict, value: float) -> None:
-    engine = AttackEngine(WorldSettings(**tiny, **settings), seed=3)
+    engine = AttackEngine(WorldSettings.of(**tiny, **settings), seed=3)
     engine.play(BUDGET)
     weights = {name: one.clone() for name, one in engine.learner.network.named_parameters()}
     terms = engine.rewards.frozen_terms
@@ -201,7 +201,7 @@ def test_rewards_that_are_not_finite_stop_before_the_update(tiny, monkeypatch, s
 
 
 def test_a_look_ahead_that_is_not_finite_stops_too(tiny, monkeypatch) -> None:
-    engine = AttackEngine(WorldSettings(**tiny, reward_lookahead=0.5, lookahead_images=4), seed=3)
+    engine = AttackEngine(WorldSettings.of(**tiny, reward_lookahead=0.5, lookahead_images=4), seed=3)
     engine.play(BUDGET)
     monkeypatch.setattr(engine.rewards.terms["lookahead"], "losses", lambda: torch.tensor([float("nan"), 0.0]))
     with pytest.raises(NonFiniteLossError, match="the rewards of update 2 are not finite"):
@@ -209,7 +209,7 @@ def test_a_look_ahead_that_is_not_finite_stops_too(tiny, monkeypatch) -> None:
 
 
 def test_losses_that_are_not_known_yet_are_nan_by_right(tiny) -> None:
-    engine = AttackEngine(WorldSettings(**tiny, reward_progress=0.5), seed=3)
+    engine = AttackEngine(WorldSettings.of(**tiny, reward_progress=0.5), seed=3)
     engine.play(BUDGET)
     assert engine.state_dict()["rewards"]["progress"]["last"].isnan().any()
     assert not_finite(engine.numbers()) == []
@@ -220,12 +220,12 @@ def test_losses_that_are_not_known_yet_are_nan_by_right(tiny) -> None:
 @pytest.mark.parametrize("device", ["cuad", "meta"])
 def test_a_device_that_is_not_there_is_refused(tiny, device: str) -> None:
     with pytest.raises(ValueError, match=f"device is '{device}'"):
-        AttackEngine(WorldSettings(**tiny), 0, device)
+        AttackEngine(WorldSettings.of(**tiny), 0, device)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_world_in_fp32_takes_no_tf32_whoever_drives_it(tiny, precision: str) -> None:
-    engine = AttackEngine(WorldSettings(**tiny | {"precision": precision, "image_size": 16}))
+    engine = AttackEngine(WorldSettings.of(**tiny | {"precision": precision, "image_size": 16}))
     seen = []
     engine.learner.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     engine.observe()

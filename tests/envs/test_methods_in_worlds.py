@@ -31,7 +31,7 @@ ATTACKED = {"rocl": 1, "deacl": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
 def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine:
     own = HEADS.get(method, {}) | {"method_kwargs": OPTIONS.get(method)}
     taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
-    return AttackEngine(WorldSettings(**tiny | own | taught | {"method": method} | changes), seed=3)
+    return AttackEngine(WorldSettings.of(**tiny | own | taught | {"method": method} | changes), seed=3)
 
 
 def uniform(engine: AttackEngine) -> Budget | None:
@@ -144,7 +144,9 @@ def test_a_coreset_is_chosen_as_its_options_say_and_beside_a_look_ahead(tiny: di
 
 
 def test_coresets_are_whole_batches_rounded_down() -> None:
-    kept = {share: WorldSettings(coreset="rcs", coreset_fraction=share).make_plan(96).reduced_steps for share in SHARES}
+    kept = {
+        share: WorldSettings.of(coreset="rcs", coreset_fraction=share).make_plan(96).reduced_steps for share in SHARES
+    }
     # CIFAR-10 in batches of 512, a hundredth held out: int(49500 * share) // 512 in the released code
     assert kept == {share: int(49500 * share) // 512 for share in SHARES} == {0.05: 4, 0.1: 9, 0.2: 19}
 
@@ -224,8 +226,8 @@ def test_what_does_not_fit_together_is_refused(changes: dict, message: str, tiny
 
 
 def test_a_shared_figure_may_be_given_among_a_methods_options_too() -> None:
-    assert WorldSettings(method_kwargs={"temperature": 0.3}).make_method().temperature == 0.3
-    assert WorldSettings(temperature=0.3, method_kwargs={"temperature": 0.3}).make_method().temperature == 0.3
+    assert WorldSettings.of(method_kwargs={"temperature": 0.3}).method.make().temperature == 0.3
+    assert WorldSettings.of(temperature=0.3, method_kwargs={"temperature": 0.3}).method.make().temperature == 0.3
 
 
 def test_a_teacher_of_another_shape_or_none_at_all_is_refused(tiny: dict, teacher: str) -> None:
@@ -298,12 +300,12 @@ def test_mistakes_of_a_method_of_ones_own_are_said(name: str, message: str, tiny
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "own_methods", raising=False)
     with pytest.raises(ValueError, match=message):
-        engine = AttackEngine(WorldSettings(**tiny | {"method": f"own_methods:{name}"}), seed=3)
+        engine = AttackEngine(WorldSettings.of(**tiny | {"method": f"own_methods:{name}"}), seed=3)
         engine.play(uniform(engine))
 
 
 def test_settings_of_a_method_of_ones_own_are_read_without_its_module(tiny: dict) -> None:
-    settings = WorldSettings(**tiny | {"method": "no_such_module:M"})
+    settings = WorldSettings.of(**tiny | {"method": "no_such_module:M"})
     with pytest.raises(ValueError, match="cannot import no_such_module"):
         settings.check_method()
     with pytest.raises(ValueError, match="cannot import no_such_module"):
@@ -312,7 +314,7 @@ def test_settings_of_a_method_of_ones_own_are_read_without_its_module(tiny: dict
 
 def test_what_a_class_says_is_no_option(tiny: dict) -> None:
     with pytest.raises(ValueError, match="unknown setting of the method 'acl' 'attack_mode': choose from temp"):
-        WorldSettings(**tiny | {"method": "acl", "method_kwargs": {"attack_mode": "train"}})
+        WorldSettings.of(**tiny | {"method": "acl", "method_kwargs": {"attack_mode": "train"}})
 
 
 def test_a_free_attack_costs_no_steps_of_its_own(tiny: dict, teacher: str) -> None:

@@ -55,7 +55,7 @@ def test_which_environment_has_which() -> None:
 
 
 def test_a_custom_one_is_seen_in_every_environment(tiny: dict[str, Any]) -> None:
-    engine = AttackEngine(WorldSettings(**tiny), seed=3)
+    engine = AttackEngine(WorldSettings.of(**tiny), seed=3)
     expected = engine.views.mean((1, 2, 3))
     assert torch.equal(TorchViewEnv(engine, observation=MEAN).observe(), expected[:, None])
     assert torch.equal(TorchBatchEnv(engine, observation=MEAN).observe(), expected.mean()[None, None])
@@ -92,7 +92,7 @@ def test_what_an_environment_does_not_have_is_refused(env: str, name: str, messa
 
 
 def test_the_wrong_rows_are_refused(tiny: dict[str, Any]) -> None:
-    env = TorchViewEnv(AttackEngine(WorldSettings(**tiny), seed=3), observation=WRONG)
+    env = TorchViewEnv(AttackEngine(WorldSettings.of(**tiny), seed=3), observation=WRONG)
     with pytest.raises(ValueError, match=r"gives torch.float32 \(7, 1\): expected torch.float32 \(8, 1\)"):
         env.observe()
     assert find_observation(WRONG) is Wrong

@@ -27,7 +27,9 @@ WITH_ORIGINALS = ["advcl", "acl-air", "dynacl-air", "dynacl-air++"]
 
 def world(tiny: dict, method: str, teacher: str, seed: int = 3, **changes: Any) -> AttackEngine:
     taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
-    return AttackEngine(WorldSettings(**tiny | SMALLER.get(method, {}) | taught | {"method": method} | changes), seed)
+    return AttackEngine(
+        WorldSettings.of(**tiny | SMALLER.get(method, {}) | taught | {"method": method} | changes), seed
+    )
 
 
 def uniform(engine: AttackEngine) -> Budget | None:
@@ -39,7 +41,7 @@ def uniform(engine: AttackEngine) -> Budget | None:
 
 
 def originals(engine: AttackEngine) -> int:
-    return engine.settings.batch_size if engine.settings.method in WITH_ORIGINALS else 0
+    return engine.settings.optimizer.batch_size if engine.settings.method.method in WITH_ORIGINALS else 0
 
 
 def test_all_methods_with_originals_are_known() -> None:

@@ -53,7 +53,7 @@ MAKERS = {
     "view": lambda tiny: ViewAttackVectorEnv(seed=3, **tiny),
     "batch": lambda tiny: BatchAttackEnv(seed=3, episode_steps=2, **tiny),
     "sb3-view": lambda tiny: Sb3ViewVecEnv(seed=3, observation="image", **tiny),
-    "sb3-batch": lambda tiny: Sb3BatchVecEnv(AttackEngine(WorldSettings(**tiny), seed=3)),
+    "sb3-batch": lambda tiny: Sb3BatchVecEnv(AttackEngine(WorldSettings.of(**tiny), seed=3)),
     "make": lambda tiny: gymnasium.make(astra_gym.BATCH_ID, **tiny),
     "make_vec": lambda tiny: gymnasium.make_vec(astra_gym.VIEW_ID, **tiny),
 }

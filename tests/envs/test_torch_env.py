@@ -22,7 +22,7 @@ PAPER = replace(SETTINGS["reinforce-paper"], width=2)
 
 
 def pair(tiny: dict[str, Any]) -> tuple[TorchViewEnv, REINFORCE]:
-    settings = WorldSettings(**(tiny | {"epochs": 7, "reward_scope": "batch"}))
+    settings = WorldSettings.of(**(tiny | {"epochs": 7, "reward_scope": "batch"}))
     env = TorchViewEnv(AttackEngine(settings, seed=3), observation="image")
     return env, REINFORCE(env, PAPER, planned_plays=21, seed=3)
 
@@ -57,7 +57,7 @@ def test_without_drop_last_the_last_batch_is_trained_on_as_it_is(
     tiny: dict[str, Any], kind: type[TorchViewEnv | TorchBatchEnv]
 ) -> None:
     def make() -> tuple[TorchViewEnv | TorchBatchEnv, FixedAgent]:
-        env = kind(AttackEngine(WorldSettings(**tiny, method="acl", drop_last=False), seed=3))
+        env = kind(AttackEngine(WorldSettings.of(**tiny, method="acl", drop_last=False), seed=3))
         return env, FixedAgent(env, env.table.encode(env.engine.method.budget_at(0)))
 
     env, agent = make()
@@ -95,7 +95,7 @@ def test_without_drop_last_the_last_batch_is_trained_on_as_it_is(
 
 
 def test_what_was_tried_and_what_is_watched_belong_to_a_state(tiny: dict[str, Any]) -> None:
-    env, twin = (TorchViewEnv(AttackEngine(WorldSettings(**tiny), seed=3)) for _ in range(2))
+    env, twin = (TorchViewEnv(AttackEngine(WorldSettings.of(**tiny), seed=3)) for _ in range(2))
     actions = torch.as_tensor(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
     env.assess(actions)
     state = copy.deepcopy(env.state_dict())
@@ -123,7 +123,7 @@ def test_an_assessment_is_a_reward_and_leaves_the_world_as_it_was(
 ) -> None:
     """TARO attacks in train mode, where batch norm's statistics follow."""
     more = {"projector": "simsiam-2", "method_kwargs": {"predictor_hidden": 8}} if method == "taro" else {}
-    env, twin = (kind(AttackEngine(WorldSettings(**tiny, method=method, **more), seed=3)) for _ in range(2))
+    env, twin = (kind(AttackEngine(WorldSettings.of(**tiny, method=method, **more), seed=3)) for _ in range(2))
     env.observe(), twin.observe()
     actions = torch.as_tensor(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
     reward = env.assess(actions)
@@ -141,6 +141,6 @@ def test_an_assessment_is_a_reward_and_leaves_the_world_as_it_was(
     [{"reward_progress": 1.0}, {"reward_lookahead": 1.0, "lookahead_images": 2}, {"method": "simclr"}],
 )
 def test_what_only_an_update_shows_is_not_assessed(tiny: dict[str, Any], more: dict[str, Any]) -> None:
-    env = TorchViewEnv(AttackEngine(WorldSettings(**(tiny | more)), seed=3))
+    env = TorchViewEnv(AttackEngine(WorldSettings.of(**(tiny | more)), seed=3))
     actions = torch.as_tensor(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
     assert env.assess(actions) is None

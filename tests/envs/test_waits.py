@@ -86,7 +86,7 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
     (settings, ceiling), method = WORLDS[name], name.split()[0]
     taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
     with pretend_cuda() as gpu:
-        engine = AttackEngine(WorldSettings(**TINY | settings | taught, method=method), seed=1, device="cuda")
+        engine = AttackEngine(WorldSettings.of(**TINY | settings | taught, method=method), seed=1, device="cuda")
         env = TorchViewEnv(engine)
         second_step(gpu, made("fixed" if engine.method.attacks else "none", env), env.num_envs)
     assert gpu.waits.total() <= ceiling, gpu.waits
@@ -99,7 +99,7 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
 def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:
     entry = AGENTS[name]
     with pretend_cuda() as gpu:
-        settings = WorldSettings(**TINY, reward_scope=entry.reward_scope)
+        settings = WorldSettings.of(**TINY, reward_scope=entry.reward_scope)
         engine = AttackEngine(settings, seed=1, device="cuda")
         if env == "batch":
             torch_env: Any = TorchBatchEnv(engine, entry.actions)

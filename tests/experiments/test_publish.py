@@ -20,7 +20,7 @@ README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
 
 
 def finished_run(path: Path, seed: int, clean: float, robust: float) -> Path:
-    settings = Settings(seed=seed, device="cpu")
+    settings = Settings.of(seed=seed, device="cpu")
     folder = RunFolder.create(path, settings, ["train_agent.py"])
     rows = [
         Origin(protocol="slf", route="pgd", seed=seed, checkpoint="step-9", commit="abc").figure(

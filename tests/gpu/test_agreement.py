@@ -109,7 +109,7 @@ def test_losses_and_an_update_in_float64(gpu: torch.device, method: str, tmp_pat
     taught = {"teacher": str(save_checkpoint(tmp_path / "teacher.pt", "encoder", payload))}
     own = {"method": method, "method_kwargs": OPTIONS.get(method), "arch": "resnet10"}
     own |= HEADS.get(method, {}) | (taught if "teacher" in METHODS[method].others else {})
-    engines = [AttackEngine(WorldSettings(**SIZES | own), seed=3, device=each) for each in (CPU, gpu)]  # type: ignore[arg-type]
+    engines = [AttackEngine(WorldSettings.of(**SIZES | own), seed=3, device=each) for each in (CPU, gpu)]
     here, there = (engine.learner for engine in engines)
     # made of features in float32, which need not be the same to the last bit
     there.tables = {name: value.to(gpu) for name, value in here.tables.items()}

@@ -16,7 +16,7 @@ from tests.helpers.states import same
 @pytest.mark.parametrize("agent", ["reinforce", "reinforce-paper", "dqn"])
 def test_a_run_goes_from_the_gpu_to_the_cpu_and_back(gpu: torch.device, agent: str, tmp_path: Path) -> None:
     own = {"agent_kwargs": {"width": 2}} if agent == "reinforce-paper" else {}
-    settings = Settings(agent=agent, precision="fp32", keep_every=0, **SIZES, **own)  # type: ignore[arg-type]
+    settings = Settings.of(agent=agent, precision="fp32", keep_every=0, **SIZES, **own)
     folder = RunFolder.create(tmp_path / "run", settings, ["train_agent.py"])
     saved = None
     for device in (gpu, torch.device("cpu"), gpu):

@@ -14,7 +14,7 @@ from tests.helpers.gpu import SIZES, no_waits, waits
 
 
 def world(gpu: torch.device, **changes: object) -> TorchViewEnv:
-    return TorchViewEnv(AttackEngine(WorldSettings(**SIZES | changes), seed=3, device=gpu))  # type: ignore[arg-type]
+    return TorchViewEnv(AttackEngine(WorldSettings.of(**SIZES | changes), seed=3, device=gpu))
 
 
 def actions(env: TorchViewEnv) -> torch.Tensor:

@@ -44,7 +44,7 @@ def record(step: int, n: int = 6, attacked: bool = True) -> StepRecord:
 
 
 def new_folder(path: Path) -> RunFolder:
-    return RunFolder.create(path, Settings(device="cpu", precision="fp32"), ARGV)
+    return RunFolder.create(path, Settings.of(device="cpu", precision="fp32"), ARGV)
 
 
 def write(log: RunLog, steps: Iterable[int]) -> None:

@@ -192,7 +192,7 @@ def _exports(goods: Goods, folder: Path) -> None:
 
 def _agents(goods: Goods, folder: Path) -> None:
     sizes = {"limit": 26, "test_limit": 30, "batch_size": 4, "image_size": 8, "width": 2, "epochs": 1}
-    settings = WorldSettings(projector_hidden=8, projector_dim=8, **sizes)  # type: ignore[arg-type]
+    settings = WorldSettings.of(projector_hidden=8, projector_dim=8, **sizes)
     engine = AttackEngine(settings, 0, torch.device("cpu"))
     env = TorchViewEnv(engine, "factored", "features")
     REINFORCE(env, planned_plays=6).save(folder / "reinforce.zip")

@@ -31,7 +31,7 @@ ALL = LOOKAHEAD | {"reward_cost": 0.01, "reward_progress": 0.7, "reward_mixed": 
 
 
 def world(tiny: dict, seed: int = 3, **more: object) -> AttackEngine:
-    return AttackEngine(WorldSettings(**tiny | more), seed)
+    return AttackEngine(WorldSettings.of(**tiny | more), seed)
 
 
 def by_hand(terms: dict[str, Tensor], **weights: float) -> Tensor:
@@ -204,8 +204,8 @@ def mapped(images: ImageSet, file: Path) -> ImageSet:
 
 @pytest.mark.parametrize("keep", ["device", "host", "mapped"])
 def test_held_out_images_enter_no_batch(tiny, keep: str, tmp_path) -> None:
-    settings = WorldSettings(**tiny, **LOOKAHEAD, keep_data="host" if keep == "mapped" else keep)
-    data = settings.load_data()
+    settings = WorldSettings.of(**tiny, **LOOKAHEAD, keep_data="host" if keep == "mapped" else keep)
+    data = settings.data.load()
     if keep == "mapped":
         data = Split(mapped(data.train, tmp_path / "images.u8"), data.test)
     engine = AttackEngine(settings, 3, data=data)
@@ -251,8 +251,10 @@ def test_too_many_held_out_images_are_refused(tiny) -> None:
 
 def test_the_digits_keep_their_batches() -> None:
     held = {"reward_lookahead": 1.0} | {"width": 2, "projector_hidden": 4, "projector_dim": 4, "batch_size": 64}
-    engine = AttackEngine(WorldSettings(**held), 0)
-    assert engine.steps_per_epoch == AttackEngine(WorldSettings(**held | {"reward_lookahead": 0.0}), 0).steps_per_epoch
+    engine = AttackEngine(WorldSettings.of(**held), 0)
+    assert (
+        engine.steps_per_epoch == AttackEngine(WorldSettings.of(**held | {"reward_lookahead": 0.0}), 0).steps_per_epoch
+    )
     assert engine.steps_per_epoch == 22
 
 

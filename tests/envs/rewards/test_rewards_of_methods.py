@@ -56,7 +56,7 @@ def world(name: str, teacher: str, seed: int = 3, scope: str = "view") -> Attack
     paid |= {"reward_mixed": 0.1} if name in MIXED else {}
     taught = {"teacher": teacher} if "teacher" in METHODS[WORLDS[name]["method"]].others else {}
     own = SMALLER.get(name, {}) | WORLDS[name]
-    return AttackEngine(WorldSettings(**TINY | paid | own | taught | {"reward_scope": scope}), seed)
+    return AttackEngine(WorldSettings.of(**TINY | paid | own | taught | {"reward_scope": scope}), seed)
 
 
 def mixed_budget(engine: AttackEngine) -> Budget:

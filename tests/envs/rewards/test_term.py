@@ -74,7 +74,7 @@ NAME = f"{__name__}:Every"
 
 
 def world(tiny: dict, seed: int = 3, **more: Any) -> AttackEngine:
-    return AttackEngine(WorldSettings(**{**tiny, "lookahead_images": 5, "warmup_epochs": 0, **more}), seed)
+    return AttackEngine(WorldSettings.of(**{**tiny, "lookahead_images": 5, "warmup_epochs": 0, **more}), seed)
 
 
 def test_a_term_is_paid_logged_and_given_what_it_needs(tiny: dict) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training.optim import LARS
 from tests.helpers.draws import generator
 
-WORLD = WorldSettings(
+WORLD = WorldSettings.of(
     image_size=8, arch="resnet10", width=4, projector_hidden=16, projector_dim=16, batch_size=8, limit=48, epochs=2
 )
 
@@ -36,7 +35,7 @@ WORLD = WorldSettings(
 def attack() -> Callable[..., Attacked]:
     """Runs an attack on a tiny ResNet in float64: 6 views with steps 0 to 5 from starts outside some of their balls."""
     source = generator()
-    method = WORLD.make_method()
+    method = WORLD.method.make()
     network = build_network(
         source, arch="resnet10", width=4, routes=method.routes, projector_hidden=16, projector_dim=8
     ).double()
@@ -110,7 +109,7 @@ def twin(settings: WorldSettings) -> PlainStep:
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_the_twins_update_is_the_learners(optimizer: str) -> None:
     # without a warm-up: at a rate of 0 nothing would move
-    settings = replace(WORLD, optimizer=optimizer, warmup_epochs=0)
+    settings = WORLD.replace(optimizer=optimizer, warmup_epochs=0)
     plain, engine = twin(settings), AttackEngine(settings)
     budget = Budget.uniform(16, epsilon=8 / 255, step_size=2 / 255, steps=2)
     before = copy.deepcopy(plain.network.state_dict())
@@ -203,5 +202,5 @@ def test_the_mean_of_ten_steps_in_closed_form() -> None:
 
 
 def test_the_twin_computes_in_float32_whatever_ours_does() -> None:
-    plain = twin(replace(WORLD, precision="bf16"))
+    plain = twin(WORLD.replace(precision="bf16"))
     assert plain.network.precision == "fp32" and plain.engine.learner.network.precision == "bf16"

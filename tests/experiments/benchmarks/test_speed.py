@@ -92,7 +92,7 @@ def test_an_attack_that_does_nothing_is_outside_every_tolerance() -> None:
 
 
 def test_the_start_is_the_learners() -> None:
-    engine = AttackEngine(QUICK.settings())
+    engine = AttackEngine(QUICK.settings().world)
     # no steps, in a ball that holds the start: the attack gives the start back
     count = len(engine.views)
     budget = Budget.uniform(count, epsilon=1.0, step_size=0.0, steps=0)
@@ -185,7 +185,7 @@ def test_an_attack_that_does_nothing_is_caught(
 
 
 def test_a_follower_stands_where_its_leader_does() -> None:
-    leader, follower = (AttackEngine(QUICK.settings(precision=name)) for name in ("fp32", "bf16"))
+    leader, follower = (AttackEngine(QUICK.settings(precision=name).world) for name in ("fp32", "bf16"))
     seasoned(leader)
     follow(follower, leader)
     assert torch.equal(leader.views, follower.views)

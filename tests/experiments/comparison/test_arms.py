@@ -138,7 +138,7 @@ def test_an_arm_of_equal_compute_trains_until_it_has_spent_what_the_dearest_has(
         ("random@compute", 4, 16),
     ]
     assert made[0].settings == {**arms[0].settings, "epochs": 28}
-    assert settings_of(made[0].flags).limit == 100 and made[0].flags.count("--epochs") == 1
+    assert settings_of(made[0].flags).data.limit == 100 and made[0].flags.count("--epochs") == 1
     # not against another preset's arms
     other = replace(arms[2], settings={**arms[2].settings, "preset": "digits"})
     cells += [made_cell("fixed-max", preset="digits", attack_steps=9000)]

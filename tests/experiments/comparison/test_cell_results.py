@@ -1,7 +1,7 @@
 import json
 import math
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_a_run_comes_down_to_its_cell(runs) -> None:
     played = [int(steps) * count for row in rows for steps, count in row["actions/steps"].items()]
     assert cell.attack_steps == sum(played)
     assert cell.mean_steps == pytest.approx(sum(played) / (12 * 8))
-    assert cell.settings.keys() == {field.name for field in fields(Settings)} - set(PLACES)
+    assert cell.settings.keys() == set(Settings().flat()) - set(PLACES)
     slf = json.loads((runs / "attacks" / "results" / "slf.json").read_text())["rows"]
     assert [cell.accuracy(row["epsilon"]) for row in slf] == pytest.approx([row["value"] for row in slf])
     assert {len(marks) for marks in cell.correct.values()} == {30}

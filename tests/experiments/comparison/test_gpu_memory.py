@@ -11,7 +11,7 @@ from tests.helpers.gpu import SIZES
 
 
 def world(**changes: object) -> AttackEngine:
-    return AttackEngine(WorldSettings(**SIZES | {"width": 8} | changes), seed=1)  # type: ignore[arg-type]
+    return AttackEngine(WorldSettings.of(**SIZES | {"width": 8} | changes), seed=1)
 
 
 @pytest.mark.parametrize("method", ["acl", "astra", "simclr"])

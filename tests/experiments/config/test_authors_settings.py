@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from astra_gym.envs.builders import build_learner, make_schedule
+from astra_gym.envs.builders import build_learner
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.methods.emp import EMPSSL
@@ -224,10 +224,10 @@ def settings_of(name: str) -> Settings:
 
 def whole_network(settings: Settings) -> tuple[TargetNetwork, dict[str, Any]]:
     """The network of a run and its method's heads in full size, without weights."""
-    method = settings.make_method()
+    method = settings.method.make()
     names = ("arch", "width", "stem", "projector", "projector_hidden", "projector_dim", "neck")
     with torch.device("meta"):
-        network = TargetNetwork(routes=method.routes, **{name: getattr(settings, name) for name in names})
+        network = TargetNetwork(routes=method.routes, **{name: getattr(settings.network, name) for name in names})
         return network, method.make_heads(network.feature_dim, network.embedding_dim)
 
 
@@ -247,9 +247,9 @@ def described(head: Projector, routes: tuple[str, ...]) -> str:
 @each
 def test_the_network_is_the_authors(name: str) -> None:
     sheet, settings = SHEETS[name], settings_of(name)
-    (network, heads), routes = whole_network(settings), settings.make_method().routes
+    (network, heads), routes = whole_network(settings), settings.method.make().routes
     backbone, stem = network.backbone, network.backbone.conv
-    assert settings.image_size == 32 and len(backbone.blocks) == sheet.blocks and backbone.feature_dim == 512
+    assert settings.data.image_size == 32 and len(backbone.blocks) == sheet.blocks and backbone.feature_dim == 512
     assert (stem.out_channels, stem.kernel_size, stem.stride, backbone.pool) == (64, (3, 3), (1, 1), None)
     assert sheet.padding in (None, stem.padding[0])
     assert described(network.projector, routes) == sheet.projector
@@ -257,7 +257,7 @@ def test_the_network_is_the_authors(name: str) -> None:
     if name in PREDICTORS:
         assert described(heads["predictor"], routes) == PREDICTORS[name]
     assert sheet.routes in (None, routes)
-    assert sheet.normalization in (None, NORMALIZATIONS[settings.normalization])
+    assert sheet.normalization in (None, NORMALIZATIONS[settings.network.normalization])
     if sheet.rule is ACL_LARS:
         # C4: the first linear layer has a bias, the others none
         assert [linear.bias is not None for linear in network.projector.linears] == [True, False, False]
@@ -265,7 +265,7 @@ def test_the_network_is_the_authors(name: str) -> None:
 
 @each
 def test_the_method_and_its_attack_are_the_authors(name: str) -> None:
-    sheet, method = SHEETS[name], settings_of(name).make_method()
+    sheet, method = SHEETS[name], settings_of(name).method.make()
     assert {option: getattr(method, option) for option in sheet.options} == sheet.options
     if sheet.weights is not None:
         assert dict(method.weights) == pytest.approx(sheet.weights)
@@ -279,8 +279,12 @@ def test_the_method_and_its_attack_are_the_authors(name: str) -> None:
 @each
 def test_batches_epochs_and_views_are_the_authors(name: str) -> None:
     sheet, settings = SHEETS[name], settings_of(name)
-    assert (settings.batch_size, settings.epochs, settings.coreset) == (sheet.batch_size, sheet.epochs, "none")
-    method, views = settings.make_method(), settings.make_views()
+    assert (settings.optimizer.batch_size, settings.optimizer.epochs, settings.coreset.coreset) == (
+        sheet.batch_size,
+        sheet.epochs,
+        "none",
+    )
+    method, views = settings.method.make(), settings.views.make()
     if name in ("deacl", "daq-sdp"):
         # W: zero padding of 4 pixels, a random crop, a flip
         weak = draw_weak(20000, views, torch.Generator().manual_seed(0))
@@ -306,10 +310,10 @@ def test_batches_epochs_and_views_are_the_authors(name: str) -> None:
 @each
 def test_the_learning_rate_is_the_authors(name: str) -> None:
     sheet, settings, steps = SHEETS[name], settings_of(name), 97
-    schedule = make_schedule(settings, settings.make_plan(steps))
-    rates = [schedule(step) for step in range(0, settings.epochs * steps, steps)]
-    assert settings.peak_lr == sheet.lr == max(rates)
-    (first, last), final = sheet.ends, schedule(settings.epochs * steps - 1)
+    schedule = settings.optimizer.schedule(settings.world.make_plan(steps))
+    rates = [schedule(step) for step in range(0, settings.optimizer.epochs * steps, steps)]
+    assert settings.optimizer.peak_lr == sheet.lr == max(rates)
+    (first, last), final = sheet.ends, schedule(settings.optimizer.epochs * steps - 1)
     assert first is None or rates[0] == pytest.approx(first)
     # by the epoch, the cosine would be at its end in the epoch after the last
     assert last is None or final == pytest.approx(last, abs=4e-4 * sheet.lr)
@@ -324,15 +328,15 @@ def test_the_learning_rate_is_the_authors(name: str) -> None:
 def tiny_learner(name: str, folder: Path) -> TargetLearner:
     """The learner of a run, but for its widths."""
     settings = settings_of(name)
-    own: dict[str, Any] = {"width": 2, "projector_hidden": 8, "projector_dim": 8, "neck": min(8, settings.neck)}
+    own: dict[str, Any] = {"width": 2, "projector_hidden": 8, "projector_dim": 8, "neck": min(8, settings.network.neck)}
     if name in TEACHERS:
-        mean, std = NORMALIZATIONS[settings.normalization]
-        sizes = {"arch": settings.arch, "width": 2, "stem": settings.stem, "mean": mean, "std": std}
+        mean, std = NORMALIZATIONS[settings.network.normalization]
+        sizes = {"arch": settings.network.arch, "width": 2, "stem": settings.network.stem, "mean": mean, "std": std}
         teacher = build_network(torch.Generator().manual_seed(0), routes=("normal",), **sizes)
         payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(teacher)}
         own["teacher"] = str(save_checkpoint(folder / "teacher.pt", "encoder", payload))
-    tiny = replace(settings, **own)
-    return build_learner(tiny, Streams(0), tiny.make_plan(97))
+    tiny = settings.replace(**own)
+    return build_learner(tiny.world, Streams(0), tiny.world.make_plan(97))
 
 
 @each
@@ -385,7 +389,7 @@ def test_the_optimiser_moves_every_tensor_as_the_authors_does(name: str, tmp_pat
 
 def test_astras_run_is_paid_as_released() -> None:
     settings = settings_of("astra")
-    paid = (settings.reward_adversarial, settings.reward_clean, settings.reward_mixed)
+    paid = (settings.reward.reward_adversarial, settings.reward.reward_clean, settings.reward.reward_mixed)
     assert paid == (pytest.approx(1 / 3), pytest.approx(1 / 3), 0)
-    assert (settings.agent, settings.reward_scope, settings.seed) == ("reinforce-paper", "batch", 3407)
-    assert (settings.reward_cost, settings.reward_lookahead, settings.reward_progress) == (0, 0, 0)
+    assert (settings.agent.agent, settings.reward.reward_scope, settings.run.seed) == ("reinforce-paper", "batch", 3407)
+    assert (settings.reward.reward_cost, settings.reward.reward_lookahead, settings.reward.reward_progress) == (0, 0, 0)

@@ -1,7 +1,6 @@
 """The command line: precedence, errors of one line, YAML round trip, what a resumed run may change."""
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def config(tmp_path: Path) -> Path:
 def run(tmp_path: Path) -> Path:
     path = tmp_path / "run"
     path.mkdir()
-    (path / "config.yaml").write_text(Settings(agent="ppo", epochs=4, device="cpu").to_yaml())
+    (path / "config.yaml").write_text(Settings.of(agent="ppo", epochs=4, device="cpu").to_yaml())
     return path
 
 
@@ -58,12 +57,12 @@ def test_an_agents_own_settings_come_from_a_file_and_from_flags(tmp_path: Path, 
     file = tmp_path / "agent.yaml"
     file.write_text("learning_rate: 1e-3\nhidden: [32, 32]\n")
     flags = ["--agent_config", str(file), "--agent_kwargs.learning_rate", "2e-3", "--agent_kwargs.n_steps=2"]
-    assert settings_of(*flags).agent_kwargs == {"learning_rate": 2e-3, "hidden": [32, 32], "n_steps": 2}
-    assert settings_of("--agent_config", str(file)).agent_kwargs == {"learning_rate": 1e-3, "hidden": [32, 32]}
+    assert settings_of(*flags).agent.agent_kwargs == {"learning_rate": 2e-3, "hidden": [32, 32], "n_steps": 2}
+    assert settings_of("--agent_config", str(file)).agent.agent_kwargs == {"learning_rate": 1e-3, "hidden": [32, 32]}
     config.write_text("agent_kwargs: {n_steps: 3, learning_rate: 0.5}\n")
-    merged = settings_of("--agent_config", str(file), "--config", str(config)).agent_kwargs
+    merged = settings_of("--agent_config", str(file), "--config", str(config)).agent.agent_kwargs
     assert merged == {"learning_rate": 0.5, "hidden": [32, 32], "n_steps": 3}
-    saved = Settings(agent_kwargs={"learning_rate": 1e-3, "hidden": [32]})
+    saved = Settings.of(agent_kwargs={"learning_rate": 1e-3, "hidden": [32]})
     (tmp_path / "config.yaml").write_text(saved.to_yaml())
     assert load(tmp_path / "config.yaml") == saved
 
@@ -79,10 +78,10 @@ def test_bad_settings_of_an_agent_are_refused_in_one_line(capsys: pytest.Capture
 def test_fractions_among_options_are_numbers(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--method=astra++", "--post_kwargs.epsilon", "6/255", "--perspective=moebius"]
     settings = settings_of(*flags, "--perspective_kwargs.magnitude=[1/10,2/10]")
-    assert settings.make_post().epsilon == 6 / 255
-    assert list(settings.make_perspective().magnitude) == [0.1, 0.2]
+    assert settings.run.make_post().epsilon == 6 / 255
+    assert list(settings.views.make_perspective().magnitude) == [0.1, 0.2]
     config.write_text("method: astra++\npost_kwargs: {step_size: 1/255}\n")
-    assert settings_of("--config", str(config)).make_post().step_size == 1 / 255
+    assert settings_of("--config", str(config)).run.make_post().step_size == 1 / 255
     line = refused(capsys, "--method=astra++", "--post_kwargs.epsilon", "6/0")
     assert "epsilon of the post-processing is '6/0': expected a number" in line
     # a text is left alone where one is expected
@@ -93,23 +92,25 @@ def test_fractions_among_options_are_numbers(config: Path, capsys: pytest.Captur
 def test_what_a_record_lacks_is_younger_than_its_run(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     new = settings_of("--preset=cifar10", "--method=rocl", "--data_dir=photographs")
-    assert (new.lr_interval, new.warmup_start, new.final_lr) == ("epoch", 0.16, 0.0)
+    assert (new.optimizer.lr_interval, new.optimizer.warmup_start, new.optimizer.final_lr) == ("epoch", 0.16, 0.0)
     path.write_text(new.to_yaml())
     assert load(path) == new
     younger = ("lr_interval", "warmup_start", "final_lr", "blur", "solarize", "coreset_kwargs")
     old = {name: value for name, value in yaml.safe_load(new.to_yaml()).items() if name not in younger}
     path.write_text(yaml.safe_dump(old))
     found = load(path)
-    assert (found.lr_interval, found.warmup_start, found.final_lr) == ("update", None, 1e-6)
-    assert (found.lr, found.projector, found.crop_scale) == (new.lr, new.projector, new.crop_scale)
+    optimizer = found.optimizer
+    assert (optimizer.lr_interval, optimizer.warmup_start, optimizer.final_lr) == ("update", None, 1e-6)
+    assert (optimizer.lr, found.network) == (new.optimizer.lr, new.network)
+    assert found.views.crop_scale == new.views.crop_scale
 
 
 def test_a_record_of_what_was_ignored_once_is_read_but_not_given_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(Settings(method="byol", temperature=0.2, coreset_fraction=0.5).to_yaml())
-    assert load(path).coreset_fraction == 0.5
+    path.write_text(Settings.of(method="byol", temperature=0.2, coreset_fraction=0.5).to_yaml())
+    assert load(path).coreset.coreset_fraction == 0.5
     assert "there is no coreset" in refused(capsys, "--config", str(path))
     assert "byol has none" in refused(capsys, "--method=byol", "--temperature=0.2")
 
@@ -125,14 +126,19 @@ def test_flags_win_over_files_over_presets_wherever_they_stand(config: Path) -> 
         ["--preset", "cifar10", "--config", str(config), "--epochs", "30"],
     ):
         settings = settings_of(*argv)
-        assert (settings.epochs, settings.lr, settings.seed, settings.agent) == (30, 0.1, 3407, "fixed")
+        assert (settings.optimizer.epochs, settings.optimizer.lr, settings.run.seed, settings.agent.agent) == (
+            30,
+            0.1,
+            3407,
+            "fixed",
+        )
 
 
 def test_the_last_of_two_files_wins(config: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("epochs: 9\n")
     settings = settings_of("--config", str(config), "--config", str(other))
-    assert (settings.epochs, settings.agent) == (9, "fixed")
+    assert (settings.optimizer.epochs, settings.agent.agent) == (9, "fixed")
 
 
 def test_the_preset_may_come_from_the_file_or_from_the_data_set(tmp_path: Path) -> None:
@@ -151,8 +157,12 @@ def test_fractions_are_read_exactly() -> None:
     settings = settings_of(
         "--agent", "fixed", "--epsilon", "8/255", "--step_size=3/255", "--eval_epsilons=[4/255,1e-2]"
     )
-    assert (settings.epsilon, settings.step_size, settings.eval_epsilons) == (8 / 255, 3 / 255, (4 / 255, 0.01))
-    assert settings_of("--run_dir", "8/255").run_dir == "8/255"
+    assert (settings.agent.epsilon, settings.agent.step_size, settings.probe.eval_epsilons) == (
+        8 / 255,
+        3 / 255,
+        (4 / 255, 0.01),
+    )
+    assert settings_of("--run_dir", "8/255").run.run_dir == "8/255"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -168,15 +178,15 @@ def test_print_config_is_a_config_that_gives_the_same_settings(
     path.write_text(capsys.readouterr().out)
     expected = Settings.from_preset(preset, agent=agent, lr=1e-7)
     assert load(path) == settings_of("--config", str(path)) == expected
-    assert yaml.safe_load(path.read_text()).keys() == asdict(expected).keys()
+    assert yaml.safe_load(path.read_text()).keys() == expected.flat().keys()
 
 
 def test_a_yaml_of_strange_strings_comes_back(tmp_path: Path) -> None:
-    settings = Settings(data_dir="/1e-3", run_dir="1e-3", method="simclr")
+    settings = Settings.of(data_dir="/1e-3", run_dir="1e-3", method="simclr")
     (tmp_path / "config.yaml").write_text(settings.to_yaml())
-    assert load(tmp_path / "config.yaml").data_dir == "/1e-3"
-    assert load(tmp_path / "config.yaml").run_dir == "1e-3"
-    assert load(tmp_path / "config.yaml").agent == "none"
+    assert load(tmp_path / "config.yaml").data.data_dir == "/1e-3"
+    assert load(tmp_path / "config.yaml").run.run_dir == "1e-3"
+    assert load(tmp_path / "config.yaml").agent.agent == "none"
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +262,7 @@ def test_an_empty_config_file_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
-    expected = Settings(agent="ppo", epochs=4, device="cpu", run_dir=str(run))
+    expected = Settings.of(agent="ppo", epochs=4, device="cpu", run_dir=str(run))
     for argv in ([], ["--epochs", "4", "--agent", "ppo"], ["--run_dir", f"{run}/."], ["--preset", "digits"]):
         assert parse(["--resume", str(run), *argv]) == Invocation(expected, run)
 
@@ -261,7 +271,7 @@ def test_a_run_needs_the_module_of_its_agent_and_its_record_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = {"observation": "features", "actions": "flat", "reward_scope": "view"}
-    settings = Settings(agent="no_such_module_here:Name", **said)  # type: ignore[arg-type]
+    settings = Settings.of(agent="no_such_module_here:Name", **said)
     (tmp_path / "config.yaml").write_text(settings.to_yaml())
     assert load(tmp_path / "config.yaml") == settings
     for flag, value in (("--config", tmp_path / "config.yaml"), ("--resume", tmp_path)):
@@ -273,8 +283,12 @@ def test_a_run_needs_the_module_of_its_agent_and_its_record_does_not(
 
 def test_a_resumed_run_may_change_device_and_precision_and_recompute(run: Path) -> None:
     invocation = parse(["--precision", "bf16", "--resume", str(run), "--device", "auto", "--recompute", "true"])
-    assert invocation.settings.recompute
-    assert (invocation.settings.device, invocation.settings.precision, invocation.settings.epochs) == (
+    assert invocation.settings.optimizer.recompute
+    assert (
+        invocation.settings.run.device,
+        invocation.settings.optimizer.precision,
+        invocation.settings.optimizer.epochs,
+    ) == (
         "auto",
         "bf16",
         4,
@@ -293,14 +307,14 @@ def test_a_resumed_run_may_change_nothing_else(
 
 def test_the_data_folder_is_kept_whole_so_that_a_run_goes_on_from_anywhere(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert settings_of("--dataset", "folder", "--data_dir", "pictures").data_dir == str(tmp_path / "pictures")
+    assert settings_of("--dataset", "folder", "--data_dir", "pictures").data.data_dir == str(tmp_path / "pictures")
 
 
 def test_the_papers_preset_has_the_papers_agent_unless_another_is_given() -> None:
     paper = settings_of("--preset", "cifar10", "--data_dir", "x")
-    assert (paper.agent, paper.observation, paper.reward_scope) == ("reinforce-paper", "image", "batch")
-    assert (paper.arch, paper.batch_size, paper.epochs, paper.seed) == ("resnet18", 512, 1000, 3407)
-    assert (paper.optimizer, paper.peak_lr, paper.temperature) == ("lars", 5.0, 0.5)
+    expected = {"agent": "reinforce-paper", "observation": "image", "reward_scope": "batch", "arch": "resnet18"}
+    expected |= {"batch_size": 512, "epochs": 1000, "seed": 3407, "optimizer": "lars", "temperature": 0.5}
+    assert paper.flat().items() >= expected.items() and paper.optimizer.peak_lr == 5.0
     other = settings_of("--preset", "cifar10", "--data_dir", "x", "--agent", "ppo")
-    assert (other.agent, other.observation, other.reward_scope) == ("ppo", "features", "view")
-    assert settings_of("--preset", "cifar10", "--data_dir", "x", "--method", "simclr").agent == "none"
+    assert (other.agent.agent, other.agent.observation, other.reward.reward_scope) == ("ppo", "features", "view")
+    assert settings_of("--preset", "cifar10", "--data_dir", "x", "--method", "simclr").agent.agent == "none"

@@ -26,11 +26,11 @@ def test_a_gpu_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["mps", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "", 0])
 def test_other_devices_are_refused_by_name_wherever_settings_are_read(name: str) -> None:
-    for read in (resolve_device, lambda name: Settings(device=name)):
+    for read in (resolve_device, lambda name: Settings.of(device=name)):
         with pytest.raises(ValueError, match=r"unknown device .*: choose from auto, cpu, cuda"):
             read(name)
     # on another machine than the run's the record can still be read
-    assert Settings(device="cuda:7", precision="fp32").device == "cuda:7"
+    assert Settings.of(device="cuda:7", precision="fp32").run.device == "cuda:7"
 
 
 def test_a_run_in_fp32_takes_no_tf32_and_one_that_repeats_deterministic_algorithms(

@@ -40,8 +40,8 @@ def test_what_yaml_1_1_took_for_a_number_or_a_truth_value_is_refused(
 def test_numbers_are_those_of_the_core_schema_in_flags_and_in_files(tmp_path: Path) -> None:
     flags = ["--epochs", "010", "--batch_size=0x1f", "--limit", "0o10", "--lr", "1e-3", "--eval_epsilons", "[1/4,0.5]"]
     made = parse(flags).settings
-    assert (made.epochs, made.batch_size, made.limit, made.lr) == (10, 31, 8, 1e-3)
-    assert made.eval_epsilons == (0.25, 0.5)
+    assert (made.optimizer.epochs, made.optimizer.batch_size, made.data.limit, made.optimizer.lr) == (10, 31, 8, 1e-3)
+    assert made.probe.eval_epsilons == (0.25, 0.5)
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 010\nbatch_size: 0x1f\nlimit: 0o10\nlr: 1e-3\neval_epsilons: [1/4, 0.5]\n")
     assert parse(["--config", str(file)]).settings == made
@@ -51,25 +51,25 @@ def test_a_folder_called_010_keeps_its_name(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for name in ("010", "1e3", "0x1f", "2020-01-01", "off"):
         file.write_text(f"run_dir: {name}\n")
-        assert parse(["--config", str(file)]).settings.run_dir == name
-        assert parse(["--run_dir", name]).settings.run_dir == name
-        file.write_text(Settings(run_dir=name).to_yaml())
-        assert load(file).run_dir == name
+        assert parse(["--config", str(file)]).settings.run.run_dir == name
+        assert parse(["--run_dir", name]).settings.run.run_dir == name
+        file.write_text(Settings.of(run_dir=name).to_yaml())
+        assert load(file).run.run_dir == name
 
 
 def test_settings_by_name_are_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = {"a": "off", "b": "010", "c": ["1:30", 1e-3], "d": {"e": "null", "f": None}, "g": "1e3", "h": 8}
     file = tmp_path / "c.yaml"
-    file.write_text(Settings(agent_kwargs=values).to_yaml())
-    assert load(file).agent_kwargs == values
-    assert parse(["--config", str(file)]).settings.agent_kwargs == values
-    assert parse([f"--agent_kwargs={json.dumps(values)}"]).settings.agent_kwargs == values
+    file.write_text(Settings.of(agent_kwargs=values).to_yaml())
+    assert load(file).agent.agent_kwargs == values
+    assert parse(["--config", str(file)]).settings.agent.agent_kwargs == values
+    assert parse([f"--agent_kwargs={json.dumps(values)}"]).settings.agent.agent_kwargs == values
     flags = ["--agent_kwargs.a", "off", "--agent_kwargs.b='010'", "--agent_kwargs.c", "[1:30, 1e-3]", "--epochs", "2"]
     flags += ["--agent_kwargs.d.e", '"null"', "--agent_kwargs.d.f=", "--agent_kwargs.g='1e3'"]
     flags += ["--agent_kwargs.h", "010"]
-    assert parse(flags).settings.agent_kwargs == values | {"h": 10}
-    assert parse(["--agent_kwargs.x", "- -1"]).settings.agent_kwargs == {"x": [-1]}
-    assert parse(["--agent_kwargs.x", "-1e-3"]).settings.agent_kwargs == {"x": -1e-3}
+    assert parse(flags).settings.agent.agent_kwargs == values | {"h": 10}
+    assert parse(["--agent_kwargs.x", "- -1"]).settings.agent.agent_kwargs == {"x": [-1]}
+    assert parse(["--agent_kwargs.x", "-1e-3"]).settings.agent.agent_kwargs == {"x": -1e-3}
     assert "--agent_kwargs.x: '{a: 1, a: 2}' is not YAML: the key 'a' stands twice" in refused(
         capsys, "--agent_kwargs.x", "{a: 1, a: 2}"
     )
@@ -84,9 +84,13 @@ def test_the_names_of_reward_terms_may_have_dots(tmp_path: Path, capsys: pytest.
     file = tmp_path / "c.yaml"
     file.write_text("reward_weights:\n  cost: 0.01\n")
     settings = parse(["--config", str(file), "--reward_weights.progress", "1/4"]).settings
-    assert (settings.reward_cost, settings.reward_progress, settings.reward_weights) == (0.01, 0.25, None)
+    assert (settings.reward.reward_cost, settings.reward.reward_progress, settings.reward.reward_weights) == (
+        0.01,
+        0.25,
+        None,
+    )
     # a flag wins over a file under either name
-    assert parse(["--reward_cost", "0.02", "--config", str(file)]).settings.reward_cost == 0.02
+    assert parse(["--reward_cost", "0.02", "--config", str(file)]).settings.reward.reward_cost == 0.02
     assert "unknown reward term 'coast': choose from adversarial" in refused(capsys, "--reward_weights.coast", "1")
 
 
@@ -116,8 +120,8 @@ def test_a_class_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     value = {"x": {"class_path": "hostile_class.X"}}
     file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(Settings().to_yaml()) | {"agent_kwargs": value}))
-    assert load(file).agent_kwargs == value
+    file.write_text(yaml.safe_dump(yaml.safe_load(Settings.of().to_yaml()) | {"agent_kwargs": value}))
+    assert load(file).agent.agent_kwargs == value
     assert parse(["--config", str(file), "--agent_kwargs.y", "{class_path: hostile_class.X}"])
     assert not mark.exists()
 
@@ -126,9 +130,12 @@ def test_a_mapping_of_jsonargparses_own_words_is_a_plain_value(tmp_path: Path) -
     value = {"__path__": 1, "__subclasses_disabled__": True, "a.b": {"init_args": {}, " ": None}, "": 2, "items": [{}]}
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump({"agent_kwargs": value}))
-    assert parse(["--config", str(file)]).settings.agent_kwargs == value
-    assert parse(["--config", str(file), "--agent_kwargs.x.y=1"]).settings.agent_kwargs == {**value, "x": {"y": 1}}
-    assert parse([f"--agent_kwargs={json.dumps(value)}"]).settings.agent_kwargs == value
+    assert parse(["--config", str(file)]).settings.agent.agent_kwargs == value
+    assert parse(["--config", str(file), "--agent_kwargs.x.y=1"]).settings.agent.agent_kwargs == {
+        **value,
+        "x": {"y": 1},
+    }
+    assert parse([f"--agent_kwargs={json.dumps(value)}"]).settings.agent.agent_kwargs == value
 
 
 def test_every_setting_comes_back_from_its_text() -> None:
@@ -136,11 +143,11 @@ def test_every_setting_comes_back_from_its_text() -> None:
     presets = [
         Settings.from_preset(name, data_dir="x") for name in ("cifar10", "cifar10-teacher", "cifar10-teacher-daq")
     ]
-    for settings in (Settings(), *presets):
+    for settings in (Settings.of(), *presets):
         values = yaml.safe_load(settings.to_yaml())
         assert values.keys() == LEAVES.keys()
         for name, value in values.items():
-            read, made = reader(name, LEAVES[name].hint), getattr(settings, name)
+            read, made = reader(name, LEAVES[name].hint), settings.flat()[name]
             for given in (value, value if isinstance(value, str) else json.dumps(value)):
                 assert plain(read(given)) == made and type(plain(read(given))) is type(made)
             # jsonargparse reads a value twice

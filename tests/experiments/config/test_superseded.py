@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,48 +30,48 @@ def older(settings: Settings, path: Path) -> Path:
 
 
 def test_a_record_names_its_forms_and_an_older_one_is_read_with_those_of_its_time(tmp_path: Path) -> None:
-    paper = Settings(agent="reinforce-paper", coreset="rcs", method="acl")
-    assert paper.agent_kwargs == NOW and paper.coreset_kwargs == {"form": "released", "biases": False}
+    paper = Settings.of(agent="reinforce-paper", coreset="rcs", method="acl")
+    assert paper.agent.agent_kwargs == NOW and paper.coreset.coreset_kwargs == {"form": "released", "biases": False}
     read = load(older(paper, tmp_path / "config.yaml"))
-    assert read.agent_kwargs == OLD and read.coreset_kwargs == {"form": "softmax", "biases": True}
-    assert read.drop_last
+    assert read.agent.agent_kwargs == OLD and read.coreset.coreset_kwargs == {"form": "softmax", "biases": True}
+    assert read.data.drop_last
     # and stays what it was when it is written by this version, and read again
     (tmp_path / "again.yaml").write_text(read.to_yaml())
     assert load(tmp_path / "again.yaml") == read
-    assert left_out(asdict(paper)) == left_out(asdict(read)) == {}
-    assert as_written(asdict(read)) == asdict(read)
+    assert left_out(paper.flat()) == left_out(read.flat()) == {}
+    assert as_written(read.flat()) == read.flat()
 
 
 def test_a_record_given_as_config_is_the_run_of_its_time_and_a_users_own_file_is_of_today(tmp_path: Path) -> None:
-    record = older(Settings(agent="reinforce-paper"), tmp_path / "config.yaml")
-    assert parse(["--config", str(record)]).settings.agent_kwargs == OLD
-    assert parse(["--config", str(record), "--agent_kwargs.heads=separate"]).settings.agent_kwargs == {
+    record = older(Settings.of(agent="reinforce-paper"), tmp_path / "config.yaml")
+    assert parse(["--config", str(record)]).settings.agent.agent_kwargs == OLD
+    assert parse(["--config", str(record), "--agent_kwargs.heads=separate"]).settings.agent.agent_kwargs == {
         **OLD,
         "heads": "separate",
     }
     (tmp_path / "mine.yaml").write_text("agent: reinforce-paper\nagent_kwargs:\n  heads: joint\n")
-    assert parse(["--config", str(tmp_path / "mine.yaml")]).settings.agent_kwargs == {**NOW, "heads": "joint"}
+    assert parse(["--config", str(tmp_path / "mine.yaml")]).settings.agent.agent_kwargs == {**NOW, "heads": "joint"}
 
 
 def test_a_record_is_a_base_for_another_run_without_the_forms_of_what_changes(tmp_path: Path, capsys) -> None:
     paper = tmp_path / "paper.yaml"
-    paper.write_text(Settings(agent="reinforce-paper", agent_kwargs={"learning_rate": 0.2}).to_yaml())
+    paper.write_text(Settings.of(agent="reinforce-paper", agent_kwargs={"learning_rate": 0.2}).to_yaml())
     made = parse(["--config", str(paper), "--agent", "reinforce", "--observation=auto", "--reward_scope=auto"]).settings
-    assert made.agent_kwargs == {"learning_rate": 0.2}
+    assert made.agent.agent_kwargs == {"learning_rate": 0.2}
     coreset = tmp_path / "rcs.yaml"
-    coreset.write_text(Settings(method="acl", coreset="rcs").to_yaml())
-    assert parse(["--config", str(coreset), "--coreset", "random"]).settings.coreset_kwargs is None
+    coreset.write_text(Settings.of(method="acl", coreset="rcs").to_yaml())
+    assert parse(["--config", str(coreset), "--coreset", "random"]).settings.coreset.coreset_kwargs is None
     last = tmp_path / "last.yaml"
-    last.write_text(Settings(method="acl", agent="fixed", drop_last=False).to_yaml())
-    assert not parse(["--config", str(last), "--epochs", "3"]).settings.drop_last
-    assert parse(["--config", str(last), "--agent", "random", "--coreset", "rcs"]).settings.drop_last
+    last.write_text(Settings.of(method="acl", agent="fixed", drop_last=False).to_yaml())
+    assert not parse(["--config", str(last), "--epochs", "3"]).settings.data.drop_last
+    assert parse(["--config", str(last), "--agent", "random", "--coreset", "rcs"]).settings.data.drop_last
 
 
 def test_optimal_transport_has_one_form() -> None:
     words = "--method dynacl --env batch --coreset rcs --coreset_kwargs.divergence ot"
     made = parse(words.split()).settings
-    assert made.coreset_kwargs == {"divergence": "ot", "biases": False}
-    old = asdict(made) | {"coreset_kwargs": {"divergence": "ot"}}
+    assert made.coreset.coreset_kwargs == {"divergence": "ot", "biases": False}
+    old = made.flat() | {"coreset_kwargs": {"divergence": "ot"}}
     assert left_out(old) == {"coreset_kwargs.biases": True}
 
 
@@ -101,7 +100,7 @@ def test_the_table_holds_what_has_changed_and_nothing_else() -> None:
     ],
 )
 def test_the_last_batch_is_kept_where_the_authors_do_and_the_agent_can(words: str, drop_last: bool) -> None:
-    assert parse(words.split()).settings.drop_last is drop_last
+    assert parse(words.split()).settings.data.drop_last is drop_last
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ FLAGS_OF_0_1 = [(record, name) for record in RECORDS for name in read_yaml_file(
 def test_each_flag_of_0_1_still_works(record: Path, name: str) -> None:
     before = _given_as_config(record)
     # a whole mapping of settings by name is one of today: the forms of 0.1 stand in it
-    value = getattr(before, name) if name.endswith("_kwargs") else read_yaml_file(record)[name]
+    value = before.flat()[name] if name.endswith("_kwargs") else read_yaml_file(record)[name]
     assert parse(["--config", str(record), f"--{name}={as_text(value)}"]).settings == before
 
 
@@ -191,10 +190,10 @@ def test_an_old_flag_is_an_alias_of_the_present_one_and_both_are_an_error(old: s
 def _effect(settings: Settings, group: str, option: str, old: str) -> object:
     """What the old or the present name of a setting comes to."""
     if not option:
-        return getattr(settings, group)
+        return settings.flat()[group]
     if group == "method_kwargs":
-        return getattr(settings.make_method(), option)
-    return getattr(settings, old)
+        return getattr(settings.method.make(), option)
+    return settings.flat()[old]
 
 
 def _help(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -217,6 +216,6 @@ def test_both_names_in_one_file_are_an_error(tmp_path: Path, capsys) -> None:
 
 def test_records_and_plans_are_read_by_present_names() -> None:
     for record in RECORDS:
-        assert "normalisation:" in record.read_text() and load(record).normalization == "imagenet"
+        assert "normalisation:" in record.read_text() and load(record).network.normalization == "imagenet"
     assert by_present_names({"normalisation": "cifar", "epochs": 3}, RENAMED) == {"normalization": "cifar", "epochs": 3}
     assert as_written({"normalisation": "half", "drop_last": True}) == {"normalization": "half", "drop_last": True}

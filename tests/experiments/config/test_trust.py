@@ -87,7 +87,7 @@ def test_a_run_is_resumed_with_the_modules_that_its_user_names(run: Path, import
     assert "--trust`" in refused(capsys, *again) and not imported()
     for words in (["--trust"], ["--agent", AGENT], [f"--agent={AGENT}"]):
         invocation = parse(["--resume", str(run), *words])
-        assert invocation.settings.agent == AGENT and imported()
+        assert invocation.settings.agent.agent == AGENT and imported()
 
 
 def test_a_config_file_names_no_module_by_itself(run: Path, imported, tmp_path: Path, capsys) -> None:
@@ -131,9 +131,10 @@ def test_every_kind_of_part_obeys_the_same_rule(line: str, imported, tmp_path: P
     (folder / "config.yaml").write_text(by_file.to_yaml())
     assert load(folder / "config.yaml") == by_file and not imported()
     assert "--trust`" in refused(capsys, "--resume", str(folder)) and not imported()
-    assert trusting(by_file) == ["--trust"] and named_in(named_by(by_file)) == named_in(flags) != set()
-    for words in (flags, named_by(by_file), ["--trust"]):
-        assert parse(["--resume", str(folder), *words]).settings.agent == "reinforce" and imported()
+    named = named_by(by_file.flat())
+    assert trusting(by_file.flat()) == ["--trust"] and named_in(named) == named_in(flags) != set()
+    for words in (flags, named, ["--trust"]):
+        assert parse(["--resume", str(folder), *words]).settings.agent.agent == "reinforce" and imported()
 
 
 def test_a_mapping_on_the_command_line_names_its_terms_too() -> None:
@@ -160,7 +161,7 @@ def test_the_agents_own_name_does_not_let_its_method_pass(run: Path, imported, c
     (run / "config.yaml").write_text(text.replace("coreset: rcs", "coreset: none"))
     # the module is the same, but not what is taken from it
     assert f"names the method {METHOD!r}" in refused(capsys, "--resume", str(run), "--agent", AGENT)
-    assert parse(["--resume", str(run), "--agent", AGENT, "--method", METHOD]).settings.method == METHOD
+    assert parse(["--resume", str(run), "--agent", AGENT, "--method", METHOD]).settings.method.method == METHOD
 
 
 @pytest.mark.parametrize("name", ["actions", "observation", "reward_scope", "agent"])
@@ -213,9 +214,9 @@ def test_a_comparison_is_resumed_with_the_modules_that_its_user_trusts(imported,
         [arm] = arms
         cell = folder.cells / "own-seed0"
         cell.mkdir(parents=True, exist_ok=True)
-        (cell / "config.yaml").write_text(Settings(**_own(arm.settings), run_dir=str(cell)).to_yaml())
+        (cell / "config.yaml").write_text(Settings.of(**_own(arm.settings), run_dir=str(cell)).to_yaml())
         [job] = [Comparer._job(_Held(folder), "own-seed0", arm, 0)]  # type: ignore[arg-type]
-        assert parse(job.argv).settings.agent == AGENT and imported()
+        assert parse(job.argv).settings.agent.agent == AGENT and imported()
         assert plan.trusting == ["--trust"]
         shutil.rmtree(folder.path)
 

@@ -19,7 +19,7 @@ def test_a_run_gives_its_encoder_its_routes_and_its_settings(tmp_path: Path) -> 
     whole, kept = encoders.own(run, CPU), encoders.own(run / "checkpoints" / "epoch-0001.pt", CPU)
     assert (whole.name, whole.checkpoint, whole.route, whole.clean_route) == ("mine", "last", "pgd", "normal")
     assert (kept.name, kept.checkpoint, kept.digest) == ("mine", "epoch-0001", whole.digest)
-    assert whole.settings is not None and whole.settings.limit == 40 and kept.settings == whole.settings
+    assert whole.settings is not None and whole.settings.data.limit == 40 and kept.settings == whole.settings
     assert whole.encoder.precision == "fp32" and not whole.encoder.training
     # outside its run a checkpoint has no settings
     copy = tmp_path / "copy.pt"

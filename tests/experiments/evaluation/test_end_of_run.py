@@ -22,7 +22,7 @@ from tests.helpers.tiny_training import TINY_SETTINGS
 
 
 def make(tmp_path: Path, **changes) -> tuple[Run, RunFolder]:
-    settings = Settings(**{**TINY_SETTINGS, "device": "cpu", **changes})
+    settings = Settings.of(**{**TINY_SETTINGS, "device": "cpu", **changes})
     run = Run(settings, torch.device("cpu"))
     for _ in range(2):
         run.env.play(torch.zeros(run.env.num_envs, 3, dtype=torch.int64))

@@ -80,7 +80,7 @@ def test_the_noise_of_version_0_1_is_a_deviation_in_the_words_of_its_files() -> 
 
 @pytest.mark.parametrize("dataset", PROBE_LR)
 def test_published_protocols_are_standard(dataset: str) -> None:
-    protocols = made(dataset, Settings(dataset=dataset, data_dir="."))
+    protocols = made(dataset, Settings.of(dataset=dataset, data_dir="."))
     assert protocols.probe == standard_probe(dataset) and protocols.tuning == FineTuneSettings()
     for protocol in ("slf", "alf"):
         assert protocols.deviations(protocol, 50_000, BOTH) == ()
@@ -127,7 +127,7 @@ def test_fewer_images_than_neighbours_are_a_deviation() -> None:
 
 
 def test_a_data_set_without_a_published_protocol_is_probed_as_in_its_run() -> None:
-    run = Settings()
+    run = Settings.of()
     protocols = made("digits", run)
     assert (protocols.probe.epochs, protocols.probe.lr, protocols.probe.augment) == (100, 0.5, False)
     assert protocols.probe.milestones == (40, 80) and protocols.views.flip == run.flip

@@ -22,20 +22,20 @@ def test_runs_that_begin_together_have_folders_of_their_own(tmp_path: Path, monk
 
     monkeypatch.setattr(claims, "default_run_dir", late)
     with ExitStack() as stack:
-        folders = [stack.enter_context(claimed(Settings())) for _ in range(3)]
-    first = choose(Settings(), tmp_path / "elsewhere").name
+        folders = [stack.enter_context(claimed(Settings.of())) for _ in range(3)]
+    first = choose(Settings.of(), tmp_path / "elsewhere").name
     assert [folder.path.name for folder in folders] == [f"{first}-{number}" for number in (2, 3, 4)]
 
 
 def test_a_named_folder_has_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = Settings(run_dir="~/run")
+    settings = Settings.of(run_dir="~/run")
     with claimed(settings) as folder:
         assert folder.path == tmp_path / "run"
         for second in (claimed(settings), held(folder)):
             with pytest.raises(ValueError, match=rf"{folder.path} is .*process"), second:
                 pass
-    with pytest.raises(ZeroDivisionError), claimed(Settings(run_dir=str(tmp_path / "failed"))):
+    with pytest.raises(ZeroDivisionError), claimed(Settings.of(run_dir=str(tmp_path / "failed"))):
         raise ZeroDivisionError
     assert not (tmp_path / "failed").exists()
 
@@ -45,13 +45,13 @@ def test_a_link_to_a_folder_is_its_folder_and_any_other_is_kept(tmp_path: Path) 
     (tmp_path / "file").write_text("mine")
     for name, target in {"link": "there", "dangling": "nowhere", "astray": "file"}.items():
         (tmp_path / name).symlink_to(tmp_path / target)
-    with claimed(Settings(run_dir=str(tmp_path / "link"))) as folder:
+    with claimed(Settings.of(run_dir=str(tmp_path / "link"))) as folder:
         (folder.path / "config.yaml").touch()
     assert (tmp_path / "there" / "config.yaml").exists()
     for name in ("dangling", "astray"):
         with (
             pytest.raises(ValueError, match=f"cannot write the run folder {tmp_path / name}"),
-            claimed(Settings(run_dir=str(tmp_path / name))),
+            claimed(Settings.of(run_dir=str(tmp_path / name))),
         ):
             pass
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "nowhere").exists()

@@ -44,7 +44,7 @@ def test_all_agents_of_a_seed_get_the_same_weights_and_batches_and_make_the_plan
     world = {**TINY_SETTINGS, "limit": 20, "epochs": 4, "device": "cpu"}
     seen = {}
     for agent, env in FAIR:
-        run = Run(Settings(**world, agent=agent, env=env, seed=3), torch.device("cpu"))
+        run = Run(Settings.of(**world, agent=agent, env=env, seed=3), torch.device("cpu"))
         start, recorder = fingerprint(run.engine.learner.network), Recorder(run)
         run.agent.learn(run.engine.planned_updates * run.env.num_envs, recorder, reset_num_timesteps=False)
         assert run.engine.step == run.engine.planned_updates == len(recorder.views) == 20, (agent, env)
@@ -55,6 +55,6 @@ def test_all_agents_of_a_seed_get_the_same_weights_and_batches_and_make_the_plan
         assert all(torch.equal(one, other) for one, other in zip(views, other_views, strict=True)), key
     # they do differ in what they make of it, and another seed in everything
     assert len({str(trained) for _, _, trained in seen.values()}) == len(FAIR)
-    other = Run(Settings(**world, agent="fixed", seed=4), torch.device("cpu"))
+    other = Run(Settings.of(**world, agent="fixed", seed=4), torch.device("cpu"))
     assert fingerprint(other.engine.learner.network) != weights
     assert not torch.equal(other.engine.views, views[0])

@@ -220,7 +220,7 @@ def test_save_keeps_what_is_there(tmp_path: Path) -> None:
     before = (folder.checkpoints / "last.pt").read_bytes()
     run.engine.statistics.mean[0] = float("inf")  # type: ignore[index]
     for write in (run.save, run.keep_encoders):
-        run.settings.__dict__["keep_every"], run._kept_epochs = 1, 0
+        run.settings.run.__dict__["keep_every"], run._kept_epochs = 1, 0
         with pytest.raises(FloatingPointError, match="after update 3: world/statistics/mean"):
             write(folder)
     assert (folder.checkpoints / "last.pt").read_bytes() == before

@@ -14,7 +14,7 @@ from tests.helpers.logged_runs import ARGV, new_folder
 
 
 def test_a_run_folder_says_how_it_was_made(tmp_path: Path) -> None:
-    settings = Settings(agent="ppo", device="cpu", precision="fp32", seed=5)
+    settings = Settings.of(agent="ppo", device="cpu", precision="fp32", seed=5)
     folder = RunFolder.create(tmp_path / "runs" / "one", settings, ARGV)
     assert folder.settings() == settings
     assert folder.command.read_text() == "experiments/train_agent.py --run_dir 'a folder'\n"
@@ -29,7 +29,7 @@ def test_a_run_folder_says_how_it_was_made(tmp_path: Path) -> None:
 def test_a_resumed_run_adds_to_it(tmp_path: Path) -> None:
     new_folder(tmp_path / "run")
     again = RunFolder.open(tmp_path / "run")
-    again.note_resume(Settings(device="cpu", precision="bf16"), ["train_agent.py", "--resume", "run"])
+    again.note_resume(Settings.of(device="cpu", precision="bf16"), ["train_agent.py", "--resume", "run"])
     assert again.command.read_text().splitlines()[1] == "train_agent.py --resume run"
     assert [start["precision"] for start in again.environments()] == ["fp32", "bf16"]
 

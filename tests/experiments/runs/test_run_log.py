@@ -191,7 +191,7 @@ def test_hparams_belong_to_the_run_itself(tmp_path: Path) -> None:
     plugin = events.PluginTagToContent(metadata.PLUGIN_NAME)
     start = plugin_data_pb2.HParamsPluginData.FromString(plugin[metadata.SESSION_START_INFO_TAG]).session_start_info
     assert start.hparams["agent"].string_value == "reinforce"
-    assert start.hparams["epochs"].number_value == folder.settings().epochs
+    assert start.hparams["epochs"].number_value == folder.settings().optimizer.epochs
     described = plugin_data_pb2.HParamsPluginData.FromString(plugin[metadata.EXPERIMENT_TAG]).experiment
     final = [f"final/RA_{epsilon}_255" for epsilon in (2, 4, 8, 12, 16)]
     assert [info.name.tag for info in described.metric_infos] == ["final/SA", *final, "eval/SA", "eval/RA"]

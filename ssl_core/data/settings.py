@@ -1,23 +1,21 @@
-"""A world's data, as a part of its settings."""
+"""The section of the settings on the images."""
 
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
-
-import numpy as np
 
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
 from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.settings.checks import check_path, check_truth
 from astra_gym.ssl_core.settings.records import Notes, check_choices
-from astra_gym.ssl_core.utils.finite import check_number, is_number
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class DataSection:
     """The images and how they are kept; the defaults are the embedded digits, which need no download.
 
     Args:
@@ -42,34 +40,31 @@ class DataSettings:
         ValueError: if a name is unknown or a value is out of its range.
     """
 
-    dataset: Annotated[str, Notes("data", choices=DATASETS, what="data set", custom=True)] = "digits"
-    data_dir: Annotated[str | None, Notes("data", unit="DIR")] = None
-    cache_dir: Annotated[str | None, Notes("data", unit="DIR")] = None
-    keep_data: Annotated[str, Notes("data", choices=KEEP_DATA, what="place to keep the data")] = "auto"
-    download: Annotated[bool, Notes("data")] = True
-    limit: Annotated[int | None, Notes("data", unit="IMAGES")] = None
-    test_limit: Annotated[int | None, Notes("data", unit="IMAGES")] = None
-    image_size: Annotated[int, Notes("data", unit="PIXELS")] = 16
-    drop_last: Annotated[bool | None, Notes("data")] = None
+    dataset: Annotated[str, Notes(choices=DATASETS, what="data set", custom=True)] = "digits"
+    data_dir: Annotated[str | None, Notes(unit="DIR")] = None
+    cache_dir: Annotated[str | None, Notes(unit="DIR")] = None
+    keep_data: Annotated[str, Notes(choices=KEEP_DATA, what="place to keep the data")] = "auto"
+    download: bool = True
+    limit: Annotated[int | None, Notes(unit="IMAGES")] = None
+    test_limit: Annotated[int | None, Notes(unit="IMAGES")] = None
+    image_size: Annotated[int, Notes(unit="PIXELS")] = 16
+    drop_last: bool | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
         if not is_dotted(self.dataset):
             # a custom data set is checked when it is loaded: settings alone import no module
             check_cache_dir(self.dataset, self.cache_dir)
-        if type(self.download) is not bool:
-            raise ValueError(f"download is {self.download!r:.60}: expected true or false")
-        if self.drop_last is None:
-            object.__setattr__(self, "drop_last", True)
-        if type(self.drop_last) is not bool:
-            raise ValueError(f"drop_last is {self.drop_last!r:.60}: expected true or false")
+        check_truth("download", self.download)
+        if self.drop_last is not None:
+            check_truth("drop_last", self.drop_last)
         for name in ("data_dir", "cache_dir"):
             check_path(name, getattr(self, name))
         for name in ("image_size", "limit", "test_limit"):
             if getattr(self, name) is not None or name == "image_size":
                 check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
 
-    def load_data(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
+    def load(self, on_progress: Callable[[int, int], None] | None = None) -> Split:
         """Load the data set, as `astra_gym.ssl_core.data.datasets.load_dataset` does."""
         return load_dataset(
             self.dataset,
@@ -81,25 +76,3 @@ class DataSettings:
             cache_dir=self.cache_dir,
             on_progress=on_progress,
         )
-
-
-def check_path(name: str, value: object) -> None:
-    """Raise a ValueError if a given value is not a path, or is empty."""
-    if value is not None and not isinstance(value, str | os.PathLike):
-        raise ValueError(f"{name} is {value!r:.60}: expected a path, or leave it out")
-    if value == "":
-        raise ValueError(f"{name} is empty: expected a path, or leave it out")
-
-
-def check_options(name: str, value: object) -> None:
-    """Raise a ValueError unless the value is a dict of settings by name, or None."""
-    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
-        raise ValueError(f"{name} is {value!r:.60}: expected settings by name, as a dict")
-
-
-def check_numbers(name: str, value: object, length: int) -> None:
-    """Raise a ValueError unless the value is a list, a tuple or an array of `length` finite numbers."""
-    listed = list(value) if isinstance(value, list | tuple | np.ndarray) else []
-    numbers = [part for part in listed if is_number(part)]
-    if len(listed) != length or len(numbers) != length:
-        raise ValueError(f"{name} is {value!r:.60}: expected {length} numbers")

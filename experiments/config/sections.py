@@ -1,0 +1,186 @@
+"""The sections of a run's settings that its world does not have: the agent, the probe, and the run itself."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from astra_gym.agents import AGENTS, learns
+from astra_gym.agents.reinforce import SETTINGS
+from astra_gym.envs.actions import ACTION_KINDS
+from astra_gym.envs.observations import OBSERVATIONS, observation_for
+from astra_gym.experiments.config.devices import check_device
+from astra_gym.experiments.config.presets import PRESETS
+from astra_gym.ssl_core.downstream.postprocessing import PostSettings
+from astra_gym.ssl_core.settings.checks import check_options
+from astra_gym.ssl_core.settings.records import Notes, check_choices
+from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.import_path import is_dotted
+from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.overrides import by_present_names, replaced
+
+ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
+PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
+SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
+"""The best of the epoch-wise schedules in ASTrA's slides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSection:
+    """Who chooses the attacks, and what it sees.
+
+    Args:
+        agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce,
+            reinforce-paper in the preset cifar10, or none for a method without an attack.
+        agent_kwargs: the agent's own settings, which override its defaults, for example agent_kwargs.learning_rate.
+        env: view: one action for each attacked view, discount 0; batch: one for the batch, discount 0.9.
+        observation: what the agent sees, or the dotted path of a custom observation, my_module:MyObservation; auto:
+            features, or what reinforce-paper fixes.
+        actions: the action space; auto: the agent's usual one (fixed and schedule: one that can express the method's
+            own budget exactly), or none for a method without an attack.
+        epsilon: radius of the agent `fixed`: 8/255, not 8; by default the method's own.
+        step_size: step size of the agent `fixed`; by default the method's own.
+        steps: number of attack steps of the agent `fixed`; by default the method's own.
+        schedule: radii of the agent `schedule`, one for each part of the training.
+
+    Raises:
+        ValueError: if a name is unknown, a value is out of its range, or the agent takes no such value.
+    """
+
+    agent: Annotated[str, Notes(choices=("auto", *AGENTS), what="agent", custom=True)] = "auto"
+    agent_kwargs: dict[str, Any] | None = None
+    env: Annotated[str, Notes(choices=ENVS, what="environment")] = "view"
+    observation: Annotated[str, Notes(choices=("auto", *OBSERVATIONS), what="observation", custom=True)] = "auto"
+    actions: Annotated[str, Notes(choices=("auto", *ACTION_KINDS), what="kind of actions")] = "auto"
+    epsilon: Annotated[float | None, Notes("attack", unit="FRACTION")] = None
+    step_size: Annotated[float | None, Notes("attack", unit="FRACTION")] = None
+    steps: Annotated[int | None, Notes("attack", unit="STEPS")] = None
+    schedule: Annotated[tuple[float, ...], Notes("attack", unit="[FRACTION,...]")] = SCHEDULE
+
+    def __post_init__(self) -> None:
+        known = self.agent != "auto"
+        if known:
+            learns(self.agent)
+        check_choices(self)
+        if self.observation != "auto" and not is_dotted(self.observation):
+            observation_for(self.env, self.observation)
+        check_options("agent_kwargs", self.agent_kwargs)
+        if self.agent in SETTINGS and self.agent_kwargs:
+            present = by_present_names(self.agent_kwargs, SETTINGS[self.agent].RENAMED)
+            object.__setattr__(self, "agent_kwargs", present)
+        budget = {name: getattr(self, name) for name in ("epsilon", "step_size", "steps")}
+        for name in ("epsilon", "step_size"):
+            if budget[name] is not None:
+                check_number(name, budget[name], 0, 1, "a fraction in [0, 1]: 8/255, not 8")
+        if self.steps is not None:
+            check_number("steps", self.steps, -math.inf, math.inf, "an integer, or nothing", whole=True)
+        given = sorted(name for name, value in budget.items() if value is not None)
+        if given and known and self.agent != "fixed":
+            flags = ", ".join(f"--{name}" for name in given)
+            raise ValueError(f"{flags}: only the agent fixed takes a budget, and the agent is {self.agent}")
+        object.__setattr__(self, "schedule", tuple(self.schedule))
+        if self.schedule != SCHEDULE and known and self.agent != "schedule":
+            raise ValueError(f"--schedule: only the agent schedule has one, and the agent is {self.agent}")
+        if not self.schedule:
+            raise ValueError("schedule is (): expected at least one radius")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSection:
+    """The evaluation at the end, and the probe along the run.
+
+    Args:
+        probe_every: epochs between points of the curves of clean accuracy (SA) and accuracy under PGD-10 at 8/255 (RA)
+            in TensorBoard, from a probe on training images (`OnlineProbe`) that does not change the run; 0: none.
+        evaluate: whether to evaluate and draw figures at the end.
+        controls: whether to evaluate random weights and raw pixels as well, as trivial encoders to compare with.
+        probe_epochs: epochs of the linear probe.
+        probe_lr: learning rate of the linear probe.
+        probe_batch_size: batch size of the linear probe.
+        probe_augment: whether the linear probe's training images are cropped (padding 4) and flipped at random; this
+            hurts digits, which fill their frame.
+        eval_epsilons: radii under which the probe is attacked.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    probe_every: Annotated[int, Notes(unit="EPOCHS")] = 0
+    evaluate: bool = True
+    controls: bool = False
+    probe_epochs: Annotated[int, Notes(unit="EPOCHS")] = 100
+    probe_lr: float = 0.5
+    probe_batch_size: Annotated[int, Notes(unit="IMAGES")] = 128
+    probe_augment: bool = False
+    eval_epsilons: Annotated[tuple[float, ...], Notes(unit="[FRACTION,...]")] = (
+        2 / 255,
+        4 / 255,
+        8 / 255,
+        12 / 255,
+        16 / 255,
+    )
+
+    def __post_init__(self) -> None:
+        check_number("probe_every", self.probe_every, 0, math.inf, "a number of epochs, or 0 for none", whole=True)
+        for name in ("probe_epochs", "probe_batch_size"):
+            check_number(name, getattr(self, name), 1, math.inf, "1 or more", whole=True)
+        check_number("probe_lr", self.probe_lr, 0, math.inf, "a positive number", above=True)
+        object.__setattr__(self, "eval_epsilons", tuple(self.eval_epsilons))
+        if len(set(self.eval_epsilons)) < len(self.eval_epsilons):
+            raise ValueError(f"eval_epsilons is {shown(self.eval_epsilons)}: expected all different")
+        for epsilon in self.eval_epsilons:
+            check_number("eval_epsilons", epsilon, 0, 1, "fractions in (0, 1], such as 8/255", above=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Preset, seed, device, folder, checkpoints.
+
+    Args:
+        preset: defaults of the other settings: digits, digits-grid (half the work, for comparisons), folder, cifar10
+            (the paper's), cifar10-teacher and cifar10-teacher-daq (CIFAR-10 teachers for deacl and for daq-sdp) or
+            cifar10-quick; by default the data set's: cifar100 and stl10 (32 pixels, 5,000 labeled images) take
+            cifar10-quick.
+        seed: seed of everything random in the run.
+        device: auto, cpu, cuda or cuda:N.
+        deterministic: whether a run on a GPU is repeatable, which costs speed (how much is not measured yet); a run on
+            a CPU always is.
+        run_dir: the run's folder, which must be new; by default runs/DATASET-METHOD-AGENT-seedSEED.
+        checkpoint_every: epochs between checkpoints.
+        post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++ (`PostSettings`), which
+            override its defaults, for example post_kwargs.epochs.
+        keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
+            epoch's always among them; 0: none.
+        images_every: epochs between image grids in TensorBoard.
+        progress: how progress is shown: live, lines (one per epoch) or off; auto: live in a terminal, else lines.
+
+    Raises:
+        ValueError: if a name is unknown or a value is out of its range.
+    """
+
+    preset: Annotated[str, Notes(choices=PRESETS, what="preset")] = "digits"
+    seed: int = 0
+    device: str = "auto"
+    deterministic: bool = False
+    run_dir: Annotated[str | None, Notes(unit="DIR")] = None
+    checkpoint_every: Annotated[int, Notes(unit="EPOCHS")] = 1
+    post_kwargs: Annotated[dict[str, Any] | None, Notes("method")] = None
+    keep_every: Annotated[int, Notes(unit="EPOCHS")] = 0
+    images_every: Annotated[int, Notes(unit="EPOCHS")] = 5
+    progress: Annotated[str, Notes(choices=PROGRESS, what="kind of progress")] = "auto"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_device(self.device)
+        check_number("seed", self.seed, 0, 2**63 - 1, "an integer from 0 to 2**63 - 1", whole=True)
+        for name in ("checkpoint_every", "images_every"):
+            check_number(name, getattr(self, name), 1, math.inf, "1 or more", whole=True)
+        check_number("keep_every", self.keep_every, 0, math.inf, "a number of epochs, or 0 for none", whole=True)
+        self.make_post()
+
+    def make_post(self) -> PostSettings:
+        """Make the settings of the method's post-processing.
+
+        Raises:
+            ValueError: if one is unknown or out of its range.
+        """
+        return replaced(PostSettings(), dict(self.post_kwargs or {}), "the post-processing")

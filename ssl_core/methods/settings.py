@@ -1,0 +1,76 @@
+"""The section of the settings on the self-supervised method."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS
+from astra_gym.ssl_core.methods import METHODS, Method, make_method
+from astra_gym.ssl_core.settings.checks import check_options, check_path
+from astra_gym.ssl_core.settings.records import Notes, check_choices
+from astra_gym.ssl_core.utils.finite import check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSection:
+    """The self-supervised method.
+
+    Args:
+        method: the self-supervised method, or the dotted path of a custom method, my_module:MyMethod.
+        method_kwargs: the method's own options, which override its defaults; ASTrA's are method_kwargs.mixed_weight and
+            method_kwargs.mixed_reading (pairs: as in its code; views: as in its drawings).
+        teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
+        temperature: temperature of the contrastive losses.
+        mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
+        mixed_reading: reading of ASTrA's mixed loss: pairs (as in its code) or views (as in its drawings).
+
+    Raises:
+        ValueError: if a name is unknown or a value is out of its range.
+    """
+
+    method: Annotated[str, Notes(choices=METHODS, what="method", custom=True)] = "astra"
+    method_kwargs: dict[str, Any] | None = None
+    teacher: Annotated[str | None, Notes(unit="RUN")] = None
+    temperature: float = 0.5
+    mixed_weight: Annotated[float, Notes(instead="method_kwargs.mixed_weight")] = 0.5
+    mixed_reading: Annotated[
+        str, Notes(choices=MIXED_READINGS, what="mixed reading", instead="method_kwargs.mixed_reading")
+    ] = "pairs"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_options("method_kwargs", self.method_kwargs)
+        check_path("teacher", self.teacher)
+        check_number("mixed_weight", self.mixed_weight, 0, math.inf, "0 or more")
+        check_number("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
+
+    def check_given(self) -> None:
+        """Check that every given option has an effect.
+
+        Raises:
+            ValueError: if not, or an option is given twice.
+        """
+        method, options = self.make(), dict(self.method_kwargs or {})
+        for name in ("temperature", "mixed_weight", "mixed_reading"):
+            given = getattr(self, name)
+            if name in options and given not in (getattr(MethodSection, name), options[name]):
+                raise ValueError(f"{name} is {given} and method_kwargs.{name} {options[name]}: give one of them")
+        temperature = options.get("temperature", self.temperature)
+        if not method.has_temperature and temperature != MethodSection.temperature:
+            raise ValueError(
+                f"temperature is {temperature}, but the loss of the method {self.method} has none: leave it out"
+            )
+
+    def make(self) -> Method:
+        """Make the method.
+
+        Raises:
+            ValueError: if an option is unknown, or the options do not fit together.
+        """
+        return make_method(
+            self.method,
+            self.method_kwargs,
+            temperature=self.temperature,
+            mixed_weight=self.mixed_weight,
+            mixed_reading=self.mixed_reading,
+        )

@@ -1,0 +1,19 @@
+"""The section on the attack: its start, by name or custom."""
+
+import pytest
+
+from astra_gym.ssl_core.attacks.pgd import STARTS
+from astra_gym.ssl_core.attacks.settings import AttackSection
+
+
+def test_a_start_is_one_of_the_table_or_the_methods_own() -> None:
+    assert AttackSection().find() is None and AttackSection(attack_start="zero").find() is STARTS["zero"]
+    message = "unknown attack start 'zeros': choose from uniform, zero; did you mean 'zero'"
+    with pytest.raises(ValueError, match=message):
+        AttackSection(attack_start="zeros")
+
+
+def test_a_custom_start_is_imported_when_it_is_looked_for() -> None:
+    section = AttackSection(attack_start="no_such_module:start")
+    with pytest.raises(ValueError, match="cannot import no_such_module"):
+        section.find()
