@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, whole_steps
+from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.overrides import written_out
 from astra_gym.ssl_core.utils.registry import pick
 
 UNIT = 255
@@ -82,9 +85,10 @@ def members(given: Sequence[float] | Mapping[str, float], name: str) -> tuple[fl
         return tuple(given)
     if given.keys() != {"from", "to", "by"}:
         raise ValueError(f"{name} is {shown(dict(given))}: expected a list, or the keys from, to and by")
-    first, last, step = (given[key] for key in ("from", "to", "by"))
-    for key, value in given.items():
+    read = {key: written_out(value, float) for key, value in given.items()}
+    for key, value in read.items():
         check_number(f"{name}.{key}", value)
+    first, last, step = (read[key] for key in ("from", "to", "by"))
     spans = (last - first) / step if step > 0 else math.nan
     if not (0 <= spans < MOST_MEMBERS and abs(spans - round(spans)) < 1e-6):
         raise ValueError(
@@ -99,6 +103,40 @@ def members(given: Sequence[float] | Mapping[str, float], name: str) -> tuple[fl
 def _in_units(value: float) -> float:
     units = round(value * UNIT)
     return units / UNIT if abs(value * UNIT - units) < 1e-6 else value
+
+
+Fractions = tuple[float, ...] | dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangesSection:
+    """What actions choose among: lists of values in rising order, or ranges {from: 0, to: 96/255, by: 4/255}.
+
+    Args:
+        action_epsilons: radii that actions choose among; null: 3/255 to 15/255 by 1/255, as in ASTrA's run.
+        action_steps: numbers of attack steps that actions choose among, where 0 leaves the view clean; null: 3 to 14.
+        action_step_sizes: step sizes that actions choose among; null: 1/255 to 5/255 by 1/255.
+
+    Raises:
+        ValueError: if a set is empty or too large, its members do not rise, or one is out of its range.
+    """
+
+    action_epsilons: Annotated[Fractions, Notes(unit="[FRACTION,...]")] = None
+    action_steps: Annotated[tuple[int, ...] | dict[str, Any] | None, Notes(unit="[STEPS,...]")] = None
+    action_step_sizes: Annotated[Fractions, Notes(unit="[FRACTION,...]")] = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None:
+                object.__setattr__(self, name, members(value, name))
+        # it checks them
+        self.sets  # noqa: B018
+
+    @property
+    def sets(self) -> ActionSets:
+        """The sets, ASTrA's where none is given."""
+        given = {name.removeprefix("action_"): value for name, value in vars(self).items() if value is not None}
+        return ActionSets(**given)
 
 
 @dataclass(frozen=True)

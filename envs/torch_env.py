@@ -34,7 +34,7 @@ class TorchViewEnv:
     def __init__(self, engine: AttackEngine, actions: str | None = None, observation: str = "features") -> None:
         self.engine = engine
         actions = actions or ("factored" if engine.method.attacks else "none")
-        self.table = ActionTable(actions)
+        self.table = ActionTable(actions, engine.settings.ranges.sets)
         if (actions == "none") == engine.method.attacks:
             fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
             name = engine.settings.method.method

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from astra_gym.envs.actions import RangesSection
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.ssl_core.attacks.settings import AttackSection
 from astra_gym.ssl_core.data.datasets import find_dataset
@@ -30,6 +31,7 @@ class WorldSettings(Composed):
         views: the augmentations.
         coreset: training on chosen batches.
         attack: where attacks start.
+        ranges: what actions choose among.
         reward: the terms of the reward and their weights.
 
     Raises:
@@ -43,6 +45,7 @@ class WorldSettings(Composed):
     views: ViewsSection = field(default_factory=ViewsSection)
     coreset: CoresetSection = field(default_factory=CoresetSection)
     attack: AttackSection = field(default_factory=AttackSection)
+    ranges: RangesSection = field(default_factory=RangesSection)
     reward: RewardSection = field(default_factory=RewardSection)
 
     def __post_init__(self) -> None:

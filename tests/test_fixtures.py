@@ -68,6 +68,8 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     after = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
     # what 0.1 did without a name has one now
     names = {"drop_last": True, "deterministic": False, "attack_start": None, "reward_weights": None}
+    names |= dict.fromkeys(("action_epsilons", "action_steps", "action_step_sizes", "judge_epsilon"))
+    names["judge_score"] = "robust"
     older = json.loads(before)["cells"]
     kept = [{RENAMED.get(name, name): value for name, value in cell["settings"].items()} for cell in older]
     assert after == [cell | {"settings": settings | names} for cell, settings in zip(older, kept, strict=True)]

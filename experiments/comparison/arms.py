@@ -42,7 +42,16 @@ GRID_FLAGS = {"--seed": "--seeds", "--run_dir": "--dir", "--agent": "--agents", 
 MOST_SEEDS = 10_000
 NOT_COMPARED = ("seed", "run_dir", "cache_dir", "progress", "probe_every")
 """Settings that may differ between the cells of an arm."""
-SAME_TEST = ("dataset", "data_dir", "limit", "test_limit", "image_size", "eval_epsilons")
+SAME_TEST = (
+    "dataset",
+    "data_dir",
+    "limit",
+    "test_limit",
+    "image_size",
+    "eval_epsilons",
+    "judge_epsilon",
+    "judge_score",
+)
 """Settings, beside the probe's, that arms of a method and preset must share so that their accuracies compare."""
 
 

@@ -14,7 +14,16 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
 from astra_gym.experiments.config.commands import help_text, program
-from astra_gym.experiments.config.flag_values import is_by_name, is_number, kinds_of, loaded, plain, reader, with_one
+from astra_gym.experiments.config.flag_values import (
+    is_by_name,
+    is_list,
+    is_number,
+    kinds_of,
+    loaded,
+    plain,
+    reader,
+    with_one,
+)
 from astra_gym.experiments.config.superseded import RENAMED
 from astra_gym.ssl_core.settings.records import Leaf, composed, hints, is_record, leaves, parts
 from astra_gym.ssl_core.utils.messages import brief, said
@@ -279,7 +288,7 @@ def _help(leaf: Leaf, text: str) -> str:
     """Return a field's documentation with its choices and default."""
     notes, default = leaf.notes, leaf.default
     facts = [f"one of {', '.join(notes.choices)}"] if notes.choices else []
-    if is_by_name(leaf.hint):
+    if is_by_name(leaf.hint) and not is_list(leaf.hint):
         facts.append(f"one alone: --{leaf.name}.NAME VALUE")
     if default not in (MISSING, None, ()) and not (notes.switch or notes.positional or notes.repeated):
         facts.append(f"default: {typed_out(default, ' ' if notes.nargs else ', ')}")

@@ -35,6 +35,11 @@ def is_by_name(hint: Any) -> bool:
     return any(get_origin(kind) in (dict, Mapping) for kind in kinds_of(hint))
 
 
+def is_list(hint: Any) -> bool:
+    """Return whether a field holds a list."""
+    return any(get_origin(kind) is tuple for kind in kinds_of(hint))
+
+
 def reader(name: str, hint: Any, what: str = "") -> Callable[[Any], Any]:
     """Make the function that reads a field's values: texts of flags, values of YAML files, and values already read.
 
@@ -59,8 +64,8 @@ def reader(name: str, hint: Any, what: str = "") -> Callable[[Any], Any]:
             except ValueError as error:
                 raise WrongValueError(str(error)) from error
         value = loaded(given) if isinstance(given, str) and not is_text(hint) else given
-        if is_by_name(hint):
-            return _by_name(name, value, given)
+        if is_by_name(hint) and not (is_list(hint) and isinstance(value, list | tuple)):
+            return _by_name(name, hint, value, given)
         for kind in kinds:
             value = written_out(value, kind)
         if not fits(value, hint):
@@ -79,6 +84,8 @@ def wrong(name: str, hint: Any, given: Any, what: str = "") -> WrongValueError:
 
 def expected(name: str, hint: Any) -> str:
     """Return the description of a field's values, for an error."""
+    if is_by_name(hint) and is_list(hint):
+        return "a list such as [0, 4/255, 8/255], or {from: 0, to: 8/255, by: 4/255}"
     if is_by_name(hint):
         return f"settings by name, such as --{name}.NAME VALUE"
     words = hint.__name__ if isinstance(hint, type) else str(hint)
@@ -129,12 +136,12 @@ def plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _by_name(name: str, value: Any, given: Any) -> Mapping[str, Any]:
+def _by_name(name: str, hint: Any, value: Any, given: Any) -> Mapping[str, Any]:
     """Return a copy of a mapping from names that jsonargparse takes for a plain value; it would look into a dict."""
     if isinstance(value, types.MappingProxyType):
         return value
     if not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
-        raise wrong(name, dict[str, Any], given)
+        raise wrong(name, hint, given)
     return types.MappingProxyType(copy.deepcopy(value))
 
 

@@ -37,10 +37,42 @@ TEACHER: dict[str, Any] = {
     "jitter": (0.8, 0.8, 0.8, 0.2),
 }
 """Settings shared by the SimCLR teachers of DeACL and DAQ-SDP; a student starts from its teacher's weights."""
+WIDE_STEPS = tuple(size / 255 for size in (1, 2, 4, 8, 16, 32, 64))
+"""Step sizes of the worlds with wide ranges, each twice the one before."""
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"probe_every": 2},
     # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
     "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
+    # attacks from none to far too hard, where the best constant is inside the ranges; small and fast, for many runs
+    "digits-wide": {
+        "image_size": 8,
+        "batch_size": 32,
+        "epochs": 4,
+        "action_epsilons": {"from": 0, "to": 96 / 255, "by": 4 / 255},
+        "action_steps": (0, 1, 2, 4, 8, 14),
+        "action_step_sizes": WIDE_STEPS,
+        "eval_epsilons": (8 / 255, 16 / 255, 24 / 255, 32 / 255),
+        "judge_epsilon": 24 / 255,
+        "judge_score": "mean",
+    },
+    "cifar10-16": {
+        "dataset": "cifar10",
+        "image_size": 16,
+        "limit": 10_000,
+        "test_limit": 2000,
+        "batch_size": 128,
+        "epochs": 8,
+        "strength": 1.0,
+        "flip": 0.5,
+        "probe_epochs": 25,
+        "probe_augment": True,
+        "action_epsilons": {"from": 0, "to": 48 / 255, "by": 2 / 255},
+        "action_steps": (0, 1, 2, 4, 8, 14),
+        "action_step_sizes": WIDE_STEPS,
+        "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
+        "judge_epsilon": 4 / 255,
+        "judge_score": "mean",
+    },
     "folder": {
         "dataset": "folder",
         "probe_every": 2,

@@ -20,6 +20,7 @@ from astra_gym.ssl_core.utils.overrides import by_present_names, replaced
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
+JUDGES = {"robust": "RA at the judged radius", "mean": "the mean of SA and RA there"}
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
 
@@ -38,8 +39,8 @@ class AgentSection:
         actions: the action space; auto: the agent's usual one (fixed and schedule: one that can express the method's
             own budget exactly), or none for a method without an attack.
         epsilon: radius of the agent `fixed`: 8/255, not 8; by default the method's own.
-        step_size: step size of the agent `fixed`; by default the method's own.
-        steps: number of attack steps of the agent `fixed`; by default the method's own.
+        step_size: step size of the agents `fixed` and `schedule`; by default the method's own.
+        steps: number of attack steps of the agents `fixed` and `schedule`; by default the method's own.
         schedule: radii of the agent `schedule`, one for each part of the training.
 
     Raises:
@@ -74,7 +75,9 @@ class AgentSection:
         if self.steps is not None:
             check_number("steps", self.steps, -math.inf, math.inf, "an integer, or nothing", whole=True)
         given = sorted(name for name, value in budget.items() if value is not None)
-        if given and known and self.agent != "fixed":
+        if "epsilon" in given and self.agent == "schedule":
+            raise ValueError("--epsilon: the agent schedule takes --schedule, a radius for each part of the training")
+        if given and known and self.agent not in ("fixed", "schedule"):
             flags = ", ".join(f"--{name}" for name in given)
             raise ValueError(f"{flags}: only the agent fixed takes a budget, and the agent is {self.agent}")
         object.__setattr__(self, "schedule", tuple(self.schedule))
@@ -99,6 +102,9 @@ class ProbeSection:
         probe_augment: whether the linear probe's training images are cropped (padding 4) and flipped at random; this
             hurts digits, which fill their frame.
         eval_epsilons: radii under which the probe is attacked.
+        judge_epsilon: radius at which runs of this world are compared, one of eval_epsilons; null: as a comparison's
+            rule says.
+        judge_score: what decides there: robust (RA) or mean (of SA and RA).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -119,7 +125,11 @@ class ProbeSection:
         16 / 255,
     )
 
+    judge_epsilon: Annotated[float | None, Notes(unit="FRACTION")] = None
+    judge_score: Annotated[str, Notes(choices=JUDGES, what="judge's score")] = "robust"
+
     def __post_init__(self) -> None:
+        check_choices(self)
         check_number("probe_every", self.probe_every, 0, math.inf, "a number of epochs, or 0 for none", whole=True)
         for name in ("probe_epochs", "probe_batch_size"):
             check_number(name, getattr(self, name), 1, math.inf, "1 or more", whole=True)
@@ -129,6 +139,11 @@ class ProbeSection:
             raise ValueError(f"eval_epsilons is {shown(self.eval_epsilons)}: expected all different")
         for epsilon in self.eval_epsilons:
             check_number("eval_epsilons", epsilon, 0, 1, "fractions in (0, 1], such as 8/255", above=True)
+        if self.judge_epsilon is not None and self.judge_epsilon not in self.eval_epsilons:
+            raise ValueError(
+                f"judge_epsilon is {shown(self.judge_epsilon)}: expected one of eval_epsilons, "
+                f"{shown(self.eval_epsilons)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +151,8 @@ class RunSection:
     """Preset, seed, device, folder, checkpoints.
 
     Args:
-        preset: defaults of the other settings: digits, digits-grid (half the work, for comparisons), folder, cifar10
+        preset: defaults of the other settings: digits, digits-grid (half the work, for comparisons), digits-wide and
+            cifar10-16 (small worlds with wide ranges of attacks and a judge), folder, cifar10
             (the paper's), cifar10-teacher and cifar10-teacher-daq (CIFAR-10 teachers for deacl and for daq-sdp) or
             cifar10-quick; by default the data set's: cifar100 and stl10 (32 pixels, 5,000 labeled images) take
             cifar10-quick.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_gym.agents import AGENTS, describe, learns
-from astra_gym.envs.actions import ActionTable
+from astra_gym.envs.actions import ActionTable, RangesSection
 from astra_gym.envs.observations import observation_for
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.world_config import WorldSettings
@@ -30,8 +30,6 @@ from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
-HARDEST = ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
-"""Budget of the agent `fixed-max`: largest radius, most steps, a step size that reaches every corner of the ball."""
 WRITTEN_FIRST = """
 dataset data_dir cache_dir keep_data download limit test_limit image_size drop_last method method_kwargs teacher arch
 width stem projector projector_hidden projector_dim neck normalization batch_size epochs optimizer lr weight_decay
@@ -56,6 +54,7 @@ class Settings(Composed):
         method: the self-supervised method.
         agent: who chooses the attacks, and what it sees.
         attack: where attacks start, and the budgets of agents that learn nothing.
+        ranges: what actions choose among.
         reward: the terms of the reward and their weights.
         network: the target network.
         views: the augmentations.
@@ -74,6 +73,7 @@ class Settings(Composed):
     views: ViewsSection = field(default_factory=ViewsSection)
     coreset: CoresetSection = field(default_factory=CoresetSection)
     attack: AttackSection = field(default_factory=AttackSection)
+    ranges: RangesSection = field(default_factory=RangesSection)
     reward: RewardSection = field(default_factory=RewardSection)
     agent: AgentSection = field(default_factory=AgentSection)
     probe: ProbeSection = field(default_factory=ProbeSection)
@@ -129,11 +129,11 @@ class Settings(Composed):
 
     def _kind_of_actions(self, usual: str) -> str:
         """Return the agent's usual kind; `continuous` for `fixed` and `schedule` if the usual one cannot express the
-        method's own budget exactly."""
+        method's own budget exactly, nor one that is given."""
         if self.agent.agent not in ("fixed", "schedule"):
             return usual
         try:
-            ActionTable(usual).encode(self.method.make().budget_at(1))
+            ActionTable(usual, self.ranges.sets).encode(self._given_budget)
         except ValueError:
             return "continuous"
         return usual
@@ -159,7 +159,7 @@ class Settings(Composed):
             raise ValueError(f"post_kwargs: the method {self.method.method} has no post-processing (its ++ form has)")
         for budget in (self.fixed_budget, *self.scheduled_budgets):
             if budget is not None:
-                ActionTable(self.agent.actions).encode(budget)
+                ActionTable(self.agent.actions, self.ranges.sets).encode(budget)
 
     def check_custom(self) -> None:
         """Check what the world checks, and that the agent and the observation of dotted paths exist."""
@@ -169,19 +169,23 @@ class Settings(Composed):
 
     @property
     def scheduled_budgets(self) -> list[ConstantBudget]:
-        """The budgets of the agent `schedule`, one for each part of training; steps and step size are the method's."""
+        """The budgets of the agent `schedule`, one for each part of training; steps and step size are the method's own
+        where they are not given."""
         if self.agent.agent != "schedule":
             return []
-        own = self.method.make().budget_at(1)
-        return [replace(own, epsilon=epsilon) for epsilon in self.agent.schedule]
+        return [replace(self._given_budget, epsilon=epsilon) for epsilon in self.agent.schedule]
 
     @property
     def fixed_budget(self) -> ConstantBudget | None:
         """The budget of the agent `fixed` (given values, else the method's own) or `fixed-max`; None for others."""
         if self.agent.agent == "fixed-max":
-            return HARDEST
+            return self.ranges.sets.hardest
         if self.agent.agent != "fixed":
             return None
+        return self._given_budget
+
+    @property
+    def _given_budget(self) -> ConstantBudget:
         given = {name: getattr(self.agent, name) for name in ("epsilon", "step_size", "steps")}
         return replace(
             self.method.make().budget_at(1), **{name: value for name, value in given.items() if value is not None}

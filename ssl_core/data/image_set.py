@@ -61,6 +61,17 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:n]
         return ImageSet(images, labels, self.classes, self.name, self.file, self.paths[:n])
 
+    def rows(self, rows: Tensor, what: str) -> "ImageSet":
+        """Return a copy of some of the images, named after this set.
+
+        Args:
+            rows: (n,) int64, positions.
+            what: description of the part, for messages.
+        """
+        labels = None if self.labels is None else self.labels[rows]
+        paths = tuple(self.paths[row] for row in rows.tolist()) if self.paths else ()
+        return ImageSet(self.images[rows], labels, self.classes, f"{self.name}, {what}", None, paths)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:

@@ -141,7 +141,8 @@ def test_a_mapping_of_jsonargparses_own_words_is_a_plain_value(tmp_path: Path) -
 def test_every_setting_comes_back_from_its_text() -> None:
     """Every default and preset, as a flag's text and as a file's value."""
     presets = [
-        Settings.from_preset(name, data_dir="x") for name in ("cifar10", "cifar10-teacher", "cifar10-teacher-daq")
+        Settings.from_preset(name, data_dir="x")
+        for name in ("cifar10", "cifar10-teacher", "cifar10-teacher-daq", "cifar10-16")
     ]
     for settings in (Settings.of(), *presets):
         values = yaml.safe_load(settings.to_yaml())
@@ -153,4 +154,5 @@ def test_every_setting_comes_back_from_its_text() -> None:
             # jsonargparse reads a value twice
             assert read(read(value)) == read(value)
     named = {name for name, leaf in LEAVES.items() if is_by_name(leaf.hint)}
-    assert named == {name for name in LEAVES if name.endswith("_kwargs")} | {"reward_weights"}
+    ranges = {"action_epsilons", "action_steps", "action_step_sizes"}
+    assert named == {name for name in LEAVES if name.endswith("_kwargs")} | {"reward_weights"} | ranges
