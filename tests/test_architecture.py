@@ -28,6 +28,7 @@ FLOORS = (
     ("experiments/runs", "experiments/plotting"),
     ("experiments/evaluation", "experiments/benchmarks"),
     ("experiments/comparison",),
+    ("experiments/tuning",),
     ("experiments/reports",),
     ("experiments", "astra_gym"),
     ("examples",),

@@ -1,0 +1,1 @@
+"""Search for good constants on a validation part of the training images, within a budget of passes."""

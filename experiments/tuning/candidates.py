@@ -1,0 +1,111 @@
+"""What is searched: settings that change from candidate to candidate, drawn from a space by a seed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import qmc
+
+from astra_gym.envs.actions import ActionSets
+
+UPDATE = 3.3
+"""Cost of an update without its attack, in passes: forward and backward once over the attacked views. It has these for
+the clean and the attacked views, the observation's forward, and the optimizer and batch norm beside them."""
+PARTS = 4
+"""Parts of a schedule, as in ASTrA's slides."""
+LR_SPAN, STRENGTHS = 8.0, (0.0, 1.0)
+"""Learning rates are searched from an eighth of the world's to eight times it, on a logarithmic scale."""
+DRAWN = 2**14
+"""Most points that are drawn for different candidates."""
+
+
+class Candidate(NamedTuple):
+    """Settings by name, in pairs, and the mean number of attack steps a view that they cost; None: the method's own."""
+
+    settings: tuple[tuple[str, Any], ...]
+    steps: float | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that it changes."""
+        return dict(self.settings)
+
+
+def updates_for(passes: float, steps: float) -> float:
+    """Return the number of updates that `passes` passes over a batch's views pay for, with `steps` steps each."""
+    return passes / (UPDATE + steps)
+
+
+def budgets(sets: ActionSets, count: int, seed: int) -> list[Candidate]:
+    """Draw different constant budgets from the world's sets, by a Sobol sequence; all of them, if there are fewer.
+
+    Budgets that leave the views clean (radius 0, or no steps) are one candidate.
+    """
+    values = list(sets.by_name.values())
+    found: dict[Candidate, None] = {}
+    for point in _points(len(values), seed):
+        epsilon, steps, step_size = (each[int(at * len(each))] for each, at in zip(values, point, strict=True))
+        if not (epsilon and steps):
+            epsilon, steps, step_size = sets.epsilons[0], sets.steps[0], sets.step_sizes[0]
+        chosen = {"agent": "fixed", "epsilon": epsilon, "steps": int(steps), "step_size": step_size}
+        found[Candidate(tuple(chosen.items()), float(steps))] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def schedules(sets: ActionSets, steps: int, step_size: float, count: int, seed: int) -> list[Candidate]:
+    """Draw different schedules of the radius over `PARTS` equal parts of the training, at constant steps and step size.
+
+    The first candidates are the constants.
+    """
+    shared = (("agent", "schedule"), ("steps", steps), ("step_size", step_size))
+    found = {Candidate((*shared, ("schedule", (one,) * PARTS)), float(steps)): None for one in sets.epsilons[:count]}
+    for point in _points(PARTS, seed):
+        if len(found) == count:
+            break
+        chosen = tuple(sets.epsilons[int(at * len(sets.epsilons))] for at in point)
+        found[Candidate((*shared, ("schedule", chosen)), float(steps))] = None
+    return list(found)
+
+
+def trainings(names: Sequence[str], lr: float, count: int, seed: int) -> list[Candidate]:
+    """Draw learning rates and strengths of the augmentations; the first candidate has the world's own values.
+
+    Args:
+        names: `lr`, `strength` or both.
+        lr: the world's learning rate.
+        count: number of candidates.
+        seed: seed of the draw.
+    """
+    made = [Candidate(())]
+    for point in _points(len(names), seed):
+        if len(made) >= count:
+            break
+        drawn = {
+            "lr": lambda at: float(f"{lr * LR_SPAN ** (2 * at - 1):.3g}"),
+            "strength": lambda at: round(STRENGTHS[0] + at * (STRENGTHS[1] - STRENGTHS[0]), 3),
+        }
+        made.append(Candidate(tuple((name, drawn[name](at)) for name, at in zip(names, point, strict=True))))
+    return made
+
+
+def _points(dimensions: int, seed: int) -> Any:
+    """Yield points of a scrambled Sobol sequence in the unit cube."""
+    sampler = qmc.Sobol(dimensions, rng=np.random.default_rng(seed))
+    for _ in range(int(math.log2(DRAWN)) - 4):
+        yield from sampler.random(16)
+
+
+def named(changes: Mapping[str, Any]) -> str:
+    """Return a candidate's settings as flags for a command line."""
+    return " ".join(f"--{name} {_text(name, value)}" for name, value in changes.items())
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(_text('epsilon', each) for each in value)}]"
+    if name in ("epsilon", "step_size") and abs(value * 255 - round(value * 255)) < 1e-9:
+        return f"{round(value * 255)}/255"
+    return str(value)

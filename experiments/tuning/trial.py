@@ -1,0 +1,154 @@
+"""One trial of a search: train an encoder on a part of the training images, and score it on the other."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+import torch
+
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.runs.run import Run
+from astra_gym.experiments.tuning.candidates import UPDATE, Candidate, updates_for
+from astra_gym.ssl_core.data.image_set import ImageSet, Split
+from astra_gym.ssl_core.downstream.quick_score import QuickScore, quick_score
+from astra_gym.ssl_core.utils.rng import Streams
+
+SHARE, MOST = 0.2, 512
+"""The share of the training images that candidates are scored on, and the largest number of them."""
+
+
+def divided(train: ImageSet) -> Split:
+    """Divide training images into those that trials train on and those that they are scored on. The division does not
+    depend on a run's seed; no test image is in either part.
+
+    Raises:
+        ValueError: if there are fewer than 10 images.
+    """
+    if len(train) < 10:
+        raise ValueError(f"{train.name} has {len(train)} images: a search needs 10 or more")
+    order = torch.randperm(len(train), generator=Streams(0)["tuning/rows"])
+    count = min(round(SHARE * len(train)), MOST)
+    return Split(train.rows(order[count:], "trained on"), train.rows(order[:count], "validation"))
+
+
+class Trial(NamedTuple):
+    """A finished trial.
+
+    Args:
+        score: value by which candidates are ranked: the margin at the judged radius (see `judged`).
+        found: the encoder's values on the validation part.
+        updates: target updates made.
+        passes: forward-backward passes spent, over a batch's views.
+        seconds: wall time of the training and the score.
+    """
+
+    score: float
+    found: QuickScore
+    updates: int
+    passes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials of a search share.
+
+    Args:
+        settings: settings that candidates change; its `judge_epsilon` and `judge_score` decide.
+        passes: passes that a trial spends, so that candidates with fewer attack steps make more updates.
+    """
+
+    settings: Settings
+    passes: float
+
+    def of(self, candidate: Candidate, seed: int) -> tuple[Settings, float]:
+        """Return a trial's settings, with the whole number of epochs that the passes pay for, and a step's passes.
+
+        The number of epochs counts on the images that are trained on.
+        """
+        method = self.settings.method.make()
+        own = float(method.budget_at(1).steps) if method.attacks else 0.0
+        steps = own if candidate.steps is None else candidate.steps
+        each = UPDATE + steps
+        batches = _trained_on(self.settings) // self.settings.optimizer.batch_size
+        epochs = max(1, round(updates_for(self.passes, steps) / max(1, batches)))
+        return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0), each
+
+
+def _trained_on(settings: Settings) -> int:
+    return len(divided(_train(settings)).train)
+
+
+def judged(found: QuickScore, settings: Settings) -> float:
+    """Return the value that ranks encoders: the margin at the judged radius, or its mean with the clean margin."""
+    return found.margin if settings.probe.judge_score == "robust" else (found.clean_margin + found.margin) / 2
+
+
+_LOADED: dict[str, ImageSet] = {}
+"""The training images of this process, loaded once."""
+
+
+def _train(settings: Settings) -> ImageSet:
+    key = repr(settings.data)
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = settings.data.load().train
+    return _LOADED[key]
+
+
+def try_candidate(search: Search, candidate: Candidate, seed: int) -> Trial:
+    """Make one trial on the CPU.
+
+    Raises:
+        ValueError: if the settings contradict each other, or the images have no labels.
+    """
+    began = time.perf_counter()
+    settings, each = search.of(candidate, seed)
+    data = divided(_train(settings))
+    run = Run(settings, torch.device("cpu"), data)
+    run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
+    route = run.engine.method.evaluation_route
+    found = quick_score(run.encoder, route, data.train, data.test, settings.probe.judge_epsilon or 8 / 255, seed)
+    updates = run.engine.step
+    return Trial(judged(found, settings), found, updates, updates * each, time.perf_counter() - began)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def try_all(
+    search: Search, asked: Sequence[tuple[Candidate, int]], jobs: int
+) -> Iterator[tuple[Candidate, int, Trial]]:
+    """Make trials side by side, in processes of one thread; yield each as it is finished.
+
+    Raises:
+        ValueError: as `try_candidate`.
+    """
+    if jobs == 1:
+        yield from ((candidate, seed, try_candidate(search, candidate, seed)) for candidate, seed in asked)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
+        waiting = {pool.submit(try_candidate, search, *pair): pair for pair in asked}
+        try:
+            for future in as_completed(waiting):
+                yield (*waiting[future], future.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def record(trial: Trial) -> dict[str, Any]:
+    """Return a trial as JSON holds it."""
+    return trial._asdict() | {"found": trial.found._asdict()}
+
+
+def recorded(entry: Mapping[str, Any]) -> Trial:
+    """Return the trial of an entry.
+
+    Raises:
+        KeyError, TypeError: if the entry is not a trial's.
+    """
+    return Trial(**{**entry, "found": QuickScore(**entry["found"])})
