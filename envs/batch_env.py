@@ -37,11 +37,12 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     | 2F+2 | training progress: from -1 at the first planned update to 1 after the last | |
 
     ## Rewards
-    Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, the
-    contrastive losses of the attacked and the clean views on the weights that the attack saw (1/3, 1/3 and 0 by
-    default, as in ASTrA's released code). Further terms have weight 0 by default: the attack's cost (`reward_cost`),
-    what the update did to held-out views (`reward_lookahead`, the same for every view of a batch) and how far each
-    view's attacked loss fell since its image was last seen (`reward_progress`); see `astra_gym.envs.rewards.registry`.
+    Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`. The weights
+    are 1/3, 1/3 and 0 by default, as in ASTrA's released code. The losses are those of the attacked views, of the clean
+    views, and (ASTrA) the mixed loss of both, by the network as the attack saw it. Further terms have weight 0 by
+    default: the attack's cost (`reward_cost`), the effect of the update on held-out views (`reward_lookahead`, the same
+    for every view of a batch) and how far each view's attacked loss fell since its image was last seen
+    (`reward_progress`); see `astra_gym.envs.rewards.registry`.
 
     `info` holds the named terms, the losses, the budget and the attack's strength (see
     `astra_gym.envs.torch_env.step_info`); values of single views are arrays.

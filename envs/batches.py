@@ -47,7 +47,7 @@ class Batches:
         Args:
             streams: random streams of the world; "data" shuffles, "views" augments.
             held_out: (h,) int64, rows that enter no batch; None for none. The rows on which a coreset is measured enter
-                no batch either; their choice moves no stream.
+                no batch either; choosing them changes no random stream.
         """
         self.streams = streams
         rows, apart = torch.arange(len(self.images)), self._measured[:0] if held_out is None else held_out
@@ -59,8 +59,8 @@ class Batches:
         self.source.start(self.sampler)
 
     def draw(self, learner: TargetLearner, plan: TrainingPlan, step: int) -> Tensor:
-        """Draw the views (v, 3, h, w) of the next images, for the update after `step` others. If a coreset is due, it
-        is chosen first, on the learner's present weights."""
+        """Draw the views (v, 3, h, w) of the next images, for the update that follows the first `step` updates. If a
+        coreset is due, it is chosen first, on the learner's present weights."""
         if self.chooses_coreset(plan, step):
             self.sampler.restrict(self._coreset(learner, plan))
         return self.make_views(learner.method, as_float(self.source.next()), plan.moment(step), self.streams["views"])
@@ -75,7 +75,7 @@ class Batches:
         return views.contiguous(memory_format=torch.channels_last)
 
     def chooses_coreset(self, plan: TrainingPlan, step: int) -> bool:
-        """Return whether a coreset is chosen before the batch of the update after `step` others."""
+        """Return whether a coreset is chosen before the batch of the update that follows the first `step` updates."""
         epoch, before = plan.place(step)
         epochs = self.settings.optimizer.epochs
         first, every = self.settings.coreset.calendar(epochs)

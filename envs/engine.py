@@ -83,7 +83,7 @@ class AttackEngine:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch over all data that are not held out: batches, times the updates on each."""
+        """Updates in an epoch over all data that are not held out: batches times updates per batch."""
         return self.plan.steps
 
     @property
@@ -135,13 +135,13 @@ class AttackEngine:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """Surround the world's part of a step: measure its time, and set the float32 of its precision."""
+        """Surround the world's part of a step: measure its time, and compute float32 as `precision` says."""
         with self.clock.running(), float32_of(self.settings.optimizer.precision):
             yield
 
     def draw_batch(self, step: int | None = None) -> None:
-        """Draw the batch of the update after `step` others, by default of the next update. Where free training replays
-        a batch, it is kept."""
+        """Draw the batch of the update that follows the first `step` updates; by default the next one. If that update
+        replays the present batch (free training), the batch is kept."""
         step = self.step if step is None else step
         self._clean = self._objective = None
         if self.plan.moment(step).replay == 0:
@@ -160,11 +160,11 @@ class AttackEngine:
             return self._clean_pass().observation
 
     def _clean_pass(self) -> CleanPass:
-        """Compute what is needed once a batch, before its attack."""
+        """Compute, once per batch, what is needed before its attack."""
         if self._clean is None:
             raw, encoded = self.raw_observation(self._views)
             if self.device.type != "cpu":
-                # the host waits for a GPU later, with the loss
+                # on a GPU this is checked later, together with the loss, so that the host does not wait here
                 self.learner.watch("the views", self._views)
                 self.learner.watch("the features", raw)
             elif bad := not_finite({"views": self._views, "features": raw}):
@@ -175,8 +175,8 @@ class AttackEngine:
         return self._clean
 
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
-        """Return features and clean loss (n, observation_dim - 1) of the attacked ones among a batch's views
-        (v, 3, h, w), not standardized, and the network's output for them."""
+        """Return unstandardized features and clean loss (n, observation_dim - 1) of a batch's attacked views, and the
+        network's output for them. `views` (v, 3, h, w) is the whole batch."""
         encoded = self.learner.encode_clean(views)
         loss = self._objective_of(views)(encoded.embeddings)
         if loss.shape != encoded.features.shape[:1]:
@@ -205,7 +205,7 @@ class AttackEngine:
 
         Args:
             views: (v, 3, h, w) in [0, 1], all of the batch.
-            clean: embeddings (n, d) of the attacked ones, from `raw_observation`.
+            clean: embeddings (n, d) of the clean views that are attacked, from `raw_observation`.
             budget: n entries.
             generator: generator of the attack's random start.
         """
@@ -220,8 +220,8 @@ class AttackEngine:
             budget: an entry for each of `views`, on the host.
 
         Returns:
-            The reward (n,), as `play` gives it on average. None if the attack is part of the update (CF-AMC), or a term
-            of the reward judges the update or remembers the images.
+            The reward (n,), as `play` gives it on average. None if the attack is part of the update (CF-AMC), or if a
+            term of the reward depends on the update or on earlier losses of the images.
         """
         if self.method.free or not self.rewards.only_frozen:
             return None
@@ -241,7 +241,7 @@ class AttackEngine:
 
     def play(self, budget: Budget | None) -> StepRecord:
         """Attack the coming batch, compute the reward on the weights that the attack saw, draw the next batch and
-        update the target once. Terms that judge the update are computed after it.
+        update the target once. Terms that depend on the update are computed after it.
 
         Args:
             budget: an entry for each of `views`, on the host; None for a method without an attack.
@@ -282,7 +282,8 @@ class AttackEngine:
         lr = self.learner.lr
         late = self.batches.chooses_coreset(self.plan, self.step + 1)
         if not late:
-            # before the update, which waits for its loss: the host prepares a batch while a GPU is still at the attack
+            # drawn before the update, which waits for its loss, so that the host prepares this batch while a GPU still
+            # computes the attack
             self.draw_batch(self.step + 1)
         try:
             brought = terms | others | {"strength": strength, "reward": reward}
@@ -317,7 +318,7 @@ class AttackEngine:
         )
 
     def numbers(self) -> dict[str, Any]:
-        """Return all values that must be finite, by name, not copied; without losses not known yet, which are NaN."""
+        """Return all values that must be finite, by name, not copied. Losses not known yet (NaN) are left out."""
         world = {"views": self._views, "seen": self._clean, "statistics": self.statistics.state_dict()}
         return {"learner": self.learner.numbers()} | world | {"rewards": self.rewards.numbers()}
 
@@ -335,8 +336,8 @@ class AttackEngine:
         } | {name: value for name, value in more.items() if value}
 
     def __getstate__(self) -> dict[str, Any]:
-        # a world is its settings, its data and its state; the functions between them (schedules, objectives) have no
-        # name by which another process could find them
+        # settings, data and state define a world; its functions (schedules, objectives) are left out, since they have
+        # no name by which another process could find them
         return {
             "settings": self.settings,
             "seed": self.streams.seed,
@@ -359,7 +360,7 @@ class AttackEngine:
             The names of the random streams that cannot continue on this kind of device.
 
         Raises:
-            ValueError: if the state is of a world with other remembering reward terms, or of other data.
+            ValueError: if the state is of a world with other data, or with other reward terms that have a state.
         """
         self.learner.load_state_dict(state["learner"])
         restarted = self.streams.load_state_dict(state["streams"])

@@ -110,23 +110,23 @@ class ObservedWorld(Protocol):
         ...
 
     def standardise(self, raw: Tensor) -> Tensor:
-        """Turn them into what `observe` returns, by the present statistics and progress."""
+        """Turn raw observations into what `observe` returns, by the present statistics and progress."""
         ...
 
 
 class Observation:
     """What an agent sees: a row for each attacked view (`--env view`), a row for the batch (`--env batch`), or both. A
-    subclass overrides the space and the values of each that it offers. An observation depends on views, weights and
-    progress only: it remembers nothing, and repeated calls give the same.
+    subclass overrides the space and the values of those that it offers. An observation depends on views, weights and
+    progress only: it has no state, and repeated calls give the same values.
 
     Args:
-        world: the part of the world that it may use.
+        world: the part of the world that the observation may use.
     """
 
     summary: ClassVar[str] = ""
     """Description in one line."""
     checks_finite: ClassVar[bool] = False
-    """Whether the world itself stops at values that are not finite: agents on a GPU then need not wait for them."""
+    """Whether the world itself stops at values that are not finite, so that agents need not wait for a GPU to check."""
 
     def __init__(self, world: ObservedWorld) -> None:
         self.world = world
@@ -137,7 +137,7 @@ class Observation:
         raise NotImplementedError
 
     def of_views(self, views: Tensor) -> Tensor:
-        """Return rows (n, ...) of `view_space` for the attacked ones among a batch's views.
+        """Return a row of `view_space` for each attacked view of a batch, (n, ...) in all.
 
         Args:
             views: (v, 3, h, w) in [0, 1], all of the batch; `world.method.attacked(views)` are the attacked ones.
@@ -155,7 +155,7 @@ class Observation:
 
     @classmethod
     def offers(cls, env: str) -> bool:
-        """Return whether it can be used in the environment `view` or `batch`."""
+        """Return whether the observation can be used in the environment `view` or `batch`."""
         hook = {"view": "of_views", "batch": "of_batch"}[env]
         return getattr(cls, hook) is not getattr(Observation, hook)
 

@@ -16,7 +16,7 @@ class StepRecord:
 
     Args:
         step: number of target updates made, this one included.
-        epoch: the same number in passes over the data.
+        epoch: `step` in passes over the data.
         reward: (n,).
         terms: named reward terms, (n,) each, before their weights.
         budget: budget that was played, None for a method without an attack.
@@ -26,7 +26,7 @@ class StepRecord:
         views: (n, 3, h, w) clean views, those that were attacked, on the device.
         adversarial: (n, 3, h, w) attacked views, on the device, None without an attack.
         end_of_epoch: whether this was the last step of an epoch.
-        other_steps: gradient steps of attacks beside the budget's, times their views: those tried out since the last
+        other_steps: gradient steps, times views, of all attacks except the budget's: attacks tried out since the last
             play, and those of the look-ahead reward; 0 without them. The first play measures the look-ahead twice.
     """
 

@@ -60,7 +60,7 @@ class Sb3ViewVecEnv(VecEnv):
         self._actions = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Play them; return observations, rewards (float32), dones and one info a sub-environment."""
+        """Play the actions; return observations, rewards (float32), dones and one info per sub-environment."""
         ended = self._observation()
         reward, done, info = self.torch_env.play(as_actions(self._actions))
         dones = done.cpu().numpy()

@@ -16,15 +16,15 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class TorchViewEnv:
-    """Every attacked view is a sub-environment of one step; all share the engine's target network.
+    """Every attacked view is a sub-environment with episodes of one step; all share the engine's target network.
 
     If the world's `drop_last` is false, an epoch's last step has fewer views than `num_envs`, and as many observations,
     actions and rewards: only agents that do not learn can play it.
 
     Args:
         engine: the world.
-        actions: a name of `astra_gym.envs.actions.ACTION_KINDS`; a method without an attack takes only "none". None:
-            "none" for such a method, else "factored".
+        actions: a name of `astra_gym.envs.actions.ACTION_KINDS`; a method without an attack takes only "none". By
+            default "none" for such a method, else "factored".
         observation: a name of `astra_gym.envs.observations.OBSERVATIONS`, or the dotted path of a custom one.
 
     Raises:
@@ -46,7 +46,7 @@ class TorchViewEnv:
 
     @property
     def checks_finite(self) -> bool:
-        """Whether the world itself stops in time at values that are not finite, so that agents need not check them."""
+        """Whether the world itself stops at values that are not finite, so that agents need not check them."""
         return self._observation.checks_finite
 
     @property
@@ -60,8 +60,8 @@ class TorchViewEnv:
         return self.observation_of(self.engine.all_views)
 
     def observation_of(self, views: Tensor) -> Tensor:
-        """Return an agent's observations (n, ...) of the attacked ones among a batch's views (v, 3, h, w). The batch
-        may be another than the coming one; the world does not change."""
+        """From a batch's views (v, 3, h, w), return an agent's observations (n, ...) of the attacked ones. The batch
+        need not be the coming one; the world does not change."""
         values = self._observation.of_views(views)
         return checked(values, lambda: len(self.engine.method.attacked(views)), self.observation_space, self._name)
 
@@ -75,7 +75,7 @@ class TorchViewEnv:
             ValueError: if their number, shape, dtype or range is wrong.
         """
         self._check_count(actions)
-        # on the host, where actions are checked and the attack is planned: the host waits for a GPU once
+        # actions are checked and the attack is planned on the host; one copy makes the host wait for a GPU only once
         record = self.engine.play(self.table.decode(actions.cpu()))
         return StepResult(record.reward, torch.ones(len(record.views), dtype=torch.bool), step_info(self.engine))
 
@@ -85,7 +85,7 @@ class TorchViewEnv:
 
     def assess(self, actions: Tensor) -> Tensor | None:
         """Return the reward (num_envs,) of actions (num_envs, ...): the coming batch is attacked, and nothing is
-        learned. None if the reward takes an update, see `AttackEngine.try_out`.
+        learned. None if the reward depends on more than the attack, see `AttackEngine.try_out`.
 
         Raises:
             ValueError: as `play`.
@@ -208,9 +208,9 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
     """Return the values of `info` for the step just played: per-view tensors (num_attacked,) on the host, and numbers
     of the whole batch.
 
-    Per view: `reward_adversarial`, `reward_clean` and (ASTrA) `reward_mixed`, the named reward terms, and the other
-    terms with a weight other than 0, see `astra_gym.envs.rewards.registry`; `epsilon`, `step_size` (fractions) and
-    `steps`, the budget used; `strength`, the largest change of a pixel (a fraction).
+    Per view: the method's reward terms (`reward_adversarial`, `reward_clean` and, for ASTrA, `reward_mixed`) and the
+    other terms of non-zero weight, see `astra_gym.envs.rewards.registry`; the budget used (`steps`, and `epsilon` and
+    `step_size` as fractions); `strength`, the largest change of a pixel (a fraction).
 
     Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
     """
@@ -231,8 +231,8 @@ def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_num_envs(given: int, right: int, settings: WorldSettings) -> None:
-    """Raise a ValueError unless `given` is 1, which stands for no choice, or the right number, and the number of views
-    is the same in every step."""
+    """Raise a ValueError if `given` is neither 1 (no choice) nor the right number, or if the number of views differs
+    between steps."""
     if not settings.data.drop_last:
         raise ValueError(
             "drop_last is false: the last batch of an epoch has fewer views, and here each view is a sub-environment; "

@@ -19,8 +19,9 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ## Description
     A target network learns from images without labels, and every view (an augmented image) is attacked by PGD before
     the network learns from it (ASTrA, ICLR 2025). The views of one batch that the method attacks are the
-    sub-environments, and they share one target network: a step attacks them all, pays each, updates the network once
-    and draws the next batch. Make it with `gymnasium.make_vec`; `gymnasium.make` does not work.
+    sub-environments, and they share one target network: a step attacks them all, gives each a reward, updates the
+    network once and draws the next batch. Make the environment with `gymnasium.make_vec`; `gymnasium.make` does not
+    work.
 
     ## Action Space
     Of a sub-environment:
@@ -44,8 +45,8 @@ class ViewAttackVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ## Rewards
     The view's own `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`, float64;
     with `reward_scope="batch"` the mean of all, as in the paper. `reward_cost`, `reward_lookahead` and
-    `reward_progress`, 0 by default, weigh further terms: the attack's cost, what the update did to held-out views (one
-    number for all views) and the fall of the view's attacked loss since its image was last seen; see
+    `reward_progress`, 0 by default, weigh further terms: the attack's cost, the effect of the update on held-out views
+    (one number for all views) and the fall of the view's attacked loss since its image was last seen; see
     `astra_gym.envs.rewards.registry`.
 
     ## Starting State

@@ -10,7 +10,8 @@ from astra_gym.envs.rewards.term import HeldOut, RewardTerm, RewardWorld
 from astra_gym.ssl_core.methods import Method
 
 NOISE = "lookahead/noise"
-"""The stream of the look-ahead's random start. It never moves: every attack on the held-out views starts alike."""
+"""The stream of the look-ahead's random start. Its state never changes, so every attack on the held-out views starts
+alike."""
 
 
 class LookAhead(RewardTerm):
@@ -21,8 +22,8 @@ class LookAhead(RewardTerm):
 
     LAS-AT scores a copy of the network after one step, by labels: R2 is its robust accuracy and R3 its clean accuracy.
     Here losses replace accuracies, the update is the target's own, and the views are held out and always attacked
-    alike. The change is paid, since the action did not make the level. All views make the update together: each gets
-    the same two values, positive where learning advanced.
+    alike. The reward is the change of the losses, since their level is not the action's effect. All views of a batch
+    make the update together, so each gets the same two values, positive where a loss fell.
 
     Raises:
         ValueError: if the world holds out no images.
@@ -74,13 +75,13 @@ class LookAhead(RewardTerm):
             raise ValueError("there is nothing to compare with: call before_update() before the update")
         after = self.losses()
         fall = self._before - after
-        # the next update begins on the weights of this one
+        # the next update begins with these weights, so their losses need not be measured again
         self._before = after
         names = ("lookahead_adversarial", "lookahead_clean")
         return {name: value.expand(n).contiguous() for name, value in zip(names, fall, strict=True)}
 
     def numbers(self) -> dict[str, Any]:
-        """Return all that it remembers."""
+        """Return the whole state: all of it must be finite."""
         return self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class LossMemory:
 
 
 class Progress(RewardTerm):
-    """The view's attacked loss when its image was last seen, minus the present one; 0 at first. Its memory is rightly
-    NaN for images that have not been seen yet."""
+    """The view's attacked loss when its image was last seen, minus the present one; 0 at first. `numbers` leaves out
+    the memory, which is NaN for images that have not been seen yet."""
 
     summary = "the fall of each view's attacked loss since its image was last seen"
 

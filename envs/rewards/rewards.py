@@ -84,7 +84,7 @@ class Rewards:
 
     @property
     def only_frozen(self) -> bool:
-        """Whether the reward depends on the attack alone: no term judges the update or remembers the images."""
+        """Whether the reward depends on the attack alone: no term uses the update or earlier losses of the images."""
         return not (self._override("before_update") or self._override("after_update"))
 
     @property
@@ -173,7 +173,7 @@ class Rewards:
             restarted: names of the random streams that could not be continued.
 
         Raises:
-            ValueError: if it is of a world with other terms, or of other data.
+            ValueError: if the state is of a world with other terms, or of other data.
         """
         ours = self.state_dict()
         if state.keys() != ours.keys():

@@ -71,7 +71,7 @@ class RewardTerm:
     weight is not 0.
 
     Args:
-        world: the part of the world that it may use.
+        world: the part of the world that the term may use.
     """
 
     summary: ClassVar[str] = ""
@@ -79,7 +79,7 @@ class RewardTerm:
     sign: ClassVar[int] = 1
     """1, or -1 for a cost: weight times values is then subtracted."""
     holds_out: ClassVar[bool] = False
-    """Whether it needs held-out views: `lookahead_images` training images then enter no batch."""
+    """Whether the term needs held-out views: `lookahead_images` training images then enter no batch."""
 
     def __init__(self, world: RewardWorld) -> None:
         self.world = world
@@ -100,7 +100,7 @@ class RewardTerm:
 
         Args:
             rows: (b,) int64, rows of the batch's training images.
-            losses: (n,) the attacked views' losses, those of an image next to each other.
+            losses: (n,) the attacked views' losses; the losses of one image's views are next to each other.
         """
         return {}
 
@@ -113,7 +113,7 @@ class RewardTerm:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it remembers, as plain values and tensors; here the held-out images, if there are any."""
+        """Return the term's state as plain values and tensors; here the held-out images, if there are any."""
         held = self.world.held_out
         return {"rows": held.rows, "views": held.views} if self.holds_out and held is not None else {}
 
@@ -125,7 +125,7 @@ class RewardTerm:
             restarted: names of the random streams that could not be continued.
 
         Raises:
-            ValueError: if it is of other data.
+            ValueError: if the state is of other data.
         """
         held = self.world.held_out
         if not self.holds_out or held is None:
