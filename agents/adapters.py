@@ -46,7 +46,7 @@ class HeldObservation:
         return StepResult(self._tensor(reward).to(torch.float32), self._tensor(done).to(torch.bool), info)
 
     def _tensor(self, values: Any) -> Tensor:
-        # a copy: some environments write the next observation over the last one
+        # a copy, since some environments write the next observation over the last one
         return torch.tensor(np.asarray(values), device=self.device)
 
     def _reset(self) -> Any:

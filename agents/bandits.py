@@ -100,7 +100,8 @@ class Bandit(OnePlayAgent):
         decay = self.settings.baseline_decay
         rewards = rewards.double()
         mean = float(rewards.mean())
-        # the mean of the earlier plays: the mean of a single reward would be the reward; the first play has no other
+        # the baseline is the mean of earlier plays, since the mean of a single reward would be the reward itself; the
+        # first play has no earlier one
         baseline = mean if self.baseline is None else self.baseline
         self.baseline = decay * baseline + (1 - decay) * mean
         advantages = rewards - baseline
@@ -160,7 +161,7 @@ class Exp3Bandit(Bandit):
     def __init__(self, env: Any, settings: BanditSettings | None = None, **common: Unpack[Common]) -> None:
         self.settings: BanditSettings = settings or BanditSettings()
         super().__init__(env, **common)
-        # a few dozen numbers: always on the host, where a sum has one order
+        # always on the host, where the order of additions is fixed; these are a few dozen numbers only
         heads = [torch.full((n,), 1 / n, dtype=torch.float64) for n in self.choices]
         self.probabilities = torch.cat(heads)
 
@@ -249,7 +250,7 @@ class LinearThompson(Bandit):
         # the sums of x x^T and of x A, without the ridge, which is not forgotten
         self.gram = torch.zeros((total, size, size), **options)
         self.moment = torch.zeros((total, size), **options)
-        # (heads, n): of the play that has not been learned from yet
+        # (heads, n), for the play that has not been learned from yet
         self._weights: Tensor | None = None
         self._fit()
 
@@ -276,7 +277,7 @@ class LinearThompson(Bandit):
         # x^T V^-1 x = |L^-1 x|^2
         halves = torch.linalg.solve_triangular(self._factor, x.T.expand(len(self._factor), -1, -1), upper=False)
         deviations = self.settings.deviation * halves.square().sum(1).sqrt().T
-        # always drawn on the CPU, as by policies
+        # always drawn on the CPU, as policies do, so that a run draws the same on every device
         noise = torch.randn((count, *deviations.shape), generator=generator, dtype=torch.float64).to(self.device)
         return x @ self.coefficients.T + deviations * noise
 
@@ -307,7 +308,7 @@ class LinearThompson(Bandit):
         self.moment *= self.settings.forgetting
         sums = self.gram.split(self.choices), self.moment.split(self.choices)
         for gram, moment, chosen, weights in zip(*sums, self._columns(played.action), self._weights, strict=True):
-            # each row belongs to one choice: sorted by choice, the products cost as much as those of a single choice
+            # each row belongs to one choice, so after sorting all products together cost as much as one over all rows
             order = chosen.argsort(stable=True)
             counts = torch.bincount(chosen, minlength=len(gram)).tolist()
             weighted = x * weights[:, None]

@@ -29,7 +29,8 @@ MaybeCallback = None | Callable[[dict[str, Any], dict[str, Any]], bool] | list[B
 
 
 class Transition(NamedTuple):
-    """One play: observation (n, ...) and actions as drawn; on the host, reward (n,) float32 and done (n,) bool."""
+    """One step of the vector environment (a play): observation (n, ...) and actions before clipping; on the host,
+    reward (n,) float32 and done (n,) bool."""
 
     observation: Tensor
     action: Tensor
@@ -45,13 +46,13 @@ def silent_logger() -> Logger:
 class Agent:
     """An agent with Stable-Baselines3's interface: learn, predict, save, load, callbacks, logger.
 
-    Learning alternates *rollouts* of `n_steps` plays with updates. `callback.on_rollout_start` is called at every
-    rollout boundary: the agent is trained up to there and no transition is pending, so an agent saved there together
-    with its environment resumes exactly. Saving elsewhere is exact too: pending transitions are saved as well. A
-    `learn` that ends inside a rollout keeps its transitions for the next `learn`.
+    Learning alternates *rollouts* of `n_steps` plays with updates. Between two rollouts, where
+    `callback.on_rollout_start` is called, no transition is pending; elsewhere pending transitions are saved too. So an
+    agent saved together with its environment resumes exactly. A `learn` that ends inside a rollout keeps its
+    transitions for the next `learn`.
 
-    Like Stable-Baselines3, `num_timesteps` counts steps of sub-environments (num_envs a play), and `learn` with
-    `reset_num_timesteps=False` makes `total_timesteps` *further* steps and continues the running episode; with True it
+    As in Stable-Baselines3, `num_timesteps` counts steps of sub-environments (num_envs per play). `learn` with
+    `reset_num_timesteps=False` makes `total_timesteps` *further* steps and continues the running episode. With True it
     counts from 0 and resets the environment (a `TorchVectorEnv` has no reset and continues).
 
     Args:
@@ -62,7 +63,7 @@ class Agent:
         tensorboard_log: folder for TensorBoard files, as in Stable-Baselines3; `set_logger` takes precedence.
 
     Raises:
-        ValueError: if the environment or its spaces are of another kind, or `n_steps` is not positive.
+        ValueError: if the environment or its spaces are not supported, or `n_steps` is not positive.
     """
 
     kind: ClassVar[str]
@@ -155,7 +156,7 @@ class Agent:
             progress_bar: whether to show Stable-Baselines3's (needs tqdm and rich).
 
         Raises:
-            ValueError: if the environment gives an observation or a reward that is not finite, or there is none.
+            ValueError: if there is no environment, or it gives an observation or a reward that is not finite.
         """
         if reset_num_timesteps:
             self.num_timesteps = 0
@@ -183,13 +184,13 @@ class Agent:
 
     def _play(self) -> dict[str, Any]:
         """Play once; return the play under the names that Stable-Baselines3's callbacks read."""
-        # a copy: an environment may write its next observation into this one
+        # a copy, since an environment may write its next observation into this one
         observation = self._env.observe().to(self.device, copy=True)
         if not (observation.is_cuda and getattr(self._env, "checks_finite", False)) and not_finite(observation):
             raise NonFiniteValueError(f"the environment's observation is not finite after {self.num_timesteps} steps")
         actions = self._act(observation)
         sent = self._send(actions)
-        # only the environment's device may read it: on the host it may not have arrived yet
+        # non-blocking only to a GPU: a copy to the host could be read before it has arrived
         played = self._env.play(sent.to(self._env.device, non_blocking=self._env.device.type != "cpu"))
         reward, done = played.reward.cpu(), played.done.cpu()
         rewards = reward.numpy()
@@ -213,7 +214,7 @@ class Agent:
         rewards = torch.stack([transition.reward for transition in rollout])
         self._logger.record("rollout/reward_mean", float(rewards.mean()))
         self._update(rollout)
-        # written now, not at the next rollout: nothing is lost between a boundary and a resume
+        # written now, not at the next rollout, since a run resumed from here would lose it
         if log_interval is not None and self.rollouts % log_interval == 0:
             self._logger.dump(self.num_timesteps)
 
@@ -317,8 +318,7 @@ class Agent:
         return {"learner": self._learner_state(), "rollout": [transition._asdict() for transition in self._rollout]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of everything that exact resuming needs, as plain values and tensors
-        (weights_only-loadable)."""
+        """Return a copy of all that exact resuming needs: plain values and tensors (weights_only-loadable)."""
         held = self._env.observation if isinstance(self._env, HeldObservation) else None
         state = {
             "kind": self.kind,

@@ -31,11 +31,11 @@ class OnePlayAgent(Agent):
         common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
-        ValueError: if the environment or its spaces are of another kind.
+        ValueError: if the environment or its spaces are not supported.
     """
 
     def __init__(self, env: Any, **common: Unpack[Common]) -> None:
-        # all of them, so that an unknown one is a TypeError
+        # all arguments are passed on, so that an unknown one is a TypeError
         given: dict[str, Any] = {**common}
         log = given.pop("tensorboard_log", None)
         super().__init__(env, tensorboard_log=None if log is None else os.fspath(log), **given)
@@ -48,14 +48,14 @@ class OnePlayAgent(Agent):
 class RandomAgent(OnePlayAgent):
     """Agent that draws uniformly from the action space, from its own stream.
 
-    Uniform random beats a fixed attack in ASTrA's own slides, so no comparison may skip this control.
+    Uniformly random attacks beat a fixed one in ASTrA's own slides, so no comparison may skip this control.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes; a Box action space must be bounded.
         common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
-        ValueError: if the action space is of another kind or an unbounded Box.
+        ValueError: if the action space is not supported, or is an unbounded Box.
     """
 
     kind: ClassVar[str] = "random"
@@ -69,7 +69,7 @@ class RandomAgent(OnePlayAgent):
         return self._uniform(len(observation), self._streams["agent/actions"])
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
-        # there is no most probable action: a deterministic answer would be another agent
+        # `deterministic` is ignored, since no action is most probable
         return self._uniform(len(observation), self._streams["agent/predict"])
 
     def _uniform(self, n: int, generator: torch.Generator) -> Tensor:
@@ -96,7 +96,7 @@ def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:
     try:
         values = np.asarray(action)
     except ValueError:
-        # lists of unequal lengths
+        # lists of unequal lengths make no array
         values = np.asarray(None)
     if isinstance(space, spaces.Box) and np.issubdtype(values.dtype, np.number):
         values = values.astype(np.float32)
@@ -111,11 +111,11 @@ def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:
 
 
 class FixedAgent(OnePlayAgent):
-    """Agent that always takes the same action; in the comparison ACL's 8/255, 5 steps of 2/255.
+    """Agent that always takes the same action; in comparisons ACL's: epsilon 8/255, 5 steps of 2/255.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
-        action: an element of the action space, encoded by the caller: an agent does not know units.
+        action: an element of the action space, encoded by the caller, since an agent does not know units.
         common: seed, device and tensorboard_log, as in `Agent`.
 
     Raises:
@@ -139,18 +139,18 @@ class FixedAgent(OnePlayAgent):
 
 
 class ScheduleAgent(OnePlayAgent):
-    """Agent with a sequence of fixed actions, each for an equal part of the planned plays, as ASTrA's schedules.
+    """Agent with a sequence of fixed actions, each for an equal part of the planned plays, like ASTrA's schedules.
 
     ASTrA's slides report 38.40 % AutoAttack accuracy for ACL with epsilon 7, 9, 11, 13 /255 in turn, 37.02 for
     8, 7, 8, 9 and 33.72 for 11, 9, 7, 5, against 37.62 for a fixed 8 and 38.21 for a random one: the order matters.
 
-    Play p (from 0) of P has the action p * A // P of A: if A does not divide P, the parts differ by one play at most.
-    Plays after the planned ones have the last action. `learn` that counts from 0 restarts the schedule, and `predict`
-    gives the action of the coming play.
+    Play p of P has the action p * A // P of A (both counted from 0): if A does not divide P, the parts differ by one
+    play at most. Plays after the planned ones have the last action. `learn` that counts from 0 restarts the schedule,
+    and `predict` gives the action of the coming play.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
-        actions: elements of the action space, encoded by the caller: an agent does not know units.
+        actions: elements of the action space, encoded by the caller, since an agent does not know units.
         planned_plays: plays of the whole run, at least one for each action.
         common: seed, device and tensorboard_log, as in `Agent`.
 

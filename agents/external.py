@@ -41,7 +41,7 @@ def resolve(path: str) -> Any:
 def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None) -> None:
     """Refuse an agent's file that would import a module which the caller did not name.
 
-    Files hold plain values and are loaded without running any code of theirs; a dotted path would get around that.
+    Files hold plain values and are loaded without running code; importing a dotted path from a file would run code.
 
     Args:
         file: path of the file.
@@ -49,7 +49,7 @@ def check_trusted(file: str | os.PathLike[str], saved: str, expected: str | None
         expected: name of the agent that the caller expects; None: any of ours.
 
     Raises:
-        ValueError: if it is another agent's, or a custom one that the caller did not name.
+        ValueError: if the file is another agent's, or that of a custom agent which the caller did not name.
     """
     if expected is not None and saved != expected:
         raise ValueError(f"{file} holds a {shown(saved)} agent: expected {shown(expected)}")
@@ -76,8 +76,8 @@ class FunctionAgent(Agent):
     """A custom function as a control: it chooses the actions and learns nothing.
 
     The function gets the observations of all sub-environments (num_envs, ...) as a NumPy array and returns their
-    actions (num_envs, ...): integers for discrete actions, floats within the bounds for a Box. No checkpoint holds what
-    the function itself remembers or draws.
+    actions (num_envs, ...): integers for discrete actions, floats within the bounds for a Box. No checkpoint holds a
+    state of the function itself, such as a random generator.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
@@ -107,7 +107,7 @@ class FunctionAgent(Agent):
         self.kind = path  # type: ignore[misc]
 
     def _act(self, observation: Tensor) -> Tensor:
-        # a copy: the function may write into it
+        # a copy, since the function may write into it
         actions = self._checked(np.asarray(self.function(observation.cpu().numpy().copy())), len(observation))
         return torch.as_tensor(actions, device=self.device)
 

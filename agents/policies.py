@@ -46,7 +46,7 @@ class ImageExtractor(nn.Module):
         self.linear = nn.Linear(32 * 4, self.feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        # average pooling to 2 x 2 by slices: the adaptive layer has no deterministic gradient on a GPU
+        # average pooling to 2 x 2 by slices, since the adaptive layer has no deterministic gradient on a GPU
         maps = self.convs(2 * images - 1)
         rows = _halves(maps.shape[2])
         columns = _halves(maps.shape[3])
@@ -101,7 +101,7 @@ class MlpExtractor(nn.Module):
 
 
 class SeparateHeads(nn.ModuleList):
-    """One linear layer for each head, with concatenated outputs, as those of one layer.
+    """One linear layer for each head, with concatenated outputs, like those of a single layer.
 
     An optimizer that works number by number, such as Adam, treats them as one layer. LARS has a trust ratio for each
     tensor, so that each head takes steps of its own length.
@@ -123,8 +123,8 @@ HEADS: Mapping[str, str] = {
 class StrategyPolicy(nn.Module):
     """A distribution over actions for every observation.
 
-    MultiDiscrete: independent categoricals (the paper's heads); Discrete: one categorical; Box: a diagonal Gaussian,
-    whose draws are clipped to the box when they are sent.
+    MultiDiscrete: independent categoricals (the paper's heads); Discrete: one categorical; Box: a diagonal Gaussian.
+    Its draws are clipped to the box when they are sent to the environment.
 
     Args:
         observation_space: Box (F,) of floats, or Box (channels, h, w) of uint8 images with h, w >= 8.
@@ -133,10 +133,10 @@ class StrategyPolicy(nn.Module):
         image_network: "small" (`ImageExtractor`) or "resnet18" (the paper's), for image observations.
         width: channels of the ResNet's first stage.
         log_std: initial log standard deviation of the Gaussian, in units of the box.
-        heads: a name of `HEADS`; with one head, both are the same.
+        heads: a name of `HEADS`; for a single head both names give the same.
 
     Raises:
-        ValueError: if a space is of another kind, or a name is unknown.
+        ValueError: if a space is not supported, or a name is unknown.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ def build_policy(
             False: as in `initialise`, He initialization (fan-out) for convolutions and torch's own for linear layers.
         others: as in `StrategyPolicy`.
     """
-    # constructors draw weights from the global generator: those are thrown away, and its state is restored
+    # constructors draw weights from the global generator; these are replaced, and the generator's state is restored
     with torch.random.fork_rng(devices=[]):
         policy = StrategyPolicy(observation_space, action_space, hidden, image_network, width, log_std, heads)
     initialise(policy.extractor, generator)

@@ -79,8 +79,8 @@ class AgentEntry:
     paper: str = ""
 
 
-# "reinforce" in an environment of many steps (gamma > 0): rollouts long enough for an action's effect on the next few
-# rewards and short enough for dozens of updates in a few hundred plays; steps as large as so few updates allow
+# "reinforce" in an environment of many steps (gamma > 0): a rollout is long enough to hold an action's effect on the
+# next few rewards, and short enough for dozens of updates in a few hundred plays; so few updates need large steps
 MANY_STEPS: dict[str, Any] = {"n_steps": 5, "learning_rate": 3e-2}
 # a convolutional network collapses at the learning rate that suits features
 IMAGES: dict[str, Any] = {"learning_rate": 3e-3}

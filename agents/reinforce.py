@@ -29,7 +29,7 @@ class ReinforceSettings:
         weight_decay: weight decay of LARS.
         schedule: "constant", or "cosine" with a warm-up from 0 (needs the number of planned plays).
         n_steps: plays in a rollout.
-        interval: rollouts from one update to the next; an update uses the last of them alone.
+        interval: rollouts from one update to the next; an update uses only the last of them.
         gamma: discount in [0, 1]; rewards-to-go end at `done` and at the rollout's end.
         baseline_decay: decay in [0, 1) of the moving mean of the reward, which is subtracted from it; None for none.
         normalize_advantage: divide advantages by their moving root mean square.
@@ -39,9 +39,9 @@ class ReinforceSettings:
         hidden, image_network, width, log_std, uniform_start, heads: settings of the policy, see
             `astra_gym.agents.policies.build_policy`.
         second_draw: update the policy from a first draw of actions, which the environment only assesses, then play a
-            second draw, from the updated policy, as ASTrA's released code does. Needs `n_steps` 1. False, or an
-            environment that cannot assess (see `astra_gym.envs.api.protocol.AssessingEnv`; the log's
-            `train/second_draw` is then 0): one draw, which is played and learned from.
+            second draw, from the updated policy, as ASTrA's released code does. Needs `n_steps` 1. If this is False, or
+            the environment cannot assess (see `astra_gym.envs.api.protocol.AssessingEnv`; the log's
+            `train/second_draw` is then 0), there is one draw, which is played and learned from.
 
     Raises:
         ValueError: if a value is out of range.
@@ -84,7 +84,7 @@ class ReinforceSettings:
         check_number("gamma", self.gamma, 0, 1, "a discount in [0, 1]")
         if self.baseline_decay is not None:
             check_number("baseline_decay", self.baseline_decay, 0, 1, "a number in [0, 1), or None", below=True)
-        # a list if the settings come from a file
+        # settings from a file have a list here
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if min(self.width, *self.hidden) < 1:
             raise ValueError(f"hidden is {self.hidden} and width is {self.width}: expected sizes of at least 1")
@@ -133,7 +133,7 @@ def rewards_to_go(rewards: Tensor, dones: Tensor, gamma: float) -> Tensor:
 class REINFORCE(Agent):
     """Policy gradient from the reward itself, without a value network.
 
-    With a baseline b (a moving mean of the reward) the advantage of a step is the discounted sum of r - b up to the end
+    The baseline b is a moving mean of the reward. The advantage of a step is the discounted sum of r - b up to the end
     of its episode or rollout. The baseline is subtracted at every step of the sum, so that a rollout which is cut short
     does not look bad. In environments of one step (gamma 0) the advantage is r - b.
 
@@ -147,7 +147,7 @@ class REINFORCE(Agent):
         seed, device, tensorboard_log: as in `Agent`.
 
     Raises:
-        ValueError: if the spaces are of another kind, the name is unknown, or the schedule lacks `planned_plays`.
+        ValueError: if the spaces are not supported, the name is unknown, or the schedule lacks `planned_plays`.
     """
 
     kind: ClassVar[str] = "reinforce"
@@ -235,7 +235,7 @@ class REINFORCE(Agent):
         return self.policy.sample(observation, self._streams["agent/predict"], deterministic)
 
     def _update(self, rollout: list[Transition]) -> None:
-        # not if the policy has learned from a draw that was assessed: there is one update in each interval
+        # there is one update in each interval: none here if the policy has learned from a draw that was assessed
         if self._updates_after(self.rollouts) and self.updates < self.rollouts // self.settings.interval:
             self._learn_from(rollout)
 

@@ -25,9 +25,9 @@ from astra_gym.ssl_core.utils.messages import shown
 
 
 class PlanGuard(BaseCallback):
-    """Callback that ends the last rollout at the plan, records the reward, and writes an update's values.
+    """Callback that ends the last rollout at the planned step, records the reward, and writes an update's values.
 
-    It writes at the rollout boundary, before a checkpoint is saved there, so that a resumed run's curves are complete.
+    It writes when a rollout starts, before a checkpoint is saved there, so that a resumed run's curves are complete.
     """
 
     def __init__(self, total_timesteps: int) -> None:
@@ -53,14 +53,14 @@ class PlanGuard(BaseCallback):
         self.episodes += int(np.sum(self.locals["dones"]))
         if self.num_timesteps < self.target or self._is_complete():
             return True
-        # Stable-Baselines3 drops the step that stops it, but the environment has made it, so the model must have seen
-        # it
+        # Stable-Baselines3 drops the step that stops it; but the environment has made this step, so the model must
+        # continue from its observation
         self.model._last_obs = self.locals["new_obs"]
         self.model._last_episode_starts = self.locals["dones"]
         return False
 
     def _is_complete(self) -> bool:
-        """Return whether the step is its rollout's last; always False for a custom class that does not say."""
+        """Return whether the step is its rollout's last; always False for a custom class without `n_steps`."""
         if not isinstance(self.model, OffPolicyAlgorithm):
             return len(self.rewards) == getattr(self.model, "n_steps", 0)
         frequency, unit = self.model.train_freq  # type: ignore[misc]
@@ -135,8 +135,8 @@ class Sb3Agent:
     ) -> Self:
         """Run Stable-Baselines3's `learn` for exactly `total_timesteps`, even if that ends inside a rollout.
 
-        `log_interval` counts rollouts, as in our own agents. Off-policy algorithms would count episodes, and a play has
-        hundreds of them: there values are written once a rollout, whatever `log_interval` is.
+        `log_interval` counts rollouts, as in our own agents. Off-policy algorithms would count episodes, of which a
+        play has hundreds. So for them values are written once per rollout, whatever `log_interval` is.
 
         Raises:
             ValueError: if the environment gives an observation or a reward that is not finite.
@@ -146,7 +146,7 @@ class Sb3Agent:
             callback = CallbackList(callback)
         if not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
-        # by name: the order differs between algorithms
+        # arguments by name, since their order differs between algorithms
         self.model.learn(
             total_timesteps,
             callback=CallbackList([guard, callback]),
@@ -316,5 +316,5 @@ class Sb3Agent:
 
 
 def _as_vec_env(env: Any) -> VecEnv:
-    # without SB3's Monitor wrapper: it refuses to continue a restored episode that it did not reset
+    # without SB3's Monitor wrapper, which refuses to continue a restored episode that it did not reset
     return DummyVecEnv([lambda: env]) if isinstance(env, gymnasium.Env) else env

@@ -127,12 +127,12 @@ def make_sb3(
 ) -> BaseAlgorithm:
     """Make an algorithm with settings for a run of `planned_plays` plays.
 
-    Feature observations are always learned from on the CPU: they come as NumPy arrays, and Stable-Baselines3 itself
-    advises against a GPU there.
+    Learning from feature observations is always on the CPU, since they come as NumPy arrays and Stable-Baselines3
+    itself advises against a GPU for them.
 
     Args:
-        name: a name of `ALGORITHMS`, or the dotted path of a custom class, whose constructor gets those of `gamma`,
-            `n_steps` and `batch_size`, or `learning_starts`, `buffer_size` and `train_freq`, that it takes.
+        name: a name of `ALGORITHMS`, or the dotted path of a custom class. Its constructor gets `gamma`, and `n_steps`
+            and `batch_size` or `learning_starts`, `buffer_size` and `train_freq`: as many of these as it takes.
         env: the vector environment.
         planned_plays: plays of the whole run.
         gamma: discount: 0 where each step ends its episode; `overrides` may have another.
@@ -143,9 +143,9 @@ def make_sb3(
             `policy_kwargs` are added to ours.
 
     Raises:
-        ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, the
-            environment is not a `VecEnv` or its actions are of a kind that the algorithm does not take, the plan is not
-            positive, the constructor fails, or the model could not keep to the plan or be resumed exactly.
+        ValueError: if the name or a setting is unknown, or a setting is of another type or out of its range; if the
+            environment is not a `VecEnv`, or its actions do not suit the algorithm; if the plan is not positive, the
+            constructor fails, or the model could not keep to the plan or be resumed exactly.
     """
     algorithm = algorithm_called(name)
     if issubclass(algorithm, ARS):
@@ -173,7 +173,7 @@ def make_sb3(
     try:
         model = algorithm(_policy(algorithm, image), env, device=device if image else "cpu", **arguments)
     except (Exception, SystemExit) as error:
-        # an action space of another kind is an assertion in Stable-Baselines3; a custom class may raise anything
+        # Stable-Baselines3 asserts the kind of action space; a custom class may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{name} cannot be made: {reason}") from error
     if env.num_envs > 1 and getattr(getattr(model, "train_freq", None), "unit", None) is TrainFrequencyUnit.EPISODE:
@@ -186,7 +186,7 @@ def make_sb3(
 
 
 def _policy(algorithm: type[BaseAlgorithm], image: bool) -> str:
-    """Return the policy's alias; for images only the default extractor differs, and a warning on a GPU."""
+    """Return the policy's alias. The alias for images changes only the default extractor and a warning on a GPU."""
     wanted = ("Cnn", "Mlp") if image else ("Mlp",)
     found = [alias for start in wanted for alias in algorithm.policy_aliases if alias.startswith(start)]
     return found[0] if found else "MlpPolicy"

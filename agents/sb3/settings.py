@@ -1,4 +1,4 @@
-"""Settings of Stable-Baselines3's algorithms for few updates of a target network: one table, and what a plan adds.
+"""Settings of Stable-Baselines3's algorithms for few updates of a target network: a table, and values from the plan.
 
 Their own defaults are meant for a million steps of one environment. Here a run is 200 to 3,000 plays. `VIEWS` is for
 128 to 1,024 sub-environments with episodes of one step, so that a play gives hundreds of independent samples. `BATCH`
@@ -15,12 +15,12 @@ Each entry holds arguments of the algorithm's constructor, and these, which depe
 | `action_noise_std` | TD3, DDPG: standard deviation of the Gaussian noise on actions in [-1, 1] |
 | `image_learning_rate` | `learning_rate` on images: a convolutional network collapses at rates that suit features |
 
-A replay buffer holds the whole plan or `REPLAY_BYTES`, whichever is less. DQN and QR-DQN, as in Stable-Baselines3,
-explore in all sub-environments of a play or in none.
+A replay buffer holds all transitions of the plan or `REPLAY_BYTES`, whichever is less. DQN and QR-DQN, as in
+Stable-Baselines3, explore in all sub-environments of a play or in none.
 
 Left out: **MaskablePPO**, since no action is ever invalid and a mask would mask nothing; **RecurrentPPO**, since the
 batch environment's observation (statistics of the coming batch's features, progress, clean loss) leaves an LSTM little
-to remember, and its few hundred samples little to learn from. On the tests' problem of known optimum (one
+to remember, and a few hundred samples are too few to learn from. On the tests' problem of known optimum (one
 sub-environment, episodes of 20 plays, gamma 0.9, the same rates) the mean reward of plays 301 to 400 was 0.656 and
 0.649 with PPO and 0.578 and 0.636 with RecurrentPPO (seeds 0 and 1; the first hundred: 0.59 to 0.63), at four times the
 cost. It is available by its dotted path, `sb3_contrib:RecurrentPPO`.
@@ -52,7 +52,7 @@ POSITIVE = {
     *("n_steps", "n_epochs", "batch_size", "buffer_size", "train_freq", "target_update_interval", "policy_delay"),
 }
 NOT_NEGATIVE = {"warm_up", "action_noise_std", "learning_starts"}
-"""Settings whose bad values Stable-Baselines3 would find in the middle of a run, or never."""
+"""Settings for which Stable-Baselines3 would find a bad value only in the middle of a run, or never."""
 TRANSITION_BYTES = 3 * 4
 """Bytes of a transition's reward, end and time-out, without its two observations and its action."""
 
@@ -60,8 +60,8 @@ _ACTOR_CRITIC = {"pi": [64, 64], "vf": [64, 64]}
 _ACTOR_Q = {"pi": [64, 64], "qf": [128, 128]}
 
 VIEWS: dict[str, dict[str, Any]] = {
-    # advantages are normalized because the rewards' scale is not known beforehand, and mix in few later values because
-    # the value network is young throughout
+    # advantages are normalized because the rewards' scale is not known beforehand; gae_lambda is low, so that they
+    # depend little on later values, because the value network is hardly trained throughout
     "ppo": {
         "rollout": (1, 1, 1),
         "largest_batch": 128,
@@ -169,8 +169,8 @@ VIEWS: dict[str, dict[str, Any]] = {
     },
 }
 
-# an actor-critic sees one sample a play: longer rollouts and more passes; a replay buffer is learned from as soon as it
-# holds a few batches
+# with one sample per play, actor-critics need longer rollouts and more passes; learning from a replay buffer starts as
+# soon as it holds a few batches
 _FEW = {"warm_up": 16, "batch_size": 64, "gradient_steps": 4}
 BATCH: dict[str, dict[str, Any]] = {
     "ppo": VIEWS["ppo"] | {"rollout": (10, 4, 32), "learning_rate": 5e-3, "n_epochs": 10},
@@ -194,7 +194,7 @@ BATCH["off-policy"] = {"warm_up": 16, "train_freq": 1}
 def check_range(agent: str, name: str, value: Any) -> None:
     """Raise a ValueError, naming agent and setting, for a value with which no run could be made.
 
-    Its type has been checked; of a list, each number is checked.
+    The value's type has been checked before. In a list, each number is checked.
     """
     holds = {
         "a positive number": lambda figure: name not in POSITIVE or figure > 0,
@@ -208,10 +208,10 @@ def check_range(agent: str, name: str, value: Any) -> None:
 
 
 def rollout_length(planned_plays: int, preferred: int, low: int, high: int) -> int:
-    """Return the divisor of the planned plays in [low, high] nearest to the preferred, so that rollouts fill the plan.
+    """Return the divisor of the planned plays in [low, high] nearest to `preferred`, so that rollouts fill the plan.
 
-    If there is none (a prime plan), it is the preferred length, at most the plan: the guard in `Sb3Agent.learn` then
-    ends the last rollout early.
+    If there is none (the plan is prime), return `preferred`, at most the plan; the guard in `Sb3Agent.learn` then ends
+    the last rollout early.
     """
     divisors = [n for n in range(low, min(high, planned_plays) + 1) if planned_plays % n == 0]
     return min(divisors, key=lambda n: (abs(n - preferred), n)) if divisors else min(preferred, planned_plays)

@@ -24,7 +24,7 @@ from astra_gym.ssl_core.utils.messages import brief
 PLAIN = (bool, int, float, str)
 ARRAY = "ndarray"
 """The only key of a dict that represents a NumPy array."""
-# set again by the constructor or the next `learn`: an address, a clock, the arguments themselves
+# set again by the constructor or the next `learn`: the log folder, the start time, the constructor's arguments
 SET_ANEW = {
     "_custom_logger",
     "_num_timesteps_at_start",
@@ -79,7 +79,8 @@ def check_resumable(model: BaseAlgorithm) -> None:
     """
     name = type(model).__name__
     if model.use_sde:
-        # its noise is drawn before the rollout boundary of the checkpoint, and would be drawn again
+        # the noise of SDE is drawn before `on_rollout_start`, where checkpoints are saved, and would be drawn again on
+        # resuming
         raise ValueError(f"{name} has use_sde=True, which cannot be resumed exactly: leave it out")
     _check_noise(model.action_noise)
     given = [hook for hook in HOOKS if callable(getattr(model, hook, None))]
@@ -89,12 +90,12 @@ def check_resumable(model: BaseAlgorithm) -> None:
 
 
 def sb3_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """Return a copy of everything a model needs to resume exactly from a rollout boundary.
+    """Return a copy of everything a model needs to resume exactly from the start of a rollout.
 
     The copy holds the parameters of the networks (target networks too) and of every optimizer, the counters and other
     plain values, last observation and episode starts, the filled part of a replay buffer, the buffers of episode
-    values, and the *global* generators' states: plain tensors and values, which load with weights_only. It holds no
-    rollout: call this in `on_rollout_start` or after `learn`.
+    values, and the states of the *global* generators. All of it loads with weights_only. It holds no rollout: call this
+    in `on_rollout_start` or after `learn`.
 
     Raises:
         ValueError: if the model holds something else, see `check_resumable`.
@@ -114,8 +115,8 @@ def sb3_state(model: BaseAlgorithm) -> dict[str, Any]:
 def sb3_numbers(model: BaseAlgorithm) -> dict[str, Any]:
     """Return all values of a model that must be finite, by name; not copied.
 
-    These are parameters and optimizers, the entropy's coefficient and the last observation. An attribute of a custom
-    class may rightly be infinite, such as a best value so far.
+    These are parameters and optimizers, the entropy's coefficient and the last observation. Attributes of a custom
+    class are left out, since one may rightly be infinite, such as a best value so far.
     """
     return {
         "parameters": model.get_parameters(),
@@ -150,7 +151,8 @@ def load_sb3_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
 def survey(model: BaseAlgorithm) -> dict[str, Any]:
     """Return a copy of the model's attributes that are plain values, arrays, tensors or containers of them.
 
-    Modules, optimizers and buffers are saved by name elsewhere; attributes without state or set again are left out.
+    Modules, optimizers and buffers are saved by name elsewhere. Attributes that have no state, or that are set again on
+    loading, are left out.
 
     Raises:
         ValueError: for an attribute that is none of these, unless the class has the hooks.
@@ -186,7 +188,7 @@ def _has_no_state(model: BaseAlgorithm, name: str, value: Any) -> bool:
         return True
     if isinstance(value, functools.partial):
         return isinstance(value.func, STATELESS)
-    # its own schedules are callable objects; a custom callable object may remember something
+    # Stable-Baselines3's own callable objects (schedules) have no state; a custom one may have some
     own = type(value).__module__.startswith("stable_baselines3.")
     return own and callable(value) and not isinstance(value, nn.Module)
 
@@ -232,14 +234,14 @@ def _plain(value: Any) -> Any:
 def _load_attribute(model: BaseAlgorithm, name: str, saved: Any) -> None:
     current = getattr(model, name, None)
     if isinstance(current, Tensor) and isinstance(saved, Tensor):
-        # in place: an optimizer may hold it
+        # in place, since an optimizer may hold this tensor
         current.data.copy_(saved)
     elif saved is not None or isinstance(current, np.ndarray):
         setattr(model, name, _like(current, saved))
 
 
 def _like(current: Any, saved: Any) -> Any:
-    """Return a copy of the saved value, with the devices of tensors and the types of sequences of the current one."""
+    """Copy the saved value; its tensors' devices and its sequences' types become those of the current value."""
     if isinstance(saved, Tensor):
         return saved.to(current.device if isinstance(current, Tensor) else saved.device, copy=True)
     if isinstance(saved, dict):
@@ -258,7 +260,7 @@ def _like(current: Any, saved: Any) -> Any:
 
 def _filled(buffer: BaseBuffer) -> int:
     """Return the number of filled rows of the buffer."""
-    # with this option the next observation is in the row that is written next
+    # `optimize_memory_usage` keeps the last next observation at `pos`, the row that is written next
     beyond = 1 if getattr(buffer, "optimize_memory_usage", False) else 0
     return buffer.buffer_size if buffer.full else min(buffer.pos + beyond, buffer.buffer_size)
 
