@@ -255,7 +255,7 @@ def pgd(
     def placed(values: Tensor) -> Tensor:
         return values.to(images.device, non_blocking=True)
 
-    # most steps first: the images still moving are then always a prefix, a slice and not a gather
+    # most steps first, so that the images still moving are always a prefix: a slice, not a gather
     by_steps = torch.argsort(budget.steps, descending=True, stable=True)
     steps = budget.steps[by_steps].tolist()
     order, place = placed(by_steps), placed(torch.argsort(by_steps))
@@ -273,7 +273,7 @@ def pgd(
 
     ends = torch.zeros((), device=images.device) if watch is None else watch
     if watched:
-        # values out of range make it NaN
+        # values out of range make `ends` NaN
         ends.add_(_outside(images, *bounds)).add_(_outside(first, bounds[0] - bounds[1], bounds[1] - bounds[0]))
     settled: list[Tensor] = []  # embeddings of the images that no longer move, the latest first
     encoded = len(steps)

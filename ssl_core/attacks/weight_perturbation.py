@@ -59,7 +59,7 @@ def _steps(
         if value.numel() != 1:
             raise ValueError(f"the loss has shape {tuple(value.shape)}: expected a scalar")
         depends = bool(weights) and value.requires_grad
-        # not backward: it would change the caller's p.grad
+        # not by `backward`, which would change the caller's p.grad
         slopes = torch.autograd.grad(value, weights, allow_unused=True) if depends else ()
     if all(slope is None for slope in slopes):
         raise ValueError(
@@ -72,5 +72,5 @@ def _steps(
 
 def _step(weight: nn.Parameter, slope: Tensor, gamma: float) -> Tensor | None:
     length = slope.norm()
-    # divided first: a product with a tiny length's inverse could overflow
+    # divided first, since a product with a tiny length's inverse could overflow
     return None if length == 0 else gamma * weight.detach().norm() * (slope / length)

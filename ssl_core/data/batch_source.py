@@ -158,7 +158,7 @@ def _moved(data: ImageSet, device: torch.device) -> Tensor:
 def images_per_second(source: BatchSource, batches: int) -> float:
     """Measure the speed of a source alone, in images per second, without training in between.
 
-    Training cannot be faster than this; if it is clearly slower, loading does not hold it up. Pages of a mapped file
+    Training cannot be faster than this; if it is clearly slower, loading does not limit it. Pages of a mapped file
     that were read before are in memory: only a measurement on unread pages shows the speed of the disk.
 
     Args:

@@ -224,7 +224,7 @@ class _Archive:
 
 def _torchvision_datasets(name: str) -> Any:
     try:
-        # Imported here: nothing else needs torchvision, and a build that does not match torch's fails at import.
+        # Imported here, since nothing else needs torchvision, and a build that does not match torch's fails at import.
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise ValueError(

@@ -158,7 +158,7 @@ def _write(file: Path, paths: Sequence[Path], size: int, trailer: bytes, on_prog
             f"the decoded images take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left: "
             "give another --cache_dir, or lower --limit or --image_size"
         )
-    # Written, not mapped: a full disk is an error here, but would kill the process in a map.
+    # The file is written, not mapped, because a full disk is an error here but would kill the process in a map.
     with (
         replacing(file, durable=True) as temporary,
         temporary.open("wb") as content,
@@ -184,7 +184,7 @@ def map_images(file: Path, shape: tuple[int, ...]) -> Tensor:
 def _decoded(paths: Sequence[Path], size: int, on_progress: OnProgress | None) -> Generator[Tensor]:
     """Yield chunks (n, 3, size, size) in the order of the paths, decoded ahead by one thread per core."""
     workers = _cores()
-    # Pillow registers its formats at the first use: let one thread do it.
+    # Pillow registers its formats at the first use, so let one thread do it.
     Image.init()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     ahead: deque[Future[Tensor]] = deque()

@@ -19,7 +19,7 @@ WORDS: Mapping[str, str] = (
 )
 """Words for a part of a split, in lower case."""
 FILLERS = ("set", "dataset", "data", "images", "image", "imgs", "img", "split", "folder")
-"""Words without meaning beside one of those: `test_set`, `TrainImages`."""
+"""Words without meaning beside a word for a part of a split: `test_set`, `TrainImages`."""
 LONGEST_SUFFIX = 10
 SHOWN = 3
 """Largest number of names in a message."""
@@ -34,7 +34,7 @@ class ImageTree:
         paths: its images, in an order that does not depend on the file system.
         folders: the folders that hold images directly, with the root if it holds some.
         skipped: numbers of files that are no images, by `suffix_of`.
-        empty: names of folders directly in the root without an image, and the numbers of their files, by `suffix_of`.
+        empty: first-level folders that hold no image, each with the numbers of its files, by `suffix_of`.
     """
 
     root: Path
@@ -45,7 +45,7 @@ class ImageTree:
 
     @property
     def below(self) -> dict[tuple[str, ...], set[str]]:
-        """Names of the folders with images, by their parent folder, as parts from the root."""
+        """Names of the folders with images in or below them, by the parts of their parent's path from the root."""
         found: dict[tuple[str, ...], set[str]] = defaultdict(set)
         for folder in self.folders:
             parts = folder.relative_to(self.root).parts
@@ -80,7 +80,7 @@ def scan(root: Path) -> ImageTree:
     """Find every image below a folder except hidden ones; links to folders are followed, once.
 
     Raises:
-        ValueError: if a folder or a link cannot be read, an image's name belongs to no file, or there is no image.
+        ValueError: if a folder or a link cannot be read, an entry named like an image is no file, or there is no image.
     """
     paths, folders, walked = list[Path](), list[Path](), set[str]()
     tops: dict[str, Counter[str]] = {}
@@ -161,8 +161,8 @@ def part_of_split(name: str) -> tuple[str, tuple[str, ...]] | None:
 def find_split(root: Path) -> tuple[str, str] | None:
     """Return the names of the training and the held-out folder of the split in `root`, or None.
 
-    The split is `train` with `test`, else with `val`, whatever else there is; otherwise the same in upper or lower case
-    and in usual spellings, if there is one such pair.
+    The split is `train` with `test`, or else `train` with `val`, whatever other folders there are. Without these it is
+    the only pair of such names in upper or lower case or in usual spellings.
 
     Raises:
         ValueError: if names may be meant as a split or as classes, there is more than one split, or a folder is
@@ -203,7 +203,8 @@ _LAYOUTS = "expected train/CLASS/IMAGE and test/CLASS/IMAGE with the same classe
 
 
 def _pairs(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
-    """Return the training and held-out folders of each split: their names differ only in that part."""
+    """Return the training and held-out folders of each split: names that differ only in the word for train, test or
+    val."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in names:
         if (part := part_of_split(name)) is not None:

@@ -47,7 +47,7 @@ class ImageSet:
         return len(self.images)
 
     def __getstate__(self) -> dict[str, Any]:
-        # images in a file are mapped again on unpickling: a copy of them would have to fit in memory
+        # images in a file are mapped again on unpickling, since a copy of them would have to fit in memory
         return self.__dict__ | ({} if self.file is None else {"images": tuple(self.images.shape)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ class BatchSampler:
         n: number of images.
         batch_size: number of images in a batch, at most n.
         generator: CPU generator; one permutation is drawn from it at the first batch of every epoch.
-        held_out: (k,) int64, rows that are never sampled, each once; None: no row is held out.
+        held_out: (k,) int64, distinct rows that are never sampled; None: no row is held out.
         drop_last: whether an incomplete last batch is dropped; else the last batch of an epoch may be smaller. A single
             row is always dropped: batch norm needs two for a variance.
 
@@ -51,7 +51,7 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches in the present epoch; before the first epoch, in one over all rows.
+        """Number of batches in the present epoch; before the first one, in an epoch over all rows.
 
         An epoch begins at its first batch, not at a call of `restrict`.
         """
@@ -68,7 +68,7 @@ class BatchSampler:
         """Restrict epochs to these rows from the next epoch on; the present epoch does not change.
 
         Args:
-            rows: (k,) int64 in any order, each once, none of them held out, k at least `batch_size`; None: no
+            rows: (k,) int64, distinct, in any order, none of them held out, k at least `batch_size`; None: no
                 restriction.
 
         Raises:

@@ -33,7 +33,7 @@ class FineTuneSettings:
     Args:
         epochs: passes over the labeled images.
         lr: learning rate of SGD.
-        batch_size: images a step, at least 2: batch norm is in train mode.
+        batch_size: images per step, at least 2, because batch norm is in train mode.
         milestones: numbers of epochs after which the learning rate is divided by ten.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD, for every trained weight.
@@ -108,7 +108,7 @@ def fine_tune(
     Args:
         encoder: module with `feature_dim` and `features(images, route)`, such as a `TargetNetwork`.
         routes: batch-norm routes of the clean and of the attacked images, ("normal", "pgd") in the protocol. A network
-            with one route makes both passes on it, as TRADES does. Its running statistics are then updated twice a
+            with one route makes both passes on it, as TRADES does. Its running statistics are then updated twice per
             step, first by the clean batch, and mix both; its attack needs `start_noise`.
         train: labeled images, at least 2.
         settings: settings of the fine-tuning.
@@ -169,7 +169,7 @@ def fine_tune(
         schedule.step()
     optimiser.zero_grad()
     if own:
-        # the format of an encoder read from a checkpoint
+        # the memory format of an encoder that is read from a checkpoint
         encoder.to(memory_format=torch.contiguous_format)
     return Classifier(encoder, routes[1], head)
 
@@ -177,7 +177,7 @@ def fine_tune(
 def _start(inputs: int, classes: int, head: nn.Linear | None) -> nn.Linear:
     """Copy the given head, or make a zero one."""
     if head is None:
-        # skip_init: nn.Linear's own initialization would draw from the global generator.
+        # skip_init, since nn.Linear's own initialization would draw from the global generator.
         head = nn.utils.skip_init(nn.Linear, inputs, classes)
         for parameter in head.parameters():
             nn.init.zeros_(parameter)

@@ -25,7 +25,8 @@ from astra_gym.ssl_core.utils.rng import Streams
 PROBE_LR: Mapping[str, float] = {name: spec.probe_lr for name, spec in DATASETS.items() if spec.probe_lr is not None}
 """Published learning rates of a linear head by data set, see `DatasetSpec`."""
 OTHER_LR = 0.1
-"""Learning rate otherwise, as for STL-10: high, since a small set gives few steps in 25 epochs, from a head of zero."""
+"""Learning rate for other data sets, such as STL-10: high, since 25 epochs of a small set are few steps for a head that
+starts at zero."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ProbeSettings:
     Args:
         epochs: passes over the labeled images.
         lr: learning rate of SGD (`PROBE_LR`).
-        batch_size: images a step; the last batch of an epoch may be smaller.
+        batch_size: images per step; the last batch of an epoch may be smaller.
         milestones: numbers of epochs after which the learning rate is divided by ten.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD.
@@ -152,7 +153,7 @@ class PlainEncoder(nn.Module):
 
     Raises:
         ValueError: if the module returns anything else, or if in eval mode an image's features depend on the other
-            images of its batch, so that neither its accuracy nor an attack would be well defined.
+            images of its batch: neither its accuracy nor an attack would then be well defined.
         RuntimeError: if a feature is not finite.
     """
 
@@ -227,9 +228,9 @@ def train_probe(
     """Train a zero-initialized linear head on frozen backbone features, by SLF or ALF.
 
     Standard linear fine-tuning (SLF) is the protocol of DynACL's and ASTrA's `test_LF.py`: encoder in eval mode, cross
-    entropy, SGD, last epoch. Adversarial linear fine-tuning (ALF) is the same on images that PGD with a random start
-    attacks anew in every step, by the cross entropy of the current head. (A head of zero gives no gradient, so the
-    first step's images only move at random.)
+    entropy, SGD, last epoch. Adversarial linear fine-tuning (ALF) is the same, but in every step PGD with a random
+    start first attacks the images, to raise the cross entropy of the current head. (A head of zero gives no gradient,
+    so the first step's images only move at random.)
 
     The probe works on a copy: `encoder` does not change, and the classifier does not change when `encoder` is trained
     further. The same arguments give the same head bit for bit on the CPU. A `TargetNetwork` is folded
@@ -257,7 +258,7 @@ def train_probe(
     before = fingerprint(encoder)
     streams = Streams(seed, device)
     order, noise = streams["probe/order"], streams["probe/views"]
-    # skip_init: nn.Linear's own initialization would draw from the global generator.
+    # skip_init, since nn.Linear's own initialization would draw from the global generator.
     head = nn.utils.skip_init(nn.Linear, cast(Encoder, encoder).feature_dim, len(train.classes), device=device)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -314,14 +315,15 @@ def _clean_features(encoder: nn.Module, route: str) -> Extract:
 def _attacked_features(
     encoder: nn.Module, route: str, head: nn.Module, attack: TrainingAttack, noise: torch.Generator, watch: Tensor
 ) -> Extract:
-    """Make a function (images, labels) -> features of images attacked by the head's cross entropy, without gradient.
+    """Make a function (images, labels) -> features, without gradient, of images attacked to raise the head's cross
+    entropy.
 
     `watch` is passed to `pgd`.
     """
     features = fast_features(encoder)
 
     def extract(images: Tensor, labels: Tensor) -> Tensor:
-        # the head is in the objective, so the attack's embeddings are the features that the head trains on
+        # the head is part of the objective, not of the encoder, so the attack's embeddings are features for the head
         return pgd(
             lambda moved, _: features(moved, route),
             lambda z: F.cross_entropy(head(z), labels, reduction="none"),

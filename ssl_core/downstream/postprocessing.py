@@ -34,7 +34,7 @@ class PostSettings:
         weight_decay: weight decay of AFT.
         momentum: momentum of SGD, in both.
         milestones: fractions of AFT's epochs after which its learning rate is divided by ten, in rising order.
-        batch_size: images a step, at least 2, in both.
+        batch_size: images per step, at least 2, in both.
         beta: weight of TRADES' robustness term.
         epsilon: radius of the attack's L-infinity ball, in the images' unit (8/255, not 8).
         step_size: step size of the attack, in the same unit.

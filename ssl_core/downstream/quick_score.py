@@ -30,7 +30,7 @@ class QuickScore(NamedTuple):
 
     `SA` and `RA` are accuracies in percent, clean and under PGD-10. The margins are means over images of the regression
     value of the true class minus the largest of another class, in [-1, 1] or near it: clean, and on the attacked image.
-    They move with every image, and so rank encoders by fewer images than accuracies do.
+    Margins change with every image, so they rank encoders by fewer images than accuracies do.
     """
 
     SA: float
@@ -44,7 +44,7 @@ def quick_score(
 ) -> QuickScore:
     """Fit a ridge-regression head to one set of images and measure it on another, clean and under PGD-10.
 
-    It screens: near equals are decided by a linear probe (SLF) and PGD-20.
+    It is for screening; a linear probe (SLF) and PGD-20 have to decide between encoders of nearly equal score.
 
     Args:
         encoder: network on any device; its mode and its gradients are restored.

@@ -50,7 +50,8 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack of an evaluation; `none` and `worst` (right under all others of that norm and epsilon) name results.
+    """An attack of an evaluation. Two names are for results only: `none` for clean images, and `worst` for images that
+    are classified correctly under all other attacks of that norm and epsilon.
 
     Args:
         name: none, fgsm, pgd20, autoattack, autoattack-quick or worst.
@@ -114,7 +115,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         rows: SA, then the rows of each attack in the order given, then the worst cases.
-        correct: bool (n,), which test images were right under each of the attacks, `CLEAN` and each worst case.
+        correct: bool (n,), which test images are classified correctly ("right") under each of the attacks, `CLEAN` and
+            each worst case.
         notes: sentences to report with the rows.
     """
 
@@ -229,7 +231,7 @@ class _Suite:
 
     def check_states(self, attacks: Sequence[Attack]) -> None:
         """Raise a ValueError if one of AutoAttack's states would be refused."""
-        # with both versions, the quick result is taken from the standard one's state
+        # with both versions, the quick result is taken from the state of the standard one
         states = {self._state_path(attack): attack for attack in attacks if attack.name in AUTOATTACKS}
         for path, attack in states.items():
             if path is not None:

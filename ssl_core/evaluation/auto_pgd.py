@@ -13,7 +13,7 @@ SIZES = 8
 class _Unfooled:
     """A classifier for one run of Auto-PGD: an image that was misclassified once is not computed again.
 
-    From then on the run gets correct logits for it, which do not depend on the image. So the run keeps the point that
+    From then on the run gets constant logits for it, which favor the right label. So the run keeps the point that
     fooled the classifier and continues without a gradient.
 
     Args:
@@ -50,8 +50,9 @@ def leave_out_fooled(attack: Any) -> None:
     """Make a pyautoattack Auto-PGD skip images that already fool the classifier, with the same result for each image.
 
     An image counts as fooled if the classifier is wrong on any point of the run; later points cannot change that. Each
-    image moves by its own logits alone, so the others move as before, up to the rounding of other batches. In L1 a run
-    begins in larger balls, where a misclassification does not count: such an attack is not changed.
+    image moves by its own logits alone, so the others move as before, except for rounding that depends on the batch
+    size. In L1 a run begins in larger balls, where a misclassification does not count, so such an attack is not
+    changed.
 
     Args:
         attack: a pyautoattack `APGDAttack`, changed in place.

@@ -30,7 +30,7 @@ from astra_gym.ssl_core.utils.rng import global_generators_kept
 logging.getLogger("auto-attack").addHandler(logging.NullHandler())
 
 VERSIONS: Mapping[str, tuple[str, ...]] = {"standard": STAGES, "quick": STAGES[:2]}
-"""Attacks of each version, in order; `quick` is the standard version's first two."""
+"""Attacks of each version, in order; `quick` has the first two of the standard version."""
 ORDER: Mapping[str, float] = {"Linf": torch.inf, "L2": 2, "L1": 1}
 BATCH_SIZE = 100
 """Batch size of DynACL and ASTrA."""
@@ -62,7 +62,7 @@ def autoattack_accuracy(
     progress: Callable[[int, int], None] | None = None,
     finished: Callable[[str, float], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Find which images are still right after each attack of AutoAttack (Croce and Hein 2020).
+    """Find which images are still classified correctly after each attack of AutoAttack (Croce and Hein 2020).
 
     Per image the outcome is that of pyautoattack's `AutoAttack(classifier, norm=norm, eps=epsilon, seed=seed,
     version="standard", device=...).run_standard_evaluation(x, y, batch_size=batch_size)`: an attack sees only the

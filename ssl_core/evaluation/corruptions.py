@@ -115,7 +115,7 @@ def load_photographs(folder: Path | str) -> tuple[Tensor, ...]:
 
 
 def _cut_off(x: Tensor) -> Tensor:
-    """Truncate x in [0, 1] to 8-bit values; a millionth is added so that rounding errors do not make 99 of 100."""
+    """Truncate x in [0, 1] to 8-bit values; a millionth is added so that rounding errors do not turn 100 into 99."""
     return (255 * x.clamp(0, 1) + 1e-6).to(torch.uint8)
 
 
@@ -166,8 +166,8 @@ def _glass_blur(x: Tensor, constants: tuple[float, int, int], draws: Draws) -> T
     sigma, reach, passes = constants
     n, _, height, width = x.shape
     x = _cut_off(smoothed(x, sigma, "nearest")).double() / 255
-    # Each pixel in turn, from the last to the first, takes the color of a nearby pixel: source[p] is the origin of p's.
-    # On the host, since each pixel depends on the previous one.
+    # Each pixel in turn, from the last to the first, takes a nearby pixel's color; source[p] is where p's color comes
+    # from. This runs on the host, since each pixel depends on the previous one.
     source = np.arange(height * width)[:, None].repeat(n, axis=1)
     images = np.arange(n)
     for _ in range(passes):
@@ -190,7 +190,7 @@ def _motion(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
     taps = np.arange(2 * radius + 1)
     weights = np.exp(-(taps**2) / (2 * sigma**2))
     weights /= weights.sum()
-    # on the host: a GPU's cosine may differ in its last digit, which may give another pixel
+    # on the host, since a GPU's cosine may differ in its last digit, which may give another pixel
     angle = np.deg2rad(degrees.numpy())[:, None]
     right, down = (np.ceil(taps * part(angle) - 0.5).astype(int) for part in (np.cos, np.sin))
     rows = (np.arange(height) + down[..., None]).clip(0, height - 1)
@@ -238,7 +238,7 @@ def _snow(x: Tensor, constants: tuple[float, ...], draws: Draws) -> Tensor:
 
 
 def _fractal(draws: Draws, side: int, decay: float, device: torch.device | str = "cpu") -> Tensor:
-    """Plasma (n, side, side) by diamond-square on a torus; the noise's range falls by decay^2 a level."""
+    """Plasma (n, side, side) by diamond-square on a torus; the noise's range falls by decay^2 per level."""
     field = torch.zeros(len(draws), side, side, dtype=torch.float64, device=device)
     step, noise = side, 100.0
     while step >= 2:
@@ -268,8 +268,8 @@ def _fog(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
     return (x + strength * field[:, None, :height, :width]) * brightest / (brightest + strength)
 
 
-# Of the five photographs: mean color, standard deviation of gray, and the share of its variance that is fine grain.
-# With these and the decay, the texture's autocorrelation is within 0.15 of theirs up to 8 pixels.
+# Mean color, standard deviation of gray, and share of fine grain in its variance, for each of the five photographs.
+# With these and the decay, the texture's autocorrelation is within 0.15 of the photographs' up to 8 pixels.
 _FROST_COLOURS = np.array([(78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165), (112, 123, 135)]) / 255
 _FROST_CONTRASTS = np.array([18, 22, 22, 29, 43]) / 255
 _FROST_GRAIN = 0.4

@@ -26,7 +26,7 @@ def normalised(z: Tensor, name: str = "z") -> Tensor:
     z = z.detach().double()
     if bad := int((~z.isfinite().all(dim=1)).sum()):
         raise ValueError(f"{name}: {bad} of {len(z)} embeddings are not finite: the encoder has diverged")
-    # divide by the largest entry first: squares of entries beyond 1e154 or below 1e-162 do not fit a float64
+    # divide by the largest entry first, since squares of entries beyond 1e154 or below 1e-162 do not fit a float64
     largest = z.abs().amax(dim=1, keepdim=True)
     if zero := int((largest == 0).sum()):
         raise ValueError(f"{name}: {zero} of {len(z)} embeddings are zero and have no direction: units of it are dead")
@@ -90,7 +90,7 @@ def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tens
         found[torch.arange(len(rows), device=z.device), rows] = -torch.inf
         return found
 
-    # logarithm of a sum of exponentials: for any t the largest term is 1
+    # logarithm of a sum of exponentials, scaled so that for any t the largest term is 1
     largest = torch.stack([exponents(rows).amax() for rows in parts]).amax()
     total = torch.zeros_like(pairs)
     for rows in parts:

@@ -79,7 +79,7 @@ def check_gradients(
     """
     draw = streams["masking/start"]
     start = (x + EPSILON * (2 * torch.rand(x.shape, generator=draw) - 1).to(x.device)).clamp_(0, 1)
-    # inside [0, 1], so that the differences stay there too: a classifier may clip its input
+    # inside [0, 1], so that the differences stay there too, since a classifier may clip its input
     inset = 2 * max(STEPS)
     start = start * (1 - 2 * inset) + inset
     logits = logits_of(classifier, start)
@@ -91,7 +91,7 @@ def check_gradients(
     total, zero = int(asked.sum()), gradient.flatten(1).abs().amax(1) == 0
     flat = int((zero & asked).sum())
     figures = f"the margin's gradient is zero for {flat} of {total} images, which no attack by gradients can move"
-    # the tolerance is two images, as between rows
+    # two images are tolerated, as in `sanity.check_rows`
     if flat > 2:
         raise SanityError(f"{figures}: {MASKING}")
     if flat:
@@ -148,7 +148,7 @@ def _check_differences(
             noise = difference.amax(0) - difference.amin(0)  # 0 for a single point
             error = ((difference.mean(0).abs() - noise).clamp(min=0) / scale).nan_to_num(0)  # 0 / 0: known to be flat
             by_direction.append(error.masked_fill(noise > HIDDEN * scale, torch.nan))
-        # along the sign the derivative is largest: if rounding hides it, it hides all
+        # along the sign the derivative is largest, so if rounding hides this one, it hides all
         worst = torch.stack(by_direction).nan_to_num(0).amax(0)
         errors.append(worst.masked_fill(by_direction[0].isnan(), torch.inf))
     best = torch.stack(errors).amin(0)

@@ -22,8 +22,8 @@ class Searched(NamedTuple):
         median: the direction of median sharpness; of an even number, the less sharp of the middle two.
         sharpest: the direction of largest sharpness.
         sharpness: sharpness of all, in rising order: `(L(-r) + L(r)) / 2 - L(0)`, the loss's mean rise at the radius r.
-            The slope at the weights cancels; it is not zero on images that were not trained on. Of a quadratic loss,
-            r^2 / 2 times its curvature remains. It is negative if the loss falls on average.
+            The slope at the weights, which is not zero on images that were not trained on, cancels. For a quadratic
+            loss this is r^2 / 2 times its curvature. It is negative if the loss falls on average.
     """
 
     median: Direction
@@ -36,7 +36,7 @@ def random_direction(network: nn.Module, generator: torch.Generator) -> Directio
 
     Every filter of the direction (all weights into one output channel or unit) has the norm of the network's filter, so
     that radius 1 moves each filter by its length. Otherwise a network with larger weights would look flatter, although
-    batch norm removes the factor. Only weights of convolutions and linear layers move; biases and batch norm do not.
+    batch norm cancels their scale. Only weights of convolutions and linear layers move; biases and batch norm do not.
 
     Args:
         network: network that gives names, shapes and norms of the weights.
@@ -139,7 +139,7 @@ def search_directions(
     [centre] = loss_along(network, {}, (0.0,), loss, progress)
     found = []
     for index in range(candidates):
-        # a state instead of the direction: for a large network, all directions would not fit into memory
+        # a state instead of the direction, since all directions of a large network would not fit into memory
         state = generator.get_state()
         low, high = loss_along(network, random_direction(network, generator), (-radius, radius), loss, progress)
         found.append(((low + high) / 2 - centre, index, state))

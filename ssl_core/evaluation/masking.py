@@ -51,7 +51,7 @@ def check_classifier(
       attack's differences are rounded away. They are not probabilities, for which the cross entropy is nearly flat
       (log-probabilities are fine, since their softmax is the probabilities).
     - It is not random: its logits are equal, on the CPU bit for bit, for any state of torch's global generator, and it
-      draws nothing from that.
+      draws nothing from that generator.
     - An image's logits do not depend on the rest of its batch, unless they depend on rounding: then they also jump when
       the image moves by a hundredth or less, alone in its batch.
     - It does not change itself.
@@ -132,9 +132,9 @@ def masking_evidence(
 
     Raises:
         ValueError: if images or labels are not as above.
-        SanityError: if more images stay right under 128/255 than chance explains (the lower end of the 95 % interval is
-            above the share of the most common class), or random points fool more images than PGD does, by more than two
-            images or half a point.
+        SanityError: if more images stay right under 128/255 than chance explains: the lower end of the 95 % interval is
+            above the share of the most common class. Also if random points fool more images than PGD does, by more than
+            two images or half a point.
         RuntimeError: if a logit is not finite.
     """
     with held(classifier):
@@ -239,7 +239,7 @@ def _check_repeats(classifier: nn.Module, x: Tensor, logits: Tensor, streams: St
         return [torch.random.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if cuda else [])]
 
     _check_equal(logits, logits_of(classifier, x), "from one pass to the next: the classifier is random")
-    # a new state: a pass that seeds the generator itself would leave the same state each time
+    # a new state, since a pass that seeds the generator itself would leave the same state each time
     torch.random.set_rng_state(streams["masking/state"].get_state())
     if cuda:
         torch.cuda.set_rng_state(streams.on_device("masking/state").get_state(), x.device)
@@ -264,7 +264,7 @@ def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
         moved = (logits_of(classifier, x[rows]) - logits[rows]).abs().amax(1) / scale
         worst[rows] = torch.maximum(worst[rows], moved)
     dependent = (worst > limit).nonzero().flatten().tolist()
-    # such as a vote of nearest neighbors at distances that rounding makes equal
+    # logits may jump, for example, in a vote of nearest neighbors at distances that rounding makes equal
     fickle = [row for row in dependent if _jumps(classifier, x[row : row + 1], scale, float(worst[row]) / 8)]
     notes = []
     if fickle:

@@ -17,7 +17,8 @@ STEP_SIZE = 2 / 255
 
 
 def step_size_for(epsilon: float) -> float:
-    """PGD-20's step: the protocol's 2/255 from epsilon 4/255 to 16/255, half of epsilon below, an eighth above.
+    """Return PGD-20's step size: the protocol's 2/255 for epsilon from 4/255 to 16/255, half of epsilon below that
+    range, an eighth of epsilon above it.
 
     With 2/255 in a smaller ball every step would end on its surface, and most would only jump between corners. From a
     random start the worst corner may be 2 epsilon away: twenty steps of 2/255 cover 40/255, too little for a ball above
@@ -65,8 +66,8 @@ def pgd_accuracy(
 ) -> Tensor:
     """Find which images are classified correctly both clean and under PGD on the cross entropy.
 
-    L-infinity PGD (Madry et al. 2018) from random starts in the whole ball. An image is robust if it is right after
-    every one of them; a misclassified image, attacked or clean, is not attacked (again).
+    L-infinity PGD (Madry et al. 2018) from random starts in the whole ball. An image is robust if it is classified
+    correctly after every one of them; a misclassified image, attacked or clean, is not attacked (again).
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.

@@ -56,8 +56,8 @@ def check_rows(rows: Sequence[Row]) -> list[str]:
     - a stronger attack leaves no more images right than a weaker one (`STRENGTH`; more restarts are stronger). A single
       step that beats twenty shows that the gradients mislead (Athalye et al. 2018, section 3.1).
 
-    The second and the last have a tolerance of two images or half a point, whichever is more: a random start may move a
-    few images either way.
+    The second and the last check have a tolerance of two images or half a point, whichever is more, because a random
+    start may move a few images either way.
 
     Args:
         rows: rows of one protocol, label fraction and checkpoint; metrics other than SA and RA are ignored.
@@ -87,8 +87,8 @@ def check_rows(rows: Sequence[Row]) -> list[str]:
         for row in robust
         if row.n != clean[0].n
     ]
-    # deviations may differ, such as the step that PGD takes at each epsilon
-    # the worst case may consist of other attacks at each epsilon
+    # rows of one attack may have different deviations, such as PGD's step size at each epsilon; the worst case is left
+    # out, since it may combine other attacks at each epsilon
     for attack in sorted({_attack(row)[:-1] for row in robust if row.attack != "worst"}):
         same = [row for row in robust if _attack(row)[:-1] == attack]
         notes += _falling(same, "rises with epsilon", "the attack fails")
@@ -119,7 +119,7 @@ def _falling(rows: Sequence[Row], fault: str, means: str) -> list[str]:
     """Check that values of rows of equal n do not rise: notes within the tolerance, a SanityError beyond it."""
     notes = []
     for index in range(1, len(rows)):
-        # compared with the lowest, not the previous one: many small steps are a rise as well
+        # compared with the lowest value, not the previous one, since many small steps are a rise as well
         lowest, row = min(rows[:index], key=lambda one: one.value), rows[index]
         if row.value <= lowest.value:
             continue
@@ -152,7 +152,7 @@ def _check_attacks(rows: Sequence[Row]) -> list[str]:
         last, whole = by_attack["square"], by_attack["autoattack"]
         raise SanityError(f"AutoAttack ends with Square, but {_figures(whole)} and {_figures(last)}")
     chain = [row for row in rows if row.attack in STRENGTH]
-    # value is the last key: rows of one attack with different deviations have no order of strength
+    # value is the last key, since rows of one attack with different deviations have no order of strength
     chain.sort(key=lambda row: (STRENGTH.index(row.attack), row.restarts, -row.value))
     return _falling(chain, "is higher under the stronger attack", "the stronger attack fails")
 

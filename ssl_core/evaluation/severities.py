@@ -18,7 +18,7 @@ class SeverityTable:
         frost_scale: factor that scales the photographs of frost.
         stored: change that the published images underwent when stored and ours did not, worded as a deviation; empty
             for none.
-        constants: for each corruption one entry a severity. defocus_blur: radius of the disk, sigma of its smoothing.
+        constants: for each corruption one entry per severity. defocus_blur: radius of the disk, sigma of its smoothing.
             glass_blur: sigma, largest shift, passes. motion_blur: radius, sigma. zoom_blur: end and step of the factors
             from 1 on. snow: mean and deviation of the flakes, zoom, threshold, radius and sigma of their fall, share of
             the image that is not whitened. frost: shares of the image and of the frost. fog: strength, decay of the

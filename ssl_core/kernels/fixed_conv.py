@@ -63,7 +63,7 @@ def rectified_gradient(gradient: Tensor, output: Tensor, more: Tensor | None = N
 
 
 def _epilogues() -> ModuleType:
-    # imported on use: without a GPU, Triton may be missing, and its import takes time
+    # imported on use, since Triton may be missing without a GPU, and its import takes time
     from astra_gym.ssl_core.kernels import epilogues
 
     return epilogues
@@ -99,7 +99,7 @@ class PlainConvolution:
 
     def add_input_gradient(self, gradient: Tensor, x: Tensor, to: Tensor) -> Tensor:
         if self.weight.shape[2:] == (1, 1) and self.stride != (1, 1) and self.padding == (0, 0):
-            # a strided 1x1 convolution reads one pixel in a few: skip the zero gradients of the others
+            # a strided 1x1 convolution reads only one pixel in a few, so skip the zero gradients of the others
             down, right = self.stride
             to[:, :, ::down, ::right] += F.conv2d(gradient, self.weight.transpose(0, 1))
             return to
@@ -171,7 +171,7 @@ class PackedConvolution(PlainConvolution):
 
     def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
         size = tuple(x.shape[2:])
-        # input rows and columns that the output's size does not determine: at a stride of 2 an odd one is left over
+        # input rows and columns that the output's size does not determine: at a stride of 2 one may be left over
         rest = tuple(
             whole - ((part - 1) * stride - 2 * padding + kernel)
             for whole, part, stride, padding, kernel in zip(

@@ -38,7 +38,7 @@ def multi_view_nt_xent(
 def supcon(
     z: Tensor, views: int, temperature: float = 0.5, base_temperature: float = 0.07, reduction: str = "mean"
 ) -> Tensor:
-    """Supervised contrastive loss with an image as its class (Khosla et al. 2020, equation 2, as AdvCL uses it).
+    """Supervised contrastive loss where each image is a class of its own (Khosla et al. 2020, equation 2; as in AdvCL).
 
     `l_i = -(t / t_base) * mean over positives p of log( exp(s_ip / t) / sum over j != i of exp(s_ij / t) )`. The factor
     t / t_base (7.14 in AdvCL) matters when other losses are added. No gradient is stopped.

@@ -57,7 +57,7 @@ def find_method(name: str) -> type[Method]:
     """
     if not is_own(name):
         return pick(name, METHODS, "method")
-    # abstract here: what was found is checked below
+    # `Method` is abstract; the class that was found is checked below
     found = imported_class(name, Method, "astra_gym.ssl_core.methods", "method")  # type: ignore[type-abstract]
     if missing := sorted(found.__abstractmethods__):
         raise ValueError(f"method {shown(name)} lacks {', '.join(missing)}: every method has to say these itself")

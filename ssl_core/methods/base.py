@@ -140,7 +140,7 @@ class Method(ABC):
         rows 2k and 2k+1 those of image k.
 
         Args:
-            moment: the moment of the update that uses them.
+            moment: position in the run of the update that uses the views.
             generator: random generator on the CPU.
         """
         return two_views(images, settings, generator)

@@ -25,7 +25,7 @@ _RARELY = 0.1
 
 @dataclass(frozen=True)
 class EMPSSL(Method):
-    """EMP-SSL (Tong et al. 2023) on attacked crops alone, the slow arm of CF-AMC-SSL's paper.
+    """EMP-SSL (Tong et al. 2023) on attacked crops alone, the slow variant in CF-AMC-SSL's paper.
 
     `L = -invariance * mean cos(z_i, mean of the image's z) - mean over i of R(Z_i)` over the n crops of every image,
     where R is the total coding rate (see `astra_gym.ssl_core.losses.multiview`). All n * b crops of a batch are
@@ -41,7 +41,7 @@ class EMPSSL(Method):
         temperature: not used, this loss has none.
         crops: number n of crops of each image, two or more (16; EMP-SSL uses 20 or 200).
         patches: true: crops have a quarter of the area and ratio 1 at any strength (EMP-SSL). False: they have at least
-            1 - 0.92 * strength of the area and ratio 3/4 to 4/3 (CF-AMC-SSL's better arm).
+            1 - 0.92 * strength of the area and ratio 3/4 to 4/3 (CF-AMC-SSL's better variant).
         invariance: weight of the agreement.
         epsilon: epsilon of the coding rate, not squared, as in the released code; not the attack's epsilon.
     """

@@ -145,7 +145,7 @@ def _network_of(saved: Any, file: Path) -> TargetNetwork:
     if not isinstance(arguments, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{file}: damaged: expected a network's arguments and its weights by name")
     try:
-        # on the meta device: no weights are drawn, and a false size takes no memory
+        # on the meta device no weights are drawn, and a false size takes no memory
         with torch.device("meta"):
             network = TargetNetwork(**arguments)
     except Exception as error:  # edited arguments fail in a dozen ways

@@ -116,7 +116,7 @@ def by_scikit_learn(
 
     The result is None if fewer points are distinct. The other arguments are those of `fit_clusters`.
     """
-    # imported here: the import takes a second, and only a few methods cluster
+    # imported here, since the import takes a second, and only a few methods cluster
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -160,7 +160,7 @@ def spread_points(points: Tensor, count: int, draws: np.random.RandomState) -> T
     chosen = [torch.tensor([draws.choice(n, p=np.full(n, 1 / n))], device=points.device)]
     nearest = distances(chosen[0])
     for shares in draws.uniform(size=(count - 1, trials)):
-        # on the host: a GPU's cumulative sums differ from run to run
+        # on the host, since a GPU's cumulative sums differ from run to run
         heaps = nearest[0].cpu().numpy().cumsum()
         drawn = np.searchsorted(heaps, shares * float(nearest.sum())).clip(max=n - 1)
         rows = torch.from_numpy(drawn).to(points.device)
@@ -202,7 +202,7 @@ def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     sums, sizes = torch.zeros_like(centroids), torch.zeros_like(centroids[:, 0])
     clusters = torch.arange(len(centroids), device=points.device)
     for piece, own in zip(points.split(PIECE), labels.split(PIECE), strict=True):
-        # products instead of scattered additions: a GPU adds in any order
+        # products instead of scattered additions, which a GPU makes in any order
         members = (clusters[:, None] == own).to(points.dtype)
         sums += members @ piece
         sizes += members.sum(dim=1)
@@ -229,7 +229,7 @@ def assign(features: Tensor, centroids: Tensor) -> Tensor:
     Raises:
         ValueError: if the shapes do not fit, or on the CPU a feature is not finite.
     """
-    # on a GPU the values are not checked: that would wait for the device, and an update checks its loss
+    # on a GPU the values are not checked, since that would wait for the device, and an update checks its loss
     _check_features(features, values=features.device.type == "cpu")
     if centroids.ndim != 2 or not len(centroids) or centroids.shape[1] != features.shape[1]:
         raise ValueError(

@@ -46,8 +46,7 @@ class FoldedRoute:
     subtraction of the pixels' mean runs in bfloat16, and that loss stays within 1 %.
 
     The backward pass is written by hand. It works in place, and keeps only what the images' gradient needs: the outputs
-    of the ReLUs. With the network's `recompute` it keeps only the images, one piece at a time, and repeats the forward
-    pass.
+    of the ReLUs. With the network's `recompute` it keeps only the images, and repeats the forward pass piece by piece.
 
     Args:
         network: the network to fold, with its present weights.
@@ -131,7 +130,7 @@ class FoldedRoute:
             features = layer.forward(features)
             if layer.rectify:
                 keep(features)
-        # two tensors: a caller may write into either
+        # two tensors, since a caller may write into either
         z = features if self.head else features.clone()
         for layer in self.head:
             z = layer.forward(z)
@@ -187,7 +186,7 @@ def _through(layers: Sequence[Linear], kept: list[Tensor], gradient: Tensor | No
         output = kept.pop() if layer.rectify else None
         if gradient is not None:
             if output is not None:
-                # not in place: the gradient may be the caller's tensor
+                # not in place, since the gradient may be the caller's tensor
                 gradient = _threshold_backward(gradient, output, 0)
             gradient = gradient @ layer.weight
     return gradient

@@ -9,7 +9,7 @@ from torch import nn
 @contextmanager
 def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Put a module in eval (or train) mode without parameter gradients; restore its flags on exit."""
-    # one walk, and only what differs: this runs several times in a step
+    # one walk that changes only the flags that differ, since this runs several times per step
     parts = list(module.modules())
     switched = [part for part in parts if part.training != training]
     learned = [value for part in parts for value in part.parameters(recurse=False) if value.requires_grad]

@@ -44,7 +44,7 @@ PROJECTORS: Mapping[str, tuple[HeadLayer, ...]] = {
     # DeACL, DAQ-SDP: the embeddings are the features
     "none": (),
 }
-"""The layers of every kind of projector. None normalizes its outputs to unit length: a loss that needs this does it."""
+"""The layers of every kind of projector. None normalizes its outputs to unit length; losses that need this do it."""
 
 NECK = (HeadLayer("outputs", "routed", rectify=True),)
 """EMP-SSL's "pre-feature": the layer after the backbone; its outputs are the features."""

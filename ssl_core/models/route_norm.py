@@ -41,8 +41,8 @@ class RouteNorm(nn.Module):
         norm = self.norm(route)
         if self.tracks or not norm.training:
             return norm(x)
-        # update copies: without an update autograd would save fewer tensors than in the pass that is repeated, which
-        # `checkpoint` refuses; momentum 0 on the originals would turn an infinite variance into NaN
+        # update copies, because without an update autograd would save fewer tensors than in the pass that is repeated,
+        # which `checkpoint` refuses, and momentum 0 on the originals would turn an infinite variance into NaN
         mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=True, eps=norm.eps)
 

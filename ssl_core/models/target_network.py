@@ -219,7 +219,7 @@ class TargetNetwork(nn.Module):
         self.precision = precision
         self.checks_images = False
         """Whether `features` and `forward` check the images' values first (`check_values`). A network that a user loads
-        does; training does not, because each check waits for the device."""
+        checks them; a network in training does not, because each check waits for the device."""
         self.backbone = ResNet(arch, width, stem, routes, recompute)
         self.feature_dim = neck or self.backbone.feature_dim
         self.neck = Projector(NECK, self.backbone.feature_dim, neck, neck, routes) if neck else None
@@ -343,7 +343,7 @@ def copy_routes(source: TargetNetwork, target: TargetNetwork, route: str) -> Non
     source.check_route(route)
     ours, theirs = target.arguments, source.arguments
     different = [name for name in ("arch", "width", "stem", "neck") if ours[name] != theirs[name]]
-    # compared as buffers: a file may hold the arguments in another precision
+    # compared as buffers, since a file may hold the arguments in another precision
     different += [name for name in ("mean", "std") if not torch.equal(*(_cpu(each, name) for each in (source, target)))]
     if different:
         said = "; ".join(f"{name} is {theirs[name]} there and {ours[name]} here" for name in different)

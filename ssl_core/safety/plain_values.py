@@ -37,7 +37,7 @@ def load_plain(path: Path | str, device: torch.device | str = "cpu") -> Any:
     """
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-            # about the protocol of a foreign pickle: the result below shows whether it can be read
+            # torch warns of the protocol of a foreign pickle; the result below shows whether it can be read
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged or hostile file fails in a dozen ways in torch and zipfile

@@ -81,7 +81,7 @@ class FolderLock:
                 raise Locked(f"{folder} is being {doing} by another process ({who}): wait for its end, or stop it")
             self.has_locks = held is True
             """Whether the file system has locks; without them no other process is kept away."""
-            # only for the message of another process; a full disk may prevent it
+            # the content is only for the message of another process; a full disk may prevent it
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -154,8 +154,8 @@ def held(temporary: Path) -> Iterator[int]:
 def sweep(folder: Path, ours: Callable[[str], bool] | None = None) -> list[Path]:
     """Remove the temporary files of dead writers in a folder, not in its subfolders.
 
-    Such a file is unlocked, and the process in its name is gone, or is younger than the file: then another process has
-    its number. In doubt a file stays, for example without locks of the file system.
+    Such a file is unlocked, and the process in its name is gone, or is younger than the file, so that it is another
+    process with the same number. In doubt a file stays, for example if the file system has no locks.
 
     Args:
         folder: the folder; it may be missing.

@@ -110,7 +110,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def text(self, data: str) -> ScalarNode:
-        """Represent text; with a Unicode line break in it, which PyYAML would fold, as escapes."""
+        """Represent text; text with a Unicode line break, which PyYAML would fold, is written with escapes."""
         style = '"' if re.search("[\x85\u2028\u2029]", data) else None
         return self.represent_scalar(f"{PREFIX}str", data, style=style)
 
@@ -218,7 +218,7 @@ def _take_as_written(node: Node, above: str, texts: Collection[str]) -> None:
         name = f"{above}.{key.value}" if above else str(key.value)
         if isinstance(value, ScalarNode) and name in texts:
             if value.style is None and value.tag.removeprefix(PREFIX) in ("bool", "int", "float"):
-                # a new node: an alias may use the same one elsewhere
+                # a new node, since an alias may use the same one elsewhere
                 text = ScalarNode(f"{PREFIX}str", value.value, value.start_mark, value.end_mark)
                 node.value[index] = key, text
         elif any(known.startswith(f"{name}.") for known in texts):

@@ -1,4 +1,4 @@
-"""Typed records of settings: what their fields say of themselves, and records that are composed of smaller ones."""
+"""Typed records of settings: facts about their fields, and records that are composed of smaller ones."""
 
 import dataclasses
 import functools
@@ -18,16 +18,17 @@ class Notes:
     `Annotated[int, Notes(unit="PIXELS")]`.
 
     Args:
-        section: of the help that it belongs to; empty for that of the record's own field in a larger one.
-        choices: the names that it may be.
-        what: they are, or a value is, for an error: "data set".
-        custom: whether the dotted path of something of a user's own will do as well.
-        unit: of the value, or what stands for it in the help: PIXELS, DIR.
-        positional: whether it is given without a flag.
-        nargs: how many values a flag takes, as `argparse` has it; None: one.
-        switch: whether it is a flag without a value, false where it is not given.
+        section: section of the help; empty: in a larger record, the section named like the field that holds the record.
+        choices: names that are allowed as the value.
+        what: kind of the choices, or of the value, for an error: "data set".
+        custom: whether the dotted path of custom code is allowed too.
+        unit: unit of the value, or its placeholder in the help: PIXELS, DIR.
+        positional: whether the value is given without a flag.
+        nargs: number of values of the flag, as in `argparse`; None: one.
+        switch: whether the flag has no value; without the flag the field is false.
         repeated: whether the flag may be given several times.
-        instead: the flag by which it is given now, `reward_weights.cost`; its own is an alias that the help leaves out.
+        instead: newer flag for this field, `reward_weights.cost`; the field's own flag is an alias that the help leaves
+            out.
     """
 
     section: str = ""
@@ -50,10 +51,10 @@ class Leaf:
     """A field that is no record itself.
 
     Args:
-        name, hint, default: of the field; `dataclasses.MISSING` for one that has to be given.
-        notes: facts beyond its type.
-        owner: the record that has it.
-        section: what it belongs to: its notes' section, or the field of the whole record that holds its owner.
+        name, hint, default: name, type and default of the field; `dataclasses.MISSING` if a value is required.
+        notes: facts beyond the type.
+        owner: the record that has the field.
+        section: section of the help: the notes' section, or the name of the whole record's field that holds `owner`.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Leaf:
 
 
 def hints(record: type) -> Mapping[str, tuple[Any, Notes]]:
-    """The type of every field, without what it is annotated by, and its notes."""
+    """Return the type of every field, without its annotations, and its notes."""
     return _hints(record)
 
 
@@ -79,12 +80,12 @@ def _hints(record: type) -> Mapping[str, tuple[Any, Notes]]:
 
 
 def is_record(kind: Any) -> bool:
-    """Whether a field of this type holds a record."""
+    """Return whether a field of this type holds a record."""
     return isinstance(kind, type) and is_dataclass(kind)
 
 
 def parts(record: type, name: str = "") -> Iterator[tuple[str, type]]:
-    """A record and those that it is composed of, each behind the name of the field that holds it."""
+    """Yield a record and the records that it is composed of, each after the name of the field that holds it."""
     yield name, record
     for field, (kind, _) in hints(record).items():
         if is_record(kind):
@@ -92,7 +93,7 @@ def parts(record: type, name: str = "") -> Iterator[tuple[str, type]]:
 
 
 def leaves(record: type, section: str = "") -> Iterator[Leaf]:
-    """The fields of a record and of those that it is composed of, which have no name twice, in their order."""
+    """Yield the fields of a record and of the records that it is composed of, in order; no name occurs twice."""
     for item in dataclasses.fields(record):
         kind, notes = hints(record)[item.name]
         if is_record(kind):
@@ -102,7 +103,7 @@ def leaves(record: type, section: str = "") -> Iterator[Leaf]:
 
 
 def composed(record: type[Record], values: Mapping[str, Any]) -> Record:
-    """A record of flat values by name, each where it belongs.
+    """Make a record from flat values by name; each value goes to the smaller record that has a field of its name.
 
     Raises:
         ValueError: as the records do.
@@ -156,7 +157,7 @@ class Composed:
 
 
 def check_choices(record: Any) -> None:
-    """Raises a ValueError if a name, or one of several, is not among its field's choices; None stands for none."""
+    """Raise a ValueError if a name, or one of several, is not among its field's choices; None is no name."""
     for field, (_, notes) in hints(type(record)).items():
         value = getattr(record, field)
         if notes.choices and value is not None:

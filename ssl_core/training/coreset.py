@@ -112,11 +112,11 @@ def select(
     """Select the rows of the next epochs' batches, on the current weights (RCS, Xu et al. 2023, algorithm 1).
 
     The rows are split into batches at random. Let L be the method's training loss of a batch on its views and their
-    attacks (by the method's default budget), and RD the representational divergence between clean and attacked
+    attacks (by the method's default budget). Let RD be the representational divergence between clean and attacked
     embeddings of the held-out images, attacked anew to maximize it. Gradients are with respect to the weights of the
     projector's linear layers (with `biases` also their biases), averaged over the outputs: g_b of L for every batch b,
-    G of RD. Repeatedly the batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers
-    RD most to first order. The projector takes that step virtually, and G is computed again.
+    G of RD. The batch with the largest <g_b, G> is picked, since a step of descent along its gradient lowers RD most to
+    first order. The projector takes that step virtually, G is computed again, and the next batch is picked.
 
     Differences from the released code, or choices where it is not available: held-out images are augmented (the
     method's views, drawn anew for each pick); for a momentum pair (DynACL) the divergence uses the target network only.
@@ -138,7 +138,7 @@ def select(
         make_views: makes the method's views of images. It is called for every batch in turn, then before each pick for
             the held-out images, at most `batch_size` in a call.
         settings: settings of the selection.
-        streams: "coreset" splits the batches, one draw a selection; "coreset/noise" on the device starts the attacks.
+        streams: "coreset" splits the batches, one draw per selection; "coreset/noise" on the device starts the attacks.
 
     Returns:
         (batches * batch_size,) int64: the batches in the order in which they were picked.
@@ -190,7 +190,7 @@ def _greedy(
         full: list[Gradient] = []
         for batch in batches:
             gradient = _batch_gradient(learner, make_views(load(batch)), parameters, noise)
-            # on the host: the device may be too small for all of them beside the network
+            # on the host, since the device may be too small for all gradients beside the network
             full.append([part.cpu() for part in gradient])
         reduced = torch.stack([_averaged(gradient) for gradient in full])
         free = torch.ones(len(batches), dtype=torch.bool)
@@ -215,7 +215,7 @@ def _restored(learner: TargetLearner, parameters: Sequence[Tensor]) -> Iterator[
     """Restore the parameters' values on exit, and keep batch-norm statistics constant inside."""
     before = [parameter.detach().clone() for parameter in parameters]
     try:
-        # an attack in train mode would move the statistics
+        # an attack in train mode would change the statistics
         with Untracked(nn.ModuleList([learner.network, learner.heads])):
             yield
     finally:

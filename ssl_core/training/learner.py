@@ -36,7 +36,7 @@ class NonFiniteLossError(NonFiniteError):
 
 
 def on_route(network: Network, own: str) -> Network:
-    """Make a network that always uses one route: a teacher does not have its student's routes."""
+    """Make a network that always uses one route, because a teacher does not have its student's routes."""
     return lambda images, route: network(images, own)
 
 
@@ -229,7 +229,7 @@ class TargetLearner:
             )
 
     def _tracked_by_steps(self, encode: Encode) -> Encode:
-        """Make an encoder whose passes without gradient keep the statistics: the authors make no such passes."""
+        """Make an encoder whose passes without gradient keep the statistics, since the authors make no such passes."""
 
         def stepping(images: Tensor, rows: Tensor) -> Tensor:
             with nullcontext() if torch.is_grad_enabled() else self.untracked():
@@ -378,7 +378,7 @@ class TargetLearner:
         self._watched = {}
         if "teacher" in self.others:
             teacher = self._other("teacher")
-            # states without this entry: the teacher computed in the precision of its own run
+            # in states without this entry the teacher computed in the precision of its own run
             teacher.precision = state.get("teacher_precision", teacher.arguments["precision"])
         self.network.load_state_dict(state["network"])
         self.heads.load_state_dict(state.get("heads", {}))

@@ -84,7 +84,7 @@ def colour(views: Tensor, jitter: Tensor, order: Tensor, factors: Tensor, gray: 
     due = torch.cat([jittered, grayed.unsqueeze(1)], dim=1).t()
     images = torch.arange(len(views)).expand(1, -1)
     orders = torch.cat([images, due.argsort(dim=1, stable=True), images])
-    # Position of an image in the order before: the source of each copy. The last one restores the given order.
+    # Position of each image in the order before, from which it is copied. The last copy restores the given order.
     sources = orders.argsort(dim=1)[:-1].gather(1, orders[1:])
     stages, padded = orders[1:-1], functional.pad(factors, (0, 2))
     # The lengths are on the host, so these two are the only transfers.
@@ -93,7 +93,7 @@ def colour(views: Tensor, jitter: Tensor, order: Tensor, factors: Tensor, gray: 
     spare = torch.empty_like(views)
     *gathers, restore = sources.to(views.device, non_blocking=True)
     for gather, amount, length in zip(gathers, amounts, lengths, strict=True):
-        # Two buffers take turns: fresh memory for every stage costs the CPU more than the copy itself.
+        # Two buffers take turns, since fresh memory for every stage costs the CPU more than the copy itself.
         views, spare = torch.index_select(views, 0, gather, out=spare), views
         parts = zip(OPERATIONS, views.split(length), amount.view(-1, 1, 1, 1).split(length), strict=False)
         for operation, part, factor in parts:

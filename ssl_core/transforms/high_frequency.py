@@ -32,7 +32,7 @@ def high_frequency(images: Tensor, radius: float = 8.0) -> Tensor:
         raise ValueError(f"high_frequency: radius is {radius}, expected a number of waves across the image, 0 or more")
     height, width = images.shape[-2:]
     down = (torch.arange(height, device=images.device) + height // 2) % height - height // 2
-    # The spectrum of a real image is symmetric about its center, and so is the disc: half of it is enough.
+    # The spectrum of a real image is symmetric about its center, and so is the disc, so half of it is enough.
     across = torch.arange(width // 2 + 1, device=images.device)
     kept = down[:, None] ** 2 + across**2 >= radius**2
     with torch.autocast(images.device.type, enabled=False):

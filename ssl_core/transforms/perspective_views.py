@@ -31,8 +31,8 @@ _NUMBERS = 4
 class PerspectiveSettings:
     """Settings of a perspective distortion; the numbers' defaults are those of MPD's DINO, which distorts crops.
 
-    A method's views are distorted in the same way here. MPD's SimCLR has magnitude (.2, .4), d .75 and probability .8,
-    its supervised training (.2, .3), 1 and .2; both distort the whole image before the crop.
+    Here too a method's views are distorted after their crop. MPD's SimCLR has magnitude (.2, .4), d .75 and
+    probability .8, its supervised training (.2, .3), 1 and .2; both distort the whole image before the crop.
 
     "lcm" is EXPERIMENTAL. The form log(k z + c) and the flips and rotations for its four views are published; the
     constants and the probability are not. Ours are c = 1, which does not move the middle, and a real k from U(.6, .9),
@@ -41,8 +41,8 @@ class PerspectiveSettings:
     Args:
         kind: a name of `PERSPECTIVES`; "none" draws nothing and changes nothing.
         probability: probability that an image is distorted, in [0, 1].
-        magnitude: least and greatest |c| of "moebius", 0 <= least <= greatest < d / sqrt(2): from there on the map's
-            pole could be within the image, if c pointed to a corner. Not used by "lcm".
+        magnitude: least and greatest |c| of "moebius", 0 <= least <= greatest < d / sqrt(2): a larger c that points to
+            a corner could put the map's pole inside the image. Not used by "lcm".
         d: d of "moebius", positive; the image shrinks by it if it is below 1. Not used by "lcm".
         padding: a name of `PADDINGS`.
 
@@ -77,8 +77,8 @@ class PerspectiveParameters:
         kind: a name of `PERSPECTIVES`.
         applied: (n,) bool: whether the image is distorted.
         direction: (n,) complex64, a value of `moebius.DIRECTIONS`. For "moebius" it is the direction of c; for "lcm" it
-            is that of the side that comes nearer. In "moebius" that side is at the direction's conjugate: with MPD's
-            "top" the lower side comes nearer.
+            is that of the side that comes nearer. For "moebius" the side that comes nearer is at the conjugate of the
+            direction: with MPD's "top", the lower one.
         amount: (n,) float32: |c| of "moebius", k of "lcm".
         d: d of "moebius".
         padding: a name of `PADDINGS`.
@@ -149,9 +149,9 @@ def apply_perspective(images: Tensor, parameters: PerspectiveParameters) -> Tens
 def lcm_grid(height: int, width: int, k: Tensor, direction: Tensor) -> Tensor:
     """Return the source of each pixel: u log(k z / u + 1) on [-1, 1]^2, u the direction; EXPERIMENTAL.
 
-    For u = 1, log(k z + 1), the right side comes nearer. As in LCM, the other three views are this one between a flip
-    or a quarter turn and its inverse. Both are multiplications of the plane by u; for a flip this holds since k is
-    real.
+    For u = 1, log(k z + 1), the right side comes nearer. As in LCM, the other three views flip or turn the image, apply
+    this map, and undo the flip or turn. The quarter turns are multiplications of the plane by u; the flip gives the
+    same as u = -1, since k is real.
 
     Args:
         height, width: size of the images, in pixels.

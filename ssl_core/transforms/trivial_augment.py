@@ -215,7 +215,7 @@ def _equalize(images: Tensor, strength: Tensor) -> Tensor:
     change.
     """
     levels = _levels(images).flatten(2)
-    # Counted by sorting: the same on every device, and without a table of pixels by levels.
+    # Counted by sorting, which is the same on every device and needs no table of pixels by levels.
     place = torch.arange(_LEVELS + 1, device=images.device).expand(*levels.shape[:2], -1).contiguous()
     below = torch.searchsorted(levels.sort(dim=2).values, place)
     step = below.gather(2, levels.amax(dim=2, keepdim=True)) // _LEVELS

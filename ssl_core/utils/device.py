@@ -52,7 +52,7 @@ def ieee_fp32() -> Iterator[None]:
     changes on a CPU.
     """
     cudnn = torch.backends.cudnn
-    # the older of torch's two switches: after a use of the newer, `fp32_precision`, reading the older is an error
+    # torch's older switch, since after a use of the newer one, `fp32_precision`, reading the older one is an error
     with cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     ):
@@ -71,12 +71,12 @@ def convolves_in_tf32(device: torch.device) -> bool:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Give the same numbers in every run on one kind of GPU: deterministic algorithms, none chosen for its speed.
+    """Use deterministic algorithms, none chosen for its speed, so that all runs on one kind of GPU give equal numbers.
 
     torch raises a RuntimeError inside if an operation has no such algorithm. Enter before the GPU's first matrix
     product: cuBLAS reads its setting only once. The setting stays in the environment.
     """
-    # of NVIDIA's two sizes the one that costs no speed; a user's setting stays
+    # NVIDIA allows two sizes, and this one costs no speed; a user's setting stays
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark

@@ -59,7 +59,7 @@ def imported(path: str, what: str, example: str) -> Any:
     try:
         module = pkgutil.resolve_name(f"{module_name}:")
     except (Exception, SystemExit) as error:
-        # SystemExit: a script without a guard ends the process on import
+        # SystemExit, since a script without a guard ends the process on import
         reason = " ".join(str(error).split())
         module_name, reason = brief(module_name), brief(reason, 100)
         raise ValueError(

@@ -82,11 +82,11 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 class OwnFiles:
-    """A list, beside a folder, of the files in it that this project has written. No others are replaced or removed.
+    """A list, beside a folder, of the files in it that this project has written. Only these are replaced or removed.
 
     Args:
         folder: the folder; it may be missing.
-        older: names that count as listed if there is no list: an older version has written them.
+        older: names that count as listed if there is no list, because an older version has written them.
     """
 
     def __init__(self, folder: Path, older: Collection[str] = ()) -> None:

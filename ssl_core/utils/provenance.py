@@ -40,7 +40,7 @@ def commit(root: Path | str) -> str:
     Returns:
         40 hex digits, with `-dirty` if tracked files have changed or Python files are not tracked; `unknown` without
         git, without a commit, or if `root` is not the root of a work tree: a copy of the project inside another
-        repository must not report that one's commit. For an installed distribution, its name and version.
+        repository must not report the commit of that repository. For an installed distribution, its name and version.
     """
     root = Path(root).resolve()
     if root == ROOT and CHECKOUT is None:

@@ -100,7 +100,7 @@ def end_while_starting() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not _begun:
-            # no print: the handler may have interrupted one
+            # not by `print`, since the handler may have interrupted one
             with contextlib.suppress(OSError):
                 os.write(2, f"{called}: error: {name} while it was starting: nothing was done\n".encode())
         os._exit(128 + number)

@@ -10,7 +10,7 @@ class Moment(NamedTuple):
     """The position of a run before an update.
 
     Args:
-        step: number of updates before, from 0.
+        step: number of updates before this one, from 0.
         epoch: epoch of the update, from 0.
         epochs: number of epochs of the whole run.
         progress: completed share of the run, by epochs and not by updates, in [0, 1].
@@ -65,7 +65,8 @@ class TrainingPlan:
         return self.steps if self.reduced_from is None or epoch < self.reduced_from else self.reduced_steps
 
     def place(self, step: int) -> tuple[int, int]:
-        """Return the epoch of the update after `step` others, and the number of updates before it in that epoch."""
+        """Return the epoch of the update that follows the first `step` updates, and the number of updates before it in
+        that epoch."""
         full = self._full_epochs * self.steps
         if step < full or self.reduced_from is None:
             return divmod(step, self.steps)
