@@ -11,18 +11,18 @@ A first round warms up and does not count. A value is the median over the rounds
 seconds, since it is a limit. The parts, each described at the function in `experiments/benchmarks/` that measures it:
 
 attack      `speed.measure_attack`: the reference's masked loop against ours, and the gain of each idea
-step        `speed.measure_step`: a whole training step against a plain twin of the reference's
+step        `speed.measure_step`: a whole training step against a plain rewriting of the reference's
 precision   `speed.measure_precision`: bfloat16 against float32 in observation, attack and update
 shares      `overheads.measure_shares`: where the time of a run goes
 agents      `overheads.measure_agents`: every agent's share of a step
 scaling     `costs.measure_scaling`: how an attack's time grows
-efficiency  `efficiency.measure_efficiency`: FLOPs used, of those that matrix products reach here
+efficiency  `efficiency.measure_efficiency`: FLOPs per second, as a share of what matrix products reach here
 evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
 start       `overheads.measure_start`: seconds to the first training step
 training    `checkouts.measure_training`: with --against, make demo's training there and here
 
-The results are written after every part: an interrupted benchmark keeps its finished parts.
+The results are written after every part, so an interrupted benchmark keeps its finished parts.
 """
 
 import sys
@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 import torch
@@ -125,13 +125,13 @@ class BenchmarkFlags:
 
 @dataclass(frozen=True)
 class BenchmarkRequest:
-    """What a command line asks for.
+    """A checked command line.
 
     Args:
-        flags: as they are given.
+        flags: the flags as given.
         parts: names of `PARTS`, each once.
-        options: where the parts run.
-        picture: where the picture goes.
+        options: options of the parts.
+        picture: path of the picture.
         old: the earlier result of `--compare`.
         others: the earlier result of `--add_to`.
     """
@@ -145,7 +145,7 @@ class BenchmarkRequest:
 
 
 def parse(argv: Sequence[str]) -> BenchmarkRequest:
-    """The command line; ends the process with status 2 and one line if anything is wrong with it."""
+    """Parse the command line; if anything is wrong with it, end the process with status 2 and one line."""
     parser = CommandParser("benchmark", BenchmarkFlags, __doc__, "[--FLAG VALUE ...]")
     given = parser.read(argv)
     try:
@@ -199,7 +199,7 @@ def _old(name: str, path: Path, quick: bool) -> dict[str, Any]:
 
 
 def _check_writable(name: str, path: Path) -> None:
-    """Raises a ValueError unless the file can be written; makes its folder."""
+    """Raise a ValueError unless the file can be written; make its folder."""
     if path.is_dir() or not _writable(path.parent):
         raise ValueError(f"--{name}: {path} cannot be written: expected a file in a folder that can be")
     try:
@@ -209,10 +209,10 @@ def _check_writable(name: str, path: Path) -> None:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files can be made in the folder; makes it."""
+    """Make the folder; return whether files can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # permissions tell too little, such as of a system's own folders
+        # permissions are not enough to decide this, for example for a system's own folders
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
@@ -220,11 +220,12 @@ def _writable(folder: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command.
+    """Run the command.
 
     Returns:
-        Its exit status: 0 done (targets met or not); 1 if a part cannot be measured, after all the others; 128 + N if
-        stopped by signal N. Attacks that disagree cannot be measured: their times are not those of the same work.
+        The exit status: 0 if all parts were measured, whether targets are met or not; 1 if a part cannot be measured
+        (the others still are); 128 + N if signal N stopped it. Attacks that disagree cannot be measured, because their
+        times are not those of the same work.
     """
     return framed("benchmark", argv, _main)
 
@@ -240,7 +241,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     try:
         return _run(request, report)
     except KeyboardInterrupt as stop:
-        # an earlier picture must not stand beside the new file; who is in a hurry interrupts again
+        # drawn even now, so that no earlier picture is beside the new file; a second interrupt skips this
         with suppress(KeyboardInterrupt):
             report.draw()
         parts = f" (parts: {', '.join(report.details)})" if report.details else ""

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 
@@ -92,7 +92,7 @@ class CompareFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 a cell failed, 2 bad input, 128 + N stopped by signal N."""
+    """Run the command and return its exit status: 0 done, 1 a cell failed, 2 bad input, 128 + N if signal N came."""
     return framed("compare", argv, _main)
 
 
@@ -112,7 +112,7 @@ def _main(argv: list[str], ending: Ending) -> int:
                     "comparison in it",
                     file=sys.stderr,
                 )
-            # not before: the last holder of the lock may have written the folder and its plan
+            # checked only under the lock, since its last holder may have written the folder and its plan
             if given.resume is None:
                 folder.check_new()
             else:

@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 
 class RunProgress:
-    """A display of the run: a live one in a terminal, else one line an epoch (or nothing). A context manager.
+    """A display of the run: a live one in a terminal, else one line per epoch (or nothing). A context manager.
 
     Args:
         plan: updates of the run.
@@ -156,7 +156,7 @@ class Stages:
             self.note(f"{self._doing} | {self._amount(done, total)} | {left}")
 
     def end(self, text: str) -> None:
-        """End the stage; print that, and how long it took, if it was shown or took longer than `patience`."""
+        """End the stage; print `text` and the time that it took, if it was shown or took longer than `patience`."""
         seconds = self.console.get_time() - self._began
         self._stop()
         if self._shown or seconds >= self.patience:
@@ -241,10 +241,11 @@ def _left(seconds: float | None) -> str:
 
 
 class Interrupt:
-    """While entered, signals that ask the process to stop only ask: `asked` becomes the name of the first.
+    """While entered, a signal to stop the process does not end it: `asked` becomes the name of the first signal.
 
-    A second Ctrl-C interrupts immediately. A second signal of another kind does not: a closing terminal and a system
-    that shuts down send several. Signals reach a process's main thread only: entered elsewhere, this has no effect.
+    A second Ctrl-C interrupts immediately. A second signal of another kind does not, because a closing terminal and a
+    system that shuts down send several. Signals reach a process's main thread only; entered in another thread, this has
+    no effect.
     """
 
     SIGNALS = SIGNALS
@@ -252,7 +253,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.asked: str | None = None
         self.status = 0
-        """The exit status of a process that was asked."""
+        """The exit status of a process that was asked to stop."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -268,7 +269,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         stop = StopRequested(number)
         if self.asked is None:
-            # Nothing is printed here: a handler may interrupt a print, and Python's streams do not take that.
+            # Nothing is printed here, because a handler may interrupt a print, which Python's streams do not allow.
             self.asked, self.status = str(stop), status_of(stop)
         elif number == signal.SIGINT:
             raise stop

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from rich.console import Console
@@ -42,7 +42,8 @@ from astra_gym.ssl_core.utils.messages import said, short
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 a value would be void, 2 bad input, 128 + N by signal N."""
+    """Run the command and return its exit status: 0 done, 1 a value would be void, 2 bad input, 128 + N if signal N
+    stopped it."""
     return framed("evaluate", argv, _main)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.config.argparser import CommandParser
@@ -146,7 +146,7 @@ def _model(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterato
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 128 + N stopped by signal N. Bad input ends the process with
+    """Run the command and return its exit status: 0, or 128 + N if signal N stopped it. Bad input ends the process with
     status 2 and one line."""
     return framed("export", argv, _main)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON
@@ -55,8 +55,8 @@ class PublishFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 a table is stale (`--check`), 2 bad input, 128 + N stopped
-    by signal N."""
+    """Run the command and return its exit status: 0 done, 1 a table is stale (`--check`), 2 bad input, 128 + N if
+    signal N stopped it."""
     return framed("publish", argv, _main)
 
 

@@ -1,8 +1,8 @@
-"""Report a comparison of agents, runs, or an evaluation: one HTML page, the same as Markdown, and its figures.
+"""Report an evaluation, one or more runs, or a comparison of agents: an HTML page, the same as Markdown, and figures.
 
 python experiments/report.py comparisons/NAME            # what compare_agents.py made, finished or not
 python experiments/report.py runs/NAME                   # a single run
-python experiments/report.py runs/A runs/B --out DIR     # several runs; each agent is an arm
+python experiments/report.py runs/A runs/B --out DIR     # several runs, grouped by agent
 python experiments/report.py runs/NAME/evaluation        # what evaluate_encoder.py found
 
 Writes report.html (one file that opens offline, with its pictures inside), report.md and figures/*.png.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from astra_gym.experiments.config.argparser import CommandParser
@@ -45,7 +45,7 @@ class ReportFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 128 + N stopped by signal N. Bad input ends the process with
+    """Run the command and return its exit status: 0, or 128 + N if signal N stopped it. Bad input ends the process with
     status 2 and one line."""
     return framed("report", argv, _main)
 

@@ -22,9 +22,9 @@ PERMUTATIONS = 2**16
 """Largest number of sign flips: with up to 16 seeds the test is exact."""
 Pairs = Sequence[tuple[str, str]]
 PRIMARY = (("reinforce", "random"), ("reinforce", "fixed"), ("reinforce", "fixed-max"))
-"""The pairs of arms that are tested where the plan names no others; all other pairs have intervals only."""
+"""The pairs of arms that are tested if the plan names no others; all other pairs have intervals only."""
 COMPUTE = "@compute"
-"""End of the label of an arm that trains longer, until it has spent the attack steps of the most expensive."""
+"""End of the label of an arm that trains longer, until it has spent as many attack steps as the most expensive arm."""
 TARGET, LOWEST, HIGHEST = 55.0, 30.0, 80.0
 """Robust accuracy in percent that decides best: far from both ends, where all arms look alike."""
 
@@ -251,7 +251,7 @@ def _improvement(a: Array, b: Array, axis: int = -1) -> Array:
 
 
 def _sign_flips(counts: Array) -> float:
-    # whole numbers, not points: tied sums must not differ by rounding
+    # whole numbers, not points, since tied sums must not differ by rounding
     if len(counts) < 2:
         return math.nan
     found = stats.permutation_test(
@@ -286,18 +286,18 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def fewest_seeds(tests: int, level: float) -> int:
-    """Return the number of shared seeds from which on each of several tests can be below a level after Holm."""
+    """Return the least number of shared seeds with which each of several tests can be below a level after Holm."""
     return math.ceil(math.log2(2 * tests / level))
 
 
 def deciding_place(comparison: Compared) -> Place | None:
-    """Return where arms are compared: at the judge that their world names, else at the epsilon of a rule that does not
-    see who wins.
+    """Return where arms are compared: at the place that their world names (the judge), else at the epsilon of a rule
+    that does not see who wins.
 
     The rule: if all arms of the tests have cells, only they count, so that the epsilon does not depend on the other
-    arms beside them; else all arms count but those at equal compute (`COMPUTE`). Among the epsilons above 0 that all
-    their cells have, it is the one whose robust accuracy, averaged over the arms' means, is nearest to 55 % (of two,
-    the smaller), provided that it is from 30 to 80 % there; else None.
+    arms beside them; else all arms count except those at equal compute (`COMPUTE`). The candidates are the epsilons
+    above 0 that all cells of these arms have. The one with a robust accuracy, averaged over the arms' means, nearest to
+    55 % is taken (of two, the smaller). If that accuracy is not from 30 to 80 %, the result is None.
     """
     if comparison.judge is not None:
         return comparison.judge

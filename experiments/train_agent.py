@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 if not __package__:
-    # run as a script: put this checkout first, in place of this file's folder, whose files would shadow modules
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
-    # before the slow imports: from here on a signal ends this process with one line of text
+    # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 from rich.console import Console
@@ -39,7 +39,7 @@ from astra_gym.ssl_core.utils.stopping import status_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 failed, 2 bad input, 128 + N stopped by the signal N."""
+    """Run the command and return its exit status: 0 done, 1 failed, 2 bad input, 128 + N if signal N stopped it."""
     return framed("train", argv, _main)
 
 
@@ -74,7 +74,7 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             data = settings.data.load(decoding.update)
         run = Run(settings, resolve_device(settings.run.device), data)
         if invocation.resume is None and settings.probe.evaluate:
-            # the evaluation would be refused: better before the training than after it
+            # if the evaluation would be refused, stop before the training and not after it
             try:
                 run.check_held_out()
             except TrainedOnError as error:
@@ -164,7 +164,7 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
         with Interrupt() as interrupt:
             run.train(folder, log, progress, interrupt, shares)
         if interrupt.asked:
-            # asked after the run's last check, when all was saved
+            # the request came after the run's last check, when everything was saved
             raise Stopped(interrupt.asked)
     except Stopped as name:
         note_time()
@@ -214,7 +214,7 @@ def _say(run: Run, console: Console, text: str) -> None:
 
 
 def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
-    # matplotlib and scipy take a second to import: training need not wait for them
+    # matplotlib and scipy take a second to import, and training need not wait for them
     from astra_gym.experiments.evaluation.end_of_run import conclude
 
     def note(text: str) -> None:

@@ -31,10 +31,10 @@ def check_checkout(path: Path) -> Path:
 
 
 def measure_training(options: Options, rounds: int, say: Callable[[str], None]) -> Result:
-    """Measure the seconds of `make demo`'s training in another checkout, over those here, in turn.
+    """Measure the seconds of `make demo`'s training in another checkout, divided by the seconds here.
 
-    Both run with this interpreter and its packages, each in its own default precision; a round has its own seed. There
-    is no warm-up round: a run is much longer than its start, which is not counted.
+    The two run in turn, with this interpreter and its packages, each in its own default precision; a round has its own
+    seed. There is no warm-up round, since a run is much longer than its start, which is not counted.
 
     Raises:
         ValueError: if no other checkout was given.
@@ -62,12 +62,12 @@ def trained_seconds(checkout: Path, seed: int, options: Options) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         words = [sys.executable, *COMMAND, *(QUICK if options.quick else ()), "--seed", str(seed)]
-        # an older checkout knows the type, if that is enough
+        # an older checkout knows only types of devices: give no number where it is not needed
         device = str(options.device) if options.device.index else options.device.type
         words += ["--device", device, "--run_dir", str(run), "--progress", "off"]
         done = subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise BenchmarkError(f"the run in {checkout} failed (status {done.returncode}): {done.stderr[-500:]}")
         report = json.loads((run / "results" / "training.json").read_text(encoding="utf-8"))
-    # the report is in tenths of a second
+    # the seconds are reported in tenths, and could be 0.0
     return max(0.1, sum(stretch["seconds"] for stretch in report["stretches"]))

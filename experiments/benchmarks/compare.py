@@ -23,7 +23,7 @@ LEAST = 0.05
 FEWEST = 3
 """Least number of values on each side for which noise can be estimated."""
 SIGNIFICANCE = 0.01
-"""Level of the test. A result has some hundred values: at the usual 5 % several would be marked by chance."""
+"""Level of the test. A result has some hundred values, so at the usual 5 % several would be marked by chance."""
 MARKS = {
     "worse": "the median is worse by more than 5 %, and Welch's t-test finds p < 0.01",
     "better": "the same the other way",
@@ -129,14 +129,14 @@ def compare(old: Document, new: Document) -> list[BenchmarkComparison]:
 
 
 def differences(old: Document, new: Document) -> list[str]:
-    """Return the differences in circumstances, a line each: values may have moved for these alone."""
+    """Return the differences in circumstances, one line each: values may have moved because of these alone."""
     pairs = {name: (old.get(name), new.get(name)) for name in CIRCUMSTANCES}
     pairs["torch"] = tuple(document.get("versions", {}).get("torch") for document in (old, new))
     return [f"{name} was {then}, now {now}" for name, (then, now) in pairs.items() if then != now]
 
 
 def count(lines: Sequence[BenchmarkComparison]) -> str:
-    """Return how many values have which mark, in words."""
+    """Return the number of values with each mark, in words."""
     counted = Counter(line.mark for line in lines)
     always = ("worse", "better", "same")
     return ", ".join(f"{counted[name]} {name}" for name in MARKS if counted[name] or name in always)

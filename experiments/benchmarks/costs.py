@@ -53,8 +53,8 @@ def steps_of_mean(mean: float, count: int, generator: torch.Generator) -> Tensor
 def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
     """Measure an attack's seconds against its mean number of steps, at the same largest number.
 
-    The values are the deviation from a line, and the part of the line that does not depend on the steps, as a share of
-    it at the mean of uniform draws.
+    One value is the deviation from a line. The other is the part of the line that does not depend on the steps, as a
+    share of the line's value at the mean of uniform draws.
     """
     network = options.paper | ({} if options.quick else {"width": BASE["width"]})
     learner = options.learner(**{name: network[name] for name in network if name not in ("batch_size", "limit")})
@@ -97,9 +97,9 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
 
 
 def growth(options: Options, rounds: int, say: Say) -> Result:
-    """Measure an attack's time a view against the number of views, width and image size, relative to its FLOPs.
+    """Measure an attack's time per view against the number of views, width and image size, relative to its FLOPs.
 
-    1 is proportional to the FLOPs, relative to 64 views of 32 x 32 pixels and width 32; below 1 is cheaper.
+    The value is 1 if the time grows like the FLOPs from 64 views of 32 x 32 pixels and width 32; below 1 is cheaper.
     """
     base, table = (SMALL_BASE, SMALL_GROWTH) if options.quick else (BASE, GROWTH)
     shapes = {"base": base}

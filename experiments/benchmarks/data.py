@@ -24,9 +24,9 @@ from astra_gym.ssl_core.utils.rng import Streams
 COUNT, SIZE = 100_000, 96
 """Images and their side in pixels; 2.8 GB in a temporary folder."""
 QUICK = (96, 32)
-"""Not smaller: the gradient of a bfloat16 convolution with stride 2 of a single pixel is garbage on some CPUs."""
+"""Not smaller, since the gradient of a bfloat16 convolution with stride 2 of a single pixel is garbage on some CPUs."""
 BATCH = {"cpu": 32, "cuda": 256}
-"""Images a batch, by the kind of device: a CPU needs seconds for the batch of a GPU."""
+"""Images per batch, by the kind of device, since a CPU needs seconds for the batch of a GPU."""
 QUICK_BATCH = 8
 STEPS = {"cpu": 3, "cuda": 20}
 """Steps that are timed together."""
@@ -40,9 +40,9 @@ def measure_data(options: Options, rounds: int, say: Callable[[str], None]) -> R
     """Measure SimCLR steps on batches that a thread reads from a mapped file, against steps on a batch on the device.
 
     The share of augmenting in such a step is measured too. The images are 96 x 96. Before every round the file is on
-    the disk and, if the system can be asked, not in memory. A step augments a batch and updates a ResNet-18 with the
-    ImageNet stem; without an attack, it is the cheapest step, and leaves the data the least time. The thread has a
-    batch ready before the first step, as in the middle of a run: that step is made, but not timed.
+    the disk and, where the system can drop it from its cache, not in memory. A step augments a batch and updates a
+    ResNet-18 with the ImageNet stem; without an attack, it is the cheapest step, and leaves the data the least time.
+    The first step is made but not timed, so that the thread has a batch ready, as in the middle of a run.
 
     Raises:
         BenchmarkError: if the temporary folder has too little space.
@@ -67,7 +67,7 @@ def measure_data(options: Options, rounds: int, say: Callable[[str], None]) -> R
 def _timed(
     source: BatchSource, file: Path, steps: int, options: Options, rounds: int, say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Return seconds of the steps with and without reading and of augmenting alone, one a round, and their details."""
+    """Return the seconds in each round of steps with reading, steps without, and augmenting alone; and details."""
     clock = DeviceClock(options.device)
     small = {"width": 4, "projector_hidden": 8, "projector_dim": 8} if options.quick else {}
     learner = options.learner(**NETWORK | {"method": "simclr", "agent": "none", "precision": "auto"} | small)
@@ -151,7 +151,7 @@ def write_noise(file: Path, count: int, size: int) -> None:
 
 
 def forget(file: Path) -> None:
-    """Ask the system not to keep the file in memory; if it cannot be asked, the file is warm."""
+    """Ask the system to drop the file from its cache; where it cannot, the file stays in memory."""
     if not hasattr(os, "posix_fadvise"):
         return
     with file.open("rb") as content:

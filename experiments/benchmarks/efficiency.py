@@ -1,4 +1,4 @@
-"""The part of the benchmark that measures how much of the machine is used: of its arithmetic, and of its limits."""
+"""The part of the benchmark that compares the time taken with the machine's peak arithmetic and with its roofline."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def counted(work: Callable[[], object]) -> int:
 
 
 def _plain(network: TargetNetwork) -> TargetNetwork:
-    """Return a copy without data: counting costs nothing."""
+    """Return a copy on the device "meta", without data, so that counting costs nothing."""
     plain = copy.deepcopy(network).to("meta")
     plain.precision = "fp32"
     return plain
@@ -113,7 +113,7 @@ def _rate(work: Callable[[], object], least: float, clock: Callable[[], float]) 
     """Return the calls per second, over calls that take `least` seconds or more."""
     calls, took, began = 0, 0.0, clock()
     while took < least:
-        # as many as so far: looking at the clock makes a GPU idle
+        # as many calls as so far, since reading the clock makes a GPU idle
         for _ in range(max(1, calls)):
             work()
         calls += max(1, calls)
@@ -123,7 +123,7 @@ def _rate(work: Callable[[], object], least: float, clock: Callable[[], float]) 
 
 @contextmanager
 def _like_convolutions() -> Iterator[None]:
-    # on a GPU float32 convolutions use TF32 unless set otherwise, as the benchmark does; matrix products do not
+    # by default a GPU's float32 convolutions use TF32 and its matrix products do not (the benchmark turns TF32 off)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     try:
@@ -140,7 +140,7 @@ class Operation(NamedTuple):
 
 
 class Operations(TorchDispatchMode):
-    """Mode that records every operation that computes; views of a tensor do not."""
+    """Mode that records every operation that computes, and so no views of a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def limits(work: Callable[[], object], peak: float, bandwidth: float) -> Limits:
     """Compute the limits of work on tensors of the device "meta".
 
     Args:
-        work: work on as many images as are measured, in the same type.
+        work: the measured work, on as many images of the same dtype.
         peak: FLOPs per second.
         bandwidth: bytes per second.
     """
@@ -197,7 +197,7 @@ def copy_speed(options: Options, clock: Callable[[], float]) -> float:
 def _work(
     network: TargetNetwork, method: Method, views: int, size: int, precision: str
 ) -> dict[str, Callable[[], Any]]:
-    """Return an attack of `EFFICIENCY_STEPS` steps and an update for the limits: the network alone, on no data."""
+    """Return an attack of `EFFICIENCY_STEPS` steps and an update, for `limits`: only the network's work, no data."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     plain = _plain(network).to(dtype)
     images = torch.empty(views, 3, size, size, device="meta", dtype=dtype).to(memory_format=torch.channels_last)
@@ -218,10 +218,10 @@ def _work(
 
 
 def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
-    """Measure model FLOPs utilization, and the time that the machine's limits would leave relative to the time taken.
+    """Measure model FLOPs utilization, and the least time by the machine's limits relative to the time taken.
 
-    Utilization is needed FLOPs per second over those of the best matrix product of the same precision; for the limits
-    see `Limits`.
+    Utilization: the FLOPs needed per second, over those of the best matrix product of the same precision. For the
+    limits see `Limits`.
     """
     network = options.paper
     count, size = 2 * network["batch_size"], network["image_size"]

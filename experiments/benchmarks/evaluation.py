@@ -21,8 +21,8 @@ from astra_gym.ssl_core.transforms.views import as_float
 Say = Callable[[str], None]
 ROUTE, CLASSES = "pgd", 10
 EPSILON = 0.18 / 255
-"""Radius at which about three fifths of the right images stay right, as with published classifiers at 8/255: the saving
-by fallen images depends on their share. Features of random weights withstand no more."""
+"""Radius at which about three fifths of the correctly classified images stay so, as with published classifiers at
+8/255: the time saved on fooled images depends on their share. Features of random weights withstand no larger radius."""
 TRAIN, TEST = 200, 64
 STEPS = 20
 SHORT = 10
@@ -35,7 +35,8 @@ TIES = 0.05
 def pictures(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw noise on coarse patterns, one for each class: uint8 (count, 3, size, size) in 13..242, int64 (count,).
 
-    So far from black and white, no pixel bound binds within `EPSILON`; the reference does not clip its start to them.
+    The pixels are so far from black and white that clipping to [0, 1] changes nothing within `EPSILON`; the reference
+    does not clip its start.
     """
     patterns = torch.rand(CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(1000))
     labels = torch.arange(count) % CLASSES
@@ -81,10 +82,10 @@ class ShortAutoAttack(AutoAttack):
 def measure_evaluation(options: Options, rounds: int, say: Say) -> Result:
     """Measure the robust accuracy of a ResNet-18 classifier against the reference's loops, on a batch of 64 images.
 
-    PGD-20 is DynACL's and ASTrA's loop, which attacks every image; ours attacks those that are right. AutoAttack's
-    first two attacks are pyautoattack's on the plain module, with a tenth of the steps on both sides: a step costs the
-    same, and leaving out fooled images saves less than it would. Images and random starts are new in each round. Each
-    image must have the same outcome, except ties, which are counted.
+    PGD-20 is DynACL's and ASTrA's loop, which attacks every image; ours attacks only images that are classified
+    correctly. AutoAttack's first two attacks are pyautoattack's on the plain module, with a tenth of the steps on both
+    sides: a step costs the same, and leaving out fooled images saves less than with all steps. Images and random starts
+    are new in each round. Each image must have the same outcome, except ties, which are counted.
     """
     classifier = fitted(options)
     plain = PlainClassifier(classifier.encoder, ROUTE, classifier.head)  # type: ignore[arg-type]
@@ -102,7 +103,7 @@ def measure_evaluation(options: Options, rounds: int, say: Say) -> Result:
 
     def pgd_of_the_reference(work: dict[str, Any]) -> Tensor:
         images = as_float(work["images"].to(options.device))
-        # each image that ours attacks begins at the same point as in ours
+        # each image that our PGD attacks begins at the same point here
         start, right = torch.zeros_like(images), work["clean"].to(options.device)
         unit = torch.rand(images[right].shape, generator=starts(work), device=options.device)
         start[right] = EPSILON * (2 * unit - 1)

@@ -17,7 +17,7 @@ Seconds = Mapping[tuple[str, ...], float]
 
 
 class Unit(NamedTuple):
-    """How a value is written, and whether more is better (1), less is (-1), or neither (0)."""
+    """The written form of a value, and whether more is better (1), less is better (-1), or neither (0)."""
 
     form: str
     better: int
@@ -49,7 +49,7 @@ TARGETS = {
     ("start", "first training step"): 4.0,
     ("training", "make demo's training, against the other checkout"): 1.5,
 }
-"""By a value's part and name: the least median, or the largest if less is better."""
+"""Targets by a value's part and name: the least median, or the largest if less is better."""
 
 
 class DeviceClock:
@@ -65,7 +65,7 @@ class DeviceClock:
 
 
 class Stopwatch:
-    """Seconds by path of nested parts, exclusively: a part's clock stops while a part inside it runs."""
+    """Seconds of nested parts, by path; a part's clock stops while a part inside it runs."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -111,7 +111,7 @@ class Stopwatch:
 @contextmanager
 def replaced(owner: object, attribute: str, value: object) -> Iterator[None]:
     """While entered, replace the owner's attribute; it is restored at the end."""
-    # the instance's dict: frozen dataclasses refuse setattr
+    # by the instance's dict, since frozen dataclasses refuse setattr
     own = vars(owner)
     before = {attribute: own[attribute]} if attribute in own else {}
     own[attribute] = value
@@ -188,7 +188,7 @@ def interleaved(
         check: function that checks what the tasks returned in a round, including the warm-up; not timed.
 
     Returns:
-        Seconds of each task, one a counted round.
+        Seconds of each task, one value per counted round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):

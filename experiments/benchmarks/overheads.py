@@ -47,7 +47,8 @@ from astra_gym.ssl_core.utils.provenance import CHECKOUT
 Say = Callable[[str], None]
 NETWORK, LOSS = "network", "loss"
 ARITHMETIC = {"observe": {NETWORK}, "attack": {NETWORK, LOSS}, "update": {NETWORK}}
-"""The marks that are the target network's arithmetic, by the part around them: the strategy's backward is not."""
+"""The marks that are the target network's arithmetic, by the part around them; the strategy network's backward pass is
+not among them."""
 ACT, LEARN, SB3 = "act", "agent update", "SB3's own overhead"
 AGENT_PARTS = (ACT, LEARN, SB3)
 """The parts of a step that are the agent's."""
@@ -105,7 +106,8 @@ def watched(watch: Stopwatch, run: Run, *more: tuple[object, str, str]) -> Itera
     method = run.engine.method
 
     def encode(network: Any, original: Callable[[Any], Any] = method.encode) -> Callable[..., Any]:
-        # the attack's network is a folded copy, held nowhere else: it is recognized by the method's result for it
+        # the attack's network is a folded copy that is stored nowhere, so the function that the method makes of it is
+        # timed instead
         inner = original(network)
 
         def timed(*arguments: Any) -> Any:
@@ -122,8 +124,8 @@ def watched(watch: Stopwatch, run: Run, *more: tuple[object, str, str]) -> Itera
 
 
 def measure_shares(options: Options, rounds: int, say: Say) -> Result:
-    """Measure how the time of a run of the digits preset is spent, from its second epoch on, including each epoch's
-    checkpoint, in the precision that the preset uses on this machine."""
+    """Measure how a run of the digits preset spends its time, from the second epoch on, including each epoch's
+    checkpoint. The precision is the one that the preset uses on this machine."""
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     for agent in SHARED:
@@ -173,7 +175,7 @@ def share_figures(agent: str, epochs: Sequence[tuple[Seconds, float]], steps: in
 def measure_agents(options: Options, rounds: int, say: Say) -> Result:
     """Measure the share of each agent, acting and learning, in a step of the digits preset.
 
-    The learning of an agent that learns in every tenth step counts a tenth, as in the mean of ten steps.
+    If an agent learns in every tenth step, its learning counts as a tenth, as in the mean of ten steps.
     """
     clock = DeviceClock(options.device)
     watch = Stopwatch(clock)
@@ -264,7 +266,7 @@ def first_step(options: Options) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as temporary:
         told = Path(temporary) / "told.json"
         words = [sys.executable, "-c", FIRST_STEP, str(CHECKOUT or ""), str(told), *flags, f"--run_dir={temporary}/run"]
-        # two processes share no other clock on every system
+        # the only clock that two processes share on every system
         began = time.time()
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         if not told.is_file():

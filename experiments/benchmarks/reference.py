@@ -1,7 +1,7 @@
 """Plain twins: ASTrA's attack, optimizer, training step and evaluation, written directly as in its released code.
 
-The benchmark and tests compare with them: same result, without any care for speed. They are written from the
-algorithm's description alone (ASTrA, ICLR 2025; ACL, NeurIPS 2020). Where the released code spends time on its
+The benchmark and tests compare with them: they give the same result without any care for speed. They are written from
+the algorithm's description alone (ASTrA, ICLR 2025; ACL, NeurIPS 2020). Where the released code spends time on its
 language rather than on its algorithm, as in drawing budgets image by image, the twin does not.
 """
 
@@ -338,7 +338,7 @@ class PlainStep:
 
 
 def seconds_per_step(stages: Mapping[str, float], name: str) -> float:
-    """Compute the seconds of the twin's step, averaged over nine ordinary steps and a tenth, from those of its stages.
+    """Compute the seconds of the twin's step, averaged over ten steps of which one learns, from those of its stages.
 
     A tenth step is an ordinary one after act, attack, assess and learn. A second attack costs the same as the first,
     since both run to the largest number of steps. So the mean is `act + attack + update + next batch` plus a tenth of

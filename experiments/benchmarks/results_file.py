@@ -61,7 +61,7 @@ class ResultsFile:
         self.failed: dict[str, str] = {}
         self.document: dict[str, Any] = {}
         self.drawn = False
-        # now: the file may be tracked, and is changed after the first part
+        # read now, since the output may be tracked by git, and is changed after the first part
         self.commit = commit(ROOT)
         self.commits: dict[str, str | None] = {}
 

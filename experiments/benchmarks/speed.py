@@ -46,7 +46,7 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 Say = Callable[[str], None]
 WARM_UP_STEPS = (3, 4)
-"""The warm-up's budgets are short: it only has to cover what a first call alone does."""
+"""The warm-up's budgets have few steps, since it only has to cover what a first call alone does."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ VARIANTS = (
 def measure_attack(options: Options, rounds: int, say: Say) -> Result:
     """Measure the attack against the reference's masked loop, and the worth of each of its optimizations.
 
-    It is on a ResNet-18, 64 views, steps uniform on 3..14. Budgets and starts are new in each round, so that the attack
-    meets active sets of sizes that it has not met before, as in training. All variants must attain the same loss and
-    the same gain over the random start.
+    The attack is on a ResNet-18 and 64 views, with steps uniform on 3..14. Budgets and starts are new in each round, so
+    that numbers of views with steps left occur that have not occurred before, as in training. All variants must attain
+    the same loss and the same gain over the random start.
     """
     engine = AttackEngine(options.settings(**options.paper).world, device=options.device)
     method, network = engine.method, seasoned(engine)
@@ -110,7 +110,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
     def check(number: int, work: tuple[Budget, int], found: dict[str, Tensor]) -> None:
         started = (engine.views + start_of(engine, *work)).clamp(0, 1)
         for variant in VARIANTS:
-            # another layout rounds differently, and so may several threads, which split a smaller batch elsewhere
+            # another layout rounds differently, and so may several threads, which split a smaller batch in other places
             exact = not variant.channels_last and options.device.type == "cpu"
             exact = exact and (options.threads == 1 or not variant.active_only)
             tolerance = options.tolerance(variant.precision)
@@ -159,7 +159,7 @@ def worlds(options: Options) -> tuple[World, ...]:
     paper = tuple(product(("reinforce", "reinforce-paper"), ("fp32", "bf16")))
     return (
         World("ResNet-18", options.paper, (3, 14), paper),
-        # training moves here by the trained policy's choice: nearly all views take nearly all steps
+        # a trained policy chooses such numbers of steps: nearly all views take nearly all steps
         World("digits", {}, (12, 14), (("reinforce", "fp32"), ("reinforce", "auto"))),
     )
 
@@ -191,7 +191,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
         for agent, precision in world.sides
     }
     first = next(iter(ours.values()))
-    # made by the same seed as ours: its batches, starts and initial weights are the same
+    # made with the same seed as ours, so that batches, starts and initial weights are the same
     engine = AttackEngine(first.settings.world, first.settings.run.seed, options.device, first.engine.data)
     seasoned(engine)
     for run in ours.values():
@@ -199,7 +199,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
     watch = Stopwatch(clock)
     strategies = {agent: Strategy(_policy(run)) for (agent, _), run in ours.items()}
     twin = PlainStep(engine, strategies, watch.part)
-    # the twin trains a copy of the engine's network: this one keeps the weights that the first attacks see
+    # the twin trains a copy of the engine's network, so this one keeps the weights that the first attacks see
     initial = in_precision(engine.learner.network, "fp32").to(memory_format=torch.contiguous_format)
     loss = attained(initial, engine)
     seconds: dict[str, list[float]] = {f"twin, {agent}": [] for agent in strategies}
@@ -208,7 +208,7 @@ def _world(world: World, options: Options, rounds: int, say: Say) -> Result:
 
     def prepare(number: int) -> Tensor:
         say(f"step, {world.name}: round {number} of {rounds}")
-        # the warm-up's attacks are compared, so it too takes all its steps: else they would gain little
+        # the warm-up's attacks are compared, so they too take all their steps; with fewer they would gain little
         return random_actions(len(engine.views), engine.streams["twin/budgets"], world.steps)
 
     def check(number: int, work: Tensor, found: dict[str, tuple[dict[str, float], Tensor]]) -> None:
@@ -308,7 +308,7 @@ def measure_precision(options: Options, rounds: int, say: Say) -> Result:
     loss = attained(plain, engine)
     ratio: list[float] = []
     agreement: list[dict[str, Any]] = []
-    # the attack of the fp32 side: both update on it
+    # the attacked views of the fp32 side, on which both sides update
     attacked: dict[str, Tensor] = {}
 
     def prepare(number: int) -> tuple[Budget, int]:

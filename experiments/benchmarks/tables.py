@@ -21,7 +21,7 @@ SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Parts of a step in the figure: label and style, distinct in gray too."""
 ROW, FRAME = 0.31, 0.8
-"""Inches of a row of a panel, and of the rest of it."""
+"""Inches of a panel's row, and of the rest of the panel."""
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
@@ -142,7 +142,7 @@ def _bars(axis: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
 def _line(axis: Axes, scaling: Details) -> None:
     means = [median(values) for values in scaling["means"].values()]
     seconds = [median(values) for values in scaling["seconds"].values()]
-    # relative to the largest: the seconds depend on the machine
+    # relative to the largest, since the seconds depend on the machine
     relative = [value / max(seconds) for value in seconds]
     line = fit_line(means, relative)
     ends = [0.0, max(means)]

@@ -52,8 +52,8 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCE = {"fp32": Tolerance(1e-3, 2.5e-2), "bf16": Tolerance(1e-2, 5e-2)}
-"""The loss's is the contract of `astra_gym.ssl_core.models.folding`. If an attack gains little, the loss alone would
-pass an attack that does nothing: so its gain must agree too."""
+"""The loss's tolerance is the one that `astra_gym.ssl_core.models.folding` promises. The gain must agree too: where the
+reference gains little, an attack that does nothing would pass by its loss."""
 QUICK_FACTOR = 10
 """Factor of the tolerance for `--quick`: the loss of a tiny network on a few tiny images depends on single pixels."""
 MOST_GAIN = 0.5
@@ -64,8 +64,8 @@ SEASONING = 8
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the benchmark: `threads` of torch, the device; `quick` shrinks every world, for seconds in all;
-    `against` is another checkout for comparison."""
+    """Options of the benchmark: `threads` of torch, the device; `quick` shrinks every world, so that the whole takes
+    seconds; `against` is another checkout for comparison."""
 
     threads: int
     device: torch.device
@@ -103,8 +103,8 @@ def views_for(learner: TargetLearner, count: int, size: int, stream: Streams) ->
 def random_actions(count: int, generator: torch.Generator, steps: tuple[int, int] = (FEWEST, MOST)) -> Tensor:
     """Draw factored actions (count, 3), uniform on the action grid, with numbers of steps in a range.
 
-    Each number of steps occurs equally often, or once more or less, so that their mean is that of the range in every
-    round: our time goes with the mean, the plain loop's with the maximum, and chance would make the difference.
+    Each number of steps occurs equally often, give or take one, so that every round has the range's mean. Our time
+    grows with the mean, the plain loop's with the maximum; drawn freely, chance would change their ratio.
 
     Args:
         count: number of views.
@@ -140,7 +140,7 @@ def seasoned(engine: AttackEngine) -> TargetNetwork:
 
 
 def follow(engine: AttackEngine, leader: AttackEngine) -> None:
-    """Bring a new engine to the state of one of the same seed after `seasoned`: the same batch, the same weights."""
+    """Bring a new engine to the state of a `seasoned` engine with the same seed: the same batch, the same weights."""
     for _ in range(SEASONING):
         engine.draw_batch()
     engine.learner.network.load_state_dict(leader.learner.network.state_dict())
@@ -192,7 +192,8 @@ def check_agreement(
         loss: function from such views to the attained loss.
         name: name of the variant.
         exact: whether every pixel must be the same.
-        tolerance: allowed difference: `loss` of the ratio of the losses, `gain` of that of the gains over the start.
+        tolerance: allowed distance from 1: `loss` for the ratio of the losses, `gain` for the ratio of the gains over
+            the start.
 
     Raises:
         DisagreementError: if a pixel differs and `exact` is True, the attained losses or their gains over the start

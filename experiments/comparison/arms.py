@@ -75,17 +75,17 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Its name among all arms."""
+        """The arm's name among all arms."""
         return self.label + self.suffix
 
     @property
     def agent(self) -> str:
-        """Its agent, a name of `agents.AGENTS` or a dotted path."""
+        """The arm's agent, a name of `agents.AGENTS` or a dotted path."""
         return self.settings["agent"]
 
     @property
     def learns(self) -> bool:
-        """Whether its agent learns, see `agents.learns`."""
+        """Whether the arm's agent learns, see `agents.learns`."""
         return learns(self.agent)
 
     def named(self, seed: int) -> str:
@@ -271,7 +271,7 @@ def check_flags(flags: Iterable[str], refused: Sequence[str]) -> None:
 
 
 def absolute(flags: Iterable[str]) -> list[str]:
-    """Return the flags with absolute paths: a comparison may be resumed from another folder."""
+    """Return the flags with absolute paths, since a comparison may be resumed from another folder."""
     made, before = [], ""
     for token in flags:
         name, equals, value = token.partition("=")
@@ -299,8 +299,8 @@ def ordered(arms: Iterable[Arm]) -> Iterator[tuple[Arm, int]]:
 def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cell], seeds: int) -> list[Arm]:
     """Make arms that spend as many attack gradient steps as the most expensive arm of their method and preset.
 
-    Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. There is no such arm for one that
-    is the most expensive, or so near that it would get no further epoch, nor for one that does not attack.
+    Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. None is made for an arm that is
+    the most expensive, or so near to it that it would get no further epoch, nor for an arm that does not attack.
 
     Args:
         chosen: labels of arms, each under every method and preset.

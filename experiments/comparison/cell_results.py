@@ -1,4 +1,4 @@
-"""One finished run reduced to what a comparison needs, and a comparison as a file: the source of every report."""
+"""A finished run reduced to the values for a comparison, and a comparison as a file, the source of every report."""
 
 import json
 import math
@@ -45,10 +45,10 @@ class Cell:
         updates: target updates made.
         views: mean number of views attacked in an update, 0 for a method without an attack.
         attack_steps: attack gradient steps spent, over all updates and views, including those of a reward's look-ahead.
-        seconds: wall time of training. A killed process leaves none for its updates: then that of the other updates,
-            scaled to all; 0.0 if there are none.
-        world_seconds, agent_seconds: the parts of it spent on the world and on the agent.
-        correct: which test images were classified right, a string of 0 and 1 by epsilon as a fraction (0.0: clean).
+        seconds: wall time of training. A killed process leaves no time for its updates; the time of the other updates
+            is then scaled to all, and is 0.0 if there are none.
+        world_seconds, agent_seconds: the parts of `seconds` spent on the world and on the agent.
+        correct: which test images were classified correctly, a string of 0 and 1 by epsilon as a fraction (0.0: clean).
         reward_first, reward_last: mean reward in the first and the last tenth of the updates; None without a reward.
         held_out: mean reward of the trained policy and of the controls on held-out views, by policy.
         curve: means over `WINDOWS` parts of the training: `step` (the last of the part), `reward`, `epsilon`, `steps`
@@ -59,8 +59,8 @@ class Cell:
         commits: every commit of the project that the run ran on.
         versions: versions of Python and the libraries.
         device, threads: device and threads of the run.
-        damage: a sentence for each of the run's logs that is damaged. Values from it are then computed from what is
-            left: `attack_steps` scaled to all updates, `views` 0 if no update is left.
+        damage: a sentence for each of the run's logs that is damaged. Values are then computed from the entries that
+            are left: `attack_steps` scaled to all updates, `views` 0 if no update is left.
     """
 
     arm: str
@@ -90,7 +90,7 @@ class Cell:
 
     @property
     def mean_steps(self) -> float:
-        """Attack gradient steps a view and update."""
+        """Attack gradient steps per view and update."""
         return self.attack_steps / max(1, self.updates * self.views)
 
     @property
@@ -100,7 +100,7 @@ class Cell:
 
     @cached_property
     def outcomes(self) -> dict[float, np.ndarray]:
-        """Which test images were classified right: bool (n,) by epsilon."""
+        """Which test images were classified correctly: bool (n,) by epsilon."""
         return {epsilon: np.array(list(marks)) == "1" for epsilon, marks in self.correct.items()}
 
     def accuracy(self, place: Place) -> float:
@@ -263,7 +263,7 @@ class ComparisonResult:
         command: command that repeats it.
         cells: the finished runs.
         unfinished: cells that failed or are missing, with the reason.
-        wall_seconds: seconds from its first start to its end, without pauses; None if unknown.
+        wall_seconds: seconds from the comparison's first start to its end, without pauses; None if unknown.
         jobs: number of processes side by side.
         tests: pairs of arms that are tested, fixed before the first run.
     """
@@ -278,7 +278,7 @@ class ComparisonResult:
 
     @property
     def judge(self) -> Place | None:
-        """Where the world of the first cell, which is that of all in a method and preset, says that runs are judged."""
+        """The place at which runs are judged, by the world of the first cell: all of a method and preset share it."""
         settings = self.cells[0].settings if self.cells else {}
         epsilon = settings.get("judge_epsilon")
         return (0.0, epsilon) if epsilon is not None and settings.get("judge_score") == "mean" else epsilon
@@ -299,7 +299,7 @@ class ComparisonResult:
 
 
 def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
-    """Write a comparison as JSON, a cell a line, atomically."""
+    """Write a comparison as JSON, one cell per line, atomically."""
     head = {"schema": SCHEMA} | {
         field.name: getattr(comparison, field.name) for field in fields(comparison) if field.name != "cells"
     }
@@ -366,7 +366,7 @@ def read_pairs(values: Any) -> Pairs:
 
 
 def _check_fields(entry: Any, kind: type, without: Sequence[str] = ()) -> None:
-    """Raise a ValueError unless an object has a dataclass's fields, of their types; `without`: of any."""
+    """Raise a ValueError unless an object has a dataclass's fields, of their types; those in `without` may have any."""
     if not isinstance(entry, dict):
         raise ValueError("expected an object")
     known = {field.name: field.default is MISSING for field in fields(kind)}

@@ -43,7 +43,7 @@ def try_arms(arms: Sequence[Arm]) -> int:
     """Make the world and the agent of each arm once, and nothing else, to find the errors of runs before any begins.
 
     Returns:
-        How many runs to make side by side: one a usable core, and no more than fit their GPU's memory.
+        The number of runs to make side by side: one per usable core, and no more than their GPU's memory holds.
 
     Raises:
         ValueError: if an arm has a batch larger than its data, no data, unknown settings of its agent, and the like.
@@ -58,10 +58,10 @@ def try_arms(arms: Sequence[Arm]) -> int:
             fresh = key not in loaded
             if fresh:
                 loaded[key] = settings.data.load()
-            # on the CPU: a GPU's memory is for the workers
+            # on the CPU, since a GPU's memory is for the workers
             run = Run(settings, torch.device("cpu"), loaded[key])
             if fresh:
-                # it would be refused at the end of each run
+                # test images that are trained on would be refused at the end of each run
                 run.check_held_out()
             device = resolve_device(settings.run.device)
             needed = 0 if device.type == "cpu" else run_memory(run.engine)
@@ -169,7 +169,7 @@ class Comparer:
         check_folder(run)
         check_target(log)
         if self.folder.resumable(name):
-            # the plan names the modules, not the run's own record: no others are imported
+            # the plan names the modules, not the run's own record, so that no others are imported
             argv = ["--resume", str(run), *named_by(arm.settings)]
         else:
             argv = ["--probe_every", "0", *arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]

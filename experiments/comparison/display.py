@@ -48,7 +48,7 @@ class GridProgress:
         return sum(arm.seeds for arm in self.arms)
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds left from cells of the same arm, else from all arms' mean; None if there is none."""
+        """Estimate the seconds left from cells of the same arm, else from all arms' mean; None if neither is known."""
         known = {arm.name: seconds for arm in self.arms if (seconds := self._seconds(arm)) is not None}
         if not known:
             return None
@@ -69,7 +69,7 @@ class GridProgress:
         """Return the seconds that a cell of the arm takes."""
         names = [arm.named(seed) for seed in range(arm.seeds)]
         measured = [self.took[name] for name in names if name in self.took]
-        # of a cell of an earlier process only the training's time is known, which is most of it
+        # for a cell of an earlier process only the training's time is known, which is most of its time
         measured = measured or [self.finished[name].seconds for name in names if name in self.finished]
         # the first hundredth is no basis for an estimate
         begun = [self.running[name] for name in names if name in self.running and self.running[name][0] > 0.01]
@@ -161,7 +161,7 @@ class Display:
         return Group(self.table(), Text(f"{line}; {self.times(spent)}", overflow="fold"))
 
     def table(self) -> Table:
-        """Return the table, a line an arm: means over its finished cells; `steps` are a training's attack steps."""
+        """Return the table, one line per arm: means over its finished cells; `steps` are a training's attack steps."""
         epsilons = {shown_epsilon(arm.settings["eval_epsilons"]) for arm in self.progress.arms}
         at = f" {UNIT * radius:g}/255" if len(epsilons) == 1 and (radius := next(iter(epsilons))) else ""
         table = Table(padding=(0, 1), pad_edge=False, box=None, header_style="bold")

@@ -46,7 +46,7 @@ from astra_gym.ssl_core.utils.paths import check_folder, check_place, path_compo
 SCHEMA = 1
 """Schema of `comparison.yaml` and `state.json`."""
 TEXTS = ("name", "command", "equal_compute", "tests", "arms.label", "arms.suffix", "arms.flags")
-"""Fields of a plan that are text: a label 1e3 is not a number."""
+"""Fields of a plan that are read as text, so that a label 1e3 is not a number."""
 MOST_JOBS = 10_000
 BEGUN = (".", "command.txt", "environment.json", "last.pt")
 """Beginnings of the names of files that a run writes before it can be resumed; those with a dot are temporary."""
@@ -81,7 +81,7 @@ class ComparisonPlan:
 
     @property
     def trusting(self) -> list[str]:
-        """What the command that resumes it needs beside its folder: `--trust` if a module is imported."""
+        """Flags that the resuming command needs besides the folder: `--trust` if a module is imported."""
         return ["--trust"] if any(named_by(arm.settings) for arm in self.arms) else []
 
 
@@ -102,7 +102,7 @@ class ComparisonFolder:
         self.started: set[str] = set()
         self.adopted: set[str] = set()
         self.damage: list[str] = []
-        """What `open` found damaged in the cells, in words."""
+        """Damage that `open` found in the cells, in words."""
 
     def check_new(self) -> None:
         """Raise a ValueError unless the folder is absent, empty, or has no plan but runs to be adopted: run folders in
@@ -201,7 +201,7 @@ class ComparisonFolder:
         )
 
     def open(self, plan: ComparisonPlan) -> dict[str, Cell]:
-        """Find what is there: run folders, and in `comparison.json` finished cells with folders elsewhere.
+        """Find the existing cells: run folders, and in `comparison.json` finished cells with folders elsewhere.
 
         Returns:
             The finished cells by name.
@@ -243,7 +243,7 @@ class ComparisonFolder:
                         f"{self.cells / name}/{sentence}; a report marks this" for sentence in found[name].damage
                     ]
                 except ValueError as error:
-                    # training or evaluation is unfinished, or its results are damaged: they are repeated
+                    # training or evaluation is unfinished, or its results are damaged, so it is repeated
                     if (self.cells / name / "results" / "outcomes.json").exists():
                         self.damage.append(f"{error}; the run is evaluated again")
         return found

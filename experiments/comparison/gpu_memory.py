@@ -15,13 +15,13 @@ SPARE = 1.25
 EVALUATED = 256
 """Images that the evaluation attacks together, in float32."""
 COPIES = 5
-"""Copies of the parameters: weights, gradients, two moments, and a folded copy."""
+"""Copies of the parameters: weights, gradients, two of the optimizer, and one with folded batch norm."""
 
 
 def run_memory(engine: AttackEngine) -> int:
     """Estimate the bytes of a run in this world on a GPU, from what its updates keep for their backward pass.
 
-    The estimate is from above, and has not been confirmed on a GPU yet: `recompute` is not taken into account.
+    It is an upper estimate, since `recompute` is not taken into account, and it is not confirmed on a GPU yet.
     """
     learner, settings, method = engine.learner, engine.settings.optimizer, engine.method
     views = (method.views_per_image + method.attacked_per_image) * settings.batch_size / settings.update_chunks
@@ -52,11 +52,11 @@ def kept_bytes(network: TargetNetwork, shape: tuple[int, int, int]) -> float:
 
 
 def runs_that_fit(cores: int, needed: int, free: int | None) -> int:
-    """Return how many runs to make side by side: one a core, on a GPU as many as its memory holds, but at least one.
+    """Return how many runs to make side by side: one per core, on a GPU no more than its memory holds, at least one.
 
     Args:
         cores: usable cores.
         needed: bytes of a run on the GPU; 0 if runs are on the CPU.
-        free: free bytes there; None if unknown.
+        free: free bytes on the GPU; None if unknown.
     """
     return max(1, min(cores, free // needed)) if needed and free is not None else cores

@@ -1,4 +1,4 @@
-"""Runs of `train_agent.py` side by side: one process a run, one thread a process."""
+"""Runs of `train_agent.py` side by side: one process per run, with one thread each."""
 
 import contextlib
 import importlib
@@ -27,7 +27,7 @@ PRELOADED = (
     "astra_gym.experiments.evaluation.end_of_run",
     "astra_gym.experiments.comparison.scheduler",
 )
-"""Imported once, before the workers are forked: the imports of a run take as long as a small run's training."""
+"""Imported once, before the workers are forked, since the imports of a run take as long as a small run's training."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 POLL = 0.5
 """Seconds between two looks at the workers, and between two drawings of the display."""
@@ -62,7 +62,7 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """Why it failed, in a line."""
+        """The reason why the run failed, in one line."""
         if self.status == LOST:
             why = "ended unseen, since the fork server was killed"
         elif self.status >= 0:
@@ -151,7 +151,7 @@ def _shortest(path: Path) -> str:
 
 
 def _watch() -> None:
-    """End this process when its parent is gone: its run would not be counted, and another would begin it again."""
+    """End this process when its parent is gone, since its run would not be counted and another would begin it anew."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -176,7 +176,7 @@ def _circumstances() -> Iterator[None]:
     masked = block()
     os.environ.update(wanted)
     try:
-        # its start lets signals through again
+        # the tracker's start lets signals through again
         resource_tracker.ensure_running()
         block()
         yield
@@ -213,30 +213,30 @@ class Worker:
             try:
                 self.process.start()
             except (EOFError, ConnectionError):
-                # it was killed just now
+                # the fork server was killed just now
                 self.process.start()
 
     @property
     def seconds(self) -> float:
-        """Seconds since its start."""
+        """Seconds since the start of the process."""
         return time.monotonic() - self.began
 
     @property
     def orphaned(self) -> bool:
-        """Whether it runs although the fork server was killed, which alone learns how it ends."""
+        """Whether the process runs although the fork server was killed, which alone learns how the process ends."""
         return self.process.exitcode == LOST and is_running(self.process.pid)
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self.process.is_alive() or self.orphaned
 
     def ask_to_stop(self) -> None:
-        """Ask it to stop, as Ctrl-C does: training is saved at the next rollout boundary."""
+        """Ask the process to stop, as Ctrl-C does: training is saved at the next start of a rollout."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it immediately."""
+        """Kill the process immediately."""
         self._send(signal.SIGKILL)
         self.process.join()
 
@@ -246,7 +246,7 @@ class Worker:
                 os.kill(self.process.pid, number)
 
     def ended(self) -> Ended:
-        """Return its end; call this when the process has ended."""
+        """Return how the process ended; call this only after its end."""
         self.process.join()
         return Ended(self.job, self.process.exitcode, self.seconds)
 
@@ -267,7 +267,8 @@ def run_jobs(
         jobs: jobs in the order of their start.
         at_once: number of processes side by side.
         workers: the workers' lock file, see `locked`.
-        interrupt: an entered one; once it is asked, no job begins and running jobs are asked to stop.
+        interrupt: an `Interrupt` that is entered; once it is asked to stop, no job begins and running jobs are asked to
+            stop.
         started: called before a job begins.
         ended: called for each job that ended, failed or not.
         looked: called twice a second with the running jobs.

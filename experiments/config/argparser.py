@@ -38,12 +38,12 @@ class CommandParser(ArgumentParser, Generic[Record]):
     """The flags of a command.
 
     Args:
-        name: of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
+        name: name of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
         record: a dataclass with a field for each flag, or for each section of flags; its docstring is their help. A
             ValueError of its checks becomes an error of the command line.
-        about: the help's introduction.
-        usage: what follows the command's name in its usage line.
-        prog: the command's name in errors; by default as this process was called.
+        about: introduction of the help.
+        usage: words after the command's name in its usage line.
+        prog: name of the command in errors; by default as this process was called.
         section: the only section in the help; empty for all.
     """
 
@@ -272,7 +272,7 @@ def _add(group: Any, leaf: Leaf, text: str) -> None:
         return
     more["type"] = reader(leaf.name, element, "" if notes.choices else notes.what)
     if notes.positional:
-        # a missing one is reported only when all else is right
+        # a missing value is reported only when all else is right
         group.add_argument(leaf.name, nargs="*" if several else "?", **more)
     else:
         group.add_argument(f"--{leaf.name}", nargs=notes.nargs, **more)

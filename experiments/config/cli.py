@@ -87,10 +87,10 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class Invocation:
-    """What a command line asks for.
+    """A checked command line.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         resume: the run folder to resume, None for a new run.
         accept_edited_config: whether that folder's `config.yaml` may differ from what was written.
     """
@@ -111,8 +111,8 @@ def parse(
     Args:
         argv: the command line.
         prog: the command's name in errors.
-        trust: whether modules named here or in a file may be imported: True: all; False: none, for a command line that
-            comes from a file; None: those named here, and with `--trust` all.
+        trust: which modules may be imported. True: all. False: none, for a command line that comes from a file. None:
+            those that the command line names, and with `--trust` all.
         again: the command with `--trust`, for the error.
 
     Ends the process with status 2 and one line on the standard error if the command line is wrong, and with status 0
@@ -129,7 +129,8 @@ def parse(
         config: dict[str, Any] = {}
         for path in asked.config:
             values = read_yaml(path)
-            # a run's record leaves settings at the defaults of its version, a user's own file at the present ones
+            # settings that a run's record lacks have the defaults of its version; those that a user's own file lacks
+            # have the present ones
             values = without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
             config = {**_below(config, values), **values}
         if asked.agent_config is not None:
@@ -159,8 +160,8 @@ def parse(
 
 
 def load(path: Path | str, accept_edited: bool = False) -> Settings:
-    """Load the settings in a run's record. The record holds all settings of its time: one that it lacks was added later
-    and has its default.
+    """Load the settings in a run's record. The record holds all settings of its time, so a setting that it lacks was
+    added later and has its default.
 
     Args:
         path: the record, `config.yaml`.
@@ -168,7 +169,7 @@ def load(path: Path | str, accept_edited: bool = False) -> Settings:
 
     Raises:
         ValueError: if the file cannot be read, is damaged, edited, empty or cut short, is not YAML, or holds an unknown
-            or a bad setting, or is incomplete without an import of a user's module.
+            or a bad setting; if the record is incomplete, so that a user's module would be imported.
     """
     if not accept_edited:
         check_yaml(path, f"restore it, or accept the edit by {EDITED}")
@@ -243,7 +244,7 @@ def _settings(
 
 
 def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without those that `others`, which win, set by a second name (see `OTHER_NAMES`)."""
+    """Return the settings without those that `others` overrides by a second name (see `OTHER_NAMES`)."""
     made = dict(settings)
     for name, (group, option) in OTHER_NAMES.items():
         if option in (others.get(group) or {}):

@@ -42,7 +42,7 @@ def arithmetic(precision: str, repeatable: bool) -> Iterator[None]:
     """Set how a run computes, while entered.
 
     Args:
-        precision: of the run's settings; `fp32` is IEEE float32, on a GPU too.
+        precision: precision of the run; `fp32` is IEEE float32, on a GPU too.
         repeatable: whether results on a GPU are the same in every run (`--deterministic`).
     """
     with float32_of(precision), deterministic() if repeatable else nullcontext():

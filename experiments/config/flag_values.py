@@ -26,7 +26,7 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 
 def is_text(hint: Any) -> bool:
-    """Return whether a field is text: there 010 is a folder's name, not a number."""
+    """Return whether a field is text, where 010 is a folder's name and not a number."""
     return str in kinds_of(hint)
 
 
@@ -44,9 +44,9 @@ def reader(name: str, hint: Any, what: str = "") -> Callable[[Any], Any]:
     """Make the function that reads a field's values: texts of flags, values of YAML files, and values already read.
 
     Args:
-        name: of the field.
-        hint: its type. Text stays text (`null` is None if the type has None), `~` in a path is the home folder, all
-            else is YAML 1.2; 8/255 is a number where one is expected.
+        name: name of the field.
+        hint: type of the field. Text stays text (`null` is None if the type has None), `~` in a path is the home
+            folder, all else is YAML 1.2; 8/255 is a number where one is expected.
         what: description for errors, if the type does not say enough: "radius such as 8/255".
 
     Returns:

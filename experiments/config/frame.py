@@ -24,10 +24,10 @@ class Ending:
     """What a command reports if it ends early.
 
     Args:
-        name: of the command.
-        place: the folder or file that it writes.
-        kept: what remains there, in words; a function if that must be looked up.
-        after: what the user can do then, in words.
+        name: name of the command.
+        place: folder or file that the command writes.
+        kept: words for what remains there; a function if that must be looked up.
+        after: words for what the user can do then.
         stopped: the message after a signal.
     """
 
@@ -43,7 +43,7 @@ class Ending:
             return f"{error}: what was in it is lost, unless you have it elsewhere"
         place, kept = self.place, self.kept if isinstance(self.kept, str) else self.kept()
         if isinstance(error.filename, str) and not Path(error.filename).is_relative_to(place):
-            # such as a cache of decoded images, on another disk
+            # the file may be on another disk, such as a cache of decoded images
             place = Path(error.filename).parent
         if error.errno in FULL:
             return f"no space left in {place}; {kept}; {self.after}"
@@ -60,9 +60,9 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
     """Run a command.
 
     Args:
-        name: of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
-        argv: its flags, by default this process's.
-        command: takes the flags and the `Ending`, and returns the exit status.
+        name: name of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
+        argv: flags of the command, by default this process's.
+        command: function that takes the flags and the `Ending`, and returns the exit status.
 
     Returns:
         The exit status: the command's own, 1 if a disk error ended it, 128 + N if signal N did.

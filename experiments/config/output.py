@@ -94,7 +94,7 @@ def surviving() -> Iterator[None]:
     goes to the standard error.
     """
     before = sys.stdout, sys.stderr
-    # a process may be started without them
+    # a process may be started without these streams
     out, err = (Output(stream or io.StringIO()) for stream in before)
     sys.stdout, sys.stderr = out, err
     try:

@@ -41,7 +41,7 @@ WIDE_STEPS = tuple(size / 255 for size in (1, 2, 4, 8, 16, 32, 64))
 """Step sizes of the worlds with wide ranges, each twice the one before."""
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"probe_every": 2},
-    # half the work of digits in as many updates, and accuracies far from both ends: for comparisons of many runs
+    # half the work of digits in as many updates, with accuracies far from both ends, for comparisons of many runs
     "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
     # attacks from none to far too hard, where the best constant is inside the ranges; small and fast, for many runs
     "digits-wide": {

@@ -124,11 +124,11 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
 """What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code. `simclr` is
 as in ACL.
 
-Released codes differ by one update or epoch, or by less than two hundredths of the peak. Here a warm-up by the update
-reaches its peak in the first update after it, and one by the epoch in its last epoch. The cosine spans the epochs after
-the warm-up (the whole run in AdvCL, TARO and RoCL) and changes at the warm-up's interval (by the epoch in AdvCL). In
-RoCL's code colors come before the crop, in solo-learn's the flip comes last; solo-learn's blur is Pillow's, see
-`transforms.blur`."""
+Released codes differ by one update or epoch, or by less than two hundredths of the peak. Here a warm-up that changes
+the rate in every update reaches its peak in the first update after it, and one that changes it in every epoch in its
+last epoch. The cosine spans the epochs after the warm-up (the whole run in AdvCL, TARO and RoCL) and changes the rate
+as often as the warm-up (every epoch in AdvCL). RoCL's code changes colors before the crop, and solo-learn's flips last;
+solo-learn's blur is Pillow's, see `transforms.blur`."""
 
 KEEP_LAST = ("acl", "dynacl", "dynacl++", "acl-air", "dynacl-air", "dynacl-air++")
 """Methods whose released code trains on the last, smaller batch of an epoch too; the other codes leave it out."""
@@ -171,6 +171,6 @@ def with_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 def recipe(preset: str, method: str) -> dict[str, Any]:
     """Return what `method` changes in the settings of `preset`; nothing for a custom method."""
     chosen = (AUTHORS if preset == "cifar10" else SMALL).get(method, {})
-    # digits fill their frame: a random crop would cut off what distinguishes them
+    # digits fill their frame, so a random crop would cut off what distinguishes them
     post = DIGITS_POST if preset.startswith("digits") and "post_kwargs" in chosen else {}
     return {**chosen, **post}

@@ -43,7 +43,7 @@ def only_named(names: Collection[str | None], again: str) -> AbstractContextMana
 
 
 def nothing(file: Path | str) -> AbstractContextManager[None]:
-    """While entered, refuse every import of a user's module: a record is read without that."""
+    """While entered, refuse every import of a user's module: reading a record needs none."""
 
     def check(what: str, path: str) -> None:
         raise ValueError(f"{file} is no complete record of a run: to read it, the {what} {path!r} would be imported")
@@ -76,11 +76,11 @@ def _mapping(text: str) -> Mapping[Any, Any]:
     try:
         values = load_yaml(text)
     except ValueError:
-        # the parser reports it
+        # the parser reports the error
         return {}
     return values if isinstance(values, dict) else {}
 
 
 def trusting(settings: Mapping[str, Any]) -> list[str]:
-    """Return what a command that resumes a run needs beside its folder: `--trust` if a module is imported."""
+    """Return the flags that a resuming command needs besides the run's folder: `--trust` if a module is imported."""
     return ["--trust"] if named_by(settings) else []

@@ -89,7 +89,7 @@ def epoch_of(checkpoint: str) -> int:
 
 @matplotlib.rc_context(STYLE)
 def accuracy_along_the_run(rows: Sequence[Row], path: Path | str) -> None:
-    """Draw SA and RA against the epoch, with 95 % Wilson intervals: a panel a protocol, a line an attack.
+    """Draw SA and RA against the epoch, with 95 % Wilson intervals: a panel for each protocol, a line for each attack.
 
     Args:
         rows: rows of kept encoders; at most three attacks are drawn beside the clean accuracy.

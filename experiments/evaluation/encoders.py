@@ -39,7 +39,7 @@ class FeaturesOnly(nn.Module):
 
 
 class LikeImages(nn.Module):
-    """A classifier with logits of the images' type: AutoAttack keeps both in tensors of one type."""
+    """A classifier with logits of the images' type, because AutoAttack keeps both in tensors of one type."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,16 +56,16 @@ class Subject:
 
     Args:
         name: name for tables and folders.
-        checkpoint: name of its state, for the rows: `last`, `epoch-0005`, or the file's name.
+        checkpoint: name of the encoder's state, for the rows: `last`, `epoch-0005`, or the file's name.
         encoder: module with `feature_dim` and `features(images, route)`; for a classifier, the module itself.
-        route: batch-norm route on which it is tested.
+        route: batch-norm route on which the encoder is tested.
         clean_route: route of the clean images in full fine-tuning; `route` if there is only one.
-        settings: settings of its run; None for others.
-        notes: assumptions made in reading it, in sentences.
+        settings: settings of the encoder's run; None if it is of no run.
+        notes: assumptions made in reading the encoder, in sentences.
         classifier: whether the module's outputs are logits already.
         projector: whether the projector, if there is one, is trained.
-        trained: its training images, if its run keeps digests of them.
-        answers: digest of its outputs for some images, if its code is custom and may change; else empty.
+        trained: the encoder's training images, if its run keeps digests of them.
+        answers: digest of the outputs for some images, if the encoder's code is custom and may change; else empty.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Subject:
     answers: str = ""
     trained: RunImages | None = None
     digest: str = field(init=False)
-    """SHA-256 of its weights and statistics."""
+    """SHA-256 of the encoder's weights and statistics."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", digest(self.encoder))
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Departures of its route from the published protocol, which takes the attacked one of two."""
+        """Departures of the route from the published protocol, which takes the route of attacked images."""
         routes = self.encoder.routes if isinstance(self.encoder, TargetNetwork) else ()
         if ATTACKED_ROUTE in routes and self.route != ATTACKED_ROUTE:
             return (f"route {self.route}, not {ATTACKED_ROUTE}",)
@@ -190,7 +190,7 @@ def _tried(model: nn.Module, images: Tensor, path: str) -> Tensor:
         try:
             answers = model(given)
             unchanged = torch.equal(given, images)
-            # as attacks and checks may ask: a module that needs more than one image fails here
+            # attacks and checks may pass a single image, so a module that needs more fails here
             model(images[:1].clone())
         except Exception as error:  # custom code
             reason = " ".join(str(error).split())[:120]

@@ -44,8 +44,8 @@ def standard_linear_finetuning(
 ) -> tuple[list[Row], Mapping[Attack, Tensor]]:
     """Run SLF and PGD-20 on the trained encoder, and with `controls` on two trivial encoders.
 
-    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`;
-    the rows' `checkpoint` names the controls.
+    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`; a
+    control's rows have its name as `checkpoint`.
 
     Args:
         run: a run with labeled data.
@@ -53,11 +53,13 @@ def standard_linear_finetuning(
         note: function that prints a line.
 
     Returns:
-        The rows, the trained encoder's first; for each attack, on which test images (n,) that one was right.
+        The rows, the trained encoder's first; for each attack, whether the trained encoder classified each test image
+        (n,) correctly.
     """
     settings, engine, seed = run.settings, run.engine, run.settings.run.seed
     network, route = copy.deepcopy(run.encoder), engine.method.evaluation_route
-    # whatever the run's precision: accuracies of different runs are comparable, and the attack has exact gradients
+    # float32 whatever the run's precision, so that accuracies of different runs are comparable and the attack has exact
+    # gradients
     network.precision = "fp32"
     encoders: dict[str, tuple[nn.Module, str]] = {run.checkpoint_name: (network, route)}
     epsilons = settings.probe.eval_epsilons
@@ -81,7 +83,7 @@ def standard_linear_finetuning(
         found = evaluate(
             classifier,
             engine.data.test,
-            # not `step_size_for`: kept runs and comparisons were measured with 2/255 above 16/255 too
+            # not `step_size_for`, because kept results used the step size 2/255 at epsilons above 16/255 too
             [Attack("pgd20", epsilon, step_size=min(STEP_SIZE, epsilon / 2)) for epsilon in epsilons],
             origin=Origin(
                 protocol="slf",
@@ -97,15 +99,15 @@ def standard_linear_finetuning(
         correct = correct or found.correct
         for sentence in found.notes:
             note(sentence)
-        # a repeated run gives the same file, which a time would not allow
+        # without the seconds, a repeated run writes the same file
         rows += [replace(row, seconds=None) for row in found.rows]
         write_results(folder.results / "slf.json", rows)
     return rows, correct
 
 
 def write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
-    """Write `results/outcomes.json`: on which test images the encoder was right, as a string of 0 and 1 for each
-    epsilon (0.0: clean), so that runs can be compared image by image."""
+    """Write `results/outcomes.json`: whether the encoder classified each test image correctly, as a string of 0 and 1
+    for each epsilon (0.0: clean), so that runs can be compared image by image."""
     marks = {repr(attack.epsilon): "".join(map(str, right.int().tolist())) for attack, right in correct.items()}
     write_json(folder.results / "outcomes.json", {"schema": 1, "checkpoint": checkpoint, "correct": marks})
 
@@ -155,7 +157,7 @@ def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
 
 
 def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
-    """Draw the agent's budget (n,) for the attacked ones among a batch's views (v, 3, h, w), as in training."""
+    """Draw the agent's budget (n,) for the attacked views of a batch (v, 3, h, w), as in training."""
     actions = torch.as_tensor(agent.predict(run.env.observation_of(views))[0])
     # one action of the batch environment holds for every view
     attacked = run.engine.method.attacked(views)
@@ -167,9 +169,9 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
 
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     """Draw into `figures/` the figures that the run's method and data allow."""
-    # damage was reported when the run was resumed
+    # damaged lines of the log were already reported when the run was resumed
     metrics = read_metrics(folder.path / "metrics.jsonl", [])
-    # a lost log costs the curves, and nothing else
+    # without the log only the curves are missing
     if any(row.get("loss/total") is not None for row in metrics):
         run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
@@ -180,7 +182,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         generator = Streams(run.settings.run.seed, engine.device).on_device("gallery/noise")
         with engine.learner.untracked():
             attacked = engine.learner.attack(engine.all_views, budget, generator)
-        # one view of each image: the others show the same again
+        # one view of each image, since the others show the same again
         each = slice(None, None, engine.method.attacked_per_image)
         first = Budget(epsilon=budget.epsilon[each], step_size=budget.step_size[each], steps=budget.steps[each])
         path = folder.figures / "attack_gallery.png"
@@ -194,7 +196,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
 
 
 def table(rows: list[Row]) -> Table:
-    """Return the rows as a table for a terminal: a line a classifier, a column an epsilon."""
+    """Return the rows as a table for a terminal: a line for each classifier, a column for each epsilon."""
     epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
     out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
     for name in dict.fromkeys(row.checkpoint for row in rows):
@@ -207,7 +209,7 @@ def table(rows: list[Row]) -> Table:
 
 @ieee_fp32()
 def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table | None:
-    """Evaluate and draw. `results/outcomes.json` is written last: if it is there, everything else is.
+    """Evaluate and draw. `results/outcomes.json` is written last, so if it exists, all other results do.
 
     Returns:
         The table of accuracies; None if the data have no labels.

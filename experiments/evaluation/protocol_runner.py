@@ -70,7 +70,8 @@ class EvaluationPlan:
 
 
 class Evaluator:
-    """The evaluation of an encoder. A part's key holds all that it depends on: only parts not kept yet are computed.
+    """The evaluation of an encoder. A part's key holds all that its result depends on, so a part kept under its key is
+    not computed again.
 
     Args:
         subject: the encoder.
@@ -111,7 +112,7 @@ class Evaluator:
         self.notes: dict[str, list[str]] = {}
         """Notes to be reported beside the rows, by subject."""
         self.void: dict[str, str] = {}
-        """Reasons for missing values, by what they would have measured."""
+        """Reasons for missing values, by the classifier that they would have measured."""
         self._before = fingerprint(subject.encoder)
         self._digests = {name: _digest(part) for name, part in (("train", data.train), ("test", data.test))}
 
@@ -128,7 +129,7 @@ class Evaluator:
         self.check_data()
         rows = []
         for protocol in self.plan.protocols:
-            # a model's own logits, alone, need no training labels
+            # the protocol `classifier`, a model's own logits, is the only one that needs no training labels
             for fraction in (1.0,) if protocol == "classifier" else self.plan.labels:
                 try:
                     rows += self._evaluated(protocol, fraction)
@@ -291,7 +292,7 @@ class Evaluator:
         return classifier
 
     def key(self, part: str, protocol: str = "", fraction: float = 1.0) -> dict[str, Any]:
-        """Return all that decides a part, beside the additions of its own kind."""
+        """Return all that a part's result depends on, except the additions of its kind."""
         key = {
             "part": part,
             "encoder": self.subject.digest,
@@ -299,7 +300,7 @@ class Evaluator:
             "data": self._digests,
             "dataset": self.protocols.dataset,
             "seed": self.plan.seed,
-            # other code may give other values, and a row names the commit that made it
+            # code of another commit may give other values, and a row names the commit that made it
             "commit": self.commit,
             "code": self.subject.answers,
             "device": self.device.type,
@@ -318,7 +319,7 @@ class Evaluator:
 
 @contextmanager
 def unchanged(classifier: nn.Module, when: str) -> Iterator[None]:
-    """Raise a SanityError unless the classifier's weights and statistics stay as they are."""
+    """Raise a SanityError if the classifier's weights or statistics change inside this context."""
     before = fingerprint(classifier)
     yield
     check_frozen(before, fingerprint(classifier), when, "classifier")

@@ -243,7 +243,7 @@ def classifier_of(
 
 
 def packed(classifier: nn.Module, protocol: str) -> dict[str, Any]:
-    """Return what `unpacked` needs of a trained classifier, as plain tensors; a frozen encoder is not repeated."""
+    """Return what `unpacked` needs of a trained classifier, as plain tensors; a frozen encoder is left out."""
     if not isinstance(classifier, Classifier):
         raise ValueError(f"a classifier of the protocol {protocol} is not kept")
     payload: dict[str, Any] = {"head": classifier.head.state_dict()}

@@ -32,10 +32,10 @@ class LabelledData:
     """A data set for an evaluation.
 
     Args:
-        name: of the data set.
-        split: its labeled training and test images.
+        name: name of the data set.
+        split: labeled training and test images.
         deviations: departures of the data from the published protocol, in words.
-        seen: its test images at the size of the encoder's training images.
+        seen: the test images at the size of the encoder's training images.
         place: suffix of the evaluation's folder; empty if the data are the run's own.
     """
 
@@ -169,7 +169,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
                 raise
             mine = False
         if limited and not mine:
-            # the limits hold for the run's own folder: another one may hold fewer images
+            # the limits are for the run's own folder; another folder may hold fewer images
             limits = None
             split, seen = pair(None)
     else:

@@ -63,7 +63,7 @@ class EvaluationPart:
 
 
 class EvaluationStore:
-    """Parts of an evaluation and the classifiers that it trained, each named by all that decides it.
+    """Parts of an evaluation and the classifiers that it trained, each named by all that its result depends on.
 
     `parts/KEY/` holds a part's rows, notes, outcomes and figures; `classifiers/KEY.pt` the result of a training;
     `states/KEY/` the states of long attacks; `evaluation.json`, `facts.json` and `figures/` are the last command's.
@@ -83,7 +83,7 @@ class EvaluationStore:
 
     def begin(self) -> None:
         """Check, before anything is computed, that the folder can be this evaluation's. Nothing is written yet, but
-        what killed writers left in it is removed.
+        temporary files of killed writers are removed.
 
         Raises:
             ValueError: if it is a run's or a comparison's, a part of it is a link or not a folder, or a figure would
@@ -110,10 +110,10 @@ class EvaluationStore:
         """Check that the folder does not hold the results of another data set, which would be replaced.
 
         Returns:
-            A sentence if its table is damaged: it is replaced in any case.
+            A sentence if the folder's table is damaged, which is then replaced in any case.
 
         Raises:
-            ValueError: if it does.
+            ValueError: if it holds such results.
         """
         try:
             others = {row.dataset for row in read_results(self.file)} - {name} if self.file.is_file() else set()

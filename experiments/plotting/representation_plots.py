@@ -31,10 +31,11 @@ from astra_gym.ssl_core.evaluation.embedding_metrics import entropy_rank, normal
 from astra_gym.ssl_core.evaluation.representation import Landscape
 
 SHOWN = 500
-"""Images in the plane: more points would cover each other, and the projection's time grows faster than their number."""
+"""Number of images in the plane: more points would cover each other, and the projection's time grows faster than their
+number."""
 FAINT = "#bbbbbb"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#CC79A7") * 2
-# All different, for a reader in gray; those of one color are far from alike.
+# All different, for a reader in gray; markers of the same color are easy to tell apart.
 MARKERS = ("o", "^", "s", "D", "v", "X", "*", "P", "<", ">")
 COLUMNS = 5
 
@@ -42,8 +43,8 @@ COLUMNS = 5
 def plane(clean: Tensor, attacked: Tensor, seed: int) -> tuple[Array, Array]:
     """Map clean and attacked features (n, d) into one plane, (n, 2) each.
 
-    t-SNE (van der Maaten and Hinton 2008) of all of them together, normalized, from their first two principal
-    components. The same features, seed and number of threads give the same plane bit for bit.
+    This is t-SNE (van der Maaten and Hinton 2008) of all features together, normalized, started at their first two
+    principal components. The same features, seed and number of threads give the same plane bit for bit.
 
     Args:
         clean, attacked: features of the same images.
@@ -86,7 +87,7 @@ def tsne(
     kinds = np.zeros(len(before), dtype=np.int64) if labels is None else labels[:SHOWN].numpy()
     names = ["images"] if labels is None else [_short(name) for name in classes[: len(MARKERS)]]
     others = kinds >= len(names)
-    # one square for both panels: only then does the same place in both mean the same feature
+    # one square for both panels, so that the same place in both means the same feature
     low, high = (end(np.concatenate([before, after]), axis=0) for end in (np.min, np.max))
     centre, reach = (low + high) / 2, 0.53 * float((high - low).max())
     lines = 0 if labels is None else -(-(len(names) + bool(others.any())) // COLUMNS)

@@ -62,7 +62,7 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> S
     """Sum the chosen actions over windows of updates and turn them into shares.
 
     Args:
-        rows: metrics, one a target update; those without `actions/<kind>` (no attack) are left out.
+        rows: metrics, one row per target update; those without `actions/<kind>` (no attack) are left out.
         kind: `epsilon`, `steps` or `step_size`.
         windows: number of windows; fewer if there are fewer updates, or so few actions that a window would hold less
             than 16 (a share of one or two choices says nothing). A continuous value counts as the nearest integer (all
@@ -97,7 +97,7 @@ def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 6
     This is the exploration-exploitation figure of the ASTrA paper (ICLR 2025).
 
     Args:
-        rows: metrics, one a target update, with `step` and `actions/...` as {value: count}.
+        rows: metrics, one row per target update, with `step` and `actions/...` as {value: count}.
         path: path of the PNG.
         windows: see `action_counts`.
 
@@ -119,7 +119,7 @@ def stack_shares(axis: Axes, shares: Shares, least: float = 12) -> None:
     """Draw shares as stacked areas; label those of at least `least` percent at their right end, where the reader looks
     for what was learned.
     """
-    # Each window is a step, not a point of a line: a slope would invent shares between two windows.
+    # Each window is a step, not a point of a line, because a slope would invent shares between two windows.
     drawn = np.concatenate([shares.share, shares.share[:, -1:]], axis=1)
     colours = _colours(shares.values)
     axis.stackplot(shares.edges, 100 * drawn, colors=list(colours), step="post", linewidth=0)
@@ -162,7 +162,7 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
     Whatever a method lacks is left out: simclr has one loss and no reward, and so one panel.
 
     Args:
-        rows: metrics, one a target update, with `step`, `loss/...` and `reward/...`.
+        rows: metrics, one row per target update, with `step`, `loss/...` and `reward/...`.
         path: path of the PNG.
 
     Raises:
@@ -271,7 +271,7 @@ def amplified(noise: Array) -> tuple[Array, float]:
         The image, in [0, 1], and the gain, a whole number.
     """
     largest = float(np.abs(noise).max(initial=0.0))
-    # The tolerance prevents that rounding in float32 lowers 0.5 / (4/255) = 31.875 and the like.
+    # The tolerance keeps float32 rounding from lowering the gain by one where 0.5 / largest is a whole number.
     gain = max(1.0, math.floor(0.5 / largest + 1e-4)) if largest > 0 else 1.0
     return np.clip(0.5 + gain * noise, 0, 1), gain
 
@@ -318,7 +318,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     figure, (axis,) = new_figure(1, 3.8)
     for (name, rows), (mark, colour) in zip(classifiers.items(), marks, strict=False):
         curve = accuracy_curve(rows)
-        # Never negative: at 0 % the interval's border and the value differ by rounding.
+        # Never negative, though at 0 % the interval's border and the value differ by rounding.
         errors = np.maximum([curve.value - curve.low, curve.high - curve.value], 0)
         axis.errorbar(
             curve.epsilon, curve.value, errors, fmt=mark, color=colour, label=label(name), capsize=3, elinewidth=1, ms=6
@@ -339,10 +339,11 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
 
 @matplotlib.rc_context(STYLE)
 def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) -> None:
-    """Draw each policy's mean reward on the same frozen checkpoint: a dot a seed, the mean and its 95 % interval.
+    """Draw each policy's mean reward on the same frozen checkpoint: a tick for each seed, a dot for the mean, and a bar
+    for its 95 % interval.
 
     Args:
-        rewards: mean rewards, one a seed, by the policy's label ("trained", "uniform random", "fixed").
+        rewards: mean rewards, one per seed, by the policy's label ("trained", "uniform random", "fixed").
         path: path of the PNG.
 
     Raises:

@@ -51,11 +51,11 @@ def new_figure(
 
     Args:
         rows, columns: size of the grid of axes.
-        height, width: in inches.
+        height, width: size in inches.
         sharex, sharey: whether all axes have one scale.
         heights: heights of the rows, relative to each other; equal by default.
     """
-    # Not pyplot: its global list of figures would grow with every run and pick a window system.
+    # Not by pyplot, which would pick a window system, and keep the figures of every run in a global list.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False, height_ratios=heights)

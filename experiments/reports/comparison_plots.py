@@ -1,8 +1,8 @@
 """Figures of a comparison: rewards, accuracy against compute, and the arms' choices, all from its cells alone.
 
-They use the style of `astra_gym.experiments.plotting.style`. Small multiples, or a legend of colors and marks, tell up
-to some twenty arms apart: never color alone. Each function returns whether there was anything to draw, and so whether
-it wrote a file.
+They use the style of `astra_gym.experiments.plotting.style`. Small multiples, or a legend of colors and marks, never
+color alone, distinguish up to some twenty arms. Each function returns whether there was anything to draw, and so
+whether it wrote a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ LINES: tuple[Any, ...] = (
     {"color": "#A8326B", "linestyle": ":", "marker": "*"},
 )
 MARKERS = "os^DvPX*<>phd"
-"""Marks; their number and that of the colors have no common divisor: a pair of both recurs after the 104th arm."""
+"""Marks. Their number and that of the colors have no common divisor, so that a pair recurs only after the 104th arm."""
 
 
 class Band(NamedTuple):
@@ -65,7 +65,7 @@ class Band(NamedTuple):
 def curve_band(cells: Sequence[Cell], name: str) -> Band | None:
     """Return an arm's `Cell.curve` of that name, averaged over seeds; None if no cell has it.
 
-    If seeds differ in their steps, the others are interpolated to those of the first.
+    If seeds differ in their steps, their curves are interpolated to the steps of the first.
     """
     curves = [cell.curve for cell in cells if name in cell.curve]
     if not curves:
@@ -180,7 +180,7 @@ def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: P
 
 
 class Spent(NamedTuple):
-    """An arm's attack gradient steps a run and its accuracy in percent: means over seeds, with an interval or NaN."""
+    """An arm's attack gradient steps per run and its accuracy in percent: means over seeds, with an interval or NaN."""
 
     steps: float
     mean: float
@@ -208,7 +208,8 @@ def without_attack(comparison: ComparisonResult) -> list[str]:
 
 @matplotlib.rc_context(STYLE)
 def shares_of_arms(comparison: ComparisonResult, path: Path | str) -> bool:
-    """Draw the shares of the chosen epsilons, steps and step sizes over training: a row an arm, averaged over seeds.
+    """Draw the shares of the chosen epsilons, steps and step sizes over training: a row for each arm, averaged over
+    seeds.
 
     Args:
         comparison: finished runs.
@@ -218,14 +219,14 @@ def shares_of_arms(comparison: ComparisonResult, path: Path | str) -> bool:
     groups = {arm: kept for arm, cells in groups.items() if (kept := [cell for cell in cells if cell.shares])}
     if not groups:
         return False
-    # no shared axis: among so many, each change would be sent to all
+    # axes are not shared, since each change would be sent to all of so many axes
     figure, axes = new_figure(len(groups), 1.5 + 0.72 * len(groups), 3)
     for column, kind in enumerate(ACTION_SETS):
         values = sorted({value for cells in groups.values() for cell in cells for value in cell.shares[kind]["values"]})
         values = list(range(values[0], values[-1] + 1))
         below = axes[column::3]
         for axis, (arm, cells) in zip(below, groups.items(), strict=True):
-            # a smaller area is lower than its label
+            # areas smaller than this are lower than their labels
             stack_shares(axis, mean_shares(cells, kind, values), least=24)
             axis.set_yticks([])
             axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -265,7 +266,7 @@ def choice_by_clean_loss(comparison: ComparisonResult, path: Path | str) -> bool
 
 @matplotlib.rc_context(STYLE)
 def choice_over_training(comparison: ComparisonResult, path: Path | str) -> bool:
-    """Draw the mean epsilon, steps and step size over training, a line an arm.
+    """Draw the mean epsilon, steps and step size over training, a line for each arm.
 
     Args:
         comparison: finished runs.
@@ -300,7 +301,7 @@ def _panels(
     centres: Mapping[str, Mapping[str, float]],
     path: Path | str,
 ) -> bool:
-    """Draw a panel for each kind of choice with a line an arm: those `highlighted` with a legend, the others gray."""
+    """Draw a panel for each kind of choice with a line for each arm: `highlighted` arms with a legend, others gray."""
     shown = highlighted(comparison, lines)
     if not shown:
         return False

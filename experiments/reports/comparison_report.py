@@ -129,7 +129,7 @@ def _method_tables(comparison: ComparisonResult) -> list[Table]:
 
 
 def answer(comparison: ComparisonResult) -> list[str]:
-    """Return what the values show, in sentences; no sentence has a typed number."""
+    """Return what the values show, in sentences; every number in them is computed."""
     sentences, last = [], []
     for part in parts(comparison):
         place, cell = deciding_place(part), part.cells[0]
@@ -220,7 +220,7 @@ def _drawn(comparison: ComparisonResult, folder: Path) -> dict[str, list[Block]]
             found.setdefault(kind, []).extend([picture] if draw(folder / picture.name) else [])
     except BaseException:
         if not again:
-            # without a report they could not be recognized as ours
+            # without a report these figures could not be recognized as ours
             for _, _, picture in drawings:
                 (folder / picture.name).unlink(missing_ok=True)
         raise
@@ -369,7 +369,7 @@ def labelled(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def key(cell: Cell) -> tuple[str, str, str]:
-    """Return what runs have in common that are compared under one agent's name."""
+    """Return what all runs that are compared under one agent's name have in common."""
     return cell.agent, cell.method, cell.preset
 
 

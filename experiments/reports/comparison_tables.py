@@ -134,7 +134,7 @@ def best_arm(comparison: ComparisonResult, place: Place) -> str | None:
     for arm in arms:
         others = [other for other in arms if other != arm]
         found = [list(differences(comparison.of(arm), comparison.of(other), place).values()) for other in others]
-        # the cheap condition first: hardly any arm is then left to bootstrap
+        # the cheap condition comes first, so that hardly any arm is left to bootstrap
         ahead = found and all(len(values) >= FEWEST_SEEDS and np.mean(values) > 0 for values in found)
         if ahead and all(estimate(values).low > 0 for values in found):
             return arm
@@ -144,7 +144,7 @@ def best_arm(comparison: ComparisonResult, place: Place) -> str | None:
 def accuracy_table(comparison: ComparisonResult) -> list[Table]:
     """Return SA, RA and cost by arm, the best at the deciding place first; a table for every method and preset.
 
-    Arms at equal compute are left to `compute_table`: here they would be ranked against arms that trained less.
+    Arms at equal compute are left to `compute_table`, since here they would be ranked against arms that trained less.
     """
     longer = any(arm.endswith(COMPUTE) for arm in comparison.arms)
     note = f" Arms ending in {COMPUTE}, which trained longer, stand in the table of attack compute." if longer else ""
@@ -160,7 +160,7 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
         accuracies = []
         for epsilon in epsilons:
             values = _accuracies(cells, epsilon)
-            # below four seeds nothing is trimmed: the interquartile mean is the mean
+            # below four seeds nothing is trimmed, so the interquartile mean is the mean
             iqm = f"IQM {estimate(values).iqm:.1f}" if len(values) > FEWEST_SEEDS else ""
             accuracies.append(Entry(percent_text(values), iqm, best[epsilon] == arm))
         timed = [cell for cell in cells if cell.seconds > 0]
@@ -204,7 +204,7 @@ class Primary(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Its state, in words."""
+        """The verdict in words."""
         seeds = self.found.seeds
         return {
             "secondary": "secondary, no verdict",
@@ -217,8 +217,8 @@ def primary_comparisons(part: ComparisonResult) -> list[Primary]:
     """Return the tests of the plan with both arms, tested at the deciding place and reported at SA.
 
     The verdict is at 5 % after Holm over the family fixed beforehand, one for each method and preset; a missing member
-    counts, with p = 1. There is none before all planned runs of the family's arms are finished: looking while they
-    come in, and stopping when it suits, would find too much.
+    counts, with p = 1. There is no verdict before all planned runs of the family's arms are finished, because looking
+    while they come in, and stopping when it suits, would find too much.
 
     Args:
         part: cells of one method and preset.

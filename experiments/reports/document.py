@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
     @property
     def numbers(self) -> list[bool]:
-        """Whether a column holds numbers, for each."""
+        """For each column, whether it holds numbers."""
         return [index > 0 and column not in self.words for index, column in enumerate(self.columns)]
 
 
@@ -55,7 +55,7 @@ class Items(NamedTuple):
 
 
 class Code(NamedTuple):
-    """Commands, a line each."""
+    """Commands, one per line."""
 
     text: str
 

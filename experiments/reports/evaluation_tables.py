@@ -19,7 +19,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """Return the accuracies: a line a classifier, a column an attack and radius."""
+    """Return the accuracies: a line for each classifier, a column for each attack and radius."""
     attacked = [row for row in rows if row.metric == "RA" and row.attack not in STAGES]
     columns = sorted(
         {_place(row) for row in attacked}, key=lambda place: (place[0], list(NAMES).index(place[1]), place[2:])
@@ -51,7 +51,7 @@ def _clean(own: Sequence[Row], name: str) -> Row:
 
 
 def stages_table(rows: Sequence[Row]) -> Table:
-    """Return the accuracies after each of AutoAttack's attacks: a line a classifier and radius."""
+    """Return the accuracies after each of AutoAttack's attacks: a line for each classifier and radius."""
     lines = []
     for name, own in _classifiers(rows).items():
         radii = dict.fromkeys((row.norm, row.epsilon) for row in own if row.attack in STAGES)
@@ -105,7 +105,7 @@ def remarks(rows: Sequence[Row], notes: Mapping[str, Sequence[str]]) -> list[tup
 
 
 def _classifiers(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Group rows by classifier, named by its protocol and by what else tells it from the others."""
+    """Group rows by classifier, named by its protocol and by anything else that distinguishes it from the others."""
     several = len({row.checkpoint for row in rows}) > 1
     found: dict[str, list[Row]] = {}
     for row in rows:

@@ -38,7 +38,7 @@ class Group(NamedTuple):
 
     @property
     def attacks(self) -> bool:
-        """Whether its method attacks."""
+        """Whether the group's method attacks."""
         return any(cell.views for cell in self.cells)
 
 

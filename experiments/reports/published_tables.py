@@ -60,7 +60,7 @@ def accuracy_table(results: Path, preset: str) -> list[Block]:
                 values.setdefault(row.epsilon, []).append(row.value)
             else:
                 values = encoders.setdefault(row.checkpoint.replace("-", " "), {})
-                # every run of a preset repeats the trivial encoders: those of one seed are listed once
+                # every run of a preset repeats the trivial encoders, so those of one seed are listed once
                 if row.value not in values.setdefault(row.epsilon, []):
                     values[row.epsilon].append(row.value)
     lines = [*sorted(runs.items()), *sorted(encoders.items())]

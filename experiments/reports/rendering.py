@@ -33,7 +33,7 @@ def one_line(value: object) -> str:
 
 def within_line(value: object) -> Markup:
     """Escape a text so that GitHub's Markdown shows it unchanged, if it does not begin a line."""
-    # an underscore within a word marks nothing up; a link there needs no brackets
+    # an underscore within a word marks nothing up; GitHub makes links of bare addresses
     text = re.sub(r"([\\`*~|<>\[\]&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.)", r"\\\1", one_line(value))
     return Markup(re.sub(r"(?<=[\w.+-])@(?=[\w-]+\.\w)", "@\N{WORD JOINER}", text))
 
@@ -88,7 +88,7 @@ def block_in_markdown(block: Block) -> str:
 
 
 def for_terminal(table: Table) -> terminal.Table:
-    """Return the table for a terminal, without smaller print, for which eighty columns have no room."""
+    """Return the table for a terminal, without the entries' small print: eighty columns have no room for it."""
     made = terminal.Table(
         title=Styled(one_line(table.title)),
         title_justify="left",

@@ -56,7 +56,7 @@ def _of_reward(name: str) -> bool:
 
 
 def settings_table(comparison: ComparisonResult) -> Table:
-    """Return the settings in which arms differ, a column each, with shared ones in the note; the seed is left out."""
+    """Return the settings in which arms differ, one column each, with shared ones in the note, without the seed."""
     names = dict.fromkeys(name for cell in comparison.cells for name in cell.settings if name != "seed")
     values = {name: {_canonical(cell.settings.get(name)) for cell in comparison.cells} for name in names}
     differing = [name for name in names if len(values[name]) > 1]

@@ -41,7 +41,7 @@ def _made(settings: Settings) -> tuple[Path, bool]:
         except FileExistsError as error:
             if path.is_dir() and settings.run.run_dir is not None:
                 return path, False
-            # a name chosen here belongs to the process that makes the folder: other processes choose too
+            # other processes choose names too, so a name belongs to the process that makes the folder
             if settings.run.run_dir is not None:
                 raise unwritable(path, error) from error
         except OSError as error:

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run, read by name in the order of the seconds in which they were made; their checksums."""
+"""TensorBoard's event files of a run: their checksums, and their names, in which a second sets the order of reading."""
 
 import re
 import struct
@@ -14,7 +14,7 @@ PATTERN = "events.out.tfevents.*"
 HEAD, FOOT = 12, 4
 """Bytes of a record before its data (a length of 8 and its checksum) and after it (its checksum)."""
 ALIKE = 8
-"""Least number of records of one length that are checked side by side."""
+"""From this number of records of one length on, they are checked together, in NumPy."""
 
 
 def _table() -> list[int]:

@@ -49,7 +49,7 @@ def read_commands(path: Path, digests: Sequence[str], damage: list[str]) -> list
     lines = lines if lines[-1] else lines[:-1]
     found = list(map(command_digest, lines))
     lost = [digest for digest in digests if digest not in found]
-    # a line without a digest is of version 0.1, or of a process that was killed early; else it was another line
+    # a line without a digest is of version 0.1, or of a process that was killed early, or else it was changed
     strange = [number for number, digest in enumerate(found, start=1) if digest not in digests][-len(lost) :] * bool(
         lost
     )

@@ -90,7 +90,7 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
         return []
     wrong: dict[int, str] = {}
     if last and opened_line(last[:-1]) not in (None, last[:-1]):
-        # a whole line: its line break was damaged
+        # the line is whole, but its line break was damaged
         lines.append(last[:-1])
         wrong[len(lines)] = "it does not end with a line break"
     rows = []

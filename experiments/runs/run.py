@@ -42,7 +42,7 @@ from astra_gym.ssl_core.utils.rng import Streams
 DISCOUNT = {"view": 0.0, "batch": 0.9}
 """Discounts: a view's episode is one step; in the batch environment an action's effect on later batches counts."""
 PAPER_INTERVAL = 10
-"""ASTrA's strategy network learns in every tenth step; its warm-up is the target's, in its own updates."""
+"""ASTrA's strategy network learns in every tenth step; its warm-up is as long as the target's, in its own updates."""
 HPARAM_METRICS = ("loss/total", "reward/mean")
 
 
@@ -197,7 +197,7 @@ class Run:
         if bad := not_finite(held):
             last = self.engine.last
             played = "no attack yet" if last is None else describe_budget(last.budget)
-            # one of them: if an agent has one NaN, soon all its values are NaN
+            # only one is named, because soon after one NaN all values of an agent are NaN
             raise NonFiniteError(f"NaN or infinite after update {self.engine.step}: {few(bad, most=1)}; last {played}")
 
     def save(self, folder: RunFolder) -> None:
@@ -231,10 +231,10 @@ class Run:
         """Write `checkpoints/epoch-N.pt` for every N that has been reached since the last call: the multiples of
         `keep_every`, and the last epoch.
 
-        Call this at every rollout boundary, before `save`: a run that resumes from a checkpoint then lacks no file, and
-        writes the same files again. A rollout may end later than the epoch: the file is named after the epoch and holds
-        the encoder of the first boundary at or after its end, with the `step` and the `epoch` (a fraction) of that
-        boundary. Files of epochs that end within one rollout are therefore the same.
+        Call this at every rollout boundary (between two rollouts), before `save`, so that a run which resumes from a
+        checkpoint lacks no file. The file is named after the epoch. Since a rollout may end later than the epoch, it
+        holds the encoder of the first boundary at or after the epoch's end, with the `step` and the `epoch` (a
+        fraction) of that boundary. So files of epochs that end within one rollout are the same.
 
         Raises:
             NonFiniteError: as `check_finite`, if an encoder is due.
@@ -260,12 +260,12 @@ class Run:
         payload = load_checkpoint(folder.checkpoints / "last.pt", "run")
         try:
             restarted = self.env.load_state_dict(payload["world"])
-            # the agent last: a Stable-Baselines3 agent's state ends with the global generators'
+            # the agent last, since a Stable-Baselines3 agent's state ends with that of the global generators
             self.agent.load_state_dict(payload["agent"])
             self._kept_epochs = int(self.engine.epoch)
             before = dict(payload["circumstances"])
         except Exception as error:  # a state that was edited fails in many ways, a user's agent in any
-            # torch lists every tensor that differs, a line each: the first few words are enough
+            # torch lists every tensor that differs, one per line; the first few words are enough
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             raise CheckpointError(
                 f"{folder.checkpoints / 'last.pt'} does not fit config.yaml ({reason} ...): one of the two was edited, "
@@ -304,7 +304,7 @@ class Run:
                 if training stops early.
 
         Raises:
-            Stopped: if the run was interrupted; its last rollout boundary is saved.
+            Stopped: if the run was interrupted; its state after the last rollout is saved.
             OffPlan: if the agent made fewer or more target updates than planned; they are saved.
             NonFiniteError: if a value in an update or its result is not finite, or agent, optimizers or world are not
                 when they are about to be saved; the previous checkpoint is kept.
@@ -318,7 +318,7 @@ class Run:
             try:
                 agent.learn(left * env.num_envs, callback, reset_num_timesteps=False)
             except (RuntimeError, ValueError):
-                # a library's message about a NaN takes pages; this names the values that are not finite in a line
+                # a library's message about a NaN takes pages; this names the values that are not finite in one line
                 self.check_finite()
                 raise
             finally:
@@ -338,7 +338,7 @@ class Run:
 
 
 class RunCallback(BaseCallback):
-    """Record every target update; at rollout boundaries keep encoders, save checkpoints and heed interrupts."""
+    """Record every target update; between two rollouts keep encoders, save checkpoints and heed interrupts."""
 
     def __init__(self, run: Run, folder: RunFolder, log: RunLog, progress: RunProgress, interrupt: Interrupt) -> None:
         super().__init__()

@@ -53,9 +53,9 @@ class RunFolder:
         self.results = path / "results"
         self.figures = path / "figures"
         self.trusting: list[str] = []
-        """What the command that resumes the run needs beside its folder."""
+        """Flags that the resuming command needs besides the folder."""
         self.moved: tuple[str, ...] = ()
-        """Flags that a resume needs beside the folder, if the data are not where `config.yaml` has them."""
+        """Flags that a resume needs besides the folder, if the data are not where `config.yaml` has them."""
         self.lock: FolderLock | None = None
         """Lock while this process holds the folder, see `astra_gym.experiments.runs.claims`."""
 
@@ -96,7 +96,7 @@ class RunFolder:
             self._write_environment([environment(settings, argv)])
             if first is not None:
                 first(self)
-            # The last, since it makes the folder one that can be resumed.
+            # Written last, since it makes the folder one that can be resumed.
             write_file(self.config, sealed_yaml(settings.to_yaml()))
         except BaseException as error:
             self._undo()
@@ -113,12 +113,12 @@ class RunFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Its files except TensorBoard's events."""
+        """The files in the folder, except TensorBoard's events."""
         return self.config, self.command, self.environment, self.path / "metrics.jsonl"
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """Its folders."""
+        """The folders in the folder."""
         return self.checkpoints, self.results, self.figures
 
     def check(self) -> None:
@@ -226,7 +226,7 @@ class RunFolder:
         Args:
             first, last: target updates before and after.
             seconds: total wall time.
-            shares: seconds of each part of it, see `astra_gym.experiments.runs.run.Run.train`.
+            shares: seconds of each part of that time, see `astra_gym.experiments.runs.run.Run.train`.
             peak: the process's peak memory so far, see `astra_gym.experiments.runs.peak_memory.peak_memory`.
 
         Returns:

@@ -61,10 +61,10 @@ def write_final(folder: Path, accuracies: Mapping[float, float], step: int) -> N
 
 
 class RunLog:
-    """Writer of `metrics.jsonl` and of TensorBoard's events, with the same content, one row a target update.
+    """Writer of `metrics.jsonl` and of TensorBoard's events, with the same content, one row per target update.
 
     Two equal runs on the CPU write the same, except for TensorBoard's tags under `time/` and `memory/` (peak memory,
-    once an epoch). Call `flush` before a checkpoint is saved: what was written before then outlives the process.
+    once per epoch). Call `flush` before a checkpoint is saved, so that everything written by then outlives the process.
 
     Args:
         folder: the run's folder.
@@ -74,7 +74,7 @@ class RunLog:
         histograms_every: target updates between histograms.
 
     Attributes:
-        damage: a sentence for each defect of what was written before; only the checkpoint counts.
+        damage: a sentence for each defect of what was written before. A defect does not prevent a resume.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RunLog:
         self._board = SummaryWriter(str(folder.path), purge_step=purge_step)
 
     def _take_back(self, step: int) -> None:
-        # a run killed before its first update has none
+        # a run killed before its first update has no file
         rows = metrics_rows(self.path, self.damage) if step or self.path.exists() else []
         if self.damage:
             set_aside(self.path)
@@ -113,7 +113,7 @@ class RunLog:
         try:
             self.close()
         except OSError:
-            # of the disk, whose error has ended the work already
+            # this error of the disk is not raised if another has ended the work already
             if error is None:
                 raise
 
