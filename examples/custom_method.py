@@ -19,20 +19,20 @@ TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --devi
 
 @dataclass(frozen=True)
 class AlignUniform(Method):
-    """L = (l(clean) + l(attacked)) / 2. A view's l is its squared distance to its image's other view plus `uniformity`
-    times the log of its mean Gaussian potential with all other views."""
+    """L = (l(clean) + l(attacked)) / 2. A view's l is the squared distance to the other view of its image, plus
+    `uniformity` times the log of the view's mean Gaussian potential with all other views."""
 
     uniformity: float = 1.0  # --method_kwargs.uniformity 2
 
     paper = "Wang and Isola, ICML 2020"
     summary = "alignment and uniformity of clean and of attacked views"
-    # Method's defaults hold: two views per image (rows 2k and 2k+1), all attacked, 8/255 in 5 steps of 2/255
+    # the defaults of `Method` hold: two views per image (rows 2k and 2k+1), all attacked, 8/255 in 5 steps of 2/255
     nt_xent_based = False
     has_temperature = False
 
     def objective(self, z):
-        """Return l of each view, (2N,), for embeddings (2N, d): the attack maximizes it, the reward compares clean and
-        attacked views by it."""
+        """Return l of each view, (2N,), for embeddings (2N, d). The attack maximizes l; the reward compares the l of
+        clean and of attacked views."""
         z = F.normalize(z, dim=1)
         partner = z.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         potential = 4 * z @ z.T - 4  # -2 * squared distance
