@@ -120,14 +120,14 @@ def composed(record: type[Record], values: Mapping[str, Any]) -> Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """The base of a record whose fields are all sections, records of flat values; no two have a name in common."""
+    """The base of a record whose fields are all sections (records of flat values); no name occurs in two sections."""
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Make the record of flat values by name; those left out have their defaults.
+        """Make the record from flat values by name; values that are left out have their defaults.
 
         Raises:
-            TypeError: if there is no such name.
+            TypeError: if a name is unknown.
             ValueError: as the sections do.
         """
         known = {leaf.name for leaf in leaves(cls)}
@@ -151,7 +151,7 @@ class Composed:
                 object.__setattr__(self, item.name, dataclasses.replace(section, **own))
 
     def _resolve(self, **values: Any) -> None:
-        """Give values to those flat names whose value is `auto` or None, in place: only for `__post_init__`."""
+        """Replace flat values that are `auto` or None by the given ones, in place: only for `__post_init__`."""
         before = self.flat()
         self._set(**{name: value for name, value in values.items() if before[name] in ("auto", None)})
 
