@@ -8,6 +8,7 @@ INSTALLED = "astra-gym"
 COMMANDS = {
     "train": "train_agent",
     "compare": "compare_agents",
+    "tune": "tune",
     "evaluate": "evaluate_encoder",
     "export": "export_encoder",
     "report": "report",

@@ -17,16 +17,20 @@ class Rung(NamedTuple):
     seeds: int
 
 
-RUNGS = (Rung(64, 1), Rung(16, 2), Rung(4, 4), Rung(1, 8))
-"""A quarter stays, on twice as many seeds, so that the later rounds cost no more than the first (Jamieson and Talwalkar
-2016, "Non-stochastic best arm identification and hyperparameter optimization")."""
+def rungs_for(candidates: int) -> tuple[Rung, ...]:
+    """Return the rounds of a search, for 64 candidates: 64, 16, 4 and 1 of them on 1, 2, 4 and 8 seeds.
+
+    A quarter stays, on twice as many seeds, so that the later rounds cost no more than the first (Jamieson and
+    Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization").
+    """
+    return (*(Rung(max(1, candidates // 4**place), 2**place) for place in range(3)), Rung(1, 8))
 
 
-def trials(candidates: Sequence[Candidate], rungs: Sequence[Rung] = RUNGS) -> int:
+def trials(rungs: Sequence[Rung]) -> int:
     """Return the number of trials of a whole search."""
     done, before = 0, 0
     for rung in rungs:
-        done += min(rung.candidates, len(candidates)) * (rung.seeds - before)
+        done += rung.candidates * (rung.seeds - before)
         before = rung.seeds
     return done
 
@@ -40,7 +44,7 @@ def ranked(candidates: Sequence[Candidate], scores: Scores[Candidate], seeds: in
 def search(
     candidates: Sequence[Candidate],
     evaluate: Callable[[list[tuple[Candidate, int]]], Scores[Candidate]],
-    rungs: Sequence[Rung] = RUNGS,
+    rungs: Sequence[Rung],
 ) -> list[Candidate]:
     """Run the search.
 
@@ -70,7 +74,7 @@ def search(
 
 
 def rounds(
-    candidates: Sequence[Candidate], scores: Scores[Candidate], rungs: Sequence[Rung] = RUNGS
+    candidates: Sequence[Candidate], scores: Scores[Candidate], rungs: Sequence[Rung]
 ) -> Iterator[tuple[Rung, list[Candidate]]]:
     """Yield each round with its candidates, the best first, as far as all its trials are finished."""
     order = list(candidates)

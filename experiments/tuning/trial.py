@@ -64,22 +64,33 @@ class Search:
     settings: Settings
     passes: float
 
-    def of(self, candidate: Candidate, seed: int) -> tuple[Settings, float]:
-        """Return a trial's settings, with the whole number of epochs that the passes pay for, and a step's passes.
+    def steps(self, candidate: Candidate) -> float:
+        """Return the attack steps a view of a candidate."""
+        return own_steps(self.settings) if candidate.steps is None else candidate.steps
 
-        The number of epochs counts on the images that are trained on.
-        """
-        method = self.settings.method.make()
-        own = float(method.budget_at(1).steps) if method.attacks else 0.0
-        steps = own if candidate.steps is None else candidate.steps
-        each = UPDATE + steps
-        batches = _trained_on(self.settings) // self.settings.optimizer.batch_size
-        epochs = max(1, round(updates_for(self.passes, steps) / max(1, batches)))
-        return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0), each
+    def epochs(self, candidate: Candidate) -> int:
+        """Return the whole number of epochs over all training images that the passes pay for, at least 1."""
+        batches = len(_train(self.settings)) // self.settings.optimizer.batch_size
+        return max(1, round(updates_for(self.passes, self.steps(candidate)) / max(1, batches)))
+
+    def of(self, candidate: Candidate, seed: int) -> Settings:
+        """Return a trial's settings: as many epochs as `epochs`, scaled to the part of the images that is trained on,
+        so that a trial makes about as many updates as a run on all of them."""
+        share = len(divided(_train(self.settings)).train) / len(_train(self.settings))
+        epochs = max(1, round(self.epochs(candidate) / share))
+        return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
 
-def _trained_on(settings: Settings) -> int:
-    return len(divided(_train(settings)).train)
+def own_steps(settings: Settings) -> float:
+    """Return the attack steps a view of the method's own budget."""
+    method = settings.method.make()
+    return float(method.budget_at(1).steps) if method.attacks else 0.0
+
+
+def own_passes(settings: Settings) -> float:
+    """Return the passes of a run of the settings' epochs with the method's own budget."""
+    batches = len(_train(settings)) // settings.optimizer.batch_size
+    return settings.optimizer.epochs * batches * (UPDATE + own_steps(settings))
 
 
 def judged(found: QuickScore, settings: Settings) -> float:
@@ -106,14 +117,15 @@ def try_candidate(search: Search, candidate: Candidate, seed: int) -> Trial:
         ValueError: if the settings contradict each other, or the images have no labels.
     """
     began = time.perf_counter()
-    settings, each = search.of(candidate, seed)
+    settings = search.of(candidate, seed)
     data = divided(_train(settings))
     run = Run(settings, torch.device("cpu"), data)
     run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
     route = run.engine.method.evaluation_route
     found = quick_score(run.encoder, route, data.train, data.test, settings.probe.judge_epsilon or 8 / 255, seed)
     updates = run.engine.step
-    return Trial(judged(found, settings), found, updates, updates * each, time.perf_counter() - began)
+    passes = updates * (UPDATE + search.steps(candidate))
+    return Trial(judged(found, settings), found, updates, passes, time.perf_counter() - began)
 
 
 def _one_thread() -> None:
@@ -128,9 +140,6 @@ def try_all(
     Raises:
         ValueError: as `try_candidate`.
     """
-    if jobs == 1:
-        yield from ((candidate, seed, try_candidate(search, candidate, seed)) for candidate, seed in asked)
-        return
     with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
         waiting = {pool.submit(try_candidate, search, *pair): pair for pair in asked}
         try:

@@ -1,0 +1,169 @@
+"""Find good constants for a world: a budget of the attack, a schedule of its radius, or a learning rate and a strength.
+
+python experiments/tune.py --tune fixed --preset digits-wide
+python experiments/tune.py --tune schedule --preset digits-wide --steps 1 --step_size 32/255
+python experiments/tune.py --tune lr strength --preset digits-wide
+
+Candidates train on four fifths of the training images and are scored on the other fifth; test images are not looked at.
+Successive halving gives the better candidates more seeds. All trials spend as many forward-backward passes, so that
+candidates with fewer attack steps make more updates. The score is the mean margin of a ridge probe under PGD-10 at the
+world's judge_epsilon (`--judge_score mean`: averaged with the clean margin). Flags not listed below are those of the
+training, see train_agent.py --help. Every finished trial is kept: the same command continues.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # imported before all slow modules: from here on a signal ends this process with one line of text
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
+
+from astra_gym.experiments.comparison.arms import settings_of
+from astra_gym.experiments.comparison.cell_results import plain
+from astra_gym.experiments.comparison.scheduler import usable_cores
+from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.tuning.candidates import Candidate, budgets, schedules, trainings
+from astra_gym.experiments.tuning.halving import rungs_for, search, trials
+from astra_gym.experiments.tuning.trial import Search, own_passes, try_all
+from astra_gym.experiments.tuning.tuning_file import TuningFile, label
+from astra_gym.ssl_core.safety.disk import disk_error
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
+from astra_gym.ssl_core.training.optim import PEAK_LR
+from astra_gym.ssl_core.utils.finite import check_number
+
+KINDS = {
+    "fixed": "radius, steps and step size of the agent fixed",
+    "schedule": "radii of the agent schedule, at the given steps and step size",
+    "lr": "the learning rate",
+    "strength": "the strength of the augmentations",
+}
+SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--print_config", "--list", "--help")
+NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "progress", "probe_every")
+"""Settings that do not decide what a search finds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneFlags:
+    """What is tuned; any other flag goes to the training of every trial.
+
+    Args:
+        tune: what is searched: fixed, schedule, or lr and strength, together or one alone.
+        candidates: number of candidates.
+        passes: forward-backward passes over a batch's views that each trial spends; by default those of the world's own
+            epochs with the method's own budget.
+        search_seed: seed of the candidates' draw.
+        jobs: processes at once; by default one per usable core.
+        output: the file with the trials; by default tuning/PRESET-KIND.json.
+        trust: import the custom modules that a config file names, which runs their code.
+    """
+
+    tune: Annotated[tuple[str, ...], Notes(nargs="+", choices=KINDS, what="kind of constants")] = ("fixed",)
+    candidates: int = 64
+    passes: float | None = None
+    search_seed: int = 0
+    jobs: int | None = None
+    output: Annotated[Path | None, Notes(unit="FILE")] = None
+    trust: Annotated[bool, SWITCH] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if len(set(self.tune)) < len(self.tune) or (len(self.tune) > 1 and not set(self.tune) <= {"lr", "strength"}):
+            raise ValueError(f"--tune {' '.join(self.tune)}: expected fixed, schedule, lr, strength, or lr strength")
+        check_number("--candidates", self.candidates, 2, 4096, whole=True)
+        check_number("--search_seed", self.search_seed, 0, whole=True)
+        if self.jobs is not None:
+            check_number("--jobs", self.jobs, 1, whole=True)
+        if self.passes is not None:
+            check_number("--passes", self.passes, above=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 for bad input, 128 + N if signal N stopped it."""
+    return framed("tune", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
+    parser = CommandParser("tune", TuneFlags, __doc__, "--tune KIND [--FLAG VALUE ...]")
+    own, flags = parser.split(argv)
+    given = parser.read(own)
+    ending.stopped = "interrupted: finished trials are kept, and the same command continues"
+    ending.kept = "finished trials are kept"
+    ending.after = "the same command continues"
+    try:
+        if refused := [flag for flag in flags if flag.partition("=")[0] in SET_HERE]:
+            raise ValueError(f"{refused[0]} is set for each trial by the search: leave it out")
+        agent = "schedule" if given.tune == ("schedule",) else "fixed"
+        settings = settings_of([*flags, "--agent", agent], given.trust or None)
+        output = given.output or Path("tuning") / f"{settings.run.preset}-{'-'.join(given.tune)}.json"
+        ending.place = output.parent
+        return _search(given, settings, output)
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        if disk_error(error):
+            raise
+        parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
+
+
+def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
+    candidates = _candidates(given, settings)
+    rungs = rungs_for(len(candidates))
+    shared = Search(settings, given.passes or own_passes(settings))
+    what = {
+        "tune": list(given.tune),
+        "passes": shared.passes,
+        "candidates": len(candidates),
+        "search_seed": given.search_seed,
+        "settings": plain(settings, NOT_SEARCHED),
+    }
+    file = TuningFile(output, what, candidates, rungs)
+    whole, jobs = trials(rungs), given.jobs or usable_cores()
+    print(f"{len(candidates)} candidates, {whole} trials of {shared.passes:.0f} passes, {jobs} at once, into {output}")
+
+    def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
+        left = [pair for pair in asked if pair not in file.trials]
+        for candidate, seed, trial in try_all(shared, left, jobs):
+            file.add(candidate, seed, trial)
+            print(
+                f"{len(file.trials)} of {whole}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
+                f"{trial.found.SA:.1f} %, RA {trial.found.RA:.1f} %, {trial.updates} updates, {trial.seconds:.0f} s",
+                flush=True,
+            )
+        return file.scores
+
+    best = search(candidates, evaluate, rungs)[0]
+    file.write()
+    seeds = rungs[-1].seeds
+    mean = sum(file.scores[best, seed] for seed in range(seeds)) / seeds
+    spent = sum(trial.passes for trial in file.trials.values())
+    print(f"best: {label(best)} (score {mean:.3f} over {seeds} seeds), found with {spent:.0f} passes; {output}")
+    print(f"as an arm: --arm '{'-'.join(given.tune)}-tuned={label(best)} --epochs {shared.epochs(best)}'")
+    return 0
+
+
+def _candidates(given: TuneFlags, settings: Settings) -> list[Candidate]:
+    """Draw the candidates of the search.
+
+    Raises:
+        ValueError: if a schedule is tuned without steps and a step size.
+    """
+    if given.tune == ("fixed",):
+        return budgets(settings.ranges.sets, given.candidates, given.search_seed)
+    if given.tune == ("schedule",):
+        steps, step_size = settings.agent.steps, settings.agent.step_size
+        if steps is None or step_size is None:
+            raise ValueError("--tune schedule: give the attack's --steps and --step_size, as --tune fixed found them")
+        return schedules(settings.ranges.sets, steps, step_size, given.candidates, given.search_seed)
+    lr = settings.optimizer.lr or PEAK_LR[settings.optimizer.optimizer]
+    return trainings(given.tune, lr, given.candidates, given.search_seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The file of a search: its circumstances, and every finished trial, so that a repeated command goes on."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from astra_gym.experiments.tuning.candidates import Candidate, named
+from astra_gym.experiments.tuning.halving import Rung, ranked, rounds
+from astra_gym.experiments.tuning.trial import Trial, record, recorded
+from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.utils.files import check_target, write_json
+from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
+
+SCHEMA = 1
+NONE = "the world's own values"
+"""The name of the candidate that changes nothing."""
+
+
+def label(candidate: Candidate) -> str:
+    """Return a candidate's name in the file: its flags."""
+    return named(candidate.changes) or NONE
+
+
+class TuningFile:
+    """A search and its trials, written whole after every trial.
+
+    Args:
+        path: the JSON file; one that is there is continued.
+        what: description of the search: what is tuned, the world's settings, the passes, the seed of the candidates.
+        candidates: the candidates, in their order.
+        rungs: the rounds of the search.
+
+    Raises:
+        ValueError: if the file is of another search, or damaged.
+    """
+
+    def __init__(
+        self, path: Path, what: Mapping[str, Any], candidates: Sequence[Candidate], rungs: Sequence[Rung]
+    ) -> None:
+        self.path = path
+        self.rungs = rungs
+        self.what = dict(what)
+        self.candidates = {label(one): one for one in candidates}
+        self.trials: dict[tuple[Candidate, int], Trial] = {}
+        self.commits: list[str] = []
+        check_target(path)
+        if path.is_file():
+            self._read()
+        self.commits = sorted({*self.commits, commit(ROOT)})
+
+    def _read(self) -> None:
+        document = read_json(self.path, "remove it to search anew")
+        try:
+            if document["schema"] != SCHEMA:
+                raise ValueError(f"it has schema {shown(document['schema'])}: expected {SCHEMA}")
+            for name, value in self.what.items():
+                if document["search"][name] != value:
+                    raise ValueError(f"it is another search: {name} is {shown(document['search'][name])} there")
+            self.commits = list(document["commits"])
+            for entry in document["trials"]:
+                for seed, trial in entry["seeds"].items():
+                    self.trials[self.candidates[entry["candidate"]], int(seed)] = recorded(trial)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}; give another --output, or remove it") from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path} is damaged ({type(error).__name__}: {error}): remove it") from error
+
+    @property
+    def scores(self) -> dict[tuple[Candidate, int], float]:
+        """The scores of the finished trials."""
+        return {pair: trial.score for pair, trial in self.trials.items()}
+
+    def add(self, candidate: Candidate, seed: int, trial: Trial) -> None:
+        """Keep a finished trial."""
+        self.trials[candidate, seed] = trial
+        self.write()
+
+    def write(self) -> None:
+        """Write the file: the trials by candidate, and the rounds that are finished, best first."""
+        candidates = list(self.candidates.values())
+        by_candidate = [
+            {"candidate": label(one), "seeds": {str(seed): record(self.trials[one, seed]) for seed in seeds}}
+            for one in candidates
+            if (seeds := sorted(seed for each, seed in self.trials if each == one))
+        ]
+        finished = [
+            {"seeds": rung.seeds, "best_first": [label(one) for one in left]}
+            for rung, left in rounds(candidates, self.scores, self.rungs)
+        ]
+        spent = {
+            "trials": len(self.trials),
+            "passes": round(sum(trial.passes for trial in self.trials.values())),
+            "seconds": round(sum(trial.seconds for trial in self.trials.values()), 1),
+        }
+        document = {"schema": SCHEMA, "search": self.what, "commits": self.commits, "versions": versions()}
+        write_json(self.path, document | {"spent": spent, "rounds": finished, "trials": by_candidate})
+
+    def best(self, seeds: int) -> Candidate | None:
+        """Return the best candidate of those with trials on the first `seeds` seeds; None if there is none."""
+        whole = [one for one in self.candidates.values() if all((one, seed) in self.trials for seed in range(seeds))]
+        return ranked(whole, self.scores, seeds)[0] if whole else None
