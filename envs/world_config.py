@@ -20,8 +20,8 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings(Composed):
-    """A world's settings; `WorldSettings.of` takes them flat, by the names of the flags. What is left to a run (`auto`,
-    and `drop_last`) is stored with the value that it has in a world alone: view, fp32 and true.
+    """A world's settings; `WorldSettings.of` takes them flat, by the names of the flags. Settings that only a run
+    resolves (those given as `auto`, and `drop_last`) get fixed values in a world without a run: view, fp32 and true.
 
     Args:
         data: the images, and how they are kept.
@@ -81,8 +81,8 @@ class WorldSettings(Composed):
     def check_method(self) -> None:
         """Check that the method and its options fit each other and the settings.
 
-        A custom method is checked only when a world is made: the check imports the method's module, and a run's record
-        is read without that.
+        A custom method is checked only when a world is made, because the check imports the method's module, and reading
+        a run's record must import none.
 
         Raises:
             ValueError: if they do not.

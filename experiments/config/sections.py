@@ -30,8 +30,8 @@ class AgentSection:
     """Who chooses the attacks, and what it sees.
 
     Args:
-        agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce,
-            reinforce-paper in the preset cifar10, or none for a method without an attack.
+        agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce (in the
+            preset cifar10 reinforce-paper), and none for a method without an attack.
         agent_kwargs: the agent's own settings, which override its defaults, for example agent_kwargs.learning_rate.
         env: view: one action for each attacked view, discount 0; batch: one for the batch, discount 0.9.
         observation: what the agent sees, or the dotted path of a custom observation, my_module:MyObservation; auto:
@@ -92,8 +92,8 @@ class ProbeSection:
     """The evaluation at the end, and the probe along the run.
 
     Args:
-        probe_every: epochs between points of the curves of clean accuracy (SA) and accuracy under PGD-10 at 8/255 (RA)
-            in TensorBoard, from a probe on training images (`OnlineProbe`) that does not change the run; 0: none.
+        probe_every: epochs between two measurements by a probe on training images (`OnlineProbe`), which does not
+            change the run: TensorBoard shows clean accuracy (SA) and accuracy under PGD-10 at 8/255 (RA); 0: none.
         evaluate: whether to evaluate and draw figures at the end.
         controls: whether to evaluate random weights and raw pixels as well, as trivial encoders to compare with.
         probe_epochs: epochs of the linear probe.
@@ -154,8 +154,8 @@ class RunSection:
         preset: defaults of the other settings: digits, digits-grid (half the work, for comparisons), digits-wide and
             cifar10-16 (small worlds with wide ranges of attacks and a judge), folder, cifar10
             (the paper's), cifar10-teacher and cifar10-teacher-daq (CIFAR-10 teachers for deacl and for daq-sdp) or
-            cifar10-quick; by default the data set's: cifar100 and stl10 (32 pixels, 5,000 labeled images) take
-            cifar10-quick.
+            cifar10-quick; cifar10-quick is also that of cifar100 and stl10 (32 pixels, 5,000 labeled images); by
+            default the preset of the data set.
         seed: seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
         deterministic: whether a run on a GPU is repeatable, which costs speed (how much is not measured yet); a run on
@@ -164,8 +164,8 @@ class RunSection:
         checkpoint_every: epochs between checkpoints.
         post_kwargs: settings of the post-processing of astra++, dynacl++ and dynacl-air++ (`PostSettings`), which
             override its defaults, for example post_kwargs.epochs.
-        keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt, the last
-            epoch's always among them; 0: none.
+        keep_every: epochs between encoders that are kept for later evaluation, in checkpoints/epoch-N.pt; the last
+            epoch's is always kept; 0: none.
         images_every: epochs between image grids in TensorBoard.
         progress: how progress is shown: live, lines (one per epoch) or off; auto: live in a terminal, else lines.
 

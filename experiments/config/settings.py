@@ -40,7 +40,8 @@ lookahead_images reward_progress reward_weights precision recompute update_chunk
 observation actions seed device deterministic run_dir epsilon step_size steps schedule checkpoint_every post_kwargs
 probe_every keep_every images_every evaluate controls probe_epochs probe_lr probe_batch_size probe_augment eval_epsilons
 """
-"""The order of a record of settings; settings added later follow by section, and `progress` is the last."""
+"""The order of the settings in a written record; settings added later follow, section by section, and `progress` is
+last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,12 @@ class Settings(Composed):
         own = PRESETS[preset].get("method", method)
         if own != method:
             raise ValueError(f"the preset {preset} is of the method {own}, and not of {method}")
-        # a run's record is complete, and reading it must import no module of a user
+        # in a recorded run the agent is resolved already, and reading the record must import no module of a user
         recorded = is_own(method) and self.agent.agent != "auto"
         attacks = self.agent.agent != "none" if recorded else find_method(method).attacks
         self._resolve(agent=AGENT_OF_PRESET.get(preset, "reinforce") if attacks else "none")
         agent = self.agent.agent
-        # a written record has all three resolved, and reading it must import no module of a user
+        # in a record these are resolved already, and reading it must import no module of a user
         if not is_dotted(agent) or "auto" in (self.agent.observation, self.agent.actions, self.reward.reward_scope):
             meant_for = describe(agent)
             self._resolve(
@@ -97,7 +98,8 @@ class Settings(Composed):
                 actions=self._kind_of_actions(meant_for.actions) if attacks else "none",
                 reward_scope=meant_for.reward_scope,
             )
-        # as the method's authors do, unless the agent needs the same number of views in every step
+        # the last batch is kept where the method's authors keep it, unless the agent needs equally many views in every
+        # step
         same = self.agent.env == "view" and learns(agent)
         kept = preset == "cifar10" and method in KEEP_LAST and not same and self.coreset.coreset == "none"
         self._resolve(drop_last=not kept)
@@ -112,7 +114,7 @@ class Settings(Composed):
             if (value == "none") == attacks:
                 why = "attacks, and somebody has to choose how" if attacks else "has no attack to choose"
                 raise ValueError(f"{name} is {shown(value)}, but the method {method} {why}: leave --{name} out")
-        # the world checks its part when it is made
+        # making the world checks the world's settings
         if not self.world.data.drop_last and same:
             raise ValueError(
                 f"drop_last is false: the last batch of an epoch has fewer views, and the agent {agent} learns "

@@ -68,16 +68,20 @@ class Search:
         """Return the attack steps a view of a candidate."""
         return own_steps(self.settings) if candidate.steps is None else candidate.steps
 
-    def epochs(self, candidate: Candidate) -> int:
-        """Return the whole number of epochs over all training images that the passes pay for, at least 1."""
-        batches = len(_train(self.settings)) // self.settings.optimizer.batch_size
-        return max(1, round(updates_for(self.passes, self.steps(candidate)) / max(1, batches)))
+    def epochs(self, candidate: Candidate, images: int | None = None) -> int:
+        """Return the whole number of epochs that the passes pay for, at least 1.
+
+        Args:
+            candidate: the candidate.
+            images: number of images that are trained on; None: all training images, as in a run after the search.
+        """
+        images = len(_train(self.settings)) if images is None else images
+        batches = max(1, images // self.settings.optimizer.batch_size)
+        return max(1, round(updates_for(self.passes, self.steps(candidate)) / batches))
 
     def of(self, candidate: Candidate, seed: int) -> Settings:
-        """Return a trial's settings: as many epochs as `epochs`, scaled to the part of the images that is trained on,
-        so that a trial makes about as many updates as a run on all of them."""
-        share = len(divided(_train(self.settings)).train) / len(_train(self.settings))
-        epochs = max(1, round(self.epochs(candidate) / share))
+        """Return a trial's settings."""
+        epochs = self.epochs(candidate, len(divided(_train(self.settings)).train))
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
 

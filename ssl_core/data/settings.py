@@ -23,18 +23,18 @@ class DataSection:
             5,000 labeled images and does not read its 100,000 unlabeled ones.
         data_dir: folder of the data set: the one into which the archive of CIFAR-10, CIFAR-100 or STL-10 is unpacked,
             or the root of a tree of images.
-        cache_dir: folder in which the images of a data set `folder` are kept decoded: they are decoded once, and need
-            not fit in memory. By default they are decoded into memory at every start.
+        cache_dir: folder in which the decoded images of a data set `folder` are kept, so that they are decoded once and
+            need not fit in memory. By default they are decoded into memory at every start.
         keep_data: place of the training images; host: memory or disk, with prefetching; auto: on the device if they
             are in memory and take at most a quarter of the device's free memory.
         download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
         limit: number of training images; null: all.
         test_limit: number of test images; null: all.
         image_size: side to which images are resized.
-        drop_last: whether an epoch leaves out its last batch if it is smaller than the others (other images in every
-            epoch); null: true, or in a run what the method's authors do. With false the number of views varies, which
-            vector environments of views and agents that learn from views do not support; a single left-over image is
-            left out anyway, since batch norm needs a variance.
+        drop_last: whether an epoch leaves out its last batch if that batch is smaller than the others (these are
+            different images in every epoch); null: true, or in a run what the method's authors do. With false the
+            number of views varies, which vector environments of views and agents that learn from views do not support;
+            a single left-over image is left out anyway, since batch norm needs a variance.
 
     Raises:
         ValueError: if a name is unknown or a value is out of its range.
@@ -53,7 +53,7 @@ class DataSection:
     def __post_init__(self) -> None:
         check_choices(self)
         if not is_dotted(self.dataset):
-            # a custom data set is checked when it is loaded: settings alone import no module
+            # a custom data set is checked when it is loaded, because settings alone import no module
             check_cache_dir(self.dataset, self.cache_dir)
         check_truth("download", self.download)
         if self.drop_last is not None:

@@ -38,12 +38,12 @@ class OptimizerSection:
         lr_interval: how often the learning rate changes; epoch: the warm-up's last epoch has the peak.
         precision: precision of training; fp32: without TF32 on a GPU; auto: bf16 where the device computes in it, else
             fp32. The evaluation is always in fp32.
-        recompute: whether an update keeps only the inputs of the stem and of every residual block, and an attack only
-            the images, and computes the rest again: the same result with less memory, for a third (attack: half) more
-            time.
-        update_chunks: number of chunks of images in which an update passes a batch through the target network: less
-            memory for about a third more time. More than 1 changes the result (ghost batch norm): each chunk is
-            normalized by its own statistics. The loss couples the whole batch in any case.
+        recompute: whether an update keeps only the inputs of the stem and of every residual block (an attack only the
+            images) and computes the rest again. The result is the same, with less memory, for a third (attack: half)
+            more time.
+        update_chunks: number of chunks of images in which an update passes a batch through the target network. This
+            needs less memory, and about a third more time. More than 1 changes the result (ghost batch norm): each
+            chunk is normalized by its own statistics. The loss couples the whole batch in any case.
 
     Raises:
         ValueError: if a name is unknown or a value is out of its range.
@@ -106,9 +106,9 @@ class CoresetSection:
     """Training on chosen batches.
 
     Args:
-        coreset: whether later epochs train on chosen batches only; rcs (robustness-aware coreset selection, for methods
-            made of NT-Xents): on those whose gradients most reduce what an attack changes; random: its control, on as
-            many random batches.
+        coreset: how later epochs choose the batches that they train on; rcs (robustness-aware coreset selection, for
+            methods made of NT-Xents): batches whose gradients most reduce what an attack changes; random (the control
+            of rcs): as many random batches; none: all.
         coreset_fraction: share of the batches that epochs on a coreset keep.
         coreset_warmup: number of first epochs, on all data; null: a tenth of the epochs (RCS: 100 of 1000).
         coreset_every: epochs from one selection to the next; null: a fiftieth of the epochs (20 of 1000), at least 1.
@@ -136,7 +136,7 @@ class CoresetSection:
         self.make(1)
 
     def check_given(self, epochs: int) -> None:
-        """Check that every given option has an effect in a run of so many epochs.
+        """Check that every given option has an effect in a run of `epochs` epochs.
 
         Raises:
             ValueError: if not.

@@ -1,0 +1,53 @@
+"""The command that tunes: its result, its repetition, and bad input."""
+
+from pathlib import Path
+
+import pytest
+
+from astra_gym.experiments.tune import main
+from astra_gym.ssl_core.safety.sealing import read_json
+from tests.helpers.tiny_training import TINY_SETTINGS
+
+TINY = [f"--{name}={value}" for name, value in (TINY_SETTINGS | {"limit": 50, "preset": "digits-wide"}).items()]
+
+
+def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tune", "fixed", "--candidates", "3", "--jobs", "2", "--output", str(tmp_path / "t.json"), *TINY]
+    assert main(words) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("3 candidates, 10 trials of ") and len(shown) == 1 + 10 + 2
+    assert shown[-2].startswith("best: --agent fixed --epsilon ") and "over 8 seeds" in shown[-2]
+    assert shown[-1].startswith("as an arm: --arm 'fixed-tuned=--agent fixed --epsilon ") and "--epochs" in shown[-1]
+    document = read_json(tmp_path / "t.json")
+    best = document["rounds"][-1]["best_first"]
+    assert len(best) == 1 and best[0] in shown[-1] and document["spent"]["trials"] == 10
+    before = (tmp_path / "t.json").read_bytes()
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines() == [shown[0], *shown[-2:]]
+    assert (tmp_path / "t.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--tune", "fixd"], "did you mean 'fixed'"),
+        (["--tune", "fixed", "lr"], "expected fixed, schedule, lr, strength, or lr strength"),
+        (["--tune", "schedule"], "give the attack's --steps and --step_size"),
+        (["--candidates", "1"], "--candidates is 1"),
+        (["--seed", "3"], "--seed is set for each trial by the search"),
+        (["--limit", "5"], "a search needs 10 or more"),
+        (["--epohs", "2"], "did you mean --epochs"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, *words])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("tune.py: error: ") and part in line and len(line) < 300
+    assert not list(tmp_path.iterdir())

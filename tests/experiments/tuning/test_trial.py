@@ -1,0 +1,68 @@
+"""One trial: which images it sees, what it costs, and that it repeats."""
+
+import pytest
+import torch
+
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.tuning.candidates import UPDATE, Candidate, budgets
+from astra_gym.experiments.tuning.trial import (
+    Search,
+    divided,
+    judged,
+    own_passes,
+    record,
+    recorded,
+    try_all,
+    try_candidate,
+)
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.downstream.quick_score import QuickScore
+from tests.helpers.tiny_training import TINY_SETTINGS
+
+WORLD = Settings.from_preset("digits-wide", **TINY_SETTINGS, agent="fixed").replace(limit=50)
+NONE = Candidate(())
+
+
+def test_no_image_is_trained_on_and_scored_and_no_test_image_is_seen() -> None:
+    split = WORLD.data.load()
+    parts = divided(split.train)
+    assert (len(parts.train), len(parts.test)) == (40, 10)
+    rows = [
+        {tuple(image.flatten().tolist()) for image in part.images} for part in (parts.train, parts.test, split.test)
+    ]
+    assert not rows[0] & rows[1] and not rows[2] & (rows[0] | rows[1])
+    assert torch.equal(divided(split.train).test.images, parts.test.images)
+    with pytest.raises(ValueError, match="a search needs 10 or more"):
+        divided(ImageSet(split.train.images[:9], split.train.labels[:9], split.train.classes, "nine"))
+
+
+def test_trials_spend_as_many_passes_whatever_their_attack() -> None:
+    search = Search(WORLD, own_passes(WORLD) * 6)
+    spent = {}
+    for steps in (0, 1, 4, 14):
+        budget = {"epsilon": 8 / 255 * bool(steps), "steps": steps, "step_size": 8 / 255}
+        trial = try_candidate(search, Candidate(tuple({"agent": "fixed", **budget}.items()), float(steps)), 0)
+        assert trial.passes == pytest.approx(trial.updates * (UPDATE + steps))
+        spent[steps] = trial.passes
+    assert max(spent.values()) < 1.2 * min(spent.values())
+    # of the method's own budget the search's passes are six runs
+    assert try_candidate(search, NONE, 0).passes == pytest.approx(search.passes, rel=0.1)
+
+
+def test_a_trial_repeats_in_a_process_of_its_own_and_comes_back_from_json() -> None:
+    search = Search(WORLD, own_passes(WORLD))
+    asked = [(candidate, seed) for candidate in budgets(WORLD.ranges.sets, 2, 0) for seed in (0, 1)]
+    found = {(candidate, seed): trial for candidate, seed, trial in try_all(search, asked, jobs=2)}
+    assert found.keys() == set(asked) and len({trial.score for trial in found.values()}) > 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = try_candidate(search, *asked[0])
+    torch.set_num_threads(threads)
+    assert here._replace(seconds=0) == found[asked[0]]._replace(seconds=0)
+    assert recorded(record(here)) == here
+
+
+def test_the_judge_decides_what_is_ranked() -> None:
+    found = QuickScore(SA=99.0, RA=50.0, clean_margin=0.8, margin=0.2)
+    assert judged(found, WORLD) == pytest.approx(0.5)
+    assert judged(found, WORLD.replace(judge_score="robust")) == 0.2
