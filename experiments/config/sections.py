@@ -21,6 +21,7 @@ from astra_gym.ssl_core.utils.overrides import by_present_names, replaced
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
 JUDGES = {"robust": "RA at the judged radius", "mean": "the mean of SA and RA there"}
+EPSILONS = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
 
@@ -68,23 +69,27 @@ class AgentSection:
         if self.agent in SETTINGS and self.agent_kwargs:
             present = by_present_names(self.agent_kwargs, SETTINGS[self.agent].RENAMED)
             object.__setattr__(self, "agent_kwargs", present)
-        budget = {name: getattr(self, name) for name in ("epsilon", "step_size", "steps")}
-        for name in ("epsilon", "step_size"):
-            if budget[name] is not None:
-                check_number(name, budget[name], 0, 1, "a fraction in [0, 1]: 8/255, not 8")
         if self.steps is not None:
             check_number("steps", self.steps, -math.inf, math.inf, "an integer, or nothing", whole=True)
-        given = sorted(name for name, value in budget.items() if value is not None)
-        if "epsilon" in given and self.agent == "schedule":
+        for name in ("epsilon", "step_size"):
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, 0, 1, "a fraction in [0, 1]: 8/255, not 8")
+        if "epsilon" in self.budget and self.agent == "schedule":
             raise ValueError("--epsilon: the agent schedule takes --schedule, a radius for each part of the training")
-        if given and known and self.agent not in ("fixed", "schedule"):
-            flags = ", ".join(f"--{name}" for name in given)
+        if self.budget and known and self.agent not in ("fixed", "schedule"):
+            flags = ", ".join(f"--{name}" for name in sorted(self.budget))
             raise ValueError(f"{flags}: only the agent fixed takes a budget, and the agent is {self.agent}")
         object.__setattr__(self, "schedule", tuple(self.schedule))
         if self.schedule != SCHEDULE and known and self.agent != "schedule":
             raise ValueError(f"--schedule: only the agent schedule has one, and the agent is {self.agent}")
         if not self.schedule:
             raise ValueError("schedule is (): expected at least one radius")
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The given parts of the budget of the agents `fixed` and `schedule`, by name."""
+        given = {name: getattr(self, name) for name in ("epsilon", "step_size", "steps")}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +122,7 @@ class ProbeSection:
     probe_lr: float = 0.5
     probe_batch_size: Annotated[int, Notes(unit="IMAGES")] = 128
     probe_augment: bool = False
-    eval_epsilons: Annotated[tuple[float, ...], Notes(unit="[FRACTION,...]")] = (
-        2 / 255,
-        4 / 255,
-        8 / 255,
-        12 / 255,
-        16 / 255,
-    )
-
+    eval_epsilons: Annotated[tuple[float, ...], Notes(unit="[FRACTION,...]")] = EPSILONS
     judge_epsilon: Annotated[float | None, Notes(unit="FRACTION")] = None
     judge_score: Annotated[str, Notes(choices=JUDGES, what="judge's score")] = "robust"
 
@@ -194,9 +192,5 @@ class RunSection:
         self.make_post()
 
     def make_post(self) -> PostSettings:
-        """Make the settings of the method's post-processing.
-
-        Raises:
-            ValueError: if one is unknown or out of its range.
-        """
+        """Make the settings of the method's post-processing."""
         return replaced(PostSettings(), dict(self.post_kwargs or {}), "the post-processing")

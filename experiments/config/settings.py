@@ -188,10 +188,7 @@ class Settings(Composed):
 
     @property
     def _given_budget(self) -> ConstantBudget:
-        given = {name: getattr(self.agent, name) for name in ("epsilon", "step_size", "steps")}
-        return replace(
-            self.method.make().budget_at(1), **{name: value for name, value in given.items() if value is not None}
-        )
+        return replace(self.method.make().budget_at(1), **self.agent.budget)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "Settings":

@@ -45,11 +45,7 @@ class MethodSection:
         check_number("temperature", self.temperature, 1e-3, math.inf, "0.001 or more")
 
     def check_given(self) -> None:
-        """Check that every given option has an effect.
-
-        Raises:
-            ValueError: if not, or an option is given twice.
-        """
+        """Raise a ValueError if a given option has no effect, or is given twice."""
         method, options = self.make(), dict(self.method_kwargs or {})
         for name in ("temperature", "mixed_weight", "mixed_reading"):
             given = getattr(self, name)

@@ -1,7 +1,7 @@
 """The section of the settings on the target network."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import torch
@@ -56,19 +56,6 @@ class NetworkSection:
         self, generator: torch.Generator, routes: tuple[str, ...], precision: str, recompute: bool
     ) -> TargetNetwork:
         """Build the network with weights from the generator; see `TargetNetwork`."""
-        mean, std = NORMALIZATIONS[self.normalization]
-        return build_network(
-            generator,
-            arch=self.arch,
-            width=self.width,
-            stem=self.stem,
-            routes=routes,
-            projector=self.projector,
-            projector_hidden=self.projector_hidden,
-            projector_dim=self.projector_dim,
-            neck=self.neck,
-            mean=mean,
-            std=std,
-            precision=precision,
-            recompute=recompute,
-        )
+        own = asdict(self)
+        own["mean"], own["std"] = NORMALIZATIONS[own.pop("normalization")]
+        return build_network(generator, routes=routes, precision=precision, recompute=recompute, **own)

@@ -136,11 +136,7 @@ class CoresetSection:
         self.make(1)
 
     def check_given(self, epochs: int) -> None:
-        """Check that every given option has an effect in a run of `epochs` epochs.
-
-        Raises:
-            ValueError: if not.
-        """
+        """Raise a ValueError if a given option has no effect in a run of `epochs` epochs."""
         if self.coreset == "none":
             for name in ("coreset_fraction", "coreset_warmup", "coreset_every", "coreset_kwargs"):
                 if getattr(self, name) not in (getattr(CoresetSection, name), {}):
@@ -157,11 +153,7 @@ class CoresetSection:
 
     def make(self, batches: int) -> CoresetSettings:
         """Make the settings by which a coreset of `batches` batches is chosen; the random control uses neither
-        divergence nor attack.
-
-        Raises:
-            ValueError: if a setting is unknown or out of its range.
-        """
+        divergence nor attack."""
         kind = "random" if self.coreset == "none" else self.coreset
         options = self.coreset_kwargs or {}
         for name, flag in (("kind", "--coreset"), ("batches", "--coreset_fraction")):

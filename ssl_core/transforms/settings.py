@@ -59,11 +59,7 @@ class ViewsSection:
         self.make_perspective()
 
     def check_given(self) -> None:
-        """Check that every given option has an effect.
-
-        Raises:
-            ValueError: if not.
-        """
+        """Raise a ValueError if a given option has no effect."""
         if self.perspective_kwargs and self.perspective == "none":
             raise ValueError("perspective_kwargs: there is no perspective augmentation: add --perspective moebius")
 
@@ -80,11 +76,7 @@ class ViewsSection:
         )
 
     def make_perspective(self) -> PerspectiveSettings:
-        """Make the settings of the perspective augmentation.
-
-        Raises:
-            ValueError: if one is unknown or out of its range.
-        """
+        """Make the settings of the perspective augmentation."""
         if "kind" in (self.perspective_kwargs or {}):
             raise ValueError("perspective_kwargs has a kind: give it as --perspective")
         chosen = PerspectiveSettings(kind=self.perspective)

@@ -86,7 +86,7 @@ def encoders() -> Iterator[dict[str, Any]]:
         if PRESETS[preset].get("method", method) == method:
             teacher = {"teacher": "runs/teacher"} if "teacher" in METHODS[method].others else {}
             settings = Settings.from_preset(preset, method=method, **teacher)
-            yield {name: getattr(settings, name) for name in names}
+            yield {name: getattr(settings.network, name) for name in names}
     others = [
         ("imagenet", "resnet18", 64, 0),
         ("imagenet", "resnet10", 16, 0),

@@ -197,7 +197,7 @@ def test_the_twins_stages_are_those_of_its_seconds() -> None:
     run = Run(QUICK.settings(), torch.device("cpu"))
     watch = Stopwatch()
     assert isinstance(run.agent, REINFORCE)
-    twin = PlainStep(AttackEngine(run.settings), {"reinforce": Strategy(run.agent.policy)}, watch.part)
+    twin = PlainStep(AttackEngine(run.settings.world), {"reinforce": Strategy(run.agent.policy)}, watch.part)
     clean = twin.views
     actions = random_actions(len(clean), torch.Generator().manual_seed(0))
     stages, adversarial = twin_stages(twin, watch, actions)

@@ -1,7 +1,7 @@
 """Settings: defaults that depend on each other, presets, contradictions."""
 
 import re
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,16 +10,17 @@ import torch
 
 from astra_gym.agents import AGENTS
 from astra_gym.envs.actions import ActionTable
-from astra_gym.experiments.config.cli import load, parse
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.experiments.config.cli import LEAVES, load, parse
 from astra_gym.experiments.config.presets import PRESETS
-from astra_gym.experiments.config.settings import (
-    Settings,
-    default_run_dir,
-)
+from astra_gym.experiments.config.sections import AgentSection
+from astra_gym.experiments.config.settings import Settings, default_run_dir
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.training.settings import OptimizerSection
 
+WORLD = [item.name for item in fields(WorldSettings)]
 ACL_BUDGET = ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
 
 
@@ -191,31 +192,12 @@ def test_an_unknown_name_offers_the_nearest(name: str, value: str, nearest: str 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": True}, "seed is True"),
-        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
-        ({"keep_every": -1}, "keep_every is -1: expected a number of epochs, or 0"),
-        ({"keep_every": 0.5}, r"keep_every is 0\.5"),
-        ({"keep_every": True}, "keep_every is True"),
-        ({"keep_every": -1}, "keep_every is -1: expected a number of epochs, or 0"),
-        ({"keep_every": 0.5}, r"keep_every is 0\.5"),
-        ({"keep_every": True}, "keep_every is True"),
-        ({"keep_every": -1}, "keep_every is -1: expected a number of epochs, or 0"),
-        ({"keep_every": 0.5}, r"keep_every is 0\.5"),
-        ({"keep_every": True}, "keep_every is True"),
-        ({"probe_epochs": 0}, "probe_epochs is 0"),
-        ({"probe_lr": 0.0}, "probe_lr is 0.0"),
-        ({"probe_lr": float("nan")}, "probe_lr is nan"),
-        ({"eval_epsilons": (8,)}, "eval_epsilons is 8: expected fractions"),
-        ({"eval_epsilons": (0.0,)}, "eval_epsilons is 0.0"),
-        ({"agent": "fixed", "epsilon": 8}, "epsilon is 8: expected a fraction"),
         ({"agent": "fixed", "epsilon": 16 / 255}, "epsilon is 16/255: expected 3/255 to 15/255"),
         ({"agent": "fixed", "step_size": 0.5 / 255}, "step_size is 0.5/255"),
         ({"agent": "fixed", "steps": 15}, "steps is 15: expected 3 to 14"),
-        ({"agent": "fixed", "steps": 5.5}, "steps is 5.5: expected an integer"),
-        ({"agent": "fixed", "steps": 5.0}, "steps is 5.0: expected an integer"),
-        ({"agent": "ppo", "epsilon": 8 / 255}, "--epsilon: only the agent fixed"),
-        ({"steps": 5, "step_size": 2 / 255}, "--step_size, --steps: only the agent fixed"),
+        ({"steps": 5, "step_size": 2 / 255}, "--step_size, --steps: only the agent fixed.* the agent is reinforce"),
+        ({"schedule": (0.1,)}, "--schedule: only the agent schedule has one, and the agent is reinforce"),
+        ({"post_kwargs": {"epochs": 3}}, "post_kwargs: the method astra has no post-processing"),
         ({"env": "batch", "observation": "image"}, "observation 'image'"),
         ({"epochs": 0}, "epochs is 0"),
     ],
@@ -271,7 +253,20 @@ def test_tiny_maps_are_not_trusted_to_bfloat16(monkeypatch) -> None:
     assert Settings.of(stem="imagenet", image_size=32).optimizer.precision == "bf16"
 
 
-def test_an_agents_settings_are_recorded_by_present_names() -> None:
-    assert Settings.of(agent_kwargs={"entropy_coef": 0.1}).agent.agent_kwargs == {"ent_coef": 0.1}
-    with pytest.raises(ValueError, match="entropy_coef is the old name of ent_coef"):
-        Settings.of(agent_kwargs={"entropy_coef": 0.1, "ent_coef": 0.2})
+def test_settings_are_sections_and_flat_values_at_once() -> None:
+    settings = Settings.of(agent="fixed", epsilon=8 / 255, epochs=3, dataset="digits")
+    assert settings == Settings(
+        agent=AgentSection(agent="fixed", epsilon=8 / 255),
+        optimizer=OptimizerSection(epochs=3),
+    )
+    assert Settings.of(**settings.flat()) == settings
+    assert settings.world == WorldSettings(**{name: getattr(settings, name) for name in WORLD})
+    # records are cut short at their end: its last name is always the same
+    assert [*settings.flat()][-1] == "progress" and sorted(settings.flat()) == sorted(LEAVES)
+    with pytest.raises(TypeError, match=r"Settings.__init__\(\) got an unexpected keyword argument 'epoch'"):
+        settings.replace(epoch=3)
+
+
+def test_sections_that_a_run_shares_with_its_world_are_the_same() -> None:
+    ours = {item.name: item.type for item in fields(Settings)}
+    assert {item.name: item.type for item in fields(WorldSettings)}.items() <= ours.items()

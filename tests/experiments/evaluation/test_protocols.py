@@ -130,7 +130,7 @@ def test_a_data_set_without_a_published_protocol_is_probed_as_in_its_run() -> No
     run = Settings.of()
     protocols = made("digits", run)
     assert (protocols.probe.epochs, protocols.probe.lr, protocols.probe.augment) == (100, 0.5, False)
-    assert protocols.probe.milestones == (40, 80) and protocols.views.flip == run.flip
+    assert protocols.probe.milestones == (40, 80) and protocols.views.flip == run.views.flip
     assert protocols.deviations("slf", 100, BOTH) == ("no published protocol for digits",)
     # another data set than the run's: transfer
     assert made("cifar100", run).probe == standard_probe("cifar100")

@@ -82,7 +82,7 @@ def test_a_run_that_keeps_the_last_batch_is_resumed_before_it_and_logs_each_upda
     words = [*TINY, "--method=acl", "--agent=random", "--drop_last=false", "--evaluate=false"]
     assert main([*words, f"--run_dir={tmp_path / 'whole'}"]) == 0
     updates = step_of(tmp_path / "whole")
-    before_the_last = updates // load(tmp_path / "whole" / "config.yaml").epochs - 1
+    before_the_last = updates // load(tmp_path / "whole" / "config.yaml").optimizer.epochs - 1
     interrupt(before_the_last)
     assert main([*words, f"--run_dir={tmp_path / 'run'}"]) == 130
     assert step_of(tmp_path / "run") == before_the_last
