@@ -10,7 +10,8 @@ from astra_gym.envs.actions import ACTION_KINDS
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.experiments.config.devices import DEVICES
 from astra_gym.experiments.config.presets import PRESETS
-from astra_gym.experiments.config.settings import ENVS, PROGRESS, Settings
+from astra_gym.experiments.config.sections import ENVS, PROGRESS
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
