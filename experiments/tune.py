@@ -113,7 +113,7 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
-    candidates = _candidates(given, settings)
+    candidates = drawn(given, settings)
     rungs = rungs_for(len(candidates))
     shared = Search(settings, given.passes or own_passes(settings))
     what = {
@@ -148,7 +148,7 @@ def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
     return 0
 
 
-def _candidates(given: TuneFlags, settings: Settings) -> list[Candidate]:
+def drawn(given: TuneFlags, settings: Settings) -> list[Candidate]:
     """Draw the candidates of the search.
 
     Raises:

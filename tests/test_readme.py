@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, publish
+from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, publish, tune
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import parse
@@ -173,6 +173,17 @@ def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_pa
     assert export_encoder.main(words) == 0 and file.is_file()
 
 
+def test_the_searches_draw_their_candidates(monkeypatch) -> None:
+    """What they find is tested beside the command: here no trial is made."""
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        tune, "_search", lambda given, settings, output: drawn.append(len(tune.drawn(given, settings))) or 0
+    )
+    for command in (line for line in COMMANDS if "tune.py" in line):
+        assert tune.main(shlex.split(command)[2:]) == 0
+    assert drawn == [64, 64, 32]
+
+
 def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:
     [command] = [shlex.split(line)[2:] for line in COMMANDS if "report.py runs/demo" in line]
     assert command == ["runs/demo"]
@@ -182,7 +193,7 @@ def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_every_command_is_known() -> None:
-    scripts = ("train_agent", "compare_agents", "report", "evaluate_encoder", "export_encoder")
+    scripts = ("train_agent", "compare_agents", "tune", "report", "evaluate_encoder", "export_encoder")
     known = (
         "make ",
         "pip install .",

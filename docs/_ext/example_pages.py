@@ -25,6 +25,7 @@ CURVES = {
     "custom_method": ("loss/total", "reward/adversarial"),
     "custom_dataset": ("loss/total", "reward/mean"),
     "custom_start": ("loss/total", "reward/adversarial"),
+    "load_encoder": ("loss/total", "reward/mean"),
 }
 """The curves of an example's picture, by their names in metrics.jsonl."""
 
@@ -35,8 +36,13 @@ def arguments(gallery: dict[str, Any], script: dict[str, Any]) -> list[str]:
 
 
 def picture(block: tuple[str, str, int], block_vars: dict[str, Any], gallery: dict[str, Any]) -> str:
-    """Two curves of the runs that an example has made, as the rST of a picture; nothing before it has run."""
+    """The picture that an example has drawn, or two curves of its runs, as rST; nothing before it has run."""
     name = Path(block_vars["src_file"]).stem
+    if (drawn := RUNS / name / "reward.png").is_file() and not block_vars.get("pictured"):
+        path = next(block_vars["image_path_iterator"])
+        shutil.copyfile(drawn, path)
+        block_vars["pictured"] = True
+        return figure_rst([path], gallery["src_dir"])
     logs = sorted((RUNS / name).rglob("metrics.jsonl"))
     if not logs or block_vars.get("pictured"):
         return ""
