@@ -16,6 +16,7 @@ from astra_gym.experiments import compare_agents, evaluate_encoder, export_encod
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import parse
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.flags import evaluation_parser
 from astra_gym.experiments.train_agent import main
 
@@ -176,9 +177,12 @@ def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_pa
 def test_the_searches_draw_their_candidates(monkeypatch) -> None:
     """What they find is tested beside the command: here no trial is made."""
     drawn: list[int] = []
-    monkeypatch.setattr(
-        tune, "_search", lambda given, settings, output: drawn.append(len(tune.drawn(given, settings))) or 0
-    )
+
+    def count(given: tune.TuneFlags, settings: Settings, output: Path) -> int:
+        drawn.append(len(tune.drawn(given, settings)))
+        return 0
+
+    monkeypatch.setattr(tune, "_search", count)
     for command in (line for line in COMMANDS if "tune.py" in line):
         assert tune.main(shlex.split(command)[2:]) == 0
     assert drawn == [64, 64, 32]

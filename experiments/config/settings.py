@@ -130,12 +130,13 @@ class Settings(Composed):
         return WorldSettings(**{item.name: getattr(self, item.name) for item in fields(WorldSettings)})
 
     def _kind_of_actions(self, usual: str) -> str:
-        """Return the agent's usual kind; `continuous` for `fixed` and `schedule` if the usual one cannot express the
-        method's own budget exactly, nor one that is given."""
+        """Return the agent's usual kind; `continuous` for `fixed` and `schedule` if the usual one cannot express their
+        budgets exactly."""
         if self.agent.agent not in ("fixed", "schedule"):
             return usual
         try:
-            ActionTable(usual, self.ranges.sets).encode(self._given_budget)
+            for budget in (self._given_budget, *self.scheduled_budgets):
+                ActionTable(usual, self.ranges.sets).encode(budget)
         except ValueError:
             return "continuous"
         return usual

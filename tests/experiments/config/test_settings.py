@@ -207,6 +207,33 @@ def test_what_is_out_of_range_or_contradicts_is_refused(change: dict[str, object
         Settings.of(**change)
 
 
+def test_fixed_and_schedule_take_continuous_actions_where_their_sets_lack_a_budget() -> None:
+    world = {"action_epsilons": (0.0, 8 / 255, 16 / 255), "action_steps": (1, 5)}
+    own = Settings.of(agent="fixed", **world)
+    assert own.agent.actions == "factored" and own.fixed_budget == ACL_BUDGET
+    assert Settings.of(agent="fixed", steps=3, **world).agent.actions == "continuous"
+    plan = Settings.of(agent="schedule", schedule=(8 / 255, 16 / 255), steps=1, step_size=4 / 255, **world)
+    assert plan.agent.actions == "factored"
+    assert [(one.epsilon, one.steps, one.step_size) for one in plan.scheduled_budgets] == [
+        (8 / 255, 1, 4 / 255),
+        (16 / 255, 1, 4 / 255),
+    ]
+    assert Settings.of(agent="schedule", **world).agent.actions == "continuous"
+    assert Settings.of(agent="fixed-max", **world).fixed_budget == ConstantBudget(
+        epsilon=16 / 255, steps=5, step_size=5 / 255
+    )
+    with pytest.raises(ValueError, match="the agent schedule takes --schedule"):
+        Settings.of(agent="schedule", epsilon=8 / 255)
+
+
+def test_the_judge_is_one_of_the_radii_that_are_evaluated() -> None:
+    assert Settings.of(judge_epsilon=8 / 255).probe.judge_score == "robust"
+    with pytest.raises(ValueError, match="judge_epsilon is .*: expected one of eval_epsilons"):
+        Settings.of(judge_epsilon=9 / 255)
+    with pytest.raises(ValueError, match="unknown judge's score 'best'"):
+        Settings.of(judge_score="best")
+
+
 def test_the_fixed_agents_budget_is_the_methods_own_where_nothing_is_said() -> None:
     assert Settings.of(agent="fixed").fixed_budget == ACL_BUDGET
     hardest = ConstantBudget(epsilon=15 / 255, step_size=4 / 255, steps=14)
