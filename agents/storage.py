@@ -11,6 +11,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from astra_gym.envs.api.spaces import Meaning, meaning
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.finite import not_finite
@@ -23,24 +24,29 @@ def space_to_dict(space: Space) -> dict[str, Any]:
     Raises:
         ValueError: for any other space.
     """
+    sets = space.sets if isinstance(space, Meaning) else {}
+    meant = {"sets": {name: list(members) for name, members in sets.items()}} if sets else {}
     if isinstance(space, spaces.Box):
         low, high = torch.from_numpy(space.low.copy()), torch.from_numpy(space.high.copy())
-        return {"kind": "Box", "low": low, "high": high}
+        return {"kind": "Box", "low": low, "high": high} | meant
     if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n)}
+        return {"kind": "Discrete", "n": int(space.n)} | meant
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": [int(n) for n in space.nvec]}
+        return {"kind": "MultiDiscrete", "nvec": [int(n) for n in space.nvec]} | meant
     raise ValueError(f"the space is {space}: expected Box, Discrete or MultiDiscrete")
 
 
 def space_from_dict(saved: Mapping[str, Any]) -> Space:
     """Return the space that `space_to_dict` wrote."""
+    made: Space
     if saved["kind"] == "Box":
         low, high = saved["low"].numpy(), saved["high"].numpy()
-        return spaces.Box(low, high, dtype=low.dtype.type)
-    if saved["kind"] == "Discrete":
-        return spaces.Discrete(saved["n"])
-    return spaces.MultiDiscrete(saved["nvec"])
+        made = spaces.Box(low, high, dtype=low.dtype.type)
+    elif saved["kind"] == "Discrete":
+        made = spaces.Discrete(saved["n"])
+    else:
+        made = spaces.MultiDiscrete(saved["nvec"])
+    return meaning(made, saved["sets"]) if "sets" in saved else made
 
 
 def array_to_tensor(values: np.ndarray | None) -> Tensor | None:

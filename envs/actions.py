@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astra_gym.envs.api.spaces import meaning
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, whole_steps
 from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.utils.finite import check_number
@@ -159,13 +160,16 @@ class ActionTable:
 
     @property
     def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Discrete | gym.spaces.Box:
-        """The space of one action."""
+        """The space of one action. With other sets than ASTrA's it is equal only to spaces with the same sets."""
         sizes = [len(values) for values in self.sets.by_name.values()]
+        if self.kind == "none":
+            return gym.spaces.Discrete(1)
+        made: Any = gym.spaces.Discrete(math.prod(sizes))
         if self.kind == "factored":
-            return gym.spaces.MultiDiscrete(sizes)
+            made = gym.spaces.MultiDiscrete(sizes)
         if self.kind == "continuous":
-            return gym.spaces.Box(-1.0, 1.0, (len(sizes),), np.float32)
-        return gym.spaces.Discrete(math.prod(sizes) if self.kind == "flat" else 1)
+            made = gym.spaces.Box(-1.0, 1.0, (len(sizes),), np.float32)
+        return made if self.sets == ActionSets() else meaning(made, self.sets.by_name)
 
     def check(self, actions: Tensor) -> None:
         """Raise a ValueError unless `actions` is a batch (n, ...) of members of the space."""

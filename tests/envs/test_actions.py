@@ -111,7 +111,7 @@ WIDE = ActionSets(
 
 
 def test_other_sets_have_their_own_spaces_and_values() -> None:
-    assert str(ActionTable("factored", WIDE).space) == "MultiDiscrete([25  6  7])"
+    assert ActionTable("factored", WIDE).space.nvec.tolist() == [25, 6, 7]
     table = ActionTable("flat", WIDE)
     assert table.space.n == 25 * 6 * 7
     rows = torch.cartesian_prod(torch.arange(25), torch.arange(6), torch.arange(7))
