@@ -33,6 +33,7 @@ from astra_gym.experiments.comparison.comparer import Comparer, try_arms
 from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str], ending: Ending) -> int:
     parser = CommandParser("compare", CompareFlags, __doc__, "[--FLAG VALUE ...], or --resume DIR [--jobs N] [--trust]")
-    own, flags = parser.split(argv)
+    own, flags = parser.split(argv, LEAVES)
     given = parser.read(own)
     ending.stopped = "interrupted before anything ran"
     try:

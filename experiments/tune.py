@@ -27,6 +27,7 @@ from astra_gym.experiments.comparison.arms import settings_of
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.comparison.scheduler import usable_cores
 from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, budgets, schedules, trainings
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str], ending: Ending) -> int:
     parser = CommandParser("tune", TuneFlags, __doc__, "--tune KIND [--FLAG VALUE ...]")
-    own, flags = parser.split(argv)
+    own, flags = parser.split(argv, LEAVES)
     given = parser.read(own)
     ending.stopped = "interrupted: finished trials are kept, and the same command continues"
     ending.kept = "finished trials are kept"

@@ -6,7 +6,7 @@ import math
 import shutil
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
@@ -118,14 +118,23 @@ class CommandParser(ArgumentParser, Generic[Record]):
         found = vars(self.parse_args(words, defaults=defaults))
         return {name: plain(value) for name, value in found.items()}
 
-    def split(self, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Split a command line into this parser's flags with their values, and the other words."""
+    def split(self, argv: Sequence[str], beside: Collection[str] = ()) -> tuple[list[str], list[str]]:
+        """Split a command line into this parser's flags with their values, and the other words, which another parser
+        reads. An unknown flag that is near to one of this parser's ends the process.
+
+        Args:
+            argv: the command line.
+            beside: the names of the other parser's flags.
+        """
         own: list[str] = []
         others: list[str] = []
         into, room = others, 0
         for word in argv:
             if word.startswith("--") or word == "-h":
                 leaf = self.leaves.get(_name(word))
+                nearest = difflib.get_close_matches(_name(word), self.leaves, n=1, cutoff=0.75) if beside else []
+                if leaf is None and _name(word) not in beside and nearest:
+                    self.error(unknown(word.partition("=")[0], [f"--{nearest[0]}"], "flag"))
                 into = others if leaf is None and _name(word) not in ("help", "-h") else own
                 one = leaf is not None and leaf.notes.nargs is None
                 room = 0 if leaf is None or leaf.notes.switch or "=" in word else 1 if one else len(argv)

@@ -261,6 +261,7 @@ def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path
         (["--agents", "reinfroce"], ["did you mean 'reinforce'"]),
         (["--epochs", "two"], ["--epochs", "int"]),
         (["--epohs", "2"], ["did you mean --epochs"]),
+        (["--seedz", "2"], ["unknown flag --seedz; did you mean --seeds?"]),
         (["--seed", "2"], ["take --seeds"]),
         (["--seeds", "0"], ["--seeds", "1 or more"]),
         (["--jobs", "x"], ["--jobs"]),

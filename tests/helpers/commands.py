@@ -7,10 +7,12 @@ from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.export_encoder import ExportFlags
 from astra_gym.experiments.publish import PublishFlags
 from astra_gym.experiments.report import ReportFlags
+from astra_gym.experiments.tune import TuneFlags
 
 RECORDS: dict[str, type] = {
     "train": TrainCommand,
     "compare": CompareFlags,
+    "tune": TuneFlags,
     "evaluate": EvaluationFlags,
     "export": ExportFlags,
     "report": ReportFlags,
