@@ -48,6 +48,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 8,
         "batch_size": 32,
         "epochs": 4,
+        # found by tune.py --tune lr strength, see results/tuning/digits-wide-lr-strength.json
+        "lr": 0.0221,
+        "strength": 0.231,
         "action_epsilons": {"from": 0, "to": 96 / 255, "by": 4 / 255},
         "action_steps": (0, 1, 2, 4, 8, 14),
         "action_step_sizes": WIDE_STEPS,
