@@ -1,6 +1,7 @@
-"""Find good constants for a world: a budget of the attack, a schedule of its radius, or a learning rate and a strength.
+"""Find good constants for a world: a budget of the attack, a schedule of its radius, a learning rate and a strength.
 
 python experiments/tune.py --tune fixed --preset digits-wide
+python experiments/tune.py --tune curve --candidates 8 --preset digits-wide
 python experiments/tune.py --tune schedule --preset digits-wide --steps 1 --step_size 32/255
 python experiments/tune.py --tune lr strength --preset digits-wide
 
@@ -30,8 +31,8 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import Candidate, budgets, schedules, trainings
-from astra_gym.experiments.tuning.halving import rungs_for, search, trials
+from astra_gym.experiments.tuning.candidates import Candidate, budgets, curve, schedules, trainings
+from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, own_passes, try_all
 from astra_gym.experiments.tuning.tuning_file import TuningFile, label
 from astra_gym.ssl_core.safety.disk import disk_error
@@ -41,11 +42,13 @@ from astra_gym.ssl_core.utils.finite import check_number
 
 KINDS = {
     "fixed": "radius, steps and step size of the agent fixed",
+    "curve": "radius and steps of the agent fixed on a grid, all with three seeds",
     "schedule": "radii of the agent schedule, at the given steps and step size",
     "lr": "the learning rate",
     "strength": "the strength of the augmentations",
 }
 SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--print_config", "--list", "--help")
+CURVE_SEEDS = 3
 NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "progress", "probe_every")
 """Settings that do not decide what a search finds."""
 
@@ -55,8 +58,9 @@ class TuneFlags:
     """What is tuned; any other flag goes to the training of every trial.
 
     Args:
-        tune: what is searched: fixed, schedule, or lr and strength, together or one alone.
-        candidates: number of candidates.
+        tune: what is searched: fixed, curve (a grid of radii and steps, all with three seeds), schedule, or lr and
+            strength, together or one alone.
+        candidates: number of candidates; of a curve, number of radii.
         passes: forward-backward passes over a batch's views that each trial spends; by default those of the world's own
             epochs with the method's own budget.
         search_seed: seed of the candidates' draw.
@@ -76,7 +80,9 @@ class TuneFlags:
     def __post_init__(self) -> None:
         check_choices(self)
         if len(set(self.tune)) < len(self.tune) or (len(self.tune) > 1 and not set(self.tune) <= {"lr", "strength"}):
-            raise ValueError(f"--tune {' '.join(self.tune)}: expected fixed, schedule, lr, strength, or lr strength")
+            raise ValueError(
+                f"--tune {' '.join(self.tune)}: expected fixed, curve, schedule, lr, strength, or lr strength"
+            )
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
         if self.jobs is not None:
@@ -115,7 +121,7 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
     candidates = drawn(given, settings)
-    rungs = rungs_for(len(candidates))
+    rungs = (Rung(len(candidates), CURVE_SEEDS),) if given.tune == ("curve",) else rungs_for(len(candidates))
     shared = Search(settings, given.passes or own_passes(settings))
     what = {
         "tune": list(given.tune),
@@ -157,6 +163,8 @@ def drawn(given: TuneFlags, settings: Settings) -> list[Candidate]:
     """
     if given.tune == ("fixed",):
         return budgets(settings.ranges.sets, given.candidates, given.search_seed)
+    if given.tune == ("curve",):
+        return curve(settings.ranges.sets, given.candidates)
     if given.tune == ("schedule",):
         steps, step_size = settings.agent.steps, settings.agent.step_size
         if steps is None or step_size is None:

@@ -185,7 +185,7 @@ def test_the_searches_draw_their_candidates(monkeypatch) -> None:
     monkeypatch.setattr(tune, "_search", count)
     for command in (line for line in COMMANDS if "tune.py" in line):
         assert tune.main(shlex.split(command)[2:]) == 0
-    assert drawn == [64, 64, 32]
+    assert drawn == [64, 41, 64, 32]
 
 
 def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:

@@ -140,6 +140,43 @@ def reliability_table(results: Path, part: str) -> list[Block]:
     return [Table("", note, ["part", "cases", "failures", "minutes"], rows)]
 
 
+def tuned_table(results: Path, world: str) -> list[Block]:
+    """Return what the kept searches in a world found, from `results/tuning/WORLD-*.json`, and what they cost."""
+    rows = []
+    for path in sorted((results / "tuning").glob(f"{world}-*.json")):
+        document = read_json(path)
+        if document["search"]["tune"] == ["curve"]:
+            continue
+        best = document["rounds"][-1]["best_first"][0]
+        seeds = next(entry["seeds"] for entry in document["trials"] if entry["candidate"] == best)
+        means = [statistics.mean(trial["found"][name] for trial in seeds.values()) for name in ("SA", "RA")]
+        score, spent = statistics.mean(trial["score"] for trial in seeds.values()), document["spent"]
+        found = entries(" ".join(document["search"]["tune"]), best, f"{score:.3f}", *(f"{mean:.1f}" for mean in means))
+        cost = entries(f"{spent['trials']}", f"{spent['passes'] / 1e3:.0f} k", f"{spent['seconds'] / 60:.0f}")
+        rows.append([*found, *cost])
+    note = "On validation images, by the quick probe, mean over the last round's seeds. Minutes: summed over processes."
+    columns = ["tuned", "best", "score", "SA", "RA", "trials", "passes", "minutes"]
+    return [Table("", note, columns, rows, words=("best",))]
+
+
+def curve_table(results: Path, world: str) -> list[Block]:
+    """Return the mean score of a kept curve of constants: a row for each radius, a column for each number of steps."""
+    document = read_json(results / "tuning" / f"{world}-curve.json")
+    scores: dict[tuple[float, int], str] = {}
+    for entry in document["trials"]:
+        flags = dict(zip(*[iter(entry["candidate"].split())] * 2, strict=True))
+        values = [trial["score"] for trial in entry["seeds"].values()]
+        key = float(flags["--epsilon"].removesuffix("/255")), int(flags["--steps"])
+        scores[key] = f"{statistics.mean(values):.3f}"
+    steps = sorted({each for _, each in scores})
+    rows = [
+        entries(f"{epsilon:g}/255", *(scores.get((epsilon, each), MISSING) for each in steps))
+        for epsilon in sorted({epsilon for epsilon, _ in scores})
+    ]
+    note = "Mean score of three seeds on validation images, at equal passes: fewer steps have more updates."
+    return [Table("", note, ["epsilon", *(f"{each} steps" for each in steps)], rows)]
+
+
 TABLES: dict[str, Made] = {
     "accuracy": accuracy_table,
     "policy": policy_table,
@@ -157,6 +194,8 @@ TABLES: dict[str, Made] = {
     "compared-strategies": compared(strategies_table),
     "compared-coresets": compared(coresets_table),
     "reliability": reliability_table,
+    "tuned": tuned_table,
+    "curve": curve_table,
 }
 
 

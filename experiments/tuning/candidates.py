@@ -16,6 +16,8 @@ PARTS = 4
 """Parts of a schedule, as in ASTrA's slides."""
 LR_SPAN, STRENGTHS = 8.0, (0.0, 1.0)
 """Learning rates are searched from an eighth of the world's to eight times it, on a logarithmic scale."""
+STRIDE = 1.25
+"""The length of a curve's attacks, in radii."""
 DRAWN = 2**14
 """Most points that are drawn for different candidates."""
 
@@ -53,6 +55,28 @@ def budgets(sets: ActionSets, count: int, seed: int) -> list[Candidate]:
         if len(found) == count:
             break
     return list(found)
+
+
+def curve(sets: ActionSets, radii: int) -> list[Candidate]:
+    """Return the budgets of a curve: some radii with every number of steps, and one candidate without an attack.
+
+    The step size is the smallest with which the steps add up to 1.25 radii, else the largest.
+
+    Args:
+        sets: the world's sets.
+        radii: number of radii above 0, about evenly among those of the set.
+    """
+    positive = [epsilon for epsilon in sets.epsilons if epsilon > 0]
+    chosen = sorted({positive[round(at)] for at in np.linspace(0, len(positive) - 1, radii)})
+    clean = {"agent": "fixed", "epsilon": sets.epsilons[0], "steps": sets.steps[0], "step_size": sets.step_sizes[0]}
+    made = [] if sets.steps[0] and sets.epsilons[0] else [Candidate(tuple(clean.items()), float(sets.steps[0]))]
+    for steps in (steps for steps in sets.steps if steps):
+        for epsilon in chosen:
+            enough = [size for size in sets.step_sizes if size * steps > STRIDE * epsilon - 1e-9]
+            size = (enough or sets.step_sizes[-1:])[0]
+            settings = {"agent": "fixed", "epsilon": epsilon, "steps": steps, "step_size": size}
+            made.append(Candidate(tuple(settings.items()), float(steps)))
+    return made
 
 
 def schedules(sets: ActionSets, steps: int, step_size: float, count: int, seed: int) -> list[Candidate]:

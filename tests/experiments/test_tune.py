@@ -33,7 +33,7 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
     ("words", "part"),
     [
         (["--tune", "fixd"], "did you mean 'fixed'"),
-        (["--tune", "fixed", "lr"], "expected fixed, schedule, lr, strength, or lr strength"),
+        (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, lr, strength, or lr strength"),
         (["--tune", "schedule"], "give the attack's --steps and --step_size"),
         (["--candidates", "1"], "--candidates is 1"),
         (["--seed", "3"], "--seed is set for each trial by the search"),

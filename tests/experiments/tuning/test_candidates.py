@@ -7,7 +7,16 @@ import pytest
 from astra_gym.envs.actions import ActionSets
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import LR_SPAN, PARTS, budgets, named, schedules, trainings, updates_for
+from astra_gym.experiments.tuning.candidates import (
+    LR_SPAN,
+    PARTS,
+    budgets,
+    curve,
+    named,
+    schedules,
+    trainings,
+    updates_for,
+)
 
 WIDE = Settings.from_preset("digits-wide").ranges.sets
 
@@ -27,6 +36,18 @@ def test_budgets_are_different_members_of_the_sets_and_a_seed_draws_the_same() -
 def test_a_small_world_has_all_its_budgets() -> None:
     sets = ActionSets(epsilons=(4 / 255, 8 / 255), steps=(1, 2), step_sizes=(2 / 255,))
     assert len(budgets(sets, 64, seed=0)) == 4
+
+
+def test_a_curve_has_every_number_of_steps_at_some_radii_and_no_attack_once() -> None:
+    found = curve(WIDE, 8)
+    assert len(set(found)) == 1 + 8 * 5 and found[0].steps == 0
+    epsilons = {one.changes["epsilon"] for one in found[1:]}
+    assert len(epsilons) == 8 and {4 / 255, 96 / 255} <= epsilons <= set(WIDE.epsilons)
+    for one in found[1:]:
+        budget = one.changes
+        reach = budget["steps"] * budget["step_size"]
+        assert reach >= 1.25 * budget["epsilon"] - 1e-9 or budget["step_size"] == WIDE.step_sizes[-1]
+    assert len(curve(ActionSets(), 4)) == 4 * len(ActionSets().steps)
 
 
 def test_schedules_begin_with_the_constants() -> None:
