@@ -205,7 +205,7 @@ def test_an_edited_config_is_refused_and_accepted_by_its_flag(made: Path, tmp_pa
     status, line = refused(report.main, [str(run)], capsys)
     assert status == 2 and "config.yaml" in line and "--resume RUN --accept_edited_config" in line
     assert train_agent.main(["--resume", str(run), "--accept_edited_config", "--progress=off"]) == 0
-    assert len(read_metrics(run / "metrics.jsonl")) == 10 and load(config).epochs == 2
+    assert len(read_metrics(run / "metrics.jsonl")) == 10 and load(config).optimizer.epochs == 2
     assert report.main([str(run)]) == 0
     # nothing is accepted for later
     config.write_text(config.read_text().replace("seed: 0\n", "seed: 1\n"))
