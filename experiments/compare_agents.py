@@ -123,7 +123,7 @@ def _main(argv: list[str], ending: Ending) -> int:
             again = typed("compare", "--resume", str(folder.path), *plan.trusting)
             ending.kept = "all runs that have finished are kept, and the others' checkpoints"
             ending.after = f"resume by {again}"
-            ending.stopped = f"interrupted; go on by {again}"
+            ending.stopped = f"interrupted; resume by {again}"
             return comparer.run()
     except ValueError as error:
         if is_full(error):
@@ -147,7 +147,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
         ]
         if others or flags:
             first = [*others, *flags][0]
-            raise ValueError(f"--resume goes on with the comparison as it is: only --jobs may change, not {first}")
+            raise ValueError(f"--resume continues the comparison as it is: only --jobs may change, not {first}")
         folder = ComparisonFolder(given.resume)
         return folder, folder.read_plan(given.trust)
     for flag in flags:

@@ -53,7 +53,7 @@ def _main(words: list[str], ending: Ending) -> int:
     command = shlex.join([*recorded("evaluate"), *words])
     ending.kept = "what is finished is kept"
     ending.after = f"resume by {typed('evaluate', *words)}"
-    ending.stopped = f"interrupted; what is finished is kept: go on by {command}"
+    ending.stopped = f"interrupted; what is finished is kept: resume by {command}"
     try:
         return _run(given, command, ending)
     except (ValueError, CheckpointError, OSError) as error:

@@ -105,7 +105,7 @@ class Paired(NamedTuple):
 def _sample(values: Sequence[float]) -> Array:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or len(sample) == 0 or not np.isfinite(sample).all():
-        raise ValueError(f"expected finite values, one a seed, not {values!r}")
+        raise ValueError(f"expected finite values, one per seed, not {values!r}")
     return sample
 
 

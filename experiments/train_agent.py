@@ -169,7 +169,7 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
     except Stopped as name:
         note_time()
         where = f"{run.engine.step} of {run.engine.planned_updates}"
-        _say(run, progress.console, f"{name}: saved at step {where}; go on by {_resume(folder)}")
+        _say(run, progress.console, f"{name}: saved at step {where}; resume by {_resume(folder)}")
         return interrupt.status
     except KeyboardInterrupt as stop:
         _say(run, progress.console, f"stopped at once; go on from the last checkpoint by {_resume(folder)}")

@@ -144,7 +144,7 @@ class Figure:
     def __post_init__(self) -> None:
         pick(self.unit, UNITS, "unit")
         if not self.values:
-            raise ValueError(f"the figure {self.name!r} has no values: expected one a round")
+            raise ValueError(f"the figure {self.name!r} has no values: expected one per round")
 
     def summary(self) -> dict[str, Any]:
         """Return median, quartiles and, if there is a target, whether the median meets it."""

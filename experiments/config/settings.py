@@ -130,12 +130,12 @@ class Settings(Composed):
         return WorldSettings(**{item.name: getattr(self, item.name) for item in fields(WorldSettings)})
 
     def _kind_of_actions(self, usual: str) -> str:
-        """Return the agent's usual kind; `continuous` for `fixed` and `schedule` if the usual one cannot express their
-        budgets exactly."""
+        """Return the agent's usual kind; `continuous` if the usual one cannot express exactly the method's own budget,
+        for `fixed`, or the radii of `schedule`."""
         if self.agent.agent not in ("fixed", "schedule"):
             return usual
         try:
-            for budget in (self._given_budget, *self.scheduled_budgets):
+            for budget in self.scheduled_budgets or [self.method.make().budget_at(1)]:
                 ActionTable(usual, self.ranges.sets).encode(budget)
         except ValueError:
             return "continuous"

@@ -32,8 +32,8 @@ def only_named(names: Collection[str | None], again: str) -> AbstractContextMana
     def check(what: str, path: str) -> None:
         if path not in names:
             said = (
-                f"a file, and not this command line, names the {what} {shown(path)}, whose import runs its code; if "
-                f"you trust it, type `{again}`"
+                f"the {what} {shown(path)} is named in a file, not on this command line, and importing it runs its "
+                f"code; if you trust it, type `{again}`"
             )
             # a command that is cut short does not work
             whole = counted(said) <= LIMIT - ROOM

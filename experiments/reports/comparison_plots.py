@@ -170,7 +170,7 @@ def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: P
         colour, mark = LINES[rank % len(LINES)]["color"], MARKERS[rank % len(MARKERS)]
         axis.errorbar(x, y, bar, fmt="none", color=colour, elinewidth=1, capsize=2)
         axis.plot(x, y, mark, ms=7, color=colour, mfc=colour if arm in front else "white", label=_broken(arm))
-    axis.set(xlabel="attack gradient steps a run (thousands)", ylabel=f"{at(place)} (%)")
+    axis.set(xlabel="attack gradient steps per run (thousands)", ylabel=f"{at(place)} (%)")
     axis.margins(x=0.09, y=0.09)
     axis.grid(**GRID)
     axis.set_axisbelow(True)

@@ -137,7 +137,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
         apart = " (arms at equal compute apart)" if base.arms != part.arms else ""
         seeds = sorted({len(part.of(arm)) for arm in part.arms})
         each = " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
-        many = f"{_count(len(part.arms), 'arm')}, {_count(len(part.cells), 'run')} (seeds an arm: {each})"
+        many = f"{_count(len(part.arms), 'arm')}, {_count(len(part.cells), 'run')} (seeds per arm: {each})"
         sentences.append(f"{many}, method {cell.method}, preset {cell.preset}.")
         if len(base.arms) == 1:
             shared = sorted(set.intersection(*(set(other.outcomes) for other in base.cells)))
@@ -243,14 +243,14 @@ def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], 
     return {
         "learning_curves": (
             lambda path: learning_curves(part, path),
-            f"Mean reward against target updates, a panel an arm: {arms}.",
+            f"Mean reward against target updates, one panel per arm: {arms}.",
             "Mean reward over training, averaged over seeds, with its 95 % t interval from three seeds on. Grey: the "
             "other arms. The reward is the attacked views' loss minus the clean ones': it also falls as the target "
             "network becomes robust.",
         ),
         "accuracy_against_compute": (
             lambda path: accuracy_against_compute(part, chosen, path),
-            f"{at(place)} against attack gradient steps a run. {told}.",
+            f"{at(place)} against attack gradient steps per run. {told}.",
             f"{at(place)} against the attack gradient steps of a run, means over seeds with 95 % intervals from "
             f"three seeds on. Filled and joined: the Pareto front of the means, above which no arm lies for as few "
             f"steps."
@@ -258,7 +258,7 @@ def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], 
         ),
         "shares_of_arms": (
             lambda path: shares_of_arms(part, path),
-            f"Stacked shares of the chosen epsilon, steps and step size over training, a row an arm: {arms}.",
+            f"Stacked shares of the chosen epsilon, steps and step size over training, one row per arm: {arms}.",
             "Shares of the chosen values over training, averaged over seeds; each panel spans 0 to 100 %, small values "
             "at the bottom. At the right of a panel: values with a large share at the end.",
         ),
@@ -272,7 +272,7 @@ def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], 
         ),
         "choice_over_training": (
             lambda path: choice_over_training(part, path),
-            "Mean epsilon, steps and step size over training, a line an arm.",
+            "Mean epsilon, steps and step size over training, one line per arm.",
             "Mean choice over training, averaged over seeds. At most eight learning arms are named, those that move "
             "the most; grey: the other learning arms; dotted: arms that do not learn.",
         ),

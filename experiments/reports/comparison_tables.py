@@ -175,8 +175,8 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
     order = at(deciding) if deciding is not None else "SA (no epsilon decides: none has a mean RA from 30 to 80 %)"
     note = (
         f"Accuracy in %, mean over seeds. {INTERVALS} IQM: interquartile mean. Sorted by {order}. Bold: above every "
-        f"other arm, by the interval of the difference over shared seeds. Attack steps: mean number a view and update."
-        f"{more}"
+        f"other arm, by the interval of the difference over shared seeds. Attack steps: mean number per view and "
+        f"update.{more}"
     )
     cell = part.cells[0]
     columns = ["arm", "seeds", *map(at, epsilons), "attack steps", "training, min", "of it agent, %"]
@@ -358,8 +358,8 @@ def compute_table(comparison: ComparisonResult) -> Table:
     )
     if equal:
         note += (
-            f" Arms ending in {COMPUTE} trained longer, until their steps were the dearest arm's: difference "
-            f"in points to the reference, and their steps as a multiple of its."
+            f" Arms ending in {COMPUTE} trained longer, until their steps were those of the most expensive arm: "
+            f"difference in points to the reference, and their steps as a multiple of its."
         )
     return Table("Attack compute", note, columns, found, words=(PART, "on the Pareto front"))
 

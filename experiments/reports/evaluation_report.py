@@ -97,7 +97,7 @@ def _curves(rows: list[Row], store: EvaluationStore) -> list[Block]:
     short = len({name for name, _, _ in drawn}) == len(drawn)
     lines = {name if short else f"{name} {checkpoint}": own for name, checkpoint, own in drawn}
     accuracy_against_epsilon(lines, store.draws(CURVES))
-    alt = "Test accuracy against the radius of PGD-20, a line a protocol"
+    alt = "Test accuracy against the radius of PGD-20, one line per protocol"
     return [Picture(CURVES, alt, "Clean accuracy at 0, and under PGD-20 at each radius, with 95 % Wilson intervals.")]
 
 

@@ -112,7 +112,7 @@ def strategies_table(comparison: ComparisonResult) -> Table:
                 rows.append(entries(*texts))
     note = (
         f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant. Attack steps: "
-        "mean number a view and update."
+        "mean number per view and update."
     )
     columns = ["method", "agent", "attack steps", "at", "seeds", *(f"minus {name}" for name in references)]
     return Table("Strategies", note, columns, rows, words=("agent", "at"))

@@ -271,7 +271,7 @@ def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
         notes.append(
             f"the logits of {len(fickle)} of {n} images change by up to {100 * float(worst[fickle].max()):.1f} % of "
             "the logits' spread with the rest of their batch, but they also jump when their pixels move by 1e-2 or "
-            "less: they hang on rounding"
+            "less: rounding decides them"
         )
     if left := [row for row in dependent if row not in fickle]:
         figures = (

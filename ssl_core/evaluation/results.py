@@ -41,7 +41,7 @@ ATTACKS: Mapping[str, str] = {
     "fgsm": "one step of the size of the radius, from the image",
     "pgd20": "20 steps of 2/255 from a random start",
     "apgd-ce": "AutoAttack's first: Auto-PGD on the cross entropy",
-    "apgd-t": "images that are still right after AutoAttack's second: Auto-PGD, targeted",
+    "apgd-t": "images that are still classified correctly after AutoAttack's second attack, targeted Auto-PGD",
     "fab-t": "images that are still right after AutoAttack's third: FAB, targeted",
     "square": "images that are still right after AutoAttack's fourth: Square, without gradients",
     "autoattack": "AutoAttack, version standard",

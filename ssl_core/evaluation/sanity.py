@@ -279,7 +279,7 @@ def _trained_on(test: ImageSet, named: Sequence[str], where: str, advice: str) -
         f"{_examples(test, named)}"
     )
     if len(named) > (0 if test.paths else max(2, 0.005 * len(test))):
-        raise TrainedOnError(f"{note}; what was trained on is no test: {advice}", named)
+        raise TrainedOnError(f"{note}; test images were trained on: {advice}", named)
     return [note]
 
 

@@ -134,5 +134,7 @@ def images_in(views: Tensor) -> int:
     """
     images, rest = divmod(len(views), 3)
     if rest or not images:
-        raise ValueError(f"there are {len(views)} views: expected three an image, two strong ones and the image itself")
+        raise ValueError(
+            f"there are {len(views)} views: expected three per image, two strong ones and the image itself"
+        )
     return images

@@ -249,7 +249,7 @@ def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "SIGINT: 2 runs are saved" in shown
-    assert "SIGINT: go on by python" in shown and "--resume grid" in shown and "failed" not in shown
+    assert "SIGINT: resume by python" in shown and "--resume grid" in shown and "failed" not in shown
     for name in ("reinforce", "bandit"):
         assert "SIGTERM: saved at step" in (tmp_path / "grid" / "logs" / f"{name}-seed0.log").read_text()
     assert len(read_comparison(tmp_path / "grid" / "comparison.json").unfinished) == 3
@@ -318,8 +318,8 @@ def test_an_agent_of_ones_own_that_cannot_be_made_is_one_line_too(tmp_path, monk
     [
         (OSError(27, "File too large"), 1, "grid cannot be read or written (File too large); all runs that have"),
         (OSError(28, "No space left on device"), 1, "grid; all runs that have finished are kept, and the others' chec"),
-        (KeyboardInterrupt(), 130, "error: interrupted; go on by python"),
-        (StopRequested(signal.SIGHUP), 129, "error: interrupted; go on by python"),
+        (KeyboardInterrupt(), 130, "error: interrupted; resume by python"),
+        (StopRequested(signal.SIGHUP), 129, "error: interrupted; resume by python"),
     ],
 )
 def test_what_goes_wrong_in_the_midst_is_told_as_it_is(tmp_path, monkeypatch, capsys, error, status, expected) -> None:

@@ -112,7 +112,7 @@ def test_a_command_that_was_interrupted_gives_what_an_undisturbed_one_does(run: 
             status = evaluate_encoder.main([*words, "--out", str(tmp_path / "stopped")])
         assert status in (0, 130)
         if stop == 2:
-            assert status == 130 and "go on by python experiments/evaluate_encoder.py" in capsys.readouterr().err
+            assert status == 130 and "resume by python experiments/evaluate_encoder.py" in capsys.readouterr().err
     assert values(evaluated(tmp_path / "stopped", *words)) == values(undisturbed)
 
 

@@ -167,7 +167,7 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
     command = f"compare_agents.py --data_dir '/secret/my place' --seeds 3 --cache_dir=/secret {own} --agents ppo"
     reasons = {
         "ppo-seed0": "it ended well, but /secret/place/cells/ppo-seed0/results/slf.json is missing",
-        "ppo-seed1": "ended with status 1: '/secret/my place/x.npy' of 8/255: lower it and/or go on by /secret/here.",
+        "ppo-seed1": "ended with status 1: '/secret/my place/x.npy' of 8/255: lower it and/or resume by /secret/here.",
     }
     made = ComparisonResult("small", command, cells, reasons)
     write_comparison(folder / "comparison.json", made)
@@ -184,7 +184,7 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
     )
     assert list(found.unfinished.values()) == [
         "it ended well, but slf.json is missing",
-        "ended with status 1: 'x.npy' of 8/255: lower it and/or go on by here.",
+        "ended with status 1: 'x.npy' of 8/255: lower it and/or resume by here.",
     ]
     again = found.cells
     assert [(cell.arm, cell.seed, cell.correct) for cell in again] == [(it.arm, it.seed, it.correct) for it in cells]

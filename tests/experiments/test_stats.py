@@ -36,7 +36,7 @@ def test_mean_interval_is_students() -> None:
     assert (high - 3, 3 - low) == pytest.approx(2 * (2.7764 * math.sqrt(2.5 / 5),), rel=1e-4)
     assert mean_interval([2.0])[0] == 2 and math.isnan(mean_interval([2.0])[1])
     for wrong in ([], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="one a seed"):
+        with pytest.raises(ValueError, match="one per seed"):
             mean_interval(wrong)
 
 

@@ -287,7 +287,7 @@ def test_the_printed_command_can_be_pasted(tmp_path, interrupt, capsys) -> None:
     folder = tmp_path / "a run"
     interrupt(step=3)
     assert run(folder, "--evaluate=false") == 130
-    words = shlex.split(capsys.readouterr().out.rpartition("go on by ")[2])
+    words = shlex.split(capsys.readouterr().out.rpartition("resume by ")[2])
     assert words[0] == "python" and words[2:] == ["--resume", str(folder)]
 
 

@@ -211,7 +211,8 @@ def test_fixed_and_schedule_take_continuous_actions_where_their_sets_lack_a_budg
     world = {"action_epsilons": (0.0, 8 / 255, 16 / 255), "action_steps": (1, 5)}
     own = Settings.of(agent="fixed", **world)
     assert own.agent.actions == "factored" and own.fixed_budget == ACL_BUDGET
-    assert Settings.of(agent="fixed", steps=3, **world).agent.actions == "continuous"
+    with pytest.raises(ValueError, match="steps is 3: the nearest that factored actions have is 1"):
+        Settings.of(agent="fixed", steps=3, **world)
     plan = Settings.of(agent="schedule", schedule=(8 / 255, 16 / 255), steps=1, step_size=4 / 255, **world)
     assert plan.agent.actions == "factored"
     assert [(one.epsilon, one.steps, one.step_size) for one in plan.scheduled_budgets] == [

@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_run_is_resumed_with_the_modules_that_its_user_names(run: Path, imported, tmp_path: Path, capsys) -> None:
     line = refused(capsys, "--resume", str(run))
-    assert f"names the agent {AGENT!r}, whose import runs its code" in line
+    assert f"the agent {AGENT!r} is named in a file, not on this command line, and importing it runs its code" in line
     assert line.endswith(f"train_agent.py --resume {run} --trust`") and not imported()
     # a command too long for an error is said in words: half of it would be another command
     line = refused(capsys, "--config", str(run / "config.yaml"), "--run_dir", "x" * 200)
@@ -116,7 +116,7 @@ def test_every_kind_of_part_obeys_the_same_rule(line: str, imported, tmp_path: P
     own, flags = tmp_path / "own.yaml", PARTS[line]
     own.write_text(line + "\n")
     kind = line.partition(":")[0].replace("reward_weights", "reward term").replace("dataset", "data set")
-    assert f"names the {kind.replace('_', ' ')} 'hostile_agent:" in refused(capsys, "--config", str(own))
+    assert f"the {kind.replace('_', ' ')} 'hostile_agent:" in refused(capsys, "--config", str(own))
     assert not imported()
     other = ["--agent", "hostile_agent:act"]
     assert "--trust`" in refused(capsys, "--config", str(own), *other)
@@ -160,7 +160,7 @@ def test_the_agents_own_name_does_not_let_its_method_pass(run: Path, imported, c
     text = (run / "config.yaml").read_text().replace("method: acl\n", f"method: {METHOD}\n")
     (run / "config.yaml").write_text(text.replace("coreset: rcs", "coreset: none"))
     # the module is the same, but not what is taken from it
-    assert f"names the method {METHOD!r}" in refused(capsys, "--resume", str(run), "--agent", AGENT)
+    assert f"the method {METHOD!r} is named in a file" in refused(capsys, "--resume", str(run), "--agent", AGENT)
     assert parse(["--resume", str(run), "--agent", AGENT, "--method", METHOD]).settings.method.method == METHOD
 
 

@@ -34,7 +34,7 @@ def pictures(page: Page) -> list[str]:
 
 def test_what_is_shown_is_said_with_its_figures(make_cell) -> None:
     text = " ".join(answer(comparison(grid(make_cell, 10))))
-    assert text.startswith("4 arms, 40 runs (seeds an arm: 10), method astra, preset digits-grid.")
+    assert text.startswith("4 arms, 40 runs (seeds per arm: 10), method astra, preset digits-grid.")
     assert "Of the 3 primary comparisons, 3 are shown." in text
     # the mean of 0, 1, 2, 0, 1, 2, 0, 1, 2, 0 is 0.9
     assert "reinforce is better than random (+10.9 (" in text

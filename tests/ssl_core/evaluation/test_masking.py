@@ -201,7 +201,7 @@ def test_sensitive_votes_are_a_note(digits: Split) -> None:
     for share in (1e-2, 1e-4):
         classifier = nearest_neighbours(Collapsed(share), "none", digits.train, NeighbourSettings(k=200))
         notes = check(classifier, digits)
-        assert any("jump when their pixels move by 1e-2 or less: they hang on rounding" in note for note in notes)
+        assert any("jump when their pixels move by 1e-2 or less: rounding decides them" in note for note in notes)
 
 
 class Collapsed(Pooled):

@@ -191,7 +191,7 @@ def test_bad_arguments_are_refused() -> None:
         DynACLAIR(reweighting=1.5)
     with pytest.raises(ValueError, match="temperature"):
         ACLAIR(temperature=0)
-    with pytest.raises(ValueError, match="there are 8 views: expected three an image"):
+    with pytest.raises(ValueError, match="there are 8 views: expected three per image"):
         ACLAIR().attacked(images(0, 8))
     with pytest.raises(ValueError, match="none were given"):
         ACLAIR().losses(Networks(network()), images(0, 12), None)
