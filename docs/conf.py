@@ -43,7 +43,7 @@ python_maximum_signature_line_length = 80
 sphinx_gallery_conf = {
     "examples_dirs": str(DOCS.parent / "examples"),
     "gallery_dirs": "gallery",
-    "filename_pattern": "/custom_",
+    "filename_pattern": "/",
     "reset_argv": "example_pages.arguments",
     "image_scrapers": ("example_pages.picture",),
     "download_all_examples": False,

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO on views: its own class, callbacks and files, on the vector environment for SB3.
+"""An agent of Stable-Baselines3 on views: PPO, with its own class, callbacks and files.
 
 python examples/sb3_ppo.py runs/sb3_ppo       # draws runs/sb3_ppo/reward.png
 """

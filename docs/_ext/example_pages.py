@@ -64,7 +64,7 @@ def picture(block: tuple[str, str, int], block_vars: dict[str, Any], gallery: di
 
 def titled(app: Sphinx, page: str, source: list[str]) -> None:
     """A title and a command as rST has them, from an example's docstring, `What it is: what it does.`"""
-    if not page.startswith("gallery/custom_"):
+    if not page.startswith("gallery/") or page == "gallery/index":
         return
     text = re.sub(
         r"^(An? \w[^:\n]*): (\w)(.*)$",
