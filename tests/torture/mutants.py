@@ -4,7 +4,8 @@ python -m tests.torture.mutants --count 60 --seed 0 --output results/mutants.jso
 
 A mutant changes one expression: a comparison, an arithmetic or a boolean operator, a number, True or False. At least
 two are drawn of every package. First the tests that mirror its module run, then, if none fails, those of its whole
-folder. What is finished is kept: the same command continues.
+folder. What is finished is kept: the same command continues, in the commit in which it began. With `--again` the
+same mutants are tried in the commit of now, which adds the verdicts of now to those of before.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.provenance import ROOT, commit
@@ -29,6 +32,9 @@ from astra_gym.ssl_core.utils.provenance import ROOT, commit
 PACKAGES = ("ssl_core", "envs", "agents", "experiments")
 TIME = "time"
 """In the place of a test: the limit has ended the tests."""
+GONE = "gone"
+"""In the place of a test: the line is not what it was."""
+NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED
 LEAST = 2
 """Mutants of every package."""
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -61,6 +67,7 @@ class Mutant:
         line: of the expression.
         start, end: offsets of the expression in the file, in bytes.
         before, after: its text.
+        within: the whole line before.
     """
 
     file: str
@@ -69,6 +76,7 @@ class Mutant:
     end: int
     before: str
     after: str
+    within: str
 
 
 def mutated(node: ast.expr) -> ast.expr | None:
@@ -104,8 +112,9 @@ def expressions(tree: ast.AST) -> Iterator[ast.expr]:
 def mutants_of(file: Path, root: Path = ROOT) -> list[Mutant]:
     """All that a module offers."""
     text = file.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
     starts = [0]
-    for line in text.splitlines(keepends=True):
+    for line in lines:
         starts.append(starts[-1] + len(line.encode()))
     found = []
     for node in expressions(ast.parse(text)):
@@ -114,8 +123,19 @@ def mutants_of(file: Path, root: Path = ROOT) -> list[Mutant]:
             place = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
             before = text.encode()[slice(*place)].decode()
             after = f"({ast.unparse(wrong)})"
-            found.append(Mutant(file.relative_to(root).as_posix(), node.lineno, *place, before, after))
+            within = lines[node.lineno - 1].strip()
+            found.append(Mutant(file.relative_to(root).as_posix(), node.lineno, *place, before, after, within))
     return found
+
+
+def found_again(mutant: Mutant, root: Path = ROOT) -> Mutant | None:
+    """The same change of the same line in a tree that has gone on, the nearest if there are several; None if the line
+    is gone."""
+    file = root / mutant.file
+    offered = mutants_of(file, root) if file.exists() else []
+    change = mutant.within, mutant.before, mutant.after
+    same = [one for one in offered if (one.within, one.before, one.after) == change]
+    return min(same, key=lambda one: abs(one.start - mutant.start), default=None)
 
 
 def drawn(count: int, seed: int, root: Path = ROOT) -> list[Mutant]:
@@ -153,12 +173,19 @@ def killed_by(mutant: Mutant, place: Path, limit: float) -> str | None:
                 )
             except subprocess.TimeoutExpired:
                 return TIME
-            if done.returncode:
+            if done.returncode not in (0, NO_TESTS):
                 found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
                 return found[1] if found else f"status {done.returncode}"
     finally:
         file.write_bytes(whole)
     return None
+
+
+def checked_out(at: str, place: Path) -> Path:
+    """A copy of the project as it was in a commit."""
+    for words in (["clone", "--quiet", "--shared", "--no-checkout", ROOT, place], ["-C", place, "checkout", "-q", at]):
+        subprocess.run(["git", *map(str, words)], check=True)
+    return place
 
 
 def main() -> None:
@@ -168,24 +195,40 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=300, help="seconds of one call of pytest")
     parser.add_argument("--output", type=Path, default=Path("results/mutants.json"))
+    parser.add_argument("--again", action="store_true", help="try what is recorded in the commit of now")
+    parser.add_argument(
+        "--of", default="", help="with --again, those whose file or killer begins with this; None: survivors"
+    )
     given = parser.parse_args()
-    finished = json.loads(given.output.read_text(encoding="utf-8"))["mutants"] if given.output.exists() else []
-    known = {(one["file"], one["start"], one["after"]) for one in finished}
+    now = commit(ROOT).removesuffix("-dirty")
+    document: dict[str, Any] = {"schema": 1, "seed": given.seed, "commit": now, "killed": 0, "mutants": []}
+    if given.output.exists():
+        document |= json.loads(given.output.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) / "project"
-        shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*venv*", ".git", "build", "runs", "__pycache__"))
-        for mutant in drawn(given.count, given.seed):
-            if (mutant.file, mutant.start, mutant.after) in known:
+        chosen = drawn(given.count, given.seed, checked_out(document["commit"], Path(temporary) / "then"))
+        known = {(one["file"], one["start"], one["after"]): one for one in document["mutants"]}
+        records = [asdict(one) | known.get((one.file, one.start, one.after), {}) for one in chosen]
+        place = checked_out(now, Path(temporary) / "now") if given.again else Path(temporary) / "then"
+        for mutant, record in zip(chosen, records, strict=True):
+            if given.again:
+                if not any(str(record.get(name)).startswith(given.of) for name in ("file", "killed_by")):
+                    continue
+                again = found_again(mutant, place)
+                record["again"] = killed_by(again, place, given.limit) if again else GONE
+                record["again_commit"] = now
+            elif "killed_by" not in record:
+                began = time.monotonic()
+                record["killed_by"] = killed_by(mutant, place, given.limit)
+                record["seconds"] = round(time.monotonic() - began, 1)
+            else:
                 continue
-            began = time.monotonic()
-            killer = killed_by(mutant, place, given.limit)
-            seconds = round(time.monotonic() - began, 1)
-            finished.append(asdict(mutant) | {"killed_by": killer, "seconds": seconds})
+            finished = [one for one in records if "killed_by" in one]
             # past the limit the tests may have been slow, or the mutant without end: that is no verdict
-            killed = sum(one["killed_by"] not in (None, TIME) for one in finished)
-            document = {"schema": 1, "seed": given.seed, "commit": commit(ROOT), "killed": killed, "mutants": finished}
-            write_json(given.output, document)
-            print(f"{mutant.file}:{mutant.line} {mutant.before!r} -> {mutant.after!r}: {killer}", flush=True)
+            for name, verdict in (("killed", "killed_by"), ("killed_again", "again")):
+                document[name] = sum(one.get(verdict) not in (None, TIME, GONE) for one in finished)
+            write_json(given.output, document | {"mutants": finished})
+            verdict = record["again" if given.again else "killed_by"]
+            print(f"{mutant.file}:{mutant.line} {mutant.before!r} -> {mutant.after!r}: {verdict}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from tests.torture.mutants import LEAST, drawn, killed_by, mutants_of
+from tests.torture.mutants import LEAST, drawn, found_again, killed_by, mutants_of
 
 MODULE = '''"""Text stays: 1 < 2."""
 
@@ -47,6 +47,15 @@ def test_the_test_that_fails_is_named_and_the_file_is_put_back(tmp_path: Path) -
     assert killed_by(by_change["(x * 2)"], tmp_path, 60) == "tests/envs/test_half.py::test_half"
     assert killed_by(by_change["(4)"], tmp_path, 60) is None
     assert file.read_text() == MODULE
+
+
+def test_a_change_is_found_again_where_its_line_has_moved(tmp_path: Path) -> None:
+    file = project(tmp_path)
+    limit, half = (one for one in mutants_of(file, tmp_path) if one.before in ("3", "x / 2"))
+    file.write_text(MODULE.replace("\n\nLIMIT", "\nOTHER = 3\n\nLIMIT").replace("x / 2", "x / 4"))
+    moved = found_again(limit, tmp_path)
+    assert moved is not None and (moved.line, moved.after) == (4, "(4)")
+    assert found_again(half, tmp_path) is None
 
 
 def test_every_package_has_its_share_and_a_seed_draws_the_same() -> None:
