@@ -44,16 +44,16 @@ def read_commands(path: Path, digests: Sequence[str], damage: list[str]) -> list
     except OSError:
         damage.append(f"{path.name} {'cannot be read' if path.exists() else 'is missing'}")
         return []
-    if lines[-1]:
-        damage.append(f"{path.name}, line {len(lines)} does not end with a line break")
-    lines = lines if lines[-1] else lines[:-1]
+    cut = {len(lines): "does not end with a line break"} if lines[-1] else {}
+    lines = lines if cut else lines[:-1]
     found = list(map(command_digest, lines))
     lost = [digest for digest in digests if digest not in found]
     # a line without a digest is of version 0.1, or of a process that was killed early, or else it was changed
     strange = [number for number, digest in enumerate(found, start=1) if digest not in digests][-len(lost) :] * bool(
         lost
     )
-    damage += [f"{path.name}, line {number} is damaged" for number in strange]
+    wrong = dict.fromkeys(strange, "is damaged") | cut
+    damage += [f"{path.name}, line {number} {what}" for number, what in wrong.items()]
     if len(lost) > len(strange):
         damage.append(f"{path.name} lacks {len(lost) - len(strange)} of its lines")
     return [line for number, line in enumerate(lines, start=1) if number not in strange]
