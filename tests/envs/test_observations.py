@@ -10,7 +10,13 @@ from torch import Tensor
 
 from astra_gym.envs.batch_env import BatchAttackEnv
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.observations import OBSERVATIONS, Observation, find_observation, observation_for
+from astra_gym.envs.observations import (
+    OBSERVATIONS,
+    Observation,
+    RunningStatistics,
+    find_observation,
+    observation_for,
+)
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.view_env import ViewAttackVectorEnv
@@ -45,6 +51,12 @@ class Wrong(Mean):
 
 
 MEAN, OF_BATCHES, WRONG = (f"{__name__}:{name}" for name in ("Mean", "OfBatches", "Wrong"))
+
+
+def test_the_training_s_progress_runs_from_minus_one_to_one() -> None:
+    statistics, raw = RunningStatistics(), torch.tensor([[1.0], [3.0]])
+    statistics.update(raw)
+    assert [statistics.standardise(raw, progress)[0, -1].item() for progress in (0.0, 0.5, 1.0)] == [-1, 0, 1]
 
 
 def test_which_environment_has_which() -> None:

@@ -233,7 +233,7 @@ def test_our_step_plays_the_given_actions_and_the_agent_learns(agent: str, inter
         assert record is not None and record.budget is not None and record.step == step
         assert torch.equal(record.budget.steps, budget_of(actions, torch.device("cpu")).steps)
         assert record.adversarial is adversarial
-        assert run.agent.updates == step
+        assert run.agent.updates == step and run.agent.num_timesteps == step * run.env.num_envs
         assert seconds["interval"] == interval and min(seconds.values()) > 0
     assert "_send" not in vars(run.agent)
 

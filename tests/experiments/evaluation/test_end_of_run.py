@@ -50,7 +50,7 @@ def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_pa
     write_outcomes(folder, run.checkpoint_name, correct)
     expected = [row.value for row in rows]
     outcomes = json.loads((folder.results / "outcomes.json").read_text())
-    assert outcomes["checkpoint"] == rows[0].checkpoint
+    assert outcomes["schema"] == 1 and outcomes["checkpoint"] == rows[0].checkpoint
     assert [100 * marks.count("1") / len(marks) for marks in outcomes["correct"].values()] == expected
     assert list(outcomes["correct"]) == [repr(row.epsilon) for row in rows]
     run.engine.learner.network.precision = "bf16"

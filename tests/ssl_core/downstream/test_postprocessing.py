@@ -189,7 +189,7 @@ def test_progress_is_told_of_every_step(network: TargetNetwork) -> None:
 def test_the_defaults_are_the_published_ones() -> None:
     settings = PostSettings()
     tuning, probe = settings.fine_tuning(), settings.probe()
-    assert settings.clusters == 10 and (settings.views().padding, settings.views().flip) == (4, 0.5)
+    assert settings.clusters == settings.starts == 10 and (settings.views().padding, settings.views().flip) == (4, 0.5)
     assert (probe.epochs, probe.lr, probe.weight_decay, probe.momentum, probe.batch_size) == (10, 0.01, 1e-4, 0.9, 512)
     assert probe.milestones == () and probe.augment
     assert (tuning.epochs, tuning.lr, tuning.weight_decay, tuning.momentum, tuning.batch_size) == (

@@ -90,6 +90,9 @@ def test_load_network_from_a_file_and_from_a_run_folder(tmp_path) -> None:
         assert route == "pgd" and not loaded.training
         assert torch.equal(loaded(images, route).features, trained(images, "pgd").features)
     assert torch.equal(before, torch.get_rng_state())
+    exported = save_checkpoint(tmp_path / "exported.pt", "encoder", {"state_dict": trained.state_dict()})
+    with pytest.raises(CheckpointError, match="an exported encoder, in another layout: read it as --format"):
+        load_network(exported)
 
 
 def test_kept_encoders_are_listed_by_the_epoch_that_they_are_of(tmp_path) -> None:

@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -169,8 +168,8 @@ def test_a_lock_that_is_removed_between_opening_and_locking_is_made_anew(tmp_pat
 def test_the_living_and_the_dead() -> None:
     assert is_running(os.getpid()) and is_running(1) and not is_running(dead()) and not is_running(10**30)
     zombie = subprocess.Popen([sys.executable, "-c", ""])
-    while is_running(zombie.pid):
-        time.sleep(0.01)
     # nobody has waited for it yet
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_running(zombie.pid)
     os.kill(zombie.pid, 0)
     zombie.wait()

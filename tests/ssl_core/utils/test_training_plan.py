@@ -13,6 +13,7 @@ def test_a_plain_plan_counts_epochs_and_updates() -> None:
     assert all(type(plan.full_steps(step)) is int and plan.full_steps(step) == step for step in range(13))
     assert plan.moment(5) == Moment(step=5, epoch=1, epochs=3, progress=5 / 12, replay=0)
     assert plan.moment(99).progress == 1.0
+    assert TrainingPlan(epochs=1, steps=4).moment(0) == Moment()
 
 
 def test_later_epochs_may_be_of_a_part_of_the_data() -> None:
