@@ -2,13 +2,16 @@
 hand."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from astra_gym.envs.engine import AttackEngine
 
 torch.set_num_threads(1)
 STAND_IN = "GPU_TESTS_ON"
@@ -48,3 +51,22 @@ def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`interrupt(step)` sends this process a signal after so many updates, as a person at the keyboard would."""
+
+    def at(step: int) -> None:
+        play = AttackEngine.play
+
+        def watched(engine, budget):
+            record = play(engine, budget)
+            if record.step == step:
+                monkeypatch.setattr(AttackEngine, "play", play)
+                os.kill(os.getpid(), signal.SIGINT)
+            return record
+
+        monkeypatch.setattr(AttackEngine, "play", watched)
+
+    return at

@@ -30,15 +30,16 @@ def fixture(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "updates_made", "compared"), [("run", 6, 2), ("paper", 16, 4)])
 def test_a_run_continues_as_its_own_version_continued_it(
-    fixture: Path, name: str, updates_made: int, compared: int
+    fixture: Path, interrupt, name: str, updates_made: int, compared: int
 ) -> None:
     before = read_metrics(fixture / name / "metrics.jsonl")
-    assert train_agent.main(["--resume", str(fixture / name), "--progress", "off"]) == 0
+    expected = [json.loads(line) for line in (fixture / f"continuation-{name}.jsonl").read_text("utf-8").splitlines()]
+    updates = [row for row in expected if "loss/total" in row]
+    interrupt(updates[-1]["step"])
+    assert train_agent.main(["--resume", str(fixture / name), "--progress", "off"]) == 130
     rows = read_metrics(fixture / name / "metrics.jsonl")
     assert rows[: len(before)] == before
     assert [row["step"] for row in rows][-1] > before[-1]["step"]
-    expected = [json.loads(line) for line in (fixture / f"continuation-{name}.jsonl").read_text("utf-8").splitlines()]
-    updates = [row for row in expected if "loss/total" in row]
     found = {row["step"]: row for row in rows if "loss/total" in row}
     assert len(updates) == updates_made
     # another processor rounds otherwise, and later a drawn action may tip

@@ -54,13 +54,13 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
 
 
 TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "my_" not in line]
-TINY = "--limit=40 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=2 --evaluate=false --progress=off"
+TINY = "--limit=40 --test_limit=30 --batch_size=8 --image_size=8 --width=2 --epochs=1 --evaluate=false --progress=off"
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "teacher"
-    tiny = [*shlex.split(TINY.replace("--evaluate=false", "--probe_epochs=1"))]
+    tiny = [*shlex.split(TINY.replace("--evaluate=false", "--probe_epochs=1 --eval_epsilons=[8/255]"))]
     assert main([*tiny, "--method=simclr", f"--run_dir={run}"]) == 0
     return run
 
@@ -127,6 +127,7 @@ def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: P
         assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
     new, agents = small, small[small.index("--agents") + 1 : small.index("--seeds")]
     tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1 --seeds=1"
+    tiny += " --eval_epsilons=[8/255]"
     folder = str(tmp_path / "small")
     steps = [[*new, *shlex.split(tiny), "--dir", folder], [*resumed[:-1], folder], [*report[:-1], folder]]
     commands = {"experiments/compare_agents.py": compare_agents.main, "experiments/report.py": report_command.main}

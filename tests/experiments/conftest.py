@@ -1,33 +1,11 @@
-import os
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.comparison.cell_results import WINDOWS, Cell
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS
-
-
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """`interrupt(step)` sends this process a signal after so many updates, as a person at the keyboard would."""
-
-    def at(step: int) -> None:
-        play = AttackEngine.play
-
-        def watched(engine, budget):
-            record = play(engine, budget)
-            if record.step == step:
-                monkeypatch.setattr(AttackEngine, "play", play)
-                os.kill(os.getpid(), signal.SIGINT)
-            return record
-
-        monkeypatch.setattr(AttackEngine, "play", watched)
-
-    return at
 
 
 def made_cell(

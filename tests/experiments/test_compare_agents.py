@@ -135,13 +135,10 @@ def kill_and_resume(tmp_path: Path, finished: Path, kills: int) -> None:
     assert without_times(folder / "comparison.json") == without_times(finished / "comparison.json")
 
 
-def test_a_comparison_that_was_killed_and_resumed_equals_one_that_was_not(tmp_path, finished) -> None:
-    kill_and_resume(tmp_path, finished, kills=1)
-
-
 @pytest.mark.every_agent
-def test_a_comparison_that_was_killed_five_times_equals_one_that_was_not(tmp_path, finished) -> None:
-    kill_and_resume(tmp_path, finished, kills=5)
+@pytest.mark.parametrize("kills", [1, 5])
+def test_a_comparison_that_was_killed_and_resumed_equals_one_that_was_not(tmp_path, finished, kills: int) -> None:
+    kill_and_resume(tmp_path, finished, kills)
 
 
 def test_runs_made_by_hand_are_adopted(finished, tmp_path, capsys) -> None:
@@ -238,7 +235,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path) -> None:
         assert metrics.stat().st_size == length
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path) -> None:
     command = [sys.executable, str(SCRIPT), *GRID, "--epochs=500", "--dir=grid", "--jobs=2"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,8 @@ from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 
 TINY = "--agent=fixed --limit=120 --test_limit=40 --batch_size=16 --width=4 --epochs=3 --evaluate=false --progress=off"
-QUICK = ["--attacks", "pgd20", "--epsilons", "8/255", "--epochs", "2", "--progress", "off"]
+TINY += " --image_size=8"
+QUICK = ["--attacks", "pgd20", "--epsilons", "8/255", "--epochs", "1", "--progress", "off"]
 
 
 @pytest.fixture(scope="module")

@@ -81,9 +81,9 @@ class Mutant:
 
 def mutated(node: ast.expr) -> ast.expr | None:
     """The expression, wrong in one place; None where nothing is changed in its kind."""
-    made = copy.deepcopy(node)
+    made = copy.copy(node)
     if isinstance(made, ast.Compare) and type(made.ops[0]) in SWAPS:
-        made.ops[0] = SWAPS[type(made.ops[0])]()  # type: ignore[assignment]
+        made.ops = [SWAPS[type(made.ops[0])](), *made.ops[1:]]  # type: ignore[list-item]
     elif isinstance(made, ast.BinOp | ast.BoolOp) and type(made.op) in SWAPS:
         made.op = SWAPS[type(made.op)]()  # type: ignore[assignment]
     elif isinstance(made, ast.UnaryOp) and isinstance(made.op, ast.Not):
@@ -145,7 +145,8 @@ def drawn(count: int, seed: int, root: Path = ROOT) -> list[Mutant]:
     for file in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
         packages.setdefault(file.parent.relative_to(root).as_posix(), []).extend(mutants_of(file, root))
     chosen = [one for name in packages for one in chance.sample(packages[name], min(LEAST, len(packages[name])))]
-    others = [one for made in packages.values() for one in made if one not in chosen]
+    taken = set(chosen)
+    others = [one for made in packages.values() for one in made if one not in taken]
     return chosen + chance.sample(others, max(0, count - len(chosen)))
 
 

@@ -26,6 +26,8 @@ CASES: dict[str, tuple[int, ...]] = {
     "growth": (0,),
 }
 """Numbers of the cases of each part: quick ones, that share what they begin with."""
+FEW = {name: CASES[name] for name in ("flips", "hostile", "poison")} | {"words": CASES["words"][:10]}
+"""Those of every test run; the others are in `make test-all`."""
 SHORTER = {"growth": Part("growth", 0.0, lambda case: grow(case, updates=150))}
 
 
@@ -41,18 +43,26 @@ def goods(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     gc.unfreeze()
 
 
+def pending(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(strict=True, reason=PENDING[name])] if name in PENDING else []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
+    ("name", "numbers"),
     [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=PENDING[name]) if name in PENDING else ())
-        for name in PARTS
+        *(pytest.param(*few, marks=pending(few[0]), id=f"few {few[0]}") for few in FEW.items()),
+        *(
+            pytest.param(name, numbers, marks=[pytest.mark.every_agent, *pending(name)], id=name)
+            for name, numbers in CASES.items()
+            if FEW.get(name) != numbers
+        ),
     ],
 )
-def test_a_few_cases_of(name: str, goods: Goods) -> None:
+def test_a_few_cases_of(name: str, numbers: tuple[int, ...], goods: Goods) -> None:
     part = SHORTER.get(name, PARTS[name])
     found = []
-    for number in CASES[name]:
+    for number in numbers:
         case = run_case(part, goods, SEED, number)
         assert case.tried or case.failures
         lines = [f"{failure.kind}: {failure.text}" for failure in case.failures]

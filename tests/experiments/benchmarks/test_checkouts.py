@@ -35,7 +35,7 @@ def test_both_checkouts_train_the_same_seeds_in_turn(tmp_path: Path, monkeypatch
     assert figure.values == (3.0, 2.0) and details["other"] == "unknown"
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_this_checkout_knows_the_command() -> None:
     assert checkouts.trained_seconds(ROOT, 0, options()) > 0
 

@@ -122,7 +122,7 @@ def test_a_run_is_left_as_it_was() -> None:
     assert [set(vars(owner)) for owner in owners] == before
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_the_first_step_of_a_fresh_process_comes_after_its_imports() -> None:
     whole, imports = first_step(QUICK)
     assert 0 < imports < whole

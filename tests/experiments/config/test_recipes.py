@@ -8,7 +8,6 @@ from astra_gym.experiments.config.cli import load, parse
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import AUTHORS, SMALL, recipe
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.ssl_core.downstream.linear_probe import standard_probe
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.methods.emp import EMPSSL
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
@@ -61,12 +60,6 @@ def test_a_methods_recipe_is_overridden_and_an_option_of_its_own_is_added(tmp_pa
     whole = "dataset: digits\nepochs: 1\nagent: fixed\nseed: 0\nprogress: auto\n"
     path.write_text(path.read_text() + whole)
     assert load(path).method.method_kwargs == {"streams": "a2a"}
-
-
-def test_a_folder_is_probed_as_any_data_set_without_a_published_protocol() -> None:
-    standard, preset = standard_probe("folder"), PRESETS["folder"]
-    assert (preset["probe_lr"], preset["probe_epochs"]) == (standard.lr, standard.epochs)
-    assert preset["probe_augment"] == standard.augment
 
 
 def test_the_teacher_of_daq_sdp_is_its_authors() -> None:

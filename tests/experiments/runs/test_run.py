@@ -187,9 +187,10 @@ def test_by_default_no_encoders_are_kept(tmp_path: Path) -> None:
             {"epoch-0001.pt": 8, "epoch-0002.pt": 12, "epoch-0003.pt": 20, "epoch-0004.pt": 24, "epoch-0005.pt": 30},
         ),
         # a rollout of two epochs and more
-        (
+        pytest.param(
             ["--agent=a2c", "--agent_kwargs.n_steps=13", "--keep_every=1"],
             {"epoch-0001.pt": 13, "epoch-0002.pt": 13, "epoch-0003.pt": 26, "epoch-0004.pt": 26, "epoch-0005.pt": 30},
+            marks=pytest.mark.every_agent,
         ),
     ],
 )
@@ -213,7 +214,7 @@ def test_encoders_are_kept_at_the_first_boundary_of_their_epochs(
     assert_equal_states(load_network(folder)[0].state_dict(), weights_by_step[30])
 
 
-@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+@pytest.mark.parametrize("agent", ["ppo", pytest.param("reinforce", marks=pytest.mark.every_agent)])
 def test_a_run_that_is_killed_and_resumed_keeps_the_same_encoders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
