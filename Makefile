@@ -1,11 +1,12 @@
-# make demo | test | test-all | test-gpu | test-wheel | docs | torture | lint | setup | clean  (PYTHON=python3.12 chooses another interpreter)
+# make demo | test | test-fast | test-all | test-gpu | test-wheel | docs | torture | lint | setup | clean
+# PYTHON=python3.12 chooses another interpreter
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-all test-gpu test-wheel docs torture lint clean
+.PHONY: setup demo test test-fast test-all test-gpu test-wheel docs torture lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -38,7 +39,13 @@ ON_CPU := GPU_TESTS_ON=cpu $(ONE_THREAD)
 test: lint
 	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# With every agent on the problem of known optimum, some minutes more.
+# For daily work, a minute: what is quick of the packages' own tests, without lint and types.
+FAST := tests/ssl_core tests/agents tests/envs tests/experiments/config tests/experiments/reports \
+  tests/experiments/comparison tests/test_architecture.py
+test-fast: setup
+	$(ON_CPU) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (slow or every_agent or wheel)" $(FAST)
+
+# With what repeats a shorter test: every agent and method in more combinations, kills of whole comparisons, torture.
 test-all: lint
 	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not wheel"
 

@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -61,6 +62,7 @@ NO_PACKAGES = ("ssl_core", "astra_gym", "examples")
 FOLDERS = sorted({str(Path(file).parent) for file in SOURCES} - set(NO_PACKAGES))
 
 
+@cache
 def parsed(file: str) -> ast.Module:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
 
@@ -98,6 +100,7 @@ def imported_modules(tree: ast.AST, file: str) -> Iterator[str]:
             yield from (part if file_of(part) else base for part in parts)
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """Which of the project's files imports which."""
     modules = {file: imported_modules(parsed(file), file) for file in SOURCES}

@@ -80,7 +80,7 @@ AS_SITE = "import runpy, site, sys; site.addsitedir(sys.argv[1]); sys.argv = sys
 AS_SITE += "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
-@pytest.mark.parametrize("place", ["PYTHONPATH", "site"])
+@pytest.mark.parametrize("place", ["PYTHONPATH", pytest.param("site", marks=pytest.mark.every_agent)])
 def test_the_main_command_finds_the_checkout_beside_distributions_of_the_same_names(tmp_path: Path, place: str) -> None:
     decoys, elsewhere = tmp_path / "decoys", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -64,6 +64,7 @@ LEARNT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every("reinforce", "a2c", "dqn", "sac", of=LEARNERS))
 def test_learns_its_own_kind_of_actions(world: Any, shells: Any, score: Any, name: str) -> None:
     plays, least = LEARNT[name]
@@ -87,6 +88,7 @@ def test_learns_other_kinds_of_actions(
 
 
 # the least over three seeds was 0.69, 0.73 and 0.57
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "threshold"),
     [("reinforce", 0.6), ("a2c", 0.5), pytest.param("ppo", 0.6, marks=pytest.mark.every_agent)],
@@ -108,6 +110,7 @@ def test_controls_do_not_learn(world: Any, shells: Any, score: Any, name: str, a
     assert after == before if name == "fixed" else abs(after) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_same_seed_same_run_and_another_seed_another(world: Any, shells: Any, name: str) -> None:
     runs = []
@@ -121,7 +124,8 @@ def test_same_seed_same_run_and_another_seed_another(world: Any, shells: Any, na
     assert (runs[0] == runs[2]) is (name in CONSTANT)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.9])
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", [0.9, pytest.param(0.0, marks=pytest.mark.every_agent)])
 @pytest.mark.parametrize(("name", "actions"), TAKEN)
 def test_saved_and_loaded_equals_straight(
     world: Any, shells: Any, tmp_path: Path, name: str, actions: str, gamma: float
@@ -181,6 +185,7 @@ def test_own_agents_leave_the_global_generators_alone(world: Any, shells: Any, t
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_every_agent_drives_every_kind_of_environment(world: Any, shells: Any, name: str) -> None:
     for image in (False,) if name == "lints" else (False, True):

@@ -33,6 +33,7 @@ def test_gymnasiums_checker_passes_without_a_warning(tiny, actions: str) -> None
         check_env(env, skip_render_check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", KINDS)
 def test_stable_baselines3s_checker_passes_without_a_warning(tiny, actions: str) -> None:
     with warnings.catch_warnings():

@@ -93,6 +93,7 @@ def test_same_seed_same_world_and_reset_makes_a_new_one(engine: AttackEngine, ti
     assert not torch.equal(first[0], engine.play(BUDGET).reward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observed", [False, True])
 def test_a_world_goes_on_from_its_file_bit_for_bit(engine: AttackEngine, tiny, tmp_path, observed: bool) -> None:
     for _ in range(4):
@@ -146,6 +147,7 @@ def test_a_loss_that_is_not_finite_names_step_and_budget(engine: AttackEngine) -
         engine.play(BUDGET)
 
 
+@pytest.mark.slow
 def test_a_world_is_the_same_wherever_its_images_stay(tiny, tmp_path) -> None:
     engines = [AttackEngine(WorldSettings.of(**tiny, keep_data=keep), seed=3) for keep in ("device", "host")]
     assert [engine.batches.source.keep for engine in engines] == ["device", "host"]

@@ -42,6 +42,7 @@ def uniform(engine: AttackEngine) -> Budget | None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_world_shows_pays_and_attacks_what_its_method_says(method: str, tiny: dict, teacher: str) -> None:
     engine = world(tiny, method, teacher)
@@ -60,6 +61,7 @@ def test_a_world_shows_pays_and_attacks_what_its_method_says(method: str, tiny: 
         assert (record.adversarial - clean).abs().max() <= 8 / 255 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].attacks])
 def test_within_a_ball_of_radius_0_nothing_moves(method: str, tiny: dict, teacher: str) -> None:
     """With epsilon 0 the attack changes nothing, whatever its random start is."""
@@ -90,6 +92,7 @@ LOOKING = {"lookahead_images": 2}
 CORESET = {"coreset_warmup": 1, "coreset_every": 2, "coreset_fraction": 0.34, "epochs": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rcs", "random"])
 def test_later_epochs_are_over_a_coreset_and_go_on_exactly(kind: str, tiny: dict, teacher: str) -> None:
     engine = world(tiny, "acl", teacher, coreset=kind, **CORESET)

@@ -48,7 +48,8 @@ def test_all_methods_with_originals_are_known() -> None:
     assert [name for name in METHODS if METHODS[name].originals_per_image] == WITH_ORIGINALS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.every_agent) for kind in KINDS[1:])])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_view_but_the_originals_is_distorted(method: str, kind: str, tiny: dict, teacher: str) -> None:
     plain = world(tiny, method, teacher)
@@ -81,6 +82,7 @@ def test_what_is_attacked_and_observed_are_the_distorted_views(
     assert engine.batches.sampler.last.tolist() == plain.batches.sampler.last.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", WITH_ORIGINALS)
 def test_originals_stay_the_images_that_they_are(method: str, kind: str, tiny: dict, teacher: str) -> None:
@@ -101,6 +103,7 @@ def test_a_view_that_is_attacked_twice_is_distorted_once(tiny: dict, teacher: st
     assert torch.equal(engine.views[0::2], engine.views[1::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["astra", "deacl", "emp-ssl", "advcl", "acl-air", "dynacl-air"])
 def test_with_probability_0_views_are_those_of_no_perspective(method: str, kind: str, tiny: dict, teacher: str) -> None:
@@ -137,6 +140,7 @@ def test_views_that_are_held_out_are_distorted_too(kind: str, tiny: dict, teache
 GOES_ON = ["astra", "deacl", "emp-ssl", "advcl", "dynacl-air", "cf-amc-ssl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kind"),
     [

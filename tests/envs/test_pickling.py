@@ -59,6 +59,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_pickled_environment_continues_as_the_original(tiny, name: str) -> None:
     env = MAKERS[name](tiny)
@@ -70,6 +71,7 @@ def test_a_pickled_environment_continues_as_the_original(tiny, name: str) -> Non
     assert_alike(env, pickle.loads(pickle.dumps(env)), steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "world",
     [

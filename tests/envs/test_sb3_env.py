@@ -16,6 +16,7 @@ def sample(env: VecEnv, seed: int = 0) -> np.ndarray:
     return np.stack([env.action_space.sample() for _ in range(env.num_envs)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actions", ["factored", "flat", "continuous"])
 @pytest.mark.parametrize("observation", ["features", "image"])
 def test_the_contract_of_a_vec_env(tiny, actions: str, observation: str) -> None:

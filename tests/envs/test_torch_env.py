@@ -27,6 +27,7 @@ def pair(tiny: dict[str, Any]) -> tuple[TorchViewEnv, REINFORCE]:
     return env, REINFORCE(env, PAPER, planned_plays=21, seed=3)
 
 
+@pytest.mark.slow
 def test_twenty_plays_of_the_paper_s_agent_are_22_attacks_and_resume_exactly_between_them(tiny: dict[str, Any]) -> None:
     env, agent = pair(tiny)
     attacks, plays = [], []
@@ -52,6 +53,7 @@ def test_twenty_plays_of_the_paper_s_agent_are_22_attacks_and_resume_exactly_bet
         assert same(env.state_dict(), env_again.state_dict()) and same(agent.state_dict(), agent_again.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TorchViewEnv, TorchBatchEnv])
 def test_without_drop_last_the_last_batch_is_trained_on_as_it_is(
     tiny: dict[str, Any], kind: type[TorchViewEnv | TorchBatchEnv]

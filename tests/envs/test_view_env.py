@@ -26,6 +26,7 @@ REFUSING = (
 KINDS = ("factored", "flat", "continuous")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", ["features", "image"])
 @pytest.mark.parametrize("actions", KINDS)
 def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: str) -> None:

@@ -81,6 +81,7 @@ def made(name: str, env: Any, **more: Any) -> Any:
     return make_agent(name, env, seed=0, device="cuda", **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(WORLDS, {"astra", "dynacl", "taro", "cf-amc-ssl", "astra look-ahead"}))
 def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: str) -> None:
     (settings, ceiling), method = WORLDS[name], name.split()[0]
@@ -94,6 +95,7 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
     assert gpu.launches.total() > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", some(["view", "batch"], {"view"}))
 @pytest.mark.parametrize("name", some(AGENT_WAITS, {"fixed", "random", "reinforce", "reinforce-paper", "ppo"}))
 def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:

@@ -55,7 +55,7 @@ def test_an_example_trains_and_shows_something(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "agent", ["reinforce", *(pytest.param(name, marks=pytest.mark.every_agent) for name in ("fixed", "random", "ppo"))]
+    "agent", ["fixed", *(pytest.param(name, marks=pytest.mark.every_agent) for name in ("reinforce", "random", "ppo"))]
 )
 def test_the_custom_method_trains_under_every_kind_of_agent_and_resumes(agent: str, tmp_path: Path) -> None:
     tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1"

@@ -219,6 +219,7 @@ def test_a_cell_that_fails_stops_nobody_and_is_tried_again(tmp_path, monkeypatch
     assert [cell.arm for cell in read_comparison("grid/comparison.json").cells] == ["fixed", "own", "own@compute"]
 
 
+@pytest.mark.every_agent
 def test_workers_end_with_the_process_that_started_them(tmp_path) -> None:
     command = [sys.executable, str(SCRIPT), *GRID, "--epochs=5000", "--dir=grid", "--jobs=1"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)

@@ -34,13 +34,13 @@ EVERY_OTHER = [
 @pytest.mark.parametrize(("agent", "env"), EVERY_OTHER)
 def test_every_agent_drives_both_environments(tmp_path, agent: str, env: str) -> None:
     folder = tmp_path / "run"
-    assert run(folder, f"--agent={agent}", f"--env={env}", "--evaluate=false") == 0
+    assert run(folder, f"--agent={agent}", f"--env={env}", "--epochs=1", "--evaluate=false") == 0
     rows = read_metrics(folder / "metrics.jsonl")
     # every agent makes exactly the planned number of target updates
-    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows] == list(range(1, 7))
     assert {"loss/total", "reward/mean", "actions/epsilon"} <= rows[-1].keys()
     payload = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    assert payload["step"] == 12 and payload["agent_name"] == agent
+    assert payload["step"] == 6 and payload["agent_name"] == agent
 
 
 FEW_ACTIONS = {("reinforce", "continuous"), ("ppo", "flat"), ("random", "continuous")}
@@ -121,21 +121,21 @@ RESUMED = [pytest.param(*pair, marks=() if pair in FEW_RESUMED else pytest.mark.
 
 @pytest.mark.parametrize(("agent", "flag"), RESUMED)
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt, capsys, agent: str, flag: str) -> None:
-    flags = [f"--agent={agent}", flag, "--evaluate=false", "--epochs=4"]
+    flags = [f"--agent={agent}", flag, "--evaluate=false", "--epochs=3"]
     assert run(tmp_path / "straight", *flags) == 0
     interrupt(step=3)
     status = run(tmp_path / "resumed", *flags)
     assert status == 130
     assert "--resume" in capsys.readouterr().out
     step = torch.load(tmp_path / "resumed" / "checkpoints" / "last.pt", weights_only=True)["step"]
-    assert 3 <= step < 24
+    assert 3 <= step < 18
     # what the process drew from the global generators in between must not matter
     torch.manual_seed(99), np.random.seed(99)
     assert main(["--resume", str(tmp_path / "resumed")]) == 0
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
     assert len((tmp_path / "resumed" / "command.txt").read_text().splitlines()) == 2
     stretches = json.loads((tmp_path / "resumed" / "results" / "training.json").read_text())["stretches"]
-    assert [(part["first"], part["last"]) for part in stretches] == [(0, step), (step, 24)]
+    assert [(part["first"], part["last"]) for part in stretches] == [(0, step), (step, 18)]
     for part in stretches:
         shares = [part[f"{who}_seconds"] for who in ("world", "agent", "writing")]
         # hundredths of a second: what an agent takes at this size may be none

@@ -68,6 +68,7 @@ RESUMED += [(name, own(name), 2, 9) for name in OFF_POLICY]
 RESUMED += [(name, own(name), 32, 8) for name in ("dqn", "td3", "sac")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "actions", "num_envs", "boundary"), RESUMED)
 def test_killed_and_resumed_equals_uninterrupted(
     world: Any, shells: Any, tmp_path: Any, name: str, actions: str, num_envs: int, boundary: int
@@ -153,6 +154,7 @@ def test_state_holds_every_global_generator_and_the_episode_figures(world: Any, 
     assert [entry["r"] for entry in model.ep_info_buffer] == pytest.approx([entry["r"] for entry in buffer])  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize(("num_envs", "plays"), [(1, 1), (1, 23), (2, 3), (3, 20), (32, 7)])
 def test_exactly_the_planned_plays_are_made(world: Any, shells: Any, name: str, num_envs: int, plays: int) -> None:

@@ -287,6 +287,7 @@ def equal(one: StepRecord, other: StepRecord) -> bool:
     return same and torch.equal(one.reward, other.reward) and torch.equal(one.views, other.views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "played"), [("device", 0), ("device", 3), ("host", 1)])
 def test_a_resumed_world_is_the_uninterrupted_one(tiny, keep: str, played: int, tmp_path) -> None:
     engine = world(tiny, **ALL, keep_data=keep)

@@ -114,6 +114,7 @@ def check_sum(record: StepRecord, weights: dict[str, float], scope: str = "view"
     torch.testing.assert_close(record.reward.double(), expected, rtol=0, atol=rounding)
 
 
+@pytest.mark.slow
 def test_the_reward_is_the_stated_sum_of_finite_terms(played: Played) -> None:
     weights, n = weights_of(played.name), played.views * TINY["batch_size"]
     largest = dict.fromkeys(weights, 0.0)
@@ -151,6 +152,7 @@ def test_progress_is_kept_for_every_attacked_view_of_an_image(played: Played) ->
     assert not played.records[0].terms["progress"].any() and again >= 3 * played.views
 
 
+@pytest.mark.slow
 def test_the_look_ahead_is_one_value_for_all_views_and_moves_nothing(played: Played) -> None:
     lookahead, learner, streams = (
         played.engine.rewards.terms.get("lookahead"),
@@ -171,6 +173,7 @@ def test_the_look_ahead_is_one_value_for_all_views_and_moves_nothing(played: Pla
     assert same(before, (learner.state_dict(), streams.state_dict()))
 
 
+@pytest.mark.slow
 def test_a_world_that_is_paid_for_everything_goes_on_exactly(played: Played, teacher: str) -> None:
     # in free training the state is one within a batch: its slopes and perturbations go along
     other = world(played.name, teacher, seed=99)

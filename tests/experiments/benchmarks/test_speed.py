@@ -166,7 +166,11 @@ def test_a_wrong_attack_is_caught(threads: int, caught: str, monkeypatch: pytest
     ("precision", "caught"),
     [
         ("fp32", [r"\+ folded batch norm", "ResNet-18, reinforce, fp32", "attack, bf16"]),
-        ("bf16", [r"\+ bf16", "ResNet-18, reinforce, bf16", "attack, bf16"]),
+        pytest.param(
+            "bf16",
+            [r"\+ bf16", "ResNet-18, reinforce, bf16", "attack, bf16"],
+            marks=pytest.mark.every_agent,
+        ),
     ],
 )
 def test_an_attack_that_does_nothing_is_caught(

@@ -47,6 +47,7 @@ def copied(runs, tmp_path) -> Path:
     return Path(shutil.copytree(runs / "attacks", tmp_path / "attacks"))
 
 
+@pytest.mark.slow
 def test_a_run_comes_down_to_its_cell(runs) -> None:
     cell = summarise(runs / "attacks", "mine")
     assert (cell.arm, cell.agent, cell.method, cell.preset, cell.seed) == ("mine", "random", "astra", "digits", 3)
@@ -92,6 +93,7 @@ def test_a_comparison_comes_back_as_it_was(runs, tmp_path) -> None:
     assert read_comparison(tmp_path / "empty.json").cells == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_counts_every_stretch(tmp_path, interrupt, monkeypatch) -> None:
     folder = tmp_path / "run"
     without_pictures(monkeypatch)

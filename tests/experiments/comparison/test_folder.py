@@ -104,6 +104,7 @@ def folder(tmp_path: Path) -> ComparisonFolder:
     return ComparisonFolder(Path(shutil.copytree(FIXTURE, tmp_path / "in" / "comparison")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

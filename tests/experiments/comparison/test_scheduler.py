@@ -50,6 +50,7 @@ def job(folder: Path, name: str, *flags: str) -> Job:
     return Job(name, (*TINY, f"--run_dir={folder / name}", *flags), folder / "logs" / f"{name}.log")
 
 
+@pytest.mark.slow
 def test_a_worker_makes_bit_for_bit_the_run_of_a_process_of_its_own(tmp_path, monkeypatch) -> None:
     """With an agent that draws from the global generators, the figures, and what it prints in its log."""
     monkeypatch.chdir(tmp_path)
@@ -76,6 +77,7 @@ def test_a_worker_makes_bit_for_bit_the_run_of_a_process_of_its_own(tmp_path, mo
         assert (one.figures / picture.name).read_bytes() == picture.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told_and_the_others_go_on(tmp_path) -> None:
     killed = []
 
@@ -91,6 +93,7 @@ def test_a_worker_that_is_killed_is_told_and_the_others_go_on(tmp_path) -> None:
     assert ends["long"].reason.startswith("killed by SIGKILL (the system kills")
 
 
+@pytest.mark.slow
 def test_an_interrupt_asks_the_workers_to_save_and_begins_no_other(tmp_path) -> None:
     def looked(workers) -> None:
         path = tmp_path / "long" / "metrics.jsonl"
@@ -104,6 +107,7 @@ def test_an_interrupt_asks_the_workers_to_save_and_begins_no_other(tmp_path) -> 
     assert read_metrics(tmp_path / "long" / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_kills_them(tmp_path) -> None:
     pids: list[int] = []
 
@@ -126,6 +130,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_folder_is_run_by_one_process_at_a_time(tmp_path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

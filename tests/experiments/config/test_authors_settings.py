@@ -339,6 +339,7 @@ def tiny_learner(name: str, folder: Path) -> TargetLearner:
     return build_learner(tiny.world, Streams(0), tiny.world.make_plan(97))
 
 
+@pytest.mark.slow
 @each
 def test_the_optimiser_moves_every_tensor_as_the_authors_does(name: str, tmp_path: Path) -> None:
     sheet, learner = SHEETS[name], tiny_learner(name, tmp_path)

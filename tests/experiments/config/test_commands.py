@@ -49,11 +49,13 @@ def run(*words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([sys.executable, *words], cwd=cwd, env=clean | more, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     shown = run("-m", "astra_gym", "report", "nowhere", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert shown.returncode == 2 and shown.stderr.startswith("astra-gym report: error: ")
 
 
+@pytest.mark.slow
 def test_a_safe_path_keeps_what_the_user_put_on_the_path(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "minemod.py").write_text("raise SystemExit('the module of the user')\n")

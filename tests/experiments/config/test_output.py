@@ -85,6 +85,7 @@ def test_streams_are_replaced_within_and_a_full_disk_is_told(monkeypatch) -> Non
 FULL = Path("/dev/full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "lost"),
     [

@@ -31,6 +31,7 @@ def test_recipes_are_of_methods_and_settings_that_there_are() -> None:
         assert all(values.keys() <= NAMES for values in table.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if "method" not in values])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_settings_in_every_preset(preset: str, method: str) -> None:

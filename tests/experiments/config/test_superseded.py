@@ -142,6 +142,7 @@ CHANGED = {
 FLAGS_OF_0_1 = [(record, name) for record in RECORDS for name in read_yaml_file(record)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("record", "name"), FLAGS_OF_0_1, ids=lambda part: getattr(part, "parent", Path(part)).name)
 def test_each_flag_of_0_1_still_works(record: Path, name: str) -> None:
     before = _given_as_config(record)

@@ -98,6 +98,7 @@ def test_at_most_eight_learning_arms_are_told_apart_those_that_move_the_most(mak
     assert len({(style["linestyle"], style["marker"]) for style in LINES}) == 8
 
 
+@pytest.mark.slow
 def test_all_figures_of_many_arms_are_drawn_whole(make_cell, tmp_path) -> None:
     arms = ["reinforce", "ppo", "reinforce@reward_cost=0.05", "fixed", "random"]
     cells = [

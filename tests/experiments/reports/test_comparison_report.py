@@ -91,6 +91,7 @@ def test_unfinished_runs_are_counted(make_cell) -> None:
     assert text.endswith("1 of 5 runs are unfinished: the figures may change.")
 
 
+@pytest.mark.slow
 def test_a_comparison_has_everything_in_order(make_cell, tmp_path) -> None:
     unfinished = {"ppo-seed0": "the loss is not finite"}
     page = report(comparison(grid(make_cell, 2), unfinished=unfinished), tmp_path)
@@ -116,6 +117,7 @@ def test_a_comparison_has_everything_in_order(make_cell, tmp_path) -> None:
     assert [[entry.text for entry in row] for row in table.rows] == [["ppo-seed0", "the loss is not finite"]]
 
 
+@pytest.mark.slow
 def test_one_run_has_what_makes_sense_of_it(make_cell, tmp_path) -> None:
     page = report(comparison([make_cell()]), tmp_path)
     assert page.title == "Run: made up"

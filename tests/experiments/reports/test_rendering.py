@@ -159,6 +159,7 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_a_browser_shows_it_and_a_phone_does_not_scroll_sideways(page, tmp_path) -> None:
     text = to_html(page, tmp_path)

@@ -142,6 +142,7 @@ def test_there_are_enough_hostile_texts() -> None:
     assert len(set(HOSTILE)) >= 40
 
 
+@pytest.mark.slow
 def test_in_a_comparison(make_cell: Any, tmp_path: Path) -> None:
     unfinished = {text: text for text in HOSTILE}
     name = " ".join(HOSTILE)
@@ -150,6 +151,7 @@ def test_in_a_comparison(make_cell: Any, tmp_path: Path) -> None:
     checked(tmp_path, HOSTILE)
 
 
+@pytest.mark.slow
 def test_in_a_run_and_in_figures(make_cell: Any, tmp_path: Path) -> None:
     for place, text in enumerate(("$\\frac{x$ $y$", "_x", "x@<b>\0and a long one")):
         folder = tmp_path / str(place)
@@ -158,6 +160,7 @@ def test_in_a_run_and_in_figures(make_cell: Any, tmp_path: Path) -> None:
         checked(folder, (text,))
 
 
+@pytest.mark.slow
 def test_in_methods_and_presets(make_cell: Any, tmp_path: Path) -> None:
     found = [cell for name in NAMES for cell in cells(make_cell, ("fixed", "random"), name)]
     write_report(ComparisonResult("methods", "x", found, {}), tmp_path)
@@ -181,6 +184,7 @@ def evaluated(folder: Path) -> None:
     EvaluationStore(folder).conclude(rows, facts)
 
 
+@pytest.mark.slow
 def test_in_an_evaluation(tmp_path: Path) -> None:
     evaluated(tmp_path)
     write_page(evaluation_page(tmp_path), tmp_path)

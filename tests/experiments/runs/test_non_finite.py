@@ -113,7 +113,7 @@ def weights_of(model: Any) -> None:
         weight.fill_(float("nan"))
 
 
-@pytest.mark.parametrize("spoil", [policy_of, moments_of])
+@pytest.mark.parametrize("spoil", [policy_of, pytest.param(moments_of, marks=pytest.mark.every_agent)])
 def test_a_policy_that_breaks_at_the_last_update_does_not_replace_a_good_one(
     tmp_path: Path, capsys, spoiled, spoil: Callable[[Any], None]
 ) -> None:
@@ -160,7 +160,9 @@ def test_whatever_breaks_is_named_with_update_budget_and_the_last_good_checkpoin
     assert said.endswith(last_good(good)) and saved_step(folder) == good
 
 
-@pytest.mark.parametrize("agent", ["reinforce", "ppo", "fixed"])
+@pytest.mark.parametrize(
+    "agent", ["ppo", *(pytest.param(name, marks=pytest.mark.every_agent) for name in ("reinforce", "fixed"))]
+)
 @pytest.mark.parametrize(
     ("method", "message"),
     [("BadViews", "views before update 5 are not finite; last budget"), ("BadRewards", "the rewards of update 5 are")],

@@ -214,7 +214,8 @@ def test_encoders_are_kept_at_the_first_boundary_of_their_epochs(
     assert_equal_states(load_network(folder)[0].state_dict(), weights_by_step[30])
 
 
-@pytest.mark.parametrize("agent", ["ppo", pytest.param("reinforce", marks=pytest.mark.every_agent)])
+@pytest.mark.every_agent
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
 def test_a_run_that_is_killed_and_resumed_keeps_the_same_encoders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str
 ) -> None:
@@ -267,7 +268,7 @@ def test_an_interrupted_run_goes_on_behind_the_encoders_that_it_has_kept(tmp_pat
 def test_the_probe_adds_curves_of_accuracy_and_moves_no_bit(tmp_path: Path) -> None:
     runs = {every: tmp_path / f"every {every}" for every in (0, 2)}
     for every, folder in runs.items():
-        assert main([*TINY, f"--run_dir={folder}", f"--probe_every={every}", "--eval_epsilons=[8/255]"]) == 0
+        assert main([*TINY, f"--run_dir={folder}", f"--probe_every={every}", f"--evaluate={every > 0}"]) == 0
     plain, probed = (read_metrics(folder / "metrics.jsonl") for folder in runs.values())
     accuracies = {row["step"]: {name: row.pop(name) for name in list(row) if "accuracy/" in name} for row in probed}
     assert plain == probed

@@ -66,6 +66,7 @@ def plain_masked_loop(
         return Attacked(x.detach(), encode(x, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_active_images_only_gives_exactly_the_plain_masked_loop(dtype: torch.dtype, layout) -> None:
@@ -237,6 +238,7 @@ def test_other_bad_arguments_are_refused() -> None:
         attack(budget=Budget.uniform(3, epsilon=0.1, step_size=0.1, steps=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", [4, 7, 100])
 def test_coarser_batches_give_the_same(granularity: int) -> None:
     network = trained_network(torch.float64).eval().requires_grad_(False)

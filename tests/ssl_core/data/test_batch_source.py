@@ -52,6 +52,7 @@ def no_thread_is_left() -> None:
     assert threads() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("keep", KEEP_DATA)
 @pytest.mark.parametrize("mapped", [False, True])
@@ -121,6 +122,7 @@ def test_the_samplers_state_is_that_of_the_run_at_every_batch() -> None:
         assert all(torch.equal(torch.as_tensor(state[name]), torch.as_tensor(expected[name])) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 6])
 def test_it_goes_on_from_a_state(taken: int) -> None:
     data, own = image_set(), sampler()

@@ -179,6 +179,7 @@ def robust(classifier: nn.Module, test: ImageSet) -> float:
     return float(correct.float().mean())
 
 
+@pytest.mark.slow
 def test_fine_tuning_makes_a_fragile_encoder_robust(network: TargetNetwork) -> None:
     data, test = image_set(96, tint=40), image_set(48, seed=1, tint=40)
     probe = train_probe(network, "pgd", data, ProbeSettings(epochs=10, lr=0.1, batch_size=32), VIEWS, seed=0)
@@ -187,6 +188,7 @@ def test_fine_tuning_makes_a_fragile_encoder_robust(network: TargetNetwork) -> N
     assert robust(tuned, test) > robust(probe, test) + 0.3
 
 
+@pytest.mark.slow
 def test_a_handful_of_labelled_images_is_enough_to_train_on(network: TargetNetwork) -> None:
     """The semi-supervised protocol as it stands, on 15 images: an epoch is one batch."""
     few, test = image_set(15, tint=60), image_set(48, seed=1, tint=60)
@@ -210,6 +212,7 @@ class Standing(nn.Module):
             return self.network.features(images, route)
 
 
+@pytest.mark.slow
 def test_a_test_route_without_statistics_of_its_own_would_show() -> None:
     data = image_set(48)
     settings = FineTuneSettings(epochs=10, lr=0.05, batch_size=16, milestones=(8,), steps=1)
@@ -232,6 +235,7 @@ def test_the_classifier_is_the_attacked_route(network: TargetNetwork, head: nn.L
         assert not torch.equal(tuned(images), tuned.head(encoder.features(images, "normal")))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_classifier_and_leaves_global_generators_alone(network: TargetNetwork) -> None:
     settings = FineTuneSettings(epochs=2, batch_size=20, milestones=(1,))
     before = torch.random.get_rng_state()

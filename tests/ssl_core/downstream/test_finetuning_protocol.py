@@ -68,6 +68,7 @@ def plain_fine_tuning(
     return network, head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("own", "routes", "noise"),
     [(BOTH, BOTH, 0.0), (BOTH, BOTH, 0.001), (BOTH, ("pgd", "pgd"), 0.001), (("normal",), ("normal", "normal"), 0.001)],

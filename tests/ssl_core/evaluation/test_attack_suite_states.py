@@ -52,6 +52,7 @@ def test_autoattack_goes_on_from_its_state_and_keeps_its_seconds(
     assert [row for row in again.rows if row.metric == "RA"] == [row for row in first.rows if row.metric == "RA"]
 
 
+@pytest.mark.slow
 def test_another_batch_size_or_seed_has_a_state_of_its_own(tmp_path: Path) -> None:
     for size, seed in ((5, 0), (256, 0), (5, 1)):
         run(tmp_path, [QUICK], seed, batch_size=size)

@@ -128,6 +128,7 @@ def test_every_image_fares_as_with_the_library_by_hand(caplog: pytest.LogCapture
     assert clean > counts[0] > counts[1] >= counts[2] > counts[3] > 0, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", 0.1), ("L2", 0.8), ("L1", 4.0)])
 def test_every_norm_fares_as_with_the_library_by_hand(
     norm: str, epsilon: float, short: None, caplog: pytest.LogCaptureFixture

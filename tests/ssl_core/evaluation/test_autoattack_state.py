@@ -87,7 +87,7 @@ module.run_to_the_end(*map(Path, sys.argv[3:]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_a_run_that_is_killed_three_times_equals_an_undisturbed_one(short: None, tmp_path: Path) -> None:
     whole = autoattack_accuracy(network(), *data(60), EPSILON, seed=SEED, batch_size=2)
     state, trace = tmp_path / "new" / "state.json", tmp_path / "trace"

@@ -39,6 +39,7 @@ def check(classifier: nn.Module, data: Split, **more: Any) -> list[str]:
     return check_classifier(classifier, data.test.images, data.test.labels, **more)
 
 
+@pytest.mark.slow
 def test_a_classifier_for_float32_only_is_checked_in_float32(digits: Split) -> None:
     deep = train_probe(network(0), "pgd", digits.train, PROBE, ViewSettings(), seed=0)
     narrow = Wrapped(deep, lambda model, x: copy.deepcopy(model).float()(x.float()))

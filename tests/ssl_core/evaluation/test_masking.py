@@ -63,6 +63,7 @@ def evidence(classifier: nn.Module, data: Split, **more: Any) -> list[str]:
     return masking_evidence(classifier, data.test.images, data.test.labels, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "seed"), [(Pooled, 0), (Pooled, 1), (network, 0), (lambda seed: network(seed, precision="bf16"), 1)]
 )
@@ -97,6 +98,7 @@ def test_an_untrained_network_is_checked_on_wrong_images(digits: Split) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

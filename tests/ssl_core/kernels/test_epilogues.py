@@ -20,6 +20,7 @@ inside = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that th
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process apart")
 def test_the_kernels_by_the_interpreter() -> None:
     pytest.importorskip("triton")

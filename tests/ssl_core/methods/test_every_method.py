@@ -221,6 +221,7 @@ def test_every_method_is_here_and_attacked_in_its_own_mode() -> None:
     assert {(case, each.attack_mode) for case, each in methods.items() if each.attacks} <= set(MODES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case not in STOPPED])
 def test_the_losss_gradient_in_train_mode_is_that_of_finite_differences(case: str) -> None:
     world = World(case)
@@ -319,6 +320,7 @@ def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return bool(ours) and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_routes_statistics_follow_its_own_stream_and_nothing_else(case: str) -> None:
     world = World(case)

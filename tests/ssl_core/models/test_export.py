@@ -11,6 +11,7 @@ from astra_gym.ssl_core.utils.hashing import digest
 from tests.helpers.plain_networks import agree, generator, images, normalised, ordinary, randomise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch, stem", [("resnet10", "cifar"), ("resnet18", "cifar"), ("resnet34", "imagenet"), ("resnet50", "imagenet")]
 )

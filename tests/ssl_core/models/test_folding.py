@@ -45,6 +45,7 @@ def test_it_is_the_same_function_with_the_same_gradient(arch: str, stem: str) ->
             torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", PROJECTORS)
 @pytest.mark.parametrize("neck", [0, 12])
 @pytest.mark.parametrize("recompute", [False, True])
@@ -100,6 +101,7 @@ def test_the_gradients_that_come_in_are_left_alone_and_so_are_the_networks_weigh
     assert torch.equal(first, folded(images.detach(), "pgd").embeddings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("side", [16, 19])

@@ -27,6 +27,7 @@ def dual(tmp_path):
     return saved(tmp_path, model.state_dict()), model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
     models = pytest.importorskip("torchvision").models
@@ -45,6 +46,7 @@ def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
         assert what in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_timms_networks_give_the_same_features(tmp_path, name) -> None:
     timm = pytest.importorskip("timm")
@@ -79,6 +81,7 @@ def test_what_no_state_dict_shows_of_an_ordinary_network_is_named(tmp_path, dual
     assert ASSUMED not in load_foreign(ours, format="torchvision").notes
 
 
+@pytest.mark.slow
 def test_what_is_assumed_is_what_our_network_computes(tmp_path) -> None:
     models = pytest.importorskip("torchvision").models
     with torch.random.fork_rng(devices=[]):
@@ -288,6 +291,7 @@ def test_without_a_projector_of_ours_the_embeddings_are_zero_and_a_note_says_so(
         )
 
 
+@pytest.mark.slow
 def test_every_entry_of_a_file_is_used_or_named(dual) -> None:
     path, model = dual
     good = model.state_dict()

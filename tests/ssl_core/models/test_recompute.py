@@ -31,6 +31,7 @@ def batches(count: int, dtype: torch.dtype = torch.float32, n: int = 8, size: in
     return [torch.rand(n, 3, size, size, generator=generator(seed), dtype=dtype) for seed in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "chunks"),
     [

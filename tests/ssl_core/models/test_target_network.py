@@ -35,6 +35,7 @@ def test_shapes(arch: str, expansion: int) -> None:
     assert encoded.embeddings.shape == (4, 8) == (4, network.embedding_dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 def test_equals_torchvisions_resnet_with_the_same_weights(arch: str) -> None:
     """The ImageNet stem is torchvision's ResNet: the same weights in the same order give the same features."""

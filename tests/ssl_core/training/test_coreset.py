@@ -140,7 +140,8 @@ def reference(target: TargetLearner, settings: CoresetSettings, streams: Streams
     return torch.cat([batches[b] for b in picked])
 
 
-@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("biases", [False, pytest.param(True, marks=pytest.mark.every_agent)])
 @pytest.mark.parametrize(
     ("divergence", "form"),
     [("kl", "released"), ("js", "released"), ("kl", "softmax"), ("js", "softmax"), ("ot", "released")],
@@ -196,6 +197,7 @@ def test_without_virtual_steps_and_noise_fewer_picks_are_the_first_of_more() -> 
         assert torch.equal(chosen(target, batches=batches, lr=0.0, epsilon=0.0), most[: batches * SIZE])
 
 
+@pytest.mark.slow
 def test_held_out_images_are_not_chosen() -> None:
     for kind in ("rcs", "random"):
         for seed in range(4):
@@ -255,6 +257,7 @@ def snapshot(target: TargetLearner) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [ACL(), InTrainMode(), make_method("astra")])
 def test_a_selection_leaves_nothing_behind(method: Method) -> None:
     target, streams = learner(method), Streams(0)

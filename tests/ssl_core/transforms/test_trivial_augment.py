@@ -85,6 +85,7 @@ def test_the_operations_and_their_strengths_are_torchvisions() -> None:
         assert got == (expected if len(expected) > 1 else expected * BINS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_operation_equals_torchvisions_at_each_strength(name: str, height: int, width: int) -> None:

@@ -187,6 +187,7 @@ def test_jitter_and_probabilities_are_those_of_the_settings_times_the_strength()
     assert torch.allclose(uniform.amin(dim=0), -torch.ones(4), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 30)])
 @pytest.mark.parametrize(("crop", "ratio"), [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.2, 0.6), (0.5, 3.0)), ((1, 1), (2, 3))])
 def test_crops_of_other_settings_are_distributed_as_torchvision_draws_them(
@@ -196,6 +197,7 @@ def test_crops_of_other_settings_are_distributed_as_torchvision_draws_them(
     check_boxes(draw_strong(20_000, height, width, settings, generator(3)).boxes, height, width, crop, ratio)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 30)])
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_crop_boxes_are_distributed_as_torchvision_draws_them(height: int, width: int, strength: float) -> None:
