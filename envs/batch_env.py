@@ -26,6 +26,10 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
     | `none` | `Discrete(1)` | the only action of a method without an attack |
 
+    These are ASTrA's sets. `action_epsilons`, `action_steps` and `action_step_sizes` give others, as lists or as
+    `{"from": 0, "to": 96 / 255, "by": 4 / 255}`; 0 steps leave a view clean. The space is then equal only to a space
+    of the same sets.
+
     ## Observation Space
     `Box(-10, 10, (2F + 3,), float32)` for a backbone with F features:
     | index | what | unit |
