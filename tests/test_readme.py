@@ -54,7 +54,7 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
 
 
 TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "my_" not in line]
-TINY = "--limit=40 --test_limit=30 --batch_size=8 --image_size=8 --width=2 --epochs=1 --evaluate=false --progress=off"
+TINY = "--limit=40 --test_limit=30 --batch_size=8 --image_size=8 --width=2 --epochs=2 --evaluate=false --progress=off"
 
 
 @pytest.fixture(scope="module")

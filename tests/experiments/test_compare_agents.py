@@ -206,7 +206,7 @@ def test_a_cell_that_fails_stops_nobody_and_is_tried_again(tmp_path, monkeypatch
     (tmp_path / "mood").touch()
     # anybody may have written the plan
     assert call("--resume", "grid") == 2
-    assert "names the agent 'moody:act'" in capsys.readouterr().err
+    assert "the agent 'moody:act' is named in a file" in capsys.readouterr().err
     assert call("--resume", "grid", "--trust") == 0
     shown = capsys.readouterr().out
     # 3 steps an attack against 5

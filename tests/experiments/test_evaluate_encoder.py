@@ -49,7 +49,7 @@ def test_every_protocol_gives_rows_that_say_where_they_come_from(run: Path, tmp_
     said = capsys.readouterr().out
     assert "LP-AFF, 20 % labels" in said and "no published protocol for digits" in said
     facts = EvaluationStore(tmp_path / "out").facts()
-    assert facts["settings"]["aff"]["tuning"]["epochs"] == 2
+    assert facts["settings"]["aff"]["tuning"]["epochs"] == 1
     assert facts["data"] == {"name": "digits", "train": 120, "test": 40}
 
 
