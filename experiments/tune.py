@@ -14,6 +14,7 @@ training, see train_agent.py --help. Every finished trial is kept: the same comm
 
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,16 +30,18 @@ from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.comparison.scheduler import usable_cores
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
+from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, budgets, curve, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
-from astra_gym.experiments.tuning.trial import Search, own_passes, try_all
+from astra_gym.experiments.tuning.trial import Search, own_passes, pooled, try_all
 from astra_gym.experiments.tuning.tuning_file import TuningFile, label
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
 from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import said
 
 KINDS = {
     "fixed": "radius, steps and step size of the agent fixed",
@@ -92,7 +95,7 @@ class TuneFlags:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for bad input, 128 + N if signal N stopped it."""
+    """Run the command and return its exit status: 0, 1 a trial was killed, 2 bad input, 128 + N stopped by signal N."""
     return framed("tune", argv, _main)
 
 
@@ -111,6 +114,11 @@ def _main(argv: list[str], ending: Ending) -> int:
         output = given.output or Path("tuning") / f"{settings.run.preset}-{'-'.join(given.tune)}.json"
         ending.place = output.parent
         return _search(given, settings, output)
+    except BrokenProcessPool:
+        # the system kills processes so when memory runs out
+        lost = "the process of a trial was killed; finished trials are kept, and the same command continues"
+        print(said(program("tune"), lost), file=sys.stderr)
+        return 1
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -136,7 +144,7 @@ def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
 
     def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
         left = [pair for pair in asked if pair not in file.trials]
-        for candidate, seed, trial in try_all(shared, left, jobs):
+        for candidate, seed, trial in try_all(shared, left, pool):
             file.add(candidate, seed, trial)
             print(
                 f"{len(file.trials)} of {whole}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
@@ -145,7 +153,8 @@ def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
             )
         return file.scores
 
-    best = search(candidates, evaluate, rungs)[0]
+    with pooled(jobs) as pool:
+        best = search(candidates, evaluate, rungs)[0]
     file.write()
     seeds = rungs[-1].seeds
     mean = sum(file.scores[best, seed] for seed in range(seeds)) / seeds

@@ -1,10 +1,12 @@
 """One trial of a search: train an encoder on a part of the training images, and score it on the other."""
 
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, NamedTuple
 
 import torch
@@ -132,25 +134,38 @@ def try_candidate(search: Search, candidate: Candidate, seed: int) -> Trial:
     return Trial(judged(found, settings), found, updates, passes, time.perf_counter() - began)
 
 
-def _one_thread() -> None:
+def _prepare_worker() -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group; the command itself ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def pooled(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Surround a search with processes of one thread for its trials. If it is left early, they are killed."""
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.kill()
+        raise
+    pool.shutdown()
 
 
 def try_all(
-    search: Search, asked: Sequence[tuple[Candidate, int]], jobs: int
+    search: Search, asked: Sequence[tuple[Candidate, int]], pool: ProcessPoolExecutor
 ) -> Iterator[tuple[Candidate, int, Trial]]:
-    """Make trials side by side, in processes of one thread; yield each as it is finished.
+    """Make trials side by side; yield each as it is finished.
 
     Raises:
         ValueError: as `try_candidate`.
+        BrokenProcessPool: if a process was killed.
     """
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _one_thread) as pool:
-        waiting = {pool.submit(try_candidate, search, *pair): pair for pair in asked}
-        try:
-            for future in as_completed(waiting):
-                yield (*waiting[future], future.result())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    waiting = {pool.submit(try_candidate, search, *pair): pair for pair in asked}
+    for future in as_completed(waiting):
+        yield (*waiting[future], future.result())
 
 
 def record(trial: Trial) -> dict[str, Any]:

@@ -1,5 +1,11 @@
 """The command that tunes: its result, its repetition, and bad input."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -8,6 +14,7 @@ from astra_gym.experiments.tune import main
 from astra_gym.ssl_core.safety.sealing import read_json
 from tests.helpers.tiny_training import TINY_SETTINGS
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [f"--{name}={value}" for name, value in (TINY_SETTINGS | {"limit": 50, "preset": "digits-wide"}).items()]
 
 
@@ -51,3 +58,40 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("tune.py: error: ") and part in line and len(line) < 300
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_search_keeps_its_trials_and_leaves_no_process(tmp_path: Path) -> None:
+    output = tmp_path / "t.json"
+    words = ["--tune", "fixed", "--candidates", "4", "--jobs", "1", "--output", str(output), *TINY]
+    command = [sys.executable, "experiments/tune.py", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running = subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
+    assert running.stdout is not None
+    lines = [running.stdout.readline() for _ in range(2)]
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert lines[1].startswith("1 of 11: ") and running.returncode == 130
+    assert said.splitlines() == [
+        "tune.py: error: interrupted: finished trials are kept, and the same command continues"
+    ]
+    assert read_json(output)["spent"]["trials"] >= 1
+    with pytest.raises(ProcessLookupError):
+        # the whole group is gone: the workers too
+        for _ in range(100):
+            os.killpg(running.pid, 0)
+            time.sleep(0.1)
+
+
+def test_a_killed_trial_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killed:
+        def __enter__(self) -> object:
+            raise BrokenProcessPool("a process was terminated abruptly")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("astra_gym.experiments.tune.pooled", lambda jobs: Killed())
+    assert main([*TINY, "--tune", "fixed", "--output", str(tmp_path / "t.json")]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "the process of a trial was killed; finished trials are kept" in line

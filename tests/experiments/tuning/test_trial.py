@@ -10,6 +10,7 @@ from astra_gym.experiments.tuning.trial import (
     divided,
     judged,
     own_passes,
+    pooled,
     record,
     recorded,
     try_all,
@@ -37,22 +38,23 @@ def test_no_image_is_trained_on_and_scored_and_no_test_image_is_seen() -> None:
 
 
 def test_trials_spend_as_many_passes_whatever_their_attack() -> None:
-    search = Search(WORLD, own_passes(WORLD) * 6)
+    search = Search(WORLD, own_passes(WORLD) * 4)
     spent = {}
-    for steps in (0, 1, 4, 14):
+    for steps in (0, 14):
         budget = {"epsilon": 8 / 255 * bool(steps), "steps": steps, "step_size": 8 / 255}
         trial = try_candidate(search, Candidate(tuple({"agent": "fixed", **budget}.items()), float(steps)), 0)
         assert trial.passes == pytest.approx(trial.updates * (UPDATE + steps))
         spent[steps] = trial.passes
     assert max(spent.values()) < 1.2 * min(spent.values())
-    # of the method's own budget the search's passes are six runs
+    # of the method's own budget the search's passes are four runs
     assert try_candidate(search, NONE, 0).passes == pytest.approx(search.passes, rel=0.1)
 
 
 def test_a_trial_repeats_in_a_process_of_its_own_and_comes_back_from_json() -> None:
     search = Search(WORLD, own_passes(WORLD))
     asked = [(candidate, seed) for candidate in budgets(WORLD.ranges.sets, 2, 0) for seed in (0, 1)]
-    found = {(candidate, seed): trial for candidate, seed, trial in try_all(search, asked, jobs=2)}
+    with pooled(2) as pool:
+        found = {(candidate, seed): trial for candidate, seed, trial in try_all(search, asked, pool)}
     assert found.keys() == set(asked) and len({trial.score for trial in found.values()}) > 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

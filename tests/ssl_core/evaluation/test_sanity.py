@@ -174,7 +174,7 @@ def test_the_digits_share_no_image() -> None:
 def test_a_test_set_within_the_training_set_is_an_error() -> None:
     train = image_set(2500, 0, "train")
     test = replace(train, images=train.images[1990:2100].clone(), name="test")
-    with pytest.raises(SanityError, match=r"110 of the 110 .*\(100.00 %\) .*rows 0 = 1990, 1 = 1991.*test images were trained on"):
+    with pytest.raises(SanityError, match=r"110 of the 110 .*\(100.00 %\) .*rows 0 = 1990, 1 = 1991.*were trained on"):
         check_disjoint(train, test)
 
 
