@@ -79,11 +79,17 @@ def members(given: Sequence[float] | Mapping[str, float], name: str) -> tuple[fl
     """Return the members of a set that is given as a list or as {from: 0, to: 96/255, by: 4/255}.
 
     Raises:
-        ValueError: if a mapping has other keys, values that are no numbers, a span that is no multiple of `by`, or too
-            many members.
+        ValueError: if it is neither, or a mapping has other keys, values that are no numbers, a span that is no
+            multiple of `by`, or too many members.
     """
     if not isinstance(given, Mapping):
-        return tuple(given)
+        if not isinstance(given, list | tuple | np.ndarray):
+            raise ValueError(f"{name} is {shown(given)}: expected a list of numbers, or the keys from, to and by")
+        listed: list[Any] = [written_out(value, float) for value in given]
+        for value in listed:
+            check_number(name, value)
+        # no NumPy numbers, which a file of settings cannot hold
+        return tuple(int(value) if isinstance(value, int | np.integer) else float(value) for value in listed)
     if given.keys() != {"from", "to", "by"}:
         raise ValueError(f"{name} is {shown(dict(given))}: expected a list, or the keys from, to and by")
     read = {key: written_out(value, float) for key, value in given.items()}

@@ -6,14 +6,15 @@ python experiments/tune.py --tune schedule --preset digits-wide --steps 1 --step
 python experiments/tune.py --tune lr strength --preset digits-wide
 
 Candidates train on four fifths of the training images and are scored on the other fifth; test images are not looked at.
-Successive halving gives the better candidates more seeds. All trials spend as many forward-backward passes, so that
-candidates with fewer attack steps make more updates. The score is the mean margin of a ridge probe under PGD-10 at the
-world's judge_epsilon (`--judge_score mean`: averaged with the clean margin). Flags not listed below are those of the
-training, see train_agent.py --help. Every finished trial is kept: the same command continues.
+Successive halving gives the better candidates more seeds. All trials spend about as many forward-backward passes, so
+that candidates with fewer attack steps make more updates. The score is the mean margin of a ridge probe under PGD-10
+at the world's judge_epsilon (`--judge_score mean`: averaged with the clean margin). Flags not listed below are those
+of the training, see train_agent.py --help. Every finished trial is kept: the same command continues.
 """
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ if not __package__:
     # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
-from astra_gym.experiments.comparison.arms import settings_of
+from astra_gym.experiments.comparison.arms import settings_of, without
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.comparison.scheduler import usable_cores
 from astra_gym.experiments.config.argparser import CommandParser
@@ -33,7 +34,7 @@ from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import Candidate, budgets, curve, schedules, trainings
+from astra_gym.experiments.tuning.candidates import Candidate, budgets, curve, named, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, own_passes, pooled, try_all
 from astra_gym.experiments.tuning.tuning_file import TuningFile, label
@@ -50,7 +51,19 @@ KINDS = {
     "lr": "the learning rate",
     "strength": "the strength of the augmentations",
 }
-SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--print_config", "--list", "--help")
+SET_HERE = (
+    "--seed",
+    "--run_dir",
+    "--progress",
+    "--resume",
+    "--agent",
+    "--device",
+    "--print_config",
+    "--list",
+    "--help",
+)
+BUDGET = ("--epsilon", "--steps", "--step_size", "--schedule")
+MOST_PASSES = 1e9
 CURVE_SEEDS = 3
 NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "progress", "probe_every")
 """Settings that do not decide what a search finds."""
@@ -91,7 +104,17 @@ class TuneFlags:
         if self.jobs is not None:
             check_number("--jobs", self.jobs, 1, whole=True)
         if self.passes is not None:
-            check_number("--passes", self.passes, above=True)
+            check_number("--passes", self.passes, 0, MOST_PASSES, above=True)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the training is tuned, under the attack that is given."""
+        return set(self.tune) <= {"lr", "strength"}
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The flags of the attack's budget that a search of budgets leaves as they are given."""
+        return ("--steps", "--step_size") if self.tune == ("schedule",) else ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,10 +130,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     ending.kept = "finished trials are kept"
     ending.after = "the same command continues"
     try:
-        if refused := [flag for flag in flags if flag.partition("=")[0] in SET_HERE]:
-            raise ValueError(f"{refused[0]} is set for each trial by the search: leave it out")
-        agent = "schedule" if given.tune == ("schedule",) else "fixed"
-        settings = settings_of([*flags, "--agent", agent], given.trust or None)
+        settings = _settings(given, flags)
         output = given.output or Path("tuning") / f"{settings.run.preset}-{'-'.join(given.tune)}.json"
         ending.place = output.parent
         return _search(given, settings, output)
@@ -129,8 +149,12 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
     candidates = drawn(given, settings)
+    if given.tune != ("curve",) and len(candidates) < given.candidates:
+        print(f"the world has {len(candidates)} different candidates, not {given.candidates}")
     rungs = (Rung(len(candidates), CURVE_SEEDS),) if given.tune == ("curve",) else rungs_for(len(candidates))
-    shared = Search(settings, given.passes or own_passes(settings))
+    budget = settings.fixed_budget if given.trains else settings.method.make().budget_at(1)
+    steps = float(budget.steps) if budget is not None and not settings.method.make().free else 0.0
+    shared = Search(settings, given.passes or own_passes(settings, steps))
     what = {
         "tune": list(given.tune),
         "passes": shared.passes,
@@ -160,8 +184,44 @@ def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
     mean = sum(file.scores[best, seed] for seed in range(seeds)) / seeds
     spent = sum(trial.passes for trial in file.trials.values())
     print(f"best: {label(best)} (score {mean:.3f} over {seeds} seeds), found with {spent:.0f} passes; {output}")
-    print(f"as an arm: --arm '{'-'.join(given.tune)}-tuned={label(best)} --epochs {shared.epochs(best)}'")
+    if best in file.failed:
+        raise ValueError("no candidate could be trained: every value was not finite somewhere")
+    own = {name: getattr(settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
+    played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
+    arm = f"{'-'.join(given.tune)}-tuned={named(played | best.changes)} --epochs {shared.epochs(best)}"
+    print(f"as an arm, beside this command's flags of the world: --arm {shlex.quote(arm)}")
     return 0
+
+
+def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
+    """Return the settings that candidates change.
+
+    Raises:
+        ValueError: if a flag is wrong or is set by the search, or there is nothing to tune.
+    """
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name in SET_HERE or (name in BUDGET and not given.trains and name not in given.keeps):
+            raise ValueError(f"{name} is set for each trial by the search: leave it out")
+    bare: Iterable[str] = flags
+    for name in BUDGET:
+        bare = without(bare, name)
+    world = settings_of([*bare, "--device", "cpu"], given.trust or None)
+    method = world.method.make()
+    if method.post_processed:
+        raise ValueError(f"the method {world.method.method} ends with a post-processing, which a search leaves out")
+    if world.coreset.coreset != "none":
+        raise ValueError("--coreset: a search trains on all images, leave it out")
+    if not method.attacks:
+        if not given.trains:
+            raise ValueError(f"the method {world.method.method} has no attack, so there is no budget to tune")
+        return world
+    sets = world.ranges.sets
+    own = {"--epsilon": sets.epsilons[0], "--steps": sets.steps[0], "--step_size": sets.step_sizes[0]}
+    agent, more = "fixed", [] if given.trains else [f"{name}={value}" for name, value in own.items()]
+    if given.tune == ("schedule",):
+        agent, more = "schedule", [f"--schedule=[{sets.epsilons[0]}]"]
+    return settings_of([*flags, "--device", "cpu", "--agent", agent, *more], given.trust or None)
 
 
 def drawn(given: TuneFlags, settings: Settings) -> list[Candidate]:
@@ -179,7 +239,7 @@ def drawn(given: TuneFlags, settings: Settings) -> list[Candidate]:
         if steps is None or step_size is None:
             raise ValueError("--tune schedule: give the attack's --steps and --step_size, as --tune fixed found them")
         return schedules(settings.ranges.sets, steps, step_size, given.candidates, given.search_seed)
-    lr = settings.optimizer.lr or PEAK_LR[settings.optimizer.optimizer]
+    lr = PEAK_LR[settings.optimizer.optimizer] if settings.optimizer.lr is None else settings.optimizer.lr
     return trainings(given.tune, lr, given.candidates, given.search_seed)
 
 

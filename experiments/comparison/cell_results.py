@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from astra_gym.experiments.config.sections import JUDGES
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts
@@ -21,8 +22,10 @@ from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.safety.sealing import read_json, sealed_json
 from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.utils.files import write_file
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.overrides import fits, in_words
+from astra_gym.ssl_core.utils.registry import pick
 
 SCHEMA = 1
 COMPARISON = "comparison.json"
@@ -338,6 +341,7 @@ def read_comparison(path: Path | str) -> ComparisonResult:
         try:
             _check_fields(entry, Cell, ("correct",))
             read = {"correct": _outcomes(entry["correct"]), "damage": tuple(entry.get("damage", ()))}
+            _check_judge(entry["settings"])
             cells.append(Cell(**{**entry, **read}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, cell {index}: {error}") from error
@@ -350,6 +354,13 @@ def read_comparison(path: Path | str) -> ComparisonResult:
     return ComparisonResult(**{**head, "cells": cells, "tests": tests})
 
 
+def _check_judge(settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the judge in a cell's settings is one."""
+    if (epsilon := settings.get("judge_epsilon")) is not None:
+        check_number("judge_epsilon", epsilon, 0, 1, above=True)
+    pick(settings.get("judge_score", "robust"), JUDGES, "judge's score")
+
+
 def read_pairs(values: Any) -> Pairs:
     """Return the pairs of arms from JSON or YAML.
 
@@ -360,8 +371,8 @@ def read_pairs(values: Any) -> Pairs:
         [tuple(pair) for pair in values if isinstance(pair, list | tuple)] if isinstance(values, list | tuple) else []
     )
     named = all(len(pair) == 2 and pair[0] != pair[1] and all(isinstance(arm, str) for arm in pair) for pair in pairs)
-    if not pairs or not named or len(pairs) != len(values) or len(set(pairs)) < len(pairs):
-        raise ValueError(f"tests are {shown(values)}: expected pairs of different arms, each once")
+    if not pairs or not named or len(pairs) != len(values) or len(set(map(frozenset, pairs))) < len(pairs):
+        raise ValueError(f"tests are {shown(values)}: expected pairs of different arms, each pair once")
     return tuple((str(first), str(second)) for first, second in pairs)
 
 

@@ -63,8 +63,12 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
     drawn = _drawn(comparison, figures)
     primary, others = primary_table(comparison), improvement_table(comparison)
     compute = [compute_table(comparison)] if several else []
+    judges = [part.judge for part in parts(comparison)]
     sections = [
-        Section("How to read it", [Items(how_to_read(comparison.judge) if several else HOW_TO_READ)]),
+        Section(
+            "How to read it",
+            [Items(how_to_read(judges) if several else HOW_TO_READ)],
+        ),
         Section("Methods", _method_tables(comparison)),
         Section("Accuracy", accuracy_table(comparison)),
         Section("Comparisons fixed beforehand", [primary] if primary else []),
@@ -111,12 +115,12 @@ SHOWN = (
 )
 
 
-def how_to_read(judge: Place | None) -> tuple[tuple[str, str], ...]:
-    """Return the entries of a page that compares arms."""
-    if judge is None:
-        return (*HOW_TO_READ, DECIDING, SHOWN)
-    named = f"arms are compared by {at(judge)}, which their world names and which was fixed before the runs."
-    return (*HOW_TO_READ, ("Judge", named), SHOWN)
+def how_to_read(judges: Sequence[Place | None]) -> tuple[tuple[str, str], ...]:
+    """Return the entries of a page that compares arms, with the judges of its methods and presets."""
+    places = dict.fromkeys(at(judge) for judge in judges if judge is not None)
+    named = f"arms are compared by {' or '.join(places)}, which their world names and which was fixed before the runs."
+    how = [*([("Judge", named)] if places else []), *([DECIDING] if None in judges else [])]
+    return (*HOW_TO_READ, *how, SHOWN)
 
 
 def _method_tables(comparison: ComparisonResult) -> list[Table]:
@@ -148,7 +152,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
         else:
             best = best_arm(part, place)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
-            decided = "By the world's judge" if comparison.judge is not None else "At the deciding epsilon"
+            decided = "By the world's judge" if part.judge is not None else "At the deciding epsilon"
             last.append(f"{decided}, {at(place)}, {text}{apart} by the intervals of the differences.")
     if len({(cell.arm, cell.method, cell.preset) for cell in comparison.cells}) > 1:
         sentences += _primary_sentences(comparison)

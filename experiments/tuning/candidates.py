@@ -1,6 +1,5 @@
 """What is searched: settings that change from candidate to candidate, drawn from a space by a seed."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,8 +64,13 @@ def curve(sets: ActionSets, radii: int) -> list[Candidate]:
     Args:
         sets: the world's sets.
         radii: number of radii above 0, about evenly among those of the set.
+
+    Raises:
+        ValueError: if there is no radius above 0, or no number of steps.
     """
     positive = [epsilon for epsilon in sets.epsilons if epsilon > 0]
+    if not positive or not any(sets.steps):
+        raise ValueError("a curve of constants needs a radius above 0 in action_epsilons, and steps in action_steps")
     chosen = sorted({positive[round(at)] for at in np.linspace(0, len(positive) - 1, radii)})
     clean = {"agent": "fixed", "epsilon": sets.epsilons[0], "steps": sets.steps[0], "step_size": sets.step_sizes[0]}
     made = [] if sets.steps[0] and sets.epsilons[0] else [Candidate(tuple(clean.items()), float(sets.steps[0]))]
@@ -82,10 +86,12 @@ def curve(sets: ActionSets, radii: int) -> list[Candidate]:
 def schedules(sets: ActionSets, steps: int, step_size: float, count: int, seed: int) -> list[Candidate]:
     """Draw different schedules of the radius over `PARTS` equal parts of the training, at constant steps and step size.
 
-    The first candidates are the constants.
+    The first candidates are constants, at most half of them, about evenly among the radii.
     """
     shared = (("agent", "schedule"), ("steps", steps), ("step_size", step_size))
-    found = {Candidate((*shared, ("schedule", (one,) * PARTS)), float(steps)): None for one in sets.epsilons[:count]}
+    places = np.linspace(0, len(sets.epsilons) - 1, min(len(sets.epsilons), max(1, count // 2)))
+    constants = sorted({sets.epsilons[round(place)] for place in places})
+    found = {Candidate((*shared, ("schedule", (one,) * PARTS)), float(steps)): None for one in constants}
     for point in _points(PARTS, seed):
         if len(found) == count:
             break
@@ -103,7 +109,7 @@ def trainings(names: Sequence[str], lr: float, count: int, seed: int) -> list[Ca
         count: number of candidates.
         seed: seed of the draw.
     """
-    made = [Candidate(())]
+    made = {Candidate(()): None}
     for point in _points(len(names), seed):
         if len(made) >= count:
             break
@@ -111,14 +117,14 @@ def trainings(names: Sequence[str], lr: float, count: int, seed: int) -> list[Ca
             "lr": lambda at: float(f"{lr * LR_SPAN ** (2 * at - 1):.3g}"),
             "strength": lambda at: round(STRENGTHS[0] + at * (STRENGTHS[1] - STRENGTHS[0]), 3),
         }
-        made.append(Candidate(tuple((name, drawn[name](at)) for name, at in zip(names, point, strict=True))))
-    return made
+        made[Candidate(tuple((name, drawn[name](at)) for name, at in zip(names, point, strict=True)))] = None
+    return list(made)
 
 
 def _points(dimensions: int, seed: int) -> Any:
     """Yield points of a scrambled Sobol sequence in the unit cube."""
     sampler = qmc.Sobol(dimensions, rng=np.random.default_rng(seed))
-    for _ in range(int(math.log2(DRAWN)) - 4):
+    for _ in range(DRAWN // 16):
         yield from sampler.random(16)
 
 

@@ -1,5 +1,6 @@
 """One trial of a search: train an encoder on a part of the training images, and score it on the other."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,14 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.tuning.candidates import UPDATE, Candidate, updates_for
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
+from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.quick_score import QuickScore, quick_score
+from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
+from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.rng import Streams
 
+WORST = -10.0
+"""The score of a trial that failed; margins lie near [-1, 1]."""
 SHARE, MOST = 0.2, 512
 """The share of the training images that candidates are scored on, and the largest number of them."""
 
@@ -27,8 +33,9 @@ def divided(train: ImageSet) -> Split:
     depend on a run's seed; no test image is in either part.
 
     Raises:
-        ValueError: if there are fewer than 10 images.
+        ValueError: if there are no labels, or fewer than 10 images.
     """
+    required_labels(train, "a search")
     if len(train) < 10:
         raise ValueError(f"{train.name} has {len(train)} images: a search needs 10 or more")
     order = torch.randperm(len(train), generator=Streams(0)["tuning/rows"])
@@ -45,6 +52,7 @@ class Trial(NamedTuple):
         updates: target updates made.
         passes: forward-backward passes spent, over a batch's views.
         seconds: wall time of the training and the score.
+        failed: reason, if a value was not finite; the score is then `WORST`.
     """
 
     score: float
@@ -52,6 +60,7 @@ class Trial(NamedTuple):
     updates: int
     passes: float
     seconds: float
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,13 @@ class Search:
     passes: float
 
     def steps(self, candidate: Candidate) -> float:
-        """Return the attack steps a view of a candidate."""
-        return own_steps(self.settings) if candidate.steps is None else candidate.steps
+        """Return the attack steps per view that a candidate pays for; free training has them with its updates."""
+        if self.settings.method.make().free:
+            return 0.0
+        if candidate.steps is not None:
+            return candidate.steps
+        budget = self.settings.fixed_budget
+        return 0.0 if budget is None else float(budget.steps)
 
     def epochs(self, candidate: Candidate, images: int | None = None) -> int:
         """Return the whole number of epochs that the passes pay for, at least 1.
@@ -78,8 +92,7 @@ class Search:
             images: number of images that are trained on; None: all training images, as in a run after the search.
         """
         images = len(_train(self.settings)) if images is None else images
-        batches = max(1, images // self.settings.optimizer.batch_size)
-        return max(1, round(updates_for(self.passes, self.steps(candidate)) / batches))
+        return max(1, round(updates_for(self.passes, self.steps(candidate)) / _updates_in(self.settings, images)))
 
     def of(self, candidate: Candidate, seed: int) -> Settings:
         """Return a trial's settings."""
@@ -87,16 +100,14 @@ class Search:
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
 
-def own_steps(settings: Settings) -> float:
-    """Return the attack steps a view of the method's own budget."""
-    method = settings.method.make()
-    return float(method.budget_at(1).steps) if method.attacks else 0.0
+def own_passes(settings: Settings, steps: float) -> float:
+    """Return the passes of a run of the settings' epochs on all training images, with `steps` attack steps per view."""
+    return settings.optimizer.epochs * _updates_in(settings, len(_train(settings))) * (UPDATE + steps)
 
 
-def own_passes(settings: Settings) -> float:
-    """Return the passes of a run of the settings' epochs with the method's own budget."""
-    batches = len(_train(settings)) // settings.optimizer.batch_size
-    return settings.optimizer.epochs * batches * (UPDATE + own_steps(settings))
+def _updates_in(settings: Settings, images: int) -> int:
+    """Return the updates of an epoch on so many images."""
+    return max(1, images // settings.optimizer.batch_size) * settings.method.make().replays
 
 
 def judged(found: QuickScore, settings: Settings) -> float:
@@ -126,12 +137,18 @@ def try_candidate(search: Search, candidate: Candidate, seed: int) -> Trial:
     settings = search.of(candidate, seed)
     data = divided(_train(settings))
     run = Run(settings, torch.device("cpu"), data)
-    run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
-    route = run.engine.method.evaluation_route
-    found = quick_score(run.encoder, route, data.train, data.test, settings.probe.judge_epsilon or 8 / 255, seed)
+    epsilon, failed = settings.probe.judge_epsilon or 8 / 255, ""
+    try:
+        run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
+        route = run.engine.method.evaluation_route
+        found = quick_score(run.encoder, route, data.train, data.test, epsilon, seed)
+        score = judged(found, settings)
+    except NonFiniteError as error:
+        # a learning rate may be too large: that is a result, the worst one
+        found, score, failed = QuickScore(0.0, 0.0, -1.0, -1.0), WORST, brief(str(error))
     updates = run.engine.step
     passes = updates * (UPDATE + search.steps(candidate))
-    return Trial(judged(found, settings), found, updates, passes, time.perf_counter() - began)
+    return Trial(score, found, updates, passes, time.perf_counter() - began, failed)
 
 
 def _prepare_worker() -> None:
@@ -177,6 +194,11 @@ def recorded(entry: Mapping[str, Any]) -> Trial:
     """Return the trial of an entry.
 
     Raises:
-        KeyError, TypeError: if the entry is not a trial's.
+        KeyError, TypeError, ValueError: if the entry is not a trial's.
     """
-    return Trial(**{**entry, "found": QuickScore(**entry["found"])})
+    found = QuickScore(**entry["found"])
+    trial = Trial(**{**entry, "found": found})
+    for name, value in (trial._asdict() | found._asdict()).items():
+        if name not in ("found", "failed"):
+            check_number(name, value, -math.inf)
+    return trial

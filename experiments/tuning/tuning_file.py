@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from astra_gym.experiments.comparison.arms import differences
 from astra_gym.experiments.tuning.candidates import Candidate, named
 from astra_gym.experiments.tuning.halving import Rung, ranked, rounds
 from astra_gym.experiments.tuning.trial import Trial, record, recorded
@@ -55,11 +56,17 @@ class TuningFile:
             if document["schema"] != SCHEMA:
                 raise ValueError(f"it has schema {shown(document['schema'])}: expected {SCHEMA}")
             for name, value in self.what.items():
-                if document["search"][name] != value:
-                    raise ValueError(f"it is another search: {name} is {shown(document['search'][name])} there")
+                there = document["search"][name]
+                if there != value:
+                    said = f"{name} is {shown(there)} there, not {shown(value)}"
+                    if isinstance(value, dict):
+                        said = differences(value, there)[0].replace("in the plan", "there")
+                    raise ValueError(f"it is another search: {said}")
             self.commits = list(document["commits"])
             for entry in document["trials"]:
                 for seed, trial in entry["seeds"].items():
+                    if int(seed) not in range(self.rungs[-1].seeds):
+                        raise ValueError(f"it has a trial of seed {seed}")
                     self.trials[self.candidates[entry["candidate"]], int(seed)] = recorded(trial)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}; give another --output, or remove it") from error
@@ -70,6 +77,11 @@ class TuningFile:
     def scores(self) -> dict[tuple[Candidate, int], float]:
         """The scores of the finished trials."""
         return {pair: trial.score for pair, trial in self.trials.items()}
+
+    @property
+    def failed(self) -> set[Candidate]:
+        """The candidates with a trial that failed."""
+        return {candidate for (candidate, _), trial in self.trials.items() if trial.failed}
 
     def add(self, candidate: Candidate, seed: int, trial: Trial) -> None:
         """Keep a finished trial."""

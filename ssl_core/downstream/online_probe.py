@@ -12,6 +12,7 @@ from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.rng import Streams
 
 EPSILON, STEPS = 8 / 255, 10
@@ -99,7 +100,7 @@ def ridge_classifier(
         pieces = [classifier.features(as_float(piece.to(encoder.mean.device))) for piece in images.split(256)]
     features = torch.cat(pieces).double()
     if not bool(features.isfinite().all()):
-        raise RuntimeError("the encoder gave features that are not finite")
+        raise NonFiniteError("the encoder gave features that are not finite")
     labels = labels.to(features.device)
     weight, bias = ridge_head(features, F.one_hot(labels, classes).double())
     head.weight.copy_(SCALE * weight)

@@ -16,7 +16,7 @@ from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.device import float32_of
-from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
 from astra_gym.ssl_core.utils.rng import Streams
 
 STEPS = 10
@@ -55,7 +55,7 @@ def quick_score(
 
     Raises:
         ValueError: if there are no labels, or the radius is out of its range.
-        RuntimeError: if a feature or a logit is not finite.
+        NonFiniteError: a RuntimeError, if a feature or a logit is not finite.
     """
     check_number("epsilon", epsilon, 0, 1, above=True)
     parts = [(images.images, required_labels(images, "the quick score")) for images in (fitted, measured)]
@@ -73,7 +73,7 @@ def quick_score(
                 correct.append(torch.stack([values.argmax(1) == labels for values in logits]))
     found = torch.cat(margins, dim=1).double().mean(1) / SCALE
     if not bool(found.isfinite().all()):
-        raise RuntimeError("the encoder gave logits that are not finite")
+        raise NonFiniteError("the encoder gave logits that are not finite")
     right = 100 * torch.cat(correct, dim=1).double().mean(1)
     return QuickScore(*right.tolist(), *found.tolist())
 

@@ -136,6 +136,8 @@ def test_no_steps_leave_a_view_clean(kind: str) -> None:
 def test_a_range_and_a_list_of_its_values_are_one_set() -> None:
     assert members({"from": 3 / 255, "to": 15 / 255, "by": 1 / 255}, "epsilons") == ActionSets().epsilons
     assert members({"from": 3, "to": 14, "by": 1}, "steps") == ActionSets().steps
+    found = members(np.array([0.0, 0.5]), "epsilons")
+    assert found == members([0, "1/2"], "epsilons") == (0.0, 0.5) and {type(value) for value in found} == {float}
 
 
 def test_the_hardest_budget_reaches_every_corner() -> None:
@@ -169,6 +171,9 @@ def test_impossible_sets_are_refused(sets: dict, message: str) -> None:
         {"from": 1, "to": 0, "by": 0.5},
         {"from": 0, "to": 1, "by": 1e-6},
         {"from": 0, "to": "1", "by": 0.5},
+        0.1,
+        "0.1",
+        [0.1, None],
     ],
 )
 def test_impossible_ranges_are_refused(given: dict) -> None:

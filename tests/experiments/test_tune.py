@@ -26,7 +26,12 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("3 candidates, 10 trials of ") and len(shown) == 1 + 10 + 2
     assert shown[-2].startswith("best: --agent fixed --epsilon ") and "over 8 seeds" in shown[-2]
-    assert shown[-1].startswith("as an arm: --arm 'fixed-tuned=--agent fixed --epsilon ") and "--epochs" in shown[-1]
+    assert (
+        shown[-1].startswith(
+            "as an arm, beside this command's flags of the world: --arm 'fixed-tuned=--agent fixed --epsilon "
+        )
+        and "--epochs" in shown[-1]
+    )
     document = read_json(tmp_path / "t.json")
     best = document["rounds"][-1]["best_first"]
     assert len(best) == 1 and best[0] in shown[-1] and document["spent"]["trials"] == 10
@@ -45,6 +50,12 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
         (["--candidates", "1"], "--candidates is 1"),
         (["--seed", "3"], "--seed is set for each trial by the search"),
         (["--limit", "5"], "a search needs 10 or more"),
+        (["--steps", "3"], "--steps is set for each trial by the search"),
+        (["--tune", "schedule", "--schedule", "[8/255]"], "--schedule is set for each trial by the search"),
+        (["--method", "simclr"], "the method simclr has no attack"),
+        (["--method", "dynacl++"], "ends with a post-processing"),
+        (["--passes", "1e300"], "--passes is 1e+300"),
+        (["--action_epsilons", "[0]", "--tune", "curve"], "needs a radius above 0"),
         (["--epohs", "2"], "did you mean --epochs"),
     ],
 )

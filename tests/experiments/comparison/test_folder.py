@@ -37,7 +37,7 @@ def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
     folder.config.write_text(yaml.safe_dump(document))
     assert [arm.named(seed) for arm, seed in folder.read_plan().cells] == [arm.named(0) for arm in arms]
     assert folder.read_plan().tests == PRIMARY
-    for wrong in ("a:b", [], [["a", "a"]], [["a", "b", "c"]], [["a", "b"], ["a", "b"]], [["a", 1.5]], [None]):
+    for wrong in ("a:b", [], [["a", "a"]], [["a", "b", "c"]], [["a", "b"], ["b", "a"]], [["a", 1.5]], [None]):
         folder.config.write_text(yaml.safe_dump(document | {"tests": wrong}))
         with pytest.raises(ValueError, match=r"tests (are|of)? ?.*expected pairs of different arms"):
             folder.read_plan()

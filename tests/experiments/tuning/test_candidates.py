@@ -9,7 +9,6 @@ from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import (
     LR_SPAN,
-    PARTS,
     budgets,
     curve,
     named,
@@ -34,6 +33,8 @@ def test_budgets_are_different_members_of_the_sets_and_a_seed_draws_the_same() -
 
 
 def test_a_small_world_has_all_its_budgets() -> None:
+    # ASTrA's sets have 780
+    assert len(budgets(ActionSets(), 600, seed=0)) == 600
     sets = ActionSets(epsilons=(4 / 255, 8 / 255), steps=(1, 2), step_sizes=(2 / 255,))
     assert len(budgets(sets, 64, seed=0)) == 4
 
@@ -53,8 +54,9 @@ def test_a_curve_has_every_number_of_steps_at_some_radii_and_no_attack_once() ->
 def test_schedules_begin_with_the_constants() -> None:
     found = schedules(WIDE, 1, 32 / 255, 40, seed=0)
     assert len(set(found)) == 40 and {one.steps for one in found} == {1.0}
-    constants = [one.changes["schedule"] for one in found[: len(WIDE.epsilons)]]
-    assert constants == [(epsilon,) * PARTS for epsilon in WIDE.epsilons]
+    constants = [one.changes["schedule"] for one in found[:20]]
+    assert all(len(set(one)) == 1 for one in constants) and constants == sorted(set(constants))
+    assert {constants[0][0], constants[-1][0]} == {0.0, 96 / 255}
     assert all(set(one.changes["schedule"]) <= set(WIDE.epsilons) for one in found)
 
 

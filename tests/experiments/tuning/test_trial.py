@@ -6,6 +6,7 @@ import torch
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import UPDATE, Candidate, budgets
 from astra_gym.experiments.tuning.trial import (
+    WORST,
     Search,
     divided,
     judged,
@@ -38,7 +39,7 @@ def test_no_image_is_trained_on_and_scored_and_no_test_image_is_seen() -> None:
 
 
 def test_trials_spend_as_many_passes_whatever_their_attack() -> None:
-    search = Search(WORLD, own_passes(WORLD) * 4)
+    search = Search(WORLD, own_passes(WORLD, 5.0) * 4)
     spent = {}
     for steps in (0, 14):
         budget = {"epsilon": 8 / 255 * bool(steps), "steps": steps, "step_size": 8 / 255}
@@ -51,7 +52,7 @@ def test_trials_spend_as_many_passes_whatever_their_attack() -> None:
 
 
 def test_a_trial_repeats_in_a_process_of_its_own_and_comes_back_from_json() -> None:
-    search = Search(WORLD, own_passes(WORLD))
+    search = Search(WORLD, own_passes(WORLD, 5.0))
     asked = [(candidate, seed) for candidate in budgets(WORLD.ranges.sets, 2, 0) for seed in (0, 1)]
     with pooled(2) as pool:
         found = {(candidate, seed): trial for candidate, seed, trial in try_all(search, asked, pool)}
@@ -68,3 +69,17 @@ def test_the_judge_decides_what_is_ranked() -> None:
     found = QuickScore(SA=99.0, RA=50.0, clean_margin=0.8, margin=0.2)
     assert judged(found, WORLD) == pytest.approx(0.5)
     assert judged(found, WORLD.replace(judge_score="robust")) == 0.2
+
+
+def test_a_candidate_that_diverges_is_the_worst_and_ends_nothing() -> None:
+    search = Search(WORLD.replace(optimizer="sgd"), own_passes(WORLD, 5.0))
+    trial = try_candidate(search, Candidate((("lr", 1e30),)), 0)
+    assert trial.score == WORST and "not finite" in trial.failed and recorded(record(trial)) == trial
+    for name, value in {"score": "abc", "passes": None, "updates": float("nan")}.items():
+        with pytest.raises((TypeError, ValueError)):
+            recorded(record(trial) | {name: value})
+
+
+def test_free_training_has_its_attack_with_its_updates() -> None:
+    free = Search(Settings.from_preset("digits-wide", **TINY_SETTINGS, method="cf-amc-ssl", agent="fixed"), 100.0)
+    assert free.steps(NONE) == free.steps(Candidate((), 14.0)) == 0

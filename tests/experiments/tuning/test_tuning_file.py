@@ -36,7 +36,9 @@ def test_finished_trials_are_there_again_and_finished_rounds_are_told(tmp_path: 
 
 def test_the_file_of_another_search_is_not_continued(tmp_path: Path) -> None:
     TuningFile(tmp_path / "t.json", WHAT, CANDIDATES, RUNGS).add(CANDIDATES[0], 0, made(0.1))
-    with pytest.raises(ValueError, match=r"it is another search: passes is 100.0 there; give another --output"):
+    with pytest.raises(
+        ValueError, match=r"it is another search: passes is 100.0 there, not 50.0; give another --output"
+    ):
         TuningFile(tmp_path / "t.json", WHAT | {"passes": 50.0}, CANDIDATES, RUNGS)
     text = (tmp_path / "t.json").read_text()
     (tmp_path / "t.json").write_text(text.replace('"updates": 10', '"updates": 11'))
