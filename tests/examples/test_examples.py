@@ -42,7 +42,13 @@ def test_each_is_tried_and_all_are_short() -> None:
     assert all(f"python examples/{name}.py" in text for name, text in files.items())
 
 
-@pytest.mark.parametrize("name", SHOWS)
+QUICK = ("custom_reward", "load_encoder", "train_view_env")
+"""Examples that `make test` runs; `make test-all` and `make docs` run all."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.every_agent) for name in SHOWS]
+)
 def test_an_example_trains_and_shows_something(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "out"])

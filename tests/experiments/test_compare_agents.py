@@ -184,6 +184,7 @@ def test_a_plan_that_would_mean_something_else_today_is_refused(copied, capsys) 
         assert part in line
 
 
+@pytest.mark.every_agent
 def test_a_cell_that_fails_stops_nobody_and_is_tried_again(tmp_path, monkeypatch, capsys) -> None:
     """It fails as long as a file is missing; the arm of equal compute waits for it."""
     monkeypatch.chdir(tmp_path)

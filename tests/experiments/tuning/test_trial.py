@@ -38,6 +38,7 @@ def test_no_image_is_trained_on_and_scored_and_no_test_image_is_seen() -> None:
         divided(ImageSet(split.train.images[:9], split.train.labels[:9], split.train.classes, "nine"))
 
 
+@pytest.mark.every_agent
 def test_trials_spend_as_many_passes_whatever_their_attack() -> None:
     search = Search(WORLD, own_passes(WORLD, 5.0) * 4)
     spent = {}
