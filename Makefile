@@ -39,9 +39,11 @@ ON_CPU := GPU_TESTS_ON=cpu $(ONE_THREAD)
 test: lint
 	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# For daily work, a minute: what is quick of the packages' own tests, without lint and types.
-FAST := tests/ssl_core tests/agents tests/envs tests/experiments/config tests/experiments/reports \
-  tests/experiments/comparison tests/test_architecture.py
+# For daily work, less than a minute: the quick tests of the core, the environments and our agents; no lint, no types.
+CORE := attacks losses methods models settings training transforms utils
+WORLDS := api test_actions.py test_engine.py test_torch_env.py test_view_env.py test_batch_env.py test_sb3_env.py
+AGENTS := test_base.py test_reinforce.py test_bandits.py test_controls.py
+FAST := $(CORE:%=tests/ssl_core/%) $(WORLDS:%=tests/envs/%) $(AGENTS:%=tests/agents/%) tests/test_architecture.py
 test-fast: setup
 	$(ON_CPU) $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not (slow or every_agent or wheel)" $(FAST)
 
