@@ -174,7 +174,7 @@ def curve_table(results: Path, world: str) -> list[Block]:
         for epsilon in sorted({epsilon for epsilon, _ in scores})
     ]
     note = "Mean score of three seeds on validation images, at equal passes: fewer steps have more updates."
-    return [Table("", note, ["epsilon", *(f"{each} steps" for each in steps)], rows)]
+    return [Table("", note, ["epsilon", *(f"{each} step{'s' * (each != 1)}" for each in steps)], rows)]
 
 
 TABLES: dict[str, Made] = {

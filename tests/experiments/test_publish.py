@@ -241,7 +241,7 @@ def test_what_searches_found_and_a_curve_of_constants_are_tables(tmp_path: Path)
         ["lr", "--lr 0.02", "0.100", "91.0", "50.5", "4", "4 k", "2"]
     ]
     [table] = curve_table(tmp_path, "world")
-    assert list(table.columns) == ["epsilon", *(f"{steps} steps" for steps in (0, 1, 2, 4, 8, 14))]
+    assert list(table.columns) == ["epsilon", "0 steps", "1 step", *(f"{steps} steps" for steps in (2, 4, 8, 14))]
     assert [row[0].text for row in table.rows] == ["0/255", "4/255", "96/255"]
     assert [entry.text for entry in table.rows[1]][1:4] == ["-", "0.100", "0.300"]
     assert tuned_table(tmp_path, "other")[0].rows == []
