@@ -11,7 +11,6 @@ same mutants are tried in the commit of now, which adds the verdicts of now to t
 import argparse
 import ast
 import copy
-import json
 import os
 import random
 import re
@@ -26,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.provenance import ROOT, commit
 
@@ -204,7 +204,7 @@ def main() -> None:
     now = commit(ROOT).removesuffix("-dirty")
     document: dict[str, Any] = {"schema": 1, "seed": given.seed, "commit": now, "killed": 0, "mutants": []}
     if given.output.exists():
-        document |= json.loads(given.output.read_text(encoding="utf-8"))
+        document |= read_json(given.output)
     with tempfile.TemporaryDirectory() as temporary:
         chosen = drawn(given.count, given.seed, checked_out(document["commit"], Path(temporary) / "then"))
         known = {(one["file"], one["start"], one["after"]): one for one in document["mutants"]}
