@@ -50,16 +50,17 @@ class ActionSets:
     step_sizes: tuple[float, ...] = tuple(value / UNIT for value in range(1, 6))
 
     def __post_init__(self) -> None:
-        for name, members in self.by_name.items():
+        for name, members in vars(self).items():
+            name = f"action_{name}"
             if not 0 < len(members) <= MOST_MEMBERS:
-                raise ValueError(f"the set of {name} has {len(members)} members: expected 1 to {MOST_MEMBERS}")
+                raise ValueError(f"{name} has {len(members)} members: expected 1 to {MOST_MEMBERS}")
             for value in members:
-                if name == "steps":
-                    whole_steps(value)
+                if name == "action_steps":
+                    check_number(f"a member of {name}", value, expected="an integer of 0 or more", whole=True)
                 else:
-                    check_number(f"a member of the set of {name}", value, 0, 1)
+                    check_number(f"a member of {name}", value, 0, 1)
             if any(second <= first for first, second in itertools.pairwise(members)):
-                raise ValueError(f"the set of {name} is {shown(list(members))}: expected members in rising order")
+                raise ValueError(f"{name} is {shown(list(members))}: expected members in rising order")
 
     @property
     def by_name(self) -> dict[str, tuple[float, ...]]:

@@ -65,7 +65,7 @@ SET_HERE = (
 BUDGET = ("--epsilon", "--steps", "--step_size", "--schedule")
 MOST_PASSES = 1e9
 CURVE_SEEDS = 3
-NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "progress", "probe_every")
+NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "device", "progress", "probe_every")
 """Settings that do not decide what a search finds."""
 
 

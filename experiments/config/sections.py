@@ -137,6 +137,8 @@ class ProbeSection:
             raise ValueError(f"eval_epsilons is {shown(self.eval_epsilons)}: expected all different")
         for epsilon in self.eval_epsilons:
             check_number("eval_epsilons", epsilon, 0, 1, "fractions in (0, 1], such as 8/255", above=True)
+        if self.judge_epsilon is None and self.judge_score != "robust":
+            raise ValueError(f"judge_score is {self.judge_score}: give the judged radius too, --judge_epsilon")
         if self.judge_epsilon is not None and self.judge_epsilon not in self.eval_epsilons:
             raise ValueError(
                 f"judge_epsilon is {shown(self.judge_epsilon)}: expected one of eval_epsilons, "

@@ -149,12 +149,12 @@ def test_the_hardest_budget_reaches_every_corner() -> None:
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ({"epsilons": ()}, "set of epsilon has 0 members"),
-        ({"epsilons": (8,)}, "member of the set of epsilon is 8"),
+        ({"epsilons": ()}, "action_epsilons has 0 members"),
+        ({"epsilons": (8,)}, "member of action_epsilons is 8"),
         ({"epsilons": (8 / 255, 4 / 255)}, "rising order"),
         ({"steps": (1, 1)}, "rising order"),
-        ({"steps": (1, 2.5)}, r"steps is 2\.5: expected an integer"),
-        ({"step_sizes": (float("nan"),)}, "member of the set of step_size is nan"),
+        ({"steps": (1, 2.5)}, r"member of action_steps is 2\.5: expected an integer"),
+        ({"step_sizes": (float("nan"),)}, "member of action_step_sizes is nan"),
     ],
 )
 def test_impossible_sets_are_refused(sets: dict, message: str) -> None:

@@ -231,6 +231,8 @@ def test_the_judge_is_one_of_the_radii_that_are_evaluated() -> None:
     assert Settings.of(judge_epsilon=8 / 255).probe.judge_score == "robust"
     with pytest.raises(ValueError, match=r"judge_epsilon is .*: expected one of eval_epsilons"):
         Settings.of(judge_epsilon=9 / 255)
+    with pytest.raises(ValueError, match="judge_score is mean: give the judged radius too"):
+        Settings.of(judge_score="mean")
     with pytest.raises(ValueError, match="unknown judge's score 'best'"):
         Settings.of(judge_score="best")
 
