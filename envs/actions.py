@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -74,6 +75,10 @@ class ActionSets:
         epsilon, steps = self.epsilons[-1], self.steps[-1]
         reaching = [size for size in self.step_sizes if size * steps > 3 * epsilon - 1e-9]
         return ConstantBudget(epsilon=epsilon, step_size=(reaching or self.step_sizes[-1:])[0], steps=steps)
+
+
+ASTRA_SETS = ActionSets()
+"""The sets of ASTrA's run."""
 
 
 def members(given: Sequence[float] | Mapping[str, float], name: str) -> tuple[float, ...]:
@@ -160,12 +165,12 @@ class ActionTable:
     """
 
     kind: str = "factored"
-    sets: ActionSets = ActionSets()
+    sets: ActionSets = ASTRA_SETS
 
     def __post_init__(self) -> None:
         pick(self.kind, ACTION_KINDS, "kind of actions")
 
-    @property
+    @cached_property
     def space(self) -> gym.spaces.MultiDiscrete | gym.spaces.Discrete | gym.spaces.Box:
         """The space of one action. With other sets than ASTrA's it is equal only to spaces with the same sets."""
         sizes = [len(values) for values in self.sets.by_name.values()]
@@ -176,7 +181,7 @@ class ActionTable:
             made = gym.spaces.MultiDiscrete(sizes)
         if self.kind == "continuous":
             made = gym.spaces.Box(-1.0, 1.0, (len(sizes),), np.float32)
-        return made if self.sets == ActionSets() else meaning(made, self.sets.by_name)
+        return made if self.sets == ASTRA_SETS else meaning(made, self.sets.by_name)
 
     def check(self, actions: Tensor) -> None:
         """Raise a ValueError unless `actions` is a batch (n, ...) of members of the space."""

@@ -8,8 +8,8 @@ python experiments/tune.py --tune lr strength --preset digits-wide
 Candidates train on four fifths of the training images and are scored on the other fifth; test images are not looked at.
 Successive halving gives the better candidates more seeds. All trials spend about as many forward-backward passes, so
 that candidates with fewer attack steps make more updates. The score is the mean margin of a ridge probe under PGD-10
-at the world's judge_epsilon (`--judge_score mean`: averaged with the clean margin). Flags not listed below are those
-of the training, see train_agent.py --help. Every finished trial is kept: the same command continues.
+at the world's judge_epsilon, or 8/255 (`--judge_score mean`: averaged with the clean margin). Flags not listed below
+are those of the training, see train_agent.py --help. Every finished trial is kept: the same command continues.
 """
 
 import shlex

@@ -39,8 +39,13 @@ def divided(train: ImageSet) -> Split:
     if len(train) < 10:
         raise ValueError(f"{train.name} has {len(train)} images: a search needs 10 or more")
     order = torch.randperm(len(train), generator=Streams(0)["tuning/rows"])
-    count = min(round(SHARE * len(train)), MOST)
+    count = _measured(len(train))
     return Split(train.rows(order[count:], "trained on"), train.rows(order[:count], "validation"))
+
+
+def _measured(images: int) -> int:
+    """Return how many of so many training images trials are scored on."""
+    return min(round(SHARE * images), MOST)
 
 
 class Trial(NamedTuple):
@@ -96,7 +101,8 @@ class Search:
 
     def of(self, candidate: Candidate, seed: int) -> Settings:
         """Return a trial's settings."""
-        epochs = self.epochs(candidate, len(divided(_train(self.settings)).train))
+        images = len(_train(self.settings))
+        epochs = self.epochs(candidate, images - _measured(images))
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
 

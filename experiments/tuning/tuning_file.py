@@ -6,7 +6,7 @@ from typing import Any
 
 from astra_gym.experiments.comparison.arms import differences
 from astra_gym.experiments.tuning.candidates import Candidate, named
-from astra_gym.experiments.tuning.halving import Rung, ranked, rounds
+from astra_gym.experiments.tuning.halving import Rung, rounds
 from astra_gym.experiments.tuning.trial import Trial, record, recorded
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import check_target, write_json
@@ -109,8 +109,3 @@ class TuningFile:
         }
         document = {"schema": SCHEMA, "search": self.what, "commits": self.commits, "versions": versions()}
         write_json(self.path, document | {"spent": spent, "rounds": finished, "trials": by_candidate})
-
-    def best(self, seeds: int) -> Candidate | None:
-        """Return the best candidate of those with trials on the first `seeds` seeds; None if there is none."""
-        whole = [one for one in self.candidates.values() if all((one, seed) in self.trials for seed in range(seeds))]
-        return ranked(whole, self.scores, seeds)[0] if whole else None

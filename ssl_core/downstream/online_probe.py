@@ -62,7 +62,8 @@ class OnlineProbe:
             route: batch-norm route of the features.
 
         Raises:
-            RuntimeError: if a feature or a logit is not finite.
+            NonFiniteError: if a feature is not finite.
+            RuntimeError: if a logit is not finite.
         """
         device = encoder.mean.device
         images, labels = self._measured
@@ -91,7 +92,7 @@ def ridge_classifier(
         The classifier, and which of the images it classifies correctly: bool (n,).
 
     Raises:
-        RuntimeError: if a feature is not finite.
+        NonFiniteError: if a feature is not finite.
     """
     like = {"device": encoder.mean.device, "dtype": encoder.mean.dtype}
     head = nn.utils.skip_init(nn.Linear, encoder.feature_dim, classes, **like)

@@ -55,7 +55,7 @@ def quick_score(
 
     Raises:
         ValueError: if there are no labels, or the radius is out of its range.
-        NonFiniteError: a RuntimeError, if a feature or a logit is not finite.
+        NonFiniteError: if a feature or a logit is not finite.
     """
     check_number("epsilon", epsilon, 0, 1, above=True)
     parts = [(images.images, required_labels(images, "the quick score")) for images in (fitted, measured)]

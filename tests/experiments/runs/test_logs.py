@@ -1,4 +1,4 @@
-"""The log of commands: what is damaged in it is told, each line once."""
+"""The log of commands: every damaged line of it is reported once."""
 
 from pathlib import Path
 
