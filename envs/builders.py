@@ -34,7 +34,8 @@ def build_learner(
         ValueError: if the teacher does not fit the network, or cannot be read.
     """
     method, train = settings.method.make(), settings.optimizer
-    network = settings.network.build(streams["init"], method.routes, train.precision, train.recompute)
+    computed = {"precision": train.precision, "recompute": train.recompute, "compiled": train.compile_blocks}
+    network = settings.network.build(streams["init"], method.routes, **computed)
     network.to(streams.device).to(memory_format=torch.channels_last)
     others: dict[str, TargetNetwork] = {}
     route = "normal"

@@ -68,7 +68,8 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     assert {cell.arm for cell in cells} == {"reinforce", "fixed"}
     after = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
     # what 0.1 did without a name has one now
-    names = {"drop_last": True, "deterministic": False, "attack_start": None, "reward_weights": None}
+    names: dict[str, object] = {"drop_last": True, "deterministic": False, "compile_blocks": False}
+    names |= dict.fromkeys(("attack_start", "reward_weights"))
     names |= dict.fromkeys(("action_epsilons", "action_steps", "action_step_sizes", "judge_epsilon"))
     names["judge_score"] = "robust"
     older = json.loads(before)["cells"]

@@ -29,6 +29,7 @@ LEAST_SECONDS, QUICK_SECONDS = 0.2, 0.01
 COPIED, SMALL_COPIED = 2**26, 2**14
 """Values of the copy that measures the memory's speed: more than fit into any cache."""
 EFFICIENCY_STEPS = 3
+COMPILED = "update, bf16, compiled"
 
 
 class Flops(NamedTuple):
@@ -221,7 +222,7 @@ def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
     """Measure model FLOPs utilization, and the least time by the machine's limits relative to the time taken.
 
     Utilization: the FLOPs needed per second, over those of the best matrix product of the same precision. For the
-    limits see `Limits`.
+    limits see `Limits`. On a GPU an update with compiled blocks is measured beside the others.
     """
     network = options.paper
     count, size = 2 * network["batch_size"], network["image_size"]
@@ -240,7 +241,7 @@ def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
 
     def prepare(number: int) -> int:
         say(f"efficiency: round {number} of {rounds}")
-        for precision in learners:
+        for precision in peaks:
             peak = matrix_peak(precision, options, clock)
             peaks[precision] += [peak] if number else []
         speeds.append(copy_speed(options, clock))
@@ -253,12 +254,16 @@ def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
         learners[precision].update(views, views)
 
     stages = {"attack": attack, "update": update}
-    tasks = {f"{stage}, {name}": partial(run, name) for name in learners for stage, run in stages.items()}
+    sides = {f"{stage}, {name}": (stage, name) for name in learners for stage in stages}
+    tasks = {name: partial(stages[stage], precision) for name, (stage, precision) in sides.items()}
+    if options.device.type == "cuda":
+        sides[COMPILED] = ("update", "bf16")
+        learners[COMPILED] = options.learner(**sizes, precision="bf16", compile_blocks=True)
+        tasks[COMPILED] = partial(update, COMPILED)
     seconds = interleaved(tasks, prepare, rounds, clock)
     figures = []
     least: dict[str, list[dict[str, float]]] = {}
-    for precision, stage in ((precision, stage) for precision in learners for stage in stages):
-        name = f"{stage}, {precision}"
+    for name, (stage, precision) in sides.items():
         used = [needed[stage] / took / peak for took, peak in zip(seconds[name], peaks[precision], strict=True)]
         figures.append(Figure("efficiency", name, "of the peak", tuple(used)))
         work = _work(plain.network, plain.method, count, size, precision)[stage]

@@ -28,7 +28,16 @@ from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.overrides import by_present_names
 from astra_gym.ssl_core.utils.registry import pick
 
-CHANGEABLE_ON_RESUME = ("device", "precision", "recompute", "data_dir", "cache_dir", "keep_data", "teacher")
+CHANGEABLE_ON_RESUME = (
+    "device",
+    "precision",
+    "recompute",
+    "compile_blocks",
+    "data_dir",
+    "cache_dir",
+    "keep_data",
+    "teacher",
+)
 """Settings that may change on resume; a new `data_dir` must hold the same images."""
 EDITED = "--resume RUN --accept_edited_config"
 RECORDED = ("dataset", "method", "epochs", "agent", "seed", "progress")

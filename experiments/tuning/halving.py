@@ -20,10 +20,13 @@ class Rung(NamedTuple):
 def rungs_for(candidates: int) -> tuple[Rung, ...]:
     """Return the rounds of a search, for 64 candidates: 64, 16, 4 and 1 of them on 1, 2, 4 and 8 seeds.
 
-    A quarter stays, on twice as many seeds, so that the later rounds cost no more than the first (Jamieson and
-    Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization").
+    A quarter stays, on twice as many seeds, until one is left, so that the later rounds cost no more than the first
+    (Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization").
     """
-    return (*(Rung(max(1, candidates // 4**place), 2**place) for place in range(3)), Rung(1, 8))
+    rungs = [Rung(candidates, 1)]
+    while rungs[-1].candidates > 1:
+        rungs.append(Rung(max(1, rungs[-1].candidates // 4), 2 * rungs[-1].seeds))
+    return tuple(rungs)
 
 
 def trials(rungs: Sequence[Rung]) -> int:

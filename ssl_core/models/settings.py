@@ -52,10 +52,14 @@ class NetworkSection:
             check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
         check_number("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
 
-    def build(
-        self, generator: torch.Generator, routes: tuple[str, ...], precision: str, recompute: bool
-    ) -> TargetNetwork:
-        """Build the network with weights from the generator; see `TargetNetwork`."""
+    def build(self, generator: torch.Generator, routes: tuple[str, ...], **computed: object) -> TargetNetwork:
+        """Build the network with weights from the generator.
+
+        Args:
+            generator: generator of the weights.
+            routes: names of the batch-norm routes.
+            computed: how the network computes: `precision`, `recompute` and `compiled` of `TargetNetwork`.
+        """
         own = asdict(self)
         own["mean"], own["std"] = NORMALIZATIONS[own.pop("normalization")]
-        return build_network(generator, routes=routes, precision=precision, recompute=recompute, **own)
+        return build_network(generator, routes=routes, **computed, **own)

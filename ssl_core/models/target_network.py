@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,6 +31,10 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet34": ("basic", (3, 4, 6, 3)),
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
 }
+BACKEND = "inductor"
+"""`torch.compile`'s backend for `ResNet(compiled=True)`."""
+Part = Callable[[Tensor, str], Tensor]
+"""The stem or a block of a `ResNet`: a function of its input (n, c, h, w) and a route."""
 PIECE = 2**18
 """Total bytes of one channel of the images that a CPU encodes together in eval mode: few enough for its cache to hold
 their activations, enough to fill its vector units."""
@@ -100,6 +105,8 @@ class ResNet(nn.Module):
         recompute: whether a training pass keeps only the inputs of the stem and of every block, and computes the rest
             again in the backward pass (Chen et al. 2016, "Training deep nets with sublinear memory cost"); the result
             is the same.
+        compiled: whether a training pass compiles the stem and every block by `torch.compile`, which merges batch norm,
+            addition and ReLU; the result is the same up to rounding.
 
     Raises:
         ValueError: if a name is unknown or the width is not positive.
@@ -112,6 +119,7 @@ class ResNet(nn.Module):
         stem: str = "cifar",
         routes: Sequence[str] = ("normal",),
         recompute: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         kind, counts = pick(arch, ARCHITECTURES, "architecture")
@@ -133,24 +141,43 @@ class ResNet(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.feature_dim = inputs
         self.recompute = recompute
+        self.compiled = compiled
 
     def forward(self, x: Tensor, route: str) -> Tensor:
         """Encode images (n, 3, h, w), normalized by the caller, to features (n, feature_dim)."""
-        recompute = self.recompute and self.training and torch.is_grad_enabled()
-        for part in (self._stem, *self.blocks):
-            x = self._recomputed(part, x, route) if recompute else part(x, route)
+        trains = self.training and torch.is_grad_enabled()
+        apply = compiled_part(BACKEND) if self.compiled and trains else _applied
+        for part in self.parts:
+            x = self._recomputed(apply, part, x, route) if self.recompute and trains else apply(part, x, route)
         return x.mean(dim=(2, 3))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The stem and the blocks, in the order in which images pass through them."""
+        return (self._stem, *self.blocks)
 
     def _stem(self, x: Tensor, route: str) -> Tensor:
         x = F.relu(self.norm(self.conv(x), route), inplace=True)
         return x if self.pool is None else self.pool(x)
 
-    def _recomputed(self, part: Callable[[Tensor, str], Tensor], x: Tensor, route: str) -> Tensor:
+    def _recomputed(self, apply: Callable[[Part, Tensor, str], Tensor], part: Part, x: Tensor, route: str) -> Tensor:
         norms = Untracked(part if isinstance(part, nn.Module) else self.norm)
         # no part draws random numbers, so no generator's state is restored; `checkpoint` restores autocast
-        return checkpoint(
-            part, x, route, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), norms)
-        )
+        repeated = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        return repeated(apply, part, x, route, context_fn=lambda: (nullcontext(), norms))
+
+
+def _applied(part: Part, x: Tensor, route: str) -> Tensor:
+    return part(x, route)
+
+
+@cache
+def compiled_part(backend: str) -> Callable[[Part, Tensor, str], Tensor]:
+    """Return the function that applies a part of a `ResNet` to its input and a route, compiled by a backend."""
+    from torch._dynamo import config  # slow, and seldom needed
+
+    # blocks of one shape share a graph; every other shape, route and precision has its own, more than torch expects
+    return config.patch(recompile_limit=64)(torch.compile(_applied, backend=backend, dynamic=False))
 
 
 class TargetNetwork(nn.Module):
@@ -166,6 +193,7 @@ class TargetNetwork(nn.Module):
         mean, std: input normalization per channel, ImageNet's as in ACL.
         precision: a name of `PRECISIONS`; outputs always have full precision.
         recompute: whether a training pass computes the blocks again instead of keeping their activations, see `ResNet`.
+        compiled: whether a training pass compiles the blocks, see `ResNet`.
         projector: a name of `PROJECTORS`.
         neck: width of an extra layer after pooling (linear, batch norm by route, ReLU), whose outputs are then the
             features; 4096 in EMP-SSL ("pre-feature"), 0 for none.
@@ -189,6 +217,7 @@ class TargetNetwork(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         precision: str = "fp32",
         recompute: bool = False,
+        compiled: bool = False,
         projector: str = "acl",
         neck: int = 0,
     ) -> None:
@@ -214,13 +243,14 @@ class TargetNetwork(nn.Module):
             "projector": projector,
             "neck": neck,
         }
-        """Arguments of the network, for its checkpoint, without `recompute`, which changes no result."""
+        """Arguments of the network, for its checkpoint, without `recompute` and `compiled`, which change no
+        result but by rounding."""
         pick(precision, PRECISIONS, "precision")
         self.precision = precision
         self.checks_images = False
         """Whether `features` and `forward` check the images' values first (`check_values`). A network that a user loads
         checks them; a network in training does not, because each check waits for the device."""
-        self.backbone = ResNet(arch, width, stem, routes, recompute)
+        self.backbone = ResNet(arch, width, stem, routes, recompute, compiled)
         self.feature_dim = neck or self.backbone.feature_dim
         self.neck = Projector(NECK, self.backbone.feature_dim, neck, neck, routes) if neck else None
         self.projector = Projector(layers, self.feature_dim, projector_hidden, projector_dim, routes)

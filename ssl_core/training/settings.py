@@ -41,6 +41,8 @@ class OptimizerSection:
         recompute: whether an update keeps only the inputs of the stem and of every residual block (an attack only the
             images) and computes the rest again. The result is the same, with less memory, for a third (attack: half)
             more time.
+        compile_blocks: whether an update compiles the stem and the residual blocks by `torch.compile`, which merges
+            batch norm, addition and ReLU. It starts later, and results differ by rounding.
         update_chunks: number of chunks of images in which an update passes a batch through the target network. This
             needs less memory, and about a third more time. More than 1 changes the result (ghost batch norm): each
             chunk is normalized by its own statistics. The loss couples the whole batch in any case.
@@ -60,6 +62,7 @@ class OptimizerSection:
     lr_interval: Annotated[str, Notes(choices=LR_INTERVALS, what="interval of the learning rate")] = "update"
     precision: Annotated[str, Notes(choices=("auto", *PRECISIONS), what="precision")] = "auto"
     recompute: bool = False
+    compile_blocks: bool = False
     update_chunks: Annotated[int, Notes(unit="CHUNKS")] = 1
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class OptimizerSection:
         check_number("update_chunks", self.update_chunks, 1, math.inf, "1, for the whole batch, or more", whole=True)
         chunk_sizes(self.batch_size, self.update_chunks)
         check_truth("recompute", self.recompute)
+        check_truth("compile_blocks", self.compile_blocks)
         check_number("warmup_epochs", self.warmup_epochs, 0, math.inf, "an integer of 0 or more", whole=True)
         if self.lr is not None:
             check_number("lr", self.lr, 0, math.inf, "0 or more")

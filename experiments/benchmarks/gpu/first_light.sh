@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# First light on a GPU, without network and in about 4 minutes: the tests that need one, a short training, a profile, and
+# First light on a GPU, without network and in about 5 minutes: the tests that need one, short trainings, a profile, and
 # the parts of the benchmark that matter there. What it finds goes to OUT as JSON: first_light.json says of each step how
 # it ended and how long it took, benchmark.json holds the figures, *.txt what was printed.
 #
@@ -40,6 +40,8 @@ step tests 80 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -rs "${only[@]}"
   tests/gpu tests/ssl_core/transforms tests/ssl_core/data
 step train 50 "$PYTHON" experiments/train_agent.py --agent reinforce --preset digits --epochs 3 "${sizes[@]}" \
   --device "$DEVICE" --progress lines --run_dir "$WORK/digits"
+step compiled 50 "$PYTHON" experiments/train_agent.py --agent fixed --preset digits --epochs 1 "${sizes[@]}" \
+  --device "$DEVICE" --compile_blocks true --no-evaluate --progress lines --run_dir "$WORK/compiled"
 step profile 40 "${benchmark[@]}" --profile "$WORK/profile"
 step benchmark 110 "${benchmark[@]}" --parts efficiency precision step --repeats 2 --output "$OUT/benchmark.json"
 [ ! -e "$WORK/profile/operators.txt" ] || cp "$WORK/profile/operators.txt" "$OUT/operators.txt"

@@ -32,6 +32,17 @@ def test_it_is_what_an_update_keeps(method: str) -> None:
     assert expected == pytest.approx(found, rel=0.1)
 
 
+def test_with_recomputation_it_is_the_inputs_of_the_parts_and_the_largest_part() -> None:
+    plain, sparing = (world(recompute=recompute, arch="resnet18").learner.network for recompute in (False, True))
+    shape = (3, 16, 16)
+    # float32: the images and the inputs of the eight blocks; then five maps of a block of the first stage
+    inputs = 4 * (3 * 16**2 + 3 * 8 * 16**2 + 2 * 16 * 8**2 + 2 * 32 * 4**2 + 64 * 2**2)
+    assert kept_bytes(sparing, shape) == pytest.approx(inputs + 4 * 5 * 8 * 16**2, rel=0.01)
+    assert kept_bytes(sparing, shape) < 0.6 * kept_bytes(plain, shape)
+    engines = [world(recompute=recompute, batch_size=512, limit=600) for recompute in (False, True)]
+    assert run_memory(engines[1]) < run_memory(engines[0])
+
+
 def test_it_grows_with_the_batch_and_falls_with_chunks_and_bf16() -> None:
     least, more = (run_memory(world(batch_size=size, limit=600)) for size in (4, 512))
     assert CONTEXT < least < more

@@ -1,4 +1,4 @@
-"""Residual blocks that are computed again in the backward pass: exactly the same updates in less memory."""
+"""Residual blocks that are computed again in the backward pass, or compiled: the same updates."""
 
 import copy
 
@@ -140,3 +140,33 @@ def test_untracked_norms_use_the_batch_and_keep_their_statistics() -> None:
             assert torch.equal(network(images, "normal").embeddings, expected)
     network(images, "normal")
     assert network.backbone.norm.by_route["normal"].num_batches_tracked == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler looks at it
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.every_agent)])
+def test_compiled_blocks_make_the_same_updates(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    """By a backend that traces a graph, forward and backward, and runs it with torch's own operations."""
+    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.BACKEND", "aot_eager")
+    plain = pair(torch.float64)[0]
+    compiled = pair(torch.float64, compiled=True)[recompute]
+    assert compiled.network.backbone.compiled and compiled.network.backbone.recompute == recompute
+    views = batches(3, torch.float64)
+    for k in range(2):
+        expected, found = (learner.update(views[k], views[k + 1]) for learner in (plain, compiled))
+        assert found == pytest.approx(expected, abs=1e-12)
+    for (name, a), b in zip(plain.network.state_dict().items(), compiled.network.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12), name
+
+
+def test_only_training_passes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(backend: str) -> None:
+        raise RuntimeError(backend)
+
+    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.compiled_part", refuse)
+    [learner, _] = pair(compiled=True)
+    images = batches(1)[0]
+    learner.network.eval()(images.clone().requires_grad_(), "pgd").embeddings.sum().backward()
+    learner.encode_clean(images)
+    with pytest.raises(RuntimeError, match="inductor"):
+        learner.network.train()(images, "pgd")
