@@ -128,5 +128,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
     },
 }
+
+
+def _instances(world: str, size: str, fewer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a world with wide ranges as it is and with fewer images, each judged at its own radius and at 8/255."""
+    sizes = {world: PRESETS[world], f"{world}-{size}": PRESETS[world] | fewer}
+    return sizes | {f"{name}-r8": values | {"judge_epsilon": 8 / 255} for name, values in sizes.items()}
+
+
+INSTANCES = _instances("digits-wide", "half", {"limit": 718, "epochs": 8}) | _instances(
+    "cifar10-16", "quarter", {"limit": 2500, "epochs": 8}
+)
+"""The presets with wide ranges and a judge: two data sets, two sizes, two judged radii."""
+PRESETS |= INSTANCES
 AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
 """The default agent of a preset, if it is not `reinforce`."""
