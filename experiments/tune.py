@@ -4,6 +4,7 @@ python experiments/tune.py --tune fixed --preset digits-wide
 python experiments/tune.py --tune curve --candidates 8 --preset digits-wide
 python experiments/tune.py --tune schedule --preset digits-wide --steps 1 --step_size 32/255
 python experiments/tune.py --tune lr strength --preset digits-wide
+python experiments/tune.py --tune fixed --worlds digits-wide digits-wide-half cifar10-16
 
 Candidates train on four fifths of the training images and are scored on the other fifth; test images are not looked at.
 Successive halving gives the better candidates more seeds. All trials spend about as many forward-backward passes, so
@@ -14,9 +15,10 @@ are those of the training, see train_agent.py --help. Every finished trial is ke
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +35,11 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import Candidate, budgets, curve, named, schedules, trainings
+from astra_gym.experiments.tuning.candidates import Candidate, budgets, common, curve, named, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
-from astra_gym.experiments.tuning.trial import Search, own_passes, pooled, try_all
+from astra_gym.experiments.tuning.trial import Search, own_passes, pooled, try_all, try_candidate, try_worlds
 from astra_gym.experiments.tuning.tuning_file import TuningFile, label
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
@@ -80,8 +83,10 @@ class TuneFlags:
         passes: forward-backward passes over a batch's views that each trial spends; by default those of the world's own
             epochs with the method's own budget.
         search_seed: seed of the candidates' draw.
+        worlds: presets, in place of --preset, in all of which each candidate of --tune fixed trains; the best is the
+            one constant for all. The score is the mean over worlds of the accuracy that each judges by.
         jobs: processes at once; by default one per usable core.
-        output: the file with the trials; by default tuning/PRESET-KIND.json.
+        output: the file with the trials; by default tuning/PRESET-KIND.json, or tuning/global-fixed.json.
         trust: import the custom modules that a config file names, which runs their code.
     """
 
@@ -89,6 +94,7 @@ class TuneFlags:
     candidates: int = 64
     passes: float | None = None
     search_seed: int = 0
+    worlds: Annotated[tuple[str, ...], Notes(nargs="+", choices=PRESETS, what="preset")] = ()
     jobs: int | None = None
     output: Annotated[Path | None, Notes(unit="FILE")] = None
     trust: Annotated[bool, SWITCH] = False
@@ -98,6 +104,10 @@ class TuneFlags:
         if len(set(self.tune)) < len(self.tune) or (len(self.tune) > 1 and not set(self.tune) <= {"lr", "strength"}):
             raise ValueError(
                 f"--tune {' '.join(self.tune)}: expected fixed, curve, schedule, lr, strength, or lr strength"
+            )
+        if self.worlds and (self.tune != ("fixed",) or len(set(self.worlds)) < max(2, len(self.worlds))):
+            raise ValueError(
+                f"--worlds {' '.join(self.worlds)}: expected --tune fixed and two or more different presets"
             )
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
@@ -130,10 +140,11 @@ def _main(argv: list[str], ending: Ending) -> int:
     ending.kept = "finished trials are kept"
     ending.after = "the same command continues"
     try:
-        settings = _settings(given, flags)
-        output = given.output or Path("tuning") / f"{settings.run.preset}-{'-'.join(given.tune)}.json"
+        worlds = _worlds(given, flags)
+        name = "global" if given.worlds else next(iter(worlds.values())).run.preset
+        output = given.output or Path("tuning") / f"{name}-{'-'.join(given.tune)}.json"
         ending.place = output.parent
-        return _search(given, settings, output)
+        return _search(given, worlds, output)
     except BrokenProcessPool:
         # the system kills processes so when memory runs out
         lost = "the process of a trial was killed; finished trials are kept, and the same command continues"
@@ -147,28 +158,33 @@ def _main(argv: list[str], ending: Ending) -> int:
         parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
 
 
-def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
-    candidates = drawn(given, settings)
+def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> int:
+    candidates = drawn(given, list(worlds.values()))
     if given.tune != ("curve",) and len(candidates) < given.candidates:
         print(f"the world has {len(candidates)} different candidates, not {given.candidates}")
     rungs = (Rung(len(candidates), CURVE_SEEDS),) if given.tune == ("curve",) else rungs_for(len(candidates))
-    budget = settings.fixed_budget if given.trains else settings.method.make().budget_at(1)
-    steps = float(budget.steps) if budget is not None and not settings.method.make().free else 0.0
-    shared = Search(settings, given.passes or own_passes(settings, steps))
+    searches = {name: _shared(given, settings) for name, settings in worlds.items()}
+    first = next(iter(searches.values()))
+    passes = sum(search.passes for search in searches.values()) if given.worlds else first.passes
     what = {
         "tune": list(given.tune),
-        "passes": shared.passes,
+        "passes": passes,
         "candidates": len(candidates),
         "search_seed": given.search_seed,
-        "settings": plain(settings, NOT_SEARCHED),
+        "settings": {
+            f"{world}: {name}" if given.worlds else name: value
+            for world, settings in worlds.items()
+            for name, value in plain(settings, NOT_SEARCHED).items()
+        },
     }
     file = TuningFile(output, what, candidates, rungs)
     whole, jobs = trials(rungs), given.jobs or usable_cores()
-    print(f"{len(candidates)} candidates, {whole} trials of {shared.passes:.0f} passes, {jobs} at once, into {output}")
+    attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
+    print(f"{len(candidates)} candidates, {whole} trials of {passes:.0f} passes, {jobs} at once, into {output}")
 
     def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
         left = [pair for pair in asked if pair not in file.trials]
-        for candidate, seed, trial in try_all(shared, left, pool):
+        for candidate, seed, trial in try_all(attempt, left, pool):
             file.add(candidate, seed, trial)
             print(
                 f"{len(file.trials)} of {whole}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
@@ -186,11 +202,34 @@ def _search(given: TuneFlags, settings: Settings, output: Path) -> int:
     print(f"best: {label(best)} (score {mean:.3f} over {seeds} seeds), found with {spent:.0f} passes; {output}")
     if best in file.failed:
         raise ValueError("no candidate could be trained: every value was not finite somewhere")
-    own = {name: getattr(settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
+    own = {name: getattr(first.settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
     played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
-    arm = f"{'-'.join(given.tune)}-tuned={named(played | best.changes)} --epochs {shared.epochs(best)}"
-    print(f"as an arm, beside this command's flags of the world: --arm {shlex.quote(arm)}")
+    arm = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}={named(played | best.changes)}"
+    for world, each in searches.items():
+        place = f"in {world}" if given.worlds else "beside this command's flags of the world"
+        print(f"as an arm, {place}: --arm {shlex.quote(f'{arm} --epochs {each.epochs(best)}')}")
     return 0
+
+
+def _shared(given: TuneFlags, settings: Settings) -> Search:
+    """Return what the trials in a world share."""
+    budget = settings.fixed_budget if given.trains else settings.method.make().budget_at(1)
+    steps = float(budget.steps) if budget is not None and not settings.method.make().free else 0.0
+    return Search(settings, given.passes or own_passes(settings, steps))
+
+
+def _worlds(given: TuneFlags, flags: Sequence[str]) -> dict[str, Settings]:
+    """Return the settings that candidates change, by the name of the world.
+
+    Raises:
+        ValueError: as `_settings`, or a preset is given beside --worlds.
+    """
+    if not given.worlds:
+        settings = _settings(given, flags)
+        return {settings.run.preset: settings}
+    if any(flag.partition("=")[0] == "--preset" for flag in flags):
+        raise ValueError("--preset is given beside --worlds, which names the presets: leave one of them out")
+    return {name: _settings(given, [*flags, "--preset", name]) for name in given.worlds}
 
 
 def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
@@ -224,21 +263,22 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     return settings_of([*flags, "--device", "cpu", "--agent", agent, *more], given.trust or None)
 
 
-def drawn(given: TuneFlags, settings: Settings) -> list[Candidate]:
+def drawn(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
     """Draw the candidates of the search.
 
     Raises:
-        ValueError: if a schedule is tuned without steps and a step size.
+        ValueError: if a schedule is tuned without steps and a step size, or worlds have nothing in common.
     """
+    settings, sets = worlds[0], common([settings.ranges.sets for settings in worlds])
     if given.tune == ("fixed",):
-        return budgets(settings.ranges.sets, given.candidates, given.search_seed)
+        return budgets(sets, given.candidates, given.search_seed)
     if given.tune == ("curve",):
-        return curve(settings.ranges.sets, given.candidates)
+        return curve(sets, given.candidates)
     if given.tune == ("schedule",):
         steps, step_size = settings.agent.steps, settings.agent.step_size
         if steps is None or step_size is None:
             raise ValueError("--tune schedule: give the attack's --steps and --step_size, as --tune fixed found them")
-        return schedules(settings.ranges.sets, steps, step_size, given.candidates, given.search_seed)
+        return schedules(sets, steps, step_size, given.candidates, given.search_seed)
     lr = PEAK_LR[settings.optimizer.optimizer] if settings.optimizer.lr is None else settings.optimizer.lr
     return trainings(given.tune, lr, given.candidates, given.search_seed)
 

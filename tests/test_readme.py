@@ -179,14 +179,14 @@ def test_the_searches_draw_their_candidates(monkeypatch) -> None:
     """What they find is tested beside the command: here no trial is made."""
     drawn: list[int] = []
 
-    def count(given: tune.TuneFlags, settings: Settings, output: Path) -> int:
-        drawn.append(len(tune.drawn(given, settings)))
+    def count(given: tune.TuneFlags, worlds: dict[str, Settings], output: Path) -> int:
+        drawn.append(len(tune.drawn(given, list(worlds.values()))))
         return 0
 
     monkeypatch.setattr(tune, "_search", count)
     for command in (line for line in COMMANDS if "tune.py" in line):
         assert tune.main(shlex.split(command)[2:]) == 0
-    assert drawn == [64, 41, 64, 32]
+    assert drawn == [64, 41, 64, 32, 16]
 
 
 def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:

@@ -141,11 +141,12 @@ def reliability_table(results: Path, part: str) -> list[Block]:
 
 
 def tuned_table(results: Path, world: str) -> list[Block]:
-    """Return what the kept searches in a world found, from `results/tuning/WORLD-*.json`, and what they cost."""
+    """Return what the kept searches in a world found, from `results/tuning/`, and what they cost; of those in several
+    worlds, for the world `global`."""
     rows = []
-    for path in sorted((results / "tuning").glob(f"{world}-*.json")):
+    for path in sorted((results / "tuning").glob("*.json")):
         document = read_json(path)
-        if document["search"]["tune"] == ["curve"]:
+        if document["search"]["tune"] == ["curve"] or document["search"]["settings"].get("preset", "global") != world:
             continue
         best = document["rounds"][-1]["best_first"][0]
         seeds = next(entry["seeds"] for entry in document["trials"] if entry["candidate"] == best)

@@ -56,6 +56,23 @@ def budgets(sets: ActionSets, count: int, seed: int) -> list[Candidate]:
     return list(found)
 
 
+def common(worlds: Sequence[ActionSets]) -> ActionSets:
+    """Return the sets of what all worlds have.
+
+    Raises:
+        ValueError: if they share no radius, no number of steps or no step size.
+    """
+    shared = {}
+    for name, values in vars(worlds[0]).items():
+        others = [getattr(sets, name) for sets in worlds[1:]]
+        shared[name] = tuple(
+            value for value in values if all(any(abs(value - each) < 1e-9 for each in other) for other in others)
+        )
+        if not shared[name]:
+            raise ValueError(f"the worlds have no {name} in common: there is no constant for all of them")
+    return ActionSets(**shared)
+
+
 def curve(sets: ActionSets, radii: int) -> list[Candidate]:
     """Return the budgets of a curve: some radii with every number of steps, and one candidate without an attack.
 

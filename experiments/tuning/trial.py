@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +58,7 @@ class Trial(NamedTuple):
         passes: forward-backward passes spent, over a batch's views.
         seconds: wall time of the training and the score.
         failed: reason, if a value was not finite; the score is then `WORST`.
+        worlds: values by world, of a trial in several; `found` has their means, and the other numbers their sums.
     """
 
     score: float
@@ -66,6 +67,7 @@ class Trial(NamedTuple):
     passes: float
     seconds: float
     failed: str = ""
+    worlds: Mapping[str, QuickScore] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,18 @@ def judged(found: QuickScore, settings: Settings) -> float:
     return found.margin if settings.probe.judge_score == "robust" else (found.clean_margin + found.margin) / 2
 
 
+def points(found: QuickScore, settings: Settings) -> float:
+    """Return the value by which worlds are averaged, in points: RA at the judged radius, or its mean with SA."""
+    return found.RA if settings.probe.judge_score == "robust" else (found.SA + found.RA) / 2
+
+
 _LOADED: dict[str, ImageSet] = {}
-"""The training images of this process, loaded once."""
+"""The training images that this process has loaded, by their settings."""
 
 
 def _train(settings: Settings) -> ImageSet:
     key = repr(settings.data)
     if key not in _LOADED:
-        _LOADED.clear()
         _LOADED[key] = settings.data.load().train
     return _LOADED[key]
 
@@ -139,22 +145,60 @@ def try_candidate(search: Search, candidate: Candidate, seed: int) -> Trial:
     Raises:
         ValueError: if the settings contradict each other, or the images have no labels.
     """
+    trial, [found] = _trained(search, candidate, seed, [search.settings])
+    return trial if trial.failed else trial._replace(score=judged(found, search.settings), found=found)
+
+
+def try_worlds(worlds: Mapping[str, Search], candidate: Candidate, seed: int) -> Trial:
+    """Make a trial in several worlds, on the CPU. Worlds that differ in their judge alone share a training.
+
+    The score is the mean over worlds of their `points`, whose unit all worlds share.
+
+    Raises:
+        ValueError: as `try_candidate`.
+    """
+    shared: dict[str, list[str]] = {}
+    for name, search in worlds.items():
+        bare = search.settings.replace(preset="digits", judge_epsilon=None, judge_score="robust")
+        shared.setdefault(f"{bare} {search.passes}", []).append(name)
+    made, by_world = list[Trial](), dict[str, QuickScore]()
+    for names in shared.values():
+        trial, values = _trained(worlds[names[0]], candidate, seed, [worlds[name].settings for name in names])
+        made.append(trial)
+        by_world |= zip(names, values, strict=True)
+    failed = next((trial.failed for trial in made if trial.failed), "")
+    scores = [points(by_world[name], search.settings) for name, search in worlds.items()]
+    return Trial(
+        WORST if failed else sum(scores) / len(scores),
+        QuickScore(*(sum(column) / len(worlds) for column in zip(*by_world.values(), strict=True))),
+        sum(trial.updates for trial in made),
+        sum(trial.passes for trial in made),
+        sum(trial.seconds for trial in made),
+        failed,
+        {name: by_world[name] for name in worlds},
+    )
+
+
+def _trained(
+    search: Search, candidate: Candidate, seed: int, judges: Sequence[Settings]
+) -> tuple[Trial, list[QuickScore]]:
+    """Train once; return what that took, and the values at the judged radius of each of the settings."""
     began = time.perf_counter()
     settings = search.of(candidate, seed)
     data = divided(_train(settings))
     run = Run(settings, torch.device("cpu"), data)
-    epsilon, failed = settings.probe.judge_epsilon or 8 / 255, ""
+    failed = ""
     try:
         run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
-        route = run.engine.method.evaluation_route
-        found = quick_score(run.encoder, route, data.train, data.test, epsilon, seed)
-        score = judged(found, settings)
+        route, parts = run.engine.method.evaluation_route, (data.train, data.test)
+        radii = [judge.probe.judge_epsilon or 8 / 255 for judge in judges]
+        found = [quick_score(run.encoder, route, *parts, epsilon, seed) for epsilon in radii]
     except NonFiniteError as error:
         # a learning rate may be too large: that is a result, the worst one
-        found, score, failed = QuickScore(0.0, 0.0, -1.0, -1.0), WORST, brief(str(error))
+        found, failed = [QuickScore(0.0, 0.0, -1.0, -1.0)] * len(judges), brief(str(error))
     updates = run.engine.step
     passes = updates * (UPDATE + search.steps(candidate))
-    return Trial(score, found, updates, passes, time.perf_counter() - began, failed)
+    return Trial(WORST, found[0], updates, passes, time.perf_counter() - began, failed), found
 
 
 def _prepare_worker() -> None:
@@ -178,22 +222,26 @@ def pooled(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def try_all(
-    search: Search, asked: Sequence[tuple[Candidate, int]], pool: ProcessPoolExecutor
+    attempt: Callable[[Candidate, int], Trial], asked: Sequence[tuple[Candidate, int]], pool: ProcessPoolExecutor
 ) -> Iterator[tuple[Candidate, int, Trial]]:
-    """Make trials side by side; yield each as it is finished.
+    """Make trials side by side, of candidates and seeds; yield each as it is finished.
 
     Raises:
-        ValueError: as `try_candidate`.
+        ValueError: as `attempt`.
         BrokenProcessPool: if a process was killed.
     """
-    waiting = {pool.submit(try_candidate, search, *pair): pair for pair in asked}
+    waiting = {pool.submit(attempt, *pair): pair for pair in asked}
     for future in as_completed(waiting):
         yield (*waiting[future], future.result())
 
 
 def record(trial: Trial) -> dict[str, Any]:
     """Return a trial as JSON holds it."""
-    return trial._asdict() | {"found": trial.found._asdict()}
+    made = trial._asdict() | {"found": trial.found._asdict()}
+    by_world = made.pop("worlds")
+    if by_world is not None:
+        made["worlds"] = {name: found._asdict() for name, found in by_world.items()}
+    return made
 
 
 def recorded(entry: Mapping[str, Any]) -> Trial:
@@ -202,9 +250,12 @@ def recorded(entry: Mapping[str, Any]) -> Trial:
     Raises:
         KeyError, TypeError, ValueError: if the entry is not a trial's.
     """
-    found = QuickScore(**entry["found"])
-    trial = Trial(**{**entry, "found": found})
-    for name, value in (trial._asdict() | found._asdict()).items():
-        if name not in ("found", "failed"):
+    found, by_world = QuickScore(**entry["found"]), entry.get("worlds")
+    if by_world is not None:
+        by_world = {name: QuickScore(**values) for name, values in by_world.items()}
+    trial = Trial(**{**entry, "found": found, "worlds": by_world})
+    numbers = [trial._asdict(), *(values._asdict() for values in (found, *(by_world or {}).values()))]
+    for name, value in (pair for values in numbers for pair in values.items()):
+        if name not in ("found", "failed", "worlds"):
             check_number(name, value, -math.inf)
     return trial

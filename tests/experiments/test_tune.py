@@ -24,8 +24,8 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
     words = ["--tune", "fixed", "--candidates", "3", "--jobs", "2", "--output", str(tmp_path / "t.json"), *TINY]
     assert main(words) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("3 candidates, 10 trials of ") and len(shown) == 1 + 10 + 2
-    assert shown[-2].startswith("best: --agent fixed --epsilon ") and "over 8 seeds" in shown[-2]
+    assert shown[0].startswith("3 candidates, 4 trials of ") and len(shown) == 1 + 4 + 2
+    assert shown[-2].startswith("best: --agent fixed --epsilon ") and "over 2 seeds" in shown[-2]
     assert (
         shown[-1].startswith(
             "as an arm, beside this command's flags of the world: --arm 'fixed-tuned=--agent fixed --epsilon "
@@ -34,16 +34,40 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
     )
     document = read_json(tmp_path / "t.json")
     best = document["rounds"][-1]["best_first"]
-    assert len(best) == 1 and best[0] in shown[-1] and document["spent"]["trials"] == 10
+    assert len(best) == 1 and best[0] in shown[-1] and document["spent"]["trials"] == 4
     before = (tmp_path / "t.json").read_bytes()
     assert main(words) == 0
     assert capsys.readouterr().out.splitlines() == [shown[0], *shown[-2:]]
     assert (tmp_path / "t.json").read_bytes() == before
 
 
+def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worlds = ["digits-wide", "digits-wide-r8", "digits-wide-half"]
+    flags = [word for word in TINY if not word.startswith(("--preset", "--epochs"))]
+    words = ["--tune", "fixed", "--candidates", "2", "--jobs", "1", "--output", str(tmp_path / "t.json"), *flags]
+    assert main([*words, "--worlds", *worlds]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in shown[-3:]] == [f"as an arm, in {world}" for world in worlds]
+    assert all("fixed-global=--agent fixed --epsilon" in line for line in shown[-3:])
+    document = read_json(tmp_path / "t.json")
+    assert document["search"]["settings"]["digits-wide-r8: judge_epsilon"] == 8 / 255
+    [trial, *_] = document["trials"][0]["seeds"].values()
+    assert list(trial["worlds"]) == worlds
+    # two radii of one training, and another training
+    found = [trial["worlds"][world] for world in worlds]
+    assert found[0]["clean_margin"] == found[1]["clean_margin"] != found[2]["clean_margin"]
+    assert found[0]["margin"] < found[1]["margin"]
+    points = [(values["SA"] + values["RA"]) / 2 for values in found]
+    assert trial["score"] == pytest.approx(sum(points) / 3)
+    # repeated, nothing is computed
+    assert main([*words, "--worlds", *worlds]) == 0 and len(capsys.readouterr().out.splitlines()) == 1 + 1 + 3
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["--worlds", "digits-wide"], "expected --tune fixed and two or more different presets"),
+        (["--worlds", "digits-wide", "digits-wide-r8"], "--preset is given beside --worlds"),
         (["--tune", "fixd"], "did you mean 'fixed'"),
         (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, lr, strength, or lr strength"),
         (["--tune", "schedule"], "give the attack's --steps and --step_size"),
@@ -81,7 +105,7 @@ def test_an_interrupted_search_keeps_its_trials_and_leaves_no_process(tmp_path: 
     lines = [running.stdout.readline() for _ in range(2)]
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=60)
-    assert lines[1].startswith("1 of 11: ") and running.returncode == 130
+    assert lines[1].startswith("1 of 5: ") and running.returncode == 130
     assert said.splitlines() == [
         "tune.py: error: interrupted: finished trials are kept, and the same command continues"
     ]

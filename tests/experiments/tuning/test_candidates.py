@@ -10,6 +10,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import (
     LR_SPAN,
     budgets,
+    common,
     curve,
     named,
     schedules,
@@ -81,3 +82,12 @@ def test_a_candidates_name_is_the_flags_that_make_it() -> None:
         made = parse(["--preset", "digits-wide", *shlex.split(named(candidate.changes))]).settings.flat()
         for name, value in candidate.changes.items():
             assert made[name] == pytest.approx(value), name
+
+
+def test_what_worlds_have_in_common() -> None:
+    other = Settings.from_preset("cifar10-16").ranges.sets
+    shared = common([WIDE, other])
+    assert shared.epsilons == WIDE.epsilons[:13] and shared.steps == WIDE.steps
+    assert common([other, WIDE]).epsilons == pytest.approx(shared.epsilons)
+    with pytest.raises(ValueError, match="the worlds have no steps in common"):
+        common([WIDE, ActionSets(steps=(3, 5))])

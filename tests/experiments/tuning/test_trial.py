@@ -1,5 +1,7 @@
 """One trial: which images it sees, what it costs, and that it repeats."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -11,11 +13,13 @@ from astra_gym.experiments.tuning.trial import (
     divided,
     judged,
     own_passes,
+    points,
     pooled,
     record,
     recorded,
     try_all,
     try_candidate,
+    try_worlds,
 )
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
@@ -56,7 +60,9 @@ def test_a_trial_repeats_in_a_process_of_its_own_and_comes_back_from_json() -> N
     search = Search(WORLD, own_passes(WORLD, 5.0))
     asked = [(candidate, seed) for candidate in budgets(WORLD.ranges.sets, 2, 0) for seed in (0, 1)]
     with pooled(2) as pool:
-        found = {(candidate, seed): trial for candidate, seed, trial in try_all(search, asked, pool)}
+        found = {
+            (candidate, seed): trial for candidate, seed, trial in try_all(partial(try_candidate, search), asked, pool)
+        }
     assert found.keys() == set(asked) and len({trial.score for trial in found.values()}) > 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -70,6 +76,16 @@ def test_the_judge_decides_what_is_ranked() -> None:
     found = QuickScore(SA=99.0, RA=50.0, clean_margin=0.8, margin=0.2)
     assert judged(found, WORLD) == pytest.approx(0.5)
     assert judged(found, WORLD.replace(judge_score="robust")) == 0.2
+    assert points(found, WORLD) == 74.5 and points(found, WORLD.replace(judge_score="robust")) == 50.0
+
+
+def test_of_several_worlds_one_that_diverges_fails_the_trial() -> None:
+    passes = own_passes(WORLD, 5.0)
+    worlds = {"good": Search(WORLD, passes), "bad": Search(WORLD.replace(optimizer="sgd", lr=1e30), passes)}
+    trial = try_worlds(worlds, NONE, 0)
+    alone = try_candidate(worlds["good"], NONE, 0)
+    assert trial.score == WORST and "not finite" in trial.failed and recorded(record(trial)) == trial
+    assert trial.worlds is not None and trial.worlds["good"] == alone.found and trial.updates > alone.updates
 
 
 def test_a_candidate_that_diverges_is_the_worst_and_ends_nothing() -> None:
