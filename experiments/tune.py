@@ -39,8 +39,8 @@ from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, budgets, common, curve, named, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
-from astra_gym.experiments.tuning.trial import Search, own_passes, pooled, try_all, try_candidate, try_worlds
-from astra_gym.experiments.tuning.tuning_file import TuningFile, label
+from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
+from astra_gym.experiments.tuning.tuning_file import TuningFile, label, taken_over
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
@@ -85,6 +85,8 @@ class TuneFlags:
         search_seed: seed of the candidates' draw.
         worlds: presets, in place of --preset, in all of which each candidate of --tune fixed trains; the best is the
             one constant for all. The score is the mean over worlds of the accuracy that each judges by.
+        pool: a file of a search with --worlds; the candidates are those of that search, and what it found in this
+            world is taken over, so that only the seeds of later rounds are trained.
         jobs: processes at once; by default one per usable core.
         output: the file with the trials; by default tuning/PRESET-KIND.json, or tuning/global-fixed.json.
         trust: import the custom modules that a config file names, which runs their code.
@@ -95,6 +97,7 @@ class TuneFlags:
     passes: float | None = None
     search_seed: int = 0
     worlds: Annotated[tuple[str, ...], Notes(nargs="+", choices=PRESETS, what="preset")] = ()
+    pool: Annotated[Path | None, Notes(unit="FILE")] = None
     jobs: int | None = None
     output: Annotated[Path | None, Notes(unit="FILE")] = None
     trust: Annotated[bool, SWITCH] = False
@@ -109,6 +112,8 @@ class TuneFlags:
             raise ValueError(
                 f"--worlds {' '.join(self.worlds)}: expected --tune fixed and two or more different presets"
             )
+        if self.pool is not None and (self.worlds or self.tune != ("fixed",) or self.passes is not None):
+            raise ValueError("--pool: expected --tune fixed in one world, and neither --worlds nor --passes")
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
         if self.jobs is not None:
@@ -159,12 +164,16 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> int:
-    candidates = drawn(given, list(worlds.values()))
-    if given.tune != ("curve",) and len(candidates) < given.candidates:
+    known = dict[tuple[Candidate, int], Trial]()
+    candidates = drawn(given, list(worlds.values())) if given.pool is None else []
+    searches = {name: _shared(given, settings) for name, settings in worlds.items()}
+    world, first = next(iter(searches.items()))
+    if given.pool is not None:
+        known = taken_over(given.pool, world, first, plain(first.settings, NOT_SEARCHED))
+        candidates = list(dict.fromkeys(candidate for candidate, _ in known))
+    elif given.tune != ("curve",) and len(candidates) < given.candidates:
         print(f"the world has {len(candidates)} different candidates, not {given.candidates}")
     rungs = (Rung(len(candidates), CURVE_SEEDS),) if given.tune == ("curve",) else rungs_for(len(candidates))
-    searches = {name: _shared(given, settings) for name, settings in worlds.items()}
-    first = next(iter(searches.values()))
     passes = sum(search.passes for search in searches.values()) if given.worlds else first.passes
     what = {
         "tune": list(given.tune),
@@ -172,12 +181,13 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         "candidates": len(candidates),
         "search_seed": given.search_seed,
         "settings": {
-            f"{world}: {name}" if given.worlds else name: value
-            for world, settings in worlds.items()
+            f"{place}: {name}" if given.worlds else name: value
+            for place, settings in worlds.items()
             for name, value in plain(settings, NOT_SEARCHED).items()
         },
     }
     file = TuningFile(output, what, candidates, rungs)
+    file.trials = known | file.trials
     whole, jobs = trials(rungs), given.jobs or usable_cores()
     attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
     print(f"{len(candidates)} candidates, {whole} trials of {passes:.0f} passes, {jobs} at once, into {output}")

@@ -107,6 +107,19 @@ class Search:
         epochs = self.epochs(candidate, images - _measured(images))
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
+    def alone(self, candidate: Candidate, trial: Trial, world: str) -> Trial:
+        """Return a trial in several worlds as one in this world alone, whose name is given.
+
+        Raises:
+            KeyError, TypeError: if the trial was not made in this world.
+        """
+        found = trial.worlds[world]  # type: ignore[index]
+        images = len(_train(self.settings))
+        images -= _measured(images)
+        updates = self.epochs(candidate, images) * _updates_in(self.settings, images)
+        score = WORST if trial.failed else judged(found, self.settings)
+        return Trial(score, found, updates, updates * (UPDATE + self.steps(candidate)), 0.0, trial.failed)
+
 
 def own_passes(settings: Settings, steps: float) -> float:
     """Return the passes of a run of the settings' epochs on all training images, with `steps` attack steps per view."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from astra_gym.experiments.comparison.arms import differences
+from astra_gym.experiments.comparison.arms import differences, settings_of
 from astra_gym.experiments.tuning.candidates import Candidate, named
 from astra_gym.experiments.tuning.halving import Rung, rounds
-from astra_gym.experiments.tuning.trial import Trial, record, recorded
+from astra_gym.experiments.tuning.trial import Search, Trial, record, recorded
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.files import check_target, write_json
 from astra_gym.ssl_core.utils.messages import shown
@@ -109,3 +109,42 @@ class TuningFile:
         }
         document = {"schema": SCHEMA, "search": self.what, "commits": self.commits, "versions": versions()}
         write_json(self.path, document | {"spent": spent, "rounds": finished, "trials": by_candidate})
+
+
+def taken_over(
+    path: Path, world: str, search: Search, settings: Mapping[str, Any]
+) -> dict[tuple[Candidate, int], Trial]:
+    """Return what a search in several worlds found in one of them: trials as of that world alone, by candidate and
+    seed. Their seconds are 0, since that search has spent them.
+
+    Args:
+        path: file of the search in several worlds.
+        world: name of the world.
+        search: the search in this world.
+        settings: the world's settings, as `TuningFile` describes them.
+
+    Raises:
+        ValueError: if the file is none of a search in this world with the same settings, or damaged.
+    """
+    document = read_json(path, "give a file of tune.py --worlds")
+    try:
+        whole = document["search"]["settings"]
+        there = {
+            name.removeprefix(f"{world}: "): value for name, value in whole.items() if name.startswith(f"{world}: ")
+        }
+        if there != settings:
+            said = differences(settings, there)[0].replace("in the plan", "there") if there else f"it is not in {world}"
+            raise ValueError(f"it is another search: {said}")
+        found = {}
+        for entry in document["trials"]:
+            words = entry["candidate"].split()
+            chosen = settings_of([*words, "--preset", world, "--device", "cpu"], None).agent
+            changes = {name.removeprefix("--"): getattr(chosen, name.removeprefix("--")) for name in words[::2]}
+            candidate = Candidate(tuple(changes.items()), float(changes["steps"]))
+            for seed, trial in entry["seeds"].items():
+                found[candidate, int(seed)] = search.alone(candidate, recorded(trial), world)
+        return found
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; give a search with --worlds that has this world") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of tune.py --worlds ({type(error).__name__}: {error})") from error

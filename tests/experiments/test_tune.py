@@ -61,6 +61,19 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
     assert trial["score"] == pytest.approx(sum(points) / 3)
     # repeated, nothing is computed
     assert main([*words, "--worlds", *worlds]) == 0 and len(capsys.readouterr().out.splitlines()) == 1 + 1 + 3
+    # one of the worlds goes on from there: at most the second seed of another candidate is trained
+    words[words.index("--output") + 1] = str(tmp_path / "own.json")
+    assert main([*words, "--preset", "digits-wide-r8", "--pool", str(tmp_path / "t.json")]) == 0
+    own, alone = read_json(tmp_path / "own.json"), []
+    for joint, entry in zip(document["trials"], own["trials"], strict=True):
+        assert joint["candidate"] == entry["candidate"]
+        assert entry["seeds"]["0"]["found"] == joint["seeds"]["0"]["worlds"]["digits-wide-r8"]
+        assert entry["seeds"]["0"]["seconds"] == 0
+        alone += [trial for trial in entry["seeds"].values() if trial["seconds"]]
+    assert len(alone) <= 1 and own["spent"]["trials"] in (3, 4)
+    with pytest.raises(SystemExit):
+        main([*words, "--preset", "digits-wide", "--pool", str(tmp_path / "own.json")])
+    assert "it is another search: it is not in digits-wide" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -68,6 +81,8 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
     [
         (["--worlds", "digits-wide"], "expected --tune fixed and two or more different presets"),
         (["--worlds", "digits-wide", "digits-wide-r8"], "--preset is given beside --worlds"),
+        (["--pool", "no.json"], "no.json: No such file"),
+        (["--pool", "no.json", "--tune", "curve"], "--pool: expected --tune fixed in one world"),
         (["--tune", "fixd"], "did you mean 'fixed'"),
         (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, lr, strength, or lr strength"),
         (["--tune", "schedule"], "give the attack's --steps and --step_size"),
