@@ -65,7 +65,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "test_limit": 2000,
         "batch_size": 64,
         "epochs": 4,
-        "strength": 1.0,
+        # found by tune.py --tune lr strength, see results/tuning/cifar10-16-lr-strength.json
+        "lr": 0.0162,
+        "strength": 0.529,
         "flip": 0.5,
         "probe_epochs": 25,
         "probe_augment": True,
