@@ -131,6 +131,12 @@ class TuneFlags:
         """The flags of the attack's budget that a search of budgets leaves as they are given."""
         return ("--steps", "--step_size") if self.tune == ("schedule",) else ()
 
+    @property
+    def without(self) -> tuple[str, ...]:
+        """The settings that do not say which search it is: those that decide nothing, and those of its candidates."""
+        budget = () if self.trains else ("agent", *(flag[2:] for flag in BUDGET if flag not in self.keeps))
+        return (*NOT_SEARCHED, *budget)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 a trial was killed, 2 bad input, 128 + N stopped by signal N."""
@@ -169,7 +175,7 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
     searches = {name: _shared(given, settings) for name, settings in worlds.items()}
     world, first = next(iter(searches.items()))
     if given.pool is not None:
-        known = taken_over(given.pool, world, first, plain(first.settings, NOT_SEARCHED))
+        known = taken_over(given.pool, world, first, plain(first.settings, given.without))
         candidates = list(dict.fromkeys(candidate for candidate, _ in known))
     elif given.tune != ("curve",) and len(candidates) < given.candidates:
         print(f"the world has {len(candidates)} different candidates, not {given.candidates}")
@@ -183,7 +189,7 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         "settings": {
             f"{place}: {name}" if given.worlds else name: value
             for place, settings in worlds.items()
-            for name, value in plain(settings, NOT_SEARCHED).items()
+            for name, value in plain(settings, given.without).items()
         },
     }
     file = TuningFile(output, what, candidates, rungs)

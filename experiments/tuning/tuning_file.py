@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from astra_gym.experiments.comparison.arms import differences, settings_of
+from astra_gym.experiments.comparison.cell_results import plain
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, named
 from astra_gym.experiments.tuning.halving import Rung, rounds
 from astra_gym.experiments.tuning.trial import Search, Trial, record, recorded
@@ -58,7 +60,7 @@ class TuningFile:
             for name, value in self.what.items():
                 there = document["search"][name]
                 if isinstance(value, dict):
-                    there = {key: there.get(key) for key in value}
+                    there = _completed(there, value)
                 if there != value:
                     said = f"{name} is {shown(there)} there, not {shown(value)}"
                     if isinstance(value, dict):
@@ -109,6 +111,13 @@ class TuningFile:
         }
         document = {"schema": SCHEMA, "search": self.what, "commits": self.commits, "versions": versions()}
         write_json(self.path, document | {"spent": spent, "rounds": finished, "trials": by_candidate})
+
+
+def _completed(there: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file under the names that are asked for; settings that were added since have their
+    defaults, with which they change nothing."""
+    defaults = plain(Settings.of(), ())
+    return {name: there.get(name, defaults.get(name.rpartition(": ")[2])) for name in asked}
 
 
 def taken_over(

@@ -1,6 +1,8 @@
 """The command that tunes: its result, its repetition, and bad input."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +76,22 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main([*words, "--preset", "digits-wide", "--pool", str(tmp_path / "own.json")])
     assert "it is another search: it is not in digits-wide" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits-wide-fixed.json", "cifar10-16-lr-strength.json"])
+def test_kept_searches_are_read_and_need_no_trial(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those from before a setting was added."""
+    monkeypatch.setattr("astra_gym.experiments.tuning.trial._train", lambda settings: range(10_000))
+    file = Path(shutil.copy(ROOT / "results" / "tuning" / name, tmp_path))
+    search = read_json(file)["search"]
+    words = ["--tune", *search["tune"], "--candidates", str(search["candidates"]), "--output", str(file)]
+    # the preset had other values while they were searched
+    words += [f"--{key}={json.dumps(search['settings'][key])}" for key in ("lr", "strength")]
+    assert main([*words, f"--passes={search['passes']}", f"--preset={search['settings']['preset']}"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3 and shown[1].startswith("best: --")
 
 
 @pytest.mark.parametrize(
