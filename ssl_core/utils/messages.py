@@ -14,7 +14,19 @@ PATH = re.compile(r"(?<![\w/])(?:~|\.{1,2}|[\w.-]+)?/[^\s'\",;:()]*[A-Za-z_][^\s
 """A path in a message, which is not counted. A fraction such as 8/255 does not match."""
 FIRST, MOST, LONGEST = 0xE000, 99, 1000
 
-_repr = reprlib.Repr()
+
+class _Repr(reprlib.Repr):
+    """A repr in which radii and step sizes stand as users write them: 8/255, not 0.03137254901960784."""
+
+    def repr_float(self, value: float, level: int) -> str:
+        text = repr(value)
+        of_255 = round(255 * value) if abs(value) <= 1 else 0
+        # 85/255 is more likely meant as 1/3
+        exact = of_255 / 255 == value and of_255 % 85
+        return f"{of_255}/255" if exact and len(text) > len("0.03137") else text
+
+
+_repr = _Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 10 * SHOWN
 _repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = 10
 

@@ -33,6 +33,7 @@ def test_values_and_names_are_shown_in_part() -> None:
     for text in (shown("x" * 10**6), shown(list(range(10**6))), shown({"a": "y" * 10**6}), brief("z" * 10**6)):
         assert len(text) <= 60
     assert brief("a" * 50 + "b" * 50) == "a" * 45 + " ... " + "b" * 10
+    assert shown((8 / 255, 0.1, 1 / 3, 0.0, 51 / 255)) == f"(8/255, 0.1, {1 / 3}, 0.0, 0.2)" and shown(0.03) == "0.03"
     assert few(["a", "b", "c"], "--list") == "a, b, c"
     assert (
         few(iter("abcde"), "--list") == "a, b, c and 2 more (see --list)" and few([1, 2, 3], most=1) == "1 and 2 more"
