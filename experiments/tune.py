@@ -15,7 +15,7 @@ are those of the training, see train_agent.py --help. Every finished trial is ke
 
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, budgets, common, curve, named, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
-from astra_gym.experiments.tuning.tuning_file import TuningFile, label, taken_over
+from astra_gym.experiments.tuning.tuning_file import TuningFile, held, label, taken_over
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
@@ -192,11 +192,27 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
             for name, value in plain(settings, given.without).items()
         },
     }
-    file = TuningFile(output, what, candidates, rungs)
-    file.trials = known | file.trials
-    whole, jobs = trials(rungs), given.jobs or usable_cores()
-    attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
-    print(f"{len(candidates)} candidates, {whole} trials of {passes:.0f} passes, {jobs} at once, into {output}")
+    with held(output):
+        file = TuningFile(output, what, candidates, rungs)
+        file.trials = known | file.trials
+        attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
+        best = _found(file, attempt, given.jobs or usable_cores())
+    if best in file.failed:
+        raise ValueError("no candidate could be trained: every value was not finite somewhere")
+    own = {name: getattr(first.settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
+    played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
+    arm = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}={named(played | best.changes)}"
+    for world, each in searches.items():
+        place = f"in {world}" if given.worlds else "beside this command's flags of the world"
+        print(f"as an arm, {place}: --arm {shlex.quote(f'{arm} --epochs {each.epochs(best)}')}")
+    return 0
+
+
+def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: int) -> Candidate:
+    """Make the trials that the file lacks, and return the best candidate."""
+    whole, passes = trials(file.rungs), file.what["passes"]
+    candidates = list(file.candidates.values())
+    print(f"{len(candidates)} candidates, {whole} trials of {passes:.0f} passes, {jobs} at once, into {file.path}")
 
     def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
         left = [pair for pair in asked if pair not in file.trials]
@@ -210,21 +226,13 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         return file.scores
 
     with pooled(jobs) as pool:
-        best = search(candidates, evaluate, rungs)[0]
+        best = search(candidates, evaluate, file.rungs)[0]
     file.write()
-    seeds = rungs[-1].seeds
+    seeds = file.rungs[-1].seeds
     mean = sum(file.scores[best, seed] for seed in range(seeds)) / seeds
     spent = sum(trial.passes for trial in file.trials.values())
-    print(f"best: {label(best)} (score {mean:.3f} over {seeds} seeds), found with {spent:.0f} passes; {output}")
-    if best in file.failed:
-        raise ValueError("no candidate could be trained: every value was not finite somewhere")
-    own = {name: getattr(first.settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
-    played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
-    arm = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}={named(played | best.changes)}"
-    for world, each in searches.items():
-        place = f"in {world}" if given.worlds else "beside this command's flags of the world"
-        print(f"as an arm, {place}: --arm {shlex.quote(f'{arm} --epochs {each.epochs(best)}')}")
-    return 0
+    print(f"best: {label(best)} (score {mean:.3f} over {seeds} seeds), found with {spent:.0f} passes; {file.path}")
+    return best
 
 
 def _shared(given: TuneFlags, settings: Settings) -> Search:

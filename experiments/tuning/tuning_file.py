@@ -1,6 +1,7 @@
 """The file of a search: its circumstances, and every finished trial, so that a repeated command goes on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from astra_gym.experiments.tuning.candidates import Candidate, named
 from astra_gym.experiments.tuning.halving import Rung, rounds
 from astra_gym.experiments.tuning.trial import Search, Trial, record, recorded
 from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.safety.writers import FolderLock
 from astra_gym.ssl_core.utils.files import check_target, write_json
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
@@ -23,6 +25,27 @@ NONE = "the world's own values"
 def label(candidate: Candidate) -> str:
     """Return a candidate's name in the file: its flags."""
     return named(candidate.changes) or NONE
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other searches from a file, whose folder is made; two would overwrite each other's trials.
+
+    Raises:
+        Locked: if another process searches into the file.
+    """
+    check_target(path)
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(path.parent, file=path.name) as lock:
+            try:
+                yield
+            finally:
+                lock.path.unlink(missing_ok=True)
+    finally:
+        if made and not any(path.parent.iterdir()):
+            path.parent.rmdir()
 
 
 class TuningFile:

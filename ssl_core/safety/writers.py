@@ -61,6 +61,7 @@ class FolderLock:
     Args:
         folder: an existing folder.
         doing: work on the folder as a participle, for the message.
+        file: name of a file in the folder, to lock this file only; it need not exist.
 
     Raises:
         Locked: if another process holds the lock.
@@ -68,9 +69,9 @@ class FolderLock:
         OSError: if the lock cannot be written.
     """
 
-    def __init__(self, folder: Path, doing: str = "written") -> None:
+    def __init__(self, folder: Path, doing: str = "written", file: str = "") -> None:
         self.folder = folder
-        self.path = folder / LOCK
+        self.path = folder / (f".{file}.lock" if file else LOCK)
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._file = -1
         try:
@@ -78,7 +79,9 @@ class FolderLock:
             if held is False:
                 holder = os.pread(self._file, 300, 0).decode(errors="replace")
                 who = " ".join("".join(c for c in holder if c.isprintable()).split()) or "unknown"
-                raise Locked(f"{folder} is being {doing} by another process ({who}): wait for its end, or stop it")
+                raise Locked(
+                    f"{folder / file} is being {doing} by another process ({who}): wait for its end, or stop it"
+                )
             self.has_locks = held is True
             """Whether the file system has locks; without them no other process is kept away."""
             # the content is only for the message of another process; a full disk may prevent it

@@ -7,9 +7,10 @@ import pytest
 from astra_gym.experiments.tuning.candidates import Candidate
 from astra_gym.experiments.tuning.halving import Rung
 from astra_gym.experiments.tuning.trial import Trial
-from astra_gym.experiments.tuning.tuning_file import NONE, TuningFile, label
+from astra_gym.experiments.tuning.tuning_file import NONE, TuningFile, held, label
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
 from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.safety.writers import Locked
 
 CANDIDATES = [Candidate(()), Candidate((("lr", 0.01),)), Candidate((("lr", 0.02), ("strength", 0.5)))]
 RUNGS = (Rung(3, 1), Rung(1, 2))
@@ -44,3 +45,14 @@ def test_the_file_of_another_search_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(text.replace('"updates": 10', '"updates": 11'))
     with pytest.raises(ValueError, match="damaged"):
         TuningFile(tmp_path / "t.json", WHAT, CANDIDATES, RUNGS)
+
+
+def test_a_file_has_one_search_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "t.json"
+    with held(path):
+        with pytest.raises(Locked, match=r"t.json is being written by another process"), held(path):
+            pass
+        with held(path.with_name("other.json")):
+            pass
+        assert list(path.parent.iterdir()) == [path.parent / ".t.json.lock"]
+    assert not path.parent.exists()
