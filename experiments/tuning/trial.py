@@ -56,7 +56,7 @@ class Trial(NamedTuple):
         found: the encoder's values on the validation part.
         updates: target updates made.
         passes: forward-backward passes spent, over a batch's views.
-        seconds: wall time of the training and the score.
+        seconds: processor time of the training and the score.
         failed: reason, if a value was not finite; the score is then `WORST`.
         worlds: values by world, of a trial in several; `found` has their means, and the other numbers their sums.
     """
@@ -196,7 +196,7 @@ def _trained(
     search: Search, candidate: Candidate, seed: int, judges: Sequence[Settings]
 ) -> tuple[Trial, list[QuickScore]]:
     """Train once; return what that took, and the values at the judged radius of each of the settings."""
-    began = time.perf_counter()
+    began = time.process_time()
     settings = search.of(candidate, seed)
     data = divided(_train(settings))
     run = Run(settings, torch.device("cpu"), data)
@@ -211,7 +211,7 @@ def _trained(
         found, failed = [QuickScore(0.0, 0.0, -1.0, -1.0)] * len(judges), brief(str(error))
     updates = run.engine.step
     passes = updates * (UPDATE + search.steps(candidate))
-    return Trial(WORST, found[0], updates, passes, time.perf_counter() - began, failed), found
+    return Trial(WORST, found[0], updates, passes, time.process_time() - began, failed), found
 
 
 def _prepare_worker() -> None:
