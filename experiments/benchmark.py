@@ -20,7 +20,7 @@ efficiency  `efficiency.measure_efficiency`: FLOPs per second, as a share of wha
 evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
 start       `overheads.measure_start`: seconds to the first training step
-training    `checkouts.measure_training`: with --against, make demo's training there and here
+training    `checkouts.measure_training`: with --against, a training there and here
 
 The results are written after every part, so an interrupted benchmark keeps its finished parts.
 """

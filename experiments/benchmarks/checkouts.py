@@ -12,8 +12,8 @@ from astra_gym.experiments.benchmarks.measure import Figure, Result, ratios
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.ssl_core.utils.provenance import ROOT, commit
 
-COMMAND = ("experiments/train_agent.py", "--preset", "digits", "--agent", "reinforce", "--evaluate", "false")
-"""Flags of `make demo`'s training, which both checkouts know."""
+COMMAND = ("experiments/train_agent.py", "--preset", "digits-grid", "--agent", "reinforce", "--evaluate", "false")
+"""A training on the digits, whose preset has been the same since version 0.1."""
 QUICK = ("--epochs", "1", "--limit", "48", "--batch_size", "8", "--width", "4")
 
 
@@ -31,7 +31,7 @@ def check_checkout(path: Path) -> Path:
 
 
 def measure_training(options: Options, rounds: int, say: Callable[[str], None]) -> Result:
-    """Measure the seconds of `make demo`'s training in another checkout, divided by the seconds here.
+    """Measure the seconds of a training in another checkout, divided by the seconds here.
 
     The two run in turn, with this interpreter and its packages, each in its own default precision; a round has its own
     seed. There is no warm-up round, since a run is much longer than its start, which is not counted.
@@ -48,7 +48,7 @@ def measure_training(options: Options, rounds: int, say: Callable[[str], None]) 
         for checkout, took in seconds.items():
             took.append(trained_seconds(checkout, number - 1, options))
     other, ours = seconds.values()
-    figure = Figure("training", "make demo's training, against the other checkout", "times faster", ratios(other, ours))
+    figure = Figure("training", "digits, against the other checkout", "times faster", ratios(other, ours))
     return [figure], {"seconds": {"other": other, "ours": ours}, "other": commit(options.against)}
 
 

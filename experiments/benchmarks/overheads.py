@@ -124,7 +124,7 @@ def watched(watch: Stopwatch, run: Run, *more: tuple[object, str, str]) -> Itera
 
 
 def measure_shares(options: Options, rounds: int, say: Say) -> Result:
-    """Measure how a run of the digits preset spends its time, from the second epoch on, including each epoch's
+    """Measure how a run on the digits spends its time, from the second epoch on, including each epoch's
     checkpoint. The precision is the one that the preset uses on this machine."""
     figures: list[Figure] = []
     details: dict[str, Any] = {}
@@ -173,7 +173,7 @@ def share_figures(agent: str, epochs: Sequence[tuple[Seconds, float]], steps: in
 
 
 def measure_agents(options: Options, rounds: int, say: Say) -> Result:
-    """Measure the share of each agent, acting and learning, in a step of the digits preset.
+    """Measure the share of each agent, acting and learning, in a step on the digits.
 
     If an agent learns in every tenth step, its learning counts as a tenth, as in the mean of ten steps.
     """

@@ -39,6 +39,18 @@ TINY: dict[str, Any] = {
     "limit": 48,
 }
 """Settings of every world under `--quick`."""
+DIGITS: dict[str, Any] = {
+    "batch_size": 128,
+    "epochs": 20,
+    "lr": None,
+    "strength": 0.5,
+    "reward_cost": 0.0,
+    "action_epsilons": None,
+    "action_steps": None,
+    "action_step_sizes": None,
+}
+"""Settings of the digits worlds: those of the preset `digits` before it was tuned, and ASTrA's ranges, so that the
+figures can be compared with those of earlier versions."""
 SETS = ActionSets()
 FEWEST, MOST = SETS.steps[0], SETS.steps[-1]
 COMMON: dict[str, Any] = {"agent": "reinforce", "precision": "fp32", "progress": "off", "probe_every": 0}
@@ -78,13 +90,13 @@ class Options:
         return PAPER | ({"batch_size": 512} if self.device.type == "cuda" else {}) | (TINY if self.quick else {})
 
     def settings(self, **changes: Any) -> Settings:
-        """Return the digits preset in float32 with some settings changed."""
+        """Return the benchmark's digits in float32 with some settings changed."""
         shrunk = TINY if self.quick else {}
-        return Settings.from_preset("digits", **COMMON | changes | shrunk, device=self.device.type)
+        return Settings.from_preset("digits", **DIGITS | COMMON | changes | shrunk, device=self.device.type)
 
     def learner(self, **changes: Any) -> TargetLearner:
-        """Make a new learner of the digits preset in float32 with some settings changed; `quick` has no effect."""
-        settings = Settings.from_preset("digits", **COMMON | changes, device=self.device.type)
+        """Make a new learner of the benchmark's digits in float32 with some settings changed; `quick` has no effect."""
+        settings = Settings.from_preset("digits", **DIGITS | COMMON | changes, device=self.device.type)
         plan = TrainingPlan(epochs=settings.optimizer.epochs, steps=10)
         return build_learner(settings.world, Streams(0, self.device), plan)
 

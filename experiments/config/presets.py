@@ -40,7 +40,18 @@ TEACHER: dict[str, Any] = {
 WIDE_STEPS = tuple(size / 255 for size in (1, 2, 4, 8, 16, 32, 64))
 """Step sizes of the worlds with wide ranges, each twice the one before."""
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"probe_every": 2},
+    # the first run: few wide steps, whose price the reward counts, so that two cores need less than a minute
+    "digits": {
+        "probe_every": 2,
+        "batch_size": 64,
+        "epochs": 20,
+        "lr": 0.01,
+        "strength": 0.5,
+        "action_epsilons": {"from": 2 / 255, "to": 40 / 255, "by": 2 / 255},
+        "action_steps": {"from": 1, "to": 10, "by": 1},
+        "action_step_sizes": tuple(size / 255 for size in (1, 2, 3, 4, 5, 8, 12, 16, 24, 32)),
+        "reward_cost": 0.05,
+    },
     # half the work of digits in as many updates, with accuracies far from both ends, for comparisons of many runs
     "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
     # attacks from none to far too hard, where the best constant is inside the ranges; small and fast, for many runs

@@ -116,11 +116,9 @@ def test_the_benchmarks_table_is_that_of_its_results(tmp_path) -> None:
     assert lines("targets") == [*head, bf16, *foot]
     masked = "| attack | masked loop | 1.50x | 1.50x to 1.50x |  |"
     assert lines("attack") == [*head, bf16, masked, *foot]
-    against = [Figure("training", "make demo's training, against the other checkout", "times faster", (1.6,))]
+    against = [Figure("training", "digits, against the other checkout", "times faster", (1.6,))]
     (tmp_path / "benchmark-against.json").write_text(json.dumps(document_of(options, against, {}) | {"versions": {}}))
-    demo = (
-        "| training | make demo's training, against the other checkout | 1.60x | 1.60x to 1.60x | at least 1.50x: met |"
-    )
+    demo = "| training | digits, against the other checkout | 1.60x | 1.60x to 1.60x | at least 1.50x: met |"
     assert lines("targets") == [*head, bf16, demo, *foot]
 
 

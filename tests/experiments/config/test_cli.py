@@ -220,7 +220,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (["stray"], "[Uu]nrecognized arguments: stray"),
         (["--method", "simclr", "--agent", "ppo"], "agent is 'ppo', but the method simclr has no attack"),
         (["--agent", "reinforce-paper", "--reward_scope", "view"], "--reward_scope view contradicts"),
-        (["--agent", "fixed", "--steps", "99"], "steps is 99: expected 3 to 14"),
+        (["--agent", "fixed", "--steps", "99"], "steps is 99: expected 1 to 10"),
         (["--batch_size", "1"], "batch_size is 1"),
         (["--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml: No such file"),
         (["--resume", "nowhere"], "nowhere is not a run folder: it has no config.yaml"),
