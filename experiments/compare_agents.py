@@ -30,13 +30,14 @@ if not __package__:
 from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.cell_results import read_pairs
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
-from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan
+from astra_gym.experiments.comparison.folder import MOST_JOBS, ComparisonFolder, ComparisonPlan, with_searches
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
+from astra_gym.experiments.tuning.searched_arms import search_costs
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
 from astra_gym.ssl_core.settings.records import SWITCH, Notes
 
@@ -60,6 +61,8 @@ class CompareFlags:
         arm: a custom arm, LABEL=FLAGS, with flags of the training; may be repeated.
         test: two arms A:B whose difference is tested, fixed before the first run; may be repeated; by default
             reinforce:random, reinforce:fixed and reinforce:fixed-max. All other pairs have intervals only.
+        searched: an arm whose constants tune.py found, and the search's file, ARM=FILE; may be repeated. The plan and
+            the report say what the search cost.
         equal_compute: for each of these arms a further arm ARM@compute, run last, with enough epochs to make as many
             attack steps as the most expensive arm.
         jobs: processes at once; by default one per usable core, and no more than a GPU's memory holds.
@@ -76,6 +79,7 @@ class CompareFlags:
     methods: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
     arm: Annotated[tuple[str, ...], Notes(repeated=True, unit="'LABEL=FLAGS'")] = ()
     test: Annotated[tuple[str, ...], Notes(repeated=True, unit="A:B")] = ()
+    searched: Annotated[tuple[str, ...], Notes(repeated=True, unit="ARM=FILE")] = ()
     equal_compute: Annotated[tuple[str, ...], Notes(nargs="+", unit="ARM")] = ()
     jobs: int | None = None
     dir: Annotated[Path | None, Notes(unit="DIR")] = None
@@ -118,6 +122,10 @@ def _main(argv: list[str], ending: Ending) -> int:
                 folder.check_new()
             else:
                 plan = folder.read_plan(given.trust)
+                if given.searched:
+                    costs = search_costs(given.searched, plan.arms, given.trust, typed("compare", *argv, "--trust"))
+                    plan = with_searches(plan, given.searched, costs)
+                    folder.write_plan(plan)
             folder.sweep()
             comparer = Comparer(folder, plan, given.jobs or plan.jobs, lock)
             again = typed("compare", "--resume", str(folder.path), *plan.trusting)
@@ -142,12 +150,13 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
         ValueError: if anything is wrong with the command line or the folder.
     """
     if given.resume is not None:
-        others = [
-            f"--{name}" for name, value in vars(given).items() if value and name not in ("resume", "jobs", "trust")
-        ]
+        changeable = ("resume", "jobs", "searched", "trust")
+        others = [f"--{name}" for name, value in vars(given).items() if value and name not in changeable]
         if others or flags:
             first = [*others, *flags][0]
-            raise ValueError(f"--resume continues the comparison as it is: only --jobs may change, not {first}")
+            raise ValueError(
+                f"--resume continues the comparison as it is: only --jobs and --searched may change, not {first}"
+            )
         folder = ComparisonFolder(given.resume)
         return folder, folder.read_plan(given.trust)
     for flag in flags:
@@ -166,6 +175,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
         raise ValueError(f"--test: there is no arm {unknown[0]}: expected two of {', '.join(labels)}")
     chosen = tuple(dict.fromkeys(given.equal_compute))
     check_equal_compute(chosen, arms)
+    costs = search_costs(given.searched, arms, given.trust or None, again)
     if given.dir is not None:
         ComparisonFolder(given.dir).check_new()
     fitting = try_arms(arms)
@@ -173,8 +183,9 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     folder = ComparisonFolder(path)
     # the place of a comparison is no part of its plan
     words = [*recorded("compare"), *without(argv, "--dir")]
+    jobs = given.jobs or fitting
     return folder, ComparisonPlan(
-        path.resolve().name, shlex.join(words), given.jobs or fitting, seeds, chosen, tuple(arms), tests
+        path.resolve().name, shlex.join(words), jobs, seeds, chosen, tuple(arms), tests, tuple(costs)
     )
 
 

@@ -201,10 +201,11 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         raise ValueError("no candidate could be trained: every value was not finite somewhere")
     own = {name: getattr(first.settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
     played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
-    arm = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}={named(played | best.changes)}"
+    name = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}"
     for world, each in searches.items():
         place = f"in {world}" if given.worlds else "beside this command's flags of the world"
-        print(f"as an arm, {place}: --arm {shlex.quote(f'{arm} --epochs {each.epochs(best)}')}")
+        arm = f"{name}={named(played | best.changes)} --epochs {each.epochs(best)}"
+        print(f"as an arm, {place}: {shlex.join(['--arm', arm, '--searched', f'{name}={output}'])}")
     return 0
 
 

@@ -3,13 +3,15 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
+from astra_gym.experiments.comparison.checked_fields import check_fields
+from astra_gym.experiments.comparison.searches import SearchCost, read_searched
 from astra_gym.experiments.config.sections import JUDGES
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written
@@ -23,8 +25,7 @@ from astra_gym.ssl_core.safety.sealing import read_json, sealed_json
 from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.messages import few, shown
-from astra_gym.ssl_core.utils.overrides import fits, in_words
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 SCHEMA = 1
@@ -269,6 +270,7 @@ class ComparisonResult:
         wall_seconds: seconds from the comparison's first start to its end, without pauses; None if unknown.
         jobs: number of processes side by side.
         tests: pairs of arms that are tested, fixed before the first run.
+        searched: costs of the searches from which arms came.
     """
 
     name: str
@@ -278,6 +280,7 @@ class ComparisonResult:
     wall_seconds: float | None = None
     jobs: int | None = None
     tests: Pairs = PRIMARY
+    searched: tuple[SearchCost, ...] = ()
 
     @property
     def judge(self) -> Place | None:
@@ -304,8 +307,12 @@ class ComparisonResult:
 def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
     """Write a comparison as JSON, one cell per line, atomically."""
     head = {"schema": SCHEMA} | {
-        field.name: getattr(comparison, field.name) for field in fields(comparison) if field.name != "cells"
+        field.name: getattr(comparison, field.name)
+        for field in fields(comparison)
+        if field.name not in ("cells", "searched")
     }
+    if comparison.searched:
+        head["searched"] = [asdict(search) for search in comparison.searched]
     lines = [json.dumps(_entry(cell), allow_nan=False) for cell in comparison.cells]
     text = json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "cells": [\n  ' + ",\n  ".join(lines) + "\n ]\n}\n"
     write_file(path, sealed_json(text))
@@ -339,7 +346,7 @@ def read_comparison(path: Path | str) -> ComparisonResult:
     cells = []
     for index, entry in enumerate(document["cells"]):
         try:
-            _check_fields(entry, Cell, ("correct",))
+            check_fields(entry, Cell, ("correct",))
             read = {"correct": _outcomes(entry["correct"]), "damage": tuple(entry.get("damage", ()))}
             _check_judge(entry["settings"])
             cells.append(Cell(**{**entry, **read}))
@@ -347,11 +354,11 @@ def read_comparison(path: Path | str) -> ComparisonResult:
             raise ValueError(f"{path}, cell {index}: {error}") from error
     head = {field.name: document[field.name] for field in fields(ComparisonResult) if field.name in document}
     try:
-        _check_fields(head | {"cells": []}, ComparisonResult, ("tests",))
-        tests = read_pairs(head.get("tests", PRIMARY))
+        check_fields(head | {"cells": []}, ComparisonResult, ("tests", "searched"))
+        tests, searched = read_pairs(head.get("tests", PRIMARY)), read_searched(head.get("searched", []))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return ComparisonResult(**{**head, "cells": cells, "tests": tests})
+    return ComparisonResult(**{**head, "cells": cells, "tests": tests, "searched": searched})
 
 
 def _check_judge(settings: Mapping[str, Any]) -> None:
@@ -374,27 +381,3 @@ def read_pairs(values: Any) -> Pairs:
     if not pairs or not named or len(pairs) != len(values) or len(set(map(frozenset, pairs))) < len(pairs):
         raise ValueError(f"tests are {shown(values)}: expected pairs of different arms, each pair once")
     return tuple((str(first), str(second)) for first, second in pairs)
-
-
-def _check_fields(entry: Any, kind: type, without: Sequence[str] = ()) -> None:
-    """Raise a ValueError unless an object has a dataclass's fields, of their types; those in `without` may have any."""
-    if not isinstance(entry, dict):
-        raise ValueError("expected an object")
-    known = {field.name: field.default is MISSING for field in fields(kind)}
-    wrong = sorted({name for name, needed in known.items() if needed} - entry.keys() | entry.keys() - known.keys())
-    if wrong:
-        raise ValueError(f"missing or unknown fields: {few(wrong)}")
-    for name, hint in get_type_hints(kind).items():
-        if name in entry and name not in without and not _holds(entry[name], hint):
-            raise ValueError(f"{name} is {shown(entry[name])}: expected {in_words(hint)}")
-
-
-def _holds(value: Any, kind: Any) -> bool:
-    """Return whether a value from a file, with all its parts, is of an annotated type."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Mapping:
-        pairs = [zip(pair, parts, strict=True) for pair in value.items()] if isinstance(value, dict) else []
-        return isinstance(value, dict) and all(_holds(one, part) for pair in pairs for one, part in pair)
-    if origin is Sequence:
-        return isinstance(value, list) and all(_holds(one, parts[0]) for one in value)
-    return fits(value, kind)

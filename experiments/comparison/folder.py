@@ -3,8 +3,8 @@
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from astra_gym.experiments.comparison.cell_results import (
     summarise,
     write_comparison,
 )
+from astra_gym.experiments.comparison.searches import SearchCost, read_searched
 from astra_gym.experiments.config.cli import read_mapping
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.flag_values import as_text
@@ -45,7 +46,10 @@ from astra_gym.ssl_core.utils.paths import check_folder, check_place, path_compo
 
 SCHEMA = 1
 """Schema of `comparison.yaml` and `state.json`."""
-TEXTS = ("name", "command", "equal_compute", "tests", "arms.label", "arms.suffix", "arms.flags")
+TEXTS = (
+    *("name", "command", "equal_compute", "tests", "arms.label", "arms.suffix", "arms.flags"),
+    *("searched.arm", "searched.file"),
+)
 """Fields of a plan that are read as text, so that a label 1e3 is not a number."""
 MOST_JOBS = 10_000
 BEGUN = (".", "command.txt", "environment.json", "last.pt")
@@ -64,6 +68,7 @@ class ComparisonPlan:
         equal_compute: labels of arms, each of which gets a copy that spends as many attack steps as the most expensive.
         arms: arms of the grid, and those that `equal_compute` has added so far.
         tests: pairs of labels to be tested, fixed before the first run.
+        searched: costs of the searches from which arms came.
     """
 
     name: str
@@ -73,6 +78,7 @@ class ComparisonPlan:
     equal_compute: tuple[str, ...]
     arms: tuple[Arm, ...]
     tests: Pairs = PRIMARY
+    searched: tuple[SearchCost, ...] = ()
 
     @property
     def cells(self) -> list[tuple[Arm, int]]:
@@ -137,6 +143,8 @@ class ComparisonFolder:
         head = {"schema": SCHEMA, "name": plan.name, "command": plan.command, "jobs": plan.jobs, "seeds": plan.seeds}
         tests = [list(pair) for pair in plan.tests]
         document = head | {"equal_compute": list(plan.equal_compute), "tests": tests, "arms": arms}
+        if plan.searched:
+            document["searched"] = [asdict(search) for search in plan.searched]
         write_file(self.config, sealed_yaml(dump_yaml(document)))
 
     def read_plan(self, trust: bool = False) -> ComparisonPlan:
@@ -198,6 +206,7 @@ class ComparisonFolder:
             tuple(arms),
             # the first plans name no tests
             read_pairs(document.get("tests", PRIMARY)),
+            read_searched(document.get("searched", [])),
         )
 
     def open(self, plan: ComparisonPlan) -> dict[str, Cell]:
@@ -315,6 +324,7 @@ class ComparisonFolder:
             wall_seconds=None if self.adopted else round(self.wall_seconds, 1),
             jobs=jobs,
             tests=plan.tests,
+            searched=plan.searched,
         )
         write_comparison(self.results, comparison)
 
@@ -328,6 +338,14 @@ def _check_types(found: Mapping[str, Any], kinds: Mapping[str, type], what: str)
 def extended(plan: ComparisonPlan, arms: Iterable[Arm]) -> ComparisonPlan:
     """Return the plan with further arms."""
     return replace(plan, arms=(*plan.arms, *arms))
+
+
+def with_searches(plan: ComparisonPlan, texts: Sequence[str], searches: Sequence[SearchCost]) -> ComparisonPlan:
+    """Return the plan with the costs of searches, given as ARM=FILE on its command line."""
+    said = shlex.split(plan.command)
+    words = [word for text in texts if text not in said for word in ("--searched", text)]
+    costs = {(one.arm, one.file): one for one in (*plan.searched, *searches)}
+    return replace(plan, command=shlex.join([*said, *words]), searched=tuple(costs.values()))
 
 
 def _check_same(found: Mapping[str, Any], planned: Mapping[str, Any], what: str, advice: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.document import MISSING, Entry, Table, entries
+from astra_gym.experiments.reports.search_costs import search_sentences
 from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
@@ -178,6 +179,7 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
         f"other arm, by the interval of the difference over shared seeds. Attack steps: mean number per view and "
         f"update.{more}"
     )
+    note = " ".join([note, *search_sentences(part)])
     cell = part.cells[0]
     columns = ["arm", "seeds", *map(at, epsilons), "attack steps", "training, min", "of it agent, %"]
     return Table(f"Accuracy: {cell.method}, {cell.preset}", note, columns, rows)

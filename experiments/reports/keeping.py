@@ -130,6 +130,12 @@ def _without_places(words: Sequence[str]) -> list[str]:
             head, _, flags = (value if name == "--arm" else word).partition("=")
             arm = f"{head}={shlex.join(_without_places(shlex.split(flags)))}"
             made.append(f"--arm={arm}" if name == "--arm" else arm)
+        elif before == "--searched" or (name == "--searched" and equals):
+            # ARM=FILE; a relative path says nothing of the machine, if it stays below the folder
+            head, _, file = (value if name == "--searched" else word).partition("=")
+            below = not file.startswith(("/", "~")) and ".." not in Path(file).parts
+            kept = f"{head}={file if below else Path(file).name}"
+            made.append(f"--searched={kept}" if name == "--searched" else kept)
         else:
             made.append(word)
         before = word

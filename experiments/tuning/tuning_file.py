@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from astra_gym.experiments.comparison.arms import differences, settings_of
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, named
-from astra_gym.experiments.tuning.halving import Rung, rounds
+from astra_gym.experiments.tuning.halving import Rung, rounds, rungs_for
 from astra_gym.experiments.tuning.trial import Search, Trial, record, recorded
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.safety.writers import FolderLock
@@ -180,3 +180,38 @@ def taken_over(
         raise ValueError(f"{path}: {error}; give a search with --worlds that has this world") from error
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no file of tune.py --worlds ({type(error).__name__}: {error})") from error
+
+
+class FinishedSearch(NamedTuple):
+    """What a file says of a finished search: its description, its best candidate's label, and what it spent."""
+
+    what: Mapping[str, Any]
+    best: str
+    spent: Mapping[str, Any]
+
+    @property
+    def worlds(self) -> int:
+        """The number of worlds: of several, each setting has the name of its world before it."""
+        return len({name.rpartition(": ")[0] for name in self.what["settings"]})
+
+
+def read_finished(path: Path) -> FinishedSearch:
+    """Read the file of a finished search.
+
+    Raises:
+        ValueError: if it is no tuning file, is damaged, or its search is unfinished.
+    """
+    try:
+        document = read_json(path, "restore it from a copy, or search anew")
+        what, rungs = document["search"], document["rounds"]
+        whole = 1 if what["tune"] == ["curve"] else len(rungs_for(what["candidates"]))
+        found = FinishedSearch(what, rungs[-1]["best_first"][0] if len(rungs) == whole else "", document["spent"])
+        if document["schema"] != SCHEMA or not isinstance(what["settings"], dict) or not isinstance(found.best, str):
+            raise TypeError
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a tuning file: {error.strerror}") from error
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path} is no tuning file: expected one that tune.py wrote") from error
+    if not found.best:
+        raise ValueError(f"{path} is of an unfinished search: repeat its command, which continues it")
+    return found

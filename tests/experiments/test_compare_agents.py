@@ -111,6 +111,21 @@ def test_what_is_missing_or_begun_is_made_and_the_rest_kept(copied, finished, in
     }
 
 
+def test_the_cost_of_a_search_stays_in_the_plan(copied, tmp_path) -> None:
+    """The search found what the arm has anyway."""
+    own = read_comparison(copied / "comparison.json").cells[-1].settings
+    search = {"tune": ["lr", "strength"], "candidates": 1, "settings": dict(own)}
+    spent = {"trials": 1, "passes": 50, "seconds": 60.0}
+    rounds = [{"seeds": 1, "best_first": ["the world's own values"]}]
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps({"schema": 1, "search": search, "rounds": rounds, "spent": spent}))
+    assert call("--resume", copied, "--searched", f"bandit={file}") == 0
+    assert call("--resume", copied) == 0
+    found = read_comparison(copied / "comparison.json")
+    assert [(one.arm, one.file, one.passes) for one in found.searched] == [("bandit", "t.json", 50)]
+    assert found.command.endswith(f" --searched bandit={file}") and not found.unfinished
+
+
 def kill_and_resume(tmp_path: Path, finished: Path, kills: int) -> None:
     """SIGKILL to the whole group, when so many lines are in the cells' logs of metrics; then resumes to the end."""
     folder = tmp_path / "title"
@@ -278,6 +293,8 @@ def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path
         ),
         (["--agents", "fixed", "dqn", "--actions=factored"], ["dqn cannot be made", "MultiDiscrete"]),
         (["--equal_compute", "ppo"], ["unknown arm 'ppo'"]),
+        (["--searched", "fixed"], ["--searched fixed: expected ARM=FILE"]),
+        (["--searched", "fixd=x"], ["--searched fixd=x: there is no arm 'fixd': expected one of reinforce, fixed"]),
         (["--test", "reinforce"], ["--test reinforce: expected two arms, A:B"]),
         (["--test", "reinforce:reinforced"], ["--test: there is no arm reinforced: expected two of reinforce"]),
         (["--test", "fixed:fixed"], ["expected pairs of different arms"]),

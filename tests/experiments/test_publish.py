@@ -161,7 +161,7 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
     folder, readme = tmp_path / "comparisons" / "small", tmp_path / "README.md"
     cells = [make_cell(arm, seed) for arm in ("reinforce", "random") for seed in (0, 1, 2)]
     flags = '--config=/secret/b.yaml --agent_config "/secret/my file" --epochs 3'
-    own = f"--arm 'own one={flags}' --arm=x=--data_dir=/secret"
+    own = f"--arm 'own one={flags}' --arm=x=--data_dir=/secret --searched 'x=/secret/a b.json' --searched=x=in/c.json"
     command = f"compare_agents.py --data_dir '/secret/my place' --seeds 3 --cache_dir=/secret {own} --agents ppo"
     reasons = {
         "ppo-seed0": "it ended well, but /secret/place/cells/ppo-seed0/results/slf.json is missing",
@@ -178,7 +178,8 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
     found = read_comparison(kept / "comparison.json")
     assert found.command == (
         "compare_agents.py --data_dir DIR --seeds 3 --cache_dir=DIR "
-        "--arm 'own one=--config=FILE --agent_config FILE --epochs 3' --arm=x=--data_dir=DIR --agents ppo"
+        "--arm 'own one=--config=FILE --agent_config FILE --epochs 3' --arm=x=--data_dir=DIR "
+        "--searched 'x=a b.json' --searched=x=in/c.json --agents ppo"
     )
     assert list(found.unfinished.values()) == [
         "it ended well, but slf.json is missing",

@@ -14,8 +14,9 @@ from astra_gym.experiments.comparison.cell_results import (
     read_comparison,
     write_comparison,
 )
-from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
+from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, with_searches
 from astra_gym.experiments.comparison.scheduler import locked
+from astra_gym.experiments.comparison.searches import SearchCost
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.stats import PRIMARY
@@ -40,6 +41,29 @@ def test_a_plan_comes_back_and_an_older_one_has_no_suffixes(tmp_path) -> None:
     for wrong in ("a:b", [], [["a", "a"]], [["a", "b", "c"]], [["a", "b"], ["b", "a"]], [["a", 1.5]], [None]):
         folder.config.write_text(yaml.safe_dump(document | {"tests": wrong}))
         with pytest.raises(ValueError, match=r"tests (are|of)? ?.*expected pairs of different arms"):
+            folder.read_plan()
+
+
+def test_a_plan_keeps_what_a_search_cost(tmp_path) -> None:
+    search = SearchCost("1e3", "2e3", ["fixed"], 64, 92, 135_404.5, 2352.0)
+    arms = base_arms([], ["astra"], ["digits"], ["1e3=--agent fixed"], [], 1, 1)
+    plan, folder = ComparisonPlan("a", "b", 1, 1, (), tuple(arms)), ComparisonFolder(tmp_path)
+    folder.write_plan(plan)
+    assert "searched" not in folder.config.read_text() and folder.read_plan().searched == ()
+    plan = with_searches(plan, ["1e3=x/2e3"], [search])
+    folder.write_plan(plan)
+    assert folder.read_plan() == plan and plan.command == "b --searched 1e3=x/2e3"
+    folder.write(plan, 1, {}, {})
+    assert read_comparison(folder.results).searched == (search,)
+    # a second search of the arm is a further one, and the same one again replaces what was known
+    again, further = replace(search, trials=93), replace(search, file="y")
+    plan = with_searches(plan, ["1e3=x/2e3", "1e3=y"], [again, further])
+    assert plan.searched == (again, further) and plan.command == "b --searched 1e3=x/2e3 --searched 1e3=y"
+    document = yaml.safe_load(folder.config.read_text())
+    [entry] = document["searched"]
+    for wrong in ("x", [3], [entry, entry], [entry | {"trials": 0}], [entry | {"tune": "fixed"}], [entry | {"x": 1}]):
+        folder.config.write_text(yaml.safe_dump(document | {"searched": wrong}))
+        with pytest.raises(ValueError, match=r"comparison.yaml: searched"):
             folder.read_plan()
 
 

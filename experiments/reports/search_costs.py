@@ -1,0 +1,34 @@
+"""What the searches cost from which the arms of a comparison came, in sentences."""
+
+import numpy as np
+
+from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
+from astra_gym.experiments.comparison.searches import SearchCost
+from astra_gym.experiments.tuning.candidates import UPDATE
+
+
+def search_sentences(part: ComparisonResult) -> list[str]:
+    """Return a sentence for each search from which an arm came.
+
+    Args:
+        part: cells of one method and preset.
+    """
+    found = [(search, part.of(search.arm)) for search in part.searched]
+    return [_sentence(search, cells) for search, cells in found if cells]
+
+
+def passes_of(cell: Cell) -> float:
+    """Return the forward-backward passes of a run over a batch's views, by the cost model of a search's trials."""
+    return cell.updates * (UPDATE + cell.mean_steps)
+
+
+def _sentence(search: SearchCost, cells: list[Cell]) -> str:
+    # a pass in another world is other work; and without its log, a run's attack steps are not known
+    passes = [passes_of(cell) for cell in cells if search.worlds == 1 and (cell.views or not cell.damage)]
+    share = f", as much as {search.passes / np.mean(passes):.1f} runs of this arm" if passes else ""
+    where = f", {search.worlds} worlds at once" if search.worlds > 1 else ""
+    return (
+        f"{search.arm} was found by a search (--tune {' '.join(search.tune)}{where}) of {search.trials} trials and "
+        f"{search.passes:,.0f} passes{share}: {search.seconds / 60:.1f} min of one process, which are not in the "
+        f"training times."
+    )
