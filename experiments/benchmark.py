@@ -7,8 +7,9 @@ python experiments/benchmark.py --parts start --add_to results/benchmark.json
 python experiments/benchmark.py --profile profile/
 
 Variants are measured in turn (ABCD ABCD ...). In each round all variants do the same work, and each round has new work.
-A first round warms up and does not count. A value is the median over the rounds, with its quartiles. Only `start` is in
-seconds, since it is a limit. The parts, each described at the function in `experiments/benchmarks/` that measures it:
+A first round warms up and does not count. A value is the median over the rounds, with its quartiles. In seconds are
+only `start`, which is a limit, and `robustness`, beside its ratios. The parts, each described at the function in
+`experiments/benchmarks/` that measures it:
 
 attack      `speed.measure_attack`: the reference's masked loop against ours, and the gain of each idea
 step        `speed.measure_step`: a whole training step against a plain rewriting of the reference's
@@ -19,6 +20,7 @@ scaling     `costs.measure_scaling`: how an attack's time grows
 efficiency  `efficiency.measure_efficiency`: FLOPs per second, as a share of what matrix products reach here
 evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
+robustness  `robustness.measure_robustness`: seconds of training until arms are as robust as the paper's constant
 start       `overheads.measure_start`: seconds to the first training step
 training    `checkouts.measure_training`: with --against, a training there and here
 
@@ -51,6 +53,7 @@ from astra_gym.experiments.benchmarks.evaluation import measure_evaluation
 from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
 from astra_gym.experiments.benchmarks.results_file import ResultsFile, document_of
+from astra_gym.experiments.benchmarks.robustness import measure_robustness
 from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
 from astra_gym.experiments.benchmarks.tables import figures_table, targets_line
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
@@ -87,6 +90,7 @@ PARTS = {
     "efficiency": BenchmarkPart(measure_efficiency, 3),
     "evaluation": BenchmarkPart(measure_evaluation, 3),
     "data": BenchmarkPart(measure_data, 3),
+    "robustness": BenchmarkPart(measure_robustness, 3),
     "start": BenchmarkPart(measure_start, 3),
     AGAINST: BenchmarkPart(measure_training, 3),
 }

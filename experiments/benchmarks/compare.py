@@ -70,8 +70,8 @@ def read(path: Path, quick: bool) -> dict[str, Any]:
     try:
         for figure in document["figures"]:
             low, high = figure["quartiles"]
-            _ = figure["part"] + figure["name"], figure["median"] + low + high, pick(figure["unit"], UNITS, "unit")
-            _ = sum(figure["values"])
+            _ = figure["part"] + figure["name"], pick(figure["unit"], UNITS, "unit")
+            _ = sum(value for value in (figure["median"], low, high, *figure["values"]) if value is not None)
         was_quick = document["quick"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
@@ -86,8 +86,9 @@ def mark(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
     The test is Welch's t-test, on the values' logarithms if all are positive: ratios and times scatter by factors.
     """
-    sides = [list(figure["values"]) for figure in (then, now)]
-    if min(map(len, sides)) < FEWEST:
+    # what was not reached is no value, so it cannot be tested
+    sides = [[value for value in figure["values"] if value is not None] for figure in (then, now)]
+    if min(map(len, sides)) < FEWEST or None in (then["median"], now["median"]):
         return "too few"
     change = now["median"] - then["median"]
     if abs(change) <= LEAST * abs(then["median"]) or _probability(*sides) >= SIGNIFICANCE:

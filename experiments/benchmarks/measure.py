@@ -1,5 +1,6 @@
 """Measurement: clocks, parts of a run, rounds in turn, medians and spreads, straight lines, targets."""
 
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -47,6 +48,7 @@ TARGETS = {
     ("data", "reading from disk, in a SimCLR step"): 0.10,
     ("efficiency", "update, bf16"): 0.9,
     ("start", "first training step"): 4.0,
+    ("robustness", "fixed-tuned: against the paper's constant"): 3.0,
     ("training", "digits, against the other checkout"): 1.5,
 }
 """Targets by a value's part and name: the least median, or the largest if less is better."""
@@ -130,7 +132,7 @@ class Figure:
         part: part of the benchmark.
         name: name, unique within the part.
         unit: a name of `UNITS`.
-        values: one value or more.
+        values: one value or more; None if it was not reached, which is worse than any value.
 
     Raises:
         ValueError: if the unit is unknown or there is no value.
@@ -139,7 +141,7 @@ class Figure:
     part: str
     name: str
     unit: str
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
 
     def __post_init__(self) -> None:
         pick(self.unit, UNITS, "unit")
@@ -147,13 +149,16 @@ class Figure:
             raise ValueError(f"the figure {self.name!r} has no values: expected one per round")
 
     def summary(self) -> dict[str, Any]:
-        """Return median, quartiles and, if there is a target, whether the median meets it."""
-        low, median, high = quartiles(self.values)
+        """Return median, quartiles and, if there is a target, whether the median meets it; None: not reached."""
+        better = UNITS[self.unit].better
+        worst = -math.inf if better > 0 else math.inf
+        low, median, high = quartiles([worst if value is None else value for value in self.values])
         target = TARGETS.get((self.part, self.name))
         met = None
         if target is not None:
-            met = median >= target if UNITS[self.unit].better > 0 else median <= target
-        return {"median": median, "quartiles": (low, high), "target": target, "met": met}
+            met = median >= target if better > 0 else median <= target
+        shown = [value if math.isfinite(value) else None for value in (low, median, high)]
+        return {"median": shown[1], "quartiles": (shown[0], shown[2]), "target": target, "met": met}
 
     def record(self) -> dict[str, Any]:
         """Return what the results file keeps."""
@@ -165,10 +170,15 @@ Result = tuple[list[Figure], dict[str, Any]]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return lower quartile, median and upper quartile, by linear interpolation; a single value is all three."""
-    several = list(values) if len(values) > 1 else [*values, *values]
-    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
-    return low, median, high
+    """Return lower quartile, median and upper quartile, by linear interpolation; a value may be infinite."""
+    ranked = sorted(values)
+
+    def quartile(number: int) -> float:
+        place, rest = divmod(number * (len(ranked) - 1), 4)
+        # infinity times 0 is not a number
+        return (ranked[place] * (4 - rest) + ranked[place + 1] * rest) / 4 if rest else ranked[place]
+
+    return quartile(1), quartile(2), quartile(3)
 
 
 def interleaved(

@@ -20,6 +20,7 @@ SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "outside the target network's arithmetic": ("all else", {"color": "#d9d9d9", "edgecolor": "white"}),
 }
 """Parts of a step in the figure: label and style, distinct in gray too."""
+NOT_REACHED = "not reached"
 ROW, FRAME = 0.31, 0.8
 """Inches of a panel's row, and of the rest of the panel."""
 
@@ -36,7 +37,7 @@ def cells(record: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """Return part, name, median, quartiles and target of a value in the results file, in words."""
     unit = UNITS[record["unit"]]
     values = (record["median"], *record["quartiles"], record["target"] or 0)
-    middle, low, high, target = map(unit.form.format, values)
+    middle, low, high, target = (NOT_REACHED if value is None else unit.form.format(value) for value in values)
     sign, verdict = "at least" if unit.better > 0 else "at most", "met" if record["met"] else "missed"
     aim = "" if record["met"] is None else f"{sign} {target}: {verdict}"
     return record["part"], record["name"], middle, f"{low} to {high}", aim
@@ -65,7 +66,8 @@ def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
     def add(rows: float, panel: Callable[..., None], *arguments: Any) -> None:
         panels.append((FRAME + ROW * rows, lambda axis: panel(axis, *arguments)))
 
-    if speed := [figure for figure in figures if figure.unit == "times faster"]:
+    # what was not reached has no place on an axis
+    if speed := [figure for figure in figures if figure.unit == "times faster" and None not in figure.values]:
         add(len(speed), _dots, speed, "Times faster (line: target)")
     if bars := shares_of_steps(figures):
         add(1.2 * len(bars) + 1, _bars, bars)

@@ -45,6 +45,18 @@ def test_a_figure_changes_by_more_than_noise_and_five_percent_or_not_at_all(
     assert mark(then, now) == expected
 
 
+def test_what_was_not_reached_is_read_and_not_tested(tmp_path: Path) -> None:
+    def of(*values: float | None) -> dict[str, Any]:
+        return Figure("attack", "a", "seconds", values).record()
+
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(document(of(None, 1.0, 1.1, 1.2))))
+    [kept] = read(path, quick=False)["figures"]
+    assert kept["values"] == [None, 1.0, 1.1, 1.2]
+    assert mark(kept, of(2.0, 2.01, 2.02)) == "worse"
+    assert mark(of(None, None, None, 1.0, 1.1, 1.2), of(2.0, 2.01, 2.02)) == "too few"
+
+
 @pytest.mark.parametrize(
     ("then", "now", "expected"),
     [

@@ -1,5 +1,6 @@
 """Stopwatch, rounds, medians, quartiles and lines in closed form."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -138,6 +139,14 @@ def test_medians_and_quartiles() -> None:
     assert quartiles((1.0, 2.0, 3.0, 4.0, 9.0)) == (2, 3, 4)
     assert quartiles((4.0, 1.0)) == (1.75, 2.5, 3.25)
     assert quartiles((7.0,)) == (7, 7, 7)
+    assert quartiles((1.0, 2.0, math.inf)) == (1.5, 2, math.inf)
+
+
+def test_what_is_not_reached_is_worse_than_any_value() -> None:
+    slow = Figure("start", "first training step", "seconds", (None, 1.0, 2.0)).summary()
+    assert slow == {"median": 2.0, "quartiles": (1.5, None), "target": 4.0, "met": True}
+    fast = Figure("robustness", "fixed-tuned: against the paper's constant", "times faster", (None, 9.0, None))
+    assert fast.summary() == {"median": None, "quartiles": (None, None), "target": 3.0, "met": False}
 
 
 def test_a_figure_knows_whether_its_target_is_met() -> None:

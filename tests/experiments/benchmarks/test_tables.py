@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from astra_gym.experiments.benchmarks.measure import Figure
-from astra_gym.experiments.benchmarks.tables import draw, figures_table, shares_of_steps, targets_line
+from astra_gym.experiments.benchmarks.tables import cells, draw, figures_table, shares_of_steps, targets_line
 
 SPEED = [
     Figure("attack", "+ folded batch norm", "times faster", (2.9, 3.0, 3.2)),
@@ -36,6 +36,12 @@ def test_the_table_says_what_is_met() -> None:
     assert "at most 4.00 s: missed" in lines["first training step"]
     assert "met" not in lines["reinforce: logging"]
     assert targets_line(SPEED) == "1 of 2 targets met"
+
+
+def test_what_is_not_reached_is_said_and_not_drawn(tmp_path: Path) -> None:
+    figure = Figure("step", "ResNet-18, reinforce, fp32", "times faster", (None, 2.0, 3.0))
+    assert cells(figure.record())[2:] == ("2.00x", "not reached to 2.50x", "at least 2.40x: missed")
+    assert not draw([figure], {}, tmp_path / "picture.png")
 
 
 def test_shares_of_steps() -> None:
