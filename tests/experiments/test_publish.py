@@ -230,7 +230,9 @@ def test_what_searches_found_and_a_curve_of_constants_are_tables(tmp_path: Path)
     folder.mkdir()
     rates = [Candidate((("lr", 0.01),)), Candidate((("lr", 0.02),))]
     for name, candidates, rung in (("lr", rates, Rung(2, 2)), ("curve", constants, Rung(len(constants), 1))):
-        file = TuningFile(folder / f"world-{name}.json", {"tune": [name]}, candidates, [rung])
+        file = TuningFile(
+            folder / f"world-{name}.json", {"tune": [name], "settings": {"preset": "world"}}, candidates, [rung]
+        )
         for place, candidate in enumerate(candidates):
             for seed in range(rung.seeds):
                 found = QuickScore(90.0 + place, 50.0 + seed, 0.5, 0.1)
