@@ -40,7 +40,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, budgets, common, curve, named, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
-from astra_gym.experiments.tuning.tuning_file import TuningFile, held, label, taken_over
+from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, TuningFile, held, label, taken_over
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
@@ -68,8 +68,6 @@ SET_HERE = (
 BUDGET = ("--epsilon", "--steps", "--step_size", "--schedule")
 MOST_PASSES = 1e9
 CURVE_SEEDS = 3
-NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "device", "progress", "probe_every")
-"""Settings that do not decide what a search finds."""
 
 
 @dataclass(frozen=True, kw_only=True)

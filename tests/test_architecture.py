@@ -30,7 +30,7 @@ FLOORS = (
     ("experiments/evaluation",),
     ("experiments/comparison",),
     ("experiments/tuning",),
-    ("experiments/benchmarks",),
+    ("experiments/headroom", "experiments/benchmarks"),
     ("experiments/reports",),
     ("experiments", "astra_gym"),
     ("examples",),

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "train_agent",
     "compare": "compare_agents",
     "tune": "tune",
+    "headroom": "measure_headroom",
     "evaluate": "evaluate_encoder",
     "export": "export_encoder",
     "report": "report",

@@ -76,7 +76,7 @@ def common(worlds: Sequence[ActionSets]) -> ActionSets:
 def curve(sets: ActionSets, radii: int) -> list[Candidate]:
     """Return the budgets of a curve: some radii with every number of steps, and one candidate without an attack.
 
-    The step size is the smallest with which the steps add up to 1.25 radii, else the largest.
+    The step size is that of `reaching`.
 
     Args:
         sets: the world's sets.
@@ -93,11 +93,16 @@ def curve(sets: ActionSets, radii: int) -> list[Candidate]:
     made = [] if sets.steps[0] and sets.epsilons[0] else [Candidate(tuple(clean.items()), float(sets.steps[0]))]
     for steps in (steps for steps in sets.steps if steps):
         for epsilon in chosen:
-            enough = [size for size in sets.step_sizes if size * steps > STRIDE * epsilon - 1e-9]
-            size = (enough or sets.step_sizes[-1:])[0]
+            size = reaching(sets, epsilon, steps)
             settings = {"agent": "fixed", "epsilon": epsilon, "steps": steps, "step_size": size}
             made.append(Candidate(tuple(settings.items()), float(steps)))
     return made
+
+
+def reaching(sets: ActionSets, epsilon: float, steps: int) -> float:
+    """Return the smallest step size with which the steps add up to 1.25 radii, else the largest."""
+    enough = [size for size in sets.step_sizes if size * steps > STRIDE * epsilon - 1e-9]
+    return (enough or sets.step_sizes[-1:])[0]
 
 
 def schedules(sets: ActionSets, steps: int, step_size: float, count: int, seed: int) -> list[Candidate]:

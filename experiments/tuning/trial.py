@@ -98,12 +98,12 @@ class Search:
             candidate: the candidate.
             images: number of images that are trained on; None: all training images, as in a run after the search.
         """
-        images = len(_train(self.settings)) if images is None else images
+        images = len(training_images(self.settings)) if images is None else images
         return max(1, round(updates_for(self.passes, self.steps(candidate)) / _updates_in(self.settings, images)))
 
     def of(self, candidate: Candidate, seed: int) -> Settings:
         """Return a trial's settings."""
-        images = len(_train(self.settings))
+        images = len(training_images(self.settings))
         epochs = self.epochs(candidate, images - _measured(images))
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
@@ -114,7 +114,7 @@ class Search:
             KeyError, TypeError: if the trial was not made in this world.
         """
         found = trial.worlds[world]  # type: ignore[index]
-        images = len(_train(self.settings))
+        images = len(training_images(self.settings))
         images -= _measured(images)
         updates = self.epochs(candidate, images) * _updates_in(self.settings, images)
         score = WORST if trial.failed else judged(found, self.settings)
@@ -123,7 +123,7 @@ class Search:
 
 def own_passes(settings: Settings, steps: float) -> float:
     """Return the passes of a run of the settings' epochs on all training images, with `steps` attack steps per view."""
-    return settings.optimizer.epochs * _updates_in(settings, len(_train(settings))) * (UPDATE + steps)
+    return settings.optimizer.epochs * _updates_in(settings, len(training_images(settings))) * (UPDATE + steps)
 
 
 def _updates_in(settings: Settings, images: int) -> int:
@@ -145,7 +145,8 @@ _LOADED: dict[str, ImageSet] = {}
 """The training images that this process has loaded, by their settings."""
 
 
-def _train(settings: Settings) -> ImageSet:
+def training_images(settings: Settings) -> ImageSet:
+    """Return the training images of the settings' data."""
     key = repr(settings.data)
     if key not in _LOADED:
         _LOADED[key] = settings.data.load().train
@@ -198,7 +199,7 @@ def _trained(
     """Train once; return what that took, and the values at the judged radius of each of the settings."""
     began = time.process_time()
     settings = search.of(candidate, seed)
-    data = divided(_train(settings))
+    data = divided(training_images(settings))
     run = Run(settings, torch.device("cpu"), data)
     failed = ""
     try:

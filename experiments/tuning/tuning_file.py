@@ -18,6 +18,8 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 SCHEMA = 1
+NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "device", "progress", "probe_every")
+"""Settings that do not decide what is found."""
 NONE = "the world's own values"
 """The name of the candidate that changes nothing."""
 
@@ -46,6 +48,25 @@ def held(path: Path) -> Iterator[None]:
     finally:
         if made and not any(path.parent.iterdir()):
             path.parent.rmdir()
+
+
+def check_same(what: Mapping[str, Any], recorded: Mapping[str, Any], noun: str) -> None:
+    """Raise a ValueError unless a file's record of its circumstances is that of this command.
+
+    Args:
+        what: the circumstances now; of settings, only those that are among them count.
+        recorded: the circumstances in the file.
+        noun: what the file is of, for the error.
+    """
+    for name, value in what.items():
+        there = recorded[name]
+        if isinstance(value, dict):
+            there = _completed(there, value)
+        if there != value:
+            said = f"{name} is {shown(there)} there, not {shown(value)}"
+            if isinstance(value, dict):
+                said = differences(value, there)[0].replace("in the plan", "there")
+            raise ValueError(f"it is another {noun}: {said}")
 
 
 class TuningFile:
@@ -80,15 +101,7 @@ class TuningFile:
         try:
             if document["schema"] != SCHEMA:
                 raise ValueError(f"it has schema {shown(document['schema'])}: expected {SCHEMA}")
-            for name, value in self.what.items():
-                there = document["search"][name]
-                if isinstance(value, dict):
-                    there = _completed(there, value)
-                if there != value:
-                    said = f"{name} is {shown(there)} there, not {shown(value)}"
-                    if isinstance(value, dict):
-                        said = differences(value, there)[0].replace("in the plan", "there")
-                    raise ValueError(f"it is another search: {said}")
+            check_same(self.what, document["search"], "search")
             self.commits = list(document["commits"])
             for entry in document["trials"]:
                 for seed, trial in entry["seeds"].items():

@@ -5,6 +5,7 @@ from astra_gym.experiments.compare_agents import CompareFlags
 from astra_gym.experiments.config.cli import TrainCommand
 from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.export_encoder import ExportFlags
+from astra_gym.experiments.measure_headroom import HeadroomFlags
 from astra_gym.experiments.publish import PublishFlags
 from astra_gym.experiments.report import ReportFlags
 from astra_gym.experiments.tune import TuneFlags
@@ -13,6 +14,7 @@ RECORDS: dict[str, type] = {
     "train": TrainCommand,
     "compare": CompareFlags,
     "tune": TuneFlags,
+    "headroom": HeadroomFlags,
     "evaluate": EvaluationFlags,
     "export": ExportFlags,
     "report": ReportFlags,

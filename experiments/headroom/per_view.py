@@ -1,0 +1,97 @@
+"""Headroom per view: whether giving each view its own budget helps, in one update and over many."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from astra_gym.experiments.headroom.judges import make_exam
+from astra_gym.experiments.headroom.long_test import CONTROLS, measure_updates
+from astra_gym.experiments.headroom.one_update import (
+    gains,
+    measure_update,
+    rank_correlation,
+    variance_shares,
+    without_means,
+)
+from astra_gym.experiments.headroom.verdicts import Verdict, decide
+from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
+from astra_gym.experiments.stats import estimate
+
+UNIT = "loss of judge B"
+
+
+def measure(world: HeadroomWorld, seed: int) -> dict[str, Any]:
+    """Measure credit in one update, and then over many, from half of a run under the constant."""
+    engine, images = world.started(seed)
+    score = world.settings.probe.judge_score
+    judges = [
+        make_exam(engine, part, world.radius, score, f"headroom/judge {name}")
+        for name, part in zip("AB", images, strict=True)
+    ]
+    update = measure_update(world, engine, judges)
+    return {"judge_images": len(images[0]), "update": update, "long": measure_updates(world, engine, judges, seed)}
+
+
+def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Verdict], dict[str, Any]]:
+    """Return the verdicts, that against the shuffle first, and the numbers behind them.
+
+    The spread of the long test is the standard deviation of judge B's fall over the three constants, averaged over
+    repeats; that of one update is the standard deviation of judge B's credit over views and budgets.
+    """
+    found = [repeats[seed] for seed in sorted(repeats)]
+    falls = {name: np.array([each["long"]["falls"][name] for each in found]) for name in found[0]["long"]["falls"]}
+    spread = float(np.mean(np.std([falls[name][:, 1] for name in CONTROLS], axis=0, ddof=1)))
+    tables = {
+        name: np.concatenate([each["update"][name] for each in found]) for name in ("a", "b", "forward", "checked")
+    }
+    a, b, forward, checked = tables.values()
+    gained, best = gains(a, b)
+    verdicts = [
+        decide(
+            f"per view, {world.updates} updates, chosen - {name}",
+            (falls["chosen"][:, 1] - falls[other][:, 1]).tolist(),
+            UNIT,
+            spread,
+        )
+        for name, other in (("shuffled", "shuffled"), ("constant", "constant"))
+    ]
+    verdicts.append(decide("per view, one update, A's choice - best constant", gained.tolist(), UNIT, float(b.std())))
+    by_budget = [
+        {
+            "epsilon": round(255 * budget.epsilon, 3),
+            "step_size": round(255 * budget.step_size, 3),
+            "steps": budget.steps,
+            "constant": budget == world.constant,
+            "credit_a": _interval(a[:, at]),
+            "credit_b": _interval(b[:, at]),
+            "preferred": float((a.argmax(1) == at).mean()),
+            "chosen": float(np.mean([each["long"]["chosen"][at] for each in found])),
+        }
+        for at, budget in enumerate(ladder(world))
+    ]
+    correlations = {
+        "forward and real": rank_correlation(forward, a),
+        "forward and real, without means": rank_correlation(without_means(forward), without_means(a)),
+        "judges A and B": rank_correlation(a, b),
+        "linear and real judge": rank_correlation(checked[:, 0], checked[:, 1]),
+    }
+    numbers = {
+        "judge_images": found[0]["judge_images"],
+        "views": len(a),
+        "budgets": by_budget,
+        "best_constant": best,
+        "variance": variance_shares(a, b),
+        "rank_correlations": correlations,
+        "falls": {name: _interval(values[:, 1]) for name, values in falls.items()},
+        "falls_a": {name: float(values[:, 0].mean()) for name, values in falls.items()},
+        "chosen_steps": float(np.mean([each["long"]["steps"] for each in found])),
+        "spread": spread,
+    }
+    return verdicts, numbers
+
+
+def _interval(values: Any) -> list[float | None]:
+    """Return the mean and the ends of its 95 % interval, None where there is none."""
+    found = estimate(values.tolist())
+    return [None if end != end else end for end in (found.mean, found.low, found.high)]

@@ -1,0 +1,190 @@
+"""Measure what choosing attacks could gain over a constant attack, before anything learns to choose.
+
+python experiments/measure_headroom.py --preset digits-wide --epsilon 48/255 --steps 1 --step_size 32/255
+python experiments/measure_headroom.py --kinds attack --preset digits-wide --epsilon 48/255 --steps 1 --step_size 32/255
+
+A repeat trains the world for half of its run under the constant, and measures from there. Kind `view`: does a budget
+of its own for each view lower the loss of held-out judges, in one update, and over many against the same budgets
+shuffled? Kind `attack`: does another division of the attack's steps among the views attain more loss? Only training
+images are used, on the CPU, in float32. A verdict is "headroom", "none" or "undecided". Flags not listed below are
+those of the training, see train_agent.py --help. Every finished repeat is kept: the same command continues.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+if not __package__:
+    # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+    # imported before all slow modules: from here on a signal ends this process with one line of text
+    from astra_gym.ssl_core.utils import stopping  # noqa: F401
+
+from astra_gym.experiments.comparison.arms import settings_of
+from astra_gym.experiments.comparison.cell_results import plain
+from astra_gym.experiments.comparison.scheduler import usable_cores
+from astra_gym.experiments.config.argparser import CommandParser
+from astra_gym.experiments.config.cli import LEAVES
+from astra_gym.experiments.config.commands import program
+from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.headroom.headroom_file import HeadroomFile
+from astra_gym.experiments.headroom.kinds import KINDS, measure_repeat
+from astra_gym.experiments.headroom.picture import draw_headroom
+from astra_gym.experiments.headroom.world import HeadroomWorld
+from astra_gym.experiments.tuning.trial import pooled
+from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED
+from astra_gym.ssl_core.safety.disk import disk_error
+from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
+from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
+from astra_gym.ssl_core.utils.messages import said
+
+SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--device", "--precision")
+CONSTANT = ("--epsilon", "--steps", "--step_size")
+"""The flags of the constant; all three are needed."""
+CHOICES = {name: kind.summary for name, kind in KINDS.items()}
+MOST = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadroomFlags:
+    """What is measured; any other flag goes to the training.
+
+    Args:
+        kinds: kinds of choice.
+        repeats: number of repeats of each kind, with the seeds 0, 1, ...; more can be added later.
+        batches: batches that a repeat of `attack` attacks.
+        judge_images: training images of each of the two judges, at most a quarter of all.
+        views: views of a batch that a repeat of `view` tries with every budget.
+        updates: updates of the long test of `view`.
+        jobs: processes at once; by default one per usable core.
+        output: the file with the repeats; by default headroom/PRESET.json; the picture lies beside it.
+        trust: import the custom modules that a config file names, which runs their code.
+    """
+
+    kinds: Annotated[
+        tuple[str, ...], Notes(nargs="+", choices={name: kind.summary for name, kind in KINDS.items()})
+    ] = (
+        "view",
+        "attack",
+    )
+    repeats: int = 6
+    batches: int = 8
+    judge_images: int = 256
+    views: int = 48
+    updates: int = 40
+    jobs: int | None = None
+    output: Annotated[Path | None, Notes(unit="FILE")] = None
+    trust: Annotated[bool, SWITCH] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"--kinds {' '.join(self.kinds)}: give each kind once")
+        for name in ("repeats", "batches", "judge_images", "views", "updates"):
+            check_number(f"--{name}", getattr(self, name), 1, MOST, whole=True)
+        if self.jobs is not None:
+            check_number("--jobs", self.jobs, 1, whole=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 1 a repeat was killed, 2 bad input, 128 + N if
+    signal N stopped it."""
+    return framed("headroom", argv, _main)
+
+
+def _main(argv: list[str], ending: Ending) -> int:
+    parser = CommandParser("headroom", HeadroomFlags, __doc__, "--epsilon E --steps N --step_size S [--FLAG VALUE ...]")
+    own, flags = parser.split(argv, LEAVES)
+    given = parser.read(own)
+    ending.stopped = "interrupted: finished repeats are kept, and the same command continues"
+    ending.kept = "finished repeats are kept"
+    ending.after = "the same command continues"
+    try:
+        world = _world(given, flags)
+        output = given.output or Path("headroom") / f"{world.settings.run.preset}.json"
+        if output.suffix == ".png":
+            raise ValueError(f"--output {output} is the place of the picture: give a file .json")
+        ending.place = output.parent
+        return _measure(given, world, output)
+    except BrokenProcessPool:
+        # the system kills processes so when memory runs out
+        lost = "the process of a repeat was killed; finished repeats are kept, and the same command continues"
+        print(said(program("headroom"), lost), file=sys.stderr)
+        return 1
+    except (ValueError, NonFiniteError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        if disk_error(error):
+            raise
+        parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
+
+
+def _measure(given: HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
+    what = {
+        **{name: getattr(given, name) for name in ("batches", "judge_images", "views", "updates")},
+        "settings": plain(world.settings, NOT_SEARCHED),
+    }
+    file = HeadroomFile(output, world, what)
+    asked = [(kind, seed) for seed in range(given.repeats) for kind in given.kinds]
+    left = [pair for pair in asked if pair[1] not in file.repeats.get(pair[0], {})]
+    jobs = given.jobs or usable_cores()
+    print(f"{len(asked)} repeats, {len(left)} left, {jobs} at once, into {output}", flush=True)
+    with pooled(jobs) as pool:
+        for kind, seed, (repeat, seconds) in _all(world, left, pool):
+            file.add(kind, seed, repeat, seconds)
+            print(f"{kind}, seed {seed}: {seconds:.0f} s", flush=True)
+    file.write()
+    for kind in given.kinds:
+        for verdict in file.verdicts(kind):
+            ends = "" if verdict.low is None else f" ({verdict.low:+.3g} to {verdict.high:+.3g})"
+            print(f"{verdict.kind}: {verdict.verdict}; {verdict.mean:+.3g}{ends} {verdict.unit}, bar {verdict.bar:.3g}")
+    picture = output.with_suffix(".png")
+    draw_headroom(read_json(output)["kinds"], picture)
+    print(f"{output}, {picture}")
+    return 0
+
+
+def _all(
+    world: HeadroomWorld, asked: Sequence[tuple[str, int]], pool: ProcessPoolExecutor
+) -> Iterator[tuple[str, int, tuple[dict[str, Any], float]]]:
+    """Make repeats side by side; yield each with its seconds as it is finished."""
+    waiting = {pool.submit(_timed, world, *pair): pair for pair in asked}
+    for future in as_completed(waiting):
+        yield (*waiting[future], future.result())
+
+
+def _timed(world: HeadroomWorld, kind: str, seed: int) -> tuple[dict[str, Any], float]:
+    began = time.process_time()
+    return measure_repeat(world, kind, seed), time.process_time() - began
+
+
+def _world(given: HeadroomFlags, flags: Sequence[str]) -> HeadroomWorld:
+    """Return the world of the flags.
+
+    Raises:
+        ValueError: if a flag is wrong or is set by the measurement, or the world has no headroom that could be
+            measured so.
+    """
+    names = [flag.partition("=")[0] for flag in flags]
+    for name in names:
+        if name in SET_HERE:
+            raise ValueError(f"{name} is set by the measurement: leave it out")
+    if missing := [name for name in CONSTANT if name not in names]:
+        raise ValueError(f"the constant has no {', no '.join(missing)}: give --epsilon, --steps and --step_size")
+    settings = settings_of([*flags, "--device", "cpu", "--precision", "fp32", "--agent", "fixed"], given.trust or None)
+    method, name = settings.method.make(), settings.method.method
+    if method.free or method.post_processed or not method.objective_is_loss:
+        raise ValueError(f"the method {name} has no attack whose gain is its loss's: headroom is not defined for it")
+    if settings.coreset.coreset != "none" or settings.optimizer.update_chunks > 1:
+        raise ValueError("headroom is measured on whole batches of all images: leave --coreset and --update_chunks out")
+    return HeadroomWorld(settings, given.batches, given.judge_images, given.views, given.updates)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

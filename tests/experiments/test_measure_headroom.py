@@ -1,0 +1,68 @@
+"""The command that measures headroom: its file, its picture, its repetition, and bad input."""
+
+from pathlib import Path
+
+import pytest
+
+from astra_gym.experiments.measure_headroom import main
+from astra_gym.ssl_core.safety.sealing import read_json
+from tests.helpers.tiny_training import TINY_SETTINGS
+
+TINY = [
+    f"--{name}={value}" for name, value in (TINY_SETTINGS | {"limit": 50, "epochs": 2, "preset": "digits-wide"}).items()
+]
+CONSTANT = ["--epsilon", "48/255", "--steps", "1", "--step_size", "32/255"]
+SMALL = ["--views", "2", "--updates", "2", "--batches", "2", "--jobs", "1"]
+
+
+@pytest.mark.slow
+def test_a_tiny_world_has_verdicts_and_a_picture_and_a_repeated_command_makes_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SMALL, "--output", str(tmp_path / "h.json"), *TINY, *CONSTANT]
+    assert main([*words, "--kinds", "attack", "--repeats", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("1 repeats, 1 left, 1 at once, into ") and shown[1].startswith("attack, seed 0: ")
+    assert main([*words, "--repeats", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("2 repeats, 1 left") and shown[1].startswith("view, seed 0: ")
+    assert shown[2].startswith("per view, 2 updates, chosen - shuffled: undecided; ")
+    assert shown[-1] == f"{tmp_path / 'h.json'}, {tmp_path / 'h.png'}"
+    document, before = read_json(tmp_path / "h.json"), (tmp_path / "h.json").read_bytes()
+    assert set(document["kinds"]) == {"view", "attack"} and (tmp_path / "h.png").is_file()
+    numbers = document["kinds"]["view"]["numbers"]
+    assert numbers["judge_images"] == 12 and len(numbers["budgets"]) == 8
+    assert document["measured"]["settings"]["precision"] == "fp32"
+    assert main([*words, "--repeats", "1"]) == 0
+    assert capsys.readouterr().out.startswith("2 repeats, 0 left")
+    assert (tmp_path / "h.json").read_bytes() == before
+    # the same bits in another process
+    assert main([*words[:-1], "32/255", "--repeats", "1", "--output", str(tmp_path / "again.json")]) == 0
+    assert read_json(tmp_path / "again.json")["kinds"] == document["kinds"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "the constant has no --epsilon, no --steps, no --step_size"),
+        ([*CONSTANT[:4]], "the constant has no --step_size"),
+        ([*CONSTANT, "--kinds", "vew"], "did you mean 'view'"),
+        ([*CONSTANT, "--kinds", "view", "view"], "give each kind once"),
+        ([*CONSTANT, "--seed", "3"], "--seed is set by the measurement"),
+        ([*CONSTANT, "--repeats", "0"], "--repeats is 0"),
+        ([*CONSTANT, "--method", "taro"], "headroom is not defined for it"),
+        ([*CONSTANT, "--update_chunks", "2"], "leave --coreset and --update_chunks out"),
+        ([*CONSTANT, "--output", "a.png"], "is the place of the picture"),
+        ([*CONSTANT, "--epohs", "2"], "did you mean --epochs"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, *words])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("measure_headroom.py: error: ") and part in line and len(line) < 300
+    assert not list(tmp_path.iterdir())
