@@ -60,7 +60,7 @@ class HeadroomFlags:
         repeats: number of repeats of each kind, with the seeds 0, 1, ...; more can be added later.
         batches: batches that a repeat of `attack` attacks.
         judge_images: training images of each of the two judges, at most a quarter of all.
-        views: views of a batch that a repeat of `view` tries with every budget.
+        views: views of a batch that a repeat of `view` tries with every budget; 260 in all by default.
         updates: updates of the long test of `view`.
         jobs: processes at once; by default one per usable core.
         output: the file with the repeats; by default headroom/PRESET.json; the picture lies beside it.
@@ -73,10 +73,10 @@ class HeadroomFlags:
         "view",
         "attack",
     )
-    repeats: int = 6
+    repeats: int = 5
     batches: int = 8
     judge_images: int = 256
-    views: int = 48
+    views: int = 52
     updates: int = 40
     jobs: int | None = None
     output: Annotated[Path | None, Notes(unit="FILE")] = None

@@ -43,6 +43,7 @@ def _intervals(axes: Axes, verdicts: Sequence[Verdict]) -> None:
             xytext=(2, 7),
             textcoords="offset points",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")

@@ -34,7 +34,7 @@ class HeadroomWorld:
     settings: Settings
     batches: int = 8
     judge_images: int = 256
-    views: int = 48
+    views: int = 52
     updates: int = 40
 
     @property
