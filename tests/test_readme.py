@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, publish, tune
+from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, measure_headroom, publish, tune
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.flags import evaluation_parser
+from astra_gym.experiments.headroom.world import HeadroomWorld
 from astra_gym.experiments.train_agent import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,6 +190,20 @@ def test_the_searches_draw_their_candidates(monkeypatch) -> None:
     assert drawn == [64, 41, 64, 32, 16, 0]
 
 
+def test_the_measurements_of_headroom_have_a_world(monkeypatch) -> None:
+    """What they find is tested beside the command: here nothing is trained."""
+    steps: list[int] = []
+
+    def count(given: measure_headroom.HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
+        steps.append(world.constant.steps)
+        return 0
+
+    monkeypatch.setattr(measure_headroom, "_measure", count)
+    for command in (line for line in COMMANDS if "measure_headroom.py" in line):
+        assert measure_headroom.main(shlex.split(command)[2:]) == 0
+    assert steps == [1]
+
+
 def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:
     [command] = [shlex.split(line)[2:] for line in COMMANDS if "report.py runs/demo" in line]
     assert command == ["runs/demo"]
@@ -198,7 +213,8 @@ def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_every_command_is_known() -> None:
-    scripts = ("train_agent", "compare_agents", "tune", "report", "evaluate_encoder", "export_encoder")
+    scripts = ("train_agent", "compare_agents", "tune", "measure_headroom", "report", "evaluate_encoder")
+    scripts = (*scripts, "export_encoder")
     known = (
         "make ",
         "pip install .",

@@ -26,7 +26,7 @@ class Exam:
     attacked_share: float
 
 
-def make_exam(engine: AttackEngine, images: Tensor, epsilon: float, score: str, seed_name: str) -> Exam:
+def make_exam(engine: AttackEngine, images: Tensor, epsilon: float, score: str, stream: str) -> Exam:
     """Make views of images, in batches of about the world's size, and attack them by PGD-10 on the present weights.
 
     Args:
@@ -34,13 +34,13 @@ def make_exam(engine: AttackEngine, images: Tensor, epsilon: float, score: str, 
         images: (m, 3, h, w) uint8.
         epsilon: the judged radius.
         score: the world's `judge_score`: "mean" (clean and attacked views half and half) or "robust" (attacked only).
-        seed_name: name of the stream of views and of the attack's start.
+        stream: name of the stream of views and of the attack's start.
     """
     learner, budget = engine.learner, ConstantBudget(epsilon=epsilon, step_size=STRIDE * epsilon / STEPS, steps=STEPS)
     count = max(1, len(images) // engine.settings.optimizer.batch_size)
-    made, noise = [], engine.streams.on_device(seed_name)
+    made, noise = [], engine.streams.on_device(stream)
     for part in images.tensor_split(count):
-        views = engine.make_views(as_float(part), engine.streams[seed_name])
+        views = engine.make_views(as_float(part), engine.streams[stream])
         with learner.untracked():
             attacked = learner.attack(views, budget.expand(len(learner.method.attacked(views))), noise).images
         made.append((views, attacked))

@@ -1,0 +1,85 @@
+"""Tables of kept measurements of headroom, `results/headroom/WORLD.json`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from astra_gym.experiments.headroom.verdicts import Verdict
+from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
+from astra_gym.ssl_core.safety.sealing import read_json
+
+
+def _kinds(results: Path, world: str) -> Mapping[str, Any]:
+    kinds: Mapping[str, Any] = read_json(results / "headroom" / f"{world}.json")["kinds"]
+    return kinds
+
+
+def verdicts_table(results: Path, world: str) -> list[Block]:
+    """Return the verdicts of a world."""
+    verdicts = [Verdict(**each) for found in _kinds(results, world).values() for each in found["verdicts"]]
+    rows = [
+        entries(
+            each.kind,
+            each.verdict,
+            f"{each.mean:+.2g}",
+            MISSING if each.low is None else f"{each.low:+.2g} to {each.high:+.2g}",
+            f"{each.bar:.2g}",
+            each.unit,
+            f"{each.n}",
+        )
+        for each in verdicts
+    ]
+    note = "The first verdict of each kind decides. Gains below the bar do not count."
+    columns = ["choice", "verdict", "gain", "95 % interval", "bar", "unit", "values"]
+    return [Table("", note, columns, rows, words=("choice", "verdict", "unit"))]
+
+
+def credit_table(results: Path, world: str) -> list[Block]:
+    """Return the credit of a view's budget in one update, and how often each budget was preferred and chosen."""
+    numbers = _kinds(results, world)["view"]["numbers"]
+    rows = [
+        entries(
+            f"{each['epsilon']:g}/255" + (" (the constant)" if each["constant"] else ""),
+            f"{each['steps']}",
+            *(_interval(each[name], 1e6) for name in ("credit_a", "credit_b")),
+            *(f"{100 * each[name]:.0f}" for name in ("preferred", "chosen")),
+        )
+        for each in numbers["budgets"]
+    ]
+    note = (
+        f"Millionths of the loss; {numbers['views']} views, two judges of {numbers['judge_images']} images. Preferred: "
+        "views to which judge A gives most credit with it, %. Chosen: views that had it in the long test, %."
+    )
+    columns = ["radius", "steps", "credit by A", "credit by B", "preferred", "chosen"]
+    return [Table("", note, columns, rows)]
+
+
+def numbers_table(results: Path, world: str) -> list[Block]:
+    """Return what is behind the verdicts: shares of variance, rank correlations, falls and losses."""
+    kinds = _kinds(results, world)
+    rows = []
+    if "view" in kinds:
+        numbers = kinds["view"]["numbers"]
+        rows += [
+            (f"variance of the credit: {name.replace('_', ' ')}", f"{100 * share:.1f} %")
+            for name, share in numbers["variance"].items()
+        ]
+        rows += [(f"rank correlation: {name}", f"{found:.2f}") for name, found in numbers["rank_correlations"].items()]
+        rows += [
+            (f"fall of judge B in the long test: {name}", _interval(found, 1.0, ".3f"))
+            for name, found in numbers["falls"].items()
+        ]
+        rows.append(("mean steps of the chosen budgets", f"{numbers['chosen_steps']:.2f}"))
+    if "attack" in kinds:
+        numbers = kinds["attack"]["numbers"]
+        rows += [(f"loss within an attack: {name}", f"{found:.3f}") for name, found in numbers["losses"].items()]
+    return [Table("", "", ["value", "found"], [entries(*row) for row in rows])]
+
+
+def _interval(found: list[float | None], scale: float, form: str = ".0f") -> str:
+    mean, low, high = found
+    if mean is None:
+        return MISSING
+    if low is None or high is None:
+        return f"{scale * mean:{form}}"
+    return f"{scale * mean:{form}} ({scale * low:{form}} to {scale * high:{form}})"
