@@ -50,11 +50,11 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
     verdicts = [
         decide(
             f"per view, {world.updates} updates, chosen - {name}",
-            (falls["chosen"][:, 1] - falls[other][:, 1]).tolist(),
+            (falls["chosen"][:, 1] - falls[name][:, 1]).tolist(),
             UNIT,
             spread,
         )
-        for name, other in (("shuffled", "shuffled"), ("constant", "constant"))
+        for name in ("shuffled", "constant")
     ]
     verdicts.append(decide("per view, one update, A's choice - best constant", gained.tolist(), UNIT, float(b.std())))
     by_budget = [
