@@ -12,10 +12,10 @@ those of the training, see train_agent.py --help. Every finished repeat is kept:
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,8 +36,8 @@ from astra_gym.experiments.headroom.headroom_file import HeadroomFile
 from astra_gym.experiments.headroom.kinds import KINDS, measure_repeat
 from astra_gym.experiments.headroom.picture import draw_headroom
 from astra_gym.experiments.headroom.world import HeadroomWorld
-from astra_gym.experiments.tuning.trial import pooled
-from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED
+from astra_gym.experiments.tuning.trial import pooled, try_all
+from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, held
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
@@ -130,16 +130,17 @@ def _measure(given: HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
         **{name: getattr(given, name) for name in ("batches", "judge_images", "views", "updates")},
         "settings": plain(world.settings, NOT_SEARCHED),
     }
-    file = HeadroomFile(output, world, what)
     asked = [(kind, seed) for seed in range(given.repeats) for kind in given.kinds]
-    left = [pair for pair in asked if pair[1] not in file.repeats.get(pair[0], {})]
     jobs = given.jobs or usable_cores()
-    print(f"{len(asked)} repeats, {len(left)} left, {jobs} at once, into {output}", flush=True)
-    with pooled(jobs) as pool:
-        for kind, seed, (repeat, seconds) in _all(world, left, pool):
-            file.add(kind, seed, repeat, seconds)
-            print(f"{kind}, seed {seed}: {seconds:.0f} s", flush=True)
-    file.write()
+    with held(output):
+        file = HeadroomFile(output, world, what)
+        left = [pair for pair in asked if pair[1] not in file.repeats.get(pair[0], {})]
+        print(f"{len(asked)} repeats, {len(left)} left, {jobs} at once, into {output}", flush=True)
+        with pooled(jobs) as pool:
+            for kind, seed, (repeat, seconds) in try_all(partial(_timed, world), left, pool):
+                file.add(kind, seed, repeat, seconds)
+                print(f"{kind}, seed {seed}: {seconds:.0f} s", flush=True)
+        file.write()
     for kind in given.kinds:
         for verdict in file.verdicts(kind):
             ends = "" if verdict.low is None else f" ({verdict.low:+.3g} to {verdict.high:+.3g})"
@@ -148,15 +149,6 @@ def _measure(given: HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
     draw_headroom(read_json(output)["kinds"], picture)
     print(f"{output}, {picture}")
     return 0
-
-
-def _all(
-    world: HeadroomWorld, asked: Sequence[tuple[str, int]], pool: ProcessPoolExecutor
-) -> Iterator[tuple[str, int, tuple[dict[str, Any], float]]]:
-    """Make repeats side by side; yield each with its seconds as it is finished."""
-    waiting = {pool.submit(_timed, world, *pair): pair for pair in asked}
-    for future in as_completed(waiting):
-        yield (*waiting[future], future.result())
 
 
 def _timed(world: HeadroomWorld, kind: str, seed: int) -> tuple[dict[str, Any], float]:

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
 from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.rng import Streams
 
+Tried = TypeVar("Tried")
+Result = TypeVar("Result")
 WORST = -10.0
 """The score of a trial that failed; margins lie near [-1, 1]."""
 SHARE, MOST = 0.2, 512
@@ -236,9 +238,9 @@ def pooled(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def try_all(
-    attempt: Callable[[Candidate, int], Trial], asked: Sequence[tuple[Candidate, int]], pool: ProcessPoolExecutor
-) -> Iterator[tuple[Candidate, int, Trial]]:
-    """Make trials side by side, of candidates and seeds; yield each as it is finished.
+    attempt: Callable[[Tried, int], Result], asked: Sequence[tuple[Tried, int]], pool: ProcessPoolExecutor
+) -> Iterator[tuple[Tried, int, Result]]:
+    """Make trials side by side, of candidates (or whatever is tried) and seeds; yield each as it is finished.
 
     Raises:
         ValueError: as `attempt`.

@@ -31,7 +31,7 @@ def label(candidate: Candidate) -> str:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep other searches from a file, whose folder is made; two would overwrite each other's trials.
+    """Keep other searches (or measurements) from a file, whose folder is made; two would overwrite each other's trials.
 
     Raises:
         Locked: if another process searches into the file.
