@@ -1,5 +1,6 @@
 """The command that measures headroom: its file, its picture, its repetition, and bad input."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from astra_gym.experiments.measure_headroom import main
 from astra_gym.ssl_core.safety.sealing import read_json
 from tests.helpers.tiny_training import TINY_SETTINGS
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     f"--{name}={value}" for name, value in (TINY_SETTINGS | {"limit": 50, "epochs": 2, "preset": "digits-wide"}).items()
 ]
@@ -36,6 +38,15 @@ def test_a_tiny_world_has_verdicts_and_a_picture_and_a_repeated_command_makes_wh
     assert main(words) == 0
     assert capsys.readouterr().out.startswith("2 repeats, 0 left")
     assert (tmp_path / "h.json").read_bytes() == before
+
+
+def test_a_kept_measurement_is_read_and_needs_no_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(shutil.copy(ROOT / "results" / "headroom" / "digits-wide.json", tmp_path))
+    kinds = read_json(file)["kinds"]
+    assert main(["--preset", "digits-wide", *CONSTANT, "--output", str(file)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("10 repeats, 0 left") and "per view, 40 updates, chosen - shuffled: " in shown[1]
+    assert read_json(file)["kinds"] == kinds
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_kept_searches_are_read_and_need_no_trial(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also those from before a setting was added."""
-    monkeypatch.setattr("astra_gym.experiments.tuning.trial._train", lambda settings: range(10_000))
+    monkeypatch.setattr("astra_gym.experiments.tuning.trial.training_images", lambda settings: range(10_000))
     file = Path(shutil.copy(ROOT / "results" / "tuning" / name, tmp_path))
     search = read_json(file)["search"]
     words = ["--tune", *search["tune"], "--candidates", str(search["candidates"]), "--output", str(file)]
