@@ -42,11 +42,15 @@ def test_a_tiny_world_has_verdicts_and_a_picture_and_a_repeated_command_makes_wh
 
 def test_a_kept_measurement_is_read_and_needs_no_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = Path(shutil.copy(ROOT / "results" / "headroom" / "digits-wide.json", tmp_path))
-    kinds = read_json(file)["kinds"]
+
+    def decided() -> list[str]:
+        return [each["verdict"] for kind in read_json(file)["kinds"].values() for each in kind["verdicts"]]
+
+    before = decided()
     assert main(["--preset", "digits-wide", *CONSTANT, "--output", str(file)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("10 repeats, 0 left") and "per view, 40 updates, chosen - shuffled: " in shown[1]
-    assert read_json(file)["kinds"] == kinds
+    assert decided() == before and len(before) == 5
 
 
 @pytest.mark.parametrize(
