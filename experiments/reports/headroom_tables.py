@@ -1,9 +1,11 @@
 """Tables of kept measurements of headroom, `results/headroom/WORLD.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison
+from astra_gym.experiments.headroom.compared import compared_verdicts
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
 from astra_gym.ssl_core.safety.sealing import read_json
@@ -17,6 +19,17 @@ def _kinds(results: Path, world: str) -> Mapping[str, Any]:
 def verdicts_table(results: Path, world: str) -> list[Block]:
     """Return the verdicts of a world."""
     verdicts = [Verdict(**each) for found in _kinds(results, world).values() for each in found["verdicts"]]
+    return [_verdicts(verdicts, "The first verdict of each kind decides. Gains below the bar do not count.")]
+
+
+def compared_table(results: Path, name: str) -> list[Block]:
+    """Return the verdicts of the pairs that a kept comparison tests."""
+    result = read_comparison(results / "comparisons" / name / COMPARISON)
+    note = "Accuracy where the world is judged; values are differences within a seed. Gains below the bar do not count."
+    return [_verdicts(compared_verdicts(result), note)]
+
+
+def _verdicts(verdicts: Sequence[Verdict], note: str) -> Table:
     rows = [
         entries(
             each.kind,
@@ -29,9 +42,8 @@ def verdicts_table(results: Path, world: str) -> list[Block]:
         )
         for each in verdicts
     ]
-    note = "The first verdict of each kind decides. Gains below the bar do not count."
     columns = ["choice", "verdict", "gain", "95 % interval", "bar", "unit", "values"]
-    return [Table("", note, columns, rows, words=("choice", "verdict", "unit"))]
+    return Table("", note, columns, rows, words=("choice", "verdict", "unit"))
 
 
 def credit_table(results: Path, world: str) -> list[Block]:

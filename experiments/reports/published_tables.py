@@ -15,7 +15,7 @@ from astra_gym.experiments.reports.comparison_tables import accuracy_table as co
 from astra_gym.experiments.reports.comparison_tables import compute_table, improvement_table, primary_table
 from astra_gym.experiments.reports.document import MISSING, Block, Items, Table, entries
 from astra_gym.experiments.reports.evaluation_tables import remarks
-from astra_gym.experiments.reports.headroom_tables import credit_table, numbers_table, verdicts_table
+from astra_gym.experiments.reports.headroom_tables import compared_table, credit_table, numbers_table, verdicts_table
 from astra_gym.experiments.reports.method_tables import coresets_table, methods_table, strategies_table
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.stats import mean_interval
@@ -199,6 +199,7 @@ TABLES: dict[str, Made] = {
     "tuned": tuned_table,
     "curve": curve_table,
     "headroom": verdicts_table,
+    "headroom-compared": compared_table,
     "headroom-credit": credit_table,
     "headroom-numbers": numbers_table,
 }
