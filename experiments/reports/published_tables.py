@@ -44,6 +44,19 @@ def evaluated(table: Callable[[Sequence[Row]], Table]) -> Made:
     return lambda results, name: [table(read_results(EvaluationStore(results / "evaluations" / name).file))]
 
 
+def evaluated_arms_table(results: Path, name: str) -> list[Block]:
+    """Return the accuracies of one encoder of each arm of a comparison, from the evaluations kept as NAME-ARM."""
+    tables = {
+        folder.name.removeprefix(f"{name}-"): evaluation_tables.accuracy_table(
+            read_results(EvaluationStore(folder).file)
+        )
+        for folder in sorted((results / "evaluations").glob(f"{name}-*"))
+    }
+    first = next(iter(tables.values()))
+    rows = [[*entries(arm), *line[1:]] for arm, table in tables.items() for line in table.rows]
+    return [first._replace(title="", columns=["arm", *first.columns[1:]], rows=rows)]
+
+
 def evaluation_remarks(results: Path, name: str) -> list[Block]:
     """Return why values of a kept evaluation are not standard, and what its checks found, as a list."""
     store = EvaluationStore(results / "evaluations" / name)
@@ -184,6 +197,7 @@ TABLES: dict[str, Made] = {
     "policy": policy_table,
     "benchmark": benchmark_table,
     "evaluated-accuracy": evaluated(evaluation_tables.accuracy_table),
+    "evaluated-arms": evaluated_arms_table,
     "evaluated-stages": evaluated(evaluation_tables.stages_table),
     "evaluated-shifts": evaluated(evaluation_tables.shifts_table),
     "evaluated-health": evaluated(evaluation_tables.health_table),

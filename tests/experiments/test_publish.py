@@ -10,10 +10,12 @@ from astra_gym.experiments.benchmarks.workloads import Options
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.publish import main
+from astra_gym.experiments.reports.document import Table
 from astra_gym.experiments.reports.published_tables import (
     accuracy_table,
     benchmark_table,
     curve_table,
+    evaluated_arms_table,
     policy_table,
     tuned_table,
 )
@@ -25,6 +27,7 @@ from astra_gym.experiments.tuning.trial import Trial
 from astra_gym.experiments.tuning.tuning_file import TuningFile
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
 from astra_gym.ssl_core.evaluation.results import Origin, write_results
+from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.helpers.sealed import resealed_yaml
 
 README = "before\n<!-- table accuracy digits -->\nold\n<!-- end -->\nafter\n"
@@ -246,3 +249,12 @@ def test_what_searches_found_and_a_curve_of_constants_are_tables(tmp_path: Path)
     assert [row[0].text for row in table.rows] == ["0/255", "4/255", "96/255"]
     assert [entry.text for entry in table.rows[1]][1:4] == ["-", "0.100", "0.300"]
     assert tuned_table(tmp_path, "other")[0].rows == []
+
+
+def test_the_arms_of_a_comparison_are_lines_of_one_table() -> None:
+    """Of the kept evaluations."""
+    [table] = evaluated_arms_table(ROOT / "results", "digits-wide")
+    assert isinstance(table, Table)
+    assert [line[0].text for line in table.rows] == ["fixed", "fixed-tuned", "hardest", "random"]
+    at = list(table.columns).index("AA 24/255")
+    assert [line[at].text for line in table.rows] == ["60.7", "85.0", "53.0", "73.3"]
