@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -137,6 +137,20 @@ class Attacked(NamedTuple):
     embeddings: Tensor
 
 
+@dataclass
+class AttackReport:
+    """What an attack fills in on request, beside its result, for each of n images.
+
+    Attributes:
+        slopes: (n,) sum over the pixels of the absolute gradient at the image's own last step, 0 without a step; on the
+            images' device.
+        steps: (n,) int64, the steps taken: the budget's, unless the attack stops early; on the host.
+    """
+
+    slopes: Tensor = field(init=False)
+    steps: Tensor = field(init=False)
+
+
 def check_images(images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> None:
     """Raise a ValueError unless `images` is a floating (n, c, h, w) tensor within the bounds and without NaN.
 
@@ -151,6 +165,15 @@ def check_images(images: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)
         raise ValueError(
             f"images span [{low.item():g}, {high.item():g}]: expected values in [{bounds[0]}, {bounds[1]}]"
         )
+
+
+def check_arguments(images: Tensor, budget: Budget, bounds: tuple[float, float] | None, granularity: int) -> None:
+    """Raise a ValueError unless an attack's arguments fit together, see `pgd` and `check_images`."""
+    check_images(images, bounds)
+    if len(budget) != len(images):
+        raise ValueError(f"the budget has {len(budget)} entries: expected one for each of the {len(images)} images")
+    if granularity < 1:
+        raise ValueError(f"granularity is {granularity}: expected 1 or more")
 
 
 def uniform(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
@@ -209,6 +232,7 @@ def pgd(
     bounds: tuple[float, float] = (0.0, 1.0),
     granularity: int = 1,
     watch: Tensor | None = None,
+    report: AttackReport | None = None,
 ) -> Attacked:
     """L-infinity PGD (Madry et al. 2018) by sign ascent, with radius, step size and number of steps per image.
 
@@ -234,6 +258,7 @@ def pgd(
             occur: some libraries prepare for each new shape. The result is the same.
         watch: a scalar tensor on the images' device, for callers that must not wait for the device here. The attack
             adds to it a value that is finite only if all gradients are finite and images and start are in range.
+        report: a record that the attack fills in; the result is the same.
 
     Returns:
         The attacked images and their embeddings, in the order of `images`.
@@ -245,11 +270,7 @@ def pgd(
             NaN is 0, so the image did not move.
     """
     watched = watch is not None and images.device.type != "cpu"
-    check_images(images, None if watched else bounds)
-    if len(budget) != len(images):
-        raise ValueError(f"the budget has {len(budget)} entries: expected one for each of the {len(images)} images")
-    if granularity < 1:
-        raise ValueError(f"granularity is {granularity}: expected 1 or more")
+    check_arguments(images, budget, None if watched else bounds, granularity)
     images, budget = images.detach(), budget.to("cpu")
 
     def placed(values: Tensor) -> Tensor:
@@ -266,7 +287,7 @@ def pgd(
     low = (clean - epsilon).clamp_(min=bounds[0])
     high = (clean + epsilon).clamp_(max=bounds[1])
 
-    first = _start(start, images, budget, generator, None if watched else bounds)
+    first = first_perturbations(start, images, budget, generator, None if watched else bounds)
     moved = (clean + first[order]).clamp_(*bounds)
     spent = sum(count > 0 for count in steps)
     moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
@@ -274,7 +295,9 @@ def pgd(
     ends = torch.zeros((), device=images.device) if watch is None else watch
     if watched:
         # values out of range make `ends` NaN
-        ends.add_(_outside(images, *bounds)).add_(_outside(first, bounds[0] - bounds[1], bounds[1] - bounds[0]))
+        ends.add_(out_of_range(images, first, bounds))
+    # not made without a report, so that existing attacks launch nothing more
+    slopes = None if report is None else torch.zeros(len(images), device=images.device, dtype=images.dtype)
     settled: list[Tensor] = []  # embeddings of the images that no longer move, the latest first
     encoded = len(steps)
     for iteration in range(steps[0] + 1):
@@ -282,40 +305,51 @@ def pgd(
         needed = min(encoded, -(-active // granularity) * granularity)
         if needed < encoded:
             with torch.no_grad():
-                settled.insert(0, _rows(encode, moved[needed:encoded], by_steps[needed:encoded]).detach())
+                settled.insert(0, rows_of(encode, moved[needed:encoded], by_steps[needed:encoded]).detach())
             encoded = needed
         if not encoded:
             break
         with torch.enable_grad():
             x = moved[:encoded].detach().requires_grad_()
-            z = torch.cat([_rows(encode, x, by_steps[:encoded]), *settled])
+            z = torch.cat([rows_of(encode, x, by_steps[:encoded]), *settled])
             values = objective(z[place])
-            if values.shape != budget.steps.shape:
-                raise ValueError(
-                    f"objective gives {tuple(values.shape)}: expected ({len(images)},), a value for each image, "
-                    "neither summed nor averaged"
-                )
+            check_values(values, len(images))
             (gradient,) = torch.autograd.grad(values.sum(), x)
         with torch.no_grad():
             if active:
                 low_end, high_end = torch.aminmax(gradient[:active].movedim(1, -1))
                 ends.add_(low_end).add_(high_end)
+            if slopes is not None:
+                ending = slice(sum(count > iteration + 1 for count in steps), active)
+                slopes[ending] = gradient[ending].abs().sum(dim=(1, 2, 3))
             # one buffer holds the step, and the result overwrites the images
             step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
     if watch is None and not math.isfinite(ends):
         raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
+    if report is not None and slopes is not None:
+        report.slopes, report.steps = slopes[place], budget.steps
     return Attacked(moved[place], torch.cat(settled)[place])
 
 
-def _rows(encode: Encode, x: Tensor, rows: Tensor) -> Tensor:
+def check_values(values: Tensor, n: int) -> None:
+    """Raise a ValueError unless an objective gives a value for each of n images."""
+    if values.shape != (n,):
+        raise ValueError(
+            f"objective gives {tuple(values.shape)}: expected ({n},), a value for each image, neither summed nor "
+            "averaged"
+        )
+
+
+def rows_of(encode: Encode, x: Tensor, rows: Tensor) -> Tensor:
+    """Encode images x (m, c, h, w), which are these rows of all; raise a ValueError if there is no row for each."""
     z = encode(x, rows)
     if z.shape[:1] != x.shape[:1]:
         raise ValueError(f"encode gives {tuple(z.shape)} for {len(x)} images: expected a row for each")
     return z
 
 
-def _start(
+def first_perturbations(
     start: str | Start | Tensor,
     images: Tensor,
     budget: Budget,
@@ -341,7 +375,13 @@ def _start(
     return values.detach().to(images)
 
 
-def _outside(values: Tensor, low: float, high: float) -> Tensor:
-    """Return NaN if values are out of the range or NaN, else 0, as a scalar on the device, without waiting for it."""
-    least, most = torch.aminmax(values)
-    return torch.where((least >= low) & (most <= high), 0.0, torch.nan)
+def out_of_range(images: Tensor, start: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return NaN if images or start are out of their range or NaN, else 0, as a scalar on the device, without waiting
+    for it."""
+    span = bounds[1] - bounds[0]
+
+    def outside(values: Tensor, low: float, high: float) -> Tensor:
+        least, most = torch.aminmax(values)
+        return torch.where((least >= low) & (most <= high), 0.0, torch.nan)
+
+    return outside(images, *bounds) + outside(start, -span, span)

@@ -6,6 +6,10 @@ from typing import Annotated
 from astra_gym.ssl_core.attacks.pgd import STARTS, Start, find_start
 from astra_gym.ssl_core.settings.records import Notes, check_choices
 
+STOPS = {"retrieval": "a view stops when its partner is no longer its nearest"}
+FURTHER = (50 / 120, 90 / 120)
+"""Shares of the run from which an attack that has succeeded takes one further step, and two (FAT's epochs of 120)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSection:
@@ -14,12 +18,15 @@ class AttackSection:
     Args:
         attack_start: where the attack begins: uniform (in the view's own ball), zero (the clean view), or the dotted
             path of a custom function, my_module:my_start (`Start`); null: as the method's authors do.
+        attack_stop: when the attack on a view ends before its steps are spent: retrieval (its partner is no longer its
+            nearest; in the course of the run 0, 1 and 2 further steps follow); null: never. The agent friendly sets it.
 
     Raises:
         ValueError: if the name is unknown.
     """
 
     attack_start: Annotated[str | None, Notes(choices=STARTS, what="attack start", custom=True)] = None
+    attack_stop: Annotated[str | None, Notes(choices=STOPS, what="end of the attack")] = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -31,3 +38,7 @@ class AttackSection:
             ValueError: if there is no function at a dotted path.
         """
         return None if self.attack_start is None else find_start(self.attack_start)
+
+    def further_steps(self, progress: float) -> int:
+        """Return the steps that an attack takes after it has succeeded, at a share of the run in [0, 1]."""
+        return sum(progress >= share for share in FURTHER)

@@ -49,6 +49,21 @@ def nt_xent(z: Tensor, temperature: float = 0.5, reduction: str = "mean") -> Ten
     return reduced(F.cross_entropy(logits, partner, reduction="none"), reduction)
 
 
+def nearest_is_partner(z: Tensor) -> Tensor:
+    """Whether the nearest other row of each row, by cosine, is its partner: (2N,) bool; a tie is a failure.
+
+    Args:
+        z: embeddings (2N, d), not normalized; rows 2k and 2k+1 are the two views of image k.
+    """
+    z = F.normalize(z, dim=1)
+    partner = torch.arange(len(z), device=z.device) ^ 1
+    own = (z * z[partner]).sum(dim=1)
+    similarity = z @ z.T
+    rows = torch.arange(len(z), device=z.device)
+    similarity[rows, rows] = similarity[rows, partner] = -torch.inf
+    return own > similarity.amax(dim=1)
+
+
 def mixed_nt_xent(
     clean: Tensor, adversarial: Tensor, temperature: float = 0.5, reading: str = "pairs", reduction: str = "mean"
 ) -> Tensor:

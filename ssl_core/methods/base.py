@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, Encode, Objective
-from astra_gym.ssl_core.losses.contrastive import nt_xent
+from astra_gym.ssl_core.losses.contrastive import nearest_is_partner, nt_xent
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.finite import check_number
@@ -223,6 +223,27 @@ class Method(ABC):
         The terms "adversarial" and "clean" are the method's loss on the attacked and on the clean views.
         """
         return {"adversarial": objective(adversarial), "clean": objective(clean)}
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether `retrieved` is defined: the attack maximizes NT-Xent among the attacked views alone."""
+        kind = type(self)
+        return self.attacks and kind.objective is Method.objective and kind.objective_for is Method.objective_for
+
+    def retrieved(self, z: Tensor) -> Tensor:
+        """Whether each attacked view, (n,) bool, has its partner as the nearest of all attacked views of the batch, by
+        the cosine of their embeddings z. An attack has succeeded on a view that is not retrieved: without labels, this
+        is what a wrong class is with them.
+
+        Raises:
+            ValueError: if the method does not compare the attacked views with each other, see `retrieves`.
+        """
+        if not self.retrieves:
+            raise ValueError(
+                f"the method {type(self).__name__} does not contrast attacked views with each other: retrieval is not "
+                "defined for it"
+            )
+        return nearest_is_partner(z)
 
     # --- the networks ------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,11 @@ class ACL(Method):
         """All views; in "a2s" the first of each image, row 2k of image k."""
         return views[0::2] if self.streams == "a2s" else views
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether the attacked views are contrasted with each other: not in "a2s"."""
+        return self.streams != "a2s"
+
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """NT-Xent of each attacked view, (2b,); in "a2s" of pairs with the unchanged clean second views, the mean of an
         image's two rows, (b,)."""

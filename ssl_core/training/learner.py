@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from astra_gym.ssl_core.attacks.early_stopping import EarlyStop, early_stopped_pgd
 from astra_gym.ssl_core.attacks.free import FreePerturbations
-from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Encode, Objective, Start, pgd, within
+from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Encode, Objective, Start, pgd, within
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
 from astra_gym.ssl_core.methods import Method, Network, Networks
 from astra_gym.ssl_core.models.ema import ema_update
@@ -195,7 +197,13 @@ class TargetLearner:
         return self._watched.setdefault(GRADIENTS, torch.zeros((), device=self.device))
 
     def attack(
-        self, views: Tensor, budget: Budget, generator: torch.Generator, objective: Objective | None = None
+        self,
+        views: Tensor,
+        budget: Budget,
+        generator: torch.Generator,
+        objective: Objective | None = None,
+        stop: EarlyStop | None = None,
+        report: AttackReport | None = None,
     ) -> Attacked:
         """Run the method's attack on the views within the budget. Weights do not change. Running statistics change only
         in train mode, with the pass of every step.
@@ -205,10 +213,10 @@ class TargetLearner:
             budget: an entry for each view that is attacked.
             generator: random generator of the start, on the learner's device.
             objective: the result of `objective(views)` on the current weights, if known.
+            stop, report: as in `early_stopped_pgd`; without a stop every view takes its steps.
         """
         images = self.method.attacked(views)
         radius = self.method.start_radius
-        start = self.start or ("uniform" if radius is None else within(radius))
         objective = self.objective(views) if objective is None else objective
         training = self.method.attack_mode == "train"
         # batch norm in train mode couples the images of a batch, so every iteration encodes the whole batch
@@ -217,15 +225,16 @@ class TargetLearner:
             encode = self.method.encode(self.plain() if training else self._folded())
             if training:
                 encode = self._tracked_by_steps(encode)
-            return pgd(
+            return (pgd if stop is None else partial(early_stopped_pgd, stop=stop))(
                 encode,
                 objective,
                 images,
                 budget,
                 generator=generator,
-                start=start,
+                start=self.start or ("uniform" if radius is None else within(radius)),
                 granularity=len(images) if training else granularity,
                 watch=self.watched_gradients(),
+                report=report,
             )
 
     def _tracked_by_steps(self, encode: Encode) -> Encode:

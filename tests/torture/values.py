@@ -13,6 +13,7 @@ from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.sections import ENVS, PROGRESS
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.attacks.pgd import STARTS
+from astra_gym.ssl_core.attacks.settings import STOPS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALIZATIONS, PRECISIONS, PROJECTORS, STEMS
@@ -36,6 +37,7 @@ NAMES: dict[str, list[str]] = {
     "actions": list(ACTION_KINDS),
     "progress": list(PROGRESS),
     "attack_start": list(STARTS),
+    "attack_stop": list(STOPS),
     "reward_scope": ["view", "batch"],
     "coreset": ["none", "rcs", "random"],
     "perspective": ["none", "moebius", "lcm"],

@@ -17,3 +17,10 @@ def test_a_custom_start_is_imported_when_it_is_looked_for() -> None:
     section = AttackSection(attack_start="no_such_module:start")
     with pytest.raises(ValueError, match="cannot import no_such_module"):
         section.find()
+
+
+def test_further_steps_after_a_success_come_at_the_sources_epochs_of_120() -> None:
+    section = AttackSection(attack_stop="retrieval")
+    assert [section.further_steps(epoch / 120) for epoch in (0, 49, 50, 89, 90, 120)] == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match=r"unknown end of the attack 'retrival'.*did you mean 'retrieval'"):
+        AttackSection(attack_stop="retrival")

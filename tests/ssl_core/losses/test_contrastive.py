@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from astra_gym.ssl_core.losses.contrastive import kl_divergence, mixed_nt_xent, nt_xent, trades
+from astra_gym.ssl_core.losses.contrastive import kl_divergence, mixed_nt_xent, nearest_is_partner, nt_xent, trades
 
 
 def embeddings(n: int, d: int = 6, seed: int = 0) -> Tensor:
@@ -193,3 +193,12 @@ def test_trades_refuses_what_does_not_fit_together() -> None:
         trades(z, z, labels, beta=-1)
     with pytest.raises(ValueError, match="reduction"):
         trades(z, z, labels, reduction="median")
+
+
+def test_a_view_is_retrieved_if_its_partner_is_nearest_and_a_tie_is_a_failure() -> None:
+    degrees = torch.tensor([0.0, 10.0, 30.0, 90.0, 180.0, 180.0, 180.0, 270.0], dtype=torch.float64)
+    turned = torch.deg2rad(degrees)
+    z = torch.stack([turned.cos(), turned.sin()], dim=1) * 2.0 ** torch.arange(8)[:, None]
+    # 30's nearest is 10, not 90; 90's is 30; 180 stands three times, so that its partner is no nearer than another
+    assert nearest_is_partner(z).tolist() == [True, True, False, True, False, False, False, False]
+    assert nearest_is_partner(z[:2]).tolist() == [True, True]

@@ -1,0 +1,128 @@
+"""Projected gradient ascent that ends, for each image, when the attack has succeeded."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from astra_gym.ssl_core.attacks.pgd import (
+    Attacked,
+    AttackReport,
+    Budget,
+    Encode,
+    NonFiniteGradientError,
+    Objective,
+    Start,
+    check_arguments,
+    check_values,
+    first_perturbations,
+    out_of_range,
+    rows_of,
+)
+from astra_gym.ssl_core.utils.finite import check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """The end of an attack on an image.
+
+    Args:
+        succeeds: function from embeddings (n, ...) to (n,) bool: whether the attack on each image has succeeded.
+        further: steps that an image still takes after it was first found to have succeeded (FAT's tau); each step that
+            begins at a success uses up one. An integer of 0 or more.
+
+    Raises:
+        ValueError: if `further` is out of its range.
+    """
+
+    succeeds: Callable[[Tensor], Tensor]
+    further: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("further", self.further, 0, whole=True)
+
+
+def early_stopped_pgd(
+    encode: Encode,
+    objective: Objective,
+    images: Tensor,
+    budget: Budget,
+    *,
+    stop: EarlyStop,
+    generator: torch.Generator | None = None,
+    start: str | Start | Tensor = "uniform",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    granularity: int = 1,
+    watch: Tensor | None = None,
+    report: AttackReport | None = None,
+) -> Attacked:
+    """Friendly PGD (FAT, Zhang et al. 2020): `pgd` that looks for success before each step of an image.
+
+    Before each step, the first too, an image on which the attack has succeeded stops if it has no further steps left,
+    and uses up one otherwise. A stopped image stays where it is, and in the objective, as a positive and a negative of
+    the others; FAT takes it out of the batch, and adds Gaussian noise at each step. As in `pgd`, only the images still
+    moving are encoded. The gradient of an image that stops is computed with that of the others and not used. The host
+    waits for the device at each step, to learn who stops.
+
+    Args:
+        stop: the rule.
+        encode, objective, images, budget, generator, start, bounds, granularity, watch, report: as in `pgd`; the
+            budget's steps are the most that an image takes, `report.steps` those that it took.
+
+    Raises:
+        ValueError, NonFiniteGradientError: as `pgd`.
+    """
+    watched = watch is not None and images.device.type != "cpu"
+    checked = None if watched else bounds
+    check_arguments(images, budget, checked, granularity)
+    images, budget = images.detach(), budget.to("cpu")
+    n, device, shape = len(images), images.device, (-1, *[1] * (images.ndim - 1))
+    epsilon, step_size = (part.to(device, images.dtype).view(shape) for part in (budget.epsilon, budget.step_size))
+    low, high = (images - epsilon).clamp_(min=bounds[0]), (images + epsilon).clamp_(max=bounds[1])
+
+    first = first_perturbations(start, images, budget, generator, checked)
+    moved = (images + first).clamp_(*bounds)
+    idle = (budget.steps == 0).to(device).view(shape)
+    moved = torch.where(idle, moved.clamp(low, high), moved)
+    ends = torch.zeros((), device=device) if watch is None else watch
+    if watched:
+        ends.add_(out_of_range(images, first, bounds))
+
+    taken, left = torch.zeros_like(budget.steps), torch.full_like(budget.steps, stop.further)
+    slopes = torch.zeros(n, device=device, dtype=images.dtype)
+    everyone = moving = torch.arange(n)
+    z: Tensor | None = None
+    while True:
+        settled = everyone[~torch.isin(everyone, moving)]
+        # images that no longer move fill up the call, as in `pgd`
+        rows = torch.cat([moving, settled[: -len(moving) % granularity]])
+        at = rows.to(device)
+        unspent = taken[moving] < budget.steps[moving]
+        with torch.set_grad_enabled(bool(unspent.any())):
+            x = moved[at].requires_grad_()
+            fresh = rows_of(encode, x, rows)
+            z = fresh if z is None else z.index_copy(0, at, fresh)
+            values = objective(z)
+            check_values(values, n)
+        z = z.detach()
+        succeeded = stop.succeeds(z).cpu()[moving]
+        going = unspent & ~(succeeded & (left[moving] == 0))
+        left[moving] -= (succeeded & going).to(left.dtype)
+        if not bool(going.any()):
+            break
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+        place = going.nonzero()[:, 0].to(device)
+        moving = moving[going]
+        at, step = moving.to(device), gradient[place]
+        slopes[at] = step.abs().sum(dim=(1, 2, 3))
+        low_end, high_end = torch.aminmax(step)
+        ends.add_(low_end).add_(high_end)
+        taken[moving] += 1
+        moved[at] = torch.clamp(moved[at] + step_size[at] * step.sign(), low[at], high[at])
+    if watch is None and not math.isfinite(ends):
+        raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
+    if report is not None:
+        report.slopes, report.steps = slopes, taken
+    return Attacked(moved, z)
