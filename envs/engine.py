@@ -11,10 +11,11 @@ from astra_gym.envs.batches import Batches
 from astra_gym.envs.builders import build_learner, check_views
 from astra_gym.envs.observations import RunningStatistics
 from astra_gym.envs.records import Assessment, CleanPass, StepRecord, describe_budget
+from astra_gym.envs.reports import AttackReports
 from astra_gym.envs.rewards.rewards import Rewards, held_out_rows
 from astra_gym.envs.rewards.term import FrozenAttack, HeldOut
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, Objective
+from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Objective
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
@@ -57,6 +58,7 @@ class AttackEngine:
         self.batches = Batches(settings, self.data.train, self.device)
         self.clock = Clock()
         """Time of `observe` and `play`: the world's part of a step; the rest is the agent's."""
+        self.reports = AttackReports(settings)
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -210,7 +212,9 @@ class AttackEngine:
             generator: generator of the attack's random start.
         """
         objective = self._objective_of(views)
-        return self._assessed(objective, views, clean, self.learner.attack(views, budget, generator, objective), budget)
+        stop, report = self.reports.begin(self.progress)
+        attacked = self.learner.attack(views, budget, generator, objective, stop, report)
+        return self._assessed(objective, views, clean, attacked, budget, report)
 
     def try_out(self, budget: Budget) -> Tensor | None:
         """Compute the reward of the coming batch under a budget. The batch is attacked from a random start of a
@@ -228,16 +232,23 @@ class AttackEngine:
         with self._working(), self.learner.untracked():
             clean = self._clean_pass().encoded.embeddings
             tried = self.assess(self._views, clean, budget, self.streams.on_device(ASSESSED))
-            self._tried_steps += int(self.method.attack_steps(budget).sum())
+            self._tried_steps += int(self.method.attack_steps(tried.budget).sum())
         return tried.reward
 
     def _assessed(
-        self, objective: Objective, views: Tensor, clean: Tensor, attacked: Attacked, budget: Budget
+        self,
+        objective: Objective,
+        views: Tensor,
+        clean: Tensor,
+        attacked: Attacked,
+        budget: Budget,
+        report: AttackReport | None = None,
     ) -> Assessment:
         images, embeddings = attacked
-        found = FrozenAttack(objective, budget, self.method.attacked(views), images, clean, embeddings)
+        taken, reports = self.reports.of(report, budget, embeddings)
+        found = FrozenAttack(objective, taken, self.method.attacked(views), images, clean, embeddings)
         terms = self.rewards.frozen_terms(found)
-        return Assessment(self.rewards.total(terms), terms, attacked.images)
+        return Assessment(self.rewards.total(terms), terms, images, taken, reports)
 
     def play(self, budget: Budget | None) -> StepRecord:
         """Attack the coming batch, compute the reward on the weights that the attack saw, draw the next batch and
@@ -262,6 +273,7 @@ class AttackEngine:
         all_views, views = self._views, self.views
         terms: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
+        reports: dict[str, Tensor] = {}
         frozen = 0
         adversarial = None
         reward = strength = torch.zeros(len(views), device=self.device)
@@ -273,7 +285,7 @@ class AttackEngine:
                 assessment = self._assessed(self._objective_of(all_views), all_views, clean, carried, budget)
             else:
                 assessment = self.assess(all_views, clean, budget, self.streams.on_device("noise"))
-            reward, terms, adversarial = assessment
+            reward, terms, adversarial, budget, reports = assessment
             frozen = len(terms)
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
             others = self.rewards.before_update(self.batches.sampler.last, terms["adversarial"])
@@ -286,13 +298,15 @@ class AttackEngine:
             # computes the attack
             self.draw_batch(self.step + 1)
         try:
-            brought = terms | others | {"strength": strength, "reward": reward}
+            reports = {f"report {name}": values for name, values in reports.items()}
+            brought = terms | others | {"strength": strength, "reward": reward} | reports
             losses = self.learner.update(all_views, adversarial, brought)
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"{error}; {describe_budget(budget)}") from error
         if late:
             # a coreset is chosen on the weights at the end of the epoch
             self.draw_batch(self.step)
+        reports = {name.removeprefix("report "): brought.pop(name) for name in reports}
         strength, reward, terms = brought.pop("strength"), brought.pop("reward"), brought
         if budget is not None:
             shown = self.rewards.after_update(len(views))
@@ -315,6 +329,7 @@ class AttackEngine:
             adversarial=adversarial,
             end_of_epoch=self.plan.ends_epoch(self.step),
             other_steps=self.rewards.attack_steps - spent + tried,
+            reports=reports,
         )
 
     def numbers(self) -> dict[str, Any]:
@@ -346,12 +361,13 @@ class AttackEngine:
             "state": self.state_dict(),
             "last": self.last,
             "clock": self.clock,
+            "requested": self.reports.requested,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         AttackEngine.__init__(self, state["settings"], state["seed"], state["device"], state["data"])
         self.load_state_dict(state["state"])
-        self.last, self.clock = state["last"], state["clock"]
+        self.last, self.clock, self.reports.requested = state["last"], state["clock"], state["requested"]
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Restore what `state_dict` gave.

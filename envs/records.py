@@ -1,6 +1,6 @@
 """The record of a world's step, for agents, logs and tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,7 +19,7 @@ class StepRecord:
         epoch: `step` in passes over the data.
         reward: (n,).
         terms: named reward terms, (n,) each, before their weights.
-        budget: budget that was played, None for a method without an attack.
+        budget: budget that was played, None for a method without an attack; its steps are those really taken.
         strength: (n,) largest absolute change of a pixel in each view, in the images' unit.
         losses: mean of each named loss term, and "total".
         lr: learning rate of the update.
@@ -28,6 +28,7 @@ class StepRecord:
         end_of_epoch: whether this was the last step of an epoch.
         other_steps: gradient steps, times views, of all attacks except the budget's: attacks tried out since the last
             play, and those of the look-ahead reward; 0 without them. The first play measures the look-ahead twice.
+        reports: values (n,) by name that an agent asked for, see `astra_gym.envs.api.protocol.ReportingEnv`.
     """
 
     step: int
@@ -42,14 +43,18 @@ class StepRecord:
     adversarial: Tensor | None
     end_of_epoch: bool
     other_steps: int = 0
+    reports: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Assessment(NamedTuple):
-    """Reward (n,), its named terms and the attacked views (n, 3, h, w) of an attack."""
+    """Reward (n,), its named terms and the attacked views (n, 3, h, w) of an attack; the budget, with the steps really
+    taken; and what was asked to be reported, (n,) by name."""
 
     reward: Tensor
     terms: dict[str, Tensor]
     adversarial: Tensor
+    budget: Budget
+    reports: dict[str, Tensor]
 
 
 class CleanPass(NamedTuple):

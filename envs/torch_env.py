@@ -79,6 +79,15 @@ class TorchViewEnv:
         record = self.engine.play(self.table.decode(actions.cpu()))
         return StepResult(record.reward, torch.ones(len(record.views), dtype=torch.bool), step_info(self.engine))
 
+    def request(self, *names: str) -> None:
+        """Have the `info` of every later play hold these reports, see `astra_gym.envs.api.protocol.ReportingEnv`."""
+        self.engine.reports.request(*names)
+
+    def places(self) -> Tensor:
+        """Return a number (num_envs,) for the image and the place of each coming view, as `ViewsEnv.places`."""
+        rows, slots = self.engine.batches.sampler.last, self.engine.method.attacked_per_image
+        return (rows[:, None] * slots + torch.arange(slots)).flatten()
+
     def _check_count(self, actions: Tensor) -> None:
         views = len(self.engine.views)
         check_count(actions, views, f"one for each of {views} views")
@@ -164,6 +173,10 @@ class TorchBatchEnv:
             self.episode_start = self.engine.step
         return StepResult(reward.mean()[None], torch.tensor([done]), info)
 
+    def request(self, *names: str) -> None:
+        """As `TorchViewEnv.request`: the reports are of single views."""
+        self._views.request(*names)
+
     def _for_each_view(self, actions: Tensor) -> Tensor:
         return actions.expand(len(self.engine.views), *actions.shape[1:])
 
@@ -210,7 +223,7 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
 
     Per view: the method's reward terms (`reward_adversarial`, `reward_clean` and, for ASTrA, `reward_mixed`) and the
     other terms of non-zero weight, see `astra_gym.envs.rewards.registry`; the budget used (`steps`, and `epsilon` and
-    `step_size` as fractions); `strength`, the largest change of a pixel (a fraction).
+    `step_size` as fractions); `strength`, the largest change of a pixel (a fraction); the reports that were requested.
 
     Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
     """
@@ -221,6 +234,7 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
     if record.budget is not None:
         info |= {"epsilon": record.budget.epsilon, "step_size": record.budget.step_size, "steps": record.budget.steps}
         info["strength"] = record.strength
+    info |= record.reports
     info |= {f"loss_{name}": value for name, value in record.losses.items()}
     return info | {"lr": record.lr, "target_updates": record.step, "epoch": record.epoch}
 

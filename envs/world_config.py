@@ -96,6 +96,11 @@ class WorldSettings(Composed):
                     raise ValueError(f"{option} is {value}: only the methods astra and astra++ have a mixed loss")
         if (start := self.attack.attack_start) is not None and (method.free or not method.attacks):
             raise ValueError(f"attack_start is {start}, but {name} has no such attack: leave it out")
+        if (stop := self.attack.attack_stop) is not None and not (method.retrieves and method.attack_mode == "eval"):
+            raise ValueError(
+                f"attack_stop is {stop} (the agent friendly sets it), but {name} does not contrast attacked views with "
+                "each other: take a method that does, such as acl or astra"
+            )
         if chunks > 1 and not method.paired:
             raise ValueError(
                 f"update_chunks is {chunks}, but the method {name} does not take its views in pairs, which chunks "

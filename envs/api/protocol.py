@@ -36,6 +36,37 @@ class TorchVectorEnv(Protocol):
         ...
 
 
+REPORTS = {
+    "slope": "sum over the pixels of the attack's absolute gradient at the view's own last step, 0 without a step",
+    "retrieved": "whether the view's partner is the nearest of the attacked views, after the attack",
+    "stopped": "whether the attack ended before its steps were spent",
+}
+"""What an environment reports of each attacked view on request, by its name in `info`."""
+
+
+@runtime_checkable
+class ReportingEnv(Protocol):
+    """A `TorchVectorEnv` that reports on request how the attack of each view went."""
+
+    def request(self, *names: str) -> None:
+        """Have the `info` of every later play hold these values of `REPORTS`, (n,) for n attacked views.
+
+        Raises:
+            ValueError: if a name is unknown, or the world has no such value.
+        """
+        ...
+
+
+@runtime_checkable
+class ViewsEnv(ReportingEnv, Protocol):
+    """A `ReportingEnv` whose sub-environments are the attacked views, of which it knows the images."""
+
+    def places(self) -> Tensor:
+        """Return (num_envs,) int64, on the host: a number for the image and the place among its attacked views of each
+        coming view; equal numbers in two steps are the same image and place, drawn anew."""
+        ...
+
+
 @runtime_checkable
 class AssessingEnv(Protocol):
     """A `TorchVectorEnv` that can report the reward of actions without taking the step."""

@@ -25,6 +25,10 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
         ({"method": "acl", "reward_weights": {"mixed": 0.1}}, "only the methods astra"),
         ({"method": "simclr", "attack_start": "zero"}, "attack_start is zero, but simclr has no such attack"),
         ({"method": "cf-amc-ssl", "attack_start": "zero"}, "cf-amc-ssl has no such attack: leave it out"),
+        (
+            {"method": "byol", "attack_stop": "retrieval"},
+            r"attack_stop is retrieval .*, but byol does not",
+        ),
     ],
 )
 def test_bad_settings_are_refused(setting: dict, message: str) -> None:
