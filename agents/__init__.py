@@ -9,6 +9,7 @@ from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
 from astra_gym.agents.external import FunctionAgent
 from astra_gym.agents.registry import AGENTS, AgentEntry, describe, learns, make_agent
 from astra_gym.agents.reinforce import REINFORCE
+from astra_gym.agents.rules import AcceleratingAgent, CustomizedAgent, DelayedAgent, FriendlyAgent
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
@@ -16,10 +17,14 @@ from astra_gym.envs.api.step_result import StepResult
 __all__ = [
     "AGENTS",
     "REINFORCE",
+    "AcceleratingAgent",
     "Agent",
     "AgentEntry",
+    "CustomizedAgent",
+    "DelayedAgent",
     "Exp3Bandit",
     "FixedAgent",
+    "FriendlyAgent",
     "FunctionAgent",
     "LinearThompson",
     "RandomAgent",

@@ -110,6 +110,22 @@ def encoded(action: Any, space: gymnasium.Space, what: str) -> Tensor:
     return torch.as_tensor(values)
 
 
+def encoded_list(actions: Sequence[Any], space: gymnasium.Space, what: str) -> Tensor:
+    """Return actions (a, ...) as `encoded` does each.
+
+    Args:
+        actions: at least one action, as numbers.
+        space: Discrete, MultiDiscrete or Box.
+        what: name of the list, for the error.
+
+    Raises:
+        ValueError: if there is no action, or one is not an element of the space.
+    """
+    if len(actions) == 0:
+        raise ValueError(f"{what} has no actions: expected at least one")
+    return torch.stack([encoded(action, space, f"action {i} of {what}") for i, action in enumerate(actions)])
+
+
 class FixedAgent(OnePlayAgent):
     """Agent that always takes the same action; in comparisons ACL's: epsilon 8/255, 5 steps of 2/255.
 
@@ -163,15 +179,12 @@ class ScheduleAgent(OnePlayAgent):
 
     def __init__(self, env: Any, actions: Sequence[Any], *, planned_plays: int, **common: Unpack[Common]) -> None:
         super().__init__(env, **common)
-        if len(actions) == 0:
-            raise ValueError("the schedule has no actions: expected at least one")
+        self.actions = encoded_list(actions, self.action_space, "the schedule").to(self.device)
         if planned_plays < len(actions):
             raise ValueError(
                 f"planned_plays is {planned_plays}: expected at least the schedule's {len(actions)} actions; plan more "
                 "plays or give fewer actions"
             )
-        rows = [encoded(each, self.action_space, f"action {i} of the schedule") for i, each in enumerate(actions)]
-        self.actions = torch.stack(rows).to(self.device)
         self.planned_plays = planned_plays
 
     def part(self, play: int) -> int:

@@ -13,6 +13,15 @@ from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleA
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings
+from astra_gym.agents.rules import (
+    AcceleratingAgent,
+    AccelerationSettings,
+    CustomizationSettings,
+    CustomizedAgent,
+    DelayedAgent,
+    DelaySettings,
+    FriendlyAgent,
+)
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.agents.sb3.algorithms import kind_of_actions
 from astra_gym.ssl_core.utils.import_path import is_dotted
@@ -50,7 +59,19 @@ class AgentRequest:
         """Return the arguments of every control; raise a ValueError for overrides, since a control has no settings."""
         if self.overrides:
             raise ValueError(f"agent {shown(self.name)} has no settings: got {', '.join(self.overrides)}")
+        return self.shared
+
+    @property
+    def shared(self) -> Common:
+        """Return the arguments of every agent of ours."""
         return {"seed": self.seed, "device": self.device}
+
+    @property
+    def listed(self) -> Sequence[Any]:
+        """Return the actions of an agent that goes through a list; raise a ValueError if there are none."""
+        if self.schedule_actions is None:
+            raise ValueError(f"schedule_actions is None: agent {shown(self.name)} needs elements of the action space")
+        return self.schedule_actions
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,7 @@ class AgentEntry:
         observation: the observation it is meant for, "features" or "image".
         actions: the kind of actions it is meant for, "factored", "flat" or "continuous".
         reward_scope: the reward it is meant for, "view" (one for each view) or "batch" (one for all).
+        reports: what it asks a world to report, names of `astra_gym.envs.api.protocol.REPORTS`.
         paper: source of the algorithm; empty for our own controls.
     """
 
@@ -76,6 +98,7 @@ class AgentEntry:
     observation: str = "features"
     actions: str = "factored"
     reward_scope: str = "view"
+    reports: tuple[str, ...] = ()
     paper: str = ""
 
 
@@ -145,9 +168,25 @@ def _fixed(ask: AgentRequest) -> Agent:
 
 def _schedule(ask: AgentRequest) -> Agent:
     common = ask.common
-    if ask.schedule_actions is None:
-        raise ValueError("schedule_actions is None: agent 'schedule' needs elements of the action space")
-    return ScheduleAgent(ask.env, ask.schedule_actions, planned_plays=ask.planned_plays, **common)
+    return ScheduleAgent(ask.env, ask.listed, planned_plays=ask.planned_plays, **common)
+
+
+def _delayed(ask: AgentRequest) -> Agent:
+    settings = ask.settings(DelaySettings())
+    return DelayedAgent(ask.env, ask.listed, settings, planned_plays=ask.planned_plays, **ask.shared)
+
+
+def _accelerating(ask: AgentRequest) -> Agent:
+    return AcceleratingAgent(ask.env, ask.listed, ask.settings(AccelerationSettings()), **ask.shared)
+
+
+def _friendly(ask: AgentRequest) -> Agent:
+    common = ask.common
+    return FriendlyAgent(ask.env, ask.listed, **common)
+
+
+def _customized(ask: AgentRequest) -> Agent:
+    return CustomizedAgent(ask.env, ask.listed, ask.settings(CustomizationSettings()), **ask.shared)
 
 
 def _none(ask: AgentRequest) -> Agent:
@@ -203,6 +242,33 @@ AGENTS: dict[str, AgentEntry] = {
     "fixed": AgentEntry("always the same attack", _fixed, learns=False),
     "fixed-max": AgentEntry("always the hardest attack of the ranges", _fixed, learns=False),
     "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", _schedule, learns=False),
+    "delayed": AgentEntry(
+        "no attack for a share of the run, then always the same",
+        _delayed,
+        learns=False,
+        paper="Gupta et al., 2020 (2002.04237), with a given switch",
+    ),
+    "accelerating": AgentEntry(
+        "two steps at first; more once the summed gradient of an epoch's attacks has grown",
+        _accelerating,
+        learns=False,
+        reports=AcceleratingAgent.needs,
+        paper="Wang et al., 2021 (2103.03076), without labels",
+    ),
+    "customized": AgentEntry(
+        "a radius for each image, raised while its attacked view is still retrieved",
+        _customized,
+        learns=False,
+        reports=CustomizedAgent.needs,
+        paper="Cheng et al., 2020 (2002.06789), without labels",
+    ),
+    "friendly": AgentEntry(
+        "always the same attack, which stops at each view that is no longer retrieved",
+        _friendly,
+        learns=False,
+        reports=FriendlyAgent.needs,
+        paper="Zhang et al., ICML 2020 (2002.11242), without labels",
+    ),
     "random": AgentEntry("uniform over the action space", _random, learns=False),
     "none": AgentEntry(
         "no attack: for methods without one, whose environment has a single action", _none, learns=False
@@ -260,11 +326,14 @@ def make_agent(
             none.
         planned_plays: plays of the whole run.
         fixed_action: the action of "fixed" and "fixed-max", an element of the action space.
-        schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`.
+        schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`; of "delayed", no attack
+            and the attack; of "accelerating", from few steps to many; of "customized", from small radii to large; of
+            "friendly", one.
         updates_warmup: warm-up of "reinforce-paper", in updates.
         precision: of the network of "reinforce-paper" on a GPU, `fp32` or `bf16`.
-        overrides: other settings: fields of `ReinforceSettings`, `BanditSettings` or `LinearSettings`, or what
-            `astra_gym.agents.sb3.algorithms.make_sb3` takes; the controls have none.
+        overrides: other settings: fields of `ReinforceSettings`, `BanditSettings`, `LinearSettings`, `DelaySettings`,
+            `AccelerationSettings` or `CustomizationSettings`, or what `astra_gym.agents.sb3.algorithms.make_sb3` takes;
+            the other controls have none.
 
     Raises:
         ValueError: if the name or a setting is unknown, a setting is of another type or out of its range, or the

@@ -24,6 +24,8 @@ JUDGES = {"robust": "RA at the judged radius", "mean": "the mean of SA and RA th
 EPSILONS = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
+BUDGETED = ("fixed", "schedule", "delayed", "accelerating", "customized", "friendly")
+"""Agents that take a given budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +39,13 @@ class AgentSection:
         env: view: one action for each attacked view, discount 0; batch: one for the batch, discount 0.9.
         observation: what the agent sees, or the dotted path of a custom observation, my_module:MyObservation; auto:
             features, or what reinforce-paper fixes.
-        actions: the action space; auto: the agent's usual one (fixed and schedule: one that can express the method's
-            own budget exactly), or none for a method without an attack.
-        epsilon: radius of the agent `fixed`: 8/255, not 8; by default the method's own.
-        step_size: step size of the agents `fixed` and `schedule`; by default the method's own.
-        steps: number of attack steps of the agents `fixed` and `schedule`; by default the method's own.
+        actions: the action space; auto: the agent's usual one (fixed, schedule and the rules: one that can express
+            their budgets exactly), or none for a method without an attack.
+        epsilon: radius of the agents `fixed`, `delayed`, `accelerating` and `friendly`, and largest radius of
+            `customized`: 8/255, not 8; by default the method's own.
+        step_size: step size of these agents and of `schedule`; by default the method's own.
+        steps: number of attack steps of these agents, the largest for `friendly` and `accelerating`; by default the
+            method's own (`accelerating`: 8).
         schedule: radii of the agent `schedule`, one for each part of the training.
 
     Raises:
@@ -76,9 +80,11 @@ class AgentSection:
                 check_number(name, value, 0, 1, "a fraction in [0, 1]: 8/255, not 8")
         if "epsilon" in self.budget and self.agent == "schedule":
             raise ValueError("--epsilon: the agent schedule takes --schedule, a radius for each part of the training")
-        if self.budget and known and self.agent not in ("fixed", "schedule"):
+        if self.budget and known and self.agent not in BUDGETED:
             flags = ", ".join(f"--{name}" for name in sorted(self.budget))
-            raise ValueError(f"{flags}: only the agent fixed takes a budget, and the agent is {self.agent}")
+            raise ValueError(f"{flags}: only the agents {', '.join(BUDGETED)} take it, and the agent is {self.agent}")
+        if self.agent == "customized" and self.env != "view":
+            raise ValueError("env is batch: the agent customized has a radius for each image, leave --env out")
         object.__setattr__(self, "schedule", tuple(self.schedule))
         if self.schedule != SCHEDULE and known and self.agent != "schedule":
             raise ValueError(f"--schedule: only the agent schedule has one, and the agent is {self.agent}")
@@ -87,7 +93,7 @@ class AgentSection:
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The given parts of the budget of the agents `fixed` and `schedule`, by name."""
+        """The given parts of the budget of the agents in `BUDGETED`, by name."""
         given = {name: getattr(self, name) for name in ("epsilon", "step_size", "steps")}
         return {name: value for name, value in given.items() if value is not None}
 

@@ -8,12 +8,14 @@ from typing import Any
 from astra_gym.agents import AGENTS, describe, learns
 from astra_gym.envs.actions import ActionTable, RangesSection
 from astra_gym.envs.observations import observation_for
+from astra_gym.envs.reports import AttackReports
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.experiments.config.budgets import LISTS
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.presets import AGENT_OF_PRESET, PRESETS
 from astra_gym.experiments.config.recipes import KEEP_LAST, recipe, with_options
-from astra_gym.experiments.config.sections import AgentSection, ProbeSection, RunSection
+from astra_gym.experiments.config.sections import BUDGETED, AgentSection, ProbeSection, RunSection
 from astra_gym.experiments.config.superseded import named_forms
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.attacks.settings import AttackSection
@@ -90,6 +92,8 @@ class Settings(Composed):
         attacks = self.agent.agent != "none" if recorded else find_method(method).attacks
         self._resolve(agent=AGENT_OF_PRESET.get(preset, "reinforce") if attacks else "none")
         agent = self.agent.agent
+        if agent == "friendly":
+            self._resolve(attack_stop="retrieval")
         # in a record these are resolved already, and reading it must import no module of a user
         if not is_dotted(agent) or "auto" in (self.agent.observation, self.agent.actions, self.reward.reward_scope):
             meant_for = describe(agent)
@@ -131,11 +135,11 @@ class Settings(Composed):
 
     def _kind_of_actions(self, usual: str) -> str:
         """Return the agent's usual kind; `continuous` if the usual one cannot express exactly the method's own budget,
-        for `fixed`, or the radii of `schedule`."""
-        if self.agent.agent not in ("fixed", "schedule"):
+        for `fixed`, or the agent's listed budgets."""
+        if self.agent.agent not in BUDGETED:
             return usual
         try:
-            for budget in self.scheduled_budgets or [self.method.make().budget_at(1)]:
+            for budget in self.listed_budgets or [self.method.make().budget_at(1)]:
                 ActionTable(usual, self.ranges.sets).encode(budget)
         except ValueError:
             return "continuous"
@@ -160,9 +164,14 @@ class Settings(Composed):
         self.world.check_method()
         if self.run.post_kwargs is not None and not find_method(self.method.method).post_processed:
             raise ValueError(f"post_kwargs: the method {self.method.method} has no post-processing (its ++ form has)")
-        for budget in (self.fixed_budget, *self.scheduled_budgets):
+        for budget in (self.fixed_budget, *self.listed_budgets):
             if budget is not None:
                 ActionTable(self.agent.actions, self.ranges.sets).encode(budget)
+        if not is_dotted(self.agent.agent):
+            try:
+                AttackReports(self.world).request(*describe(self.agent.agent).reports)
+            except ValueError as error:
+                raise ValueError(f"agent {self.agent.agent}: {error}") from error
 
     def check_custom(self) -> None:
         """Check what the world checks, and that the agent and the observation of dotted paths exist."""
@@ -171,12 +180,16 @@ class Settings(Composed):
         observation_for(self.agent.env, self.agent.observation)
 
     @property
-    def scheduled_budgets(self) -> list[ConstantBudget]:
-        """The budgets of the agent `schedule`, one for each part of training; steps and step size are the method's own
-        where they are not given."""
-        if self.agent.agent != "schedule":
+    def listed_budgets(self) -> list[ConstantBudget]:
+        """The budgets of an agent that goes through a list, see `astra_gym.experiments.config.budgets.LISTS`; empty for
+        the others.
+
+        Raises:
+            ValueError: if the world's sets have none.
+        """
+        if self.agent.agent not in LISTS:
             return []
-        return [replace(self._given_budget, epsilon=epsilon) for epsilon in self.agent.schedule]
+        return LISTS[self.agent.agent](self.agent, self._given_budget, self.ranges.sets)
 
     @property
     def fixed_budget(self) -> ConstantBudget | None:

@@ -98,7 +98,7 @@ class Run:
             gamma=DISCOUNT[chosen.env],
             planned_plays=self.engine.planned_updates,
             fixed_action=self._fixed_action(),
-            schedule_actions=[self.env.table.encode(budget) for budget in settings.scheduled_budgets],
+            schedule_actions=[self.env.table.encode(budget) for budget in settings.listed_budgets],
             updates_warmup=settings.optimizer.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
             precision=settings.optimizer.precision,
             overrides=chosen.agent_kwargs,

@@ -48,7 +48,7 @@ WORLDS: dict[str, tuple[dict[str, Any], int]] = {
 """Worlds, and how often the host may wait in a step: for the actions, and for all that the step comes to; a look-ahead
 measures after the update once more."""
 AGENT_WAITS = {
-    **dict.fromkeys(("fixed", "fixed-max", "schedule", "random"), 2),
+    **dict.fromkeys(("fixed", "fixed-max", "schedule", "random", "delayed", "accelerating", "customized"), 2),
     "reinforce": 3,
     "reinforce-paper": 5,
     "bandit": 5,
@@ -97,13 +97,16 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", some(["view", "batch"], {"view"}))
-@pytest.mark.parametrize("name", some(AGENT_WAITS, {"fixed", "random", "reinforce", "reinforce-paper", "ppo"}))
+@pytest.mark.parametrize(
+    "name", some(AGENT_WAITS, {"fixed", "random", "customized", "accelerating", "reinforce", "reinforce-paper", "ppo"})
+)
 def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:
     entry = AGENTS[name]
     with pretend_cuda() as gpu:
         settings = WorldSettings.of(**TINY, reward_scope=entry.reward_scope)
         engine = AttackEngine(settings, seed=1, device="cuda")
-        if env == "batch":
+        # a radius for each image is of the view environment only
+        if env == "batch" and name != "customized":
             torch_env: Any = TorchBatchEnv(engine, entry.actions)
             played = Sb3BatchVecEnv(engine, entry.actions) if entry.vec_env else torch_env
         else:

@@ -23,7 +23,10 @@ from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.evaluation.results import read_results
 from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs, call, expect_error, run, weights
 
-AGENTS_BY_ENV = [(name, env) for name in AGENTS if name != "none" for env in ("view", "batch")]
+NOT_TOGETHER = ("none", "view"), ("none", "batch"), ("customized", "batch")
+AGENTS_BY_ENV = [(name, env) for name in AGENTS for env in ("view", "batch") if (name, env) not in NOT_TOGETHER]
+OWN_FLAGS = {"delayed": ["--action_steps=[0,3,5]"], "accelerating": ["--agent_kwargs.period=0.3"]}
+"""A world with clean views; a rule that climbs within a tiny run."""
 EVERY_OTHER = [
     # one environment for each agent, by turns
     pytest.param(*pair, marks=() if k % 4 in (0, 3) else pytest.mark.every_agent)
@@ -34,7 +37,8 @@ EVERY_OTHER = [
 @pytest.mark.parametrize(("agent", "env"), EVERY_OTHER)
 def test_every_agent_drives_both_environments(tmp_path, agent: str, env: str) -> None:
     folder = tmp_path / "run"
-    assert run(folder, f"--agent={agent}", f"--env={env}", "--epochs=1", "--evaluate=false") == 0
+    own = OWN_FLAGS.get(agent, [])
+    assert run(folder, f"--agent={agent}", f"--env={env}", "--epochs=1", "--evaluate=false", *own) == 0
     rows = read_metrics(folder / "metrics.jsonl")
     # every agent makes exactly the planned number of target updates
     assert [row["step"] for row in rows] == list(range(1, 7))
@@ -111,9 +115,10 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path) -> None
 FEW_RESUMED = {
     *(("reinforce", "--env=view"), ("reinforce", "--env=batch")),
     *(("ppo", "--env=view"), ("dqn", "--env=view")),
+    *(("customized", "--env=view"), ("accelerating", "--env=view"), ("friendly", "--env=view")),
 }
-"""Our own policy, SB3's rollout and replay buffer; the states of all agents are tests of `agents`."""
-EVERY_RESUMED = [(name, flag) for name in AGENTS if name != "none" for flag in ("--env=view", "--env=batch")] + [
+"""Our own policy and rules, SB3's rollout and replay buffer; the states of all agents are tests of `agents`."""
+EVERY_RESUMED = [(name, f"--env={env}") for name, env in AGENTS_BY_ENV] + [
     (name, "--observation=image") for name in ("reinforce", "ppo", "a2c")
 ]
 RESUMED = [pytest.param(*pair, marks=() if pair in FEW_RESUMED else pytest.mark.every_agent) for pair in EVERY_RESUMED]
@@ -121,7 +126,7 @@ RESUMED = [pytest.param(*pair, marks=() if pair in FEW_RESUMED else pytest.mark.
 
 @pytest.mark.parametrize(("agent", "flag"), RESUMED)
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, interrupt, capsys, agent: str, flag: str) -> None:
-    flags = [f"--agent={agent}", flag, "--evaluate=false", "--epochs=3"]
+    flags = [f"--agent={agent}", flag, "--evaluate=false", "--epochs=3", *OWN_FLAGS.get(agent, [])]
     assert run(tmp_path / "straight", *flags) == 0
     interrupt(step=3)
     status = run(tmp_path / "resumed", *flags)

@@ -15,7 +15,8 @@ from astra_gym.experiments.config.sections import AgentSection, ProbeSection, Ru
         ({"agent": "fixed", "epsilon": 8}, "epsilon is 8: expected a fraction"),
         ({"agent": "fixed", "steps": 5.5}, "steps is 5.5: expected an integer"),
         ({"agent": "fixed", "steps": 5.0}, "steps is 5.0: expected an integer"),
-        ({"agent": "ppo", "epsilon": 8 / 255}, "--epsilon: only the agent fixed takes a budget, and the agent is ppo"),
+        ({"agent": "ppo", "epsilon": 8 / 255}, "--epsilon: only the agents fixed, .* take it, and the agent is ppo"),
+        ({"agent": "customized", "env": "batch"}, "customized has a radius for each image, leave --env out"),
         ({"schedule": ()}, "expected at least one radius"),
     ],
 )

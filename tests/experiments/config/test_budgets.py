@@ -1,0 +1,61 @@
+"""The budgets of agents that go through a list, in worlds of several sets."""
+
+import pytest
+
+from astra_gym.experiments.config.budgets import LISTS
+from astra_gym.experiments.config.sections import BUDGETED
+from astra_gym.experiments.config.settings import Settings
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
+
+
+def listed(agent: str, preset: str = "digits-wide", **more: object) -> list[tuple[float, int, float]]:
+    """Radius and step size in 1/255."""
+    found = Settings.from_preset(preset, method="acl", agent=agent, **more).listed_budgets
+    return [(round(255 * one.epsilon, 6), one.steps, round(255 * one.step_size, 6)) for one in found]
+
+
+def test_every_list_is_of_an_agent_that_takes_a_budget() -> None:
+    assert set(BUDGETED) == {"fixed", *LISTS}
+    assert Settings.of(agent="random").listed_budgets == []
+
+
+def test_delayed_begins_without_steps_or_without_a_radius() -> None:
+    assert listed("delayed") == [(8, 0, 2), (8, 5, 2)]
+    assert listed("delayed", epsilon=32 / 255, steps=1, step_size=32 / 255) == [(32, 0, 32), (32, 1, 32)]
+    assert listed("delayed", action_steps=(3, 5)) == [(0, 5, 2), (8, 5, 2)]
+    message = "begins with clean views, but actions begin at 3 steps and a radius of 3/255: put 0 into --action_steps"
+    with pytest.raises(ValueError, match=message):
+        Settings.from_preset("digits", agent="delayed")
+
+
+def test_accelerating_climbs_from_2_steps_to_8_or_what_is_given() -> None:
+    assert [steps for _, steps, _ in listed("accelerating")] == [2, 4, 8]
+    assert [steps for _, steps, _ in listed("accelerating", steps=14)] == [2, 4, 8, 14]
+    # 3 is the least of ASTrA's sets
+    assert [steps for _, steps, _ in listed("accelerating", "digits")] == [3, 4, 5, 6, 7, 8]
+    with pytest.raises(ValueError, match=r"takes 2 to 8 steps, and actions have \[0, 1\]"):
+        listed("accelerating", action_steps=(0, 1))
+
+
+def test_customized_climbs_over_the_radii_up_to_its_cap() -> None:
+    assert listed("customized") == [(4, 5, 2), (8, 5, 2)]
+    radii = [radius for radius, _, _ in listed("customized", epsilon=24 / 255, steps=2, step_size=16 / 255)]
+    assert radii == [4, 8, 12, 16, 20, 24]
+    assert [radius for radius, _, _ in listed("customized", "digits")] == [3, 4, 5, 6, 7, 8]
+    with pytest.raises(ValueError, match="takes radii up to 2/255, and actions have none: raise --epsilon"):
+        listed("customized", "digits", epsilon=2 / 255)
+
+
+def test_friendly_plays_its_budget_in_a_world_that_stops() -> None:
+    settings = Settings.from_preset("digits", agent="friendly", steps=10)
+    assert settings.listed_budgets == [ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=10)]
+    assert settings.attack.attack_stop == settings.world.attack.attack_stop == "retrieval"
+    assert Settings.from_preset("digits", agent="fixed").attack.attack_stop is None
+
+
+def test_actions_are_continuous_where_the_sets_lack_a_listed_budget() -> None:
+    kinds = {agent: Settings.from_preset("digits-wide", agent=agent).agent.actions for agent in LISTS}
+    # 5 steps are not in the set; accelerating takes its steps from the set
+    assert kinds == dict.fromkeys(LISTS, "continuous") | {"accelerating": "factored"}
+    more = {"epsilon": 8 / 255, "steps": 4, "step_size": 2 / 255}
+    assert Settings.from_preset("digits-wide", agent="customized", **more).agent.actions == "factored"
