@@ -7,6 +7,7 @@ from astra_gym.agents import AGENTS
 from astra_gym.envs.observations import OBSERVATIONS
 from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.ssl_core.attacks.pgd import STARTS
+from astra_gym.ssl_core.attacks.settings import STOPS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -22,6 +23,7 @@ def listing() -> str:
     parts["observations (--observation)"] = [(name, kind.summary, "") for name, kind in OBSERVATIONS.items()]
     parts["reward terms (--reward_weights.NAME)"] = [(name, term.summary, "") for name, term in REWARD_TERMS.items()]
     parts["starts of the attack (--attack_start)"] = [(name, first_line(start), "") for name, start in STARTS.items()]
+    parts["ends of the attack (--attack_stop)"] = [(name, summary, "") for name, summary in STOPS.items()]
     return "\n".join(_part(title, lines) for title, lines in parts.items())
 
 

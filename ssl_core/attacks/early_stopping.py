@@ -79,13 +79,17 @@ def early_stopped_pgd(
     check_arguments(images, budget, checked, granularity)
     images, budget = images.detach(), budget.to("cpu")
     n, device, shape = len(images), images.device, (-1, *[1] * (images.ndim - 1))
-    epsilon, step_size = (part.to(device, images.dtype).view(shape) for part in (budget.epsilon, budget.step_size))
+
+    def placed(values: Tensor) -> Tensor:
+        return values.to(device, non_blocking=True)
+
+    parts = budget.epsilon, budget.step_size, budget.steps == 0
+    epsilon, step_size, idle = (placed(part.to(images.dtype)).view(shape) for part in parts)
     low, high = (images - epsilon).clamp_(min=bounds[0]), (images + epsilon).clamp_(max=bounds[1])
 
     first = first_perturbations(start, images, budget, generator, checked)
     moved = (images + first).clamp_(*bounds)
-    idle = (budget.steps == 0).to(device).view(shape)
-    moved = torch.where(idle, moved.clamp(low, high), moved)
+    moved = torch.where(idle > 0, moved.clamp(low, high), moved)
     ends = torch.zeros((), device=device) if watch is None else watch
     if watched:
         ends.add_(out_of_range(images, first, bounds))
@@ -98,7 +102,7 @@ def early_stopped_pgd(
         settled = everyone[~torch.isin(everyone, moving)]
         # images that no longer move fill up the call, as in `pgd`
         rows = torch.cat([moving, settled[: -len(moving) % granularity]])
-        at = rows.to(device)
+        at = placed(rows)
         unspent = taken[moving] < budget.steps[moving]
         with torch.set_grad_enabled(bool(unspent.any())):
             x = moved[at].requires_grad_()
@@ -113,9 +117,8 @@ def early_stopped_pgd(
         if not bool(going.any()):
             break
         (gradient,) = torch.autograd.grad(values.sum(), x)
-        place = going.nonzero()[:, 0].to(device)
-        moving = moving[going]
-        at, step = moving.to(device), gradient[place]
+        place, moving = placed(going.nonzero()[:, 0]), moving[going]
+        at, step = placed(moving), gradient[place]
         slopes[at] = step.abs().sum(dim=(1, 2, 3))
         low_end, high_end = torch.aminmax(step)
         ends.add_(low_end).add_(high_end)

@@ -43,10 +43,11 @@ WORLDS: dict[str, tuple[dict[str, Any], int]] = {
     "astra recompute": ({"recompute": True}, 2),
     "astra chunks": ({"update_chunks": 2}, 2),
     "astra blur": ({"blur": 0.5, "solarize": 0.3}, 2),
+    "astra stop": ({"attack_stop": "retrieval"}, 17),
     "astra look-ahead": ({"reward_lookahead": 1.0, "reward_progress": 1.0, "lookahead_images": 2}, 4),
 }
 """Worlds, and how often the host may wait in a step: for the actions, and for all that the step comes to; a look-ahead
-measures after the update once more."""
+measures after the update once more, and an attack that may stop has up to 14 steps to ask before."""
 AGENT_WAITS = {
     **dict.fromkeys(("fixed", "fixed-max", "schedule", "random", "delayed", "accelerating", "customized"), 2),
     "reinforce": 3,
@@ -82,7 +83,9 @@ def made(name: str, env: Any, **more: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", some(WORLDS, {"astra", "dynacl", "taro", "cf-amc-ssl", "astra look-ahead"}))
+@pytest.mark.parametrize(
+    "name", some(WORLDS, {"astra", "astra stop", "dynacl", "taro", "cf-amc-ssl", "astra look-ahead"})
+)
 def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: str) -> None:
     (settings, ceiling), method = WORLDS[name], name.split()[0]
     taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}

@@ -6,6 +6,7 @@ from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.listing import listing
 from astra_gym.ssl_core.attacks.pgd import STARTS
+from astra_gym.ssl_core.attacks.settings import STOPS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -15,7 +16,7 @@ def test_everything_there_is_stands_on_a_line_of_its_own_with_its_paper() -> Non
     tables = [
         {name: method.paper for name, method in METHODS.items()},
         {name: entry.paper for name, entry in AGENTS.items()},
-        *(dict.fromkeys(table, "") for table in (DATASETS, OBSERVATIONS, REWARD_TERMS, STARTS)),
+        *(dict.fromkeys(table, "") for table in (DATASETS, OBSERVATIONS, REWARD_TERMS, STARTS, STOPS)),
     ]
     assert len(parts) == len(tables)
     for text, table in zip(parts, tables, strict=True):
