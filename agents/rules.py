@@ -210,14 +210,14 @@ class FriendlyAgent(RuleAgent):
 class AcceleratingAgent(RuleAgent):
     """The first action at first; the next one whenever the attacks' gradients have grown (arXiv 2103.03076, "M+").
 
-    Let G_e be the mean over the views of period e of |dL/dx| (summed over pixels) at the view's own last step. The rule
-    looks at G_e from the second period on: the first G_e is remembered as growth * G_e; later, if G_e exceeds what is
-    remembered, the next action is taken and growth * G_e is remembered. The list holds rising numbers of steps, which
-    begin at 2; a world whose set of steps lacks 2 begins at the next larger one.
+    G of a period is the mean over its views of the absolute gradient of the attack's objective, summed over pixels, at
+    the view's own last step. The first period only passes. After the second, `growth * G` is remembered. After each
+    later one whose G exceeds what is remembered, the next action follows, and `growth * G` is remembered. A run's list
+    holds the numbers of steps in the world's set from 2 on, or from the next larger one if 2 is not in it.
 
-    The source has the gradient of the labeled loss, summed over batches and not averaged over views, which is the same
-    for equal epochs; L here is what the attack maximizes, so no label is needed. Its periods are epochs, and its first
-    one has a single step.
+    The source has the gradient of the labeled loss; here it is of the objective, which needs no label. It sums over an
+    epoch's batches, which decides as the mean does where epochs are equally long. Its periods are epochs, and its two
+    steps begin after the first.
 
     Args:
         env: as `RuleAgent`.
