@@ -71,7 +71,8 @@ class CustomizationSettings:
 class DelayedAgent(ScheduleAgent):
     """No attack for a share of the run, then always the same (Gupta et al. 2020, arXiv 2002.04237).
 
-    The source finds the epoch of the switch while it trains, by a rule that needs labels; here it is a setting.
+    The source attacks a labeled loss, here it is the world's objective. How the source finds the epoch of the switch is
+    not known to us; here it is a setting.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes.
@@ -220,7 +221,7 @@ class AcceleratingAgent(RuleAgent):
     steps begin after the first.
 
     Args:
-        env: as `RuleAgent`.
+        env: as `RuleAgent`; its `info` holds `epoch` too.
         actions: elements of the action space, from few steps to many.
         settings: see `AccelerationSettings`.
         common: seed, device and tensorboard_log, as in `Agent`.
@@ -281,7 +282,8 @@ class CustomizedAgent(RuleAgent):
     list: an image begins below its first one, and the last is the cap, from which a failed visit goes down.
 
     The source asks for a wrong class instead, and trains on labels smoothed in proportion to the radius; here there is
-    no label to smooth. Its raises are 1.275/255, here neighbors in the world's set of radii. A view is drawn anew at
+    no label to smooth. Its raises are 1.275/255, here neighbors in the world's set of radii; its attacks start at the
+    clean image and take 10 steps, here as the world and the listed actions say. A view is drawn anew at
     each visit, so that the memory is the image's, not the view's; retrieval depends on the other images of the batch.
 
     Args:

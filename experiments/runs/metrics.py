@@ -22,11 +22,11 @@ def metrics_of(record: "StepRecord") -> dict[str, Any]:
     """Turn a target update into a row of metrics: plain numbers, and counts of the chosen actions.
 
     `loss/*` are the named terms of the training loss; `reward/*` the reward's named terms, its mean and its standard
-    deviation over the views; `budget/*` the means of the played budgets, `budget/strength` the mean of their effect
-    (the largest change of a pixel); `actions/*` how often each value was played; `by_clean_loss/*` the means of the
-    budgets in each fifth of the views, from the smallest clean loss to the largest. Epsilon, step size and strength are
-    in 1/255. `attack/other_steps`, if there are any, are the gradient steps of attacks beside the budget's, times their
-    views.
+    deviation over the views; `budget/*` the means of the played budgets, with the steps really taken, `budget/strength`
+    the mean of their effect (the largest change of a pixel); `actions/*` how often each value was played;
+    `by_clean_loss/*` the means of the budgets in each fifth of the views, from the smallest clean loss to the largest.
+    Epsilon, step size and strength are in 1/255. `attack/other_steps`, if there are any, are the gradient steps of
+    attacks beside the budget's, times their views.
     """
     row: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "lr": record.lr}
     row |= {f"loss/{name}": value for name, value in record.losses.items()}
