@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from astra_gym.envs.actions import UNIT, ActionSets
+from astra_gym.envs.actions import ActionSets
 from astra_gym.experiments.config.sections import AgentSection
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
+from astra_gym.ssl_core.utils.messages import shown
 
 FIRST_STEPS, MOST_STEPS = 2, 8
 """Steps with which the agent `accelerating` begins, and its usual cap (arXiv 2103.03076)."""
@@ -22,7 +23,7 @@ def _delayed(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -> lis
         return [replace(own, epsilon=0.0), own]
     raise ValueError(
         f"the agent delayed begins with clean views, but actions begin at {sets.steps[0]} steps and a radius of "
-        f"{sets.epsilons[0] * UNIT:g}/255: put 0 into --action_steps or --action_epsilons"
+        f"{shown(sets.epsilons[0])}: put 0 into --action_steps or --action_epsilons"
     )
 
 
@@ -31,17 +32,17 @@ def _accelerating(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -
     found = [steps for steps in sets.steps if FIRST_STEPS <= steps <= most]
     if not found:
         raise ValueError(
-            f"the agent accelerating takes {FIRST_STEPS} to {most} steps, and actions have {list(sets.steps)}: raise "
-            "--steps, its cap, or change --action_steps"
+            f"the agent accelerating takes {FIRST_STEPS} to {most} steps, and actions have {shown(list(sets.steps))}: "
+            "raise --steps, its cap, or change --action_steps"
         )
     return [replace(own, steps=steps) for steps in found]
 
 
 def _customized(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -> list[ConstantBudget]:
-    found = [epsilon for epsilon in sets.epsilons if 0 < epsilon * UNIT <= own.epsilon * UNIT + 1e-6]
+    found = [epsilon for epsilon in sets.epsilons if 0 < epsilon <= own.epsilon + 1e-9]
     if not found:
         raise ValueError(
-            f"the agent customized takes radii up to {own.epsilon * UNIT:g}/255, and actions have none: raise "
+            f"the agent customized takes radii up to {shown(own.epsilon)}, and actions have none: raise "
             "--epsilon, its cap, or change --action_epsilons"
         )
     return [replace(own, epsilon=epsilon) for epsilon in found]
