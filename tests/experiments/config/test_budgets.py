@@ -25,14 +25,14 @@ def test_delayed_begins_without_steps_or_without_a_radius() -> None:
     assert listed("delayed", action_steps=(3, 5)) == [(0, 5, 2), (8, 5, 2)]
     message = "begins with clean views, but actions begin at 3 steps and a radius of 3/255: put 0 into --action_steps"
     with pytest.raises(ValueError, match=message):
-        Settings.from_preset("digits", agent="delayed")
+        Settings.from_preset("digits-grid", agent="delayed")
 
 
 def test_accelerating_climbs_from_2_steps_to_8_or_what_is_given() -> None:
     assert [steps for _, steps, _ in listed("accelerating")] == [2, 4, 8]
     assert [steps for _, steps, _ in listed("accelerating", steps=14)] == [2, 4, 8, 14]
     # 3 is the least of ASTrA's sets
-    assert [steps for _, steps, _ in listed("accelerating", "digits")] == [3, 4, 5, 6, 7, 8]
+    assert [steps for _, steps, _ in listed("accelerating", "digits-grid")] == [3, 4, 5, 6, 7, 8]
     with pytest.raises(ValueError, match=r"takes 2 to 8 steps, and actions have \[0, 1\]"):
         listed("accelerating", action_steps=(0, 1))
 
@@ -41,16 +41,16 @@ def test_customized_climbs_over_the_radii_up_to_its_cap() -> None:
     assert listed("customized") == [(4, 5, 2), (8, 5, 2)]
     radii = [radius for radius, _, _ in listed("customized", epsilon=24 / 255, steps=2, step_size=16 / 255)]
     assert radii == [4, 8, 12, 16, 20, 24]
-    assert [radius for radius, _, _ in listed("customized", "digits")] == [3, 4, 5, 6, 7, 8]
+    assert [radius for radius, _, _ in listed("customized", "digits-grid")] == [3, 4, 5, 6, 7, 8]
     with pytest.raises(ValueError, match="takes radii up to 2/255, and actions have none: raise --epsilon"):
-        listed("customized", "digits", epsilon=2 / 255)
+        listed("customized", "digits-grid", epsilon=2 / 255)
 
 
 def test_friendly_plays_its_budget_in_a_world_that_stops() -> None:
-    settings = Settings.from_preset("digits", agent="friendly", steps=10)
+    settings = Settings.from_preset("digits-grid", agent="friendly", steps=10)
     assert settings.listed_budgets == [ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=10)]
     assert settings.attack.attack_stop == settings.world.attack.attack_stop == "retrieval"
-    assert Settings.from_preset("digits", agent="fixed").attack.attack_stop is None
+    assert Settings.from_preset("digits-grid", agent="fixed").attack.attack_stop is None
 
 
 def test_actions_are_continuous_where_the_sets_lack_a_listed_budget() -> None:

@@ -12,7 +12,7 @@ from astra_gym.agents import AGENTS
 from astra_gym.envs.actions import ActionTable
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.cli import LEAVES, load, parse
-from astra_gym.experiments.config.presets import PRESETS
+from astra_gym.experiments.config.presets import INSTANCES, PRESETS
 from astra_gym.experiments.config.sections import AgentSection
 from astra_gym.experiments.config.settings import Settings, default_run_dir
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
@@ -39,8 +39,8 @@ def test_the_defaults_are_reinforce_on_digits() -> None:
 @pytest.mark.parametrize("name", [name for name, values in PRESETS.items() if "method" not in values])
 @pytest.mark.parametrize("agent", [agent for agent in AGENTS if agent != "none"])
 def test_every_preset_is_valid_with_every_agent(name: str, agent: str) -> None:
-    # it begins with clean views, which ASTrA's sets lack
-    clean = {"action_steps": (0, 3, 5)} if agent == "delayed" and "action_steps" not in PRESETS[name] else {}
+    # it begins with clean views, which only the presets with wide ranges have
+    clean = {"action_steps": (0, 3, 5)} if agent == "delayed" and name not in INSTANCES else {}
     assert Settings.from_preset(name, agent=agent, **clean).run.preset == name
 
 
