@@ -45,8 +45,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "probe_every": 2,
         "batch_size": 64,
         "epochs": 20,
-        "lr": 0.01,
-        "strength": 0.5,
+        # found by tune.py --tune lr strength, see results/tuning/digits-lr-strength.json
+        "lr": 0.0316,
+        "strength": 0.362,
         "action_epsilons": {"from": 2 / 255, "to": 40 / 255, "by": 2 / 255},
         "action_steps": {"from": 1, "to": 10, "by": 1},
         "action_step_sizes": tuple(size / 255 for size in (1, 2, 3, 4, 5, 8, 12, 16, 24, 32)),

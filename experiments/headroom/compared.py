@@ -19,6 +19,6 @@ def compared_verdicts(result: ComparisonResult) -> list[Verdict]:
         raise ValueError("no radius of the comparison decides: give its world a judge, --judge_epsilon")
     verdicts = []
     for pair in result.tests:
-        sides = ([cell for cell in result.cells if cell.arm == arm] for arm in pair)
-        verdicts.append(decide(" - ".join(pair), list(differences(*sides, place).values()), "points"))
+        first, second = ([cell for cell in result.cells if cell.arm == arm] for arm in pair)
+        verdicts.append(decide(" - ".join(pair), list(differences(first, second, place).values()), "points"))
     return verdicts
