@@ -176,7 +176,8 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
         if any(row.get("actions/epsilon") for row in metrics):
-            run_plots.action_shares(metrics, folder.figures / "action_shares.png")
+            ends = run_plots.ends_of(run.settings.ranges.sets)
+            run_plots.action_shares(metrics, folder.figures / "action_shares.png", ends=ends)
         engine = run.engine
         budget = chosen_budget(run, run.agent, engine.all_views)
         generator = Streams(run.settings.run.seed, engine.device).on_device("gallery/noise")

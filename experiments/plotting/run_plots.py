@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from astra_gym.envs.actions import UNIT, ActionSets
 from astra_gym.experiments.plotting.style import (
     BLUE,
     GREEN,
@@ -38,8 +39,9 @@ from astra_gym.ssl_core.evaluation.results import Row
 MetricsRow = Mapping[str, Any]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-# ASTrA's sets: the color scale spans at least these, so that figures of different runs compare.
-ACTION_SETS = {"epsilon": (3, 15), "steps": (3, 14), "step_size": (1, 5)}
+Ends = Mapping[str, tuple[int, int]]
+ACTION_SETS: Ends = {"epsilon": (3, 15), "steps": (3, 14), "step_size": (1, 5)}
+"""The ends of ASTrA's sets: a color scale spans at least those of its world, so that figures of its runs compare."""
 ACTION_TITLES = {
     "epsilon": "Attack radius $\\epsilon$ (/255)",
     "steps": "Number of attack steps",
@@ -58,7 +60,16 @@ class Shares(NamedTuple):
     share: Array
 
 
-def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> Shares:
+def ends_of(sets: ActionSets) -> Ends:
+    """Return the smallest and the largest member of each set, in whole 1/255 for epsilon and step size."""
+    scales = {"epsilon": UNIT, "steps": 1, "step_size": UNIT}
+    return {
+        name: (math.floor(scales[name] * members[0] + 1e-6), math.ceil(scales[name] * members[-1] - 1e-6))
+        for name, members in sets.by_name.items()
+    }
+
+
+def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60, ends: Ends = ACTION_SETS) -> Shares:
     """Sum the chosen actions over windows of updates and turn them into shares.
 
     Args:
@@ -67,6 +78,7 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> S
         windows: number of windows; fewer if there are fewer updates, or so few actions that a window would hold less
             than 16 (a share of one or two choices says nothing). A continuous value counts as the nearest integer (all
             sets of actions are integers, in /255 for epsilon and step size).
+        ends: the values by kind that are listed at least, used or not.
 
     Raises:
         ValueError: if no row has actions.
@@ -76,7 +88,7 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> S
         raise ValueError(f"no metrics row has 'actions/{kind}': a run without an attack has no actions to draw")
     rounded = [[(math.floor(float(value) + 0.5), count) for value, count in counts.items()] for _, counts in chosen]
     present = [value for counts in rounded for value, _ in counts]
-    low, high = ACTION_SETS[kind]
+    low, high = ends[kind]
     values = tuple(range(min(low, *present), max(high, *present) + 1))
     counted = np.zeros((len(values), len(chosen)))
     for column, counts in enumerate(rounded):
@@ -91,7 +103,7 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60) -> S
 
 
 @matplotlib.rc_context(STYLE)
-def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 60) -> None:
+def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 60, ends: Ends = ACTION_SETS) -> None:
     """Draw the share of each epsilon, number of steps and step size over training as stacked areas.
 
     This is the exploration-exploitation figure of the ASTrA paper (ICLR 2025).
@@ -99,14 +111,14 @@ def action_shares(rows: Sequence[MetricsRow], path: Path | str, windows: int = 6
     Args:
         rows: metrics, one row per target update, with `step` and `actions/...` as {value: count}.
         path: path of the PNG.
-        windows: see `action_counts`.
+        windows, ends: see `action_counts`.
 
     Raises:
         ValueError: if no row has actions.
     """
     figure, axes = new_figure(3, 7.2, sharex=True)
     for axis, (kind, title) in zip(axes, ACTION_TITLES.items(), strict=True):
-        shares = action_counts(rows, kind, windows)
+        shares = action_counts(rows, kind, windows, ends)
         stack_shares(axis, shares)
         axis.set(title=title, ylabel="share (%)")
         value_bar(figure, axis, shares.values)

@@ -10,13 +10,16 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from astra_gym.envs.actions import ASTRA_SETS, ActionSets
 from astra_gym.experiments.plotting.run_plots import (
+    ACTION_SETS,
     accuracy_against_epsilon,
     accuracy_curve,
     action_counts,
     action_shares,
     amplified,
     attack_gallery,
+    ends_of,
     losses_and_reward,
     reward_comparison,
     series,
@@ -98,6 +101,11 @@ def test_shares_sum_to_one_in_every_window(kind: str, updates: int, windows: int
 def test_windows_of_a_single_choice_each_are_joined() -> None:
     """The batch environment makes one choice an update."""
     assert action_counts(metrics(160, views=1), "epsilon").share.shape[1] == 10
+    # every value of the world's sets is in the scale, used or not
+    assert ends_of(ASTRA_SETS) == ACTION_SETS
+    wide = ends_of(ActionSets(epsilons=(0.0, 40 / 255), steps=(1, 10), step_sizes=(0.5 / 255, 32.5 / 255)))
+    assert wide == {"epsilon": (0, 40), "steps": (1, 10), "step_size": (0, 33)}
+    assert action_counts(metrics(160), "epsilon", ends=wide).values == tuple(range(41))
 
 
 def test_continuous_actions_go_to_the_nearest_value_and_widen_the_scale_where_needed() -> None:
