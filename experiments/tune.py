@@ -110,8 +110,8 @@ class TuneFlags:
             raise ValueError(
                 f"--worlds {' '.join(self.worlds)}: expected --tune fixed and two or more different presets"
             )
-        if self.pool is not None and (self.worlds or self.tune != ("fixed",) or self.passes is not None):
-            raise ValueError("--pool: expected --tune fixed in one world, and neither --worlds nor --passes")
+        if self.pool is not None and (self.worlds or self.tune != ("fixed",)):
+            raise ValueError("--pool: expected --tune fixed in one world, and no --worlds")
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
         if self.jobs is not None:
@@ -190,6 +190,8 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
             for name, value in plain(settings, given.without).items()
         },
     }
+    if given.worlds:
+        what["world_passes"] = {name: search.passes for name, search in searches.items()}
     with held(output):
         file = TuningFile(output, what, candidates, rungs)
         file.trials = known | file.trials

@@ -173,13 +173,14 @@ def taken_over(
     """
     document = read_json(path, "give a file of tune.py --worlds")
     try:
+        own = f"{world}: "
         whole = document["search"]["settings"]
-        there = {
-            name.removeprefix(f"{world}: "): value for name, value in whole.items() if name.startswith(f"{world}: ")
-        }
-        if there != settings:
-            said = differences(settings, there)[0].replace("in the plan", "there") if there else f"it is not in {world}"
-            raise ValueError(f"it is another search: {said}")
+        there = {name.removeprefix(own): value for name, value in whole.items() if name.startswith(own)}
+        if not there:
+            raise ValueError(f"it is another search: it is not in {world}")
+        if (passes := document["search"]["world_passes"][world]) != search.passes:
+            raise ValueError(f"its trials in {world} have {passes:.0f} passes, not {search.passes:.0f}: give --passes")
+        check_same({"settings": dict(settings)}, {"settings": there}, "search")
         found = {}
         for entry in document["trials"]:
             words = entry["candidate"].split()

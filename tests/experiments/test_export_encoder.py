@@ -98,6 +98,7 @@ def encoders() -> Iterator[dict[str, Any]]:
     yield from (dict(zip(names, other, strict=True)) for other in others)
 
 
+@pytest.mark.every_agent
 def test_the_printed_code_needs_torch_and_torchvision_alone_whatever_the_encoder(tmp_path, capsys) -> None:
     jobs, expected = {}, {}
     for built in encoders():

@@ -18,6 +18,7 @@ TINY = (
 """6 updates."""
 
 
+@pytest.mark.every_agent
 def test_training_takes_tf32_in_bf16_only_and_the_evaluation_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ def test_the_arms_are_those_of_the_world_and_of_its_search() -> None:
         assert spent == pytest.approx(candidate.steps, abs=1.0 if plays > 1 else 1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_a_race_is_the_training_of_each_arm() -> None:
     options, said = Options(1, torch.device("cpu"), quick=True), list[str]()
     figures, details = measure_robustness(options, 1, said.append)

@@ -27,7 +27,7 @@ from astra_gym.ssl_core.evaluation.attack_suite import Attack
         (("autoattack", 0.1, "Linf", 2), "only pgd20"),
         (
             ("fgsm", 0.1, "Linf", 1, 2 / 255),
-            r"step size of fgsm is 0\.0078.*: expected None, since only pgd20 takes one",
+            r"step size of fgsm is 2/255: expected None, since only pgd20 takes one",
         ),
         (("autoattack", 0.1, "Linf", 1, 2 / 255), "only pgd20"),
         (("pgd20", 0.1, "Linf", 1, 2), r"step size of pgd20 is 2: expected in \(0, 1\], 2/255 and not 2"),

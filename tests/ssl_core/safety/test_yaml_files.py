@@ -103,7 +103,9 @@ def test_kept_files_are_read_as_they_were() -> None:
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert load_yaml(text) == yaml.safe_load(text)
-        assert dump_yaml(load_yaml(text)) == text
+        # a seal is a comment
+        body = text.partition("\n")[2] if text.startswith("# sha256") else text
+        assert dump_yaml(load_yaml(text)) == body
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
