@@ -254,7 +254,12 @@ def _worlds(given: TuneFlags, flags: Sequence[str]) -> dict[str, Settings]:
         return {settings.run.preset: settings}
     if any(flag.partition("=")[0] == "--preset" for flag in flags):
         raise ValueError("--preset is given beside --worlds, which names the presets: leave one of them out")
-    return {name: _settings(given, [*flags, "--preset", name]) for name in given.worlds}
+    # the folder is that of the worlds that need one
+    bare = without(flags, "--data_dir")
+    return {
+        name: _settings(given, [*(flags if "dataset" in PRESETS[name] else bare), "--preset", name])
+        for name in given.worlds
+    }
 
 
 def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:

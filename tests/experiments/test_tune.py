@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from astra_gym.experiments import tune
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tune import main
 from astra_gym.ssl_core.safety.sealing import read_json
 from tests.helpers.tiny_training import TINY_SETTINGS
@@ -82,6 +84,20 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
         with pytest.raises(SystemExit):
             main(wrong)
         assert message in capsys.readouterr().err
+
+
+def test_the_folder_is_that_of_the_worlds_that_need_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {}
+
+    def noted(given: tune.TuneFlags, worlds: dict[str, Settings], output: Path) -> int:
+        folders.update({name: settings.data.data_dir for name, settings in worlds.items()})
+        return 0
+
+    monkeypatch.setattr(tune, "_search", noted)
+    assert main(["--tune", "fixed", "--worlds", "digits-wide", "cifar10-16", "--data_dir", str(tmp_path)]) == 0
+    assert folders == {"digits-wide": None, "cifar10-16": str(tmp_path)}
 
 
 @pytest.mark.parametrize("name", ["digits-wide-fixed.json", "cifar10-16-lr-strength.json"])
