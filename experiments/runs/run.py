@@ -263,7 +263,8 @@ class Run:
             # the agent last, since a Stable-Baselines3 agent's state ends with that of the global generators
             self.agent.load_state_dict(payload["agent"])
             self._kept_epochs = int(self.engine.epoch)
-            before = dict(payload["circumstances"])
+            # checkpoints of before this setting are of runs without it
+            before = {"compile_blocks": False} | payload["circumstances"]
         except Exception as error:  # a state that was edited fails in many ways, a user's agent in any
             # torch lists every tensor that differs, one per line; the first few words are enough
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
@@ -289,6 +290,7 @@ class Run:
         return {
             "device": self.engine.device.type,
             "precision": self.settings.optimizer.precision,
+            "compile_blocks": self.settings.optimizer.compile_blocks,
             "threads": torch.get_num_threads(),
         }
 

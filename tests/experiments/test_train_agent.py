@@ -21,6 +21,7 @@ from astra_gym.agents import AGENTS
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.evaluation.results import read_results
+from astra_gym.ssl_core.models.target_network import _applied
 from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs, call, expect_error, run, weights
 
 NOT_TOGETHER = ("none", "view"), ("none", "batch"), ("customized", "batch")
@@ -198,6 +199,16 @@ def test_what_makes_a_resumed_run_inexact_is_said_each_time(tmp_path, interrupt,
     assert "device" not in shown
     assert main(["--resume", str(folder)]) == 0
     assert "not bit for bit the uninterrupted run: precision was bf16 and is fp32" in capsys.readouterr().out
+
+
+def test_compiling_from_a_resume_on_is_said(tmp_path, interrupt, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.compiled_part", lambda backend: _applied)
+    folder = tmp_path / "run"
+    interrupt(step=3)
+    assert run(folder, "--evaluate=false") == 130
+    capsys.readouterr()
+    assert main(["--resume", str(folder), "--compile_blocks=true"]) == 0
+    assert "not bit for bit the uninterrupted run: compile_blocks was False and is True" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
