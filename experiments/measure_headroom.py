@@ -44,10 +44,10 @@ from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
 from astra_gym.ssl_core.utils.messages import said
 
-SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--device", "--precision")
+SHOWN_ELSEWHERE = ("--list", "--print_config", "--help")
+SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--device", "--precision", *SHOWN_ELSEWHERE)
 CONSTANT = ("--epsilon", "--steps", "--step_size")
 """The flags of the constant; all three are needed."""
-CHOICES = {name: kind.summary for name, kind in KINDS.items()}
 MOST = 1_000_000
 
 

@@ -255,7 +255,7 @@ def _worlds(given: TuneFlags, flags: Sequence[str]) -> dict[str, Settings]:
     if any(flag.partition("=")[0] == "--preset" for flag in flags):
         raise ValueError("--preset is given beside --worlds, which names the presets: leave one of them out")
     # the folder is that of the worlds that need one
-    bare = without(flags, "--data_dir")
+    bare = list(without(flags, "--data_dir"))
     return {
         name: _settings(given, [*(flags if "dataset" in PRESETS[name] else bare), "--preset", name])
         for name in given.worlds

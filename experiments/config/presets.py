@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "probe_every": 2,
         "batch_size": 64,
         "epochs": 20,
-        # found by tune.py --tune lr strength, see results/tuning/digits-lr-strength.json
+        # found by tune.py --tune lr strength under one step of 32/255, see results/tuning/digits-lr-strength.json
         "lr": 0.0316,
         "strength": 0.362,
         "action_epsilons": {"from": 2 / 255, "to": 40 / 255, "by": 2 / 255},
@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "action_step_sizes": tuple(size / 255 for size in (1, 2, 3, 4, 5, 8, 12, 16, 24, 32)),
         "reward_cost": 0.05,
     },
-    # half the work of digits in as many updates, with accuracies far from both ends, for comparisons of many runs
+    # ASTrA's ranges, few updates, accuracies far from both ends, for comparisons of many runs
     "digits-grid": {"batch_size": 64, "epochs": 10, "eval_epsilons": (8 / 255, 16 / 255, 24 / 255)},
     # attacks from none to far too hard, where the best constant is inside the ranges; small and fast, for many runs
     "digits-wide": {

@@ -157,7 +157,7 @@ class RunSection:
     """Preset, seed, device, folder, checkpoints.
 
     Args:
-        preset: defaults of the other settings: digits, digits-grid (half the work, for comparisons), digits-wide and
+        preset: defaults of the other settings: digits, digits-grid (short runs, for comparisons), digits-wide and
             cifar10-16 (small worlds with wide ranges of attacks and a judge; with -half or -quarter a part of the
             images, with -r8 judged at 8/255), folder, cifar10 (the paper's), cifar10-teacher and cifar10-teacher-daq
             (CIFAR-10 teachers for deacl and for daq-sdp) or cifar10-quick; cifar10-quick is also that of cifar100 and

@@ -1,6 +1,6 @@
 """Headroom per view: whether giving each view its own budget helps, in one update and over many."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,15 +56,17 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         )
         for name in ("shuffled", "constant")
     ]
-    verdicts.append(decide("per view, one update, A's choice - best constant", gained.tolist(), UNIT, float(b.std())))
+    by_repeat = [len(each["update"]["a"]) for each in found]
+    one = _means(gained, by_repeat).tolist()
+    verdicts.append(decide("per view, one update, A's choice - best constant", one, UNIT, float(b.std())))
     by_budget = [
         {
             "epsilon": round(255 * budget.epsilon, 3),
             "step_size": round(255 * budget.step_size, 3),
             "steps": budget.steps,
             "constant": budget == world.constant,
-            "credit_a": _interval(a[:, at]),
-            "credit_b": _interval(b[:, at]),
+            "credit_a": _interval(_means(a[:, at], by_repeat)),
+            "credit_b": _interval(_means(b[:, at], by_repeat)),
             "preferred": float((a.argmax(1) == at).mean()),
             "chosen": float(np.mean([each["long"]["chosen"][at] for each in found])),
         }
@@ -89,6 +91,12 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         "spread": spread,
     }
     return verdicts, numbers
+
+
+def _means(values: Any, counts: Sequence[int]) -> Any:
+    """Return the mean over the views of each repeat, whose views share one trained network; `counts` are their
+    numbers."""
+    return np.array([part.mean() for part in np.split(values, np.cumsum(counts)[:-1])])
 
 
 def _interval(values: Any) -> list[float | None]:

@@ -1,6 +1,7 @@
 """Headroom within an attack: whether another division of the steps among views attains more loss at equal cost."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -124,13 +125,14 @@ def _gradient_norms(engine: AttackEngine) -> Tensor:
 
 
 def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Verdict], dict[str, Any]]:
-    """Return the verdicts over the batches of all repeats, the oracle's first, and the means of the losses."""
+    """Return the verdicts over the repeats, whose batches share one trained network, the oracle's first, and the means
+    of the losses."""
     batches = [batch for seed in sorted(repeats) for batch in repeats[seed]["batches"]]
     spread = float(np.mean([batch["spread"] for batch in batches]))
-    verdicts = [
-        decide(f"within an attack, {words}", [batch[name] - batch["uniform"] for batch in batches], UNIT, spread)
-        for name, words in (("oracle", "greedy oracle - uniform"), ("rule", "gradient norm - uniform"))
-    ]
+    verdicts = []
+    for name, words in (("oracle", "greedy oracle - uniform"), ("rule", "gradient norm - uniform")):
+        each = [[batch[name] - batch["uniform"] for batch in repeats[seed]["batches"]] for seed in sorted(repeats)]
+        verdicts.append(decide(f"within an attack, {words}", [fmean(gains) for gains in each], UNIT, spread))
     means = {
         name: float(np.mean([batch[name] for batch in batches])) for name in ("clean", "uniform", "rule", "oracle")
     }

@@ -50,6 +50,8 @@ def _search_cost(text: str, arms: Sequence[Arm], trust: bool | None, again: str 
     search = read_finished(expanded(name))
     words = _flags(search)
     for arm in of_label:
+        if search.worlds == 1 and (there := search.what["settings"].get("preset")) != arm.settings["preset"]:
+            raise ValueError(f"it is a search in {shown(there)}, but the arm is in {arm.settings['preset']}")
         best = comparable(settings_of([*arm.flags, *words], trust, again))
         if other := [each for each in best if best[each] != arm.settings.get(each)]:
             raise ValueError(

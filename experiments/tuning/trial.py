@@ -26,6 +26,8 @@ Tried = TypeVar("Tried")
 Result = TypeVar("Result")
 WORST = -10.0
 """The score of a trial that failed; margins lie near [-1, 1]."""
+FAILED = QuickScore(0.0, 0.0, -1.0, -1.0)
+"""The values of an encoder that could not be trained."""
 SHARE, MOST = 0.2, 512
 """The share of the training images that candidates are scored on, and the largest number of them."""
 
@@ -110,7 +112,8 @@ class Search:
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
     def alone(self, candidate: Candidate, trial: Trial, world: str) -> Trial:
-        """Return a trial in several worlds as one in this world alone, whose name is given.
+        """Return a trial in several worlds as one in this world alone, whose name is given. Its seconds are a share of
+        the trial's, by passes.
 
         Raises:
             KeyError, TypeError: if the trial was not made in this world.
@@ -119,8 +122,10 @@ class Search:
         images = len(training_images(self.settings))
         images -= _measured(images)
         updates = self.epochs(candidate, images) * _updates_in(self.settings, images)
-        score = WORST if trial.failed else judged(found, self.settings)
-        return Trial(score, found, updates, updates * (UPDATE + self.steps(candidate)), 0.0, trial.failed)
+        passes = updates * (UPDATE + self.steps(candidate))
+        failed = trial.failed if found == FAILED else ""
+        score = WORST if failed else judged(found, self.settings)
+        return Trial(score, found, updates, passes, trial.seconds * passes / trial.passes, failed)
 
 
 def own_passes(settings: Settings, steps: float) -> float:
@@ -211,7 +216,7 @@ def _trained(
         found = [quick_score(run.encoder, route, *parts, epsilon, seed) for epsilon in radii]
     except NonFiniteError as error:
         # a learning rate may be too large: that is a result, the worst one
-        found, failed = [QuickScore(0.0, 0.0, -1.0, -1.0)] * len(judges), brief(str(error))
+        found, failed = [FAILED] * len(judges), brief(str(error))
     updates = run.engine.step
     passes = updates * (UPDATE + search.steps(candidate))
     return Trial(WORST, found[0], updates, passes, time.process_time() - began, failed), found

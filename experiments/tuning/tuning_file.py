@@ -160,7 +160,7 @@ def taken_over(
     path: Path, world: str, search: Search, settings: Mapping[str, Any]
 ) -> dict[tuple[Candidate, int], Trial]:
     """Return what a search in several worlds found in one of them: trials as of that world alone, by candidate and
-    seed. Their seconds are 0, since that search has spent them.
+    seed.
 
     Args:
         path: file of the search in several worlds.
@@ -181,6 +181,8 @@ def taken_over(
         if (passes := document["search"]["world_passes"][world]) != search.passes:
             raise ValueError(f"its trials in {world} have {passes:.0f} passes, not {search.passes:.0f}: give --passes")
         check_same({"settings": dict(settings)}, {"settings": there}, "search")
+        if not document["rounds"]:
+            raise ValueError("its first round is not finished: continue it")
         found = {}
         for entry in document["trials"]:
             words = entry["candidate"].split()

@@ -61,10 +61,10 @@ def early_stopped_pgd(
     """Friendly PGD (FAT, Zhang et al. 2020): `pgd` that looks for success before each step of an image.
 
     Before each step, the first too, an image on which the attack has succeeded stops if it has no further steps left,
-    and uses up one otherwise. A stopped image stays where it is, and in the objective, as a positive and a negative of
-    the others; FAT takes it out of the batch, and adds Gaussian noise at each step. As in `pgd`, only the images still
-    moving are encoded. The gradient of an image that stops is computed with that of the others and not used. The host
-    waits for the device at each step, to learn who stops.
+    and uses up one otherwise. A stopped image stays where it is, in its ball, and in the objective, as a positive and a
+    negative of the others; FAT takes it out of the batch, and adds Gaussian noise at each step. As in `pgd`, only the
+    images still moving are encoded. The gradient of an image that stops is computed with that of the others and not
+    used. The host waits for the device at each step, to learn who stops.
 
     Args:
         stop: the rule.
@@ -90,6 +90,8 @@ def early_stopped_pgd(
     first = first_perturbations(start, images, budget, generator, checked)
     moved = (images + first).clamp_(*bounds)
     moved = torch.where(idle > 0, moved.clamp(low, high), moved)
+    # a start may lie outside an image's ball; each step returns to it, and an image without a step has to as well
+    outside = ((moved < low) | (moved > high)).flatten(1).any(1).cpu()
     ends = torch.zeros((), device=device) if watch is None else watch
     if watched:
         ends.add_(out_of_range(images, first, bounds))
@@ -114,6 +116,12 @@ def early_stopped_pgd(
         succeeded = stop.succeeds(z).cpu()[moving]
         going = unspent & ~(succeeded & (left[moving] == 0))
         left[moving] -= (succeeded & going).to(left.dtype)
+        strays = moving[~going & outside[moving] & (taken[moving] == 0)]
+        if len(strays):
+            at = placed(strays)
+            moved[at] = torch.clamp(moved[at], low[at], high[at])
+            with torch.no_grad():
+                z = z.index_copy(0, at, rows_of(encode, moved[at], strays).detach())
         if not bool(going.any()):
             break
         (gradient,) = torch.autograd.grad(values.sum(), x)

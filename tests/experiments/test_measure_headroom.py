@@ -61,6 +61,7 @@ def test_a_kept_measurement_is_read_and_needs_no_repeat(tmp_path: Path, capsys: 
         ([*CONSTANT, "--kinds", "vew"], "did you mean 'view'"),
         ([*CONSTANT, "--kinds", "view", "view"], "give each kind once"),
         ([*CONSTANT, "--seed", "3"], "--seed is set by the measurement"),
+        ([*CONSTANT, "--list"], "--list is set by the measurement"),
         ([*CONSTANT, "--repeats", "0"], "--repeats is 0"),
         ([*CONSTANT, "--method", "taro"], "headroom is not defined for it"),
         ([*CONSTANT, "--update_chunks", "2"], "leave --coreset and --update_chunks out"),

@@ -16,6 +16,7 @@ from astra_gym.experiments import tune
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tune import main
 from astra_gym.ssl_core.safety.sealing import read_json
+from tests.helpers.sealed import resealed_json
 from tests.helpers.tiny_training import TINY_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +74,9 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
     for joint_entry, entry in zip(document["trials"], own["trials"], strict=True):
         assert joint_entry["candidate"] == entry["candidate"]
         assert entry["seeds"]["0"]["found"] == joint_entry["seeds"]["0"]["worlds"]["digits-wide-r8"]
-        assert entry["seeds"]["0"]["seconds"] == 0
-        alone += [trial for trial in entry["seeds"].values() if trial["seconds"]]
+        share = entry["seeds"]["0"]["passes"] / joint_entry["seeds"]["0"]["passes"]
+        assert entry["seeds"]["0"]["seconds"] == pytest.approx(share * joint_entry["seeds"]["0"]["seconds"])
+        alone += [seed for seed in entry["seeds"] if seed not in joint_entry["seeds"]]
     assert len(alone) <= 1 and own["spent"]["trials"] in (3, 4)
     capsys.readouterr()
     for wrong, message in (
@@ -84,6 +86,10 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
         with pytest.raises(SystemExit):
             main(wrong)
         assert message in capsys.readouterr().err
+    resealed_json(tmp_path / "t.json", lambda there: there["rounds"].clear())
+    with pytest.raises(SystemExit):
+        main([*pooled, "--passes", "40"])
+    assert "t.json: its first round is not finished" in capsys.readouterr().err
 
 
 def test_the_folder_is_that_of_the_worlds_that_need_one(

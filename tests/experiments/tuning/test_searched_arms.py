@@ -46,7 +46,7 @@ def test_a_search_in_several_worlds_is_known_by_its_settings(tmp_path: Path) -> 
 
 def test_the_worlds_own_values_can_be_the_best(tmp_path: Path) -> None:
     search = read_json(KEPT / "digits-wide-lr-strength.json")["search"]
-    own = {"lr": 0.0221, "strength": 0.231}
+    own = {"lr": 0.0221, "strength": 0.231, "preset": "digits-wide"}
     rounds = [{"seeds": seeds, "best_first": [NONE]} for seeds in (1, 2, 4, 8)]
     text = changed(tmp_path, search=search | {"settings": own}, rounds=rounds)
     assert search_costs([text], ARMS)[0].tune == ["lr", "strength"]
@@ -54,6 +54,9 @@ def test_the_worlds_own_values_can_be_the_best(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"the search found --lr 0.5 --strength 0.231, but the arm has lr 0.0221; name"
     ):
+        search_costs([text], ARMS)
+    text = changed(tmp_path, search=search | {"settings": own | {"preset": "digits-wide-r8"}}, rounds=rounds)
+    with pytest.raises(ValueError, match="it is a search in 'digits-wide-r8', but the arm is in digits-wide"):
         search_costs([text], ARMS)
 
 

@@ -86,6 +86,9 @@ def test_of_several_worlds_one_that_diverges_fails_the_trial() -> None:
     alone = try_candidate(worlds["good"], NONE, 0)
     assert trial.score == WORST and "not finite" in trial.failed and recorded(record(trial)) == trial
     assert trial.worlds is not None and trial.worlds["good"] == alone.found and trial.updates > alone.updates
+    # alone, the world that could be trained has its own score
+    assert worlds["good"].alone(NONE, trial, "good")._replace(seconds=0) == alone._replace(seconds=0)
+    assert worlds["bad"].alone(NONE, trial, "bad").score == WORST
 
 
 def test_a_candidate_that_diverges_is_the_worst_and_ends_nothing() -> None:

@@ -121,3 +121,12 @@ def test_refusals() -> None:
     with pytest.raises(NonFiniteGradientError):
         attacked(lambda x, rows: x.flatten(1) * torch.nan, lambda z: z.sum(1))
     assert stop.further == 0
+
+
+def test_an_image_that_stops_before_its_first_step_is_in_its_ball() -> None:
+    """ASTrA's start lies within 8/255, whatever the radius."""
+    encode, always = network(), EarlyStop(succeeds=lambda z: torch.ones(len(z), dtype=torch.bool))
+    budget = Budget.uniform(N, epsilon=2 / 255, step_size=1 / 255, steps=3)
+    found = early_stopped_pgd(encode, objective, IMAGES, budget, stop=always, start=START)
+    assert (found.images - IMAGES).abs().max() <= 2 / 255 + 1e-9 < START.abs().max()
+    torch.testing.assert_close(found.embeddings, encode(found.images, torch.arange(N)))
