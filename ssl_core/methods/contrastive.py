@@ -91,8 +91,10 @@ class ACL(Method):
 
     @property
     def retrieves(self) -> bool:
-        """Whether the attacked views are contrasted with each other: not in "a2s"."""
-        return self.streams != "a2s"
+        """Whether the attacked views are contrasted with each other: not in "a2s", nor by another objective."""
+        kind = type(self)
+        own = kind.objective is Method.objective and kind.objective_for is ACL.objective_for
+        return own and self.streams != "a2s"
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """NT-Xent of each attacked view, (2b,); in "a2s" of pairs with the unchanged clean second views, the mean of an

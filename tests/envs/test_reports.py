@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from astra_gym.envs.api.protocol import REPORTS, ReportingEnv, ViewsEnv
 from astra_gym.envs.engine import AttackEngine
@@ -12,6 +13,7 @@ from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.methods.contrastive import ACL
 from tests.helpers.states import same
 
 BUDGET = Budget(
@@ -98,4 +100,10 @@ def test_the_methods_that_contrast_attacked_views_with_each_other() -> None:
     assert {name for name, kind in METHODS.items() if kind().retrieves} == {
         *("acl", "astra", "astra++", "dynacl", "dynacl++", "acl-air", "dynacl-air", "dynacl-air++")
     }
-    assert not METHODS["acl"](streams="a2s").retrieves  # type: ignore[call-arg]
+    assert not ACL(streams="a2s").retrieves
+
+    class Other(ACL):
+        def objective(self, z: Tensor) -> Tensor:
+            return z.square().sum(1)
+
+    assert ACL().retrieves and not Other().retrieves
