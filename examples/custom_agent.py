@@ -13,15 +13,15 @@ import numpy as np
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
 
-TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --device cpu"
+TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --actions continuous --evaluate false --device cpu"
 LOSS = -2
 """Index of the clean loss, in standard deviations, in a view's features; the last feature is the progress."""
 
 
 def harder(observations: np.ndarray) -> np.ndarray:
-    """Actions (n, 3) for `--actions factored`: indices of epsilon (of 13), steps (of 12) and step size (of 5)."""
-    level = np.clip(observations[:, LOSS] / 4 + 0.5, 0, 1)
-    return np.stack([np.rint(12 * level), np.rint(11 * level), np.full_like(level, 1)], axis=1).astype(np.int64)
+    """Actions (n, 3) for `--actions continuous`: epsilon, steps and step size, each in [-1, 1], small to large."""
+    level = np.clip(observations[:, LOSS] / 2, -1, 1)
+    return np.stack([level, level, np.full_like(level, -0.5)], axis=1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import atexit
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,28 @@ CURVES = {
 """The curves of an example's picture, by their names in metrics.jsonl."""
 
 
+RUNNING: set[str] = set()
+"""The example that is being run: one that calls `sys.exit` ends the build, and its output is lost."""
+
+
+@atexit.register
+def unfinished() -> None:
+    """Name the example that ended the build."""
+    for name in RUNNING:
+        print(f"examples/{name}.py ended the build: `python examples/{name}.py` shows why", file=sys.stderr)
+
+
 def arguments(gallery: dict[str, Any], script: dict[str, Any]) -> list[str]:
     """The command line of an example: a folder that is removed afterwards."""
-    return [str(RUNS / Path(script["src_file"]).stem)]
+    name = Path(script["src_file"]).stem
+    RUNNING.add(name)
+    return [str(RUNS / name)]
 
 
 def picture(block: tuple[str, str, int], block_vars: dict[str, Any], gallery: dict[str, Any]) -> str:
     """The picture that an example has drawn, or two curves of its runs, as rST; nothing before it has run."""
     name = Path(block_vars["src_file"]).stem
+    RUNNING.discard(name)
     if (drawn := RUNS / name / "reward.png").is_file() and not block_vars.get("pictured"):
         path = next(block_vars["image_path_iterator"])
         shutil.copyfile(drawn, path)
