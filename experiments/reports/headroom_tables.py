@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison
-from astra_gym.experiments.headroom.compared import compared_verdicts
+from astra_gym.experiments.headroom.compared import compared_verdicts, over_instances
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
 from astra_gym.ssl_core.safety.sealing import read_json
@@ -27,6 +27,19 @@ def compared_table(results: Path, name: str) -> list[Block]:
     result = read_comparison(results / "comparisons" / name / COMPARISON)
     note = "Accuracy where the world is judged; values are differences within a seed. Gains below the bar do not count."
     return [_verdicts(compared_verdicts(result), note)]
+
+
+def instances_table(results: Path, prefix: str) -> list[Block]:
+    """Return the verdicts over the instances whose comparisons are kept as PREFIX-INSTANCE, and each instance's own."""
+    found = {
+        folder.name.removeprefix(f"{prefix}-"): read_comparison(folder / COMPARISON)
+        for folder in sorted((results / "comparisons").glob(f"{prefix}-*"))
+    }
+    note = (
+        "Accuracy where each instance is judged. A value is a difference within a seed, in the first row its mean over "
+        "the instances. Gains below the bar do not count."
+    )
+    return [_verdicts(over_instances(found), note)]
 
 
 def _verdicts(verdicts: Sequence[Verdict], note: str) -> Table:

@@ -10,12 +10,11 @@ from astra_gym.experiments.benchmarks.compare import read
 from astra_gym.experiments.benchmarks.tables import cells
 from astra_gym.experiments.comparison.cell_results import COMPARISON, ComparisonResult, read_comparison
 from astra_gym.experiments.evaluation.store import EvaluationStore
-from astra_gym.experiments.reports import evaluation_tables
+from astra_gym.experiments.reports import evaluation_tables, headroom_tables
 from astra_gym.experiments.reports.comparison_tables import accuracy_table as compared_accuracies
 from astra_gym.experiments.reports.comparison_tables import compute_table, improvement_table, primary_table
 from astra_gym.experiments.reports.document import MISSING, Block, Items, Table, entries
 from astra_gym.experiments.reports.evaluation_tables import remarks
-from astra_gym.experiments.reports.headroom_tables import compared_table, credit_table, numbers_table, verdicts_table
 from astra_gym.experiments.reports.method_tables import coresets_table, methods_table, strategies_table
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.stats import mean_interval
@@ -213,10 +212,11 @@ TABLES: dict[str, Made] = {
     "reliability": reliability_table,
     "tuned": tuned_table,
     "curve": curve_table,
-    "headroom": verdicts_table,
-    "headroom-compared": compared_table,
-    "headroom-credit": credit_table,
-    "headroom-numbers": numbers_table,
+    "headroom": headroom_tables.verdicts_table,
+    "headroom-compared": headroom_tables.compared_table,
+    "headroom-credit": headroom_tables.credit_table,
+    "headroom-instances": headroom_tables.instances_table,
+    "headroom-numbers": headroom_tables.numbers_table,
 }
 
 
