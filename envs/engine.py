@@ -24,6 +24,7 @@ from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.device import float32_of, usable_device
 from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 ASSESSED = "assessed/noise"
 """The stream of the random starts of attacks that are assessed but not played."""
@@ -66,8 +67,7 @@ class AttackEngine:
         self.streams = Streams(seed, self.device)
         held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
         self.batches.start(self.streams, held_out)
-        replays = self.settings.method.make().replays
-        self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, replays)
+        self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, self.settings.method.make().replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.method = self.learner.method
         held = None
@@ -90,8 +90,13 @@ class AttackEngine:
 
     @property
     def planned_updates(self) -> int:
-        """Target updates that the settings plan; the learning-rate schedule spans them."""
+        """Target updates that the settings plan; in a run of a number of passes, the most that these could pay for."""
         return self.plan.total
+
+    @property
+    def finished(self) -> bool:
+        """Whether the planned run is over; `play` still works."""
+        return self.plan.ends(self.step)
 
     @property
     def step(self) -> int:
@@ -100,7 +105,7 @@ class AttackEngine:
 
     @property
     def progress(self) -> float:
-        """Share of the planned epochs that is done, in [0, 1]."""
+        """Share of the planned epochs (or passes) that is done, in [0, 1]."""
         return self.plan.moment(self.step).progress
 
     @property
@@ -115,8 +120,7 @@ class AttackEngine:
 
     @property
     def observation_dim(self) -> int:
-        """Length of a view's observation: the backbone's features, the value of the clean view that the attack
-        maximizes (its loss; TARO: its similarity to its target), and the training progress."""
+        """Length of a view's observation: features, what the attack maximizes of the clean view, and the progress."""
         return self.learner.network.feature_dim + 2
 
     @property
@@ -244,11 +248,10 @@ class AttackEngine:
         budget: Budget,
         report: AttackReport | None = None,
     ) -> Assessment:
-        images, embeddings = attacked
-        taken, reports = self.reports.of(report, budget, embeddings)
-        found = FrozenAttack(objective, taken, self.method.attacked(views), images, clean, embeddings)
+        taken, reports = self.reports.of(report, budget, attacked.embeddings)
+        found = FrozenAttack(objective, taken, self.method.attacked(views), attacked.images, clean, attacked.embeddings)
         terms = self.rewards.frozen_terms(found)
-        return Assessment(self.rewards.total(terms), terms, images, taken, reports)
+        return Assessment(self.rewards.total(terms), terms, attacked.images, taken, reports)
 
     def play(self, budget: Budget | None) -> StepRecord:
         """Attack the coming batch, compute the reward on the weights that the attack saw, draw the next batch and
@@ -292,10 +295,11 @@ class AttackEngine:
             for name, values in ({"the rewards": reward} | others).items():
                 self.learner.watch(name, values)
         lr = self.learner.lr
+        steps = 0.0 if budget is None else float(self.method.attack_steps(budget).double().mean())
+        self.plan.spend(self.step, UPDATE_PASSES + steps)
         late = self.batches.chooses_coreset(self.plan, self.step + 1)
         if not late:
-            # drawn before the update, which waits for its loss, so that the host prepares this batch while a GPU still
-            # computes the attack
+            # before the update, which waits for its loss: the host prepares this batch while a GPU still attacks
             self.draw_batch(self.step + 1)
         try:
             reports = {f"report {name}": values for name, values in reports.items()}
@@ -315,7 +319,8 @@ class AttackEngine:
             reward = self.rewards.total(terms)
             if self.rewards.judges_updates and not_finite(reward):
                 raise NonFiniteLossError(f"the rewards of update {self.step} are not finite; {describe_budget(budget)}")
-        tried, self._tried_steps = self._tried_steps, 0
+        other_steps, self._tried_steps = self.rewards.attack_steps - spent + self._tried_steps, 0
+        self.plan.spend(self.step - 1, other_steps / len(views))
         return StepRecord(
             step=self.step,
             epoch=self.epoch,
@@ -328,7 +333,7 @@ class AttackEngine:
             views=views,
             adversarial=adversarial,
             end_of_epoch=self.plan.ends_epoch(self.step),
-            other_steps=self.rewards.attack_steps - spent + tried,
+            other_steps=other_steps,
             reports=reports,
         )
 
@@ -348,11 +353,11 @@ class AttackEngine:
             "views": self._views,
             "seen": None if clean is None else {"observation": clean.observation, "look": tuple(clean.encoded)},
             "statistics": self.statistics.state_dict(),
+            "passes": self.plan.spent(self.step),
         } | {name: value for name, value in more.items() if value}
 
     def __getstate__(self) -> dict[str, Any]:
-        # settings, data and state define a world; its functions (schedules, objectives) are left out, since they have
-        # no name by which another process could find them
+        # settings, data and state define a world; its functions have no name by which another process could find them
         return {
             "settings": self.settings,
             "seed": self.streams.seed,
@@ -391,4 +396,5 @@ class AttackEngine:
             self._clean = CleanPass(clean["observation"].to(self.device), encoded)
         self.statistics.load_state_dict(state["statistics"], self.device)
         self._tried_steps = state.get("tried_steps", 0)
+        self.plan.restore(self.step, state.get("passes"))
         return restarted

@@ -15,7 +15,7 @@ from astra_gym.ssl_core.models.target_network import last_strided_map
 from astra_gym.ssl_core.settings.records import Composed
 from astra_gym.ssl_core.training.settings import CoresetSection, OptimizerSection
 from astra_gym.ssl_core.transforms.settings import ViewsSection
-from astra_gym.ssl_core.utils.training_plan import TrainingPlan
+from astra_gym.ssl_core.utils.training_plan import PassesPlan, TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,10 @@ class WorldSettings(Composed):
             raise ValueError(f"drop_last is false, but {what}: leave it out")
         if not self.data.drop_last and chunks > 1:
             raise ValueError(f"drop_last is false and update_chunks is {chunks}: give one of them")
+        if self.optimizer.passes is not None and self.coreset.coreset != "none":
+            raise ValueError(
+                f"passes is {self.optimizer.passes:g}, but a coreset is planned by epochs: leave one of them out"
+            )
         if self.coreset.coreset == "rcs":
             lacks = {
                 f"the method {name} has no attack": not method.attacks,
@@ -148,7 +152,9 @@ class WorldSettings(Composed):
             batches: full batches in the training images.
             replays: updates in a row on each batch.
         """
-        epochs = self.optimizer.epochs
+        epochs, passes = self.optimizer.epochs, self.optimizer.passes
+        if passes is not None:
+            return PassesPlan(epochs, batches * replays, replays, passes=passes)
         if self.coreset.coreset == "none":
             return TrainingPlan(epochs, batches * replays, replays)
         # whole batches, as in the released code; the summand makes up for rounding: 0.29 * 100 is 28.999...

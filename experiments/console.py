@@ -30,7 +30,6 @@ class RunProgress:
 
     def __init__(self, plan: TrainingPlan, *, kind: str = "auto", console: Console | None = None) -> None:
         self.plan = plan
-        self.total = plan.total
         self.console = console or Console()
         self.kind = _kind(kind, self.console)
         # Without a thread of its own the display costs nothing between two updates and cannot disturb their timing.
@@ -58,7 +57,7 @@ class RunProgress:
             images_per_step: images of a target update, for the time left.
         """
         step = row["step"]
-        left = (self.total - step) * images_per_step / images_per_second if images_per_second else None
+        left = (self._total(step) - step) * images_per_step / images_per_second if images_per_second else None
         if self._live:
             now = self.console.get_time()
             due = now - self._drawn >= 0.25
@@ -72,9 +71,17 @@ class RunProgress:
         if self.kind != "off":
             self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
+    def _total(self, step: int) -> float:
+        """Return the updates of the whole run; where passes decide, about as many as at the mean cost so far."""
+        if self.plan.spent(step) is None:
+            return self.plan.total
+        return step / max(self.plan.moment(step).progress, 1e-9)
+
     def _position(self, step: int) -> tuple[str, str]:
-        epoch = min(math.ceil(self.plan.epochs_done(step)), self.plan.epochs)
-        return f"epoch {epoch}/{self.plan.epochs}", f"step {step}/{self.total}"
+        epoch = math.ceil(self.plan.epochs_done(step))
+        if self.plan.spent(step) is None:
+            return f"epoch {min(epoch, self.plan.epochs)}/{self.plan.epochs}", f"step {step}/{self.plan.total}"
+        return f"epoch {epoch}", f"step {step} ({100 * self.plan.moment(step).progress:.0f} % of passes)"
 
     def _panel(self, row: Row, rate: float, left: float | None) -> RenderableType:
         head = Table.grid(padding=(0, 2), expand=True)
@@ -84,7 +91,7 @@ class RunProgress:
         for _ in range(2):
             head.add_column(no_wrap=True, justify="right")
         epoch, step = self._position(row["step"])
-        bar = ProgressBar(total=self.total, completed=row["step"])
+        bar = ProgressBar(total=self._total(row["step"]), completed=row["step"])
         head.add_row(epoch, step, bar, _rate(rate), _left(left))
         body = Table.grid(padding=(0, 2))
         body.add_column(style="bold", no_wrap=True)

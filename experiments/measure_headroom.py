@@ -173,8 +173,13 @@ def _world(given: HeadroomFlags, flags: Sequence[str]) -> HeadroomWorld:
     method, name = settings.method.make(), settings.method.method
     if method.free or method.post_processed or not method.objective_is_loss:
         raise ValueError(f"the method {name} has no attack whose gain is its loss's: headroom is not defined for it")
-    if settings.coreset.coreset != "none" or settings.optimizer.update_chunks > 1:
-        raise ValueError("headroom is measured on whole batches of all images: leave --coreset and --update_chunks out")
+    odd = {
+        "--coreset": settings.coreset.coreset != "none",
+        "--update_chunks": settings.optimizer.update_chunks > 1,
+        "--passes": settings.optimizer.passes is not None,
+    }
+    if found := [flag for flag, given in odd.items() if given]:
+        raise ValueError(f"headroom is measured on whole batches of all images, by epochs: leave {found[0]} out")
     return HeadroomWorld(settings, given.batches, given.judge_images, given.views, given.updates)
 
 

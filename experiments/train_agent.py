@@ -132,12 +132,15 @@ def _warn(text: object) -> None:
 
 def _headline(run: Run, folder: RunFolder) -> str:
     settings, data, engine = run.settings, run.settings.data, run.engine
-    left = engine.planned_updates - engine.step
+    left, passes = engine.planned_updates - engine.step, settings.optimizer.passes
     chunks = settings.optimizer.update_chunks
     how = f" in {chunks} chunks each (ghost batch norm)" if chunks > 1 else ""
+    work = f"{left} of {engine.planned_updates} updates"
+    if passes is not None:
+        work = f"updates for {passes - (engine.plan.spent(engine.step) or 0):g} of {passes:g} passes"
     return (
         f"{settings.method.method} on {data.dataset} ({len(engine.data.train)} images), attacks by "
-        f"{settings.agent.agent}: {left} of {engine.planned_updates} updates to make{how}, into {folder.path}\n"
+        f"{settings.agent.agent}: {work} to make{how}, into {folder.path}\n"
         f"{data.data_dir or data.dataset}: {summary(engine.data)}"
         f"{on_repeating(engine.device, settings.run.deterministic)}"
     )
@@ -168,7 +171,8 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
             raise Stopped(interrupt.asked)
     except Stopped as name:
         note_time()
-        where = f"{run.engine.step} of {run.engine.planned_updates}"
+        planned = "" if run.settings.optimizer.passes is not None else f" of {run.engine.planned_updates}"
+        where = f"{run.engine.step}{planned}"
         _say(run, progress.console, f"{name}: saved at step {where}; resume by {_resume(folder)}")
         return interrupt.status
     except KeyboardInterrupt as stop:

@@ -279,8 +279,8 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     method = world.method.make()
     if method.post_processed:
         raise ValueError(f"the method {world.method.method} ends with a post-processing, which a search leaves out")
-    if world.coreset.coreset != "none":
-        raise ValueError("--coreset: a search trains on all images, leave it out")
+    if world.coreset.coreset != "none" or world.optimizer.passes is not None:
+        raise ValueError("a search trains on all images for a number of epochs: leave coreset and passes out")
     if not method.attacks:
         if not given.trains:
             raise ValueError(f"the method {world.method.method} has no attack, so there is no budget to tune")

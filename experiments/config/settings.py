@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from astra_gym.agents import AGENTS, describe, learns
@@ -31,6 +32,7 @@ from astra_gym.ssl_core.transforms.settings import ViewsSection
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 WRITTEN_FIRST = """
 dataset data_dir cache_dir keep_data download limit test_limit image_size drop_last method method_kwargs teacher arch
@@ -199,6 +201,19 @@ class Settings(Composed):
         if self.agent.agent != "fixed":
             return None
         return self._given_budget
+
+    def planned_plays(self, planned_updates: int) -> int:
+        """Return the number of plays of the whole run, which agents divide into parts.
+
+        In a run of a number of passes it is an estimate, with attacks of the given budgets' mean number of steps, else
+        of the action sets'.
+        """
+        if (passes := self.optimizer.passes) is None:
+            return planned_updates
+        given = [self.fixed_budget, *self.listed_budgets]
+        steps = [float(each.steps) for each in given if each is not None] or list(self.ranges.sets.steps)
+        attacks = self.method.make().attacks
+        return max(1, round(passes / (UPDATE_PASSES + (fmean(steps) if attacks else 0))))
 
     @property
     def _given_budget(self) -> ConstantBudget:

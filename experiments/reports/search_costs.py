@@ -4,7 +4,7 @@ import numpy as np
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.comparison.searches import SearchCost
-from astra_gym.experiments.tuning.candidates import UPDATE
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 
 def search_sentences(part: ComparisonResult) -> list[str]:
@@ -19,7 +19,7 @@ def search_sentences(part: ComparisonResult) -> list[str]:
 
 def passes_of(cell: Cell) -> float:
     """Return the forward-backward passes of a run over a batch's views, by the cost model of a search's trials."""
-    return cell.updates * (UPDATE + cell.mean_steps)
+    return cell.updates * (UPDATE_PASSES + cell.mean_steps)
 
 
 def _sentence(search: SearchCost, cells: list[Cell]) -> str:

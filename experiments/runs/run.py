@@ -96,7 +96,7 @@ class Run:
             seed=seed,
             device=device,
             gamma=DISCOUNT[chosen.env],
-            planned_plays=self.engine.planned_updates,
+            planned_plays=settings.planned_plays(self.engine.planned_updates),
             fixed_action=self._fixed_action(),
             schedule_actions=[self.env.table.encode(budget) for budget in settings.listed_budgets],
             updates_warmup=settings.optimizer.warmup_updates(self.engine.steps_per_epoch) // PAPER_INTERVAL,
@@ -314,7 +314,7 @@ class Run:
         agent, env, engine = self.agent, self.env, self.engine
         agent.set_logger(Logger(None, [log.agent_writer(lambda timesteps: timesteps // env.num_envs)]))
         left = engine.planned_updates - engine.step
-        if left > 0:
+        if not engine.finished:
             callback = RunCallback(self, folder, log, progress, interrupt)
             start, world = time.perf_counter(), engine.clock.seconds
             try:
@@ -332,7 +332,7 @@ class Run:
         self.save(folder)
         if interrupt.asked:
             raise Stopped(interrupt.asked)
-        if engine.step != engine.planned_updates:
+        if not engine.finished or engine.step > engine.planned_updates:
             raise OffPlan(
                 f"the agent {self.settings.agent.agent} made {engine.step} of {engine.planned_updates} planned "
                 "updates: its learn has to make them all, and no more"
@@ -374,7 +374,8 @@ class RunCallback(BaseCallback):
     def _on_step(self) -> bool:
         with self.clock.running():
             self._write()
-        return True
+        # what ends a run of a number of passes; the agent counts the updates of any other
+        return self.run.settings.optimizer.passes is None or not self.run.engine.finished
 
     def _write(self) -> None:
         engine, settings = self.run.engine, self.run.settings

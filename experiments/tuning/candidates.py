@@ -7,10 +7,8 @@ import numpy as np
 from scipy.stats import qmc
 
 from astra_gym.envs.actions import ActionSets
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
-UPDATE = 3.3
-"""Cost of an update without its attack, in passes: forward and backward once over the attacked views. It has these for
-the clean and the attacked views, the observation's forward, and the optimizer and batch norm beside them."""
 PARTS = 4
 """Parts of a schedule, as in ASTrA's slides."""
 LR_SPAN, STRENGTHS = 8.0, (0.0, 1.0)
@@ -35,7 +33,7 @@ class Candidate(NamedTuple):
 
 def updates_for(passes: float, steps: float) -> float:
     """Return the number of updates that `passes` passes over a batch's views pay for, with `steps` steps each."""
-    return passes / (UPDATE + steps)
+    return passes / (UPDATE_PASSES + steps)
 
 
 def budgets(sets: ActionSets, count: int, seed: int) -> list[Candidate]:

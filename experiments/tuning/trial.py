@@ -14,13 +14,14 @@ import torch
 
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
-from astra_gym.experiments.tuning.candidates import UPDATE, Candidate, updates_for
+from astra_gym.experiments.tuning.candidates import Candidate, updates_for
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.quick_score import QuickScore, quick_score
 from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
 from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 Tried = TypeVar("Tried")
 Result = TypeVar("Result")
@@ -122,7 +123,7 @@ class Search:
         images = len(training_images(self.settings))
         images -= _measured(images)
         updates = self.epochs(candidate, images) * _updates_in(self.settings, images)
-        passes = updates * (UPDATE + self.steps(candidate))
+        passes = updates * (UPDATE_PASSES + self.steps(candidate))
         failed = trial.failed if found == FAILED else ""
         score = WORST if failed else judged(found, self.settings)
         return Trial(score, found, updates, passes, trial.seconds * passes / trial.passes, failed)
@@ -130,7 +131,7 @@ class Search:
 
 def own_passes(settings: Settings, steps: float) -> float:
     """Return the passes of a run of the settings' epochs on all training images, with `steps` attack steps per view."""
-    return settings.optimizer.epochs * _updates_in(settings, len(training_images(settings))) * (UPDATE + steps)
+    return settings.optimizer.epochs * _updates_in(settings, len(training_images(settings))) * (UPDATE_PASSES + steps)
 
 
 def _updates_in(settings: Settings, images: int) -> int:
@@ -218,7 +219,7 @@ def _trained(
         # a learning rate may be too large: that is a result, the worst one
         found, failed = [FAILED] * len(judges), brief(str(error))
     updates = run.engine.step
-    passes = updates * (UPDATE + search.steps(candidate))
+    passes = updates * (UPDATE_PASSES + search.steps(candidate))
     return Trial(WORST, found[0], updates, passes, time.process_time() - began, failed), found
 
 

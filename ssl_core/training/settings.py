@@ -25,7 +25,11 @@ class OptimizerSection:
 
     Args:
         batch_size: images per step; each gives as many views as the method makes, two for most.
-        epochs: planned passes over the training images; they also span the learning-rate schedule.
+        epochs: planned epochs over the training images; they also span the learning-rate schedule.
+        passes: forward-backward passes that the run spends, per attacked view, instead of its epochs: an update costs
+            3.3, each step of its attack 1, and what a reward measures counts too. So runs of one number have the same
+            compute under any agent. The learning rate follows the share that is spent, and `epochs` sets only the
+            warm-up's share. null: the run has `epochs`.
         optimizer: optimizer of the target network: lars (ACL's), lars-excluded (BYOL's), lars-emp (EMP-SSL's),
             lars-torchlars (RoCL's), sgd, sgd-classic (without Nesterov's momentum) or adamw.
         lr: the target network's peak learning rate; null: the optimizer's usual one (5.0 for lars, 0.3 for sgd, 0.003
@@ -53,6 +57,7 @@ class OptimizerSection:
 
     batch_size: Annotated[int, Notes(unit="IMAGES")] = 128
     epochs: Annotated[int, Notes(unit="EPOCHS")] = 20
+    passes: float | None = None
     optimizer: Annotated[str, Notes(choices=OPTIMIZERS, what="optimizer")] = "adamw"
     lr: float | None = None
     weight_decay: float = 1e-6
@@ -68,6 +73,8 @@ class OptimizerSection:
     def __post_init__(self) -> None:
         check_choices(self)
         check_number("epochs", self.epochs, 1, math.inf, "a positive integer", whole=True)
+        if self.passes is not None:
+            check_number("passes", self.passes, 0, math.inf, "a positive number", above=True)
         pairs = "2 or more images, since each needs negatives"
         check_number("batch_size", self.batch_size, 2, math.inf, pairs, whole=True)
         check_number("update_chunks", self.update_chunks, 1, math.inf, "1, for the whole batch, or more", whole=True)
@@ -99,7 +106,7 @@ class OptimizerSection:
             # whole epochs; the warm-up is cut to half of the run
             epochs = self.warmup_updates(1)
             first = peak * (1 / max(1, epochs) if start is None else start)
-            return lambda step: warmup_cosine_by_epoch(plan.place(step)[0], plan.epochs, epochs, peak, floor, first)
+            return lambda step: warmup_cosine_by_epoch(plan.moment(step).epoch, plan.epochs, epochs, peak, floor, first)
         updates, total = self.warmup_updates(plan.steps), plan.epochs * plan.steps
         first = peak * (start or 0.0)
         return lambda step: warmup_cosine(plan.full_steps(step), total, updates, peak, floor, first)

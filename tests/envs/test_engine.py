@@ -235,3 +235,24 @@ def test_a_world_in_fp32_takes_no_tf32_whoever_drives_it(tiny, precision: str) -
     engine.try_out(budget)
     engine.play(budget)
     assert set(seen) == {precision == "bf16"} and torch.backends.cudnn.allow_tf32
+
+
+def test_a_run_of_passes_pays_for_every_step_and_its_rate_follows(tiny: dict) -> None:
+    worlds = [
+        AttackEngine(WorldSettings.given(**tiny, warmup_epochs=0, passes=63, reward_lookahead=w, lookahead_images=4))
+        for w in (0, 1)
+    ]
+    for engine, lookahead in zip(worlds, (0, 1), strict=True):
+        spent = 0.0
+        while not engine.finished:
+            assert engine.progress == pytest.approx(spent / 63)
+            record = engine.play(BUDGET)
+            assert (record.other_steps > 0) == lookahead
+            spent += 3.3 + 3 + record.other_steps / 8
+        assert spent >= 63 - 1e-6 and engine.learner.lr == pytest.approx(1e-6)
+    # the look-ahead's attacks are not free
+    assert worlds[0].step == 10 > worlds[1].step
+    state = copy.deepcopy(worlds[0].state_dict())
+    again = AttackEngine(worlds[0].settings)
+    again.load_state_dict(state)
+    assert again.finished and again.progress == pytest.approx(1.0)

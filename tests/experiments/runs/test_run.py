@@ -1,6 +1,7 @@
 """A run's plan: whoever chooses the attacks, the planned target updates are made, no fewer and no more."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.models.checkpoint import encoder_path, kept_encoders, load_checkpoint, load_network
-from tests.helpers.tiny_training import TINY, call, expect_error
+from tests.helpers.tiny_training import TINY, assert_equal_runs, call, expect_error
 
 SOURCE = """
 import numpy as np
@@ -286,3 +287,24 @@ def test_the_probe_adds_curves_of_accuracy_and_moves_no_bit(tmp_path: Path) -> N
     for row in rows:
         (point,) = events.Scalars("final/RA_8_255" if row["epsilon"] else "final/SA")
         assert point.value == pytest.approx(row["value"]) and point.step == plain[-1]["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["random", "ppo"])
+def test_a_run_of_passes_ends_when_they_are_spent_and_resumes(agent: str, tmp_path: Path, interrupt, capsys) -> None:
+    flags = ["--passes=80", f"--agent={agent}", "--evaluate=false"]
+    assert main([*TINY, *flags, f"--run_dir={tmp_path / 'whole'}"]) == 0
+    out = capsys.readouterr().out
+    assert "updates for 80 of 80 passes to make" in out and "% of passes)" in out
+    rows = [row for row in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss/total" in row]
+    spent = [3.3 + row["budget/steps"] for row in rows]
+    assert sum(spent[:-1]) < 80 <= sum(spent) + 1e-6
+    interrupt(step=3)
+    assert main([*TINY, *flags, f"--run_dir={tmp_path / 'part'}"]) == 130
+    assert re.search(r"saved at step \d+; resume", capsys.readouterr().out)
+    assert main(["--resume", str(tmp_path / "part")]) == 0
+    assert_equal_runs(tmp_path / "whole", tmp_path / "part")
+
+
+def test_passes_and_a_coreset_contradict_each_other(capsys) -> None:
+    expect_error(capsys, call(*TINY, "--passes=80", "--coreset=random"), "passes is 80, but a coreset")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import UPDATE, Candidate, budgets
+from astra_gym.experiments.tuning.candidates import Candidate, budgets
 from astra_gym.experiments.tuning.trial import (
     WORST,
     Search,
@@ -23,6 +23,7 @@ from astra_gym.experiments.tuning.trial import (
 )
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 from tests.helpers.tiny_training import TINY_SETTINGS
 
 WORLD = Settings.from_preset("digits-wide", **TINY_SETTINGS, agent="fixed").replace(limit=50)
@@ -49,7 +50,7 @@ def test_trials_spend_as_many_passes_whatever_their_attack() -> None:
     for steps in (0, 14):
         budget = {"epsilon": 8 / 255 * bool(steps), "steps": steps, "step_size": 8 / 255}
         trial = try_candidate(search, Candidate(tuple({"agent": "fixed", **budget}.items()), float(steps)), 0)
-        assert trial.passes == pytest.approx(trial.updates * (UPDATE + steps))
+        assert trial.passes == pytest.approx(trial.updates * (UPDATE_PASSES + steps))
         spent[steps] = trial.passes
     assert max(spent.values()) < 1.2 * min(spent.values())
     # of the method's own budget the search's passes are four runs

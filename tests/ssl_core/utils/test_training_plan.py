@@ -1,6 +1,6 @@
 import pytest
 
-from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
+from astra_gym.ssl_core.utils.training_plan import Moment, PassesPlan, TrainingPlan
 
 
 def test_a_plain_plan_counts_epochs_and_updates() -> None:
@@ -45,3 +45,26 @@ def test_bad_plans_are_refused() -> None:
         TrainingPlan(epochs=1, steps=4, replays=3)
     with pytest.raises(ValueError, match="no multiple of 2 replays"):
         TrainingPlan(epochs=4, steps=4, replays=2, reduced_from=1, reduced_steps=3)
+    with pytest.raises(ValueError, match="passes is 0"):
+        PassesPlan(epochs=1, steps=4, passes=0)
+
+
+def test_a_plan_of_passes_goes_by_what_is_spent() -> None:
+    plan = PassesPlan(epochs=4, steps=10, passes=33)
+    assert plan.total == 10 and plan.moment(0) == Moment(epochs=4) and not plan.ends(0)
+    plan.spend(0, 3.3 + 5)
+    assert plan.spent(0) == 0 and plan.moment(1).progress == pytest.approx(8.3 / 33)
+    # a later part of the same update, as what its reward measures
+    plan.spend(0, 8.2)
+    assert plan.moment(1) == Moment(step=1, epoch=2, epochs=4, progress=0.5)
+    assert plan.full_steps(1) == 20 and plan.epochs_done(1) == 0.1
+    for step in range(1, 6):
+        plan.spend(step, 3.3)
+        assert plan.ends(step + 1) == (step == 5)
+    assert plan.moment(6).progress == 1.0 and plan.moment(6).epoch == 3
+    other = PassesPlan(epochs=4, steps=10, passes=33)
+    other.restore(6, plan.spent(6))
+    other.spend(6, 1)
+    assert other.spent(7) == pytest.approx(34)
+    with pytest.raises(ValueError, match="of a run without --passes"):
+        other.restore(6, None)
