@@ -9,6 +9,7 @@ from gymnasium.spaces import Discrete
 
 from astra_gym.agents.bandits import BANDITS
 from astra_gym.agents.base import Agent, as_torch_env
+from astra_gym.agents.controllers import CONTROLLERS
 from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
@@ -151,6 +152,11 @@ def _bandit(ask: AgentRequest) -> Agent:
     return bandit(ask.env, ask.settings(defaults), seed=ask.seed, device=ask.device)
 
 
+def _controller(ask: AgentRequest) -> Agent:
+    found = CONTROLLERS[ask.name]
+    return found(ask.env, ask.settings(found.settings_class()), **ask.shared)
+
+
 def _function(ask: AgentRequest) -> Agent:
     return FunctionAgent(ask.env, ask.name, **ask.common)
 
@@ -238,6 +244,21 @@ AGENTS: dict[str, AgentEntry] = {
         "balanced linear Thompson sampling: a linear model of the reward for each choice of each head",
         _bandit,
         paper="Dimakopoulou et al., AAAI 2019",
+    ),
+    "gp": AgentEntry(
+        "a Gaussian process over actions and time, for rewards that come once in many updates",
+        _controller,
+        paper="after Bogunovic et al., AISTATS 2016",
+    ),
+    "elimination": AgentEntry(
+        "successive halving of random actions within the run, for such rewards",
+        _controller,
+        paper="Karnin et al., ICML 2013",
+    ),
+    "switching": AgentEntry(
+        "the present action against a random neighbor in turn, for such rewards",
+        _controller,
+        paper="after Jaderberg et al., 2017",
     ),
     "fixed": AgentEntry("always the same attack", _fixed, learns=False),
     "fixed-max": AgentEntry("always the hardest attack of the ranges", _fixed, learns=False),
@@ -332,7 +353,8 @@ def make_agent(
         updates_warmup: warm-up of "reinforce-paper", in updates.
         precision: of the network of "reinforce-paper" on a GPU, `fp32` or `bf16`.
         overrides: other settings: fields of `ReinforceSettings`, `BanditSettings`, `LinearSettings`, `DelaySettings`,
-            `AccelerationSettings` or `CustomizationSettings`, or what `astra_gym.agents.sb3.algorithms.make_sb3` takes;
+            `AccelerationSettings`, `CustomizationSettings` or a controller's settings, or what
+            `astra_gym.agents.sb3.algorithms.make_sb3` takes;
             the other controls have none.
 
     Raises:

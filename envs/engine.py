@@ -13,7 +13,7 @@ from astra_gym.envs.observations import RunningStatistics
 from astra_gym.envs.records import Assessment, CleanPass, StepRecord, describe_budget
 from astra_gym.envs.reports import AttackReports
 from astra_gym.envs.rewards.rewards import Rewards, held_out_rows
-from astra_gym.envs.rewards.term import FrozenAttack, HeldOut
+from astra_gym.envs.rewards.term import FrozenAttack
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Objective
 from astra_gym.ssl_core.data.image_set import Split
@@ -65,16 +65,12 @@ class AttackEngine:
     def reset(self, seed: int) -> None:
         """Make a new world: the seed sets initial target weights, running statistics and every stream."""
         self.streams = Streams(seed, self.device)
-        held_out = held_out_rows(self.settings, len(self.data.train), self.streams)
-        self.batches.start(self.streams, held_out)
+        rows = held_out_rows(self.settings, len(self.data.train), self.streams)
+        self.batches.start(self.streams, rows.all)
         self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, self.settings.method.make().replays)
         self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
         self.method = self.learner.method
-        held = None
-        if held_out is not None:
-            images = as_float(self.data.train.images[held_out].to(self.device))
-            held = HeldOut(held_out, self.make_views(images, self.streams["lookahead/views"]))
-        self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train), held)
+        self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train), rows, self._views_of)
         self.last: StepRecord | None = None
         self.statistics = RunningStatistics()
         self._clean: CleanPass | None = None
@@ -156,6 +152,9 @@ class AttackEngine:
     def make_views(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Make the method's views (v, 3, h, w) of images (b, 3, h, w) in [0, 1], as for the next update."""
         return self.batches.make_views(self.method, images, self.learner.moment, generator)
+
+    def _views_of(self, rows: Tensor, stream: str) -> Tensor:
+        return self.make_views(as_float(self.data.train.images[rows].to(self.device)), self.streams[stream])
 
     def observe(self) -> Tensor:
         """Return observations (v, observation_dim) of the coming batch, in [-10, 10]; the same until the next `play`.
@@ -249,7 +248,8 @@ class AttackEngine:
         report: AttackReport | None = None,
     ) -> Assessment:
         taken, reports = self.reports.of(report, budget, attacked.embeddings)
-        found = FrozenAttack(objective, taken, self.method.attacked(views), attacked.images, clean, attacked.embeddings)
+        own = self.method.attacked(views)
+        found = FrozenAttack(objective, taken, views, own, attacked.images, clean, attacked.embeddings)
         terms = self.rewards.frozen_terms(found)
         return Assessment(self.rewards.total(terms), terms, attacked.images, taken, reports)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from astra_gym.envs.actions import RangesSection
+from astra_gym.envs.rewards.judge_settings import JudgeSection
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.ssl_core.attacks.settings import AttackSection
 from astra_gym.ssl_core.data.datasets import find_dataset
@@ -33,6 +34,7 @@ class WorldSettings(Composed):
         attack: where attacks start.
         ranges: what actions choose among.
         reward: the terms of the reward and their weights.
+        judge: what its encoders are judged by.
 
     Raises:
         ValueError: if the sections do not fit each other.
@@ -47,6 +49,7 @@ class WorldSettings(Composed):
     attack: AttackSection = field(default_factory=AttackSection)
     ranges: RangesSection = field(default_factory=RangesSection)
     reward: RewardSection = field(default_factory=RewardSection)
+    judge: JudgeSection = field(default_factory=JudgeSection)
 
     def __post_init__(self) -> None:
         self._resolve(drop_last=True, precision="fp32", reward_scope="view")

@@ -8,12 +8,15 @@
 | `cost` | gradient steps that the view's budget spends (none in free training) | ours |
 | `lookahead` | `lookahead_adversarial` and `lookahead_clean`: the fall of held-out views' losses | R2, R3 of LAS-AT |
 | `progress` | the view's attacked loss when its image was last seen, minus the present one | ours |
+| `judge` | the fall of held-out views' loss, attacked at the judged radius and clean, from exam to exam | ours |
+| `alignment` | each view's share in such a fall by one update, to first order | after Ren et al. 2018 |
 
 `clean`, `mixed` and `cost` are subtracted. A method without an attack has no terms: its weights are not used, and no
 images are held out. A term of weight 0 is not computed, except those of the method.
 """
 
 from astra_gym.envs.rewards.attack_terms import Adversarial, Clean, Cost, Mixed
+from astra_gym.envs.rewards.exam_terms import Alignment, Judge
 from astra_gym.envs.rewards.lookahead import LookAhead
 from astra_gym.envs.rewards.progress import Progress
 from astra_gym.envs.rewards.term import RewardTerm
@@ -27,6 +30,8 @@ REWARD_TERMS: dict[str, type[RewardTerm]] = {
     "cost": Cost,
     "lookahead": LookAhead,
     "progress": Progress,
+    "judge": Judge,
+    "alignment": Alignment,
 }
 
 

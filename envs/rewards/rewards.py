@@ -1,13 +1,13 @@
 """The reward of one world: the weighted sum of its terms, and their memory."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from astra_gym.envs.rewards.registry import REWARD_TERMS
-from astra_gym.envs.rewards.term import FrozenAttack, HeldOut, MethodTerm, RewardTerm, RewardWorld
+from astra_gym.envs.rewards.term import ExamImages, FrozenAttack, HeldOut, MethodTerm, RewardTerm, RewardWorld
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.methods import find_method
 from astra_gym.ssl_core.training.learner import TargetLearner
@@ -15,10 +15,26 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 
-def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Tensor | None:
-    """Draw the rows (lookahead_images,) int64 of the training images that the reward holds out; None if it holds none.
+class HeldOutRows(NamedTuple):
+    """Rows of the training images that enter no batch, int64, ascending; None where no term needs them.
 
-    They come from a separate stream, in ascending order.
+    Args:
+        lookahead: rows for terms that hold out views.
+        exams: rows for terms that give exams.
+    """
+
+    lookahead: Tensor | None = None
+    exams: Tensor | None = None
+
+    @property
+    def all(self) -> Tensor | None:
+        """All rows, (h,); None if there are none."""
+        found = [rows for rows in self if rows is not None]
+        return torch.cat(found).sort().values if found else None
+
+
+def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> HeldOutRows:
+    """Draw the rows of the training images that the reward holds out, from streams of their own.
 
     Args:
         images: number of training images.
@@ -27,17 +43,28 @@ def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Ten
         ValueError: if fewer images are left than a batch has.
     """
     if not find_method(settings.method.method).attacks:
-        return None
-    if not any(kind.holds_out for kind in settings.reward.paid_terms().values()):
-        return None
-    held, batch = settings.reward.lookahead_images, settings.optimizer.batch_size
-    if (left := images - held) < batch:
+        return HeldOutRows()
+    kinds, batch, rows = settings.reward.paid_terms().values(), settings.optimizer.batch_size, HeldOutRows()
+    counts = {
+        "lookahead_images": any(kind.holds_out for kind in kinds) * settings.reward.lookahead_images,
+        "judge_images": any(kind.examines for kind in kinds) * settings.judge.judge_images,
+    }
+    held = {name: count for name, count in counts.items() if count}
+    if (left := images - sum(held.values())) < batch:
+        said = " and ".join(f"{name} is {count}" for name, count in held.items()) or "nothing is held out"
         raise ValueError(
-            f"lookahead_images is {held} of {images} training images: that leaves {max(left, 0)}, "
-            f"less than a batch of {batch}; lower lookahead_images or batch_size, or raise the limit"
+            f"{said} of {images} training images: that leaves {max(left, 0)}, less than a batch of {batch}; lower "
+            f"{' or '.join([*held, 'batch_size'])}, or raise the limit"
         )
-    order = torch.randperm(images, generator=streams["lookahead/images"])
-    return order[:held].sort().values
+    if count := counts["lookahead_images"]:
+        order = torch.randperm(images, generator=streams["lookahead/images"])
+        rows = rows._replace(lookahead=order[:count].sort().values)
+    if count := counts["judge_images"]:
+        order = torch.randperm(images, generator=streams["exams/images"])
+        if rows.lookahead is not None:
+            order = order[~torch.isin(order, rows.lookahead)]
+        rows = rows._replace(exams=order[:count].sort().values)
+    return rows
 
 
 class Rewards:
@@ -48,7 +75,8 @@ class Rewards:
         learner: the target network.
         streams: random streams of the world.
         images: number of training images.
-        held_out: images of the rows that `held_out_rows` gave.
+        rows: what `held_out_rows` gave.
+        views_of: makes the method's views (v, 3, h, w) of rows of training images, with the stream of a name.
     """
 
     def __init__(
@@ -57,12 +85,16 @@ class Rewards:
         learner: TargetLearner,
         streams: Streams,
         images: int,
-        held_out: HeldOut | None = None,
+        rows: HeldOutRows,
+        views_of: Callable[[Tensor, str], Tensor],
     ) -> None:
         self._settings = settings
         self._learner = learner
-        self._held_out = held_out
-        world = RewardWorld(learner, streams, images, settings.optimizer.batch_size, held_out)
+        lookahead, exams = rows
+        self._held_out = None if lookahead is None else HeldOut(lookahead, views_of(lookahead, "lookahead/views"))
+        self._exams = None if exams is None else ExamImages(exams, lambda drawn: views_of(drawn, "exams/views"))
+        batch = settings.optimizer.batch_size
+        world = RewardWorld(learner, streams, images, batch, self._held_out, self._exams, settings.judge)
         kinds = settings.reward.paid_terms() if learner.method.attacks else {}
         self.terms: dict[str, RewardTerm] = {name: kind(world) for name, kind in kinds.items()}
         """Terms beside the method's own, by name or dotted path."""
@@ -75,7 +107,8 @@ class Rewards:
     @property
     def held_out(self) -> Tensor | None:
         """Rows of the training images that no batch may hold; None if no images are held out."""
-        return None if self._held_out is None else self._held_out.rows
+        parts = (None if each is None else each.rows for each in (self._held_out, self._exams))
+        return HeldOutRows(*parts).all
 
     @property
     def attack_steps(self) -> int:

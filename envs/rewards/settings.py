@@ -37,8 +37,12 @@ class RewardSection:
         lookahead_images: training images held out for the term lookahead, 2 or more; they enter no training batch.
         reward_progress: weight of the fall of a view's own attacked loss since its image was last seen, which is added;
             0: not computed.
+        reward_judge: weight of the fall of held-out views' loss at the judged radius from exam to exam, which is added
+            (`Judge`); 0: not computed.
+        reward_alignment: weight of each view's share in such a fall by one update, which is added (`Alignment`); 0: not
+            computed.
         reward_weights: weights of reward terms by name (adversarial and clean: 1/3 by default, mixed, cost, lookahead,
-            progress: 0), or by the dotted path of a custom term, my_module:MyTerm (`RewardTerm`).
+            progress, judge, alignment: 0), or by the dotted path of a custom term, my_module:MyTerm (`RewardTerm`).
 
     Raises:
         ValueError: if a name is unknown, a weight is not a finite number, or one is given in both places.
@@ -52,6 +56,8 @@ class RewardSection:
     reward_lookahead: Annotated[float, Notes(instead="reward_weights.lookahead")] = 0.0
     lookahead_images: Annotated[int, Notes(unit="IMAGES")] = 24
     reward_progress: Annotated[float, Notes(instead="reward_weights.progress")] = 0.0
+    reward_judge: Annotated[float, Notes(instead="reward_weights.judge")] = 0.0
+    reward_alignment: Annotated[float, Notes(instead="reward_weights.alignment")] = 0.0
     reward_weights: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

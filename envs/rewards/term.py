@@ -1,12 +1,13 @@
 """A term of the reward: hooks that give named values, one for each attacked view."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from astra_gym.envs.rewards.judge_settings import JudgeSection
 from astra_gym.ssl_core.attacks.pgd import Budget, Objective
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.training.learner import TargetLearner
@@ -26,6 +27,19 @@ class HeldOut:
     views: Tensor
 
 
+@dataclass
+class ExamImages:
+    """Training images that enter no batch and that exams draw from; loading a state replaces the rows.
+
+    Args:
+        rows: (m,) int64, ascending, rows of the training images.
+        views_of: makes all the method's views (v, 3, h, w) of such rows anew, as for the next update.
+    """
+
+    rows: Tensor
+    views_of: Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class RewardWorld:
     """The part of a world that a term may use.
@@ -36,6 +50,8 @@ class RewardWorld:
         images: number of training images.
         batch_size: images of a full batch.
         held_out: held-out images if a term of the world `holds_out`, else None.
+        exam_images: the images of exams if a term of the world `examines`, else None.
+        judge: what the world's encoders are judged by.
     """
 
     learner: TargetLearner
@@ -43,6 +59,8 @@ class RewardWorld:
     images: int
     batch_size: int
     held_out: HeldOut | None = None
+    exam_images: ExamImages | None = None
+    judge: JudgeSection = field(default_factory=JudgeSection)
 
 
 class FrozenAttack(NamedTuple):
@@ -51,7 +69,8 @@ class FrozenAttack(NamedTuple):
     Args:
         objective: function that the attack maximizes on this batch, `objective(embeddings (n, d)) -> (n,)`.
         budget: n entries, on the host.
-        views: (n, 3, h, w) in [0, 1], clean.
+        all_views: (v, 3, h, w) in [0, 1], clean, all of the batch.
+        views: (n, 3, h, w) of them, which are attacked.
         adversarial: (n, 3, h, w), attacked.
         clean_embeddings: (n, d) of the clean views.
         adversarial_embeddings: (n, d) of the attacked ones.
@@ -59,6 +78,7 @@ class FrozenAttack(NamedTuple):
 
     objective: Objective
     budget: Budget
+    all_views: Tensor
     views: Tensor
     adversarial: Tensor
     clean_embeddings: Tensor
@@ -80,6 +100,8 @@ class RewardTerm:
     """1, or -1 for a cost: weight times values is then subtracted."""
     holds_out: ClassVar[bool] = False
     """Whether the term needs held-out views: `lookahead_images` training images then enter no batch."""
+    examines: ClassVar[bool] = False
+    """Whether the term gives exams: `judge_images` training images then enter no batch."""
 
     def __init__(self, world: RewardWorld) -> None:
         self.world = world

@@ -47,7 +47,7 @@ def measure_robustness(options: Options, rounds: int, say: Callable[[str], None]
         except NonFiniteError as error:
             raise BenchmarkError(f"seed {seed}: {error}") from error
     figures = robustness_figures([found["seconds"] for found in raced], [found["scores"] for found in raced])
-    return figures, {"passes": search.passes, "judge_epsilon": settings.probe.judge_epsilon, "rounds": raced}
+    return figures, {"passes": search.passes, "judge_epsilon": settings.judge.judge_epsilon, "rounds": raced}
 
 
 def candidates(settings: Settings, own: float) -> dict[str, Candidate]:
@@ -65,7 +65,7 @@ def candidates(settings: Settings, own: float) -> dict[str, Candidate]:
 def _raced(options: Options, search: Search, arms: Mapping[str, Candidate], seed: int) -> dict[str, Any]:
     """Return updates, seconds and scores of each arm after each share of its updates."""
     data = divided(search.settings.data.load().train)
-    epsilon = search.settings.probe.judge_epsilon or 8 / 255
+    epsilon = search.settings.judge.judge_epsilon or 8 / 255
     scores: dict[str, list[float]] = {name: [] for name in arms}
     updates: dict[str, list[int]] = {name: [] for name in arms}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from astra_gym.envs.rewards.judge_settings import JUDGES
 from astra_gym.experiments.comparison.checked_fields import check_fields
 from astra_gym.experiments.comparison.searches import SearchCost, read_searched
-from astra_gym.experiments.config.sections import JUDGES
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts

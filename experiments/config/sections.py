@@ -20,7 +20,6 @@ from astra_gym.ssl_core.utils.overrides import by_present_names, replaced
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
 PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "lines": "one an epoch", "off": "nothing"}
-JUDGES = {"robust": "RA at the judged radius", "mean": "the mean of SA and RA there"}
 EPSILONS = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
@@ -113,9 +112,6 @@ class ProbeSection:
         probe_augment: whether the linear probe's training images are cropped (padding 4) and flipped at random; this
             hurts digits, which fill their frame.
         eval_epsilons: radii under which the probe is attacked.
-        judge_epsilon: radius at which runs of this world are compared, one of eval_epsilons; null: as a comparison's
-            rule says.
-        judge_score: what decides there: robust (RA) or mean (of SA and RA).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -129,8 +125,6 @@ class ProbeSection:
     probe_batch_size: Annotated[int, Notes(unit="IMAGES")] = 128
     probe_augment: bool = False
     eval_epsilons: Annotated[tuple[float, ...], Notes(unit="[FRACTION,...]")] = EPSILONS
-    judge_epsilon: Annotated[float | None, Notes(unit="FRACTION")] = None
-    judge_score: Annotated[str, Notes(choices=JUDGES, what="judge's score")] = "robust"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -143,13 +137,6 @@ class ProbeSection:
             raise ValueError(f"eval_epsilons is {shown(self.eval_epsilons)}: expected all different")
         for epsilon in self.eval_epsilons:
             check_number("eval_epsilons", epsilon, 0, 1, "fractions in (0, 1], such as 8/255", above=True)
-        if self.judge_epsilon is None and self.judge_score != "robust":
-            raise ValueError(f"judge_score is {self.judge_score}: give the judged radius too, --judge_epsilon")
-        if self.judge_epsilon is not None and self.judge_epsilon not in self.eval_epsilons:
-            raise ValueError(
-                f"judge_epsilon is {shown(self.judge_epsilon)}: expected one of eval_epsilons, "
-                f"{shown(self.eval_epsilons)}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

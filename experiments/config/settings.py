@@ -10,6 +10,7 @@ from astra_gym.agents import AGENTS, describe, learns
 from astra_gym.envs.actions import ActionTable, RangesSection
 from astra_gym.envs.observations import observation_for
 from astra_gym.envs.reports import AttackReports
+from astra_gym.envs.rewards.judge_settings import JudgeSection
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.budgets import LISTS
@@ -61,6 +62,7 @@ class Settings(Composed):
         attack: where attacks start, and the budgets of agents that learn nothing.
         ranges: what actions choose among.
         reward: the terms of the reward and their weights.
+        judge: what encoders are judged by.
         network: the target network.
         views: the augmentations.
         optimizer: batches, epochs, and how the target network learns from them.
@@ -80,6 +82,7 @@ class Settings(Composed):
     attack: AttackSection = field(default_factory=AttackSection)
     ranges: RangesSection = field(default_factory=RangesSection)
     reward: RewardSection = field(default_factory=RewardSection)
+    judge: JudgeSection = field(default_factory=JudgeSection)
     agent: AgentSection = field(default_factory=AgentSection)
     probe: ProbeSection = field(default_factory=ProbeSection)
     run: RunSection = field(default_factory=RunSection)
@@ -126,6 +129,9 @@ class Settings(Composed):
                 f"drop_last is false: the last batch of an epoch has fewer views, and the agent {agent} learns "
                 "from the same number in every step; leave it out, or take --env batch"
             )
+        if (epsilon := self.judge.judge_epsilon) is not None and epsilon not in self.probe.eval_epsilons:
+            radii = shown(self.probe.eval_epsilons)
+            raise ValueError(f"judge_epsilon is {shown(epsilon)}: expected one of eval_epsilons, {radii}")
         self._check_paper()
         if not is_own(method):
             self.check_method()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.experiments.headroom.judges import Exam, value
 from astra_gym.experiments.headroom.one_update import forward_credits, tried
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder, mixed
+from astra_gym.ssl_core.training.exams import Exam, value
 from astra_gym.ssl_core.utils.rng import Streams
 
 CONTROLS = ("no attack", "constant", "hardest")

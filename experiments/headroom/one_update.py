@@ -9,10 +9,10 @@ from scipy import stats
 from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.experiments.headroom.forward_credit import ForwardCredit, descent
-from astra_gym.experiments.headroom.judges import Exam, gradient, value
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
+from astra_gym.ssl_core.training.exams import Exam, gradient, value
+from astra_gym.ssl_core.training.forward_credit import ForwardCredit, descent
 from astra_gym.ssl_core.training.learner import TargetLearner
 
 Array = np.ndarray

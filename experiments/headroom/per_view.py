@@ -24,7 +24,7 @@ UNIT = "loss of judge B"
 def measure(world: HeadroomWorld, seed: int) -> dict[str, Any]:
     """Measure credit in one update, and then over many, from half of a run under the constant."""
     engine, images = world.started(seed)
-    score = world.settings.probe.judge_score
+    score = world.settings.judge.judge_score
     judges = [
         make_exam(engine, part, world.radius, score, f"headroom/judge {name}")
         for name, part in zip("AB", images, strict=True)

@@ -48,7 +48,7 @@ class HeadroomWorld:
     @property
     def radius(self) -> float:
         """The judged radius."""
-        return self.settings.probe.judge_epsilon or 8 / 255
+        return self.settings.judge.judge_epsilon or 8 / 255
 
     def judged(self, images: int) -> int:
         """Return the number of images of each judge, at most a quarter of so many training images.

@@ -141,12 +141,12 @@ def _updates_in(settings: Settings, images: int) -> int:
 
 def judged(found: QuickScore, settings: Settings) -> float:
     """Return the value that ranks encoders: the margin at the judged radius, or its mean with the clean margin."""
-    return found.margin if settings.probe.judge_score == "robust" else (found.clean_margin + found.margin) / 2
+    return found.margin if settings.judge.judge_score == "robust" else (found.clean_margin + found.margin) / 2
 
 
 def points(found: QuickScore, settings: Settings) -> float:
     """Return the value by which worlds are averaged, in points: RA at the judged radius, or its mean with SA."""
-    return found.RA if settings.probe.judge_score == "robust" else (found.SA + found.RA) / 2
+    return found.RA if settings.judge.judge_score == "robust" else (found.SA + found.RA) / 2
 
 
 _LOADED: dict[str, ImageSet] = {}
@@ -213,7 +213,7 @@ def _trained(
     try:
         run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
         route, parts = run.engine.method.evaluation_route, (data.train, data.test)
-        radii = [judge.probe.judge_epsilon or 8 / 255 for judge in judges]
+        radii = [judge.judge.judge_epsilon or 8 / 255 for judge in judges]
         found = [quick_score(run.encoder, route, *parts, epsilon, seed) for epsilon in radii]
     except NonFiniteError as error:
         # a learning rate may be too large: that is a result, the worst one

@@ -47,7 +47,8 @@ def test_a_default_world_has_the_terms_streams_and_state_that_it_had(tiny) -> No
     expected = torch.stack([terms["adversarial"] / 3, -terms["clean"] / 3, -0.0 * terms["mixed"]]).sum(0)
     torch.testing.assert_close(record.reward, expected, rtol=1e-6, atol=1e-7)
     state = engine.state_dict()
-    assert state.keys() == {"learner", "streams", "sampler", "views", "seen", "statistics"}
+    assert state.keys() == {"learner", "streams", "sampler", "views", "seen", "statistics", "passes"}
+    assert state["passes"] is None
     assert state["streams"]["host"].keys() == {"data", "init", "views"} and state["streams"]["device"].keys() == {
         "noise"
     }

@@ -32,7 +32,7 @@ def test_a_weight_by_name_is_the_weight_of_the_setting(name: str) -> None:
         ({"reward_cost": 0.1, "reward_weights": {"cost": 0.2}}, "reward_cost is 0.1 and reward_weights.cost 0.2: give"),
         (
             {"reward_weights": {"coast": 1.0}},
-            "unknown reward term 'coast': choose from adversarial, clean, mixed, cost, lookahead, progress; did you",
+            "unknown reward term 'coast': choose from adversarial, clean, mixed, cost, lookahead, progress, judge, a",
         ),
         ({"reward_weights": {"cost": math.nan}}, "reward_weights.cost is nan: expected a finite number"),
         ({"reward_weights": {"mine:Term": "much"}}, "reward_weights.mine:Term is 'much': expected a finite number"),

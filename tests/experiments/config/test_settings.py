@@ -245,7 +245,7 @@ def test_fixed_and_schedule_take_continuous_actions_where_their_sets_lack_a_budg
 
 
 def test_the_judge_is_one_of_the_radii_that_are_evaluated() -> None:
-    assert Settings.of(judge_epsilon=8 / 255).probe.judge_score == "robust"
+    assert Settings.of(judge_epsilon=8 / 255).judge.judge_score == "robust"
     with pytest.raises(ValueError, match=r"judge_epsilon is .*: expected one of eval_epsilons"):
         Settings.of(judge_epsilon=9 / 255)
     with pytest.raises(ValueError, match="judge_score is mean: give the judged radius too"):

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from astra_gym.experiments.headroom.judges import make_exam, value
+from astra_gym.experiments.headroom.judges import make_exam
 from astra_gym.experiments.headroom.long_test import measure_updates
 from astra_gym.experiments.headroom.world import HeadroomWorld
+from astra_gym.ssl_core.training.exams import value
 
 
 @pytest.mark.slow

@@ -1,21 +1,32 @@
 """Forward-mode credit against explicit gradients, and against what updates really do."""
 
 import copy
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.experiments.headroom.forward_credit import ForwardCredit, descent
-from astra_gym.experiments.headroom.world import HeadroomWorld
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import mixed_nt_xent, nt_xent
+from astra_gym.ssl_core.training.forward_credit import ForwardCredit, descent
+
+
+def started(**changes: Any) -> AttackEngine:
+    """A world after six updates."""
+    sizes = {"limit": 30, "test_limit": 30, "batch_size": 4, "image_size": 8, "width": 2, "epochs": 2, "lr": 3e-4}
+    projector = {"projector_hidden": 8, "projector_dim": 8, "precision": "fp32"}
+    engine = AttackEngine(WorldSettings.given(dataset="digits", **sizes, **projector, **changes))
+    for _ in range(6):
+        engine.play(ConstantBudget(epsilon=48 / 255, step_size=32 / 255, steps=1).expand(engine.num_attacked))
+    return engine
 
 
 @pytest.fixture
-def engine(tiny_world: HeadroomWorld) -> AttackEngine:
-    return tiny_world.started(0)[0]
+def engine() -> AttackEngine:
+    return started()
 
 
 def attacked(engine: AttackEngine) -> Tensor:
@@ -49,10 +60,8 @@ def test_every_share_equals_explicit_gradients_in_float64(engine: AttackEngine) 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_descent_is_what_an_update_does_with_a_small_change_of_the_gradient(
-    tiny_world: HeadroomWorld, optimizer: str
-) -> None:
-    learner = replace(tiny_world, settings=tiny_world.settings.replace(optimizer=optimizer)).started(0)[0].learner
+def test_descent_is_what_an_update_does_with_a_small_change_of_the_gradient(optimizer: str) -> None:
+    learner = started(optimizer=optimizer).learner
     moments = learner.optimizer.state
     for each in moments.values():
         if "step" in each:
@@ -81,7 +90,7 @@ def test_descent_is_what_an_update_does_with_a_small_change_of_the_gradient(
     assert float((moved - wanted).norm() / wanted.norm()) < 0.02
 
 
-def test_an_optimizer_without_a_known_scale_is_refused(tiny_world: HeadroomWorld) -> None:
-    learner = replace(tiny_world, settings=tiny_world.settings.replace(optimizer="lars")).started(0)[0].learner
+def test_an_optimizer_without_a_known_scale_is_refused() -> None:
+    learner = started(optimizer="lars").learner
     with pytest.raises(ValueError, match="known for AdamW and SGD, not LARS: give --optimizer adamw or sgd"):
         descent(learner, [torch.zeros_like(weight) for weight in learner.network.parameters()])
