@@ -1,5 +1,6 @@
 """Agents that learn nothing: controls for every comparison."""
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypedDict, Unpack
@@ -39,6 +40,14 @@ class OnePlayAgent(Agent):
         given: dict[str, Any] = {**common}
         log = given.pop("tensorboard_log", None)
         super().__init__(env, tensorboard_log=None if log is None else os.fspath(log), **given)
+
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Begin with what another agent had learned by its `state_dict`, in a run of its own.
+
+        Raises:
+            RuntimeError, KeyError: if it has other shapes.
+        """
+        self._load_learner_state(copy.deepcopy(state["learner"]))
 
     def _joined(self, columns: list[Tensor]) -> Tensor:
         """Join the heads' choices, (n,) each, to actions: (n, heads) for MultiDiscrete, (n,) for Discrete."""

@@ -289,6 +289,10 @@ class REINFORCE(Agent):
             advantages = advantages / (self.scale + 1e-12) ** 0.5
         return advantages
 
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Begin with another agent's policy; baseline, optimizer and schedule begin anew, since rewards differ."""
+        self.policy.load_state_dict(state["learner"]["policy"])
+
     def _arguments(self) -> dict[str, Any]:
         return {
             "settings": asdict(self.settings),

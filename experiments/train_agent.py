@@ -19,6 +19,7 @@ if not __package__:
 
 from rich.console import Console
 
+from astra_gym.agents.warm_start import start_from
 from astra_gym.experiments.config.cli import Invocation, parse
 from astra_gym.experiments.config.commands import called, program, typed
 from astra_gym.experiments.config.devices import arithmetic, on_repeating, resolve_device
@@ -82,6 +83,8 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
         with RunProgress(run.engine.plan, kind=settings.run.progress, console=console) as progress:
             resumed_step, damage = None, list[str]()
             if invocation.resume is None:
+                if settings.agent.agent_from is not None:
+                    start_from(run.agent, settings.agent.agent_from)
                 run.check_finite()
                 folder = hold.enter_context(claimed(settings))
                 ending.place = folder.path

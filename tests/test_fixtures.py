@@ -71,6 +71,7 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     names: dict[str, object] = {"drop_last": True, "deterministic": False, "compile_blocks": False}
     names |= dict.fromkeys(("passes", "attack_start", "attack_stop", "reward_weights"))
     names |= dict.fromkeys(("action_epsilons", "action_steps", "action_step_sizes", "judge_epsilon"))
+    names["agent_learns"] = True
     names |= {"judge_score": "robust", "judge_images": 256, "judge_batch": 64, "judge_steps": 2, "judge_every": 150.0}
     names |= dict.fromkeys(("reward_judge", "reward_alignment"), 0.0)
     older = json.loads(before)["cells"]

@@ -1,5 +1,6 @@
 """Stable-Baselines3's agents with the interface of our own."""
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any, Self
@@ -191,6 +192,14 @@ class Sb3Agent:
         if state.get("kind") != self.kind:
             raise ValueError(f"the state is a {shown(state.get('kind'))} agent's: expected {shown(self.kind)}")
         load_sb3_state(self.model, state)
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Begin with the networks and optimizers of another agent's `state_dict`, in a run of its own.
+
+        Raises:
+            RuntimeError, ValueError: if they have other shapes.
+        """
+        self.model.set_parameters(copy.deepcopy(state["parameters"]), exact_match=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the agent to a file that loads with weights_only; atomically.

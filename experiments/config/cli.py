@@ -37,6 +37,7 @@ CHANGEABLE_ON_RESUME = (
     "cache_dir",
     "keep_data",
     "teacher",
+    "agent_from",
 )
 """Settings that may change on resume; a new `data_dir` must hold the same images."""
 EDITED = "--resume RUN --accept_edited_config"
@@ -282,7 +283,7 @@ def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], ar
 
 def _placed(values: dict[str, Any]) -> dict[str, Any]:
     """Make the settings' paths valid in any folder."""
-    for name in ("data_dir", "cache_dir", "teacher"):
+    for name in ("data_dir", "cache_dir", "teacher", "agent_from"):
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(resolved(values[name]))

@@ -11,7 +11,7 @@ from astra_gym.envs.observations import OBSERVATIONS, observation_for
 from astra_gym.experiments.config.devices import check_device
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.ssl_core.downstream.postprocessing import PostSettings
-from astra_gym.ssl_core.settings.checks import check_options
+from astra_gym.ssl_core.settings.checks import check_options, check_path, check_truth
 from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
@@ -35,6 +35,8 @@ class AgentSection:
         agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce (in the
             preset cifar10 reinforce-paper), and none for a method without an attack.
         agent_kwargs: the agent's own settings, which override its defaults, for example agent_kwargs.learning_rate.
+        agent_from: a run whose agent, of the same name, has learned something that this one begins with; null: nothing.
+        agent_learns: whether the agent learns on; false: it acts as that run's agent does.
         env: view: one action for each attacked view, discount 0; batch: one for the batch, discount 0.9.
         observation: what the agent sees, or the dotted path of a custom observation, my_module:MyObservation; auto:
             features, or what reinforce-paper fixes.
@@ -53,6 +55,8 @@ class AgentSection:
 
     agent: Annotated[str, Notes(choices=("auto", *AGENTS), what="agent", custom=True)] = "auto"
     agent_kwargs: dict[str, Any] | None = None
+    agent_from: Annotated[str | None, Notes(unit="RUN")] = None
+    agent_learns: bool = True
     env: Annotated[str, Notes(choices=ENVS, what="environment")] = "view"
     observation: Annotated[str, Notes(choices=("auto", *OBSERVATIONS), what="observation", custom=True)] = "auto"
     actions: Annotated[str, Notes(choices=("auto", *ACTION_KINDS), what="kind of actions")] = "auto"
@@ -72,6 +76,12 @@ class AgentSection:
         if self.agent in SETTINGS and self.agent_kwargs:
             present = by_present_names(self.agent_kwargs, SETTINGS[self.agent].RENAMED)
             object.__setattr__(self, "agent_kwargs", present)
+        check_path("agent_from", self.agent_from)
+        check_truth("agent_learns", self.agent_learns)
+        if not self.agent_learns and self.agent_from is None:
+            raise ValueError("agent_learns is false, but the agent has learned nothing: give a run too, --agent_from")
+        if self.agent_from is not None and known and not learns(self.agent):
+            raise ValueError(f"agent_from is given, but the agent {self.agent} learns nothing: leave it out")
         if self.steps is not None:
             check_number("steps", self.steps, -math.inf, math.inf, "an integer, or nothing", whole=True)
         for name in ("epsilon", "step_size"):

@@ -23,7 +23,11 @@ from astra_gym.ssl_core.utils.files import write_file
 from astra_gym.ssl_core.utils.paths import copy_file, path_component
 
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
-PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {"--out": "DIR", "--teacher": "RUN"}
+PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {
+    "--out": "DIR",
+    "--teacher": "RUN",
+    "--agent_from": "RUN",
+}
 """Replacement for a path of one machine in a kept command."""
 PICTURES = ("action_shares.png", "losses_and_reward.png", "attack_gallery.png", "accuracy_against_epsilon.png")
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from astra_gym.agents import Agent, Sb3Agent, describe, make_agent
+from astra_gym.agents.warm_start import FrozenAgent
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.records import describe_budget
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
@@ -103,6 +104,8 @@ class Run:
             precision=settings.optimizer.precision,
             overrides=chosen.agent_kwargs,
         )
+        if not chosen.agent_learns:
+            self.agent = FrozenAgent(played, self.agent)
         labelled = self.engine.data.train.labels is not None
         self.probe = OnlineProbe(self.engine.data.train, seed) if settings.probe.probe_every and labelled else None
         self._kept_epochs = 0

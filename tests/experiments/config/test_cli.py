@@ -198,7 +198,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for name in (*own, "resume", "config", "print_config"):
         assert f"  --{name} " in shown
     assert "epochs between checkpoints" in shown
-    assert "planned passes over the training images" in shown
+    assert "planned epochs over the training images" in shown
 
 
 @pytest.mark.parametrize(
