@@ -5,9 +5,10 @@ python experiments/measure_headroom.py --kinds attack --preset digits-wide --eps
 
 A repeat trains the world for half of its run under the constant, and measures from there. Kind `view`: does a budget
 of its own for each view lower the loss of held-out judges, in one update, and over many against the same budgets
-shuffled? Kind `attack`: does another division of the attack's steps among the views attain more loss? Only training
-images are used, on the CPU, in float32. A verdict is "headroom", "none" or "undecided". Flags not listed below are
-those of the training, see train_agent.py --help. Every finished repeat is kept: the same command continues.
+shuffled? Kind `attack`: does another division of the attack's steps among the views attain more loss? Kind `foresight`
+trains whole runs: does the fall of a judge's loss over a tenth of a run rank constants as they are ranked at the end?
+Only training images are used, on the CPU, in float32. A verdict is "headroom", "none" or "undecided". Flags not listed
+below are those of the training, see train_agent.py --help. Every finished repeat is kept: the same command continues.
 """
 
 import sys

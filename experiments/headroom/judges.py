@@ -6,11 +6,14 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.ssl_core.training import exams
 from astra_gym.ssl_core.training.exams import Exam, exam_budget
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.rng import Streams
 
 STEPS = 10
 
 
-def make_exam(engine: AttackEngine, images: Tensor, epsilon: float, score: str, stream: str) -> Exam:
+def make_exam(
+    engine: AttackEngine, images: Tensor, epsilon: float, score: str, stream: str, streams: Streams | None = None
+) -> Exam:
     """Make views of images, in batches of about the world's size, and attack them by PGD-10 on the present weights.
 
     Args:
@@ -19,8 +22,10 @@ def make_exam(engine: AttackEngine, images: Tensor, epsilon: float, score: str, 
         epsilon: the judged radius.
         score: the world's `judge_score`: "mean" (clean and attacked views half and half) or "robust" (attacked only).
         stream: name of the stream of views and of the attack's start.
+        streams: where it is; by default the engine's.
     """
+    drawn = streams or engine.streams
     count = max(1, len(images) // engine.settings.optimizer.batch_size)
-    views = [engine.make_views(as_float(part), engine.streams[stream]) for part in images.tensor_split(count)]
+    views = [engine.make_views(as_float(part), drawn[stream]) for part in images.tensor_split(count)]
     share = 1.0 if score == "robust" else 0.5
-    return exams.make_exam(engine.learner, views, exam_budget(epsilon, STEPS), share, engine.streams.on_device(stream))
+    return exams.make_exam(engine.learner, views, exam_budget(epsilon, STEPS), share, drawn.on_device(stream))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from astra_gym.experiments.headroom import per_view, within_attack
+from astra_gym.experiments.headroom import foresight, per_view, within_attack
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.headroom.world import HeadroomWorld
 
@@ -27,6 +27,9 @@ class HeadroomKind(NamedTuple):
 
 KINDS: dict[str, HeadroomKind] = {
     "view": HeadroomKind("a budget of its own for each view", per_view.measure, per_view.conclude),
+    "foresight": HeadroomKind(
+        "no choice: whether exams in the middle of a run can rank constants", foresight.measure, foresight.conclude
+    ),
     "attack": HeadroomKind("the division of an attack's steps", within_attack.measure, within_attack.conclude),
 }
 

@@ -61,6 +61,14 @@ class HeadroomWorld:
             raise ValueError(f"{images} training images leave {count} for a judge: expected {FEWEST} or more")
         return count
 
+    def divided(self, seed: int) -> Split:
+        """Return the training images that are trained on, and as test images those of both judges, A's first. The seed
+        divides them; no test image is in either part."""
+        train = training_images(self.settings)
+        count = self.judged(len(train))
+        rows = torch.randperm(len(train), generator=Streams(seed)["headroom/rows"])
+        return Split(train.rows(rows[2 * count :], "trained on"), train.rows(rows[: 2 * count], "judges"))
+
     def started(self, seed: int) -> tuple[AttackEngine, list[Tensor]]:
         """Train for half of the run under the constant, on the CPU.
 
@@ -70,14 +78,11 @@ class HeadroomWorld:
         Returns:
             The engine, and the judges' images, uint8 (m, 3, h, w) each; the engine has neither, and no test image.
         """
-        train = training_images(self.settings)
-        count = self.judged(len(train))
-        rows = torch.randperm(len(train), generator=Streams(seed)["headroom/rows"])
-        trained, apart = train.rows(rows[2 * count :], "trained on"), train.rows(rows[: 2 * count], "judges")
-        engine = AttackEngine(self.settings.world, seed, "cpu", Split(trained, apart))
+        data = self.divided(seed)
+        engine = AttackEngine(self.settings.world, seed, "cpu", data)
         while engine.step < engine.planned_updates // 2:
             engine.play(self.constant.expand(engine.num_attacked))
-        return engine, list(apart.images.split(count))
+        return engine, list(data.test.images.split(len(data.test) // 2))
 
 
 def ladder(world: HeadroomWorld) -> list[ConstantBudget]:

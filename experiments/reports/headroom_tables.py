@@ -98,6 +98,12 @@ def numbers_table(results: Path, world: str) -> list[Block]:
     if "attack" in kinds:
         numbers = kinds["attack"]["numbers"]
         rows += [(f"loss within an attack: {name}", f"{found:.3f}") for name, found in numbers["losses"].items()]
+    if "foresight" in kinds:
+        numbers = kinds["foresight"]["numbers"]
+        rows += [
+            (f"rank correlation of a block at {float(share):.0%} of the run and the end", _interval(found, 1.0, ".2f"))
+            for share, found in numbers["rank_correlations"].items()
+        ]
     return [Table("", "", ["value", "found"], [entries(*row) for row in rows])]
 
 
