@@ -219,8 +219,11 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
         left = [pair for pair in asked if pair not in file.trials]
         for candidate, seed, trial in try_all(attempt, left, pool):
             file.add(candidate, seed, trial)
+            made = len(file.trials)
+            # a pool may bring trials of candidates that do not come so far here
+            of = f" of {whole}" if made <= whole else ""
             print(
-                f"{len(file.trials)} of {whole}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
+                f"{made}{of}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
                 f"{trial.found.SA:.1f} %, RA {trial.found.RA:.1f} %, {trial.updates} updates, {trial.seconds:.0f} s",
                 flush=True,
             )
