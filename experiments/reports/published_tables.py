@@ -10,7 +10,7 @@ from astra_gym.experiments.benchmarks.compare import read
 from astra_gym.experiments.benchmarks.tables import cells
 from astra_gym.experiments.comparison.cell_results import COMPARISON, ComparisonResult, read_comparison
 from astra_gym.experiments.evaluation.store import EvaluationStore
-from astra_gym.experiments.reports import evaluation_tables, headroom_tables
+from astra_gym.experiments.reports import evaluation_tables, headroom_tables, tuning_tables
 from astra_gym.experiments.reports.comparison_tables import accuracy_table as compared_accuracies
 from astra_gym.experiments.reports.comparison_tables import compute_table, improvement_table, primary_table
 from astra_gym.experiments.reports.document import MISSING, Block, Items, Table, entries
@@ -153,45 +153,6 @@ def reliability_table(results: Path, part: str) -> list[Block]:
     return [Table("", note, ["part", "cases", "failures", "minutes"], rows)]
 
 
-def tuned_table(results: Path, world: str) -> list[Block]:
-    """Return what the kept searches in a world found, from `results/tuning/`, and what they cost; of those in several
-    worlds, for the world `global`."""
-    rows = []
-    for path in sorted((results / "tuning").glob("*.json")):
-        document = read_json(path)
-        if document["search"]["tune"] == ["curve"] or document["search"]["settings"].get("preset", "global") != world:
-            continue
-        best = document["rounds"][-1]["best_first"][0]
-        seeds = next(entry["seeds"] for entry in document["trials"] if entry["candidate"] == best)
-        means = [statistics.mean(trial["found"][name] for trial in seeds.values()) for name in ("SA", "RA")]
-        score, spent = statistics.mean(trial["score"] for trial in seeds.values()), document["spent"]
-        found = entries(" ".join(document["search"]["tune"]), best, f"{score:.3f}", *(f"{mean:.1f}" for mean in means))
-        cost = entries(f"{spent['trials']}", f"{spent['passes'] / 1e3:.0f} k", f"{spent['seconds'] / 60:.0f}")
-        rows.append([*found, *cost])
-    note = "On validation images, by the quick probe, mean over the last round's seeds. Minutes: of one process, "
-    note += "partly beside other work."
-    columns = ["tuned", "best", "score", "SA", "RA", "trials", "passes", "minutes"]
-    return [Table("", note, columns, rows, words=("best",))]
-
-
-def curve_table(results: Path, world: str) -> list[Block]:
-    """Return the mean score of a kept curve of constants: a row for each radius, a column for each number of steps."""
-    document = read_json(results / "tuning" / f"{world}-curve.json")
-    scores: dict[tuple[float, int], str] = {}
-    for entry in document["trials"]:
-        flags = dict(zip(*[iter(entry["candidate"].split())] * 2, strict=True))
-        values = [trial["score"] for trial in entry["seeds"].values()]
-        key = float(flags["--epsilon"].removesuffix("/255")), int(flags["--steps"])
-        scores[key] = f"{statistics.mean(values):.3f}"
-    steps = sorted({each for _, each in scores})
-    rows = [
-        entries(f"{epsilon:g}/255", *(scores.get((epsilon, each), MISSING) for each in steps))
-        for epsilon in sorted({epsilon for epsilon, _ in scores})
-    ]
-    note = "Mean score of three seeds on validation images, at equal passes: fewer steps have more updates."
-    return [Table("", note, ["epsilon", *(f"{each} step{'s' * (each != 1)}" for each in steps)], rows)]
-
-
 TABLES: dict[str, Made] = {
     "accuracy": accuracy_table,
     "policy": policy_table,
@@ -210,8 +171,9 @@ TABLES: dict[str, Made] = {
     "compared-strategies": compared(strategies_table),
     "compared-coresets": compared(coresets_table),
     "reliability": reliability_table,
-    "tuned": tuned_table,
-    "curve": curve_table,
+    "tuned": tuning_tables.tuned_table,
+    "curve": tuning_tables.curve_table,
+    "constants": tuning_tables.constants_table,
     "headroom": headroom_tables.verdicts_table,
     "headroom-compared": headroom_tables.compared_table,
     "headroom-credit": headroom_tables.credit_table,

@@ -14,18 +14,11 @@ from astra_gym.experiments.reports.document import Table
 from astra_gym.experiments.reports.published_tables import (
     accuracy_table,
     benchmark_table,
-    curve_table,
     evaluated_arms_table,
     policy_table,
-    tuned_table,
 )
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.runs.run_folder import RunFolder
-from astra_gym.experiments.tuning.candidates import Candidate, curve
-from astra_gym.experiments.tuning.halving import Rung
-from astra_gym.experiments.tuning.trial import Trial
-from astra_gym.experiments.tuning.tuning_file import TuningFile
-from astra_gym.ssl_core.downstream.quick_score import QuickScore
 from astra_gym.ssl_core.evaluation.results import Origin, write_results
 from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.helpers.sealed import resealed_yaml
@@ -226,29 +219,6 @@ def test_names_from_files_lead_nowhere(tmp_path, capsys) -> None:
         main([str(evaluation), *where])
     assert end.value.code == 2 and "holds no command of an evaluation" in capsys.readouterr().err
     assert not (tmp_path / "in").exists() and not (tmp_path / "victim").exists()
-
-
-def test_what_searches_found_and_a_curve_of_constants_are_tables(tmp_path: Path) -> None:
-    folder, constants = tmp_path / "tuning", curve(Settings.from_preset("digits-wide").ranges.sets, 2)
-    folder.mkdir()
-    rates = [Candidate((("lr", 0.01),)), Candidate((("lr", 0.02),))]
-    for name, candidates, rung in (("lr", rates, Rung(2, 2)), ("curve", constants, Rung(len(constants), 1))):
-        file = TuningFile(
-            folder / f"world-{name}.json", {"tune": [name], "settings": {"preset": "world"}}, candidates, [rung]
-        )
-        for place, candidate in enumerate(candidates):
-            for seed in range(rung.seeds):
-                found = QuickScore(90.0 + place, 50.0 + seed, 0.5, 0.1)
-                file.add(candidate, seed, Trial(place / 10, found, 10, 1000.0, 30.0))
-    [table] = tuned_table(tmp_path, "world")
-    assert [[entry.text for entry in row] for row in table.rows] == [
-        ["lr", "--lr 0.02", "0.100", "91.0", "50.5", "4", "4 k", "2"]
-    ]
-    [table] = curve_table(tmp_path, "world")
-    assert list(table.columns) == ["epsilon", "0 steps", "1 step", *(f"{steps} steps" for steps in (2, 4, 8, 14))]
-    assert [row[0].text for row in table.rows] == ["0/255", "4/255", "96/255"]
-    assert [entry.text for entry in table.rows[1]][1:4] == ["-", "0.100", "0.300"]
-    assert tuned_table(tmp_path, "other")[0].rows == []
 
 
 def test_the_arms_of_a_comparison_are_lines_of_one_table() -> None:

@@ -1,0 +1,72 @@
+"""Tables of kept searches, `results/tuning/*.json`."""
+
+import statistics
+from pathlib import Path
+
+from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
+from astra_gym.ssl_core.safety.sealing import read_json
+
+
+def tuned_table(results: Path, world: str) -> list[Block]:
+    """Return what the kept searches in a world found, from `results/tuning/`, and what they cost; of those in several
+    worlds, for the world `global`."""
+    rows = []
+    for path in sorted((results / "tuning").glob("*.json")):
+        document = read_json(path)
+        if document["search"]["tune"] == ["curve"] or document["search"]["settings"].get("preset", "global") != world:
+            continue
+        best = document["rounds"][-1]["best_first"][0]
+        seeds = next(entry["seeds"] for entry in document["trials"] if entry["candidate"] == best)
+        means = [statistics.mean(trial["found"][name] for trial in seeds.values()) for name in ("SA", "RA")]
+        score, spent = statistics.mean(trial["score"] for trial in seeds.values()), document["spent"]
+        found = entries(" ".join(document["search"]["tune"]), best, f"{score:.3f}", *(f"{mean:.1f}" for mean in means))
+        cost = entries(f"{spent['trials']}", f"{spent['passes'] / 1e3:.0f} k", f"{spent['seconds'] / 60:.0f}")
+        rows.append([*found, *cost])
+    note = "On validation images, by the quick probe, mean over the last round's seeds. Minutes: of one process, "
+    note += "partly beside other work."
+    columns = ["tuned", "best", "score", "SA", "RA", "trials", "passes", "minutes"]
+    return [Table("", note, columns, rows, words=("best",))]
+
+
+def curve_table(results: Path, world: str) -> list[Block]:
+    """Return the mean score of a kept curve of constants: a row for each radius, a column for each number of steps."""
+    document = read_json(results / "tuning" / f"{world}-curve.json")
+    scores: dict[tuple[float, int], str] = {}
+    for entry in document["trials"]:
+        flags = dict(zip(*[iter(entry["candidate"].split())] * 2, strict=True))
+        values = [trial["score"] for trial in entry["seeds"].values()]
+        key = float(flags["--epsilon"].removesuffix("/255")), int(flags["--steps"])
+        scores[key] = f"{statistics.mean(values):.3f}"
+    steps = sorted({each for _, each in scores})
+    rows = [
+        entries(f"{epsilon:g}/255", *(scores.get((epsilon, each), MISSING) for each in steps))
+        for epsilon in sorted({epsilon for epsilon, _ in scores})
+    ]
+    note = "Mean score of three seeds on validation images, at equal passes: fewer steps have more updates."
+    return [Table("", note, ["epsilon", *(f"{each} step{'s' * (each != 1)}" for each in steps)], rows)]
+
+
+def constants_table(results: Path, name: str) -> list[Block]:
+    """Return the first round of a kept search in several worlds: each constant's score in each world, the best mean
+    first."""
+    document = read_json(results / "tuning" / f"{name}.json")
+    settings = document["search"]["settings"]
+    worlds = list(document["search"]["world_passes"])
+    mean_of_both = {world: settings[f"{world}: judge_score"] == "mean" for world in worlds}
+    rows = []
+    for entry in document["trials"]:
+        first = entry["seeds"]["0"]
+        points = [
+            (found["SA"] + found["RA"]) / 2 if mean_of_both[world] else found["RA"]
+            for world, found in first["worlds"].items()
+        ]
+        flags = dict(zip(*[iter(entry["candidate"].split())] * 2, strict=True))
+        budget = entries(flags["--epsilon"], flags["--steps"], flags["--step_size"])
+        rows.append((first["score"], [*budget, *entries(f"{first['score']:.1f}", *(f"{each:.1f}" for each in points))]))
+    rows.sort(key=lambda row: -row[0])
+    note = (
+        "On validation images, by the quick probe, at equal passes, one seed: RA at the world's judged radius, or its "
+        "mean with SA, in %."
+    )
+    columns = ["epsilon", "steps", "step size", "mean", *worlds]
+    return [Table("", note, columns, [row for _, row in rows])]
