@@ -7,6 +7,8 @@ BATCH_ID = "ASTrA/BatchAttack-v0"
 """One attack for the whole batch: `gymnasium.make`."""
 VIEW_ID = "ASTrA/ViewAttack-v0"
 """An attack for each view: `gymnasium.make_vec`."""
+RUN_ID = "ASTrA/TrainingRun-v0"
+"""A whole training as one episode: `gymnasium.make`."""
 
 if __name__ != "astra_gym":
     # the root of a checkout is on the package's path: no second copy by `import astra_gym.astra_gym`
@@ -31,6 +33,8 @@ def register() -> None:
         gym.register(BATCH_ID, entry_point="astra_gym.envs.batch_env:BatchAttackEnv")
     if VIEW_ID not in gym.registry:
         gym.register(VIEW_ID, vector_entry_point="astra_gym.envs.view_env:ViewAttackVectorEnv")
+    if RUN_ID not in gym.registry:
+        gym.register(RUN_ID, entry_point="astra_gym.envs.training_run_env:TrainingRunEnv")
 
 
 register()

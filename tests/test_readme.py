@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from astra_gym.envs.instances import Instance
 from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, measure_headroom, publish, tune
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.arms import base_arms
@@ -32,15 +33,17 @@ COMMANDS = list(dict.fromkeys(line for language, text in BLOCKS if not language 
 SMALLER = {
     'dataset="digits", batch_size=64': 'dataset="digits", batch_size=4, image_size=8, width=2',
     '"runs/demo"': "RUN",
+    'instances="train"': "instances=SMALL",
 }
+SMALL = {"dataset": "digits", "image_size": 8, "width": 2, "batch_size": 8, "passes": 60.0, "judge_epsilon": 8 / 255}
 
 
 def test_there_is_python_for_each_use() -> None:
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     assert all(len(block.strip().splitlines()) <= 12 for block in PYTHON)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
     text = PYTHON[number]
     if "load_network" in text:
@@ -50,7 +53,8 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
     for old, new in SMALLER.items():
         changed = changed.replace(old, new)
     assert changed != text, "the text no longer has the sizes that this test makes small"
-    exec(compile(changed, f"README block {number}", "exec"), {"RUN": str(tmp_path / "run")})
+    names = {"RUN": str(tmp_path / "run"), "SMALL": {"digits-few-astra-8": Instance("train", 40, SMALL)}}
+    exec(compile(changed, f"README block {number}", "exec"), names)
     assert capsys.readouterr().out.strip()
 
 

@@ -10,8 +10,10 @@ from sphinx.application import Sphinx
 
 from astra_gym.agents import AGENTS
 from astra_gym.envs.batch_env import BatchAttackEnv
+from astra_gym.envs.instances import INSTANCES
 from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.settings import RewardSection
+from astra_gym.envs.training_run_env import TrainingRunEnv
 from astra_gym.envs.view_env import ViewAttackVectorEnv
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
@@ -39,6 +41,24 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(head)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def instances() -> str:
+    return table(
+        ("set", "instance", "method", "images", "judged radius", "passes"),
+        (
+            (
+                part,
+                f"`{name}`",
+                f"`{each.settings.method.method}`",
+                f"{each.images}",
+                f"{255 * each.settings.judge.epsilon:g}/255",
+                f"{each.settings.optimizer.passes:g}",
+            )
+            for part, found in INSTANCES.items()
+            for name, each in found.items()
+        ),
+    )
 
 
 def methods() -> str:
@@ -77,6 +97,8 @@ MADE = {
     "terms": terms,
     "ViewAttack-v0": lambda: environment(ViewAttackVectorEnv),
     "BatchAttack-v0": lambda: environment(BatchAttackEnv),
+    "TrainingRun-v0": lambda: environment(TrainingRunEnv),
+    "instances": instances,
     "methods": methods,
     "agents": agents,
     "datasets": datasets,

@@ -11,7 +11,8 @@ from astra_gym.experiments.benchmarks.workloads import TINY, BenchmarkError, Opt
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.tuning.candidates import Candidate
-from astra_gym.experiments.tuning.trial import Search, divided, own_passes, points
+from astra_gym.experiments.tuning.trial import Search, own_passes, points
+from astra_gym.ssl_core.data.labels import divided
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 from astra_gym.ssl_core.utils.finite import NonFiniteError
 

@@ -15,12 +15,11 @@ import torch
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.tuning.candidates import Candidate, updates_for
-from astra_gym.ssl_core.data.image_set import ImageSet, Split
-from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import divided, measured_images
 from astra_gym.ssl_core.downstream.quick_score import QuickScore, quick_score
 from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
 from astra_gym.ssl_core.utils.messages import brief
-from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 Tried = TypeVar("Tried")
@@ -29,28 +28,6 @@ WORST = -10.0
 """The score of a trial that failed; margins lie near [-1, 1]."""
 FAILED = QuickScore(0.0, 0.0, -1.0, -1.0)
 """The values of an encoder that could not be trained."""
-SHARE, MOST = 0.2, 512
-"""The share of the training images that candidates are scored on, and the largest number of them."""
-
-
-def divided(train: ImageSet) -> Split:
-    """Divide training images into those that trials train on and those that they are scored on. The division does not
-    depend on a run's seed; no test image is in either part.
-
-    Raises:
-        ValueError: if there are no labels, or fewer than 10 images.
-    """
-    required_labels(train, "a search")
-    if len(train) < 10:
-        raise ValueError(f"{train.name} has {len(train)} images: a search needs 10 or more")
-    order = torch.randperm(len(train), generator=Streams(0)["tuning/rows"])
-    count = _measured(len(train))
-    return Split(train.rows(order[count:], "trained on"), train.rows(order[:count], "validation"))
-
-
-def _measured(images: int) -> int:
-    """Return how many of so many training images trials are scored on."""
-    return min(round(SHARE * images), MOST)
 
 
 class Trial(NamedTuple):
@@ -109,7 +86,7 @@ class Search:
     def of(self, candidate: Candidate, seed: int) -> Settings:
         """Return a trial's settings."""
         images = len(training_images(self.settings))
-        epochs = self.epochs(candidate, images - _measured(images))
+        epochs = self.epochs(candidate, images - measured_images(images))
         return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
 
     def alone(self, candidate: Candidate, trial: Trial, world: str) -> Trial:
@@ -121,7 +98,7 @@ class Search:
         """
         found = trial.worlds[world]  # type: ignore[index]
         images = len(training_images(self.settings))
-        images -= _measured(images)
+        images -= measured_images(images)
         updates = self.epochs(candidate, images) * _updates_in(self.settings, images)
         passes = updates * (UPDATE_PASSES + self.steps(candidate))
         failed = trial.failed if found == FAILED else ""

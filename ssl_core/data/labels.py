@@ -1,14 +1,17 @@
-"""A share of the labels, for semi-supervised evaluations, and the labels of a set that must have them."""
+"""A share of the labels, for semi-supervised evaluations; a validation part; labels of sets that must have them."""
 
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
 PUBLISHED_FRACTIONS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of CIFAR-10's labels in ASTrA's semi-supervised table."""
+
+SHARE, MOST = 0.2, 512
+"""The share of the training images in the validation part, and the largest number of them."""
 
 
 def required_labels(data: ImageSet, purpose: str) -> Tensor:
@@ -64,3 +67,23 @@ def labelled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
     rows = torch.cat(chosen).sort().values
     name = f"{data.name}, {100 * fraction:g} % of the labels"
     return ImageSet(data.images[rows], labels[rows], data.classes, name)
+
+
+def divided(train: ImageSet) -> Split:
+    """Divide labeled training images into those that are trained on and a validation part, which is the `test` of the
+    returned split. The division does not depend on a run's seed.
+
+    Raises:
+        ValueError: if there are no labels, or fewer than 10 images.
+    """
+    required_labels(train, "a validation part")
+    if len(train) < 10:
+        raise ValueError(f"{train.name} has {len(train)} images: a validation part needs 10 or more")
+    order = torch.randperm(len(train), generator=Streams(0)["tuning/rows"])
+    count = measured_images(len(train))
+    return Split(train.rows(order[count:], "trained on"), train.rows(order[:count], "validation"))
+
+
+def measured_images(images: int) -> int:
+    """Return how many of so many training images are in the validation part."""
+    return min(round(SHARE * images), MOST)

@@ -134,7 +134,7 @@ def test_kept_searches_are_read_and_need_no_trial(
         (["--tune", "schedule"], "give the attack's --steps and --step_size"),
         (["--candidates", "1"], "--candidates is 1"),
         (["--seed", "3"], "--seed is set for each trial by the search"),
-        (["--limit", "5"], "a search needs 10 or more"),
+        (["--limit", "5"], "a validation part needs 10 or more"),
         (["--steps", "3"], "--steps is set for each trial by the search"),
         (["--tune", "schedule", "--schedule", "[8/255]"], "--schedule is set for each trial by the search"),
         (["--method", "simclr"], "the method simclr has no attack"),

@@ -15,8 +15,9 @@ from astra_gym.experiments.benchmarks.robustness import (
 from astra_gym.experiments.benchmarks.workloads import TINY, Options
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run import Run
-from astra_gym.experiments.tuning.trial import Search, divided
+from astra_gym.experiments.tuning.trial import Search
 from astra_gym.experiments.tuning.tuning_file import label, read_finished
+from astra_gym.ssl_core.data.labels import divided
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 from astra_gym.ssl_core.utils.provenance import ROOT
 

@@ -10,7 +10,6 @@ from astra_gym.experiments.tuning.candidates import Candidate, budgets
 from astra_gym.experiments.tuning.trial import (
     WORST,
     Search,
-    divided,
     judged,
     own_passes,
     points,
@@ -22,6 +21,7 @@ from astra_gym.experiments.tuning.trial import (
     try_worlds,
 )
 from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import divided
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 from tests.helpers.tiny_training import TINY_SETTINGS
@@ -39,7 +39,7 @@ def test_no_image_is_trained_on_and_scored_and_no_test_image_is_seen() -> None:
     ]
     assert not rows[0] & rows[1] and not rows[2] & (rows[0] | rows[1])
     assert torch.equal(divided(split.train).test.images, parts.test.images)
-    with pytest.raises(ValueError, match="a search needs 10 or more"):
+    with pytest.raises(ValueError, match="a validation part needs 10 or more"):
         divided(ImageSet(split.train.images[:9], split.train.labels[:9], split.train.classes, "nine"))
 
 

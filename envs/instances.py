@@ -1,0 +1,128 @@
+"""Instances of a whole training, for `ASTrA/TrainingRun-v0`: which world, which images, how much compute."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.data.labels import divided, required_labels
+from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.registry import pick
+from astra_gym.ssl_core.utils.rng import Streams
+
+PARTS = ("train", "test")
+"""Halves of a data set's training images: instances that agents train on, and those they are scored on, share none."""
+SEEDS = 1_000_000
+"""Worlds of test instances have seeds from here on, those of training instances lie below."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A training to be run: data, method, size, judge and budget; with a seed it is one episode.
+
+    Args:
+        part: which half of the training images it has, one of `PARTS`.
+        images: number of images that are trained on, at most.
+        world: settings of the world by name, as `WorldSettings`, with `passes`, `judge_epsilon` and `judge_score`.
+
+    Raises:
+        ValueError: if the part is unknown, there are too few images, or a setting is wrong or missing.
+    """
+
+    part: str
+    images: int
+    world: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        pick(self.part, dict.fromkeys(PARTS, ""), "part")
+        check_number("images", self.images, 2, whole=True)
+        for name in ("passes", "judge_epsilon"):
+            if self.world.get(name) is None:
+                raise ValueError(f"an instance has no {name}: expected the training's budget and its judged radius")
+        self.settings  # noqa: B018
+
+    @property
+    def settings(self) -> WorldSettings:
+        """The world's settings."""
+        return WorldSettings.given(**self.world)
+
+    def data(self, train: Split) -> Split:
+        """Return the images that are trained on, and as test images those of the probe; none is a test image.
+
+        Args:
+            train: the data set.
+
+        Raises:
+            ValueError: if there are no labels, or too few images.
+        """
+        required_labels(train.train, "the score of an episode")
+        order = torch.randperm(len(train.train), generator=Streams(0)["instances/rows"])
+        half = order.tensor_split(2)[PARTS.index(self.part)]
+        parts = divided(train.train.rows(half, f"{self.part} part"))
+        few = torch.arange(min(self.images, len(parts.train)))
+        return Split(parts.train.rows(few, "trained on"), parts.test)
+
+
+_WIDE = {
+    "action_epsilons": {"from": 0, "to": 96 / 255, "by": 4 / 255},
+    "action_steps": (0, 1, 2, 4, 8, 14),
+    "action_step_sizes": tuple(2**power / 255 for power in range(7)),
+}
+_DIGITS = _WIDE | {
+    "dataset": "digits",
+    "image_size": 8,
+    "arch": "resnet10",
+    "width": 16,
+    "projector_hidden": 128,
+    "projector_dim": 128,
+    "batch_size": 32,
+    "epochs": 4,
+    "lr": 0.0221,
+    "strength": 0.231,
+    "judge_score": "mean",
+}
+
+
+def _digits(part: str, images: int, method: str, radius: int, passes: float) -> Instance:
+    given = {"method": method, "judge_epsilon": radius / 255, "passes": passes}
+    return Instance(part, images, _DIGITS | given)
+
+
+INSTANCES: dict[str, dict[str, Instance]] = {
+    "train": {
+        "digits-astra-8": _digits("train", 574, "astra", 8, 900.0),
+        "digits-astra-24": _digits("train", 574, "astra", 24, 900.0),
+        "digits-acl-8": _digits("train", 574, "acl", 8, 900.0),
+        "digits-acl-24": _digits("train", 574, "acl", 24, 900.0),
+        "digits-few-astra-8": _digits("train", 288, "astra", 8, 900.0),
+        "digits-few-astra-24": _digits("train", 288, "astra", 24, 900.0),
+    },
+    "test": {
+        "digits-astra-16": _digits("test", 574, "astra", 16, 900.0),
+        "digits-astra-32": _digits("test", 574, "astra", 32, 900.0),
+        "digits-acl-16": _digits("test", 574, "acl", 16, 900.0),
+        "digits-few-astra-16": _digits("test", 288, "astra", 16, 900.0),
+        "digits-dynacl-16": _digits("test", 574, "dynacl", 16, 900.0),
+    },
+}
+"""The named sets of instances: no image, no seed and no judged radius is in both."""
+
+
+def instances_called(name: str | Mapping[str, Instance]) -> dict[str, Instance]:
+    """Return a set of `INSTANCES`, or one's own, which has one action space.
+
+    Raises:
+        ValueError: if the name is unknown, or the set is empty, has other things, or actions that differ.
+    """
+    if isinstance(name, str):
+        return pick(name, INSTANCES, "set of instances")
+    found = dict(name)
+    if not found or not all(isinstance(each, Instance) for each in found.values()):
+        raise ValueError(f"instances is {shown(name)}: expected instances by name, or one of {', '.join(INSTANCES)}")
+    if len({each.settings.ranges.sets for each in found.values()}) > 1:
+        raise ValueError("the instances differ in what actions choose among: give all the same action_epsilons, ...")
+    return found

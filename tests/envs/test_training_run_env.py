@@ -1,0 +1,190 @@
+"""A whole training as an episode: checkers, its return, its budget, repeating, resuming, levers, and bad input."""
+
+import copy
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_for_sb3
+
+from astra_gym.envs.instances import INSTANCES, SEEDS, Instance
+from astra_gym.envs.training_run_env import DECISIONS, OBSERVED, TrainingRunEnv
+from astra_gym.ssl_core.downstream.quick_score import quick_score
+
+WORLD = {
+    "dataset": "digits",
+    "image_size": 8,
+    "width": 2,
+    "projector_hidden": 8,
+    "projector_dim": 8,
+    "batch_size": 8,
+    "epochs": 2,
+    "passes": 60.0,
+    "judge_epsilon": 8 / 255,
+    "judge_score": "mean",
+    "action_epsilons": (0, 8 / 255, 16 / 255),
+    "action_steps": (0, 1, 4),
+}
+TINY = {
+    "small": Instance("train", 40, WORLD),
+    "robust": Instance("train", 40, WORLD | {"method": "acl", "judge_score": "robust", "width": 4}),
+    "clean": Instance("test", 40, WORLD | {"method": "simclr"}),
+}
+
+
+def make(**arguments: Any) -> TrainingRunEnv:
+    return TrainingRunEnv(**{"instances": TINY, **arguments})
+
+
+def actions(env: TrainingRunEnv, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(env.action_space.nvec) for _ in range(DECISIONS)]
+
+
+def played(env: TrainingRunEnv, chosen: list[np.ndarray], seed: int | None, name: str) -> list[tuple[Any, ...]]:
+    observation, _ = env.reset(seed=seed, options={"instance": name})
+    return [(observation.tolist(),)] + [
+        (observation.tolist(), reward, over, cut, info)
+        for observation, reward, over, cut, info in map(env.step, chosen)
+    ]
+
+
+@pytest.mark.slow
+def test_both_checkers_accept_it() -> None:
+    check_env(gymnasium.make("astra_gym:ASTrA/TrainingRun-v0", instances=TINY, levers=("attack", "lr")).unwrapped)
+    check_for_sb3(make())
+
+
+def test_the_return_is_the_final_score_and_the_budget_is_spent() -> None:
+    env = make()
+    steps = played(env, actions(env), 3, "small")[1:]
+    rewards, info, engine = [step[1] for step in steps], steps[-1][4], env.episode.engine
+    assert [step[2] for step in steps] == [False] * 11 + [True] and not any(step[3] for step in steps)
+    assert abs(sum(rewards) - info["score"]) < 1e-9 and info["score"] == (info["SA"] + info["RA"]) / 2 > 0
+    parts = (engine.method.evaluation_route, engine.data.train, engine.data.test)
+    found = quick_score(engine.learner.encoder, *parts, 8 / 255, info["world_seed"])
+    assert pytest.approx((100 * info["SA"], 100 * info["RA"])) == (found.SA, found.RA)
+    assert 60 - 1e-6 <= info["passes"] < 60 + 3.3 + 4 and engine.finished
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode is over"):
+        env.step(env.action_space.sample())
+
+
+def test_a_robust_judge_pays_robust_accuracy_and_all_instances_have_one_observation() -> None:
+    env = make()
+    steps = played(env, actions(env), 1, "robust")
+    assert steps[-1][4]["score"] == steps[-1][4]["RA"]
+    for name in TINY:
+        observation, info = env.reset(seed=0, options={"instance": name})
+        assert env.observation_space.contains(observation) and info["instance"] == name
+        values = dict(zip(OBSERVED, observation.tolist(), strict=True))
+        assert values["decisions done"] == -1 and values["passes left"] == 1 and values["clean loss"] > 0
+    # a method without an attack has the same actions, which change nothing
+    rewards = [[step[1] for step in played(env, actions(env, seed), 0, "clean")[1:]] for seed in (0, 1)]
+    assert rewards[0] == rewards[1]
+
+
+def test_the_same_seed_gives_the_same_episode_and_a_new_one_another() -> None:
+    env, other = make(), make()
+    chosen = actions(env)
+    first = played(env, chosen, 7, "small")
+    assert played(other, chosen, 7, "small") == first
+    assert played(env, chosen, None, "small") != first
+    assert played(env, chosen, 8, "small") != first
+    drawn = {env.reset(seed=seed)[1]["instance"] for seed in range(12)}
+    assert drawn == set(TINY)
+
+
+def test_killed_and_resumed_in_an_episode_equals_uninterrupted() -> None:
+    env, other = make(levers=("attack", "lr", "strength")), make(levers=("attack", "lr", "strength"))
+    chosen = actions(env)
+    straight = played(env, chosen, 5, "small")[1:]
+    env.reset(seed=5, options={"instance": "small"})
+    for action in chosen[:5]:
+        env.step(action)
+    state = copy.deepcopy(env.state_dict())
+    other.load_state_dict(state)
+    rest = [other.step(action) for action in chosen[5:]]
+    assert [step[1] for step in rest] == [step[1] for step in straight[5:]]
+    assert np.array_equal(rest[-1][0], np.array(straight[-1][0], dtype=np.float32))
+    assert other.reset()[1] == env.reset()[1]
+
+
+def test_levers_act_on_the_rate_and_on_views_that_are_not_drawn_yet() -> None:
+    env = make(levers=("lr", "strength"))
+    assert env.action_space.nvec.tolist() == [5, 5]
+    env.reset(seed=0, options={"instance": "small"})
+    engine, views = env.episode.engine, env.episode.engine.all_views.clone()
+    usual, strength = engine.learner.schedule(3), engine.batches.views_settings.strength
+    env._chosen([4, 0])
+    assert engine.learner.schedule(3) == 4 * usual and engine.batches.views_settings.strength == 0.0
+    assert torch.equal(engine.all_views, views)
+    env._chosen([0, 4])
+    assert engine.learner.schedule(3) == usual / 4 and engine.batches.views_settings.strength == min(1, 2 * strength)
+
+
+def test_an_episode_whose_values_are_not_finite_ends_with_the_score_0() -> None:
+    env = make()
+    env.reset(seed=0, options={"instance": "small"})
+    _, first, *_ = env.step(np.array([1, 1, 1]))
+    with torch.no_grad():
+        next(env.episode.engine.learner.network.parameters()).fill_(torch.nan)
+    observation, reward, over, _, info = env.step(np.array([1, 1, 1]))
+    assert over and info["failed"] and info["score"] == 0 and first + reward == 0
+    assert env.observation_space.contains(observation)
+
+
+def test_sets_of_instances_share_no_image_no_seed_and_no_radius() -> None:
+    images, radii = dict[str, set[bytes]](), dict[str, set[float]]()
+    for name, found in INSTANCES.items():
+        for instance in found.values():
+            assert instance.part == name and instance.settings.ranges.sets.epsilons[-1] == 96 / 255
+            radii.setdefault(name, set()).add(instance.settings.judge.epsilon)
+        split = instance.data(instance.settings.data.load())
+        images[name] = {image.numpy().tobytes() for part in (split.train, split.test) for image in part.images}
+        assert not {i.numpy().tobytes() for i in split.train.images} & {i.numpy().tobytes() for i in split.test.images}
+    assert not images["train"] & images["test"] and not radii["train"] & radii["test"]
+    env = make()
+    seeds = {name: env.reset(seed=0, options={"instance": name})[1]["world_seed"] for name in ("small", "clean")}
+    assert seeds["small"] < SEEDS <= seeds["clean"]
+
+
+@pytest.mark.slow
+def test_several_episodes_run_side_by_side_in_processes() -> None:
+    envs = gymnasium.make_vec(
+        "astra_gym:ASTrA/TrainingRun-v0", num_envs=2, vectorization_mode="async", instances={"small": TINY["small"]}
+    )
+    try:
+        envs.reset(seed=[3, 4])
+        chosen = actions(make())
+        rewards = [envs.step(np.stack([action] * 2))[1] for action in chosen]
+    finally:
+        envs.close()
+    alone = [played(make(instances={"small": TINY["small"]}), chosen, seed, "small")[1:] for seed in (3, 4)]
+    assert np.array(rewards).T.tolist() == pytest.approx(np.array([[step[1] for step in each] for each in alone]))
+
+
+def test_bad_input_is_refused() -> None:
+    for arguments, message in (
+        ({"levers": ()}, r"levers is \[\]: expected some of attack, lr, strength, in this order"),
+        ({"levers": ("lr", "attack")}, "in this order"),
+        ({"levers": ("dropout",)}, "unknown lever 'dropout'"),
+        ({"instances": "validation"}, "unknown set of instances 'validation'"),
+        ({"instances": {}}, "expected instances by name"),
+        ({"instances": TINY | {"other": Instance("test", 40, WORLD | {"action_steps": (1, 2)})}}, "differ in what"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**arguments)
+    env = make()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.array([0, 0, 0]))
+    for options, message in (({"instance": "big"}, "unknown instance 'big'"), ({"size": 3}, "options has size")):
+        with pytest.raises(ValueError, match=message):
+            env.reset(seed=0, options=options)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"the action is \[3, 0, 0\]: expected an element"):
+        env.step(np.array([3, 0, 0]))
+    with pytest.raises(ValueError, match="an instance has no passes"):
+        Instance("train", 40, {name: value for name, value in WORLD.items() if name != "passes"})
