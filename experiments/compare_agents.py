@@ -51,7 +51,7 @@ class CompareFlags:
     """What is compared, and how often; any other flag goes to the training of every run.
 
     Args:
-        agents: agents to compare; by default reinforce, fixed, fixed-max and random.
+        agents: agents to compare; by default reinforce, fixed, fixed-max and random, or with --arm only the arms.
         seeds: number of seeds of each agent, counted from 0; by default 5.
         primary_seeds: number of seeds of the arms that are tested, see test; by default --seeds, but at least 10 if
             that is 5 or more.
@@ -166,7 +166,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     methods = given.methods or (METHOD,)
     seeds = given.seeds or SEEDS
     primary = given.primary_seeds or (max(PRIMARY_SEEDS, seeds) if seeds >= SEEDS else seeds)
-    agents = given.agents or AGENTS
+    agents = given.agents or (() if given.arm else AGENTS)
     again = typed("compare", *argv, "--trust")
     tests = _pairs(given.test) if given.test else PRIMARY
     arms = base_arms(agents, methods, presets, given.arm, flags, seeds, primary, given.trust or None, again, tests)

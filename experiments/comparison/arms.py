@@ -175,7 +175,7 @@ def base_arms(
     there are several.
 
     Args:
-        agents: names of `agents.AGENTS`, or dotted paths.
+        agents: names of `agents.AGENTS`, or dotted paths; may be empty.
         methods, presets: names.
         own: custom arms as `LABEL=FLAGS`; their flags come last.
         flags: flags of all arms.
@@ -206,7 +206,7 @@ def base_arms(
             given = shared if "teacher" in kind.others else list(without(shared, "--teacher"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
-            for agent in agents if attacks else ["none"]:
+            for agent in agents if attacks or not agents else ["none"]:
                 label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
                 arms.append(make_arm(label, [*grid, "--agent", agent, *given], number(label), suffix, trust, again))
             for text in own:

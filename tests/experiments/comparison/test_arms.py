@@ -37,6 +37,12 @@ def test_the_arms_are_the_agents_and_those_of_ones_own() -> None:
     assert arms[1].settings == comparable(expected)
 
 
+def test_ones_own_arms_may_be_the_only_ones() -> None:
+    own = ["a=--agent fixed", "b=--agent random"]
+    assert [arm.label for arm in grid(own=own)] == ["a", "b"]
+    assert [arm.label for arm in grid(methods=("simclr",), own=["clean=--agent none"])] == ["clean"]
+
+
 def test_methods_and_presets_are_dimensions_and_a_method_without_an_attack_has_one_arm() -> None:
     arms = grid("reinforce", "fixed", methods=["acl", "simclr"], presets=["digits", "digits-grid"])
     # the label is the same in each: it is by it that the report knows an arm
