@@ -50,8 +50,8 @@ def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Hel
         "judge_images": any(kind.examines for kind in kinds) * settings.judge.judge_images,
     }
     held = {name: count for name, count in counts.items() if count}
-    if (left := images - sum(held.values())) < batch:
-        said = " and ".join(f"{name} is {count}" for name, count in held.items()) or "nothing is held out"
+    if held and (left := images - sum(held.values())) < batch:
+        said = " and ".join(f"{name} is {count}" for name, count in held.items())
         raise ValueError(
             f"{said} of {images} training images: that leaves {max(left, 0)}, less than a batch of {batch}; lower "
             f"{' or '.join([*held, 'batch_size'])}, or raise the limit"
