@@ -19,7 +19,8 @@ def tuned_table(results: Path, world: str) -> list[Block]:
         seeds = next(entry["seeds"] for entry in document["trials"] if entry["candidate"] == best)
         means = [statistics.mean(trial["found"][name] for trial in seeds.values()) for name in ("SA", "RA")]
         score, spent = statistics.mean(trial["score"] for trial in seeds.values()), document["spent"]
-        found = entries(" ".join(document["search"]["tune"]), best, f"{score:.3f}", *(f"{mean:.1f}" for mean in means))
+        what = path.stem.removeprefix(f"{world}-").replace("-", " ")
+        found = entries(what, best, f"{score:.3f}", *(f"{mean:.1f}" for mean in means))
         cost = entries(f"{spent['trials']}", f"{spent['passes'] / 1e3:.0f} k", f"{spent['seconds'] / 60:.0f}")
         rows.append([*found, *cost])
     note = "On validation images, by the quick probe, mean over the last round's seeds. Minutes: of one process, "
