@@ -197,13 +197,10 @@ class Controller(OnePlayAgent):
 class GaussianProcessBandit(Controller):
     """Thompson sampling with a Gaussian process over actions and time (after Bogunovic, Scarlett and Cevher 2016).
 
-    The reward of block t under action x is modeled as m(t) + f(x, t) + noise. Both f and m are Gaussian processes:
-
-        cov f = exp(-|x - x'|^2 / (2 length^2)) exp(-|t - t'| / memory)        cov m = 4 exp(-|t - t'| / TREND)
-
-    in units of the rewards' deviation around their trend; m is what all actions share, since a network learns fast at
-    first. The next block has the action at which one draw of f is largest. The action that looks best has the largest
-    mean.
+    The reward of block t under action x is modeled as m(t) + f(x, t) + noise. Both f and m are Gaussian processes, with
+    the covariances `exp(-|x - x'|^2 / (2 length^2)) exp(-|t - t'| / memory)` and `4 exp(-|t - t'| / TREND)`, in units
+    of the rewards' deviation around their trend; m is what all actions share, since a network learns fast at first. The
+    next block has the action at which one draw of f is largest. The action that looks best has the largest mean.
     """
 
     kind: ClassVar[str] = "gp"
