@@ -102,6 +102,8 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             if folder.lock is not None and not folder.lock.has_locks:
                 _warn(f"{folder.path} lies on a file system without locks: start no second process in it")
             progress.note(_headline(run, folder))
+            if settings.probe.probe_every and run.probe is None:
+                progress.note("no curves of the probe (--probe_every): the images have no labels")
             with RunLog(folder, settings.optimizer.batch_size, resumed_step=resumed_step) as log:
                 for sentence in (*damage, *log.damage):
                     _warn(f"{folder.path}/{sentence}; the run resumes from its checkpoint, and a report marks this")

@@ -112,6 +112,10 @@ class TuneFlags:
             )
         if self.pool is not None and (self.worlds or self.tune != ("fixed",)):
             raise ValueError("--pool: expected --tune fixed in one world, and no --worlds")
+        drawn_here = {"--candidates": self.candidates != TuneFlags.candidates, "--search_seed": self.search_seed != 0}
+        if self.pool is not None and any(drawn_here.values()):
+            flag = next(name for name, given in drawn_here.items() if given)
+            raise ValueError(f"{flag}: the candidates are those of --pool {self.pool}, leave it out")
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
         if self.jobs is not None:

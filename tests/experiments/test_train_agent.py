@@ -272,8 +272,12 @@ def test_a_folder_of_images_without_labels_trains_and_leaves_the_probe_out(tmp_p
     root = image_folder(tmp_path / "pictures", [f"{k}.png" for k in range(20)])
     flags = [flag for flag in TINY if "limit" not in flag]
     folder = tmp_path / "run"
-    assert main([*flags, "--dataset=folder", f"--data_dir={root}", f"--run_dir={folder}", "--epochs=1"]) == 0
-    assert "no labels" in capsys.readouterr().out
+    assert (
+        main([*flags, "--dataset=folder", f"--data_dir={root}", f"--run_dir={folder}", "--epochs=1", "--probe_every=1"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "no curves of the probe (--probe_every): the images have no labels" in out and out.count("no labels") > 1
     assert not (folder / "results" / "slf.json").exists()
     assert (folder / "figures" / "losses_and_reward.png").exists()
 

@@ -68,6 +68,7 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
     assert main(joint) == 0 and len(capsys.readouterr().out.splitlines()) == 1 + 1 + 3
     # one of the worlds goes on from there: at most the second seed of another candidate is trained
     words[words.index("--output") + 1] = str(tmp_path / "own.json")
+    del words[2:4]
     pooled = [*words, "--preset", "digits-wide-r8", "--pool", str(tmp_path / "t.json")]
     assert main([*pooled, "--passes", "40"]) == 0
     own, alone = read_json(tmp_path / "own.json"), []
@@ -128,6 +129,8 @@ def test_kept_searches_are_read_and_need_no_trial(
         (["--worlds", "digits-wide"], "expected --tune fixed and two or more different presets"),
         (["--worlds", "digits-wide", "digits-wide-r8"], "--preset is given beside --worlds"),
         (["--pool", "no.json"], "no.json: No such file"),
+        (["--pool", "no.json", "--candidates", "9"], "--candidates: the candidates are those of --pool no.json"),
+        (["--pool", "no.json", "--search_seed", "9"], "--search_seed: the candidates are those of --pool no.json"),
         (["--pool", "no.json", "--tune", "curve"], "--pool: expected --tune fixed in one world, and no --worlds"),
         (["--tune", "fixd"], "did you mean 'fixed'"),
         (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, lr, strength, or lr strength"),
