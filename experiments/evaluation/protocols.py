@@ -1,5 +1,6 @@
 """The protocols that turn an encoder into a classifier, and how a user's settings depart from the published ones."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.finetuning import ONE_ROUTE_NOISE, FineTuneSettings, fine_tune
 from astra_gym.ssl_core.downstream.knn import NeighbourSettings, nearest_neighbours
 from astra_gym.ssl_core.downstream.linear_probe import (
@@ -23,6 +25,7 @@ from astra_gym.ssl_core.downstream.linear_probe import (
     standard_probe,
     train_probe,
 )
+from astra_gym.ssl_core.downstream.online_probe import RIDGE, SCALE, ridge_classifier
 from astra_gym.ssl_core.transforms.views import ViewSettings
 
 TRAINED = ("slf", "alf", "aff", "lp-aff")
@@ -32,6 +35,7 @@ STANDARD_VIEWS = ViewSettings()
 UNPUBLISHED: Mapping[str, str] = {
     "lp-aff": "no published settings for robust encoders: those of SLF and AFF",
     "knn": "no published settings for robust encoders: those of Wu et al. (2018)",
+    "ridge": "no published settings: a ridge-regression head in closed form, for screening",
 }
 Update = Callable[[int, int], None]
 
@@ -126,6 +130,8 @@ class Protocols:
             own["attack"] = vars(TrainingAttack())
         if protocol in ("aff", "lp-aff"):
             own["tuning"] = vars(self.tuning)
+        if protocol == "ridge":
+            own["ridge"] = {"penalty": RIDGE, "scale": SCALE}
         if protocol == "knn":
             own["neighbours"] = vars(self.neighbours)
         return own
@@ -215,6 +221,10 @@ def classifier_of(
         return nearest_neighbours(
             subject.encoder, subject.route, train, protocols.neighbours, device=device, progress=progress
         )
+    if protocol == "ridge":
+        encoder = copy.deepcopy(subject.encoder).to(device).eval().requires_grad_(False)
+        labels = required_labels(train, "a ridge-regression head")
+        return ridge_classifier(encoder, subject.route, train.images, labels, len(train.classes), device)[0]
     if protocol in LINEAR:
         attack = TrainingAttack() if protocol == "alf" else None
         return train_probe(

@@ -1,5 +1,7 @@
 """A fast probe during training: clean and attacked accuracy in about a second, without test images."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,7 +10,7 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy
-from astra_gym.ssl_core.models.encoder import held
+from astra_gym.ssl_core.models.encoder import Encoder, held
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
@@ -69,7 +71,7 @@ class OnlineProbe:
         images, labels = self._measured
         noise = Streams(self._seed, device).on_device("probe/noise")
         with frozen(encoder):
-            classifier, fitted = ridge_classifier(encoder, route, *self._fitted, self._classes)
+            classifier, fitted = ridge_classifier(encoder, route, *self._fitted, self._classes, device)
             clean = clean_accuracy(classifier, images, labels)
             robust = pgd_accuracy(classifier, images, labels, EPSILON, generator=noise, steps=STEPS, clean=clean)
         figures = {"SA": clean, f"RA_{255 * EPSILON:g}_255": robust, "SA_fitted": fitted}
@@ -78,15 +80,16 @@ class OnlineProbe:
 
 @torch.no_grad()
 def ridge_classifier(
-    encoder: TargetNetwork, route: str, images: Tensor, labels: Tensor, classes: int
+    encoder: nn.Module, route: str, images: Tensor, labels: Tensor, classes: int, device: torch.device
 ) -> tuple[Classifier, Tensor]:
     """Fit a ridge-regression head to a frozen encoder's features of labeled images.
 
     Args:
-        encoder: network in eval mode.
+        encoder: an `Encoder` in eval mode, such as a `TargetNetwork`.
         route: batch-norm route of the features.
         images, labels: uint8 (n, 3, H, W) and int64 (n,).
         classes: number of classes.
+        device: the encoder's device.
 
     Returns:
         The classifier, and which of the images it classifies correctly: bool (n,).
@@ -94,11 +97,11 @@ def ridge_classifier(
     Raises:
         NonFiniteError: if a feature is not finite.
     """
-    like = {"device": encoder.mean.device, "dtype": encoder.mean.dtype}
-    head = nn.utils.skip_init(nn.Linear, encoder.feature_dim, classes, **like)
+    dtype = next((weight.dtype for weight in encoder.parameters()), torch.float32)
+    head = nn.utils.skip_init(nn.Linear, cast(Encoder, encoder).feature_dim, classes, device=device, dtype=dtype)
     classifier = Classifier(encoder, route, head)
     with held(classifier):
-        pieces = [classifier.features(as_float(piece.to(encoder.mean.device))) for piece in images.split(256)]
+        pieces = [classifier.features(as_float(piece.to(device))) for piece in images.split(256)]
     features = torch.cat(pieces).double()
     if not bool(features.isfinite().all()):
         raise NonFiniteError("the encoder gave features that are not finite")

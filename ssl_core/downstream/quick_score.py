@@ -63,7 +63,7 @@ def quick_score(
     noise = Streams(seed, device).on_device("quick_score/noise")
     correct, margins = [], []
     with frozen(encoder), float32_of("fp32"):
-        classifier, _ = ridge_classifier(encoder, route, *parts[0], len(fitted.classes))
+        classifier, _ = ridge_classifier(encoder, route, *parts[0], len(fitted.classes), device)
         with held(classifier):
             for images, labels in zip(*(values.split(BATCH) for values in parts[1]), strict=True):
                 images, labels = as_float(images.to(device)), labels.to(device)

@@ -40,7 +40,7 @@ def values(rows: list[Row]) -> list[tuple[str, str, float, str, float]]:
 
 
 def test_every_protocol_gives_rows_that_say_where_they_come_from(run: Path, tmp_path: Path, capsys) -> None:
-    protocols = ["slf", "alf", "aff", "lp-aff", "knn"]
+    protocols = ["slf", "alf", "aff", "lp-aff", "knn", "ridge"]
     rows = evaluated(tmp_path / "out", str(run), *QUICK, "--protocols", *protocols, "--labels", "0.2", "1.0")
     assert {(row.protocol, row.label_fraction) for row in rows} == {(p, f) for p in protocols for f in (0.2, 1.0)}
     assert {(row.metric, row.attack) for row in rows} == {("SA", "none"), ("RA", "pgd20")}
@@ -192,8 +192,8 @@ DATA = ["--dataset", "digits", "--image_size", "8", "--limit", "150", "--test_li
 
 def test_any_module_can_be_evaluated(tmp_path: Path, monkeypatch) -> None:
     path = module_of(tmp_path, monkeypatch, "features_of_mine", CONVOLUTION)
-    rows = evaluated(tmp_path / "out", "--model", path, *DATA, *QUICK, "--protocols", "slf", "aff", "knn")
-    assert {row.protocol for row in rows} == {"slf", "aff", "knn"} and rows[0].route == "none"
+    rows = evaluated(tmp_path / "out", "--model", path, *DATA, *QUICK, "--protocols", "slf", "aff", "knn", "ridge")
+    assert {row.protocol for row in rows} == {"slf", "aff", "knn", "ridge"} and rows[0].route == "none"
     path = module_of(tmp_path, monkeypatch, "logits_of_mine", LOGITS.format(output=PLAIN))
     rows = evaluated(tmp_path / "logits", "--model", path, *DATA, *QUICK, "--protocols", "classifier")
     assert [row.protocol for row in rows] == ["classifier", "classifier"]
@@ -350,8 +350,8 @@ def test_torchscript_and_float64_are_evaluated(tmp_path: Path, monkeypatch) -> N
     traced = CONVOLUTION.replace("build", "plain") + "\n\ndef build():\n"
     traced += "    return torch.jit.trace(plain().eval(), torch.rand(2, 3, 8, 8))\n"
     path = module_of(tmp_path, monkeypatch, "traced_of_mine", traced)
-    rows = evaluated(tmp_path / "out", "--model", path, *DATA, *QUICK, "--protocols", "slf", "knn")
-    assert {row.protocol for row in rows} == {"slf", "knn"}
+    rows = evaluated(tmp_path / "out", "--model", path, *DATA, *QUICK, "--protocols", "slf", "knn", "ridge")
+    assert {row.protocol for row in rows} == {"slf", "knn", "ridge"}
     path = module_of(
         tmp_path, monkeypatch, "double_of_mine", LOGITS.format(output="x.flatten(1).double() @ self.weight.double()")
     )

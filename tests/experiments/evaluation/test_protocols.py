@@ -87,7 +87,7 @@ def test_published_protocols_are_standard(dataset: str) -> None:
     none = ("no published full fine-tuning for stl10",) if dataset == "stl10" else ()
     assert protocols.deviations("aff", 50_000, BOTH) == none
     # what nobody has published for robust encoders is never standard
-    for protocol in ("lp-aff", "knn"):
+    for protocol in ("lp-aff", "knn", "ridge"):
         assert "no published settings" in protocols.deviations(protocol, 50_000, BOTH)[-1]
 
 
@@ -175,7 +175,7 @@ def test_a_classifier_that_was_put_away_comes_back(protocol: str, tmp_path: Path
 
 
 def test_every_setting_that_decides_is_in_the_key() -> None:
-    for protocol in ("slf", "alf", "aff", "lp-aff", "knn"):
+    for protocol in ("slf", "alf", "aff", "lp-aff", "knn", "ridge"):
         keys = {
             repr(made(**change).key(protocol))
             for change in (
@@ -183,4 +183,4 @@ def test_every_setting_that_decides_is_in_the_key() -> None:
                 {"neighbors": 3},
             )
         }
-        assert len(keys) == {"slf": 4, "alf": 4, "aff": 5, "lp-aff": 6, "knn": 2}[protocol]
+        assert len(keys) == {"slf": 4, "alf": 4, "aff": 5, "lp-aff": 6, "knn": 2, "ridge": 1}[protocol]
