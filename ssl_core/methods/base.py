@@ -31,12 +31,14 @@ class Networks:
         heads: modules from `Method.make_heads`, trained along with the target.
         others: networks named in `Method.others`, without gradient: "momentum", "teacher".
         tables: tensors from `Method.make_tables`.
+        moment: position in the run of the coming update.
     """
 
     target: Network
     heads: Mapping[str, Head] = field(default_factory=dict)
     others: Mapping[str, Network] = field(default_factory=dict)
     tables: Mapping[str, Tensor] = field(default_factory=dict)
+    moment: Moment = field(default_factory=Moment)
 
     def __call__(self, images: Tensor, route: str) -> Encoded:
         """Encode images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the target network."""
@@ -83,6 +85,8 @@ class Method(ABC):
     """Radius of the attack's uniform random start; None: each view's epsilon."""
     others: ClassVar[tuple[str, ...]] = ()
     """Networks besides the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen)."""
+    averaged_heads: ClassVar[tuple[str, ...]] = ()
+    """Heads of which "momentum" has a moving average too: the head "momentum_NAME" of the head NAME."""
     constant_lr: ClassVar[bool] = False
     """Whether the heads keep their peak learning rate while the target follows the schedule."""
     objective_is_loss: ClassVar[bool] = True
@@ -248,8 +252,16 @@ class Method(ABC):
     # --- the networks ------------------------------------------------------------------------------------------------
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
-        """Make modules that are trained along with the target network; the caller reinitializes their weights."""
+        """Make modules that are trained along with the target network; the caller reinitializes their weights.
+
+        A module without parameters may remember earlier batches in its buffers, see
+        `astra_gym.ssl_core.models.heads.KeyQueue`.
+        """
         return {}
+
+    def resting_heads(self, moment: Moment) -> tuple[str, ...]:
+        """Names of the heads whose weights an update leaves as they are; here none."""
+        return ()
 
     def make_tables(self, networks: Networks, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Make tensors once, before training, from the training images, uint8 (n, 3, h, w)."""

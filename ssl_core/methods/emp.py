@@ -78,20 +78,10 @@ class EMPSSL(Method):
         A run's `crop` replaces the area of crops, but not of patches. A run's probabilities of blur and solarization
         replace the authors'. All ranges and probabilities except the flip's are multiplied by the strength.
         """
-        s = settings.strength
-        brightness, contrast, saturation, hue = (s * reach for reach in settings.jitter)
-        scale = (1 - _SCALE_SPAN * s, 1.0) if settings.crop is None else settings.crop
-        return CropSettings(
-            scale=(_PATCH_SCALE, _PATCH_SCALE) if self.patches else scale,
-            ratio=(1.0, 1.0) if self.patches else settings.ratio,
-            flip=settings.flip,
-            jitter=(brightness, contrast, saturation, hue),
-            jitter_probability=s * settings.jitter_probability,
-            gray_probability=s * settings.gray_probability,
-            blur_probability=s * _given(settings.blur_probability),
-            solarize_probability=s * _given(settings.solarize_probability),
-            interpolation=settings.interpolation,
-        )
+        if self.patches:
+            return CropSettings.of_views(settings, (_PATCH_SCALE, _PATCH_SCALE), (1.0, 1.0), _RARELY)
+        scale = (1 - _SCALE_SPAN * settings.strength, 1.0) if settings.crop is None else settings.crop
+        return CropSettings.of_views(settings, scale, settings.ratio, _RARELY)
 
     @property
     def views_per_image(self) -> int:
@@ -123,10 +113,6 @@ class EMPSSL(Method):
     @property
     def weights(self) -> Mapping[str, float]:
         return {"adversarial": 1.0}
-
-
-def _given(probability: float | None) -> float:
-    return _RARELY if probability is None else probability
 
 
 @dataclass(frozen=True)

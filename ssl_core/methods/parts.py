@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.methods.base import Networks
+from astra_gym.ssl_core.methods.base import Network, Networks
 from astra_gym.ssl_core.models.target_network import Encoded
 
 RouteEncoder = Callable[[Tensor], Encoded]
@@ -37,3 +37,8 @@ def on_routes(networks: Networks, routes: tuple[str, str]) -> tuple[RouteEncoder
     """The target network as two encoders, on the first and on the second route."""
     first, second = routes
     return lambda images: networks(images, first), lambda images: networks(images, second)
+
+
+def on_route(network: Network, own: str) -> Network:
+    """Make a network that always uses one route, because a teacher does not have its student's routes."""
+    return lambda images, route: network(images, own)

@@ -35,11 +35,12 @@ def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
         torch._foreach_add_(averages, [theirs[name] for name in ours], alpha=1 - momentum)
 
 
-def cosine_momentum(progress: float, start: float) -> float:
-    """Momentum that rises from `start` to 1 along a cosine (BYOL): `1 - (1 - start) * (cos(pi * progress) + 1) / 2`.
+def cosine_momentum(progress: float, start: float, end: float = 1.0) -> float:
+    """Momentum that rises along a cosine (BYOL): `end - (end - start) * (cos(pi * progress) + 1) / 2`.
 
     Args:
         progress: share of the training that is done, in [0, 1]; larger values count as 1.
         start: momentum at the beginning, in [0, 1] (0.99 on CIFAR).
+        end: momentum at the end, in [0, 1] (1, and 0.999 in solo-learn's MoCo).
     """
-    return 1 - (1 - start) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2
+    return end - (end - start) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2

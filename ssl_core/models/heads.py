@@ -1,13 +1,15 @@
-"""Modules trained together with the target network: a predictor, and linear classifiers."""
+"""Modules beside the target network: a predictor, classifiers, prototypes, and memories of earlier batches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from astra_gym.ssl_core.models.init import build_module, initialise
+from astra_gym.ssl_core.models.init import Drawn, build_module, initialise
 from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
+from astra_gym.ssl_core.models.route_norm import Tracking
 from astra_gym.ssl_core.utils.rng import Streams
 
 M = TypeVar("M", bound=nn.Module)
@@ -21,16 +23,18 @@ class Predictor(Projector):
         hidden: width of the hidden layer (512 in TARO, 4096 in BYOL on CIFAR).
         outputs: dimension of the predictions, usually that of the embeddings.
         routes: names of the batch-norm routes.
+        bias: whether the last layer has a bias; MoCo v3's has none.
 
     Raises:
         ValueError: if a size is not positive.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, routes: Sequence[str]) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, routes: Sequence[str], bias: bool = True) -> None:
         if min(inputs, hidden, outputs) < 1:
             raise ValueError(f"a predictor's sizes are {inputs}, {hidden} and {outputs}: expected positive numbers")
+        first, last = PROJECTORS["mlp"]
         with torch.random.fork_rng(devices=[]):
-            super().__init__(PROJECTORS["mlp"], inputs, hidden, outputs, routes)
+            super().__init__((first, last._replace(bias=bias)), inputs, hidden, outputs, routes)
 
 
 class Classifiers(nn.Module):
@@ -59,6 +63,122 @@ class Classifiers(nn.Module):
     def split(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Split the logits (n, sum(counts)) of `forward` into those of each classifier, (n, count)."""
         return logits.split(self.counts, dim=1)
+
+
+class Bottleneck(nn.Module, Drawn):
+    """Three linear layers with GELU between them, without batch norm (DINO's head, before its prototypes).
+
+    Weights are drawn from a normal distribution of deviation .02, cut at 2 in either direction; biases are 0.
+
+    Args:
+        inputs: dimension of the embeddings.
+        hidden: width of both hidden layers (2048).
+        outputs: dimension of the outputs (256).
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            sizes = ((inputs, hidden), (hidden, hidden), (hidden, outputs))
+            self.linears = nn.ModuleList(nn.Linear(*size) for size in sizes)
+
+    def draw(self, generator: torch.Generator) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+
+    def forward(self, z: Tensor, route: str) -> Tensor:
+        """Map embeddings (n, inputs) to (n, outputs); the route has no effect."""
+        first, second, last = self.linears
+        return last(F.gelu(second(F.gelu(first(z)))))
+
+
+class Prototypes(nn.Module):
+    """Cosines to learned directions: a linear layer without bias, whose inputs and rows are scaled to unit length.
+
+    SwAV's prototypes, and DINO's last layer with the length of its weight norm fixed at 1.
+
+    Args:
+        inputs: dimension of the embeddings.
+        count: number K of prototypes.
+    """
+
+    def __init__(self, inputs: int, count: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.linear = nn.Linear(inputs, count, bias=False)
+
+    def forward(self, z: Tensor, route: str) -> Tensor:
+        """Map embeddings (n, inputs), not normalized, to cosines (n, K); the route has no effect."""
+        return F.normalize(z, dim=1) @ F.normalize(self.linear.weight, dim=1).T
+
+
+class KeyQueue(Tracking, Drawn):
+    """The last embeddings of first and of second views, first in, first out (MoCo, SwAV).
+
+    Args:
+        size: number of embeddings kept of each kind of view.
+        dim: dimension of the embeddings.
+        random: whether it starts full of random unit vectors (MoCo), or of zeros (SwAV).
+    """
+
+    kept: Tensor
+    oldest: Tensor
+
+    def __init__(self, size: int, dim: int, random: bool) -> None:
+        super().__init__()
+        self.random = random
+        self.register_buffer("kept", torch.zeros(2, size, dim))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Fill the queue anew."""
+        self.oldest.zero_()
+        self.kept.zero_()
+        if self.random:
+            self.kept.copy_(F.normalize(torch.randn(self.kept.shape, generator=generator), dim=2))
+
+    def forward(self, z: Tensor, route: str) -> Tensor:
+        """Return a copy of what is kept, (2, size, dim); in train mode z then takes the place of the oldest.
+
+        Args:
+            z: (2n, dim), rows 2k and 2k+1 those of image k; of more than `size` images, the last ones are kept. In eval
+                mode it is not looked at.
+            route: not used.
+        """
+        before = self.kept.clone()
+        if self.training and self.tracks:
+            new = z.detach().unflatten(0, (-1, 2)).transpose(0, 1)[:, -self.kept.shape[1] :]
+            places = torch.arange(new.shape[1], device=self.kept.device).add_(self.oldest).remainder_(before.shape[1])
+            self.kept.index_copy_(1, places, new.to(self.kept.dtype))
+            self.oldest.add_(new.shape[1]).remainder_(before.shape[1])
+        return before
+
+
+class Center(Tracking):
+    """A moving average of each route's outputs, which is subtracted from them (DINO).
+
+    Args:
+        size: dimension of the outputs.
+        routes: names of the routes, each with an average that starts at 0.
+        momentum: share of an average that stays, in [0, 1].
+    """
+
+    def __init__(self, size: int, routes: Sequence[str], momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        for route in routes:
+            self.register_buffer(route, torch.zeros(size))
+
+    def forward(self, outputs: Tensor, route: str) -> Tensor:
+        """Return outputs (n, size) minus the route's average, which in train mode then moves toward their mean."""
+        center = self.get_buffer(route)
+        centered = outputs - center
+        if self.training and self.tracks:
+            center.lerp_(outputs.detach().mean(dim=0), 1 - self.momentum)
+        return centered
 
 
 def build_head(generator: torch.Generator, factory: Callable[[], M]) -> M:

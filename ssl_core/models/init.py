@@ -1,6 +1,7 @@
 """Initial weights from an explicit generator."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,8 +11,20 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
+class Drawn(ABC):
+    """A module that draws its own weights and buffers, of its own parts too."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw them from the generator, on the CPU."""
+
+
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight anew from the generator: He's scheme for convolutions, torch's default for linear layers."""
+    """Draw every weight anew from the generator: He's scheme for convolutions, torch's default for linear layers.
+
+    A `Drawn` part comes last, since it may overwrite its own linear layers.
+    """
+    drawn: list[Drawn] = []
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -22,8 +35,12 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.uniform_(part.bias, -bound, bound, generator=generator)
         elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.reset_parameters()
+        elif isinstance(part, Drawn):
+            drawn.append(part)
         elif next(part.parameters(recurse=False), None) is not None:
             raise ValueError(f"no initialisation is known for {type(part).__name__}")
+    for own in drawn:
+        own.draw(generator)
 
 
 def build_module(generator: torch.Generator, factory: Callable[[], M]) -> M:

@@ -10,7 +10,16 @@ SHARED = "shared"
 """Name in the state dict, in place of a route's, of a norm that all routes share."""
 
 
-class RouteNorm(nn.Module):
+class Tracking(nn.Module):
+    """A module whose passes in train mode also change its buffers: running statistics, a queue, a center."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tracks = True
+        """Whether train mode changes the buffers; `Untracked` turns this off."""
+
+
+class RouteNorm(Tracking):
     """Batch normalization with its own parameters and statistics for each route (dual batch norm in ACL).
 
     Args:
@@ -30,8 +39,6 @@ class RouteNorm(nn.Module):
         self.by_route = nn.ModuleDict(
             {route: norm(channels, affine=affine) for route in ([SHARED] if shared else routes)}
         )
-        self.tracks = True
-        """Whether train mode updates the running statistics; `Untracked` turns this off."""
 
     def norm(self, route: str) -> nn.BatchNorm2d:
         """Return the batch norm of a route; on vectors it is a `BatchNorm1d`, which has the same parts."""
@@ -48,24 +55,24 @@ class RouteNorm(nn.Module):
 
 
 class Untracked:
-    """A context in which a module's batch norms do not update their running statistics in train mode.
+    """A context in which a module's `Tracking` parts, above all its batch norms, keep their buffers in train mode.
 
     Use it for a forward pass that repeats an earlier one: the statistics are already updated. It may be nested and
     reused.
 
     Args:
-        module: the owner of the `RouteNorm`s.
+        module: the owner of the parts.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._norms = [part for part in module.modules() if isinstance(part, RouteNorm)]
+        self._parts = [part for part in module.modules() if isinstance(part, Tracking)]
         self._before: list[list[bool]] = []
 
     def __enter__(self) -> None:
-        self._before.append([norm.tracks for norm in self._norms])
-        for norm in self._norms:
-            norm.tracks = False
+        self._before.append([part.tracks for part in self._parts])
+        for part in self._parts:
+            part.tracks = False
 
     def __exit__(self, *_: object) -> None:
-        for norm, tracks in zip(self._norms, self._before.pop(), strict=True):
-            norm.tracks = tracks
+        for part, tracks in zip(self._parts, self._before.pop(), strict=True):
+            part.tracks = tracks

@@ -1,6 +1,6 @@
 """The learner of the target network: the only owner of its optimizer, its modes and its batch-norm routes."""
 
-import math
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -15,14 +15,15 @@ from astra_gym.ssl_core.attacks.free import FreePerturbations
 from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Encode, Objective, Start, pgd, within
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
 from astra_gym.ssl_core.methods import Method, Network, Networks
+from astra_gym.ssl_core.methods.parts import on_route
 from astra_gym.ssl_core.models.ema import ema_update
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
+from astra_gym.ssl_core.training.non_finite import NonFiniteLossError, checked_losses
 from astra_gym.ssl_core.utils.device import on_the_host
-from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment
@@ -31,15 +32,6 @@ GRADIENTS = "the attack's gradients"
 SHAPES = 64
 """Maximum number of different batch sizes in the attacks of a run. Preparing a small network for a new size costs as
 much as an iteration; rounding sizes up adds about 1 / SHAPES of the work. A GPU computes in blocks of 64 anyway."""
-
-
-class NonFiniteLossError(NonFiniteError):
-    """Loss, gradients or weights of an update are not finite: training cannot continue."""
-
-
-def on_route(network: Network, own: str) -> Network:
-    """Make a network that always uses one route, because a teacher does not have its student's routes."""
-    return lambda images, route: network(images, own)
 
 
 class TargetLearner:
@@ -81,6 +73,8 @@ class TargetLearner:
         self.schedule = schedule
         self.update_chunks = update_chunks
         self.heads = nn.ModuleDict(dict(heads or {}))
+        for name in method.averaged_heads:
+            self.heads[f"momentum_{name}"] = copy.deepcopy(self.heads[name]).requires_grad_(False)
         self.others = nn.ModuleDict(dict(others or {}))
         for other in self.others.values():
             other.requires_grad_(False)
@@ -129,7 +123,7 @@ class TargetLearner:
     def _networks(self, target: Network, others: dict[str, Network]) -> Networks:
         if "teacher" in others:
             others["teacher"] = on_route(others["teacher"], self.teacher_route)
-        return Networks(target, dict(self.heads.items()), others, self.tables)
+        return Networks(target, dict(self.heads.items()), others, self.tables, self.moment)
 
     def make_tables(self, images: Tensor, streams: Streams) -> None:
         """Make the method's tables, if it has any, from the training images, uint8 (n, 3, h, w).
@@ -304,7 +298,7 @@ class TargetLearner:
             ends = [value.to(total.dtype).sum() for value in watched.values()]
             figures = torch.stack([*means.values(), total, *ends]).detach()
             read = [*means, "total"], list(watched)
-            losses = self._finite(figures.tolist(), *read) if at_once else {}
+            losses = checked_losses(figures.tolist(), *read, self.step + 1) if at_once else {}
             for group in self.optimizer.param_groups:
                 if not group.get("constant_lr"):
                     group["lr"] = self.lr
@@ -314,34 +308,34 @@ class TargetLearner:
                 chunked.backward()
         if self.method.free and adversarial is not None:
             self.free.follow(adversarial.grad)
-        follows = "momentum" in self.others
-        if follows and self.method.momentum_first:
-            ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
+        for name in self.method.resting_heads(moment):
+            # without a gradient, neither weight decay nor the optimizer's state touches them
+            self.heads[name].zero_grad(set_to_none=True)
+        if self.method.momentum_first:
+            self._average(moment)
         self.optimizer.step()
-        if follows and not self.method.momentum_first:
-            ema_update(self.others["momentum"], self.network, self.method.momentum(moment))
+        if not self.method.momentum_first:
+            self._average(moment)
         # this check also finds non-finite gradients, while the last saved state is still good. An attack would not find
         # them: a processor's fused ReLU turns NaN into 0
         state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
         norms = torch.stack(torch._foreach_norm(state))
         if not at_once:
             figures, norms, *brought = on_the_host(figures, norms, *(along or {}).values())
-            losses = self._finite(figures.tolist(), *read)
+            losses = checked_losses(figures.tolist(), *read, self.step + 1)
             (along or {}).update(zip(along or {}, brought, strict=True))
         if not bool(norms.isfinite().all()):
             raise NonFiniteLossError(f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
         self.step += 1
         return losses
 
-    def _finite(self, figures: list[float], terms: list[str], watched: list[str]) -> dict[str, float]:
-        """Name the values of loss terms and check them and the watched values; raises if one is not finite."""
-        losses = dict(zip(terms, figures, strict=False))
-        for name, value in zip(watched, figures[len(terms) :], strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteLossError(f"{name} of update {self.step + 1} are not finite")
-        if not math.isfinite(losses["total"]):
-            raise NonFiniteLossError(f"the loss of update {self.step + 1} is not finite: {losses}")
-        return losses
+    def _average(self, moment: Moment) -> None:
+        """Move the network "momentum" and averaged heads toward the trained ones."""
+        if "momentum" in self.others:
+            share = self.method.momentum(moment)
+            ema_update(self.others["momentum"], self.network, share)
+            for name in self.method.averaged_heads:
+                ema_update(self.heads[f"momentum_{name}"], self.heads[name], share)
 
     def _perturbed(self, moment: Moment, views: Tensor, adversarial: Tensor | None) -> AbstractContextManager[None]:
         gamma = self.method.weight_perturbation(moment)

@@ -49,6 +49,36 @@ class CropSettings:
         # This checks the rest.
         _ = self.views
 
+    @classmethod
+    def of_views(
+        cls, settings: ViewSettings, scale: tuple[float, float], ratio: tuple[float, float], rarely: float = 0.0
+    ) -> "CropSettings":
+        """Settings of crops with the colors and filters of a run's strong views, at their strength.
+
+        Args:
+            settings: settings of the run's views. Their ranges and probabilities, except the flip's, are multiplied by
+                the strength.
+            scale, ratio: of the crops, at any strength.
+            rarely: probability of blur, and of solarization, that replaces those that are not set.
+        """
+        s = settings.strength
+        blur, solarize = (
+            rarely if chance is None else chance
+            for chance in (settings.blur_probability, settings.solarize_probability)
+        )
+        brightness, contrast, saturation, hue = (s * reach for reach in settings.jitter)
+        return cls(
+            scale=scale,
+            ratio=ratio,
+            flip=settings.flip,
+            jitter=(brightness, contrast, saturation, hue),
+            jitter_probability=s * settings.jitter_probability,
+            gray_probability=s * settings.gray_probability,
+            blur_probability=s * blur,
+            solarize_probability=s * solarize,
+            interpolation=settings.interpolation,
+        )
+
     @property
     def views(self) -> ViewSettings:
         """The settings shared with a strong view of strength 1."""
