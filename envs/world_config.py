@@ -132,8 +132,9 @@ class WorldSettings(Composed):
         if needs_teacher and teacher is None:
             own = "cifar10-teacher-daq" if name == "daq-sdp" else "cifar10-teacher"
             raise ValueError(
-                f"the method {name} learns from a teacher: train one by --method simclr (for the preset cifar10 "
-                f"by --preset {own}), and give its run folder (or another checkpoint) as --teacher RUN"
+                f"the method {name} learns from a teacher: train one by --method simclr, or another without an attack "
+                f"(for the preset cifar10 by --preset {own}), and give its run folder (or another checkpoint) as "
+                "--teacher RUN"
             )
         if teacher is not None and not needs_teacher:
             raise ValueError(f"teacher is {teacher}, but the method {name} has none: leave it out")

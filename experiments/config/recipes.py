@@ -12,7 +12,12 @@ SOLO_LEARN = {
     "weight_decay": 1e-5,
     "final_lr": 0.0,
 }
-"""Settings shared by solo-learn's BYOL and SimSiam on CIFAR."""
+"""Settings shared by solo-learn's targets on CIFAR."""
+SOLO_LARS = {**SOLO_LEARN, "optimizer": "lars-excluded", "lr": 0.3, "warmup_start": 1e-4}
+ASYMMETRIC = {"jitter": (0.4, 0.4, 0.2, 0.1), "solarize": 0.2}
+"""The colors of views that differ in solarization alone, in solo-learn."""
+REDUNDANCY = {"projector": "mlp-3", "projector_hidden": 2048, "projector_dim": 2048}
+"""The projector of Barlow Twins and VICReg."""
 DISTILLATION = {
     "optimizer": "sgd-classic",
     "lr": 0.5,
@@ -99,11 +104,10 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
     "cf-amc-ssl": {**EMP, "epochs": 10},
     "byol": {
         **SOLO_LEARN,
+        **ASYMMETRIC,
         "optimizer": "lars-excluded",
         "lr": 1.0,
         "warmup_start": 3e-5,
-        "jitter": (0.4, 0.4, 0.2, 0.1),
-        "solarize": 0.2,
         "projector": "mlp",
         "projector_hidden": 4096,
         "projector_dim": 256,
@@ -120,9 +124,46 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "projector_dim": 2048,
         "method_kwargs": {"predictor_hidden": 512},
     },
+    "moco": {
+        **SOLO_LEARN,
+        "optimizer": "sgd-classic",
+        "lr": 0.3,
+        "warmup_start": 1e-4,
+        "weight_decay": 1e-4,
+        "temperature": 0.2,
+        "blur": 0.5,
+        "projector": "rocl",
+        "projector_hidden": 2048,
+        "projector_dim": 256,
+    },
+    "mocov3": {
+        **SOLO_LARS,
+        **ASYMMETRIC,
+        "weight_decay": 1e-6,
+        "temperature": 0.2,
+        "projector": "simsiam-2",
+        "projector_hidden": 4096,
+        "projector_dim": 256,
+    },
+    "swav": {
+        **SOLO_LARS,
+        "lr": 0.6,
+        "warmup_start": 5e-5,
+        "weight_decay": 1e-6,
+        "temperature": 0.1,
+        "jitter": (0.8, 0.8, 0.8, 0.2),
+        "blur": 0.5,
+        "projector": "mlp",
+        "projector_hidden": 2048,
+        "projector_dim": 128,
+    },
+    "barlow": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-4, **REDUNDANCY},
+    "dino": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-6, "temperature": 0.1, "projector": "none"},
+    # solo-learn solarizes a tenth of both views; here it is a fifth of the second ones
+    "vicreg": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-4, "crop_scale": (0.2, 1.0), **REDUNDANCY},
 }
 """What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code. `simclr` is
-as in ACL.
+as in ACL. The clean form of a method, NAME-clean, has the settings of NAME.
 
 Released codes differ by one update or epoch, or by less than two hundredths of the peak. Here a warm-up that changes
 the rate in every update reaches its peak in the first update after it, and one that changes it in every epoch in its
@@ -150,6 +191,29 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "byol": {"projector": "mlp", "method_kwargs": {"predictor_hidden": 64, "momentum_start": MOMENTUM}},
     "dynacl": {"method_kwargs": {"ema": MOMENTUM}},
     "simsiam": {"projector": "simsiam-2", "method_kwargs": {"predictor_hidden": 64}},
+    "moco": {
+        "projector": "rocl",
+        "temperature": 0.2,
+        "method_kwargs": {"queue_size": 512, "momentum_start": MOMENTUM, "momentum_end": 0.99},
+    },
+    "mocov3": {
+        "projector": "simsiam-2",
+        "temperature": 0.2,
+        "method_kwargs": {"predictor_hidden": 128, "momentum_start": MOMENTUM},
+    },
+    "swav": {
+        "projector": "mlp",
+        "temperature": 0.1,
+        "method_kwargs": {"prototypes": 128, "queue_size": 256, "queue_epochs": 2, "freeze_epochs": 1},
+    },
+    # .0051 for embeddings of 2048, times 2047 / 127 for these of 128
+    "barlow": {"projector": "mlp-3", "method_kwargs": {"lambda_param": 0.0822}},
+    "dino": {
+        "projector": "none",
+        "temperature": 0.1,
+        "method_kwargs": {"hidden": 128, "bottleneck": 64, "prototypes": 256, "momentum_start": MOMENTUM},
+    },
+    "vicreg": {"projector": "mlp-3"},
     "dynacl++": {"method_kwargs": {"ema": MOMENTUM}, **POST},
     **dict.fromkeys(("astra++", "dynacl-air++"), POST),
 }
@@ -170,7 +234,7 @@ def with_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 
 def recipe(preset: str, method: str) -> dict[str, Any]:
     """Return what `method` changes in the settings of `preset`; nothing for a custom method."""
-    chosen = (AUTHORS if preset == "cifar10" else SMALL).get(method, {})
+    chosen = (AUTHORS if preset == "cifar10" else SMALL).get(method.removesuffix("-clean"), {})
     # digits fill their frame, so a random crop would cut off what distinguishes them
     post = DIGITS_POST if preset.startswith("digits") and "post_kwargs" in chosen else {}
     return {**chosen, **post}

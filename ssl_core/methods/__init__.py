@@ -12,7 +12,13 @@ from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL
 from astra_gym.ssl_core.methods.dynacl import DynACL, DynACLPlus
 from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
 from astra_gym.ssl_core.methods.rocl import RoCL
-from astra_gym.ssl_core.methods.siamese import BYOL, SimSiam
+from astra_gym.ssl_core.methods.targets.barlow import BarlowTwins, CleanBarlowTwins
+from astra_gym.ssl_core.methods.targets.dino import DINO, CleanDINO
+from astra_gym.ssl_core.methods.targets.moco import CleanMoCo, MoCo
+from astra_gym.ssl_core.methods.targets.mocov3 import CleanMoCoV3, MoCoV3
+from astra_gym.ssl_core.methods.targets.siamese import BYOL, CleanBYOL, CleanSimSiam, SimSiam
+from astra_gym.ssl_core.methods.targets.swav import CleanSwAV, SwAV
+from astra_gym.ssl_core.methods.targets.vicreg import CleanVICReg, VICReg
 from astra_gym.ssl_core.methods.taro import TARO
 from astra_gym.ssl_core.utils.import_path import PATH, imported_class
 from astra_gym.ssl_core.utils.messages import shown
@@ -39,7 +45,21 @@ METHODS: dict[str, type[Method]] = {
     "emp-ssl": EMPSSL,
     "cf-amc-ssl": CFAMCSSL,
     "byol": BYOL,
+    "byol-clean": CleanBYOL,
     "simsiam": SimSiam,
+    "simsiam-clean": CleanSimSiam,
+    "moco": MoCo,
+    "moco-clean": CleanMoCo,
+    "mocov3": MoCoV3,
+    "mocov3-clean": CleanMoCoV3,
+    "swav": SwAV,
+    "swav-clean": CleanSwAV,
+    "barlow": BarlowTwins,
+    "barlow-clean": CleanBarlowTwins,
+    "dino": DINO,
+    "dino-clean": CleanDINO,
+    "vicreg": VICReg,
+    "vicreg-clean": CleanVICReg,
 }
 """All built-in methods, roughly by age, with related ones together."""
 

@@ -11,7 +11,7 @@ from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.cosine import negative_cosine, partners
 from astra_gym.ssl_core.losses.targets import select_targets, targeted_similarity
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.methods.siamese import Predictive
+from astra_gym.ssl_core.methods.targets.siamese import Predictive
 from astra_gym.ssl_core.utils.finite import check_number
 
 

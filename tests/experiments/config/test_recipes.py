@@ -29,6 +29,8 @@ def test_recipes_are_of_methods_and_settings_that_there_are() -> None:
     for table in (AUTHORS, SMALL):
         assert table.keys() <= METHODS.keys()
         assert all(values.keys() <= NAMES for values in table.values())
+    for preset in ("cifar10", "digits-grid"):
+        assert recipe(preset, "moco-clean") == recipe(preset, "moco") != {}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.methods.siamese import BYOL, Siamese, SimSiam
+from astra_gym.ssl_core.methods.targets.siamese import BYOL, Siamese, SimSiam
 from astra_gym.ssl_core.models.heads import build_heads
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network

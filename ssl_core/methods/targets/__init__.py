@@ -1,0 +1,1 @@
+"""Targets: self-supervised frameworks, each clean (without an attack) and with ACL's adversarial streams."""

@@ -1,0 +1,100 @@
+"""Bases of all targets: the loss of a framework on clean views, and the adversarial streams of ACL with it."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.utils.messages import shown
+
+STREAMS = {
+    "ds": "dual stream, half the loss of the clean views and half that of the attacked ones",
+    "a2a": "the loss of the attacked views alone",
+}
+"""ACL's streams that these frameworks have, and what each trains on."""
+
+
+@dataclass(frozen=True)
+class Target(Method):
+    """Base of a framework as published, without an attack: the control of its adversarial form, and a teacher.
+
+    Both views of an image go through the network in one batch, as in ACL, not one after the other.
+    """
+
+    routes: ClassVar[tuple[str, ...]] = ("normal",)
+    evaluation_route: ClassVar[str] = "normal"
+    attacks: ClassVar[bool] = False
+    nt_xent_based: ClassVar[bool] = False
+    scale: ClassVar[float] = 1.0
+    """Factor of the mean over the views, for a framework whose loss is a sum over views."""
+
+    @abstractmethod
+    def objective(self, z: Tensor) -> Tensor: ...
+
+    def stream(self, networks: Networks, views: Tensor, route: str) -> Tensor:
+        """The training loss of views (2b, 3, h, w) on a route, (2b,); here the objective of their embeddings."""
+        return self.objective(networks(views, route).embeddings)
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`clean`: the framework's loss of the clean views."""
+        return {"clean": self.stream(networks, views, self.clean_route)}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"clean": self.scale}
+
+
+@dataclass(frozen=True)
+class Streams(Target):
+    """Adversarial streams as in ACL, to be put before a target: `class MyFramework(Streams, CleanMyFramework)`.
+
+    "ds": `L = (L(clean) + L(attacked)) / 2`, each on its own batch-norm route; "a2a": `L(attacked)`, all on one route.
+    Both views are attacked jointly, and the attack maximizes the framework's loss. No paper defines these pairings,
+    unless the framework's class names one: they are ACL's streams with another framework's loss. A default of
+    `temperature` that the target changes has to be given again, since this class has one too.
+
+    Args:
+        streams: "ds" or "a2a". ACL's "a2s" is refused: it compares an attacked with a clean view, and no paper says
+            which branch of these frameworks takes the attacked one.
+    """
+
+    streams: str = "ds"
+
+    attacks: ClassVar[bool] = True
+    evaluation_route: ClassVar[str] = "pgd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choices = " or ".join(f"{shown(name)} ({what})" for name, what in STREAMS.items())
+        if self.streams == "a2s":
+            raise ValueError(
+                "streams is 'a2s', an attacked view against a clean one: of this framework's two branches no paper "
+                f"says which takes the attacked view; expected {choices}"
+            )
+        if self.streams not in STREAMS:
+            raise ValueError(f"streams is {shown(self.streams)}: expected {choices}")
+
+    @property
+    def routes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Batch-norm routes: two; only the attack's for "a2a", which trains on no clean views."""
+        return ("normal", "pgd") if self.streams == "ds" else ("pgd",)
+
+    @property
+    def clean_route(self) -> str:  # type: ignore[override]
+        """Route of clean views; for "a2a" the attack's, the only one that is trained."""
+        return self.routes[0]
+
+    def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
+        """`clean`, not for "a2a", and `adversarial`: the loss of the clean and attacked views, each on its route."""
+        attacked = self.given(adversarial)
+        clean = super().losses(networks, views, adversarial) if self.streams == "ds" else {}
+        return clean | {"adversarial": self.stream(networks, attacked, self.attack_route)}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        if self.streams == "a2a":
+            return {"adversarial": self.scale}
+        return {"clean": self.scale / 2, "adversarial": self.scale / 2}
