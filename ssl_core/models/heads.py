@@ -170,11 +170,11 @@ class Center(Tracking):
         super().__init__()
         self.momentum = momentum
         for route in routes:
-            self.register_buffer(route, torch.zeros(size))
+            self.register_buffer(f"center_{route}", torch.zeros(size))
 
     def forward(self, outputs: Tensor, route: str) -> Tensor:
         """Return outputs (n, size) minus the route's average, which in train mode then moves toward their mean."""
-        center = self.get_buffer(route)
+        center = self.get_buffer(f"center_{route}")
         centered = outputs - center
         if self.training and self.tracks:
             center.lerp_(outputs.detach().mean(dim=0), 1 - self.momentum)

@@ -51,7 +51,7 @@ def test_the_loss_is_the_mean_over_pairs_of_a_wide_view_and_another() -> None:
         assert len(pairs) == 4 * (2 + 2 * 3)
         assert made.update(torch.cat([VIEWS, local]), None)["clean"] == pytest.approx(np.mean(pairs), rel=1e-4)
         center = 0.9 * center + 0.1 * t.mean(axis=0)
-        np.testing.assert_allclose(made.heads["center"].normal.numpy(), center, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(made.heads["center"].center_normal.numpy(), center, rtol=1e-4, atol=1e-6)
 
 
 def test_each_stream_has_its_own_center() -> None:
@@ -62,7 +62,9 @@ def test_each_stream_has_its_own_center() -> None:
             expected[route] = 0.6 * expected[route] + 0.4 * outputs(made, images, route)[1].mean(axis=0)
         made.update(VIEWS, ATTACKED)
     for route, center in expected.items():
-        np.testing.assert_allclose(made.heads["center"].get_buffer(route).numpy(), center, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            made.heads["center"].get_buffer(f"center_{route}").numpy(), center, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_prototypes_rest_first_and_the_teachers_heads_follow() -> None:
