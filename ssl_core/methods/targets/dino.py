@@ -97,7 +97,7 @@ class CleanDINO(Target):
 
     def crop_settings(self, settings: ViewSettings) -> CropSettings:
         """Settings of a run's local crops: as its wide views', but for the share of the area."""
-        return CropSettings.of_views(settings, tuple(self.local_scale), settings.ratio)
+        return CropSettings.of_views(settings, self.local_scale, settings.ratio)
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """Make all views ((2 + local_crops) * b, 3, h, w): two wide ones of each image, then all local crops of each

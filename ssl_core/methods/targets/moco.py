@@ -79,8 +79,16 @@ class CleanMoCo(Target):
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """`l` of each view's query, (2b,), of queries beside keys and the queues as they are before the update."""
-        kept = self.negatives(networks, views, self.clean_route)
-        return lambda z: self.contrast(*z.chunk(2, dim=1), kept)
+        return self.joint(self.negatives(networks, views, self.clean_route))
+
+    def joint(self, kept: Tensor) -> Objective:
+        """`l` as a function of queries beside keys (2b, 2d), with given queues (2, queue_size, d)."""
+
+        def objective(z: Tensor) -> Tensor:
+            queries, keys = z.chunk(2, dim=1)
+            return self.contrast(queries, keys, kept)
+
+        return objective
 
     def negatives(self, networks: Networks, views: Tensor, route: str) -> Tensor:
         """The queues of a route, (2, queue_size, d), in eval mode."""
@@ -157,7 +165,7 @@ class MoCo(Streams, CleanMoCo):
         """`l` of each attacked view's query, (2b,), by keys and queues as chosen."""
         kept = self.negatives(networks, views, self.attack_route if self.queue == "attacked" else self.clean_route)
         if self.key == "attacked":
-            return lambda z: self.contrast(*z.chunk(2, dim=1), kept)
+            return self.joint(kept)
         keys = self.keys(networks, views, self.clean_route)
         return lambda z: self.contrast(z, keys, kept)
 
