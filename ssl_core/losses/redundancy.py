@@ -35,7 +35,7 @@ def barlow_twins(z: Tensor, lambda_param: float = 0.0051, scale: float = 0.1, re
     """
     a, b = (_standardized(each) for each in _views(z))
     excess = _excess(a, b, lambda_param)
-    rows = ((a @ excess) * b).sum(dim=1) - excess.trace()
+    rows = ((a @ excess) * b).sum(dim=1) - excess.diagonal().sum()
     return reduced(scale * rows.repeat_interleave(2), reduction)
 
 

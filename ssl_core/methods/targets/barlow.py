@@ -7,7 +7,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.redundancy import barlow_twins, barlow_twins_marginal
-from astra_gym.ssl_core.methods.targets.target import Streams, Target
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -44,8 +44,8 @@ class CleanBarlowTwins(Target):
 
 
 @dataclass(frozen=True)
-class BarlowTwins(Streams, CleanBarlowTwins):
-    """Barlow Twins (Zbontar et al. 2021) with adversarial streams, see `Streams` and `CleanBarlowTwins`.
+class BarlowTwins(AdversarialStreams, CleanBarlowTwins):
+    """Barlow Twins (Zbontar et al. 2021): `CleanBarlowTwins` with `AdversarialStreams`.
 
     The loss is not a sum over views, so a view's share of it also moves when other views are attacked. The reward's
     `clean` is a clean view's share; their mean is the loss of the clean views, in [0, scale_loss * d * (4 +
@@ -57,7 +57,7 @@ class BarlowTwins(Streams, CleanBarlowTwins):
     Args:
         temperature: not used, this loss has none.
         lambda_param, scale_loss: as in `CleanBarlowTwins`.
-        streams: "ds" or "a2a", see `Streams`.
+        streams: "ds" or "a2a", see `AdversarialStreams`.
     """
 
     summary: ClassVar[str] = "both views' embeddings correlate like the identity, clean and attacked; no negatives"

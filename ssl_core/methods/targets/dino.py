@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.prototypes import soft_cross_entropy, swapped_cross_entropy
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.methods.targets.target import Streams, Target
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Bottleneck, Center, Prototypes
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -200,8 +200,8 @@ class CleanDINO(Target):
 
 
 @dataclass(frozen=True)
-class DINO(Streams, CleanDINO):
-    """Self-distillation with no labels (Caron et al. 2021) with adversarial streams, see `Streams` and `CleanDINO`.
+class DINO(AdversarialStreams, CleanDINO):
+    """Self-distillation with no labels (Caron et al. 2021): `CleanDINO` with `AdversarialStreams`.
 
     The two wide views are attacked. Each stream has its own teacher's outputs and center: the teacher of attacked views
     sees attacked views, and the attack's gradient goes through both. Local crops are never attacked; in "ds" they are a
@@ -212,7 +212,7 @@ class DINO(Streams, CleanDINO):
 
     Args:
         temperature and all others but streams: as in `CleanDINO`.
-        streams: "ds" or "a2a", see `Streams`. "a2a" has no clean stream, so no local crops.
+        streams: "ds" or "a2a", see `AdversarialStreams`. "a2a" has no clean stream, so no local crops.
     """
 
     temperature: float = 0.1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.keys import moco
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.methods.targets.target import Streams, Target
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import KeyQueue
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -109,7 +109,7 @@ class CleanMoCo(Target):
 
 
 @dataclass(frozen=True)
-class MoCo(Streams, CleanMoCo):
+class MoCo(AdversarialStreams, CleanMoCo):
     """Momentum contrast with adversarial streams, as AMOC (Xu and Yang 2020): `L = (L(clean) + L(attacked)) / 2`.
 
     The queries of the attacked stream are attacked views on the route "pgd". `key` and `queue` choose their keys and
@@ -128,7 +128,7 @@ class MoCo(Streams, CleanMoCo):
 
     Args:
         temperature, queue_size, momentum_start, momentum_end: as in `CleanMoCo`; AMOC's momentum is 0.999 throughout.
-        streams: "ds" or "a2a", see `Streams`. "a2a" needs an attacked key and queue.
+        streams: "ds" or "a2a", see `AdversarialStreams`. "a2a" needs an attacked key and queue.
         key: "clean" or "attacked", the keys of attacked queries.
         queue: "attacked" or "clean", the negatives of attacked queries.
     """

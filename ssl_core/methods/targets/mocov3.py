@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.losses.keys import moco_v3
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.targets.siamese import Siamese
-from astra_gym.ssl_core.methods.targets.target import Streams
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.utils.finite import check_number
@@ -64,15 +64,15 @@ class CleanMoCoV3(Siamese):
 
 
 @dataclass(frozen=True)
-class MoCoV3(Streams, CleanMoCoV3):
-    """Momentum contrast, version 3 (Chen et al. 2021) with adversarial streams, see `Streams` and `CleanMoCoV3`.
+class MoCoV3(AdversarialStreams, CleanMoCoV3):
+    """Momentum contrast, version 3 (Chen et al. 2021): `CleanMoCoV3` with `AdversarialStreams`.
 
     Each stream has its own queries and keys. The reward's `adversarial` and `clean` are `l_i` of each attacked or clean
     view's query, between 0 and 2 * temperature * log(N) + 4, N being the number of images in a batch.
 
     Args:
         temperature, predictor_hidden, momentum_start: as in `CleanMoCoV3`.
-        streams: "ds" or "a2a", see `Streams`.
+        streams: "ds" or "a2a", see `AdversarialStreams`.
     """
 
     temperature: float = 0.2

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.losses.cosine import symmetric_byol, symmetric_negative_cosine
 from astra_gym.ssl_core.methods.base import Method, Networks
-from astra_gym.ssl_core.methods.targets.target import Streams, Target
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -141,8 +141,8 @@ class CleanBYOL(Siamese):
 
 
 @dataclass(frozen=True)
-class BYOL(Streams, CleanBYOL):
-    """Bootstrap your own latent (Grill et al. 2020) with adversarial streams, see `Streams` and `CleanBYOL`.
+class BYOL(AdversarialStreams, CleanBYOL):
+    """Bootstrap your own latent (Grill et al. 2020): `CleanBYOL` with `AdversarialStreams`.
 
     The online network is attacked. The reward's `adversarial` and `clean` are `2 - 2 cos(p_i, z_partner(i))` of each
     attacked or clean view, in [0, 4]: 0 where a view predicts its partner's direction.
@@ -150,7 +150,7 @@ class BYOL(Streams, CleanBYOL):
     Args:
         temperature: not used, this loss has none.
         predictor_hidden, momentum_start: as in `CleanBYOL`.
-        streams: "ds" or "a2a", see `Streams`.
+        streams: "ds" or "a2a", see `AdversarialStreams`.
     """
 
     summary: ClassVar[str] = "predicts a moving average's view of the image, clean and attacked; no negatives"
@@ -177,8 +177,8 @@ class CleanSimSiam(Siamese):
 
 
 @dataclass(frozen=True)
-class SimSiam(Streams, CleanSimSiam):
-    """Simple Siamese representations (Chen and He 2021) with adversarial streams, see `Streams` and `CleanSimSiam`.
+class SimSiam(AdversarialStreams, CleanSimSiam):
+    """Simple Siamese representations (Chen and He 2021): `CleanSimSiam` with `AdversarialStreams`.
 
     The reward's `adversarial` and `clean` are `-cos(p_i, z_partner(i))` of each attacked or clean view, in [-1, 1]: -1
     where a view predicts its partner's direction.
@@ -186,7 +186,7 @@ class SimSiam(Streams, CleanSimSiam):
     Args:
         temperature: not used, this loss has none.
         predictor_hidden: width of the predictor's hidden layer (512).
-        streams: "ds" or "a2a", see `Streams`.
+        streams: "ds" or "a2a", see `AdversarialStreams`.
     """
 
     summary: ClassVar[str] = "predicts the other view, clean and attacked; a stop-gradient, no negatives"

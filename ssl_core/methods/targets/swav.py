@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.prototypes import sinkhorn, swapped_cross_entropy
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.methods.targets.target import Streams, Target
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
 from astra_gym.ssl_core.models.heads import KeyQueue, Prototypes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.utils.finite import check_number
@@ -122,8 +122,8 @@ class CleanSwAV(Target):
 
 
 @dataclass(frozen=True)
-class SwAV(Streams, CleanSwAV):
-    """Swapping assignments between views (Caron et al. 2020) with adversarial streams, see `Streams`, `CleanSwAV`.
+class SwAV(AdversarialStreams, CleanSwAV):
+    """Swapping assignments between views (Caron et al. 2020): `CleanSwAV` with `AdversarialStreams`.
 
     Each stream has its own codes and queues. An attack's codes follow the attacked scores, and its gradient goes
     through the predictions alone. The reward's `adversarial` and `clean` are the cross-entropy of each attacked or
@@ -132,7 +132,7 @@ class SwAV(Streams, CleanSwAV):
 
     Args:
         temperature and all others but streams: as in `CleanSwAV`.
-        streams: "ds" or "a2a", see `Streams`.
+        streams: "ds" or "a2a", see `AdversarialStreams`.
     """
 
     temperature: float = 0.1

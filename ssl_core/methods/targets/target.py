@@ -48,8 +48,8 @@ class Target(Method):
 
 
 @dataclass(frozen=True)
-class Streams(Target):
-    """Adversarial streams as in ACL, to be put before a target: `class MyFramework(Streams, CleanMyFramework)`.
+class AdversarialStreams(Target):
+    """Adversarial streams as in ACL, to be put before a target: `class MyTarget(AdversarialStreams, CleanMyTarget)`.
 
     "ds": `L = (L(clean) + L(attacked)) / 2`, each on its own batch-norm route; "a2a": `L(attacked)`, all on one route.
     Both views are attacked jointly, and the attack maximizes the framework's loss. No paper defines these pairings,

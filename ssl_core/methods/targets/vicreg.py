@@ -7,7 +7,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.redundancy import vicreg, vicreg_marginal
-from astra_gym.ssl_core.methods.targets.target import Streams, Target
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -50,8 +50,8 @@ class CleanVICReg(Target):
 
 
 @dataclass(frozen=True)
-class VICReg(Streams, CleanVICReg):
-    """VICReg (Bardes et al. 2022) with adversarial streams, see `Streams` and `CleanVICReg`.
+class VICReg(AdversarialStreams, CleanVICReg):
+    """VICReg (Bardes et al. 2022): `CleanVICReg` with `AdversarialStreams`.
 
     The loss is not a sum over views, so a view's share of it also moves when other views are attacked. The reward's
     `clean` is a clean view's share; their mean is the loss of the clean views, 0 or more. `adversarial` adds the
@@ -62,7 +62,7 @@ class VICReg(Streams, CleanVICReg):
     Args:
         temperature: not used, this loss has none.
         sim_coeff, std_coeff, cov_coeff: as in `CleanVICReg`.
-        streams: "ds" or "a2a", see `Streams`.
+        streams: "ds" or "a2a", see `AdversarialStreams`.
     """
 
     summary: ClassVar[str] = "variance, invariance and covariance of embeddings, clean and attacked; no negatives"

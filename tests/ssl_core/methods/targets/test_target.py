@@ -11,7 +11,7 @@ from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.losses.redundancy import barlow_twins_marginal, vicreg_marginal
 from astra_gym.ssl_core.methods import METHODS
-from astra_gym.ssl_core.methods.targets.target import Streams
+from astra_gym.ssl_core.methods.targets.target import AdversarialStreams
 from astra_gym.ssl_core.models.modes import frozen
 from tests.helpers.draws import generator
 from tests.helpers.states import same
@@ -21,7 +21,7 @@ EVERY = pytest.mark.parametrize("name", SMALL)
 
 
 def test_every_target_is_here_with_a_clean_form() -> None:
-    assert SMALL.keys() == {name for name, kind in METHODS.items() if issubclass(kind, Streams)}
+    assert SMALL.keys() == {name for name, kind in METHODS.items() if issubclass(kind, AdversarialStreams)}
     assert {f"{name}-clean" for name in SMALL} == {name for name in METHODS if name.endswith("-clean")}
 
 
