@@ -6,12 +6,13 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
+from astra_gym.envs.api.vec_env import Sb3VecEnv
 
 
 class HeldObservation:
@@ -81,31 +82,6 @@ class FromVecEnv(HeldObservation):
         return observation, reward, done, {"infos": infos}
 
 
-class FromGymnasiumVectorEnv(HeldObservation):
-    """A `gymnasium.vector.VectorEnv` with SAME_STEP autoreset.
-
-    The two other modes are refused. NEXT_STEP throws away the action after an episode's end, so that its reward would
-    be credited to a decision that the agent did not make. DISABLED leaves the resets to the caller.
-    """
-
-    def __init__(self, env: VectorEnv, device: torch.device | str = "cpu") -> None:
-        mode = env.metadata.get("autoreset_mode")
-        if mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"the vector environment's metadata['autoreset_mode'] is {mode}: agents need AutoresetMode.SAME_STEP "
-                "(for gymnasium.make_vec: vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP})"
-            )
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space, device)
-        self.env = env
-
-    def _reset(self) -> Any:
-        return self.env.reset()[0]
-
-    def _step(self, actions: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(actions)
-        return observation, reward, np.logical_or(terminated, truncated), info
-
-
 class FromGymnasiumEnv(HeldObservation):
     """A single `gymnasium.Env`: one sub-environment, reset when its episode is terminated or truncated."""
 
@@ -127,7 +103,7 @@ class FromGymnasiumEnv(HeldObservation):
 
 ADAPTERS: dict[type, Callable[[Any, torch.device | str], HeldObservation]] = {
     VecEnv: FromVecEnv,
-    VectorEnv: FromGymnasiumVectorEnv,
+    VectorEnv: lambda env, device: FromVecEnv(Sb3VecEnv(env), device),
     gymnasium.Env: FromGymnasiumEnv,
 }
 
@@ -136,12 +112,12 @@ def as_torch_env(env: Any, device: torch.device | str = "cpu") -> TorchVectorEnv
     """Return the environment as a `TorchVectorEnv`: itself if it is one, else adapted.
 
     Args:
-        env: a `TorchVectorEnv`, a Stable-Baselines3 `VecEnv`, a `gymnasium.vector.VectorEnv` with SAME_STEP autoreset,
-            or a single `gymnasium.Env`.
+        env: a `TorchVectorEnv`, a Stable-Baselines3 `VecEnv`, a `gymnasium.vector.VectorEnv` (see `Sb3VecEnv`), or a
+            single `gymnasium.Env`.
         device: device of an adapter's observations; a `TorchVectorEnv` keeps its own.
 
     Raises:
-        ValueError: if it is none of these, or a vector environment with another autoreset mode.
+        ValueError: if it is none of these, or a vector environment that `Sb3VecEnv` refuses.
     """
     if callable(getattr(env, "observe", None)) and callable(getattr(env, "play", None)):
         return cast(TorchVectorEnv, env)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -21,6 +22,7 @@ from astra_gym.agents.base import MaybeCallback
 from astra_gym.agents.external import check_trusted
 from astra_gym.agents.sb3.algorithms import algorithm_called, make_sb3, seed_globals
 from astra_gym.agents.sb3.state import load_sb3_state, sb3_numbers, sb3_state
+from astra_gym.envs.api.vec_env import Sb3VecEnv
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError, not_finite
 from astra_gym.ssl_core.utils.messages import shown
 
@@ -99,7 +101,7 @@ class Sb3Agent:
         name: a name of `astra_gym.agents.sb3.algorithms.ALGORITHMS`, or the dotted path of a subclass of
             Stable-Baselines3's `BaseAlgorithm`.
         env, planned_plays, gamma, seed, device, overrides: as in `make_sb3`; `env` may also be a single
-            `gymnasium.Env`.
+            `gymnasium.Env`, or a vector environment of Gymnasium.
     """
 
     def __init__(
@@ -325,5 +327,7 @@ class Sb3Agent:
 
 
 def _as_vec_env(env: Any) -> VecEnv:
+    if isinstance(env, VectorEnv):
+        return Sb3VecEnv(env)
     # without SB3's Monitor wrapper, which refuses to continue a restored episode that it did not reset
     return DummyVecEnv([lambda: env]) if isinstance(env, gymnasium.Env) else env

@@ -131,8 +131,12 @@ class AsVectorEnv(VectorEnv):
         return self.world.observe().numpy().copy(), {}
 
     def step(self, actions: np.ndarray) -> Any:
+        last = np.full(self.num_envs, None)
+        last[:] = list(self.world.observe().numpy().copy())
         reward, done, info = self.world.play(torch.as_tensor(actions))
-        return self.world.observe().numpy().copy(), reward.numpy(), np.zeros_like(done.numpy()), done.numpy(), info
+        ended = done.numpy()
+        info = {**info, "final_obs": last, "_final_obs": ended}
+        return self.world.observe().numpy().copy(), reward.numpy(), np.zeros_like(ended), ended, info
 
 
 class AsEnv(gymnasium.Env):

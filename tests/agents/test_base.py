@@ -47,12 +47,15 @@ def test_gymnasium_s_own_vector_environments_are_taken() -> None:
     def make(mode: AutoresetMode) -> Any:
         return gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
 
-    env = make(AutoresetMode.SAME_STEP)
-    agent = RandomAgent(env).learn(3 * 60)
-    assert agent.num_timesteps == 180
-    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED):
-        with pytest.raises(ValueError, match="SAME_STEP"):
-            as_torch_env(make(mode))
+    seen = []
+    for mode in AutoresetMode:
+        env = as_torch_env(make(mode))
+        env.env.seed(3)
+        env.observe()
+        dones = [env.play(torch.zeros(3, dtype=torch.int64)).done for _ in range(30)]
+        seen.append(torch.stack(dones))
+        assert RandomAgent(make(mode)).learn(3 * 20).num_timesteps == 60
+    assert seen[0].any() and torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
 
 
 def test_anything_else_is_refused() -> None:

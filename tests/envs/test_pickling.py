@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stable_baselines3.common.vec_env import VecEnv
 
 import astra_gym
 from astra_gym.envs.batch_env import BatchAttackEnv
@@ -35,7 +36,7 @@ def plain(value: Any) -> Any:
 
 def played(env: Any, steps: int) -> list[Any]:
     """What an environment gives for actions that its space draws; the space's generator is a part of it."""
-    vec = isinstance(env, Sb3ViewVecEnv)
+    vec = isinstance(env, VecEnv)
     found = []
     for _ in range(steps):
         actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)]) if vec else None

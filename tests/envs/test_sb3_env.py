@@ -95,9 +95,9 @@ def test_the_batch_environment_truncates_at_the_end_of_an_epoch(tiny, engine: At
 def test_attributes_and_methods(tiny) -> None:
     env = Sb3ViewVecEnv(**tiny)
     assert env.get_attr("engine", [0, 3]) == [env.engine] * 2
-    assert env.env_method("env_is_wrapped", VecMonitor, indices=[0])[0] == [False] * 8
+    assert env.env_method("_for_each", {"run": 2}, indices=[0])[0]["run"].tolist() == [2] * 8
     assert env.env_is_wrapped(VecMonitor) == [False] * 8
-    with pytest.raises(ValueError, match="one world"):
+    with pytest.raises(ValueError, match="one object"):
         env.set_attr("engine", None)
     with pytest.raises(ValueError, match="num_envs is 3"):
         Sb3ViewVecEnv(3, **tiny)
