@@ -3,12 +3,14 @@
 from pathlib import Path
 
 __version__ = "0.2.0"
-BATCH_ID = "ASTrA/BatchAttack-v0"
+BATCH_ID = "ASTrA/BatchAttack-v1"
 """One attack for the whole batch: `gymnasium.make`."""
-VIEW_ID = "ASTrA/ViewAttack-v0"
+VIEW_ID = "ASTrA/ViewAttack-v1"
 """An attack for each view: `gymnasium.make_vec`."""
 RUN_ID = "ASTrA/TrainingRun-v0"
 """A whole training as one episode: `gymnasium.make`."""
+BATCH_V0_ID, VIEW_V0_ID = "ASTrA/BatchAttack-v0", "ASTrA/ViewAttack-v0"
+"""Their first versions, in which a training never ends."""
 
 if __name__ != "astra_gym":
     # the root of a checkout is on the package's path: no second copy by `import astra_gym.astra_gym`
@@ -29,12 +31,17 @@ import gymnasium as gym  # noqa: E402
 
 def register() -> None:
     """Register the environments with Gymnasium; a second call is harmless."""
-    if BATCH_ID not in gym.registry:
-        gym.register(BATCH_ID, entry_point="astra_gym.envs.batch_env:BatchAttackEnv")
-    if VIEW_ID not in gym.registry:
-        gym.register(VIEW_ID, vector_entry_point="astra_gym.envs.view_env:ViewAttackVectorEnv")
-    if RUN_ID not in gym.registry:
-        gym.register(RUN_ID, entry_point="astra_gym.envs.training_run_env:TrainingRunEnv")
+    places = {
+        BATCH_V0_ID: "batch_env:BatchAttackEnv",
+        BATCH_ID: "batch_env:BatchAttackEnvV1",
+        VIEW_V0_ID: "view_env:ViewAttackVectorEnv",
+        VIEW_ID: "view_env:ViewAttackVectorEnvV1",
+        RUN_ID: "training_run_env:TrainingRunEnv",
+    }
+    for name, place in places.items():
+        if name not in gym.registry:
+            kind = "vector_entry_point" if name in (VIEW_V0_ID, VIEW_ID) else "entry_point"
+            gym.register(name, **{kind: f"astra_gym.envs.{place}"})
 
 
 register()

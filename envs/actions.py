@@ -79,6 +79,8 @@ class ActionSets:
 
 ASTRA_SETS = ActionSets()
 """The sets of ASTrA's run."""
+WITH_NONE = (0, *ASTRA_SETS.steps)
+"""Its numbers of steps, and no attack."""
 
 
 def members(given: Sequence[float] | Mapping[str, float], name: str) -> tuple[float, ...]:

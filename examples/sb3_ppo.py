@@ -6,11 +6,12 @@ python examples/sb3_ppo.py runs/sb3_ppo       # draws runs/sb3_ppo/reward.png
 import sys
 from pathlib import Path
 
+import gymnasium
 from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from astra_gym.envs.sb3_env import Sb3ViewVecEnv
+from astra_gym.envs.sb3_env import Sb3VecEnv
 
 UPDATES = 24
 
@@ -29,7 +30,8 @@ class MeanReward(BaseCallback):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/sb3_ppo")
-    env = Sb3ViewVecEnv(dataset="digits", limit=256, image_size=8, batch_size=32, width=4, seed=0)
+    world = {"dataset": "digits", "limit": 256, "image_size": 8, "batch_size": 32, "width": 4}
+    env = Sb3VecEnv(gymnasium.make_vec("astra_gym:ASTrA/ViewAttack-v1", **world))
     # an action decides its view's reward alone: no discount; one rollout is four target updates
     agent = PPO("MlpPolicy", env, n_steps=4, batch_size=64, gamma=0.0, seed=0, device="cpu")
     rewards = MeanReward()

@@ -15,7 +15,7 @@ STEPS, RATE = 60, 0.3
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/train_view_env")
     world = {"dataset": "digits", "limit": 256, "image_size": 8, "batch_size": 32, "width": 4}
-    env = gymnasium.make_vec("astra_gym:ASTrA/ViewAttack-v0", **world)
+    env = gymnasium.make_vec("astra_gym:ASTrA/ViewAttack-v1", **world)
     draws = np.random.default_rng(0)
     # a row of logits for each part of an action: the indices of epsilon, steps and step size in their sets
     logits = [np.zeros(size) for size in env.single_action_space.nvec]

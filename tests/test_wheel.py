@@ -102,10 +102,10 @@ def test_it_is_imported_from_where_it_is_installed(python: Path, tmp_path: Path)
 def test_gymnasium_finds_the_environments(python: Path, tmp_path: Path) -> None:
     code = """
 import gymnasium
-env = gymnasium.make("astra_gym:ASTrA/BatchAttack-v0", dataset="digits", batch_size=4, image_size=8, width=2)
+env = gymnasium.make("astra_gym:ASTrA/BatchAttack-v1", dataset="digits", batch_size=4, image_size=8, width=2)
 env.reset(seed=0)
 print(env.step(env.action_space.sample())[1])
-env = gymnasium.make_vec("astra_gym:ASTrA/ViewAttack-v0", dataset="digits", batch_size=64)
+env = gymnasium.make_vec("astra_gym:ASTrA/ViewAttack-v1", dataset="digits", batch_size=64)
 observations, _ = env.reset(seed=0)
 for step in range(2):
     observations, rewards, *_ = env.step(env.action_space.sample())

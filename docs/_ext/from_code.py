@@ -9,12 +9,12 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from astra_gym.agents import AGENTS
-from astra_gym.envs.batch_env import BatchAttackEnv
+from astra_gym.envs.batch_env import BatchAttackEnvV1
 from astra_gym.envs.instances import INSTANCES
 from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.training_run_env import TrainingRunEnv
-from astra_gym.envs.view_env import ViewAttackVectorEnv
+from astra_gym.envs.view_env import ViewAttackVectorEnvV1
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 
@@ -95,8 +95,8 @@ def terms() -> str:
 
 MADE = {
     "terms": terms,
-    "ViewAttack-v0": lambda: environment(ViewAttackVectorEnv),
-    "BatchAttack-v0": lambda: environment(BatchAttackEnv),
+    "ViewAttack-v1": lambda: environment(ViewAttackVectorEnvV1),
+    "BatchAttack-v1": lambda: environment(BatchAttackEnvV1),
     "TrainingRun-v0": lambda: environment(TrainingRunEnv),
     "instances": instances,
     "methods": methods,

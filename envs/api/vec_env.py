@@ -77,14 +77,14 @@ class Sb3VecEnv(VecEnv):
 
     def __init__(self, env: VectorEnv, *, partial_reset: bool | None = None) -> None:
         self.env, self.mode = env, autoreset_mode(env)
-        name = type(env.unwrapped).__name__
-        if partial_reset is None and self.mode is AutoresetMode.NEXT_STEP and env.num_envs > 1:
-            if not isinstance(env.unwrapped, SELECTABLE):
-                raise ValueError(
-                    f"{name} resets a sub-environment one step after its end: say partial_reset=True if reset() takes "
-                    "a reset_mask, or False to let that step pass, with reward 0 and its action ignored"
-                )
-        self.late = partial_reset is False and self.mode is AutoresetMode.NEXT_STEP and env.num_envs > 1
+        several = self.mode is AutoresetMode.NEXT_STEP and env.num_envs > 1
+        if several and partial_reset is None and not isinstance(env.unwrapped, SELECTABLE):
+            raise ValueError(
+                f"{type(env.unwrapped).__name__} resets a sub-environment one step after its end: say "
+                "partial_reset=True if reset() takes a reset_mask, or False to let that step pass, with reward 0 and "
+                "its action ignored"
+            )
+        self.late = several and partial_reset is False
         self._ended = np.zeros(env.num_envs, np.bool_)
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
@@ -208,14 +208,16 @@ class Sb3VecEnv(VecEnv):
         """Call a method of each sub-environment; where all are one object, once, with the result for each index.
 
         Raises:
-            ValueError: if it is to be called on some of the processes of an `AsyncVectorEnv`, which can't be told apart.
+            ValueError: if it is to be called on some of the processes of an `AsyncVectorEnv`, which calls all.
         """
         inner, chosen = self.env.unwrapped, list(self._get_indices(indices))
         if isinstance(inner, SyncVectorEnv):
             return [inner.envs[index].get_wrapper_attr(method_name)(*args, **kwargs) for index in chosen]
         if isinstance(inner, AsyncVectorEnv):
             if len(chosen) < self.num_envs:
-                raise ValueError(f"indices are {chosen}: AsyncVectorEnv calls {method_name} on all or none; leave them out")
+                raise ValueError(
+                    f"indices are {chosen}: AsyncVectorEnv calls {method_name} on all or none; leave them out"
+                )
             return list(inner.call(method_name, *args, **kwargs))
         owner = self.env if hasattr(self.env, method_name) else inner
         return [getattr(owner, method_name)(*args, **kwargs)] * len(chosen)

@@ -75,12 +75,15 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    try:
-        # NaN equals NaN here
-        np.testing.assert_equal(one, other)
-    except AssertionError:
-        return False
-    return True
+    """Whether nested values are equal; NaN equals NaN, unlike in Gymnasium's `data_equivalence`."""
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        )
+    if isinstance(one, list | tuple) or (isinstance(one, np.ndarray) and one.dtype == object):
+        return len(one) == len(other) and all(map(_same, one, other))
+    numbers = isinstance(one, np.ndarray | np.generic | float) and np.asarray(one).dtype.kind in "fc"
+    return np.array_equal(one, other, equal_nan=numbers)
 
 
 def _check_declarations(env: VectorEnv) -> None:
@@ -168,7 +171,11 @@ def _check_step(env: VectorEnv, found: Any) -> None:
     observation, reward, terminated, truncated, infos = found
     _check_observation(env, observation, "step")
     expected = (env.num_envs,)
-    for name, values, kinds in (("rewards", reward, "f"), ("terminations", terminated, "b"), ("truncations", truncated, "b")):
+    for name, values, kinds in (
+        ("rewards", reward, "f"),
+        ("terminations", terminated, "b"),
+        ("truncations", truncated, "b"),
+    ):
         what = {"f": "floats", "b": "booleans"}[kinds]
         given = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
         fits = isinstance(values, np.ndarray) and values.shape == expected and values.dtype.kind in kinds

@@ -12,6 +12,8 @@ import astra_gym
 from astra_gym.envs.batch_env import BatchAttackEnv
 
 KINDS = ("factored", "flat", "continuous")
+# Gymnasium says of version 0 that there is a version 1
+pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 
 
 def rollout(env: gym.Env, seed: int | None, steps: int) -> list[np.ndarray]:
@@ -27,10 +29,10 @@ def rollout(env: gym.Env, seed: int | None, steps: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("actions", KINDS)
 def test_gymnasiums_checker_passes_without_a_warning(tiny, actions: str) -> None:
-    env = gym.make(astra_gym.BATCH_ID, actions=actions, disable_env_checker=True, **tiny).unwrapped
+    env = gym.make(astra_gym.BATCH_V0_ID, actions=actions, disable_env_checker=True, **tiny).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env, skip_render_check=True)
+        check_env(env)
 
 
 @pytest.mark.slow
@@ -38,15 +40,15 @@ def test_gymnasiums_checker_passes_without_a_warning(tiny, actions: str) -> None
 def test_stable_baselines3s_checker_passes_without_a_warning(tiny, actions: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sb3_check_env(BatchAttackEnv(actions=actions, **tiny), skip_render_check=True)
+        sb3_check_env(BatchAttackEnv(actions=actions, **tiny), skip_render_check=False)
 
 
 def test_make_vec_and_the_pickled_spec(tiny) -> None:
-    env = gym.make(astra_gym.BATCH_ID, **tiny)
+    env = gym.make(astra_gym.BATCH_V0_ID, **tiny)
     again = gym.make(pickle.loads(pickle.dumps(env.spec)))
     for a, b in zip(rollout(env, 5, 4), rollout(again, 5, 4), strict=True):
         np.testing.assert_array_equal(a, b)
-    vector = gym.make_vec(astra_gym.BATCH_ID, num_envs=2, **tiny)
+    vector = gym.make_vec(astra_gym.BATCH_V0_ID, num_envs=2, **tiny)
     observations, _ = vector.reset(seed=1)
     assert observations.shape == (2, 35)
     vector.step(vector.action_space.sample())
@@ -77,7 +79,7 @@ def test_reset_without_a_seed_goes_on_in_the_same_world(tiny) -> None:
 
 @pytest.mark.parametrize(("length", "expected"), [(None, 3), (2, 2), (5, 5)])
 def test_an_episode_is_an_epoch_by_default_and_ends_truncated(tiny, length: int | None, expected: int) -> None:
-    env = gym.make(astra_gym.BATCH_ID, episode_steps=length, disable_env_checker=True, **tiny)
+    env = gym.make(astra_gym.BATCH_V0_ID, episode_steps=length, disable_env_checker=True, **tiny)
     env.reset(seed=0)
     ends = []
     for _ in range(2 * expected):

@@ -113,7 +113,7 @@ def test_what_was_tried_and_what_is_watched_belong_to_a_state(tiny: dict[str, An
 
 @pytest.mark.parametrize("kind", [gymnasium.make_vec, Sb3ViewVecEnv])
 def test_an_environment_of_views_refuses_batches_of_two_sizes(tiny: dict[str, Any], kind: Any) -> None:
-    first = ("ASTrA/ViewAttack-v0",) if kind is gymnasium.make_vec else ()
+    first = ("ASTrA/ViewAttack-v1",) if kind is gymnasium.make_vec else ()
     with pytest.raises(ValueError, match=r"drop_last is false.*take the batch environment"):
         kind(*first, **tiny, drop_last=False)
 

@@ -24,6 +24,8 @@ REFUSING = (
     partial(wrappers.DtypeObservation, dtype=np.float64),
 )
 KINDS = ("factored", "flat", "continuous")
+# Gymnasium says of version 0 that there is a version 1
+pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 
 
 @pytest.mark.slow
@@ -32,7 +34,8 @@ KINDS = ("factored", "flat", "continuous")
 def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make_vec(astra_gym.VIEW_ID, actions=actions, observation=observation, **tiny)
+        warnings.filterwarnings("ignore", ".*is out of date")
+        env = gym.make_vec(astra_gym.VIEW_V0_ID, actions=actions, observation=observation, **tiny)
         observations, info = env.reset(seed=4)
         assert info == {}
         for _ in range(4):
@@ -54,7 +57,7 @@ def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: s
 
 
 def test_every_view_is_paid_for_its_own_attack(tiny) -> None:
-    env = gym.make_vec(astra_gym.VIEW_ID, **tiny)
+    env = gym.make_vec(astra_gym.VIEW_V0_ID, **tiny)
     env.reset(seed=0)
     actions = np.array([[k, k, k % 5] for k in range(8)])
     _, rewards, _, _, infos = env.step(actions)
@@ -75,7 +78,7 @@ def test_same_seed_same_world(tiny) -> None:
             seen += [observation, reward]
         return seen
 
-    env = gym.make_vec(astra_gym.VIEW_ID, **tiny)
+    env = gym.make_vec(astra_gym.VIEW_V0_ID, **tiny)
     first = play(env)
     for other in (env, gym.make_vec(pickle.loads(pickle.dumps(env.spec)))):
         for a, b in zip(first, play(other), strict=True):
@@ -83,15 +86,15 @@ def test_same_seed_same_world(tiny) -> None:
 
 
 def test_num_envs_is_the_number_of_views(tiny) -> None:
-    assert gym.make_vec(astra_gym.VIEW_ID, num_envs=8, **tiny).num_envs == 8
-    assert gym.make_vec(astra_gym.VIEW_ID, **tiny).num_envs == 8
+    assert gym.make_vec(astra_gym.VIEW_V0_ID, num_envs=8, **tiny).num_envs == 8
+    assert gym.make_vec(astra_gym.VIEW_V0_ID, **tiny).num_envs == 8
     with pytest.raises(ValueError, match=r"num_envs is 4: a batch of 4 images has 8 attacked views"):
-        gym.make_vec(astra_gym.VIEW_ID, num_envs=4, **tiny)
+        gym.make_vec(astra_gym.VIEW_V0_ID, num_envs=4, **tiny)
 
 
 def test_the_single_environment_does_not_exist() -> None:
     with pytest.raises(gym.error.Error):
-        gym.make(astra_gym.VIEW_ID)
+        gym.make(astra_gym.VIEW_V0_ID)
 
 
 def test_horizon_and_seeds(tiny) -> None:

@@ -92,7 +92,9 @@ def _environment(case: Case) -> Call:
             env = gymnasium.make(astra_gym.BATCH_ID, disable_env_checker=True, **settings)
         env.reset(seed=draw.choice((None, 0, 5)))
         for _ in range(plays):
-            env.step(draw.choice(ACTIONS) if strange else env.action_space.sample())
+            _, _, terminated, truncated, _ = env.step(draw.choice(ACTIONS) if strange else env.action_space.sample())
+            if not view and (terminated or truncated):
+                env.reset()
         return env.observation_space
 
     return f"{'make_vec' if view else 'make'}({_shown(settings)}), {plays} steps, strange: {strange}", act, False

@@ -257,7 +257,10 @@ def test_gymnasiums_own_environments_pass(name: str, settings: dict[str, Any]) -
 def test_what_can_not_be_checked_is_said() -> None:
     env = Walk()
     env.render_mode = None
-    with pytest.warns(UserWarning, match="rendering was not checked"), pytest.warns(UserWarning, match="no episode ended"):
+    with (
+        pytest.warns(UserWarning, match="rendering was not checked"),
+        pytest.warns(UserWarning, match="no episode ended"),
+    ):
         check_vector_env(env, steps=1)
     with pytest.raises(AssertionError, match="expected a VectorEnv"):
         check_vector_env(gym.make("CartPole-v1"))
