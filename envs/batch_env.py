@@ -7,9 +7,9 @@ import numpy as np
 
 from astra_gym.envs.actions import WITH_NONE
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.rendering import FPS, LARGE, MODES, StepRenderer
+from astra_gym.envs.rendering.step_renderer import FPS, LARGE, MODES, StepRenderer
+from astra_gym.envs.run_sequence import RunSequence
 from astra_gym.envs.torch_env import TorchBatchEnv, as_actions, to_numpy
-from astra_gym.envs.training_runs import TrainingRuns
 from astra_gym.envs.world_config import WorldSettings
 
 SHOWN = 6
@@ -202,7 +202,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
 
     def __init__(self, *, engine: AttackEngine | None = None, render_mode: str | None = None, **arguments: Any) -> None:
         super().__init__(engine=engine, **({"action_steps": WITH_NONE} if engine is None else {}) | arguments)
-        self.runs = TrainingRuns(self.engine)
+        self.runs = RunSequence(self.engine)
         self.renderer = StepRenderer(self.engine, self.torch_env.table.sets, render_mode)
         self.render_mode = render_mode  # type: ignore[assignment]
 

@@ -9,9 +9,9 @@ from gymnasium.vector.utils import batch_space
 
 from astra_gym.envs.actions import WITH_NONE
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.rendering import FPS, MODES, SMALL, StepRenderer
+from astra_gym.envs.rendering.step_renderer import FPS, MODES, SMALL, StepRenderer
+from astra_gym.envs.run_sequence import RunSequence
 from astra_gym.envs.torch_env import TorchViewEnv, as_actions, check_num_envs, to_numpy
-from astra_gym.envs.training_runs import TrainingRuns
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.utils.messages import shown
 
@@ -269,7 +269,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     ) -> None:
         offered = {"action_steps": WITH_NONE} if engine is None else {}
         super().__init__(num_envs, engine=engine, **offered | arguments)
-        self.runs = TrainingRuns(self.engine)
+        self.runs = RunSequence(self.engine)
         self.renderer = StepRenderer(self.engine, self.torch_env.table.sets, render_mode)
         self.render_mode = render_mode  # type: ignore[assignment]
 

@@ -12,7 +12,7 @@ from gymnasium.wrappers import vector as wrappers
 
 import astra_gym
 from astra_gym.envs.batch_env import BatchAttackEnvV1
-from astra_gym.envs.rendering import GAP, LARGE, SMALL
+from astra_gym.envs.rendering.step_renderer import GAP, LARGE, SMALL
 from astra_gym.envs.view_env import ViewAttackVectorEnvV1
 
 

@@ -6,7 +6,7 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.ssl_core.utils.rng import derive_seed
 
 
-class TrainingRuns:
+class RunSequence:
     """Training runs that follow each other in one world: the first has the world's seed, run k a seed derived from that
     and k.
 

@@ -3,18 +3,16 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image, ImageDraw
 
 from astra_gym.envs.actions import UNIT, ActionSets
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.observations import as_pixels
 from astra_gym.envs.records import StepRecord
+from astra_gym.envs.rendering.drawing import BLUE, INK, ORANGE, curve, font, label, tiles_of
 
 MODES = ["rgb_array"]
 FPS = 4
@@ -22,7 +20,6 @@ FPS = 4
 CURVE = 100
 """The rewards of so many steps are drawn."""
 BINS = 20
-INK, LIGHT, BLUE, ORANGE = "#333333", "#dddddd", "#0072b2", "#d55e00"
 PARTS = (("epsilon", "radius, 1/255"), ("steps", "steps"), ("step_size", "step size, 1/255"))
 
 
@@ -37,12 +34,6 @@ class FrameSize(NamedTuple):
 LARGE = FrameSize(tile=96, panel=190, letters=12)
 SMALL = FrameSize(tile=72, panel=140, letters=10)
 GAP = 6
-
-
-@cache
-def font(size: int) -> Any:
-    """Return the font that comes with Pillow, so that frames are the same on every machine."""
-    return ImageFont.load_default(size)
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -105,7 +96,7 @@ class StepRenderer:
         )
         reach = self.sets.epsilons[-1]
         change = ((attacked - clean) / (2 * reach) + 0.5).clamp(0, 1)
-        tiles = [_tiles(views, size.tile) for views in (clean, attacked, change)]
+        tiles = [tiles_of(views, size.tile) for views in (clean, attacked, change)]
         height = 3 * (size.tile + GAP) + 4 * (size.letters + 3) + GAP
         panel = self._panel(size, height)
         return [self._frame(tiles, panel, size, height, rows) for rows in groups]
@@ -126,7 +117,7 @@ class StepRenderer:
                 draw.text(place, text, INK, font(size.letters))
         labels = ("clean", "attacked", f"change, +-{self.sets.epsilons[-1] * UNIT:.3g}/255")
         for line, text in enumerate(labels):
-            _label(draw, (GAP, GAP + line * (size.tile + GAP)), text, size.letters - 2)
+            label(draw, (GAP, GAP + line * (size.tile + GAP)), text, size.letters - 2)
         picture.paste(panel, (width - size.panel, 0))
         if len(rows) == 1:
             self._mark(draw, size, height, width - size.panel, rows[0])
@@ -151,7 +142,7 @@ class StepRenderer:
         texts = (f"run {self.run}, update {step} of {self.engine.planned_updates}", mean)
         for row, text in enumerate(texts):
             draw.text((GAP, GAP + row * line), text, INK, font(size.letters))
-        self._draw_curve(draw, (GAP, GAP + 2 * line, size.panel - GAP, self._first(size, height) - line))
+        curve(draw, (GAP, GAP + 2 * line, size.panel - GAP, self._first(size, height) - line), self.curve, CURVE)
         for part, (name, title) in enumerate(PARTS):
             left, top, right, bottom = self._axes(size, height, part)
             draw.text((left, top - line), title, INK, font(size.letters - 1))
@@ -166,20 +157,6 @@ class StepRenderer:
             draw.text((left, bottom + 1), ends[0], INK, font(size.letters - 1))
             draw.text((right, bottom + 1), ends[1], INK, font(size.letters - 1), anchor="ra")
         return panel
-
-    def _draw_curve(self, draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float]) -> None:
-        left, top, right, bottom = box
-        draw.rectangle(box, None, LIGHT)
-        low, high = min(self.curve, default=0.0), max(self.curve, default=0.0)
-        span = max(high - low, 1e-9)
-        points = [
-            (left + (right - left) * place / (CURVE - 1), bottom - 2 - (bottom - top - 4) * (value - low) / span)
-            for place, value in enumerate(self.curve)
-        ]
-        if len(points) > 1:
-            draw.line(points, BLUE, 1)
-        elif points:
-            draw.point(points, BLUE)
 
     def _first(self, size: FrameSize, height: int) -> int:
         """Top of the first histogram."""
@@ -220,13 +197,3 @@ class StepRenderer:
                 wide = (right - left) / self._bins(name)
                 start = offset + left + places[row] * wide
                 draw.rectangle((start, bottom + 1, start + wide - 1, bottom + 3), ORANGE)
-
-
-def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, letters: int) -> None:
-    draw.rectangle(draw.textbbox(place, text, font(letters)), "white")
-    draw.text(place, text, INK, font(letters))
-
-
-def _tiles(views: Tensor, edge: int) -> list[Image.Image]:
-    pixels = as_pixels(views).cpu().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(view).resize((edge, edge), Image.Resampling.NEAREST) for view in pixels]
