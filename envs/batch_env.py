@@ -125,8 +125,8 @@ class BatchAttackEnvV1(BatchAttackEnv):
     ## Description
     A target network learns from images without labels, and each batch is attacked by PGD before the network learns
     from it (ASTrA, ICLR 2025). One action sets the attack of the whole batch. A step attacks the batch, updates the
-    target network once and draws the next batch. The planned updates (`epochs` times the batches of an epoch) are a
-    training run; runs follow each other, so that no step is spent on a finished network.
+    target network once and draws the next batch. The planned updates (`epochs` times the batches of an epoch, or what
+    `passes` pay for) are a training run; runs follow each other, so that no step is spent on a finished network.
 
     ## Action Space
     | `actions` | space | meaning |

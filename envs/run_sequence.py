@@ -23,8 +23,8 @@ class RunSequence:
 
     @property
     def over(self) -> bool:
-        """Whether the planned updates of the present run are made."""
-        return self.engine.step >= self.engine.planned_updates
+        """Whether the present run is over: its planned updates are made, or its passes are spent."""
+        return self.engine.finished
 
     def start(self, seed: int) -> None:
         """Begin the first run of another seed."""

@@ -63,7 +63,7 @@ class StepRenderer:
     def begin(self) -> None:
         """Forget the steps so far."""
         self.record: StepRecord | None = None
-        self.run = 0
+        self.run, self.done = 0, 0.0
         self.curve: deque[float] = deque(maxlen=CURVE)
 
     def keep(self, run: int) -> None:
@@ -71,7 +71,7 @@ class StepRenderer:
         if self.mode is not None:
             if run != self.run:
                 self.begin()
-            self.record, self.run = self.engine.last, run
+            self.record, self.run, self.done = self.engine.last, run, self.engine.progress
             self.curve.append(float(self.engine.last.reward.mean()))  # type: ignore[union-attr]
 
     def frames(self, size: FrameSize, groups: Sequence[range] | None = None) -> list[np.ndarray] | None:
@@ -139,7 +139,7 @@ class StepRenderer:
         record, line = self.record, size.letters + 3
         step = 0 if record is None else record.step
         mean = "" if record is None else f"mean reward {self.curve[-1]:.3f}"
-        texts = (f"run {self.run}, update {step} of {self.engine.planned_updates}", mean)
+        texts = (f"run {self.run}, update {step}, {self.done:.0%} done", mean)
         for row, text in enumerate(texts):
             draw.text((GAP, GAP + row * line), text, INK, font(size.letters))
         curve(draw, (GAP, GAP + 2 * line, size.panel - GAP, self._first(size, height) - line), self.curve, CURVE)

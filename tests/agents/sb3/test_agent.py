@@ -342,3 +342,11 @@ def test_an_agent_that_is_not_finite_is_neither_written_nor_read_nor_asked(
     storage.write(path, "sac", {name: saved[name] for name in saved if name not in ("format", "schema", "kind")})
     with pytest.raises(ValueError, match=r"not finite \(parameters/actor.optimizer/state/0/exp_avg_sq\)"):
         Sb3Agent.load(path)
+
+
+def test_a_vector_environment_of_gymnasium_is_taken_too(world: Any, shells: Any) -> None:
+    states = []
+    for shell in ("vec_env", "vector_env"):
+        agent = Sb3Agent("ppo", shells[shell](world(num_envs=8)), planned_plays=4, gamma=0.0, seed=1, device="cpu")
+        states.append(agent.learn(8 * 4).state_dict()["parameters"])
+    assert not difference(*states)
