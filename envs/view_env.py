@@ -174,8 +174,8 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     the network learns from it (ASTrA, ICLR 2025). The views of one batch that the method attacks are the
     sub-environments, and they share one target network: a step attacks them all, gives each a reward, updates the
     network once and draws the next batch. When the planned updates are made (or the `passes` spent), the world renews
-    itself: a new network begins its training, so that no step is spent on a finished one. Make the environment with `gymnasium.make_vec`;
-    `gymnasium.make` does not work.
+    itself: a new network begins its training, so that no step is spent on a finished one. Make the environment with
+    `gymnasium.make_vec`; `gymnasium.make` does not work.
 
     ## Action Space
     Of a sub-environment:
