@@ -31,17 +31,16 @@ import gymnasium as gym  # noqa: E402
 
 def register() -> None:
     """Register the environments with Gymnasium; a second call is harmless."""
-    places = {
+    single = {
         BATCH_V0_ID: "batch_env:BatchAttackEnv",
         BATCH_ID: "batch_env:BatchAttackEnvV1",
-        VIEW_V0_ID: "view_env:ViewAttackVectorEnv",
-        VIEW_ID: "view_env:ViewAttackVectorEnvV1",
         RUN_ID: "training_run_env:TrainingRunEnv",
     }
-    for name, place in places.items():
-        if name not in gym.registry:
-            kind = "vector_entry_point" if name in (VIEW_V0_ID, VIEW_ID) else "entry_point"
-            gym.register(name, **{kind: f"astra_gym.envs.{place}"})
+    vector = {VIEW_V0_ID: "view_env:ViewAttackVectorEnv", VIEW_ID: "view_env:ViewAttackVectorEnvV1"}
+    for name in single.keys() - gym.registry.keys():
+        gym.register(name, entry_point=f"astra_gym.envs.{single[name]}")
+    for name in vector.keys() - gym.registry.keys():
+        gym.register(name, vector_entry_point=f"astra_gym.envs.{vector[name]}")
 
 
 register()

@@ -198,13 +198,14 @@ class BatchAttackEnvV1(BatchAttackEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": MODES, "render_fps": FPS}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": MODES, "render_fps": FPS}
 
     def __init__(self, *, engine: AttackEngine | None = None, render_mode: str | None = None, **arguments: Any) -> None:
-        super().__init__(engine=engine, **({"action_steps": WITH_NONE} if engine is None else {}) | arguments)
+        given: dict[str, Any] = {"action_steps": WITH_NONE} | arguments if engine is None else arguments
+        super().__init__(engine=engine, **given)
         self.runs = RunSequence(self.engine)
         self.renderer = StepRenderer(self.engine, self.torch_env.table.sets, render_mode)
-        self.render_mode = render_mode  # type: ignore[assignment]
+        self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Make a new world if a seed is given, else continue the training run, or begin the next one if it is over."""
@@ -226,7 +227,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
         self.renderer.keep(self.runs.run)
         return observation, reward, self.runs.over, truncated and not self.runs.over, info | {"run": self.runs.run}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> Any:
         """Draw the last step, (h, w, 3) uint8; None without a render mode."""
         frames = self.renderer.frames(LARGE, [range(SHOWN)])
         return None if frames is None else frames[0]

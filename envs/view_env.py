@@ -253,7 +253,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {
         "render_modes": MODES,
         "render_fps": FPS,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -267,11 +267,11 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
-        offered = {"action_steps": WITH_NONE} if engine is None else {}
-        super().__init__(num_envs, engine=engine, **offered | arguments)
+        given: dict[str, Any] = {"action_steps": WITH_NONE} | arguments if engine is None else arguments
+        super().__init__(num_envs, engine=engine, **given)
         self.runs = RunSequence(self.engine)
         self.renderer = StepRenderer(self.engine, self.torch_env.table.sets, render_mode)
-        self.render_mode = render_mode  # type: ignore[assignment]
+        self.render_mode = render_mode
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -301,7 +301,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
             self.runs.renew()
         return {"run": run, "new_run": over}
 
-    def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
+    def render(self) -> Any:
         """Draw the last step: a frame (h, w, 3) uint8 for each view; None without a render mode."""
         frames = self.renderer.frames(SMALL)
         return None if frames is None else tuple(frames)

@@ -175,8 +175,8 @@ class Sb3VecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Return a frame (h, w, 3) of each sub-environment, None where there is none."""
-        frames = self.env.render()
-        return [None] * self.num_envs if frames is None else list(frames)  # type: ignore[arg-type]
+        frames: Any = self.env.render()
+        return [None] * self.num_envs if frames is None else list(frames)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of each sub-environment; where all are one object, its attribute for each index."""

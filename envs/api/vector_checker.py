@@ -301,9 +301,9 @@ def _check_data_is_new(env: VectorEnv) -> None:
 def _memory(values: Any) -> set[int]:
     """Return the addresses of all arrays in nested values."""
     if isinstance(values, dict):
-        return set().union(*(map(_memory, values.values())))
+        values = list(values.values())
     if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.dtype == object):
-        return set().union(*map(_memory, values))
+        return {address for each in values for address in _memory(each)}
     return {values.__array_interface__["data"][0]} if isinstance(values, np.ndarray) and values.size else set()
 
 

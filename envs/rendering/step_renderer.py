@@ -68,11 +68,13 @@ class StepRenderer:
 
     def keep(self, run: int) -> None:
         """Keep the world's last step, which the picture shows until the next one; `run` is the number of its run."""
-        if self.mode is not None:
-            if run != self.run:
-                self.begin()
-            self.record, self.run, self.done = self.engine.last, run, self.engine.progress
-            self.curve.append(float(self.engine.last.reward.mean()))  # type: ignore[union-attr]
+        record = self.engine.last
+        if self.mode is None or record is None:
+            return
+        if run != self.run:
+            self.begin()
+        self.record, self.run, self.done = record, run, self.engine.progress
+        self.curve.append(float(record.reward.mean()))
 
     def frames(self, size: FrameSize, groups: Sequence[range] | None = None) -> list[np.ndarray] | None:
         """Draw a frame (h, w, 3) uint8 for each group of views; None, with a warning, without a render mode.
