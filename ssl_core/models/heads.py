@@ -1,7 +1,8 @@
 """Modules beside the target network: a predictor, classifiers, prototypes, and memories of earlier batches."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ class Classifiers(nn.Module):
 class Bottleneck(nn.Module, Drawn):
     """Three linear layers with GELU between them, without batch norm (DINO's head, before its prototypes).
 
-    Weights are drawn from a normal distribution of deviation .02, cut at 2 in either direction; biases are 0.
+    Weights are drawn from a normal distribution of deviation .02 for 2048 hidden units, and in proportion to 1 /
+    sqrt(hidden) for fewer: else the first updates of the biases would outweigh all images. Biases start at 0.
 
     Args:
         inputs: dimension of the embeddings.
@@ -83,11 +85,13 @@ class Bottleneck(nn.Module, Drawn):
             self.linears = nn.ModuleList(nn.Linear(*size) for size in sizes)
 
     def draw(self, generator: torch.Generator) -> None:
+        """Draw the weights anew."""
+        deviation = 0.02 * math.sqrt(2048 / cast(nn.Linear, self.linears[0]).out_features)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             else:
-                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+                nn.init.trunc_normal_(parameter, std=deviation, generator=generator)
 
     def forward(self, z: Tensor, route: str) -> Tensor:
         """Map embeddings (n, inputs) to (n, outputs); the route has no effect."""
