@@ -198,7 +198,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": MODES, "render_fps": FPS}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": MODES, "render_fps": FPS}  # type: ignore[misc]
 
     def __init__(self, *, engine: AttackEngine | None = None, render_mode: str | None = None, **arguments: Any) -> None:
         given: dict[str, Any] = {"action_steps": WITH_NONE} | arguments if engine is None else arguments

@@ -253,7 +253,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         "render_modes": MODES,
         "render_fps": FPS,
         "autoreset_mode": AutoresetMode.SAME_STEP,

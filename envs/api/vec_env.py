@@ -157,8 +157,8 @@ class Sb3VecEnv(VecEnv):
         else:
             begun_at, infos = self.env.reset(options={"reset_mask": dones.copy()})
         begun_at = deepcopy(begun_at)
-        for index, (old, new) in enumerate(zip(finals, self._each(begun_at), strict=True)):
-            if not dones[index] and not data_equivalence(old, new, exact=True):
+        for place, (old, new) in enumerate(zip(finals, self._each(begun_at), strict=True)):
+            if not dones[place] and not data_equivalence(old, new, exact=True):
                 name = type(self.env.unwrapped).__name__
                 raise ValueError(f"{name} has reset sub-environments outside the reset_mask: it takes no partial reset")
         resets = info_rows(infos, self.num_envs)
