@@ -1,8 +1,7 @@
 """The learner of the target network: the only owner of its optimizer, its modes and its batch-norm routes."""
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,19 +12,17 @@ from torch.optim import Optimizer
 from astra_gym.ssl_core.attacks.early_stopping import EarlyStop, early_stopped_pgd
 from astra_gym.ssl_core.attacks.free import FreePerturbations
 from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Encode, Objective, Start, pgd, within
+from astra_gym.ssl_core.attacks.stepwise import StepwiseAttack
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
-from astra_gym.ssl_core.methods import Method, Network, Networks
-from astra_gym.ssl_core.methods.parts import on_route
+from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.ema import ema_update
-from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.non_finite import NonFiniteLossError, checked_losses
+from astra_gym.ssl_core.training.trained_networks import TrainedNetworks
 from astra_gym.ssl_core.utils.device import on_the_host
 from astra_gym.ssl_core.utils.hashing import digest
-from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 GRADIENTS = "the attack's gradients"
@@ -34,7 +31,7 @@ SHAPES = 64
 much as an iteration; rounding sizes up adds about 1 / SHAPES of the work. A GPU computes in blocks of 64 anyway."""
 
 
-class TargetLearner:
+class TargetLearner(TrainedNetworks):
     """Owner of the target network, of everything trained or kept with it, and of the optimizer.
 
     Args:
@@ -67,25 +64,11 @@ class TargetLearner:
         moment: Callable[[int], Moment] = Moment,
         start: Start | None = None,
     ) -> None:
-        self.network = network
-        self.method = method
+        super().__init__(network, method, heads, others, teacher_route, moment)
         self.optimizer = optimizer
         self.schedule = schedule
         self.update_chunks = update_chunks
-        self.heads = nn.ModuleDict(dict(heads or {}))
-        for name in method.averaged_heads:
-            self.heads[f"momentum_{name}"] = copy.deepcopy(self.heads[name]).requires_grad_(False)
-        self.others = nn.ModuleDict(dict(others or {}))
-        for other in self.others.values():
-            other.requires_grad_(False)
-        self.teacher_route = teacher_route
-        self.tables: dict[str, Tensor] = {}
-        """Tensors from `Method.make_tables`."""
-        self.moment_at, self.start = moment, start
-        self.step = 0
-        """Number of updates made."""
-        self.device = next(network.parameters()).device
-        self._parts = nn.ModuleList([network, self.heads, self.others])
+        self.start = start
         self.free = FreePerturbations()
         self._watched: dict[str, Tensor] = {}
 
@@ -93,49 +76,6 @@ class TargetLearner:
     def lr(self) -> float:
         """Learning rate of the next update."""
         return self.schedule(self.step)
-
-    @property
-    def moment(self) -> Moment:
-        """Position in the run."""
-        return self.moment_at(self.step)
-
-    @property
-    def encoder(self) -> TargetNetwork:
-        """The network that is evaluated and saved."""
-        chosen = self.method.evaluated
-        return self.network if chosen == "target" else self._other(chosen)
-
-    def _other(self, name: str) -> TargetNetwork:
-        found = self.others[name]
-        if not isinstance(found, TargetNetwork):
-            raise TypeError(f"{name} is a {type(found).__name__}: expected a TargetNetwork")
-        return found
-
-    def _folded(self) -> Networks:
-        """All networks in eval mode with folded batch norm; to be used while `frozen`."""
-        others: dict[str, Network] = {name: FoldedNetwork(self._other(name)) for name in self.others}
-        return self._networks(FoldedNetwork(self.network), others)
-
-    def plain(self, target: Network | None = None) -> Networks:
-        """All networks, not folded; `target`, if given, stands in for the target network."""
-        return self._networks(target or self.network, {name: self._other(name) for name in self.others})
-
-    def _networks(self, target: Network, others: dict[str, Network]) -> Networks:
-        if "teacher" in others:
-            others["teacher"] = on_route(others["teacher"], self.teacher_route)
-        return Networks(target, dict(self.heads.items()), others, self.tables, self.moment)
-
-    def make_tables(self, images: Tensor, streams: Streams) -> None:
-        """Make the method's tables, if it has any, from the training images, uint8 (n, 3, h, w).
-
-        Args:
-            streams: random streams; only "tables" is used.
-        """
-        if type(self.method).make_tables is Method.make_tables:
-            return
-        with frozen(self._parts), torch.no_grad():
-            made = self.method.make_tables(self._folded(), images, streams["tables"])
-        self.tables = {name: value.to(self.device) for name, value in made.items()}
 
     def objective(self, views: Tensor) -> Objective:
         """The attack's objective for a batch of views (v, 3, h, w), on the current weights. The reference views are
@@ -160,26 +100,6 @@ class TargetLearner:
         with self._comparing() as networks:
             embeddings = self.method.encoded(networks, images, rows, attacked=False).embeddings
         return Encoded(found.features, embeddings)
-
-    @contextmanager
-    def _under_attack(self) -> Iterator[None]:
-        """Put target and heads in the mode of the attack, the others in eval mode, without gradients of weights."""
-        training = self.method.attack_mode == "train"
-        with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
-            yield
-
-    @contextmanager
-    def _comparing(self) -> Iterator[Networks]:
-        """Yield all networks for encoding the reference of attacked views: in the attack's mode, without gradient or
-        change of batch-norm statistics."""
-        training = self.method.attack_mode == "train"
-        # in eval mode statistics do not change anyway
-        with self._under_attack(), self.untracked() if training else nullcontext(), torch.no_grad():
-            yield self.plain() if training else self._folded()
-
-    def untracked(self) -> AbstractContextManager[None]:
-        """Context for measurements: attacks in train mode do not change the running statistics."""
-        return Untracked(self._parts)
 
     def watch(self, name: str, values: Tensor) -> None:
         """Let the next update check that these values are finite, as it checks its loss, with the same error. Nothing
@@ -209,6 +129,48 @@ class TargetLearner:
             objective: the result of `objective(views)` on the current weights, if known.
             stop, report: as in `early_stopped_pgd`; without a stop every view takes its steps.
         """
+        run = pgd if stop is None else partial(early_stopped_pgd, stop=stop)
+        return self._begun(partial(run, report=report), views, budget, generator, objective)
+
+    def stepwise(
+        self,
+        views: Tensor,
+        epsilon: Tensor,
+        generator: torch.Generator,
+        objective: Objective | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> StepwiseAttack:
+        """Begin the method's attack on the views, for the caller to advance while weights do not change.
+
+        Args:
+            views, generator, objective: as in `attack`.
+            epsilon: (n,) radius of each view that is attacked, on the host.
+            state: state of such an attack on these views and weights, which continues it.
+
+        Raises:
+            ValueError: as `check_stepwise`.
+        """
+        self.check_stepwise()
+        run = partial(StepwiseAttack, within=self._under_attack, state=state)
+        return self._begun(run, views, epsilon, generator, objective)
+
+    def check_stepwise(self) -> None:
+        """Raise a ValueError if the method has no attack, or one that needs the whole batch at each step."""
+        if not self.method.attacks or self.method.free or self.method.attack_mode == "train":
+            raise ValueError(
+                f"{type(self.method).__name__} has no attack whose views may stop one by one: expected a method that "
+                "attacks in eval mode, such as acl or astra"
+            )
+
+    def _begun(
+        self,
+        run: Callable[..., Any],
+        views: Tensor,
+        extent: Budget | Tensor,
+        generator: torch.Generator,
+        objective: Objective | None,
+    ) -> Any:
+        """Call a kind of attack with the method's encoder, objective and start."""
         images = self.method.attacked(views)
         radius = self.method.start_radius
         objective = self.objective(views) if objective is None else objective
@@ -219,16 +181,15 @@ class TargetLearner:
             encode = self.method.encode(self.plain() if training else self._folded())
             if training:
                 encode = self._tracked_by_steps(encode)
-            return (pgd if stop is None else partial(early_stopped_pgd, stop=stop))(
+            return run(
                 encode,
                 objective,
                 images,
-                budget,
+                extent,
                 generator=generator,
                 start=self.start or ("uniform" if radius is None else within(radius)),
                 granularity=len(images) if training else granularity,
                 watch=self.watched_gradients(),
-                report=report,
             )
 
     def _tracked_by_steps(self, encode: Encode) -> Encode:

@@ -1,0 +1,175 @@
+"""Projected gradient ascent that the caller advances: before each step it chooses who moves, and how far."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astra_gym.ssl_core.attacks.pgd import (
+    Attacked,
+    Budget,
+    Encode,
+    NonFiniteGradientError,
+    Objective,
+    Start,
+    check_arguments,
+    check_values,
+    first_perturbations,
+    out_of_range,
+    rows_of,
+)
+
+STATE = ("moved", "embeddings", "values", "gradient", "agreement", "steps", "stopped", "_outside")
+
+
+class StepwiseAttack:
+    """L-infinity PGD (Madry et al. 2018) by sign ascent, one step at a time; n is the number of images.
+
+    If an image always moves by one step size until it stops, its result is that of `pgd` with as many steps. An image
+    that has stopped stays where it is, and in the objective. As in `pgd` only images that have moved are encoded, and
+    the embeddings of the others are kept. With a `watch` the host waits for the device only at the start.
+
+    Args:
+        encode, objective, images, generator, start, bounds, granularity, watch: as in `pgd`. Here images that have
+            stopped fill up a call of `encode`.
+        epsilon: (n,) radii in the images' unit, on the host.
+        within: context of every call of `encode` and `objective`, such as the network's mode.
+        state: what `state_dict` gave; the attack continues there, and draws no start.
+
+    Attributes:
+        images: (n, c, h, w), clean.
+        moved: (n, c, h, w), where the attack stands.
+        embeddings: (n, ...) of `moved`.
+        values: (n,) of the objective.
+        gradient: (n, c, h, w) of the sum of the values at the images that still move; at the others the last one.
+        agreement: (n,) mean product of the signs of an image's last two gradients, in [-1, 1]; 0 before its first step.
+        steps: (n,) int64, steps taken, on the host.
+        stopped: (n,) bool, on the host.
+
+    Raises:
+        ValueError: as `pgd`.
+    """
+
+    def __init__(
+        self,
+        encode: Encode,
+        objective: Objective,
+        images: Tensor,
+        epsilon: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        start: str | Start | Tensor = "uniform",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        granularity: int = 1,
+        watch: Tensor | None = None,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        watched = watch is not None and images.device.type != "cpu"
+        budget = Budget(epsilon=epsilon, step_size=torch.zeros_like(epsilon), steps=torch.zeros(len(epsilon)).long())
+        check_arguments(images, budget, None if watched else bounds, granularity)
+        self.images, self._watch, self._granularity = images.detach(), watch, granularity
+        self._encode, self._objective, self._within = encode, objective, within
+        radius = self._along(epsilon)
+        self._low = (self.images - radius).clamp_(min=bounds[0])
+        self._high = (self.images + radius).clamp_(max=bounds[1])
+        if state is not None:
+            self.load_state_dict(state)
+            return
+        first = first_perturbations(start, self.images, budget, generator, None if watched else bounds)
+        if watch is not None and watched:
+            watch.add_(out_of_range(self.images, first, bounds))
+        n = len(images)
+        self.moved = (self.images + first).clamp_(*bounds)
+        self.steps, self.stopped = budget.steps, torch.zeros(n, dtype=torch.bool)
+        self.gradient = torch.zeros_like(self.moved)
+        self.agreement = torch.zeros(n, dtype=images.dtype, device=images.device)
+        # a start may lie outside an image's ball; each step returns to it, and an image without a step has to as well
+        self._outside = ((self.moved < self._low) | (self.moved > self._high)).flatten(1).any(1).cpu()
+        self._look(torch.arange(n))
+
+    def _along(self, values: Tensor) -> Tensor:
+        """Values (m,) for images, on their device and in their type, as (m, 1, 1, 1)."""
+        return values.to(self.images.dtype).view(-1, 1, 1, 1).to(self.images.device, non_blocking=True)
+
+    def _look(self, rows: Tensor) -> None:
+        """Encode images, and take the gradient there."""
+        n, others = len(self.images), torch.arange(len(self.images))
+        others = others[~torch.isin(others, rows)]
+        called = torch.cat([rows, others[: -len(rows) % self._granularity]])
+        at = rows.to(self.images.device, non_blocking=True)
+        with self._within(), torch.enable_grad():
+            x = self.moved[called.to(self.images.device, non_blocking=True)].requires_grad_()
+            z = rows_of(self._encode, x, called)[: len(rows)]
+            z = z if len(rows) == n else self.embeddings.index_copy(0, at, z)
+            values = self._objective(z)
+            check_values(values, n)
+            gradient = torch.autograd.grad(values.sum(), x)[0][: len(rows)]
+        self.embeddings, self.values = z.detach(), values.detach()
+        if self.steps.any():
+            self.agreement[at] = (gradient.sign() * self.gradient[at].sign()).mean(dim=(1, 2, 3))
+        self.gradient[at] = gradient
+
+    @torch.no_grad()
+    def advance(self, step_sizes: Tensor, moving: Tensor) -> None:
+        """Take one more step of some images; the others stop, for good.
+
+        Args:
+            step_sizes: (n,) in the images' unit, on the host; those of images that do not move are not used.
+            moving: (n,) bool, on the host.
+
+        Raises:
+            ValueError: if the shapes or types are others, or an image moves that has stopped.
+            NonFiniteGradientError: without a `watch`, if a gradient is not finite.
+        """
+        n = len(self.images)
+        if step_sizes.shape != (n,) or moving.shape != (n,) or moving.dtype != torch.bool:
+            raise ValueError(
+                f"step_sizes are {tuple(step_sizes.shape)}, moving is {moving.dtype} {tuple(moving.shape)}: expected "
+                f"({n},) twice, and torch.bool"
+            )
+        if bool((again := moving & self.stopped).any()):
+            raise ValueError(f"images {again.nonzero()[:9, 0].tolist()} have stopped for good: expected others to move")
+        strays, rows = (~moving & self._outside).nonzero()[:, 0], moving.nonzero()[:, 0]
+        if len(strays):
+            at = strays.to(self.images.device)
+            self.moved[at] = self.moved[at].clamp(self._low[at], self._high[at])
+            with self._within():
+                z = rows_of(self._encode, self.moved[at], strays)
+                self.embeddings = self.embeddings.index_copy(0, at, z)
+                self.values = self._objective(self.embeddings)
+            if len(rows):
+                # the gradients of the others follow
+                self._look(rows)
+        if len(rows):
+            at = rows.to(self.images.device, non_blocking=True)
+            gradient = self.gradient[at]
+            low_end, high_end = torch.aminmax(gradient)
+            if self._watch is not None:
+                self._watch.add_(low_end).add_(high_end)
+            elif not math.isfinite(low_end + high_end):
+                raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
+            step = gradient.sign().mul_(self._along(step_sizes[rows])).add_(self.moved[at])
+            self.moved[at] = step.clamp(self._low[at], self._high[at])
+        self.stopped, self.steps = self.stopped | ~moving, self.steps + moving
+        self._outside = torch.zeros_like(self._outside)
+        if len(rows):
+            self._look(rows)
+
+    def result(self) -> Attacked:
+        """Return the attacked images and their embeddings."""
+        return Attacked(self.moved, self.embeddings)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of all that an attack on the same images and weights needs to continue exactly."""
+        return {name.strip("_"): getattr(self, name).clone() for name in STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        host = {"steps", "stopped", "_outside"}
+        for name in STATE:
+            value = state[name.strip("_")].clone()
+            setattr(self, name, value if name in host else value.to(self.images.device))

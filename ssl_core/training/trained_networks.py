@@ -1,0 +1,115 @@
+"""The networks of a training and the modes in which they run."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from astra_gym.ssl_core.methods import Method, Network, Networks
+from astra_gym.ssl_core.methods.parts import on_route
+from astra_gym.ssl_core.models.folding import FoldedNetwork
+from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.route_norm import Untracked
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.rng import Streams
+from astra_gym.ssl_core.utils.training_plan import Moment
+
+
+class TrainedNetworks:
+    """The target network with everything trained or kept beside it, in the modes in which a method compares views.
+
+    Args:
+        network, method, heads, others, teacher_route, moment: as in
+            `astra_gym.ssl_core.training.learner.TargetLearner`.
+    """
+
+    def __init__(
+        self,
+        network: TargetNetwork,
+        method: Method,
+        heads: Mapping[str, nn.Module] | None,
+        others: Mapping[str, TargetNetwork] | None,
+        teacher_route: str,
+        moment: Callable[[int], Moment],
+    ) -> None:
+        self.network = network
+        self.method = method
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        for name in method.averaged_heads:
+            self.heads[f"momentum_{name}"] = copy.deepcopy(self.heads[name]).requires_grad_(False)
+        self.others = nn.ModuleDict(dict(others or {}))
+        for other in self.others.values():
+            other.requires_grad_(False)
+        self.teacher_route = teacher_route
+        self.tables: dict[str, Tensor] = {}
+        """Tensors from `Method.make_tables`."""
+        self.moment_at = moment
+        self.step = 0
+        """Number of updates made."""
+        self.device = next(network.parameters()).device
+        self._parts = nn.ModuleList([network, self.heads, self.others])
+
+    @property
+    def moment(self) -> Moment:
+        """Position in the run."""
+        return self.moment_at(self.step)
+
+    @property
+    def encoder(self) -> TargetNetwork:
+        """The network that is evaluated and saved."""
+        chosen = self.method.evaluated
+        return self.network if chosen == "target" else self._other(chosen)
+
+    def _other(self, name: str) -> TargetNetwork:
+        found = self.others[name]
+        if not isinstance(found, TargetNetwork):
+            raise TypeError(f"{name} is a {type(found).__name__}: expected a TargetNetwork")
+        return found
+
+    def _folded(self) -> Networks:
+        """All networks in eval mode with folded batch norm; to be used while `frozen`."""
+        others: dict[str, Network] = {name: FoldedNetwork(self._other(name)) for name in self.others}
+        return self._networks(FoldedNetwork(self.network), others)
+
+    def plain(self, target: Network | None = None) -> Networks:
+        """All networks, not folded; `target`, if given, stands in for the target network."""
+        return self._networks(target or self.network, {name: self._other(name) for name in self.others})
+
+    def _networks(self, target: Network, others: dict[str, Network]) -> Networks:
+        if "teacher" in others:
+            others["teacher"] = on_route(others["teacher"], self.teacher_route)
+        return Networks(target, dict(self.heads.items()), others, self.tables, self.moment)
+
+    def make_tables(self, images: Tensor, streams: Streams) -> None:
+        """Make the method's tables, if it has any, from the training images, uint8 (n, 3, h, w).
+
+        Args:
+            streams: random streams; only "tables" is used.
+        """
+        if type(self.method).make_tables is Method.make_tables:
+            return
+        with frozen(self._parts), torch.no_grad():
+            made = self.method.make_tables(self._folded(), images, streams["tables"])
+        self.tables = {name: value.to(self.device) for name, value in made.items()}
+
+    @contextmanager
+    def _under_attack(self) -> Iterator[None]:
+        """Put target and heads in the mode of the attack, the others in eval mode, without gradients of weights."""
+        training = self.method.attack_mode == "train"
+        with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
+            yield
+
+    @contextmanager
+    def _comparing(self) -> Iterator[Networks]:
+        """Yield all networks for encoding the reference of attacked views: in the attack's mode, without gradient or
+        change of batch-norm statistics."""
+        training = self.method.attack_mode == "train"
+        # in eval mode statistics do not change anyway
+        with self._under_attack(), self.untracked() if training else nullcontext(), torch.no_grad():
+            yield self.plain() if training else self._folded()
+
+    def untracked(self) -> AbstractContextManager[None]:
+        """Context for measurements: attacks in train mode do not change the running statistics."""
+        return Untracked(self._parts)
