@@ -11,6 +11,8 @@ RUN_ID = "ASTrA/TrainingRun-v0"
 """A whole training as one episode: `gymnasium.make`."""
 BATCH_V0_ID, VIEW_V0_ID = "ASTrA/BatchAttack-v0", "ASTrA/ViewAttack-v0"
 """Their first versions, in which a training never ends."""
+STEP_ID = "ASTrA/AttackStep-v0"
+"""An attack as one episode, in which each view stops by itself: `gymnasium.make_vec`."""
 
 if __name__ != "astra_gym":
     # the root of a checkout is on the package's path: no second copy by `import astra_gym.astra_gym`
@@ -36,7 +38,11 @@ def register() -> None:
         BATCH_ID: "batch_env:BatchAttackEnvV1",
         RUN_ID: "training_run_env:TrainingRunEnv",
     }
-    vector = {VIEW_V0_ID: "view_env:ViewAttackVectorEnv", VIEW_ID: "view_env:ViewAttackVectorEnvV1"}
+    vector = {
+        VIEW_V0_ID: "view_env:ViewAttackVectorEnv",
+        VIEW_ID: "view_env:ViewAttackVectorEnvV1",
+        STEP_ID: "attack_step_env:AttackStepVectorEnv",
+    }
     for name in single.keys() - gym.registry.keys():
         gym.register(name, entry_point=f"astra_gym.envs.{single[name]}")
     for name in vector.keys() - gym.registry.keys():

@@ -1,6 +1,6 @@
 """The decision problem itself, in torch on the device: observe a batch, attack it within a budget, learn from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from astra_gym.envs.rewards.rewards import Rewards, held_out_rows
 from astra_gym.envs.rewards.term import FrozenAttack
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Objective
+from astra_gym.ssl_core.attacks.stepwise import StepwiseAttack
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
@@ -46,11 +47,7 @@ class AttackEngine:
     """
 
     def __init__(
-        self,
-        settings: WorldSettings,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        data: Split | None = None,
+        self, settings: WorldSettings, seed: int = 0, device: torch.device | str = "cpu", data: Split | None = None
     ) -> None:
         settings.check_method()
         self.settings = settings
@@ -75,7 +72,8 @@ class AttackEngine:
         self.statistics = RunningStatistics()
         self._clean: CleanPass | None = None
         self._objective: Objective | None = None
-        self._tried_steps = 0
+        self.tried_steps = 0
+        """Gradient steps, times views, of attacks since the last `play` that were not played."""
         self.draw_batch(0)
         check_views(self.settings, self.method, self._views)
 
@@ -136,7 +134,7 @@ class AttackEngine:
         return self._views
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
+    def working(self) -> Iterator[None]:
         """Surround the world's part of a step: measure its time, and compute float32 as `precision` says."""
         with self.clock.running(), float32_of(self.settings.optimizer.precision):
             yield
@@ -161,7 +159,7 @@ class AttackEngine:
 
         Running statistics standardize features and clean loss; the first call after a `play` updates them.
         """
-        with self._working():
+        with self.working():
             return self._clean_pass().observation
 
     def _clean_pass(self) -> CleanPass:
@@ -185,10 +183,8 @@ class AttackEngine:
         encoded = self.learner.encode_clean(views)
         loss = self._objective_of(views)(encoded.embeddings)
         if loss.shape != encoded.features.shape[:1]:
-            raise ValueError(
-                f"objective of the method {self.settings.method.method} gives {tuple(loss.shape)}: expected a value "
-                f"for each of {len(encoded.features)} attacked views"
-            )
+            given = f"objective of the method {self.settings.method.method} gives {tuple(loss.shape)}"
+            raise ValueError(f"{given}: expected a value for each of {len(encoded.features)} attacked views")
         return torch.cat([encoded.features, loss[:, None]], dim=1), encoded
 
     def _objective_of(self, views: Tensor) -> Objective:
@@ -219,6 +215,14 @@ class AttackEngine:
         attacked = self.learner.attack(views, budget, generator, objective, stop, report)
         return self._assessed(objective, views, clean, attacked, budget, report)
 
+    def begin_attack(self, epsilon: Tensor, state: Mapping[str, Any] | None = None) -> tuple[StepwiseAttack, Tensor]:
+        """Begin an attack on the coming batch within radii (n,), which the caller advances while `working` and then
+        plays; or continue one from its state. With it comes the loss (n,) of the clean views."""
+        with self.working():
+            objective, noise = self._objective_of(self._views), self.streams.on_device("noise")
+            clean = objective(self._clean_pass().encoded.embeddings).detach()
+            return self.learner.stepwise(self._views, epsilon, noise, objective, state), clean
+
     def try_out(self, budget: Budget) -> Tensor | None:
         """Compute the reward of the coming batch under a budget. The batch is attacked from a random start of a
         separate stream (`ASSESSED`), and nothing is learned.
@@ -232,10 +236,10 @@ class AttackEngine:
         """
         if self.method.free or not self.rewards.only_frozen:
             return None
-        with self._working(), self.learner.untracked():
+        with self.working(), self.learner.untracked():
             clean = self._clean_pass().encoded.embeddings
             tried = self.assess(self._views, clean, budget, self.streams.on_device(ASSESSED))
-            self._tried_steps += int(self.method.attack_steps(tried.budget).sum())
+            self.tried_steps += int(self.method.attack_steps(tried.budget).sum())
         return tried.reward
 
     def _assessed(
@@ -248,17 +252,17 @@ class AttackEngine:
         report: AttackReport | None = None,
     ) -> Assessment:
         taken, reports = self.reports.of(report, budget, attacked.embeddings)
-        own = self.method.attacked(views)
-        found = FrozenAttack(objective, taken, views, own, attacked.images, clean, attacked.embeddings)
-        terms = self.rewards.frozen_terms(found)
+        seen = (views, self.method.attacked(views), attacked.images, clean, attacked.embeddings)
+        terms = self.rewards.frozen_terms(FrozenAttack(objective, taken, *seen))
         return Assessment(self.rewards.total(terms), terms, attacked.images, taken, reports)
 
-    def play(self, budget: Budget | None) -> StepRecord:
+    def play(self, budget: Budget | None, made: Attacked | None = None) -> StepRecord:
         """Attack the coming batch, compute the reward on the weights that the attack saw, draw the next batch and
         update the target once. Terms that depend on the update are computed after it.
 
         Args:
             budget: an entry for each of `views`, on the host; None for a method without an attack.
+            made: the attacked views, if an attack made elsewhere (`begin_attack`) has already spent the budget.
 
         Raises:
             ValueError: if there is a budget but no attack, an attack but no budget, or the length is wrong.
@@ -268,26 +272,24 @@ class AttackEngine:
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method.method} takes {needs}")
-        with self._working():
-            self.last = self._step(budget)
+        with self.working():
+            self.last = self._step(budget, made)
         return self.last
 
-    def _step(self, budget: Budget | None) -> StepRecord:
+    def _step(self, budget: Budget | None, made: Attacked | None) -> StepRecord:
         all_views, views = self._views, self.views
-        terms: dict[str, Tensor] = {}
-        others: dict[str, Tensor] = {}
-        reports: dict[str, Tensor] = {}
-        frozen = 0
+        terms, others, reports = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
         adversarial = None
         reward = strength = torch.zeros(len(views), device=self.device)
-        spent = self.rewards.attack_steps
+        spent, frozen = self.rewards.attack_steps, 0
         if budget is not None:
             clean = self._clean_pass().encoded.embeddings
             if self.method.free:
-                carried = self.learner.carry(all_views, budget)
-                assessment = self._assessed(self._objective_of(all_views), all_views, clean, carried, budget)
-            else:
+                made = self.learner.carry(all_views, budget)
+            if made is None:
                 assessment = self.assess(all_views, clean, budget, self.streams.on_device("noise"))
+            else:
+                assessment = self._assessed(self._objective_of(all_views), all_views, clean, made, budget)
             reward, terms, adversarial, budget, reports = assessment
             frozen = len(terms)
             strength = (adversarial - views).abs().amax(dim=(1, 2, 3))
@@ -313,13 +315,12 @@ class AttackEngine:
         reports = {name.removeprefix("report "): brought.pop(name) for name in reports}
         strength, reward, terms = brought.pop("strength"), brought.pop("reward"), brought
         if budget is not None:
-            shown = self.rewards.after_update(len(views))
-            terms |= {name: values.cpu() for name, values in shown.items()}
+            terms |= {name: values.cpu() for name, values in self.rewards.after_update(len(views)).items()}
         if len(terms) > frozen:
             reward = self.rewards.total(terms)
             if self.rewards.judges_updates and not_finite(reward):
                 raise NonFiniteLossError(f"the rewards of update {self.step} are not finite; {describe_budget(budget)}")
-        other_steps, self._tried_steps = self.rewards.attack_steps - spent + self._tried_steps, 0
+        other_steps, self.tried_steps = self.rewards.attack_steps - spent + self.tried_steps, 0
         self.plan.spend(self.step - 1, other_steps / len(views))
         return StepRecord(
             step=self.step,
@@ -344,8 +345,7 @@ class AttackEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to resume exactly, including the coming batch and its observation."""
-        more = {"rewards": self.rewards.state_dict(), "tried_steps": self._tried_steps}
-        clean = self._clean
+        clean, more = self._clean, {"rewards": self.rewards.state_dict(), "tried_steps": self.tried_steps}
         return {
             "learner": self.learner.state_dict(),
             "streams": self.streams.state_dict(),
@@ -395,6 +395,6 @@ class AttackEngine:
             encoded = Encoded(*(value.to(self.device) for value in clean["look"]))
             self._clean = CleanPass(clean["observation"].to(self.device), encoded)
         self.statistics.load_state_dict(state["statistics"], self.device)
-        self._tried_steps = state.get("tried_steps", 0)
+        self.tried_steps = state.get("tried_steps", 0)
         self.plan.restore(self.step, state.get("passes"))
         return restarted

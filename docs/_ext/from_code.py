@@ -9,6 +9,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from astra_gym.agents import AGENTS
+from astra_gym.envs.attack_step_env import AttackStepVectorEnv
 from astra_gym.envs.batch_env import BatchAttackEnvV1
 from astra_gym.envs.instances import INSTANCES
 from astra_gym.envs.rewards.registry import REWARD_TERMS
@@ -98,6 +99,7 @@ MADE = {
     "ViewAttack-v1": lambda: environment(ViewAttackVectorEnvV1),
     "BatchAttack-v1": lambda: environment(BatchAttackEnvV1),
     "TrainingRun-v0": lambda: environment(TrainingRunEnv),
+    "AttackStep-v0": lambda: environment(AttackStepVectorEnv),
     "instances": instances,
     "methods": methods,
     "agents": agents,

@@ -50,16 +50,22 @@ def steps_of_mean(mean: float, count: int, generator: torch.Generator) -> Tensor
     return steps
 
 
+def half_width(options: Options) -> tuple[TargetLearner, Tensor, Streams]:
+    """Make the paper's network at half its width, a batch of its views, and random streams."""
+    network = options.paper | ({} if options.quick else {"width": BASE["width"]})
+    learner = options.learner(**{name: network[name] for name in network if name not in ("batch_size", "limit")})
+    stream = Streams(0, options.device)
+    return learner, views_for(learner, 2 * network["batch_size"], network["image_size"], stream), stream
+
+
 def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
     """Measure an attack's seconds against its mean number of steps, at the same largest number.
 
     One value is the deviation from a line. The other is the part of the line that does not depend on the steps, as a
     share of the line's value at the mean of uniform draws.
     """
-    network = options.paper | ({} if options.quick else {"width": BASE["width"]})
-    learner = options.learner(**{name: network[name] for name in network if name not in ("batch_size", "limit")})
-    count, stream = 2 * network["batch_size"], Streams(0, options.device)
-    views = views_for(learner, count, network["image_size"], stream)
+    learner, views, stream = half_width(options)
+    count = len(views)
     means: dict[str, list[float]] = {f"mean {mean:g}": [] for mean in MEANS}
 
     def prepare(number: int) -> dict[str, Budget]:
@@ -94,6 +100,32 @@ def attack_seconds_line(options: Options, rounds: int, say: Say) -> Result:
     figures = [figure, Figure("scaling", f"fixed cost at {middle:g} steps", "share", tuple(fixed))]
     told = [line._asdict() | {"fixed_share": share} for line, share in zip(lines, fixed, strict=True)]
     return figures, {"means": means, "seconds": seconds, "lines": told}
+
+
+def stopping(options: Options, rounds: int, say: Say) -> Result:
+    """Measure the seconds of an attack that is advanced step by step (`ASTrA/AttackStep-v0`) when its views stop after
+    drawn numbers of steps, as a share of its seconds when all take the most."""
+    learner, views, stream = half_width(options)
+    count = len(views)
+    radii, sizes = torch.full((count,), 8 / 255), torch.full((count,), 2 / 255)
+    means: list[float] = []
+
+    def prepare(number: int) -> Tensor:
+        say(f"scaling, stopping: round {number} of {rounds}")
+        steps = steps_of_mean(MEANS[0], count, stream["budgets"])
+        means.append(steps.double().mean().item())
+        return steps
+
+    def run(steps: Tensor) -> None:
+        attack = learner.stepwise(views, radii, stream.on_device("noise"))
+        for step in range(MOST):
+            attack.advance(sizes, steps > step)
+
+    tasks = {"stopping": run, "all steps": lambda steps: run(torch.full_like(steps, MOST))}
+    seconds = interleaved(tasks, prepare, rounds, DeviceClock(options.device))
+    share = tuple(a / b for a, b in zip(seconds["stopping"], seconds["all steps"], strict=True))
+    name = f"seconds when views stop, at a mean of {MEANS[0]:g} of {MOST} steps"
+    return [Figure("scaling", name, "share", share)], {"means": means[1:], "seconds": seconds}
 
 
 def growth(options: Options, rounds: int, say: Say) -> Result:
@@ -138,10 +170,11 @@ def growth(options: Options, rounds: int, say: Say) -> Result:
 
 
 def measure_scaling(options: Options, rounds: int, say: Say) -> Result:
-    """Measure what an attack's time grows with: the mean number of steps; views, width and image size."""
+    """Measure what an attack's time grows with: its mean number of steps; views, width and image size."""
     line, along = attack_seconds_line(options, rounds, say)
+    stopped, saved = stopping(options, rounds, say)
     sizes, more = growth(options, rounds, say)
-    return line + sizes, along | {"sizes": more}
+    return line + stopped + sizes, along | {"stopping": saved, "sizes": more}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from stable_baselines3.common.vec_env import VecEnv
 
 import astra_gym
+from astra_gym.envs.attack_step_env import AttackStepVectorEnv
 from astra_gym.envs.batch_env import BatchAttackEnv
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
@@ -55,6 +56,7 @@ MAKERS = {
     "batch": lambda tiny: BatchAttackEnv(seed=3, episode_steps=2, **tiny),
     "sb3-view": lambda tiny: Sb3ViewVecEnv(seed=3, observation="image", **tiny),
     "sb3-batch": lambda tiny: Sb3BatchVecEnv(AttackEngine(WorldSettings.of(**tiny), seed=3)),
+    "attack-step": lambda tiny: AttackStepVectorEnv(seed=3, horizon=3, **tiny),
     "make": lambda tiny: gymnasium.make(astra_gym.BATCH_ID, **tiny),
     "make_vec": lambda tiny: gymnasium.make_vec(astra_gym.VIEW_ID, **tiny),
 }

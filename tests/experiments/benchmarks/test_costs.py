@@ -21,9 +21,10 @@ def test_drawn_steps_have_the_mean_and_the_same_largest_number(mean: float) -> N
 
 def test_costs_are_measured() -> None:
     figures, details = measure_scaling(QUICK, 1, lambda text: None)
-    assert [figure.unit for figure in figures] == ["deviation", "share", *["times the cost"] * 3]
+    assert [figure.unit for figure in figures] == ["deviation", "share", "share", *["times the cost"] * 3]
     assert [figure.name for figure in figures[1:]] == [
         "fixed cost at 8.5 steps",
+        "seconds when views stop, at a mean of 4 of 14 steps",
         "32 views",
         "width 8",
         "16 x 16 pixels",
@@ -31,8 +32,10 @@ def test_costs_are_measured() -> None:
     (line,) = details["lines"]
     assert figures[1].values == (line["fixed_share"],)
     assert line["fixed_share"] * (line["intercept"] + 8.5 * line["slope"]) == pytest.approx(line["intercept"])
+    seconds = details["stopping"]["seconds"]
+    assert figures[2].values == (seconds["stopping"][0] / seconds["all steps"][0],)
     sizes = details["sizes"]
-    for figure in figures[2:]:
+    for figure in figures[3:]:
         views = 32 if figure.name == "32 views" else 16
         cost, base = (
             sizes["seconds"][name][0] / count / sizes["flops_a_view"][name]
