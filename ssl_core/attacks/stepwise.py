@@ -53,6 +53,9 @@ class StepwiseAttack:
         ValueError: as `pgd`.
     """
 
+    embeddings: Tensor
+    values: Tensor
+
     def __init__(
         self,
         encode: Encode,
