@@ -36,7 +36,7 @@ def register() -> None:
     single = {
         BATCH_V0_ID: "batch_env:BatchAttackEnv",
         BATCH_ID: "batch_env:BatchAttackEnvV1",
-        RUN_ID: "training_run_env:TrainingRunEnv",
+        RUN_ID: "training_run.environment:TrainingRunEnv",
     }
     vector = {
         VIEW_V0_ID: "view_env:ViewAttackVectorEnv",

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from astra_gym.envs.instances import Instance
+from astra_gym.envs.training_run.instances import Instance
 from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, measure_headroom, publish, tune
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.arms import base_arms

@@ -11,10 +11,10 @@ from sphinx.application import Sphinx
 from astra_gym.agents import AGENTS
 from astra_gym.envs.attack_step_env import AttackStepVectorEnv
 from astra_gym.envs.batch_env import BatchAttackEnvV1
-from astra_gym.envs.instances import INSTANCES
 from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.settings import RewardSection
-from astra_gym.envs.training_run_env import TrainingRunEnv
+from astra_gym.envs.training_run.environment import TrainingRunEnv
+from astra_gym.envs.training_run.instances import INSTANCES
 from astra_gym.envs.view_env import ViewAttackVectorEnvV1
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS

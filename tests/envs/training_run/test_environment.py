@@ -10,8 +10,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
-from astra_gym.envs.instances import INSTANCES, SEEDS, Instance
-from astra_gym.envs.training_run_env import DECISIONS, OBSERVED, TrainingRunEnv
+from astra_gym.envs.training_run.environment import DECISIONS, OBSERVED, TrainingRunEnv
+from astra_gym.envs.training_run.instances import INSTANCES, SEEDS, Instance
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 
 WORLD = {

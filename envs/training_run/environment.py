@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.instances import PARTS, SEEDS, Instance, instances_called
+from astra_gym.envs.training_run.instances import PARTS, SEEDS, Instance, instances_called
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.quick_score import quick_score
@@ -150,7 +150,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
 
     ## Arguments
     Args:
-        instances: `train`, `test`, or instances by name (`astra_gym.envs.instances.Instance`).
+        instances: `train`, `test`, or instances by name (`astra_gym.envs.training_run.instances.Instance`).
         levers: what actions choose, some of `LEVERS`, in their order.
         device: device of the target network.
 

@@ -1,0 +1,1 @@
+"""A whole training as an episode: its instances and its environment."""
