@@ -148,7 +148,6 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     3.3, each attack step 1. The learning rate follows the share that is spent. If a value is not finite the episode
     ends at once, and the score is 0.
 
-    ## Arguments
     Args:
         instances: `train`, `test`, or instances by name (`astra_gym.envs.training_run.instances.Instance`).
         levers: what actions choose, some of `LEVERS`, in their order.
