@@ -15,14 +15,15 @@ from torch import Tensor
 from astra_gym.envs.actions import RangesSection, members
 from astra_gym.envs.api.spaces import meaning
 from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.run_sequence import RunSequence
 from astra_gym.envs.torch_env import as_actions, check_num_envs, step_info, to_numpy
+from astra_gym.envs.view_env import check_seed
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.attacks.stepwise import StepwiseAttack
 from astra_gym.ssl_core.training.non_finite import NonFiniteLossError
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.rng import derive_seed
 
 BOUND = 10.0
 OBSERVED = ("gain", "gradient norm", "agreement", "distance", "steps left", "price", "clean loss", "progress")
@@ -70,8 +71,8 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ## Episode End
     All sub-environments are *terminated* together, when every view has stopped or after `horizon` steps. Autoreset is
     `SAME_STEP`, declared in `metadata`: `infos["final_obs"]` and `infos["final_info"]` hold the ended episode, and the
-    observation is the first of the next batch. After the last planned update the world begins a new training, from a
-    seed that follows from the last one: `infos["new_run"]`.
+    observation is the first of the next batch. After the last planned update the world begins its next training run, as
+    `ViewAttackVectorEnvV1` does: `infos["run"]`, `infos["new_run"]`.
 
     `infos` holds at each step, per view, the `steps` taken and the `attacked_loss`; at the end also what
     `ViewAttackVectorEnv` has (`reward_adversarial`, `strength`, `loss_total`, ...), where `step_size` is the mean size
@@ -136,9 +137,10 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         self.epsilon, self.price, self.horizon = float(epsilon), float(price), horizon
         self._sizes = torch.tensor([0.0, *sizes])
         self.single_observation_space = spaces.Box(-BOUND, BOUND, (len(OBSERVED),), np.float32)
-        self.single_action_space = meaning(spaces.Discrete(len(self._sizes)), {"step_size": self._sizes.tolist()})
+        self.single_action_space = meaning(spaces.Discrete(len(self._sizes)), {"step_size": [0.0, *sizes]})
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.runs = RunSequence(self.engine)
         self._radii = torch.full((self.num_envs,), self.epsilon)
         self._attack: StepwiseAttack | None = None
 
@@ -161,18 +163,23 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Make a new world if a seed is given; begin the attack on the coming batch."""
         if seed is not None:
-            if not isinstance(seed, int):
-                raise ValueError(f"seed is {shown(seed)}: expected one integer, since all views share one world")
+            check_seed(seed)
             super().reset(seed=seed)
-            self.engine.reset(seed)
-            self._attack = None
-        elif self.attack.stopped.any() or self.attack.steps.any():
+        dropped = self._attack is not None and bool((self._attack.stopped | (self._attack.steps > 0)).any())
+        if dropped and seed is None:
             self.engine.tried_steps += int(self.attack.steps.sum())
+        if dropped or seed is not None or self.runs.over:
             self._attack = None
+        self.runs.begin(seed)
         return self._observation(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Move or stop every view; when all have stopped, train the target network once."""
+        """Move or stop every view; when all have stopped, train the target network once.
+
+        Raises:
+            ResetNeeded: if the world was made elsewhere, and its training run is over.
+        """
+        self.runs.check_playable()
         chosen, attack = self._checked(actions), self.attack
         moving, before = (chosen > 0) & ~attack.stopped, attack.values
         with self.engine.working():
@@ -211,9 +218,10 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         attack, engine = self.attack, self.engine
         mean = (self._walked / attack.steps.clamp(min=1)).float()
         engine.play(Budget(epsilon=self._radii, step_size=mean, steps=attack.steps), attack.result())
-        self._attack, found = None, step_info(engine) | {"new_run": engine.finished}
-        if engine.finished:
-            engine.reset(derive_seed(engine.streams.seed, "next run"))
+        self._attack, over = None, self.runs.over
+        found = step_info(engine) | {"run": self.runs.run, "new_run": over}
+        if over:
+            self.runs.renew()
         return found
 
     def _infos(self, found: dict[str, Any]) -> dict[str, Any]:
@@ -247,11 +255,13 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to continue within an attack: plain values and tensors."""
         # first the attack: if it only begins now, it draws its start
-        return self._saved() | {"engine": copy.deepcopy(self.engine.state_dict())}
+        saved, runs = self._saved(), {"seed": self.runs.seed, "run": self.runs.run}
+        return saved | {"runs": runs, "engine": copy.deepcopy(self.engine.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the attack of `state_dict`, of an environment with the same settings."""
         self.engine.load_state_dict(copy.deepcopy(state["engine"]))
+        self.runs.seed, self.runs.run = state["runs"]["seed"], state["runs"]["run"]
         self._begin(state)
 
     def __getstate__(self) -> dict[str, Any]:
