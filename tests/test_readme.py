@@ -39,11 +39,11 @@ SMALL = {"dataset": "digits", "image_size": 8, "width": 2, "batch_size": 8, "pas
 
 
 def test_there_is_python_for_each_use() -> None:
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     assert all(len(block.strip().splitlines()) <= 12 for block in PYTHON)
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
     text = PYTHON[number]
     if "load_network" in text:
