@@ -7,7 +7,7 @@ from astra_gym.experiments.headroom.foresight import SHARES, conclude, measure
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_a_repeat_has_scores_and_falls_and_the_constants_falls_add_up(
     tiny_world: HeadroomWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
