@@ -25,7 +25,7 @@ from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.device import float32_of, usable_device
 from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.rng import Streams
-from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
+from astra_gym.ssl_core.utils.training_plan import update_passes
 
 ASSESSED = "assessed/noise"
 """The stream of the random starts of attacks that are assessed but not played."""
@@ -297,8 +297,7 @@ class AttackEngine:
             for name, values in ({"the rewards": reward} | others).items():
                 self.learner.watch(name, values)
         lr = self.learner.lr
-        steps = 0.0 if budget is None else float(self.method.attack_steps(budget).double().mean())
-        self.plan.spend(self.step, UPDATE_PASSES + steps)
+        self.plan.spend(self.step, update_passes(None if budget is None else self.method.attack_steps(budget)))
         late = self.batches.chooses_coreset(self.plan, self.step + 1)
         if not late:
             # before the update, which waits for its loss: the host prepares this batch while a GPU still attacks

@@ -10,7 +10,7 @@ from astra_gym.envs.rewards.term import ExamImages, FrozenAttack, RewardTerm, Re
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.training.exams import Exam, exam_budget, gradient, make_exam, value
 from astra_gym.ssl_core.training.forward_credit import ForwardCredit, descent
-from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
+from astra_gym.ssl_core.utils.training_plan import update_passes
 
 ROWS, NOISE = "exams/rows", "exams/noise"
 """The streams of an exam's images and of its attack's random start."""
@@ -68,8 +68,7 @@ class ExamTerm(RewardTerm):
         """Pay for the update that was attacked last; return whether it is time for an exam, and begin anew."""
         if self._attack is None:
             raise ValueError("there is no attack to pay for: call frozen() first")
-        steps = self.world.learner.method.attack_steps(self._attack.budget)
-        self._since += UPDATE_PASSES + float(steps.double().mean())
+        self._since += update_passes(self.world.learner.method.attack_steps(self._attack.budget))
         if due := self._since >= self.world.judge.judge_every:
             self._since = 0.0
         return due

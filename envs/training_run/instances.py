@@ -113,7 +113,7 @@ INSTANCES: dict[str, dict[str, Instance]] = {
 
 
 def instances_called(name: str | Mapping[str, Instance]) -> dict[str, Instance]:
-    """Return a set of `INSTANCES`, or one's own, which has one action space.
+    """Return a set of `INSTANCES`, or the given one; its instances share an action space.
 
     Raises:
         ValueError: if the name is unknown, or the set is empty, has other things, or actions that differ.

@@ -5,11 +5,18 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from torch import Tensor
+
 from astra_gym.ssl_core.utils.finite import check_number
 
 UPDATE_PASSES = 3.3
 """Cost of an update without its attack, in passes: forward and backward once over the attacked views. It has these for
 the clean and the attacked views, the observation's forward, and the optimizer and batch norm beside them."""
+
+
+def update_passes(steps: Tensor | None = None) -> float:
+    """Return the passes of one update whose attacked views (n,) have taken `steps` attack steps; None: no attack."""
+    return UPDATE_PASSES + (0.0 if steps is None else float(steps.double().mean()))
 
 
 class Moment(NamedTuple):
