@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from astra_gym.envs.rewards.term import ExamImages, FrozenAttack, RewardTerm, RewardWorld
+from astra_gym.ssl_core.attacks.pgd import strided_budget
 from astra_gym.ssl_core.methods import Method
-from astra_gym.ssl_core.training.exams import Exam, exam_budget, gradient, make_exam, value
+from astra_gym.ssl_core.training.exams import Exam, gradient, make_exam, value
 from astra_gym.ssl_core.training.forward_credit import ForwardCredit, descent
 from astra_gym.ssl_core.utils.training_plan import update_passes
 
@@ -59,7 +60,7 @@ class ExamTerm(RewardTerm):
     def _exam(self, views: Tensor) -> Exam:
         """Attack views on the present weights, from the noise stream's present state."""
         learner, judge = self.world.learner, self.world.judge
-        budget, noise = exam_budget(judge.epsilon, judge.judge_steps), self.world.streams.on_device(NOISE)
+        budget, noise = strided_budget(judge.epsilon, judge.judge_steps), self.world.streams.on_device(NOISE)
         made = make_exam(learner, [views], budget, judge.attacked_share, noise)
         self.attack_steps += (judge.judge_steps + 1) * len(learner.method.attacked(views))
         return made

@@ -130,6 +130,11 @@ class ConstantBudget:
         return Budget.uniform(n, epsilon=self.epsilon, step_size=self.step_size, steps=self.steps, device=device)
 
 
+def strided_budget(epsilon: float, steps: int) -> ConstantBudget:
+    """Return a measuring attack's budget: `steps` steps that add up to 2.5 radii (Madry et al. 2018)."""
+    return ConstantBudget(epsilon=epsilon, step_size=2.5 * epsilon / steps, steps=steps)
+
+
 class Attacked(NamedTuple):
     """The attacked images (n, c, h, w) and their embeddings, both without gradient."""
 

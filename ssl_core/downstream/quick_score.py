@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.attacks.pgd import pgd, strided_budget
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
@@ -20,8 +20,6 @@ from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
 from astra_gym.ssl_core.utils.rng import Streams
 
 STEPS = 10
-STRIDE = 2.5
-"""The attack's steps add up to this many radii (Madry et al. 2018)."""
 BATCH = 256
 
 
@@ -80,7 +78,7 @@ def quick_score(
 
 def _attacked(classifier: Classifier, images: Tensor, labels: Tensor, epsilon: float, noise: torch.Generator) -> Tensor:
     """Return the logits (n, classes) of images attacked by their cross entropy."""
-    budget = Budget.uniform(len(images), epsilon=epsilon, step_size=STRIDE * epsilon / STEPS, steps=STEPS)
+    budget = strided_budget(epsilon, STEPS).expand(len(images))
     attacked = pgd(
         lambda moved, _: classifier(moved),
         lambda logits: F.cross_entropy(logits, labels, reduction="none"),

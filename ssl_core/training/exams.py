@@ -9,9 +9,6 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.training.learner import TargetLearner
 
-STRIDE = 2.5
-"""The attack's steps add up to this many radii (Madry et al. 2018)."""
-
 
 @dataclass(frozen=True)
 class Exam:
@@ -26,11 +23,6 @@ class Exam:
     attacked_share: float
 
 
-def exam_budget(epsilon: float, steps: int) -> ConstantBudget:
-    """Return the budget of an exam's attack: `steps` steps that add up to `STRIDE` radii."""
-    return ConstantBudget(epsilon=epsilon, step_size=STRIDE * epsilon / steps, steps=steps)
-
-
 def make_exam(
     learner: TargetLearner,
     batches: Sequence[Tensor],
@@ -43,7 +35,7 @@ def make_exam(
     Args:
         learner: the learner that is examined.
         batches: all views (v, 3, h, w) of each batch.
-        budget: budget of the attack, see `exam_budget`.
+        budget: budget of the attack, such as a `strided_budget`.
         attacked_share: as in `Exam`.
         noise: generator of the attack's random start, on the learner's device.
     """

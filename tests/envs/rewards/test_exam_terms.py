@@ -8,8 +8,8 @@ import torch
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.rewards.exam_terms import NOISE
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.ssl_core.attacks.pgd import Budget
-from astra_gym.ssl_core.training.exams import exam_budget, gradient, make_exam, value
+from astra_gym.ssl_core.attacks.pgd import Budget, strided_budget
+from astra_gym.ssl_core.training.exams import gradient, make_exam, value
 from astra_gym.ssl_core.training.forward_credit import ForwardCredit, descent
 
 BUDGET = Budget(
@@ -36,7 +36,7 @@ def test_the_judge_pays_the_fall_of_the_loss_from_exam_to_exam(tiny, score: str)
         noise = torch.Generator()
         noise.set_state(start)
         share = 1.0 if score == "robust" else 0.5
-        return value(engine.learner, make_exam(engine.learner, [views], exam_budget(0.1, 2), share, noise))
+        return value(engine.learner, make_exam(engine.learner, [views], strided_budget(0.1, 2), share, noise))
 
     for update in range(1, 8):
         begun, spent = term.state_dict(), term.attack_steps
@@ -62,7 +62,7 @@ def test_alignment_is_the_forward_credit_by_an_exam_of_the_present_weights(tiny)
     record = engine.play(BUDGET)
     engine.load_state_dict(state)
     noise = engine.streams.on_device(NOISE)
-    exam = make_exam(engine.learner, [term._drawn()], exam_budget(0.1, 2), 1.0, noise)
+    exam = make_exam(engine.learner, [term._drawn()], strided_budget(0.1, 2), 1.0, noise)
     credit = ForwardCredit(engine.learner, engine.all_views, descent(engine.learner, gradient(engine.learner, exam)))
     torch.testing.assert_close(record.terms["alignment"], credit.shares(record.adversarial))
     assert record.terms["alignment"].abs().min() > 0

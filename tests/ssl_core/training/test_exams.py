@@ -7,8 +7,9 @@ import torch
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.attacks.pgd import strided_budget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
-from astra_gym.ssl_core.training.exams import Exam, exam_budget, gradient, make_exam, value
+from astra_gym.ssl_core.training.exams import Exam, gradient, make_exam, value
 
 
 def test_the_value_is_the_loss_of_clean_and_attacked_views_and_changes_nothing() -> None:
@@ -17,7 +18,7 @@ def test_the_value_is_the_loss_of_clean_and_attacked_views_and_changes_nothing()
     learner, images = engine.learner, engine.data.test.images[:12].float() / 255
     views = [engine.make_views(part, torch.Generator().manual_seed(1)) for part in images.split(4)]
     before = copy.deepcopy(learner.state_dict())
-    exam = make_exam(learner, views, exam_budget(24 / 255, 10), 0.5, torch.Generator().manual_seed(0))
+    exam = make_exam(learner, views, strided_budget(24 / 255, 10), 0.5, torch.Generator().manual_seed(0))
     assert [len(each) for each, _ in exam.batches] == [8, 8, 8]
     found, slope, losses = value(learner, exam), gradient(learner, exam), {}
     after = learner.state_dict()["network"]
