@@ -33,6 +33,8 @@ class GaussianProcessSettings:
         memory: blocks over which an action's value drifts away.
         noise: standard deviation of a block's reward, in deviations of the action's value.
         warmup: blocks of random actions at first, 1 or more.
+        explore: blocks, those of `--agent_from` included, after which the action that looks best is played, at least
+            `warmup`; 0: never.
 
     Raises:
         ValueError: if a value is out of range.
@@ -42,11 +44,14 @@ class GaussianProcessSettings:
     memory: float = 50.0
     noise: float = 0.5
     warmup: int = 4
+    explore: int = 0
 
     def __post_init__(self) -> None:
         for name in ("length", "memory", "noise"):
             check_number(name, getattr(self, name), above=True)
         check_number("warmup", self.warmup, 1, whole=True)
+        if self.explore:
+            check_number("explore", self.explore, self.warmup, whole=True)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Controller(OnePlayAgent):
     """The base of controllers: blocks of one action, each with a reward at its end.
 
     Every sub-environment gets the same action. Actions are points in the unit cube, a coordinate for each head of a
-    discrete space or each dimension of a Box. A deterministic prediction is the action that looks best so far.
+    discrete space or each dimension of a Box. A prediction is the action that looks best so far.
 
     Args:
         env: anything that `astra_gym.agents.base.as_torch_env` takes; a Box action space must be bounded.
@@ -161,7 +166,7 @@ class Controller(OnePlayAgent):
         return self._expanded(self.current, observation)
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
-        return self._expanded(self._best() if deterministic else self.current, observation)
+        return self._expanded(self._best(), observation)
 
     def _update(self, rollout: list[Transition]) -> None:
         (played,) = rollout
@@ -209,6 +214,8 @@ class GaussianProcessBandit(Controller):
     def _choose(self) -> int:
         if len(self.tried) < self.settings.warmup:
             return self._random_point()
+        if 0 < self.settings.explore <= len(self.tried):
+            return self._best()
         drawn = torch.randperm(len(self.points), generator=self._draws)[:DRAWN]
         mean, covariance = self._posterior(self.points[drawn])
         factor = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(len(mean), dtype=torch.float64))

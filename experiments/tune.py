@@ -5,6 +5,7 @@ python experiments/tune.py --tune curve --candidates 8 --preset digits-wide
 python experiments/tune.py --tune schedule --preset digits-wide --steps 1 --step_size 32/255
 python experiments/tune.py --tune lr strength --preset digits-wide
 python experiments/tune.py --tune fixed --worlds digits-wide digits-wide-half cifar10-16
+python experiments/tune.py --tune arms --preset digits-wide --arm 'a=--agent random' --arm 'b=--agent random --lr 0.01'
 
 Candidates train on four fifths of the training images and are scored on the other fifth; test images are not looked at.
 Successive halving gives the better candidates more seeds. All trials spend about as many forward-backward passes, so
@@ -28,7 +29,7 @@ if not __package__:
     # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
-from astra_gym.experiments.comparison.arms import settings_of, without
+from astra_gym.experiments.comparison.arms import own_arm, settings_of, without
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.comparison.scheduler import usable_cores
 from astra_gym.experiments.config.argparser import CommandParser
@@ -37,7 +38,7 @@ from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import Candidate, budgets, common, curve, named, schedules, trainings
+from astra_gym.experiments.tuning.candidates import Candidate, arms, budgets, common, curve, named, schedules, trainings
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
 from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, TuningFile, held, label, taken_over
@@ -53,6 +54,7 @@ KINDS = {
     "schedule": "radii of the agent schedule, at the given steps and step size",
     "lr": "the learning rate",
     "strength": "the strength of the augmentations",
+    "arms": "the given arms, such as an agent under some settings of its own",
 }
 SET_HERE = (
     "--seed",
@@ -67,7 +69,7 @@ SET_HERE = (
 )
 BUDGET = ("--epsilon", "--steps", "--step_size", "--schedule")
 MOST_PASSES = 1e9
-CURVE_SEEDS = 3
+CURVE_SEEDS, ARM_SEEDS = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +77,16 @@ class TuneFlags:
     """What is tuned; any other flag goes to the training of every trial.
 
     Args:
-        tune: what is searched: fixed, curve (a grid of radii and steps, all with three seeds), schedule, or lr and
-            strength, together or one alone.
+        tune: what is searched: fixed, curve (a grid of radii and steps, all with three seeds), schedule, lr and
+            strength, together or one alone, or arms.
+        arm: a candidate of --tune arms, LABEL=FLAGS, with flags of the training; repeated for each. The trainings spend
+            exactly the passes, and the first round has two seeds.
         candidates: number of candidates; of a curve, number of radii.
         passes: forward-backward passes over a batch's views that each trial spends; by default those of the world's own
             epochs with the method's own budget.
         search_seed: seed of the candidates' draw.
-        worlds: presets, in place of --preset, in all of which each candidate of --tune fixed trains; the best is the
-            one constant for all. The score is the mean over worlds of the accuracy that each judges by.
+        worlds: presets, in place of --preset, in all of which each candidate of --tune fixed or arms trains; the best
+            is the one for all. The score is the mean over worlds of the accuracy that each judges by.
         pool: a file of a search with --worlds; the candidates are those of that search, and what it found in this
             world is taken over, so that only the seeds of later rounds are trained.
         jobs: processes at once; by default one per usable core.
@@ -91,6 +95,7 @@ class TuneFlags:
     """
 
     tune: Annotated[tuple[str, ...], Notes(nargs="+", choices=KINDS, what="kind of constants")] = ("fixed",)
+    arm: Annotated[tuple[str, ...], Notes(repeated=True, unit="'LABEL=FLAGS'")] = ()
     candidates: int = 64
     passes: float | None = None
     search_seed: int = 0
@@ -104,18 +109,22 @@ class TuneFlags:
         check_choices(self)
         if len(set(self.tune)) < len(self.tune) or (len(self.tune) > 1 and not set(self.tune) <= {"lr", "strength"}):
             raise ValueError(
-                f"--tune {' '.join(self.tune)}: expected fixed, curve, schedule, lr, strength, or lr strength"
+                f"--tune {' '.join(self.tune)}: expected fixed, curve, schedule, arms, lr, strength, or lr strength"
             )
-        if self.worlds and (self.tune != ("fixed",) or len(set(self.worlds)) < max(2, len(self.worlds))):
+        if len(self.arm) < 2 if self.arms else self.arm:
+            raise ValueError(f"{len(self.arm)} --arm: expected two or more with --tune arms, and none without")
+        several = self.tune == ("fixed",) or self.arms
+        if self.worlds and (not several or len(set(self.worlds)) < max(2, len(self.worlds))):
             raise ValueError(
-                f"--worlds {' '.join(self.worlds)}: expected --tune fixed and two or more different presets"
+                f"--worlds {' '.join(self.worlds)}: expected --tune fixed or arms and two or more different presets"
             )
         if self.pool is not None and (self.worlds or self.tune != ("fixed",)):
             raise ValueError("--pool: expected --tune fixed in one world, and no --worlds")
         drawn_here = {"--candidates": self.candidates != TuneFlags.candidates, "--search_seed": self.search_seed != 0}
-        if self.pool is not None and any(drawn_here.values()):
+        if (self.pool is not None or self.arms) and any(drawn_here.values()):
             flag = next(name for name, given in drawn_here.items() if given)
-            raise ValueError(f"{flag}: the candidates are those of --pool {self.pool}, leave it out")
+            whose = "given by --arm" if self.arms else f"those of --pool {self.pool}"
+            raise ValueError(f"{flag}: the candidates are {whose}, leave it out")
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
         if self.jobs is not None:
@@ -129,6 +138,11 @@ class TuneFlags:
         return set(self.tune) <= {"lr", "strength"}
 
     @property
+    def arms(self) -> bool:
+        """Whether candidates are whole arms."""
+        return self.tune == ("arms",)
+
+    @property
     def keeps(self) -> tuple[str, ...]:
         """The flags of the attack's budget that a search of budgets leaves as they are given."""
         return ("--steps", "--step_size") if self.tune == ("schedule",) else ()
@@ -136,7 +150,7 @@ class TuneFlags:
     @property
     def without(self) -> tuple[str, ...]:
         """The settings that do not say which search it is: those that decide nothing, and those of its candidates."""
-        budget = () if self.trains else ("agent", *(flag[2:] for flag in BUDGET if flag not in self.keeps))
+        budget = () if self.trains or self.arms else ("agent", *(flag[2:] for flag in BUDGET if flag not in self.keeps))
         return (*NOT_SEARCHED, *budget)
 
 
@@ -173,15 +187,17 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> int:
     known = dict[tuple[Candidate, int], Trial]()
-    candidates = drawn(given, list(worlds.values())) if given.pool is None else []
+    candidates = candidates_of(given, list(worlds.values())) if given.pool is None else []
     searches = {name: _shared(given, settings) for name, settings in worlds.items()}
     world, first = next(iter(searches.items()))
     if given.pool is not None:
         known = taken_over(given.pool, world, first, plain(first.settings, given.without))
         candidates = list(dict.fromkeys(candidate for candidate, _ in known))
-    elif given.tune != ("curve",) and len(candidates) < given.candidates:
+    elif given.tune != ("curve",) and not given.arms and len(candidates) < given.candidates:
         print(f"the world has {len(candidates)} different candidates, not {given.candidates}")
-    rungs = (Rung(len(candidates), CURVE_SEEDS),) if given.tune == ("curve",) else rungs_for(len(candidates))
+    rungs = rungs_for(len(candidates), ARM_SEEDS if given.arms else 1)
+    if given.tune == ("curve",):
+        rungs = (Rung(len(candidates), CURVE_SEEDS),)
     passes = sum(search.passes for search in searches.values()) if given.worlds else first.passes
     what = {
         "tune": list(given.tune),
@@ -208,7 +224,8 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
     name = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}"
     for world, each in searches.items():
         place = f"in {world}" if given.worlds else "beside this command's flags of the world"
-        arm = f"{name}={named(played | best.changes)} --epochs {each.epochs(best)}"
+        length = f"--passes {each.passes:g}" if given.arms else f"--epochs {each.epochs(best)}"
+        arm = f"{name}={named(played | dict(best.settings))} {length}"
         print(f"as an arm, {place}: {shlex.join(['--arm', arm, '--searched', f'{name}={output}'])}")
     return 0
 
@@ -247,7 +264,7 @@ def _shared(given: TuneFlags, settings: Settings) -> Search:
     """Return what the trials in a world share."""
     budget = settings.fixed_budget if given.trains else settings.method.make().budget_at(1)
     steps = float(budget.steps) if budget is not None and not settings.method.make().free else 0.0
-    return Search(settings, given.passes or own_passes(settings, steps))
+    return Search(settings, given.passes or own_passes(settings, steps), exact=given.arms)
 
 
 def _worlds(given: TuneFlags, flags: Sequence[str]) -> dict[str, Settings]:
@@ -277,7 +294,7 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     """
     for flag in flags:
         name = flag.partition("=")[0]
-        if name in SET_HERE or (name in BUDGET and not given.trains and name not in given.keeps):
+        if name in SET_HERE or (name in BUDGET and not (given.trains or name in given.keeps)):
             raise ValueError(f"{name} is set for each trial by the search: leave it out")
     bare: Iterable[str] = flags
     for name in BUDGET:
@@ -289,8 +306,10 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     if world.coreset.coreset != "none" or world.optimizer.passes is not None:
         raise ValueError("a search trains on all images for a number of epochs: leave coreset and passes out")
     if not method.attacks:
-        if not given.trains:
+        if not (given.trains or given.arms):
             raise ValueError(f"the method {world.method.method} has no attack, so there is no budget to tune")
+        return world
+    if given.arms:
         return world
     sets = world.ranges.sets
     own = {"--epsilon": sets.epsilons[0], "--steps": sets.steps[0], "--step_size": sets.step_sizes[0]}
@@ -300,12 +319,37 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     return settings_of([*flags, "--device", "cpu", "--agent", agent, *more], given.trust or None)
 
 
-def drawn(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
-    """Draw the candidates of the search.
+def _arms(given: TuneFlags, world: Settings) -> list[Candidate]:
+    """Return the arms as candidates.
 
     Raises:
-        ValueError: if a schedule is tuned without steps and a step size, or worlds have nothing in common.
+        ValueError: if a label or a flag is wrong, or two arms are the same.
     """
+    shared = ["--preset", world.run.preset, "--device", "cpu"]
+    if world.data.data_dir is not None:
+        shared += ["--data_dir", str(world.data.data_dir)]
+    base, found = settings_of(shared).flat(), []
+    for text in given.arm:
+        label, words = own_arm(text)
+        try:
+            found.append(settings_of([*shared, *words], given.trust or None).flat())
+        except ValueError as error:
+            raise ValueError(f"{error} (in the arm {label})") from error
+    candidates = arms(base, found)
+    if len(set(candidates)) < len(candidates):
+        raise ValueError(f"{len(candidates)} arms, {len(set(candidates))} different ones: expected all different")
+    return candidates
+
+
+def candidates_of(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
+    """Draw the candidates of the search, or take the given arms.
+
+    Raises:
+        ValueError: if a schedule is tuned without steps and a step size, worlds have nothing in common, or an arm is
+            wrong.
+    """
+    if given.arms:
+        return _arms(given, worlds[0])
     settings, sets = worlds[0], common([settings.ranges.sets for settings in worlds])
     if given.tune == ("fixed",):
         return budgets(sets, given.candidates, given.search_seed)

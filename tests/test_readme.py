@@ -186,13 +186,13 @@ def test_the_searches_draw_their_candidates(monkeypatch) -> None:
     drawn: list[int] = []
 
     def count(given: tune.TuneFlags, worlds: dict[str, Settings], output: Path) -> int:
-        drawn.append(0 if given.pool else len(tune.drawn(given, list(worlds.values()))))
+        drawn.append(0 if given.pool else len(tune.candidates_of(given, list(worlds.values()))))
         return 0
 
     monkeypatch.setattr(tune, "_search", count)
     for command in (line for line in COMMANDS if "tune.py" in line):
         assert tune.main(shlex.split(command)[2:]) == 0
-    assert drawn == [64, 41, 64, 32, 16, 0]
+    assert drawn == [64, 41, 64, 32, 16, 2, 0]
 
 
 def test_the_measurements_of_headroom_have_a_world(monkeypatch) -> None:

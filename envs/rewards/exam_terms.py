@@ -11,14 +11,13 @@ from astra_gym.ssl_core.attacks.pgd import strided_budget
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.training.exams import Exam, gradient, make_exam, value
 from astra_gym.ssl_core.training.forward_credit import ForwardCredit, descent
-from astra_gym.ssl_core.utils.training_plan import update_passes
 
 ROWS, NOISE = "exams/rows", "exams/noise"
 """The streams of an exam's images and of its attack's random start."""
 
 
 class ExamTerm(RewardTerm):
-    """The base of terms that examine the target network after every `judge_every` passes of training.
+    """The base of terms that examine the target network after every `judge_block` of the run, until `judge_until`.
 
     An exam's images are drawn from `judge_images` training images that enter no batch, with new views. `attack_steps`
     counts an exam's gradient steps, and one more for its forward passes.
@@ -34,9 +33,8 @@ class ExamTerm(RewardTerm):
         if world.exam_images is None:
             raise ValueError("the world holds no images out for exams: expected judge_images of them")
         self.images: ExamImages = world.exam_images
-        self._attack: FrozenAttack | None = None
-        self._since = 0.0
-        """Passes since the last exam."""
+        self._block = 0
+        """Number of the running block, from 0."""
 
     @classmethod
     def check(cls, method: Method) -> None:
@@ -45,11 +43,6 @@ class ExamTerm(RewardTerm):
             raise ValueError(
                 f"what the attack of {type(method).__name__} maximises is not its loss, which exams are about"
             )
-
-    def frozen(self, attack: FrozenAttack) -> Mapping[str, Tensor]:
-        """Remember the attack, which may be the one that is played; return no values yet."""
-        self._attack = attack
-        return {}
 
     def _drawn(self) -> Tensor:
         """Return all views (v, 3, h, w) of newly drawn images."""
@@ -66,17 +59,21 @@ class ExamTerm(RewardTerm):
         return made
 
     def _due(self) -> bool:
-        """Pay for the update that was attacked last; return whether it is time for an exam, and begin anew."""
-        if self._attack is None:
-            raise ValueError("there is no attack to pay for: call frozen() first")
-        self._since += update_passes(self.world.learner.method.attack_steps(self._attack.budget))
-        if due := self._since >= self.world.judge.judge_every:
-            self._since = 0.0
+        """Return whether a block with an exam at its end is over, and go to the block of the present."""
+        # a share is a sum of many parts
+        now = int(self.world.learner.moment.progress / self.world.judge.judge_block + 1e-9)
+        due = self._examined and now > self._block
+        self._block = now
         return due
 
+    @property
+    def _examined(self) -> bool:
+        """Whether the running block has an exam at its end."""
+        return self._block * self.world.judge.judge_block < self.world.judge.judge_until - 1e-9
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the held-out rows, and the passes since the last exam."""
-        return {"rows": self.images.rows, "since": self._since}
+        """Return the held-out rows, and the number of the running block."""
+        return {"rows": self.images.rows, "block": self._block}
 
     def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
         """Restore what `state_dict` gave, as `RewardTerm.load_state_dict`."""
@@ -85,20 +82,20 @@ class ExamTerm(RewardTerm):
             raise ValueError(
                 f"the state holds out {found} images for exams, this run {ours}: resume with the same judge_images"
             )
-        self.images.rows, self._since = state["rows"], state["since"]
+        self.images.rows, self._block = state["rows"], state["block"]
 
 
 class Judge(ExamTerm):
-    """The fall of the loss in an exam over the passes since the last one; 0 in between.
+    """The fall of the loss in an exam over a block of the run; 0 before its end, and in blocks without an exam.
 
         value = L(theta_before) - L(theta_now)        L = share * attacked loss + (1 - share) * clean loss
 
     with the share by `judge_score`: 1 (robust) or 1/2 (mean). Both losses are of the same images and views, attacked at
-    the judged radius from the same random start on the weights of their time; the next exam has others. Time is in it:
-    cheap attacks leave more updates to the same number of passes. As LAS-AT's R2 (CVPR 2022), with the loss in place of
-    labels, over many updates, and at the judge's radius. All views get the same value.
+    the judged radius from the same random start on the weights of their time; the next exam has others. In a run of a
+    number of passes time is in it: cheap attacks leave more updates to the same share. As LAS-AT's R2 (CVPR 2022), with
+    the loss in place of labels, over many updates, and at the judge's radius. All views get the same value.
 
-    Cost: two exams after every `judge_every` passes.
+    Cost: two exams a block.
     """
 
     summary = "the fall of held-out views' loss at the judged radius, from exam to exam"
@@ -117,7 +114,7 @@ class Judge(ExamTerm):
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
         """Begin the first exam; return no values yet."""
-        if self._views is None:
+        if self._views is None and self._examined:
             self._begin()
         return {}
 
@@ -130,7 +127,9 @@ class Judge(ExamTerm):
             noise = self.world.streams.on_device(NOISE)
             noise.set_state(self._start)
             fall = self._before - value(self.world.learner, self._exam(self._views))
-            self._begin()
+            self._views = None
+            if self._examined:
+                self._begin()
         return {"judge": torch.full((n,), fall, device=self.world.learner.device)}
 
     def numbers(self) -> dict[str, Any]:
@@ -161,13 +160,22 @@ class Alignment(ExamTerm):
     update, as in-run data attribution has it (Ren et al. 2018; TracIn, 2020): a view's share leaves out what it does to
     the others.
 
-    Cost: an exam, its gradient, and two passes with tangents after every `judge_every` passes.
+    Cost: an exam, its gradient, and two passes with tangents after every block.
 
     Raises:
         ValueError: if the optimizer's scale is not known, or the method perturbs weights or mixes views.
     """
 
     summary = "each attacked view's share in the coming update's fall of held-out views' loss at the judged radius"
+
+    def __init__(self, world: RewardWorld) -> None:
+        super().__init__(world)
+        self._attack: FrozenAttack | None = None
+
+    def frozen(self, attack: FrozenAttack) -> Mapping[str, Tensor]:
+        """Remember the attack, which may be the one that is played; return no values yet."""
+        self._attack = attack
+        return {}
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
         """Return `alignment` (n,)."""

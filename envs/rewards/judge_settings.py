@@ -24,7 +24,8 @@ class JudgeSection:
             batch. Fewer than 256 may rank attacks wrongly.
         judge_batch: images of an exam, drawn anew from these, 2 or more.
         judge_steps: steps of an exam's attack at the judged radius; they add up to 2.5 radii.
-        judge_every: forward-backward passes of training between two exams (an update counts 3.3, an attack step 1).
+        judge_block: share of the run between two exams, in (0, 1]: of its passes, if it has a number of them.
+        judge_until: share of the run after which there are no more exams, in (0, 1].
 
     Raises:
         ValueError: if a name is unknown or a value is out of its range.
@@ -35,7 +36,8 @@ class JudgeSection:
     judge_images: Annotated[int, Notes(unit="IMAGES")] = 256
     judge_batch: Annotated[int, Notes(unit="IMAGES")] = 64
     judge_steps: Annotated[int, Notes(unit="STEPS")] = 2
-    judge_every: Annotated[float, Notes(unit="PASSES")] = 150.0
+    judge_block: Annotated[float, Notes(unit="SHARE")] = 0.1
+    judge_until: Annotated[float, Notes(unit="SHARE")] = 1.0
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -47,7 +49,8 @@ class JudgeSection:
         pairs = f"2 to judge_images ({self.judge_images}) images, since each needs negatives"
         check_number("judge_batch", self.judge_batch, 2, self.judge_images, pairs, whole=True)
         check_number("judge_steps", self.judge_steps, 1, math.inf, "1 or more steps", whole=True)
-        check_number("judge_every", self.judge_every, 0, math.inf, "a positive number of passes", above=True)
+        for name in ("judge_block", "judge_until"):
+            check_number(name, getattr(self, name), 0, 1, "a share of the run in (0, 1]", above=True)
 
     @property
     def epsilon(self) -> float:

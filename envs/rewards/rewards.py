@@ -94,7 +94,8 @@ class Rewards:
         self._held_out = None if lookahead is None else HeldOut(lookahead, views_of(lookahead, "lookahead/views"))
         self._exams = None if exams is None else ExamImages(exams, lambda drawn: views_of(drawn, "exams/views"))
         batch = settings.optimizer.batch_size
-        world = RewardWorld(learner, streams, images, batch, self._held_out, self._exams, settings.judge)
+        target = settings.reward.cost_target
+        world = RewardWorld(learner, streams, images, batch, self._held_out, self._exams, settings.judge, target)
         kinds = settings.reward.paid_terms() if learner.method.attacks else {}
         self.terms: dict[str, RewardTerm] = {name: kind(world) for name, kind in kinds.items()}
         """Terms beside the method's own, by name or dotted path."""

@@ -32,6 +32,8 @@ class RewardSection:
         reward_clean: weight of the clean loss, which is subtracted (1/3).
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
+        cost_target: mean attack steps a view to which the term cost drives the agent: its price rises while attacks are
+            longer, and falls while they are shorter; null: its price is 1.
         reward_lookahead: weight of how much the update lowered the attacked plus the clean loss of held-out views,
             which is added (`LookAhead`); 0: not computed, and nothing is held out.
         lookahead_images: training images held out for the term lookahead, 2 or more; they enter no training batch.
@@ -53,6 +55,7 @@ class RewardSection:
     reward_clean: Annotated[float, Notes(instead="reward_weights.clean")] = 1 / 3
     reward_mixed: Annotated[float, Notes(instead="reward_weights.mixed")] = 0.0
     reward_cost: Annotated[float, Notes(instead="reward_weights.cost")] = 0.0
+    cost_target: Annotated[float | None, Notes(unit="STEPS")] = None
     reward_lookahead: Annotated[float, Notes(instead="reward_weights.lookahead")] = 0.0
     lookahead_images: Annotated[int, Notes(unit="IMAGES")] = 24
     reward_progress: Annotated[float, Notes(instead="reward_weights.progress")] = 0.0
@@ -79,6 +82,10 @@ class RewardSection:
         object.__setattr__(self, "reward_weights", left or None)
         for name, weight in self.weights.items():
             check_number(f"reward_{name}", weight, -math.inf, math.inf, "a finite number")
+        if self.cost_target is not None:
+            check_number("cost_target", self.cost_target, 0, math.inf, "a positive number of steps", above=True)
+            if not self.reward_cost:
+                raise ValueError(f"cost_target is {self.cost_target}, but reward_cost is 0: give it a weight")
         pairs = "2 or more images, since each needs negatives"
         check_number("lookahead_images", self.lookahead_images, 2, math.inf, pairs, whole=True)
 

@@ -210,7 +210,7 @@ def base_arms(
                 label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
                 arms.append(make_arm(label, [*grid, "--agent", agent, *given], number(label), suffix, trust, again))
             for text in own:
-                label, words = _own(text)
+                label, words = own_arm(text)
                 arms.append(make_arm(label, [*grid, *given, *words], number(label), suffix, trust, again))
     names = [arm.name for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -244,7 +244,12 @@ def _check_same_test(arms: Sequence[Arm]) -> None:
                 )
 
 
-def _own(text: str) -> tuple[str, list[str]]:
+def own_arm(text: str) -> tuple[str, list[str]]:
+    """Return the label and the flags of a custom arm, LABEL=FLAGS, with absolute paths.
+
+    Raises:
+        ValueError: if it has another form, or a flag is set by the comparison.
+    """
     label, equals, line = text.partition("=")
     if not equals or not OWN_LABEL.fullmatch(label):
         raise ValueError(f"--arm {shown(text)}: expected LABEL=FLAGS, the label of letters, digits and @._-")

@@ -1,12 +1,14 @@
 """What is searched: settings that change from candidate to candidate, drawn from a space by a seed."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import qmc
 
 from astra_gym.envs.actions import ActionSets
+from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 PARTS = 4
@@ -20,7 +22,10 @@ DRAWN = 2**14
 
 
 class Candidate(NamedTuple):
-    """Settings by name, in pairs, and the mean number of attack steps a view that they cost; None: the method's own."""
+    """Settings by name, in pairs, and the mean number of attack steps a view that they cost; None: the method's own.
+
+    A name with a dot, such as `agent_kwargs.length`, is one of settings by name.
+    """
 
     settings: tuple[tuple[str, Any], ...]
     steps: float | None = None
@@ -28,7 +33,14 @@ class Candidate(NamedTuple):
     @property
     def changes(self) -> dict[str, Any]:
         """The settings that it changes."""
-        return dict(self.settings)
+        changed: dict[str, Any] = {}
+        for name, value in self.settings:
+            field, dot, key = name.partition(".")
+            if dot:
+                changed.setdefault(field, {})[key] = value
+            else:
+                changed[field] = value
+        return changed
 
 
 def updates_for(passes: float, steps: float) -> float:
@@ -141,6 +153,26 @@ def trainings(names: Sequence[str], lr: float, count: int, seed: int) -> list[Ca
     return list(made)
 
 
+def arms(base: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """Return whole arms as candidates: what they change of a world's settings.
+
+    Args:
+        base: the world's settings by name.
+        chosen: the settings of each arm by name.
+    """
+    return [Candidate(tuple(_differences(base, settings))) for settings in chosen]
+
+
+def _differences(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if value == base[name]:
+            continue
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
+        else:
+            yield name, value
+
+
 def _points(dimensions: int, seed: int) -> Any:
     """Yield points of a scrambled Sobol sequence in the unit cube."""
     sampler = qmc.Sobol(dimensions, rng=np.random.default_rng(seed))
@@ -148,9 +180,9 @@ def _points(dimensions: int, seed: int) -> Any:
         yield from sampler.random(16)
 
 
-def named(changes: Mapping[str, Any]) -> str:
+def named(settings: Mapping[str, Any]) -> str:
     """Return a candidate's settings as flags for a command line."""
-    return " ".join(f"--{name} {_text(name, value)}" for name, value in changes.items())
+    return " ".join(f"--{name} {_text(name, value)}" for name, value in settings.items())
 
 
 def _text(name: str, value: Any) -> str:
@@ -158,4 +190,4 @@ def _text(name: str, value: Any) -> str:
         return f"[{','.join(_text('epsilon', each) for each in value)}]"
     if name in ("epsilon", "step_size") and abs(value * 255 - round(value * 255)) < 1e-9:
         return f"{round(value * 255)}/255"
-    return str(value)
+    return shlex.quote(as_text(value))

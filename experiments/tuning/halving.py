@@ -17,13 +17,13 @@ class Rung(NamedTuple):
     seeds: int
 
 
-def rungs_for(candidates: int) -> tuple[Rung, ...]:
-    """Return the rounds of a search, for 64 candidates: 64, 16, 4 and 1 of them on 1, 2, 4 and 8 seeds.
+def rungs_for(candidates: int, seeds: int = 1) -> tuple[Rung, ...]:
+    """Return the rounds of a search, for 64 candidates: 64, 16, 4 and 1 of them on 1, 2, 4 and 8 times `seeds` seeds.
 
     A quarter stays, on twice as many seeds, until one is left, so that the later rounds cost no more than the first
     (Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization").
     """
-    rungs = [Rung(candidates, 1)]
+    rungs = [Rung(candidates, seeds)]
     while rungs[-1].candidates > 1:
         rungs.append(Rung(max(1, rungs[-1].candidates // 4), 2 * rungs[-1].seeds))
     return tuple(rungs)

@@ -59,10 +59,13 @@ class Search:
     Args:
         settings: settings that candidates change; its `judge_epsilon` and `judge_score` decide.
         passes: passes that a trial spends, so that candidates with fewer attack steps make more updates.
+        exact: whether its training ends once they are spent, what the reward measures included, whatever an agent
+            chooses; else it has the whole number of epochs that they pay for.
     """
 
     settings: Settings
     passes: float
+    exact: bool = False
 
     def steps(self, candidate: Candidate) -> float:
         """Return the attack steps per view that a candidate pays for; free training has them with its updates."""
@@ -86,8 +89,10 @@ class Search:
     def of(self, candidate: Candidate, seed: int) -> Settings:
         """Return a trial's settings."""
         images = len(training_images(self.settings))
-        epochs = self.epochs(candidate, images - measured_images(images))
-        return self.settings.replace(**candidate.changes, epochs=epochs, seed=seed, evaluate=False, probe_every=0)
+        own: dict[str, Any] = {"passes": self.passes}
+        if not self.exact:
+            own = {"epochs": self.epochs(candidate, images - measured_images(images))}
+        return self.settings.replace(**candidate.changes | own, seed=seed, evaluate=False, probe_every=0)
 
     def alone(self, candidate: Candidate, trial: Trial, world: str) -> Trial:
         """Return a trial in several worlds as one in this world alone, whose name is given. Its seconds are a share of
@@ -159,7 +164,8 @@ def try_worlds(worlds: Mapping[str, Search], candidate: Candidate, seed: int) ->
     shared: dict[str, list[str]] = {}
     for name, search in worlds.items():
         bare = search.settings.replace(preset="digits", judge_epsilon=None, judge_score="robust")
-        shared.setdefault(f"{bare} {search.passes}", []).append(name)
+        # an arm may pay for what the judge sees
+        shared.setdefault(name if search.exact else f"{bare} {search.passes}", []).append(name)
     made, by_world = list[Trial](), dict[str, QuickScore]()
     for names in shared.values():
         trial, values = _trained(worlds[names[0]], candidate, seed, [worlds[name].settings for name in names])
@@ -188,7 +194,8 @@ def _trained(
     run = Run(settings, torch.device("cpu"), data)
     failed = ""
     try:
-        run.agent.learn(run.engine.planned_updates * run.env.num_envs, None, reset_num_timesteps=False)
+        timesteps = run.engine.planned_updates * run.env.num_envs
+        run.agent.learn(timesteps, lambda *_: not run.engine.finished, reset_num_timesteps=False)
         route, parts = run.engine.method.evaluation_route, (data.train, data.test)
         radii = [judge.judge.judge_epsilon or 8 / 255 for judge in judges]
         found = [quick_score(run.encoder, route, *parts, epsilon, seed) for epsilon in radii]
@@ -196,7 +203,8 @@ def _trained(
         # a learning rate may be too large: that is a result, the worst one
         found, failed = [FAILED] * len(judges), brief(str(error))
     updates = run.engine.step
-    passes = updates * (UPDATE_PASSES + search.steps(candidate))
+    spent = run.engine.plan.spent(updates)
+    passes = updates * (UPDATE_PASSES + search.steps(candidate)) if spent is None else spent
     return Trial(WORST, found[0], updates, passes, time.process_time() - began, failed), found
 
 

@@ -26,7 +26,7 @@ NONE = "the world's own values"
 
 def label(candidate: Candidate) -> str:
     """Return a candidate's name in the file: its flags."""
-    return named(candidate.changes) or NONE
+    return named(dict(candidate.settings)) or NONE
 
 
 @contextmanager

@@ -111,6 +111,18 @@ def test_the_posterior_is_that_of_a_plain_gaussian_process() -> None:
     )
 
 
+def test_exploration_ends() -> None:
+    env = Blocks(noise=0.0)
+    agent = GaussianProcessBandit(env, GaussianProcessSettings(warmup=3, explore=6), seed=1)
+    agent.learn(11 * BLOCK)
+    blocks = [env.held[at] for at in range(0, len(env.held), BLOCK)]
+    assert len({block.tobytes() for block in blocks[:6]}) > 3
+    best = [agent._best() for agent.tried in [agent.tried[: 6 + at] for at in range(5)]]
+    assert all((block == agent._action(at).numpy()).all() for block, at in zip(blocks[6:], best, strict=True))
+    with pytest.raises(ValueError, match="explore is 2: expected an integer of 4 or more"):
+        GaussianProcessSettings(explore=2)
+
+
 def test_elimination_keeps_the_better_half_of_each_round() -> None:
     env = Blocks(noise=0.0)
     agent = SuccessiveElimination(env, EliminationSettings(candidates=6, blocks=2))

@@ -20,6 +20,7 @@ from tests.helpers.sealed import resealed_json
 from tests.helpers.tiny_training import TINY_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
+ARMS = ["--arm", "a=--agent gp", "--arm", "b=--agent random"]
 TINY = [f"--{name}={value}" for name, value in (TINY_SETTINGS | {"limit": 50, "preset": "digits-wide"}).items()]
 
 
@@ -93,6 +94,25 @@ def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.Cap
     assert "t.json: its first round is not finished" in capsys.readouterr().err
 
 
+def test_agents_are_compared_at_equal_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [word for word in TINY if not word.startswith(("--preset", "--epochs"))]
+    words = ["--tune", "arms", "--worlds", "digits-wide", "digits-wide-r8", "--passes", "60", "--jobs", "1", *flags]
+    exams = "--env batch --reward_judge 1 --judge_images 8 --judge_batch 4 --judge_block 0.2 --judge_until 0.6"
+    chosen = ["--arm", f"own=--agent gp --agent_kwargs.warmup 2 {exams}", "--arm", "any=--agent random"]
+    assert main([*words, *chosen, "--output", str(tmp_path / "t.json")]) == 0
+    shown, document = capsys.readouterr().out, read_json(tmp_path / "t.json")
+    assert "2 candidates, 6 trials of" in shown and "arms-global=--" in shown and "--passes 60 " in shown
+    labels = [entry["candidate"] for entry in document["trials"]]
+    assert "--agent gp" in labels[0] and "--agent_kwargs.warmup 2" in labels[0] and "--agent random" in labels[1]
+    for entry in document["trials"]:
+        # two worlds of 60 passes each, exams included; the last update may be dearer than what is left
+        assert all(120 <= trial["passes"] < 120 + 2 * 18 for trial in entry["seeds"].values())
+        assert len(entry["seeds"]) in (2, 4)
+    # the judge's radius is the reward's, so both worlds are trained
+    values = document["trials"][0]["seeds"]["0"]["worlds"]
+    assert values["digits-wide"]["clean_margin"] != values["digits-wide-r8"]["clean_margin"]
+
+
 def test_the_folder_is_that_of_the_worlds_that_need_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,14 +146,19 @@ def test_kept_searches_are_read_and_need_no_trial(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--worlds", "digits-wide"], "expected --tune fixed and two or more different presets"),
+        (["--worlds", "digits-wide"], "expected --tune fixed or arms and two or more different presets"),
+        (["--tune", "arms", "--arm", "a=--agent gp"], "1 --arm: expected two or more with --tune arms"),
+        (["--arm", "a=--agent gp"], "1 --arm: expected two or more with --tune arms, and none"),
+        (["--tune", "arms", *ARMS, "--candidates", "9"], "--candidates: the candidates are given by --arm"),
+        (["--tune", "arms", *ARMS, "--arm", "c=--agent gp"], "3 arms, 2 different ones: expected all different"),
+        (["--tune", "arms", *ARMS, "--arm", "c=--agnt gp"], "did you mean --agent? (in the arm c)"),
         (["--worlds", "digits-wide", "digits-wide-r8"], "--preset is given beside --worlds"),
         (["--pool", "no.json"], "no.json: No such file"),
         (["--pool", "no.json", "--candidates", "9"], "--candidates: the candidates are those of --pool no.json"),
         (["--pool", "no.json", "--search_seed", "9"], "--search_seed: the candidates are those of --pool no.json"),
         (["--pool", "no.json", "--tune", "curve"], "--pool: expected --tune fixed in one world, and no --worlds"),
         (["--tune", "fixd"], "did you mean 'fixed'"),
-        (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, lr, strength, or lr strength"),
+        (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, arms, lr, strength, or lr strength"),
         (["--tune", "schedule"], "give the attack's --steps and --step_size"),
         (["--candidates", "1"], "--candidates is 1"),
         (["--seed", "3"], "--seed is set for each trial by the search"),

@@ -17,9 +17,8 @@ BUDGET = Budget(
     step_size=torch.full((8,), 2 / 255),
     steps=torch.tensor([0, 1, 2, 3, 3, 2, 1, 0]),
 )
-COST = 3.3 + 1.5
-"""Passes of an update with these steps."""
-EXAMS = {"judge_images": 5, "judge_batch": 3, "judge_steps": 2, "judge_every": 3 * COST - 0.1, "judge_epsilon": 0.1}
+EXAMS = {"judge_images": 5, "judge_batch": 3, "judge_steps": 2, "judge_block": 1 / 3, "judge_epsilon": 0.1}
+"""A block has three of nine updates."""
 
 
 def world(tiny: dict, seed: int = 3, **more: object) -> AttackEngine:
@@ -28,7 +27,7 @@ def world(tiny: dict, seed: int = 3, **more: object) -> AttackEngine:
 
 @pytest.mark.parametrize("score", ["mean", "robust"])
 def test_the_judge_pays_the_fall_of_the_loss_from_exam_to_exam(tiny, score: str) -> None:
-    engine = world(tiny, reward_judge=2.0, judge_score=score)
+    engine = world(tiny, reward_judge=2.0, judge_score=score, limit=17, epochs=3, judge_until=2 / 3)
     term, exams = engine.rewards.terms["judge"], []
     assert engine.rewards.held_out is not None and len(engine.rewards.held_out) == 5
 
@@ -38,19 +37,20 @@ def test_the_judge_pays_the_fall_of_the_loss_from_exam_to_exam(tiny, score: str)
         share = 1.0 if score == "robust" else 0.5
         return value(engine.learner, make_exam(engine.learner, [views], strided_budget(0.1, 2), share, noise))
 
-    for update in range(1, 8):
+    for update in range(1, 10):
         begun, spent = term.state_dict(), term.attack_steps
         record = engine.play(BUDGET)
         exams.append((term.attack_steps - spent) // (3 * 6))
         judged = record.terms["judge"]
         assert judged.shape == (8,) and (judged == judged[0]).all()
         # the loss that was measured when the exam began, less that of the same exam now
-        fall = 0.0 if update % 3 else begun["before"] - loss(begun["views"], begun["start"])
-        assert judged[0].item() == pytest.approx(fall, rel=1e-5, abs=1e-6) and (fall != 0) == (update % 3 == 0)
+        ends = update in (3, 6)
+        fall = 0.0 if not ends else begun["before"] - loss(begun["views"], begun["start"])
+        assert judged[0].item() == pytest.approx(fall, rel=1e-5, abs=1e-6) and (fall != 0) == ends
         own = (record.terms["adversarial"] - record.terms["clean"]) / 3
         torch.testing.assert_close(record.reward, own + 2 * judged)
-    # one exam at first, and after every third update the end of one and the begin of the next
-    assert exams == [1, 0, 2, 0, 0, 2, 0]
+    # one exam at first, the end of one and the begin of the next after a block, and none in the last third
+    assert exams == [1, 0, 2, 0, 0, 1, 0, 0, 0]
 
 
 def test_alignment_is_the_forward_credit_by_an_exam_of_the_present_weights(tiny) -> None:
@@ -70,7 +70,8 @@ def test_alignment_is_the_forward_credit_by_an_exam_of_the_present_weights(tiny)
 
 
 def test_a_world_resumes_between_exams_and_holds_out_other_images_than_the_look_ahead(tiny) -> None:
-    more = {"reward_judge": 1.0, "reward_alignment": 1.0, "reward_lookahead": 1.0, "lookahead_images": 4}
+    rewards = ("reward_judge", "reward_alignment", "reward_lookahead")
+    more = dict.fromkeys(rewards, 1.0) | {"lookahead_images": 4, "limit": 21}
     engine, other = world(tiny, **more), world(tiny, 4, **more)
     for _ in range(4):
         engine.play(BUDGET)

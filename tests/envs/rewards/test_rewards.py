@@ -66,6 +66,22 @@ def test_terms_that_hold_nothing_out_change_the_reward_alone(tiny, more: dict) -
     assert plain.streams.state_dict()["host"].keys() == paid.streams.state_dict()["host"].keys()
 
 
+def test_the_price_of_time_moves_to_its_target_and_resumes(tiny) -> None:
+    engine, other = (world(tiny, seed, reward_cost=0.01, cost_target=1.0) for seed in (3, 4))
+    mean, price = float(STEPS.float().mean()), 1.0
+    for update in range(3):
+        if update == 1:
+            engine.try_out(BUDGET)
+        record = engine.play(BUDGET)
+        torch.testing.assert_close(record.terms["cost"], price * STEPS.float())
+        price += 0.02 * (mean - 1)
+        if update == 1:
+            other.load_state_dict(copy.deepcopy(engine.state_dict()))
+    torch.testing.assert_close(other.play(BUDGET).terms["cost"], record.terms["cost"])
+    with pytest.raises(ValueError, match=r"cost_target is 2\.0, but reward_cost is 0"):
+        world(tiny, cost_target=2.0, reward_cost=0.0)
+
+
 def test_the_cost_is_the_number_of_steps(tiny) -> None:
     record = world(tiny, reward_cost=0.01).play(BUDGET)
     assert record.terms["cost"].dtype == torch.float32 and torch.equal(record.terms["cost"], STEPS.float())
