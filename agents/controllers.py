@@ -250,7 +250,8 @@ class SuccessiveElimination(Controller):
     """Successive halving within a run (Karnin, Koren and Somekh 2013, on blocks of a training).
 
     Random actions are played in turn, `blocks` blocks each; then the better half by mean reward stays, until one is
-    left, which the rest of the run has. Within a round the order is drawn anew, because rewards drift.
+    left, which the rest of the run has. The order is drawn anew, and then taken backward, so that a straight trend of the
+    rewards, which drift, favors none if `blocks` is even.
     """
 
     kind: ClassVar[str] = "elimination"
@@ -275,9 +276,10 @@ class SuccessiveElimination(Controller):
         if len(self.left) == 1:
             return self.left[0]
         if not self.queue:
-            for _ in range(self.settings.blocks):
-                order = torch.randperm(len(self.left), generator=self._draws)
-                self.queue += [self.left[at] for at in order.tolist()]
+            order = list[int]()
+            for block in range(self.settings.blocks):
+                order = order[::-1] if block % 2 else torch.randperm(len(self.left), generator=self._draws).tolist()
+                self.queue += [self.left[at] for at in order]
         return self.queue.pop(0)
 
     def _ranked(self) -> list[int]:

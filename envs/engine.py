@@ -180,11 +180,12 @@ class AttackEngine:
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
         """Return unstandardized features and clean loss (n, observation_dim - 1) of a batch's attacked views, and the
         network's output for them. `views` (v, 3, h, w) is the whole batch."""
-        encoded = self.learner.encode_clean(views)
+        known = self._clean if views is self._views else None
+        encoded = self.learner.encode_clean(views) if known is None else known.encoded
         loss = self._objective_of(views)(encoded.embeddings)
         if loss.shape != encoded.features.shape[:1]:
-            given = f"objective of the method {self.settings.method.method} gives {tuple(loss.shape)}"
-            raise ValueError(f"{given}: expected a value for each of {len(encoded.features)} attacked views")
+            given = f"objective of the method {self.settings.method.method} gives {tuple(loss.shape)}: expected"
+            raise ValueError(f"{given} a value for each of {len(encoded.features)} attacked views")
         return torch.cat([encoded.features, loss[:, None]], dim=1), encoded
 
     def _objective_of(self, views: Tensor) -> Objective:

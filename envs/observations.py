@@ -1,5 +1,6 @@
 """What an agent sees of a batch: the table of observations, and the search for a custom one."""
 
+import math
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import TargetLearner
@@ -20,6 +22,7 @@ OBSERVATION_BOUND = 10.0
 MEMORY = 0.99
 """Weight of the old running statistics at each batch: they follow the target network, which drifts."""
 VARIANCE_FLOOR = 1e-6
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 class RunningStatistics:
@@ -80,6 +83,11 @@ class ObservedWorld(Protocol):
 
     learner: TargetLearner
     method: Method
+
+    @property
+    def settings(self) -> WorldSettings:
+        """Settings of the world."""
+        ...
 
     @property
     def all_views(self) -> Tensor:
@@ -204,7 +212,39 @@ class Image(Observation):
         return as_pixels(self.world.method.attacked(views))
 
 
-OBSERVATIONS: dict[str, type[Observation]] = {"features": Features, "image": Image}
+class Losses(Observation):
+    """Clean losses, progress, and the judge: of the same size whatever network, images and batch are, so that a policy
+    can go from one world to another.
+
+    Entries: progress in [-1, 1]; mean, deviation, and quantiles 0.1, 0.5 and 0.9 of the views' clean losses in units of
+    that of a uniform guess among a batch's views; the judged radius in 32/255; the weight of clean views in the judge.
+    """
+
+    summary = "clean losses, progress and judge, of the same size in all worlds (batch environment only)"
+    checks_finite = True
+
+    @property
+    def batch_space(self) -> gym.Space:
+        """Box (8,)."""
+        return gym.spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (8,), np.float32)
+
+    def of_batch(self, views: Tensor) -> Tensor:
+        """Return the entries."""
+        if views is self.world.all_views:
+            # the pass over the coming batch is made once
+            self.world.observe()
+        losses = self.world.raw_observation(views)[0][:, -1]
+        losses = losses / math.log(max(2, len(views) - 1))
+        deviation, mean = torch.std_mean(losses, correction=0)
+        judge = self.world.settings.judge
+        known = (2 * self.world.progress - 1, judge.epsilon * 255 / 32, 1 - judge.attacked_share)
+        progress, radius, clean = losses.new_tensor(known)
+        quantiles = losses.quantile(losses.new_tensor(QUANTILES))
+        values = torch.stack([progress, mean, deviation, *quantiles, radius, clean])
+        return values.clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)[None]
+
+
+OBSERVATIONS: dict[str, type[Observation]] = {"features": Features, "image": Image, "losses": Losses}
 
 
 def find_observation(name: str) -> type[Observation]:

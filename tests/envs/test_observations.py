@@ -12,6 +12,7 @@ from astra_gym.envs.batch_env import BatchAttackEnv
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.observations import (
     OBSERVATIONS,
+    Losses,
     Observation,
     RunningStatistics,
     find_observation,
@@ -61,9 +62,29 @@ def test_the_training_s_progress_runs_from_minus_one_to_one() -> None:
 
 def test_which_environment_has_which() -> None:
     offered = {name: [env for env in ("view", "batch") if kind.offers(env)] for name, kind in OBSERVATIONS.items()}
-    assert offered == {"features": ["view", "batch"], "image": ["view"]}
+    assert offered == {"features": ["view", "batch"], "image": ["view"], "losses": ["batch"]}
     assert all(kind.summary and kind.checks_finite for kind in OBSERVATIONS.values())
     assert not Mean.checks_finite
+
+
+def test_losses_have_one_size_in_all_worlds_and_cost_no_pass(tiny: dict[str, Any]) -> None:
+    for more in ({"judge_epsilon": 16 / 255, "judge_score": "mean"}, {"width": 4, "batch_size": 6, "method": "acl"}):
+        settings = WorldSettings.of(**tiny | more)
+        engine, twin = AttackEngine(settings, seed=3), AttackEngine(settings, seed=3)
+        seen, space = Losses(engine).of_batch(engine.all_views), Losses(engine).batch_space
+        assert seen.shape == (1, 8) and space.contains(seen[0].numpy())
+        loss = twin.raw_observation(twin.all_views)[0][:, -1] / np.log(len(twin.all_views) - 1)
+        values = [loss.mean(), loss.std(correction=0), *loss.quantile(torch.tensor([0.1, 0.5, 0.9]))]
+        judge = settings.judge
+        expected = [-1, *values, judge.epsilon * 255 / 32, 0.5 if judge.judge_score == "mean" else 0]
+        torch.testing.assert_close(seen[0], torch.tensor(expected, dtype=torch.float32))
+        twin = AttackEngine(settings, seed=3)
+        action = torch.zeros(1, len(TorchBatchEnv(twin).action_space.nvec), dtype=torch.int64)
+        for world in (engine, twin):
+            TorchBatchEnv(world).play(action)
+        ours, theirs = engine.learner.network.state_dict(), twin.learner.network.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        assert Losses(engine).of_batch(engine.all_views)[0, 0] > -1
 
 
 def test_a_custom_one_is_seen_in_every_environment(tiny: dict[str, Any]) -> None:
@@ -92,9 +113,9 @@ def test_a_custom_one_is_seen_in_every_environment(tiny: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("env", "name", "message"),
     [
-        ("batch", "image", "observation 'image' is of single views: the batch environment offers 'features'"),
+        ("batch", "image", "observation 'image' is of single views: the batch environment offers 'features', 'losses'"),
         ("view", OF_BATCHES, "is of whole batches: the view environment offers 'features', 'image'"),
-        ("view", "imgae", "unknown observation 'imgae': choose from features, image; did you mean 'image'"),
+        ("view", "imgae", "unknown observation 'imgae': choose from features, image, losses; did you mean 'image'"),
         ("view", "math:pi", "observation 'math:pi' is a float: expected a subclass of"),
     ],
 )

@@ -101,7 +101,7 @@ def test_agents_are_compared_at_equal_passes(tmp_path: Path, capsys: pytest.Capt
     chosen = ["--arm", f"own=--agent gp --agent_kwargs.warmup 2 {exams}", "--arm", "any=--agent random"]
     assert main([*words, *chosen, "--output", str(tmp_path / "t.json")]) == 0
     shown, document = capsys.readouterr().out, read_json(tmp_path / "t.json")
-    assert "2 candidates, 6 trials of" in shown and "arms-global=--" in shown and "--passes 60 " in shown
+    assert "2 candidates, 6 trials of" in shown and "arms-global=--" in shown and "--passes 60'" in shown
     labels = [entry["candidate"] for entry in document["trials"]]
     assert "--agent gp" in labels[0] and "--agent_kwargs.warmup 2" in labels[0] and "--agent random" in labels[1]
     for entry in document["trials"]:
