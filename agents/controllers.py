@@ -250,8 +250,8 @@ class SuccessiveElimination(Controller):
     """Successive halving within a run (Karnin, Koren and Somekh 2013, on blocks of a training).
 
     Random actions are played in turn, `blocks` blocks each; then the better half by mean reward stays, until one is
-    left, which the rest of the run has. The order is drawn anew, and then taken backward, so that a straight trend of the
-    rewards, which drift, favors none if `blocks` is even.
+    left, which the rest of the run has. The order is drawn anew, and then taken backward, so that a straight trend of
+    the rewards favors none if `blocks` is even.
     """
 
     kind: ClassVar[str] = "elimination"

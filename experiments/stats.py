@@ -250,6 +250,12 @@ def _improvement(a: Array, b: Array, axis: int = -1) -> Array:
     return ((one > other) + 0.5 * (one == other)).mean(axis=(-2, -1))
 
 
+def sign_flips(values: Sequence[float]) -> float:
+    """Return the two-sided p-value of differences, one per seed, by flipping their signs as in `paired`; NaN of fewer
+    than two."""
+    return _sign_flips(np.rint(1e6 * _sample(values)).astype(np.int64))
+
+
 def _sign_flips(counts: Array) -> float:
     # whole numbers, not points, since tied sums must not differ by rounding
     if len(counts) < 2:

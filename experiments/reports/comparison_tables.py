@@ -74,7 +74,7 @@ def mean_text(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return MISSING
     found = estimate(values)
-    return f"{found.mean:z.{digits}f}{_interval(found.low, found.high, digits)}"
+    return f"{found.mean:z.{digits}f}{interval_text(found.low, found.high, digits)}"
 
 
 def percent_text(values: Sequence[float]) -> str:
@@ -82,10 +82,10 @@ def percent_text(values: Sequence[float]) -> str:
     if not values:
         return MISSING
     found = estimate(values)
-    return f"{found.mean:.1f}{_interval(max(found.low, 0.0), min(found.high, 100.0))}"
+    return f"{found.mean:.1f}{interval_text(max(found.low, 0.0), min(found.high, 100.0))}"
 
 
-def _interval(low: float, high: float, digits: int = 1, sign: str = "") -> str:
+def interval_text(low: float, high: float, digits: int = 1, sign: str = "") -> str:
     return "" if math.isnan(low) else f" ({low:{sign}z.{digits}f} to {high:{sign}z.{digits}f})"
 
 
@@ -93,13 +93,13 @@ def points_text(found: Paired) -> str:
     """Return a paired difference with its interval; missing if there is none."""
     if math.isnan(found.difference):
         return MISSING
-    return f"{found.difference:+z.1f}{_interval(found.low, found.high, sign='+')}"
+    return f"{found.difference:+z.1f}{interval_text(found.low, found.high, sign='+')}"
 
 
 def _probability(found: Paired) -> str:
     if math.isnan(found.probability):
         return MISSING
-    return f"{found.probability:.2f}{_interval(found.probability_low, found.probability_high, 2)}"
+    return f"{found.probability:.2f}{interval_text(found.probability_low, found.probability_high, 2)}"
 
 
 def p_text(p: float) -> str:
