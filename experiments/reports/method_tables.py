@@ -15,7 +15,7 @@ from astra_gym.experiments.stats import COMPUTE, paired
 from astra_gym.ssl_core.training.coreset import SELECTIONS
 
 FLOOR = "simclr"
-"""The method without an attack, against which all others are measured."""
+"""The method without an attack against which the others are measured, but those that have a clean form (`floor_of`)."""
 LEAST_GAIN, LEAST_CLEAN = 60.0, 95.0
 """Target of every adversarial method with its authors' budget: points of RA above the floor, and SA in %."""
 GAIN_AT = 8 / 255
@@ -59,17 +59,22 @@ def groups(comparison: ComparisonResult) -> list[Group]:
     ]
 
 
+def floor_of(method: str, found: Sequence[Group]) -> Group | None:
+    """Return the cells of a method without its attack: of METHOD-clean, else of `FLOOR`; None if neither was run."""
+    clean = {group.method: group for group in found if not group.attacks}
+    return clean.get(f"{method}-clean", clean.get(FLOOR))
+
+
 def methods_table(comparison: ComparisonResult) -> Table:
     """Return SA, RA and seconds of every method and arm; with the methods' own budget, also RA minus the floor's."""
     found = groups(comparison)
     epsilons = sorted({epsilon for group in found for cell in group.cells for epsilon in cell.correct})
-    floor = [group for group in found if group.method == FLOOR and not group.attacks]
-    rows = []
+    rows, floors = [], dict.fromkeys(floor.method for group in found if (floor := floor_of(group.method, found)))
     for group in found:
         accuracies = [percent_text(group.accuracies(epsilon)) for epsilon in epsilons]
-        gain, reached = MISSING, MISSING
-        if floor and group.attacks and all(GAIN_AT in cell.outcomes for cell in (*group.cells, *floor[0].cells)):
-            difference = paired(group.cells, floor[0].cells, GAIN_AT)
+        gain, reached, floor = MISSING, MISSING, floor_of(group.method, found)
+        if floor and group.attacks and all(GAIN_AT in cell.outcomes for cell in (*group.cells, *floor.cells)):
+            difference = paired(group.cells, floor.cells, GAIN_AT)
             gain = points_text(difference)
             clean = np.mean(group.accuracies(0.0))
             if group.arm == OWN and not math.isnan(difference.difference):
@@ -78,12 +83,13 @@ def methods_table(comparison: ComparisonResult) -> Table:
         texts = [group.method, group.arm if group.attacks else MISSING, str(len(group.cells)), *accuracies, gain]
         texts += [f"{np.mean(seconds):.0f}" if seconds else MISSING, reached]
         rows.append(entries(*texts))
+    name = FLOOR if set(floors) <= {FLOOR} else "its clean form"
     note = (
-        f"Accuracy in %, mean over seeds. {INTERVALS} Minus {FLOOR}: points of {at(GAIN_AT)} within a seed. Seconds: "
+        f"Accuracy in %, mean over seeds. {INTERVALS} Minus {name}: points of {at(GAIN_AT)} within a seed. Seconds: "
         f"training of one run on one core, two runs at a time. The goal of an adversarial method with its authors' "
-        f"budget (agent {OWN}): {LEAST_GAIN:g} points of {at(GAIN_AT)} above {FLOOR}, and SA of {LEAST_CLEAN:g} %."
+        f"budget (agent {OWN}): {LEAST_GAIN:g} points of {at(GAIN_AT)} above {name}, and SA of {LEAST_CLEAN:g} %."
     )
-    columns = ["method", "agent", "seeds", *map(at, epsilons), f"minus {FLOOR}", "seconds", "goal"]
+    columns = ["method", "agent", "seeds", *map(at, epsilons), f"minus {name}", "seconds", "goal"]
     return Table("Methods", note, columns, rows, words=("agent", "goal"))
 
 

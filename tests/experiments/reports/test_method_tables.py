@@ -58,6 +58,16 @@ def test_methods_are_measured_by_the_floor_and_the_goal(cells) -> None:
     assert found["simclr", MISSING][-1] == MISSING and found["acl", "random"][-1] == MISSING
 
 
+def test_a_method_with_a_clean_form_is_measured_by_it(cells, make_cell) -> None:
+    settings = {"method": "byol-clean", "views": 0, "seconds": 9.0}
+    clean = [make_cell("none", seed, {0.0: 96.0, AT: 21.0 + seed, 16 / 255: 0.0}, **settings) for seed in range(3)]
+    before, after = methods_table(comparison(cells)), methods_table(comparison([*cells, *clean]))
+    gains = rows(before)["byol", "fixed"][-3], rows(after)["byol", "fixed"][-3]
+    assert float(gains[0].split()[0]) - float(gains[1].split()[0]) == 16
+    assert rows(before)["acl", "fixed"] == rows(after)["acl", "fixed"]
+    assert (before.columns[-3], after.columns[-3]) == ("minus simclr", "minus its clean form")
+
+
 def test_strategies_are_compared_within_a_method_and_a_seed(cells) -> None:
     table = strategies_table(comparison(cells))
     found = {(row[1].text, row[3].text): [entry.text for entry in row[4:]] for row in table.rows}
