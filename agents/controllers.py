@@ -276,10 +276,10 @@ class SuccessiveElimination(Controller):
         if len(self.left) == 1:
             return self.left[0]
         if not self.queue:
-            order = list[int]()
+            turn = list[int]()
             for block in range(self.settings.blocks):
-                order = order[::-1] if block % 2 else torch.randperm(len(self.left), generator=self._draws).tolist()
-                self.queue += [self.left[at] for at in order]
+                turn = turn[::-1] if block % 2 else torch.randperm(len(self.left), generator=self._draws).tolist()
+                self.queue += [self.left[at] for at in turn]
         return self.queue.pop(0)
 
     def _ranked(self) -> list[int]:

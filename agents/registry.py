@@ -9,6 +9,7 @@ from gymnasium.spaces import Discrete
 
 from astra_gym.agents.bandits import BANDITS
 from astra_gym.agents.base import Agent, as_torch_env
+from astra_gym.agents.bisection import Bisection
 from astra_gym.agents.controllers import CONTROLLERS
 from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
 from astra_gym.agents.external import FunctionAgent, resolve
@@ -153,7 +154,7 @@ def _bandit(ask: AgentRequest) -> Agent:
 
 
 def _controller(ask: AgentRequest) -> Agent:
-    found = CONTROLLERS[ask.name]
+    found = (CONTROLLERS | {"bisection": Bisection})[ask.name]
     return found(ask.env, ask.settings(found.settings_class()), **ask.shared)
 
 
@@ -254,6 +255,9 @@ AGENTS: dict[str, AgentEntry] = {
         "successive halving of random actions within the run, for such rewards",
         _controller,
         paper="Karnin et al., ICML 2013",
+    ),
+    "bisection": AgentEntry(
+        "uniform draws from ranges that are halved within the run, part by part, for such rewards", _controller
     ),
     "switching": AgentEntry(
         "the present action against a random neighbor in turn, for such rewards",
