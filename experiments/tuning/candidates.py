@@ -168,9 +168,13 @@ def _differences(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterat
         if value == base[name]:
             continue
         if isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", each) for key, each in value.items())
+            yield from ((f"{name}.{key}", _hashable(each)) for key, each in value.items())
         else:
-            yield name, value
+            yield name, _hashable(value)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def _points(dimensions: int, seed: int) -> Any:
@@ -187,7 +191,7 @@ def named(settings: Mapping[str, Any]) -> str:
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, tuple):
-        return f"[{','.join(_text('epsilon', each) for each in value)}]"
+        return f"[{','.join(_text('epsilon' if name == 'schedule' else '', each) for each in value)}]"
     if name in ("epsilon", "step_size") and abs(value * 255 - round(value * 255)) < 1e-9:
         return f"{round(value * 255)}/255"
     return shlex.quote(as_text(value))
