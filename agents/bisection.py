@@ -66,12 +66,14 @@ class Bisection(OnePlayAgent):
             raise ValueError(f"the action space is {self.action_space}: bisection needs a bounded Box")
         sizes = choices(self.action_space)
         parts = len(sizes) or math.prod(self.action_space.shape or ())
-        self.ranges: list[list[float]] = [[0.0, float(size)] for size in sizes] or [[0.0, 1.0] for _ in range(parts)]
+        self.ends = [float(size) for size in sizes] or [1.0] * parts
+        """By part, where its whole range ends: the number of members, or 1 for the width of a Box."""
+        self.ranges = [[0.0, end] for end in self.ends]
         """By part: from the first member to the one behind the last, or shares of a Box's width."""
         order = range(parts) if self.settings.order is None else self.settings.order
         if not set(order) <= set(range(parts)) or len(set(order)) < len(order):
             raise ValueError(f"order is {list(order)}: expected different numbers from 0 to {parts - 1}")
-        self.queue = [part for _ in range(self.settings.halvings) for part in order]
+        self.queue = list(order) * self.settings.halvings
         """The parts that are still to be halved; the first one is being compared."""
         self.earned: list[list[float]] = [[], []]
         """Rewards of the lower and of the upper half in this comparison."""
@@ -101,11 +103,8 @@ class Bisection(OnePlayAgent):
         played = len(self.earned[0]) + len(self.earned[1])
         return self.first ^ (played % 4 in (1, 2))
 
-    def _drawn(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Draw `n` actions from the present ranges; None: take their middle."""
-        ranges = list(self.ranges)
-        if self.queue and generator is not None:
-            ranges[self.queue[0]] = self._halves(self.queue[0])[self.half]
+    def _drawn(self, n: int, ranges: list[list[float]], generator: torch.Generator | None) -> Tensor:
+        """Draw `n` actions from ranges; None: take their middle."""
         low, high = (torch.tensor(ends, dtype=torch.float64) for ends in zip(*ranges, strict=True))
         share = torch.full((n, len(ranges)), 0.5, dtype=torch.float64)
         if generator is not None:
@@ -119,10 +118,14 @@ class Bisection(OnePlayAgent):
         return self._joined(list(index.unbind(1))).to(self.device)
 
     def _act(self, observation: Tensor) -> Tensor:
-        return self._drawn(len(observation), self._streams["agent/actions"])
+        ranges = list(self.ranges)
+        if self.queue:
+            ranges[self.queue[0]] = self._halves(self.queue[0])[self.half]
+        return self._drawn(len(observation), ranges, self._streams["agent/actions"])
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
-        return self._drawn(len(observation), None if deterministic else self._streams["agent/predict"])
+        generator = None if deterministic else self._streams["agent/predict"]
+        return self._drawn(len(observation), self.ranges, generator)
 
     def _update(self, rollout: list[Transition]) -> None:
         (played,) = rollout
@@ -138,6 +141,16 @@ class Bisection(OnePlayAgent):
             self._skip()
         self.logger.record("train/block_reward", reward)
 
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Begin with the ranges that another agent was left with, and halve them further.
+
+        Raises:
+            RuntimeError: if they are of other parts.
+        """
+        own = self._learner_state()
+        self._load_learner_state({**own, "ranges": state["learner"]["ranges"]})
+        self._skip()
+
     def _arguments(self) -> dict[str, Any]:
         return {"settings": asdict(self.settings)}
 
@@ -150,6 +163,8 @@ class Bisection(OnePlayAgent):
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:
         if len(state["ranges"]) != len(self.ranges):
-            raise RuntimeError(f"it has {len(state['ranges'])} parts: expected {len(self.ranges)}")
+            raise RuntimeError(f"it has {len(state['ranges'])} parts there, {len(self.ranges)} here")
+        if any(high > most for (_, high), most in zip(state["ranges"], self.ends, strict=True)):
+            raise RuntimeError(f"its ranges are {state['ranges']} there, at most {self.ends} here")
         self.ranges, self.queue = [list(each) for each in state["ranges"]], list(state["queue"])
         self.earned, self.first = [list(each) for each in state["earned"]], state["first"]

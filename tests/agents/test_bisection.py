@@ -85,6 +85,22 @@ def test_it_begins_as_uniform_random_and_resumes() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(rest.played, whole.played, strict=True))
 
 
+def test_it_begins_with_the_ranges_of_another_run_and_halves_them_further() -> None:
+    env = Halves(spaces.MultiDiscrete([8, 8]))
+    first, second = Bisection(env, seed=2), Bisection(env, seed=3)
+    first.learn(8 * BLOCK * VIEWS)
+    assert first.ranges == [[0, 4], [4, 8]] and not first.queue
+    second.take_over(first.state_dict())
+    assert second.ranges == first.ranges and second.queue == [0, 1]
+    drawn, _ = second.predict(np.zeros((400, 2), np.float32), deterministic=False)
+    # a prediction draws from all of them, not from the half that is being tried
+    assert set(drawn[:, 0]) == {0, 1, 2, 3} and set(drawn[:, 1]) == {4, 5, 6, 7}
+    second.learn(9 * BLOCK * VIEWS)
+    assert second.ranges == [[0, 2], [6, 8]]
+    with pytest.raises(RuntimeError, match=r"at most \[4.0, 8.0\] here"):
+        Bisection(Halves(spaces.MultiDiscrete([4, 8]))).take_over({"learner": {"ranges": [[0, 5], [0, 8]]}})
+
+
 def test_wrong_settings_are_refused() -> None:
     env = Halves(spaces.MultiDiscrete([6, 6]))
     with pytest.raises(ValueError, match=r"order is \[0, 2\]: expected different numbers from 0 to 1"):
