@@ -23,6 +23,7 @@ class BisectionSettings:
         blocks: blocks of each half before one of them is chosen, 1 or more; if even, a straight trend of the rewards
             favors neither.
         order: parts in the order in which they are halved, by their numbers from 0; null: as they come.
+        settle: whether the middle of what is left is played after the last halving, in place of draws from it.
 
     Raises:
         ValueError: if a value is out of range.
@@ -31,6 +32,7 @@ class BisectionSettings:
     halvings: int = 1
     blocks: int = 2
     order: tuple[int, ...] | None = None
+    settle: bool = True
 
     def __post_init__(self) -> None:
         for name in ("halvings", "blocks"):
@@ -40,7 +42,8 @@ class BisectionSettings:
 
 
 class Bisection(OnePlayAgent):
-    """Agent that begins as uniform random, and halves the range of one part of the action after the other.
+    """Agent that begins as uniform random, halves the range of one part of the action after the other, and plays the
+    middle of what is left.
 
     Actions are drawn anew for every sub-environment and play, so that the search itself trains on a mixture, which is
     never as bad as a bad constant. To halve a part, its lower and its upper half are drawn from in blocks, in the order
@@ -121,7 +124,8 @@ class Bisection(OnePlayAgent):
         ranges = list(self.ranges)
         if self.queue:
             ranges[self.queue[0]] = self._halves(self.queue[0])[self.half]
-        return self._drawn(len(observation), ranges, self._streams["agent/actions"])
+        settled = self.settings.settle and not self.queue
+        return self._drawn(len(observation), ranges, None if settled else self._streams["agent/actions"])
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
         generator = None if deterministic else self._streams["agent/predict"]

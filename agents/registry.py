@@ -257,7 +257,7 @@ AGENTS: dict[str, AgentEntry] = {
         paper="Karnin et al., ICML 2013",
     ),
     "bisection": AgentEntry(
-        "uniform draws from ranges that are halved within the run, part by part, for such rewards", _controller
+        "uniform draws from ranges that are halved within the run, then their middle, for such rewards", _controller
     ),
     "switching": AgentEntry(
         "the present action against a random neighbor in turn, for such rewards",
