@@ -23,7 +23,8 @@ class BisectionSettings:
         blocks: blocks of each half before one of them is chosen, 1 or more; if even, a straight trend of the rewards
             favors neither.
         order: parts in the order in which they are halved, by their numbers from 0; null: as they come.
-        settle: whether the middle of what is left is played after the last halving, in place of draws from it.
+        settle: whether the middle of what is left is played after the last halving, and predicted, in place of draws
+            from it.
 
     Raises:
         ValueError: if a value is out of range.
@@ -128,7 +129,7 @@ class Bisection(OnePlayAgent):
         return self._drawn(len(observation), ranges, None if settled else self._streams["agent/actions"])
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:
-        generator = None if deterministic else self._streams["agent/predict"]
+        generator = None if deterministic or self.settings.settle else self._streams["agent/predict"]
         return self._drawn(len(observation), self.ranges, generator)
 
     def _update(self, rollout: list[Transition]) -> None:

@@ -89,7 +89,7 @@ def test_it_begins_as_uniform_random_and_resumes() -> None:
 
 def test_it_begins_with_the_ranges_of_another_run_and_halves_them_further() -> None:
     env = Halves(spaces.MultiDiscrete([8, 8]))
-    first, second = Bisection(env, seed=2), Bisection(env, seed=3)
+    first, second = (Bisection(env, BisectionSettings(settle=False), seed=seed) for seed in (2, 3))
     first.learn(8 * BLOCK * VIEWS)
     assert first.ranges == [[0, 4], [4, 8]] and not first.queue
     second.take_over(first.state_dict())
