@@ -175,6 +175,7 @@ TABLES: dict[str, Made] = {
     "reliability": reliability_table,
     "tuned": tuning_tables.tuned_table,
     "curve": tuning_tables.curve_table,
+    "arms": tuning_tables.arms_table,
     "constants": tuning_tables.constants_table,
     "headroom": headroom_tables.verdicts_table,
     "headroom-compared": headroom_tables.compared_table,

@@ -13,7 +13,10 @@ def tuned_table(results: Path, world: str) -> list[Block]:
     rows = []
     for path in sorted((results / "tuning").glob("*.json")):
         document = read_json(path)
-        if document["search"]["tune"] == ["curve"] or document["search"]["settings"].get("preset", "global") != world:
+        if (
+            document["search"]["tune"] in (["curve"], ["arms"])
+            or document["search"]["settings"].get("preset", "global") != world
+        ):
             continue
         best = document["rounds"][-1]["best_first"][0]
         seeds = next(entry["seeds"] for entry in document["trials"] if entry["candidate"] == best)
@@ -45,6 +48,28 @@ def curve_table(results: Path, world: str) -> list[Block]:
     ]
     note = "Mean score of three seeds on validation images, at equal passes: fewer steps have more updates."
     return [Table("", note, ["epsilon", *(f"{each} step{'s' * (each != 1)}" for each in steps)], rows)]
+
+
+def arms_table(results: Path, name: str) -> list[Block]:
+    """Return the arms of a kept search in one world, `results/tuning/NAME.json`, by their mean over seeds where the
+    world is judged."""
+    document = read_json(results / "tuning" / f"{name}.json")
+    both, rows = document["search"]["settings"]["judge_score"] == "mean", []
+    for entry in document["trials"]:
+        trials = list(entry["seeds"].values())
+        clean, robust = (statistics.mean(trial["found"][key] for trial in trials) for key in ("SA", "RA"))
+        points = (clean + robust) / 2 if both else robust
+        updates = statistics.mean(trial["updates"] for trial in trials)
+        found = entries(entry["candidate"], str(len(trials)), f"{points:.1f}", f"{clean:.1f}", f"{robust:.1f}")
+        rows.append((points, [*found, *entries(f"{updates:.0f}")]))
+    rows.sort(key=lambda row: -row[0])
+    note = (
+        f"On validation images, by the quick probe, at {document['search']['passes']:.0f} passes, exams included. Points: "
+        f"{'the mean of SA and RA' if both else 'RA'} where the world is judged. Better arms had more seeds."
+    )
+    return [
+        Table("", note, ["arm", "seeds", "points", "SA", "RA", "updates"], [row for _, row in rows], words=("arm",))
+    ]
 
 
 def constants_table(results: Path, name: str) -> list[Block]:

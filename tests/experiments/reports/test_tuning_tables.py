@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.reports.tuning_tables import constants_table, curve_table, tuned_table
+from astra_gym.experiments.reports.tuning_tables import arms_table, constants_table, curve_table, tuned_table
 from astra_gym.experiments.tuning.candidates import Candidate, curve
 from astra_gym.experiments.tuning.halving import Rung
 from astra_gym.experiments.tuning.trial import Trial
@@ -32,6 +32,22 @@ def test_what_searches_found_and_a_curve_of_constants_are_tables(tmp_path: Path)
     assert [row[0].text for row in table.rows] == ["0/255", "4/255", "96/255"]
     assert [entry.text for entry in table.rows[1]][1:4] == ["-", "0.100", "0.300"]
     assert tuned_table(tmp_path, "other")[0].rows == []
+
+
+def test_arms_are_rated_where_their_world_is_judged(tmp_path: Path) -> None:
+    what = {"tune": ["arms"], "passes": 99.6, "settings": {"preset": "world", "judge_score": "mean"}}
+    arms = [Candidate((("agent", name),)) for name in ("gp", "random")]
+    (tmp_path / "tuning").mkdir()
+    file = TuningFile(tmp_path / "tuning" / "world-arms.json", what, arms, [Rung(2, 2)])
+    for place, arm in enumerate(arms):
+        for seed in range(2):
+            file.add(arm, seed, Trial(0.5, QuickScore(90.0, 50.0 + 10 * place + seed, 0.5, 0.1), 10 + seed, 99.0, 3.0))
+    [table] = arms_table(tmp_path, "world-arms")
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["--agent random", "2", "75.2", "90.0", "60.5", "10"],
+        ["--agent gp", "2", "70.2", "90.0", "50.5", "10"],
+    ]
+    assert "at 100 passes" in table.note and not tuned_table(tmp_path, "world")[0].rows
 
 
 def test_the_constants_of_several_worlds_are_rated_where_each_is_judged(tmp_path: Path) -> None:
