@@ -64,8 +64,8 @@ def arms_table(results: Path, name: str) -> list[Block]:
         rows.append((points, [*found, *entries(f"{updates:.0f}")]))
     rows.sort(key=lambda row: -row[0])
     note = (
-        f"On validation images, by the quick probe, at {document['search']['passes']:.0f} passes, exams included. Points: "
-        f"{'the mean of SA and RA' if both else 'RA'} where the world is judged. Better arms had more seeds."
+        f"On validation images, by the quick probe, at {document['search']['passes']:.0f} passes, exams included. "
+        f"Points: {'the mean of SA and RA' if both else 'RA'} where the world is judged. Better arms had more seeds."
     )
     return [
         Table("", note, ["arm", "seeds", "points", "SA", "RA", "updates"], [row for _, row in rows], words=("arm",))
