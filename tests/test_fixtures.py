@@ -73,7 +73,7 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     names |= dict.fromkeys(("action_epsilons", "action_steps", "action_step_sizes", "judge_epsilon"))
     names["agent_learns"] = True
     names |= {"judge_score": "robust", "judge_images": 256, "judge_batch": 64, "judge_steps": 2}
-    names |= {"judge_block": 0.1, "judge_until": 1.0}
+    names |= {"judge_block": 0.1, "judge_redraw": 1, "judge_until": 1.0}
     names |= dict.fromkeys(("reward_judge", "reward_alignment"), 0.0)
     older = json.loads(before)["cells"]
     kept = [{RENAMED.get(name, name): value for name, value in cell["settings"].items()} for cell in older]

@@ -91,11 +91,12 @@ class Judge(ExamTerm):
         value = L(theta_before) - L(theta_now)        L = share * attacked loss + (1 - share) * clean loss
 
     with the share by `judge_score`: 1 (robust) or 1/2 (mean). Both losses are of the same images and views, attacked at
-    the judged radius from the same random start on the weights of their time; the next exam has others. In a run of a
-    number of passes time is in it: cheap attacks leave more updates to the same share. As LAS-AT's R2 (CVPR 2022), with
-    the loss in place of labels, over many updates, and at the judge's radius. All views get the same value.
+    the judged radius from the same random start on the weights of their time. After `judge_redraw` blocks the next exam
+    has others: blocks on the same images are compared with less noise, and share an exam. In a run of a number of
+    passes time is in it: cheap attacks leave more updates to the same share. As LAS-AT's R2 (CVPR 2022), with the loss
+    in place of labels, over many updates, and at the judge's radius. All views get the same value.
 
-    Cost: two exams a block.
+    Cost: an exam at the end of a block, and one where the images are drawn anew.
     """
 
     summary = "the fall of held-out views' loss at the judged radius, from exam to exam"
@@ -107,9 +108,11 @@ class Judge(ExamTerm):
         self._before = 0.0
         self._start: Tensor | None = None
         """The noise stream's state at the exam's begin."""
+        self._shared = 0
+        """Blocks since the views were drawn."""
 
     def _begin(self) -> None:
-        self._views, self._start = self._drawn(), self.world.streams.on_device(NOISE).get_state()
+        self._views, self._start, self._shared = self._drawn(), self.world.streams.on_device(NOISE).get_state(), 0
         self._before = value(self.world.learner, self._exam(self._views))
 
     def before_update(self, rows: Tensor, losses: Tensor) -> Mapping[str, Tensor]:
@@ -126,10 +129,12 @@ class Judge(ExamTerm):
                 raise ValueError("no exam has begun: call before_update() before the update")
             noise = self.world.streams.on_device(NOISE)
             noise.set_state(self._start)
-            fall = self._before - value(self.world.learner, self._exam(self._views))
-            self._views = None
-            if self._examined:
-                self._begin()
+            now = value(self.world.learner, self._exam(self._views))
+            fall, self._before, self._shared = self._before - now, now, self._shared + 1
+            if self._shared == self.world.judge.judge_redraw:
+                self._views = None
+                if self._examined:
+                    self._begin()
         return {"judge": torch.full((n,), fall, device=self.world.learner.device)}
 
     def numbers(self) -> dict[str, Any]:
@@ -138,7 +143,8 @@ class Judge(ExamTerm):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `ExamTerm` does, and the exam that has begun."""
-        return super().state_dict() | {"views": self._views, "before": self._before, "start": self._start}
+        begun = {"views": self._views, "before": self._before, "start": self._start, "shared": self._shared}
+        return super().state_dict() | begun
 
     def load_state_dict(self, state: Mapping[str, Any], restarted: Collection[str] = ()) -> None:
         """Restore what `state_dict` gave, as `RewardTerm.load_state_dict`."""
@@ -147,7 +153,7 @@ class Judge(ExamTerm):
         # losses from another random start are not comparable, so the exam begins anew
         lost = views is None or NOISE in restarted
         self._views = None if lost else views.to(device).contiguous(memory_format=torch.channels_last)
-        self._before, self._start = state["before"], None if lost else state["start"]
+        self._before, self._start, self._shared = state["before"], None if lost else state["start"], state["shared"]
 
 
 class Alignment(ExamTerm):

@@ -25,6 +25,7 @@ class JudgeSection:
         judge_batch: images of an exam, drawn anew from these, 2 or more.
         judge_steps: steps of an exam's attack at the judged radius; they add up to 2.5 radii.
         judge_block: share of the run between two exams, in (0, 1]: of its passes, if it has a number of them.
+        judge_redraw: blocks, between two exams each, with the same images, 1 or more.
         judge_until: share of the run after which there are no more exams, in (0, 1].
 
     Raises:
@@ -37,6 +38,7 @@ class JudgeSection:
     judge_batch: Annotated[int, Notes(unit="IMAGES")] = 64
     judge_steps: Annotated[int, Notes(unit="STEPS")] = 2
     judge_block: Annotated[float, Notes(unit="SHARE")] = 0.1
+    judge_redraw: Annotated[int, Notes(unit="BLOCKS")] = 1
     judge_until: Annotated[float, Notes(unit="SHARE")] = 1.0
 
     def __post_init__(self) -> None:
@@ -49,6 +51,7 @@ class JudgeSection:
         pairs = f"2 to judge_images ({self.judge_images}) images, since each needs negatives"
         check_number("judge_batch", self.judge_batch, 2, self.judge_images, pairs, whole=True)
         check_number("judge_steps", self.judge_steps, 1, math.inf, "1 or more steps", whole=True)
+        check_number("judge_redraw", self.judge_redraw, 1, math.inf, "1 or more blocks", whole=True)
         for name in ("judge_block", "judge_until"):
             check_number(name, getattr(self, name), 0, 1, "a share of the run in (0, 1]", above=True)
 

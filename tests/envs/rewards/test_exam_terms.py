@@ -25,9 +25,10 @@ def world(tiny: dict, seed: int = 3, **more: object) -> AttackEngine:
     return AttackEngine(WorldSettings.of(**tiny | EXAMS | more), seed)
 
 
-@pytest.mark.parametrize("score", ["mean", "robust"])
-def test_the_judge_pays_the_fall_of_the_loss_from_exam_to_exam(tiny, score: str) -> None:
-    engine = world(tiny, reward_judge=2.0, judge_score=score, limit=17, epochs=3, judge_until=2 / 3)
+@pytest.mark.parametrize(("score", "redraw"), [("mean", 1), ("robust", 2)])
+def test_the_judge_pays_the_fall_of_the_loss_from_exam_to_exam(tiny, score: str, redraw: int) -> None:
+    more = {"judge_score": score, "judge_until": 2 / 3, "judge_redraw": redraw}
+    engine = world(tiny, reward_judge=2.0, limit=17, epochs=3, **more)
     term, exams = engine.rewards.terms["judge"], []
     assert engine.rewards.held_out is not None and len(engine.rewards.held_out) == 5
 
@@ -49,8 +50,9 @@ def test_the_judge_pays_the_fall_of_the_loss_from_exam_to_exam(tiny, score: str)
         assert judged[0].item() == pytest.approx(fall, rel=1e-5, abs=1e-6) and (fall != 0) == ends
         own = (record.terms["adversarial"] - record.terms["clean"]) / 3
         torch.testing.assert_close(record.reward, own + 2 * judged)
-    # one exam at first, the end of one and the begin of the next after a block, and none in the last third
-    assert exams == [1, 0, 2, 0, 0, 1, 0, 0, 0]
+    # one exam at first, the end of one and the begin of the next after a block, unless both have the same images, and
+    # none in the last third
+    assert exams == [1, 0, 3 - redraw, 0, 0, 1, 0, 0, 0]
 
 
 def test_alignment_is_the_forward_credit_by_an_exam_of_the_present_weights(tiny) -> None:
