@@ -1,5 +1,6 @@
 """Families of tests over several comparisons of the same arms, fixed in a file before their first run."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,14 +43,14 @@ class Tested(NamedTuple):
 
     Args:
         claim: the claim.
-        found: the difference in points, over seeds.
+        found: the difference in points, over seeds; None if no seed is finished in all comparisons that are there.
         p: two-sided p-value of the difference plus the margin.
         adjusted: the same after Holm.
         verdict: in words.
     """
 
     claim: Claim
-    found: Estimate
+    found: Estimate | None
     p: float
     adjusted: float
     verdict: str
@@ -87,18 +88,17 @@ def examined(family: Family, results: Mapping[str, ComparisonResult]) -> list[Te
         results: the comparisons that are there, by name.
 
     Raises:
-        ValueError: if a claim has no seed in all comparisons, or no place decides in one.
+        ValueError: if no place decides in a comparison.
     """
     values = [_values(family, claim, results) for claim in family.claims]
-    ps = [
-        sign_flips([value + claim.margin for value in each]) for claim, each in zip(family.claims, values, strict=True)
-    ]
+    moved = [[value + claim.margin for value in each] for claim, each in zip(family.claims, values, strict=True)]
+    ps = [sign_flips(each) if each else math.nan for each in moved]
     whole = len(results) == len(family.comparisons) and all(len(each) >= family.seeds for each in values)
     made = []
     for claim, each, p, adjusted in zip(family.claims, values, ps, holm(ps), strict=True):
-        found = estimate(each)
+        found = estimate(each) if each else None
         verdict = f"{len(each)} of {family.seeds} seeds, {len(results)} of {len(family.comparisons)} instances so far"
-        if whole:
+        if whole and found:
             verdict = "not shown"
             if adjusted <= LEVEL and found.mean + claim.margin > 0:
                 verdict = f"not worse by {claim.margin:g}" if claim.margin else "better"
@@ -116,6 +116,4 @@ def _values(family: Family, claim: Claim, results: Mapping[str, ComparisonResult
         first, second = ([cell for cell in result.cells if cell.arm == arm] for arm in (claim.arm, claim.against))
         gains.append(differences(first, second, place))
     seeds = sorted(set.intersection(*(set(each) for each in gains))) if gains else []
-    if not seeds:
-        raise ValueError(f"no seed of {claim.arm} and {claim.against} is finished in all comparisons that are there")
     return [statistics.fmean(each[seed] for each in gains) for seed in seeds]

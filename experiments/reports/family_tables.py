@@ -5,7 +5,7 @@ from pathlib import Path
 from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison
 from astra_gym.experiments.comparison.families import examined, read_family
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, interval_text, p_text
-from astra_gym.experiments.reports.document import Block, Table, entries
+from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
 
 
 def family_table(results: Path, name: str) -> list[Block]:
@@ -17,10 +17,12 @@ def family_table(results: Path, name: str) -> list[Block]:
         entries(
             f"{one.claim.arm} - {one.claim.against}",
             f"not worse by {one.claim.margin:g}" if one.claim.margin else "better",
-            f"{one.found.mean:+z.1f}{interval_text(one.found.low, one.found.high, sign='+')}",
+            MISSING
+            if one.found is None
+            else f"{one.found.mean:+z.1f}{interval_text(one.found.low, one.found.high, sign='+')}",
             p_text(one.p),
             p_text(one.adjusted),
-            str(one.found.seeds),
+            str(one.found.seeds if one.found else 0),
             one.verdict,
         )
         for one in found
