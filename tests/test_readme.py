@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,6 +60,16 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
 
 
 TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "my_" not in line]
+RUN_ALWAYS = ("--list", "--resume", " DIR", "--cache_dir CACHE", "deacl --teacher runs/teacher --agent ppo")
+"""Parts of the commands that `make test` runs; of the others it reads the flags, and `make test-all` runs all."""
+
+
+def some(commands: list[str], parts: tuple[str, ...]) -> list[Any]:
+    """The commands as parameters; those with none of the parts are left to `make test-all`."""
+    kept = {line: any(part in line for part in parts) for line in commands}
+    return [line if kept[line] else pytest.param(line, marks=pytest.mark.every_agent) for line in commands]
+
+
 TINY = "--limit=40 --test_limit=30 --batch_size=8 --image_size=8 --width=2 --epochs=2 --evaluate=false --progress=off"
 TINY += " --judge_images=8 --judge_batch=4"
 
@@ -80,7 +91,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", TRAINING)
+@pytest.mark.parametrize("command", some(TRAINING, RUN_ALWAYS))
 def test_the_training_commands_run_at_a_small_size(command: str, teacher: Path, tmp_path: Path, monkeypatch) -> None:
     words = shlex.split(command)
     assert words[:2] == ["python", "experiments/train_agent.py"] and (ROOT / words[1]).is_file()
@@ -108,6 +119,12 @@ def test_the_training_commands_run_at_a_small_size(command: str, teacher: Path, 
     assert main(given) == 0
 
 
+def test_the_flags_of_the_training_commands_are_read(teacher: Path) -> None:
+    for words in (shlex.split(line)[2:] for line in TRAINING if "--list" not in line and "--resume" not in line):
+        settings = parse([str(teacher / "config.yaml") if word == "FILE.yaml" else word for word in words]).settings
+        assert "--method" not in words or settings.method.method in words
+
+
 def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypatch) -> None:
     """A stranger's way: the text into a file, the command, the curve in TensorBoard's file and in metrics.jsonl."""
     (tmp_path / "my_terms.py").write_text(TERM, encoding="utf-8")
@@ -124,14 +141,22 @@ def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypat
     assert [event.value for event in board.Scalars("reward/shift")] == pytest.approx(shifts)
 
 
-def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:
-    about = ("compare_agents.py", "report.py comparisons/")
-    small, *others, resumed, report = (shlex.split(line) for line in COMMANDS if any(name in line for name in about))
-    for new in (small, *others):
-        first, last = new.index("--agents") + 1, new.index("--seeds")
-        agents = new[first:last]
+COMPARING = ("compare_agents.py", "report.py comparisons/")
+COMPARISONS = [shlex.split(line) for line in COMMANDS if any(name in line for name in COMPARING)]
+
+
+def agents_of(words: list[str]) -> list[str]:
+    return words[words.index("--agents") + 1 : words.index("--seeds")]
+
+
+def test_the_comparisons_are_of_agents_that_there_are() -> None:
+    for agents in map(agents_of, COMPARISONS[:-2]):
         assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
-    new, agents = small, small[small.index("--agents") + 1 : small.index("--seeds")]
+
+
+@pytest.mark.every_agent
+def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: Path, capsys) -> None:
+    new, *_, resumed, report = COMPARISONS
     tiny = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=1 --probe_epochs=1 --seeds=1"
     tiny += " --eval_epsilons=[8/255]"
     folder = str(tmp_path / "small")
@@ -144,7 +169,7 @@ def test_the_comparison_runs_at_a_small_size_goes_on_and_is_reported(tmp_path: P
     [*_, page] = capsys.readouterr().out.split()
     assert page == f"{folder}/report.html"
     text = Path(page).read_text(encoding="utf-8")
-    for agent in agents:
+    for agent in agents_of(new):
         assert agent in text
 
 
@@ -156,7 +181,10 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if "evaluate_encoder.py runs/" in line])
+EVALUATIONS = [line for line in COMMANDS if "evaluate_encoder.py runs/" in line]
+
+
+@pytest.mark.parametrize("command", some(EVALUATIONS, ("--everything",)))
 def test_the_evaluations_of_a_run_run_at_a_small_size(command: str, small_run: Path, tmp_path: Path) -> None:
     words = [str(small_run) if word == "runs/NAME" else word for word in shlex.split(command)[2:]]
     # one image a class or so, a single attack: AutoAttack itself has tests of its own
@@ -172,7 +200,8 @@ def test_the_evaluations_of_a_run_run_at_a_small_size(command: str, small_run: P
 
 def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_path: Path) -> None:
     others = [shlex.split(line)[2:] for line in COMMANDS if "evaluate_encoder.py" in line and "runs/" not in line]
-    for words in others:
+    of_a_run = [shlex.split(line.replace("runs/NAME", str(small_run)))[2:] for line in EVALUATIONS]
+    for words in [*others, *of_a_run]:
         evaluation_parser("").read(words)
     assert len(others) == 2
     [export] = (shlex.split(line)[2:] for line in COMMANDS if "export_encoder.py" in line)

@@ -19,7 +19,7 @@ SMALL = ["--views", "2", "--updates", "2", "--batches", "2", "--jobs", "1"]
 
 @pytest.mark.slow
 def test_a_tiny_world_has_verdicts_and_a_picture_and_a_repeated_command_makes_what_is_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, trials_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*SMALL, "--repeats", "1", "--output", str(tmp_path / "h.json"), *TINY, *CONSTANT]
     assert main([*words, "--kinds", "attack"]) == 0

@@ -25,7 +25,7 @@ TINY = [f"--{name}={value}" for name, value in (TINY_SETTINGS | {"limit": 50, "p
 
 
 def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, trials_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--tune", "fixed", "--candidates", "3", "--jobs", "2", "--output", str(tmp_path / "t.json"), *TINY]
     assert main(words) == 0
@@ -47,7 +47,9 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
     assert (tmp_path / "t.json").read_bytes() == before
 
 
-def test_one_constant_is_found_for_all_worlds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_constant_is_found_for_all_worlds(
+    tmp_path: Path, trials_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     worlds = ["digits-wide", "digits-wide-r8", "digits-wide-half"]
     flags = [word for word in TINY if not word.startswith(("--preset", "--epochs"))]
     words = ["--tune", "fixed", "--candidates", "2", "--jobs", "1", "--output", str(tmp_path / "t.json"), *flags]
@@ -172,7 +174,12 @@ def test_kept_searches_are_read_and_need_no_trial(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    part: str,
+    tmp_path: Path,
+    trials_here: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -183,6 +190,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.every_agent
 def test_an_interrupted_search_keeps_its_trials_and_leaves_no_process(tmp_path: Path) -> None:
     output = tmp_path / "t.json"
     words = ["--tune", "fixed", "--candidates", "4", "--jobs", "1", "--output", str(output), *TINY]
