@@ -78,7 +78,7 @@ def test_an_action_is_held_for_a_block(name: str, actions: str) -> None:
 @pytest.mark.parametrize(
     ("name", "least", "noise"), [("gp", 0.85, 0.15), ("elimination", 0.75, 0.15), ("switching", 0.8, 0.02)]
 )
-@pytest.mark.parametrize("actions", ["factored", "continuous"])
+@pytest.mark.parametrize("actions", ["factored", pytest.param("continuous", marks=pytest.mark.every_agent)])
 def test_a_good_action_is_found_in_sixty_blocks(name: str, least: float, noise: float, actions: str) -> None:
     found = []
     for seed in range(5):

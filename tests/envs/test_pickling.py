@@ -63,7 +63,13 @@ MAKERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("view", "batch", "attack-step") else pytest.param(name, marks=pytest.mark.every_agent)
+        for name in MAKERS
+    ],
+)
 def test_a_pickled_environment_continues_as_the_original(tiny, name: str) -> None:
     env = MAKERS[name](tiny)
     env.action_space.seed(7)
@@ -80,8 +86,11 @@ def test_a_pickled_environment_continues_as_the_original(tiny, name: str) -> Non
     [
         {"method": "dynacl", "reward_lookahead": 0.5, "lookahead_images": 4, "reward_progress": 1.0},
         {"method": "cf-amc-ssl", "neck": 8, "projector": "mlp", "method_kwargs": {"crops": 3}, "keep_data": "host"},
-        {"coreset": "rcs", "coreset_warmup": 1, "coreset_every": 1, "coreset_fraction": 0.5, "limit": 20},
-        {"method": "deacl", "teacher": "TEACHER"},
+        pytest.param(
+            {"coreset": "rcs", "coreset_warmup": 1, "coreset_every": 1, "coreset_fraction": 0.5, "limit": 20},
+            marks=pytest.mark.every_agent,
+        ),
+        pytest.param({"method": "deacl", "teacher": "TEACHER"}, marks=pytest.mark.every_agent),
     ],
     ids=["momentum and rewards that remember", "free attacks, host", "coreset", "teacher"],
 )

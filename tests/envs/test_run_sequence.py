@@ -42,7 +42,9 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("actions", ["factored", "flat", "continuous"])
+@pytest.mark.parametrize(
+    "actions", ["factored", *(pytest.param(kind, marks=pytest.mark.every_agent) for kind in ("flat", "continuous"))]
+)
 def test_the_checkers_pass_without_a_warning(tiny, actions: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -52,6 +54,7 @@ def test_the_checkers_pass_without_a_warning(tiny, actions: str) -> None:
         check_vector_env(gym.make_vec(astra_gym.VIEW_ID, **settings), steps=12)
 
 
+@pytest.mark.every_agent
 def test_the_vector_checker_passes_on_every_other_vector_environment(tiny) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -143,12 +146,12 @@ def vec_env(name: str, tiny: dict[str, Any]) -> VecEnv:
 def test_stable_baselines3_spends_no_step_on_a_finished_network(tiny, finished: list[bool], name: str) -> None:
     env = vec_env(name, tiny)
     # a rollout is longer than a training run, as it is by default
-    PPO("MlpPolicy", env, n_steps=25, batch_size=25, n_epochs=1, device="cpu").learn(30 * env.num_envs)
-    assert finished == [False] * 50
+    PPO("MlpPolicy", env, n_steps=11, batch_size=11, n_epochs=1, device="cpu").learn(12 * env.num_envs)
+    assert finished == [False] * 22
     del finished[:]
     old = DummyVecEnv([lambda: BatchAttackEnv(**tiny)])
-    PPO("MlpPolicy", old, n_steps=25, batch_size=25, n_epochs=1, device="cpu").learn(25)
-    assert sum(finished) == 25 - PLANNED
+    PPO("MlpPolicy", old, n_steps=11, batch_size=11, n_epochs=1, device="cpu").learn(11)
+    assert sum(finished) == 11 - PLANNED
 
 
 def test_gymnasiums_wrappers_work(tiny) -> None:

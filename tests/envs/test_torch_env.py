@@ -54,7 +54,7 @@ def test_twenty_plays_of_the_paper_s_agent_are_22_attacks_and_resume_exactly_bet
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [TorchViewEnv, TorchBatchEnv])
+@pytest.mark.parametrize("kind", [TorchViewEnv, pytest.param(TorchBatchEnv, marks=pytest.mark.every_agent)])
 def test_without_drop_last_the_last_batch_is_trained_on_as_it_is(
     tiny: dict[str, Any], kind: type[TorchViewEnv | TorchBatchEnv]
 ) -> None:

@@ -90,7 +90,7 @@ def made(name: str, env: Any, **more: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", some(WORLDS, {"astra", "astra stop", "dynacl", "taro", "cf-amc-ssl", "astra look-ahead"})
+    "name", some(WORLDS, {"astra", "astra stop", "cf-amc-ssl", "astra look-ahead"})
 )
 def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: str) -> None:
     (settings, ceiling), method = WORLDS[name], name.split()[0]
@@ -107,7 +107,7 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
 @pytest.mark.slow
 @pytest.mark.parametrize("env", some(["view", "batch"], {"view"}))
 @pytest.mark.parametrize(
-    "name", some(AGENT_WAITS, {"fixed", "random", "customized", "accelerating", "reinforce", "reinforce-paper", "ppo"})
+    "name", some(AGENT_WAITS, {"fixed", "customized", "reinforce", "reinforce-paper", "ppo"})
 )
 def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:
     entry = AGENTS[name]

@@ -42,7 +42,7 @@ def test_each_is_tried_and_all_are_short() -> None:
     assert all(f"python examples/{name}.py" in text for name, text in files.items())
 
 
-QUICK = ("custom_agent", "custom_observation", "custom_reward", "custom_start")
+QUICK = ("custom_agent", "custom_reward")
 """Examples that `make test` runs; `make test-all` and `make docs` run all."""
 
 

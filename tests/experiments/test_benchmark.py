@@ -40,11 +40,14 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_command_measures_and_writes(tmp_path: Path) -> None:
+def test_the_command_measures_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     words = ["--quick", "--parts", "agents", "--repeats", "2", "--threads", "1", "--device", "cpu"]
-    done = run(*words, "--output", "made/figures.json", folder=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "written: made/figures.json, made/figures.png" in done.stdout
+    assert benchmark.main([*words, "--output", "made/figures.json"]) == 0
+    out, err = capsys.readouterr()
+    assert "written: made/figures.json, made/figures.png" in out and err == ""
     document = json.loads((tmp_path / "made/figures.json").read_text())
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"figures.json", "figures.png"}

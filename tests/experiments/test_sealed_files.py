@@ -156,6 +156,7 @@ def test_damage_that_a_command_mends_by_itself_is_told(made: Path, tmp_path: Pat
     run, cell = (Path(shutil.copytree(made / "run", tmp_path / name)) for name in ("run", "c/cells/fixed-seed0"))
     flip(run / "results" / "training.json", 8 * 40)
     resealed_yaml(run / "config.yaml", "epochs: 1", "epochs: 2")
+    resealed_yaml(run / "config.yaml", "evaluate: true", "evaluate: false")
     assert train_agent.main(["--resume", str(run), "--progress=off"]) == 0
     assert "training.json" in capsys.readouterr().err
     for name in ("results/outcomes.json", "metrics.jsonl", "results/training.json", "environment.json"):
@@ -262,6 +263,7 @@ def test_a_report_marks_damaged_logs(made: Path, tmp_path: Path, capsys) -> None
         assert part in text
     assert "rm -r" not in text
     # a resumed run leaves the damage out of the log, and the report knows all the same
+    resealed_yaml(run / "config.yaml", "evaluate: true", "evaluate: false")
     assert train_agent.main(["--resume", str(run), "--progress=off"]) == 0
     assert report.main([str(run)]) == 0
     text = (run / "report.md").read_text()

@@ -91,7 +91,14 @@ class Played:
         return VIEWS.get(self.name, 2)
 
 
-@pytest.fixture(scope="module", params=WORLDS)
+ALWAYS = {"astra", "acl a2s", "dynacl", "rocl", "taro", "deacl", "advcl", "cf-amc-ssl"}
+"""A mixed loss, one view of two, momentum, one view, no look-ahead, a teacher, originals, attacks for free."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in ALWAYS else pytest.param(name, marks=pytest.mark.every_agent) for name in WORLDS],
+)
 def played(request: pytest.FixtureRequest, teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Played:
     engine = world(request.param, teacher)
     saved = tmp_path_factory.mktemp("saved") / "engine.pt"

@@ -89,6 +89,7 @@ def test_an_agents_share_in_closed_form() -> None:
     assert agent_share(seconds, 10) == pytest.approx(8 / 70)
 
 
+@pytest.mark.every_agent
 def test_the_parts_of_real_runs_sum_up() -> None:
     figures, details = measure_shares(QUICK, 2, lambda text: None)
     common = {

@@ -213,6 +213,7 @@ def test_the_twins_stages_are_those_of_its_seconds() -> None:
     assert not torch.equal(twin.views, clean)
 
 
+@pytest.mark.every_agent
 def test_whole_steps_are_timed_on_both_sides_and_agree() -> None:
     figures, details = measure_step(QUICK, 1, silent)
     assert [figure.name for figure in figures] == [

@@ -55,7 +55,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert shown.returncode == 2 and shown.stderr.startswith("astra-gym report: error: ")
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_a_safe_path_keeps_what_the_user_put_on_the_path(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "minemod.py").write_text("raise SystemExit('the module of the user')\n")

@@ -263,5 +263,9 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     losses_and_reward(metrics(), tmp_path / "losses.png")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.every_agent
+def test_drawing_asks_for_no_window_system() -> None:
     code = "import sys, astra_gym.experiments.plotting.run_plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -89,6 +89,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.every_agent
 def test_ctrl_c_while_decoding_leaves_nothing(tmp_path: Path) -> None:
     root, cache = pictures(tmp_path / "pictures", 120, 300), tmp_path / "cache"
     flags = [*TINY, f"--data_dir={root}", f"--run_dir={tmp_path / 'run'}", f"--cache_dir={cache}"]

@@ -171,7 +171,7 @@ def kept(folder: Path) -> dict[str, int]:
 
 
 def test_by_default_no_encoders_are_kept(tmp_path: Path) -> None:
-    assert main([*TINY, f"--run_dir={tmp_path / 'run'}", "--agent=fixed", "--evaluate=false"]) == 0
+    assert main([*TINY, f"--run_dir={tmp_path / 'run'}", "--agent=fixed", "--evaluate=false", "--epochs=1"]) == 0
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.pt"]
     assert kept_encoders(tmp_path / "run") == []
 
@@ -181,7 +181,11 @@ def test_by_default_no_encoders_are_kept(tmp_path: Path) -> None:
     [
         # a rollout of one update: the epochs' very ends, and the last epoch although it is no multiple
         (["--agent=fixed", "--keep_every=2"], {"epoch-0002.pt": 12, "epoch-0004.pt": 24, "epoch-0005.pt": 30}),
-        (["--agent=none", "--method=simclr", "--keep_every=9"], {"epoch-0005.pt": 30}),
+        pytest.param(
+            ["--agent=none", "--method=simclr", "--keep_every=9"],
+            {"epoch-0005.pt": 30},
+            marks=pytest.mark.every_agent,
+        ),
         # rollouts of 4 updates: the first boundary at or after the epoch's end
         (
             ["--agent=a2c", "--agent_kwargs.n_steps=4", "--keep_every=1"],
@@ -290,7 +294,7 @@ def test_the_probe_adds_curves_of_accuracy_and_moves_no_bit(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["random", "ppo"])
+@pytest.mark.parametrize("agent", ["random", pytest.param("ppo", marks=pytest.mark.every_agent)])
 def test_a_run_of_passes_ends_when_they_are_spent_and_resumes(agent: str, tmp_path: Path, interrupt, capsys) -> None:
     flags = ["--passes=80", f"--agent={agent}", "--evaluate=false"]
     assert main([*TINY, *flags, f"--run_dir={tmp_path / 'whole'}"]) == 0

@@ -117,7 +117,7 @@ def assert_equal(found: dict[str, Tensor], expected: ByHand) -> None:
     assert [100 * float(right.float().mean()) for right in found.values()] == pytest.approx(expected.shares, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_every_image_fares_as_with_the_library_by_hand(caplog: pytest.LogCaptureFixture) -> None:
     images, labels = digits(40)
     found = autoattack_accuracy(trained(), images, labels, EPSILON, version="standard", seed=SEED, batch_size=20)
@@ -129,7 +129,9 @@ def test_every_image_fares_as_with_the_library_by_hand(caplog: pytest.LogCapture
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "epsilon"), [("Linf", 0.1), ("L2", 0.8), ("L1", 4.0)])
+@pytest.mark.parametrize(
+    ("norm", "epsilon"), [("Linf", 0.1), pytest.param("L2", 0.8, marks=pytest.mark.every_agent), ("L1", 4.0)]
+)
 def test_every_norm_fares_as_with_the_library_by_hand(
     norm: str, epsilon: float, short: None, caplog: pytest.LogCaptureFixture
 ) -> None:

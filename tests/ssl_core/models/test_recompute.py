@@ -43,7 +43,9 @@ def batches(count: int, dtype: torch.dtype = torch.float32, n: int = 8, size: in
     ],
     ids=["basic", "imagenet stem", "bottleneck", "bf16", "chunks"],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.every_agent)], ids=str
+)
 def test_updates_are_equal_bit_for_bit(dtype: torch.dtype, arguments: dict, chunks: int) -> None:
     if dtype == torch.float64 and "precision" in arguments:
         pytest.skip("autocast leaves float64 alone")
