@@ -103,10 +103,8 @@ def test_the_main_command_finds_the_checkout_beside_distributions_of_the_same_na
         assert flag in run.stdout
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["config", *(pytest.param(name, marks=pytest.mark.every_agent) for name in ("report", "stats", "runs", "console"))],
-)
+@pytest.mark.every_agent
+@pytest.mark.parametrize("name", ["config", "report", "stats", "runs", "console"])
 def test_a_users_module_is_found_before_ours_of_the_same_name(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text("def mine(observations):\n    raise SystemExit('the module of the user')\n")
     tiny = "--limit=26 --batch_size=4 --image_size=8 --width=2 --epochs=1 --evaluate=false --run_dir=run"

@@ -92,7 +92,7 @@ def test_learns_other_kinds_of_actions(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "threshold"),
-    [("reinforce", 0.6), ("a2c", 0.5), pytest.param("ppo", 0.6, marks=pytest.mark.every_agent)],
+    [("reinforce", 0.6), *(pytest.param(*it, marks=pytest.mark.every_agent) for it in (("a2c", 0.5), ("ppo", 0.6)))],
 )
 def test_learns_from_images(world: Any, shells: Any, score: Any, name: str, threshold: float) -> None:
     agent = make(name, world(num_envs=64, image=True), shells, planned_plays=100)
@@ -195,23 +195,23 @@ def test_own_agents_leave_the_global_generators_alone(world: Any, shells: Any, t
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_every_agent_drives_every_kind_of_environment(world: Any, shells: Any, name: str) -> None:
-    for image in (False,) if name == "lints" else (False, True):
-        for actions in ONLY.get(name, list(FIXED)):
-            env = world(actions, num_envs=2, image=image)
-            agent = make(name, env, shells, actions, planned_plays=10)
-            agent.learn(20)
-            assert env.plays == 10 and agent.num_timesteps == 20
-            assert agent.action_space.contains(agent.predict(env.observe()[0].numpy())[0])
-    actions = AGENTS[name].actions
+    own = AGENTS[name].actions
+    kinds = [(actions, False) for actions in ONLY.get(name, list(FIXED))]
+    for actions, image in kinds if name == "lints" else [*kinds, (own, True)]:
+        env = world(actions, num_envs=2, image=image)
+        agent = make(name, env, shells, actions, planned_plays=10)
+        agent.learn(20)
+        assert env.plays == 10 and agent.num_timesteps == 20
+        assert agent.action_space.contains(agent.predict(env.observe()[0].numpy())[0])
     single = make_agent(
         name,
-        shells["env"](world(actions, num_envs=1, horizon=3)),
+        shells["env"](world(own, num_envs=1, horizon=3)),
         seed=0,
         device="cpu",
         gamma=0.9,
         planned_plays=12,
-        fixed_action=FIXED[actions],
-        schedule_actions=[FIXED[actions]] * 2,
+        fixed_action=FIXED[own],
+        schedule_actions=[FIXED[own]] * 2,
     )
     single.learn(12)
     assert single.num_timesteps == 12

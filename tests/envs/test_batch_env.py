@@ -36,7 +36,9 @@ def test_gymnasiums_checker_passes_without_a_warning(tiny, actions: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("actions", KINDS)
+@pytest.mark.parametrize(
+    "actions", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.every_agent) for kind in KINDS[1:])]
+)
 def test_stable_baselines3s_checker_passes_without_a_warning(tiny, actions: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

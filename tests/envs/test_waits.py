@@ -89,9 +89,7 @@ def made(name: str, env: Any, **more: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", some(WORLDS, {"astra", "astra stop", "cf-amc-ssl", "astra look-ahead"})
-)
+@pytest.mark.parametrize("name", some(WORLDS, {"astra", "astra stop", "cf-amc-ssl", "astra look-ahead"}))
 def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: str) -> None:
     (settings, ceiling), method = WORLDS[name], name.split()[0]
     taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
@@ -106,9 +104,7 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", some(["view", "batch"], {"view"}))
-@pytest.mark.parametrize(
-    "name", some(AGENT_WAITS, {"fixed", "customized", "reinforce", "reinforce-paper", "ppo"})
-)
+@pytest.mark.parametrize("name", some(AGENT_WAITS, {"fixed", "customized", "reinforce", "reinforce-paper", "ppo"}))
 def test_no_agent_mixes_devices_or_waits_more_than_it_has_to(name: str, env: str) -> None:
     entry = AGENTS[name]
     with pretend_cuda() as gpu:

@@ -117,6 +117,7 @@ def test_a_command_that_was_interrupted_gives_what_an_undisturbed_one_does(run: 
     assert values(evaluated(tmp_path / "stopped", *words)) == values(undisturbed)
 
 
+@pytest.mark.every_agent
 def test_evaluating_twice_is_equal_bit_for_bit(run: Path, tmp_path: Path) -> None:
     words = [str(run), *QUICK, "--protocols", "alf", "--shifts", "corruptions", "--severities", "1", "5"]
     one, other = (evaluated(tmp_path / name, *words) for name in "ab")

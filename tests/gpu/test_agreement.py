@@ -102,7 +102,12 @@ def test_an_attack_in_float64_from_a_given_start(gpu: torch.device) -> None:
     assert torch.equal(attacked(gpu).cpu(), attacked(CPU))
 
 
-@pytest.mark.parametrize("method", METHODS)
+FEW = {"astra", "simclr", "deacl", "cf-amc-ssl"}
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in FEW else pytest.param(name, marks=pytest.mark.every_agent) for name in METHODS]
+)
 def test_losses_and_an_update_in_float64(gpu: torch.device, method: str, tmp_path: Path) -> None:
     teacher = build_network(generator(4), arch="resnet10", width=2, routes=("normal",))
     payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(teacher)}

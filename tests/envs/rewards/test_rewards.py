@@ -305,7 +305,10 @@ def equal(one: StepRecord, other: StepRecord) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("keep", "played"), [("device", 0), ("device", 3), ("host", 1)])
+@pytest.mark.parametrize(
+    ("keep", "played"),
+    [("host", 1), *(pytest.param("device", played, marks=pytest.mark.every_agent) for played in (0, 3))],
+)
 def test_a_resumed_world_is_the_uninterrupted_one(tiny, keep: str, played: int, tmp_path) -> None:
     engine = world(tiny, **ALL, keep_data=keep)
     for _ in range(played):

@@ -63,6 +63,7 @@ def test_every_image_fares_under_autoattack_as_by_the_library_on_the_plain_modul
     assert counts[0] > counts[1] >= counts[2] > 0
 
 
+@pytest.mark.every_agent
 def test_both_attacks_are_measured_and_their_outcomes_counted() -> None:
     figures, details = measure_evaluation(QUICK, 1, lambda text: None)
     assert {(figure.part, figure.name) for figure in figures} == {key for key in TARGETS if key[0] == "evaluation"}

@@ -29,7 +29,7 @@ def make(tmp_path: Path, **changes) -> tuple[Run, RunFolder]:
     return run, RunFolder.create(tmp_path / "run", settings, ["test"])
 
 
-@pytest.mark.parametrize("env", ["view", "batch"])
+@pytest.mark.parametrize("env", ["view", pytest.param("batch", marks=pytest.mark.every_agent)])
 def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(tmp_path, env: str) -> None:
     run, folder = make(tmp_path, agent="fixed", env=env)
     before, step = fingerprint(run.engine.learner.network), run.engine.step

@@ -231,7 +231,7 @@ def test_save_keeps_what_is_there(tmp_path: Path) -> None:
         load_checkpoint(folder.checkpoints / "epoch-0001.pt", "encoder")
 
 
-@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+@pytest.mark.parametrize("agent", ["reinforce", pytest.param("ppo", marks=pytest.mark.every_agent)])
 def test_an_observation_that_breaks_on_its_way_to_the_agent(tmp_path: Path, capsys, monkeypatch, agent: str) -> None:
     folder, observe = tmp_path / "run", TorchViewEnv.observe
 

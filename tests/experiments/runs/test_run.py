@@ -180,7 +180,11 @@ def test_by_default_no_encoders_are_kept(tmp_path: Path) -> None:
     ("flags", "expected"),
     [
         # a rollout of one update: the epochs' very ends, and the last epoch although it is no multiple
-        (["--agent=fixed", "--keep_every=2"], {"epoch-0002.pt": 12, "epoch-0004.pt": 24, "epoch-0005.pt": 30}),
+        pytest.param(
+            ["--agent=fixed", "--keep_every=2"],
+            {"epoch-0002.pt": 12, "epoch-0004.pt": 24, "epoch-0005.pt": 30},
+            marks=pytest.mark.every_agent,
+        ),
         pytest.param(
             ["--agent=none", "--method=simclr", "--keep_every=9"],
             {"epoch-0005.pt": 30},

@@ -195,6 +195,7 @@ def test_another_folder_is_another_data_set_with_rows_of_its_own(run: Path, pets
     assert {row.dataset for row in rows(fifth)} == {"folder:pets"}
 
 
+@pytest.mark.every_agent
 def test_a_runs_limits_are_of_its_own_folder(pets: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     limits = ["--limit=20", "--test_limit=4"]
@@ -243,6 +244,7 @@ def test_what_a_teacher_was_trained_on_is_no_test_for_its_student(
     refused(capsys, "of the 6 images", "were trained on by the run taught: test/")
 
 
+@pytest.mark.every_agent
 def test_a_run_without_digests_has_one_note(run: Path, pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunFolder(run).digests.unlink()
     repaint(pets / "cat" / "03.png")

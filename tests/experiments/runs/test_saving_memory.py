@@ -39,6 +39,7 @@ def test_in_chunks_interrupted_and_resumed_equals_uninterrupted(tmp_path, interr
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
 
 
+@pytest.mark.every_agent
 def test_recomputation_may_begin_and_end_on_resume_and_changes_nothing(tmp_path, interrupt, capsys) -> None:
     assert run(tmp_path / "straight") == 0
     resumed = tmp_path / "resumed"

@@ -112,7 +112,11 @@ def test_an_untrained_network_is_checked_on_wrong_images(digits: Split) -> None:
             lambda model, x: with_a_masked_class(normalised_over_the_batch(model, x)),
             "depend on the rest of their batch",
         ),
-        (lambda model, x: with_a_masked_class(seeded_in_secret(model, x)), "depend on the rest of their batch"),
+        pytest.param(
+            lambda model, x: with_a_masked_class(seeded_in_secret(model, x)),
+            "depend on the rest of their batch",
+            marks=pytest.mark.every_agent,
+        ),
         (lambda model, x: halved(autocast(model), x), r"differ from central differences by more than 10 %"),
         (lambda model, x: model(x)[:, :9], r"has 9 logits, but the labels are in 0\.\.9"),
         (detached, "no gradient to the images: they were detached"),

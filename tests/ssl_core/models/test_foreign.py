@@ -28,7 +28,9 @@ def dual(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", *(pytest.param(name, marks=pytest.mark.every_agent) for name in ("resnet18", "resnet34"))]
+)
 def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
     models = pytest.importorskip("torchvision").models
     with torch.random.fork_rng(devices=[]):
@@ -47,7 +49,7 @@ def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.every_agent)])
 def test_timms_networks_give_the_same_features(tmp_path, name) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng(devices=[]):

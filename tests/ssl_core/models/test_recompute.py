@@ -43,9 +43,7 @@ def batches(count: int, dtype: torch.dtype = torch.float32, n: int = 8, size: in
     ],
     ids=["basic", "imagenet stem", "bottleneck", "bf16", "chunks"],
 )
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.every_agent)], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.every_agent)], ids=str)
 def test_updates_are_equal_bit_for_bit(dtype: torch.dtype, arguments: dict, chunks: int) -> None:
     if dtype == torch.float64 and "precision" in arguments:
         pytest.skip("autocast leaves float64 alone")
@@ -144,9 +142,9 @@ def test_untracked_norms_use_the_batch_and_keep_their_statistics() -> None:
     assert network.backbone.norm.by_route["normal"].num_batches_tracked == 1
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler looks at it
-@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.every_agent)])
+@pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_make_the_same_updates(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
     """By a backend that traces a graph, forward and backward, and runs it with torch's own operations."""
     monkeypatch.setattr("astra_gym.ssl_core.models.target_network.BACKEND", "aot_eager")
