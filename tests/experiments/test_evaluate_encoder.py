@@ -97,7 +97,7 @@ def test_a_command_that_is_repeated_computes_nothing_again(run: Path, tmp_path: 
 
 
 def test_a_command_that_was_interrupted_gives_what_an_undisturbed_one_does(run: Path, tmp_path: Path, capsys) -> None:
-    words = [str(run), *QUICK, "--protocols", "slf", "aff", "--attacks", "autoattack-quick", "--test_limit", "6"]
+    words = [str(run), *QUICK, "--protocols", "slf", "--attacks", "autoattack-quick", "--test_limit", "6"]
     undisturbed = evaluated(tmp_path / "whole", *words)
     for stop in (2, 9):
         updates = 0

@@ -45,12 +45,13 @@ def threads() -> list[threading.Thread]:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> None:
     yield
-    if threads():
-        # a second or so in a process that has much
-        gc.collect()
-    deadline = time.monotonic() + 5
-    while threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    for patience in (0.05, 5):
+        deadline = time.monotonic() + patience
+        while threads() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if threads():
+            # half a second in a process that has much
+            gc.collect()
     assert threads() == []
 
 
