@@ -82,7 +82,7 @@ def test_a_robust_judge_pays_robust_accuracy_and_all_instances_have_one_observat
         values = dict(zip(OBSERVED, observation.tolist(), strict=True))
         assert values["decisions done"] == -1 and values["passes left"] == 1 and values["clean loss"] > 0
     # a method without an attack has the same actions, which change nothing
-    rewards = [[step[1] for step in played(env, actions(env, seed), 0, "clean")[1:]] for seed in (0, 1)]
+    rewards = [[step[1] for step in played(env, actions(env, seed)[:5], 0, "clean")[1:]] for seed in (0, 1)]
     assert rewards[0] == rewards[1]
 
 

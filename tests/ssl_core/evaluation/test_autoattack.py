@@ -130,7 +130,7 @@ def test_every_image_fares_as_with_the_library_by_hand(caplog: pytest.LogCapture
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("norm", "epsilon"), [("Linf", 0.1), pytest.param("L2", 0.8, marks=pytest.mark.every_agent), ("L1", 4.0)]
+    ("norm", "epsilon"), [("Linf", 0.1), ("L2", 0.8), pytest.param("L1", 4.0, marks=pytest.mark.every_agent)]
 )
 def test_every_norm_fares_as_with_the_library_by_hand(
     norm: str, epsilon: float, short: None, caplog: pytest.LogCaptureFixture
