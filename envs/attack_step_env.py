@@ -4,21 +4,19 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from astra_gym.envs.actions import RangesSection, members
 from astra_gym.envs.api.spaces import meaning
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.run_sequence import RunSequence
-from astra_gym.envs.torch_env import as_actions, check_num_envs, step_info, to_numpy
-from astra_gym.envs.view_env import check_seed
-from astra_gym.envs.world_config import WorldSettings
+from astra_gym.envs.rendering.attack_renderer import AttackRenderer
+from astra_gym.envs.rendering.drawing import DRAWN
+from astra_gym.envs.run_sequence import RunSequence, world_of
+from astra_gym.envs.torch_env import as_actions, step_info
+from astra_gym.envs.vector_base import ViewsVectorEnv
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.attacks.stepwise import StepwiseAttack
 from astra_gym.ssl_core.training.non_finite import NonFiniteLossError
@@ -30,7 +28,42 @@ OBSERVED = ("gain", "gradient norm", "agreement", "distance", "steps left", "pri
 """The entries of a view's observation."""
 
 
-class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+def attack_observation(
+    attack: StepwiseAttack, clean: Tensor, *, epsilon: float, horizon: int, price: float, progress: float
+) -> Tensor:
+    """Return what is seen of each view of an attack, (n, 8) float32 on the host, see `AttackStepVectorEnv`.
+
+    Args:
+        attack: the attack.
+        clean: (n,) loss of the clean views.
+        epsilon: radius of all balls.
+        horizon: most steps of the attack.
+        price: price of a step.
+        progress: share of the training that is done, in [0, 1].
+
+    Raises:
+        NonFiniteLossError: if a value is not finite.
+    """
+    left = (1 - attack.steps / horizon).where(~attack.stopped, 0.0)
+    seen = torch.stack(
+        [
+            attack.values - clean,
+            attack.gradient.abs().sum(dim=(1, 2, 3)).clamp(min=10**-BOUND).log10(),
+            attack.agreement,
+            (attack.moved - attack.images).abs().mean(dim=(1, 2, 3)) / epsilon,
+            left.to(clean.device),
+            torch.full_like(clean, price),
+            clean,
+            torch.full_like(clean, 2 * progress - 1),
+        ],
+        dim=1,
+    )
+    if not bool((seen := seen.float().cpu()).isfinite().all()):
+        raise NonFiniteLossError("the attack has values that are not finite")
+    return seen.clamp(-BOUND, BOUND)
+
+
+class AttackStepVectorEnv(ViewsVectorEnv):
     """Choose before each step of an attack, for every view of the batch, whether the step is worth its price.
 
     ## Description
@@ -78,6 +111,15 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     `ViewAttackVectorEnv` has (`reward_adversarial`, `strength`, `loss_total`, ...), where `step_size` is the mean size
     of the steps.
 
+    ## Rendering
+    `render_mode="rgb_array"` gives a frame for each view: its clean image, where its attack stands and the change, its
+    steps, loss and last reward; beside them its loss step by step, and how many steps the batch's views have taken. At
+    an episode's end the frame is of the attack that ended. Drawing changes no random stream.
+
+    ## Wrappers
+    `RecordEpisodeStatistics`, `RecordVideo` with a `video_length`, `NormalizeReward`, `ClipReward`, `TransformReward`
+    and `DictInfoToList` work; `NormalizeObservation` and those that change single observations refuse `SAME_STEP`.
+
     Args:
         num_envs: 1 (what `make_vec` passes by default) or exactly the number of attacked views, as in
             `ViewAttackVectorEnv`.
@@ -88,6 +130,7 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         seed: seed of the first world.
         device: device of the target network.
         engine: a world made elsewhere, instead of `world`.
+        render_mode: `rgb_array` or None.
         world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`.
 
     Raises:
@@ -99,10 +142,7 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        "render_modes": [],
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
+    metadata: ClassVar[dict[str, Any]] = ViewsVectorEnv.metadata | DRAWN
 
     def __init__(
         self,
@@ -115,7 +155,7 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         seed: int = 0,
         device: str = "cpu",
         engine: AttackEngine | None = None,
-        render_mode: None = None,
+        render_mode: str | None = None,
         **world: Any,
     ) -> None:
         sizes = members(step_sizes, "step_sizes")
@@ -124,23 +164,20 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         check_number("the number of step_sizes", len(sizes), 1, whole=True)
         check_number("price", price)
         check_number("horizon", horizon, 1, whole=True)
-        self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
-        settings = self.engine.settings
-        if settings.ranges != RangesSection() or settings.attack.attack_stop is not None:
+        engine = world_of(engine, seed, device, **world)
+        if engine.settings.ranges != RangesSection() or engine.settings.attack.attack_stop is not None:
             raise ValueError(
                 "action_epsilons, action_steps, action_step_sizes and attack_stop have no effect here: give epsilon, "
                 "horizon and step_sizes, and leave them out"
             )
-        self.engine.learner.check_stepwise()
-        check_num_envs(num_envs, self.engine.num_attacked, settings)
-        self.num_envs, self.render_mode = self.engine.num_attacked, render_mode
+        engine.learner.check_stepwise()
         self.epsilon, self.price, self.horizon = float(epsilon), float(price), horizon
         self._sizes = torch.tensor([0.0, *sizes])
-        self.single_observation_space = spaces.Box(-BOUND, BOUND, (len(OBSERVED),), np.float32)
-        self.single_action_space = meaning(spaces.Discrete(len(self._sizes)), {"step_size": [0.0, *sizes]})
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.runs = RunSequence(self.engine)
+        seen = spaces.Box(-BOUND, BOUND, (len(OBSERVED),), np.float32)
+        chosen = meaning(spaces.Discrete(len(self._sizes)), {"step_size": [0.0, *sizes]})
+        super().__init__(engine, num_envs, engine.num_attacked, seen, chosen)
+        self.render_mode, self.renderer = render_mode, AttackRenderer(self.epsilon, horizon, render_mode)
+        self.runs = RunSequence(engine)
         self._radii = torch.full((self.num_envs,), self.epsilon)
         self._attack: StepwiseAttack | None = None
 
@@ -153,6 +190,7 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         """Begin the attack on the coming batch, or continue a saved one."""
         self._attack, self._clean = self.engine.begin_attack(self._radii, None if saved is None else saved["attack"])
         self._walked = torch.zeros(self.num_envs, dtype=torch.float64) if saved is None else saved["walked"].clone()
+        self.renderer.begin(self._attack)
         return self._attack
 
     def _saved(self) -> dict[str, Any]:
@@ -162,16 +200,20 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Make a new world if a seed is given; begin the attack on the coming batch."""
-        if seed is not None:
-            check_seed(seed)
-            super().reset(seed=seed)
+        self._seed(seed)
         dropped = self._attack is not None and bool((self._attack.stopped | (self._attack.steps > 0)).any())
         if dropped and seed is None:
             self.engine.tried_steps += int(self.attack.steps.sum())
         if dropped or seed is not None or self.runs.over:
             self._attack = None
         self.runs.begin(seed)
-        return self._observation(), {}
+        observation = self._observation()
+        self._keep()
+        return observation, {}
+
+    def _keep(self, rewards: np.ndarray | None = None) -> None:
+        about = f"run {self.runs.run}, update {self.engine.step + 1}, {self.engine.progress:.0%} done"
+        self.renderer.keep(self.attack, self._clean, about, rewards)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Move or stop every view; when all have stopped, train the target network once.
@@ -188,17 +230,14 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         rise = (attack.values.double() - before.double()).cpu()
         rewards = torch.where(moving, rise - self.price, 0.0).numpy()
         observation = self._observation()
+        self._keep(rewards)
         found = {"steps": attack.steps, "attacked_loss": attack.values}
         over = bool(attack.stopped.all()) or int(attack.steps.max()) == self.horizon
         if over:
             found = self._train() | found
-        infos = self._infos(found)
+        infos = self._for_each(found)
         if over:
-            final_obs = np.empty(self.num_envs, object)
-            final_obs[:] = list(observation)
-            infos |= self._infos({"final_obs": final_obs}) | {"final_info": dict(infos)}
-            infos["_final_info"] = infos["_final_obs"]
-            observation = self._observation()
+            infos, observation = self._ended(infos, observation), self._observation()
         terminated = np.full(self.num_envs, over)
         return observation, rewards, terminated, np.zeros_like(terminated), infos
 
@@ -224,33 +263,22 @@ class AttackStepVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
             self.runs.renew()
         return found
 
-    def _infos(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Values for each view, and Gymnasium's masks."""
-        infos: dict[str, Any] = {}
-        for key, value in to_numpy(found).items():
-            infos[key] = value if isinstance(value, np.ndarray) else np.full(self.num_envs, value)
-            infos[f"_{key}"] = np.ones(self.num_envs, np.bool_)
-        return infos
-
     def _observation(self) -> np.ndarray:
-        attack, clean = self.attack, self._clean
-        left = (1 - attack.steps / self.horizon).where(~attack.stopped, 0.0)
-        seen = torch.stack(
-            [
-                attack.values - clean,
-                attack.gradient.abs().sum(dim=(1, 2, 3)).clamp(min=10**-BOUND).log10(),
-                attack.agreement,
-                (attack.moved - attack.images).abs().mean(dim=(1, 2, 3)) / self.epsilon,
-                left.to(clean.device),
-                torch.full_like(clean, self.price),
-                clean,
-                torch.full_like(clean, 2 * self.engine.progress - 1),
-            ],
-            dim=1,
-        ).float()
-        if not bool((seen := seen.cpu()).isfinite().all()):
-            raise NonFiniteLossError(f"the attack before update {self.engine.step + 1} has values that are not finite")
-        return seen.clamp(-BOUND, BOUND).numpy()
+        # the attack first: if it only begins now, it finds the clean losses
+        attack, progress = self.attack, self.engine.progress
+        own = {"epsilon": self.epsilon, "price": self.price}
+        try:
+            return attack_observation(attack, self._clean, horizon=self.horizon, progress=progress, **own).numpy()
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"before update {self.engine.step + 1} {error}") from error
+
+    def render(self) -> Any:
+        """Draw the attack after its last step: a frame (h, w, 3) uint8 for each view; None without a render mode.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        return self.renderer.frames()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to continue within an attack: plain values and tensors."""

@@ -7,73 +7,27 @@ import numpy as np
 
 from astra_gym.envs.actions import WITH_NONE
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.envs.rendering.step_renderer import FPS, LARGE, MODES, StepRenderer
-from astra_gym.envs.run_sequence import RunSequence
+from astra_gym.envs.rendering.drawing import DRAWN, LARGE
+from astra_gym.envs.rendering.step_renderer import StepRenderer
+from astra_gym.envs.run_sequence import RunSequence, world_of
 from astra_gym.envs.torch_env import TorchBatchEnv, as_actions, to_numpy
-from astra_gym.envs.world_config import WorldSettings
 
 SHOWN = 6
 """So many views are in a frame."""
 
 
 class BatchAttackEnv(gym.Env[np.ndarray, Any]):
-    """Choose, at every training step of a self-supervised network, how strongly its batch is attacked.
+    """Choose, at every training step, how strongly the batch is attacked: version 0, in which a training never ends.
 
-    ## Description
-    A target network learns from images without labels, and each batch is attacked by PGD before the network learns
-    from it (ASTrA, ICLR 2025). One action sets the attack of the whole batch. A step attacks the batch, updates the
-    target network once and draws the next batch.
+    All is as in `BatchAttackEnvV1`, but for this:
 
-    ## Action Space
-    | `actions` | space | meaning |
-    |---|---|---|
-    | `factored` | `MultiDiscrete([13, 12, 5])` | epsilon 3..15 (/255), 3..14 steps, step size 1..5 (/255) |
-    | `flat` | `Discrete(780)` | the same grid as one number, epsilon slowest |
-    | `continuous` | `Box(-1, 1, (3,))` | the same three between the ends of their ranges; steps are rounded |
-    | `none` | `Discrete(1)` | the only action of a method without an attack |
-
-    These are ASTrA's sets. `action_epsilons`, `action_steps` and `action_step_sizes` give others, as lists or as
-    `{"from": 0, "to": 96 / 255, "by": 4 / 255}`; 0 steps leave a view clean. The space is then equal only to a space
-    of the same sets.
-
-    ## Observation Space
-    `Box(-10, 10, (2F + 3,), float32)` for a backbone with F features:
-    | index | what | unit |
-    |---|---|---|
-    | 0 .. F-1 | mean over the batch's views of each backbone feature | standard deviations, clipped |
-    | F | mean clean contrastive loss of the views | standard deviations, clipped |
-    | F+1 .. 2F | standard deviation over the views of each feature | standard deviations |
-    | 2F+1 | standard deviation of the clean loss | standard deviations |
-    | 2F+2 | training progress: from -1 at the first planned update to 1 after the last | |
-
-    ## Rewards
-    Mean over the views of `reward_adversarial * L_adv - reward_clean * L_clean - reward_mixed * L_mixed`. The weights
-    are 1/3, 1/3 and 0 by default, as in ASTrA's released code. The losses are those of the attacked views, of the clean
-    views, and (ASTrA) the mixed loss of both, by the network as the attack saw it. Further terms have weight 0 by
-    default: the attack's cost (`reward_cost`), the effect of the update on held-out views (`reward_lookahead`, the same
-    for every view of a batch) and how far each view's attacked loss fell since its image was last seen
-    (`reward_progress`); see `astra_gym.envs.rewards.registry`.
-
-    `info` holds the named terms, the losses, the budget and the attack's strength (see
-    `astra_gym.envs.torch_env.step_info`); values of single views are arrays.
-
-    ## Starting State
-    `reset(seed=s)` makes a new world: initial target weights and every random stream. `reset()` without a seed begins
-    the next episode in the same world and keeps the network.
-
-    ## Episode End
-    An episode is one epoch by default and ends *truncated*; it never terminates.
+    * Actions choose among ASTrA's sets by default, without 0 steps: `MultiDiscrete([13, 12, 5])`, `Discrete(780)`.
+    * Episodes are epochs by default and end *truncated*, the last planned one too. After the planned updates steps go
+      on, at a learning rate of almost 0; only `reset(seed=s)` makes a new network. `info` has no `run`.
+    * There are no frames.
 
     Args:
-        actions: kind of actions; by default `factored`, or `none` for a method without an attack.
-        seed: seed of the first world.
-        device: device of the target network.
-        episode_steps: length of an episode, None for an epoch. (`gymnasium.make`'s own `max_episode_steps` wraps the
-            environment in a `TimeLimit`, which can only make episodes shorter.)
-        observation: `features`, or the dotted path of a custom one (`astra_gym.envs.observations.Observation`).
-        engine: a world made elsewhere, instead of `world`.
-        world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`: `dataset`, `method`, `batch_size`,
-            ...
+        actions, seed, device, episode_steps, observation, engine, world: as in version 1.
 
     Raises:
         ValueError: if a setting or an action is wrong.
@@ -83,6 +37,8 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Settings of the world that are not those of `WorldSettings`."""
 
     def __init__(
         self,
@@ -93,10 +49,10 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         episode_steps: int | None = None,
         observation: str = "features",
         engine: AttackEngine | None = None,
-        render_mode: None = None,
+        render_mode: str | None = None,
         **world: Any,
     ) -> None:
-        self.engine = AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
+        self.engine = world_of(engine, seed, device, **self.defaults | world)
         self.torch_env = TorchBatchEnv(self.engine, actions, episode_steps, observation)
         self.observation_space = self.torch_env.observation_space
         self.action_space = self.torch_env.action_space
@@ -198,23 +154,22 @@ class BatchAttackEnvV1(BatchAttackEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": MODES, "render_fps": FPS}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = DRAWN  # type: ignore[misc]
+    defaults: ClassVar[dict[str, Any]] = {"action_steps": WITH_NONE}
 
-    def __init__(self, *, engine: AttackEngine | None = None, render_mode: str | None = None, **arguments: Any) -> None:
-        given: dict[str, Any] = {"action_steps": WITH_NONE} | arguments if engine is None else arguments
-        super().__init__(engine=engine, **given)
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        super().__init__(render_mode=render_mode, **arguments)
         self.runs = RunSequence(self.engine)
         self.renderer = StepRenderer(self.engine, self.torch_env.table.sets, render_mode)
-        self.render_mode = render_mode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Make a new world if a seed is given, else continue the training run, or begin the next one if it is over."""
         gym.Env.reset(self, seed=seed)
-        self.runs.begin(seed)
-        if self.engine.step == 0:
+        info = self.runs.begin(seed)
+        if info["new_run"]:
             self.renderer.begin()
         self.torch_env.episode_start = self.engine.step
-        return self._observation(), {"new_run": self.engine.step == 0, "run": self.runs.run}
+        return self._observation(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Train the target network for one step under the chosen attack.

@@ -1,9 +1,21 @@
-"""The training runs of one world, one after the other, for environments whose episodes or worlds end."""
+"""The world of an environment, and its training runs, one after the other, where they end."""
+
+from typing import Any
 
 import gymnasium as gym
 
 from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.utils.rng import derive_seed
+
+
+def world_of(engine: AttackEngine | None, seed: int, device: str, **world: Any) -> AttackEngine:
+    """Return a world made elsewhere, or make one of these settings.
+
+    Raises:
+        ValueError: if a setting is wrong.
+    """
+    return AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
 
 
 class RunSequence:
@@ -36,12 +48,17 @@ class RunSequence:
         self.run += 1
         self.engine.reset(derive_seed(self.seed, f"run/{self.run}"))
 
-    def begin(self, seed: int | None) -> None:
-        """Begin the first run of a seed if one is given, else the next run if the present one is over."""
+    def begin(self, seed: int | None) -> dict[str, Any]:
+        """Begin the first run of a seed if one is given, else the next run if the present one is over.
+
+        Returns:
+            What a reset's info says of it: `new_run` and `run`.
+        """
         if seed is not None:
             self.start(seed)
         elif self.over:
             self.renew()
+        return {"new_run": self.engine.step == 0, "run": self.run}
 
     def check_playable(self) -> None:
         """Raise a `gymnasium.error.ResetNeeded` if the present run is over."""

@@ -10,7 +10,6 @@ from astra_gym.envs.actions import ActionTable
 from astra_gym.envs.api.step_result import StepResult
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.observations import checked, observation_for
-from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 
@@ -242,18 +241,3 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
 def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
     """Return the same values, with arrays for tensors."""
     return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in info.items()}
-
-
-def check_num_envs(given: int, right: int, settings: WorldSettings) -> None:
-    """Raise a ValueError if `given` is neither 1 (no choice) nor the right number, or if the number of views differs
-    between steps."""
-    if not settings.data.drop_last:
-        raise ValueError(
-            "drop_last is false: the last batch of an epoch has fewer views, and here each view is a sub-environment; "
-            "leave it out, or take the batch environment"
-        )
-    if given not in (1, right):
-        raise ValueError(
-            f"num_envs is {given}: a batch of {settings.optimizer.batch_size} images has {right} attacked views; leave "
-            "it out or say so"
-        )

@@ -7,6 +7,7 @@ A repeat trains the world for half of its run under the constant, and measures f
 of its own for each view lower the loss of held-out judges, in one update, and over many against the same budgets
 shuffled? Kind `attack`: does another division of the attack's steps among the views attain more loss? Kind `foresight`
 trains whole runs: does the fall of a judge's loss over a tenth of a run rank constants as they are ranked at the end?
+Kind `stops` lets PPO learn in ASTrA/AttackStep-v0 when to stop each view's attack, and compares the loss attained.
 Only training images are used, on the CPU, in float32. A verdict is "headroom", "none" or "undecided". Flags not listed
 below are those of the training, see train_agent.py --help. Every finished repeat is kept: the same command continues.
 """
@@ -59,7 +60,7 @@ class HeadroomFlags:
     Args:
         kinds: kinds of choice.
         repeats: number of repeats of each kind, with the seeds 0, 1, ...; more can be added later.
-        batches: batches that a repeat of `attack` attacks.
+        batches: batches that a repeat of `attack` or `stops` attacks.
         judge_images: training images of each of the two judges, at most a quarter of all.
         views: views of a batch that a repeat of `view` tries with every budget; 260 in all by default.
         updates: updates of the long test of `view`.

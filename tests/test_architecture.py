@@ -191,7 +191,7 @@ def test_a_class_has_a_name_of_its_own() -> None:
 ABOUT_SEVERAL = {
     "tests/agents": ("overrides",),
     "tests/examples": ("examples",),
-    "tests/envs": ("methods_in_worlds", "perspective_in_worlds", "pickling", "waits"),
+    "tests/envs": ("every_id", "methods_in_worlds", "perspective_in_worlds", "pickling", "waits"),
     "tests/ssl_core/methods": ("every_method",),
     "tests/ssl_core/evaluation": ("frost",),
     "tests/ssl_core/models": ("recompute",),

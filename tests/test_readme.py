@@ -235,7 +235,7 @@ def test_the_measurements_of_headroom_have_a_world(monkeypatch) -> None:
     monkeypatch.setattr(measure_headroom, "_measure", count)
     for command in (line for line in COMMANDS if "measure_headroom.py" in line):
         assert measure_headroom.main(shlex.split(command)[2:]) == 0
-    assert steps == [1]
+    assert steps == [1, 1]
 
 
 def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:

@@ -14,7 +14,7 @@ from astra_gym.envs.batch_env import BatchAttackEnvV1
 from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.training_run.environment import TrainingRunEnv
-from astra_gym.envs.training_run.instances import INSTANCES
+from astra_gym.envs.training_run.instances import INSTANCES, cifar10_instances
 from astra_gym.envs.view_env import ViewAttackVectorEnvV1
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
@@ -57,7 +57,7 @@ def instances() -> str:
                 f"{each.settings.optimizer.passes:g}",
             )
             for part, found in INSTANCES.items()
-            for name, each in found.items()
+            for name, each in (found | cifar10_instances(None)[part]).items()
         ),
     )
 

@@ -3,44 +3,36 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw
 
 from astra_gym.envs.actions import UNIT, ActionSets
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.records import StepRecord
-from astra_gym.envs.rendering.drawing import BLUE, INK, ORANGE, curve, font, label, tiles_of
+from astra_gym.envs.rendering.drawing import (
+    BLUE,
+    GAP,
+    INK,
+    AttackedTiles,
+    Box,
+    FrameSize,
+    bars,
+    canvas,
+    check_render_mode,
+    curves,
+    ends,
+    font,
+    frame_of,
+    mark,
+    warn_without_mode,
+    write,
+)
 
-MODES = ["rgb_array"]
-FPS = 4
-"""Frames a second of a video: a step of the environment is worth looking at."""
 CURVE = 100
 """The rewards of so many steps are drawn."""
 BINS = 20
 PARTS = (("epsilon", "radius, 1/255"), ("steps", "steps"), ("step_size", "step size, 1/255"))
-
-
-class FrameSize(NamedTuple):
-    """Pixels of a view's edge, of the panel's width, and of the letters."""
-
-    tile: int
-    panel: int
-    letters: int
-
-
-LARGE = FrameSize(tile=96, panel=190, letters=12)
-SMALL = FrameSize(tile=72, panel=140, letters=10)
-GAP = 6
-
-
-def check_render_mode(mode: str | None) -> str | None:
-    """Return the render mode; raise a ValueError if there is no such mode."""
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"render_mode is {mode!r}: expected 'rgb_array' or None")
-    return mode
 
 
 class StepRenderer:
@@ -84,46 +76,21 @@ class StepRenderer:
             groups: rows of the views that a frame shows; None: a frame for each view.
         """
         if self.mode is None:
-            gym.logger.warn(
-                "render() draws nothing without a render mode: make the environment with render_mode='rgb_array'"
-            )
+            warn_without_mode()
             return None
         record = self.record
         clean = self.engine.views if record is None else record.views
         attacked = clean if record is None or record.adversarial is None else record.adversarial
-        groups = (
-            [range(row, row + 1) for row in range(len(clean))]
-            if groups is None
-            else [rows[: len(clean)] for rows in groups]
-        )
-        reach = self.sets.epsilons[-1]
-        change = ((attacked - clean) / (2 * reach) + 0.5).clamp(0, 1)
-        tiles = [tiles_of(views, size.tile) for views in (clean, attacked, change)]
-        height = 3 * (size.tile + GAP) + 4 * (size.letters + 3) + GAP
-        panel = self._panel(size, height)
-        return [self._frame(tiles, panel, size, height, rows) for rows in groups]
+        groups = [range(row, row + 1) for row in range(len(clean))] if groups is None else groups
+        tiles = AttackedTiles(clean, attacked, self.sets.epsilons[-1], size)
+        panel = self._panel(size)
+        return [self._frame(tiles, panel, size, rows[: len(clean)]) for rows in groups]
 
-    def _frame(
-        self, tiles: list[list[Image.Image]], panel: Image.Image, size: FrameSize, height: int, rows: Sequence[int]
-    ) -> np.ndarray:
-        width = len(rows) * (size.tile + GAP) + GAP + size.panel
-        # a video's encoder wants even numbers
-        picture = Image.new("RGB", (width + width % 2, height + height % 2), "white")
-        draw = ImageDraw.Draw(picture)
-        for column, row in enumerate(rows):
-            left = GAP + column * (size.tile + GAP)
-            for line, views in enumerate(tiles):
-                picture.paste(views[row], (left, GAP + line * (size.tile + GAP)))
-            for line, text in enumerate(self._captions(row)):
-                place = (left, GAP + 3 * (size.tile + GAP) + line * (size.letters + 3))
-                draw.text(place, text, INK, font(size.letters))
-        labels = ("clean", "attacked", f"change, +-{self.sets.epsilons[-1] * UNIT:.3g}/255")
-        for line, text in enumerate(labels):
-            label(draw, (GAP, GAP + line * (size.tile + GAP)), text, size.letters - 2)
-        picture.paste(panel, (width - size.panel, 0))
+    def _frame(self, tiles: AttackedTiles, panel: Image.Image, size: FrameSize, rows: Sequence[int]) -> np.ndarray:
         if len(rows) == 1:
-            self._mark(draw, size, height, width - size.panel, rows[0])
-        return np.asarray(picture)
+            panel = panel.copy()
+            self._mark(ImageDraw.Draw(panel), size, rows[0])
+        return frame_of(tiles.frame({row: self._captions(row) for row in rows}, panel))
 
     def _captions(self, row: int) -> list[str]:
         record = self.record
@@ -135,41 +102,33 @@ class StepRenderer:
         radius, size = (float(values[row]) * UNIT for values in (record.budget.epsilon, record.budget.step_size))
         return [f"radius {radius:.3g}/255", f"{int(record.budget.steps[row])} x {size:.3g}/255", reward]
 
-    def _panel(self, size: FrameSize, height: int) -> Image.Image:
-        panel = Image.new("RGB", (size.panel, height), "white")
+    def _panel(self, size: FrameSize) -> Image.Image:
+        panel = canvas(size.panel, size.height(3, 4))
         draw = ImageDraw.Draw(panel)
-        record, line = self.record, size.letters + 3
+        record, line = self.record, size.line
         step = 0 if record is None else record.step
         mean = "" if record is None else f"mean reward {self.curve[-1]:.3f}"
-        texts = (f"run {self.run}, update {step}, {self.done:.0%} done", mean)
-        for row, text in enumerate(texts):
-            draw.text((GAP, GAP + row * line), text, INK, font(size.letters))
-        curve(draw, (GAP, GAP + 2 * line, size.panel - GAP, self._first(size, height) - line), self.curve, CURVE)
+        write(draw, (GAP, GAP), (f"run {self.run}, update {step}, {self.done:.0%} done", mean), size.letters)
+        box = (GAP, GAP + 2 * line, size.panel - GAP, self._first(size) - line)
+        curves(draw, box, {BLUE: self.curve}, max(10, len(self.curve)))
         for part, (name, title) in enumerate(PARTS):
-            left, top, right, bottom = self._axes(size, height, part)
-            draw.text((left, top - line), title, INK, font(size.letters - 1))
-            counts = self._counts(name)
-            wide = (right - left) / len(counts)
-            for place, count in enumerate(counts):
-                if count:
-                    high = bottom - (bottom - top) * count / max(counts)
-                    draw.rectangle((left + place * wide, high, left + (place + 1) * wide - 1, bottom), BLUE)
-            draw.line((left, bottom, right, bottom), INK)
-            ends = ("0", f"{self._most(name):g}")
-            draw.text((left, bottom + 1), ends[0], INK, font(size.letters - 1))
-            draw.text((right, bottom + 1), ends[1], INK, font(size.letters - 1), anchor="ra")
+            box = self._axes(size, part)
+            draw.text((box[0], box[1] - line), title, INK, font(size.letters - 1))
+            counts = np.bincount(self._places(name), minlength=self._bins(name)).tolist()
+            bars(draw, box, counts, max(counts))
+            ends(draw, box, "0", f"{self._most(name):g}", size.letters - 1)
         return panel
 
-    def _first(self, size: FrameSize, height: int) -> int:
+    def _first(self, size: FrameSize) -> int:
         """Top of the first histogram."""
-        return height // 3 + size.letters
+        return size.height(3, 4) // 3 + size.letters
 
-    def _axes(self, size: FrameSize, height: int, part: int) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of a histogram in the panel."""
-        first, line = self._first(size, height), size.letters + 3
-        each = (height - first - GAP) / len(PARTS)
+    def _axes(self, size: FrameSize, part: int) -> Box:
+        """The box of a histogram in the panel."""
+        first = self._first(size)
+        each = (size.height(3, 4) - first - GAP) / len(PARTS)
         top = first + part * each
-        return GAP, top, size.panel - GAP, top + each - 2 * line - 2
+        return GAP, top, size.panel - GAP, top + each - 2 * size.line - 2
 
     def _most(self, name: str) -> float:
         """The largest value of the set, in 1/255 or steps."""
@@ -187,15 +146,8 @@ class StepRenderer:
     def _bins(self, name: str) -> int:
         return math.ceil((math.floor(self._most(name) + 1e-3) + 1) / self._width(name))
 
-    def _counts(self, name: str) -> list[int]:
-        return np.bincount(self._places(name), minlength=self._bins(name)).tolist()
-
-    def _mark(self, draw: ImageDraw.ImageDraw, size: FrameSize, height: int, offset: int, row: int) -> None:
+    def _mark(self, draw: ImageDraw.ImageDraw, size: FrameSize, row: int) -> None:
         """Mark the bins of one view's budget."""
         for part, (name, _) in enumerate(PARTS):
-            places = self._places(name)
-            if len(places):
-                left, _, right, bottom = self._axes(size, height, part)
-                wide = (right - left) / self._bins(name)
-                start = offset + left + places[row] * wide
-                draw.rectangle((start, bottom + 1, start + wide - 1, bottom + 3), ORANGE)
+            if len(places := self._places(name)):
+                mark(draw, self._axes(size, part), int(places[row]), self._bins(name))

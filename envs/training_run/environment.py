@@ -14,9 +14,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.rendering.drawing import DRAWN, check_render_mode, warn_without_mode
+from astra_gym.envs.rendering.run_renderer import draw_run
 from astra_gym.envs.training_run.instances import PARTS, SEEDS, Instance, instances_called
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.finite import NonFiniteError
@@ -26,6 +29,8 @@ DECISIONS = 12
 FACTORS = {"lr": (0.25, 0.5, 1.0, 2.0, 4.0), "strength": (0.0, 0.5, 1.0, 1.5, 2.0)}
 """What the levers beside the attack choose among: factors of the instance's own values."""
 LEVERS = {"attack": "epsilon, steps and step size", "lr": "learning rate", "strength": "augmentation strength"}
+LOSSES = {"clean": "clean", "adversarial": "attacked"}
+"""Names of the reward terms that are losses, and what a frame calls them."""
 BOUND = 10.0
 OBSERVED = (
     *("decisions done", "passes left", "clean loss", "clean loss q10", "clean loss q50", "clean loss q90"),
@@ -51,8 +56,11 @@ class Episode:
         self.factors = dict.fromkeys(FACTORS, 1.0)
         self.score = self.sa = self.ra = self.rise = 0.0
         self.budget = ConstantBudget(epsilon=0.0, step_size=0.0, steps=0)
+        self._losses: dict[str, float] = {}
         self.seen: dict[str, Tensor] = {}
         """Of the last update, by view: the losses `adversarial` and `clean`, and `strength`."""
+        self.history: list[dict[str, float]] = []
+        """Of each decision: what it chose, the losses of its last update, and the score's parts."""
         self._schedule, self._strength = engine.learner.schedule, engine.batches.views_settings.strength
 
     def set_levers(self) -> None:
@@ -74,6 +82,9 @@ class Episode:
         if record is not None:
             self.seen = {name: record.terms[name] for name in ("adversarial", "clean") if name in record.terms}
             self.seen["strength"] = record.strength
+            self._losses = {LOSSES[name]: float(self.seen[name].mean()) for name in LOSSES if name in self.seen}
+            # a method without an attack has but the loss that it learns from
+            self._losses = self._losses or {"loss": record.losses["total"]}
 
     def measure(self) -> None:
         """Measure the score of the present encoder.
@@ -88,6 +99,9 @@ class Episode:
         before, share = self.score, judge.attacked_share
         self.score = share * self.ra + (1 - share) * self.sa
         self.rise = self.score - before
+        self.history.append(
+            asdict(self.budget) | self.factors | self._losses | {"SA": self.sa, "RA": self.ra, "score": self.score}
+        )
 
     def fail(self) -> None:
         """End with the score 0, because a value is not finite."""
@@ -100,6 +114,8 @@ class Episode:
             "factors": dict(self.factors),
             "budget": asdict(self.budget),
             "seen": dict(self.seen),
+            "losses": dict(self._losses),
+            "history": copy.deepcopy(self.history),
             "engine": copy.deepcopy(self.engine.state_dict()),
         }
 
@@ -108,7 +124,8 @@ class Episode:
         for name in ("decisions", "failed", "score", "sa", "ra", "rise"):
             setattr(self, name, state[name])
         self.factors, self.budget = dict(state["factors"]), ConstantBudget(**state["budget"])
-        self.seen = dict(state["seen"])
+        self.seen, self._losses = dict(state["seen"]), dict(state["losses"])
+        self.history = copy.deepcopy(state["history"])
         self.engine.load_state_dict(copy.deepcopy(state["engine"]))
         self.set_levers()
 
@@ -148,10 +165,20 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     3.3, each attack step 1. The learning rate follows the share that is spent. If a value is not finite the episode
     ends at once, and the score is 0.
 
+    ## Rendering
+    `render_mode="rgb_array"`: the schedule so far, the share of the budget that is spent, SA and RA and the losses
+    after each decision, and four views of the last update, clean and attacked. Drawing changes no random stream.
+
+    ## Wrappers
+    `RecordVideo`, `RecordEpisodeStatistics`, `NormalizeReward` and `NormalizeObservation` work, and Gymnasium's own
+    vector environments.
+
     Args:
         instances: `train`, `test`, or instances by name (`astra_gym.envs.training_run.instances.Instance`).
         levers: what actions choose, some of `LEVERS`, in their order.
         device: device of the target network.
+        data_dir: folder of CIFAR-10; with it `train` and `test` hold its instances too.
+        render_mode: `rgb_array` or None.
 
     Raises:
         ValueError: if a name is unknown, or an instance cannot be made.
@@ -160,7 +187,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = DRAWN  # type: ignore[misc]
 
     def __init__(
         self,
@@ -168,7 +195,8 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         instances: str | Mapping[str, Instance] = "train",
         levers: Sequence[str] = ("attack",),
         device: str = "cpu",
-        render_mode: None = None,
+        data_dir: str | None = None,
+        render_mode: str | None = None,
     ) -> None:
         for lever in levers:
             pick(lever, LEVERS, "lever")
@@ -177,13 +205,18 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         if multiprocessing.parent_process() is not None:
             # a worker of a vector environment: one thread each, so that they do not wait for each other
             torch.set_num_threads(1)
-        self.instances = instances_called(instances)
-        self.levers, self.device, self.render_mode = tuple(levers), usable_device(device), render_mode
+        self.instances = instances_called(instances, data_dir)
+        self.levers, self.device, self.render_mode = (
+            tuple(levers),
+            usable_device(device),
+            check_render_mode(render_mode),
+        )
         self.sets = next(iter(self.instances.values())).settings.ranges.sets
         sizes = [len(each) for each in self.sets.by_name.values()] if "attack" in levers else []
         sizes += [len(FACTORS[lever]) for lever in levers if lever in FACTORS]
         self.action_space = spaces.MultiDiscrete(sizes)
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(OBSERVED),), np.float32)
+        self._loaded: dict[DataSection, Split] = {}
         self._splits: dict[str, Split] = {}
         self._episode: Episode | None = None
 
@@ -208,7 +241,10 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     def _begin(self, name: str, seed: int) -> None:
         instance = self.instances[name]
         if name not in self._splits:
-            self._splits[name] = instance.data(instance.settings.data.load())
+            data = instance.settings.data
+            if data not in self._loaded:
+                self._loaded[data] = data.load()
+            self._splits[name] = instance.data(self._loaded[data])
         engine = AttackEngine(instance.settings, seed, self.device, self._splits[name])
         self._episode = Episode(name, seed, engine)
 
@@ -292,6 +328,25 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
             "target_updates": now.engine.step,
             "failed": now.failed,
         }
+
+    def render(self) -> Any:
+        """Draw the training so far, (h, w, 3) uint8; None, with a warning, without a render mode.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self.render_mode is None:
+            warn_without_mode()
+            return None
+        now = self.episode
+        plan, budget = now.engine.plan, now.engine.settings.optimizer.passes
+        about = (
+            f"{now.name}, seed {now.seed}",
+            f"decision {now.decisions} of {DECISIONS}, {plan.spent(now.engine.step):.0f} of {budget:g} passes",
+        )
+        tops = {name: members[-1] for name, members in self.sets.by_name.items()} if "attack" in self.levers else {}
+        tops |= {lever: FACTORS[lever][-1] for lever in self.levers if lever in FACTORS}
+        return draw_run(now.engine, about, now.history, DECISIONS, tops)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on within an episode: plain values and tensors."""

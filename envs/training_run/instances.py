@@ -72,24 +72,41 @@ _WIDE = {
     "action_steps": (0, 1, 2, 4, 8, 14),
     "action_step_sizes": tuple(2**power / 255 for power in range(7)),
 }
-_DIGITS = _WIDE | {
-    "dataset": "digits",
-    "image_size": 8,
+_SMALL = _WIDE | {
     "arch": "resnet10",
     "width": 16,
     "projector_hidden": 128,
     "projector_dim": 128,
+    "judge_score": "mean",
+}
+_DIGITS = _SMALL | {
+    "dataset": "digits",
+    "image_size": 8,
     "batch_size": 32,
     "epochs": 4,
     "lr": 0.0221,
     "strength": 0.231,
-    "judge_score": "mean",
+}
+_CIFAR10 = _SMALL | {
+    "dataset": "cifar10",
+    "download": False,
+    "image_size": 16,
+    "batch_size": 64,
+    "epochs": 4,
+    "lr": 0.0162,
+    "strength": 0.529,
+    "flip": 0.5,
 }
 
 
 def _digits(part: str, images: int, method: str, radius: int, passes: float) -> Instance:
     given = {"method": method, "judge_epsilon": radius / 255, "passes": passes}
     return Instance(part, images, _DIGITS | given)
+
+
+def _cifar10(part: str, images: int, method: str, radius: int, passes: float, data_dir: str | None) -> Instance:
+    given = {"method": method, "judge_epsilon": radius / 255, "passes": passes, "data_dir": data_dir}
+    return Instance(part, images, _CIFAR10 | given)
 
 
 INSTANCES: dict[str, dict[str, Instance]] = {
@@ -112,14 +129,40 @@ INSTANCES: dict[str, dict[str, Instance]] = {
 """The named sets of instances: no image, no seed and no judged radius is in both."""
 
 
-def instances_called(name: str | Mapping[str, Instance]) -> dict[str, Instance]:
-    """Return a set of `INSTANCES`, or the given one; its instances share an action space.
+def cifar10_instances(data_dir: str | None) -> dict[str, dict[str, Instance]]:
+    """Return the instances of CIFAR-10 at 16 x 16 pixels that `INSTANCES` has too if the data are at hand; as there, no
+    image, no seed and no judged radius is in both sets.
+
+    Args:
+        data_dir: folder into which the archive of CIFAR-10 is unpacked; nothing is downloaded.
+    """
+    return {
+        "train": {
+            "cifar10-astra-2": _cifar10("train", 8000, "astra", 2, 2400.0, data_dir),
+            "cifar10-acl-8": _cifar10("train", 8000, "acl", 8, 2400.0, data_dir),
+            "cifar10-few-astra-8": _cifar10("train", 2000, "astra", 8, 1200.0, data_dir),
+        },
+        "test": {
+            "cifar10-astra-4": _cifar10("test", 8000, "astra", 4, 2400.0, data_dir),
+            "cifar10-few-acl-4": _cifar10("test", 2000, "acl", 4, 1200.0, data_dir),
+            "cifar10-few-dynacl-6": _cifar10("test", 2000, "dynacl", 6, 1200.0, data_dir),
+        },
+    }
+
+
+def instances_called(name: str | Mapping[str, Instance], data_dir: str | None = None) -> dict[str, Instance]:
+    """Return a set of `INSTANCES`, with those of CIFAR-10 if its folder is given, or the given set; its instances share
+    an action space.
 
     Raises:
-        ValueError: if the name is unknown, or the set is empty, has other things, or actions that differ.
+        ValueError: if the name is unknown, or the set is empty, has other things, or actions that differ; or a folder
+            is given for instances that say themselves where their data are.
     """
     if isinstance(name, str):
-        return pick(name, INSTANCES, "set of instances")
+        found = pick(name, INSTANCES, "set of instances")
+        return found if data_dir is None else found | cifar10_instances(data_dir)[name]
+    if data_dir is not None:
+        raise ValueError(f"data_dir is {shown(data_dir)}: your own instances have it among their world's settings")
     found = dict(name)
     if not found or not all(isinstance(each, Instance) for each in found.values()):
         raise ValueError(f"instances is {shown(name)}: expected instances by name, or one of {', '.join(INSTANCES)}")

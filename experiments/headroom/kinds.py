@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from astra_gym.experiments.headroom import foresight, per_view, within_attack
+from astra_gym.experiments.headroom import foresight, per_view, stops, within_attack
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.headroom.world import HeadroomWorld
 
@@ -31,6 +31,7 @@ KINDS: dict[str, HeadroomKind] = {
         "no choice: whether exams in the middle of a run can rank constants", foresight.measure, foresight.conclude
     ),
     "attack": HeadroomKind("the division of an attack's steps", within_attack.measure, within_attack.conclude),
+    "stops": HeadroomKind("the same, chosen step by step by PPO, which has learned it", stops.measure, stops.conclude),
 }
 
 

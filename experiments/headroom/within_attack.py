@@ -13,6 +13,7 @@ from astra_gym.experiments.headroom.verdicts import Verdict, decide
 from astra_gym.experiments.headroom.world import HeadroomWorld
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.training.learner import TargetLearner
 
 MEAN_STEPS = 4
 """Steps of the uniform attack, and mean steps of the others."""
@@ -98,7 +99,7 @@ def _batch(world: HeadroomWorld, engine: AttackEngine) -> dict[str, Any]:
     total = MEAN_STEPS * n
     divisions = {
         "uniform": torch.full((n,), MEAN_STEPS),
-        "rule": by_gradient(_gradient_norms(engine), most, total),
+        "rule": by_gradient(gradient_norms(learner, views), most, total),
         "oracle": allocate(along.diff(dim=0), total),
     }
     losses = {name: attained(steps) for name, steps in divisions.items()}
@@ -113,11 +114,17 @@ def _batch(world: HeadroomWorld, engine: AttackEngine) -> dict[str, Any]:
     }
 
 
-def _gradient_norms(engine: AttackEngine) -> Tensor:
-    learner, method = engine.learner, engine.learner.method
+def gradient_norms(learner: TargetLearner, views: Tensor) -> Tensor:
+    """Return the norm (n,) of each attacked view's input gradient, see `by_gradient`.
+
+    Args:
+        learner: the network.
+        views: (v, 3, h, w), all views of a batch.
+    """
+    method = learner.method
     training = method.attack_mode == "train"
-    images = method.attacked(engine.all_views).detach().clone().requires_grad_()
-    objective = learner.objective(engine.all_views)
+    images = method.attacked(views).detach().clone().requires_grad_()
+    objective = learner.objective(views)
     with learner.untracked(), frozen(learner.network, training), frozen(learner.heads, training):
         z = method.encode(learner.plain())(images, torch.arange(len(images)))
         (gradient,) = torch.autograd.grad(objective(z).sum(), images)

@@ -1,6 +1,7 @@
 """The world that headroom is measured in: partly trained under the constant, with training images kept for judges."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,17 +70,18 @@ class HeadroomWorld:
         rows = torch.randperm(len(train), generator=Streams(seed)["headroom/rows"])
         return Split(train.rows(rows[2 * count :], "trained on"), train.rows(rows[: 2 * count], "judges"))
 
-    def started(self, seed: int) -> tuple[AttackEngine, list[Tensor]]:
+    def started(self, seed: int, **changed: Any) -> tuple[AttackEngine, list[Tensor]]:
         """Train for half of the run under the constant, on the CPU.
 
         Args:
             seed: seed of the world, and of the division into judges and images that are trained on.
+            changed: settings of the engine that are not the measurement's.
 
         Returns:
             The engine, and the judges' images, uint8 (m, 3, h, w) each; the engine has neither, and no test image.
         """
         data = self.divided(seed)
-        engine = AttackEngine(self.settings.world, seed, "cpu", data)
+        engine = AttackEngine(self.settings.world.replace(**changed), seed, "cpu", data)
         while engine.step < engine.planned_updates // 2:
             engine.play(self.constant.expand(engine.num_attacked))
         return engine, list(data.test.images.split(len(data.test) // 2))

@@ -182,6 +182,7 @@ TABLES: dict[str, Made] = {
     "headroom-credit": headroom_tables.credit_table,
     "headroom-instances": headroom_tables.instances_table,
     "headroom-numbers": headroom_tables.numbers_table,
+    "headroom-stops": headroom_tables.stops_table,
 }
 
 

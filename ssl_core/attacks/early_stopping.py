@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.attacks.balls import AttackBalls, AttackOptions
 from astra_gym.ssl_core.attacks.pgd import (
     Attacked,
     AttackReport,
@@ -14,11 +16,7 @@ from astra_gym.ssl_core.attacks.pgd import (
     Encode,
     NonFiniteGradientError,
     Objective,
-    Start,
-    check_arguments,
     check_values,
-    first_perturbations,
-    out_of_range,
     rows_of,
 )
 from astra_gym.ssl_core.utils.finite import check_number
@@ -51,12 +49,8 @@ def early_stopped_pgd(
     budget: Budget,
     *,
     stop: EarlyStop,
-    generator: torch.Generator | None = None,
-    start: str | Start | Tensor = "uniform",
-    bounds: tuple[float, float] = (0.0, 1.0),
-    granularity: int = 1,
-    watch: Tensor | None = None,
     report: AttackReport | None = None,
+    **options: Unpack[AttackOptions],
 ) -> Attacked:
     """Friendly PGD (FAT, Zhang et al. 2020): `pgd` that looks for success before each step of an image.
 
@@ -68,42 +62,32 @@ def early_stopped_pgd(
 
     Args:
         stop: the rule.
-        encode, objective, images, budget, generator, start, bounds, granularity, watch, report: as in `pgd`; the
-            budget's steps are the most that an image takes, `report.steps` those that it took.
+        encode, objective, images, budget, report: as in `pgd`; the budget's steps are the most that an image takes,
+            `report.steps` those that it took.
+        options: generator, start, bounds, granularity and watch, as in `pgd`.
 
     Raises:
         ValueError, NonFiniteGradientError: as `pgd`.
     """
-    watched = watch is not None and images.device.type != "cpu"
-    checked = None if watched else bounds
-    check_arguments(images, budget, checked, granularity)
-    images, budget = images.detach(), budget.to("cpu")
-    n, device, shape = len(images), images.device, (-1, *[1] * (images.ndim - 1))
+    budget = budget.to("cpu")
+    balls = AttackBalls(images, budget, **options)
+    low, high, watch = balls.low, balls.high, balls.watch
+    n, device, step_size = len(images), images.device, balls.along(budget.step_size)
 
     def placed(values: Tensor) -> Tensor:
         return values.to(device, non_blocking=True)
 
-    parts = budget.epsilon, budget.step_size, budget.steps == 0
-    epsilon, step_size, idle = (placed(part.to(images.dtype)).view(shape) for part in parts)
-    low, high = (images - epsilon).clamp_(min=bounds[0]), (images + epsilon).clamp_(max=bounds[1])
-
-    first = first_perturbations(start, images, budget, generator, checked)
-    moved = (images + first).clamp_(*bounds)
-    moved = torch.where(idle > 0, moved.clamp(low, high), moved)
-    # a start may lie outside an image's ball; each step returns to it, and an image without a step has to as well
-    outside = ((moved < low) | (moved > high)).flatten(1).any(1).cpu()
+    moved = balls.started()
+    moved = torch.where(balls.along(budget.steps == 0) > 0, moved.clamp(low, high), moved)
+    outside = balls.left(moved)
     ends = torch.zeros((), device=device) if watch is None else watch
-    if watched:
-        ends.add_(out_of_range(images, first, bounds))
 
     taken, left = torch.zeros_like(budget.steps), torch.full_like(budget.steps, stop.further)
     slopes = torch.zeros(n, device=device, dtype=images.dtype)
-    everyone = moving = torch.arange(n)
+    moving = torch.arange(n)
     z: Tensor | None = None
     while True:
-        settled = everyone[~torch.isin(everyone, moving)]
-        # images that no longer move fill up the call, as in `pgd`
-        rows = torch.cat([moving, settled[: -len(moving) % granularity]])
+        rows = balls.called(moving)
         at = placed(rows)
         unspent = taken[moving] < budget.steps[moving]
         with torch.set_grad_enabled(bool(unspent.any())):

@@ -3,22 +3,19 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.attacks.balls import AttackBalls, AttackOptions
 from astra_gym.ssl_core.attacks.pgd import (
     Attacked,
     Budget,
     Encode,
     NonFiniteGradientError,
     Objective,
-    Start,
-    check_arguments,
     check_values,
-    first_perturbations,
-    out_of_range,
     rows_of,
 )
 
@@ -33,11 +30,11 @@ class StepwiseAttack:
     the embeddings of the others are kept. With a `watch` the host waits for the device only at the start.
 
     Args:
-        encode, objective, images, generator, start, bounds, granularity, watch: as in `pgd`. Here images that have
-            stopped fill up a call of `encode`.
+        encode, objective, images: as in `pgd`. Here images that have stopped fill up a call of `encode`.
         epsilon: (n,) radii in the images' unit, on the host.
         within: context of every call of `encode` and `objective`, such as the network's mode.
         state: what `state_dict` gave; the attack continues there, and draws no start.
+        options: generator, start, bounds, granularity and watch, as in `pgd`.
 
     Attributes:
         images: (n, c, h, w), clean.
@@ -63,46 +60,28 @@ class StepwiseAttack:
         images: Tensor,
         epsilon: Tensor,
         *,
-        generator: torch.Generator | None = None,
-        start: str | Start | Tensor = "uniform",
-        bounds: tuple[float, float] = (0.0, 1.0),
-        granularity: int = 1,
-        watch: Tensor | None = None,
         within: Callable[[], AbstractContextManager[None]] = nullcontext,
         state: Mapping[str, Any] | None = None,
+        **options: Unpack[AttackOptions],
     ) -> None:
-        watched = watch is not None and images.device.type != "cpu"
-        budget = Budget(epsilon=epsilon, step_size=torch.zeros_like(epsilon), steps=torch.zeros(len(epsilon)).long())
-        check_arguments(images, budget, None if watched else bounds, granularity)
-        self.images, self._watch, self._granularity = images.detach(), watch, granularity
+        n = len(epsilon)
+        budget = Budget(epsilon=epsilon, step_size=torch.zeros_like(epsilon), steps=torch.zeros(n, dtype=torch.int64))
+        self._balls = AttackBalls(images, budget, **options)
+        self.images, self._watch = self._balls.images, self._balls.watch
         self._encode, self._objective, self._within = encode, objective, within
-        radius = self._along(epsilon)
-        self._low = (self.images - radius).clamp_(min=bounds[0])
-        self._high = (self.images + radius).clamp_(max=bounds[1])
         if state is not None:
             self.load_state_dict(state)
             return
-        first = first_perturbations(start, self.images, budget, generator, None if watched else bounds)
-        if watch is not None and watched:
-            watch.add_(out_of_range(self.images, first, bounds))
-        n = len(images)
-        self.moved = (self.images + first).clamp_(*bounds)
+        self.moved = self._balls.started()
         self.steps, self.stopped = budget.steps, torch.zeros(n, dtype=torch.bool)
         self.gradient = torch.zeros_like(self.moved)
         self.agreement = torch.zeros(n, dtype=images.dtype, device=images.device)
-        # a start may lie outside an image's ball; each step returns to it, and an image without a step has to as well
-        self._outside = ((self.moved < self._low) | (self.moved > self._high)).flatten(1).any(1).cpu()
+        self._outside = self._balls.left(self.moved)
         self._look(torch.arange(n))
-
-    def _along(self, values: Tensor) -> Tensor:
-        """Values (m,) for images, on their device and in their type, as (m, 1, 1, 1)."""
-        return values.to(self.images.dtype).view(-1, 1, 1, 1).to(self.images.device, non_blocking=True)
 
     def _look(self, rows: Tensor) -> None:
         """Encode images, and take the gradient there."""
-        n, others = len(self.images), torch.arange(len(self.images))
-        others = others[~torch.isin(others, rows)]
-        called = torch.cat([rows, others[: -len(rows) % self._granularity]])
+        n, called = len(self.images), self._balls.called(rows)
         at = rows.to(self.images.device, non_blocking=True)
         with self._within(), torch.enable_grad():
             x = self.moved[called.to(self.images.device, non_blocking=True)].requires_grad_()
@@ -128,7 +107,7 @@ class StepwiseAttack:
             ValueError: if the shapes or types are others, or an image moves that has stopped.
             NonFiniteGradientError: without a `watch`, if a gradient is not finite.
         """
-        n = len(self.images)
+        n, low, high = len(self.images), self._balls.low, self._balls.high
         if step_sizes.shape != (n,) or moving.shape != (n,) or moving.dtype != torch.bool:
             raise ValueError(
                 f"step_sizes are {tuple(step_sizes.shape)}, moving is {moving.dtype} {tuple(moving.shape)}: expected "
@@ -139,7 +118,7 @@ class StepwiseAttack:
         strays, rows = (~moving & self._outside).nonzero()[:, 0], moving.nonzero()[:, 0]
         if len(strays):
             at = strays.to(self.images.device)
-            self.moved[at] = self.moved[at].clamp(self._low[at], self._high[at])
+            self.moved[at] = self.moved[at].clamp(low[at], high[at])
             with self._within():
                 z = rows_of(self._encode, self.moved[at], strays)
                 self.embeddings = self.embeddings.index_copy(0, at, z)
@@ -155,8 +134,8 @@ class StepwiseAttack:
                 self._watch.add_(low_end).add_(high_end)
             elif not math.isfinite(low_end + high_end):
                 raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
-            step = gradient.sign().mul_(self._along(step_sizes[rows])).add_(self.moved[at])
-            self.moved[at] = step.clamp(self._low[at], self._high[at])
+            step = gradient.sign().mul_(self._balls.along(step_sizes[rows])).add_(self.moved[at])
+            self.moved[at] = step.clamp(low[at], high[at])
         self.stopped, self.steps = self.stopped | ~moving, self.steps + moving
         self._outside = torch.zeros_like(self._outside)
         if len(rows):

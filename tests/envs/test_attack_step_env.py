@@ -199,7 +199,7 @@ def test_values_that_are_not_finite_stop_the_attack(tiny: dict) -> None:
     env.reset(seed=0)
     env.attack.gradient[2, 0, 0, 0] = torch.nan
     env.engine.learner.step = 4
-    with pytest.raises(NonFiniteLossError, match="the attack before update 5 has values that are not finite"):
+    with pytest.raises(NonFiniteLossError, match="before update 5 the attack has values that are not finite"):
         env.step(np.array([1, 1, 0, 1, 1, 1, 1, 1]))
 
 

@@ -50,7 +50,7 @@ def test_a_kept_measurement_is_read_and_needs_no_repeat(tmp_path: Path, capsys: 
     assert main(["--preset", "digits-wide", *CONSTANT, "--output", str(file)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("10 repeats, 0 left") and "per view, 40 updates, chosen - shuffled: " in shown[1]
-    assert decided() == before and len(before) == 5
+    assert decided() == before and len(before) >= 5
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,13 @@
 """Frames of the environments: what they show, and that drawing changes nothing."""
 
-from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
-from gymnasium.wrappers import RecordVideo
-from gymnasium.wrappers import vector as wrappers
 
-import astra_gym
 from astra_gym.envs.batch_env import BatchAttackEnvV1
-from astra_gym.envs.rendering.step_renderer import GAP, LARGE, SMALL
+from astra_gym.envs.rendering.drawing import GAP, LARGE, SMALL
 from astra_gym.envs.view_env import ViewAttackVectorEnvV1
 
 
@@ -76,24 +71,3 @@ def test_a_method_without_an_attack_is_drawn_too(tiny) -> None:
     env.step(0)
     frame = env.render()
     np.testing.assert_array_equal(tile(frame, 0, LARGE.tile), tile(frame, 1, LARGE.tile))
-
-
-@pytest.mark.slow
-def test_videos_are_recorded(tiny, tmp_path: Path) -> None:
-    pytest.importorskip("moviepy")
-    env = RecordVideo(gym.make(astra_gym.BATCH_ID, render_mode="rgb_array", **tiny), str(tmp_path / "batch"))
-    env.reset(seed=0)
-    for _ in range(3):
-        env.step(env.action_space.sample())
-    env.close()
-    vector = gym.make_vec(astra_gym.VIEW_ID, render_mode="rgb_array", **tiny)
-    with pytest.warns(UserWarning, match="SAME_STEP|same-step"):
-        vector = wrappers.RecordVideo(
-            vector, str(tmp_path / "view"), step_trigger=lambda step: step == 0, video_length=2
-        )
-    vector.reset(seed=0)
-    for _ in range(4):
-        vector.step(vector.action_space.sample())
-    vector.close()
-    videos = sorted(path.name for path in tmp_path.rglob("*.mp4") if path.stat().st_size > 1000)
-    assert videos == ["rl-video-episode-0.mp4", "rl-video-step-0.mp4"]

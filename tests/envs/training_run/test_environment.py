@@ -1,6 +1,8 @@
 """A whole training as an episode: checkers, its return, its budget, repeating, resuming, levers, and bad input."""
 
 import copy
+import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,8 +12,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
+import astra_gym
 from astra_gym.envs.training_run.environment import DECISIONS, OBSERVED, TrainingRunEnv
-from astra_gym.envs.training_run.instances import INSTANCES, SEEDS, Instance
+from astra_gym.envs.training_run.instances import INSTANCES, SEEDS, Instance, cifar10_instances
+from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 
 WORLD = {
@@ -54,8 +58,11 @@ def played(env: TrainingRunEnv, chosen: list[np.ndarray], seed: int | None, name
 
 @pytest.mark.slow
 def test_both_checkers_accept_it() -> None:
-    check_env(gymnasium.make("astra_gym:ASTrA/TrainingRun-v0", instances=TINY, levers=("attack", "lr")).unwrapped)
-    check_for_sb3(make())
+    settings = {"instances": TINY, "render_mode": "rgb_array"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make(astra_gym.RUN_ID, levers=("attack", "lr"), **settings).unwrapped)
+        check_for_sb3(make(render_mode="rgb_array"), skip_render_check=False)
 
 
 def test_the_return_is_the_final_score_and_the_budget_is_spent() -> None:
@@ -140,9 +147,10 @@ def test_an_episode_whose_values_are_not_finite_ends_with_the_score_0() -> None:
 def test_sets_of_instances_share_no_image_no_seed_and_no_radius() -> None:
     images, radii = dict[str, set[bytes]](), dict[str, set[float]]()
     for name, found in INSTANCES.items():
-        for instance in found.values():
+        for instance in (found | cifar10_instances("data")[name]).values():
             assert instance.part == name and instance.settings.ranges.sets.epsilons[-1] == 96 / 255
             radii.setdefault(name, set()).add(instance.settings.judge.epsilon)
+        instance = next(iter(found.values()))
         split = instance.data(instance.settings.data.load())
         images[name] = {image.numpy().tobytes() for part in (split.train, split.test) for image in part.images}
         assert not {i.numpy().tobytes() for i in split.train.images} & {i.numpy().tobytes() for i in split.test.images}
@@ -150,6 +158,29 @@ def test_sets_of_instances_share_no_image_no_seed_and_no_radius() -> None:
     env = make()
     seeds = {name: env.reset(seed=0, options={"instance": name})[1]["world_seed"] for name in ("small", "clean")}
     assert seeds["small"] < SEEDS <= seeds["clean"]
+
+
+def test_a_data_set_is_loaded_once_for_all_its_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, load = list[DataSection](), DataSection.load
+    monkeypatch.setattr(DataSection, "load", lambda data: loads.append(data) or load(data))
+    env = make()
+    for name in (*TINY, *TINY):
+        env.reset(seed=0, options={"instance": name})
+    assert loads == [TINY["small"].settings.data]
+
+
+@pytest.mark.slow
+def test_cifar10_is_in_both_sets_if_its_folder_is_given(cifar10_dir: Path) -> None:
+    parts = {}
+    for part in INSTANCES:
+        env = TrainingRunEnv(instances=part, data_dir=str(cifar10_dir))
+        assert env.instances.keys() == {*INSTANCES[part], *cifar10_instances(None)[part]}
+        name = next(name for name in env.instances if name.startswith("cifar10-few"))
+        env.reset(seed=0, options={"instance": name})
+        split = env.episode.engine.data
+        assert split.train.images.shape == (2000, 3, 16, 16) and len(split.test) == 512
+        parts[part] = {image.numpy().tobytes() for half in (split.train, split.test) for image in half.images}
+    assert not parts["train"] & parts["test"] and {len(each) for each in parts.values()} == {2512}
 
 
 @pytest.mark.every_agent
@@ -174,6 +205,7 @@ def test_bad_input_is_refused() -> None:
         ({"levers": ("dropout",)}, "unknown lever 'dropout'"),
         ({"instances": "validation"}, "unknown set of instances 'validation'"),
         ({"instances": {}}, "expected instances by name"),
+        ({"data_dir": "data"}, "your own instances have it among their world's settings"),
         ({"instances": TINY | {"other": Instance("test", 40, WORLD | {"action_steps": (1, 2)})}}, "differ in what"),
     ):
         with pytest.raises(ValueError, match=message):

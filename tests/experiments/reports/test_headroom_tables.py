@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from astra_gym.experiments.headroom.verdicts import decide
-from astra_gym.experiments.reports.headroom_tables import credit_table, numbers_table, verdicts_table
+from astra_gym.experiments.reports.headroom_tables import credit_table, numbers_table, stops_table, verdicts_table
 from astra_gym.ssl_core.utils.files import write_json
 
 
@@ -44,3 +44,21 @@ def test_verdicts_credit_and_numbers_are_tables(tmp_path: Path) -> None:
         ["mean steps of the chosen budgets", "5.00"],
         ["loss within an attack: uniform", "4.500"],
     ]
+
+
+def test_what_ppo_attains_is_a_table(tmp_path: Path) -> None:
+    numbers = {
+        "losses": {"ppo": [4.5, 4.25, 4.75], "uniform": [4.4, None, None], "rule": [4.0, 3.5, 4.5]},
+        "seconds": {"ppo": 0.2, "uniform": 0.1, "rule": 0.123},
+        "clean": 2.9,
+        "steps": 4.02,
+        "learning_seconds": 59.6,
+    }
+    write_json(tmp_path / "headroom" / "world.json", {"kinds": {"stops": {"verdicts": [], "numbers": numbers}}})
+    [table] = stops_table(tmp_path, "world")
+    assert texts(table) == [
+        ["PPO", "4.500 (4.250 to 4.750)", "200"],
+        ["uniform", "4.400", "100"],
+        ["gradient norm", "4.000 (3.500 to 4.500)", "123"],
+    ]
+    assert "after 4.02 steps a view" in table.note and "learned for 60 seconds" in table.note

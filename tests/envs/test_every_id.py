@@ -1,0 +1,141 @@
+"""What every registered environment has to pass: checkers, videos, wrappers, and PPO as Stable-Baselines3 makes it."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics, RecordVideo
+from gymnasium.wrappers import vector as wrappers
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+import astra_gym
+from astra_gym.envs.api.vec_env import Sb3VecEnv
+from astra_gym.envs.api.vector_checker import check_vector_env
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.training_run.instances import Instance
+
+SINGLE = (astra_gym.BATCH_V0_ID, astra_gym.BATCH_ID, astra_gym.RUN_ID)
+VECTOR = (astra_gym.VIEW_V0_ID, astra_gym.VIEW_ID, astra_gym.STEP_ID)
+V0 = (astra_gym.BATCH_V0_ID, astra_gym.VIEW_V0_ID)
+"""In these a training never ends, and nothing is drawn."""
+DRAWN = {"render_mode": "rgb_array"}
+WORLD = {
+    "test_limit": 20,
+    "image_size": 8,
+    "width": 1,
+    "projector_hidden": 4,
+    "projector_dim": 4,
+    "batch_size": 2,
+    "epochs": 1,
+}
+OWN: dict[str, dict[str, Any]] = dict.fromkeys((*SINGLE, *VECTOR), WORLD | {"limit": 12, "action_steps": (0, 1)}) | {
+    astra_gym.STEP_ID: WORLD | {"limit": 12, "horizon": 2},
+    astra_gym.RUN_ID: {
+        "instances": {
+            "tiny": Instance(
+                "train", 12, WORLD | {"limit": 60, "passes": 40.0, "judge_epsilon": 8 / 255, "action_steps": (0, 1)}
+            )
+        }
+    },
+}
+"""The arguments of tiny environments: trainings of 6 updates, or of 40 passes."""
+
+
+def test_the_ids_are_all_that_the_package_registers() -> None:
+    assert {*SINGLE, *VECTOR} == {name for name in gym.registry if name.startswith("ASTrA/")}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", [*SINGLE, *VECTOR])
+def test_the_vector_checker_passes_without_a_warning(name: str) -> None:
+    made = OWN[name] | ({} if name in V0 else DRAWN)
+    env = gym.make_vec(name, num_envs=1, **made)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # an episode of a whole training has 12 steps
+        check_vector_env(env, steps=13 if name == astra_gym.RUN_ID else 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in (*SINGLE, *VECTOR) if name not in V0])
+def test_videos_are_recorded(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
+    made = OWN[name] | DRAWN
+    if name in SINGLE:
+        env: Any = RecordVideo(gym.make(name, **made), str(tmp_path))
+    else:
+        with pytest.warns(UserWarning, match="SAME_STEP|same-step"):
+            env = wrappers.RecordVideo(
+                gym.make_vec(name, **made), str(tmp_path), step_trigger=lambda step: step == 0, video_length=2
+            )
+    env.reset(seed=0)
+    for _ in range(4):
+        over = env.step(env.action_space.sample())[2:4]
+        if name in SINGLE and any(over):
+            break
+    env.close()
+    [video] = tmp_path.rglob("*.mp4")
+    assert video.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", [astra_gym.BATCH_ID, astra_gym.RUN_ID])
+def test_wrappers_of_single_environments_work(name: str) -> None:
+    env: Any = RecordEpisodeStatistics(NormalizeReward(NormalizeObservation(gym.make(name, **OWN[name]))))
+    env.reset(seed=0)
+    over, steps = False, 0
+    while not over:
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert np.isfinite([reward, *observation]).all()
+        over, steps = terminated or truncated, steps + 1
+    assert info["episode"]["l"] == steps
+
+
+@pytest.mark.parametrize("name", [astra_gym.VIEW_ID, astra_gym.STEP_ID])
+def test_wrappers_of_vector_environments_work_or_refuse(name: str) -> None:
+    plain = gym.make_vec(name, **OWN[name])
+    env: Any = wrappers.RecordEpisodeStatistics(wrappers.NormalizeReward(plain))
+    env.reset(seed=0)
+    over, steps = False, 0
+    while not over:
+        _, rewards, terminated, _, infos = env.step(np.ones(env.action_space.shape, int))
+        assert np.isfinite(rewards).all()
+        over, steps = terminated.all(), steps + 1
+    assert infos["episode"]["l"].tolist() == [steps] * env.num_envs
+    with pytest.raises(ValueError, match="SAME_STEP"):
+        wrappers.NormalizeObservation(plain)
+
+
+def vec_env(name: str) -> VecEnv:
+    if name in VECTOR:
+        return Sb3VecEnv(gym.make_vec(name, **OWN[name]))
+    return DummyVecEnv([lambda: gym.make(name, **OWN[name])])
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each update of any world from now on: whether its training was over before it."""
+    updates: list[bool] = []
+    play: Callable[..., Any] = AttackEngine.play
+
+    def counted(engine: AttackEngine, *given: Any) -> Any:
+        updates.append(engine.finished)
+        return play(engine, *given)
+
+    monkeypatch.setattr(AttackEngine, "play", counted)
+    return updates
+
+
+@pytest.mark.every_agent
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", [*SINGLE, *VECTOR])
+def test_ppo_with_its_defaults_spends_no_step_on_a_finished_network(name: str, finished: list[bool]) -> None:
+    model = PPO("MlpPolicy", vec_env(name), device="cpu").learn(5000)
+    assert model.n_steps == 2048 and model.num_timesteps >= 5000
+    # the first versions are the reason for the second ones: nearly all their updates are on a finished network
+    assert sum(finished) == (len(finished) - 6 if name in V0 else 0) and len(finished) > 1000
