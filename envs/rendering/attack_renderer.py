@@ -110,7 +110,7 @@ class AttackRenderer:
         box = (GAP, GAP + 3 * line, right, middle - 3 * line)
         draw.text((GAP, box[1] - line), "loss by step (gray: mean)", INK, font(size.letters - 1))
         own, mean = ([float(values) for values in each] for each in zip(*self._pairs(row), strict=True))
-        curves(draw, box, {GRAY: mean, BLUE: own}, self.horizon + 1)
+        curves(draw, box, {GRAY: mean, BLUE: own}, self.horizon + 1, size.letters - 1)
         ends(draw, box, "0", f"{self.horizon}", size.letters - 1)
         box = (GAP, middle, right, height - 2 * line - GAP)
         draw.text((GAP, box[1] - line), "steps of the views", INK, font(size.letters - 1))

@@ -40,7 +40,7 @@ class FrameSize(NamedTuple):
 
 
 LARGE = FrameSize(tile=96, panel=190, letters=12)
-SMALL = FrameSize(tile=72, panel=140, letters=10)
+SMALL = FrameSize(tile=80, panel=160, letters=11)
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -72,14 +72,19 @@ def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], lines: Sequence
         draw.text((place[0], place[1] + row * (letters + 3)), text, INK, font(letters))
 
 
-def curves(draw: ImageDraw.ImageDraw, box: Box, lines: Mapping[str, Collection[float]], length: int) -> None:
+def curves(
+    draw: ImageDraw.ImageDraw, box: Box, lines: Mapping[str, Collection[float]], length: int, letters: int = 0
+) -> None:
     """Draw values from left to right, by color, with room for `length` of them, between the smallest and largest of all
-    lines."""
+    lines, which are written at the right if there is a size of letters."""
     left, top, right, bottom = box
     draw.rectangle(box, None, LIGHT)
     every = [value for values in lines.values() for value in values]
     low, high = min(every, default=0.0), max(every, default=0.0)
     span = max(high - low, 1e-9)
+    if every and letters:
+        draw.text((right - 2, top + 1), f"{high:.3g}", GRAY, font(letters), anchor="ra")
+        draw.text((right - 2, bottom - 3), f"{low:.3g}", GRAY, font(letters), anchor="rs")
     for color, values in lines.items():
         points = [
             (left + (right - left) * place / (length - 1), bottom - 2 - (bottom - top - 4) * (value - low) / span)
@@ -141,7 +146,7 @@ class AttackedTiles:
     def __init__(self, clean: Tensor, attacked: Tensor, reach: float, size: FrameSize) -> None:
         change = ((attacked - clean) / (2 * reach) + 0.5).clamp(0, 1)
         self.tiles = [tiles_of(views, size.tile) for views in (clean, attacked, change)]
-        self.labels = ("clean", "attacked", f"change, +-{255 * reach:.3g}/255")
+        self.labels = ("clean", "attacked", f"±{255 * reach:.3g}/255")
         self.size = size
 
     def frame(self, shown: Mapping[int, Sequence[str]], panel: Image.Image) -> Image.Image:

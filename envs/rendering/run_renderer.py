@@ -67,7 +67,7 @@ def draw_run(
         ("loss", losses, (left, middle + line, right, bottom - GAP)),
     ):
         lines = dict(zip((BLUE, ORANGE), ([row[name] for row in history] for name in names), strict=False))
-        curves(draw, box, lines, decisions)
+        curves(draw, box, lines, decisions, size.letters - 1)
         _legend(draw, (left, box[1] - line), title, names, lines)
     last = engine.last
     clean = (engine.views if last is None else last.views)[:SHOWN]
@@ -79,9 +79,9 @@ def draw_run(
 def _choices(
     draw: ImageDraw.ImageDraw, box: Box, name: str, values: Sequence[float], decisions: int, most: float
 ) -> None:
-    unit = UNIT if name in ("epsilon", "step_size") else 1
-    last = f": {unit * values[-1]:.3g}" if values else ""
-    title = f"{(TITLES | FACTORS)[name]}{last}{'x' if last and name in FACTORS else ''}"
+    unit, sign = UNIT if name in ("epsilon", "step_size") else 1, "x" if name in FACTORS else ""
+    last = f": {unit * values[-1]:.3g}{sign} of {unit * most:.3g}{sign}" if values else ""
+    title = f"{(TITLES | FACTORS)[name]}{last}"
     draw.text((box[0], box[1] - LARGE.line), title, INK, font(LARGE.letters - 1))
     bars(draw, box, [*values, *[0.0] * (decisions - len(values))], most)
 

@@ -68,11 +68,14 @@ def test_videos_are_recorded(name: str, tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
     made = OWN[name] | DRAWN
     if name in SINGLE:
-        env: Any = RecordVideo(gym.make(name, **made), str(tmp_path))
+        env: Any = RecordVideo(gym.make(name, **made), str(tmp_path / "videos"))
     else:
         with pytest.warns(UserWarning, match="SAME_STEP|same-step"):
             env = wrappers.RecordVideo(
-                gym.make_vec(name, **made), str(tmp_path), step_trigger=lambda step: step == 0, video_length=2
+                gym.make_vec(name, **made),
+                str(tmp_path / "videos"),
+                step_trigger=lambda step: step == 0,
+                video_length=2,
             )
     env.reset(seed=0)
     for _ in range(4):
