@@ -154,7 +154,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = DRAWN  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {**DRAWN}  # type: ignore[misc]
     defaults: ClassVar[dict[str, Any]] = {"action_steps": WITH_NONE}
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:

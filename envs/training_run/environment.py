@@ -187,7 +187,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = DRAWN  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {**DRAWN}  # type: ignore[misc]
 
     def __init__(
         self,
@@ -206,11 +206,8 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
             # a worker of a vector environment: one thread each, so that they do not wait for each other
             torch.set_num_threads(1)
         self.instances = instances_called(instances, data_dir)
-        self.levers, self.device, self.render_mode = (
-            tuple(levers),
-            usable_device(device),
-            check_render_mode(render_mode),
-        )
+        self.levers, self.device = tuple(levers), usable_device(device)
+        self.render_mode = check_render_mode(render_mode)
         self.sets = next(iter(self.instances.values())).settings.ranges.sets
         sizes = [len(each) for each in self.sets.by_name.values()] if "attack" in levers else []
         sizes += [len(FACTORS[lever]) for lever in levers if lever in FACTORS]
