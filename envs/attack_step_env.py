@@ -142,7 +142,7 @@ class AttackStepVectorEnv(ViewsVectorEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = ViewsVectorEnv.metadata | DRAWN
+    metadata: ClassVar[dict[str, Any]] = ViewsVectorEnv.metadata | DRAWN  # type: ignore[misc]
 
     def __init__(
         self,

@@ -169,7 +169,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = ViewAttackVectorEnv.metadata | DRAWN
+    metadata: ClassVar[dict[str, Any]] = ViewAttackVectorEnv.metadata | DRAWN  # type: ignore[misc]
     defaults: ClassVar[dict[str, Any]] = {"action_steps": WITH_NONE}
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **arguments: Any) -> None:

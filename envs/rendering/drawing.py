@@ -63,7 +63,8 @@ def font(size: int) -> Any:
 
 def canvas(width: float, height: float) -> Image.Image:
     """Return a white picture, its sides rounded up to even numbers, which a video's encoder wants."""
-    return Image.new("RGB", tuple(int(side) + int(side) % 2 for side in (width, height)), "white")
+    wide, high = (int(side) + int(side) % 2 for side in (width, height))
+    return Image.new("RGB", (wide, high), "white")
 
 
 def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], lines: Sequence[str], letters: int) -> None:

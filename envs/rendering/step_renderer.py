@@ -109,7 +109,7 @@ class StepRenderer:
         step = 0 if record is None else record.step
         mean = "" if record is None else f"mean reward {self.curve[-1]:.3f}"
         write(draw, (GAP, GAP), (f"run {self.run}, update {step}, {self.done:.0%} done", mean), size.letters)
-        box = (GAP, GAP + 2 * line, size.panel - GAP, self._first(size) - line)
+        box: Box = (GAP, GAP + 2 * line, size.panel - GAP, self._first(size) - line)
         curves(draw, box, {BLUE: self.curve}, max(10, len(self.curve)))
         for part, (name, title) in enumerate(PARTS):
             box = self._axes(size, part)

@@ -133,8 +133,9 @@ def _learned(world: HeadroomWorld, data: Split, seed: int) -> tuple[Sb3Agent, fl
     """Return PPO after learning, the price at the end, and the number of plays."""
     constant, settings = world.constant, world.settings.world.replace(**NO_RANGES)
     engine = AttackEngine(settings, derive_seed(seed, STREAM), "cpu", data)
-    own = {"epsilon": constant.epsilon, "step_sizes": (constant.step_size,), "price": PRICE, "horizon": HORIZON}
-    env = AttackStepVectorEnv(engine=engine, **own)
+    env = AttackStepVectorEnv(
+        engine=engine, epsilon=constant.epsilon, step_sizes=(constant.step_size,), price=PRICE, horizon=HORIZON
+    )
     plays = min(PLAYS, ROLLOUT * engine.planned_updates)
     agent = Sb3Agent("ppo", env, planned_plays=plays, gamma=1.0, seed=seed, overrides=PPO)
 
