@@ -2,6 +2,7 @@
 
 python experiments/compare_agents.py --agents reinforce ppo bandit fixed fixed-max random --seeds 5
 python experiments/compare_agents.py --arm 'cost=--agent reinforce --reward_weights.cost 0.02' --equal_compute cost
+python experiments/compare_agents.py --ablation astra --agents random fixed-max --seeds 3
 python experiments/compare_agents.py --resume comparisons/NAME
 
 Every cell (an arm, which is one set of flags, with one seed) is an ordinary run in comparisons/NAME/cells/, one process
@@ -27,6 +28,7 @@ if not __package__:
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 
+from astra_gym.experiments.comparison.ablations import ABLATIONS
 from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.cell_results import read_pairs
 from astra_gym.experiments.comparison.comparer import Comparer, try_arms
@@ -39,7 +41,7 @@ from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
 from astra_gym.experiments.tuning.searched_arms import search_costs
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
-from astra_gym.ssl_core.settings.records import SWITCH, Notes
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 
 AGENTS = ("reinforce", "fixed", "fixed-max", "random")
 SEEDS, PRIMARY_SEEDS = 5, 10
@@ -51,7 +53,11 @@ class CompareFlags:
     """What is compared, and how often; any other flag goes to the training of every run.
 
     Args:
-        agents: agents to compare; by default reinforce, fixed, fixed-max and random, or with --arm only the arms.
+        agents: agents to compare; by default reinforce, fixed, fixed-max and random, or with --arm or --ablation only
+            those arms.
+        ablation: arms that switch the parts of a method on and off, and the tests of these parts. astra: the mixed
+            loss and the strategy; daq-sdp: the perturbation of the weights. Arms of --agents and --arm join them, with
+            the whole method.
         seeds: number of seeds of each agent, counted from 0; by default 5.
         primary_seeds: number of seeds of the arms that are tested, see test; by default --seeds, but at least 10 if
             that is 5 or more.
@@ -60,7 +66,8 @@ class CompareFlags:
         methods: one or several, each with all agents; by default astra.
         arm: a custom arm, LABEL=FLAGS, with flags of the training; may be repeated.
         test: two arms A:B whose difference is tested, fixed before the first run; may be repeated; by default
-            reinforce:random, reinforce:fixed and reinforce:fixed-max. All other pairs have intervals only.
+            reinforce:random, reinforce:fixed and reinforce:fixed-max, or those of --ablation. All other pairs have
+            intervals only.
         searched: an arm whose constants tune.py found, and the search's file, ARM=FILE; may be repeated. The plan and
             the report say what the search cost.
         equal_compute: for each of these arms a further arm ARM@compute, run last, with enough epochs to make as many
@@ -72,6 +79,7 @@ class CompareFlags:
     """
 
     agents: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
+    ablation: Annotated[str | None, Notes(choices=ABLATIONS, what="ablation")] = None
     seeds: int | None = None
     primary_seeds: int | None = None
     preset: str | None = None
@@ -87,6 +95,7 @@ class CompareFlags:
     trust: Annotated[bool, SWITCH] = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, most in (("seeds", MOST_SEEDS), ("primary_seeds", MOST_SEEDS), ("jobs", MOST_JOBS)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
@@ -94,6 +103,8 @@ class CompareFlags:
                 raise ValueError(f"--{name}: expected {expected}, got {value}")
         if self.preset and self.presets:
             raise ValueError("--preset and --presets say the same: take one of them")
+        if self.ablation and self.methods:
+            raise ValueError(f"--ablation {self.ablation}: its arms have their own method, leave --methods out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,13 +174,15 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
         if not flag.startswith("--") and flag == flags[0]:
             raise ValueError(f"unexpected {flag!r}: flags begin with --, see --help")
     presets = given.presets or (given.preset or PRESET,)
-    methods = given.methods or (METHOD,)
+    ablation = ABLATIONS[given.ablation] if given.ablation else None
+    methods = given.methods or (ablation.method if ablation else METHOD,)
+    own = [*(ablation.texts if ablation else ()), *given.arm]
     seeds = given.seeds or SEEDS
     primary = given.primary_seeds or (max(PRIMARY_SEEDS, seeds) if seeds >= SEEDS else seeds)
-    agents = given.agents or (() if given.arm else AGENTS)
+    agents = given.agents or (() if own else AGENTS)
     again = typed("compare", *argv, "--trust")
-    tests = _pairs(given.test) if given.test else PRIMARY
-    arms = base_arms(agents, methods, presets, given.arm, flags, seeds, primary, given.trust or None, again, tests)
+    tests = _pairs(given.test) if given.test else ablation.tests if ablation else PRIMARY
+    arms = base_arms(agents, methods, presets, own, flags, seeds, primary, given.trust or None, again, tests)
     labels = dict.fromkeys(arm.label for arm in arms)
     if unknown := [label for label in arms_of(tests) if given.test and label not in labels]:
         raise ValueError(f"--test: there is no arm {unknown[0]}: expected two of {', '.join(labels)}")

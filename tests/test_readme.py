@@ -16,7 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from astra_gym.envs.training_run.instances import Instance
 from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, measure_headroom, publish, tune
 from astra_gym.experiments import report as report_command
+from astra_gym.experiments.comparison.ablations import ABLATIONS
 from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.flags import evaluation_parser
@@ -142,7 +144,10 @@ def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypat
 
 
 COMPARING = ("compare_agents.py", "report.py comparisons/")
-COMPARISONS = [shlex.split(line) for line in COMMANDS if any(name in line for name in COMPARING)]
+ABLATION = "--ablation"
+COMPARISONS = [
+    shlex.split(line) for line in COMMANDS if any(name in line for name in COMPARING) and ABLATION not in line
+]
 
 
 def agents_of(words: list[str]) -> list[str]:
@@ -152,6 +157,9 @@ def agents_of(words: list[str]) -> list[str]:
 def test_the_comparisons_are_of_agents_that_there_are() -> None:
     for agents in map(agents_of, COMPARISONS[:-2]):
         assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
+    [ablation] = [shlex.split(line)[2:] for line in COMMANDS if ABLATION in line]
+    flags = CommandParser("compare", compare_agents.CompareFlags, None, "").read(ablation)
+    assert flags.ablation in ABLATIONS and flags.agents == ("random", "fixed-max")
 
 
 @pytest.mark.every_agent
