@@ -23,7 +23,7 @@ if not __package__:
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
-from astra_gym.ssl_core.models.foreign import save_encoder
+from astra_gym.ssl_core.models.export import save_encoder
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices

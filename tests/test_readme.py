@@ -211,7 +211,7 @@ def test_the_other_evaluations_parse_and_the_export_runs(small_run: Path, tmp_pa
     of_a_run = [shlex.split(line.replace("runs/NAME", str(small_run)))[2:] for line in EVALUATIONS]
     for words in [*others, *of_a_run]:
         evaluation_parser("").read(words)
-    assert len(others) == 2
+    assert len(others) == 3
     [export] = (shlex.split(line)[2:] for line in COMMANDS if "export_encoder.py" in line)
     file = tmp_path / "encoder.pt"
     words = [{"runs/NAME": str(small_run), "ENCODER.pt": str(file)}.get(word, word) for word in export]

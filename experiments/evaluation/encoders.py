@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder
 from astra_gym.ssl_core.data.image_digests import RunImages
-from astra_gym.ssl_core.downstream.linear_probe import PlainEncoder
+from astra_gym.ssl_core.downstream.linear_probe import Classifier, PlainEncoder
 from astra_gym.ssl_core.models.checkpoint import load_network
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import TargetNetwork
@@ -63,6 +63,7 @@ class Subject:
         settings: settings of the encoder's run; None if it is of no run.
         notes: assumptions made in reading the encoder, in sentences.
         classifier: whether the module's outputs are logits already.
+        classes: number of classes of a checkpoint's own classifier; None if it is not known.
         projector: whether the projector, if there is one, is trained.
         trained: the encoder's training images, if its run keeps digests of them.
         answers: digest of the outputs for some images, if the encoder's code is custom and may change; else empty.
@@ -76,6 +77,7 @@ class Subject:
     settings: Settings | None = None
     notes: Sequence[str] = ()
     classifier: bool = False
+    classes: int | None = None
     projector: bool = True
     answers: str = ""
     trained: RunImages | None = None
@@ -88,7 +90,8 @@ class Subject:
     @property
     def deviations(self) -> tuple[str, ...]:
         """Departures of the route from the published protocol, which takes the route of attacked images."""
-        routes = self.encoder.routes if isinstance(self.encoder, TargetNetwork) else ()
+        network = self.encoder.encoder if isinstance(self.encoder, Classifier) else self.encoder
+        routes = network.routes if isinstance(network, TargetNetwork) else ()
         if ATTACKED_ROUTE in routes and self.route != ATTACKED_ROUTE:
             return (f"route {self.route}, not {ATTACKED_ROUTE}",)
         return ()
@@ -122,12 +125,32 @@ def foreign(
     route: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    classifier: bool = False,
 ) -> Subject:
-    """Load a checkpoint of another project (`astra_gym.ssl_core.models.foreign.load_foreign`)."""
+    """Load a checkpoint of another project (`astra_gym.ssl_core.models.foreign.load_foreign`).
+
+    Args:
+        path, format, stem, route, mean, std: as for `load_foreign`.
+        device: device of the module.
+        classifier: whether the subject is the network with the file's own classifier; else it is the encoder.
+
+    Raises:
+        ValueError: as `load_foreign`, or if a classifier is asked for and the file has none.
+    """
     found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
     network, clean = found.network.eval(), found.network.routes[0]
     network.checks_images = False  # the data are checked once, and attacks keep them in range
-    return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
+    if not classifier:
+        return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
+    if found.head is None:
+        raise ValueError(
+            f"{path} has no classifier: expected fc.weight (classes, {network.feature_dim}) and fc.bias beside the "
+            "encoder; train one by another protocol, such as slf"
+        )
+    whole = Classifier(network, found.route, found.head)
+    classes = found.head.out_features
+    notes = (*found.notes, f"its {classes} classes are taken to be those of the data set, in the same order")
+    return Subject(path.stem, path.name, whole, found.route, clean, notes=notes, classifier=True, classes=classes)
 
 
 def module(path: str, image_size: int, device: torch.device, classifier: bool) -> Subject:

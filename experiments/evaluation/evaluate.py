@@ -49,6 +49,11 @@ def evaluate(
         SanityError: if every value would be void.
         ValueError: if data or settings cannot be used.
     """
+    if subject.classes not in (None, known := len(data.split.train.classes)):
+        raise ValueError(
+            f"{subject.checkpoint} classifies {subject.classes} classes, and {data.name} has {known}: expected the "
+            "data set that it was fine-tuned on"
+        )
     routes = (subject.clean_route, subject.route)
     protocols = protocols_for(data.name, subject.settings, given.changes, routes)
     with Stages(kind=given.work.progress, console=console) as stages:

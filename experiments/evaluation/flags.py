@@ -189,8 +189,12 @@ class EvaluationFlags:
     def __post_init__(self) -> None:
         _check_counts(self.changes, "epochs", "batch_size", "neighbors")
         protocols = self.measures.protocols or ()
-        if "classifier" in protocols and (self.source.model is None or len(protocols) > 1):
-            raise ValueError("--protocols classifier takes the outputs of a --model as logits, and goes with no other")
+        own = self.source.model is not None or self.source.format is not None
+        if "classifier" in protocols and (not own or len(protocols) > 1):
+            raise ValueError(
+                "--protocols classifier takes the outputs of a --model as logits, or the classifier of another "
+                "project's checkpoint (--format), and goes with no other"
+            )
 
 
 def evaluation_parser(about: str | None) -> CommandParser[EvaluationFlags]:

@@ -69,6 +69,7 @@ def subject_of(given: EvaluationFlags, device: torch.device) -> Subject:
             route=source.route,
             mean=source.mean,
             std=source.std,
+            classifier="classifier" in (given.measures.protocols or ()),
         )
     try:
         return encoders.own(source.encoder, device)

@@ -1,14 +1,19 @@
 """A network's weights under the names of other libraries and of the ACL family."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from astra_gym.ssl_core.models.checkpoint import save_checkpoint
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
 from astra_gym.ssl_core.utils.finite import not_finite
+from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.messages import few
 
+ENCODER = "encoder"
+"""Kind of the file that `save_encoder` writes."""
 OURS_ALONE = ("mean", "std")
 """Buffers of a `TargetNetwork` without a name in any layout: the input normalization."""
 
@@ -101,3 +106,18 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
         for ours, theirs in foreign_names(network, TORCHVISION, projector=False).items()
         if ".by_route." not in ours or f".by_route.{route}." in ours
     }
+
+
+def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
+    """Write `torchvision_state` and what a state dict cannot hold, atomically, for `foreign.load_foreign`.
+
+    The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (of training; the loaded
+    network computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole original network
+    (`astra_gym.ssl_core.utils.hashing.digest`).
+
+    Raises:
+        ValueError: if the network has no such route, or its weights are not finite.
+    """
+    built = {name: network.arguments[name] for name in ("arch", "width", "stem", "mean", "std", "precision")}
+    made = {"route": route, "feature_dim": network.feature_dim, "source_digest": digest(network)}
+    return save_checkpoint(path, ENCODER, {"state_dict": torchvision_state(network, route), **built, **made})

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.models.checkpoint import FORMAT, save_checkpoint
-from astra_gym.ssl_core.models.export import DUAL_NORM, TORCHVISION, foreign_names, torchvision_state
+from astra_gym.ssl_core.models.checkpoint import FORMAT
+from astra_gym.ssl_core.models.export import DUAL_NORM, ENCODER, TORCHVISION, foreign_names
 from astra_gym.ssl_core.models.target_network import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
 from astra_gym.ssl_core.safety.plain_values import load_plain
 from astra_gym.ssl_core.safety.sealing import check_zip
 from astra_gym.ssl_core.utils.device import usable_device
-from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -62,8 +61,6 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "global_pool": (None, "", "avg", "fast"),
 }
 """Options of timm that no state dict shows, kept in `args` of its checkpoints, and their values for a plain ResNet."""
-ENCODER = "encoder"
-"""Kind of the file that `save_encoder` writes."""
 SAID = ("stem", "mean", "std", "route")
 """Entries about the state dict that only such a file has."""
 
@@ -77,12 +74,14 @@ class Foreign(NamedTuple):
         notes: assumptions, and what the file holds beside the encoder or lacks.
         projector: whether the file has a projector that our network can hold. If not, ours is all zeros, and so are its
             embeddings: they cannot be mistaken for the file's.
+        head: the file's linear classifier `fc` on the features, frozen; None if it has none.
     """
 
     network: TargetNetwork
     route: str
     notes: list[str]
     projector: bool
+    head: nn.Linear | None
 
 
 def load_foreign(
@@ -100,8 +99,8 @@ def load_foreign(
     Architecture and width follow from the shapes. So does the stem where it is certain: 7x7 is ImageNet's (stride 2,
     max-pooling); 3x3 is CIFAR's (stride 1, padding 1, no pooling) in the ACL family, by its code. Any other 3x3 needs
     `stem`, since strides, padding and pooling are in no state dict (`cifar-padded` for DeACL and DAQ-SDP, which pad by
-    2). The family keeps its input normalization in the file. A file of `save_encoder` holds all of this, and its `fc`
-    is the neck.
+    2). The family keeps its input normalization in the file. A file of `export.save_encoder` holds all of this, and its
+    `fc` is the neck.
 
     What the state dict of an ordinary ResNet cannot show is assumed, and a note names it (`ASSUMED`). Visible
     contradictions are refused: a name (`arch`, `model`) or an option beside the state dict, the convolutions of a
@@ -141,6 +140,7 @@ def load_foreign(
     mean, std = _normalisation(_said_normalisation(state, said), mean, std, usual, notes)
     # a file of `save_encoder` has no projector, and a neck in its place
     neck = state.get("fc.0.weight", torch.empty(0)).shape[:1].numel() if said else 0
+    head = _classifier(state)
     sizes = _projector({} if said else state, notes)
     arguments: dict[str, Any] = {"arch": _architecture(state), "width": len(state["conv1.weight"]), "stem": stem}
     arguments |= {"routes": routes, "mean": mean, "std": std, "neck": neck, **(sizes or {})}
@@ -151,22 +151,8 @@ def load_foreign(
     names = foreign_names(network, DUAL_NORM if dual else TORCHVISION, projector=sizes is not None)
     _fill(network, names, state, notes)
     network.to(usable_device(device)).eval().checks_images = True
-    return Foreign(network, chosen, notes, sizes is not None)
-
-
-def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
-    """Write `torchvision_state` and what a state dict cannot hold, atomically, for `load_foreign`.
-
-    The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (of training; the loaded
-    network computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole original network
-    (`astra_gym.ssl_core.utils.hashing.digest`).
-
-    Raises:
-        ValueError: if the network has no such route, or its weights are not finite.
-    """
-    built = {name: network.arguments[name] for name in ("arch", "width", "stem", "mean", "std", "precision")}
-    made = {"route": route, "feature_dim": network.feature_dim, "source_digest": digest(network)}
-    return save_checkpoint(path, ENCODER, {"state_dict": torchvision_state(network, route), **built, **made})
+    head = head.to(usable_device(device)) if head is not None and head.in_features == network.feature_dim else None
+    return Foreign(network, chosen, notes, sizes is not None, head)
 
 
 def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -353,6 +339,18 @@ def _architecture(state: Mapping[str, Tensor]) -> str:
     raise ValueError(f"stages of {counts} {kind} blocks: known are {', '.join(ARCHITECTURES)}")
 
 
+def _classifier(state: Mapping[str, Tensor]) -> nn.Linear | None:
+    """Return a state dict's linear layer `fc`, in float32; None if there is none with finite weights."""
+    weight, bias = state.get("fc.weight"), state.get("fc.bias")
+    if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        return None
+    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+        return None
+    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    return head.requires_grad_(False)
+
+
 def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | None:
     """Return the sizes of a projector like ours; remove anything else in `fc` from the state dict, with a note."""
     head = {name.removeprefix("fc."): value for name, value in state.items() if name.startswith("fc.")}
@@ -364,7 +362,7 @@ def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | N
     for name in head:
         del state[f"fc.{name}"]
     if set(head) == {"weight", "bias"} and head["weight"].ndim == 2:
-        notes.append(f"left out: fc, a classifier of {len(head['weight'])} classes")
+        notes.append(f"fc, a classifier of {len(head['weight'])} classes, is no part of the encoder")
     elif head:
         notes.append(
             f"left out: a head that is not our projector of three layers: {few(f'fc.{name}' for name in head)}"

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from astra_gym.experiments import train_agent
+from astra_gym.experiments import evaluate_encoder, train_agent
 from astra_gym.experiments.evaluation import encoders
+from astra_gym.ssl_core.data.datasets import load_dataset
+from astra_gym.ssl_core.downstream.online_probe import ridge_classifier
+from astra_gym.ssl_core.evaluation.results import read_results
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
+from astra_gym.ssl_core.models.export import torchvision_state
+from astra_gym.ssl_core.transforms.views import as_float
+from tests.helpers.plain_networks import ordinary
 
 CPU = torch.device("cpu")
 TINY = "--agent=fixed --limit=40 --test_limit=20 --batch_size=8 --width=2 --epochs=1 --evaluate=false --progress=off"
@@ -38,6 +44,36 @@ def test_a_foreign_file_is_no_checkpoint_of_ours(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "theirs.pt")
     with pytest.raises(CheckpointError, match="foreign"):
         encoders.own(tmp_path / "theirs.pt", CPU)
+
+
+@pytest.mark.slow
+def test_the_classifier_of_a_foreign_file_is_attacked_as_it_is(tmp_path: Path, capsys) -> None:
+    network, data = ordinary(), load_dataset("digits", image_size=8, limit=200, test_limit=40)
+    labels = data.train.labels
+    assert labels is not None
+    ours = ridge_classifier(network, "normal", data.train.images, labels, 10, CPU)[0]
+    state = torchvision_state(network, "normal")
+    state |= {f"normalize.{name}": torch.tensor(network.arguments[name]) for name in ("mean", "std")}
+    state |= {f"fc.{name}": value for name, value in ours.head.state_dict().items()}
+    torch.save(state, tmp_path / "aff.pt")
+    words = f"{tmp_path / 'aff.pt'} --format acl --dataset digits --image_size 8 --limit 200 --test_limit 40"
+    words += " --protocols classifier --attacks fgsm pgd20 autoattack --epsilons 8/255 --progress off"
+    words += f" --out {tmp_path / 'out'}"
+    assert evaluate_encoder.main(words.split()) == 0
+    rows = read_results(tmp_path / "out" / "evaluation.json")
+    assert {row.protocol for row in rows} == {"classifier"}
+    assert {row.attack for row in rows} >= {"none", "fgsm", "pgd20", "autoattack", "square", "worst"}
+    right = (ours(as_float(data.test.images)).argmax(1) == data.test.labels).float().mean().item()
+    assert right > 0.3 and rows[0].value == pytest.approx(100 * right)
+    assert "its 10 classes are taken to be those of the data set" in capsys.readouterr().out
+    torch.save(state | {"fc.weight": torch.zeros(100, 64), "fc.bias": torch.zeros(100)}, tmp_path / "aff.pt")
+    with pytest.raises(SystemExit):
+        evaluate_encoder.main(words.split())
+    assert "aff.pt classifies 100 classes, and digits has 10" in capsys.readouterr().err
+    del state["fc.weight"]
+    torch.save(state, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match=r"has no classifier: expected fc.weight \(classes, 64\)"):
+        encoders.foreign(tmp_path / "bare.pt", CPU, format="acl", classifier=True)
 
 
 def test_a_users_module_is_wrapped_unless_it_is_a_classifier(tmp_path: Path, monkeypatch) -> None:

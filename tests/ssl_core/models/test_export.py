@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, torchvision_state
-from astra_gym.ssl_core.models.foreign import load_foreign, save_encoder
+from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, save_encoder, torchvision_state
+from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.utils.hashing import digest
 from tests.helpers.plain_networks import agree, generator, images, normalised, ordinary, randomise

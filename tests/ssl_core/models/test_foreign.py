@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
-from astra_gym.ssl_core.models.export import torchvision_state
-from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign, save_encoder
+from astra_gym.ssl_core.models.export import save_encoder, torchvision_state
+from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD
 from astra_gym.ssl_core.utils.hashing import digest
 from tests.helpers.plain_networks import Family, Momentum, agree, images, normalised, ordinary, randomise
@@ -265,7 +265,7 @@ def test_the_files_own_normalisation_counts_and_may_not_be_contradicted(dual) ->
 def test_a_fine_tuned_network_of_the_family_has_one_route_and_a_classifier(tmp_path) -> None:
     network = ordinary()
     state = torchvision_state(network, "normal")
-    state |= {"fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)}
+    state |= {"fc.weight": torch.randn(10, 64), "fc.bias": torch.randn(10)}
     with pytest.raises(ValueError, match="is this the format torchvision instead of dynacl"):
         load_foreign(saved(tmp_path, state), format="dynacl")
     state |= {"normalize.mean": torch.tensor(IMAGENET_MEAN), "normalize.std": torch.tensor(IMAGENET_STD)}
@@ -274,7 +274,15 @@ def test_a_fine_tuned_network_of_the_family_has_one_route_and_a_classifier(tmp_p
     assert torch.equal(
         foreign.network.features(images().float(), "normal"), network.features(images().float(), "normal")
     )
-    assert "left out: fc, a classifier of 10 classes" in foreign.notes
+    assert "fc, a classifier of 10 classes, is no part of the encoder" in foreign.notes
+    assert foreign.head is not None and foreign.head.weight.equal(state["fc.weight"])
+    assert not foreign.head.weight.requires_grad and foreign.head.bias.equal(state["fc.bias"])
+    for wrong in (
+        {"fc.weight": torch.zeros(10, 63)},
+        {"fc.bias": torch.full((10,), torch.inf)},
+        {"fc.bias": torch.ones(9)},
+    ):
+        assert load_foreign(saved(tmp_path, state | wrong), format="dynacl").head is None
 
 
 def test_without_a_projector_of_ours_the_embeddings_are_zero_and_a_note_says_so(tmp_path) -> None:
