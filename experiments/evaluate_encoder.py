@@ -4,6 +4,8 @@ python experiments/evaluate_encoder.py runs/NAME                  # SLF, ALF, AF
 python experiments/evaluate_encoder.py runs/NAME --protocols slf knn --attacks pgd20 autoattack --labels 0.01 0.1 1.0
 python experiments/evaluate_encoder.py runs/NAME --everything     # corruptions, perspective and health, too
 python experiments/evaluate_encoder.py runs/NAME --every 5        # along the encoders that --keep_every kept
+python experiments/evaluate_encoder.py runs/A runs/B --protocols slf --landscape    # several, in one table
+python experiments/evaluate_encoder.py runs/NAME --train_images 1000                # the gap of robust accuracy
 python experiments/evaluate_encoder.py CHECKPOINT.pt --format dynacl --route pgd --dataset cifar10 --data_dir DIR
 python experiments/evaluate_encoder.py --model my_module:build --dataset cifar10 --data_dir DIR --image_size 32
 
@@ -28,17 +30,14 @@ from rich.console import Console
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation.along_run import evaluate_along
-from astra_gym.experiments.evaluation.evaluate import evaluate
 from astra_gym.experiments.evaluation.flags import EvaluationFlags, evaluation_parser
-from astra_gym.experiments.evaluation.request import data_of, default_folder, plan_of, subject_of
-from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.experiments.evaluation.several import evaluate_one, evaluate_several
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.rendering import for_terminal
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.safety.disk import disk_error
-from astra_gym.ssl_core.utils.messages import said, short
+from astra_gym.ssl_core.utils.messages import said
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,20 +72,16 @@ def _run(given: EvaluationFlags, command: str, ending: Ending) -> int:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
+    def begin(folder: Path) -> None:
+        ending.place = folder
+
     if given.measures.every is not None:
         ending.place = given.work.out or given.source.encoder or ending.place
         rows, facts, store = evaluate_along(given, console, device)
+    elif len(given.source.encoders) > 1:
+        rows, facts, store = evaluate_several(given, console, device, begin, command)
     else:
-        subject = subject_of(given, device)
-        plan = plan_of(given)
-        with Decoding(kind=given.work.progress, console=console) as decoding:
-            data = data_of(given, subject, decoding)
-        store = EvaluationStore(given.work.out or default_folder(given, subject, data))
-        ending.place = store.path
-        for sentence in store.check_data(data.name):
-            say(f"note: {short(sentence)}")
-        store.begin()
-        rows, facts = evaluate(subject, data, plan, given, store, console, device)
+        _, rows, facts, store = evaluate_one(given, console, device, begin)
     store.conclude(rows, facts | {"command": command})
     for table in tables(rows):
         console.print(for_terminal(table))

@@ -194,7 +194,9 @@ EVALUATIONS = [line for line in COMMANDS if "evaluate_encoder.py runs/" in line]
 
 @pytest.mark.parametrize("command", some(EVALUATIONS, ("--every 5",)))
 def test_the_evaluations_of_a_run_run_at_a_small_size(command: str, small_run: Path, tmp_path: Path) -> None:
-    words = [str(small_run) if word == "runs/NAME" else word for word in shlex.split(command)[2:]]
+    runs = {"runs/NAME": small_run}
+    runs |= {name: shutil.copytree(small_run, tmp_path / name) for name in ("runs/A", "runs/B") if name in command}
+    words = [str(runs.get(word, word)) for word in shlex.split(command)[2:]]
     # one image a class or so, a single attack: AutoAttack itself has tests of its own
     words = ["pgd20" if word == "autoattack" else word for word in words if word != "pgd20"]
     quick = [] if "--attacks" in words or "--everything" in words else ["--attacks", "pgd20"]

@@ -18,6 +18,8 @@ ATTACKS = ("pgd20", "autoattack")
 ATTACKS_KNOWN = ("fgsm", "pgd20", "autoattack", "autoattack-quick")
 RADIUS = "radius such as 8/255"
 LONG_ATTACKS = ("autoattack", "autoattack-quick")
+MOST_CURVES = 4
+"""Encoders in a figure of the downstream loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +27,18 @@ class SourceFlags:
     """The encoder.
 
     Args:
-        encoder: a run folder, or a checkpoint.
+        encoders: a run folder, or a checkpoint; several are evaluated in turn, each in its own folder, and have one
+            table.
         model: dotted path of a custom nn.Module, or of a function that returns one; its outputs are features, or logits
             with --protocols classifier.
-        format: format of another project's checkpoint.
+        format: format of another project's checkpoint; with several encoders that of each one that is no run folder.
         stem: stem of such a checkpoint's network, if the file does not name it.
         route: batch-norm route of such a checkpoint, if it has several: normal or pgd.
         mean: mean of such a checkpoint's input normalization, one value per channel.
         std: standard deviation of the same, one value per channel.
     """
 
-    encoder: Annotated[Path | None, Notes(positional=True, unit="ENCODER")] = None
+    encoders: Annotated[tuple[Path, ...], Notes(positional=True, nargs="*", unit="ENCODER")] = ()
     model: Annotated[str | None, Notes(unit="PATH")] = None
     format: Annotated[str | None, Notes(choices=FORMATS, what="format")] = None
     stem: Annotated[str | None, Notes(choices=STEMS, what="stem")] = None
@@ -45,10 +48,12 @@ class SourceFlags:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if (self.encoder is None) == (self.model is None):
+        if bool(self.encoders) == (self.model is not None):
             raise ValueError(
-                "say what to evaluate: a run folder, a checkpoint, or --model my_module:build, one of them"
+                "say what to evaluate: run folders and checkpoints, or --model my_module:build, one of them"
             )
+        if twice := [path for path in self.encoders if self.encoders.count(path) > 1]:
+            raise ValueError(f"{twice[0]} is given twice: name each encoder once")
         foreign = [name for name in ("stem", "route", "mean", "std") if getattr(self, name) is not None]
         if foreign and self.format is None:
             raise ValueError(
@@ -56,6 +61,11 @@ class SourceFlags:
             )
         if self.format is not None and self.model is not None:
             raise ValueError("--format is of a checkpoint, and --model is none: leave one of them out")
+
+    @property
+    def encoder(self) -> Path | None:
+        """The only encoder; None for a `model`."""
+        return self.encoders[0] if len(self.encoders) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,10 @@ class MeasureFlags:
         severities: severities of the corruptions, 1 to 5.
         frost_photographs: a folder with the published frost1.png ...; without them frost is a similar texture, and its
             results are marked.
+        train_images: measure accuracy on so many training images too, clean and under the same attacks: what robust
+            accuracy loses from training to test images (not for knn).
+        landscape: draw the downstream loss, clean and attacked, along a direction in the classifier's weights; several
+            encoders in one figure (not for knn).
         health: report values and figures of the features themselves.
         everything: all protocols, fgsm, pgd20 and autoattack, all shifts, and health.
         every: evaluate along the run: every N-th epoch's encoder that --keep_every kept (by default slf and pgd20 at
@@ -90,13 +104,19 @@ class MeasureFlags:
     shifts: Annotated[tuple[str, ...], Notes(nargs="+", choices=SHIFTS, what="shift")] = ()
     severities: Annotated[tuple[int, ...], Notes(nargs="+")] = (1, 2, 3, 4, 5)
     frost_photographs: Annotated[Path | None, Notes(unit="DIR")] = None
+    train_images: Annotated[int | None, Notes(unit="IMAGES")] = None
+    landscape: Annotated[bool, SWITCH] = False
     health: Annotated[bool, SWITCH] = False
     everything: Annotated[bool, SWITCH] = False
     every: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
-        _check_counts(self, "restarts", "every")
+        _check_counts(self, "restarts", "every", "train_images")
+        if self.landscape and self.every is not None:
+            raise ValueError(
+                f"--landscape overlays up to {MOST_CURVES} encoders: leave --every out, and give files of checkpoints/"
+            )
         if "classifier" in (self.protocols or ()) and (self.health or self.everything):
             raise ValueError("a classifier has no features to look at: leave --health and --everything out")
         if self.everything and (self.protocols or self.attacks or self.shifts):
@@ -150,7 +170,8 @@ class WorkFlags:
     """How the evaluation runs.
 
     Args:
-        out: the evaluation's folder; by default RUN/evaluation, or evaluations/NAME.
+        out: the evaluation's folder; by default RUN/evaluation, or evaluations/NAME. Of several encoders: the folder of
+            their common table; by default evaluations/NAME-and-NAME.
         seed: seed of everything random.
         attack_batch_size: batch size of fgsm and pgd20; autoattack uses at most 100.
         device: auto, cpu, cuda or cuda:N.
@@ -188,6 +209,11 @@ class EvaluationFlags:
 
     def __post_init__(self) -> None:
         _check_counts(self.changes, "epochs", "batch_size", "neighbors")
+        several = len(self.source.encoders)
+        if several > 1 and self.measures.every is not None:
+            raise ValueError("--every looks along one run: give its folder alone")
+        if several > MOST_CURVES and self.measures.landscape:
+            raise ValueError(f"--landscape overlays at most {MOST_CURVES} encoders, not {several}")
         protocols = self.measures.protocols or ()
         own = self.source.model is not None or self.source.format is not None
         if "classifier" in protocols and (not own or len(protocols) > 1):
@@ -199,7 +225,7 @@ class EvaluationFlags:
 
 def evaluation_parser(about: str | None) -> CommandParser[EvaluationFlags]:
     """Make the parser of `evaluate_encoder.py`."""
-    return CommandParser("evaluate", EvaluationFlags, about, "[RUN | CHECKPOINT | --model PATH] [--FLAG VALUE ...]")
+    return CommandParser("evaluate", EvaluationFlags, about, "[RUN | CHECKPOINT ... | --model PATH] [--FLAG VALUE ...]")
 
 
 def _check_counts(record: Any, *names: str) -> None:

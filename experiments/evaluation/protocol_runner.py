@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.experiments.console import Stages
+from astra_gym.experiments.evaluation.classifier_parts import LEFT_OUT, landscape_rows, training_rows
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
 from astra_gym.experiments.evaluation.store import TRAINED_ON, EvaluationPart, EvaluationStore, listed
@@ -57,6 +58,8 @@ class EvaluationPlan:
             texture like them.
         seed: seed of everything random.
         batch_size: images that are attacked together.
+        train_images: number of training images on which accuracy is measured too; None: none.
+        landscape: whether the downstream loss is measured along a direction in the weights.
     """
 
     protocols: tuple[str, ...]
@@ -67,6 +70,8 @@ class EvaluationPlan:
     photographs: tuple[Tensor, ...] | None = None
     seed: int = 0
     batch_size: int = 256
+    train_images: int | None = None
+    landscape: bool = False
 
 
 class Evaluator:
@@ -248,8 +253,48 @@ class Evaluator:
                     return EvaluationPart(self._shifted(shift, model, origin))
 
             rows += self.kept(key, f"{label}: {shift}", shifted).rows
+        rows += self._further(protocol, fraction, classifier, origin, label)
         # a part is found by the encoder's weights, and the same weights may have another name now
         return [replace(row, checkpoint=self.subject.checkpoint) for row in rows]
+
+    def _further(
+        self, protocol: str, fraction: float, classifier: Callable[[], nn.Module], origin: Origin, label: str
+    ) -> list[Row]:
+        """Return the rows on training images, and those of the loss along the weights, if the plan has them."""
+        plan, update = self.plan, self.stages.update
+        rows: list[Row] = []
+        trained = self.key("training", protocol, fraction)
+        parts: dict[str, dict[str, Any]] = {}
+        if plan.train_images is not None:
+            attacks = [asdict(attack) for attack in plan.attacks]
+            parts["train"] = {"attacks": attacks, "batch_size": plan.batch_size, "images": plan.train_images}
+        if plan.landscape:
+            parts["landscape"] = {}
+        for name, given in parts.items():
+            if protocol == "knn":
+                self._note(label, [LEFT_OUT[name]])
+                continue
+
+            def measured(name: str = name, images: int = plan.train_images or 0) -> EvaluationPart:
+                model = classifier()
+                self.stages.begin(f"{label}: {name}")
+                with unchanged(model, f"in the part {name}"):
+                    if name == "landscape":
+                        return EvaluationPart(landscape_rows(model, self.data.test, origin=origin, progress=update))
+                    found = training_rows(
+                        model,
+                        self.labelled(protocol, fraction),
+                        images,
+                        plan.attacks,
+                        origin=origin,
+                        batch_size=plan.batch_size,
+                        state_dir=self.store.states(trained | {"images": images}),
+                        progress=update,
+                    )
+                    return EvaluationPart(found)
+
+            rows += self.kept(trained | {"part": name} | given, f"{label}: {name}", measured).rows
+        return rows
 
     def _shifted(self, shift: str, classifier: nn.Module, origin: Origin) -> list[Row]:
         test, update = self.data.test, self.stages.update

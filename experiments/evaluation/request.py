@@ -111,6 +111,8 @@ def plan_of(given: EvaluationFlags) -> EvaluationPlan:
         photographs=None if asked.frost_photographs is None else load_photographs(asked.frost_photographs),
         seed=given.work.seed,
         batch_size=given.work.attack_batch_size,
+        train_images=asked.train_images,
+        landscape=asked.landscape,
     )
 
 

@@ -23,7 +23,15 @@ SCHEMA = 1
 EVALUATION = "evaluation.json"
 TRAINED_ON = "trained_on.txt"
 """The list of test images that were trained on, if an evaluation was refused for them."""
-FIGURES = ("accuracy_along_the_run.png", "tsne.png", "spectrum.png", "landscape.png", "accuracy_against_epsilon.png")
+DOWNSTREAM = "downstream_loss.png"
+FIGURES = (
+    "accuracy_along_the_run.png",
+    "tsne.png",
+    "spectrum.png",
+    "landscape.png",
+    DOWNSTREAM,
+    "accuracy_against_epsilon.png",
+)
 """Figures of an evaluation and its report."""
 OTHERS = ("config.yaml", "comparison.yaml", "comparison.json")
 """Files of a run and of a comparison; an evaluation refuses folders with them."""

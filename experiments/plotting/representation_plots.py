@@ -28,6 +28,7 @@ from astra_gym.experiments.plotting.style import (
     save_figure,
 )
 from astra_gym.ssl_core.evaluation.embedding_metrics import entropy_rank, normalised, singular_values
+from astra_gym.ssl_core.evaluation.landscape import LossCurves
 from astra_gym.ssl_core.evaluation.representation import Landscape
 
 SHOWN = 500
@@ -38,6 +39,8 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#CC79A7") * 2
 # All different, for a reader in gray; markers of the same color are easy to tell apart.
 MARKERS = ("o", "^", "s", "D", "v", "X", "*", "P", "<", ">")
 COLUMNS = 5
+MARKERS_OF_CURVES = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PURPLE))
+"""Marker and color of each encoder among several."""
 
 
 def plane(clean: Tensor, attacked: Tensor, seed: int) -> tuple[Array, Array]:
@@ -182,4 +185,36 @@ def landscape(data: Landscape, path: Path | str) -> None:
     axis.grid(axis="y", **GRID)
     axis.set_axisbelow(True)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    save_figure(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path | str) -> None:
+    """Draw the downstream loss along the weights of classifiers: a panel for each protocol, in it a color for each
+    encoder, clean solid and attacked dashed.
+
+    Args:
+        curves: by protocol and name of the encoder, at most four.
+        path: path of the PNG.
+
+    Raises:
+        ValueError: if there is none, or more than four encoders.
+    """
+    encoders = list(dict.fromkeys(name for panel in curves.values() for name in panel))
+    if not 1 <= len(encoders) <= len(MARKERS_OF_CURVES):
+        raise ValueError(f"{len(encoders)} encoders are given: expected 1 to {len(MARKERS_OF_CURVES)}")
+    figure, axes = new_figure(len(curves), 0.9 + 2.8 * len(curves), sharex=True)
+    for axis, (protocol, panel) in zip(axes, curves.items(), strict=True):
+        for name, found in panel.items():
+            marker, colour = MARKERS_OF_CURVES[encoders.index(name)]
+            for losses, dash, kind in ((found.clean, "-", "clean"), (found.attacked, "--", "attacked")):
+                words = label(f"{name}, {kind}")
+                axis.plot(found.radii, losses, f"{marker}{dash}", color=colour, ms=4, label=words)
+        axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
+        axis.set(ylabel="cross entropy (nats)", title=protocol.upper(), yscale="log")
+        axis.margins(x=0.02)
+        axis.grid(axis="y", **GRID)
+        axis.set_axisbelow(True)
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=2)
+    axes[-1].set_xlabel("distance in weight space (1: each filter moves by its own norm)")
     save_figure(figure, path)

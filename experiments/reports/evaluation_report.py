@@ -5,7 +5,7 @@ from typing import Any
 
 from astra_gym.experiments.evaluation.along_run import PICTURE
 from astra_gym.experiments.evaluation.representation_part import LANDSCAPE, SPECTRUM, TSNE
-from astra_gym.experiments.evaluation.store import EvaluationStore
+from astra_gym.experiments.evaluation.store import DOWNSTREAM, EvaluationStore
 from astra_gym.experiments.plotting.run_plots import accuracy_against_epsilon
 from astra_gym.experiments.reports.document import Block, Code, Items, Page, Picture, Section, Table, Text, entries
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
@@ -36,6 +36,12 @@ PICTURES = (
         LANDSCAPE,
         "Contrastive loss along a typical and the sharpest direction in weight space",
         "The contrastive loss of clean against attacked images along filter-normalised directions in weight space.",
+    ),
+    Picture(
+        DOWNSTREAM,
+        "Downstream loss of each encoder, clean and attacked, along a direction in the classifier's weights",
+        "Cross entropy of clean and of attacked test images along the direction of median sharpness among 16 random, "
+        "filter-normalised ones; the attack is made anew at each point.",
     ),
 )
 HOW_TO_READ = (
@@ -88,7 +94,7 @@ def evaluation_page(folder: Path) -> Page:
 def _curves(rows: list[Row], store: EvaluationStore) -> list[Block]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.metric == "SA" or (row.attack == "pgd20" and row.restarts == 1):
+        if row.metric == "SA" or (row.metric == "RA" and row.attack == "pgd20" and row.restarts == 1):
             share = "" if row.label_fraction == 1 else f" {100 * row.label_fraction:g} %"
             found.setdefault((f"{row.protocol.upper()}{share}", row.checkpoint), []).append(row)
     drawn = [(*names, own) for names, own in found.items() if len(own) > 2][:AT_MOST]

@@ -1,9 +1,10 @@
 """The rows of an evaluation as tables, and the remarks on them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from astra_gym.experiments.reports.document import MISSING, Entry, Table, entries
-from astra_gym.ssl_core.evaluation.results import Row, radius_text
+from astra_gym.ssl_core.evaluation.results import TRAIN, Row, radius_text
 from astra_gym.ssl_core.evaluation.sanity import STAGES
 from astra_gym.ssl_core.utils.messages import shown
 
@@ -13,8 +14,9 @@ INTERVALS = "Below a figure its 95 % interval over the test images (Wilson; mean
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Return accuracy, AutoAttack attack by attack, shifts, and health: those for which there are rows."""
-    made = [accuracy_table(rows), stages_table(rows), shifts_table(rows), health_table(rows)]
+    """Return accuracy, its gap to training images, AutoAttack attack by attack, shifts, and health: those for which
+    there are rows."""
+    made = [accuracy_table(rows), gap_table(rows), stages_table(rows), shifts_table(rows), health_table(rows)]
     return [table for table in made if table.rows]
 
 
@@ -31,10 +33,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         standard = "yes" if all(row.standard for row in by_place.values()) else "no"
         cells = [_shown(clean), *(_shown(by_place.get(place)) for place in columns)]
         lines.append([*entries(name, str(clean.n)), *cells, Entry(standard)])
-    heads = [
-        f"{NAMES[attack]} {radius_text(norm, epsilon)}{_starts(restarts)}"
-        for norm, attack, epsilon, restarts in columns
-    ]
+    heads = list(map(_head, columns))
     note = (
         f"Accuracy in % of n test images. {INTERVALS} Worst: right under every attack of that radius. Standard: got "
         "exactly by the published protocol."
@@ -48,6 +47,32 @@ def _clean(own: Sequence[Row], name: str) -> Row:
         if row.metric == "SA":
             return row
     raise ValueError(f"the evaluation has no clean accuracy of {shown(name)}: it was edited, repeat it")
+
+
+def gap_table(rows: Sequence[Row]) -> Table:
+    """Return the accuracies on training images beside those on test images: a line for each classifier and attack."""
+    lines = []
+    for name, own in _classifiers(rows).items():
+        tested = {_place(row): row for row in own if row.metric in ("SA", "RA") and not row.condition}
+        for row in own:
+            if row.metric.startswith(TRAIN) and (test := tested.get(_place(row))):
+                what = "none" if row.attack == "none" else _head(_place(row))
+                lines.append([*entries(name, what, str(row.n)), _shown(row), _shown(test), _gap(row, test)])
+    note = (
+        "Accuracy in % on n training images and on the test images, and the difference in points: under attack the "
+        "robust generalization gap. Below the gap its 95 % interval (Newcombe 1998, from both Wilson intervals)."
+    )
+    return Table("Training and test images", note, ["protocol", "attack", "n", "training", "test", "gap"], lines)
+
+
+def _gap(train: Row, test: Row) -> Entry:
+    """Return the difference of two accuracies in points, with Newcombe's interval (1998, method 10)."""
+    gap = train.value - test.value
+    if train.interval is None or test.interval is None:
+        return Entry(f"{gap:.1f}")
+    low = gap - math.hypot(train.value - train.interval[0], test.interval[1] - test.value)
+    high = gap + math.hypot(train.interval[1] - train.value, test.value - test.interval[0])
+    return Entry(f"{gap:.1f}", f"{low:.1f} to {high:.1f}")
 
 
 def stages_table(rows: Sequence[Row]) -> Table:
@@ -78,12 +103,13 @@ def shifts_table(rows: Sequence[Row]) -> Table:
 
 def health_table(rows: Sequence[Row]) -> Table:
     """Return the values of the features themselves."""
-    lines = []
+    lines, several = [], len({row.checkpoint for row in rows}) > 1
     for row in rows:
         if row.protocol == "features":
             interval = MISSING if row.interval is None else f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
             name = row.metric.replace("_", " ")
-            lines.append(entries(name, row.condition, f"{row.value:.3f}", interval))
+            of = f"{row.condition}, {row.checkpoint}" if several else row.condition
+            lines.append(entries(name, of, f"{row.value:.3f}", interval))
     note = (
         "Alignment: mean squared distance of positive pairs, lower is closer. Uniformity: lower is more uniform. "
         "Embedding std: 0 is collapse. Sharpness: mean rise of the loss along a weight direction."
@@ -117,6 +143,11 @@ def _classifiers(rows: Sequence[Row]) -> dict[str, list[Row]]:
                 parts.append(row.checkpoint)
             found.setdefault(", ".join(parts), []).append(row)
     return found
+
+
+def _head(place: tuple[str, str, float, int]) -> str:
+    norm, attack, epsilon, restarts = place
+    return f"{NAMES[attack]} {radius_text(norm, epsilon)}{_starts(restarts)}"
 
 
 def _place(row: Row) -> tuple[str, str, float, int]:

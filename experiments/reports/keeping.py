@@ -87,25 +87,31 @@ def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
     """
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
-    name = name or path_component(facts["name"] + folder.resolve().name.removeprefix("evaluation"), "the encoder")
+    own = facts["name"].replace(", ", "-and-")
+    name = name or path_component(own + folder.resolve().name.removeprefix("evaluation"), "the encoder")
     target = EvaluationStore(results / "evaluations" / name)
     if target.file.is_file() and _origins(read_results(target.file)) != _origins(rows):
         raise ValueError(f"{target.path} holds the evaluation of another encoder or data set: give --group NAME")
     target.begin()
     words = shlex.split(facts["command"])
-    encoder = _encoder(words[2:], folder)
-    words = [_placeless(encoder, facts["name"]) if encoder and Path(word) == encoder else word for word in words]
+    encoders = _encoders(words[2:], folder)
+    words = [
+        _placeless(Path(word), facts["name"] if len(encoders) == 1 else Path(word).name)
+        if Path(word) in encoders
+        else word
+        for word in words
+    ]
     command = shlex.join(_without_places(words))
     target.show(store.own_figures())
     target.conclude(rows, facts | {"command": command})
     return target.path
 
 
-def _encoder(words: Sequence[str], folder: Path) -> Path | None:
-    """Return the encoder in a kept command of `evaluate_encoder.py`, None if it names a model."""
+def _encoders(words: Sequence[str], folder: Path) -> list[Path]:
+    """Return the encoders in a kept command of `evaluate_encoder.py`; none if it names a model."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return evaluation_parser("").values(words)["encoder"]
+            return list(evaluation_parser("").values(words)["encoders"])
     except SystemExit:
         raise ValueError(f"{folder / 'facts.json'} holds no command of an evaluation: repeat it") from None
 

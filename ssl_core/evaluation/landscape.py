@@ -1,18 +1,28 @@
 """Loss landscape: the loss along directions in a network's weights."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams
 
 Direction = Mapping[str, Tensor]
 """Change of each weight by name, in the weight's shape; weights without an entry do not change."""
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+EPSILON, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
+"""Attack on the images of `downstream_landscape`."""
+RADIUS, CANDIDATES = 0.5, 16
+"""Radius at which its random directions are compared, and their number."""
+POINTS = 21
+"""Points of its curves, from -1 to 1."""
 
 
 class Searched(NamedTuple):
@@ -149,3 +159,70 @@ def search_directions(
         for _, _, state in (found[(candidates - 1) // 2], found[-1])
     )
     return Searched(median, sharpest, tuple(value for value, _, _ in found))
+
+
+class LossCurves(NamedTuple):
+    """A classifier's mean cross entropy along a direction in its weights, each as long as `radii`."""
+
+    radii: tuple[float, ...]
+    clean: tuple[float, ...]
+    attacked: tuple[float, ...]
+
+
+def downstream_landscape(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> LossCurves:
+    """Compute the downstream loss of a classifier, clean and attacked, along a direction in all its weights.
+
+    The attacked loss is the adversarial weight loss landscape of Wu et al. (2020, section 3): at every radius PGD
+    attacks the moved classifier anew (8/255, 10 steps of 2/255, the same random start at each radius). The direction is
+    the one of median sharpness of the clean loss among 16 random ones, see `search_directions`.
+
+    Args:
+        classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), each image on its own; it is copied.
+        images: images (n, 3, H, W) in [0, 1], on the classifier's device.
+        labels: labels (n,) on the same device.
+        seed: seed of directions and of the attack's start.
+        progress: called with the number of losses computed and their total.
+
+    Raises:
+        ValueError, RuntimeError: as `search_directions`.
+    """
+    classifier = copy.deepcopy(classifier).eval().requires_grad_(False)
+    budget = Budget.uniform(len(images), epsilon=EPSILON, step_size=STEP_SIZE, steps=STEPS, device=images.device)
+    streams = Streams(seed, images.device)
+    start = streams.on_device("landscape/attack").get_state()
+    done, total = 0, 1 + 2 * CANDIDATES + 2 * POINTS
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    def clean_loss() -> Tensor:
+        return F.cross_entropy(classifier(images), labels)
+
+    def attacked_loss() -> Tensor:
+        generator = streams.on_device("landscape/attack")
+        generator.set_state(start)
+        attacked = pgd(
+            lambda x, _: classifier(x),
+            lambda logits: F.cross_entropy(logits, labels, reduction="none"),
+            images,
+            budget,
+            generator=generator,
+        )
+        return F.cross_entropy(attacked.embeddings, labels)
+
+    searched = search_directions(classifier, clean_loss, RADIUS, CANDIDATES, streams["landscape/directions"], tick)
+    radii = tuple((2 * index - POINTS + 1) / (POINTS - 1) for index in range(POINTS))
+    clean, attacked = (
+        tuple(loss_along(classifier, searched.median, radii, loss, tick)) for loss in (clean_loss, attacked_loss)
+    )
+    return LossCurves(radii, clean, attacked)

@@ -35,8 +35,14 @@ METRICS: Mapping[str, tuple[float, float]] = {
     "effective_rank": (1.0, math.inf),
     "embedding_std": (0.0, 1.0),
     "sharpness": (-math.inf, math.inf),
+    "train_SA": PERCENT,
+    "train_RA": PERCENT,
+    "cross_entropy": (0.0, math.inf),
 }
-"""Metrics and their ranges. Percent: SA clean, RA attacked, CA common corruptions, PA perspective distortion."""
+"""Metrics and their ranges. Percent: SA clean, RA attacked, CA common corruptions, PA perspective distortion; train_SA
+and train_RA are SA and RA on images that the classifier was trained on."""
+TRAIN = "train_"
+"""Prefix of metrics on training images."""
 ATTACKS: Mapping[str, str] = {
     "none": "no attack",
     "fgsm": "one step of the size of the radius, from the image",
@@ -60,14 +66,14 @@ class Row:
     Args:
         protocol: how the encoder was turned into a classifier, a name of `PROTOCOLS`.
         metric: a name of `METRICS`.
-        attack: a name of `ATTACKS`: `none` for all metrics but RA.
+        attack: a name of `ATTACKS`: `none` for all metrics but RA and train_RA.
         epsilon: radius of the attack, in the unit of pixels in [0, 1] (8/255, not 8); 0.0 without an attack.
         norm: norm of epsilon, a name of `NORMS`.
         restarts: number of random starts of the attack.
-        condition: other change of the images, such as `fog/3` (corruption and severity), `weather` (the mean over a
-            family) or `left/padded`; empty for none.
+        condition: other change, such as `fog/3` (corruption and severity), `weather` (the mean over a family),
+            `left/padded` or `moved 0.5` (of the weights); empty for none.
         value: accuracies in percent, other metrics in their own unit.
-        n: number of test images.
+        n: number of images.
         interval: 95 % interval of the value, or None.
         interval_method: a name of `INTERVALS`.
         label_fraction: share of the training labels that the classifier was trained with, in (0, 1].
@@ -132,7 +138,7 @@ class Row:
         _require(self.n >= 1, "n", self, "at least one image")
         _require(self.restarts >= 1, "restarts", self, "at least 1")
         _require(0 < self.label_fraction <= 1, "label_fraction", self, "a share in (0, 1]")
-        attacked = self.metric == "RA"
+        attacked = self.metric.removeprefix(TRAIN) == "RA"
         _require(attacked == (self.attack != "none"), "attack", self, "an attack for RA and none for other metrics")
         _require(attacked or self.epsilon == 0, "epsilon", self, "0 without an attack")
         _require(self.interval is None or _is_interval(self.interval), "interval", self, "two finite numbers, or None")
@@ -174,7 +180,7 @@ class Origin:
         """Make the row of an accuracy, with its Wilson interval.
 
         Args:
-            metric: SA, RA, CA or PA.
+            metric: SA, RA, CA, PA, train_SA or train_RA.
             correct: number of images classified correctly.
             n: number of images.
             **what: `attack`, `epsilon`, `norm`, `restarts`, `condition`, `seconds`, and `deviations`, which are added

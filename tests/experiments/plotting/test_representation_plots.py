@@ -8,7 +8,13 @@ import torch
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from astra_gym.experiments.plotting.representation_plots import landscape, plane, spectrum, tsne
+from astra_gym.experiments.plotting.representation_plots import (
+    downstream_loss,
+    landscape,
+    plane,
+    spectrum,
+    tsne,
+)
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.linear_probe import RawPixels
@@ -20,6 +26,7 @@ from astra_gym.ssl_core.evaluation.embedding_metrics import (
     resamples,
     uniformity,
 )
+from astra_gym.ssl_core.evaluation.landscape import LossCurves
 from astra_gym.ssl_core.evaluation.representation import Health, Landscape, attack_features, representation_health
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 from astra_gym.ssl_core.evaluation.sanity import SanityError
@@ -287,6 +294,17 @@ def test_landscape(tmp_path: Path, found: Health) -> None:
     picture(path)
     landscape(Landscape((-1.0, 0.0, 1.0), (3.0, 2.0, 3.0), (4.0, 2.0, 4.0), 16, 1.0), path)
     picture(path)
+
+
+def test_downstream_losses_are_overlaid(tmp_path: Path) -> None:
+    curves = LossCurves((-1.0, 0.0, 1.0), (3.0, 0.2, 3.0), (9.0, 2.0, 8.0))
+    path = tmp_path / "downstream.png"
+    for panels in ({"slf": {"a": curves}}, {name: dict.fromkeys("abcd", curves) for name in ("slf", "aff")}):
+        downstream_loss(panels, path)
+        picture(path)
+    for wrong in ({}, {"slf": dict.fromkeys("abcde", curves)}):
+        with pytest.raises(ValueError, match="expected 1 to 4"):
+            downstream_loss(wrong, path)
 
 
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path) -> None:

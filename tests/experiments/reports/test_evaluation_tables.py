@@ -62,6 +62,16 @@ def test_other_figures_have_tables_of_their_own() -> None:
     assert len(tables(attacked(SLF)[:1])) == 1
 
 
+def test_training_images_stand_beside_test_images_with_the_gap_of_newcombes_example() -> None:
+    """56 of 70 and 48 of 80 (Newcombe 1998, table II, method 10): 0.2, from 0.0524 to 0.3339."""
+    rows = [SLF.accuracy("SA", 70, 80), SLF.accuracy("RA", 48, 80, attack="pgd20", epsilon=8 / 255)]
+    rows += [SLF.accuracy("train_RA", 56, 70, attack="pgd20", epsilon=8 / 255)]
+    accuracy, gap = tables(rows)
+    assert [entry.text for entry in gap.rows[0]] == ["SLF", "PGD-20 8/255", "70", "80.0", "60.0", "20.0"]
+    assert gap.rows[0][-1].small == "5.2 to 33.4"
+    assert [entry.text for entry in accuracy.rows[0]] == ["SLF", "80", "87.5", "60.0", "yes"]
+
+
 def test_several_checkpoints_are_told_apart() -> None:
     rows = [replace(row, checkpoint=name) for name in ("epoch-5", "epoch-10") for row in attacked(SLF)]
     assert [row[0].text for row in tables(rows)[0].rows] == ["SLF, epoch-5", "SLF, epoch-10"]

@@ -1,12 +1,20 @@
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from astra_gym.ssl_core.evaluation.landscape import loss_along, random_direction, search_directions
+from astra_gym.ssl_core.evaluation.landscape import (
+    downstream_landscape,
+    loss_along,
+    random_direction,
+    search_directions,
+)
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from astra_gym.ssl_core.utils.rng import Streams
 
 RADII = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
@@ -187,3 +195,29 @@ def test_bad_input_is_refused(network: TargetNetwork) -> None:
     module.norm.train()
     with pytest.raises(ValueError, match=r"train mode \(norm\)"):
         loss_along(module, direction, RADII, quadratic(module))
+
+
+def test_the_downstream_loss_of_two_linear_classes_has_a_closed_form() -> None:
+    """An attack at radius e lowers each margin by e |w_1 - w_0|, and the attack is made anew for moved weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    images = 0.3 + 0.4 * torch.rand(30, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(30) % 2
+    before, ticks = fingerprint(classifier), []
+    found = downstream_landscape(classifier, images, labels, seed=3, progress=lambda *done: ticks.append(done))
+    assert fingerprint(classifier) == before and ticks[-1] == (75, 75)
+    assert found.radii == pytest.approx([index / 10 for index in range(-10, 11)])
+
+    def loss() -> Tensor:
+        return F.cross_entropy(classifier(images), labels)
+
+    way = search_directions(classifier, loss, 0.5, 16, Streams(3)["landscape/directions"]).median
+    for radius, clean, attacked in zip(*found, strict=True):
+        moved = copy.deepcopy(classifier).requires_grad_(False)
+        moved[1].weight += radius * way["1.weight"]
+        logits = moved(images)
+        margin = (logits[:, 1] - logits[:, 0]) * (2 * labels - 1)
+        reach = 8 / 255 * (moved[1].weight[1] - moved[1].weight[0]).abs().sum()
+        assert clean == pytest.approx(F.softplus(-margin).mean().item(), rel=1e-5)
+        assert attacked == pytest.approx(F.softplus(reach - margin).mean().item(), rel=1e-5)
