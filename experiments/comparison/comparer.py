@@ -35,7 +35,7 @@ from astra_gym.ssl_core.utils.messages import short, shown
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
 
-DATA = ("dataset", "data_dir", "cache_dir", "download", "limit", "test_limit", "image_size")
+DATA = ("dataset", "data_dir", "classes", "cache_dir", "download", "limit", "test_limit", "image_size")
 """All settings on which the data set depends."""
 
 

@@ -34,12 +34,13 @@ CHANGEABLE_ON_RESUME = (
     "recompute",
     "compile_blocks",
     "data_dir",
+    "classes",
     "cache_dir",
     "keep_data",
     "teacher",
     "agent_from",
 )
-"""Settings that may change on resume; a new `data_dir` must hold the same images."""
+"""Settings that may change on resume; a new `data_dir`, or list of `classes`, must give the same images."""
 EDITED = "--resume RUN --accept_edited_config"
 RECORDED = ("dataset", "method", "epochs", "agent", "seed", "progress")
 """Settings in every run's record, including the one that is written last: a record without one was cut short."""
@@ -283,7 +284,7 @@ def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], ar
 
 def _placed(values: dict[str, Any]) -> dict[str, Any]:
     """Make the settings' paths valid in any folder."""
-    for name in ("data_dir", "cache_dir", "teacher", "agent_from"):
+    for name in ("data_dir", "classes", "cache_dir", "teacher", "agent_from"):
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(resolved(values[name]))

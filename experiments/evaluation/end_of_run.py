@@ -74,7 +74,7 @@ def standard_linear_finetuning(
         classifier = train_probe(
             encoder,
             path,
-            engine.data.train,
+            engine.data.probe_train,
             own_probe(settings.probe),
             engine.batches.views_settings,
             seed=seed,
@@ -226,7 +226,7 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
     (folder.results / "outcomes.json").unlink(missing_ok=True)
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
-    if run.engine.data.train.labels is None or run.engine.data.test.labels is None:
+    if run.engine.data.probe_train.labels is None or run.engine.data.test.labels is None:
         note(f"the data set {run.settings.data.dataset} has no labels: linear evaluation (SLF) is left out")
     else:
         rows, correct = standard_linear_finetuning(run, folder, note)

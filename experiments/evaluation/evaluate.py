@@ -9,7 +9,8 @@ from astra_gym.experiments.console import Stages
 from astra_gym.experiments.evaluation.data_identity import decoder_notes
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.flags import EvaluationFlags
-from astra_gym.experiments.evaluation.protocol_runner import EvaluationPlan, Evaluator, named
+from astra_gym.experiments.evaluation.plan import EvaluationPlan
+from astra_gym.experiments.evaluation.protocol_runner import Evaluator, named
 from astra_gym.experiments.evaluation.protocols import protocols_for
 from astra_gym.experiments.evaluation.representation_part import health_part
 from astra_gym.experiments.evaluation.request import LabelledData

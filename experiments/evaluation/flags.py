@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.sections import PROGRESS
-from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, protocols_known
+from astra_gym.experiments.evaluation.plan import SHIFTS, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
 from astra_gym.ssl_core.evaluation.results import NORMS
 from astra_gym.ssl_core.models.foreign import FORMATS
@@ -82,6 +82,10 @@ class MeasureFlags:
         restarts: random starts of pgd20.
         shifts: further tests, beyond attacks.
         severities: severities of the corruptions, 1 to 5.
+        corruptions_dir: folder of official corrupted images, which --shifts corruptions takes in place of its own:
+            CIFAR-10-C (NAME.npy, labels.npy) or ImageNet-C (NAME/SEVERITY/CLASS).
+        perspective_dir: folder of ImageNet-PD (PD-L/CLASS and so on), which --shifts perspective takes in place of its
+            own.
         frost_photographs: a folder with the published frost1.png ...; without them frost is a similar texture, and its
             results are marked.
         train_images: measure accuracy on so many training images too, clean and under the same attacks: what robust
@@ -103,6 +107,8 @@ class MeasureFlags:
     restarts: int = 1
     shifts: Annotated[tuple[str, ...], Notes(nargs="+", choices=SHIFTS, what="shift")] = ()
     severities: Annotated[tuple[int, ...], Notes(nargs="+")] = (1, 2, 3, 4, 5)
+    corruptions_dir: Annotated[Path | None, Notes(unit="DIR")] = None
+    perspective_dir: Annotated[Path | None, Notes(unit="DIR")] = None
     frost_photographs: Annotated[Path | None, Notes(unit="DIR")] = None
     train_images: Annotated[int | None, Notes(unit="IMAGES")] = None
     landscape: Annotated[bool, SWITCH] = False
@@ -119,6 +125,9 @@ class MeasureFlags:
             )
         if "classifier" in (self.protocols or ()) and (self.health or self.everything):
             raise ValueError("a classifier has no features to look at: leave --health and --everything out")
+        for shift in SHIFTS:
+            if getattr(self, f"{shift}_dir") is not None and shift not in self.shifts and not self.everything:
+                raise ValueError(f"--{shift}_dir is for --shifts {shift}: give both, or leave it out")
         if self.everything and (self.protocols or self.attacks or self.shifts):
             raise ValueError("--everything says it all: leave --protocols, --attacks and --shifts out")
         if self.attacks and "none" in self.attacks and len(self.attacks) > 1:
@@ -144,6 +153,7 @@ class DataFlags:
     Args:
         dataset: another data set than the run's (transfer); stl10 trains on its 5,000 labeled images.
         data_dir: folder of the data set.
+        classes: text file with the names of the class folders that are read, one a line; by default the run's.
         image_size: side in pixels to which images are resized.
         limit: training images; 0: all.
         test_limit: test images; 0: all.
@@ -152,6 +162,7 @@ class DataFlags:
 
     dataset: str | None = None
     data_dir: Annotated[str | None, Notes(unit="DIR")] = None
+    classes: Annotated[str | None, Notes(unit="FILE")] = None
     image_size: Annotated[int | None, Notes(unit="PIXELS")] = None
     limit: Annotated[int | None, Notes(unit="IMAGES")] = None
     test_limit: Annotated[int | None, Notes(unit="IMAGES")] = None

@@ -2,9 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from astra_gym.experiments.console import Stages
 from astra_gym.experiments.evaluation.classifier_parts import LEFT_OUT, landscape_rows, training_rows
 from astra_gym.experiments.evaluation.encoders import Subject
+from astra_gym.experiments.evaluation.plan import EvaluationPlan, shift_key, shift_rows, shifted_images
 from astra_gym.experiments.evaluation.protocols import TRAINED, Protocols, classifier_of, packed, unpacked
 from astra_gym.experiments.evaluation.store import TRAINED_ON, EvaluationPart, EvaluationStore, listed
 from astra_gym.ssl_core.attacks.pgd import NonFiniteGradientError
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
+from astra_gym.ssl_core.data.official_shifts import ShiftedImages
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
 from astra_gym.ssl_core.evaluation.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
 from astra_gym.ssl_core.evaluation.masking import check_classifier, masking_evidence
-from astra_gym.ssl_core.evaluation.results import PROTOCOLS, Origin, Row, radius_text
+from astra_gym.ssl_core.evaluation.results import Origin, Row, radius_text
 from astra_gym.ssl_core.evaluation.sanity import (
     SanityError,
     TrainedOnError,
@@ -33,45 +35,8 @@ from astra_gym.ssl_core.evaluation.sanity import (
     check_untrained,
     square_drops,
 )
-from astra_gym.ssl_core.evaluation.shifts import evaluate_corruptions, evaluate_perspective
 from astra_gym.ssl_core.utils.hashing import fingerprint, tensor_digest
 from astra_gym.ssl_core.utils.provenance import versions
-
-CORRUPTIONS, PERSPECTIVE = "corruptions", "perspective"
-SHIFTS: Mapping[str, str] = {
-    CORRUPTIONS: "the 15 common corruptions of ImageNet-C",
-    PERSPECTIVE: "Moebius views in the eight directions of ImageNet-PD",
-}
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """The content of an evaluation.
-
-    Args:
-        protocols: names of `astra_gym.ssl_core.evaluation.results.PROTOCOLS`.
-        attacks: attacks on every classifier; its clean accuracy is measured in any case.
-        labels: shares of the training labels, in (0, 1].
-        shifts: names of `SHIFTS`.
-        severities: severities of the corruptions, in 1..5.
-        photographs: photographs of frost, from `astra_gym.ssl_core.evaluation.corruptions.load_photographs`; None for a
-            texture like them.
-        seed: seed of everything random.
-        batch_size: images that are attacked together.
-        train_images: number of training images on which accuracy is measured too; None: none.
-        landscape: whether the downstream loss is measured along a direction in the weights.
-    """
-
-    protocols: tuple[str, ...]
-    attacks: tuple[Attack, ...]
-    labels: tuple[float, ...] = (1.0,)
-    shifts: tuple[str, ...] = ()
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    photographs: tuple[Tensor, ...] | None = None
-    seed: int = 0
-    batch_size: int = 256
-    train_images: int | None = None
-    landscape: bool = False
 
 
 class Evaluator:
@@ -118,6 +83,7 @@ class Evaluator:
         """Notes to be reported beside the rows, by subject."""
         self.void: dict[str, str] = {}
         """Reasons for missing values, by the classifier that they would have measured."""
+        self._official = cache(lambda shift: shifted_images(plan, shift, data.test))
         self._before = fingerprint(subject.encoder)
         self._digests = {name: _digest(part) for name, part in (("train", data.train), ("test", data.test))}
 
@@ -241,16 +207,15 @@ class Evaluator:
         self._note(label, part.notes)
         rows = list(part.rows)
         for shift in self.plan.shifts:
-            key = trained | {"part": shift}
-            if shift == CORRUPTIONS:
-                key["severities"] = list(self.plan.severities)
-                key["photographs"] = self.plan.photographs and tensor_digest(*self.plan.photographs)
+            images = self._official(shift)
+            key = trained | {"part": shift} | shift_key(self.plan, shift, images)
 
-            def shifted(shift: str = shift) -> EvaluationPart:
+            def shifted(shift: str = shift, images: ShiftedImages | None = images) -> EvaluationPart:
                 model = classifier()
                 self.stages.begin(f"{label}: {shift}")
                 with unchanged(model, f"while it was evaluated under {shift}"):
-                    return EvaluationPart(self._shifted(shift, model, origin))
+                    rows = shift_rows(self.plan, shift, images, model, test, origin=origin, progress=self.stages.update)
+                    return EvaluationPart(rows)
 
             rows += self.kept(key, f"{label}: {shift}", shifted).rows
         rows += self._further(protocol, fraction, classifier, origin, label)
@@ -295,19 +260,6 @@ class Evaluator:
 
             rows += self.kept(trained | {"part": name} | given, f"{label}: {name}", measured).rows
         return rows
-
-    def _shifted(self, shift: str, classifier: nn.Module, origin: Origin) -> list[Row]:
-        test, update = self.data.test, self.stages.update
-        if shift == PERSPECTIVE:
-            return evaluate_perspective(classifier, test, origin=origin, progress=update)
-        return evaluate_corruptions(
-            classifier,
-            test,
-            origin=origin,
-            severities=self.plan.severities,
-            photographs=self.plan.photographs,
-            progress=update,
-        )
 
     def _classifier(self, protocol: str, fraction: float, label: str) -> nn.Module:
         key = self.key("training", protocol, fraction)
@@ -387,8 +339,3 @@ def describe(attack: Attack) -> str:
 def _digest(data: ImageSet) -> str:
     tensors: list[Tensor] = [data.images] if data.labels is None else [data.images, data.labels]
     return tensor_digest(*tensors)
-
-
-def protocols_known() -> list[str]:
-    """Return the protocols that give a classifier."""
-    return [name for name in PROTOCOLS if name != "features"]

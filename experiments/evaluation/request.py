@@ -1,18 +1,19 @@
 """The encoder, data, plan and folder that an evaluation's flags ask for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from astra_gym.experiments.config.commands import typed
+from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import only_named
 from astra_gym.experiments.console import Decoding
 from astra_gym.experiments.evaluation import encoders
 from astra_gym.experiments.evaluation.data_identity import FOLDER, folder_name, is_own_folder
 from astra_gym.experiments.evaluation.encoders import Subject
 from astra_gym.experiments.evaluation.flags import ATTACKS, LONG_ATTACKS, PROTOCOLS, EvaluationFlags
-from astra_gym.experiments.evaluation.protocol_runner import SHIFTS, EvaluationPlan, protocols_known
+from astra_gym.experiments.evaluation.plan import CORRUPTIONS, PERSPECTIVE, SHIFTS, EvaluationPlan, protocols_known
 from astra_gym.ssl_core.data.datasets import DATASETS, find_dataset, load_dataset
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
 from astra_gym.ssl_core.data.settings import DataSection
@@ -102,6 +103,7 @@ def plan_of(given: EvaluationFlags) -> EvaluationPlan:
         else:
             radii = asked.epsilons or ((STANDARD_EPSILON["Linf"],) if along else EPSILONS)
             attacks += [Attack(name, epsilon, restarts=asked.restarts if name == "pgd20" else 1) for epsilon in radii]
+    official = {CORRUPTIONS: asked.corruptions_dir, PERSPECTIVE: asked.perspective_dir}
     return EvaluationPlan(
         protocols=asked.protocols or protocols,
         attacks=tuple(attacks),
@@ -109,6 +111,7 @@ def plan_of(given: EvaluationFlags) -> EvaluationPlan:
         shifts=shifts,
         severities=asked.severities,
         photographs=None if asked.frost_photographs is None else load_photographs(asked.frost_photographs),
+        official={shift: folder for shift, folder in official.items() if folder is not None},
         seed=given.work.seed,
         batch_size=given.work.attack_batch_size,
         train_images=asked.train_images,
@@ -133,7 +136,9 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
         )
     with only_named((given.data.dataset,), typed("evaluate", str(given.source.encoder), "--dataset", name)):
         spec = find_dataset(name)
-    own = settings.data if settings is not None and settings.data.dataset == name else None
+        if spec.evaluated:
+            name, spec = spec.evaluated, find_dataset(spec.evaluated)
+    own = _own_data(settings, name)
 
     def chosen(flag: int | None, value: int | None) -> int | None:
         return value if flag is None else (flag or None)
@@ -141,6 +146,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
     # a run's encoder sees any data set at the run's image size
     size = given.data.image_size or (settings.data.image_size if settings else None)
     data_dir = given.data.data_dir or (own.data_dir if own else None)
+    classes = given.data.classes or (own.classes if own else None)
 
     def load(limits: DataSection | None, side: int | None) -> Split:
         return load_dataset(
@@ -152,6 +158,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
             download=given.data.download,
             cache_dir=own.cache_dir if own else None,
             on_progress=decoding.update,
+            classes=classes,
         )
 
     # test images are compared with a run's training images at the run's image size
@@ -185,6 +192,8 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
     ):
         if limit is not None and len(part) != full:
             deviations.append(f"{len(part):,} {what} images only")
+    if classes is not None and spec.sizes is not None:
+        deviations.append(f"{len(split.train.classes)} listed classes only")
     if spec.image_size is not None and size not in (None, spec.image_size):
         deviations.append(f"images resized to {size} pixels")
     if settings is not None and not mine:
@@ -193,6 +202,19 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
     if name == FOLDER and not mine and data_dir is not None:
         label, place = folder_name(data_dir)
     return LabelledData(label, split, tuple(deviations), seen.test, place)
+
+
+def _own_data(settings: Settings | None, name: str) -> DataSection | None:
+    """Return the settings of a run's data for a data set; None if the run was trained on another one.
+
+    For a run on unlabeled images they are those of the labeled part, without the limit of training images.
+    """
+    if settings is None:
+        return None
+    if settings.data.dataset == name:
+        return settings.data
+    trained = DATASETS.get(settings.data.dataset)
+    return replace(settings.data, dataset=name, limit=None) if trained and trained.evaluated == name else None
 
 
 def default_folder(given: EvaluationFlags, subject: Subject, data: LabelledData) -> Path:

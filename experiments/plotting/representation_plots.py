@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
 from astra_gym.experiments.plotting.run_plots import Array
@@ -212,6 +212,8 @@ def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path |
                 axis.plot(found.radii, losses, f"{marker}{dash}", color=colour, ms=4, label=words)
         axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
         axis.set(ylabel="cross entropy (nats)", title=protocol.upper(), yscale="log")
+        axis.yaxis.set_major_formatter(LogFormatter())
+        axis.yaxis.set_minor_formatter(LogFormatter())
         axis.margins(x=0.02)
         axis.grid(axis="y", **GRID)
         axis.set_axisbelow(True)

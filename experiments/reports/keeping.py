@@ -24,7 +24,7 @@ from astra_gym.ssl_core.utils.paths import copy_file, path_component
 
 KEPT = ("environment.json", "results/slf.json", "results/policy.json", "results/training.json")
 PLACES = {flag: "DIR" if flag.endswith("_dir") else "FILE" for flag in PATHS} | {
-    "--out": "DIR",
+    **dict.fromkeys(("--out", "--corruptions_dir", "--perspective_dir", "--frost_photographs"), "DIR"),
     "--teacher": "RUN",
     "--agent_from": "RUN",
 }
@@ -51,7 +51,9 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
             read_json(folder.path / name)
             copy_file(folder.path / name, target / Path(name).name)
     # the place of the data on one machine means nothing on another
-    write_file(target / "config.yaml", sealed_yaml(settings.replace(data_dir=None, run_dir=None).to_yaml()))
+    classes = settings.data.classes and Path(settings.data.classes).name
+    placeless = settings.replace(data_dir=None, classes=classes, run_dir=None)
+    write_file(target / "config.yaml", sealed_yaml(placeless.to_yaml()))
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():
             check_png(folder.figures / name)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +76,12 @@ def named(names: Iterable[str], mark: str = "/") -> str:
     return ", ".join(f"{name}{mark}" for name in names[:SHOWN]) + more
 
 
-def scan(root: Path) -> ImageTree:
+def scan(root: Path, only: Collection[str] = ()) -> ImageTree:
     """Find every image below a folder except hidden ones; links to folders are followed, once.
+
+    Args:
+        root: the folder.
+        only: names of the first-level folders that are read, and nothing beside them; empty: everything.
 
     Raises:
         ValueError: if a folder or a link cannot be read, an entry named like an image is no file, or there is no image.
@@ -93,6 +97,8 @@ def scan(root: Path) -> ImageTree:
         for name, is_folder in _listed(folder):
             if is_folder:
                 inner.append(name)
+            elif only and not top:
+                skipped[suffix_of(name)] += 1
             elif name.lower().endswith(IMAGE_SUFFIXES):
                 paths.append(folder / name)
             else:
@@ -104,9 +110,12 @@ def scan(root: Path) -> ImageTree:
             holding.add(top)
         inner = [name for name in inner if os.path.realpath(folder / name) not in walked]
         if not top:
+            inner = [name for name in inner if not only or name in only]
             tops |= {name: Counter() for name in inner}
         todo += [(folder / name, top or name) for name in reversed(inner)]
     if not paths:
+        if only:
+            raise ValueError(f"{root} holds no image of {named(sorted(only), '')}: expected CLASS/IMAGE")
         instead = f" (but {counted(skipped)})" if skipped else ""
         raise ValueError(f"{root} holds no image{instead}: expected {', '.join(IMAGE_SUFFIXES)} files in it or below")
     empty = {name: kinds for name, kinds in tops.items() if name not in holding}
@@ -279,3 +288,11 @@ def check_classes(tree: ImageTree) -> None:
         f"{tree.root / name} is a class folder without an image ({instead}){more}: expected "
         f"{', '.join(IMAGE_SUFFIXES)} files; convert them, or move the folder away"
     )
+
+
+def check_listed(tree: ImageTree, classes: Collection[str]) -> None:
+    """Raise a ValueError if one of the listed classes has no folder with images."""
+    if missing := sorted(set(classes) - tree.below[()]):
+        raise ValueError(
+            f"{tree.root} has no images of {named(missing, '')}, which the list of classes names: expected CLASS/IMAGE"
+        )

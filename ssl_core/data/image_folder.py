@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.data.decoding import decode, decode_to_disk
 from astra_gym.ssl_core.data.folder_layout import (
     ImageTree,
     check_classes,
     check_inner,
+    check_listed,
     check_whole,
     counted,
     find_split,
@@ -19,9 +19,10 @@ from astra_gym.ssl_core.data.folder_layout import (
     named,
     scan,
 )
-from astra_gym.ssl_core.data.image_set import ImageSet, Split, fixed_generator, limited, stratified
+from astra_gym.ssl_core.data.image_files import DividedFiles, decode_files, shuffled
+from astra_gym.ssl_core.data.image_set import Split, stratified
+from astra_gym.ssl_core.data.imagenet import ANNOTATIONS
 from astra_gym.ssl_core.utils.files import expanded
-from astra_gym.ssl_core.utils.memory import available
 
 
 def load_folder(
@@ -32,6 +33,7 @@ def load_folder(
     test_limit: int | None = None,
     cache_dir: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    only: tuple[str, ...] = (),
 ) -> Split:
     """Load the images below `data_dir`, as under "folder" in `astra_gym.ssl_core.data.datasets.load_dataset`.
 
@@ -42,6 +44,7 @@ def load_folder(
         test_limit: the same for the test images.
         cache_dir: folder for the decoded images (`decode_to_disk`); None to decode into memory.
         on_progress: called with the numbers of images decoded and to be decoded, for each of the two sets.
+        only: names of the class folders that are read; empty: all.
 
     Raises:
         ValueError: if the folder is missing, cannot be read or divided, is ambiguous
@@ -58,59 +61,36 @@ def load_folder(
         raise ValueError(f"{root} cannot be read ({error.strerror}): make it readable, or move it") from error
     if not is_folder:
         raise ValueError(f"{root} is not a folder: give --data_dir an existing folder of images")
+    if (root / "val" / ANNOTATIONS).is_file() and (root / "val" / "images").is_dir():
+        raise ValueError(f"{root} has the layout of Tiny-ImageNet's archive: take the data set tiny-imagenet")
     halves = find_split(root)
     if halves is not None:
-        trees = [scan(root / name) for name in halves]
+        trees = [scan(root / name, only) for name in halves]
         for tree in trees:
             check_inner(tree)
             check_classes(tree)
-        train_paths, test_paths = (tree.paths for tree in trees)
-        train_labels, classes = _folder_labels(train_paths, trees[0].root)
-        test_labels = _test_labels(test_paths, trees[1].root, classes)
-        train, test = (torch.randperm(len(paths), generator=fixed_generator()) for paths in (train_paths, test_paths))
+            check_listed(tree, only)
+        train_labels, classes = _folder_labels(trees[0].paths, trees[0].root)
+        test_labels = _test_labels(trees[1].paths, trees[1].root, classes)
+        parts = shuffled(trees[0].paths, train_labels), shuffled(trees[1].paths, test_labels)
     else:
-        trees = [scan(root)]
+        trees = [scan(root, only)]
         check_whole(trees[0])
         check_classes(trees[0])
-        train_paths = test_paths = trees[0].paths
-        if len(train_paths) < 2:
+        check_listed(trees[0], only)
+        paths = trees[0].paths
+        if len(paths) < 2:
             raise ValueError(f"{root} holds a single image: at least two are needed, one to train on and one held out")
-        train_labels, classes = _folder_labels(train_paths, root)
-        test_labels = train_labels
-        strata = torch.zeros(len(train_paths), dtype=torch.int64) if train_labels is None else train_labels
-        train, test = stratified(strata, max(1, round(0.2 * len(train_paths))))
+        labels, classes = _folder_labels(paths, root)
+        strata = torch.zeros(len(paths), dtype=torch.int64) if labels is None else labels
+        train, test = stratified(strata, max(1, round(0.2 * len(paths))))
         if not len(test):
             raise ValueError(f"{root} has one image per class, so none can be held out: add images, or a test folder")
-    train = limited(train, limit, f"{root} train")
-    test = limited(test, test_limit, f"{root} test")
-    if cache_dir is None:
-        _check_memory(root, len(train) + len(test), size)
-
-    def chosen(paths: Sequence[Path], labels: Tensor | None, rows: Tensor, what: str) -> ImageSet:
-        file, paths = None, [paths[row] for row in rows.tolist()]
-        if cache_dir is None:
-            images = decode(paths, size, on_progress)
-        else:
-            images, file = decode_to_disk(paths, size, cache_dir, root=root, on_progress=on_progress)
-        kept = None if labels is None else labels[rows]
-        return ImageSet(images, kept, classes, f"{root} {what}", file, tuple(paths))
-
-    return Split(
-        chosen(train_paths, train_labels, train, "train"),
-        chosen(test_paths, test_labels, test, "test"),
-        _notes(root, halves, trees, classes),
+        parts = shuffled(paths, labels, train), shuffled(paths, labels, test)
+    files = DividedFiles(root, *parts[0], *parts[1], classes, _notes(root, halves, trees, classes))
+    return decode_files(
+        files, size=size, limit=limit, test_limit=test_limit, cache_dir=cache_dir, on_progress=on_progress
     )
-
-
-def _check_memory(root: Path, n: int, size: int) -> None:
-    """Raise a ValueError if the decoded images would take more than half of the available memory."""
-    needed, free = n * 3 * size**2, available("cpu")
-    if free is not None and needed > free / 2:
-        raise ValueError(
-            f"{root}: decoded to {size} x {size} pixels, {n} images take {needed / 1e9:.1f} GB, more than half of the "
-            f"{free / 1e9:.1f} GB of memory that are available: keep them on disk by --cache_dir DIR, or lower --limit "
-            "or --image_size"
-        )
 
 
 def _notes(

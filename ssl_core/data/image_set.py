@@ -80,11 +80,18 @@ class Split:
     Attributes:
         train, test: the images.
         notes: notes of a few words on how they were found and what was left out; empty if nothing needs a note.
+        probed: labeled training images for probes, if those of `train` have no labels; None: those of `train`.
     """
 
     train: ImageSet
     test: ImageSet
     notes: tuple[str, ...] = ()
+    probed: ImageSet | None = None
+
+    @property
+    def probe_train(self) -> ImageSet:
+        """Training images of a probe; without labels if the data set has none."""
+        return self.train if self.probed is None else self.probed
 
 
 def limited(rows: Tensor, limit: int | None, what: str) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from astra_gym.ssl_core.data.batch_source import KEEP_DATA
-from astra_gym.ssl_core.data.datasets import DATASETS, check_cache_dir, load_dataset
+from astra_gym.ssl_core.data.datasets import DATASETS, check_files, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.settings.checks import check_path, check_truth
 from astra_gym.ssl_core.settings.records import Notes, check_choices
@@ -20,11 +20,13 @@ class DataSection:
 
     Args:
         dataset: the images, or the dotted path of a custom `DatasetSpec`, my_module:MY_DATA; `stl10` trains on its
-            5,000 labeled images and does not read its 100,000 unlabeled ones.
+            5,000 labeled images, `stl10-unlabeled` on its 100,000 unlabeled ones.
         data_dir: folder of the data set: the one into which the archive of CIFAR-10, CIFAR-100 or STL-10 is unpacked,
             or the root of a tree of images.
-        cache_dir: folder in which the decoded images of a data set `folder` are kept, so that they are decoded once and
-            need not fit in memory. By default they are decoded into memory at every start.
+        classes: text file with the names of the class folders of `folder` or `tiny-imagenet` that are read, one a line,
+            such as a list of ImageNet-100; null: all.
+        cache_dir: folder in which the decoded images of `folder` or `tiny-imagenet` are kept, so that they are decoded
+            once and need not fit in memory. By default they are decoded into memory at every start.
         keep_data: place of the training images; host: memory or disk, with prefetching; auto: on the device if they
             are in memory and take at most a quarter of the device's free memory.
         download: whether CIFAR-10, CIFAR-100 and STL-10 may be downloaded into `data_dir`.
@@ -42,6 +44,7 @@ class DataSection:
 
     dataset: Annotated[str, Notes(choices=DATASETS, what="data set", custom=True)] = "digits"
     data_dir: Annotated[str | None, Notes(unit="DIR")] = None
+    classes: Annotated[str | None, Notes(unit="FILE")] = None
     cache_dir: Annotated[str | None, Notes(unit="DIR")] = None
     keep_data: Annotated[str, Notes(choices=KEEP_DATA, what="place to keep the data")] = "auto"
     download: bool = True
@@ -54,11 +57,11 @@ class DataSection:
         check_choices(self)
         if not is_dotted(self.dataset):
             # a custom data set is checked when it is loaded, because settings alone import no module
-            check_cache_dir(self.dataset, self.cache_dir)
+            check_files(self.dataset, cache_dir=self.cache_dir, classes=self.classes)
         check_truth("download", self.download)
         if self.drop_last is not None:
             check_truth("drop_last", self.drop_last)
-        for name in ("data_dir", "cache_dir"):
+        for name in ("data_dir", "cache_dir", "classes"):
             check_path(name, getattr(self, name))
         for name in ("image_size", "limit", "test_limit"):
             if getattr(self, name) is not None or name == "image_size":
@@ -75,4 +78,5 @@ class DataSection:
             download=self.download,
             cache_dir=self.cache_dir,
             on_progress=on_progress,
+            classes=self.classes,
         )

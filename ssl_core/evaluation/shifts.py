@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.data.official_shifts import Change, ShiftedImages
 from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departures
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, device_of
@@ -21,6 +22,12 @@ from astra_gym.ssl_core.utils.rng import Streams
 
 RESAMPLES = 2000
 BACKGROUNDS: Mapping[str, bool] = {"black": False, "padded": True}
+OFFICIAL_SUBSETS: Mapping[str, str] = {
+    f"{name}/{background}": f"PD-{name[0].upper()}{end}"
+    for background, end in (("black", ""), ("padded", "I"))
+    for name in DIRECTIONS
+}
+"""Folders of ImageNet-PD by condition: PD-L, PD-LI (padded) and so on, as in its description; not seen here."""
 
 
 @ieee_fp32()
@@ -32,6 +39,7 @@ def evaluate_corruptions(
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 256,
     photographs: Sequence[Tensor] | None = None,
+    official: ShiftedImages | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Measure CA under each of the 15 corruptions of ImageNet-C at each severity, and its means.
@@ -45,6 +53,8 @@ def evaluate_corruptions(
         batch_size: images corrupted and classified together.
         photographs: photographs of frost from `corruptions.load_photographs`; None: a random texture, which is not
             standard.
+        official: official images under each corruption and severity, in place of computed ones; they have their own
+            labels and number.
         progress: called with the images done so far, over all corruptions and severities, and their total.
 
     Returns:
@@ -61,7 +71,9 @@ def evaluate_corruptions(
         raise ValueError(f"the severities are {list(severities)}: expected some of {list(SEVERITIES)}, each once")
     streams, device = Streams(origin.seed), device_of(classifier)
     height, width = test.images.shape[2:]
-    conditions, deviations, groups = {}, {}, {}
+    conditions: dict[str, Change] = {}
+    deviations: dict[str, tuple[str, ...]] = {}
+    groups = {}
     for name in (name for names in FAMILIES.values() for name in names):
         groups[name] = [f"{name}/{severity}" for severity in severities]
         for severity, condition in zip(severities, groups[name], strict=True):
@@ -72,12 +84,16 @@ def evaluate_corruptions(
                 return corrupt(test.images[rows].to(device), name, severity, stream, photographs=photographs)
 
             conditions[condition] = change
+    if official is not None:
+        conditions = dict(official.conditions)
+        deviations = dict.fromkeys(conditions, official.deviations)
     groups |= {family: [one for name in names for one in groups[name]] for family, names in FAMILIES.items()}
     groups["corruptions"] = list(conditions)
     subset: tuple[str, ...] = ()
     if set(severities) != set(SEVERITIES):
         subset = (f"mean over severities {', '.join(map(str, sorted(severities)))} only",)
-    return _evaluate(classifier, test, "CA", conditions, deviations, groups, subset, origin, batch_size, progress)
+    labels = _labels(test, official)
+    return _evaluate(classifier, labels, "CA", conditions, deviations, groups, subset, origin, batch_size, progress)
 
 
 @ieee_fp32()
@@ -87,6 +103,7 @@ def evaluate_perspective(
     *,
     origin: Origin,
     batch_size: int = 256,
+    official: ShiftedImages | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Measure PA on the eight views of ImageNet-PD: four directions, on a black and on a reflected background.
@@ -97,6 +114,7 @@ def evaluate_perspective(
         origin: origin of the rows. Its seed gives each direction a separate stream of distortion strengths, the same
             for both backgrounds.
         batch_size: images distorted and classified together.
+        official: the images of ImageNet-PD by view, in place of computed ones.
         progress: called with the images done so far, over all eight views, and their total.
 
     Returns:
@@ -109,7 +127,7 @@ def evaluate_perspective(
     """
     streams, device = Streams(origin.seed), device_of(classifier)
     magnitudes = {name: draw_magnitudes(len(test), streams[f"perspective/{name}"]) for name in DIRECTIONS}
-    conditions = {}
+    conditions: dict[str, Change] = {}
     for background, padded in BACKGROUNDS.items():
         for name in DIRECTIONS:
 
@@ -120,8 +138,12 @@ def evaluate_perspective(
             conditions[f"{name}/{background}"] = change
     groups = {background: [f"{name}/{background}" for name in DIRECTIONS] for background in BACKGROUNDS}
     groups["perspective"] = list(conditions)
-    deviations = dict.fromkeys(conditions, (MAGNITUDE_DEVIATION,))
-    return _evaluate(classifier, test, "PA", conditions, deviations, groups, (), origin, batch_size, progress)
+    deviations: dict[str, tuple[str, ...]] = dict.fromkeys(conditions, (MAGNITUDE_DEVIATION,))
+    if official is not None:
+        conditions = dict(official.conditions)
+        deviations = dict.fromkeys(conditions, official.deviations)
+    labels = _labels(test, official)
+    return _evaluate(classifier, labels, "PA", conditions, deviations, groups, (), origin, batch_size, progress)
 
 
 def bootstrap_intervals(
@@ -146,11 +168,16 @@ def bootstrap_intervals(
     return list(zip(low, high, strict=True))
 
 
+def _labels(test: ImageSet, official: ShiftedImages | None) -> Tensor:
+    own = required_labels(test, "accuracy")
+    return (own if official is None else official.labels).cpu()
+
+
 def _evaluate(
     classifier: nn.Module,
-    test: ImageSet,
+    labels: Tensor,
     metric: str,
-    conditions: Mapping[str, Callable[[Tensor], Tensor]],
+    conditions: Mapping[str, Change],
     deviations: Mapping[str, tuple[str, ...]],
     groups: Mapping[str, Sequence[str]],
     of_means: tuple[str, ...],
@@ -159,8 +186,7 @@ def _evaluate(
     progress: Callable[[int, int], None] | None,
 ) -> list[Row]:
     """Make the rows of all conditions, functions from positions to changed uint8 images, and of the groups' means."""
-    labels = required_labels(test, "accuracy").cpu()
-    n, rows = len(test), []
+    n, rows = len(labels), []
     right: dict[str, Tensor] = {}
     with held(classifier):
         for condition, change in conditions.items():

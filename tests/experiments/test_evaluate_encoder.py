@@ -80,7 +80,7 @@ def test_a_command_that_is_repeated_computes_nothing_again(run: Path, tmp_path: 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("it was computed again")
 
-    for name in ("classifier_of", "evaluate", "evaluate_perspective", "check_disjoint"):
+    for name in ("classifier_of", "evaluate", "shift_rows", "check_disjoint"):
         monkeypatch.setattr(protocol_runner, name, fail)
     assert evaluated(tmp_path / "out", *words) == first
     assert {row.metric for row in first} >= {"SA", "RA", "PA", "alignment", "uniformity", "effective_rank", "sharpness"}

@@ -1,6 +1,5 @@
 """The table of data sets: what is loaded, what is refused."""
 
-import hashlib
 import pickle
 import shutil
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.data.datasets import DATASETS, DataRequest, DatasetSpec, find_dataset, load_dataset
 from astra_gym.ssl_core.data.image_set import Split
+from tests.helpers.archives import checksum, draw, write_stl10
 
 
 def rows(images: Tensor) -> set[bytes]:
@@ -140,20 +140,6 @@ def test_a_missing_cifar10_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
 # --- cifar100 and stl10: archives in the official layout; of torchvision, only the checksums are changed
 
 
-# --- cifar100 and stl10: archives in the official layout; of torchvision, only the checksums are changed
-
-
-# --- cifar100 and stl10: archives in the official layout; of torchvision, only the checksums are changed
-
-
-def draw(seed: int, *shape: int, high: int = 256) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, high, shape, dtype=np.uint8)
-
-
-def checksum(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
 @pytest.fixture
 def cifar100_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """300 and 120 images, which lie in rows of 3,072 bytes: red, green and blue, each line by line."""
@@ -175,22 +161,8 @@ def cifar100_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stl10_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """40 and 30 images, each three planes column by column, and labels from 1; without the unlabelled images."""
-    from torchvision.datasets import STL10
-
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    for seed, (name, n) in enumerate({"train": 40, "test": 30}.items()):
-        (folder / f"{name}_X.bin").write_bytes(draw(seed, n, 3, 96, 96).tobytes())
-        (folder / f"{name}_y.bin").write_bytes((np.arange(n) * 3 % 10 + 1).astype(np.uint8).tobytes())
-    (folder / "class_names.txt").write_text("".join(f"class {k}\n" for k in range(10)))
-    for kind in ("train_list", "test_list"):
-        entries = [
-            [name, checksum(folder / name)] if (folder / name).is_file() else [name, md5]
-            for name, md5 in getattr(STL10, kind)
-        ]
-        monkeypatch.setattr(STL10, kind, entries)
-    return tmp_path
+    """Without the unlabelled images."""
+    return write_stl10(tmp_path, monkeypatch)
 
 
 def test_cifar100_has_its_fine_classes(cifar100_dir: Path) -> None:
@@ -211,6 +183,27 @@ def test_stl10_has_its_labelled_images_upright(stl10_dir: Path) -> None:
         assert part.labels is not None and part.labels.tolist() == (np.arange(n) * 3 % 10).tolist()
         assert part.classes == tuple(f"class {k}" for k in range(10)) and part.images.is_contiguous()
     assert (split.train.name, split.test.name) == ("stl10 train", "stl10 test")
+
+
+def test_stl10s_unlabelled_images_are_trained_on_and_the_labelled_ones_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stl10(tmp_path, monkeypatch, unlabelled=50)
+    given = {"data_dir": str(tmp_path), "download": False}
+    split, labelled = load_dataset("stl10-unlabeled", **given), load_dataset("stl10", **given)
+    assert torch.equal(split.train.images, torch.from_numpy(draw(9, 50, 3, 96, 96)).transpose(2, 3))
+    assert (split.train.labels, split.train.classes) == (None, ())
+    assert split.notes == ("40 labelled images for probes",)
+    for one, other in ((split.probe_train, labelled.train), (split.test, labelled.test)):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert one.classes == other.classes
+    assert labelled.probe_train is labelled.train
+    fewer = load_dataset("stl10-unlabeled", **given, limit=7, test_limit=5, image_size=16)
+    assert (len(fewer.train), len(fewer.probe_train), len(fewer.test)) == (7, 40, 5)
+    assert fewer.train.images.shape[2:] == fewer.probe_train.images.shape[2:] == (16, 16)
+    (tmp_path / "stl10_binary" / "unlabeled_X.bin").unlink()
+    with pytest.raises(ValueError, match=r"stl10-unlabeled: .* is incomplete: it lacks unlabeled_X.bin"):
+        load_dataset("stl10-unlabeled", **given)
 
 
 @pytest.mark.parametrize("name", ["cifar100", "stl10"])
@@ -289,7 +282,7 @@ def test_a_torchvision_that_does_not_match_is_explained(
 
 
 def test_the_table_names_the_data_sets() -> None:
-    assert list(DATASETS) == ["digits", "cifar10", "cifar100", "stl10", "folder"]
+    assert list(DATASETS) == ["digits", "cifar10", "cifar100", "stl10", "stl10-unlabeled", "tiny-imagenet", "folder"]
 
 
 def _negative(request: DataRequest) -> Split:
@@ -316,7 +309,12 @@ def test_a_custom_data_set_is_loaded_by_its_path_with_the_size_and_limits_asked_
         ("SIZE", {"image_size": 8}, r"gives images of \(10, 10\): expected \(8, 8\), by --image_size"),
         ("NOTHING", {}, "gives a NoneType: expected a Split"),
         ("NEGATIVE", {"limit": 2000}, "2000 images were asked for, expected 1 to 1437"),
-        ("NEGATIVE", {"cache_dir": "x"}, r"has nothing to keep there: leave it out \(only folder takes it\)"),
+        ("NEGATIVE", {"classes": "x"}, r"classes is 'x', but .* is not decoded from image files"),
+        (
+            "NEGATIVE",
+            {"cache_dir": "x"},
+            r"not decoded from image files.*\(only tiny-imagenet, folder take it\)",
+        ),
         ("_negative", {}, "is a function: expected an astra_gym.ssl_core.data.datasets.DatasetSpec"),
     ],
 )
@@ -328,10 +326,12 @@ def test_a_bad_custom_data_set_is_refused(name: str, arguments: dict, message: s
 def test_one_record_says_all_of_a_data_set() -> None:
     assert {name: spec.preset for name, spec in DATASETS.items()} == {
         "digits": "digits",
-        **dict.fromkeys(("cifar10", "cifar100", "stl10"), "cifar10-quick"),
-        "folder": "folder",
+        **dict.fromkeys(("cifar10", "cifar100", "stl10", "stl10-unlabeled"), "cifar10-quick"),
+        **dict.fromkeys(("tiny-imagenet", "folder"), "folder"),
     }
     assert all(spec.summary for spec in DATASETS.values()) and [n for n, s in DATASETS.items() if s.cached] == [
-        "folder"
+        "tiny-imagenet",
+        "folder",
     ]
+    assert {name: spec.evaluated for name, spec in DATASETS.items() if spec.evaluated} == {"stl10-unlabeled": "stl10"}
     assert find_dataset("stl10").sizes == (5_000, 8_000) and not find_dataset("stl10").finetuned

@@ -171,11 +171,11 @@ def test_images_that_would_fill_the_memory_are_refused_without_a_cache(
     expected = (
         r"20 images take 0\.0 GB, more than half of the 0\.0 GB of memory.*: keep them on disk by --cache_dir DIR"
     )
-    monkeypatch.setattr("astra_gym.ssl_core.data.image_folder.available", lambda device: 2 * bytes_of_all - 1)
+    monkeypatch.setattr("astra_gym.ssl_core.data.image_files.available", lambda device: 2 * bytes_of_all - 1)
     with pytest.raises(ValueError, match=expected):
         load_dataset("folder", data_dir=str(root), image_size=8)
     load_dataset("folder", data_dir=str(root), image_size=8, limit=15)
     load_dataset("folder", data_dir=str(root), image_size=8, cache_dir=str(tmp_path / "cache"))
     for free in (2 * bytes_of_all, None):
-        monkeypatch.setattr("astra_gym.ssl_core.data.image_folder.available", lambda device, free=free: free)
+        monkeypatch.setattr("astra_gym.ssl_core.data.image_files.available", lambda device, free=free: free)
         load_dataset("folder", data_dir=str(root), image_size=8)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,12 +7,18 @@ from scipy.stats import bootstrap
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.image_set import ImageSet
+from astra_gym.ssl_core.data.official_shifts import corrupted_images
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels
 from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt
 from astra_gym.ssl_core.evaluation.results import Origin, Row, wilson_interval
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
 from astra_gym.ssl_core.evaluation.severities import SEVERITIES
-from astra_gym.ssl_core.evaluation.shifts import bootstrap_intervals, evaluate_corruptions, evaluate_perspective
+from astra_gym.ssl_core.evaluation.shifts import (
+    OFFICIAL_SUBSETS,
+    bootstrap_intervals,
+    evaluate_corruptions,
+    evaluate_perspective,
+)
 from astra_gym.ssl_core.transforms.moebius import DIRECTIONS, MAGNITUDE_DEVIATION
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -242,3 +250,23 @@ def test_data_without_labels_and_bad_severities_are_refused(classifier: Classifi
     for severities in ((), (1, 1), (0, 1), (6,)):
         with pytest.raises(ValueError, match=r"expected some of \[1, 2, 3, 4, 5\], each once"):
             evaluate_corruptions(classifier, test_set, origin=ORIGIN, severities=severities)
+
+
+def test_official_images_are_measured_as_computed_ones(
+    classifier: Classifier, test_set: ImageSet, rows: dict[str, Row], tmp_path: Path
+) -> None:
+    """The computed images, written as CIFAR-10-C is, give the same values, now standard as far as the shift goes."""
+    streams = Streams(ORIGIN.seed)
+    for name in NAMES:
+        parts = [corrupt(test_set.images, name, one, streams[f"corruptions/{name}/{one}"]) for one in SEVERITIES]
+        np.save(tmp_path / f"{name}.npy", torch.cat(parts).permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "labels.npy", np.tile(test_set.labels.numpy(), 5))
+    official = corrupted_images(tmp_path, NAMES, SEVERITIES, test_set)
+    found = evaluate_corruptions(classifier, test_set, origin=ORIGIN, official=official)
+    assert values(found) == values([*rows.values()])
+    assert {row.deviations for row in found} == {ORIGIN.deviations} != {row.deviations for row in rows.values()}
+
+
+def test_the_subsets_of_imagenet_pd_are_the_views() -> None:
+    assert OFFICIAL_SUBSETS["left/black"] == "PD-L" and OFFICIAL_SUBSETS["bottom/padded"] == "PD-BI"
+    assert len(set(OFFICIAL_SUBSETS.values())) == 8
