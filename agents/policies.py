@@ -11,8 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.models.backbones.resnet import ResNet
 from astra_gym.ssl_core.models.init import initialise
-from astra_gym.ssl_core.models.target_network import ResNet
 from astra_gym.ssl_core.utils.registry import pick
 
 SMALLEST_IMAGE = 8

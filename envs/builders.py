@@ -35,7 +35,7 @@ def build_learner(
     """
     method, train = settings.method.make(), settings.optimizer
     computed = {"precision": train.precision, "recompute": train.recompute, "compiled": train.compile_blocks}
-    network = settings.network.build(streams["init"], method.routes, **computed)
+    network = settings.network.build(streams["init"], method.routes, settings.data.image_size, **computed)
     network.to(streams.device).to(memory_format=torch.channels_last)
     others: dict[str, TargetNetwork] = {}
     route = "normal"

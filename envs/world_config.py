@@ -11,8 +11,8 @@ from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.methods import is_own
 from astra_gym.ssl_core.methods.settings import MethodSection
+from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
 from astra_gym.ssl_core.models.settings import NetworkSection
-from astra_gym.ssl_core.models.target_network import last_strided_map
 from astra_gym.ssl_core.settings.records import Composed
 from astra_gym.ssl_core.training.settings import CoresetSection, OptimizerSection
 from astra_gym.ssl_core.transforms.settings import ViewsSection
@@ -54,7 +54,8 @@ class WorldSettings(Composed):
     def __post_init__(self) -> None:
         self._resolve(drop_last=True, precision="fp32", reward_scope="view")
         size, stem = self.data.image_size, self.network.stem
-        if self.optimizer.precision == "bf16" and last_strided_map(size, stem) < 2:
+        self.network.check_size(size)
+        if self.optimizer.precision == "bf16" and not self.network.bf16_is_reliable(size):
             # on a CPU torch's bfloat16 convolution then leaves parts of its weight gradient unwritten
             raise ValueError(
                 f"images of {size} pixels shrink to one before the last stage of the {stem} stem, where bf16 is not "
@@ -80,6 +81,7 @@ class WorldSettings(Composed):
         self.coreset.check_given(self.optimizer.epochs)
         self.views.check_given()
         self.method.check_given()
+        self.network.check_given()
 
     def check_method(self) -> None:
         """Check that the method and its options fit each other and the settings.
@@ -128,6 +130,11 @@ class WorldSettings(Composed):
             if missing := [reason for reason, holds in lacks.items() if holds]:
                 raise ValueError(f"coreset is 'rcs', but {' and '.join(missing)}: take --coreset random or none")
         self.reward.check_terms(method)
+        if method.needs_routes and is_vit(self.network.arch):
+            raise ValueError(
+                f"the method {name} keeps batch norms apart by the routes {', '.join(method.routes)}, and "
+                f"{self.network.arch} has no batch norm: take a ResNet, or a method such as acl, astra or deacl"
+            )
         needs_teacher = "teacher" in method.others
         if needs_teacher and teacher is None:
             own = "cifar10-teacher-daq" if name == "daq-sdp" else "cifar10-teacher"
@@ -140,7 +147,7 @@ class WorldSettings(Composed):
             raise ValueError(f"teacher is {teacher}, but the method {name} has none: leave it out")
 
     def check_custom(self) -> None:
-        """Import what dotted paths name, except the method, to check that it exists.
+        """Import what names with a colon mean, except the method, to check that it exists.
 
         Raises:
             ValueError: if not.
@@ -148,6 +155,7 @@ class WorldSettings(Composed):
         self.reward.paid_terms()
         self.attack.find()
         find_dataset(self.data.dataset)
+        self.network.check_installed(self.data.image_size)
 
     def make_plan(self, batches: int, replays: int = 1) -> TrainingPlan:
         """Plan the run's updates.

@@ -1,18 +1,18 @@
 """Write the encoder of a run as a file that other programs load.
 
-python experiments/export_encoder.py runs/NAME --out FILE.pt                # for torchvision, the robust route
+python experiments/export_encoder.py runs/NAME --out FILE.pt                # for torchvision or timm, the robust route
 python experiments/export_encoder.py runs/NAME/checkpoints/best.pt --out FILE.pt --route normal
 python experiments/export_encoder.py runs/NAME --out FILE.pt --layout ours  # all routes and the projector
 
 The file holds plain tensors and values (it loads with weights_only=True): the weights and the input normalization. The
-command prints code that turns images into features; with torchvision's names it needs only torch and torchvision.
+command prints code that turns images into features; it needs only torch and torchvision, or timm for its models.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 if not __package__:
     # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
@@ -22,19 +22,21 @@ if not __package__:
 
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, ResNet
+from astra_gym.ssl_core.models.backbones.timm_vit import PREFIX, is_vit
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.export import save_encoder
-from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.models.projectors import Projector
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.hashing import digest
 
-LAYOUTS = ("torchvision", "ours")
-TORCHVISION = """\
+LAYOUTS = ("torchvision", "timm", "ours")
+THEIRS = """\
 import torch
-from torch import nn
-from torchvision.models.resnet import {block}, ResNet
+{imports}
 
 saved = torch.load({path!r}, weights_only=True)
 {model}
@@ -63,38 +65,45 @@ class ExportFlags:
         out: the file to write.
         route: batch-norm route; by default the one that the run is evaluated on.
         layout: torchvision: names and shapes of torchvision's ResNets, with one route, a neck as fc, and no projector;
-            ours: the whole network as this project's commands read it, without the rest of the run.
+            timm: the same for a model of timm, a neck as head; ours: the whole network as this project's commands read
+            it, without the rest of the run; by default torchvision, or timm for its models.
         force: replace the file if it exists.
     """
 
     source: Annotated[Path, Notes(positional=True, unit="RUN")]
     out: Annotated[Path, Notes(unit="FILE")]
     route: str | None = None
-    layout: Annotated[str, Notes(choices=LAYOUTS, what="layout")] = "torchvision"
+    layout: Annotated[str | None, Notes(choices=LAYOUTS, what="layout")] = None
     force: Annotated[bool, SWITCH] = False
 
     def __post_init__(self) -> None:
         check_choices(self)
 
 
-def export(source: Path, out: Path, route: str | None, layout: str, force: bool) -> tuple[TargetNetwork, str]:
-    """Write the file; return the network in it and its batch-norm route.
+def export(
+    source: Path, out: Path, route: str | None, layout: str | None, force: bool
+) -> tuple[TargetNetwork, str, str]:
+    """Write the file; return the network in it, its batch-norm route and its layout.
 
     Args:
         source: a run folder or a checkpoint of one.
         out: the file; folders are made.
         route: batch-norm route; by default the one that the run is evaluated on.
-        layout: a name of `LAYOUTS`.
+        layout: a name of `LAYOUTS`; None: that of the network's library.
         force: whether an existing file is replaced.
 
     Raises:
-        ValueError: if the source is no run, the network has no such route, or the file is there already, is a
-            checkpoint of the run, a link or a device.
+        ValueError: if the source is no run, the network has no such route or layout, or the file is there already, is
+            a checkpoint of the run, a link or a device.
         OSError: if it cannot be written.
     """
     network, evaluated = load_network(source)
     route = route or evaluated
     network.check_route(route)
+    theirs = "timm" if is_vit(network.arguments["arch"]) else "torchvision"
+    layout = layout or theirs
+    if layout not in (theirs, "ours"):
+        raise ValueError(f"{network.arguments['arch']} has no layout {layout}: take --layout {theirs} or ours")
     checkpoints = source / "checkpoints" if source.is_dir() else source.parent
     if any(out.exists() and file.exists() and out.samefile(file) for file in (source, checkpoints / "last.pt")):
         raise ValueError(f"{out} is what is exported: name another file")
@@ -106,28 +115,45 @@ def export(source: Path, out: Path, route: str | None, layout: str, force: bool)
     if out.exists() and not force:
         raise ValueError(f"{out} is there already: --force replaces it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    if layout == "torchvision":
+    if layout == theirs:
         save_encoder(out, network, route)
     else:
         whole = {"network": describe_network(network), "evaluation_route": route, "source_digest": digest(network)}
         save_checkpoint(out, "run", whole)
-    return network, route
+    return network, route, layout
 
 
 def recipe(network: TargetNetwork, out: Path, layout: str) -> str:
-    """Return Python code that loads the file and turns `images` into `features`, by torchvision or, for the layout
-    `ours`, by this project."""
+    """Return Python code that loads the file and turns `images` into `features`, by torchvision or timm or, for the
+    layout `ours`, by this project."""
     if layout == "ours":
         return OURS.format(path=str(out))
-    kind, counts = ARCHITECTURES[network.arguments["arch"]]
-    block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[kind]
-    model = "\n".join(_model(network, block, counts))
-    return TORCHVISION.format(path=str(out), block=block, model=model, features=network.feature_dim)
+    if layout == "timm":
+        imports, lines = "import timm\nfrom torch import nn", _vit(network)
+    else:
+        kind, counts = ARCHITECTURES[network.arguments["arch"]]
+        block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[kind]
+        imports = f"from torch import nn\nfrom torchvision.models.resnet import {block}, ResNet"
+        lines = _resnet(network, block, counts)
+    return THEIRS.format(path=str(out), imports=imports, model="\n".join(lines), features=network.feature_dim)
 
 
-def _model(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterator[str]:
+def _vit(network: TargetNetwork) -> Iterator[str]:
+    """Yield lines that build timm's model of the network's sizes."""
+    built = network.arguments
+    name, image, patch = built["arch"].removeprefix(PREFIX), built["image_size"], built["patch_size"]
+    yield f'model = timm.create_model("{name}", num_classes=0, img_size={image}, patch_size={patch})'
+    if network.neck is not None:
+        yield f"model.head = {_neck(network.neck)}"
+
+
+def _neck(neck: Projector) -> str:
+    return f"nn.Sequential(nn.{neck.linears[0]}, nn.BatchNorm1d({neck.outputs}), nn.ReLU())"
+
+
+def _resnet(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterator[str]:
     """Yield lines that build torchvision's ResNet and replace the layers in which this network differs from it."""
-    width, backbone, neck = network.arguments["width"], network.backbone, network.neck
+    width, backbone = network.arguments["width"], cast(ResNet, network.backbone)
     yield f"model = ResNet({block}, {list(counts)})"
     if width != 64 or backbone.pool is None:
         yield f"model.conv1 = nn.{backbone.conv}"
@@ -139,10 +165,7 @@ def _model(network: TargetNetwork, block: str, counts: Sequence[int]) -> Iterato
         for stage, count in enumerate(counts):
             stride = ", stride=2" if stage else ""
             yield f"model.layer{stage + 1} = model._make_layer({block}, {width * 2**stage}, {count}{stride})"
-    if neck is None:
-        yield "model.fc = nn.Identity()"
-    else:
-        yield f"model.fc = nn.Sequential(nn.{neck.linears[0]}, nn.BatchNorm1d({neck.outputs}), nn.ReLU())"
+    yield f"model.fc = {'nn.Identity()' if network.neck is None else _neck(network.neck)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,14 +179,16 @@ def _main(argv: list[str], ending: Ending) -> int:
     given = parser.read(argv)
     ending.place = given.out.parent
     try:
-        network, route = export(given.source, given.out, given.route, given.layout, given.force)
+        network, route, layout = export(given.source, given.out, given.route, given.layout, given.force)
     except (ValueError, OSError) as error:
         if disk_error(error):
             raise
         parser.error(str(error))
     built = network.arguments
-    print(f"encoder: {given.out}: {built['arch']}, width {built['width']}, stem {built['stem']}, route {route}\n")
-    print(recipe(network, given.out, given.layout), end="")
+    names = ("width", "stem", "image_size", "patch_size")
+    sizes = ", ".join(f"{name} {built[name]}" for name in names if name in built)
+    print(f"encoder: {given.out}: {built['arch']}, {sizes}, route {route}\n")
+    print(recipe(network, given.out, layout), end="")
     return 0
 
 

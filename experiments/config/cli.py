@@ -13,7 +13,7 @@ from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.flag_values import is_text, plain, reader
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.presets import PRESETS
-from astra_gym.experiments.config.recipes import recipe, with_options
+from astra_gym.experiments.config.recipes import fitting, recipe, with_options
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import RENAMED, as_written, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
@@ -249,7 +249,7 @@ def _settings(
     chosen = {**config, **given}
     preset = chosen["preset"] if "preset" in chosen else find_dataset(chosen.get("dataset", DataSection.dataset)).preset
     own = recipe(preset, chosen.get("method", MethodSection.method))
-    usual = {"preset": preset} | pick(preset, PRESETS, "preset") | own
+    usual = fitting({"preset": preset} | pick(preset, PRESETS, "preset") | own, chosen)
     defaults = {**_below(usual, config), **with_options(own, config)}
     return Settings.of(**_values(parser, _below(defaults, given), argv))
 

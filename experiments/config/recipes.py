@@ -4,6 +4,8 @@ small presets."""
 from collections.abc import Mapping
 from typing import Any
 
+from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
+
 SOLO_LEARN = {
     "stem": "cifar-padded",
     "crop_scale": (0.08, 1.0),
@@ -227,6 +229,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 """What a method changes in the small presets (digits, digits-grid, folder, cifar10-quick): the kind of its head, scaled
 to their networks, and the length of a post-processing. The preset sets the rest, alike for every method: optimizer,
 learning rate, epochs, batch, augmentations, normalization."""
+
+
+def fitting(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the usual settings without those that the given backbone does not have: a ViT's width and stem."""
+    without = ("width", "stem") if is_vit(str(given.get("arch", ""))) else ()
+    return {name: value for name, value in usual.items() if name not in without}
 
 
 def with_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

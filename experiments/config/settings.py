@@ -16,7 +16,7 @@ from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.budgets import LISTS
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.presets import AGENT_OF_PRESET, PRESETS
-from astra_gym.experiments.config.recipes import KEEP_LAST, recipe, with_options
+from astra_gym.experiments.config.recipes import KEEP_LAST, fitting, recipe, with_options
 from astra_gym.experiments.config.sections import BUDGETED, AgentSection, ProbeSection, RunSection
 from astra_gym.experiments.config.superseded import named_forms
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
@@ -25,7 +25,7 @@ from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.methods import find_method, is_own
 from astra_gym.ssl_core.methods.settings import MethodSection
 from astra_gym.ssl_core.models.settings import NetworkSection
-from astra_gym.ssl_core.models.target_network import bf16_is_native, last_strided_map
+from astra_gym.ssl_core.models.target_network import bf16_is_native
 from astra_gym.ssl_core.safety.yaml_files import dump_yaml
 from astra_gym.ssl_core.settings.records import Composed
 from astra_gym.ssl_core.training.settings import CoresetSection, OptimizerSection
@@ -115,7 +115,7 @@ class Settings(Composed):
         before = self.flat()
         self._set(**{name: options | (before[name] or {}) for name, options in named_forms(before).items()})
         if self.optimizer.precision == "auto":
-            reliable = last_strided_map(self.data.image_size, self.network.stem) > 1
+            reliable = self.network.bf16_is_reliable(self.data.image_size)
             native = bf16_is_native(resolve_device(self.run.device))
             self._resolve(precision="bf16" if native and reliable else "fp32")
         for name in ("agent", "actions"):
@@ -229,7 +229,8 @@ class Settings(Composed):
     def from_preset(cls, name: str, **changes: Any) -> "Settings":
         """Make the settings of the preset `name` with its method's own settings and the given changes."""
         own = recipe(name, str(changes.get("method", MethodSection.method)))
-        return cls.of(**({"preset": name} | pick(name, PRESETS, "preset") | own | with_options(own, changes)))
+        usual = {"preset": name} | pick(name, PRESETS, "preset") | own
+        return cls.of(**(fitting(usual, changes) | with_options(own, changes)))
 
     def flat(self) -> dict[str, Any]:
         """Return a copy of all values by name, in the order in which they are written."""

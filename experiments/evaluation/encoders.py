@@ -113,7 +113,8 @@ def own(path: Path, device: torch.device) -> Subject:
     name = folder.path.resolve().name if of_run else path.stem
     checkpoint = "last" if path.is_dir() else path.stem
     notes = (NO_DIGESTS,) if of_run and trained is None else ()
-    return Subject(name, checkpoint, network, route, network.routes[0], settings, notes, trained=trained)
+    clean = network.routes[0] if network.features_by_route else route
+    return Subject(name, checkpoint, network, route, clean, settings, notes, trained=trained)
 
 
 def foreign(

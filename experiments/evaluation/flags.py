@@ -9,8 +9,8 @@ from astra_gym.experiments.config.sections import PROGRESS
 from astra_gym.experiments.evaluation.plan import SHIFTS, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
 from astra_gym.ssl_core.evaluation.results import NORMS
+from astra_gym.ssl_core.models.backbones.resnet import STEMS
 from astra_gym.ssl_core.models.foreign import FORMATS
-from astra_gym.ssl_core.models.target_network import STEMS
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 
 PROTOCOLS = ("slf", "alf", "aff", "knn")

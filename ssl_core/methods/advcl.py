@@ -84,6 +84,7 @@ class AdvCL(Method):
     routes: ClassVar[tuple[str, ...]] = ("normal", "pgd", "pgd_ce")
     attack_routes: ClassVar[tuple[str, str]] = ("pgd", "pgd_ce")
     """Routes of x_cl and of x_ce."""
+    needs_routes: ClassVar[bool] = True
     attack_mode: ClassVar[str] = "train"
     others: ClassVar[tuple[str, ...]] = ("teacher",)
     originals_per_image: ClassVar[int] = 1

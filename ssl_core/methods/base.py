@@ -104,6 +104,9 @@ class Method(ABC):
     needs this."""
     nt_xent_based: ClassVar[bool] = True
     """Whether the loss consists of NT-Xent terms. Coreset selection (RCS) is defined only for these."""
+    needs_routes: ClassVar[bool] = False
+    """Whether the method is about its batch-norm routes, so that it refuses a backbone without batch norm. On such a
+    backbone the routes of any other method differ in the projector alone."""
     has_temperature: ClassVar[bool] = True
     """Whether the loss uses the temperature. If not, a given temperature is refused, for a subclass too."""
 

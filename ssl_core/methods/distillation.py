@@ -166,6 +166,7 @@ class DAQSDP(Distillation):
     clean_route: ClassVar[str] = "nature"
     attack_route: ClassVar[str] = "weak"
     evaluation_route: ClassVar[str] = "weak"
+    needs_routes: ClassVar[bool] = True
     paired: ClassVar[bool] = False
     clean_routes: ClassVar[tuple[str, str]] = ("nature", "strongnature")
     """Routes of the clean weak and strong views."""

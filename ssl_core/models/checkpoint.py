@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.models.backbones.timm_vit import MissingTimmError
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.safety.plain_values import check_plain, load_plain
 from astra_gym.ssl_core.safety.sealing import DamagedError, check_zip, seal_zip
@@ -148,6 +149,8 @@ def _network_of(saved: Any, file: Path) -> TargetNetwork:
         # on the meta device no weights are drawn, and a false size takes no memory
         with torch.device("meta"):
             network = TargetNetwork(**arguments)
+    except MissingTimmError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     except Exception as error:  # edited arguments fail in a dozen ways
         raise CheckpointError(f"{file}: damaged: its network cannot be built ({_reason(error)})") from error
     expected = network.state_dict()

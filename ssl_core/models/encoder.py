@@ -24,8 +24,9 @@ class Encoder(Protocol):
 def fast_features(encoder: nn.Module) -> Features:
     """Return the fastest function for an encoder's features in eval mode, valid while its weights do not change.
 
-    A `TargetNetwork` is folded (`astra_gym.ssl_core.models.folding`), which changes the features by rounding only. Any
-    other module keeps its own `features`. So does a network with hooks, because a folded one would not call them.
+    A `TargetNetwork` is folded (`astra_gym.ssl_core.models.folding`), which changes a ResNet's features by rounding
+    only. Any other module keeps its own `features`. So does a network with hooks, because a folded one would not call
+    them.
 
     Raises:
         ValueError: if the encoder is a `TargetNetwork` in train mode.

@@ -6,8 +6,10 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
+from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES
+from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
-from astra_gym.ssl_core.models.target_network import ARCHITECTURES, TargetNetwork
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.messages import few
@@ -19,18 +21,21 @@ OURS_ALONE = ("mean", "std")
 
 
 class Layout(NamedTuple):
-    """Names of the parts of a ResNet in a family of checkpoints.
+    """Names of the parts of a network in a family of checkpoints.
 
     Args:
         shortcut: names of the shortcut's convolution and batch norm, after `downsample.`.
         norm: suffix of a batch norm's name; `{index}` is the route's place among the network's routes.
+        head: name of the place where a classifier would be.
     """
 
     shortcut: tuple[str, str]
     norm: str
+    head: str = "fc"
 
 
 TORCHVISION = Layout(("0", "1"), "")
+TIMM_VIT = Layout(("", ""), "", "head")
 DUAL_NORM = Layout(("conv", "bn"), ".bn_list.{index}")
 """Layout of ACL, DynACL and ASTrA: a list of batch norms, `normal` first and `pgd` second."""
 
@@ -39,10 +44,11 @@ def foreign_names(network: TargetNetwork, layout: Layout, projector: bool = True
     """Return the layout's name for each entry of the network's state dict, except the input normalization.
 
     Without `projector` its entries are left out too. The ACL family keeps its projector where a classifier would be, in
-    `fc` (`fc.fc1`, `fc.bn1` and so on). A neck gets the names of `Sequential(Linear, BatchNorm1d, ReLU)`. In a layout
-    without routes, the batch norms of all routes get the same name.
+    `fc` (`fc.fc1`, `fc.bn1` and so on). A neck gets the names of `Sequential(Linear, BatchNorm1d, ReLU)`, there too. In
+    a layout without routes, the batch norms of all routes get the same name.
     """
-    counts = ARCHITECTURES[cast(str, network.arguments["arch"])][1]
+    arch = cast(str, network.arguments["arch"])
+    counts = () if is_vit(arch) else ARCHITECTURES[arch][1]
     places = [f"layer{stage}.{index}" for stage, count in enumerate(counts, 1) for index in range(count)]
     names = [name for name in network.state_dict() if name not in OURS_ALONE]
     if not projector:
@@ -52,6 +58,8 @@ def foreign_names(network: TargetNetwork, layout: Layout, projector: bool = True
 
 def _translated(name: str, layout: Layout, routes: Sequence[str], places: Sequence[str]) -> str:
     match name.split("."):
+        case ["backbone", "model", *theirs]:
+            return ".".join(theirs)
         case ["backbone", "conv", leaf]:
             return f"conv1.{leaf}"
         case ["backbone", "blocks", block, "convs", part, leaf]:
@@ -59,7 +67,7 @@ def _translated(name: str, layout: Layout, routes: Sequence[str], places: Sequen
         case ["backbone", "blocks", block, "shortcut", "conv", leaf]:
             return f"{places[int(block)]}.downsample.{layout.shortcut[0]}.{leaf}"
         case ["neck", "linears", "0", leaf]:
-            return f"fc.0.{leaf}"
+            return f"{layout.head}.0.{leaf}"
         case ["projector", "linears", part, leaf]:
             return f"fc.fc{int(part) + 1}.{leaf}"
         case [*owner, "by_route", route, leaf]:
@@ -77,7 +85,7 @@ def _norm(owner: Sequence[str], layout: Layout, places: Sequence[str]) -> str:
         case ["backbone", "blocks", block, "shortcut", "norm"]:
             return f"{places[int(block)]}.downsample.{layout.shortcut[1]}"
         case ["neck", "norms", "0"]:
-            return "fc.1"
+            return f"{layout.head}.1"
         case ["projector", "norms", part]:
             return f"fc.bn{int(part) + 1}"
     raise ValueError(f"no other layout has a name for {'.'.join(owner)}")
@@ -95,29 +103,49 @@ def torchvision_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
         Copies of the tensors, on the CPU.
 
     Raises:
-        ValueError: if the network has no such route, or its weights are not finite.
+        ValueError: if the network has no such route, its weights are not finite, or it is a ViT.
     """
+    if is_vit(network.arguments["arch"]):
+        raise ValueError(f"torchvision has no names for {network.arguments['arch']}: timm has")
+    return _state(network, route, TORCHVISION)
+
+
+def timm_state(network: TargetNetwork, route: str) -> dict[str, Tensor]:
+    """Return a ViT's weights under timm's names, like `torchvision_state`; a neck is at `head`.
+
+    Raises:
+        ValueError: if the network has no such route, its weights are not finite, or it is no ViT.
+    """
+    if not is_vit(network.arguments["arch"]):
+        raise ValueError(f"{network.arguments['arch']} is no ViT: torchvision's names are timm's too")
+    return _state(network, route, TIMM_VIT)
+
+
+def _state(network: TargetNetwork, route: str, layout: Layout) -> dict[str, Tensor]:
     network.check_route(route)
     state = network.state_dict()
     if bad := not_finite(state):
         raise ValueError(f"the network's weights are not finite ({few(bad)}): there is nothing to export")
     return {
         theirs: state[ours].detach().cpu().clone()
-        for ours, theirs in foreign_names(network, TORCHVISION, projector=False).items()
+        for ours, theirs in foreign_names(network, layout, projector=False).items()
         if ".by_route." not in ours or f".by_route.{route}." in ours
     }
 
 
 def save_encoder(path: str | Path, network: TargetNetwork, route: str) -> Path:
-    """Write `torchvision_state` and what a state dict cannot hold, atomically, for `foreign.load_foreign`.
+    """Write `torchvision_state`, of a ViT `timm_state`, and what a state dict cannot hold, atomically, for
+    `astra_gym.ssl_core.models.foreign.load_foreign`.
 
-    The file is a dict: `state_dict`, `arch`, `width`, `stem`, `mean`, `std`, `precision` (of training; the loaded
-    network computes in float32), `route`, `feature_dim` and `source_digest`, the SHA-256 of the whole original network
-    (`astra_gym.ssl_core.utils.hashing.digest`).
+    The file is a dict: `state_dict`, `arch`, `width` and `stem` (of a ViT `image_size` and `patch_size`), `mean`,
+    `std`, `precision` (of training; the loaded network computes in float32), `route`, `feature_dim` and
+    `source_digest`, the SHA-256 of the whole original network (`astra_gym.ssl_core.utils.hashing.digest`).
 
     Raises:
         ValueError: if the network has no such route, or its weights are not finite.
     """
-    built = {name: network.arguments[name] for name in ("arch", "width", "stem", "mean", "std", "precision")}
+    known = ("arch", "width", "stem", "image_size", "patch_size", "mean", "std", "precision")
+    built = {name: network.arguments[name] for name in known if name in network.arguments}
     made = {"route": route, "feature_dim": network.feature_dim, "source_digest": digest(network)}
-    return save_checkpoint(path, ENCODER, {"state_dict": torchvision_state(network, route), **built, **made})
+    state = timm_state(network, route) if is_vit(built["arch"]) else torchvision_state(network, route)
+    return save_checkpoint(path, ENCODER, {"state_dict": state, **built, **made})

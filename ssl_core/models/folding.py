@@ -9,9 +9,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from astra_gym.ssl_core.kernels.fixed_conv import Convolution, fixed_convolution, rectified_gradient
+from astra_gym.ssl_core.models.backbones.resnet import Block, ResNet
 from astra_gym.ssl_core.models.projectors import Projector
 from astra_gym.ssl_core.models.route_norm import RouteNorm
-from astra_gym.ssl_core.models.target_network import Block, Encoded, TargetNetwork, pieces
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, pieces
 
 _threshold_backward = torch.ops.aten.threshold_backward
 _max_pool_backward = torch.ops.aten.max_pool2d_with_indices_backward
@@ -49,13 +50,13 @@ class FoldedRoute:
     of the ReLUs. With the network's `recompute` it keeps only the images, and repeats the forward pass piece by piece.
 
     Args:
-        network: the network to fold, with its present weights.
+        network: the network to fold, with its present weights; its backbone is a ResNet.
         route: batch-norm route.
         projector: whether the projector is folded too; without it the embeddings are the features.
     """
 
     def __init__(self, network: TargetNetwork, route: str, projector: bool = True) -> None:
-        backbone = network.backbone
+        backbone = cast(ResNet, network.backbone)
         self.dtype = torch.bfloat16 if network.precision == "bf16" else network.mean.dtype
         self.outputs = network.mean.dtype
         self.recompute = backbone.recompute
@@ -231,8 +232,10 @@ class _FoldedEncoding(torch.autograd.Function):
 class FoldedNetwork:
     """A `TargetNetwork` in eval mode with the same calls, which folds each route on its first use.
 
+    Layer norm depends on the image, so it cannot be folded: a ViT is called as it is, with its present weights.
+
     Args:
-        network: the network, in eval mode; later changes of its weights have no effect. Its precision sets the
+        network: the network, in eval mode; later changes of a ResNet's weights have no effect. Its precision sets the
             arithmetic.
 
     Raises:
@@ -243,14 +246,20 @@ class FoldedNetwork:
         if network.training:
             raise ValueError("the network is in train mode: batch norm can be folded in eval mode only")
         self.network = network
+        self.folds = isinstance(network.backbone, ResNet)
+        """Whether batch norm is folded."""
         self._routes: dict[tuple[str, bool], FoldedRoute] = {}
 
     def __call__(self, images: Tensor, route: str) -> Encoded:
         """Encode images (n, 3, h, w) in [0, 1] to features and embeddings, on a route of the network."""
+        if not self.folds:
+            return self.network(images, route)
         return self._encoded(images, route, projector=True)
 
     def features(self, images: Tensor, route: str) -> Tensor:
         """Encode images (n, 3, h, w) in [0, 1] to features, without the projector."""
+        if not self.folds:
+            return self.network.features(images, route)
         return self._encoded(images, route, projector=False).features
 
     def _encoded(self, images: Tensor, route: str, projector: bool) -> Encoded:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, STEMS
 from astra_gym.ssl_core.models.checkpoint import FORMAT
 from astra_gym.ssl_core.models.export import DUAL_NORM, ENCODER, TORCHVISION, foreign_names
-from astra_gym.ssl_core.models.target_network import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, STEMS, TargetNetwork
+from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, TargetNetwork
 from astra_gym.ssl_core.safety.plain_values import load_plain
 from astra_gym.ssl_core.safety.sealing import check_zip
 from astra_gym.ssl_core.utils.device import usable_device

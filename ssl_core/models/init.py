@@ -24,7 +24,8 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
     A `Drawn` part comes last, since it may overwrite its own linear layers.
     """
-    drawn: list[Drawn] = []
+    drawn = [part for part in module.modules() if isinstance(part, Drawn)]
+    theirs = {part for own in drawn for part in own.modules()}
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -35,9 +36,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.uniform_(part.bias, -bound, bound, generator=generator)
         elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.reset_parameters()
-        elif isinstance(part, Drawn):
-            drawn.append(part)
-        elif next(part.parameters(recurse=False), None) is not None:
+        elif part not in theirs and next(part.parameters(recurse=False), None) is not None:
             raise ValueError(f"no initialisation is known for {type(part).__name__}")
     for own in drawn:
         own.draw(generator)

@@ -21,7 +21,7 @@ class Notes:
         section: section of the help; empty: in a larger record, the section named like the field that holds the record.
         choices: names that are allowed as the value.
         what: kind of the choices, or of the value, for an error: "data set".
-        custom: whether the dotted path of custom code is allowed too.
+        custom: whether a name with a colon is allowed too: the dotted path of custom code, or timm:NAME.
         unit: unit of the value, or its placeholder in the help: PIXELS, DIR.
         positional: whether the value is given without a flag.
         nargs: number of values of the flag, as in `argparse`; None: one.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, AdamW
 
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -118,7 +119,8 @@ class ForwardCredit:
 
     def _pushed(self, images: Tensor, route: str) -> tuple[Encoded, Encoded]:
         """Encode images; return values and their derivatives along the direction."""
-        with torch.no_grad(), forward_ad.dual_level():
+        # only this way of attention has a derivative in forward mode
+        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             with warnings.catch_warnings():
                 # the first dual imports a part of torch that torch itself calls deprecated
                 warnings.simplefilter("ignore", FutureWarning)

@@ -193,7 +193,7 @@ def test_what_makes_a_resumed_run_inexact_is_said_each_time(tmp_path, interrupt,
 
 
 def test_compiling_from_a_resume_on_is_said(tmp_path, interrupt, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.compiled_part", lambda backend: _applied)
+    monkeypatch.setattr("astra_gym.ssl_core.models.backbones.parts.compiled_part", lambda backend: _applied)
     folder = tmp_path / "run"
     interrupt(step=3)
     assert run(folder, "--evaluate=false") == 130

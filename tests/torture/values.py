@@ -16,7 +16,8 @@ from astra_gym.ssl_core.attacks.pgd import STARTS
 from astra_gym.ssl_core.attacks.settings import STOPS
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
-from astra_gym.ssl_core.models.target_network import ARCHITECTURES, NORMALIZATIONS, PRECISIONS, PROJECTORS, STEMS
+from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, STEMS
+from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, PRECISIONS, PROJECTORS
 from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.training.optim import OPTIMIZERS
 

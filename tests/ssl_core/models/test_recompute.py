@@ -147,7 +147,7 @@ def test_untracked_norms_use_the_batch_and_keep_their_statistics() -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_make_the_same_updates(monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
     """By a backend that traces a graph, forward and backward, and runs it with torch's own operations."""
-    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.BACKEND", "aot_eager")
+    monkeypatch.setattr("astra_gym.ssl_core.models.backbones.parts.BACKEND", "aot_eager")
     plain = pair(torch.float64)[0]
     compiled = pair(torch.float64, compiled=True)[recompute]
     assert compiled.network.backbone.compiled and compiled.network.backbone.recompute == recompute
@@ -163,7 +163,7 @@ def test_only_training_passes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(backend: str) -> None:
         raise RuntimeError(backend)
 
-    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.compiled_part", refuse)
+    monkeypatch.setattr("astra_gym.ssl_core.models.backbones.parts.compiled_part", refuse)
     [learner, _] = pair(compiled=True)
     images = batches(1)[0]
     learner.network.eval()(images.clone().requires_grad_(), "pgd").embeddings.sum().backward()

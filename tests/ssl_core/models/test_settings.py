@@ -24,7 +24,7 @@ def test_bad_settings_are_refused(setting: dict, message: str) -> None:
 
 def test_it_builds_the_network_that_it_describes() -> None:
     section = NetworkSection(width=4, projector_hidden=6, projector_dim=5, normalization="none")
-    network, again = (section.build(generator(1), ("normal",), recompute=True, compiled=True) for _ in range(2))
+    network, again = (section.build(generator(1), ("normal",), 16, recompute=True, compiled=True) for _ in range(2))
     assert (network.feature_dim, network.embedding_dim, network.routes) == (32, 5, ("normal",))
     assert network.backbone.recompute and network.backbone.compiled and not network.mean.any()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(network.parameters(), again.parameters(), strict=True))

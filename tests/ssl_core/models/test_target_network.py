@@ -3,18 +3,15 @@ import torch
 import torchvision
 from torch import nn
 
+from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, STEMS, ResNet, last_strided_map
 from astra_gym.ssl_core.models.target_network import (
-    ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     NORMALIZATIONS,
-    STEMS,
-    ResNet,
     TargetNetwork,
     bf16_is_native,
     build_network,
     copy_routes,
-    last_strided_map,
 )
 from tests.helpers.draws import generator
 
