@@ -113,7 +113,7 @@ def own(path: Path, device: torch.device) -> Subject:
     name = folder.path.resolve().name if of_run else path.stem
     checkpoint = "last" if path.is_dir() else path.stem
     notes = (NO_DIGESTS,) if of_run and trained is None else ()
-    clean = network.routes[0] if network.features_by_route else route
+    clean = _clean_route(network, route)
     return Subject(name, checkpoint, network, route, clean, settings, notes, trained=trained)
 
 
@@ -139,7 +139,7 @@ def foreign(
         ValueError: as `load_foreign`, or if a classifier is asked for and the file has none.
     """
     found = load_foreign(path, format=format, stem=stem, route=route, mean=mean, std=std, device=device)
-    network, clean = found.network.eval(), found.network.routes[0]
+    network, clean = found.network.eval(), _clean_route(found.network, found.route)
     network.checks_images = False  # the data are checked once, and attacks keep them in range
     if not classifier:
         return Subject(path.stem, path.name, network, found.route, clean, notes=found.notes, projector=found.projector)
@@ -152,6 +152,11 @@ def foreign(
     classes = found.head.out_features
     notes = (*found.notes, f"its {classes} classes are taken to be those of the data set, in the same order")
     return Subject(path.stem, path.name, whole, found.route, clean, notes=notes, classifier=True, classes=classes)
+
+
+def _clean_route(network: TargetNetwork, route: str) -> str:
+    """Return the route of clean images in full fine-tuning: where features are the same on all routes there is one."""
+    return network.routes[0] if network.features_by_route else route
 
 
 def module(path: str, image_size: int, device: torch.device, classifier: bool) -> Subject:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, STEMS
+from astra_gym.ssl_core.models.backbones.resnet import STEMS
+from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK, resnet_arch, vit_arguments
 from astra_gym.ssl_core.models.checkpoint import FORMAT
-from astra_gym.ssl_core.models.export import DUAL_NORM, ENCODER, TORCHVISION, foreign_names
+from astra_gym.ssl_core.models.export import DUAL_NORM, ENCODER, TIMM_VIT, TORCHVISION, Layout, foreign_names
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, TargetNetwork
 from astra_gym.ssl_core.safety.plain_values import load_plain
 from astra_gym.ssl_core.safety.sealing import check_zip
@@ -29,7 +30,7 @@ FORMATS = {
     "dynacl": "DynACL and DynACL++ (ICLR 2023): as acl; of two encoders the evaluated one, encoder_k",
     "astra": "ASTrA (ICLR 2025): as acl, with a wider projector",
     "torchvision": "a ResNet of torchvision's names, or what export_encoder.py wrote",
-    "timm": "a ResNet of timm without a deep stem: the names are torchvision's",
+    "timm": "a ResNet of timm without a deep stem, with torchvision's names, or a plain vision transformer",
 }
 PREFIXES = {
     "acl": ("",),
@@ -62,7 +63,7 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "global_pool": (None, "", "avg", "fast"),
 }
 """Options of timm that no state dict shows, kept in `args` of its checkpoints, and their values for a plain ResNet."""
-SAID = ("stem", "mean", "std", "route")
+SAID = ("stem", "mean", "std", "route", "arch", "image_size", "patch_size")
 """Entries about the state dict that only such a file has."""
 
 
@@ -100,8 +101,8 @@ def load_foreign(
     Architecture and width follow from the shapes. So does the stem where it is certain: 7x7 is ImageNet's (stride 2,
     max-pooling); 3x3 is CIFAR's (stride 1, padding 1, no pooling) in the ACL family, by its code. Any other 3x3 needs
     `stem`, since strides, padding and pooling are in no state dict (`cifar-padded` for DeACL and DAQ-SDP, which pad by
-    2). The family keeps its input normalization in the file. A file of `export.save_encoder` holds all of this, and its
-    `fc` is the neck.
+    2). The family keeps its input normalization in the file. A file of `save_encoder` holds all of this, and its `fc`
+    (a vision transformer's `head`) is the neck.
 
     What the state dict of an ordinary ResNet cannot show is assumed, and a note names it (`ASSUMED`). Visible
     contradictions are refused: a name (`arch`, `model`) or an option beside the state dict, the convolutions of a
@@ -114,7 +115,7 @@ def load_foreign(
         route: "normal" or "pgd", needed if the file has both; the family's authors evaluate "pgd". The only route of
             an ordinary ResNet is called "normal".
         mean, std: input normalization per channel, for pixels in [0, 1]; needed if neither the file nor the format
-            gives it (torchvision and timm: ImageNet's, if the stem is ImageNet's).
+            gives it (torchvision and timm: ImageNet's, if the stem is ImageNet's; a vision transformer has no usual).
         device: device for the network. The network refuses images that are not float32 (n, 3, h, w) in [0, 1].
 
     Raises:
@@ -125,6 +126,14 @@ def load_foreign(
     pick(format, FORMATS, "format")
     notes: list[str] = []
     state, said = _state_dict(Path(path), notes)
+    if format == "timm" and VIT_MARK in state:
+        if stem is not None:
+            raise ValueError(f"stem is {shown(stem)}, but the file's network is a vision transformer: leave it out")
+        arguments = vit_arguments(state, said, notes)
+        mean, std = _normalisation(_said_normalisation(state, said), mean, std, False, notes)
+        routes = (said.get("route", ROUTES[0]),)
+        arguments |= {"routes": routes, "mean": mean, "std": std}
+        return _made(arguments, TIMM_VIT, False, state, _chosen(route, routes, format), notes, device)
     state = _encoder(state, format, notes)
     if format not in FAMILY and not said:
         notes.append(ASSUMED)
@@ -143,17 +152,31 @@ def load_foreign(
     neck = state.get("fc.0.weight", torch.empty(0)).shape[:1].numel() if said else 0
     head = _classifier(state)
     sizes = _projector({} if said else state, notes)
-    arguments: dict[str, Any] = {"arch": _architecture(state), "width": len(state["conv1.weight"]), "stem": stem}
+    arguments = {"arch": resnet_arch(state), "width": len(state["conv1.weight"]), "stem": stem}
     arguments |= {"routes": routes, "mean": mean, "std": std, "neck": neck, **(sizes or {})}
+    layout = DUAL_NORM if dual else TORCHVISION
+    return _made(arguments, layout, sizes is not None, state, chosen, notes, device, head)
+
+
+def _made(
+    arguments: Mapping[str, Any],
+    layout: Layout,
+    projector: bool,
+    state: Mapping[str, Tensor],
+    route: str,
+    notes: list[str],
+    device: torch.device | str,
+    head: nn.Linear | None = None,
+) -> Foreign:
+    """Build the network and fill it; without a projector in the file, ours is all zeros."""
     with torch.random.fork_rng(devices=[]):
         network = TargetNetwork(**arguments)
     for parameter in network.projector.parameters():
         nn.init.zeros_(parameter)
-    names = foreign_names(network, DUAL_NORM if dual else TORCHVISION, projector=sizes is not None)
-    _fill(network, names, state, notes)
+    _fill(network, foreign_names(network, layout, projector), state, notes)
     network.to(usable_device(device)).eval().checks_images = True
     head = head.to(usable_device(device)) if head is not None and head.in_features == network.feature_dim else None
-    return Foreign(network, chosen, notes, sizes is not None, head)
+    return Foreign(network, route, notes, projector, head)
 
 
 def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -191,7 +214,7 @@ def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[s
             notes.append(f"left out of the file: {few(name for name in payload if name != holders[0])}")
     while wrappers := [wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)]:
         state = {name.removeprefix(wrappers[0]): value for name, value in state.items()}
-    return dict(state), {name: payload[name] for name in SAID} if ours else {}
+    return dict(state), {name: payload[name] for name in SAID if name in payload} if ours else {}
 
 
 def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
@@ -309,7 +332,7 @@ def _normalisation(
     elif not given:
         if not usual:
             raise ValueError(
-                "no state dict holds the input normalisation, and with a 3x3 stem none is usual: give mean and std "
+                "no state dict holds the input normalisation, and with this network none is usual: give mean and std "
                 "(three numbers each, for pixels in [0, 1]; 0, 0, 0 and 1, 1, 1 for none)"
             )
         known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
@@ -328,16 +351,6 @@ def _normalisation(
 def _near(one: Sequence[float], other: Sequence[float]) -> bool:
     # a file's values are rounded to its precision
     return len(one) == len(other) and all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(one, other, strict=True))
-
-
-def _architecture(state: Mapping[str, Tensor]) -> str:
-    places = {match[0] for name in state if (match := re.match(r"layer[1-4]\.\d+(?=\.)", name))}
-    counts = tuple(sum(place.startswith(f"layer{stage}.") for place in places) for stage in range(1, 5))
-    kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
-    for arch, shape in ARCHITECTURES.items():
-        if shape == (kind, counts):
-            return arch
-    raise ValueError(f"stages of {counts} {kind} blocks: known are {', '.join(ARCHITECTURES)}")
 
 
 def _classifier(state: Mapping[str, Tensor]) -> nn.Linear | None:

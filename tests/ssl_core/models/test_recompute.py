@@ -103,7 +103,7 @@ def test_only_training_passes_are_repeated(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_, **__) -> None:
         raise RuntimeError("repeated")
 
-    monkeypatch.setattr("astra_gym.ssl_core.models.target_network.checkpoint", refuse)
+    monkeypatch.setattr("astra_gym.ssl_core.models.backbones.parts.checkpoint", refuse)
     [_, learner] = pair()
     images = batches(1)[0]
     learner.network.eval()(images.clone().requires_grad_(), "pgd").embeddings.sum().backward()
