@@ -69,7 +69,7 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     after = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["cells"]
     # what 0.1 did without a name has one now
     names: dict[str, object] = {"drop_last": True, "deterministic": False, "compile_blocks": False}
-    names |= dict.fromkeys(("passes", "cost_target", "attack_start", "attack_stop", "reward_weights"))
+    names |= dict.fromkeys(("passes", "cost_target", "patch_size", "attack_start", "attack_stop", "reward_weights"))
     names |= dict.fromkeys(("action_epsilons", "action_steps", "action_step_sizes", "judge_epsilon"))
     names["agent_learns"] = True
     names |= {"judge_score": "robust", "judge_images": 256, "judge_batch": 64, "judge_steps": 2}

@@ -16,6 +16,7 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "timm",
     "gymnasium",
     "stable-baselines3",
     "sb3-contrib",

@@ -54,8 +54,8 @@ def vit_arguments(state: dict[str, Tensor], said: Mapping[str, Any], notes: list
     side = math.isqrt(positions)
     if width not in BY_WIDTH or side < 1 or side**2 != positions:
         raise ValueError(
-            f"a vision transformer of width {width} with {positions} positions beside the class token: expected a width "
-            f"of {', '.join(map(str, BY_WIDTH))} and a square number of positions"
+            f"a vision transformer of width {width} with {positions} positions beside the class token: expected width "
+            f"{' or '.join(map(str, BY_WIDTH))}, and a square number of positions"
         )
     for name in ("head.weight", "head.bias"):
         if state.pop(name, None) is not None:

@@ -21,7 +21,7 @@ PLAIN = "a vision transformer with learned positions, layer norm and no pooling 
 
 
 class MissingTimmError(ValueError):
-    """Error for an architecture of timm where timm is not installed."""
+    """Error for an architecture of timm where timm is not installed, or cannot be imported."""
 
 
 class TimmViT(Backbone, Drawn):
@@ -39,7 +39,7 @@ class TimmViT(Backbone, Drawn):
         recompute, compiled: as in `Backbone`.
 
     Raises:
-        MissingTimmError: if timm is not installed.
+        MissingTimmError: if timm is not installed, or cannot be imported.
         ValueError: if the name has another form or timm does not know it, the model is no plain vision transformer, or
             the patches do not divide the images.
     """
@@ -54,8 +54,9 @@ class TimmViT(Backbone, Drawn):
     ) -> None:
         super().__init__(recompute, compiled)
         self.image_size = image_size
-        self.patch_size = patch_size or patch_size_of(arch)
-        check_patches(arch, image_size, patch_size)
+        named = patch_size_of(arch)
+        self.patch_size = patch_size or named
+        check_patches(arch, image_size, self.patch_size)
         self.model = _made(arch, self.image_size, self.patch_size)
         self.feature_dim = self.model.num_features
 
@@ -129,8 +130,11 @@ def _made(arch: str, image_size: int, patch_size: int) -> Any:
     try:
         import timm
         from timm.models.vision_transformer import LayerScale, VisionTransformer
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingTimmError(f"arch is {arch}, but timm is not installed: {INSTALL}") from error
+    except Exception as error:  # timm imports torchvision, which fails beside some builds of torch
+        said = brief(" ".join(str(error).split()), 100)
+        raise MissingTimmError(f"arch is {arch}, but timm cannot be imported here: {said}") from error
     name = arch.removeprefix(PREFIX)
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {shown(name)}: timm.list_models('vit_*patch*') lists its names")

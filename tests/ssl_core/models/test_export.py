@@ -1,10 +1,11 @@
 import re
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, save_encoder, torchvision_state
+from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, save_encoder, timm_state, torchvision_state
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.utils.hashing import digest
@@ -88,3 +89,48 @@ def test_a_saved_encoder_is_read_back_and_says_what_a_state_dict_cannot(tmp_path
     torch.save(held, path)
     with pytest.raises(ValueError, match=r"of another shape: fc\.0\.weight \(\)"):
         load_foreign(path, format="torchvision")
+
+
+@pytest.mark.parametrize("neck", [0, 5])
+def test_timm_loads_a_vit_and_our_reader_too(tmp_path, neck: int) -> None:
+    network = build_network(
+        generator(), arch="timm:vit_tiny_patch16_224", image_size=8, patch_size=4, neck=neck, projector_dim=8
+    ).eval()
+    randomise(network.projector)
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=8, patch_size=4)
+        if neck:
+            model.head = nn.Sequential(nn.Linear(192, neck, bias=False), nn.BatchNorm1d(neck), nn.ReLU())
+    model.load_state_dict(timm_state(network, "pgd"), strict=True)
+    read = load_foreign(save_encoder(tmp_path / "vit.pt", network, "pgd"), format="timm")
+    assert read.route == "pgd" and not read.projector and read.network.arguments["patch_size"] == 4
+    assert torch.equal(read.network.features(images(8).float(), "pgd"), network.features(images(8).float(), "pgd"))
+    assert agree(network.double().features(images(8), "pgd"), model.eval().double()(normalised(images(8))))
+    with pytest.raises(ValueError, match="torchvision has no names for timm:vit_tiny_patch16_224"):
+        torchvision_state(network, "pgd")
+    with pytest.raises(ValueError, match="is no ViT"):
+        timm_state(ordinary(), "normal")
+
+
+def test_a_plain_file_of_timms_vit_is_read_if_its_normalisation_is_given(tmp_path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model("vit_small_patch16_224", num_classes=3, img_size=24, patch_size=8)
+    torch.save(model.state_dict(), tmp_path / "vit.pt")
+    half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    read = load_foreign(tmp_path / "vit.pt", format="timm", **half)
+    assert {name: read.network.arguments[name] for name in ("arch", "image_size", "patch_size")} == {
+        "arch": "timm:vit_small_patch16_224",
+        "image_size": 24,
+        "patch_size": 8,
+    }
+    assert [note for note in read.notes if "number of heads" in note] and "left out: head.weight" in str(read.notes)
+    model.reset_classifier(0)
+    assert torch.equal(read.network.features(images(24).float(), "normal"), model.eval()(images(24).float() * 2 - 1))
+    with pytest.raises(ValueError, match="with this network none is usual: give mean and std"):
+        load_foreign(tmp_path / "vit.pt", format="timm")
+    with pytest.raises(ValueError, match="the file's network is a vision transformer: leave it out"):
+        load_foreign(tmp_path / "vit.pt", format="timm", stem="cifar", **half)
+    state = {name: value for name, value in model.state_dict().items() if name != "pos_embed"}
+    torch.save(state | {"pos_embed": torch.zeros(1, 8, 384)}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match="width 384 with 7 positions"):
+        load_foreign(tmp_path / "odd.pt", format="timm", **half)
