@@ -131,9 +131,10 @@ def load_foreign(
             raise ValueError(f"stem is {shown(stem)}, but the file's network is a vision transformer: leave it out")
         arguments = vit_arguments(state, said, notes)
         mean, std = _normalisation(_said_normalisation(state, said), mean, std, False, notes)
-        routes = (said.get("route", ROUTES[0]),)
-        arguments |= {"routes": routes, "mean": mean, "std": std}
-        return _made(arguments, TIMM_VIT, False, state, _chosen(route, routes, format), notes, device)
+        only = (said.get("route", ROUTES[0]),)
+        arguments |= {"routes": only, "mean": mean, "std": std}
+        notes.append("no projector in the file: ours is all zeros, and so are its embeddings")
+        return _made(arguments, TIMM_VIT, False, state, _chosen(route, only, format), notes, device)
     state = _encoder(state, format, notes)
     if format not in FAMILY and not said:
         notes.append(ASSUMED)

@@ -97,6 +97,7 @@ class TargetNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.routes = tuple(routes)
         self.backbone: Backbone
+        built: dict[str, Any]
         if is_vit(arch):
             if (width, stem) != (64, "cifar") or image_size is None:
                 raise ValueError(f"{arch} has no width and no stem, and needs image_size")
