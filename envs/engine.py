@@ -42,12 +42,19 @@ class AttackEngine:
         device: device of the target network.
         data: the data set, if it is already loaded.
 
+        begins: as in `reset`.
+
     Raises:
         ValueError: if the data cannot be loaded or holds fewer images than a batch, or there is no such device.
     """
 
     def __init__(
-        self, settings: WorldSettings, seed: int = 0, device: torch.device | str = "cpu", data: Split | None = None
+        self,
+        settings: WorldSettings,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        data: Split | None = None,
+        begins: bool = True,
     ) -> None:
         settings.check_method()
         self.settings = settings
@@ -57,15 +64,17 @@ class AttackEngine:
         self.clock = Clock()
         """Time of `observe` and `play`: the world's part of a step; the rest is the agent's."""
         self.reports = AttackReports(settings)
-        self.reset(seed)
+        self.reset(seed, begins)
 
-    def reset(self, seed: int) -> None:
-        """Make a new world: the seed sets initial target weights, running statistics and every stream."""
+    def reset(self, seed: int, begins: bool = True) -> None:
+        """Make a new world: the seed sets initial target weights, running statistics and every stream. Unless it
+        `begins`, because a saved state is loaded next, the file of `init_from` is not read."""
         self.streams = Streams(seed, self.device)
         rows = held_out_rows(self.settings, len(self.data.train), self.streams)
         self.batches.start(self.streams, rows.all)
         self.plan = self.settings.make_plan(self.batches.sampler.steps_per_epoch, self.settings.method.make().replays)
-        self.learner: TargetLearner = build_learner(self.settings, self.streams, self.plan, self.data.train.images)
+        made = (self.settings, self.streams, self.plan, self.data.train.images, begins)
+        self.learner: TargetLearner = build_learner(*made)
         self.method = self.learner.method
         self.rewards = Rewards(self.settings, self.learner, self.streams, len(self.data.train), rows, self._views_of)
         self.last: StepRecord | None = None
@@ -345,32 +354,24 @@ class AttackEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to resume exactly, including the coming batch and its observation."""
-        clean, more = self._clean, {"rewards": self.rewards.state_dict(), "tried_steps": self.tried_steps}
+        more = {"rewards": self.rewards.state_dict(), "tried_steps": self.tried_steps}
         return {
             "learner": self.learner.state_dict(),
             "streams": self.streams.state_dict(),
             "sampler": self.batches.sampler.state_dict(),
             "views": self._views,
-            "seen": None if clean is None else {"observation": clean.observation, "look": tuple(clean.encoded)},
+            "seen": None if self._clean is None else self._clean.state(),
             "statistics": self.statistics.state_dict(),
             "passes": self.plan.spent(self.step),
         } | {name: value for name, value in more.items() if value}
 
     def __getstate__(self) -> dict[str, Any]:
         # settings, data and state define a world; its functions have no name by which another process could find them
-        return {
-            "settings": self.settings,
-            "seed": self.streams.seed,
-            "device": self.device,
-            "data": self.data,
-            "state": self.state_dict(),
-            "last": self.last,
-            "clock": self.clock,
-            "requested": self.reports.requested,
-        }
+        plain = {name: getattr(self, name) for name in ("settings", "device", "data", "last", "clock")}
+        return plain | {"seed": self.streams.seed, "state": self.state_dict(), "requested": self.reports.requested}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        AttackEngine.__init__(self, state["settings"], state["seed"], state["device"], state["data"])
+        AttackEngine.__init__(self, *(state[name] for name in ("settings", "seed", "device", "data")), begins=False)
         self.load_state_dict(state["state"])
         self.last, self.clock, self.reports.requested = state["last"], state["clock"], state["requested"]
 
@@ -390,10 +391,8 @@ class AttackEngine:
         self.batches.start(self.streams, self.rewards.held_out)
         self.batches.sampler.load_state_dict(state["sampler"])
         self._views = state["views"].to(self.device).contiguous(memory_format=torch.channels_last)
-        self._clean = self._objective = None
-        if (clean := state["seen"]) is not None:
-            encoded = Encoded(*(value.to(self.device) for value in clean["look"]))
-            self._clean = CleanPass(clean["observation"].to(self.device), encoded)
+        self._objective, clean = None, state["seen"]
+        self._clean = None if clean is None else CleanPass.of(clean, self.device)
         self.statistics.load_state_dict(state["statistics"], self.device)
         self.tried_steps = state.get("tried_steps", 0)
         self.plan.restore(self.step, state.get("passes"))

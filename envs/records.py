@@ -1,8 +1,10 @@
 """The record of a world's step, for agents, logs and tests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Budget
@@ -67,6 +69,15 @@ class CleanPass(NamedTuple):
 
     observation: Tensor
     encoded: Encoded
+
+    def state(self) -> dict[str, Any]:
+        """Return both as plain values."""
+        return {"observation": self.observation, "look": tuple(self.encoded)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], device: torch.device) -> Self:
+        """Return what `state` gave, on a device."""
+        return cls(state["observation"].to(device), Encoded(*(value.to(device) for value in state["look"])))
 
 
 def describe_budget(budget: Budget | None) -> str:

@@ -99,8 +99,8 @@ class WorldSettings(Composed):
             for option, section in mixed.items():
                 if (value := getattr(section, option)) != getattr(type(section), option):
                     raise ValueError(f"{option} is {value}: only the methods astra and astra++ have a mixed loss")
-        if (start := self.attack.attack_start) is not None and (method.free or not method.attacks):
-            raise ValueError(f"attack_start is {start}, but {name} has no such attack: leave it out")
+        if (begin := self.attack.attack_start) is not None and (method.free or not method.attacks):
+            raise ValueError(f"attack_start is {begin}, but {name} has no such attack: leave it out")
         if (stop := self.attack.attack_stop) is not None and not (method.retrieves and method.attack_mode == "eval"):
             raise ValueError(
                 f"attack_stop is {stop} (the agent friendly sets it), but {name} does not contrast attacked views with "
@@ -135,6 +135,19 @@ class WorldSettings(Composed):
                 f"the method {name} keeps batch norms apart by the routes {', '.join(method.routes)}, and "
                 f"{self.network.arch} has no batch norm: take a ResNet, or a method such as acl, astra or deacl"
             )
+        start = self.network.init_from
+        if "initial" in method.others and start is None:
+            raise ValueError(
+                f"the method {name} keeps the features of the encoder that it starts from: give its file as "
+                "--init_from FILE, a run, an export, or a ResNet of torchvision or timm"
+            )
+        if start is not None and method.starts_from_teacher:
+            raise ValueError(
+                f"init_from is {start}, but the method {name} starts from its teacher: leave it out, or give "
+                "--method_kwargs.scratch true"
+            )
+        if method.shares_projector and self.network.projector == "none":
+            raise ValueError(f"projector is none, but the method {name} compares projections: give the teacher's kind")
         needs_teacher = "teacher" in method.others
         if needs_teacher and teacher is None:
             own = "cifar10-teacher-daq" if name == "daq-sdp" else "cifar10-teacher"

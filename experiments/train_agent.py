@@ -73,7 +73,8 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             RunFolder(Path(settings.run.run_dir)).check_new()
         with Decoding(kind=settings.run.progress, console=console) as decoding:
             data = settings.data.load(decoding.update)
-        run = Run(settings, resolve_device(settings.run.device), data)
+        run = Run(settings, resolve_device(settings.run.device), data, begins=invocation.resume is None)
+        origin = run.engine.learner.origin
         if invocation.resume is None and settings.probe.evaluate:
             # if the evaluation would be refused, stop before the training and not after it
             try:
@@ -88,7 +89,8 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                 run.check_finite()
                 folder = hold.enter_context(claimed(settings))
                 ending.place = folder.path
-                folder.begin(settings, words, first=run.begin)
+                facts = None if origin is None else {"init_from": origin.record()}
+                folder.begin(settings, words, first=run.begin, facts=facts)
                 _keep_in_mind(folder, ending)
             else:
                 for note in run.check_images(folder):
@@ -102,6 +104,8 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
             if folder.lock is not None and not folder.lock.has_locks:
                 _warn(f"{folder.path} lies on a file system without locks: start no second process in it")
             progress.note(_headline(run, folder))
+            for sentence in () if origin is None else origin.sentences():
+                progress.note(sentence)
             if settings.probe.probe_every and run.probe is None:
                 progress.note("no curves of the probe (--probe_every): the images have no labels")
             with RunLog(folder, settings.optimizer.batch_size, resumed_step=resumed_step) as log:

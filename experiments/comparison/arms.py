@@ -25,7 +25,7 @@ from astra_gym.ssl_core.utils.registry import pick
 CONTROL = "fixed-max"
 """The agent needed by every comparison of learning agents, to see whether choosing beats attacking strongly."""
 OWN_LABEL = re.compile(r"[A-Za-z0-9@._-]+")
-PATHS = ("--data_dir", "--classes", "--cache_dir", "--teacher", "--config", "--agent_config")
+PATHS = ("--data_dir", "--classes", "--cache_dir", "--teacher", "--init_from", "--config", "--agent_config")
 SET_BY_CELL = (
     "--seed",
     "--run_dir",

@@ -33,7 +33,10 @@ COMPARISON = "comparison.json"
 """The file of a comparison's results in its folder."""
 WINDOWS = 20
 """Number of parts of a training, for curves and shares."""
-PLACES = ("run_dir", "data_dir", "classes", "cache_dir", "teacher", "agent_from", "progress", "probe_every")
+PLACES = (
+    *("run_dir", "data_dir", "classes", "cache_dir", "teacher", "init_from", "agent_from"),
+    *("progress", "probe_every"),
+)
 """Settings of paths on one machine, and of the display during the run."""
 
 

@@ -38,6 +38,7 @@ CHANGEABLE_ON_RESUME = (
     "cache_dir",
     "keep_data",
     "teacher",
+    "init_from",
     "agent_from",
 )
 """Settings that may change on resume; a new `data_dir`, or list of `classes`, must give the same images."""
@@ -284,7 +285,7 @@ def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], ar
 
 def _placed(values: dict[str, Any]) -> dict[str, Any]:
     """Make the settings' paths valid in any folder."""
-    for name in ("data_dir", "classes", "cache_dir", "teacher", "agent_from"):
+    for name in ("data_dir", "classes", "cache_dir", "teacher", "init_from", "agent_from"):
         if values[name]:
             # a run may be resumed from another folder
             values[name] = str(resolved(values[name]))

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.console import Interrupt, RunProgress
 from astra_gym.experiments.runs.run_folder import NO_DIGESTS, RunFolder
 from astra_gym.experiments.runs.run_log import RunLog
+from astra_gym.experiments.runs.seen_images import check_unseen, run_images
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.online_probe import OnlineProbe
 from astra_gym.ssl_core.downstream.postprocessing import post_process
-from astra_gym.ssl_core.evaluation.sanity import check_disjoint, check_untrained
 from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
@@ -62,11 +61,14 @@ class Run:
         settings: settings of the run.
         device: device of the target network.
         data: the data set, if it is already loaded.
+        begins: whether it is a new run; false if `restore` follows, which needs no file of `init_from`.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, data: Split | None = None) -> None:
+    def __init__(
+        self, settings: Settings, device: torch.device, data: Split | None = None, begins: bool = True
+    ) -> None:
         self.settings = settings
-        self.engine = AttackEngine(settings.world, settings.run.seed, device, data)
+        self.engine = AttackEngine(settings.world, settings.run.seed, device, data, begins)
         self.post = settings.run.make_post()
         """Settings of the method's post-processing, if it has one."""
         if self.engine.method.post_processed:
@@ -145,9 +147,8 @@ class Run:
 
     @cached_property
     def images(self) -> RunImages:
-        """Digests of the data and of the teacher's training images, computed once."""
-        teacher = self.settings.method.teacher if "teacher" in self.engine.method.others else None
-        return RunImages.of(self.engine.data, None if teacher is None else RunFolder.of(Path(teacher)).images())
+        """Digests of the data and of what the encoder has seen before, computed once."""
+        return run_images(self.settings, self.engine.data)
 
     def check_held_out(self) -> list[str]:
         """Check that no test image is trained on.
@@ -158,9 +159,7 @@ class Run:
         Raises:
             TrainedOnError: with the number, examples, and a remedy.
         """
-        data, images = self.engine.data, self.images
-        notes = check_disjoint(data.train, data.test, images)
-        return notes + check_untrained(images.beside(images.train), data.test, "the teacher")
+        return check_unseen(self.settings, self.engine.data, self.images)
 
     def check_images(self, folder: RunFolder) -> list[str]:
         """Check that the data are those with which the run in a folder began, wherever they are now.
@@ -180,7 +179,7 @@ class Run:
                 f"{place or self.settings.data.dataset} does not hold the images that {folder.path} began with "
                 f"({difference}): restore them{', or give the --data_dir where they are now' if place else ''}"
             )
-        # the teacher may have moved
+        # the teacher may have moved, and the file of init_from
         self.images = replace(self.images, taught=kept.taught)
         return []
 

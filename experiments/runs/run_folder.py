@@ -83,17 +83,23 @@ class RunFolder:
         folder.begin(settings, argv, first)
         return folder
 
-    def begin(self, settings: Settings, argv: Sequence[str], first: Callable[[Self], None] | None = None) -> None:
+    def begin(
+        self,
+        settings: Settings,
+        argv: Sequence[str],
+        first: Callable[[Self], None] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write what `create` writes into a new folder, see `astra_gym.experiments.runs.claims`.
 
-        If that fails, nothing is left.
+        If that fails, nothing is left. `facts` join the start's entry in `environment.json`.
         """
         self.trusting = trusting(settings.flat())
         try:
             for part in (self.path, *self.parts):
                 part.mkdir(parents=True, exist_ok=True)
             add_command(self.command, command_line(argv))
-            self._write_environment([environment(settings, argv)])
+            self._write_environment([environment(settings, argv) | dict(facts or {})])
             if first is not None:
                 first(self)
             # Written last, since it makes the folder one that can be resumed.

@@ -71,7 +71,8 @@ class RunImages:
 
     Attributes:
         train, test: digests of the training and the held-out images.
-        taught: digests of the images that only its teacher was trained on, each once.
+        taught: digests of the images that only its teacher, or the encoder that it started from, was trained on, each
+            once.
         decoder: decoder of the image files; another version may give other pixels.
     """
 
@@ -81,16 +82,17 @@ class RunImages:
     decoder: str = f"Pillow {PIL.__version__}"
 
     @classmethod
-    def of(cls, data: Split, teacher: "RunImages | None" = None) -> Self:
+    def of(cls, data: Split, *earlier: "RunImages") -> Self:
         """Compute the digests of a data set.
 
         Args:
             data: the data set of the run.
-            teacher: images of its teacher's run; ignored if they have another size, since no digest is then the same.
+            earlier: images of the runs of its teacher and of its start; ignored if they have another size, since no
+                digest is then the same.
         """
         train, test = digest_images(data.train), digest_images(data.test)
-        same = teacher is not None and teacher.train.shape == train.shape
-        return cls(train, test, teacher.beside(train).values if teacher and same else b"")
+        taught = [value for run in earlier if run.train.shape == train.shape for value in run.beside(train)]
+        return cls(train, test, b"".join(dict.fromkeys(taught)))
 
     def beside(self, train: ImageDigests) -> ImageDigests:
         """Return the digests that a network of this run was trained on and that are not in `train`, each once."""

@@ -29,7 +29,7 @@ class Networks:
     Args:
         target: the target network.
         heads: modules from `Method.make_heads`, trained along with the target.
-        others: networks named in `Method.others`, without gradient: "momentum", "teacher".
+        others: networks named in `Method.others`, without gradient: "momentum", "teacher", "initial".
         tables: tensors from `Method.make_tables`.
         moment: position in the run of the coming update.
     """
@@ -83,8 +83,14 @@ class Method(ABC):
     statistics are updated by the attacked images."""
     start_radius: ClassVar[float | None] = None
     """Radius of the attack's uniform random start; None: each view's epsilon."""
+    reference_mode: ClassVar[str | None] = None
+    """Mode of the network when `objective_for` encodes what attacked views are compared with, "eval" or "train"; None:
+    `attack_mode`."""
     others: ClassVar[tuple[str, ...]] = ()
-    """Networks besides the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen)."""
+    """Networks besides the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen), "initial" (the
+    target as it started, `--init_from`, frozen)."""
+    shares_projector: ClassVar[bool] = False
+    """Whether the target's projector is the teacher's, in eval mode, and no update changes it (ProFeAT)."""
     averaged_heads: ClassVar[tuple[str, ...]] = ()
     """Heads of which "momentum" has a moving average too: the head "momentum_NAME" of the head NAME."""
     constant_lr: ClassVar[bool] = False
@@ -219,7 +225,7 @@ class Method(ABC):
         computes it here, once per batch and without gradient.
 
         Args:
-            networks: target and heads in the mode of the attack, the others in eval mode.
+            networks: target and heads in the mode of the attack (or in `reference_mode`), the others in eval mode.
             views: all views of the batch, (v, 3, h, w).
         """
         return self.objective

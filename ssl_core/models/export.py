@@ -10,12 +10,11 @@ from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES
 from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
 from astra_gym.ssl_core.models.checkpoint import save_checkpoint
 from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.models.weights.state_file import ENCODER
 from astra_gym.ssl_core.utils.finite import not_finite
 from astra_gym.ssl_core.utils.hashing import digest
 from astra_gym.ssl_core.utils.messages import few
 
-ENCODER = "encoder"
-"""Kind of the file that `save_encoder` writes."""
 OURS_ALONE = ("mean", "std")
 """Buffers of a `TargetNetwork` without a name in any layout: the input normalization."""
 

@@ -4,7 +4,6 @@ Every entry of a file is used, or named in a note or an error. Where the stem of
 normalization follow neither from the state dict nor from the format, the caller must give them: nothing is guessed.
 """
 
-import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,9 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.models.backbones.resnet import STEMS
 from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK, resnet_arch, vit_arguments
-from astra_gym.ssl_core.models.checkpoint import FORMAT
-from astra_gym.ssl_core.models.export import DUAL_NORM, ENCODER, TIMM_VIT, TORCHVISION, Layout, foreign_names
+from astra_gym.ssl_core.models.export import DUAL_NORM, TIMM_VIT, TORCHVISION, Layout, foreign_names
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, TargetNetwork
-from astra_gym.ssl_core.safety.plain_values import load_plain
-from astra_gym.ssl_core.safety.sealing import check_zip
+from astra_gym.ssl_core.models.weights.state_file import read_state
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -43,10 +40,6 @@ PREFIXES = {
 FAMILY = ("acl", "dynacl", "astra")
 ROUTES = ("normal", "pgd")
 """Routes of the family's batch-norm lists, in order; its authors evaluate the second."""
-CONTAINERS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state_dict", "model_state", "net", "network")
-"""Names under which checkpoints keep a state dict."""
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes of torch's wrappers, in any order and number: DataParallel and compiled modules."""
 ASSUMED = (
     "no state dict shows anti-aliased pooling, dilation, the activation, batch norm's epsilon, which convolution of a "
     "bottleneck has the stride, or the last pooling; assumed is a plain ResNet v1.5: none, none, ReLU, 1e-5, the 3x3 "
@@ -54,17 +47,8 @@ ASSUMED = (
     "torchvision's replace_stride_with_dilation), these are not its features"
 )
 """Note on the file of an ordinary ResNet."""
-PLAIN: dict[str, tuple[object, ...]] = {
-    "aa_layer": (None, ""),
-    "act_layer": (None, "", "relu"),
-    "output_stride": (None, 32),
-    "bn_eps": (None, 1e-5),
-    "gp": (None, "", "avg", "fast"),
-    "global_pool": (None, "", "avg", "fast"),
-}
-"""Options of timm that no state dict shows, kept in `args` of its checkpoints, and their values for a plain ResNet."""
-SAID = ("stem", "mean", "std", "route", "arch", "image_size", "patch_size")
-"""Entries about the state dict that only such a file has."""
+NO_PROJECTOR = "no projector in the file: ours is all zeros, and so are its embeddings"
+"""Note on a file without a projector that our network can hold."""
 
 
 class Foreign(NamedTuple):
@@ -125,7 +109,7 @@ def load_foreign(
     """
     pick(format, FORMATS, "format")
     notes: list[str] = []
-    state, said = _state_dict(Path(path), notes)
+    state, said = read_state(Path(path), notes)
     if format == "timm" and VIT_MARK in state:
         if stem is not None:
             raise ValueError(f"stem is {shown(stem)}, but the file's network is a vision transformer: leave it out")
@@ -133,7 +117,7 @@ def load_foreign(
         mean, std = _normalisation(_said_normalisation(state, said), mean, std, False, notes)
         only = (said.get("route", ROUTES[0]),)
         arguments |= {"routes": only, "mean": mean, "std": std}
-        notes.append("no projector in the file: ours is all zeros, and so are its embeddings")
+        notes.append(NO_PROJECTOR)
         return _made(arguments, TIMM_VIT, False, state, _chosen(route, only, format), notes, device)
     state = _encoder(state, format, notes)
     if format not in FAMILY and not said:
@@ -178,63 +162,6 @@ def _made(
     network.to(usable_device(device)).eval().checks_images = True
     head = head.to(usable_device(device)) if head is not None and head.in_features == network.feature_dim else None
     return Foreign(network, route, notes, projector, head)
-
-
-def _state_dict(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the file's state dict, and the entries beside it in a file of our own."""
-    try:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file")
-        # files of other projects have no seal
-        check_zip(path, ours=False)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
-    try:
-        payload = load_plain(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: damaged, or no file of plain tensors, which is all that is read here ({error}); if you trust it, "
-            "load it where it was made and save the weights alone: torch.save(model.state_dict(), FILE)"
-        ) from error
-    ours = isinstance(payload, dict) and payload.get("format") == FORMAT
-    if ours and payload.get("kind") != ENCODER:
-        raise ValueError(
-            f"{path}: a checkpoint of this project, of kind {shown(payload.get('kind'))}: not a foreign one"
-        )
-    if _is_state(payload):
-        state = payload
-    else:
-        holders = [name for name in CONTAINERS if isinstance(payload, dict) and _is_state(payload.get(name))]
-        if len(holders) != 1:
-            held = few(payload) if isinstance(payload, dict) else type(payload).__name__
-            found = f"several state dicts ({', '.join(holders)}): save the one that is meant alone" if holders else held
-            raise ValueError(f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds {found}")
-        state = payload[holders[0]]
-        _refuse_variants(path, payload)
-        if not ours and len(payload) > 1:
-            notes.append(f"left out of the file: {few(name for name in payload if name != holders[0])}")
-    while wrappers := [wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)]:
-        state = {name.removeprefix(wrappers[0]): value for name, value in state.items()}
-    return dict(state), {name: payload[name] for name in SAID if name in payload} if ours else {}
-
-
-def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
-    """Raise a ValueError if entries beside the state dict show a network that computes otherwise than ours."""
-    args = payload.get("args")
-    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
-    extra = options.get("model_kwargs")
-    options = {**options, **(extra if isinstance(extra, Mapping) else {})}
-    for name in (payload.get("arch"), options.get("arch"), options.get("model")):
-        if isinstance(name, str) and re.search(r"resnet(aa|blur)\d", name):
-            raise ValueError(f"{path}: its network is {name}, with anti-aliased pooling, which our networks have not")
-    for option, plain in PLAIN.items():
-        value = options.get(option)
-        if isinstance(value, str | int | float) and value not in plain:
-            raise ValueError(f"{path}: its network was built with {option}={shown(value)}, which our networks have not")
-
-
-def _is_state(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
 
 
 def _encoder(state: dict[str, Tensor], format: str, notes: list[str]) -> dict[str, Tensor]:
@@ -382,7 +309,7 @@ def _projector(state: dict[str, Tensor], notes: list[str]) -> dict[str, int] | N
         notes.append(
             f"left out: a head that is not our projector of three layers: {few(f'fc.{name}' for name in head)}"
         )
-    notes.append("no projector in the file: ours is all zeros, and so are its embeddings")
+    notes.append(NO_PROJECTOR)
     return None
 
 

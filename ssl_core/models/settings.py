@@ -10,6 +10,7 @@ from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, STEMS, las
 from astra_gym.ssl_core.models.backbones.timm_vit import PREFIX, TimmViT, check_patches, is_vit, patch_size_of
 from astra_gym.ssl_core.models.projectors import PROJECTORS
 from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork, build_network
+from astra_gym.ssl_core.settings.checks import check_path
 from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
@@ -36,6 +37,8 @@ class NetworkSection:
         projector_dim: dimension of the embeddings.
         neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
         normalization: normalization of the input, in the network; imagenet: as in ACL, DynACL, AIR, RCS and ASTrA.
+        init_from: an encoder whose weights the network starts with: a run or checkpoint of this project, an export, a
+            ResNet of torchvision or timm, or a file of ACL, DynACL or ASTrA; null: random weights.
 
     Raises:
         ValueError: if a name is unknown or a value is out of its range.
@@ -50,6 +53,7 @@ class NetworkSection:
     projector_dim: Annotated[int, Notes(unit="UNITS")] = 128
     neck: Annotated[int, Notes(unit="UNITS")] = 0
     normalization: Annotated[str, Notes(choices=NORMALIZATIONS, what="normalization")] = "imagenet"
+    init_from: Annotated[str | None, Notes(unit="FILE")] = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -57,6 +61,7 @@ class NetworkSection:
             patch_size_of(self.arch)
         if self.patch_size is not None:
             check_number("patch_size", self.patch_size, 1, math.inf, "a positive integer", whole=True)
+        check_path("init_from", self.init_from)
         for name in ("width", "projector_hidden", "projector_dim"):
             check_number(name, getattr(self, name), 1, math.inf, "a positive integer", whole=True)
         check_number("neck", self.neck, 0, math.inf, "0 for none, or a positive width", whole=True)
@@ -85,7 +90,7 @@ class NetworkSection:
     def build(
         self, generator: torch.Generator, routes: tuple[str, ...], image_size: int, **computed: object
     ) -> TargetNetwork:
-        """Build the network with weights from the generator.
+        """Build the network with weights from the generator; `init_from` is not read.
 
         Args:
             generator: generator of the weights.
@@ -99,5 +104,6 @@ class NetworkSection:
             own["image_size"] = image_size
         else:
             own.pop("patch_size")
+        del own["init_from"]
         own["mean"], own["std"] = NORMALIZATIONS[own.pop("normalization")]
         return build_network(generator, routes=routes, **computed, **own)

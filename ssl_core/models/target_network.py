@@ -12,7 +12,6 @@ from astra_gym.ssl_core.models.backbones.resnet import ResNet
 from astra_gym.ssl_core.models.backbones.timm_vit import TimmViT, is_vit
 from astra_gym.ssl_core.models.init import build_module
 from astra_gym.ssl_core.models.projectors import NECK, PROJECTORS, Projector
-from astra_gym.ssl_core.models.route_norm import SHARED
 from astra_gym.ssl_core.utils.registry import pick
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -231,42 +230,3 @@ def bf16_is_native(device: torch.device) -> bool:
 def build_network(generator: torch.Generator, **arguments: object) -> TargetNetwork:
     """Build `TargetNetwork(**arguments)` with weights from the generator; torch's global generator keeps its state."""
     return build_module(generator, lambda: TargetNetwork(**arguments))  # type: ignore[arg-type]
-
-
-def copy_routes(source: TargetNetwork, target: TargetNetwork, route: str) -> None:
-    """Copy one route of `source` into `target`: each route of the target gets that route's batch norms.
-
-    A student starts as its teacher in this way (DeACL, DAQ-SDP). The backbone and the neck are copied, batch-norm
-    statistics included. The projector is copied only if both have the same kind and sizes.
-
-    Args:
-        source: network to copy from; it does not change.
-        target: network to overwrite; it may have other routes and another projector.
-        route: a route of the source.
-
-    Raises:
-        ValueError: if the source has no such route, or the networks differ in backbone, neck or input normalization;
-            nothing is copied then.
-    """
-    source.check_route(route)
-    ours, theirs = target.arguments, source.arguments
-    built = ("arch", "width", "stem", "image_size", "patch_size", "neck")
-    different = [name for name in built if ours.get(name) != theirs.get(name)]
-    # compared as buffers, since a file may hold the arguments in another precision
-    different += [name for name in ("mean", "std") if not torch.equal(*(_cpu(each, name) for each in (source, target)))]
-    if different:
-        said = "; ".join(f"{name} is {theirs.get(name)} there and {ours.get(name)} here" for name in different)
-        raise ValueError(f"the weights of another network do not fit: {said}: build both alike")
-    kind = ("projector", "projector_hidden", "projector_dim")
-    whole = all(ours[name] == theirs[name] for name in kind)
-    state, copied = source.state_dict(), target.state_dict()
-    for name, value in copied.items():
-        if whole or not name.startswith("projector."):
-            head, by_route, tail = name.partition(".by_route.")
-            own, _, leaf = tail.partition(".")
-            place = name if not by_route or own == SHARED else f"{head}{by_route}{route}.{leaf}"
-            value.copy_(state[place])
-
-
-def _cpu(network: TargetNetwork, name: str) -> Tensor:
-    return network.get_buffer(name).float().cpu()

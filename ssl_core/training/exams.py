@@ -50,8 +50,7 @@ def make_exam(
 def _values(learner: TargetLearner, exam: Exam) -> Iterator[Tensor]:
     """Yield each batch's part of the value. Batch norm takes the batch's own statistics, as in an update."""
     method, networks = learner.method, learner.plain()
-    learner.network.train()
-    learner.heads.train()
+    learner.train()
     with learner.untracked():
         for views, attacked in exam.batches:
             objective, rows = learner.objective(views), torch.arange(len(attacked))
@@ -72,12 +71,13 @@ def value(learner: TargetLearner, exam: Exam) -> float:
 
 
 def gradient(learner: TargetLearner, exam: Exam) -> list[Tensor]:
-    """Return the gradient of `value` for each parameter of the target network."""
+    """Return the gradient of `value` for each parameter of the target network; 0 for those that are not trained."""
     weights = list(learner.network.parameters())
     total = [torch.zeros_like(weight) for weight in weights]
+    trained = [(weight, into) for weight, into in zip(weights, total, strict=True) if weight.requires_grad]
     for part in _values(learner, exam):
-        found = torch.autograd.grad(part, weights, allow_unused=True)
-        for into, each in zip(total, found, strict=True):
+        found = torch.autograd.grad(part, [weight for weight, _ in trained], allow_unused=True)
+        for (_, into), each in zip(trained, found, strict=True):
             if each is not None:
                 into.add_(each)
     return total

@@ -26,6 +26,7 @@ def descent(learner: TargetLearner, gradient: Sequence[Tensor]) -> list[Tensor]:
 
     AdamW: `lr (1 - beta1) / (1 - beta1^t) g / (sqrt(v / (1 - beta2^(t-1))) + eps)`, the part of the step that comes
     from its own gradient, with v before the step; SGD: `lr g`, with Nesterov's momentum `lr (1 + momentum) g`.
+    Parameters that are not trained do not move.
 
     Raises:
         ValueError: if the optimizer is another one, or AdamW has made no step.
@@ -38,6 +39,9 @@ def descent(learner: TargetLearner, gradient: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError(f"credit per view is known for AdamW and SGD, not {name}: give --optimizer adamw or sgd")
     scaled = []
     for weight, each in zip(learner.network.parameters(), gradient, strict=True):
+        if not weight.requires_grad:
+            scaled.append(torch.zeros_like(each))
+            continue
         group, state = found[weight], optimizer.state[weight]
         if isinstance(optimizer, SGD):
             scaled.append(lr * (1 + group["momentum"] if group["nesterov"] else 1.0) * each)
@@ -95,8 +99,7 @@ class ForwardCredit:
             calls.append((images, leaves, tangent))
             return leaves
 
-        learner.network.train()
-        learner.heads.train()
+        learner.train()
         with learner.untracked():
             terms, weights = (
                 method.losses(learner.plain(encode), self.views, adversarial),

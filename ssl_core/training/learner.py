@@ -19,6 +19,7 @@ from astra_gym.ssl_core.models.ema import ema_update
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
+from astra_gym.ssl_core.models.weights.start import StartedFrom
 from astra_gym.ssl_core.training.non_finite import NonFiniteLossError, checked_losses
 from astra_gym.ssl_core.training.trained_networks import TrainedNetworks
 from astra_gym.ssl_core.utils.device import on_the_host
@@ -43,7 +44,7 @@ class TargetLearner(TrainedNetworks):
         update_chunks: number of chunks in which an update runs over a batch, to store fewer activations. With more than
             one, each has its own batch-norm statistics (ghost batch norm), see `astra_gym.ssl_core.models.gradcache`.
         heads: modules trained together with the network (`Method.make_heads`).
-        others: networks without gradient, by name: "momentum", "teacher" (`Method.others`).
+        others: networks without gradient, by name: "momentum", "teacher", "initial" (`Method.others`).
         teacher_route: route of every call of the teacher, whatever route a method names.
         moment: maps k to the position in the run after k updates; by default `step` is k, in epoch 0 of 1, at progress
             0.
@@ -70,6 +71,8 @@ class TargetLearner(TrainedNetworks):
         self.update_chunks = update_chunks
         self.start = start
         self.free = FreePerturbations()
+        self.origin: StartedFrom | None = None
+        """What the network's weights began with; None if they were random, or are those of a saved state."""
         self._watched: dict[str, Tensor] = {}
 
     @property
@@ -79,8 +82,8 @@ class TargetLearner(TrainedNetworks):
 
     def objective(self, views: Tensor) -> Objective:
         """The attack's objective for a batch of views (v, 3, h, w), on the current weights. The reference views are
-        encoded in the attack's mode; batch-norm statistics do not change."""
-        with self._comparing() as networks:
+        encoded in the attack's mode, or in the method's `reference_mode`; batch-norm statistics do not change."""
+        with self._comparing(self.method.reference_mode) as networks:
             return self.method.objective_for(networks, views)
 
     def encode_clean(self, views: Tensor) -> Encoded:
@@ -235,10 +238,9 @@ class TargetLearner(TrainedNetworks):
                 not finite. On the CPU the loss is checked before the weights change, on a GPU after it.
         """
         moment, at_once = self.moment, self.device.type == "cpu"
-        self.network.train()
-        self.heads.train()
+        self.train()
         for name in self.others:
-            # a moving average has its own statistics, a teacher's do not change
+            # a moving average has its own statistics, those of frozen networks do not change
             self.others[name].train(name == "momentum")
         if self.method.free and adversarial is not None:
             adversarial = adversarial.detach().requires_grad_()

@@ -42,6 +42,8 @@ class TrainedNetworks:
         self.others = nn.ModuleDict(dict(others or {}))
         for other in self.others.values():
             other.requires_grad_(False)
+        if method.shares_projector:
+            network.projector.requires_grad_(False)
         self.teacher_route = teacher_route
         self.tables: dict[str, Tensor] = {}
         """Tensors from `Method.make_tables`."""
@@ -94,20 +96,28 @@ class TrainedNetworks:
             made = self.method.make_tables(self._folded(), images, streams["tables"])
         self.tables = {name: value.to(self.device) for name, value in made.items()}
 
+    def train(self) -> None:
+        """Put target and heads in the mode of an update."""
+        self.network.train()
+        if self.method.shares_projector:
+            self.network.projector.eval()
+        self.heads.train()
+
     @contextmanager
-    def _under_attack(self) -> Iterator[None]:
-        """Put target and heads in the mode of the attack, the others in eval mode, without gradients of weights."""
-        training = self.method.attack_mode == "train"
+    def _under_attack(self, mode: str | None = None) -> Iterator[None]:
+        """Put target and heads in a mode, by default the attack's, the others in eval mode, without gradients of
+        weights."""
+        training = (mode or self.method.attack_mode) == "train"
         with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
             yield
 
     @contextmanager
-    def _comparing(self) -> Iterator[Networks]:
-        """Yield all networks for encoding the reference of attacked views: in the attack's mode, without gradient or
-        change of batch-norm statistics."""
-        training = self.method.attack_mode == "train"
+    def _comparing(self, mode: str | None = None) -> Iterator[Networks]:
+        """Yield all networks for encoding the reference of attacked views: in a mode, by default the attack's, without
+        gradient or change of batch-norm statistics."""
+        training = (mode or self.method.attack_mode) == "train"
         # in eval mode statistics do not change anyway
-        with self._under_attack(), self.untracked() if training else nullcontext(), torch.no_grad():
+        with self._under_attack(mode), self.untracked() if training else nullcontext(), torch.no_grad():
             yield self.plain() if training else self._folded()
 
     def untracked(self) -> AbstractContextManager[None]:

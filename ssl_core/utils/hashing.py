@@ -1,7 +1,8 @@
-"""Digests of modules, which show whether two are equal, or one has changed, to the last bit."""
+"""Digests of modules and files, which show whether two are equal, or one has changed, to the last bit."""
 
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +25,9 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
 def digest(module: nn.Module) -> str:
     """Return one SHA-256 of the whole `fingerprint`."""
     return hashlib.sha256(json.dumps(fingerprint(module), sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

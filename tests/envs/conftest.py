@@ -31,7 +31,8 @@ def engine() -> AttackEngine:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An encoder for methods that learn from one."""
-    network = build_network(torch.Generator().manual_seed(4), arch="resnet10", width=2, routes=("normal",))
+    """An encoder for methods that learn from one, or start from one (`given_encoder`)."""
+    sizes = {"arch": "resnet10", **{name: TINY[name] for name in ("width", "projector_hidden", "projector_dim")}}
+    network = build_network(torch.Generator().manual_seed(4), routes=("normal",), **sizes)
     payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(network)}
     return str(save_checkpoint(tmp_path_factory.mktemp("taught") / "teacher.pt", "encoder", payload))

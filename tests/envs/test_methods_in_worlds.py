@@ -15,6 +15,7 @@ from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.training.coreset import validation_rows
+from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
 
 HEADS = {"emp-ssl": {"neck": 8, "projector": "mlp"}, "cf-amc-ssl": {"neck": 8, "projector": "mlp"}}
@@ -24,13 +25,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "advcl": {"clusters": [2, 3]},
     "deacl": {},
 }
-ATTACKED = {"rocl": 1, "deacl": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
+ATTACKED = {"rocl": 1, "deacl": 1, "profeat": 1, "fare": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
 """Attacked views of an image, where they are not two."""
 
 
 def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine:
     own = HEADS.get(method, {}) | {"method_kwargs": OPTIONS.get(method)}
-    taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
+    taught = encoder_of(method, teacher)
     return AttackEngine(WorldSettings.of(**tiny | own | taught | {"method": method} | changes), seed=3)
 
 

@@ -12,6 +12,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.transforms.perspective_views import PerspectiveSettings, perspective_views
 from astra_gym.ssl_core.transforms.views import as_float
+from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
 
 KINDS = ["moebius", "lcm"]
@@ -26,7 +27,7 @@ WITH_ORIGINALS = ["advcl", "acl-air", "dynacl-air", "dynacl-air++"]
 
 
 def world(tiny: dict, method: str, teacher: str, seed: int = 3, **changes: Any) -> AttackEngine:
-    taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
+    taught = encoder_of(method, teacher)
     return AttackEngine(
         WorldSettings.of(**tiny | SMALLER.get(method, {}) | taught | {"method": method} | changes), seed
     )

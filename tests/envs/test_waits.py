@@ -12,7 +12,7 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.sb3_env import Sb3BatchVecEnv, Sb3ViewVecEnv
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.ssl_core.methods import METHODS
+from tests.helpers.method_worlds import encoder_of
 from tests.helpers.pretend_cuda import PretendGpu, pretend_cuda
 
 TINY = {"batch_size": 4, "epochs": 3, "limit": 14, "test_limit": 20, "image_size": 16, "width": 2}
@@ -92,7 +92,7 @@ def made(name: str, env: Any, **more: Any) -> Any:
 @pytest.mark.parametrize("name", some(WORLDS, {"astra", "astra stop", "cf-amc-ssl", "astra look-ahead"}))
 def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: str) -> None:
     (settings, ceiling), method = WORLDS[name], name.split()[0]
-    taught = {"teacher": teacher} if "teacher" in METHODS[method].others else {}
+    taught = encoder_of(method, teacher)
     with pretend_cuda() as gpu:
         engine = AttackEngine(WorldSettings.of(**TINY | settings | taught, method=method), seed=1, device="cuda")
         env = TorchViewEnv(engine)

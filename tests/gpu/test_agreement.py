@@ -25,6 +25,7 @@ from astra_gym.ssl_core.training.optim import LARS
 from astra_gym.ssl_core.utils.device import ieee_fp32
 from tests.helpers.draws import generator
 from tests.helpers.gpu import SIZES, off
+from tests.helpers.method_worlds import encoder_of
 
 CPU = torch.device("cpu")
 OPTIONS = {"advcl": {"clusters": (2, 3)}, "emp-ssl": {"crops": 3}, "cf-amc-ssl": {"crops": 3}}
@@ -109,11 +110,12 @@ FEW = {"astra", "simclr", "deacl", "cf-amc-ssl"}
     "method", [name if name in FEW else pytest.param(name, marks=pytest.mark.every_agent) for name in METHODS]
 )
 def test_losses_and_an_update_in_float64(gpu: torch.device, method: str, tmp_path: Path) -> None:
-    teacher = build_network(generator(4), arch="resnet10", width=2, routes=("normal",))
+    sizes = {name: SIZES[name] for name in ("width", "projector_hidden", "projector_dim")}
+    teacher = build_network(generator(4), arch="resnet10", routes=("normal",), **sizes)
     payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(teacher)}
-    taught = {"teacher": str(save_checkpoint(tmp_path / "teacher.pt", "encoder", payload))}
+    file = str(save_checkpoint(tmp_path / "teacher.pt", "encoder", payload))
     own = {"method": method, "method_kwargs": OPTIONS.get(method), "arch": "resnet10"}
-    own |= HEADS.get(method, {}) | (taught if "teacher" in METHODS[method].others else {})
+    own |= HEADS.get(method, {}) | encoder_of(method, file)
     engines = [AttackEngine(WorldSettings.of(**SIZES | own), seed=3, device=each) for each in (CPU, gpu)]
     here, there = (engine.learner for engine in engines)
     # made of features in float32, which need not be the same to the last bit

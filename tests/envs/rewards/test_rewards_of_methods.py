@@ -14,6 +14,7 @@ from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
 from tests.envs.conftest import TINY as SMALL
+from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
 
 TINY: dict[str, Any] = {**SMALL, "warmup_epochs": 0}
@@ -28,7 +29,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "emp-ssl": {"method_kwargs": {"crops": 3}, "neck": 8, "projector": "mlp"},
     "cf-amc-ssl": {"method_kwargs": {"crops": 3}, "neck": 8, "projector": "mlp"},
 }
-VIEWS = {"rocl": 1, "deacl": 1, "acl a2s": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
+VIEWS = {"rocl": 1, "deacl": 1, "profeat": 1, "fare": 1, "acl a2s": 1, "emp-ssl": 3, "cf-amc-ssl": 3}
 """Attacked views of an image, where they are not two."""
 MIXED = ("astra", "astra++")
 """Those with a mixed loss to weigh."""
@@ -54,7 +55,7 @@ def world(name: str, teacher: str, seed: int = 3, scope: str = "view") -> Attack
     else:
         paid |= {"reward_lookahead": 3.0, "lookahead_images": 5}
     paid |= {"reward_mixed": 0.1} if name in MIXED else {}
-    taught = {"teacher": teacher} if "teacher" in METHODS[WORLDS[name]["method"]].others else {}
+    taught = encoder_of(WORLDS[name]["method"], teacher)
     own = SMALLER.get(name, {}) | WORLDS[name]
     return AttackEngine(WorldSettings.of(**TINY | paid | own | taught | {"reward_scope": scope}), seed)
 

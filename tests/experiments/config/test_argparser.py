@@ -17,7 +17,10 @@ from tests.helpers.commands import RECORDS
 
 PLACES = {"DIR", "FILE", "PATH", "RUN", "OLD.json", "CHECKOUT"}
 """What stands for a path in a command's help."""
-OTHERS = {"model", "data_dir", "classes", "cache_dir", "teacher", "agent_from", "run_dir", "config", "agent_config"}
+OTHERS = {
+    *("model", "data_dir", "classes", "cache_dir", "teacher", "init_from", "agent_from", "run_dir"),
+    *("config", "agent_config"),
+}
 """Where it stands for the path of a module, or for one that is kept as it is written until it is read."""
 
 

@@ -19,6 +19,7 @@ from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.training.settings import OptimizerSection
+from tests.helpers.method_worlds import encoder_of
 
 WORLD = [item.name for item in fields(WorldSettings)]
 ACL_BUDGET = ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
@@ -136,7 +137,7 @@ def lacking(agent: str, method: str) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_without_an_attack_takes_no_agent_and_any_other_takes_one(method: str) -> None:
-    taught = {"teacher": "somewhere"} if "teacher" in METHODS[method].others else {}
+    taught = encoder_of(method, "somewhere")
     make = partial(Settings.of, method=method, **taught)
     settings = make()
     attacks = METHODS[method].attacks
@@ -158,7 +159,7 @@ def test_the_fixed_agent_plays_the_methods_own_budget_exactly() -> None:
     kinds = {}
     for method, kind in METHODS.items():
         if kind.attacks:
-            taught = {"teacher": "somewhere"} if "teacher" in kind.others else {}
+            taught = encoder_of(method, "somewhere")
             settings = Settings.of(method=method, agent="fixed", **taught)
             table = ActionTable(settings.agent.actions)
             budget = table.decode(torch.as_tensor(table.encode(settings.fixed_budget))[None])

@@ -11,6 +11,7 @@ import torch
 
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.methods import METHODS
+from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
 
 TINY = (
@@ -85,7 +86,8 @@ PAIRS = [
 def test_two_updates_of_a_pair(method: str, agent: str, teacher: Path, tmp_path: Path, interrupt) -> None:
     kind = METHODS[method]
     flags = [*shlex.split(TINY), f"--method={method}", *shlex.split(SMALLER.get(method, ""))]
-    flags += [f"--agent={agent}"] * kind.attacks + [f"--teacher={teacher}"] * ("teacher" in kind.others)
+    flags += [f"--agent={agent}"] * kind.attacks
+    flags += [f"--{name}={file}" for name, file in encoder_of(method, str(teacher)).items()]
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     # the pictures take longer than the training: one agent's are enough
     evaluate = agent == "fixed"

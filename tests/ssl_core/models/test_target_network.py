@@ -11,7 +11,6 @@ from astra_gym.ssl_core.models.target_network import (
     TargetNetwork,
     bf16_is_native,
     build_network,
-    copy_routes,
 )
 from tests.helpers.draws import generator
 
@@ -202,59 +201,3 @@ def test_the_normalisations_are_those_that_they_are_called_by() -> None:
         assert torch.equal((torch.ones(3) - mean) / std, torch.full((3,), high).float())
     network = small(mean=NORMALIZATIONS["cifar"][0], std=NORMALIZATIONS["cifar"][1])
     assert network.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
-
-
-@pytest.mark.parametrize(
-    "routes", [("normal",), ("normal", "pgd", "pgd_ce"), ("nature", "strongnature", "weak", "strong")]
-)
-@pytest.mark.parametrize("projector", ["acl", "advcl", "none"])
-def test_every_route_begins_as_the_sources(routes: tuple[str, ...], projector: str) -> None:
-    source = small(neck=6)
-    for _ in range(2):
-        source.train()(images(), "pgd")
-    for name, parameter in source.named_parameters():
-        if "by_route.pgd" in name:
-            nn.init.uniform_(parameter, 0.5, 1.5, generator=generator())
-    target = build_network(
-        torch.Generator().manual_seed(1), **source.arguments | {"routes": routes, "projector": projector}
-    )
-    own = {name: value.clone() for name, value in target.projector.state_dict().items()}
-    before = {name: value.clone() for name, value in source.state_dict().items()}
-    copy_routes(source, target, "pgd")
-    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
-    source.eval(), target.eval()
-    wanted = source(images(), "pgd")
-    for route in routes:
-        encoded = target(images(), route)
-        assert torch.equal(encoded.features, wanted.features)
-        assert projector != "acl" or torch.equal(encoded.embeddings, wanted.embeddings)
-    if projector != "acl":
-        assert all(torch.equal(value, own[name]) for name, value in target.projector.state_dict().items())
-    # they are copies
-    target.backbone.conv.weight.data.zero_()
-    assert torch.equal(source(images(), "pgd").features, wanted.features)
-
-
-def test_a_shared_batch_norm_is_copied_as_one() -> None:
-    source, target = small(projector="advcl"), small(projector="advcl", routes=("a", "b", "c"))
-    source.train()(images(), "pgd")
-    copy_routes(source, target, "pgd")
-    source.eval(), target.eval()
-    assert torch.equal(source(images(), "pgd").embeddings, target(images(), "c").embeddings)
-
-
-def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
-    source = small()
-    for arguments, said in (
-        ({"arch": "resnet18"}, "arch is resnet10 there and resnet18 here"),
-        ({"width": 2, "stem": "imagenet"}, "width is 4 there and 2 here; stem is cifar there and imagenet here"),
-        ({"neck": 3}, "neck is 0 there and 3 here"),
-        ({"std": (1, 1, 1)}, "std is"),
-    ):
-        target = small(**arguments)
-        before = {name: value.clone() for name, value in target.state_dict().items()}
-        with pytest.raises(ValueError, match=said):
-            copy_routes(source, target, "pgd")
-        assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
-    with pytest.raises(ValueError, match="no route 'adv'"):
-        copy_routes(source, small(), "adv")

@@ -1,0 +1,155 @@
+"""The start of a network from an encoder's file: what was loaded of it, by which routes, and what was not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astra_gym.ssl_core.models.backbones.resnet import ResNet
+from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK
+from astra_gym.ssl_core.models.checkpoint import load_network
+from astra_gym.ssl_core.models.foreign import FAMILY, NO_PROJECTOR, ROUTES, Foreign, load_foreign
+from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork
+from astra_gym.ssl_core.models.weights.copying import BACKBONE, PROJECTOR, copy_parts, unlike, unlike_normalization
+from astra_gym.ssl_core.models.weights.state_file import holds_network, read_state
+from astra_gym.ssl_core.utils.files import expanded
+from astra_gym.ssl_core.utils.hashing import file_digest
+
+
+@dataclass(frozen=True)
+class StartedFrom:
+    """What a network has started from.
+
+    Args:
+        file: name of the file, with its run folder if it is a run's.
+        sha256: digest of the file.
+        routes: the file's route by the network's route.
+        loaded: the network's parts that the file has filled: backbone, neck, projector.
+        random: its other parts, whose weights stay random.
+        notes: what of the file was left out or assumed, in sentences.
+    """
+
+    file: str
+    sha256: str
+    routes: Mapping[str, str]
+    loaded: Sequence[str]
+    random: Sequence[str]
+    notes: Sequence[str]
+
+    def record(self) -> dict[str, Any]:
+        """Return everything as plain values, for a run's records."""
+        return asdict(self)
+
+    def sentences(self) -> list[str]:
+        """Return everything in words, for a terminal."""
+        routes = ", ".join(f"{ours} from {theirs}" for ours, theirs in self.routes.items())
+        kept = f"; not loaded, but random: {', '.join(self.random)}" if self.random else ""
+        return [f"init_from {self.file}: loaded {', '.join(self.loaded)} (batch norm {routes}){kept}", *self.notes]
+
+
+def start_network(path: str | Path, network: TargetNetwork) -> StartedFrom:
+    """Start a network with the weights and batch-norm statistics of an encoder's file.
+
+    The file is a run folder or a checkpoint of this project, an export of `export_encoder.py`, the state dict of a
+    ResNet of torchvision or timm, or a file released by ACL, DynACL or ASTrA; its content shows which.
+
+    A network with one route gets the batch norms on which the file's encoder is evaluated ("pgd" where it has two). Of
+    several routes, each gets those of the same name, or the evaluated ones if the file has none of its name. Neck and
+    projector are loaded if the file has the same ones. Where the file does not say padding and input normalization, the
+    network's own are assumed.
+
+    Args:
+        path: the file, or the folder of a run.
+        network: the network; if an error is raised, it has not changed.
+
+    Raises:
+        ValueError: if the file cannot be read, or its encoder differs in architecture, width, stem, input
+            normalization, or the width of a neck that both have; shapes and values of both are named.
+    """
+    path = expanded(path)
+    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    found = Foreign(*load_network(file), [], True) if _is_ours(path) else _read_foreign(file, network)
+    source = found.network
+    _check(path, source, network)
+    routes = {own: own if own in source.routes and len(network.routes) > 1 else found.route for own in network.routes}
+    notes = [note for note in found.notes if note != NO_PROJECTOR]
+    same_neck = source.arguments["neck"] == network.arguments["neck"]
+    own = {"neck": network.neck is not None, "projector": len(network.projector.linears) > 0}
+    theirs = {"neck": source.neck is not None, "projector": found.projector and len(source.projector.linears) > 0}
+    fits = {"neck": same_neck, "projector": same_neck and not unlike(source, network, PROJECTOR)}
+    here = [part for part, has in own.items() if has]
+    loaded = ["backbone", *(part for part in here if theirs[part] and fits[part])]
+    notes += [f"left out: the {part} of the file" for part, has in theirs.items() if has and part not in loaded]
+    copy_parts(source, network, routes, loaded)
+    name = f"{path.resolve().name}/checkpoints/last.pt" if path.is_dir() else path.name
+    random = [part for part in here if part not in loaded]
+    return StartedFrom(name, file_digest(file), routes, loaded, random, notes)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_dir() or holds_network(path)
+
+
+def _read_foreign(file: Path, network: TargetNetwork) -> Foreign:
+    """Read an encoder of another project, or an export; the network says what the file may not."""
+    state, said = read_state(file, [])
+    names = set(state)
+    family = any(".bn_list." in name or name.endswith("normalize.mean") for name in names)
+    format = "torchvision"
+    if family:
+        format = "dynacl" if any(name.startswith("encoder_k.") for name in names) else "acl"
+    vit = VIT_MARK in names
+    known = bool(said) or any(name.endswith("normalize.mean") for name in names)
+    ours: dict[str, Any] = {}
+    if not known:
+        ours = {name: network.get_buffer(name).flatten().tolist() for name in ("mean", "std")}
+    if not said and format not in FAMILY and not vit:
+        stem, kernels = network.arguments["stem"], {value.shape[-1] for name, value in state.items() if _first(name)}
+        # a kernel of 7 is ImageNet's; strides and padding of a small one are the network's
+        ours["stem"] = None if kernels == {7} else stem if stem != "imagenet" else "cifar"
+    route = ROUTES[1] if any(".bn_list.1." in name for name in names) else None
+    made = load_foreign(file, format="timm" if vit else format, route=route, **ours)
+    if not known:
+        made.notes.append("input normalization: the network's, since the file does not say")
+    return made
+
+
+def _first(name: str) -> bool:
+    """Whether an entry is the kernel of a network's first convolution."""
+    return name.endswith("conv1.weight") and "layer" not in name
+
+
+def _check(path: Path, source: TargetNetwork, network: TargetNetwork) -> None:
+    """Raise a ValueError unless an encoder's backbone, neck and input normalization fit a network."""
+    there, here = source.arguments, network.arguments
+    different = unlike(source, network, BACKBONE)
+    found = {name: [there.get(name), here.get(name)] for name in different if name != "width"}
+    both = [each.backbone for each in (source, network)]
+    resnets = [each for each in both if isinstance(each, ResNet)]
+    if len(resnets) == len(both):
+        shapes = [tuple(each.conv.weight.shape) for each in resnets]
+        found = ({"conv1.weight": shapes} if shapes[0] != shapes[1] else {}) | found
+    if there["neck"] and here["neck"]:
+        found |= {name: [there[name], here[name]] for name in unlike(source, network, ("neck",))}
+    take = {name: there[name] for name in different if found and name in there}
+    take |= {"neck": there["neck"]} if "neck" in found else {}
+    if inputs := unlike_normalization(source, network):
+        found |= {name: [_rounded(each, name) for each in (source, network)] for name in inputs}
+        usual = [name for name in NORMALIZATIONS if _is_normalization(source, name)]
+        take |= {"normalization": usual[0]} if usual else {}
+    if found:
+        said = "; ".join(f"{name} is {theirs} there and {ours} here" for name, (theirs, ours) in found.items())
+        advice = ", ".join(f"{name} {value}" for name, value in take.items())
+        raise ValueError(f"{path} does not fit the network: {said}: {f'take {advice}' if advice else 'they differ'}")
+
+
+def _rounded(network: TargetNetwork, name: str) -> list[float]:
+    return [round(value, 4) for value in network.get_buffer(name).flatten().tolist()]
+
+
+def _is_normalization(network: TargetNetwork, name: str) -> bool:
+    values = torch.tensor(NORMALIZATIONS[name])
+    own = torch.stack([network.get_buffer(each).float().cpu().flatten() for each in ("mean", "std")])
+    return torch.equal(values, own)

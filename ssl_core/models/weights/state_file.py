@@ -1,0 +1,107 @@
+"""The state dict in a file of this project or of another, found without running code from the file."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from astra_gym.ssl_core.models.checkpoint import FORMAT
+from astra_gym.ssl_core.safety.plain_values import load_plain
+from astra_gym.ssl_core.safety.sealing import check_zip
+from astra_gym.ssl_core.utils.messages import few, shown
+
+CONTAINERS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state_dict", "model_state", "net", "network")
+"""Names under which checkpoints keep a state dict."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes of torch's wrappers, in any order and number: DataParallel and compiled modules."""
+PLAIN: dict[str, tuple[object, ...]] = {
+    "aa_layer": (None, ""),
+    "act_layer": (None, "", "relu"),
+    "output_stride": (None, 32),
+    "bn_eps": (None, 1e-5),
+    "gp": (None, "", "avg", "fast"),
+    "global_pool": (None, "", "avg", "fast"),
+}
+"""Options of timm that no state dict shows, kept in `args` of its checkpoints, and their values for a plain ResNet."""
+ENCODER = "encoder"
+"""Kind of the file that `save_encoder` writes."""
+SAID = ("stem", "mean", "std", "route", "arch", "image_size", "patch_size")
+"""Entries about the state dict that only such a file has."""
+
+
+def read_state(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the file's state dict, and the entries beside it (`SAID`) in a file of `save_encoder`.
+
+    Args:
+        path: the file.
+        notes: list that gets what is left out of the file.
+
+    Raises:
+        ValueError: if the file is missing, needs code to be loaded, is another checkpoint of this project, holds no
+            state dict or several, or says that its network is a variant.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        # files of other projects have no seal
+        check_zip(path, ours=False)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
+    try:
+        payload = load_plain(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: damaged, or no file of plain tensors, which is all that is read here ({error}); if you trust it, "
+            "load it where it was made and save the weights alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    ours = isinstance(payload, dict) and payload.get("format") == FORMAT
+    if ours and payload.get("kind") != ENCODER:
+        raise ValueError(
+            f"{path}: a checkpoint of this project, of kind {shown(payload.get('kind'))}: not a foreign one"
+        )
+    if _is_state(payload):
+        state = payload
+    else:
+        holders = [name for name in CONTAINERS if isinstance(payload, dict) and _is_state(payload.get(name))]
+        if len(holders) != 1:
+            held = few(payload) if isinstance(payload, dict) else type(payload).__name__
+            found = f"several state dicts ({', '.join(holders)}): save the one that is meant alone" if holders else held
+            raise ValueError(f"{path}: expected a state dict, or one under {', '.join(CONTAINERS)}; it holds {found}")
+        state = payload[holders[0]]
+        _refuse_variants(path, payload)
+        if not ours and len(payload) > 1:
+            notes.append(f"left out of the file: {few(name for name in payload if name != holders[0])}")
+    while wrappers := [wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in state)]:
+        state = {name.removeprefix(wrappers[0]): value for name, value in state.items()}
+    return dict(state), {name: payload[name] for name in SAID if name in payload} if ours else {}
+
+
+def holds_network(path: Path) -> bool:
+    """Whether a file is a checkpoint of this project with a network, for `load_network`; false if it cannot be read."""
+    try:
+        payload = load_plain(path)
+    except ValueError:
+        return False
+    return isinstance(payload, dict) and payload.get("format") == FORMAT and "network" in payload
+
+
+def _refuse_variants(path: Path, payload: Mapping[str, Any]) -> None:
+    """Raise a ValueError if entries beside the state dict show a network that computes otherwise than ours."""
+    args = payload.get("args")
+    options = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+    extra = options.get("model_kwargs")
+    options = {**options, **(extra if isinstance(extra, Mapping) else {})}
+    for name in (payload.get("arch"), options.get("arch"), options.get("model")):
+        if isinstance(name, str) and re.search(r"resnet(aa|blur)\d", name):
+            raise ValueError(f"{path}: its network is {name}, with anti-aliased pooling, which our networks have not")
+    for option, plain in PLAIN.items():
+        value = options.get(option)
+        if isinstance(value, str | int | float) and value not in plain:
+            raise ValueError(f"{path}: its network was built with {option}={shown(value)}, which our networks have not")
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
