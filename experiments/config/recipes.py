@@ -102,6 +102,28 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "jitter": (0.4, 0.4, 0.2, 0.1),
     },
     "daq-sdp": {**DISTILLATION, "arch": "resnet34"},
+    # the released run is of another network and data set (a WRN-34-10 on CIFAR-100), which no other sheet is known for
+    "profeat": {
+        **DISTILLATION,
+        "weight_decay": 3e-4,
+        "warmup_start": 0.02,
+        "final_lr": 5e-4,
+        "lr_interval": "update",
+        "projector": "rocl",
+        "projector_hidden": 2048,
+        "projector_dim": 256,
+    },
+    # for CLIP on ImageNet: the same number of updates; the rate is for its features, and has to be tuned for others
+    "fare": {
+        "optimizer": "adamw",
+        "lr": 1e-5,
+        "weight_decay": 1e-4,
+        "batch_size": 128,
+        "epochs": 51,
+        "warmup_epochs": 4,
+        "final_lr": 0.0,
+        "projector": "none",
+    },
     "emp-ssl": {**EMP, "epochs": 30},
     "cf-amc-ssl": {**EMP, "epochs": 10},
     "byol": {
@@ -188,6 +210,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "deacl": {"projector": "none"},
     "taro": {"projector": "simsiam-2", "method_kwargs": {"predictor_hidden": 64}},
     "daq-sdp": {"projector": "none"},
+    "fare": {"projector": "none"},
     "emp-ssl": {"neck": 128, "projector": "mlp", "method_kwargs": {"crops": 4}},
     "cf-amc-ssl": {"neck": 128, "projector": "mlp", "method_kwargs": {"crops": 4}},
     "byol": {"projector": "mlp", "method_kwargs": {"predictor_hidden": 64, "momentum_start": MOMENTUM}},

@@ -11,6 +11,8 @@ from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
 from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL
 from astra_gym.ssl_core.methods.dynacl import DynACL, DynACLPlus
 from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
+from astra_gym.ssl_core.methods.fare import FARE
+from astra_gym.ssl_core.methods.profeat import ProFeAT
 from astra_gym.ssl_core.methods.rocl import RoCL
 from astra_gym.ssl_core.methods.targets.barlow import BarlowTwins, CleanBarlowTwins
 from astra_gym.ssl_core.methods.targets.dino import DINO, CleanDINO
@@ -25,7 +27,7 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
 
-OTHERS = {"momentum", "teacher"}
+OTHERS = {"momentum", "teacher", "initial"}
 """Networks that a method may have besides its target."""
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
@@ -40,6 +42,8 @@ METHODS: dict[str, type[Method]] = {
     "dynacl-air++": DynACLAIRPlus,
     "taro": TARO,
     "daq-sdp": DAQSDP,
+    "profeat": ProFeAT,
+    "fare": FARE,
     "astra": ASTrA,
     "astra++": ASTrAPlus,
     "emp-ssl": EMPSSL,

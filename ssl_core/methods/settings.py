@@ -19,7 +19,8 @@ class MethodSection:
         method: the self-supervised method, or the dotted path of a custom method, my_module:MyMethod.
         method_kwargs: the method's own options, which override its defaults; ASTrA's are method_kwargs.mixed_weight and
             method_kwargs.mixed_reading (pairs: as in its code; views: as in its drawings).
-        teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp and advcl learn from.
+        teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp, profeat and advcl learn
+            from.
         temperature: temperature of the contrastive losses.
         mixed_weight: weight of ASTrA's mixed loss (0.5 in its run).
         mixed_reading: reading of ASTrA's mixed loss: pairs (as in its code) or views (as in its drawings).

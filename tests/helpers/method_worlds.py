@@ -6,13 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.methods import Method, make_method
+from astra_gym.ssl_core.methods import METHODS, Method, make_method
 from astra_gym.ssl_core.methods.advcl import AdvCL
 from astra_gym.ssl_core.methods.air import ACLAIR
 from astra_gym.ssl_core.methods.contrastive import ACL, SimCLR
 from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL
 from astra_gym.ssl_core.methods.dynacl import DynACL
 from astra_gym.ssl_core.methods.emp import EMPSSL
+from astra_gym.ssl_core.methods.fare import FARE
+from astra_gym.ssl_core.methods.profeat import ProFeAT
 from astra_gym.ssl_core.methods.rocl import RoCL
 from astra_gym.ssl_core.methods.targets.swav import CleanSwAV
 from astra_gym.ssl_core.methods.targets.target import Target
@@ -43,6 +45,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dynacl-air++": ("dynacl-air++", {}),
     "taro": ("taro", {"predictor_hidden": 6, "w2": 0.6}),
     "daq-sdp": ("daq-sdp", {}),
+    "profeat": ("profeat", {"projection_weight": 0.3}),
+    "fare": ("fare", {}),
+    "fare-clean": ("fare", {"clean_weight": 0.4}),
     "astra-pairs": ("astra", {}),
     "astra-views": ("astra", {"mixed_reading": "views"}),
     "astra++": ("astra++", {}),
@@ -73,9 +78,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PROJECTORS = {"rocl": "rocl", "advcl": "advcl", "taro": "simsiam-2", "byol": "mlp", "simsiam": "simsiam-3"}
 PROJECTORS |= {"emp-ssl": "mlp", "cf-amc-ssl": "mlp", "moco": "rocl", "mocov3": "simsiam-2", "swav": "mlp"}
-PROJECTORS |= {"barlow": "mlp-3", "vicreg": "mlp-3", "dino": "none"}
+PROJECTORS |= {"profeat": "rocl", "barlow": "mlp-3", "vicreg": "mlp-3", "dino": "none"}
 IMAGES = 5
 MOMENT = Moment(step=2, epoch=2, epochs=4, progress=0.5)
+
+
+def encoder_of(method: str, file: str) -> dict[str, str]:
+    """The setting that gives a method an encoder's file, by name; empty if it needs none."""
+    settings = {"teacher": "teacher", "initial": "init_from"}
+    return {settings[name]: file for name in METHODS[method].others if name in settings}
 
 
 Pass = tuple[str, str, Tensor]
@@ -120,7 +131,7 @@ class World:
         for head in heads.values():
             unlike(head, 7)
         # the teacher has other routes than its student
-        routes = {"momentum": self.method.routes, "teacher": ("normal",)}
+        routes = dict.fromkeys(("momentum", "initial"), self.method.routes) | {"teacher": ("normal",)}
         others = {key: network(name, routes[key], 1).eval() for key in self.method.others}
         optimizer = make_optimizer("sgd", target, 0.1, 0.0, heads=[(head, False) for head in heads.values()])
         self.learner = TargetLearner(
@@ -134,7 +145,7 @@ class World:
 
     def train(self) -> None:
         """The modes of an update."""
-        self.trained.train()
+        self.learner.train()
         for name, other in self.learner.others.items():
             other.train(name == "momentum")
 
@@ -171,6 +182,10 @@ def passes(method: Method, views: Tensor, attacked: Tensor) -> list[Pass]:
         clean, own = zip(("nature", "strongnature"), (first, second), strict=True), (attacked[0::2], attacked[1::2])
         moved = zip(("weak", "strong"), own, strict=True)
         return [("target", route, each) for route, each in (*clean, *moved)]
+    if isinstance(method, ProFeAT):
+        return [("target", "normal", each) for each in (second, attacked)]
+    if isinstance(method, FARE):
+        return [("target", "normal", attacked), *[("target", "normal", views)] * bool(method.clean_weight)]
     if isinstance(method, DynACL):
         of = {"target": slice(0, None, 2), "momentum": slice(1, None, 2)}
         streams = (("normal", views), ("pgd", attacked))

@@ -11,7 +11,8 @@ from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL, Distillation
 from astra_gym.ssl_core.methods.parts import by_parity, on_routes
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network, copy_routes
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.weights.copying import copy_routes
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment

@@ -31,6 +31,8 @@ STOPPED = [
 MODES = [(case, "eval") for case in CASES if case not in CLEAN]
 MODES += [(case, "train") for case in ("advcl", "emp-ssl", "cf-amc-ssl")]
 """Cases with an attack, and the network's mode under it; "eval" is no method's own where "train" is."""
+FROZEN = ("teacher", "initial")
+"""Networks beside the target that never change."""
 SWAP = [row + 1 - 2 * (row % 2) for row in range(2 * IMAGES)]
 STEP = 1e-7
 """Of finite differences: smaller than the way to the next place where a ReLU bends."""
@@ -175,7 +177,11 @@ def test_the_attacks_gradient_is_that_of_finite_differences(case: str, mode: str
 def statistics(learner: TargetLearner, route: str) -> dict[str, Tensor]:
     """Of target, heads and momentum network: means, variances and how often they followed."""
     named = learner._parts.named_buffers()
-    return {name: value.clone() for name, value in named if f".by_route.{route}." in name and "teacher" not in name}
+    return {
+        name: value.clone()
+        for name, value in named
+        if f".by_route.{route}." in name and not name.startswith(tuple(f"2.{frozen}" for frozen in FROZEN))
+    }
 
 
 def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
@@ -199,9 +205,9 @@ def test_a_routes_statistics_follow_its_own_stream_and_nothing_else(case: str) -
         assert not any(torch.equal(value, statistics(begun, route)[name]) for name, value in after.items())
         for other in set(world.method.routes) - {route}:
             assert equal(statistics(alike, other), statistics(begun, other))
-    if "teacher" in begun.others:
-        teacher = begun.others["teacher"].state_dict()
-        assert all(torch.equal(v, teacher[name]) for name, v in world.learner.others["teacher"].state_dict().items())
+    for frozen_one in set(FROZEN) & set(begun.others):
+        before = begun.others[frozen_one].state_dict()
+        assert all(torch.equal(v, before[name]) for name, v in world.learner.others[frozen_one].state_dict().items())
 
 
 def test_advcls_shared_projector_norm_follows_all_streams_in_turn() -> None:
