@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from astra_gym.experiments.train_agent import main
-from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.methods import METHODS, make_method
+from astra_gym.ssl_core.utils.hashing import file_digest
 from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
 
@@ -58,6 +59,34 @@ def test_a_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_other(
     assert main([f"--resume={run}", f"--teacher={other}"]) == 2
     assert "the teacher is another one than before" in capsys.readouterr().err
     assert main([f"--resume={run}", f"--teacher={moved}"]) == 0
+
+
+@pytest.mark.parametrize("method", ["fare", "acl"])
+def test_a_run_says_what_it_started_from_and_goes_on_without_it(
+    method: str, teacher: Path, tmp_path: Path, interrupt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, whole, parted = tmp_path / "start", tmp_path / "whole", tmp_path / "parted"
+    shutil.copytree(teacher, start)
+    flags = [*shlex.split(TINY.replace("--progress=off", "--progress=lines")), f"--method={method}", "--agent=random"]
+    flags += ["--evaluate=false", f"--init_from={start}"]
+    capsys.readouterr()
+    assert main([*flags, f"--run_dir={whole}"]) == 0
+    said = "init_from start/checkpoints/last.pt: loaded backbone"
+    assert said in capsys.readouterr().out
+    interrupt(1)
+    assert main([*flags, f"--run_dir={parted}"]) == 130
+    recorded = json.loads((parted / "environment.json").read_text(encoding="utf-8"))["starts"][0]["init_from"]
+    assert recorded["sha256"] == file_digest(start / "checkpoints" / "last.pt")
+    assert recorded["routes"] == dict.fromkeys(make_method(method).routes, "normal")
+    assert recorded["random"] == [] and str(tmp_path) not in json.dumps(recorded)
+    shutil.rmtree(start)
+    capsys.readouterr()
+    assert main([f"--resume={parted}"]) == 0
+    assert said not in capsys.readouterr().out
+    for part in ("world", "agent", "network"):
+        assert same(state(whole)[part], state(parted)[part]), part
+    assert main([*flags, f"--run_dir={tmp_path / 'third'}"]) == 2
+    assert "init_from: " in capsys.readouterr().err and not (tmp_path / "third").exists()
 
 
 def test_more_clusters_than_images_are_refused_before_training(tmp_path: Path, capsys) -> None:

@@ -226,17 +226,21 @@ def test_a_place_that_holds_another_evaluation_is_kept(
     assert (figures / "mine.png").exists()
 
 
-def test_what_a_teacher_was_trained_on_is_no_test_for_its_student(
-    run: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("method", "setting", "by"), [("deacl", "teacher", "the teacher"), ("acl", "init_from", "the encoder of init_from")]
+)
+def test_what_an_earlier_encoder_was_trained_on_is_no_test_for_a_later_one(
+    method: str, setting: str, by: str, run: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = pictures(tmp_path / "student", "train/cat", "train/dog", seed=4)
     for name in ("cat", "dog"):
         (student / "test" / name).mkdir(parents=True)
         for k in range(3):
             shutil.copy(pets / name / f"{k:02}.png", student / "test" / name)
-    flags = [*TINY, "--method=deacl", f"--teacher={run}", f"--data_dir={student}", f"--run_dir={tmp_path / 'taught'}"]
+    flags = [*TINY, f"--method={method}", f"--{setting}={run}", f"--data_dir={student}"]
+    flags.append(f"--run_dir={tmp_path / 'taught'}")
     assert train(*flags) == 2
-    refused(capsys, "of the 6 images", "were trained on by the teacher: test/")
+    refused(capsys, "of the 6 images", f"were trained on by {by}: test/")
     assert train(*flags, "--evaluate=false") == 0
     shutil.move(run, tmp_path / "gone")
     capsys.readouterr()

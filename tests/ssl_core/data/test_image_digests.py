@@ -84,6 +84,9 @@ def test_what_a_teacher_was_trained_on_counts_too() -> None:
     assert set(student.beside(student.train)) == set(teacher.train)
     assert set(student.beside(images_digests := digest_images(images(30, 3)))) == set(student.train)
     assert len(student.beside(images_digests)) == 20
+    # of several runs each counts, and every image once
+    twice = RunImages.of(Split(images(20), images(6, 1, "test")), teacher, teacher, student)
+    assert twice.taught == student.taught
     # of a chain of teachers each is kept, and what the student sees itself is not kept twice
     grandchild = RunImages.of(Split(images(20), images(6, 1, "test")), student)
     assert set(grandchild.beside(grandchild.train)) == set(teacher.train)
