@@ -38,7 +38,6 @@ CHANGEABLE_ON_RESUME = (
     "cache_dir",
     "keep_data",
     "teacher",
-    "init_from",
     "agent_from",
 )
 """Settings that may change on resume; a new `data_dir`, or list of `classes`, must give the same images."""

@@ -15,7 +15,7 @@ CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 PIXELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """No normalization of the input."""
 DUAL = ("normal", "pgd")
-TEACHERS = ("advcl", "deacl", "daq-sdp")
+TEACHERS = ("advcl", "deacl", "daq-sdp", "profeat")
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,17 @@ SHEETS |= {
         **MORE,
     ),
 }
+# second sheet, M2: settings of the WRN-34-10 on CIFAR-100; of a ResNet-18 none are released, and of the projector is known
+# only that it has two layers and no batch norm
+SHEETS["profeat"] = replace(
+    DISTILLED,
+    weight_decay=3e-4,
+    projector="2048 ReLU, 256",
+    ends=(0.01, 5e-4),
+    by_epoch=False,
+    options={"trades_weight": 8.0, "scratch": False, "projection_weight": 0.5},
+    weights={"clean": 1.0, "adversarial": 8.0},
+)
 NECKS = {"emp-ssl": "4096 BN ReLU", "cf-amc-ssl": "4096 BN ReLU"}
 PREDICTORS = {"taro": "512 BN ReLU, 2048", "byol": "4096 BN ReLU, 256", "simsiam": "512 BN ReLU, 2048"}
 PREDICTORS |= {"mocov3": "4096 BN ReLU, 256"}

@@ -105,7 +105,7 @@ def test_batches_epochs_and_views_are_the_authors(name: str) -> None:
         "none",
     )
     method, views = settings.method.make(), settings.views.make()
-    if name in ("deacl", "daq-sdp"):
+    if name in ("deacl", "daq-sdp", "profeat"):
         # W: zero padding of 4 pixels, a random crop, a flip
         weak = draw_weak(20000, views, torch.Generator().manual_seed(0))
         assert weak.corners.aminmax() == (0, 8) and weak.flip.float().mean() == pytest.approx(0.5, abs=0.02)
@@ -151,7 +151,9 @@ def tiny_learner(name: str, folder: Path) -> TargetLearner:
     own: dict[str, Any] = {"width": 2, "projector_hidden": 8, "projector_dim": 8, "neck": min(8, settings.network.neck)}
     if name in TEACHERS:
         mean, std = NORMALIZATIONS[settings.network.normalization]
-        sizes = {"arch": settings.network.arch, "width": 2, "stem": settings.network.stem, "mean": mean, "std": std}
+        sizes: dict[str, Any] = {"arch": settings.network.arch, "width": 2, "stem": settings.network.stem}
+        sizes |= {"mean": mean, "std": std, "projector_hidden": 8, "projector_dim": 8}
+        sizes["projector"] = settings.network.projector if name == "profeat" else "acl"
         teacher = build_network(torch.Generator().manual_seed(0), routes=("normal",), **sizes)
         payload = {"step": 0, "epoch": 0.0, "evaluation_route": "normal", "network": describe_network(teacher)}
         own["teacher"] = str(save_checkpoint(folder / "teacher.pt", "encoder", payload))
@@ -167,7 +169,8 @@ def test_the_optimiser_moves_every_tensor_as_the_authors_does(name: str, tmp_pat
     modules = nn.ModuleList([learner.network, learner.heads]).double()
     tensors = {key: tensor for key, tensor in modules.named_parameters() if tensor.requires_grad}
     assert type(optimizer) is rule.kind
-    assert len(tensors) == sum(len(group["params"]) for group in optimizer.param_groups)
+    # ProFeAT's projector is never trained
+    assert len(tensors) == sum(part.requires_grad for group in optimizer.param_groups for part in group["params"])
     trained = [head for head in learner.heads.values() if any(part.requires_grad for part in head.parameters())]
     heads = [name in CONSTANT for _ in trained]
     assert [bool(group.get("constant_lr")) for group in optimizer.param_groups[1:]] == heads

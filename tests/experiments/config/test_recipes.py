@@ -14,15 +14,15 @@ from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoi
 from astra_gym.ssl_core.settings.records import leaves
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings
 from astra_gym.ssl_core.utils.rng import Streams
+from tests.helpers.method_worlds import encoder_of
 
 NAMES = {leaf.name for leaf in leaves(Settings)}
-TEACHER = {name: "somewhere" for name, method in METHODS.items() if "teacher" in method.others}
 
 
 def flags(preset: str, method: str) -> list[str]:
-    teacher = [f"--teacher={TEACHER[method]}"] if method in TEACHER else []
+    encoder = [f"--{name}={file}" for name, file in encoder_of(method, "somewhere").items()]
     data = ["--data_dir=photographs"] if preset not in ("digits", "digits-grid") else []
-    return [f"--preset={preset}", f"--method={method}", *teacher, *data]
+    return [f"--preset={preset}", f"--method={method}", *encoder, *data]
 
 
 def test_recipes_are_of_methods_and_settings_that_there_are() -> None:
@@ -48,7 +48,7 @@ def test_every_method_has_settings_in_every_preset(preset: str, method: str) -> 
     assert settings.run.preset == preset and settings.method.method == method
     for name, value in recipe(preset, method).items():
         assert settings.flat()[name] == (tuple(value) if isinstance(value, list | tuple) else value), name
-    changes = {} if method not in TEACHER else {"teacher": settings.method.teacher}
+    changes: dict[str, object] = {name: settings.flat()[name] for name in encoder_of(method, "somewhere")}
     changes |= {"data_dir": settings.data.data_dir, "method": method}
     assert settings == Settings.from_preset(preset, **changes)
 
