@@ -237,8 +237,8 @@ SHEETS |= {
         **MORE,
     ),
 }
-# second sheet, M2: settings of the WRN-34-10 on CIFAR-100; of a ResNet-18 none are released, and of the projector is known
-# only that it has two layers and no batch norm
+# second sheet, M2: settings of the WRN-34-10 on CIFAR-100; those of a ResNet-18 are not released. The sheet has the
+# projector's layers, and its widths are those of our teacher's
 SHEETS["profeat"] = replace(
     DISTILLED,
     weight_decay=3e-4,
