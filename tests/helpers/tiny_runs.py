@@ -45,6 +45,8 @@ CASES: dict[str, str] = {
     "dynacl++": f"{TRAIN} --method dynacl++ --agent fixed --run_dir dynacl++",
     "deacl": f"{TRAIN} --method deacl --teacher teacher --agent random --run_dir deacl",
     "daq-sdp": f"{TRAIN} --method daq-sdp --teacher teacher --agent fixed --run_dir daq-sdp",
+    "profeat": f"{TRAIN} --method profeat --teacher teacher --agent random --run_dir profeat",
+    "fare": f"{TRAIN} --method fare --init_from teacher --agent fixed --run_dir fare",
     "cf-amc-ssl": f"{TRAIN} --method cf-amc-ssl --agent reinforce --batch_size 2 --run_dir cf-amc-ssl",
     "advcl": f"{TRAIN} --method advcl --method_kwargs.clusters=[2,3] --teacher teacher --agent fixed --run_dir advcl",
     "byol": f"{TRAIN} --method byol --agent fixed --perspective moebius --run_dir byol",
@@ -60,7 +62,7 @@ CASES: dict[str, str] = {
 }
 """Commands by name, in order: later ones read what earlier ones wrote."""
 SKIPPED = re.compile(
-    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began|^teacher$|^sha256$|^crc32$"
+    r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began|^teacher$|^init_from$|^sha256$|^crc32$"
 )
 """Names of values that may differ between equal runs."""
 READ = {".pt", ".json", ".jsonl", ".yaml", ".png"}

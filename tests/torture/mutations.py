@@ -56,7 +56,18 @@ def aims(victim: Path) -> dict[Any, tuple[str, ...]]:
     away = ("../../mine", "../../victim", "../../../victim", "../victim", str(victim), "/../../../victim")
     code = (f"{DECOY}:Build", f"{DECOY}:nothing")
     flags = (f"--agent {DECOY}:Build", f"--method {DECOY}:Build", "--run_dir ../victim", f"--cache_dir {victim}")
-    places = ("label", "suffix", "name", "run_dir", "cache_dir", "data_dir", "arm", "checkpoint", "teacher")
+    places = (
+        "label",
+        "suffix",
+        "name",
+        "run_dir",
+        "cache_dir",
+        "data_dir",
+        "arm",
+        "checkpoint",
+        "teacher",
+        "init_from",
+    )
     known = dict.fromkeys(places, away) | dict.fromkeys(("agent", "method"), code)
     return known | {"flags": flags, "command": (*away, *flags)}
 

@@ -70,26 +70,31 @@ def start_network(path: str | Path, network: TargetNetwork) -> StartedFrom:
     """
     path = expanded(path)
     file = path / "checkpoints" / "last.pt" if path.is_dir() else path
-    found = Foreign(*load_network(file), [], True) if _is_ours(path) else _read_foreign(file, network)
+    ours = path.is_dir() or holds_network(path)
+    found = Foreign(*load_network(file), [], True) if ours else _read_foreign(file, network)
     source = found.network
     _check(path, source, network)
-    routes = {own: own if own in source.routes and len(network.routes) > 1 else found.route for own in network.routes}
-    notes = [note for note in found.notes if note != NO_PROJECTOR]
-    same_neck = source.arguments["neck"] == network.arguments["neck"]
-    own = {"neck": network.neck is not None, "projector": len(network.projector.linears) > 0}
-    theirs = {"neck": source.neck is not None, "projector": found.projector and len(source.projector.linears) > 0}
-    fits = {"neck": same_neck, "projector": same_neck and not unlike(source, network, PROJECTOR)}
-    here = [part for part, has in own.items() if has]
-    loaded = ["backbone", *(part for part in here if theirs[part] and fits[part])]
-    notes += [f"left out: the {part} of the file" for part, has in theirs.items() if has and part not in loaded]
+    several = len(network.routes) > 1
+    routes = {own: own if several and own in source.routes else found.route for own in network.routes}
+    here, there = _parts(network), _parts(source, found.projector)
+    unfit: set[str] = set()
+    if unlike(source, network, ("neck",)):
+        # a projector follows the neck
+        unfit = {"neck", "projector"}
+    elif unlike(source, network, PROJECTOR):
+        unfit = {"projector"}
+    loaded = [part for part in here if part in there and part not in unfit]
     copy_parts(source, network, routes, loaded)
+    notes = [note for note in found.notes if note != NO_PROJECTOR]
+    notes += [f"left out: the {part} of the file" for part in there if part not in loaded]
     name = f"{path.resolve().name}/checkpoints/last.pt" if path.is_dir() else path.name
-    random = [part for part in here if part not in loaded]
-    return StartedFrom(name, file_digest(file), routes, loaded, random, notes)
+    return StartedFrom(name, file_digest(file), routes, loaded, [part for part in here if part not in loaded], notes)
 
 
-def _is_ours(path: Path) -> bool:
-    return path.is_dir() or holds_network(path)
+def _parts(network: TargetNetwork, projector: bool = True) -> list[str]:
+    """Return the parts that a network has; its projector counts only if `projector`."""
+    neck = ["neck"] if network.neck is not None else []
+    return ["backbone", *neck, *(["projector"] if projector and len(network.projector.linears) else [])]
 
 
 def _read_foreign(file: Path, network: TargetNetwork) -> Foreign:
@@ -106,9 +111,10 @@ def _read_foreign(file: Path, network: TargetNetwork) -> Foreign:
     if not known:
         ours = {name: network.get_buffer(name).flatten().tolist() for name in ("mean", "std")}
     if not said and format not in FAMILY and not vit:
-        stem, kernels = network.arguments["stem"], {value.shape[-1] for name, value in state.items() if _first(name)}
-        # a kernel of 7 is ImageNet's; strides and padding of a small one are the network's
-        ours["stem"] = None if kernels == {7} else stem if stem != "imagenet" else "cifar"
+        # a kernel of 7 is ImageNet's; the padding of a small one is the network's
+        large = {value.shape[-1:] for name, value in state.items() if _first(name)} == {(7,)}
+        stem = network.arguments.get("stem", "cifar")
+        ours["stem"] = None if large else "cifar" if stem == "imagenet" else stem
     route = ROUTES[1] if any(".bn_list.1." in name for name in names) else None
     made = load_foreign(file, format="timm" if vit else format, route=route, **ours)
     if not known:

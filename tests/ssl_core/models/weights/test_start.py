@@ -204,3 +204,6 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
         start_network(tmp_path, target())
     with pytest.raises(ValueError, match="expected a state dict"):
         start_network(saved(tmp_path, {"epoch": 3}), target())
+    for hostile in ({"conv1.weight": torch.tensor(1.0)}, {"bn1.bn_list.3.weight": torch.ones(4)}):
+        with pytest.raises(ValueError):
+            start_network(saved(tmp_path, hostile), target())
