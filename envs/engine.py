@@ -371,7 +371,7 @@ class AttackEngine:
         return plain | {"seed": self.streams.seed, "state": self.state_dict(), "requested": self.reports.requested}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        AttackEngine.__init__(self, *(state[name] for name in ("settings", "seed", "device", "data")), begins=False)
+        AttackEngine.__init__(self, state["settings"], state["seed"], state["device"], state["data"], begins=False)
         self.load_state_dict(state["state"])
         self.last, self.clock, self.reports.requested = state["last"], state["clock"], state["requested"]
 

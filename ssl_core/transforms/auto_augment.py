@@ -102,5 +102,6 @@ def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
         ValueError: as `views.apply_strong`.
     """
     check_images(images)
-    first, second = draw_auto(len(images), *images.shape[-2:], generator)
+    height, width = images.shape[-2:]
+    first, second = draw_auto(len(images), height, width, generator)
     return apply_trivial(apply_trivial(images, first), second)

@@ -131,7 +131,7 @@ def _check(path: Path, source: TargetNetwork, network: TargetNetwork) -> None:
     """Raise a ValueError unless an encoder's backbone, neck and input normalization fit a network."""
     there, here = source.arguments, network.arguments
     different = unlike(source, network, BACKBONE)
-    found = {name: [there.get(name), here.get(name)] for name in different if name != "width"}
+    found: dict[str, Any] = {name: [there.get(name), here.get(name)] for name in different if name != "width"}
     both = [each.backbone for each in (source, network)]
     resnets = [each for each in both if isinstance(each, ResNet)]
     if len(resnets) == len(both):
