@@ -24,8 +24,8 @@ class FARE(Method):
 
         L = (1 - c) |f(x') - f0(x)|^2 + c |f(x) - f0(x)|^2
 
-    Features are not normalized, and the squared distance is a sum over their dimensions. The attack maximizes
-    |f(x') - f0(x)|^2. The images are not augmented.
+    Features are not normalized, and the squared distance is a sum over their dimensions. The attack maximizes that of
+    the attacked image, `|f(x') - f0(x)|^2`. The images are not augmented.
 
     f0 is a copy of the start of this run: it needs `--init_from`, and no teacher, which would be the same file a second
     time. The run's checkpoints hold it, so resuming does not read the file again.
