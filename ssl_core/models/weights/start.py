@@ -71,7 +71,7 @@ def start_network(path: str | Path, network: TargetNetwork) -> StartedFrom:
     path = expanded(path)
     file = path / "checkpoints" / "last.pt" if path.is_dir() else path
     ours = path.is_dir() or holds_network(path)
-    found = Foreign(*load_network(file), [], True) if ours else _read_foreign(file, network)
+    found = Foreign(*load_network(file), [], True, None) if ours else _read_foreign(file, network)
     source = found.network
     _check(path, source, network)
     several = len(network.routes) > 1
