@@ -38,7 +38,7 @@ class NetworkSection:
         neck: width of a further layer behind the backbone, whose outputs are the features (EMP-SSL); 0: none.
         normalization: normalization of the input, in the network; imagenet: as in ACL, DynACL, AIR, RCS and ASTrA.
         init_from: an encoder whose weights the network starts with: a run or checkpoint of this project, an export, a
-            ResNet of torchvision or timm, or a file of ACL, DynACL or ASTrA; null: random weights.
+            ResNet of torchvision or timm, a ViT of timm, or a file of ACL, DynACL or ASTrA; null: random weights.
 
     Raises:
         ValueError: if a name is unknown or a value is out of its range.

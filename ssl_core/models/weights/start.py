@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from astra_gym.ssl_core.models.backbones.resnet import ResNet
 from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK
 from astra_gym.ssl_core.models.checkpoint import load_network
-from astra_gym.ssl_core.models.foreign import FAMILY, NO_PROJECTOR, ROUTES, Foreign, load_foreign
+from astra_gym.ssl_core.models.foreign import NO_PROJECTOR, ROUTES, Foreign, load_foreign
 from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork
 from astra_gym.ssl_core.models.weights.copying import BACKBONE, PROJECTOR, copy_parts, unlike, unlike_normalization
 from astra_gym.ssl_core.models.weights.state_file import holds_network, read_state
@@ -53,7 +52,8 @@ def start_network(path: str | Path, network: TargetNetwork) -> StartedFrom:
     """Start a network with the weights and batch-norm statistics of an encoder's file.
 
     The file is a run folder or a checkpoint of this project, an export of `export_encoder.py`, the state dict of a
-    ResNet of torchvision or timm, or a file released by ACL, DynACL or ASTrA; its content shows which.
+    ResNet of torchvision or timm or of a ViT of timm, or a file released by ACL, DynACL or ASTrA; its content shows
+    which.
 
     A network with one route gets the batch norms on which the file's encoder is evaluated ("pgd" where it has two). Of
     several routes, each gets those of the same name, or the evaluated ones if the file has none of its name. Neck and
@@ -65,8 +65,8 @@ def start_network(path: str | Path, network: TargetNetwork) -> StartedFrom:
         network: the network; if an error is raised, it has not changed.
 
     Raises:
-        ValueError: if the file cannot be read, or its encoder differs in architecture, width, stem, input
-            normalization, or the width of a neck that both have; shapes and values of both are named.
+        ValueError: if the file cannot be read, or its encoder differs in architecture, width, stem, size of images or
+            patches, input normalization, or the width of a neck that both have; shapes and values of both are named.
     """
     path = expanded(path)
     file = path / "checkpoints" / "last.pt" if path.is_dir() else path
@@ -102,21 +102,20 @@ def _read_foreign(file: Path, network: TargetNetwork) -> Foreign:
     state, said = read_state(file, [])
     names = set(state)
     family = any(".bn_list." in name or name.endswith("normalize.mean") for name in names)
-    format = "torchvision"
+    format = "timm" if VIT_MARK in names else "torchvision"
     if family:
         format = "dynacl" if any(name.startswith("encoder_k.") for name in names) else "acl"
-    vit = VIT_MARK in names
     known = bool(said) or any(name.endswith("normalize.mean") for name in names)
     ours: dict[str, Any] = {}
     if not known:
         ours = {name: network.get_buffer(name).flatten().tolist() for name in ("mean", "std")}
-    if not said and format not in FAMILY and not vit:
+    if not said and format == "torchvision":
         # a kernel of 7 is ImageNet's; the padding of a small one is the network's
         large = {value.shape[-1:] for name, value in state.items() if _first(name)} == {(7,)}
         stem = network.arguments.get("stem", "cifar")
         ours["stem"] = None if large else "cifar" if stem == "imagenet" else stem
     route = ROUTES[1] if any(".bn_list.1." in name for name in names) else None
-    made = load_foreign(file, format="timm" if vit else format, route=route, **ours)
+    made = load_foreign(file, format=format, route=route, **ours)
     if not known:
         made.notes.append("input normalization: the network's, since the file does not say")
     return made
@@ -129,20 +128,18 @@ def _first(name: str) -> bool:
 
 def _check(path: Path, source: TargetNetwork, network: TargetNetwork) -> None:
     """Raise a ValueError unless an encoder's backbone, neck and input normalization fit a network."""
-    there, here = source.arguments, network.arguments
-    different = unlike(source, network, BACKBONE)
-    found: dict[str, Any] = {name: [there.get(name), here.get(name)] for name in different if name != "width"}
-    both = [each.backbone for each in (source, network)]
-    resnets = [each for each in both if isinstance(each, ResNet)]
-    if len(resnets) == len(both):
-        shapes = [tuple(each.conv.weight.shape) for each in resnets]
-        found = ({"conv1.weight": shapes} if shapes[0] != shapes[1] else {}) | found
+    both, there, here = (source, network), source.arguments, network.arguments
+    # the first convolution, of a ViT the one that makes its patches
+    shapes = [next(tuple(value.shape) for value in each.backbone.parameters() if value.ndim == 4) for each in both]
+    found: dict[str, Any] = {"conv1.weight": shapes} if shapes[0] != shapes[1] else {}
+    fixed = ("arch", "stem", "image_size", "patch_size")
+    found |= {name: [there.get(name), here.get(name)] for name in unlike(source, network, fixed)}
     if there["neck"] and here["neck"]:
         found |= {name: [there[name], here[name]] for name in unlike(source, network, ("neck",))}
-    take = {name: there[name] for name in different if found and name in there}
+    take = {name: there[name] for name in unlike(source, network, BACKBONE) if found and name in there}
     take |= {"neck": there["neck"]} if "neck" in found else {}
-    if inputs := unlike_normalization(source, network):
-        found |= {name: [_rounded(each, name) for each in (source, network)] for name in inputs}
+    if different := unlike_normalization(source, network):
+        found |= {name: [_rounded(each, name) for each in (source, network)] for name in different}
         usual = [name for name in NORMALIZATIONS if _is_normalization(source, name)]
         take |= {"normalization": usual[0]} if usual else {}
     if found:

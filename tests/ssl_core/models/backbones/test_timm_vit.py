@@ -11,7 +11,8 @@ from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.backbones.timm_vit import MissingTimmError, TimmViT, patch_size_of
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network, copy_routes
+from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.weights.copying import copy_routes
 from tests.helpers.draws import generator
 
 TINY = "timm:vit_tiny_patch16_224"

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
-from astra_gym.ssl_core.models.export import torchvision_state
-from astra_gym.ssl_core.models.foreign import load_foreign, save_encoder
+from astra_gym.ssl_core.models.export import save_encoder, torchvision_state
+from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork, build_network
 from astra_gym.ssl_core.models.weights.start import start_network
 from astra_gym.ssl_core.utils.messages import counted
@@ -207,3 +208,23 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
     for hostile in ({"conv1.weight": torch.tensor(1.0)}, {"bn1.bn_list.3.weight": torch.ones(4)}):
         with pytest.raises(ValueError):
             start_network(saved(tmp_path, hostile), target())
+
+
+def test_a_vit_starts_from_a_file_of_timm_and_from_an_export(tmp_path: Path) -> None:
+    arguments = {"arch": "timm:vit_tiny_patch16_224", "image_size": 8, "patch_size": 4, "projector_dim": 8}
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=8, patch_size=4)
+    torch.save(model.state_dict(), tmp_path / "timm.pt")
+    network, views = build_network(generator(), **arguments).eval(), torch.rand(2, 3, 8, 8, generator=generator(1))
+    started = start_network(tmp_path / "timm.pt", network)
+    assert (started.loaded, started.random) == (["backbone"], ["projector"])
+    model.reset_classifier(0)
+    features = network.features(views, "pgd")
+    assert torch.equal(features, model.eval()((views - network.mean) / network.std))
+    again = build_network(generator(2), **arguments).eval()
+    start_network(save_encoder(tmp_path / "export.pt", network, "pgd"), again)
+    assert torch.equal(again.features(views, "normal"), features)
+    with pytest.raises(ValueError, match=r"patch_size is 4 there and 2 here.*take patch_size 4"):
+        start_network(tmp_path / "timm.pt", build_network(generator(), **arguments | {"patch_size": 2}))
+    with pytest.raises(ValueError, match="arch is timm:vit_tiny_patch16_224 there and resnet10 here"):
+        start_network(tmp_path / "timm.pt", build_network(generator(), arch="resnet10", width=4))
