@@ -166,3 +166,9 @@ def test_the_authors_learning_rates(method: str, rates: tuple[float, ...]) -> No
     schedule = settings.optimizer.schedule(settings.world.make_plan(steps))
     found = [schedule(step) for step in (0, steps, 10 * steps, settings.optimizer.epochs * steps - 1)]
     assert found == pytest.approx(rates, rel=0.01, abs=1e-6)
+
+
+def test_a_vit_leaves_out_the_width_and_the_stem_of_a_preset() -> None:
+    own = Settings.from_preset("cifar10", method="byol", arch="timm:vit_tiny_patch16_224", patch_size=4)
+    own.world.check_given()
+    assert (own.optimizer.batch_size, own.network.patch_size) == (256, 4)
