@@ -115,7 +115,7 @@ def test_an_ordinary_resnet_fills_every_route_and_leaves_the_projector_random(wr
     said = "\n".join(found.sentences())
     for what in (
         "init_from theirs.pt: loaded backbone (batch norm normal from normal, pgd from normal); not loaded, but",
-        "left out: fc, a classifier of 7 classes",
+        "fc, a classifier of 7 classes, is no part of the encoder",
         "left out of the file: epoch",
         "input normalization: the network's",
     ):
