@@ -53,11 +53,11 @@ def test_a_preset_of_one_method_is_of_no_other() -> None:
                 Settings.from_preset(preset, method=method)
 
 
-def test_every_data_set_has_a_preset_of_its_own() -> None:
+def test_every_data_set_has_a_preset() -> None:
+    owners = {"digits": "digits", "cifar10-quick": "cifar10", "folder": "folder"}
     for dataset, preset in ((name, spec.preset) for name, spec in DATASETS.items()):
-        # those that share CIFAR-10's small preset keep their own name
-        own = "cifar10" if dataset in ("cifar100", "stl10") else dataset
-        assert Settings.from_preset(preset).data.dataset == own
+        # data sets that share a preset keep their own name
+        assert Settings.from_preset(preset).data.dataset == owners[preset]
         assert parse(["--dataset", dataset]).settings == Settings.from_preset(preset, dataset=dataset)
 
 
