@@ -18,12 +18,14 @@ from astra_gym.experiments import compare_agents, evaluate_encoder, export_encod
 from astra_gym.experiments import report as report_command
 from astra_gym.experiments.comparison.ablations import ABLATIONS
 from astra_gym.experiments.comparison.arms import base_arms
+from astra_gym.experiments.comparison.families import read_family
 from astra_gym.experiments.config.argparser import CommandParser
-from astra_gym.experiments.config.cli import parse
+from astra_gym.experiments.config.cli import LEAVES, parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.flags import evaluation_parser
 from astra_gym.experiments.headroom.world import HeadroomWorld
 from astra_gym.experiments.train_agent import main
+from astra_gym.experiments.tuning.searched_arms import search_costs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -32,7 +34,8 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join(PAGES.values()), re.DOTA
 CODE = dict.fromkeys(text for language, text in BLOCKS if language == "python")
 PYTHON = [text for text in CODE if "(RewardTerm)" not in text]
 [TERM] = [text for text in CODE if "(RewardTerm)" in text]
-COMMANDS = list(dict.fromkeys(line for language, text in BLOCKS if not language for line in text.splitlines()))
+SHELL = [re.sub(r"\\\n\s*", "", text) for language, text in BLOCKS if not language]
+COMMANDS = list(dict.fromkeys(line for text in SHELL for line in text.splitlines()))
 SMALLER = {
     'dataset="digits", batch_size=64': 'dataset="digits", batch_size=4, image_size=8, width=2',
     '"runs/demo"': "RUN",
@@ -146,9 +149,8 @@ def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypat
 
 COMPARING = ("compare_agents.py", "report.py comparisons/")
 ABLATION = "--ablation"
-COMPARISONS = [
-    shlex.split(line) for line in COMMANDS if any(name in line for name in COMPARING) and ABLATION not in line
-]
+COMPARED = [line for line in COMMANDS if any(name in line for name in COMPARING) and ABLATION not in line]
+COMPARISONS = [shlex.split(line) for line in COMPARED if "--arm " not in line]
 
 
 def agents_of(words: list[str]) -> list[str]:
@@ -161,6 +163,21 @@ def test_the_comparisons_are_of_agents_that_there_are() -> None:
     [ablation] = [shlex.split(line)[2:] for line in COMMANDS if ABLATION in line]
     flags = CommandParser("compare", compare_agents.CompareFlags, None, "").read(ablation)
     assert flags.ablation in ABLATIONS and flags.agents == ("random", "fixed-max")
+
+
+def test_a_comparison_of_own_arms_is_as_their_searches_found() -> None:
+    [words] = [shlex.split(line)[2:] for line in COMPARED if "--arm " in line]
+    parser = CommandParser("compare", compare_agents.CompareFlags, None, "")
+    own, flags = parser.split(words, LEAVES)
+    given = parser.read(own)
+    arms = base_arms([], ["astra"], [given.preset], given.arm, flags, 10, 10)
+    costs = search_costs([text.replace("=results", f"={ROOT}/results") for text in given.searched], arms)
+    assert [cost.arm for cost in costs] == ["fixed-tuned", "fixed-global"]
+    family = read_family(ROOT / "results" / "families" / "one-run.json")
+    assert [f"{claim.arm}:{claim.against}" for claim in family.claims] == list(given.test)
+    assert {claim.arm for claim in family.claims} | {claim.against for claim in family.claims} <= {
+        a.label for a in arms
+    }
 
 
 @pytest.mark.every_agent
@@ -246,7 +263,7 @@ def test_the_measurements_of_headroom_have_a_world(monkeypatch) -> None:
     monkeypatch.setattr(measure_headroom, "_measure", count)
     for command in (line for line in COMMANDS if "measure_headroom.py" in line):
         assert measure_headroom.main(shlex.split(command)[2:]) == 0
-    assert steps == [1, 1]
+    assert steps == [1, 1, 1]
 
 
 def test_a_run_is_reported(teacher: Path, tmp_path: Path, capsys) -> None:
