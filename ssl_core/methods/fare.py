@@ -25,7 +25,7 @@ class FARE(Method):
         L = (1 - c) |f(x') - f0(x)|^2 + c |f(x) - f0(x)|^2
 
     Features are not normalized, and the squared distance is a sum over their dimensions. The attack maximizes that of
-    the attacked image, `|f(x') - f0(x)|^2`. The images are not augmented.
+    the attacked image, `|f(x') - f0(x)|^2`. The images are not augmented (a `perspective` distorts x itself).
 
     f0 is a copy of the start of this run: it needs `--init_from`, and no teacher, which would be the same file a second
     time. The run's checkpoints hold it, so resuming does not read the file again.
@@ -48,7 +48,6 @@ class FARE(Method):
     routes: ClassVar[tuple[str, ...]] = ("normal",)
     attack_route: ClassVar[str] = "normal"
     evaluation_route: ClassVar[str] = "normal"
-    originals_per_image: ClassVar[int] = 1
     others: ClassVar[tuple[str, ...]] = ("initial",)
     paired: ClassVar[bool] = False
     nt_xent_based: ClassVar[bool] = False

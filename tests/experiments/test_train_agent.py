@@ -21,7 +21,7 @@ from astra_gym.agents import AGENTS
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.evaluation.results import read_results
-from astra_gym.ssl_core.models.target_network import _applied
+from astra_gym.ssl_core.models.backbones.parts import _applied
 from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs, call, expect_error, run, weights
 
 NOT_TOGETHER = ("none", "view"), ("none", "batch"), ("customized", "batch")
@@ -368,7 +368,7 @@ def test_an_evaluation_that_fails_is_one_line(tmp_path, capsys) -> None:
 
 
 def test_an_interrupt_during_set_up_is_one_line(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("astra_gym.experiments.train_agent.Run", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("astra_gym.experiments.train_agent.Run", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert run(tmp_path / "run") == 128 + signal.SIGTERM
     assert "interrupted" in capsys.readouterr().err

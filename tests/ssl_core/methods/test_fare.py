@@ -73,7 +73,7 @@ def test_distances_are_sums_over_dimensions_of_features_as_they_are() -> None:
 def test_views_are_the_images_themselves_and_the_budget_is_the_authors() -> None:
     method, batch = FARE(), images(0)
     assert torch.equal(method.make_views(batch, ViewSettings(), Moment(), generator(3)), batch)
-    assert (method.views_per_image, method.attacked_per_image, method.originals_per_image) == (1, 1, 1)
+    assert (method.views_per_image, method.attacked_per_image, method.originals_per_image) == (1, 1, 0)
     assert method.default_budget(0) == ConstantBudget(epsilon=4 / 255, step_size=1 / 255, steps=10)
     assert (method.attack_mode, method.start_radius, method.others) == ("eval", None, ("initial",))
 
