@@ -37,10 +37,10 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, interrupt) -> 
 def test_it_is_evaluated_exported_and_read_back(tmp_path: Path, capsys) -> None:
     folder, out, file = tmp_path / "run", tmp_path / "results", tmp_path / "encoder.pt"
     assert run(folder, "--method=acl", "--agent=fixed", "--steps=1", "--epochs=1") == 0
-    words = "--protocols slf alf aff knn ridge --attacks fgsm --epsilons 8/255 --epochs 1 --test_limit 8"
+    words = "--protocols aff knn ridge --attacks fgsm --epsilons 8/255 --epochs 1 --test_limit 8"
     assert evaluate_encoder.main([str(folder), *words.split(), "--progress=off", f"--out={out}"]) == 0
     rows = read_results(out / "evaluation.json")
-    assert {row.protocol for row in rows} == {"slf", "alf", "aff", "knn", "ridge"}
+    assert {row.protocol for row in rows} == {"aff", "knn", "ridge"}
     # features are the same on both routes, so full fine-tuning has one, whose attack starts at TRADES' noise
     assert any("one batch-norm route" in part for row in rows if row.protocol == "aff" for part in row.deviations)
 

@@ -96,7 +96,9 @@ def test_one_constant_is_found_for_all_worlds(
     assert "t.json: its first round is not finished" in capsys.readouterr().err
 
 
-def test_agents_are_compared_at_equal_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_agents_are_compared_at_equal_passes(
+    tmp_path: Path, trials_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [word for word in TINY if not word.startswith(("--preset", "--epochs"))]
     words = ["--tune", "arms", "--worlds", "digits-wide", "digits-wide-r8", "--passes", "60", "--jobs", "1", *flags]
     exams = "--env view --reward_judge 1 --judge_images 8 --judge_batch 4 --judge_block 0.2 --judge_until 0.6"

@@ -48,7 +48,7 @@ def test_a_foreign_file_is_no_checkpoint_of_ours(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_classifier_of_a_foreign_file_is_attacked_as_it_is(tmp_path: Path, capsys) -> None:
-    network, data = ordinary(), load_dataset("digits", image_size=8, limit=200, test_limit=40)
+    network, data = ordinary(), load_dataset("digits", image_size=8, limit=200, test_limit=12)
     labels = data.train.labels
     assert labels is not None
     ours = ridge_classifier(network, "normal", data.train.images, labels, 10, CPU)[0]
@@ -56,7 +56,7 @@ def test_the_classifier_of_a_foreign_file_is_attacked_as_it_is(tmp_path: Path, c
     state |= {f"normalize.{name}": torch.tensor(network.arguments[name]) for name in ("mean", "std")}
     state |= {f"fc.{name}": value for name, value in ours.head.state_dict().items()}
     torch.save(state, tmp_path / "aff.pt")
-    words = f"{tmp_path / 'aff.pt'} --format acl --dataset digits --image_size 8 --limit 200 --test_limit 40"
+    words = f"{tmp_path / 'aff.pt'} --format acl --dataset digits --image_size 8 --limit 200 --test_limit 12"
     words += " --protocols classifier --attacks fgsm pgd20 autoattack --epsilons 8/255 --progress off"
     words += f" --out {tmp_path / 'out'}"
     assert evaluate_encoder.main(words.split()) == 0
