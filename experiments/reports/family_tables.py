@@ -12,7 +12,8 @@ def family_table(results: Path, name: str) -> list[Block]:
     """Return the verdicts of a family of tests, `results/families/NAME.json`, from the comparisons that are kept."""
     family = read_family(results / "families" / f"{name}.json")
     files = {each: results / "comparisons" / each / COMPARISON for each in family.comparisons}
-    found = examined(family, {each: read_comparison(file) for each, file in files.items() if file.is_file()})
+    there = {each: read_comparison(file) for each, file in files.items() if file.is_file()}
+    found = examined(family, there)
     rows = [
         entries(
             f"{one.claim.arm} - {one.claim.against}",
@@ -28,7 +29,7 @@ def family_table(results: Path, name: str) -> list[Block]:
         for one in found
     ]
     note = (
-        f"Points where each instance is judged: means over {len(family.comparisons)} instances of differences within a "
+        f"Points where each instance is judged: means over {len(there)} of {len(family.comparisons)} instances of differences within a "
         f"seed. {INTERVALS} p: two-sided, sign flips over seeds, of the difference plus the margin; after Holm over "
         "all rows. Claims and margins were fixed beforehand."
     )
