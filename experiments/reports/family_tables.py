@@ -29,9 +29,9 @@ def family_table(results: Path, name: str) -> list[Block]:
         for one in found
     ]
     note = (
-        f"Points where each instance is judged: means over {len(there)} of {len(family.comparisons)} instances of differences within a "
-        f"seed. {INTERVALS} p: two-sided, sign flips over seeds, of the difference plus the margin; after Holm over "
-        "all rows. Claims and margins were fixed beforehand."
+        f"Points where each instance is judged: means over {len(there)} of {len(family.comparisons)} instances of "
+        f"differences within a seed. {INTERVALS} p: two-sided, sign flips over seeds, of the difference plus the margin; "
+        "after Holm over all rows. Claims and margins were fixed beforehand."
     )
     columns = ["comparison", "claim", "difference, points", "p", "p after Holm", "seeds", "verdict"]
     return [Table("", note, columns, rows, words=("comparison", "claim", "verdict"))]
