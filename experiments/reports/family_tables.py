@@ -30,8 +30,8 @@ def family_table(results: Path, name: str) -> list[Block]:
     ]
     note = (
         f"Points where each instance is judged: means over {len(there)} of {len(family.comparisons)} instances of "
-        f"differences within a seed. {INTERVALS} p: two-sided, sign flips over seeds, of the difference plus the margin; "
-        "after Holm over all rows. Claims and margins were fixed beforehand."
+        f"differences within a seed. {INTERVALS} p: two-sided, sign flips over seeds, of the difference plus the "
+        "margin; after Holm over all rows. Claims and margins were fixed beforehand."
     )
     columns = ["comparison", "claim", "difference, points", "p", "p after Holm", "seeds", "verdict"]
     return [Table("", note, columns, rows, words=("comparison", "claim", "verdict"))]
