@@ -1,12 +1,11 @@
 """The images that a run's encoder has seen before the run: those of its teacher, and of the encoder it started from."""
 
-from pathlib import Path
-
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.evaluation.sanity import check_disjoint, check_untrained
+from astra_gym.ssl_core.utils.files import expanded
 
 START = "the encoder of init_from"
 
@@ -40,4 +39,4 @@ def check_unseen(settings: Settings, data: Split, images: RunImages) -> list[str
 def _earlier(settings: Settings) -> dict[str, RunImages | None]:
     """Images of the runs of the teacher and of the start, by name; None if their folders do not keep them."""
     files = {"the teacher": settings.method.teacher, START: settings.network.init_from}
-    return {name: RunFolder.of(Path(file)).images() for name, file in files.items() if file is not None}
+    return {name: RunFolder.of(expanded(file)).images() for name, file in files.items() if file is not None}
