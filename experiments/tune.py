@@ -14,6 +14,7 @@ at the world's judge_epsilon, or 8/255 (`--judge_score mean`: averaged with the 
 are those of the training, see train_agent.py --help. Every finished trial is kept: the same command continues.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,17 @@ from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import Candidate, arms, budgets, common, curve, named, schedules, trainings
+from astra_gym.experiments.tuning.candidates import (
+    Candidate,
+    Chosen,
+    arms,
+    budgets,
+    common,
+    curve,
+    named,
+    schedules,
+    trainings,
+)
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
 from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, TuningFile, held, label, taken_over
@@ -319,23 +330,25 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     return settings_of([*flags, "--device", "cpu", "--agent", agent, *more], given.trust or None)
 
 
-def _arms(given: TuneFlags, world: Settings) -> list[Candidate]:
+def _arms(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
     """Return the arms as candidates.
 
     Raises:
         ValueError: if a label or a flag is wrong, or two arms are the same.
     """
+    world = worlds[0]
     shared = ["--preset", world.run.preset, "--device", "cpu"]
     if world.data.data_dir is not None:
         shared += ["--data_dir", str(world.data.data_dir)]
-    base, found = settings_of(shared).flat(), []
+    base, found = settings_of(shared).flat(), list[Chosen]()
     for text in given.arm:
         label, words = own_arm(text)
         try:
-            found.append(settings_of([*shared, *words], given.trust or None).flat())
+            settings = settings_of([*shared, *words], given.trust or None).flat()
         except ValueError as error:
             raise ValueError(f"{error} (in the arm {label})") from error
-    candidates = arms(base, found)
+        found.append(Chosen(settings, {re.split("[.=]", word[2:])[0] for word in words if word.startswith("--")}))
+    candidates = arms(base, [each.flat() for each in worlds], found)
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"{len(candidates)} arms, {len(set(candidates))} different ones: expected all different")
     return candidates
@@ -349,7 +362,7 @@ def candidates_of(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidat
             wrong.
     """
     if given.arms:
-        return _arms(given, worlds[0])
+        return _arms(given, worlds)
     settings, sets = worlds[0], common([settings.ranges.sets for settings in worlds])
     if given.tune == ("fixed",):
         return budgets(sets, given.candidates, given.search_seed)

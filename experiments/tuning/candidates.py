@@ -1,7 +1,7 @@
 """What is searched: settings that change from candidate to candidate, drawn from a space by a seed."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,19 +153,30 @@ def trainings(names: Sequence[str], lr: float, count: int, seed: int) -> list[Ca
     return list(made)
 
 
-def arms(base: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]]) -> list[Candidate]:
-    """Return whole arms as candidates: what they change of a world's settings.
+class Chosen(NamedTuple):
+    """The settings of an arm by name, and the names of those that its flags give."""
+
+    settings: Mapping[str, Any]
+    given: Collection[str]
+
+
+def arms(base: Mapping[str, Any], worlds: Sequence[Mapping[str, Any]], chosen: Sequence[Chosen]) -> list[Candidate]:
+    """Return whole arms as candidates: what they change of the settings of worlds.
 
     Args:
-        base: the world's settings by name.
-        chosen: the settings of each arm by name.
+        base: the settings by name from which the arms were made.
+        worlds: the settings of each world by name. A given value counts as a change if it is not that of all.
+        chosen: the arms.
     """
-    return [Candidate(tuple(_differences(base, settings))) for settings in chosen]
+    return [Candidate(tuple(_differences(base, worlds, arm))) for arm in chosen]
 
 
-def _differences(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if value == base[name]:
+def _differences(
+    base: Mapping[str, Any], worlds: Sequence[Mapping[str, Any]], arm: Chosen
+) -> Iterator[tuple[str, Any]]:
+    for name, value in arm.settings.items():
+        changed = name in arm.given and any(world[name] != value for world in worlds)
+        if value == base[name] and not changed:
             continue
         if isinstance(value, Mapping):
             yield from ((f"{name}.{key}", _hashable(each)) for key, each in value.items())

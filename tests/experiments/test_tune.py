@@ -116,6 +116,16 @@ def test_agents_are_compared_at_equal_passes(
         assert len(entry["seeds"]) in (2, 4)
 
 
+def test_a_flag_of_an_arm_counts_in_every_world() -> None:
+    preset = Settings.from_preset("digits-wide")
+    worlds = [preset, preset.replace(lr=0.5)]
+    given = tune.TuneFlags(tune=("arms",), arm=(f"a=--agent gp --lr={preset.optimizer.lr}", "b=--agent random"))
+    # the value is the preset's own, which the second world does not have
+    assert tune.candidates_of(given, worlds)[0].changes == {"agent": "gp", "lr": preset.optimizer.lr}
+    # where no world differs, the candidate's name stays short
+    assert tune.candidates_of(given, worlds[:1])[0].changes == {"agent": "gp"}
+
+
 def test_the_folder_is_that_of_the_worlds_that_need_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
