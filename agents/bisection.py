@@ -23,8 +23,8 @@ class BisectionSettings:
         blocks: blocks of each half before one of them is chosen, 1 or more; if even, a straight trend of the rewards
             favors neither.
         order: parts in the order in which they are halved, by their numbers from 0; null: as they come.
-        settle: whether the middle of what is left is played after the last halving, and predicted, in place of draws
-            from it.
+        settle: whether the middle of what is left is played after the last halving, and predicted at any time, in place
+            of draws from it.
 
     Raises:
         ValueError: if a value is out of range.

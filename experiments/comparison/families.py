@@ -29,7 +29,7 @@ class Family(NamedTuple):
 
     Args:
         comparisons: names of the comparisons, one of each instance.
-        seeds: planned seeds of every arm.
+        seeds: planned seeds of every arm, from 0; others do not count.
         claims: what is tested.
     """
 
@@ -115,5 +115,7 @@ def _values(family: Family, claim: Claim, results: Mapping[str, ComparisonResult
             raise ValueError(f"no radius of the comparison {name} decides: give its world a judge, --judge_epsilon")
         first, second = ([cell for cell in result.cells if cell.arm == arm] for arm in (claim.arm, claim.against))
         gains.append(differences(first, second, place))
-    seeds = sorted(set.intersection(*(set(each) for each in gains))) if gains else []
+    # seeds that were added later would be looked at until they suit
+    planned = set(range(family.seeds))
+    seeds = sorted(planned.intersection(*gains)) if gains else []
     return [statistics.fmean(each[seed] for each in gains) for seed in seeds]

@@ -39,6 +39,8 @@ def test_claims_are_tested_on_means_over_instances(result: ComparisonResult) -> 
 def test_there_is_no_verdict_before_the_last_run(result: ComparisonResult) -> None:
     family = Family(("a", "b"), 10, CLAIMS)
     assert {one.verdict for one in examined(family, {"a": result})} == {"10 of 10 seeds, 1 of 2 instances so far"}
+    later = replace(result, cells=[replace(cell, seed=cell.seed + 2) for cell in result.cells])
+    assert examined(family, {"a": later, "b": later})[0].verdict == "8 of 10 seeds, 2 of 2 instances so far"
     few = replace(result, cells=[cell for cell in result.cells if cell.seed < 8])
     assert {one.verdict for one in examined(family, {"a": few, "b": few})} == {"8 of 10 seeds, 2 of 2 instances so far"}
     for there in ({}, {"a": result}):
