@@ -41,7 +41,6 @@ class AttackEngine:
         seed: seed of every stream.
         device: device of the target network.
         data: the data set, if it is already loaded.
-
         begins: as in `reset`.
 
     Raises:
