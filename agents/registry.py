@@ -205,7 +205,7 @@ def _none(ask: AgentRequest) -> Agent:
 
 AGENTS: dict[str, AgentEntry] = {
     "reinforce": AgentEntry(
-        "REINFORCE with a reward per view, moving baseline, normalised advantage, entropy bonus",
+        "REINFORCE with a reward per view, moving baseline, normalized advantage, entropy bonus",
         _reinforce,
         paper="Williams, Machine Learning 1992",
     ),

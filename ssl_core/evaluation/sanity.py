@@ -201,7 +201,7 @@ def check_images(images: Tensor, what: str) -> None:
         if low >= 0 and high <= 255:
             advice = "these look like 0..255, so divide by 255 once"
         elif low > -float("inf") and high < float("inf"):
-            advice = "normalisation is a layer of the network, so leave it out of the images"
+            advice = "normalization is a layer of the network, so leave it out of the images"
         raise SanityError(f"{span}, expected finite pixels in [0, 1]: {advice}")
     elif high <= 1 / 128:
         raise SanityError(f"{span}, almost black, as if pixels had been divided by 255 twice: divide once")

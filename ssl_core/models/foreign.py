@@ -253,18 +253,18 @@ def _normalisation(
     else:
         raise ValueError("only one of mean and std is given: give both or neither")
     if known:
-        notes.append("input normalisation: the file's own")
+        notes.append("input normalization: the file's own")
         for name, values in given.items():
             if not _near(values, known[name]):
                 raise ValueError(f"{name} is given as {values}, but the file says {known[name]}: leave it out")
     elif not given:
         if not usual:
             raise ValueError(
-                "no state dict holds the input normalisation, and with this network none is usual: give mean and std "
+                "no state dict holds the input normalization, and with this network none is usual: give mean and std "
                 "(three numbers each, for pixels in [0, 1]; 0, 0, 0 and 1, 1, 1 for none)"
             )
         known = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-        notes.append("input normalisation: ImageNet's, the usual one; the file does not say")
+        notes.append("input normalization: ImageNet's, the usual one; the file does not say")
     found = known or given
     for name, values in found.items():
         if (

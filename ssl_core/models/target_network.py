@@ -187,7 +187,7 @@ class TargetNetwork(nn.Module):
             return
         low, high = torch.stack(torch.aminmax(images.detach())).tolist()
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            advice = "; divide bytes by 255, and leave normalisation out: it is a layer of the network"
+            advice = "; divide bytes by 255, and leave normalization out: it is a layer of the network"
             raise ValueError(f"images span [{low:g}, {high:g}]: expected values in [0, 1]{advice}")
 
     def _look(self, images: Tensor, route: str) -> None:

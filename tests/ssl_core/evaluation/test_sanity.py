@@ -141,7 +141,7 @@ def test_images_that_are_what_they_seem_pass() -> None:
     ("images", "message"),
     [
         (255 * PIXELS, r"test: values span \[.*, 25\d.*\], expected .* 0\.\.255, so divide by 255 once"),
-        ((PIXELS - 0.5) / 0.2, "normalisation is a layer of the network"),
+        ((PIXELS - 0.5) / 0.2, "normalization is a layer of the network"),
         (PIXELS / 255, "divided by 255 twice"),
         (PIXELS.masked_fill(PIXELS > 0.9, torch.nan), "remove what is not finite"),
         (PIXELS.masked_fill(PIXELS > 0.9, torch.inf), "remove what is not finite"),

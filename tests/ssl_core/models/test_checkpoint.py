@@ -152,7 +152,7 @@ def test_a_loaded_network_computes_in_float32_whatever_it_was_trained_in(tmp_pat
             r"torch\.uint8: expected torch\.float32 in \[0, 1\]; divide bytes by 255",
         ),
         (lambda x: x * 255, r"images span \[.*, 25\d.*\]: expected values in \[0, 1\]; divide bytes by 255"),
-        (lambda x: (x - 0.5) / 0.25, r"expected values in \[0, 1\].*leave normalisation out"),
+        (lambda x: (x - 0.5) / 0.25, r"expected values in \[0, 1\].*leave normalization out"),
         (lambda x: x.masked_fill(x > 0.9, float("nan")), r"images span \[nan, nan\]: expected values in \[0, 1\]"),
         (lambda x: x.half(), r"torch\.float16: expected torch\.float32"),
         (lambda x: x.double(), r"torch\.float64: expected torch\.float32"),

@@ -242,7 +242,7 @@ def test_the_files_own_normalisation_counts_and_may_not_be_contradicted(dual) ->
     path, model = dual
     foreign = load_foreign(path, format="acl", route="pgd", mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert torch.equal(foreign.network.mean.flatten(), model.normalize.mean)
-    assert "input normalisation: the file's own" in foreign.notes
+    assert "input normalization: the file's own" in foreign.notes
     with pytest.raises(ValueError, match=r"mean is given as .* but the file says"):
         load_foreign(path, format="acl", route="pgd", mean=(0, 0, 0), std=IMAGENET_STD)
     state = model.state_dict()
