@@ -262,9 +262,11 @@ def observation_for(env: str, name: str) -> type[Observation]:
     """Find an observation as `find_observation` does; raise a ValueError too if the environment `env` cannot use it."""
     found = find_observation(name)
     if not found.offers(env):
-        what = "single views" if env == "batch" else "whole batches"
+        what, other = ("single views", "view") if env == "batch" else ("whole batches", "batch")
         ours = ", ".join(repr(each) for each, kind in OBSERVATIONS.items() if kind.offers(env))
-        raise ValueError(f"observation {shown(name)} is of {what}: the {env} environment offers {ours}")
+        raise ValueError(
+            f"observation {shown(name)} is of {what}: the {env} environment offers {ours}; or take env {other}"
+        )
     return found
 
 

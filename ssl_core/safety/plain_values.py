@@ -50,7 +50,7 @@ def _reason(error: Exception) -> str:
     if match := re.search(r"(?:GLOBAL|[Uu]nsupported class|class) ([A-Za-z_][\w.]*\.\w+)", text):
         return f"it holds {match[1][:80]}, which is neither a tensor nor a plain value"
     text = text.rpartition("WeightsUnpickler error: ")[2] if "WeightsUnpickler error" in text else text
-    text = text.partition(". ")[0] or type(error).__name__
+    text = text.partition(". ")[0].partition(" Check the documentation")[0] or type(error).__name__
     return "".join(sign if sign.isprintable() else "?" for sign in text[:80])
 
 

@@ -114,7 +114,7 @@ def test_a_custom_one_is_seen_in_every_environment(tiny: dict[str, Any]) -> None
     ("env", "name", "message"),
     [
         ("batch", "image", "observation 'image' is of single views: the batch environment offers 'features', 'losses'"),
-        ("view", OF_BATCHES, "is of whole batches: the view environment offers 'features', 'image'"),
+        ("view", OF_BATCHES, "of whole batches: the view environment offers 'features', 'image'; or take env batch"),
         ("view", "imgae", "unknown observation 'imgae': choose from features, image, losses; did you mean 'image'"),
         ("view", "math:pi", "observation 'math:pi' is a float: expected a subclass of"),
     ],

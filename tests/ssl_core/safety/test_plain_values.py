@@ -60,8 +60,9 @@ def test_other_files_are_refused_in_a_few_words_without_running_their_code(tmp_p
     torch.save({"x": Hostile()}, path)
     with pytest.raises(ValueError, match=r"^it holds \S+\.\w+, which is neither a tensor nor a plain value$"):
         load_plain(path)
-    for content in (b"", b"hello", b"\x80\x02.", path.read_bytes()[:100]):
+    for content in (b"", b"hello", b"# Readme\n", b"\x80\x02.", path.read_bytes()[:100]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"\w") as refused:
             load_plain(path)
         assert len(str(refused.value)) <= 80 and str(refused.value).isprintable()
+        assert "documentation" not in str(refused.value)
