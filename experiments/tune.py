@@ -19,7 +19,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -334,21 +334,30 @@ def _arms(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
     """Return the arms as candidates.
 
     Raises:
-        ValueError: if a label or a flag is wrong, or two arms are the same.
+        ValueError: if a label or a flag is wrong, two arms have a label or settings in common, or one its own images.
     """
     world = worlds[0]
     shared = ["--preset", world.run.preset, "--device", "cpu"]
     if world.data.data_dir is not None:
         shared += ["--data_dir", str(world.data.data_dir)]
-    base, found = settings_of(shared).flat(), list[Chosen]()
+    base, found = settings_of(shared).flat(), dict[str, Chosen]()
     for text in given.arm:
         label, words = own_arm(text)
+        if label in found:
+            raise ValueError(f"two arms have the label {label}: expected a label for each")
         try:
             settings = settings_of([*shared, *words], given.trust or None).flat()
         except ValueError as error:
             raise ValueError(f"{error} (in the arm {label})") from error
-        found.append(Chosen(settings, {re.split("[.=]", word[2:])[0] for word in words if word.startswith("--")}))
-    candidates = arms(base, [each.flat() for each in worlds], found)
+        flags = {re.split("[.=]", word[2:])[0] for word in words if word.startswith("--")}
+        found[label] = Chosen(settings, flags)
+    candidates = arms(base, [each.flat() for each in worlds], list(found.values()))
+    images = {field.name for field in fields(world.data)}
+    for label, candidate in zip(found, candidates, strict=True):
+        if own := sorted(images & {name for name, _ in candidate.settings}):
+            raise ValueError(
+                f"the arm {label} sets {', '.join(own)}: all arms share their images, give it beside --arm"
+            )
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"{len(candidates)} arms, {len(set(candidates))} different ones: expected all different")
     return candidates

@@ -164,6 +164,8 @@ def test_kept_searches_are_read_and_need_no_trial(
         (["--arm", "a=--agent gp"], "1 --arm: expected two or more with --tune arms, and none"),
         (["--tune", "arms", *ARMS, "--candidates", "9"], "--candidates: the candidates are given by --arm"),
         (["--tune", "arms", *ARMS, "--arm", "c=--agent gp"], "3 arms, 2 different ones: expected all different"),
+        (["--tune", "arms", *ARMS, "--arm", "a=--agent fixed"], "two arms have the label a: expected a label for each"),
+        (["--tune", "arms", *ARMS, "--arm", "c=--agent fixed --limit 9"], "the arm c sets limit: all arms share their"),
         (["--tune", "arms", *ARMS, "--arm", "c=--agnt gp"], "did you mean --agent? (in the arm c)"),
         (["--worlds", "digits-wide", "digits-wide-r8"], "--preset is given beside --worlds"),
         (["--pool", "no.json"], "no.json: No such file"),
