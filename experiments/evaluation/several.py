@@ -80,15 +80,17 @@ def evaluate_several(
     """
     folders: dict[Path, Path] = {}
     found: list[EvaluatedEncoder] = []
-    for path in given.source.encoders:
+    each = {path: _alone(given, path) for path in given.source.encoders}
+    for alone in each.values():
+        # the last one's wrong name must not show after hours
+        subject_of(alone, device)
+    for path, alone in each.items():
 
         def begin_own(folder: Path, path: Path = path) -> None:
             if (other := folders.setdefault(folder.resolve(), path)) != path:
                 raise ValueError(f"{other} and {path} have the same folder, {folder}: rename one of the files")
             begin(folder)
 
-        source = replace(given.source, encoders=(path,), **dict.fromkeys(FOREIGN if path.is_dir() else ()))
-        alone = replace(given, source=source, work=replace(given.work, out=None))
         dataset = found[0].facts["data"]["name"] if found else None
         one = evaluate_one(alone, console, device, begin_own, dataset)
         one.store.conclude(one.rows, one.facts | {"command": command})
@@ -103,6 +105,12 @@ def evaluate_several(
         facts[part] = {f"{label}, {what}": said for label, one in named for what, said in one.facts[part].items()}
     _draw(rows, store)
     return rows, facts, store
+
+
+def _alone(given: EvaluationFlags, path: Path) -> EvaluationFlags:
+    """Return the command line of one of several encoders."""
+    source = replace(given.source, encoders=(path,), **dict.fromkeys(FOREIGN if path.is_dir() else ()))
+    return replace(given, source=source, work=replace(given.work, out=None))
 
 
 def names(subjects: Sequence[Subject], paths: Sequence[Path]) -> list[str]:

@@ -78,14 +78,16 @@ def test_names_tell_encoders_apart(runs: list[Path]) -> None:
         ("RUN --every 1 --landscape", "leave --every out"),
         ("RUN --train_images 0", "--train_images: expected 1 or more"),
         ("RUN OTHER --model a:b", "one of them"),
+        ("RUN nowhere", "nowhere does not exist: expected a run folder, or a checkpoint"),
     ],
 )
 def test_bad_input_is_one_line(words: str, message: str, runs: list[Path], capsys) -> None:
     names = {"RUN": str(runs[0]), "OTHER": str(runs[1])}
     with pytest.raises(SystemExit) as stopped:
         evaluate_encoder.main([names.get(word, word) for word in words.split()])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+    shown = capsys.readouterr()
+    # nothing was evaluated before
+    assert stopped.value.code == 2 and message in shown.err and shown.err.count("\n") == 1 and not shown.out
 
 
 def test_files_of_one_name_are_refused(runs: list[Path], tmp_path: Path, monkeypatch, capsys) -> None:
