@@ -33,7 +33,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, interrupt) -> 
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_it_is_evaluated_exported_and_read_back(tmp_path: Path, capsys) -> None:
     folder, out, file = tmp_path / "run", tmp_path / "results", tmp_path / "encoder.pt"
     assert run(folder, "--method=acl", "--agent=fixed", "--steps=1", "--epochs=1") == 0
