@@ -66,8 +66,7 @@ class Bisection(OnePlayAgent):
     def __init__(self, env: Any, settings: BisectionSettings | None = None, **common: Unpack[Common]) -> None:
         super().__init__(env, **common)
         self.settings = settings or BisectionSettings()
-        if isinstance(self.action_space, spaces.Box) and not self.action_space.is_bounded():
-            raise ValueError(f"the action space is {self.action_space}: bisection needs a bounded Box")
+        self._check_bounded("bisection")
         sizes = choices(self.action_space)
         parts = len(sizes) or math.prod(self.action_space.shape or ())
         self.ends = [float(size) for size in sizes] or [1.0] * parts

@@ -112,8 +112,7 @@ class Controller(OnePlayAgent):
     def __init__(self, env: Any, settings: Any = None, **common: Unpack[Common]) -> None:
         self.settings = settings or self.settings_class()
         super().__init__(env, **common)
-        if isinstance(self.action_space, spaces.Box) and not self.action_space.is_bounded():
-            raise ValueError(f"the action space is {self.action_space}: a controller needs a bounded Box")
+        self._check_bounded("a controller")
         self.points = self._drawn_points()
         """Actions as points, (points, parts), float64."""
         self.tried: list[tuple[int, float]] = []

@@ -41,6 +41,11 @@ class OnePlayAgent(Agent):
         log = given.pop("tensorboard_log", None)
         super().__init__(env, tensorboard_log=None if log is None else os.fspath(log), **given)
 
+    def _check_bounded(self, what: str) -> None:
+        """Raise a ValueError if the action space is an unbounded Box, of which `what` makes no sense."""
+        if isinstance(self.action_space, spaces.Box) and not self.action_space.is_bounded():
+            raise ValueError(f"the action space is {self.action_space}: {what} needs a bounded Box")
+
     def take_over(self, state: dict[str, Any]) -> None:
         """Begin with what another agent had learned by its `state_dict`, in a run of its own.
 
@@ -71,8 +76,7 @@ class RandomAgent(OnePlayAgent):
 
     def __init__(self, env: Any, **common: Unpack[Common]) -> None:
         super().__init__(env, **common)
-        if isinstance(self.action_space, spaces.Box) and not self.action_space.is_bounded():
-            raise ValueError(f"the action space is {self.action_space}: a uniform draw needs a bounded Box")
+        self._check_bounded("a uniform draw")
 
     def _act(self, observation: Tensor) -> Tensor:
         return self._uniform(len(observation), self._streams["agent/actions"])

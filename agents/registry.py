@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from gymnasium.spaces import Discrete
 from astra_gym.agents.bandits import BANDITS
 from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.bisection import Bisection
-from astra_gym.agents.controllers import CONTROLLERS
+from astra_gym.agents.controllers import CONTROLLERS, Controller
 from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
@@ -153,8 +154,7 @@ def _bandit(ask: AgentRequest) -> Agent:
     return bandit(ask.env, ask.settings(defaults), seed=ask.seed, device=ask.device)
 
 
-def _controller(ask: AgentRequest) -> Agent:
-    found = (CONTROLLERS | {"bisection": Bisection})[ask.name]
+def _controller(found: type[Controller | Bisection], ask: AgentRequest) -> Agent:
     return found(ask.env, ask.settings(found.settings_class()), **ask.shared)
 
 
@@ -248,20 +248,21 @@ AGENTS: dict[str, AgentEntry] = {
     ),
     "gp": AgentEntry(
         "a Gaussian process over actions and time, for rewards that come once in many updates",
-        _controller,
+        partial(_controller, CONTROLLERS["gp"]),
         paper="after Bogunovic et al., AISTATS 2016",
     ),
     "elimination": AgentEntry(
         "successive halving of random actions within the run, for such rewards",
-        _controller,
+        partial(_controller, CONTROLLERS["elimination"]),
         paper="Karnin et al., ICML 2013",
     ),
     "bisection": AgentEntry(
-        "uniform draws from ranges that are halved within the run, then their middle, for such rewards", _controller
+        "uniform draws from ranges that are halved within the run, then their middle, for such rewards",
+        partial(_controller, Bisection),
     ),
     "switching": AgentEntry(
         "the present action against a random neighbor in turn, for such rewards",
-        _controller,
+        partial(_controller, CONTROLLERS["switching"]),
         paper="after Jaderberg et al., 2017",
     ),
     "fixed": AgentEntry("always the same attack", _fixed, learns=False),

@@ -17,6 +17,8 @@ FEWEST_SEEDS = 3
 """Least number of seeds for an interval."""
 BOOTSTRAP_SEEDS = 10
 """Least number of seeds for a bootstrapped interval."""
+LEVEL = 0.05
+"""Level of the tests, after Holm."""
 RESAMPLES = 9999
 PERMUTATIONS = 2**16
 """Largest number of sign flips: with up to 16 seeds the test is exact."""

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astra_gym.experiments.comparison.cell_results import ComparisonResult
-from astra_gym.experiments.stats import Estimate, deciding_place, differences, estimate, fewest_seeds, holm, sign_flips
+from astra_gym.experiments.stats import (
+    LEVEL,
+    Estimate,
+    deciding_place,
+    differences,
+    estimate,
+    fewest_seeds,
+    holm,
+    sign_flips,
+)
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
-
-LEVEL = 0.05
 
 
 class Claim(NamedTuple):

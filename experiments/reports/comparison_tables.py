@@ -14,6 +14,7 @@ from astra_gym.experiments.reports.search_costs import search_sentences
 from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
+    LEVEL,
     Paired,
     Pairs,
     Place,
@@ -29,7 +30,6 @@ from astra_gym.experiments.stats import (
 )
 from astra_gym.ssl_core.evaluation.results import radius_text
 
-LEVEL = 0.05
 DECIDING_RA = "RA at the deciding epsilon"
 PART = "method, preset"
 """The column that names a row's part of a comparison."""

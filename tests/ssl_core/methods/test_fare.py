@@ -101,7 +101,7 @@ def test_updates_bring_attacked_features_back_and_leave_the_start_as_it_was() ->
     after = target.others["initial"].state_dict()
     assert all(torch.equal(value, before[name]) for name, value in after.items())
     assert not torch.equal(target.network.backbone.conv.weight, before["backbone.conv.weight"])
-    # it is in the state, so that a run goes on without the file
+    # the state holds it, so resuming does not read the file
     again = learner(FARE())
     nn.init.zeros_(again.others["initial"].backbone.conv.weight)
     again.load_state_dict(target.state_dict())
