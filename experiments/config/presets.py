@@ -82,7 +82,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strength": 0.529,
         "flip": 0.5,
         "probe_epochs": 25,
-        "probe_augment": True,
         "action_epsilons": {"from": 0, "to": 48 / 255, "by": 2 / 255},
         "action_steps": (0, 1, 2, 4, 8, 14),
         "action_step_sizes": WIDE_STEPS,
