@@ -177,6 +177,7 @@ TABLES: dict[str, Made] = {
     "curve": tuning_tables.curve_table,
     "arms": tuning_tables.arms_table,
     "constants": tuning_tables.constants_table,
+    "score": tuning_tables.score_table,
     "headroom": headroom_tables.verdicts_table,
     "headroom-compared": headroom_tables.compared_table,
     "headroom-credit": headroom_tables.credit_table,

@@ -1,6 +1,7 @@
 """Tables of kept searches, `results/tuning/*.json`."""
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
@@ -96,3 +97,23 @@ def constants_table(results: Path, name: str) -> list[Block]:
     )
     columns = ["epsilon", "steps", "step size", "mean", *worlds]
     return [Table("", note, columns, [row for _, row in rows])]
+
+
+def score_table(results: Path, name: str) -> list[Block]:
+    """Return how far the quick score ranks the runs of comparisons as an evaluation does, from `results/NAME.json`."""
+    document = read_json(results / f"{name}.json")
+    rows = []
+    for comparison, found in document["comparisons"].items():
+        evaluated = [points for _, _, points in found["runs"]]
+        spread = f"{min(evaluated):.1f} to {max(evaluated):.1f}"
+        rows.append(entries(comparison, str(len(evaluated)), spread, _rho(found["agreement"])))
+    rows.append(entries("mean", str(document["agreement"]["runs"]), MISSING, _rho(document["agreement"])))
+    note = (
+        "Evaluated: the mean of SA and RA at the judged radius on test images, by a linear probe and PGD-20. "
+        "Spearman's rank correlation within a comparison, and its 95 % bootstrap interval over runs."
+    )
+    return [Table("", note, ["comparison", "runs", "evaluated, points", "rank correlation"], rows)]
+
+
+def _rho(found: Mapping[str, float]) -> str:
+    return f"{found['rho']:+z.2f} ({found['low']:+z.2f} to {found['high']:+z.2f})"
