@@ -119,8 +119,8 @@ class ProbeSection:
         probe_epochs: epochs of the linear probe.
         probe_lr: learning rate of the linear probe.
         probe_batch_size: batch size of the linear probe.
-        probe_augment: whether the linear probe's training images are cropped (padding 4) and flipped at random; this
-            hurts digits, which fill their frame.
+        probe_augment: whether the linear probe's training images are flipped at random, and cropped (padding 4) if they
+            have 32 x 32 pixels or more.
         eval_epsilons: radii under which the probe is attacked.
 
     Raises:

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from astra_gym.agents import Agent, RandomAgent, Sb3Agent
-from astra_gym.experiments.evaluation.protocols import own_probe
+from astra_gym.experiments.evaluation.protocols import own_probe, weak_views_for
 from astra_gym.experiments.evaluation.store import TRAINED_ON, listed
 from astra_gym.experiments.plotting import run_plots
 from astra_gym.experiments.runs.metrics import read_metrics
@@ -76,7 +76,7 @@ def standard_linear_finetuning(
             path,
             engine.data.probe_train,
             own_probe(settings.probe),
-            engine.batches.views_settings,
+            weak_views_for(engine.image_shape[-1], settings.views.flip),
             seed=seed,
             device=engine.device,
         )

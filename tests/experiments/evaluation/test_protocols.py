@@ -115,6 +115,17 @@ def test_what_is_changed_is_said(changes: dict[str, object], protocol: str, expe
     assert tuple(one for one in found if "no published" not in one) == expected
 
 
+def test_images_smaller_than_the_published_ones_are_not_cropped() -> None:
+    small, usual = (protocols_for("cifar10", None, Changes(), BOTH, side) for side in (16, 96))
+    assert (small.views.padding, usual.views.padding, small.views.flip) == (0, 4, 0.5)
+    for protocol in ("slf", "alf", "aff", "lp-aff"):
+        assert small.deviations(protocol, 50_000, BOTH)[-1] == "no crops of images smaller than 32 x 32"
+    for protocol in ("slf", "aff"):
+        assert usual.deviations(protocol, 50_000, BOTH) == ()
+    uncropped = protocols_for("cifar10", None, Changes(augment=False), BOTH, 16)
+    assert uncropped.deviations("slf", 50_000, BOTH) == ("augment False, not True",)
+
+
 def test_a_single_route_is_a_deviation_of_full_fine_tuning_only() -> None:
     assert made().deviations("slf", 50_000, ("normal", "normal")) == ()
     assert made().deviations("aff", 50_000, ("normal", "normal")) == (
