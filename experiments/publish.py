@@ -24,6 +24,7 @@ from astra_gym.experiments.comparison.cell_results import COMPARISON
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.store import EVALUATION
+from astra_gym.experiments.reports.family_tables import draw_families
 from astra_gym.experiments.reports.keeping import keep, keep_comparison, keep_evaluation
 from astra_gym.experiments.reports.published_tables import with_tables
 from astra_gym.ssl_core.safety.disk import disk_error
@@ -92,6 +93,8 @@ def _main(argv: list[str], ending: Ending) -> int:
         return int(bool(stale))
     for page in stale:
         write_file(page, renewed[page])
+    for picture in draw_families(options.results, {run.resolve().name for run in options.runs}):
+        print(f"drew {picture}")
     return 0
 
 

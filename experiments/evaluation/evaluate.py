@@ -56,9 +56,7 @@ def evaluate(
             "data set that it was fine-tuned on"
         )
     routes = (subject.clean_route, subject.route)
-    protocols = protocols_for(
-        data.name, subject.settings, given.changes, routes, data.split.test.images.shape[-1]
-    )
+    protocols = protocols_for(data.name, subject.settings, given.changes, routes, data.split.test.images.shape[-1])
     with Stages(kind=given.work.progress, console=console) as stages:
         stages.note(_headline(subject, data, plan, store))
         evaluator = Evaluator(

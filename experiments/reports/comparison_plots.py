@@ -281,6 +281,55 @@ def choice_over_training(comparison: ComparisonResult, path: Path | str) -> bool
     return _panels(comparison, lines, titles, "target updates", {}, path)
 
 
+@matplotlib.rc_context(STYLE)
+def choices_of_instances(
+    comparisons: Mapping[str, ComparisonResult], arm: str, constants: Sequence[str], path: Path | str
+) -> bool:
+    """Draw how an arm's mean epsilon, steps and step size move over its runs: a row for each comparison, a thin line
+    for each seed, their median, and a level for each constant.
+
+    Args:
+        comparisons: comparisons of the same arms, by instance.
+        arm: the arm that chooses.
+        constants: arms of one attack each, at most as many as `LINES` but one.
+        path: path of the PNG.
+    """
+    rows = {
+        name: cells
+        for name, each in comparisons.items()
+        if (cells := [cell for cell in each.of(arm) if set(ACTION_SETS) <= cell.curve.keys()])
+    }
+    if not rows:
+        return False
+    figure, axes = new_figure(len(rows), 0.9 + 1.5 * len(rows), len(ACTION_SETS))
+    for at_row, (name, cells) in enumerate(rows.items()):
+        for axis, kind in zip(axes[at_row * len(ACTION_SETS) :], ACTION_SETS, strict=False):
+            shares = [100 * np.asarray(cell.curve["step"], dtype=float) / cell.updates for cell in cells]
+            paths = [np.asarray(cell.curve[kind], dtype=float) for cell in cells]
+            for share, values in zip(shares, paths, strict=True):
+                axis.plot(share, values, color=GREY, linewidth=0.6, zorder=1)
+            # a mean of seeds that decide differently would be a choice that none of them makes
+            middle = np.median([np.interp(shares[0], *each) for each in zip(shares, paths, strict=True)], axis=0)
+            axis.plot(shares[0], middle, label=f"{label(arm)}, median", ms=4, markevery=5, **LINES[0])
+            for constant, style in zip(constants, LINES[1:], strict=False):
+                found = [cell.curve[kind] for cell in comparisons[name].of(constant) if kind in cell.curve]
+                if found:
+                    level = float(np.mean([np.mean(values) for values in found]))
+                    axis.plot([0, 100], [level, level], label=label(constant), ms=4, **style)
+            axis.set_xlim(-4, 104)
+            axis.set_ylim(bottom=0)
+            axis.grid(axis="y", **GRID)
+            axis.yaxis.set_major_locator(MaxNLocator(4))
+            axis.tick_params(labelbottom=at_row == len(rows) - 1)
+            axis.set_ylabel(SHORT_TITLES[kind])
+        axes[at_row * len(ACTION_SETS)].set_title(label(name))
+    axes[-2].set_xlabel("share of the run (%)")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    save_figure(figure, path)
+    return True
+
+
 def highlighted(comparison: ComparisonResult, lines: Mapping[str, Mapping[str, tuple[Array, Array]]]) -> list[str]:
     """Return the learning arms to be told apart, at most eight: those with the largest changes of choice."""
     learning = [arm for arm in lines if learns(comparison.of(arm)[0].agent)]

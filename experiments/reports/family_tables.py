@@ -1,9 +1,11 @@
-"""The table of a family of tests over several kept comparisons."""
+"""The table and the picture of a family of tests over several kept comparisons."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison
-from astra_gym.experiments.comparison.families import examined, read_family
+from astra_gym.experiments.comparison.cell_results import COMPARISON, ComparisonResult, read_comparison
+from astra_gym.experiments.comparison.families import Family, examined, read_family
+from astra_gym.experiments.reports.comparison_plots import choices_of_instances
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, interval_text, p_text
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
 
@@ -11,8 +13,7 @@ from astra_gym.experiments.reports.document import MISSING, Block, Table, entrie
 def family_table(results: Path, name: str) -> list[Block]:
     """Return the verdicts of a family of tests, `results/families/NAME.json`, from the comparisons that are kept."""
     family = read_family(results / "families" / f"{name}.json")
-    files = {each: results / "comparisons" / each / COMPARISON for each in family.comparisons}
-    there = {each: read_comparison(file) for each, file in files.items() if file.is_file()}
+    there = _kept(family, results)
     found = examined(family, there)
     rows = [
         entries(
@@ -35,3 +36,28 @@ def family_table(results: Path, name: str) -> list[Block]:
     )
     columns = ["comparison", "claim", "difference, points", "p", "p after Holm", "seeds", "verdict"]
     return [Table("", note, columns, rows, words=("comparison", "claim", "verdict"))]
+
+
+def draw_families(results: Path, renewed: Collection[str]) -> list[Path]:
+    """Draw the choices of the tested arm of each family with one of the comparisons that were `renewed`, against the
+    constants of its claims: `results/families/NAME.png`. Return the pictures."""
+    drawn = []
+    for file in sorted((results / "families").glob("*.json")):
+        family = read_family(file)
+        if not set(family.comparisons) & set(renewed):
+            continue
+        there = _kept(family, results)
+        against = dict.fromkeys(claim.against for claim in family.claims)
+        agents = {cell.arm: cell.agent for each in there.values() for cell in each.cells}
+        constants = [arm for arm in against if agents.get(arm) == "fixed"]
+        picture = file.with_suffix(".png")
+        short = {name.removeprefix(f"{file.stem}-"): each for name, each in there.items()}
+        if choices_of_instances(short, family.claims[0].arm, constants, picture):
+            drawn.append(picture)
+    return drawn
+
+
+def _kept(family: Family, results: Path) -> Mapping[str, ComparisonResult]:
+    """Return the comparisons of a family that are kept, by name."""
+    files = {each: results / "comparisons" / each / COMPARISON for each in family.comparisons}
+    return {each: read_comparison(file) for each, file in files.items() if file.is_file()}

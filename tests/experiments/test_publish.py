@@ -20,6 +20,7 @@ from astra_gym.experiments.reports.published_tables import (
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import Origin, write_results
+from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.helpers.sealed import resealed_yaml
 
@@ -168,7 +169,12 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
     kinds = ("accuracy", "primary", "others", "compute")
     readme.write_text("".join(f"<!-- table compared-{kind} small -->\nSTALE\n<!-- end -->\n" for kind in kinds))
     where = [f"--results={tmp_path / 'results'}", f"--readme={readme}"]
+    claims = [{"arm": "reinforce", "against": "random", "margin": 0.0}]
+    for name, members in {"ours": ["small", "later"], "others": ["other"]}.items():
+        family = {"comparisons": members, "seeds": 6, "claims": claims}
+        write_json(tmp_path / "results" / "families" / f"{name}.json", family)
     assert main([str(folder), *where]) == 0
+    assert [path.name for path in (tmp_path / "results" / "families").glob("*.png")] == ["ours.png"]
     kept = tmp_path / "results" / "comparisons" / "small"
     assert {"comparison.json", "report.html", "report.md", "figures"} == {path.name for path in kept.iterdir()}
     found = read_comparison(kept / "comparison.json")

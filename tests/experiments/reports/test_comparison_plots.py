@@ -14,6 +14,7 @@ from astra_gym.experiments.reports.comparison_plots import (
     accuracy_against_compute,
     choice_by_clean_loss,
     choice_over_training,
+    choices_of_instances,
     compute_points,
     curve_band,
     highlighted,
@@ -145,3 +146,15 @@ def test_arms_without_rewards_actions_or_learning_leave_nothing_to_draw(make_cel
 def test_arms_that_treat_all_views_alike_are_left_out(make_cell, tmp_path) -> None:
     alike = {"epsilon": [8.0] * 5, "steps": [5.0] * 5, "step_size": [2.0] * 5}
     assert not choice_by_clean_loss(comparison([make_cell(by_clean_loss=alike)]), tmp_path / "a.png")
+
+
+@pytest.mark.slow
+def test_the_choices_in_several_instances_stand_beside_the_constants(make_cell, tmp_path) -> None:
+    cells = [make_cell(arm, seed) for arm in ("reinforce", "fixed") for seed in (0, 1, 2)]
+    instances = {"small": comparison(cells), "a world with a long name": comparison(cells[1:])}
+    assert choices_of_instances(instances, "reinforce", ["fixed", "absent"], tmp_path / "a.png")
+    picture(tmp_path / "a.png")
+    assert not choices_of_instances(instances, "ppo", ["fixed"], tmp_path / "b.png")
+    without = comparison([make_cell(seed=seed, **curve([0.0, 1.0], [10, 20])) for seed in range(3)])
+    assert not choices_of_instances({"small": without}, "reinforce", [], tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
