@@ -13,6 +13,7 @@ from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.bisection import Bisection
 from astra_gym.agents.controllers import CONTROLLERS, Controller
 from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.escalation import EscalatingAgent, EscalationSettings
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings
@@ -187,6 +188,10 @@ def _accelerating(ask: AgentRequest) -> Agent:
     return AcceleratingAgent(ask.env, ask.listed, ask.settings(AccelerationSettings()), **ask.shared)
 
 
+def _escalating(ask: AgentRequest) -> Agent:
+    return EscalatingAgent(ask.env, ask.listed, ask.settings(EscalationSettings()), **ask.shared)
+
+
 def _friendly(ask: AgentRequest) -> Agent:
     common = ask.common
     return FriendlyAgent(ask.env, ask.listed, **common)
@@ -281,6 +286,12 @@ AGENTS: dict[str, AgentEntry] = {
         reports=AcceleratingAgent.needs,
         paper="Wang et al., 2021 (2103.03076), without labels",
     ),
+    "escalating": AgentEntry(
+        "one wide step at first; more and smaller steps once what attacks gain has collapsed",
+        _escalating,
+        learns=False,
+        paper="after Li et al., 2020 (2006.03089), without labels or held-out images",
+    ),
     "customized": AgentEntry(
         "a radius for each image, raised while its attacked view is still retrieved",
         _customized,
@@ -353,12 +364,12 @@ def make_agent(
         planned_plays: plays of the whole run.
         fixed_action: the action of "fixed" and "fixed-max", an element of the action space.
         schedule_actions: the actions of "schedule", one for each equal part of `planned_plays`; of "delayed", no attack
-            and the attack; of "accelerating", from few steps to many; of "customized", from small radii to large; of
-            "friendly", one.
+            and the attack; of "accelerating" and "escalating", from few steps to many; of "customized", from small to
+            large radii; of "friendly", one.
         updates_warmup: warm-up of "reinforce-paper", in updates.
         precision: of the network of "reinforce-paper" on a GPU, `fp32` or `bf16`.
         overrides: other settings: fields of `ReinforceSettings`, `BanditSettings`, `LinearSettings`, `DelaySettings`,
-            `AccelerationSettings`, `CustomizationSettings` or a controller's settings, or what
+            `AccelerationSettings`, `EscalationSettings`, `CustomizationSettings` or a controller's settings, or what
             `astra_gym.agents.sb3.algorithms.make_sb3` takes;
             the other controls have none.
 

@@ -12,6 +12,11 @@ FIRST_STEPS, MOST_STEPS = 2, 8
 """Steps with which the agent `accelerating` begins, and its usual cap (arXiv 2103.03076)."""
 
 
+WIDE_STEP = ConstantBudget(epsilon=24 / 255, step_size=32 / 255, steps=1)
+"""The attack with which the agent `escalating` begins where the world has it: the one constant for all instances in
+results/tuning/global-fixed.json."""
+
+
 def _scheduled(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -> list[ConstantBudget]:
     return [replace(own, epsilon=epsilon) for epsilon in chosen.schedule]
 
@@ -38,6 +43,19 @@ def _accelerating(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -
     return [replace(own, steps=steps) for steps in found]
 
 
+def _escalating(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -> list[ConstantBudget]:
+    ends = {"epsilon": sets.epsilons, "step_size": sets.step_sizes, "steps": [steps for steps in sets.steps if steps]}
+    wide = {name: min(max(getattr(WIDE_STEP, name), values[0]), values[-1]) for name, values in ends.items() if values}
+    own = replace(WIDE_STEP, **wide | chosen.budget)
+    found = [own]
+    for steps in sets.steps:
+        if steps >= 2 * found[-1].steps > 0:
+            # as far in all as the first attack goes
+            size = max(own.step_size * own.steps / steps, min(sets.step_sizes))
+            found.append(replace(own, steps=steps, step_size=size))
+    return found
+
+
 def _customized(chosen: AgentSection, own: ConstantBudget, sets: ActionSets) -> list[ConstantBudget]:
     found = [epsilon for epsilon in sets.epsilons if 0 < epsilon <= own.epsilon + 1e-9]
     if not found:
@@ -56,6 +74,7 @@ LISTS: Mapping[str, Callable[[AgentSection, ConstantBudget, ActionSets], list[Co
     "schedule": _scheduled,
     "delayed": _delayed,
     "accelerating": _accelerating,
+    "escalating": _escalating,
     "customized": _customized,
     "friendly": _friendly,
 }

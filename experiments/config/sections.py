@@ -23,7 +23,7 @@ PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "line
 EPSILONS = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
-BUDGETED = ("fixed", "schedule", "delayed", "accelerating", "customized", "friendly")
+BUDGETED = ("fixed", "schedule", "delayed", "accelerating", "escalating", "customized", "friendly")
 """Agents that take a given budget."""
 
 
@@ -42,11 +42,12 @@ class AgentSection:
             features, or what reinforce-paper fixes.
         actions: the action space; auto: the agent's usual one (fixed, schedule and the rules: one that can express
             their budgets exactly), or none for a method without an attack.
-        epsilon: radius of the agents `fixed`, `delayed`, `accelerating` and `friendly`, and largest radius of
-            `customized`: 8/255, not 8; by default the method's own.
-        step_size: step size of these agents and of `schedule`; by default the method's own.
-        steps: number of attack steps of these agents, the largest for `friendly` and `accelerating`; by default the
-            method's own (`accelerating`: 8).
+        epsilon: radius of the agents `fixed`, `delayed`, `accelerating`, `escalating` and `friendly`, and largest of
+            `customized`: 8/255, not 8; by default the method's own (`escalating`: 24/255, or the world's nearest).
+        step_size: step size of these agents and of `schedule`; by default the method's own (`escalating`: 32/255, or
+            the world's nearest).
+        steps: number of attack steps of these agents, the largest for `friendly` and `accelerating`, the least for
+            `escalating`; by default the method's own (`accelerating`: 8; `escalating`: the world's least from 1 on).
         schedule: radii of the agent `schedule`, one for each part of the training.
 
     Raises:

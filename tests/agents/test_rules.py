@@ -1,69 +1,27 @@
 """The rules that people use by hand: each against a sequence computed by hand, exact resume, refusals."""
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from astra_gym.agents import (
     AcceleratingAgent,
-    Agent,
     CustomizedAgent,
     DelayedAgent,
     FriendlyAgent,
-    StepResult,
     make_agent,
 )
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.torch_env import TorchBatchEnv, TorchViewEnv
 from astra_gym.envs.world_config import WorldSettings
+from tests.helpers.scripted_worlds import LISTED, Scripted, played
 from tests.helpers.states import same
 
-LISTED = [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
 TINY = {"batch_size": 4, "epochs": 6, "limit": 14, "test_limit": 20, "image_size": 8, "width": 2, "method": "acl"}
 """3 updates an epoch, 18 in all."""
-
-
-class Scripted:
-    """A world whose reports are written down: a row for each play."""
-
-    def __init__(self, known: Any, reports: Sequence[dict[str, Any]], places: Sequence[list[int]] = ()) -> None:
-        self.known, self.reports, self.all_places = known, reports, places
-        self.num_envs, self.device = known.num_envs, known.device
-        self.observation_space, self.action_space = known.observation_space, known.action_space
-        self.asked: set[str] = set()
-
-    def observe(self) -> Tensor:
-        return self.known.observe()
-
-    def request(self, *names: str) -> None:
-        self.asked |= set(names)
-
-    def places(self) -> Tensor:
-        return torch.tensor(self.all_places[self.known.plays])
-
-    def play(self, actions: Tensor) -> StepResult:
-        row = self.reports[self.known.plays]
-        return self.known.play(actions)._replace(
-            info={name: torch.tensor(value) if isinstance(value, list) else value for name, value in row.items()}
-        )
-
-
-def played(agent: Agent, plays: int) -> list[list[int]]:
-    """The index in the list of each sub-environment's action, in further plays."""
-    sent: list[list[int]] = []
-
-    def keep(local: dict[str, Any], _: Any) -> bool:
-        sent.append(local["actions"][:, 0].tolist())
-        return True
-
-    agent.learn(plays * agent.n_envs, callback=keep, reset_num_timesteps=False)
-    return sent
 
 
 def test_delayed_attacks_from_its_share_of_the_plays_on(world: Any) -> None:
@@ -178,6 +136,7 @@ def made(name: str, stop: str | None = None, **more: Any) -> tuple[TorchViewEnv,
     actions = {
         "delayed": [[1, 0, 1], [1, 2, 1]],
         "accelerating": [[1, 2, 1], [1, 3, 1]],
+        "escalating": [[1, 2, 1], [1, 3, 1]],
         "customized": [[k, 1, 0] for k in range(3)],
         "friendly": [[2, 3, 4]],
     }[name]
@@ -186,7 +145,7 @@ def made(name: str, stop: str | None = None, **more: Any) -> tuple[TorchViewEnv,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["delayed", "accelerating", "customized", "friendly"])
+@pytest.mark.parametrize("name", ["delayed", "accelerating", "escalating", "customized", "friendly"])
 def test_stopped_in_an_epoch_and_resumed_equals_straight(name: str, tmp_path: Path) -> None:
     env, straight = made(name)
     kept: dict[str, Any] = {}
@@ -244,6 +203,6 @@ def test_worlds_that_do_not_report_are_refused(world: Any, tmp_path: Path) -> No
         AcceleratingAgent.load(tmp_path / "agent", world(), device="cpu")
     with pytest.raises(ValueError, match="the list of customized has no actions"):
         CustomizedAgent(env, [])
-    for name in ("delayed", "accelerating", "customized", "friendly"):
+    for name in ("delayed", "accelerating", "escalating", "customized", "friendly"):
         with pytest.raises(ValueError, match=f"schedule_actions is None: agent '{name}' needs elements"):
             make_agent(name, env, seed=0, gamma=0.0, planned_plays=5)

@@ -55,7 +55,8 @@ WORLDS: dict[str, tuple[dict[str, Any], int]] = {
 """Worlds, and how often the host may wait in a step: for the actions, and for all that the step comes to; a look-ahead
 measures after the update once more, and an attack that may stop has up to 14 steps to ask before."""
 AGENT_WAITS = {
-    **dict.fromkeys(("fixed", "fixed-max", "schedule", "random", "delayed", "accelerating", "customized"), 2),
+    **dict.fromkeys(("fixed", "fixed-max", "schedule", "random", "delayed", "accelerating", "escalating"), 2),
+    "customized": 2,
     "reinforce": 3,
     "reinforce-paper": 5,
     "bandit": 5,

@@ -26,7 +26,10 @@ from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs, call, e
 
 NOT_TOGETHER = ("none", "view"), ("none", "batch"), ("customized", "batch")
 AGENTS_BY_ENV = [(name, env) for name in AGENTS for env in ("view", "batch") if (name, env) not in NOT_TOGETHER]
-OWN_FLAGS = {"delayed": ["--action_steps=[0,3,5]"], "accelerating": ["--agent_kwargs.period=0.3"]}
+OWN_FLAGS = {
+    "delayed": ["--action_steps=[0,3,5]"],
+    "accelerating": ["--agent_kwargs.period=0.3"],
+}
 """A world with clean views; a rule that climbs within a tiny run."""
 FEW_DRIVEN = {("fixed", "view"), ("random", "batch"), ("bandit", "batch"), ("a2c", "view"), ("sac", "batch")}
 FEW_DRIVEN |= {("accelerating", "batch"), ("customized", "view"), ("gp", "batch")}

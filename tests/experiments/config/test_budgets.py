@@ -37,6 +37,14 @@ def test_accelerating_climbs_from_2_steps_to_8_or_what_is_given() -> None:
         listed("accelerating", action_steps=(0, 1))
 
 
+def test_escalating_goes_as_far_in_more_steps_from_a_wide_step_that_the_world_has() -> None:
+    assert listed("escalating") == [(24, 1, 32), (24, 2, 16), (24, 4, 8), (24, 8, 4)]
+    assert listed("escalating", epsilon=8 / 255, steps=4, step_size=4 / 255) == [(8, 4, 4), (8, 8, 2)]
+    # ASTrA's sets begin at 3 steps, and end at 15/255 and steps of 5/255
+    assert listed("escalating", "digits-grid") == [(15, 3, 5), (15, 6, 2.5), (15, 12, 1.25)]
+    assert listed("escalating", "digits-grid", steps=7, step_size=1 / 255) == [(15, 7, 1), (15, 14, 1)]
+
+
 def test_customized_climbs_over_the_radii_up_to_its_cap() -> None:
     assert listed("customized") == [(4, 5, 2), (8, 5, 2)]
     radii = [radius for radius, _, _ in listed("customized", epsilon=24 / 255, steps=2, step_size=16 / 255)]
@@ -55,7 +63,7 @@ def test_friendly_plays_its_budget_in_a_world_that_stops() -> None:
 
 def test_actions_are_continuous_where_the_sets_lack_a_listed_budget() -> None:
     kinds = {agent: Settings.from_preset("digits-wide", agent=agent).agent.actions for agent in LISTS}
-    # 5 steps are not in the set; accelerating takes its steps from the set
-    assert kinds == dict.fromkeys(LISTS, "continuous") | {"accelerating": "factored"}
+    # 5 steps are not in the set; these take theirs from the sets
+    assert kinds == dict.fromkeys(LISTS, "continuous") | dict.fromkeys(("accelerating", "escalating"), "factored")
     more = {"epsilon": 8 / 255, "steps": 4, "step_size": 2 / 255}
     assert Settings.from_preset("digits-wide", agent="customized", **more).agent.actions == "factored"
