@@ -165,15 +165,18 @@ def test_the_comparisons_are_of_agents_that_there_are() -> None:
     assert flags.ablation in ABLATIONS and flags.agents == ("random", "fixed-max")
 
 
-def test_a_comparison_of_own_arms_is_as_their_searches_found() -> None:
-    [words] = [shlex.split(line)[2:] for line in COMPARED if "--arm " in line]
+@pytest.mark.parametrize(("name", "searched"), [("one-run", ["fixed-tuned", "fixed-global"]), ("long-run", [])])
+def test_a_comparison_of_own_arms_is_that_of_its_family_and_as_their_searches_found(
+    name: str, searched: list[str]
+) -> None:
+    [words] = [shlex.split(line)[2:] for line in COMPARED if "--arm " in line and f"comparisons/{name}" in line]
     parser = CommandParser("compare", compare_agents.CompareFlags, None, "")
     own, flags = parser.split(words, LEAVES)
     given = parser.read(own)
-    arms = base_arms([], ["astra"], [given.preset], given.arm, flags, 10, 10)
+    family = read_family(ROOT / "results" / "families" / f"{name}.json")
+    arms = base_arms([], ["astra"], [given.preset], given.arm, flags, given.seeds, given.primary_seeds)
     costs = search_costs([text.replace("=results", f"={ROOT}/results") for text in given.searched], arms)
-    assert [cost.arm for cost in costs] == ["fixed-tuned", "fixed-global"]
-    family = read_family(ROOT / "results" / "families" / "one-run.json")
+    assert [cost.arm for cost in costs] == searched and given.seeds == given.primary_seeds == family.seeds
     assert [f"{claim.arm}:{claim.against}" for claim in family.claims] == list(given.test)
     assert {claim.arm for claim in family.claims} | {claim.against for claim in family.claims} <= {
         a.label for a in arms
