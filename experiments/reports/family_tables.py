@@ -2,12 +2,15 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from statistics import fmean
 
-from astra_gym.experiments.comparison.cell_results import COMPARISON, ComparisonResult, read_comparison
+from astra_gym.experiments.comparison.cell_results import COMPARISON, Cell, ComparisonResult, read_comparison
 from astra_gym.experiments.comparison.families import Family, examined, read_family
+from astra_gym.experiments.plotting.run_plots import ACTION_SETS
 from astra_gym.experiments.reports.comparison_plots import choices_of_instances
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, interval_text, p_text
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
+from astra_gym.experiments.stats import deciding_place
 
 
 def family_table(results: Path, name: str) -> list[Block]:
@@ -61,3 +64,27 @@ def _kept(family: Family, results: Path) -> Mapping[str, ComparisonResult]:
     """Return the comparisons of a family that are kept, by name."""
     files = {each: results / "comparisons" / each / COMPARISON for each in family.comparisons}
     return {each: read_comparison(file) for each, file in files.items() if file.is_file()}
+
+
+def ends_table(results: Path, name: str) -> list[Block]:
+    """Return how runs of a family's first tested arm ended, by the attacks that they chose in the last part of their
+    training, and how they compare with the first claim's other arm."""
+    family = read_family(results / "families" / f"{name}.json")
+    claim, rows = family.claims[0], []
+    for instance, result in _kept(family, results).items():
+        place = deciding_place(result)
+        if place is None:
+            raise ValueError(f"no radius of the comparison {instance} decides: give its world a judge, --judge_epsilon")
+        others = {cell.seed: cell.accuracy(place) for cell in result.of(claim.against)}
+        ends: dict[str, list[Cell]] = {}
+        for cell in sorted(result.of(claim.arm), key=lambda cell: -cell.accuracy(place)):
+            chosen = (f"{cell.curve[kind][-1]:.0f}" for kind in ACTION_SETS)
+            ends.setdefault("{}/255, {} x {}/255".format(*chosen), []).append(cell)
+        for end, cells in ends.items():
+            reached = fmean(cell.accuracy(place) for cell in cells)
+            gains = [cell.accuracy(place) - others[cell.seed] for cell in cells if cell.seed in others]
+            gain = f"{fmean(gains):+z.1f}" if gains else MISSING
+            rows.append(entries(instance.removeprefix(f"{name}-"), end, str(len(cells)), f"{reached:.1f}", gain))
+    note = f"Points where each instance is judged, means over the runs of {claim.arm} that ended so."
+    columns = ["instance", "radius, steps x step size at the end", "runs", "points", f"minus {claim.against}"]
+    return [Table("", note, columns, rows, words=("radius, steps x step size at the end",))]
