@@ -164,7 +164,7 @@ class AttackStepVectorEnv(ViewsVectorEnv):
         check_number("the number of step_sizes", len(sizes), 1, whole=True)
         check_number("price", price)
         check_number("horizon", horizon, 1, whole=True)
-        engine = world_of(engine, seed, device, **world)
+        engine = world_of(type(self), engine, seed, device, world)
         if engine.settings.ranges != RangesSection() or engine.settings.attack.attack_stop is not None:
             raise ValueError(
                 "action_epsilons, action_steps, action_step_sizes and attack_stop have no effect here: give epsilon, "

@@ -52,7 +52,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         render_mode: str | None = None,
         **world: Any,
     ) -> None:
-        self.engine = world_of(engine, seed, device, **self.defaults | world)
+        self.engine = world_of(type(self), engine, seed, device, world, **self.defaults)
         self.torch_env = TorchBatchEnv(self.engine, actions, episode_steps, observation)
         self.observation_space = self.torch_env.observation_space
         self.action_space = self.torch_env.action_space

@@ -1,21 +1,39 @@
 """The world of an environment, and its training runs, one after the other, where they end."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from astra_gym.envs.api.arguments import check_arguments
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
+from astra_gym.ssl_core.settings.records import leaves
+from astra_gym.ssl_core.utils.messages import few
 from astra_gym.ssl_core.utils.rng import derive_seed
 
 
-def world_of(engine: AttackEngine | None, seed: int, device: str, **world: Any) -> AttackEngine:
-    """Return a world made elsewhere, or make one of these settings.
+def world_of(
+    kind: type, engine: AttackEngine | None, seed: int, device: str, world: Mapping[str, Any], **defaults: Any
+) -> AttackEngine:
+    """Return the world of an environment: one made elsewhere, or a new one of these settings.
+
+    Args:
+        kind: class of the environment.
+        engine: the world made elsewhere, or None.
+        seed, device: as `AttackEngine`.
+        world: settings that were given.
+        defaults: settings of the environment's class.
 
     Raises:
-        ValueError: if a setting is wrong.
+        ValueError: if a setting is unknown or wrong, or has no effect on a world made elsewhere.
     """
-    return AttackEngine(WorldSettings.given(**world), seed, device) if engine is None else engine
+    check_arguments(kind, world, [leaf.name for leaf in leaves(WorldSettings)])
+    if engine is None:
+        return AttackEngine(WorldSettings.given(**defaults | world), seed, device)
+    if world:
+        raise ValueError(f"{few(world)} and engine are given: a world made elsewhere has its settings already")
+    return engine
 
 
 class RunSequence:

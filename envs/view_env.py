@@ -50,7 +50,7 @@ class ViewAttackVectorEnv(ViewsVectorEnv):
     ) -> None:
         if max_episode_steps not in (None, 1):
             raise ValueError(f"max_episode_steps is {max_episode_steps}: every episode of a view is one step")
-        engine = world_of(engine, seed, device, **self.defaults | world)
+        engine = world_of(type(self), engine, seed, device, world, **self.defaults)
         self.torch_env = TorchViewEnv(engine, actions, observation)
         spaces = self.torch_env.observation_space, self.torch_env.action_space
         super().__init__(engine, num_envs, self.torch_env.num_envs, *spaces)

@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from astra_gym.envs.api.arguments import check_arguments
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.rendering.drawing import DRAWN, check_render_mode, warn_without_mode
 from astra_gym.envs.rendering.run_renderer import draw_run
@@ -179,9 +180,10 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         device: device of the target network.
         data_dir: folder of CIFAR-10; with it `train` and `test` hold its instances too.
         render_mode: `rgb_array` or None.
+        others: refused.
 
     Raises:
-        ValueError: if a name is unknown, or an instance cannot be made.
+        ValueError: if a name is unknown, or the images of an instance cannot be read.
 
     ## Version History
     * v0: first version.
@@ -197,7 +199,9 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         device: str = "cpu",
         data_dir: str | None = None,
         render_mode: str | None = None,
+        **others: Any,
     ) -> None:
+        check_arguments(type(self), others)
         for lever in levers:
             pick(lever, LEVERS, "lever")
         if not levers or [lever for lever in LEVERS if lever in levers] != list(levers):
@@ -213,8 +217,11 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         sizes += [len(FACTORS[lever]) for lever in levers if lever in FACTORS]
         self.action_space = spaces.MultiDiscrete(sizes)
         self.observation_space = spaces.Box(-BOUND, BOUND, (len(OBSERVED),), np.float32)
-        self._loaded: dict[DataSection, Split] = {}
-        self._splits: dict[str, Split] = {}
+        loaded: dict[DataSection, Split] = {}
+        for each in self.instances.values():
+            if (data := each.settings.data) not in loaded:
+                loaded[data] = data.load()
+        self._splits = {name: each.data(loaded[each.settings.data]) for name, each in self.instances.items()}
         self._episode: Episode | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -237,11 +244,6 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def _begin(self, name: str, seed: int) -> None:
         instance = self.instances[name]
-        if name not in self._splits:
-            data = instance.settings.data
-            if data not in self._loaded:
-                self._loaded[data] = data.load()
-            self._splits[name] = instance.data(self._loaded[data])
         engine = AttackEngine(instance.settings, seed, self.device, self._splits[name])
         self._episode = Episode(name, seed, engine)
 

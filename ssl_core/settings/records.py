@@ -127,12 +127,11 @@ class Composed:
         """Make the record from flat values by name; values that are left out have their defaults.
 
         Raises:
-            TypeError: if a name is unknown.
-            ValueError: as the sections do.
+            ValueError: if a name is unknown, and as the sections do.
         """
-        known = {leaf.name for leaf in leaves(cls)}
-        if strange := [name for name in values if name not in known]:
-            raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {strange[0]!r}")
+        known = {leaf.name: leaf for leaf in leaves(cls)}
+        for name in values:
+            pick(name, known, "setting")
         return composed(cls, values)
 
     def flat(self) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import astra_gym
 from astra_gym.envs.api.vec_env import Sb3VecEnv
 from astra_gym.envs.api.vector_checker import check_vector_env
+from astra_gym.envs.attack_step_env import AttackStepVectorEnv
+from astra_gym.envs.batch_env import BatchAttackEnv, BatchAttackEnvV1
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.training_run.instances import Instance
+from astra_gym.envs.view_env import ViewAttackVectorEnv, ViewAttackVectorEnvV1
 
 SINGLE = (astra_gym.BATCH_V0_ID, astra_gym.BATCH_ID, astra_gym.RUN_ID)
 VECTOR = (astra_gym.VIEW_V0_ID, astra_gym.VIEW_ID, astra_gym.STEP_ID)
@@ -48,6 +51,29 @@ OWN: dict[str, dict[str, Any]] = dict.fromkeys((*SINGLE, *VECTOR), WORLD | {"lim
 
 def test_the_ids_are_all_that_the_package_registers() -> None:
     assert {*SINGLE, *VECTOR} == {name for name in gym.registry if name.startswith("ASTrA/")}
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", [*SINGLE, *VECTOR])
+def test_an_unknown_name_is_refused_with_the_nearest(name: str) -> None:
+    pairs = {"zzz": "", **({"levels": "levers"} if name == astra_gym.RUN_ID else {"datset": "dataset"})}
+    # an argument of the environment itself, whichever class of its family names it
+    pairs |= {"device_": "device", "render": "render_mode"}
+    pairs |= {"num_env": "num_envs", "sed": "seed"} if name in VECTOR else {}
+    for wrong, right in pairs.items():
+        with pytest.raises(ValueError, match=f"unknown setting '{wrong}': choose from ") as raised:
+            gym.make_vec(name, **OWN[name], **{wrong: 1})
+        assert str(raised.value).endswith(f"; did you mean '{right}'?") if right else "mean" not in str(raised.value)
+        assert len(str(raised.value)) < 300
+
+
+def test_a_world_made_elsewhere_takes_no_settings() -> None:
+    engine = gym.make_vec(astra_gym.VIEW_ID, **OWN[astra_gym.VIEW_ID]).unwrapped.engine
+    for kind in (BatchAttackEnv, BatchAttackEnvV1, ViewAttackVectorEnv, ViewAttackVectorEnvV1, AttackStepVectorEnv):
+        with pytest.raises(ValueError, match="lr and engine are given: a world made elsewhere has its settings"):
+            kind(engine=engine, lr=0.1)
+        with pytest.raises(ValueError, match="unknown setting 'lrr'"):
+            kind(engine=engine, lrr=0.1)
 
 
 @pytest.mark.slow

@@ -86,6 +86,6 @@ def test_what_is_left_to_a_run_is_settled_in_a_world_alone() -> None:
     )
 
 
-def test_an_unknown_name_is_refused_as_by_any_function() -> None:
-    with pytest.raises(TypeError, match=r"WorldSettings.__init__\(\) got an unexpected keyword argument 'epoch'"):
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown setting 'epoch': choose from .* did you mean 'epochs'"):
         WorldSettings.of(epochs=3, epoch=3)

@@ -164,9 +164,10 @@ def test_a_data_set_is_loaded_once_for_all_its_instances(monkeypatch: pytest.Mon
     loads, load = list[DataSection](), DataSection.load
     monkeypatch.setattr(DataSection, "load", lambda data: loads.append(data) or load(data))
     env = make()
+    assert loads == [TINY["small"].settings.data]
     for name in (*TINY, *TINY):
         env.reset(seed=0, options={"instance": name})
-    assert loads == [TINY["small"].settings.data]
+    assert len(loads) == 1
 
 
 @pytest.mark.slow
@@ -196,6 +197,17 @@ def test_several_episodes_run_side_by_side_in_processes() -> None:
         envs.close()
     alone = [played(make(instances={"small": TINY["small"]}), chosen, seed, "small")[1:] for seed in (3, 4)]
     assert np.array(rewards).T.tolist() == pytest.approx(np.array([[step[1] for step in each] for each in alone]))
+
+
+def test_images_are_checked_before_the_first_episode(tmp_path: Path) -> None:
+    missing, reason = str(tmp_path / "missing"), "and it may not be downloaded: unpack the official"
+    for data_dir in (str(tmp_path), missing):
+        with pytest.raises(ValueError, match=f"cifar10: there is no .*, {reason}"):
+            gymnasium.make(astra_gym.RUN_ID, data_dir=data_dir)
+    with pytest.raises(ValueError, match="missing"):
+        make(instances={"own": Instance("train", 40, WORLD | {"dataset": "folder", "data_dir": missing})})
+    with pytest.raises(ValueError, match="data_dir is 3: expected a path"):
+        gymnasium.make(astra_gym.RUN_ID, data_dir=3)
 
 
 def test_bad_input_is_refused() -> None:

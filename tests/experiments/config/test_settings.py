@@ -311,7 +311,7 @@ def test_settings_are_sections_and_flat_values_at_once() -> None:
     assert settings.world == WorldSettings(**{name: getattr(settings, name) for name in WORLD})
     # records are cut short at their end: its last name is always the same
     assert [*settings.flat()][-1] == "progress" and sorted(settings.flat()) == sorted(LEAVES)
-    with pytest.raises(TypeError, match=r"Settings.__init__\(\) got an unexpected keyword argument 'epoch'"):
+    with pytest.raises(ValueError, match=r"unknown setting 'epoch': .*did you mean 'epochs'"):
         settings.replace(epoch=3)
 
 

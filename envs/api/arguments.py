@@ -1,0 +1,30 @@
+"""The names of an environment's arguments, for a helpful error."""
+
+from collections.abc import Collection, Iterable, Iterator
+from inspect import Parameter, signature
+
+from astra_gym.ssl_core.utils.registry import unknown
+
+
+def check_arguments(kind: type, others: Iterable[str], settings: Collection[str] = ()) -> None:
+    """Check the arguments that an environment's `__init__` does not name itself.
+
+    Args:
+        kind: class of the environment.
+        others: names of these arguments.
+        settings: names that are allowed besides.
+
+    Raises:
+        ValueError: if a name is unknown; it suggests the nearest one that is known.
+    """
+    for name in others:
+        if name not in settings:
+            raise unknown(name, [*dict.fromkeys(_own(kind)), *settings], "setting")
+
+
+def _own(kind: type) -> Iterator[str]:
+    """Yield the names of a class's arguments, and those of its bases that get what it does not name itself."""
+    for each in kind.__mro__[:-1]:
+        given = list(signature(each.__init__).parameters.values())[1:] if "__init__" in vars(each) else []
+        if Parameter.VAR_KEYWORD in {parameter.kind for parameter in given}:
+            yield from (parameter.name for parameter in given if parameter.kind is not Parameter.VAR_KEYWORD)
