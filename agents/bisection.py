@@ -11,6 +11,7 @@ from torch import Tensor
 from astra_gym.agents.base import Transition
 from astra_gym.agents.controls import Common, OnePlayAgent
 from astra_gym.agents.policies import choices
+from astra_gym.envs.api.spaces import part_names
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -22,7 +23,8 @@ class BisectionSettings:
         halvings: how often the range of each part of the action is halved, 1 or more.
         blocks: blocks of each half before one of them is chosen, 1 or more; if even, a straight trend of the rewards
             favors neither.
-        order: parts in the order in which they are halved, by their numbers from 0; null: as they come.
+        order: parts in the order in which they are halved, by name (epsilon, steps, step_size) or by number (0, 1 and 2
+            for these, as they stand in an action); parts that are left out are not halved; null: all, as they come.
         settle: whether the middle of what is left is played after the last halving, and predicted at any time, in place
             of draws from it.
 
@@ -32,7 +34,7 @@ class BisectionSettings:
 
     halvings: int = 1
     blocks: int = 2
-    order: tuple[int, ...] | None = None
+    order: tuple[int | str, ...] | None = None
     settle: bool = True
 
     def __post_init__(self) -> None:
@@ -73,16 +75,23 @@ class Bisection(OnePlayAgent):
         """By part, where its whole range ends: the number of members, or 1 for the width of a Box."""
         self.ranges = [[0.0, end] for end in self.ends]
         """By part: from the first member to the one behind the last, or shares of a Box's width."""
-        order = range(parts) if self.settings.order is None else self.settings.order
-        if not set(order) <= set(range(parts)) or len(set(order)) < len(order):
-            raise ValueError(f"order is {list(order)}: expected different numbers from 0 to {parts - 1}")
-        self.queue = list(order) * self.settings.halvings
+        self.queue = self._order(parts) * self.settings.halvings
         """The parts that are still to be halved; the first one is being compared."""
         self.earned: list[list[float]] = [[], []]
         """Rewards of the lower and of the upper half in this comparison."""
         self.first = self._coin()
         """The half that is played first, 0 or 1."""
         self._skip()
+
+    def _order(self, parts: int) -> list[int]:
+        """Return the numbers of the parts that are halved, in order."""
+        names = part_names(self.action_space, parts)
+        given = range(parts) if self.settings.order is None else self.settings.order
+        order = [names.index(part) if isinstance(part, str) and part in names else part for part in given]
+        if not set(order) <= set(range(parts)) or len(set(order)) < len(order):
+            named = f", or names among {', '.join(names)}" if names else ""
+            raise ValueError(f"order is {list(given)}: expected different numbers from 0 to {parts - 1}{named}")
+        return [int(part) for part in order]
 
     def _coin(self) -> int:
         return int(torch.randint(2, (), generator=self._streams["agent/controller"]))

@@ -82,6 +82,23 @@ class WorldSettings(Composed):
         self.views.check_given()
         self.method.check_given()
         self.network.check_given()
+        if self.reward.cost_target is not None and not is_own(self.method.method):
+            self._check_target(self.reward.cost_target)
+
+    def _check_target(self, target: float) -> None:
+        """Raise a ValueError if no attack has as many steps: the price would fall to 0, or rise for ever."""
+        method, steps = self.method.make(), self.ranges.sets.steps
+        # an attack that stops by itself may be shorter than what was chosen
+        low = 0 if self.attack.attack_stop is not None else steps[0]
+        if method.free or not method.attacks:
+            raise ValueError(
+                f"cost_target is {target:g}, but {self.method.method} has no attack of steps: leave it out"
+            )
+        if not low <= target <= steps[-1]:
+            raise ValueError(
+                f"cost_target is {target:g}, but attacks of this world have {low} to {steps[-1]} steps: give a number "
+                "of steps between these, or other --action_steps"
+            )
 
     def check_method(self) -> None:
         """Check that the method and its options fit each other and the settings.

@@ -10,6 +10,8 @@ Sets = Mapping[str, Sequence[float]]
 LISTED = 7
 """Sets of at most so many members are written out."""
 UNIT = 255
+ATTACK = ("epsilon", "steps", "step_size")
+"""The parts of an action that chooses an attack, in their order."""
 
 
 class Meaning:
@@ -56,6 +58,13 @@ def meaning(space: gymnasium.Space, sets: Sets) -> Any:
         made = MeantBox(box.low, box.high, dtype=box.dtype.type)
     made.sets = {name: tuple(members) for name, members in sets.items()}
     return made
+
+
+def part_names(space: gymnasium.Space, parts: int) -> tuple[str, ...]:
+    """Return the names of an action's parts, in their order: those of the space's meaning, or `ATTACK` for three parts;
+    empty if there are none."""
+    names = tuple(getattr(space, "sets", ATTACK))
+    return names if len(names) == parts else ()
 
 
 def _described(name: str, members: Sequence[float]) -> str:

@@ -33,7 +33,8 @@ class RewardSection:
         reward_mixed: weight of the mixed loss, which is subtracted (0).
         reward_cost: weight of the attack's cost in gradient steps, which is subtracted; 0: not computed.
         cost_target: mean attack steps a view to which the term cost drives the agent: its price rises while attacks are
-            longer, and falls while they are shorter; null: its price is 1.
+            longer, and falls while they are shorter; between the fewest and the most steps that actions choose among;
+            null: its price is 1.
         reward_lookahead: weight of how much the update lowered the attacked plus the clean loss of held-out views,
             which is added (`LookAhead`); 0: not computed, and nothing is held out.
         lookahead_images: training images held out for the term lookahead, 2 or more; they enter no training batch.

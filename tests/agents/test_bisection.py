@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from astra_gym.agents import StepResult, make_agent
 from astra_gym.agents.bisection import Bisection, BisectionSettings
+from astra_gym.envs.api.spaces import meaning
 
 BLOCK, VIEWS = 3, 64
 
@@ -101,6 +102,32 @@ def test_it_begins_with_the_ranges_of_another_run_and_halves_them_further() -> N
     assert second.ranges == [[0, 2], [6, 8]]
     with pytest.raises(RuntimeError, match=r"at most \[4.0, 8.0\] here"):
         Bisection(Halves(spaces.MultiDiscrete([4, 8]))).take_over({"learner": {"ranges": [[0, 5], [0, 8]]}})
+
+
+def test_parts_have_names_where_an_attack_is_chosen() -> None:
+    three, sets = spaces.MultiDiscrete([13, 12, 5]), {"steps": range(4), "epsilon": range(6)}
+    for space, order, queue in (
+        (three, ("steps", "epsilon"), [1, 0]),
+        (three, ("step_size", 0), [2, 0]),
+        (spaces.Box(-1, 1, (3,), np.float32), ("steps",), [1]),
+        # the space itself says what its parts are
+        (meaning(spaces.MultiDiscrete([4, 6]), sets), ("epsilon", "steps"), [1, 0]),
+    ):
+        agent = make_agent("bisection", Halves(space), seed=0, gamma=0.0, planned_plays=9, overrides={"order": order})
+        assert agent.queue == queue and agent.settings.order == order
+    wrong = {
+        (
+            "steps",
+            1,
+        ): r"order is \['steps', 1\]: expected different numbers from 0 to 2, or names among epsilon, steps, step",
+        ("size",): "or names among epsilon, steps, step_size",
+        "steps": "order of the agent 'bisection' is 'steps': expected a list",
+    }
+    for given, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            make_agent("bisection", Halves(three), seed=0, gamma=0.0, planned_plays=9, overrides={"order": given})
+    with pytest.raises(ValueError, match=r"order is \['steps'\]: expected different numbers from 0 to 0$"):
+        Bisection(Halves(spaces.Discrete(780)), BisectionSettings(order=("steps",)))
 
 
 def test_wrong_settings_are_refused() -> None:

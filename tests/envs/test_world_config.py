@@ -86,6 +86,25 @@ def test_what_is_left_to_a_run_is_settled_in_a_world_alone() -> None:
     )
 
 
+def test_a_target_of_steps_that_no_attack_has_is_refused() -> None:
+    priced, stops = {"reward_cost": 0.1}, {"attack_stop": "retrieval", "method": "acl"}
+    ranges = {"action_steps": (0, 4, 6)}
+    for given in ({"cost_target": 3}, {"cost_target": 14}, {"cost_target": 0.5} | ranges, {"cost_target": 1} | stops):
+        assert WorldSettings.given(**priced, **given).reward.cost_target == given["cost_target"]
+    for given, message in (
+        ({"cost_target": 14.5}, "cost_target is 14.5, but attacks of this world have 3 to 14 steps: give a number"),
+        ({"cost_target": 2.9}, "cost_target is 2.9, but attacks of this world have 3 to 14 steps"),
+        ({"cost_target": 7} | ranges, "cost_target is 7, but attacks of this world have 0 to 6 steps"),
+        ({"cost_target": 15} | stops, "have 0 to 14 steps"),
+        ({"cost_target": 3, "method": "cf-amc-ssl"}, "cf-amc-ssl has no attack of steps: leave it out"),
+        ({"cost_target": 3, "method": "simclr"}, "simclr has no attack of steps: leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            WorldSettings.given(**priced, **given)
+        # the record of an earlier run is still read
+        assert WorldSettings.of(**priced, **given).reward.cost_target == given["cost_target"]
+
+
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown setting 'epoch': choose from .* did you mean 'epochs'"):
         WorldSettings.of(epochs=3, epoch=3)
