@@ -91,9 +91,7 @@ class WorldSettings(Composed):
         # an attack that stops by itself may be shorter than what was chosen
         low = 0 if self.attack.attack_stop is not None else steps[0]
         if method.free or not method.attacks:
-            raise ValueError(
-                f"cost_target is {target:g}, but {self.method.method} has no attack of steps: leave it out"
-            )
+            raise ValueError(f"cost_target is {target:g}, but {self.method.method} has no attack steps: leave it out")
         if not low <= target <= steps[-1]:
             raise ValueError(
                 f"cost_target is {target:g}, but attacks of this world have {low} to {steps[-1]} steps: give a number "

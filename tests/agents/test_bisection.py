@@ -119,7 +119,7 @@ def test_parts_have_names_where_an_attack_is_chosen() -> None:
         (
             "steps",
             1,
-        ): r"order is \['steps', 1\]: expected different numbers from 0 to 2, or names among epsilon, steps, step",
+        ): r"order is \['steps', 1\]: expected different numbers from 0 to 2, or names among epsilon",
         ("size",): "or names among epsilon, steps, step_size",
         "steps": "order of the agent 'bisection' is 'steps': expected a list",
     }

@@ -96,8 +96,8 @@ def test_a_target_of_steps_that_no_attack_has_is_refused() -> None:
         ({"cost_target": 2.9}, "cost_target is 2.9, but attacks of this world have 3 to 14 steps"),
         ({"cost_target": 7} | ranges, "cost_target is 7, but attacks of this world have 0 to 6 steps"),
         ({"cost_target": 15} | stops, "have 0 to 14 steps"),
-        ({"cost_target": 3, "method": "cf-amc-ssl"}, "cf-amc-ssl has no attack of steps: leave it out"),
-        ({"cost_target": 3, "method": "simclr"}, "simclr has no attack of steps: leave it out"),
+        ({"cost_target": 3, "method": "cf-amc-ssl"}, "cf-amc-ssl has no attack steps: leave it out"),
+        ({"cost_target": 3, "method": "simclr"}, "simclr has no attack steps: leave it out"),
     ):
         with pytest.raises(ValueError, match=message):
             WorldSettings.given(**priced, **given)
