@@ -207,7 +207,7 @@ class Rewards:
             restarted: names of the random streams that could not be continued.
 
         Raises:
-            ValueError: if the state is of a world with other terms, or of other data.
+            ValueError: if the state is of a world with other terms, of another version of a term, or of other data.
         """
         ours = self.state_dict()
         if state.keys() != ours.keys():
@@ -217,4 +217,10 @@ class Rewards:
             )
         for name, term in self.terms.items():
             if name in state:
-                term.load_state_dict(state[name], restarted)
+                try:
+                    term.load_state_dict(state[name], restarted)
+                except KeyError as error:
+                    raise ValueError(
+                        f"the state of the reward term {shown(name)} has no {error}: another version of the term wrote "
+                        "it; resume with that version, or begin anew"
+                    ) from error

@@ -36,7 +36,7 @@ from astra_gym.ssl_core.models.checkpoint import (
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.finite import NonFiniteError, not_finite
-from astra_gym.ssl_core.utils.messages import few
+from astra_gym.ssl_core.utils.messages import brief, few
 from astra_gym.ssl_core.utils.rng import Streams
 
 DISCOUNT = {"view": 0.0, "batch": 0.9}
@@ -270,10 +270,10 @@ class Run:
             before = {"compile_blocks": False} | payload["circumstances"]
         except Exception as error:  # a state that was edited fails in many ways, a user's agent in any
             # torch lists every tensor that differs, one per line; the first few words are enough
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise CheckpointError(
-                f"{folder.checkpoints / 'last.pt'} does not fit config.yaml ({reason} ...): one of the two was edited, "
-                "restore it from a copy"
+                f"{folder.checkpoints / 'last.pt'} does not fit config.yaml ({kind}{brief(error, 160)}): one of the "
+                "two was edited, restore it from a copy"
             ) from error
         if payload.get("post_processed"):
             self.processed = load_network(folder.path, self.engine.device, checks_images=False)[0]

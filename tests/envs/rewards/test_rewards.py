@@ -334,6 +334,22 @@ def test_from_another_random_start_the_kept_losses_are_not_compared(tiny) -> Non
     assert other.rewards.state_dict()["lookahead"]["before"] is None
 
 
+def test_a_state_of_another_version_of_a_term_is_refused(tiny) -> None:
+    judged = {"judge_epsilon": 8 / 255, "judge_images": 4, "judge_batch": 4}
+    exams = {"reward_judge": 1.0, "reward_alignment": 1.0, **judged}
+    paid = {"reward_cost": 0.1, "cost_target": 4, "reward_progress": 1.0, **LOOKAHEAD}
+    for more in (exams, paid):
+        engine = world(tiny, **more)
+        engine.play(BUDGET)
+        saved = engine.state_dict()["rewards"]
+        assert saved.keys() == engine.rewards.terms.keys() and all(saved.values())
+        for name, kept in saved.items():
+            for key in kept:
+                lacks = {**saved, name: {other: value for other, value in kept.items() if other != key}}
+                with pytest.raises(ValueError, match=f"the state of the reward term '{name}' has no '{key}': another"):
+                    engine.rewards.load_state_dict(lacks)
+
+
 def test_a_state_of_other_terms_or_other_data_is_refused(tiny) -> None:
     plain, paid = world(tiny), world(tiny, **ALL)
     with pytest.raises(ValueError, match="remember nothing, this run's lookahead, progress: resume with the same"):
