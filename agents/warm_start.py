@@ -11,7 +11,7 @@ from astra_gym.agents.base import Agent
 from astra_gym.agents.controls import OnePlayAgent
 from astra_gym.agents.reinforce import REINFORCE
 from astra_gym.agents.sb3.agent import Sb3Agent
-from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
+from astra_gym.ssl_core.models.checkpoint import CheckpointError, checkpoint_at, load_checkpoint
 from astra_gym.ssl_core.utils.messages import brief, shown
 
 SHAPES = r"copying a param with shape torch\.Size\((.*?)\) from .*? torch\.Size\((.*?)\)"
@@ -64,7 +64,7 @@ def start_from(agent: Agent | Sb3Agent, run: str | Path) -> None:
     if not isinstance(found, OnePlayAgent | REINFORCE | Sb3Agent):
         raise ValueError(f"agent_from: the agent {shown(found.kind)} learns nothing, leave it out")
     try:
-        state = load_checkpoint(Path(run) / "checkpoints" / "last.pt", "run")["agent"]
+        state = load_checkpoint(checkpoint_at(Path(run)), "run")["agent"]
     except CheckpointError as error:
         raise ValueError(f"agent_from: {error}") from error
     if state["kind"] == FrozenAgent.kind:

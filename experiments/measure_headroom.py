@@ -44,7 +44,7 @@ from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
-from astra_gym.ssl_core.utils.messages import said
+from astra_gym.ssl_core.utils.messages import amount, said
 
 SHOWN_ELSEWHERE = ("--list", "--print_config", "--help")
 SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--device", "--precision", *SHOWN_ELSEWHERE)
@@ -137,7 +137,7 @@ def _measure(given: HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
     with held(output):
         file = HeadroomFile(output, world, what)
         left = [pair for pair in asked if pair[1] not in file.repeats.get(pair[0], {})]
-        print(f"{len(asked)} repeats, {len(left)} left, {jobs} at once, into {output}", flush=True)
+        print(f"{amount(len(asked), 'repeat')}, {len(left)} left, {jobs} at once, into {output}", flush=True)
         with pooled(jobs) as pool:
             for kind, seed, (repeat, seconds) in try_all(partial(_timed, world), left, pool):
                 file.add(kind, seed, repeat, seconds)

@@ -35,7 +35,7 @@ from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
 from astra_gym.ssl_core.safety.disk import is_full
 from astra_gym.ssl_core.utils.finite import NonFiniteError
-from astra_gym.ssl_core.utils.messages import said
+from astra_gym.ssl_core.utils.messages import amount, said
 from astra_gym.ssl_core.utils.stopping import status_of
 
 
@@ -144,7 +144,7 @@ def _headline(run: Run, folder: RunFolder) -> str:
     left, passes = engine.planned_updates - engine.step, settings.optimizer.passes
     chunks = settings.optimizer.update_chunks
     how = f" in {chunks} chunks each (ghost batch norm)" if chunks > 1 else ""
-    work = f"{left} of {engine.planned_updates} updates"
+    work = f"{left} of {amount(engine.planned_updates, 'update')}"
     if passes is not None:
         work = f"updates for {passes - (engine.plan.spent(engine.step) or 0):g} of {passes:g} passes"
     return (
@@ -169,7 +169,7 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
             peak = peak_memory(run.engine.device)
             for sentence in folder.note_training(first, run.engine.step, seconds, shares, peak):
                 _warn(f"{folder.path}/{sentence}; a report marks this")
-            facts = [f"trained {run.engine.step - first} updates in {seconds:.0f} s", *described(peak)]
+            facts = [f"trained {amount(run.engine.step - first, 'update')} in {seconds:.0f} s", *described(peak)]
             progress.note(", ".join(facts))
 
     try:

@@ -57,7 +57,7 @@ from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.messages import said
+from astra_gym.ssl_core.utils.messages import amount, few, said
 
 KINDS = {
     "fixed": "radius, steps and step size of the agent fixed",
@@ -123,7 +123,9 @@ class TuneFlags:
                 f"--tune {' '.join(self.tune)}: expected fixed, curve, schedule, arms, lr, strength, or lr strength"
             )
         if len(self.arm) < 2 if self.arms else self.arm:
-            raise ValueError(f"{len(self.arm)} --arm: expected two or more with --tune arms, and none without")
+            given = few(each.partition("=")[0] for each in self.arm) or "no arm"
+            wanted = "compares two or more, give --arm 'LABEL=FLAGS' for each" if self.arms else "takes none"
+            raise ValueError(f"--arm names {given}: --tune {' '.join(self.tune)} {wanted}")
         several = self.tune == ("fixed",) or self.arms
         if self.worlds and (not several or len(set(self.worlds)) < max(2, len(self.worlds))):
             raise ValueError(
@@ -245,7 +247,8 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
     """Make the trials that the file lacks, and return the best candidate."""
     whole, passes = trials(file.rungs), file.what["passes"]
     candidates = list(file.candidates.values())
-    print(f"{len(candidates)} candidates, {whole} trials of {passes:.0f} passes, {jobs} at once, into {file.path}")
+    searched = f"{amount(len(candidates), 'candidate')}, {amount(whole, 'trial')}"
+    print(f"{searched} of {passes:.0f} passes, {jobs} at once, into {file.path}")
 
     def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
         left = [pair for pair in asked if pair not in file.trials]
@@ -256,7 +259,8 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
             of = f" of {whole}" if made <= whole else ""
             print(
                 f"{made}{of}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
-                f"{trial.found.SA:.1f} %, RA {trial.found.RA:.1f} %, {trial.updates} updates, {trial.seconds:.0f} s",
+                f"{trial.found.SA:.1f} %, RA {trial.found.RA:.1f} %, {amount(trial.updates, 'update')}, "
+                f"{trial.seconds:.0f} s",
                 flush=True,
             )
         return file.scores
@@ -267,7 +271,8 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
     seeds = file.rungs[-1].seeds
     mean = sum(file.scores[best, seed] for seed in range(seeds)) / seeds
     spent = sum(trial.passes for trial in file.trials.values())
-    print(f"best: {label(best)} (score {mean:.3f} over {seeds} seeds), found with {spent:.0f} passes; {file.path}")
+    found = f"score {mean:.3f} over {amount(seeds, 'seed')}"
+    print(f"best: {label(best)} ({found}), found with {spent:.0f} passes; {file.path}")
     return best
 
 

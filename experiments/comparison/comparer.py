@@ -31,7 +31,7 @@ from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.memory import available
-from astra_gym.ssl_core.utils.messages import short, shown
+from astra_gym.ssl_core.utils.messages import amount, short, shown
 from astra_gym.ssl_core.utils.paths import check_folder
 from astra_gym.ssl_core.utils.stopping import status_of
 
@@ -100,7 +100,8 @@ class Comparer:
 
     def _greet(self) -> None:
         begun = [name for name in self.folder.adopted if name not in self.progress.finished]
-        cells = f"{self.progress.planned} cells ({len(self.plan.arms)} arms), {len(self.progress.finished)} finished"
+        planned, finished = amount(self.progress.planned, "cell"), len(self.progress.finished)
+        cells = f"{planned} ({amount(len(self.plan.arms), 'arm')}), {finished} finished"
         self.display.note(f"{cells}, {self.jobs} at once, into {self.folder.path}")
         for sentence in self.folder.damage:
             self.display.note(f"note: {short(sentence)}")
@@ -217,7 +218,8 @@ class Comparer:
             if arm.label not in chosen or arm.agent == "none" or name in known:
                 continue
             if name in made:
-                self.display.note(f"{name}: {made[name].settings['epochs']} epochs")
+                epochs = made[name].settings["epochs"]
+                self.display.note(f"{name}: {amount(epochs, 'epoch')}")
             else:
                 self.display.note(f"{arm.name} spends as many attack steps as any arm: no {name}")
         if added:

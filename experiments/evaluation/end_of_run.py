@@ -28,6 +28,7 @@ from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.files import write_json
 from astra_gym.ssl_core.utils.hashing import digest
+from astra_gym.ssl_core.utils.messages import amount
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -70,7 +71,7 @@ def standard_linear_finetuning(
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
     for name, (encoder, path) in encoders.items():
-        note(f"linear probe on {name}, then PGD-20 at {len(epsilons)} epsilons")
+        note(f"linear probe on {name}, then PGD-20 at {amount(len(epsilons), 'epsilon')}")
         classifier = train_probe(
             encoder,
             path,

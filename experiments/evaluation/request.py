@@ -21,6 +21,7 @@ from astra_gym.ssl_core.evaluation.attack_suite import Attack
 from astra_gym.ssl_core.evaluation.corruptions import load_photographs
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.models.foreign import FORMATS
+from astra_gym.ssl_core.utils.messages import plural
 from astra_gym.ssl_core.utils.paths import check_folder
 
 EPSILONS = (4 / 255, 8 / 255, 12 / 255, 16 / 255)
@@ -191,7 +192,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
         (chosen(given.data.test_limit, limits.test_limit if limits else None), split.test, sizes[1], "test"),
     ):
         if limit is not None and len(part) != full:
-            deviations.append(f"{len(part):,} {what} images only")
+            deviations.append(f"{len(part):,} {what} {plural('image', len(part))} only")
     if classes is not None and spec.sizes is not None:
         deviations.append(f"{len(split.train.classes)} listed classes only")
     if spec.image_size is not None and size not in (None, spec.image_size):

@@ -35,7 +35,12 @@ class EvaluatedEncoder(NamedTuple):
 
 
 def evaluate_one(
-    given: EvaluationFlags, console: Console, device: torch.device, begin: Begin, dataset: str | None = None
+    given: EvaluationFlags,
+    console: Console,
+    device: torch.device,
+    begin: Begin,
+    dataset: str | None = None,
+    subject: Subject | None = None,
 ) -> EvaluatedEncoder:
     """Evaluate the encoder of a command line.
 
@@ -45,11 +50,12 @@ def evaluate_one(
         device: device of the evaluation.
         begin: called with the evaluation's folder, before anything is written.
         dataset: name of the data set of the encoders before it, None if it is the first.
+        subject: the encoder, if it is loaded already.
 
     Raises:
         ValueError, CheckpointError: if the encoder, the data or the folder cannot be used, or the data set is another.
     """
-    subject = subject_of(given, device)
+    subject = subject_of(given, device) if subject is None else subject
     plan = plan_of(given)
     with Decoding(kind=given.work.progress, console=console) as decoding:
         data = data_of(given, subject, decoding)
@@ -80,11 +86,9 @@ def evaluate_several(
     """
     folders: dict[Path, Path] = {}
     found: list[EvaluatedEncoder] = []
-    each = {path: _alone(given, path) for path in given.source.encoders}
-    for alone in each.values():
-        # the last one's wrong name must not show after hours
-        subject_of(alone, device)
-    for path, alone in each.items():
+    # all are opened first: the last one's wrong name must not show after hours
+    each = [(path, alone := _alone(given, path), subject_of(alone, device)) for path in given.source.encoders]
+    for path, alone, subject in each:
 
         def begin_own(folder: Path, path: Path = path) -> None:
             if (other := folders.setdefault(folder.resolve(), path)) != path:
@@ -92,7 +96,7 @@ def evaluate_several(
             begin(folder)
 
         dataset = found[0].facts["data"]["name"] if found else None
-        one = evaluate_one(alone, console, device, begin_own, dataset)
+        one = evaluate_one(alone, console, device, begin_own, dataset, subject)
         one.store.conclude(one.rows, one.facts | {"command": command})
         found.append(one)
     labels = names([one.subject for one in found], given.source.encoders)

@@ -38,6 +38,7 @@ from astra_gym.experiments.reports.settings_tables import reward_table, settings
 from astra_gym.experiments.runs.logs import damaged_events
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import Place, arms_of, deciding_place
+from astra_gym.ssl_core.utils.messages import amount
 from astra_gym.ssl_core.utils.paths import check_folder, path_component
 
 
@@ -141,7 +142,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
         apart = " (arms at equal compute apart)" if base.arms != part.arms else ""
         seeds = sorted({len(part.of(arm)) for arm in part.arms})
         each = " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0}))
-        many = f"{_count(len(part.arms), 'arm')}, {_count(len(part.cells), 'run')} (seeds per arm: {each})"
+        many = f"{amount(len(part.arms), 'arm')}, {amount(len(part.cells), 'run')} (seeds per arm: {each})"
         sentences.append(f"{many}, method {cell.method}, preset {cell.preset}.")
         if len(base.arms) == 1:
             shared = sorted(set.intersection(*(set(other.outcomes) for other in base.cells)))
@@ -161,7 +162,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
         total = len(comparison.cells) + len(comparison.unfinished)
         sentences.append(f"{len(comparison.unfinished)} of {total} runs are unfinished: the figures may change.")
     if damaged := sum(bool(cell.damage) for cell in comparison.cells):
-        sentences.append(f"The logs of {_count(damaged, 'run')} are damaged, see {DAMAGED}.")
+        sentences.append(f"The logs of {amount(damaged, 'run')} are damaged, see {DAMAGED}.")
     return sentences
 
 
@@ -173,9 +174,9 @@ def _primary_sentences(comparison: ComparisonResult) -> list[str]:
     shown = sum(one.standing in ("better", "worse") for one in decided)
     several = len(parts(comparison)) > 1
     lacking = [arm for arm in arms_of(comparison.tests) if arm not in comparison.arms]
-    missing = [f"The tests lack {_count(len(lacking), 'arm')}: {', '.join(lacking)}."] if lacking else []
+    missing = [f"The tests lack {amount(len(lacking), 'arm')}: {', '.join(lacking)}."] if lacking else []
     return [
-        f"Of the {_count(len(decided), 'primary comparison')}, {shown or 'none'} {_is(shown)} shown.",
+        f"Of the {amount(len(decided), 'primary comparison')}, {shown or 'none'} {_is(shown)} shown.",
         *(_primary_sentence(one, f", {one.part}" if several else "") for one in decided),
         *missing,
     ]
@@ -183,7 +184,7 @@ def _primary_sentences(comparison: ComparisonResult) -> list[str]:
 
 def _primary_sentence(one: Primary, part: str) -> str:
     measured = f"{points_text(one.found)} points, {at(one.place)}{part}"
-    facts = f"{measured}, {one.found.seeds} seeds"
+    facts = f"{measured}, {amount(one.found.seeds, 'seed')}"
     match one.standing:
         case "better" | "worse":
             return f"{one.first} is {one.verdict} than {one.second} ({facts}, p {p_text(one.p)} after Holm)."
@@ -193,10 +194,6 @@ def _primary_sentence(one: Primary, part: str) -> str:
             return f"Not shown, either way: {one.first} against {one.second} ({facts})."
         case _:
             return f"{one.first} against {one.second} {one.verdict} ({measured})."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _is(number: int) -> str:

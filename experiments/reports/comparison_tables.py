@@ -29,6 +29,7 @@ from astra_gym.experiments.stats import (
     pareto,
 )
 from astra_gym.ssl_core.evaluation.results import radius_text
+from astra_gym.ssl_core.utils.messages import amount
 
 DECIDING_RA = "RA at the deciding epsilon"
 PART = "method, preset"
@@ -211,7 +212,7 @@ class Primary(NamedTuple):
         return {
             "secondary": "secondary, no verdict",
             "unfinished": f"{seeds} of {self.planned} seeds so far",
-            "undecidable": f"cannot be decided with {seeds} seed{'s' * (seeds != 1)}, needs {self.needed}",
+            "undecidable": f"cannot be decided with {amount(seeds, 'seed')}, needs {self.needed}",
         }.get(self.standing, self.standing)
 
 

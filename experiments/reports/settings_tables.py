@@ -18,6 +18,7 @@ from astra_gym.experiments.reports.comparison_tables import (
 )
 from astra_gym.experiments.reports.document import MISSING, Table, entries
 from astra_gym.ssl_core.evaluation.results import radius_text
+from astra_gym.ssl_core.utils.messages import amount
 
 
 def _named(cell: Cell, names: Sequence[str]) -> str:
@@ -84,8 +85,8 @@ def _other_orders(comparison: ComparisonResult) -> str:
         groups: dict[str, dict[str, None]] = {}
         for cell in part.cells:
             kept = cell.settings.get("lookahead_images") if cell.settings.get("reward_lookahead") and cell.views else 0
-            held_out = f" with {kept} images held out" if kept else ""
-            groups.setdefault(f"{cell.updates} updates{held_out}", {})[cell.arm] = None
+            held_out = f" with {amount(kept, 'image')} held out" if kept else ""
+            groups.setdefault(f"{amount(cell.updates, 'update')}{held_out}", {})[cell.arm] = None
         if len(groups) > 1:
             listed = "; ".join(f"{words}: {', '.join(arms)}" for words, arms in groups.items())
             sentences += (

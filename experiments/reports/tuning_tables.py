@@ -6,6 +6,7 @@ from pathlib import Path
 
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
 from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.utils.messages import amount
 
 
 def tuned_table(results: Path, world: str) -> list[Block]:
@@ -48,7 +49,7 @@ def curve_table(results: Path, world: str) -> list[Block]:
         for epsilon in sorted({epsilon for epsilon, _ in scores})
     ]
     note = "Mean score of three seeds on validation images, at equal passes: fewer steps have more updates."
-    return [Table("", note, ["epsilon", *(f"{each} step{'s' * (each != 1)}" for each in steps)], rows)]
+    return [Table("", note, ["epsilon", *(amount(each, "step") for each in steps)], rows)]
 
 
 def arms_table(results: Path, name: str) -> list[Block]:

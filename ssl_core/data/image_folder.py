@@ -122,7 +122,8 @@ def _why_unlabelled(tree: ImageTree) -> str:
     if tree.root not in tree.folders:
         return f"all images lie in one folder ({named(tops)})"
     outside = [path for path in tree.paths if path.parent == tree.root]
-    return f"{len(outside):,} images lie in no class folder ({named((path.name for path in outside), '')})"
+    where = "image lies" if len(outside) == 1 else "images lie"
+    return f"{len(outside):,} {where} in no class folder ({named((path.name for path in outside), '')})"
 
 
 def _class_name(path: Path, root: Path) -> str | None:

@@ -108,6 +108,26 @@ def describe_network(network: TargetNetwork) -> dict[str, Any]:
     return {"arguments": dict(network.arguments), "state": network.state_dict()}
 
 
+def checkpoint_at(path: Path) -> Path:
+    """Return the file that a path names: itself, or the last checkpoint of a run's folder.
+
+    Raises:
+        CheckpointError: if it is a folder, but no run's.
+    """
+    if not os.path.isdir(path):
+        return path
+    file = path / "checkpoints" / "last.pt"
+    try:
+        file.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is a folder without checkpoints/last.pt, so not a run's: give the folder of a run, or a file"
+        ) from error
+    except OSError:
+        pass  # whoever reads it says why it cannot be read
+    return file
+
+
 def load_network(
     path: str | Path, device: torch.device | str = "cpu", *, checks_images: bool = True
 ) -> tuple[TargetNetwork, str]:
@@ -126,7 +146,7 @@ def load_network(
         ValueError: if there is no such device.
     """
     path, device = expanded(path), usable_device(device)
-    file = path / "checkpoints" / "last.pt" if os.path.isdir(path) else path
+    file = checkpoint_at(path)
     payload = load_checkpoint(file, ("run", "encoder"))
     if "network" not in payload and "state_dict" in payload:
         raise CheckpointError(f"{path}: an exported encoder, in another layout: read it as --format torchvision")

@@ -17,7 +17,7 @@ from astra_gym.ssl_core.models.backbones.resnet import STEMS
 from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK, resnet_arch, vit_arguments
 from astra_gym.ssl_core.models.export import DUAL_NORM, TIMM_VIT, TORCHVISION, Layout, foreign_names
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD, TargetNetwork
-from astra_gym.ssl_core.models.weights.state_file import read_state
+from astra_gym.ssl_core.models.weights.state_file import read_content, read_state
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.messages import few, shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -79,6 +79,7 @@ def load_foreign(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: torch.device | str = "cpu",
+    content: Any = None,
 ) -> Foreign:
     """Load a state dict, or a dict that holds one, without running code from the file.
 
@@ -101,6 +102,7 @@ def load_foreign(
         mean, std: input normalization per channel, for pixels in [0, 1]; needed if neither the file nor the format
             gives it (torchvision and timm: ImageNet's, if the stem is ImageNet's; a vision transformer has no usual).
         device: device for the network. The network refuses images that are not float32 (n, 3, h, w) in [0, 1].
+        content: what `read_content` has read from the file; None: it is read.
 
     Raises:
         ValueError: if the file is missing, needs code to be loaded, holds no such network or a variant of one, or has
@@ -109,7 +111,8 @@ def load_foreign(
     """
     pick(format, FORMATS, "format")
     notes: list[str] = []
-    state, said = read_state(Path(path), notes)
+    content = read_content(Path(path)) if content is None else content
+    state, said = read_state(Path(path), content, notes)
     if format == "timm" and VIT_MARK in state:
         if stem is not None:
             raise ValueError(f"stem is {shown(stem)}, but the file's network is a vision transformer: leave it out")

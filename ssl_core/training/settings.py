@@ -12,7 +12,7 @@ from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.training.coreset import SELECTIONS, CoresetSettings
 from astra_gym.ssl_core.training.optim import OPTIMIZERS, PEAK_LR, warmup_cosine, warmup_cosine_by_epoch
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.messages import amount, shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
@@ -158,8 +158,8 @@ class CoresetSection:
             raise ValueError("coreset_kwargs.form is of the divergences kl and js, and not of ot: leave it out")
         elif (first := self.calendar(epochs)[0]) >= epochs:
             raise ValueError(
-                f"coreset is {self.coreset!r}, but the first {first} of {epochs} epochs are on all data: take "
-                "more epochs, or a shorter --coreset_warmup"
+                f"coreset is {self.coreset!r}, which begins after {amount(first, 'epoch')} on all data, but epochs is "
+                f"{epochs}: take more epochs, or a shorter --coreset_warmup"
             )
 
     def make(self, batches: int) -> CoresetSettings:

@@ -54,6 +54,16 @@ def few(names: Iterable[object], where: str = "", most: int = FEW) -> str:
     return ", ".join(listed[:most]) + more + place
 
 
+def plural(noun: str, count: int) -> str:
+    """Return a noun as it stands after a number: "run" after 1, else "runs"."""
+    return noun if count == 1 else f"{noun}s"
+
+
+def amount(count: int, noun: str) -> str:
+    """Return a number of things: "1 run", "2 runs"."""
+    return f"{count} {plural(noun, count)}"
+
+
 def plain(text: str) -> str:
     """Return a text on one line, without terminal codes, with `?` for characters that cannot be printed."""
     return printable(" ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).split()))

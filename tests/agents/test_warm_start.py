@@ -75,7 +75,7 @@ def test_runs_that_do_not_fit_are_refused(runs: Path, tmp_path: Path, capsys) ->
     expect_error(capsys, call(*start, "--agent=ppo", f"--agent_from={runs / 'bandit'}"), "a run of the agent 'bandit'")
     wide = [*start, "--width=4", f"--agent_from={runs / 'reinforce'}", "--agent=reinforce"]
     expect_error(capsys, call(*wide), "does not fit here", "[64, 18] there, [64, 34] here")
-    expect_error(capsys, call(*start, f"--agent_from={tmp_path}", "--agent=ppo"), "no such checkpoint")
+    expect_error(capsys, call(*start, f"--agent_from={tmp_path}", "--agent=ppo"), "is a folder without", "last.pt")
     expect_error(
         capsys, call(*start, "--agent=fixed", f"--agent_from={runs / 'ppo'}"), "the agent fixed learns nothing"
     )

@@ -216,7 +216,7 @@ def test_a_coreset_from_the_first_epoch_on(tiny: dict, teacher: str) -> None:
             "coreset_kwargs.form is of the divergences kl and js, and not of ot",
         ),
         ({"coreset_every": 2}, "coreset_every is 2, but there is no coreset"),
-        ({"coreset": "random", "epochs": 1}, "the first 1 of 1 epochs are on all data"),
+        ({"coreset": "random", "epochs": 1}, "begins after 1 epoch on all data, but epochs is 1"),
         ({"method": "byol", "temperature": 0.2}, "loss of the method byol has none"),
         ({"method": "taro", "method_kwargs": {"temperature": 0.2}}, "loss of the method taro has none"),
         ({"method": "emp-ssl", "temperature": 0.2}, "temperature is 0.2, but the loss of the method emp-ssl has none"),

@@ -160,8 +160,9 @@ def test_kept_searches_are_read_and_need_no_trial(
     ("words", "part"),
     [
         (["--worlds", "digits-wide"], "expected --tune fixed or arms and two or more different presets"),
-        (["--tune", "arms", "--arm", "a=--agent gp"], "1 --arm: expected two or more with --tune arms"),
-        (["--arm", "a=--agent gp"], "1 --arm: expected two or more with --tune arms, and none"),
+        (["--tune", "arms", "--arm", "a=--agent gp"], "--arm names a: --tune arms compares two or more, give"),
+        (["--tune", "arms"], "--arm names no arm: --tune arms compares two or more, give --arm 'LABEL=FLAGS' for each"),
+        (["--arm", "a=--agent gp"], "--arm names a: --tune fixed takes none"),
         (["--tune", "arms", *ARMS, "--candidates", "9"], "--candidates: the candidates are given by --arm"),
         (["--tune", "arms", *ARMS, "--arm", "c=--agent gp"], "3 arms, 2 different ones: expected all different"),
         (["--tune", "arms", *ARMS, "--arm", "a=--agent fixed"], "two arms have the label a: expected a label for each"),

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from astra_gym.ssl_core.models.backbones.state_dicts import VIT_MARK
-from astra_gym.ssl_core.models.checkpoint import load_network
+from astra_gym.ssl_core.models.checkpoint import checkpoint_at, load_network
 from astra_gym.ssl_core.models.foreign import NO_PROJECTOR, ROUTES, Foreign, load_foreign
 from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork
 from astra_gym.ssl_core.models.weights.copying import BACKBONE, PROJECTOR, copy_parts, unlike, unlike_normalization
-from astra_gym.ssl_core.models.weights.state_file import holds_network, read_state
+from astra_gym.ssl_core.models.weights.state_file import holds_network, read_content, read_state
 from astra_gym.ssl_core.utils.files import expanded
 from astra_gym.ssl_core.utils.hashing import file_digest
 
@@ -69,9 +69,10 @@ def start_network(path: str | Path, network: TargetNetwork) -> StartedFrom:
             patches, input normalization, or the width of a neck that both have; shapes and values of both are named.
     """
     path = expanded(path)
-    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
-    ours = path.is_dir() or holds_network(path)
-    found = Foreign(*load_network(file), [], True, None) if ours else _read_foreign(file, network)
+    file = checkpoint_at(path)
+    content = None if path.is_dir() else read_content(path)
+    ours = content is None or holds_network(content)
+    found = Foreign(*load_network(file), [], True, None) if ours else _read_foreign(file, content, network)
     source = found.network
     _check(path, source, network)
     several = len(network.routes) > 1
@@ -97,9 +98,9 @@ def _parts(network: TargetNetwork, projector: bool = True) -> list[str]:
     return ["backbone", *neck, *(["projector"] if projector and len(network.projector.linears) else [])]
 
 
-def _read_foreign(file: Path, network: TargetNetwork) -> Foreign:
+def _read_foreign(file: Path, content: Any, network: TargetNetwork) -> Foreign:
     """Read an encoder of another project, or an export; the network says what the file may not."""
-    state, said = read_state(file, [])
+    state, said = read_state(file, content, [])
     names = set(state)
     family = any(".bn_list." in name or name.endswith("normalize.mean") for name in names)
     format = "timm" if VIT_MARK in names else "torchvision"
@@ -115,7 +116,7 @@ def _read_foreign(file: Path, network: TargetNetwork) -> Foreign:
         stem = network.arguments.get("stem", "cifar")
         ours["stem"] = None if large else "cifar" if stem == "imagenet" else stem
     route = ROUTES[1] if any(".bn_list.1." in name for name in names) else None
-    made = load_foreign(file, format=format, route=route, **ours)
+    made = load_foreign(file, format=format, route=route, content=content, **ours)
     if not known:
         made.notes.append("input normalization: the network's, since the file does not say")
     return made

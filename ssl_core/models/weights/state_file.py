@@ -32,16 +32,11 @@ SAID = ("stem", "mean", "std", "route", "arch", "image_size", "patch_size")
 """Entries about the state dict that only such a file has."""
 
 
-def read_state(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the file's state dict, and the entries beside it (`SAID`) in a file of `save_encoder`.
-
-    Args:
-        path: the file.
-        notes: list that gets what is left out of the file.
+def read_content(path: Path) -> Any:
+    """Read the plain values and tensors of a file, whoever wrote it.
 
     Raises:
-        ValueError: if the file is missing, needs code to be loaded, is another checkpoint of this project, holds no
-            state dict or several, or says that its network is a variant.
+        ValueError: if the file is missing, damaged, or needs code to be loaded.
     """
     try:
         if not path.is_file():
@@ -51,12 +46,26 @@ def read_state(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[st
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
     try:
-        payload = load_plain(path)
+        return load_plain(path)
     except ValueError as error:
         raise ValueError(
             f"{path}: damaged, or no file of plain tensors, which is all that is read here ({error}); if you trust it, "
             "load it where it was made and save the weights alone: torch.save(model.state_dict(), FILE)"
         ) from error
+
+
+def read_state(path: Path, payload: Any, notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state dict in a file's content, and the entries beside it (`SAID`) in a file of `save_encoder`.
+
+    Args:
+        path: the file, for the errors.
+        payload: its content.
+        notes: list that gets what is left out of the file.
+
+    Raises:
+        ValueError: if it is another checkpoint of this project, holds no state dict or several, or says that its
+            network is a variant.
+    """
     ours = isinstance(payload, dict) and payload.get("format") == FORMAT
     if ours and payload.get("kind") != ENCODER:
         raise ValueError(
@@ -79,12 +88,8 @@ def read_state(path: Path, notes: list[str]) -> tuple[dict[str, Tensor], dict[st
     return dict(state), {name: payload[name] for name in SAID if name in payload} if ours else {}
 
 
-def holds_network(path: Path) -> bool:
-    """Whether a file is a checkpoint of this project with a network, for `load_network`; false if it cannot be read."""
-    try:
-        payload = load_plain(path)
-    except ValueError:
-        return False
+def holds_network(payload: Any) -> bool:
+    """Whether a file's content is a checkpoint of this project with a network, for `load_network`."""
     return isinstance(payload, dict) and payload.get("format") == FORMAT and "network" in payload
 
 

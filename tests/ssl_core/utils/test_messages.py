@@ -1,4 +1,4 @@
-from astra_gym.ssl_core.utils.messages import LIMIT, brief, counted, few, plain, short, shown
+from astra_gym.ssl_core.utils.messages import LIMIT, amount, brief, counted, few, plain, short, shown
 
 
 def test_a_long_message_keeps_its_beginning_its_end_and_its_paths() -> None:
@@ -35,6 +35,7 @@ def test_values_and_names_are_shown_in_part() -> None:
     assert brief("a" * 50 + "b" * 50) == "a" * 45 + " ... " + "b" * 10
     assert shown((8 / 255, 0.1, 1 / 3, 0.0, 51 / 255)) == f"(8/255, 0.1, {1 / 3}, 0.0, 0.2)" and shown(0.03) == "0.03"
     assert few(["a", "b", "c"], "--list") == "a, b, c"
+    assert [amount(count, "run") for count in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
     assert (
         few(iter("abcde"), "--list") == "a, b, c and 2 more (see --list)" and few([1, 2, 3], most=1) == "1 and 2 more"
     )

@@ -14,7 +14,9 @@ from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoi
 from astra_gym.ssl_core.models.export import save_encoder, torchvision_state
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import NORMALIZATIONS, TargetNetwork, build_network
+from astra_gym.ssl_core.models.weights import state_file
 from astra_gym.ssl_core.models.weights.start import start_network
+from astra_gym.ssl_core.safety.plain_values import load_plain
 from astra_gym.ssl_core.utils.messages import counted
 from tests.helpers.draws import generator
 from tests.helpers.plain_networks import Family, Momentum, ordinary, randomise
@@ -198,11 +200,23 @@ def test_what_does_not_fit_is_refused_with_both_shapes(
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, reads = trained(("normal",)), list[Path]()
+    monkeypatch.setattr(state_file, "load_plain", lambda path: reads.append(path) or load_plain(path))
+    ordinary_file = saved(tmp_path, torchvision_state(network, "normal"))
+    for file in (ordinary_file, save_encoder(tmp_path / "export.pt", network, "normal")):
+        start_network(file, target())
+        assert reads == [file]
+        reads.clear()
+
+
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         start_network(tmp_path / "missing.pt", target())
-    with pytest.raises(ValueError, match="no such checkpoint"):
-        start_network(tmp_path, target())
+    for empty in (tmp_path, tmp_path / "checkpoints"):
+        empty.mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"is a folder without checkpoints/last.pt, so not a run"):
+            start_network(empty, target())
     with pytest.raises(ValueError, match="expected a state dict"):
         start_network(saved(tmp_path, {"epoch": 3}), target())
     for hostile in ({"conv1.weight": torch.tensor(1.0)}, {"bn1.bn_list.3.weight": torch.ones(4)}):
