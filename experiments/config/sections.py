@@ -11,11 +11,11 @@ from astra_gym.envs.observations import OBSERVATIONS, observation_for
 from astra_gym.experiments.config.devices import check_device
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.ssl_core.downstream.postprocessing import PostSettings
+from astra_gym.ssl_core.evaluation.results import check_radii
 from astra_gym.ssl_core.settings.checks import check_options, check_path, check_truth
 from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.import_path import is_dotted
-from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import by_present_names, replaced
 
 ENVS = {"view": "one action for each attacked view", "batch": "one action for the whole batch"}
@@ -144,10 +144,9 @@ class ProbeSection:
             check_number(name, getattr(self, name), 1, math.inf, "1 or more", whole=True)
         check_number("probe_lr", self.probe_lr, 0, math.inf, "a positive number", above=True)
         object.__setattr__(self, "eval_epsilons", tuple(self.eval_epsilons))
-        if len(set(self.eval_epsilons)) < len(self.eval_epsilons):
-            raise ValueError(f"eval_epsilons is {shown(self.eval_epsilons)}: expected all different")
         for epsilon in self.eval_epsilons:
             check_number("eval_epsilons", epsilon, 0, 1, "fractions in (0, 1], such as 8/255", above=True)
+        check_radii("eval_epsilons", self.eval_epsilons)
 
 
 @dataclass(frozen=True, kw_only=True)

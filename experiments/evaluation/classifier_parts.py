@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from astra_gym.ssl_core.data.image_set import ImageSet
-from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
+from astra_gym.ssl_core.data.labels import balanced_part, required_labels
 from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
 from astra_gym.ssl_core.evaluation.landscape import LossCurves, downstream_landscape
 from astra_gym.ssl_core.evaluation.results import TRAIN, Origin, Row
@@ -43,10 +43,10 @@ def training_rows(
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode.
         train: the images that the classifier was trained on.
-        images: number of images that are drawn from them, the same share of each class and at least one.
+        images: number of images that are drawn from them, the same share of each class; all, if there are fewer.
         attacks, origin, batch_size, state_dir, progress: as for `astra_gym.ssl_core.evaluation.attack_suite.evaluate`.
     """
-    chosen = labelled_fraction(train, min(1.0, images / len(train)), origin.seed)
+    chosen = balanced_part(train, images, origin.seed)
     found = evaluate(
         classifier,
         chosen,

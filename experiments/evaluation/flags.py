@@ -8,7 +8,7 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.sections import PROGRESS
 from astra_gym.experiments.evaluation.plan import SHIFTS, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
-from astra_gym.ssl_core.evaluation.results import NORMS
+from astra_gym.ssl_core.evaluation.results import NORMS, check_radii
 from astra_gym.ssl_core.models.backbones.resnet import STEMS
 from astra_gym.ssl_core.models.foreign import FORMATS
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
@@ -88,8 +88,8 @@ class MeasureFlags:
             own.
         frost_photographs: a folder with the published frost1.png ...; without them frost is a similar texture, and its
             results are marked.
-        train_images: measure accuracy on so many training images too, clean and under the same attacks: what robust
-            accuracy loses from training to test images (not for knn).
+        train_images: measure accuracy on so many training images too (all that the classifier has, if it has fewer),
+            clean and under the same attacks: what robust accuracy loses from training to test images (not for knn).
         landscape: draw the downstream loss, clean and attacked, along a direction in the classifier's weights; several
             encoders in one figure (not for knn).
         health: report values and figures of the features themselves.
@@ -144,6 +144,8 @@ class MeasureFlags:
             values = getattr(self, name) or ()
             if len(set(values)) != len(values):
                 raise ValueError(f"--{name} names one thing twice")
+        check_radii("--epsilons", self.epsilons or ())
+        check_radii("--autoattack_epsilons", self.autoattack_epsilons or (), self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)

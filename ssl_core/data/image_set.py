@@ -106,6 +106,22 @@ def fixed_generator() -> torch.Generator:
     return torch.Generator().manual_seed(_SPLIT_SEED)
 
 
+def class_quotas(counts: Tensor, n: int, left: int = 0) -> Tensor:
+    """Return how many images each class gives to a part of `n`, by largest remainder.
+
+    Args:
+        counts: (classes,) int64, images of each class.
+        n: images of the part; it gets fewer if the classes have too few.
+        left: images of a class that no quota is raised to take.
+    """
+    shares = counts * n / counts.sum()
+    quotas = shares.long()
+    by_remainder = (shares - quotas).argsort(descending=True, stable=True)
+    spare = by_remainder[quotas[by_remainder] + left < counts[by_remainder]]
+    quotas[spare[: n - int(quotas.sum())]] += 1
+    return quotas
+
+
 def stratified(labels: Tensor, n_test: int) -> tuple[Tensor, Tensor]:
     """Return training and test rows, each in a fixed random order, with class quotas by largest remainder.
 
@@ -117,11 +133,7 @@ def stratified(labels: Tensor, n_test: int) -> tuple[Tensor, Tensor]:
     """
     order = torch.randperm(len(labels), generator=fixed_generator())
     counts = torch.bincount(labels)
-    shares = counts * n_test / len(labels)
-    quotas = shares.long()
-    by_remainder = (shares - quotas).argsort(descending=True, stable=True)
-    spare = by_remainder[quotas[by_remainder] + 1 < counts[by_remainder]]
-    quotas[spare[: n_test - int(quotas.sum())]] += 1
+    quotas = class_quotas(counts, n_test, left=1)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label, quota in enumerate(quotas.tolist()):
         held_out[order[labels[order] == label][:quota]] = True

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from astra_gym.ssl_core.data.image_set import ImageSet, Split
+from astra_gym.ssl_core.data.image_set import ImageSet, Split, class_quotas
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -67,6 +67,24 @@ def labelled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
     rows = torch.cat(chosen).sort().values
     name = f"{data.name}, {100 * fraction:g} % of the labels"
     return ImageSet(data.images[rows], labels[rows], data.classes, name)
+
+
+def balanced_part(data: ImageSet, n: int, seed: int) -> ImageSet:
+    """Return exactly `n` images of a labeled set, in its order, with each class's share by largest remainder; all, if
+    it has no more.
+
+    Raises:
+        ValueError: if `n` is below 1, or `data` lacks labels.
+    """
+    labels = required_labels(data, "a part of each class")
+    if n < 1:
+        raise ValueError(f"{n} images were asked for: expected 1 or more")
+    if n >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=Streams(seed)["labels/fraction"])
+    quotas = class_quotas(torch.bincount(labels), n).tolist()
+    rows = torch.cat([order[labels[order] == label][:quota] for label, quota in enumerate(quotas)]).sort().values
+    return data.rows(rows, f"{n} images")
 
 
 def divided(train: ImageSet) -> Split:

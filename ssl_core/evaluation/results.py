@@ -1,7 +1,7 @@
 """Results as data: every measured value is a typed row with its origin."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -204,6 +204,19 @@ def _require(holds: object, name: str, row: Row, expected: str) -> None:
 def radius_text(norm: str, epsilon: float) -> str:
     """Text of a radius: `8/255`, `L2 0.5`."""
     return f"{255 * epsilon:.4g}/255" if norm == "Linf" else f"{norm} {epsilon:g}"
+
+
+def check_radii(name: str, epsilons: Sequence[float], norm: str = "Linf") -> None:
+    """Raise a ValueError if two radii are the same, or have the same text, by which results are named."""
+    seen: dict[str, float] = {}
+    for epsilon in epsilons:
+        text = radius_text(norm, epsilon)
+        if text in seen:
+            raise ValueError(
+                f"{name} has {seen[text]!r} and {epsilon!r}, which results both call {text}: expected radii with "
+                "different names"
+            )
+        seen[text] = epsilon
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -44,7 +44,8 @@ def test_a_budget_is_what_is_given_of_it() -> None:
         ({"probe_lr": float("nan")}, "probe_lr is nan"),
         ({"eval_epsilons": (8,)}, "eval_epsilons is 8: expected fractions"),
         ({"eval_epsilons": (0.0,)}, "eval_epsilons is 0.0"),
-        ({"eval_epsilons": (0.1, 0.1)}, "expected all different"),
+        ({"eval_epsilons": (0.1, 0.1)}, "which results both call 25.5/255"),
+        ({"eval_epsilons": (8 / 255, 0.031372)}, "which results both call 8/255: expected radii with different names"),
     ],
 )
 def test_a_bad_probe_is_refused(change: dict, message: str) -> None:

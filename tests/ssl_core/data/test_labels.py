@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from astra_gym.ssl_core.data.image_set import ImageSet
-from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS, labelled_fraction, required_labels
+from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS, balanced_part, labelled_fraction, required_labels
 
 COUNTS = (200, 37, 5, 1)
 CLASSES = ("many", "some", "few", "one", "none")
@@ -48,6 +48,23 @@ def test_images_keep_their_labels_and_their_order() -> None:
         assert chosen == sorted(set(chosen))
         assert subset.labels is not None
         assert torch.equal(subset.labels, data.labels[torch.tensor(chosen)])
+
+
+def test_a_part_has_exactly_so_many_images_in_the_shares_of_the_classes() -> None:
+    data, total = image_set(), sum(COUNTS)
+    assert data.labels is not None
+    for n in (1, 2, 20, 21, 100, 242):
+        part = balanced_part(data, n, seed=3)
+        assert part.labels is not None and len(part) == n
+        assert numbers(part) == sorted(set(numbers(part)))
+        assert torch.equal(part.labels, data.labels[torch.tensor(numbers(part))])
+        got = torch.bincount(part.labels, minlength=4).tolist()
+        assert all(abs(have - count * n / total) < 1 for have, count in zip(got, COUNTS, strict=True))
+    for n in (total, total + 1):
+        assert balanced_part(data, n, seed=3) is data
+    assert numbers(balanced_part(data, 20, 3)) != numbers(balanced_part(data, 20, 4))
+    with pytest.raises(ValueError, match="0 images were asked for: expected 1 or more"):
+        balanced_part(data, 0, 3)
 
 
 def test_a_smaller_fraction_is_part_of_a_larger_one() -> None:

@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from astra_gym.ssl_core.evaluation.results import Origin, read_results, wilson_interval, write_results
+from astra_gym.experiments.runs.run_log import accuracy_name
+from astra_gym.ssl_core.evaluation.results import (
+    Origin,
+    check_radii,
+    radius_text,
+    read_results,
+    wilson_interval,
+    write_results,
+)
 from astra_gym.ssl_core.safety.sealing import read_json
 
 ORIGIN = Origin(protocol="slf", route="pgd", seed=0, checkpoint="last", commit="unknown", versions={"python": "3.12.1"})
@@ -136,6 +145,26 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:40])
     with pytest.raises(ValueError, match="restore it from a copy, or measure it again"):
         read_results(path)
+
+
+def test_two_radii_never_have_one_name() -> None:
+    check_radii("epsilons", [0.0, 1e-6, 2e-6, 0.03, 0.031, 8 / 255, 8.01 / 255, 1.0])
+    check_radii("epsilons", [0.5, 0.50001, 12.0], "L2")
+    draws = torch.rand(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = (1 + 2e-3 * draws[200:]) * draws[:200]
+    refused = 0
+    for one, other in zip(draws[:200].tolist(), near.tolist(), strict=True):
+        try:
+            check_radii("epsilons", [one, other])
+        except ValueError:
+            refused += 1
+        else:
+            names = [{radius_text("Linf", each), accuracy_name(each)} for each in (one, other)]
+            assert not names[0] & names[1]
+    assert 10 < refused < 190
+    message = r"--epsilons has 0.0313\d+ and 0.03137, which results both call 7.999/255: expected"
+    with pytest.raises(ValueError, match=message):
+        check_radii("--epsilons", [7.9991 / 255, 0.03137])
 
 
 def test_wilson_interval_against_a_published_table() -> None:
