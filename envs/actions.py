@@ -250,7 +250,10 @@ class ActionTable:
             scaled = [member * scale for member in values]
             value, low, high = getattr(budget, name) * scale, scaled[0], scaled[-1]
             if not low - 1e-6 <= value <= high + 1e-6:
-                raise ValueError(f"{name} is {value:g}{unit}: expected {low:g}{unit} to {high:g}{unit}")
+                ranges = f"action_{name.removesuffix('s')}s"
+                raise ValueError(
+                    f"{name} is {value:g}{unit}: expected {low:g}{unit} to {high:g}{unit}, or other {ranges}"
+                )
             inside = min(max(value, low), high)
             shares.append(2 * (inside - low) / (high - low) - 1 if high > low else 0.0)
             gaps = [abs(member - value) for member in scaled]
