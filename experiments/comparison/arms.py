@@ -264,15 +264,16 @@ def own_arm(text: str) -> tuple[str, list[str]]:
         words = shlex.split(line)
     except ValueError as error:
         raise ValueError(f"--arm {shown(text)}: {error}") from error
-    check_flags(words, SET_BY_CELL)
+    check_flags(words, SET_BY_CELL, label)
     return label, absolute(words)
 
 
-def check_flags(flags: Iterable[str], refused: Sequence[str]) -> None:
-    """Raise a ValueError if one of the flags is among the refused."""
+def check_flags(flags: Iterable[str], refused: Sequence[str], arm: str = "") -> None:
+    """Raise a ValueError if one of the flags, or of those of an arm, is among the refused."""
     for flag in map(_name, flags):
         if flag in refused:
-            instead = f": take {GRID_FLAGS[flag]}" if flag in GRID_FLAGS else ", leave it out"
+            instead = f": take {GRID_FLAGS[flag]}" if flag in GRID_FLAGS and not arm else ", leave it out"
+            instead += f" of the arm {arm}" if arm else ""
             raise ValueError(f"{flag} is set for each run by the comparison{instead}")
 
 

@@ -146,6 +146,8 @@ class CommandParser(ArgumentParser, Generic[Record]):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the process with status 2 and the message."""
+        _, found, rest = message.partition("unrecognized arguments: ")
+        message = f"{brief(rest)} belongs to no flag: see --help" if found else message
         self.exit(2, f"{said(self.prog, message)}\n")
 
     def print_section(self, section: str) -> None:
@@ -226,7 +228,10 @@ class _OneByName(argparse.Action):
 def unknown(name: str, known: Iterable[str], what: str) -> str:
     """Return the error for an unknown flag or setting, with the nearest known name."""
     bare = {one.lstrip("-"): one for one in known}
-    nearest = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    asked = name.lstrip("-")
+    # the beginning of a flag, --init of --init_from, is nearer than what is spelled alike
+    begun = [one for one in bare if asked and one.startswith(f"{asked}_")]
+    nearest = begun if len(begun) == 1 else difflib.get_close_matches(asked, bare, n=1)
     return f"unknown {what} {brief(name)}" + (f"; did you mean {bare[nearest[0]]}?" if nearest else ": see --help")
 
 

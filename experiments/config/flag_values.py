@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin
 
 from astra_gym.ssl_core.safety.yaml_files import load_yaml
 from astra_gym.ssl_core.utils.files import expanded
-from astra_gym.ssl_core.utils.overrides import fits, written_out
+from astra_gym.ssl_core.utils.overrides import fits, in_words, written_out
 
 SHOWN = 80
 """Most characters of a wrong value that an error repeats."""
@@ -88,8 +88,9 @@ def expected(name: str, hint: Any) -> str:
         return "a list such as [0, 4/255, 8/255], or {from: 0, to: 8/255, by: 4/255}"
     if is_by_name(hint):
         return f"settings by name, such as --{name}.NAME VALUE"
-    words = hint.__name__ if isinstance(hint, type) else str(hint)
-    return words.replace("tuple[float, ...]", "a list such as [4/255, 8/255]")
+    fractions = tuple[float, ...]
+    words = {fractions: "a list such as [4/255, 8/255]", types.NoneType: "null"}
+    return " or ".join(words[kind] if kind in words else in_words(kind) for kind in kinds_of(hint))
 
 
 def as_text(value: Any) -> str:

@@ -235,6 +235,8 @@ class Evaluator:
             parts["train"] = {"attacks": attacks, "batch_size": plan.batch_size, "images": plan.train_images}
         if plan.landscape:
             parts["landscape"] = {}
+        if (asked := plan.train_images) and protocol != "knn" and (n := len(self.labelled(protocol, fraction))) < asked:
+            self._note(label, [f"train_SA and train_RA are of all {n:,} training images, not of {asked:,}"])
         for name, given in parts.items():
             if protocol == "knn":
                 self._note(label, [LEFT_OUT[name]])

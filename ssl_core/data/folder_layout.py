@@ -115,7 +115,7 @@ def scan(root: Path, only: Collection[str] = ()) -> ImageTree:
         todo += [(folder / name, top or name) for name in reversed(inner)]
     if not paths:
         if only:
-            raise ValueError(f"{root} holds no image of {named(sorted(only), '')}: expected CLASS/IMAGE")
+            raise ValueError(f"{root} holds no image of {named(sorted(only), '')}: {_class_folders(root)}")
         instead = f" (but {counted(skipped)})" if skipped else ""
         raise ValueError(f"{root} holds no image{instead}: expected {', '.join(IMAGE_SUFFIXES)} files in it or below")
     empty = {name: kinds for name, kinds in tops.items() if name not in holding}
@@ -147,6 +147,12 @@ def _listed(folder: Path) -> Iterator[tuple[str, bool]]:
 def folders_in(folder: Path) -> list[str]:
     """Return the names of the folders in a folder that are not hidden, sorted; raise a ValueError as `scan`."""
     return [name for name, is_folder in _listed(folder) if is_folder]
+
+
+def _class_folders(root: Path) -> str:
+    """Say which class folders there are, for the error on a wrong list of classes."""
+    names = folders_in(root)
+    return f"its class folders are {named(names, '')}" if names else "it has no folders, expected CLASS/IMAGE"
 
 
 def part_of_split(name: str) -> tuple[str, tuple[str, ...]] | None:
@@ -294,5 +300,6 @@ def check_listed(tree: ImageTree, classes: Collection[str]) -> None:
     """Raise a ValueError if one of the listed classes has no folder with images."""
     if missing := sorted(set(classes) - tree.below[()]):
         raise ValueError(
-            f"{tree.root} has no images of {named(missing, '')}, which the list of classes names: expected CLASS/IMAGE"
+            f"{tree.root} has no images of {named(missing, '')}, which the list of classes names: "
+            f"{_class_folders(tree.root)}"
         )

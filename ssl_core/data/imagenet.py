@@ -31,12 +31,14 @@ def read_classes(path: str) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(f"classes: {file} cannot be read ({reason}): expected a class folder's name a line") from error
+        raise ValueError(
+            f"classes: {file} cannot be read ({reason}): expected a text file, on each line the name of a class folder"
+        ) from error
     names = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"classes: {file} names {named(repeated, '')} twice: expected each class once")
     if len(names) < 2:
-        raise ValueError(f"classes: {file} names {len(names)} classes: expected two or more, a folder's name a line")
+        raise ValueError(f"classes: {file} names {names[0] if names else 'no class'}: expected two or more, one a line")
     return tuple(sorted(names))
 
 

@@ -57,6 +57,11 @@ def corrupted_images(folder: Path, names: Sequence[str], severities: Sequence[in
     if (root / LABELS).is_file():
         return _cifar_c(root, names, severities, test)
     places = {f"{name}/{severity}": root / name / str(severity) for name in names for severity in severities}
+    if not any(place.is_dir() for place in places.values()):
+        raise ValueError(
+            f"{root} holds neither {LABELS} and NAME.npy (CIFAR-10-C) nor NAME/SEVERITY/CLASS/IMAGE (ImageNet-C): it "
+            f"has {named(folders_in(root)) or 'no folder'}"
+        )
     return _from_folders(root, places, test)
 
 
@@ -128,7 +133,7 @@ def _from_folders(root: Path, places: Mapping[str, Path], test: ImageSet) -> Shi
         if not place.is_dir():
             held = named(folders_in(root)) or "no folder"
             raise ValueError(
-                f"{root} has {held}, not {place.relative_to(root).as_posix()}/: expected CLASS/IMAGE there"
+                f"{root} has {held}, not {place.relative_to(root).as_posix()}/CLASS/IMAGE: unpack the official archive"
             )
         tree = scan(place, tuple(positions))
         check_listed(tree, positions)

@@ -15,6 +15,8 @@ from astra_gym.ssl_core.utils.messages import few, shown
 
 CONTAINERS = ("state_dict", "state_dict_ema", "model", "model_ema", "model_state_dict", "model_state", "net", "network")
 """Names under which checkpoints keep a state dict."""
+SAVED = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of files of `torch.save`: an archive, or the pickle of old versions."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of torch's wrappers, in any order and number: DataParallel and compiled modules."""
 PLAIN: dict[str, tuple[object, ...]] = {
@@ -40,11 +42,18 @@ def read_content(path: Path) -> Any:
     """
     try:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file")
+            raise ValueError(f"{path}: no such file: expected an encoder's file, or a run's folder")
+        with path.open("rb") as file:
+            begin = file.read(2)
         # files of other projects have no seal
         check_zip(path, ours=False)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): make it and its folder readable") from error
+    if begin not in SAVED:
+        raise ValueError(
+            f"{path} is no file that torch.save wrote: expected one of tensors; a file of safetensors becomes one by "
+            "torch.save(safetensors.torch.load_file(FILE), NEW)"
+        )
     try:
         return load_plain(path)
     except ValueError as error:

@@ -84,7 +84,7 @@ def test_methods_and_presets_are_dimensions_and_a_method_without_an_attack_has_o
         ({"own": ["x"]}, "LABEL=FLAGS"),
         ({"own": ["x@compute=--agent ppo"]}, "--equal_compute"),
         ({"own": ["x=--agent 'ppo"]}, "quotation"),
-        ({"own": ["x=--seed 3"]}, "--seeds"),
+        ({"own": ["x=--seed 3"]}, "--seed is set for each run by the comparison, leave it out of the arm x"),
         ({"own": ["x=--agent pppo"]}, "in the arm 'x'"),
     ],
 )

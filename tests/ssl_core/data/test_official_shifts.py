@@ -94,7 +94,9 @@ def test_imagenet_c_has_its_own_labels_and_the_same_images_everywhere(tmp_path: 
     (tmp_path / "snow" / "3" / "n1" / "0.png").rename(tmp_path / "snow" / "3" / "n1" / "x.png")
     with pytest.raises(ValueError, match=r"hold other images, such as n1/0.png, n1/x.png: expected the same"):
         corrupted_images(tmp_path, NAMES, (1, 3), small_set(6))
-    with pytest.raises(ValueError, match=r"has fog/, snow/, not hail/2/: expected CLASS/IMAGE"):
+    with pytest.raises(ValueError, match=r"has fog/, snow/, not hail/1/CLASS/IMAGE: unpack"):
+        corrupted_images(tmp_path, ("fog", "hail"), (1,), small_set(6))
+    with pytest.raises(ValueError, match=r"neither labels.npy and NAME.npy \(CIFAR-10-C\) nor .*: it has fog/, snow/"):
         corrupted_images(tmp_path, ("hail",), (2,), small_set(6))
 
 

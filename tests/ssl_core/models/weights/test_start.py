@@ -211,8 +211,12 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="no such file: expected an encoder's file, or a run's folder"):
         start_network(tmp_path / "missing.pt", target())
+    for content in (b"", b"agent: fixed", b"\x40\x00\x00\x00\x00\x00\x00\x00{}"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is no file that torch.save wrote: .*safetensors.torch.load_file"):
+            start_network(tmp_path / "model.safetensors", target())
     for empty in (tmp_path, tmp_path / "checkpoints"):
         empty.mkdir(exist_ok=True)
         with pytest.raises(ValueError, match=r"is a folder without checkpoints/last.pt, so not a run"):
