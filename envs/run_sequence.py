@@ -1,6 +1,5 @@
 """The world of an environment, and its training runs, one after the other, where they end."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +13,7 @@ from astra_gym.ssl_core.utils.rng import derive_seed
 
 
 def world_of(
-    kind: type, engine: AttackEngine | None, seed: int, device: str, world: Mapping[str, Any], **defaults: Any
+    kind: type, engine: AttackEngine | None, seed: int, device: str, world: dict[str, Any], **defaults: Any
 ) -> AttackEngine:
     """Return the world of an environment: one made elsewhere, or a new one of these settings.
 

@@ -25,6 +25,7 @@ def check_arguments(kind: type, others: Iterable[str], settings: Collection[str]
 def _own(kind: type) -> Iterator[str]:
     """Yield the names of a class's arguments, and those of its bases that get what it does not name itself."""
     for each in kind.__mro__[:-1]:
-        given = list(signature(each.__init__).parameters.values())[1:] if "__init__" in vars(each) else []
+        made = vars(each).get("__init__")
+        given = [] if made is None else list(signature(made).parameters.values())[1:]
         if Parameter.VAR_KEYWORD in {parameter.kind for parameter in given}:
             yield from (parameter.name for parameter in given if parameter.kind is not Parameter.VAR_KEYWORD)
