@@ -18,7 +18,7 @@ FLOORS = (
     ("ssl_core/safety",),
     ("ssl_core/utils",),
     ("ssl_core/settings",),
-    ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses", "ssl_core/kernels"),
+    ("ssl_core/data", "ssl_core/transforms", "ssl_core/losses", "ssl_core/kernels", "ssl_core/distributed"),
     ("ssl_core/models",),
     ("ssl_core/attacks",),
     ("ssl_core/methods", "ssl_core/evaluation"),

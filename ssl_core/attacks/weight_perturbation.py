@@ -1,6 +1,6 @@
 """Adversarial perturbation of the weights, for a gradient at a higher loss; the weights are restored afterwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.utils.finite import check_number
 
+Complete = Callable[[Sequence[Tensor], Sequence[Tensor | None]], None]
+"""`complete(weights, gradients)`."""
+
 
 @contextmanager
-def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+def perturbed(
+    modules: nn.Module, loss: Callable[[], Tensor], gamma: float, complete: Complete | None = None
+) -> Iterator[None]:
     """Move the weights by `gamma * |w| / |g| * g` inside, with each tensor's norms; restore them bit for bit on exit.
 
     Adversarial weight perturbation (AWP; Wu et al., NeurIPS 2020), also used in DAQ-SDP (NeurIPS 2024): g is the
@@ -26,6 +31,7 @@ def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> I
         loss: function that computes the scalar to increase, from these weights.
         gamma: size of the step relative to a tensor's norm, 0 or more (0.005 in AWP, 0.002 in DAQ-SDP); 0 moves nothing
             and does not call `loss`.
+        complete: function that makes gradients those of the whole batch, in place, where `loss` gives a part of them.
 
     Raises:
         ValueError: if gamma is out of its range, the loss is no scalar, or it depends on no weight that can be moved.
@@ -35,7 +41,7 @@ def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> I
         yield
         return
     weights = [weight for weight in modules.parameters() if weight.requires_grad and weight.ndim > 1]
-    steps = _steps(modules, weights, loss, gamma)
+    steps = _steps(modules, weights, loss, gamma, complete)
     before = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
@@ -51,7 +57,11 @@ def perturbed(modules: nn.Module, loss: Callable[[], Tensor], gamma: float) -> I
 
 
 def _steps(
-    modules: nn.Module, weights: list[nn.Parameter], loss: Callable[[], Tensor], gamma: float
+    modules: nn.Module,
+    weights: list[nn.Parameter],
+    loss: Callable[[], Tensor],
+    gamma: float,
+    complete: Complete | None,
 ) -> list[Tensor | None]:
     """Return the step of each weight; None if the loss does not depend on it or its gradient is 0."""
     with torch.enable_grad(), Untracked(modules):
@@ -66,6 +76,8 @@ def _steps(
             "the loss depends on no trainable weight of more than one dimension: expected it to be computed from these "
             "modules, with gradient and not in chunks"
         )
+    if complete is not None:
+        complete(weights, slopes)
     pairs = zip(weights, slopes, strict=True)
     return [None if slope is None else _step(weight, slope, gamma) for weight, slope in pairs]
 

@@ -1,6 +1,6 @@
 """Gradients of a loss over a whole batch, with forward and backward passes in chunks (GradCache)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,10 +51,14 @@ class ChunkedNetwork:
     Args:
         network: the target network.
         chunks: number of chunks.
+        call: function that calls the network, if not the network itself.
     """
 
-    def __init__(self, network: TargetNetwork, chunks: int) -> None:
+    def __init__(
+        self, network: TargetNetwork, chunks: int, call: Callable[[Tensor, str], Encoded] | None = None
+    ) -> None:
         self.network = network
+        self._encode = call or network
         self.chunks = chunks
         self._calls: list[Call] = []
 
@@ -69,7 +73,7 @@ class ChunkedNetwork:
         if images.requires_grad:
             raise ValueError("the images require gradient, but in chunks only the parameters get one: detach them")
         with torch.no_grad():
-            pieces = [self.network(piece, route) for piece in self._split(images)]
+            pieces = [self._encode(piece, route) for piece in self._split(images)]
             whole = Encoded(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
         if torch.is_grad_enabled():
             whole = Encoded(*(part.requires_grad_() for part in whole))
@@ -89,7 +93,7 @@ class ChunkedNetwork:
                     continue
                 gradients = zip(*map(self._split, cached.values()), strict=True)
                 for piece, own in zip(self._split(images), gradients, strict=True):
-                    encoded = self.network(piece, route)
+                    encoded = self._encode(piece, route)
                     torch.autograd.backward([encoded[index] for index in cached], own)
 
     def _split(self, rows: Tensor) -> Sequence[Tensor]:

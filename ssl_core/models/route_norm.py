@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from astra_gym.ssl_core.distributed.batch_norm import normalized_over
+from astra_gym.ssl_core.distributed.ranks import Ranks, current
 
 SHARED = "shared"
 """Name in the state dict, in place of a route's, of a norm that all routes share."""
@@ -46,12 +50,26 @@ class RouteNorm(Tracking):
 
     def forward(self, x: Tensor, route: str) -> Tensor:
         norm = self.norm(route)
+        if norm.training and (ranks := current()).spreads:
+            return self._over_ranks(x, norm, ranks)
         if self.tracks or not norm.training:
             return norm(x)
         # update copies, because without an update autograd would save fewer tensors than in the pass that is repeated,
         # which `checkpoint` refuses, and momentum 0 on the originals would turn an infinite variance into NaN
         mean, variance = cast(Tensor, norm.running_mean).clone(), cast(Tensor, norm.running_var).clone()
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=True, eps=norm.eps)
+
+    def _over_ranks(self, x: Tensor, norm: nn.BatchNorm2d, ranks: Ranks) -> Tensor:
+        """Normalize a rank's rows by the statistics of all ranks."""
+        found = normalized_over(ranks, x, norm.weight, norm.bias, norm.eps)
+        if self.tracks:
+            with torch.no_grad():
+                share = cast(float, norm.momentum)
+                cast(Tensor, norm.num_batches_tracked).add_(1)
+                cast(Tensor, norm.running_mean).lerp_(found.mean, share)
+                unbiased = found.variance * (found.count / (found.count - 1))
+                cast(Tensor, norm.running_var).lerp_(unbiased, share)
+        return found.values
 
 
 class Untracked:

@@ -245,7 +245,9 @@ def _batch_gradient(
         terms = method.losses(learner.plain(), views, adversarial)
         weights = method.weights_at(learner.moment)
         total = torch.stack([weights[name] * values.mean() for name, values in terms.items()]).sum()
-        return list(torch.autograd.grad(total, list(parameters)))
+        gradient = list(torch.autograd.grad(total, list(parameters)))
+        learner.complete(parameters, gradient)
+        return gradient
 
 
 def _divergence_gradient(

@@ -80,4 +80,5 @@ def gradient(learner: TargetLearner, exam: Exam) -> list[Tensor]:
         for (_, into), each in zip(trained, found, strict=True):
             if each is not None:
                 into.add_(each)
+    learner.complete(weights, total)
     return total

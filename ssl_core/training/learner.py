@@ -14,6 +14,7 @@ from astra_gym.ssl_core.attacks.free import FreePerturbations
 from astra_gym.ssl_core.attacks.pgd import Attacked, AttackReport, Budget, Encode, Objective, Start, pgd, within
 from astra_gym.ssl_core.attacks.stepwise import StepwiseAttack
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
+from astra_gym.ssl_core.distributed.spreading import spread
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.ema import ema_update
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
@@ -244,7 +245,9 @@ class TargetLearner(TrainedNetworks):
             self.others[name].train(name == "momentum")
         if self.method.free and adversarial is not None:
             adversarial = adversarial.detach().requires_grad_()
-        chunked = ChunkedNetwork(self.network, self.update_chunks) if self.update_chunks > 1 else None
+        chunked = None
+        if self.update_chunks > 1:
+            chunked = ChunkedNetwork(self.network, self.update_chunks, spread(self.network, self.ranks))
         networks = self.plain(chunked)
         with self._perturbed(moment, views, adversarial):
             terms = self.method.losses(networks, views, adversarial)
@@ -269,6 +272,8 @@ class TargetLearner(TrainedNetworks):
             total.backward()
             if chunked is not None:
                 chunked.backward()
+            trained = [*self.network.parameters(), *self.heads.parameters()]
+            self.complete(trained, [weight.grad for weight in trained])
         if self.method.free and adversarial is not None:
             self.free.follow(adversarial.grad)
         for name in self.method.resting_heads(moment):
@@ -305,7 +310,9 @@ class TargetLearner(TrainedNetworks):
         if gamma == 0 or adversarial is None:
             return nullcontext()
         modules, networks = nn.ModuleList([self.network, self.heads]), self.plain()
-        return perturbed(modules, lambda: self.method.perturbation_loss(networks, views, adversarial), gamma)
+        return perturbed(
+            modules, lambda: self.method.perturbation_loss(networks, views, adversarial), gamma, self.complete
+        )
 
     def numbers(self) -> dict[str, Any]:
         """All values that have to be finite for training to continue, by name; not copied. A teacher does not change

@@ -1,12 +1,14 @@
 """The networks of a training and the modes in which they run."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.distributed.ranks import current
+from astra_gym.ssl_core.distributed.spreading import spread
 from astra_gym.ssl_core.methods import Method, Network, Networks
 from astra_gym.ssl_core.methods.parts import on_route
 from astra_gym.ssl_core.models.folding import FoldedNetwork
@@ -50,6 +52,8 @@ class TrainedNetworks:
         self.moment_at = moment
         self.step = 0
         """Number of updates made."""
+        self.ranks = current()
+        """The ranks that train these networks, each with a copy."""
         self.device = next(network.parameters()).device
         self._parts = nn.ModuleList([network, self.heads, self.others])
 
@@ -76,13 +80,17 @@ class TrainedNetworks:
         return self._networks(FoldedNetwork(self.network), others)
 
     def plain(self, target: Network | None = None) -> Networks:
-        """All networks, not folded; `target`, if given, stands in for the target network."""
-        return self._networks(target or self.network, {name: self._other(name) for name in self.others})
+        """All networks, not folded; `target`, if given, stands in for the target network, on all ranks alike."""
+        return self._networks(self.network, {name: self._other(name) for name in self.others}, target)
 
-    def _networks(self, target: Network, others: dict[str, Network]) -> Networks:
+    def _networks(self, target: Network, others: dict[str, Network], instead: Network | None = None) -> Networks:
+        # only passes of networks are divided among ranks. Heads are small, and all ranks compute them
+        others = {name: spread(other, self.ranks) for name, other in others.items()}
         if "teacher" in others:
             others["teacher"] = on_route(others["teacher"], self.teacher_route)
-        return Networks(target, dict(self.heads.items()), others, self.tables, self.moment)
+        return Networks(
+            instead or spread(target, self.ranks), dict(self.heads.items()), others, self.tables, self.moment
+        )
 
     def make_tables(self, images: Tensor, streams: Streams) -> None:
         """Make the method's tables, if it has any, from the training images, uint8 (n, 3, h, w).
@@ -119,6 +127,18 @@ class TrainedNetworks:
         # in eval mode statistics do not change anyway
         with self._under_attack(mode), self.untracked() if training else nullcontext(), torch.no_grad():
             yield self.plain() if training else self._folded()
+
+    def complete(self, weights: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
+        """Make a rank's gradients those of the whole batch, in place: of the network they are a part, to be added up,
+        of heads the whole. All ranks then have the same bits."""
+        if self.ranks.alone:
+            return
+        divided = {id(weight) for weight in self.network.parameters()}
+        parts = []
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                parts.append(gradient if id(weight) in divided else gradient.div_(self.ranks.size))
+        self.ranks.add_up(parts)
 
     def untracked(self) -> AbstractContextManager[None]:
         """Context for measurements: attacks in train mode do not change the running statistics."""

@@ -1,14 +1,15 @@
 """The base of all backbones: parts in a row, which a training pass may compute again or compile."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from astra_gym.ssl_core.distributed.ranks import current
 from astra_gym.ssl_core.models.route_norm import Untracked
 
 BACKEND = "inductor"
@@ -50,15 +51,22 @@ class Backbone(nn.Module):
         trains = self.training and torch.is_grad_enabled()
         apply = compiled_part(BACKEND) if self.compiled and trains else _applied
         if self.recompute and trains:
-            norms = Untracked(self)
+            norms, spreads = Untracked(self), current().spreads
             # no part draws random numbers, so no generator's state is restored; `checkpoint` restores autocast
             repeated = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
             for part in self.parts:
-                x = repeated(apply, part, x, route, context_fn=lambda: (nullcontext(), norms))
+                x = repeated(apply, part, x, route, context_fn=lambda: (nullcontext(), _again(norms, spreads)))
         else:
             for part in self.parts:
                 x = apply(part, x, route)
         return self.pooled(x)
+
+
+@contextmanager
+def _again(norms: Untracked, spreads: bool) -> Iterator[None]:
+    """Surround a pass that is repeated in the backward pass."""
+    with norms, current().spreading(spreads):
+        yield
 
 
 def _applied(part: Part, x: Tensor, route: str) -> Tensor:

@@ -1,0 +1,214 @@
+"""The processes that train one network together, and what they tell each other."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from astra_gym.ssl_core.utils.clock import Clock
+
+T = TypeVar("T")
+TIMEOUT = "ASTRA_RANK_TIMEOUT"
+"""Environment variable: seconds for which a rank waits for the others, 600 by default."""
+STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables of a process that torchrun, or a batch system's script, has started as one of several."""
+
+
+class RankLostError(RuntimeError):
+    """Error for a rank that no longer answers."""
+
+
+class RanksDifferError(ValueError):
+    """Error for ranks whose values should be the same and are not."""
+
+
+class Ranks:
+    """The processes ("ranks") that train one network together; by default this process alone.
+
+    Every rank holds the whole training: weights, agent, batch and random streams are the same on all. Only the passes
+    of the networks are divided (`astra_gym.ssl_core.distributed.spreading`). All ranks must call the methods here
+    equally often and in the same order. With one process each is the identity.
+
+    Args:
+        rank: number of this process, from 0.
+        size: number of processes.
+        store: the processes' common store; None for a process that was started alone.
+        timeout: seconds after which a rank that waits raises a `RankLostError`.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None, timeout: float = 600.0) -> None:
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self._store = store
+        self.spreads = False
+        """Whether the network that runs now has a part of the rows: batch norm then counts those of all ranks."""
+        self.clock = Clock()
+        """Time in which this process waited for others and exchanged values with them; on a GPU only the calls."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process was not started as one of several."""
+        return self._store is None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    @contextmanager
+    def spreading(self, spreads: bool = True) -> Iterator[None]:
+        """Set `spreads` while entered."""
+        before, self.spreads = self.spreads, spreads
+        try:
+            yield
+        finally:
+            self.spreads = before
+
+    def share(self, n: int, rank: int | None = None) -> slice:
+        """Return a rank's part of n rows, by default this rank's: consecutive, as equal as possible, maybe empty."""
+        rank = self.rank if rank is None else rank
+        size, larger = divmod(n, self.size)
+        begin = rank * size + min(rank, larger)
+        return slice(begin, begin + size + (rank < larger))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the values (...) of all ranks, of one shape, as (size, ...)."""
+        if self.alone:
+            return values[None]
+        found = values.new_empty((self.size, *values.shape))
+        given = values.detach().contiguous()
+        self._together("gather", lambda: dist.all_gather(list(found.unbind()), given))
+        return found
+
+    def gather_rows(self, own: Tensor, n: int) -> Tensor:
+        """Return all n rows (n, ...) from every rank's `share` of them."""
+        if self.alone:
+            return own
+        longest = -(-n // self.size)
+        if len(own) < longest:
+            # collectives take equal shapes; at most one row is missing
+            own = torch.cat([own, own.new_zeros((longest - len(own), *own.shape[1:]))])
+        found = self.gather(own)
+        if n % self.size == 0:
+            return found.flatten(0, 1)
+        shares = (self.share(n, rank) for rank in range(self.size))
+        return torch.cat([part[: each.stop - each.start] for part, each in zip(found, shares, strict=True)])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of the values of all ranks, added in the order of the ranks."""
+        return self.gather(values).sum(dim=0)
+
+    def add_up(self, parts: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks, in one exchange for each type."""
+        if self.alone:
+            return
+        for dtype in dict.fromkeys(part.dtype for part in parts):
+            alike = [part for part in parts if part.dtype == dtype]
+            flat = torch.cat([part.flatten() for part in alike])
+            self._together("add up", lambda flat=flat: dist.all_reduce(flat))
+            for part, total in zip(alike, flat.split([part.numel() for part in alike]), strict=True):
+                part.copy_(total.view_as(part))
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the numbers of all ranks."""
+        return int(self._numbers(number).max())
+
+    def text_of_first(self, text: str) -> str:
+        """Return rank 0's text."""
+        if self.alone:
+            return text
+        given = text.encode()
+        length = int(self._numbers(len(given))[0])
+        values = torch.tensor(list(given if self.first else bytes(length)), dtype=torch.uint8, device=_host())
+        return bytes(self.gather(values)[0].tolist()).decode()
+
+    def check_same(self, what: str, values: bytes) -> None:
+        """Raise a RanksDifferError, which names `what`, unless the values are the same on all ranks."""
+        if self.alone:
+            return
+        digests = self._numbers(int.from_bytes(hashlib.sha256(values).digest()[:7], "little"))
+        other = (digests != digests[0]).nonzero()
+        if len(other):
+            raise RanksDifferError(
+                f"{what} of rank {int(other[0])} differ from those of rank 0: all ranks need the same code, data and "
+                "kind of processor, and an agent that draws from its seed alone"
+            )
+
+    def is_first_to_say(self, text: str) -> bool:
+        """Return whether no other rank has said this yet. It waits for nobody."""
+        if self._store is None:
+            return True
+        try:
+            return self._store.add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1
+        except RuntimeError:
+            # the rank that keeps the store is gone
+            return True
+
+    def _numbers(self, number: int) -> Tensor:
+        return self.gather(torch.tensor(number, device=_host())).cpu()
+
+    def _together(self, what: str, exchange: Callable[[], T]) -> T:
+        with self.clock.running():
+            try:
+                return exchange()
+            except RuntimeError as error:
+                raise RankLostError(
+                    f"rank {self.rank} of {self.size} lost another rank, or has waited {self.timeout:g} s for it "
+                    f"({what}: {' '.join(str(error).split())[:80]})"
+                ) from error
+
+
+def _host() -> str:
+    """Return the device on which plain values are exchanged: NCCL takes a GPU's only."""
+    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
+
+
+_current = Ranks()
+
+
+def current() -> Ranks:
+    """Return the ranks of which this process is one."""
+    return _current
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process was started as one of several (`STARTED`)."""
+    return all(name in os.environ for name in STARTED)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other ranks if this process was started as one of several: inside, `current` are these.
+
+    GPUs speak by NCCL, if each rank of a machine has its own; all else by gloo.
+
+    Raises:
+        RankLostError: if the others do not come.
+    """
+    if not is_one_of_several():
+        yield current()
+        return
+    global _current
+    seconds = float(os.environ.get(TIMEOUT, "600"))
+    limit = timedelta(seconds=seconds)
+    here = int(os.environ.get("LOCAL_RANK", "0"))
+    own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and dist.is_nccl_available()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here % torch.cuda.device_count())
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        backend = "nccl" if torch.cuda.is_available() and own_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    except RuntimeError as error:
+        raise RankLostError(f"the other ranks did not come within {seconds:g} s: {error!s:.100}") from error
+    before, _current = _current, Ranks(rank, size, dist.PrefixStore("astra-gym", store), seconds)
+    try:
+        yield _current
+    finally:
+        _current = before
+        dist.destroy_process_group()
