@@ -281,6 +281,7 @@ class AttackEngine:
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method.method} takes {needs}")
+        self.learner.check_alike(budget)
         with self.working():
             self.last = self._step(budget, made)
         return self.last

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from astra_gym.ssl_core.distributed.ranks import current
 from astra_gym.ssl_core.utils.stopping import SIGNALS, StopRequested, handle, put_back, status_of
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
@@ -273,10 +274,19 @@ class Interrupt:
     ) -> None:
         put_back(self._before)
 
+    def settle(self) -> None:
+        """Heed a signal that any rank got. All ranks call this at the same places, so that they stop together."""
+        number = current().largest(self.status - 128 if self.asked else 0)
+        if number and self.asked is None:
+            self._ask(StopRequested(number))
+
+    def _ask(self, stop: StopRequested) -> None:
+        self.asked, self.status = str(stop), status_of(stop)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         stop = StopRequested(number)
         if self.asked is None:
             # Nothing is printed here, because a handler may interrupt a print, which Python's streams do not allow.
-            self.asked, self.status = str(stop), status_of(stop)
+            self._ask(stop)
         elif number == signal.SIGINT:
             raise stop

@@ -20,7 +20,7 @@ if not __package__:
 from rich.console import Console
 
 from astra_gym.agents.warm_start import start_from
-from astra_gym.experiments.config.cli import Invocation, parse
+from astra_gym.experiments.config.cli import Invocation
 from astra_gym.experiments.config.commands import called, program, typed
 from astra_gym.experiments.config.devices import arithmetic, on_repeating, resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
@@ -30,7 +30,10 @@ from astra_gym.experiments.runs.peak_memory import described, peak_memory
 from astra_gym.experiments.runs.run import HPARAM_METRICS, OffPlan, Run, Stopped
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.runs.run_log import RunLog
+from astra_gym.experiments.runs.silent import SilentFolder, SilentLog
+from astra_gym.experiments.runs.together import begun, check_supported, ranks_console
 from astra_gym.ssl_core.data.summary import summary
+from astra_gym.ssl_core.distributed.ranks import RankLostError, current, joined
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
 from astra_gym.ssl_core.safety.disk import is_full
@@ -47,7 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str], ending: Ending) -> int:
     ending.stopped = "interrupted before training began"
     try:
-        return _run(parse(argv, program("train")), [*called("train"), *argv], Console(emoji=False), ending)
+        with joined():
+            return _reported(argv, ending)
+    except RankLostError as error:
+        return _fail(1, error)
+
+
+def _reported(argv: list[str], ending: Ending) -> int:
+    """Run the command, and report what ends it while the other ranks can still be told."""
+    try:
+        with ranks_console() as console:
+            invocation, argv = begun(argv, program("train"))
+            return _run(invocation, [*called("train"), *argv], console, ending)
+    except RankLostError as error:
+        if (status := current().noted_end()) is not None:
+            # that rank has reported it
+            return status
+        kept = ending.kept if isinstance(ending.kept, str) else ending.kept()
+        return _fail(1, f"{error}; {kept}; {ending.after}")
     except (ValueError, CheckpointError) as error:
         if is_full(error):
             raise
@@ -57,23 +77,34 @@ def _main(argv: list[str], ending: Ending) -> int:
 
 
 def _fail(status: int, message: object) -> int:
-    print(said(program("train"), message), file=sys.stderr)
+    _print_once(said(program("train"), message))
+    current().note_end(status)
     return status
 
 
+def _print_once(text: str) -> None:
+    """Print a line on the standard error, which of several ranks may all have to say."""
+    if current().is_first_to_say(text):
+        print(text, file=sys.stderr)
+
+
 def _run(invocation: Invocation, words: Sequence[str], console: Console, ending: Ending) -> int:
-    settings = invocation.settings
+    settings, ranks = invocation.settings, current()
+    check_supported(settings)
+    kind = RunFolder if ranks.first else SilentFolder
     with ExitStack() as hold:
         hold.enter_context(arithmetic(settings.optimizer.precision, settings.run.deterministic))
         if invocation.resume is not None:
-            folder = hold.enter_context(held(RunFolder.open(invocation.resume)))
+            folder = hold.enter_context(held(kind.open(invocation.resume)))
             _keep_in_mind(folder, ending)
         elif settings.run.run_dir is not None:
             # before the data are read, or downloaded
-            RunFolder(Path(settings.run.run_dir)).check_new()
+            kind(Path(settings.run.run_dir)).check_new()
         with Decoding(kind=settings.run.progress, console=console) as decoding:
             data = settings.data.load(decoding.update)
         run = Run(settings, resolve_device(settings.run.device), data, begins=invocation.resume is None)
+        ranks.check_same("settings", settings.to_yaml().encode())
+        ranks.check_same("views of the first batch", run.engine.all_views.cpu().numpy().tobytes())
         origin = run.engine.learner.origin
         if invocation.resume is None and settings.probe.evaluate:
             # if the evaluation would be refused, stop before the training and not after it
@@ -108,12 +139,16 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                 progress.note(sentence)
             if settings.probe.probe_every and run.probe is None:
                 progress.note("no curves of the probe (--probe_every): the images have no labels")
-            with RunLog(folder, settings.optimizer.batch_size, resumed_step=resumed_step) as log:
+            log_kind = RunLog if folder.writes else SilentLog
+            with log_kind(folder, settings.optimizer.batch_size, resumed_step=resumed_step) as log:
                 for sentence in (*damage, *log.damage):
                     _warn(f"{folder.path}/{sentence}; the run resumes from its checkpoint, and a report marks this")
                 if resumed_step is None:
                     log.hparams(settings, HPARAM_METRICS)
                 status = _train(run, folder, log, progress)
+        if not ranks.first:
+            return status
+        ranks.leave()
         if status == 0:
             status = _post_process(run, folder, console)
         return _conclude(run, folder, console) if status == 0 and settings.probe.evaluate else status
@@ -136,7 +171,7 @@ def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:
 
 def _warn(text: object) -> None:
     """Print a note on the standard error, whatever the display shows."""
-    print(said(program("train"), text, "note"), file=sys.stderr)
+    _print_once(said(program("train"), text, "note"))
 
 
 def _headline(run: Run, folder: RunFolder) -> str:
@@ -175,6 +210,7 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
     try:
         with Interrupt() as interrupt:
             run.train(folder, log, progress, interrupt, shares)
+            interrupt.settle()
         if interrupt.asked:
             # the request came after the run's last check, when everything was saved
             raise Stopped(interrupt.asked)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from astra_gym.experiments.config.settings import Settings, default_run_dir
 from astra_gym.experiments.runs.run_folder import RunFolder, unwritable
+from astra_gym.experiments.runs.silent import SilentFolder
+from astra_gym.ssl_core.distributed.ranks import current
 from astra_gym.ssl_core.safety.writers import LOCK, FolderLock, sweep
 from astra_gym.ssl_core.utils.files import expanded
 
@@ -14,9 +16,15 @@ from astra_gym.ssl_core.utils.files import expanded
 def claimed(settings: Settings) -> Iterator[RunFolder]:
     """Hold the empty folder of a new run for this process: `run_dir`, or by default the first that no process holds.
 
+    Of several ranks rank 0 holds it; the others get its path.
+
     Raises:
         ValueError: if it is not empty, cannot be written, or another process holds it.
     """
+    ranks = current()
+    if not ranks.first:
+        yield SilentFolder(Path(ranks.text_of_first("")))
+        return
     path, made = _made(settings)
     folder = RunFolder(path)
     folder.check_new()
@@ -24,6 +32,7 @@ def claimed(settings: Settings) -> Iterator[RunFolder]:
         with held(folder):
             # another process may have written into it meanwhile
             folder.check_new()
+            ranks.text_of_first(str(path))
             yield folder
     except BaseException:
         if made:
@@ -62,6 +71,9 @@ def held(folder: RunFolder) -> Iterator[RunFolder]:
     Raises:
         ValueError: if another process holds it, or it cannot be written.
     """
+    if not folder.writes:
+        yield folder
+        return
     try:
         lock = FolderLock(folder.path)
     except OSError as error:

@@ -28,10 +28,9 @@ from astra_gym.ssl_core.downstream.postprocessing import post_process
 from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
-    encoder_path,
+    encoder_name,
     load_checkpoint,
     load_network,
-    save_checkpoint,
 )
 from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.utils.clock import Clock
@@ -217,7 +216,7 @@ class Run:
             "world": self.env.state_dict(),
             "agent": self.agent.state_dict(),
         }
-        save_checkpoint(folder.checkpoints / "last.pt", "run", payload)
+        folder.save("last.pt", "run", payload)
         self.saved_step = self.engine.step
 
     def _encoder(self) -> dict[str, Any]:
@@ -249,7 +248,7 @@ class Run:
         if due:
             self.check_finite()
         for epoch in due:
-            save_checkpoint(encoder_path(folder.checkpoints, epoch), "encoder", self._encoder())
+            folder.save(encoder_name(epoch), "encoder", self._encoder())
 
     def restore(self, folder: RunFolder) -> list[str]:
         """Return to the state of `checkpoints/last.pt`.
@@ -267,7 +266,7 @@ class Run:
             self.agent.load_state_dict(payload["agent"])
             self._kept_epochs = int(self.engine.epoch)
             # checkpoints of before this setting are of runs without it
-            before = {"compile_blocks": False} | payload["circumstances"]
+            before = {"compile_blocks": False, "ranks": 1} | payload["circumstances"]
         except Exception as error:  # a state that was edited fails in many ways, a user's agent in any
             # torch lists every tensor that differs, one per line; the first few words are enough
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -295,6 +294,7 @@ class Run:
             "precision": self.settings.optimizer.precision,
             "compile_blocks": self.settings.optimizer.compile_blocks,
             "threads": torch.get_num_threads(),
+            "ranks": self.engine.learner.ranks.size,
         }
 
     def train(
@@ -332,6 +332,7 @@ class Run:
         folder.check()
         log.flush()
         self.keep_encoders(folder)
+        interrupt.settle()
         self.save(folder)
         if interrupt.asked:
             raise Stopped(interrupt.asked)
@@ -366,6 +367,7 @@ class RunCallback(BaseCallback):
 
     def _keep(self) -> None:
         self.folder.check()
+        self.interrupt.settle()
         self.run.keep_encoders(self.folder)
         if self._due() > self.saved or self.interrupt.asked:
             self.saved = self._due()

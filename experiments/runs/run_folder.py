@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -23,6 +23,7 @@ from astra_gym.experiments.runs.logs import (
     whole_parts,
 )
 from astra_gym.ssl_core.data.image_digests import RunImages
+from astra_gym.ssl_core.models.checkpoint import save_checkpoint
 from astra_gym.ssl_core.safety.sealing import sealed_yaml, without_seal
 from astra_gym.ssl_core.safety.writers import LOCK, FolderLock
 from astra_gym.ssl_core.utils.device import convolves_in_tf32
@@ -42,6 +43,9 @@ class RunFolder:
     TensorBoard's events, and the folders `checkpoints`, `results` and `figures`. Made by `create`, opened again by
     `open`.
     """
+
+    writes: ClassVar[bool] = True
+    """Whether this process writes the folder: rank 0 does for all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,12 +109,13 @@ class RunFolder:
             # Written last, since it makes the folder one that can be resumed.
             write_file(self.config, sealed_yaml(settings.to_yaml()))
         except BaseException as error:
-            self._undo()
+            self.discard()
             if isinstance(error, OSError):
                 raise unwritable(self.path, error) from error
             raise
 
-    def _undo(self) -> None:
+    def discard(self) -> None:
+        """Remove what a start that was cut short has left."""
         with suppress(OSError):
             for path in (*self.files, self.digests, self.checkpoints / "last.pt"):
                 path.unlink(missing_ok=True)
@@ -126,6 +131,10 @@ class RunFolder:
     def parts(self) -> tuple[Path, ...]:
         """The folders in the folder."""
         return self.checkpoints, self.results, self.figures
+
+    def save(self, name: str, kind: str, payload: dict[str, Any]) -> None:
+        """Write a checkpoint of this name, see `astra_gym.ssl_core.models.checkpoint.save_checkpoint`."""
+        save_checkpoint(self.checkpoints / name, kind, payload)
 
     def check(self) -> None:
         """Raise a FolderLostError if this process holds the folder, and it was removed or moved."""

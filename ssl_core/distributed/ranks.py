@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from astra_gym.ssl_core.utils.clock import Clock
 
 T = TypeVar("T")
 TIMEOUT = "ASTRA_RANK_TIMEOUT"
-"""Environment variable: seconds for which a rank waits for the others, 600 by default."""
+"""Environment variable: seconds for which a rank waits for the others, 1800 by default."""
 STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables of a process that torchrun, or a batch system's script, has started as one of several."""
 
@@ -42,7 +42,7 @@ class Ranks:
         timeout: seconds after which a rank that waits raises a `RankLostError`.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None, timeout: float = 600.0) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None, timeout: float = 1800.0) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self._store = store
         self.spreads = False
@@ -59,6 +59,24 @@ class Ranks:
     def first(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
+
+    def leave(self) -> None:
+        """Let this process work alone from now on, because the others have ended or need nothing more of it."""
+        self.rank, self.size, self._store = 0, 1, None
+
+    def note_end(self, status: int) -> None:
+        """Tell the other ranks that this one ends by an error that it has reported itself. It waits for nobody."""
+        if self._store is not None:
+            with suppress(RuntimeError):
+                self._store.set("ended", str(status))
+
+    def noted_end(self) -> int | None:
+        """Return the exit status of a rank that has reported an error; None if none has."""
+        if self._store is None:
+            return None
+        with suppress(RuntimeError):
+            return int(self._store.get("ended")) if self._store.check(["ended"]) else None
+        return None
 
     @contextmanager
     def spreading(self, spreads: bool = True) -> Iterator[None]:
@@ -194,7 +212,7 @@ def joined() -> Iterator[Ranks]:
         yield current()
         return
     global _current
-    seconds = float(os.environ.get(TIMEOUT, "600"))
+    seconds = float(os.environ.get(TIMEOUT, "1800"))
     limit = timedelta(seconds=seconds)
     here = int(os.environ.get("LOCAL_RANK", "0"))
     own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and dist.is_nccl_available()

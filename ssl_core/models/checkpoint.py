@@ -198,9 +198,9 @@ def _is_like(value: Any, expected: Tensor) -> bool:
     return value.dtype in WEIGHTS if expected.is_floating_point() else value.dtype == expected.dtype
 
 
-def encoder_path(checkpoints: Path, epoch: int) -> Path:
-    """Return the path of an epoch's encoder in a run's folder of checkpoints."""
-    return checkpoints / f"epoch-{epoch:04d}.pt"
+def encoder_name(epoch: int) -> str:
+    """Return the name of an epoch's encoder in a run's folder of checkpoints."""
+    return f"epoch-{epoch:04d}.pt"
 
 
 def kept_encoders(run_folder: Path) -> list[tuple[float, Path]]:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.distributed.ranks import current
 from astra_gym.ssl_core.distributed.spreading import spread
 from astra_gym.ssl_core.methods import Method, Network, Networks
@@ -127,6 +128,13 @@ class TrainedNetworks:
         # in eval mode statistics do not change anyway
         with self._under_attack(mode), self.untracked() if training else nullcontext(), torch.no_grad():
             yield self.plain() if training else self._folded()
+
+    def check_alike(self, budget: Budget | None) -> None:
+        """Raise a RanksDifferError unless all ranks attack within the same budget."""
+        if budget is not None and not self.ranks.alone:
+            parts = (budget.epsilon, budget.step_size, budget.steps)
+            values = b"".join(part.contiguous().cpu().numpy().tobytes() for part in parts)
+            self.ranks.check_same(f"the budgets of update {self.step + 1}", values)
 
     def complete(self, weights: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
         """Make a rank's gradients those of the whole batch, in place: of the network they are a part, to be added up,

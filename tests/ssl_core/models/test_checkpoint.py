@@ -8,7 +8,7 @@ from astra_gym.ssl_core.models import checkpoint
 from astra_gym.ssl_core.models.checkpoint import (
     CheckpointError,
     describe_network,
-    encoder_path,
+    encoder_name,
     kept_encoders,
     load_checkpoint,
     load_network,
@@ -104,7 +104,7 @@ def test_kept_encoders_are_listed_by_the_epoch_that_they_are_of(tmp_path) -> Non
     trained = network()
     payload = {"network": describe_network(trained), "evaluation_route": "pgd", "step": 1}
     for epoch, reached in ((10_000, 10_000.0), (2, 2.5), (9_999, 9_999.25)):
-        save_checkpoint(encoder_path(checkpoints, epoch), "encoder", payload | {"epoch": reached})
+        save_checkpoint(checkpoints / encoder_name(epoch), "encoder", payload | {"epoch": reached})
     save_checkpoint(checkpoints / "last.pt", "run", payload | {"epoch": 10_000.0})
     expected = [(2.5, "epoch-0002.pt"), (9_999.25, "epoch-9999.pt"), (10_000.0, "epoch-10000.pt")]
     found = kept_encoders(tmp_path)
