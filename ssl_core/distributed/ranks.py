@@ -220,6 +220,8 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(here % torch.cuda.device_count())
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        # torchrun's store outlives a restart, with the addresses of ranks that are gone
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "nccl" if torch.cuda.is_available() and own_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except RuntimeError as error:
