@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.run import get_args_parser
 
 from astra_gym.envs.training_run.instances import Instance
 from astra_gym.experiments import compare_agents, evaluate_encoder, export_encoder, measure_headroom, publish, tune
@@ -64,7 +65,8 @@ def test_the_python_runs_at_a_small_size(tmp_path, capsys, number: int) -> None:
     assert capsys.readouterr().out.strip()
 
 
-TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "my_" not in line]
+RANKED = [line for line in COMMANDS if line.startswith("torchrun")]
+TRAINING = [line for line in COMMANDS if "train_agent.py" in line and "my_" not in line and line not in RANKED]
 RUN_ALWAYS = ("--list", "--resume", " DIR", "--cache_dir CACHE", "deacl --teacher runs/teacher --agent ppo")
 """Parts of the commands that `make test` runs; of the others it reads the flags, and `make test-all` runs all."""
 
@@ -129,6 +131,15 @@ def test_the_flags_of_the_training_commands_are_read(teacher: Path) -> None:
     for words in (shlex.split(line)[2:] for line in TRAINING if "--list" not in line and "--resume" not in line):
         settings = parse([str(teacher / "config.yaml") if word == "FILE.yaml" else word for word in words]).settings
         assert "--method" not in words or settings.method.method in words
+
+
+def test_the_flags_of_the_commands_of_torchrun_are_read() -> None:
+    assert len(RANKED) == 4
+    for line in RANKED:
+        options = get_args_parser().parse_args(shlex.split(line)[1:])
+        script, flags = options.training_script, options.training_script_args
+        assert (script, flags.pop(0)) == ("astra-gym", "train") if options.no_python else (ROOT / script).is_file()
+        assert "--resume" in flags or parse(flags).settings.run.run_dir == "runs/together"
 
 
 def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ sudden end leaves, and what to do then.
 """
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,14 @@ from pathlib import Path
 
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.output import surviving
+from astra_gym.ssl_core.distributed.ranks import is_one_of_several
 from astra_gym.ssl_core.safety.disk import FULL, FolderLostError, disk_error
 from astra_gym.ssl_core.safety.sealing import unsealed_collected
 from astra_gym.ssl_core.utils.messages import FEW, said
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
+
+DIVIDED = "train"
+"""The command that several processes share (torchrun)."""
 
 
 @dataclass
@@ -69,6 +74,10 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
+    if name != DIVIDED and is_one_of_several() and (size := os.environ["WORLD_SIZE"]) != "1":
+        return _end(
+            ending, 2, f"one of {size} processes, but only {DIVIDED} divides its work among them: start it once"
+        )
     with surviving(), unsealed_collected() as unsealed, _quiet_threads():
         raised: list[StopRequested] = []
         try:

@@ -1,9 +1,7 @@
 """A run's folder and records of a rank that writes nothing: rank 0 writes for all."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from stable_baselines3.common.logger import KVWriter
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.metrics import metrics_of
@@ -26,7 +24,7 @@ class SilentFolder(RunFolder):
         self,
         settings: Settings,
         argv: Sequence[str],
-        first: Callable[[RunFolder], None] | None = None,
+        first: Callable[[Self], None] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Do nothing."""
@@ -70,21 +68,7 @@ class SilentLog(RunLog):
     def hparams(self, settings: Settings, metrics: Sequence[str]) -> None:
         """Do nothing."""
 
-    def agent_writer(self, update_of: Callable[[int], int]) -> KVWriter:
-        """Return a writer that writes nothing."""
-        return SilentWriter()
-
     def flush(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class SilentWriter(KVWriter):
-    """A writer of an agent's values that writes nothing."""
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Do nothing."""
 
     def close(self) -> None:

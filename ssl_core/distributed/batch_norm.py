@@ -17,13 +17,13 @@ class Normalized(NamedTuple):
     Args:
         values: of the shape of the inputs.
         mean, variance: (channels,), over the rows (and places) of all ranks; the variance is the biased one.
-        count: scalar, the number of values in each channel on all ranks.
+        number: scalar, the number of values in each channel on all ranks.
     """
 
     values: Tensor
     mean: Tensor
     variance: Tensor
-    count: Tensor
+    number: Tensor
 
 
 def normalized_over(ranks: Ranks, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Normalized:

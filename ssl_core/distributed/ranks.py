@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -100,7 +101,7 @@ class Ranks:
             return values[None]
         found = values.new_empty((self.size, *values.shape))
         given = values.detach().contiguous()
-        self._together("gather", lambda: dist.all_gather(list(found.unbind()), given))
+        self._together("gather", partial(dist.all_gather, list(found.unbind()), given))
         return found
 
     def gather_rows(self, own: Tensor, n: int) -> Tensor:
@@ -128,7 +129,7 @@ class Ranks:
         for dtype in dict.fromkeys(part.dtype for part in parts):
             alike = [part for part in parts if part.dtype == dtype]
             flat = torch.cat([part.flatten() for part in alike])
-            self._together("add up", lambda flat=flat: dist.all_reduce(flat))
+            self._together("add up", partial(dist.all_reduce, flat))
             for part, total in zip(alike, flat.split([part.numel() for part in alike]), strict=True):
                 part.copy_(total.view_as(part))
 

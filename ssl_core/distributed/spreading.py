@@ -37,7 +37,7 @@ def spread(network: Callable[[Tensor, str], E], ranks: Ranks) -> Callable[[Tenso
             found = network(own, route)
         sizes = [part.shape[1] for part in found]
         rows = _Join.apply(torch.cat(found, dim=1), ranks, n)
-        return type(found)(*rows.split(sizes, dim=1))  # type: ignore[call-overload]
+        return type(found)(*rows.split(sizes, dim=1))
 
     return whole
 

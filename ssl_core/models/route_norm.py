@@ -67,7 +67,7 @@ class RouteNorm(Tracking):
                 share = cast(float, norm.momentum)
                 cast(Tensor, norm.num_batches_tracked).add_(1)
                 cast(Tensor, norm.running_mean).lerp_(found.mean, share)
-                unbiased = found.variance * (found.count / (found.count - 1))
+                unbiased = found.variance * (found.number / (found.number - 1))
                 cast(Tensor, norm.running_var).lerp_(unbiased, share)
         return found.values
 

@@ -21,13 +21,12 @@ FIRST_CLASS = {
     for method, agent in itertools.product(METHODS, AGENTS)
     if method != "simclr"
 } | {"simclr none": {"method": "simclr", "agent": "none"}}
+OTHER_AGENTS = (
+    *("a2c", "trpo", "dqn", "qrdqn", "sac", "td3", "ddpg", "tqc", "crossq", "bandit", "lints", "gp", "elimination"),
+    *("bisection", "switching", "fixed-max", "delayed", "accelerating", "customized", "friendly"),
+)
 OTHERS: dict[str, dict[str, Any]] = {
-    **{
-        name: {"method": "acl", "agent": name}
-        for name in ("a2c", "trpo", "dqn", "qrdqn", "sac", "td3", "ddpg", "tqc", "crossq", "bandit", "lints")
-        + ("gp", "elimination", "bisection", "switching", "fixed-max", "delayed", "accelerating", "customized")
-        + ("friendly",)
-    },
+    **{name: {"method": "acl", "agent": name, "action_steps": [0, 2, 5]} for name in OTHER_AGENTS},
     "batch": {"method": "acl", "agent": "reinforce", "env": "batch"},
     "a lookahead": {"method": "acl", "agent": "reinforce", "reward_lookahead": 0.5, "lookahead_images": 4},
     "progress and cost": {"method": "acl", "agent": "reinforce", "reward_progress": 0.5, "reward_cost": 0.1},
@@ -54,6 +53,10 @@ def first_class() -> dict[str, dict[str, Tensor]]:
     return runs(FIRST_CLASS, FIRST_CLASS)
 
 
+def few() -> dict[str, dict[str, Tensor]]:
+    return runs(["acl reinforce", "dynacl ppo", "byol random"], FIRST_CLASS)
+
+
 def others() -> dict[str, dict[str, Tensor]]:
     return runs(OTHERS, OTHERS)
 
@@ -61,8 +64,8 @@ def others() -> dict[str, dict[str, Tensor]]:
 def played(method: str, agent: str, **settings: Any) -> dict[str, Tensor]:
     """What a run's updates choose, pay and leave, in a world without ties.
 
-    Digits have constant borders, and small networks dead units: gradients of 0, whose sign is that of rounding. LARS and
-    AdamW amplify such gradients.
+    Digits have constant borders, and small networks dead units: gradients of 0, whose sign is that of rounding. LARS
+    and AdamW amplify such gradients.
     """
     sized = {"image_size": 16} if agent == "reinforce-paper" else {}
     made = Settings.of(**WORLD | sized | {"method": method, "agent": agent} | settings)

@@ -24,7 +24,7 @@ def test_over_one_rank_it_is_torchs_batch_norm(shape: tuple[int, ...], affine: b
     torch.testing.assert_close(found.values, expected, rtol=1e-12, atol=1e-12)
     rows = x.transpose(0, 1).flatten(1)
     torch.testing.assert_close((found.mean, found.variance), (rows.mean(1), rows.var(1, unbiased=False)))
-    assert found.count == rows.shape[1]
+    assert found.number == rows.shape[1]
     mine, theirs = (torch.autograd.grad(values, inputs, slope) for values in (found.values, expected))
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 

@@ -1,0 +1,124 @@
+"""The main command by torchrun: one voice, one folder, stops, kills, restarts, resumes on fewer ranks."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from astra_gym.experiments.runs.metrics import read_metrics
+from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs
+
+ROOT = SCRIPT.parents[1]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+LONGEST = 300
+"""Seconds within which everything here ends, or hangs."""
+
+
+@contextmanager
+def torchrun(*flags: str, options: tuple[str, ...] = (), world: tuple[str, ...] = TINY) -> Iterator[subprocess.Popen]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
+    words += [str(SCRIPT), *world, "--evaluate=false", *flags]
+    with subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=LONGEST)
+    return process.returncode, output
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """The processes of the ranks, in their order."""
+    return [int(number) for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def await_update(folder: Path, update: int, process: subprocess.Popen) -> None:
+    until = time.monotonic() + LONGEST
+    file = folder / "metrics.jsonl"
+    while not file.exists() or max([row["step"] for row in read_metrics(file)], default=0) < update:
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with torchrun("--method=acl", f"--run_dir={folder}", "--epochs=40") as process:
+        await_update(folder, 2, process)
+        os.kill(ranks_of(process)[1], signal.SIGTERM)
+        status, output = ended(process)
+    assert status == 1 and output.count("SIGTERM: saved at step") == 1 and output.count("updates to make") == 1, output
+    steps = len({row["step"] for row in read_metrics(folder / "metrics.jsonl")})
+    assert f"saved at step {steps} of 240" in output
+    # the note is the last line before training, which is stopped at once
+    with torchrun(world=(f"--resume={folder}",), options=("--nproc_per_node=1",)) as process:
+        await_update(folder, steps + 1, process)
+        os.kill(ranks_of(process)[0], signal.SIGTERM)
+        status, output = ended(process)
+    assert "ranks was 2 and is 1" in output and "SIGTERM: saved at step" in output, output
+
+
+@pytest.mark.slow
+def test_what_ranks_cannot_do_is_refused_by_name_and_once(tmp_path: Path) -> None:
+    with torchrun(f"--run_dir={tmp_path / 'run'}", "--compile_blocks=true") as process:
+        status, output = ended(process)
+    lines = [line for line in output.splitlines() if "train_agent.py: error" in line]
+    assert status == 1 and len(lines) == 1 and "compile_blocks is for one process" in lines[0], output
+    assert not (tmp_path / "run").exists()
+    with torchrun(options=("--max_restarts=1",)) as process:
+        _, output = ended(process)
+    assert "give --run_dir" in output
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> None:
+    killed_and_restarted(tmp_path, kills=1)
+
+
+def killed_and_restarted(tmp_path: Path, kills: int) -> None:
+    draw = random.Random(kills)
+    world = (*TINY, "--epochs=12", "--method=acl", "--probe_every=0")
+    folder = tmp_path / "killed"
+    with torchrun(f"--run_dir={folder}", options=(f"--max_restarts={kills}",), world=world) as process:
+        last = 0
+        for _ in range(kills):
+            last = min(last + draw.randint(1, 7), 70)
+            await_update(folder, last, process)
+            before = ranks_of(process)
+            os.kill(draw.choice(before), signal.SIGKILL)
+            until = time.monotonic() + LONGEST
+            while set(ranks_of(process)) & set(before):
+                assert time.monotonic() < until, "the killed rank's group hangs"
+                time.sleep(0.2)
+        status, output = ended(process)
+    assert status == 0, output
+    whole = tmp_path / "whole"
+    with torchrun(f"--run_dir={whole}", world=world) as process:
+        assert ended(process)[0] == 0
+    assert_equal_runs(folder, whole)
+
+
+@pytest.mark.every_agent
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    killed_and_restarted(tmp_path, kills=20)
+
+
+def test_other_commands_are_not_divided(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from astra_gym.experiments import report
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert report.main(["somewhere"]) == 2
+    assert "only train divides its work among them" in capsys.readouterr().err
