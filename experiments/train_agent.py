@@ -54,6 +54,10 @@ def _main(argv: list[str], ending: Ending) -> int:
             return _reported(argv, ending)
     except RankLostError as error:
         return _fail(1, error)
+    except ValueError as error:
+        if is_full(error):
+            raise
+        return _fail(2, error)
 
 
 def _reported(argv: list[str], ending: Ending) -> int:
@@ -200,11 +204,15 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
 
     def note_time() -> None:
         seconds = time.perf_counter() - start
+        if not current().alone:
+            shares["exchange"] = current().clock.seconds
         if run.engine.step > first:
             peak = peak_memory(run.engine.device)
             for sentence in folder.note_training(first, run.engine.step, seconds, shares, peak):
                 _warn(f"{folder.path}/{sentence}; a report marks this")
             facts = [f"trained {amount(run.engine.step - first, 'update')} in {seconds:.0f} s", *described(peak)]
+            if not current().alone:
+                facts.append(f"{100 * shares['exchange'] / seconds:.0f} % of the time between ranks")
             progress.note(", ".join(facts))
 
     try:

@@ -1,6 +1,7 @@
 """The processes that train one network together, and what they tell each other."""
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from astra_gym.ssl_core.utils.clock import Clock
+from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import shown
 
 T = TypeVar("T")
 TIMEOUT = "ASTRA_RANK_TIMEOUT"
@@ -195,6 +198,16 @@ def current() -> Ranks:
     return _current
 
 
+def _timeout() -> float:
+    given = os.environ.get(TIMEOUT, "1800")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    check_number(TIMEOUT, seconds, above=True, expected=f"a positive number of seconds, not {shown(given)}")
+    return seconds
+
+
 def is_one_of_several() -> bool:
     """Return whether this process was started as one of several (`STARTED`)."""
     return all(name in os.environ for name in STARTED)
@@ -208,12 +221,13 @@ def joined() -> Iterator[Ranks]:
 
     Raises:
         RankLostError: if the others do not come.
+        ValueError: if the environment variable `TIMEOUT` is no positive number.
     """
     if not is_one_of_several():
         yield current()
         return
     global _current
-    seconds = float(os.environ.get(TIMEOUT, "1800"))
+    seconds = _timeout()
     limit = timedelta(seconds=seconds)
     here = int(os.environ.get("LOCAL_RANK", "0"))
     own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) and dist.is_nccl_available()
