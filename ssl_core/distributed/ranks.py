@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.messages import brief, shown
 
 T = TypeVar("T")
 TIMEOUT = "ASTRA_RANK_TIMEOUT"
@@ -179,9 +180,11 @@ class Ranks:
             try:
                 return exchange()
             except RuntimeError as error:
+                # without the place in gloo's source
+                reason = brief(re.sub(r"\[[^]]*\]", "", str(error)), 80)
                 raise RankLostError(
                     f"rank {self.rank} of {self.size} lost another rank, or has waited {self.timeout:g} s for it "
-                    f"({what}: {' '.join(str(error).split())[:80]})"
+                    f"({what}: {reason})"
                 ) from error
 
 

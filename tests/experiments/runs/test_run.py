@@ -16,7 +16,7 @@ from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.train_agent import main
-from astra_gym.ssl_core.models.checkpoint import encoder_path, kept_encoders, load_checkpoint, load_network
+from astra_gym.ssl_core.models.checkpoint import encoder_name, kept_encoders, load_checkpoint, load_network
 from tests.helpers.tiny_training import TINY, assert_equal_runs, call, expect_error
 
 SOURCE = """
@@ -248,8 +248,8 @@ def test_a_run_that_is_killed_and_resumed_keeps_the_same_encoders(
     monkeypatch.setattr(Run, "save", save)
     assert step_of(killed) == 0 and len(kept(killed)) == 4
     # the last was lost with the process, and one is damaged: both come again
-    encoder_path(killed / "checkpoints", 4).unlink()
-    encoder_path(killed / "checkpoints", 2).write_bytes(b"")
+    (killed / "checkpoints" / encoder_name(4)).unlink()
+    (killed / "checkpoints" / encoder_name(2)).write_bytes(b"")
     assert main(["--resume", str(killed)]) == 0
     assert kept(killed) == kept(straight)
     for name, path in expected.items():
