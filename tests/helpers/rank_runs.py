@@ -23,7 +23,7 @@ FIRST_CLASS = {
 } | {"simclr none": {"method": "simclr", "agent": "none"}}
 OTHER_AGENTS = (
     *("a2c", "trpo", "dqn", "qrdqn", "sac", "td3", "ddpg", "tqc", "crossq", "bandit", "lints", "gp", "elimination"),
-    *("bisection", "switching", "fixed-max", "delayed", "accelerating", "customized", "friendly"),
+    *("bisection", "switching", "fixed-max", "delayed", "accelerating", "customized", "friendly", "escalating"),
 )
 OTHERS: dict[str, dict[str, Any]] = {
     **{name: {"method": "acl", "agent": name, "action_steps": [0, 2, 5]} for name in OTHER_AGENTS},
