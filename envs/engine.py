@@ -246,7 +246,7 @@ class AttackEngine:
         if self.method.free or not self.rewards.only_frozen:
             return None
         with self.working(), self.learner.untracked():
-            clean = self._clean_pass().encoded.embeddings
+            clean, budget = self._clean_pass().encoded.embeddings, self.learner.agreed(budget)
             tried = self.assess(self._views, clean, budget, self.streams.on_device(ASSESSED))
             self.tried_steps += int(self.method.attack_steps(tried.budget).sum())
         return tried.reward
@@ -281,9 +281,8 @@ class AttackEngine:
         if (budget is None) == self.method.attacks:
             needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method.method} takes {needs}")
-        self.learner.check_alike(budget)
         with self.working():
-            self.last = self._step(budget, made)
+            self.last = self._step(budget and self.learner.agreed(budget), made)
         return self.last
 
     def _step(self, budget: Budget | None, made: Attacked | None) -> StepRecord:

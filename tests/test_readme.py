@@ -296,6 +296,7 @@ def test_every_command_is_known() -> None:
         "pip install .",
         "astra-gym train",
         "tensorboard --logdir",
+        "torchrun ",
         *(f"python experiments/{name}.py" for name in scripts),
         *(f"python examples/{path.name}" for path in (ROOT / "examples").glob("*.py")),
     )

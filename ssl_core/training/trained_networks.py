@@ -129,12 +129,23 @@ class TrainedNetworks:
         with self._under_attack(mode), self.untracked() if training else nullcontext(), torch.no_grad():
             yield self.plain() if training else self._folded()
 
-    def check_alike(self, budget: Budget | None) -> None:
-        """Raise a RanksDifferError unless all ranks attack within the same budget."""
-        if budget is not None and not self.ranks.alone:
-            parts = (budget.epsilon, budget.step_size, budget.steps)
-            values = b"".join(part.contiguous().cpu().numpy().tobytes() for part in parts)
-            self.ranks.check_same(f"the budgets of update {self.step + 1}", values)
+    def agreed(self, budget: Budget) -> Budget:
+        """Return the budget that all ranks attack within, of the agent of rank 0.
+
+        Raises:
+            RanksDifferError: if budgets differ on CPUs. On GPUs, which add in any order, copies of an agent may come to
+                differ in last digits, and then in a choice.
+        """
+        if self.ranks.alone:
+            return budget
+        parts = torch.stack([part.double().cpu() for part in (budget.epsilon, budget.step_size, budget.steps)])
+        if self.device.type == "cpu":
+            self.ranks.check_same(f"budgets of update {self.step + 1}", parts.numpy().tobytes())
+            return budget
+        epsilon, step_size, steps = self.ranks.gather(parts.to(self.device))[0].cpu()
+        return Budget(
+            epsilon=epsilon.to(budget.epsilon.dtype), step_size=step_size.to(budget.step_size.dtype), steps=steps.long()
+        )
 
     def complete(self, weights: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
         """Make a rank's gradients those of the whole batch, in place: of the network they are a part, to be added up,
