@@ -66,7 +66,8 @@ def _remove_empty(path: Path) -> None:
 
 @contextmanager
 def held(folder: RunFolder) -> Iterator[RunFolder]:
-    """Hold a run's folder for this process, and remove what killed writers have left in it.
+    """Hold a run's folder for this process, and remove what killed writers have left in it; a rank that does not write
+    the folder holds nothing.
 
     Raises:
         ValueError: if another process holds it, or it cannot be written.
