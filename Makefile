@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-gpu | test-wheel | docs | torture | lint | setup | clean
+# make demo | test | test-fast | test-all | test-gpu | test-ray | test-slurm | test-wheel | docs | torture | lint | setup | clean
 # PYTHON=python3.12 chooses another interpreter
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-fast test-all test-gpu test-wheel docs torture lint clean
+.PHONY: setup demo test test-fast test-all test-gpu test-ray test-slurm test-wheel docs torture lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -54,6 +54,18 @@ test-all: lint
 # On a machine with a GPU, what compares it with the CPU; where there is none they are skipped.
 test-gpu: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu -rs
+
+# The engine ray, on simulated machines, one of which is killed while it works.
+test-ray: $(VENV)/.ray
+	$(ON_CPU) $(BIN)/python -m pytest -m ray -rs tests/experiments/engines
+
+$(VENV)/.ray: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	@touch $@
+
+# The engine slurm, on a SLURM that is started on this machine alone, by root: apt-get install slurm-wlm, or the like.
+test-slurm: setup
+	$(ON_CPU) $(BIN)/python -m pytest -m slurm -rs tests/experiments/engines
 
 # The distribution in an environment of its own, used from an empty folder.
 test-wheel: setup

@@ -17,9 +17,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if not __package__:
     # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
@@ -38,6 +38,9 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.engines.attempts import recall
+from astra_gym.experiments.engines.base import EngineFlags
+from astra_gym.experiments.engines.choice import ENGINES, LOCAL, make_engine
 from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
 from astra_gym.experiments.tuning.searched_arms import search_costs
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
@@ -72,7 +75,16 @@ class CompareFlags:
             the report say what the search cost.
         equal_compute: for each of these arms a further arm ARM@compute, run last, with enough epochs to make as many
             attack steps as the most expensive arm.
-        jobs: processes at once; by default one per usable core, and no more than a GPU's memory holds.
+        jobs: cells at once; by default one per usable core, and no more than a GPU's memory holds; on a cluster all
+            that it has room for.
+        engine: what runs the cells. local: this machine. ray: the machines of a Ray cluster, or a Ray started here.
+            slurm: jobs of SLURM. On a cluster all machines share the folder of the comparison and this installation.
+        cell_cpus: cores of a cell, which are its threads.
+        cell_gpus: GPUs of a cell, for ray also a part of one, such as 0.25; without it a cell sees none on a cluster.
+        cell_attempts: attempts at a cell whose machine or job dies; each resumes from the last checkpoint.
+        ray_address: address of a running Ray cluster, HOST:PORT, or auto for the one of this machine.
+        slurm: parameters of the SLURM jobs as submitit names them, such as partition, account, timeout_min, mem_gb and
+            signal_delay_s.
         dir: folder of the comparison; by default the first free one of comparisons/PRESET, -2, -3 and so on.
         resume: folder of a comparison to resume.
         trust: import the modules that a comparison's plan or a config file names, which runs their code.
@@ -90,6 +102,12 @@ class CompareFlags:
     searched: Annotated[tuple[str, ...], Notes(repeated=True, unit="ARM=FILE")] = ()
     equal_compute: Annotated[tuple[str, ...], Notes(nargs="+", unit="ARM")] = ()
     jobs: int | None = None
+    engine: Annotated[str, Notes(choices=ENGINES, what="engine")] = LOCAL
+    cell_cpus: int = 1
+    cell_gpus: float | None = None
+    cell_attempts: int = 5
+    ray_address: Annotated[str | None, Notes(unit="HOST:PORT")] = None
+    slurm: dict[str, Any] | None = None
     dir: Annotated[Path | None, Notes(unit="DIR")] = None
     resume: Annotated[Path | None, Notes(unit="DIR")] = None
     trust: Annotated[bool, SWITCH] = False
@@ -106,6 +124,11 @@ class CompareFlags:
         if self.ablation and self.methods:
             raise ValueError(f"--ablation {self.ablation}: its arms have their own method, leave --methods out")
 
+    @property
+    def where(self) -> EngineFlags:
+        """The flags of the engine."""
+        return EngineFlags(**{item.name: getattr(self, item.name) for item in fields(EngineFlags)})
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 a cell failed, 2 bad input, 128 + N if signal N came."""
@@ -118,6 +141,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     given = parser.read(own)
     ending.stopped = "interrupted before anything ran"
     try:
+        engine = make_engine(given.where)
         folder, plan = _prepare(given, flags, argv)
         ending.place = folder.path
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -138,8 +162,11 @@ def _main(argv: list[str], ending: Ending) -> int:
                     plan = with_searches(plan, given.searched, costs)
                     folder.write_plan(plan)
             folder.sweep()
-            comparer = Comparer(folder, plan, given.jobs or plan.jobs, lock)
-            again = typed("compare", "--resume", str(folder.path), *plan.trusting)
+            recall(folder.path)
+            again = typed("compare", "--resume", str(folder.path), *plan.trusting, *given.where.words)
+            # how many cells this machine has room for says nothing of a cluster
+            jobs = given.jobs or (plan.jobs if given.engine == LOCAL else min(MOST_JOBS, len(plan.cells)))
+            comparer = Comparer(folder, plan, jobs, lock, engine, again)
             ending.kept = "all runs that have finished are kept, and the others' checkpoints"
             ending.after = f"resume by {again}"
             ending.stopped = f"interrupted; resume by {again}"
@@ -161,12 +188,13 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
         ValueError: if anything is wrong with the command line or the folder.
     """
     if given.resume is not None:
-        changeable = ("resume", "jobs", "searched", "trust")
+        changeable = ("resume", "jobs", "searched", "trust", *(item.name for item in fields(EngineFlags)))
         others = [f"--{name}" for name, value in vars(given).items() if value and name not in changeable]
         if others or flags:
             first = [*others, *flags][0]
             raise ValueError(
-                f"--resume continues the comparison as it is: only --jobs and --searched may change, not {first}"
+                f"--resume continues the comparison as it is: only --jobs, --searched and the engine may change, not "
+                f"{first}"
             )
         folder = ComparisonFolder(given.resume)
         return folder, folder.read_plan(given.trust)
@@ -191,7 +219,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     costs = search_costs(given.searched, arms, given.trust or None, again)
     if given.dir is not None:
         ComparisonFolder(given.dir).check_new()
-    fitting = try_arms(arms)
+    fitting = try_arms(arms, given.cell_cpus, given.engine == LOCAL)
     path = given.dir or _claimed("-".join(presets))
     folder = ComparisonFolder(path)
     # the place of a comparison is no part of its plan

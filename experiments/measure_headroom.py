@@ -29,11 +29,11 @@ if not __package__:
 
 from astra_gym.experiments.comparison.arms import settings_of
 from astra_gym.experiments.comparison.cell_results import plain
-from astra_gym.experiments.comparison.scheduler import usable_cores
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.engines.base import usable_cores
 from astra_gym.experiments.headroom.headroom_file import HeadroomFile
 from astra_gym.experiments.headroom.kinds import KINDS, measure_repeat
 from astra_gym.experiments.headroom.picture import draw_headroom

@@ -32,13 +32,13 @@ if not __package__:
 
 from astra_gym.experiments.comparison.arms import own_arm, settings_of, without
 from astra_gym.experiments.comparison.cell_results import plain
-from astra_gym.experiments.comparison.scheduler import usable_cores
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.engines.base import usable_cores
 from astra_gym.experiments.tuning.candidates import (
     Candidate,
     Chosen,

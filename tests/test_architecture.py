@@ -27,7 +27,7 @@ FLOORS = (
     ("envs", "agents"),
     ("experiments/config", "experiments/console", "experiments/stats"),
     ("experiments/runs", "experiments/plotting"),
-    ("experiments/evaluation",),
+    ("experiments/evaluation", "experiments/engines"),
     ("experiments/comparison",),
     ("experiments/tuning",),
     ("experiments/headroom", "experiments/benchmarks"),

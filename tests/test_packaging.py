@@ -21,6 +21,8 @@ DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Where the name that is imported is not the one that is installed."""
 WITH_TORCH = {"triton"}
 """What torch for a GPU brings along, and nobody asks for where it is not."""
+OWN_EXTRAS = {"timm": "timm", "ray": "ray", "submitit": "slurm"}
+"""What only some need, and its extra."""
 
 
 def third_party_imports() -> set[str]:
@@ -42,7 +44,8 @@ def test_all_that_is_imported_is_declared() -> None:
     imported = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in third_party_imports()}
     assert "torch" in imported
     extras = PROJECT["project"]["optional-dependencies"]
-    assert imported - declared() == WITH_TORCH | {"timm"} and any(line.startswith("timm") for line in extras["timm"])
+    assert imported - declared() == WITH_TORCH | {*OWN_EXTRAS}
+    assert all(any(line.startswith(name) for line in extras[extra]) for name, extra in OWN_EXTRAS.items())
 
 
 def installed_here() -> bool:

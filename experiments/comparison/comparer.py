@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from rich.console import Console
@@ -11,20 +12,12 @@ from astra_gym.experiments.comparison.cell_results import Cell, summarise
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
 from astra_gym.experiments.comparison.gpu_memory import run_memory, runs_that_fit
-from astra_gym.experiments.comparison.scheduler import (
-    LOST,
-    Ended,
-    GridLock,
-    Job,
-    Worker,
-    last_lines,
-    run_jobs,
-    usable_cores,
-)
+from astra_gym.experiments.comparison.scheduler import GridLock, run_jobs
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.trust import named_by
 from astra_gym.experiments.console import Interrupt
+from astra_gym.experiments.engines.base import LOST, Ended, Engine, Job, RunningCell, last_lines, usable_cores
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
@@ -39,18 +32,24 @@ DATA = ("dataset", "data_dir", "classes", "cache_dir", "download", "limit", "tes
 """All settings on which the data set depends."""
 
 
-def try_arms(arms: Sequence[Arm]) -> int:
+def try_arms(arms: Sequence[Arm], cpus: int = 1, here: bool = True) -> int:
     """Make the world and the agent of each arm once, and nothing else, to find the errors of runs before any begins.
 
+    Args:
+        arms: the arms.
+        cpus: cores of a run.
+        here: whether the runs are made on this machine; else its GPU is not asked for.
+
     Returns:
-        The number of runs to make side by side: one per usable core, and no more than their GPU's memory holds.
+        The number of runs to make side by side here: as many as there are usable cores for, and no more than their
+        GPU's memory holds.
 
     Raises:
         ValueError: if an arm has a batch larger than its data, no data, unknown settings of its agent, and the like.
     """
     torch.set_num_threads(1)
     loaded: dict[tuple[object, ...], Split] = {}
-    at_once = usable_cores()
+    at_once = max(1, usable_cores() // cpus)
     for arm in arms:
         try:
             settings = settings_of([*arm.flags, "--seed", "0"])
@@ -63,7 +62,7 @@ def try_arms(arms: Sequence[Arm]) -> int:
             if fresh:
                 # test images that are trained on would be refused at the end of each run
                 run.check_held_out()
-            device = resolve_device(settings.run.device)
+            device = resolve_device(settings.run.device) if here else torch.device("cpu")
             needed = 0 if device.type == "cpu" else run_memory(run.engine)
             at_once = runs_that_fit(at_once, needed, available(device))
         except Exception as error:
@@ -79,15 +78,21 @@ class Comparer:
     Args:
         folder: folder of the comparison, held by this process.
         plan: plan of the comparison.
-        jobs: number of processes side by side.
+        jobs: number of cells side by side.
         lock: lock by which the folder is held.
+        engine: what runs the cells.
+        again: command that resumes the comparison.
     """
 
-    def __init__(self, folder: ComparisonFolder, plan: ComparisonPlan, jobs: int, lock: GridLock) -> None:
+    def __init__(
+        self, folder: ComparisonFolder, plan: ComparisonPlan, jobs: int, lock: GridLock, engine: Engine, again: str
+    ) -> None:
         self.folder = folder
         self.plan = plan
         self.jobs = jobs
         self.lock = lock
+        self.engine = engine
+        self.again = again
         fresh = not folder.config.exists()
         finished = folder.open(plan)
         if fresh:
@@ -117,7 +122,8 @@ class Comparer:
     def run(self) -> int:
         """Run the cells that are not finished; return the exit status."""
         try:
-            with Interrupt() as interrupt, self.display:
+            self.engine.open(self.folder.path)
+            with closing(self.engine), Interrupt() as interrupt, self.display:
                 self._save()
                 # the first worker takes a few seconds to start
                 self.display.update(self.spent)
@@ -147,11 +153,15 @@ class Comparer:
             self.progress.running.pop(end.job.name, None)
             self._take(end, *cells[end.job.name], asked=interrupt.asked is not None)
 
-        def looked(running: Sequence[Worker]) -> None:
-            for worker in running:
-                arm, _ = cells[worker.job.name]
-                share = share_done(self.folder.cells / worker.job.name, arm.settings["epochs"])
-                self.progress.running[worker.job.name] = share, worker.seconds
+        def lost(end: Ended, attempt: int) -> None:
+            self.progress.running.pop(end.job.name, None)
+            self.display.note(f"{end.job.name}: {end.unseen}; it goes on, attempt {attempt}")
+
+        def looked(running: Sequence[RunningCell]) -> None:
+            for cell in running:
+                arm, _ = cells[cell.job.name]
+                share = share_done(cell.job.run, arm.settings["epochs"])
+                self.progress.running[cell.job.name] = share, cell.seconds
             if interrupt.asked and not told:
                 told.append(interrupt.asked)
                 many = "1 run is saved at the end of its rollout"
@@ -162,19 +172,17 @@ class Comparer:
 
         told: list[str] = []
         jobs = [self._job(name, *cells[name]) for name in missing]
-        run_jobs(jobs, self.jobs, self.lock.workers, interrupt, started=started, ended=ended, looked=looked)
+        run_jobs(jobs, self.jobs, self.engine, interrupt, started=started, ended=ended, looked=looked, lost=lost)
 
     def _job(self, name: str, arm: Arm, seed: int) -> Job:
         run, log = self.folder.cells / name, self.folder.logs / f"{name}.log"
         # a finished cell may be a link, and is only read
         check_folder(run)
         check_target(log)
-        if self.folder.resumable(name):
-            # the plan names the modules, not the run's own record, so that no others are imported
-            argv = ["--resume", str(run), *named_by(arm.settings)]
-        else:
-            argv = ["--probe_every", "0", *arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]
-        return Job(name, tuple(argv), log)
+        fresh = ["--probe_every", "0", *arm.flags, "--seed", str(seed), "--run_dir", str(run), "--progress", "lines"]
+        # the plan names the modules, not the run's own record, so that no others are imported
+        again = ["--resume", str(run), *named_by(arm.settings)]
+        return Job(name, tuple(fresh), tuple(again), run, log)
 
     def _take(self, end: Ended, arm: Arm, seed: int, asked: bool) -> None:
         """Handle the result of a cell that ended."""
@@ -244,7 +252,7 @@ class Comparer:
                 note(f"{', '.join(waiting)}: only when all others are finished")
         if asked or failed:
             why = f"{asked}: go on" if asked else "try them again"
-            note(f"{why} by {typed('compare', '--resume', str(self.folder.path), *self.plan.trusting)}")
+            note(f"{why} by {self.again}")
         if any(arm.learns for arm in self.plan.arms) and CONTROL not in {arm.agent for arm in self.plan.arms}:
             note(f"the control {CONTROL} is missing: is choosing worth more than attacking hard?")
         note(f"the runs are in {self.folder.cells}, what they come to in {self.folder.results}")

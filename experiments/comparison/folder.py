@@ -1,7 +1,6 @@
 """The folder of a comparison: its plan, its started cells, and its finished cells."""
 
 import math
-import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +33,7 @@ from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.config.superseded import as_written, left_out
 from astra_gym.experiments.config.trust import named_by
+from astra_gym.experiments.engines.beginnings import clear, is_resumable
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.stats import PRIMARY, Pairs
 from astra_gym.ssl_core.safety.sealing import check_yaml, read_json, sealed_yaml
@@ -52,8 +52,6 @@ TEXTS = (
 )
 """Fields of a plan that are read as text, so that a label 1e3 is not a number."""
 MOST_JOBS = 10_000
-BEGUN = (".", "command.txt", "environment.json", "last.pt")
-"""Beginnings of the names of files that a run writes before it can be resumed; those with a dot are temporary."""
 
 
 @dataclass(frozen=True)
@@ -277,30 +275,13 @@ class ComparisonFolder:
 
     def resumable(self, name: str) -> bool:
         """Return whether a cell's folder is that of a run that began."""
-        return (self.cells / name / "config.yaml").is_file()
+        return is_resumable(self.cells / name)
 
     def clear(self, name: str) -> None:
-        """Remove the remains of a run that was killed before it could be resumed, and nothing else.
-
-        Raises:
-            ValueError: if the folder is a link, or holds other files than such a run's.
+        """Remove the remains of a run that was killed before it could be resumed, see
+        `astra_gym.experiments.engines.beginnings.clear`.
         """
-        path = self.cells / name
-        check_folder(path)
-        if not path.exists() or self.resumable(name):
-            return
-        left = [Path(folder) / file for folder, _, files in os.walk(path) for file in files]
-        folders = [Path(folder) / one for folder, inner, _ in os.walk(path, topdown=False) for one in inner]
-        for file in left:
-            if not file.name.startswith(BEGUN) or not file.is_file() or file.is_symlink():
-                raise ValueError(f"{file} is not of a run that was killed at its beginning: move {path} away")
-        for folder in folders:
-            if folder.is_symlink() or folder not in (path / "checkpoints", path / "results", path / "figures"):
-                raise ValueError(f"{folder} is not of a run that was killed at its beginning: move {path} away")
-        for file in left:
-            file.unlink()
-        for folder in (*folders, path):
-            folder.rmdir()
+        clear(self.cells / name)
 
     def note_state(self, wall_seconds: float) -> None:
         """Save the time that the grid has run, and which cells it has started."""

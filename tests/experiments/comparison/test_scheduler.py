@@ -6,18 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from astra_gym.experiments.comparison.scheduler import Ended, Job, Locked, last_lines, locked, run_jobs, usable_cores
-from astra_gym.experiments.console import Interrupt
+from astra_gym.experiments.comparison.scheduler import Locked, locked
+from astra_gym.experiments.engines.base import Ended, EngineFlags
+from astra_gym.experiments.engines.local import LocalEngine
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run_folder import DIGEST, RunFolder
 from astra_gym.ssl_core.evaluation.results import read_results
 from astra_gym.ssl_core.utils.provenance import ROOT
-from tests.helpers.tiny_training import TINY, assert_equal_runs
+from tests.helpers.cells import job, run_on
+from tests.helpers.tiny_training import assert_equal_runs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 HOLD = """
@@ -29,25 +31,8 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
-def run(folder: Path, jobs: list[Job], at_once: int = 1, looked: Callable = lambda workers: None) -> dict[str, Ended]:
-    ends: list[Ended] = []
-    begun: list[str] = []
-    with locked(folder) as lock, Interrupt() as interrupt:
-        run_jobs(
-            jobs,
-            at_once,
-            lock.workers,
-            interrupt,
-            started=lambda job: begun.append(job.name),
-            ended=ends.append,
-            looked=looked,
-        )
-    assert begun == [job.name for job in jobs[: len(begun)]]
-    return {end.job.name: end for end in ends}
-
-
-def job(folder: Path, name: str, *flags: str) -> Job:
-    return Job(name, (*TINY, f"--run_dir={folder / name}", *flags), folder / "logs" / f"{name}.log")
+def run(folder: Path, *more: Any, **others: Any) -> dict[str, Ended]:
+    return run_on(LocalEngine(EngineFlags()), folder, *more, **others)
 
 
 @pytest.mark.every_agent
@@ -155,16 +140,3 @@ def test_nobody_begins_while_workers_of_a_killed_process_still_end(tmp_path, mon
     began = time.monotonic()
     with locked(tmp_path):
         assert time.monotonic() - began < 30
-
-
-def test_the_end_of_a_log(tmp_path) -> None:
-    path = tmp_path / "x.log"
-    assert last_lines(path) == []
-    path.write_bytes(b"one\n\n  two  \n\xff\n\n")
-    assert last_lines(path, 2) == ["two", "\N{REPLACEMENT CHARACTER}"]
-    assert Ended(Job("x", (), path), 3, 1.0).reason == "ended with status 3: \N{REPLACEMENT CHARACTER}"
-    assert Ended(Job("x", (), tmp_path / "no"), -15, 1.0).reason == "killed by SIGTERM"
-
-
-def test_there_is_a_core() -> None:
-    assert 1 <= usable_cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,42 @@
+"""Simulated machines of a Ray cluster."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MACHINE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+@contextlib.contextmanager
+def ray_machines(count: int) -> Iterator[Any]:
+    """A cluster whose head runs no cells, and machines with a core each."""
+    # sets how Ray is to behave, before it starts anything
+    from astra_gym.experiments.engines.base import EngineFlags
+    from astra_gym.experiments.engines.ray_cluster import RayEngine
+
+    RayEngine(EngineFlags(engine="ray"))
+    import ray
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray-")
+    head = MACHINE | {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(count):
+            cluster.add_node(**MACHINE)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def machine_of(cluster: Any, worker: int) -> Any:
+    """The machine whose worker has this process number."""
+    parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    [found] = [node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == parent]
+    return found
