@@ -160,7 +160,10 @@ def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypat
 
 COMPARING = ("compare_agents.py", "report.py comparisons/")
 ABLATION = "--ablation"
-COMPARED = [line for line in COMMANDS if any(name in line for name in COMPARING) and ABLATION not in line]
+ENGINE = "--engine"
+COMPARED = [
+    line for line in COMMANDS if any(name in line for name in COMPARING) and ABLATION not in line and ENGINE not in line
+]
 COMPARISONS = [shlex.split(line) for line in COMPARED if "--arm " not in line]
 
 
@@ -174,6 +177,14 @@ def test_the_comparisons_are_of_agents_that_there_are() -> None:
     [ablation] = [shlex.split(line)[2:] for line in COMMANDS if ABLATION in line]
     flags = CommandParser("compare", compare_agents.CompareFlags, None, "").read(ablation)
     assert flags.ablation in ABLATIONS and flags.agents == ("random", "fixed-max")
+
+
+def test_the_comparisons_on_clusters_have_flags_of_their_engines() -> None:
+    """That they run is tested beside the engines."""
+    parser = CommandParser("compare", compare_agents.CompareFlags, None, "")
+    found = [parser.read(parser.split(shlex.split(line)[2:], LEAVES)[0]).where for line in COMMANDS if ENGINE in line]
+    assert [(where.engine, where.gpus) for where in found] == [("slurm", 1), ("ray", 0.25)]
+    assert found[0].slurm == {"partition": "gpu", "timeout_min": 240} and found[1].ray_address == "auto"
 
 
 @pytest.mark.parametrize(("name", "searched"), [("one-run", ["fixed-tuned", "fixed-global"]), ("long-run", [])])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ QUIET = {
     "RAY_worker_niceness": "0",
 }
 """Variables of the environment for Ray; nothing is reported to anybody."""
+ANSWER = 10.0
+"""Seconds for a cluster to answer."""
 STORE = 80 << 20
 """Bytes of the object store of a Ray that is started here; the cells exchange files only."""
 
@@ -64,7 +67,7 @@ class RayEngine:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             self._join()
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             self.close()
             where = f"--ray_address {self.flags.ray_address}" if self.flags.ray_address else "a Ray on this machine"
             raise ValueError(f"--engine ray: cannot reach {where}: {brief(str(error), 150)}") from error
@@ -81,8 +84,15 @@ class RayEngine:
             )
 
     def _join(self) -> None:
-        more: dict[str, Any] = {"address": self.flags.ray_address}
-        if self.flags.ray_address is None:
+        address = self.flags.ray_address
+        more: dict[str, Any] = {"address": address}
+        if address is not None and address != "auto":
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError("expected HOST:PORT or auto")
+            # Ray would wait for minutes
+            socket.create_connection((host, int(port)), ANSWER).close()
+        if address is None:
             self._ours = tempfile.mkdtemp(prefix="ray-")
             more = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
             more |= {"object_store_memory": STORE, "_temp_dir": self._ours}

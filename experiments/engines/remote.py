@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,7 +75,13 @@ class Attendant:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, task: Task) -> int | None:
-        """Attempt the cell; return the exit status of the run, or None if the attempt is called off."""
+        """Attempt the cell; return the exit status of the run, or None if the attempt is called off.
+
+        Raises:
+            FileNotFoundError: if this machine does not see the comparison's folder.
+        """
+        if not Path(task.attempts).is_dir():
+            raise FileNotFoundError(f"{task.attempts} is not seen on {socket.gethostname()}: put it where all see it")
         os.environ |= task.variables
         attempt = Attempt(Path(task.attempts), task.name, task.token)
         if not attempt.take():

@@ -19,6 +19,7 @@ from astra_gym.experiments.comparison.cell_results import read_comparison
 from astra_gym.experiments.comparison.scheduler import locked
 from astra_gym.ssl_core.safety.sealing import without_seal
 from astra_gym.ssl_core.utils.stopping import StopRequested
+from tests.helpers.cells import without_times
 from tests.helpers.sealed import resealed_yaml
 from tests.helpers.tiny_training import ROOT, TINY
 
@@ -33,16 +34,6 @@ def call(*words: str | Path) -> int:
         return main([str(word) for word in words])
     except SystemExit as end:
         return int(end.code or 0)
-
-
-def without_times(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_text())
-    del document["wall_seconds"], document["sha256"]
-    for cell in document["cells"]:
-        # nor which commit it was: somebody may commit while the tests run
-        for name in ("seconds", "world_seconds", "agent_seconds", "commits"):
-            del cell[name]
-    return document
 
 
 @pytest.fixture(scope="module")

@@ -50,3 +50,14 @@ def updates(run: Path) -> int:
 def attendant(folder: Path, name: str) -> int:
     """The number of the process that attends to a cell."""
     return int(json.loads((folder / ATTEMPTS / f"{name}{REPORT}").read_text())["pid"])
+
+
+def without_times(path: Path) -> dict[str, Any]:
+    """What a `comparison.json` says, but for how long it took."""
+    document = json.loads(path.read_text())
+    del document["wall_seconds"], document["sha256"]
+    for cell in document["cells"]:
+        # nor which commit it was: somebody may commit while the tests run
+        for name in ("seconds", "world_seconds", "agent_seconds", "commits"):
+            del cell[name]
+    return document

@@ -7,24 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from astra_gym.experiments.engines.base import EngineFlags
+from astra_gym.experiments.engines.ray_cluster import RayEngine
+
 MACHINE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+OF_RAY = Path("/tmp/ray")
+"""Where Ray notes the address of a cluster, wherever its files are."""
 
 
 @contextlib.contextmanager
 def ray_machines(count: int) -> Iterator[Any]:
     """A cluster whose head runs no cells, and machines with a core each."""
     # sets how Ray is to behave, before it starts anything
-    from astra_gym.experiments.engines.base import EngineFlags
-    from astra_gym.experiments.engines.ray_cluster import RayEngine
-
-    RayEngine(EngineFlags(engine="ray"))
-    import ray
+    ray = RayEngine(EngineFlags(engine="ray")).ray
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="ray-")
-    head = MACHINE | {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    folder, known = tempfile.mkdtemp(prefix="ray-"), OF_RAY.exists()
+    OF_RAY.mkdir(exist_ok=True)
+    cluster = Cluster()
     try:
+        cluster.add_node(**MACHINE | {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder})
         for _ in range(count):
             cluster.add_node(**MACHINE)
         cluster.wait_for_nodes()
@@ -32,7 +34,8 @@ def ray_machines(count: int) -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (Path(folder), *([] if known else [OF_RAY])):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def machine_of(cluster: Any, worker: int) -> Any:

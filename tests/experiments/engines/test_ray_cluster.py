@@ -87,7 +87,8 @@ def test_what_cannot_be_had_is_one_line(tmp_path) -> None:
     began = time.monotonic()
     for flags, part in (
         ({"cell_cpus": 4000}, "a cell needs 4000 CPU, and this machine has"),
-        ({"ray_address": "127.0.0.1:9"}, "--engine ray: cannot reach --ray_address 127.0.0.1:9"),
+        ({"ray_address": "127.0.0.1:9"}, "cannot reach --ray_address 127.0.0.1:9: [Errno 111] Connection refused"),
+        ({"ray_address": "head"}, "cannot reach --ray_address head: expected HOST:PORT or auto"),
     ):
         with pytest.raises(ValueError) as raised:
             RayEngine(EngineFlags(engine="ray", **flags)).open(tmp_path)
