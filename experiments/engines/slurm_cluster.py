@@ -76,7 +76,7 @@ class SlurmEngine:
         self._folder, self._jobs = Path(), Path()
         self._states: dict[str, str] = {}
         self._asked = 0.0
-        self._failed = False
+        self._ends: dict[str, int] = {}
         self._cells: list[SlurmCell] = []
         with tempfile.TemporaryDirectory() as folder:
             # finds what is wrong with the parameters
@@ -91,7 +91,7 @@ class SlurmEngine:
         if self.flags.gpus != int(self.flags.gpus):
             raise ValueError(f"--cell_gpus {self.flags.gpus:g}: SLURM gives whole GPUs: expected 0, 1, 2 or more")
         own = {"timeout_min": TIMEOUT, "name": "astra-gym"} | dict(options)
-        made = {name if name in GENERAL else f"slurm_{name}": value for name, value in own.items()}
+        made: dict[str, Any] = {name if name in GENERAL else f"slurm_{name}": value for name, value in own.items()}
         made["slurm_additional_parameters"] = {"requeue": True} | (made.get("slurm_additional_parameters") or {})
         made["cpus_per_task"] = self.flags.cell_cpus
         if self.flags.gpus:
@@ -149,20 +149,20 @@ class SlurmEngine:
     def close(self) -> None:
         """Wait until the jobs have ended, whose runs have, and remove their scripts and logs.
 
-        If one failed they stay, since they may say why.
+        If a cell failed at last they stay, since they may say why.
         """
         deadline = time.monotonic() + LOOK
         while not all(cell.why_over() for cell in self._cells) and time.monotonic() < deadline:
             time.sleep(POLL)
             self._asked = 0.0
         self._cells.clear()
-        if not self._failed:
+        if not any(self._ends.values()):
             shutil.rmtree(self._jobs, ignore_errors=True)
         remove_empty(self._folder / ATTEMPTS)
 
     def note(self, end: Ended) -> Ended:
-        """Return how a cell ended, and keep in mind whether it did so well."""
-        self._failed |= end.status != 0
+        """Return how a cell ended, and keep in mind whether it did so well at last."""
+        self._ends[end.job.name] = end.status
         return end
 
     def state(self, job: str) -> str:

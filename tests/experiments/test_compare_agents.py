@@ -147,6 +147,17 @@ def test_a_comparison_that_was_killed_and_resumed_equals_one_that_was_not(tmp_pa
     kill_and_resume(tmp_path, finished, kills)
 
 
+@pytest.mark.every_agent
+def test_a_comparison_on_jobs_has_the_table_of_one_on_processes(tmp_path, finished, capsys) -> None:
+    where = ("--engine", "slurm", "--slurm.cluster", "local")
+    assert call(*GRID, "--dir", tmp_path / "title", "--jobs", "2", *where) == 0
+    said = capsys.readouterr().out
+    assert "3 cells (2 arms), 0 finished, 2 at once" in said and "3 of 3 cells are finished" in said
+    tables = [without_times(folder / "comparison.json") for folder in (tmp_path / "title", finished)]
+    assert tables[0].pop("command") == f"{tables[1].pop('command')} --jobs 2 {shlex.join(where)}"
+    assert tables[0] | {"jobs": 0} == tables[1] | {"jobs": 0}
+
+
 def test_runs_made_by_hand_are_adopted(finished, tmp_path, capsys) -> None:
     folder = tmp_path / "title"
     shutil.copytree(finished / "cells", folder / "cells")
@@ -284,6 +295,11 @@ def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path
         ),
         (["--agents", "fixed", "dqn", "--actions=factored"], ["dqn cannot be made", "MultiDiscrete"]),
         (["--equal_compute", "ppo"], ["unknown arm 'ppo'"]),
+        (["--engine", "rey"], ["unknown engine 'rey'", "did you mean 'ray'?"]),
+        (["--engine", "slurm", "--slurm.cluster", "local", "--slurm.partion", "x"], ["Unknown argument 'partion'"]),
+        (["--engine", "slurm", "--slurm.cluster", "local", "--cell_cpus", "0"], ["--cell_cpus: expected 1 to 4,096"]),
+        (["--slurm.partition", "x"], ["--slurm is for --engine slurm, and this is --engine local"]),
+        (["--cell_gpus", "1"], ["the engine local shares one GPU by its memory"]),
         (["--searched", "fixed"], ["--searched fixed: expected ARM=FILE"]),
         (["--searched", "fixd=x"], ["--searched fixd=x: there is no arm 'fixd': expected one of reinforce, fixed"]),
         (["--test", "reinforce"], ["--test reinforce: expected two arms, A:B"]),

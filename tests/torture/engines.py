@@ -105,12 +105,19 @@ def on_slurm(draw: random.Random) -> Iterator[tuple[list[str], Callable[[str, in
             else:
                 subprocess.run([*how.split(), job], check=True)
             if how == "scontrol requeue":
-                # SLURM holds the job for two minutes
-                time.sleep(5)
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+                _release(job)
             return how
 
         yield ["--engine", "slurm"], kill
+
+
+def _release(job: str) -> None:
+    """Lets a job begin that SLURM has put back, and would hold for two minutes."""
+    command = ["squeue", "--noheader", "--states=PENDING", "--format=%i", f"--jobs={job}"]
+    deadline = time.monotonic() + 60
+    while not subprocess.run(command, capture_output=True, text=True).stdout.strip() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
 
 
 ENGINES = {"ray": on_ray, "slurm": on_slurm}
