@@ -5,7 +5,7 @@ from pathlib import Path
 
 from astra_gym.ssl_core.utils.paths import check_folder
 
-BEGUN = (".", "command.txt", "environment.json", "last.pt")
+BEGUN = (".", "command.txt", "environment.json", "images.digests", "last.pt")
 """Beginnings of the names of files that a run writes before it can be resumed; those with a dot are temporary."""
 
 

@@ -104,8 +104,10 @@ class Attendant:
         variables = os.environ | threads(task.cpus) | ({} if task.gpus else {"CUDA_VISIBLE_DEVICES": ""})
         words = {"argv": job.argv, "log": task.log, "directory": task.directory, "cpus": task.cpus}
         command = [sys.executable, "-m", PROCESS, json.dumps(words | {"program": task.program})]
-        # signals are held back until the run can be saved
+        # signals to stop are held back until the run can be saved; those of a batch system to its jobs, which it sends
+        # to all their processes, are for this one
         masked = block()
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
         try:
             self.process = subprocess.Popen(command, env=variables, cwd=task.directory, stdin=subprocess.PIPE)
         finally:

@@ -134,14 +134,18 @@ def disturbed(engine: str, kills: int, seed: int, room: Path) -> dict[str, Any]:
     with ENGINES[engine](draw) as (flags, kill):
         killer = Killer(folder, kills, draw, kill)
         words = [*command, str(folder), *flags, "--cell_attempts", str(kills + 1)]
-        process = subprocess.Popen(words, env=variables | dict(os.environ), stdout=subprocess.PIPE, text=True)
-        while process.poll() is None and time.monotonic() < began + PATIENCE:
-            killer.look()
-            time.sleep(0.2)
-        hung = process.poll() is None
-        if hung:
+        log = room / "said.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(words, env=variables | dict(os.environ), stdout=file, stderr=file)
+        try:
+            while process.poll() is None and time.monotonic() < began + PATIENCE:
+                killer.look()
+                time.sleep(0.2)
+        finally:
+            hung = process.poll() is None
             process.kill()
-        said, _ = process.communicate()
+            process.wait()
+    said = log.read_text()
     print(said)
     same = not hung and _table(folder) == _table(apart)
     return {

@@ -200,6 +200,7 @@ def test_only_what_a_killed_run_leaves_is_removed(folder: ComparisonFolder, tmp_
         for name in (
             "command.txt",
             "environment.json",
+            "images.digests",
             ".config.1.yaml",
             "checkpoints/.last.pt.x",
             "checkpoints/last.pt",
