@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from astra_gym.experiments.engines.attempts import ATTEMPTS, REPORT
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.safety.writers import is_running
 from astra_gym.ssl_core.utils.files import write_json
-from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
+from astra_gym.ssl_core.utils.provenance import ROOT, versions
 from tests.helpers.cells import updates, without_times
 from tests.helpers.tiny_training import TINY
 
@@ -121,6 +122,7 @@ def _release(job: str) -> None:
 
 
 ENGINES = {"ray": on_ray, "slurm": on_slurm}
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
 def disturbed(engine: str, kills: int, seed: int, room: Path) -> dict[str, Any]:
@@ -180,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(found)
     if given.output is not None:
         known = read_json(given.output) if given.output.exists() else {"schema": 1, "engines": {}}
-        entry = {"seed": given.seed, "commit": commit(ROOT), "versions": versions()} | found
+        package = PACKAGES[given.engine]
+        entry = {"seed": given.seed, "versions": versions() | {package: metadata.version(package)}} | found
         write_json(given.output, known | {"engines": known["engines"] | {given.engine: entry}})
     return int(not found["same_table"] or len(found["kills"]) < given.kills)
 
