@@ -92,7 +92,7 @@ class SlurmEngine:
             raise ValueError(f"--cell_gpus {self.flags.gpus:g}: SLURM gives whole GPUs: expected 0, 1, 2 or more")
         own = {"timeout_min": TIMEOUT, "name": "astra-gym"} | dict(options)
         made: dict[str, Any] = {name if name in GENERAL else f"slurm_{name}": value for name, value in own.items()}
-        made["slurm_additional_parameters"] = {"requeue": True} | (made.get("slurm_additional_parameters") or {})
+        made["slurm_additional_parameters"] = {"requeue": True, **(made.get("slurm_additional_parameters") or {})}
         made["cpus_per_task"] = self.flags.cell_cpus
         if self.flags.gpus:
             made["gpus_per_node"] = int(self.flags.gpus)
