@@ -62,7 +62,7 @@ class EscalatingAgent(RuleAgent):
     """
 
     kind: ClassVar[str] = "escalating"
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("gain",)
     defaults: ClassVar[EscalationSettings] = EscalationSettings()
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Any) -> None:
@@ -76,7 +76,7 @@ class EscalatingAgent(RuleAgent):
         return self._listed(self.chosen, len(observation))
 
     def _heed(self, info: Mapping[str, Any]) -> None:
-        gain = float((info["reward_adversarial"].double() - info["reward_clean"].double()).mean())
+        gain = float(info["gain"].double().mean())
         self._plays += 1
         self._present += (gain - self._present) / min(self.settings.present, self._plays)
         self._usual += (gain - self._usual) / min(self.settings.memory, self._plays)

@@ -287,10 +287,11 @@ AGENTS: dict[str, AgentEntry] = {
         paper="Wang et al., 2021 (2103.03076), without labels",
     ),
     "escalating": AgentEntry(
-        "one wide step at first; more and smaller steps once what attacks gain has collapsed",
+        "one wide step at first; more and smaller ones once attacks gain little",
         _escalating,
         learns=False,
-        paper="after Li et al., 2020 (2006.03089), without labels or held-out images",
+        reports=EscalatingAgent.needs,
+        paper="after Li et al., 2020 (2006.03089), without labels",
     ),
     "customized": AgentEntry(
         "a radius for each image, raised while its attacked view is still retrieved",

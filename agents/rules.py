@@ -151,8 +151,8 @@ class RuleAgent(OnePlayAgent):
         if not isinstance(env, self.worlds):
             views = "views" if self.worlds is ViewsEnv else "views or batches"
             raise ValueError(
-                f"agent {self.kind!r} needs a world of {views} that reports {', '.join(self.needs) or 'the losses'} of "
-                f"each attack: got a {type(env).__name__}"
+                f"agent {self.kind!r} needs a world of {views} that reports {', '.join(self.needs)} of each attack: "
+                f"got a {type(env).__name__}"
             )
         cast(ReportingEnv, env).request(*self.needs)
 

@@ -263,6 +263,7 @@ class AttackEngine:
         taken, reports = self.reports.of(report, budget, attacked.embeddings)
         seen = (views, self.method.attacked(views), attacked.images, clean, attacked.embeddings)
         terms = self.rewards.frozen_terms(FrozenAttack(objective, taken, *seen))
+        reports |= self.reports.of_losses(terms)
         return Assessment(self.rewards.total(terms), terms, attacked.images, taken, reports)
 
     def play(self, budget: Budget | None, made: Attacked | None = None) -> StepRecord:

@@ -1,5 +1,6 @@
 """What a world reports of its attacks on request, and when it stops them early."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -23,8 +24,9 @@ class AttackReports:
 
     def __init__(self, settings: WorldSettings) -> None:
         self.method, self.attack = settings.method.make(), settings.attack
+        own_steps = self.method.free or not self.method.attacks
         self._lacking = {
-            "slope": (self.method.free or not self.method.attacks, "its method has no attack steps of its own"),
+            **dict.fromkeys(("slope", "gain"), (own_steps, "its method has no attack steps of its own")),
             "retrieved": (not self.method.retrieves, "its method does not contrast attacked views with each other"),
             "stopped": (self.attack.attack_stop is None, "it never does: make it with attack_stop='retrieval'"),
         }
@@ -49,6 +51,10 @@ class AttackReports:
         if self.attack.attack_stop is not None:
             stop = EarlyStop(succeeds=lambda z: ~self.method.retrieved(z), further=self.attack.further_steps(progress))
         return stop, AttackReport() if stop is not None or "slope" in self.requested else None
+
+    def of_losses(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was requested of an attack's named reward terms, (n,) each."""
+        return {"gain": terms["adversarial"] - terms["clean"]} if "gain" in self.requested else {}
 
     def of(self, report: AttackReport | None, budget: Budget, z: Tensor) -> tuple[Budget, dict[str, Tensor]]:
         """Return the budget with the steps really taken, and what was requested, (n,) each on the device of z.

@@ -38,6 +38,7 @@ class TorchVectorEnv(Protocol):
 
 REPORTS = {
     "slope": "sum over the pixels of the attack's absolute gradient at the view's own last step, 0 without a step",
+    "gain": "the attacked view's loss minus the clean view's, on the weights that the attack saw",
     "retrieved": "whether the view's partner is the nearest of the attacked views, after the attack",
     "stopped": "whether the attack ended before its steps were spent",
 }

@@ -18,7 +18,10 @@ from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.provenance import ROOT, commit, versions
 
 SCHEMA = 1
-NOT_SEARCHED = ("seed", "run_dir", "cache_dir", "data_dir", "device", "progress", "probe_every")
+NOT_SEARCHED = (
+    *("seed", "run_dir", "cache_dir", "data_dir", "device", "progress"),
+    *("probe_every", "probe_epochs", "probe_lr", "probe_batch_size", "probe_augment"),
+)
 """Settings that do not decide what is found."""
 NONE = "the world's own values"
 """The name of the candidate that changes nothing."""

@@ -7,12 +7,10 @@ import pytest
 from astra_gym.agents import make_agent
 from tests.helpers.scripted_worlds import LISTED, Scripted, played
 
-CLEAN = 3.0
-
 
 def gains(*values: float) -> list[dict[str, Any]]:
     """The reports of plays in which attacks gain so much, on average over two views."""
-    return [{"reward_adversarial": [CLEAN + 2 * gain, CLEAN], "reward_clean": [CLEAN, CLEAN]} for gain in values]
+    return [{"gain": [2 * gain, 0.0]} for gain in values]
 
 
 def made(world: Any, rows: list[dict[str, Any]], **settings: Any) -> Any:

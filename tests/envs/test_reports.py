@@ -27,15 +27,16 @@ def world(tiny: dict[str, Any], **more: Any) -> AttackEngine:
 
 def test_reports_are_of_the_attack_that_was_played_and_change_no_bit(tiny: dict[str, Any]) -> None:
     silent, asked = world(tiny), world(tiny)
-    asked.reports.request("slope", "retrieved")
+    asked.reports.request("slope", "gain", "retrieved")
     copied: AttackEngine = pickle.loads(pickle.dumps(asked))
     for _ in range(4):
         plain, record = silent.play(BUDGET), asked.play(BUDGET)
-        assert plain.reports == {} and record.reports.keys() == {"slope", "retrieved"}
+        assert plain.reports == {} and record.reports.keys() == {"slope", "gain", "retrieved"}
         assert plain.terms.keys() == record.terms.keys() and torch.equal(plain.reward, record.reward)
         assert same(silent.state_dict(), asked.state_dict())
         assert same(record.reports, copied.play(BUDGET).reports)
         assert ((record.reports["slope"] > 0) == (BUDGET.steps > 0)).all()
+        assert torch.equal(record.reports["gain"], record.terms["adversarial"] - record.terms["clean"])
     # the network that the attack sees is gone after the update, so the next attack is made beforehand too
     start = torch.Generator()
     start.set_state(asked.streams.on_device("noise").get_state())
@@ -89,11 +90,13 @@ def test_refusals(tiny: dict[str, Any], teacher: str) -> None:
         engine.reports.request("slop")
     with pytest.raises(ValueError, match=r"cannot report stopped \(.*\): it never does: make it with attack_stop"):
         engine.reports.request("slope", "stopped")
-    assert engine.reports.requested == set() and set(REPORTS) == {"slope", "retrieved", "stopped"}
+    assert engine.reports.requested == set() and set(REPORTS) == {"slope", "gain", "retrieved", "stopped"}
     with pytest.raises(ValueError, match=r"cannot report retrieved .* does not contrast attacked views"):
         world(tiny, method="deacl", teacher=teacher).reports.request("retrieved")
     with pytest.raises(ValueError, match=r"cannot report slope .* has no attack steps of its own"):
         world(tiny, method="cf-amc-ssl", method_kwargs={"crops": 2}).reports.request("slope")
+    with pytest.raises(ValueError, match=r"cannot report gain .* has no attack steps of its own"):
+        world(tiny, method="cf-amc-ssl", method_kwargs={"crops": 2}).reports.request("gain")
 
 
 def test_the_methods_that_contrast_attacked_views_with_each_other() -> None:

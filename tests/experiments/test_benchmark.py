@@ -191,7 +191,7 @@ def test_a_profile_is_written_instead(tmp_path: Path, monkeypatch: pytest.Monkey
         (["--parts", "atack"], f"unknown part 'atack': choose from {', '.join(PARTS)}; did you mean 'attack'?"),
         (["--repeats", "0"], "--repeats: expected 1 or more, got 0"),
         (["--threads", "-1"], "--threads: expected 1 or more, got -1"),
-        (["--threads", "two"], "argument --threads: expected int, got 'two'"),
+        (["--threads", "two"], "argument --threads: expected an integer, got 'two'"),
         (["--thread", "2"], "unknown flag --thread; did you mean --threads?"),
         (["--device", "cpi"], "unknown device 'cpi': choose from auto, cpu, cuda; did you mean 'cpu'?"),
         (["--output", "."], "--output: . is a folder: expected a file"),

@@ -24,7 +24,7 @@ def test_a_tiny_world_has_verdicts_and_a_picture_and_a_repeated_command_makes_wh
     words = [*SMALL, "--repeats", "1", "--output", str(tmp_path / "h.json"), *TINY, *CONSTANT]
     assert main([*words, "--kinds", "attack"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("1 repeats, 1 left, 1 at once, into ") and shown[1].startswith("attack, seed 0: ")
+    assert shown[0].startswith("1 repeat, 1 left, 1 at once, into ") and shown[1].startswith("attack, seed 0: ")
     assert main(words) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("2 repeats, 1 left") and shown[1].startswith("view, seed 0: ")

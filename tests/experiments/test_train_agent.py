@@ -220,7 +220,7 @@ def test_compiling_from_a_resume_on_is_said(tmp_path, interrupt, monkeypatch, ca
         (["--agent=reinforce-paper", "--observation=features"], ["--observation", "reinforce-paper"]),
         (["--env=batch", "--observation=image"], ["image", "batch"]),
         (["--agent=fixed", "--epsilon=8.4/255"], ["epsilon is 8.4/255", "8/255"]),
-        (["--eval_epsilons=[8/255,8/255]"], ["eval_epsilons", "all different"]),
+        (["--eval_epsilons=[8/255,8/255]"], ["eval_epsilons", "different names"]),
         (["--interpolation=bicubi"], ["did you mean 'bicubic'"]),
         ([f"--seed={10**20}"], ["seed", "2**63"]),
         (["--batch_size=27"], ["27", "26"]),

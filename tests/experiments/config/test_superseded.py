@@ -111,7 +111,7 @@ def test_the_last_batch_is_kept_where_the_authors_do_and_the_agent_can(words: st
         ("--drop_last false --env batch --coreset random", "a coreset is made of full batches"),
         ("--drop_last false --agent fixed --method cf-amc-ssl", "carries an attack over batches of one size"),
         ("--drop_last false --agent fixed --update_chunks 2", "update_chunks is 2"),
-        ("--drop_last 3", "expected bool"),
+        ("--drop_last 3", "expected true or false"),
     ],
 )
 def test_the_last_batch_is_not_kept_where_that_cannot_be(words: str, reason: str, capsys) -> None:

@@ -82,8 +82,8 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
         ("--update_chunks=5", "update_chunks is 5: more than the batch's 4 images"),
         ("--update_chunks=3", "update_chunks is 3: .* at most 2"),
         ("--update_chunks=0", "update_chunks is 0: expected 1, .* or more"),
-        ("--update_chunks=half", "--update_chunks: expected int, got 'half'"),
-        ("--recompute=perhaps", "--recompute: expected bool, got 'perhaps'"),
+        ("--update_chunks=half", "--update_chunks: expected an integer, got 'half'"),
+        ("--recompute=perhaps", "--recompute: expected true or false, got 'perhaps'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, flag: str, message: str) -> None:

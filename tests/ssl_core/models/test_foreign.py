@@ -378,7 +378,7 @@ def test_bad_files_are_named(tmp_path) -> None:
         with pytest.raises(ValueError, match=said):
             load_foreign(saved(tmp_path, payload), format="torchvision", **ASKED)
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pt: damaged"):
+    with pytest.raises(ValueError, match=r"text\.pt is no file that torch\.save wrote"):
         load_foreign(tmp_path / "text.pt", format="torchvision")
     ours = save_checkpoint(tmp_path / "run.pt", "run", {"network": describe_network(ordinary())})
     with pytest.raises(ValueError, match="a checkpoint of this project, of kind 'run'"):
