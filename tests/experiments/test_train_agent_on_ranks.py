@@ -82,7 +82,7 @@ def test_what_ranks_cannot_do_is_refused_by_name_and_once(tmp_path: Path) -> Non
     assert "give --run_dir" in output
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> None:
     killed_and_restarted(tmp_path, kills=1, epochs=3)
 

@@ -35,7 +35,7 @@ def sends(folder: Path, numbers: dict[str, int]) -> Callable:
     return looked
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_a_job_that_is_killed_and_one_that_is_told_to_leave_make_the_run_of_one_that_was_not(tmp_path, capfd) -> None:
     """The signal before the time limit saves the run, and the job begins again by itself."""
     assert run(tmp_path / "apart", *LONG) == 0

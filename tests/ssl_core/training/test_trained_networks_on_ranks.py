@@ -19,7 +19,7 @@ def check(found: list[dict[str, dict[str, Tensor]]], alone: dict[str, dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.every_agent)])
 def test_three_updates_are_those_of_one_process(size: int, tmp_path: Path) -> None:
     """The last batch has fewer rows in a pass than there are ranks. The same ranks give the same bits."""
     work = "tests.helpers.rank_works:updates_of_first_class"
