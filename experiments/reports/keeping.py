@@ -50,9 +50,12 @@ def keep(run: Path, results: Path, pictures: bool, group: str | None = None) -> 
             # a damaged file is not worth keeping
             read_json(folder.path / name)
             copy_file(folder.path / name, target / Path(name).name)
-    # the place of the data on one machine means nothing on another
-    classes = settings.data.classes and Path(settings.data.classes).name
-    placeless = settings.replace(data_dir=None, classes=classes, run_dir=None)
+    # places on one machine mean nothing on another
+    values = settings.flat()
+    named = {
+        name: Path(values[name]).name for name in ("classes", "teacher", "init_from", "agent_from") if values[name]
+    }
+    placeless = settings.replace(data_dir=None, cache_dir=None, run_dir=None, **named)
     write_file(target / "config.yaml", sealed_yaml(placeless.to_yaml()))
     for name in PICTURES if pictures else ():
         if (folder.figures / name).is_file():

@@ -93,6 +93,15 @@ def test_a_group_keeps_runs_apart_from_their_presets(tmp_path) -> None:
     assert not (tmp_path / "results" / "digits").exists()
 
 
+def test_a_kept_run_names_no_place_of_its_machine(tmp_path) -> None:
+    run = finished_run(tmp_path / "run", 0, 90.0, 50.0)
+    for name, place in {"init_from": "/secret/r.pt", "agent_from": "/secret/run"}.items():
+        resealed_yaml(run / "config.yaml", f"{name}: null", f"{name}: {place}")
+    main([str(run), f"--results={tmp_path / 'results'}", f"--readme={_empty(tmp_path)}"])
+    kept = (tmp_path / "results" / "digits" / "astra-reinforce-seed0" / "config.yaml").read_text()
+    assert "secret" not in kept and "init_from: r.pt" in kept and "agent_from: run" in kept
+
+
 def test_the_benchmarks_table_is_that_of_its_results(tmp_path) -> None:
     options = Options(2, torch.device("cpu"))
     figures = [
