@@ -23,6 +23,8 @@ from astra_gym.ssl_core.safety.sealing import read_json  # noqa: E402
 from astra_gym.ssl_core.utils.files import write_json  # noqa: E402
 
 WINDOW = 20
+EPOCH = 10_000 // 64
+"""Updates of an epoch of cifar10-16."""
 RUNS = {"one step": "collapse-24-along", "escalating": "escalating-along"}
 """The evaluation of each run's encoders, by its name in the picture."""
 LINES: Any = {"one step": {"color": ORANGE, "linestyle": "--"}, "escalating": {"color": BLUE, "linestyle": "-"}}
@@ -38,12 +40,12 @@ def gains(run: Path) -> dict[str, list[float]]:
     return {name: [round(float(value), 4) for value in values] for name, values in parts.items()}
 
 
-def accuracies(name: str, updates: int) -> tuple[list[float], list[float]]:
+def accuracies(name: str, updates: int) -> tuple[list[int], list[float]]:
     """Return where a run's encoders were kept, in updates, and their accuracy under PGD-20 at 8/255."""
     rows = [row for row in read_results(EvaluationStore(RESULTS / "evaluations" / name).file) if row.attack == "pgd20"]
-    rows = [row for row in rows if row.metric == "RA" and abs(255 * row.epsilon - 8) < 0.01]
-    epochs = [int(row.checkpoint.removeprefix("epoch-")) for row in rows]
-    return [156.0 * epoch for epoch in epochs if 156 * epoch <= updates], [row.value for row in rows]
+    found = {EPOCH * int(row.checkpoint.removeprefix("epoch-")): row.value for row in rows if row.epsilon == 8 / 255}
+    kept = {at: value for at, value in found.items() if at <= updates}
+    return list(kept), list(kept.values())
 
 
 def main(runs: list[str]) -> None:
@@ -59,7 +61,7 @@ def main(runs: list[str]) -> None:
             above.plot(updates, run["gain"], label=name, **LINES[name])
             middle.plot(updates, run["steps"], **LINES[name])
             at, accuracy = accuracies(RUNS[name], len(run["gain"]) * found["window"])
-            below.plot(at, accuracy[: len(at)], marker="o", ms=4, **LINES[name])
+            below.plot(at, accuracy, marker="o", ms=4, **LINES[name])
         above.set_title("What an attack gains (loss)")
         middle.set_title("Attack steps")
         below.set_title("Accuracy under PGD-20 at 8/255 (%)")

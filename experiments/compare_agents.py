@@ -39,8 +39,8 @@ from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.engines.attempts import recall
-from astra_gym.experiments.engines.base import EngineFlags
-from astra_gym.experiments.engines.choice import ENGINES, LOCAL, make_engine
+from astra_gym.experiments.engines.base import LOCAL, EngineFlags
+from astra_gym.experiments.engines.choice import ENGINES, make_engine
 from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
 from astra_gym.experiments.tuning.searched_arms import search_costs
 from astra_gym.ssl_core.safety.disk import disk_error, is_full

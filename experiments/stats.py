@@ -293,6 +293,12 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; 0 where all values of a list are equal, which rank nothing."""
+    ranks = stats.rankdata([one, other], axis=1)
+    return 0.0 if 0 in np.ptp(ranks, axis=1) else float(np.corrcoef(ranks)[0, 1])
+
+
 def fewest_seeds(tests: int, level: float) -> int:
     """Return the least number of shared seeds with which each of several tests can be below a level after Holm."""
     return math.ceil(math.log2(2 * tests / level))

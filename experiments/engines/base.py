@@ -14,6 +14,8 @@ from astra_gym.ssl_core.utils.messages import brief
 
 POLL = 0.5
 """Seconds between two looks at the cells, and between two drawings of the display."""
+LOCAL = "local"
+"""The engine of this machine, the default."""
 LOST = 255
 """The status of a cell whose end nobody saw; in `multiprocessing`, that of a process whose fork server was killed."""
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -37,7 +39,7 @@ class EngineFlags:
         ValueError: if a number is out of its range, or a flag is of another engine.
     """
 
-    engine: str = "local"
+    engine: str = LOCAL
     cell_cpus: int = 1
     cell_gpus: float | None = None
     cell_attempts: int = 5
@@ -51,7 +53,7 @@ class EngineFlags:
                 raise ValueError(f"--{name}: expected 1 to {most:,}, got {value}")
         if self.cell_gpus is not None and not 0 <= self.cell_gpus <= 64:
             raise ValueError(f"--cell_gpus: expected 0 to 64, got {self.cell_gpus:g}")
-        if self.cell_gpus is not None and self.engine == "local":
+        if self.cell_gpus is not None and self.engine == LOCAL:
             raise ValueError("--cell_gpus: the engine local shares one GPU by its memory, see --jobs: leave it out")
         for name, own in (("ray_address", "ray"), ("slurm", "slurm")):
             if getattr(self, name) is not None and self.engine != own:

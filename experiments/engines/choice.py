@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from astra_gym.experiments.engines.base import Engine, EngineFlags
+from astra_gym.experiments.engines.base import LOCAL, Engine, EngineFlags
 from astra_gym.experiments.engines.local import LocalEngine
 from astra_gym.experiments.engines.ray_cluster import RayEngine
 from astra_gym.experiments.engines.slurm_cluster import SlurmEngine
 from astra_gym.ssl_core.utils.registry import pick
 
-LOCAL = "local"
 ENGINES: dict[str, Callable[[EngineFlags], Engine]] = {
     LOCAL: LocalEngine,
     "ray": RayEngine,

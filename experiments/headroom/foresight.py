@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.headroom.judges import make_exam
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
-from astra_gym.experiments.stats import estimate
+from astra_gym.experiments.stats import estimate, rank_correlation
 from astra_gym.experiments.tuning.trial import judged
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.image_set import Split
@@ -65,7 +64,7 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
     found = [repeats[seed] for seed in sorted(repeats)]
     by_share = {}
     for at, share in enumerate(SHARES):
-        mean = estimate([_rho(each["scores"], each["falls"][at]) for each in found])
+        mean = estimate([rank_correlation(each["scores"], each["falls"][at]) for each in found])
         ends = [None if np.isnan(end) else round(end, 3) for end in (mean.low, mean.high)]
         by_share[f"{share:g}"] = [round(mean.mean, 3), *ends]
     scores = np.mean([each["scores"] for each in found], axis=0)
@@ -74,11 +73,6 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         for budget, score in zip(ladder(world), scores, strict=True)
     ]
     return [], {"rank_correlations": by_share, "budgets": budgets}
-
-
-def _rho(scores: list[float], falls: list[float]) -> float:
-    """Return the rank correlation; 0 where all values of a list are equal, which rank nothing."""
-    return 0.0 if min(np.ptp(scores), np.ptp(falls)) == 0 else float(stats.spearmanr(scores, falls).statistic)
 
 
 def _engine(world: HeadroomWorld, data: Split, seed: int) -> AttackEngine:

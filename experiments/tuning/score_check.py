@@ -6,19 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON, Cell, read_comparison
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation.encoders import own
-from astra_gym.experiments.stats import Place
+from astra_gym.experiments.stats import LEVEL, Place, rank_correlation
 from astra_gym.experiments.tuning.trial import points, training_images
 from astra_gym.ssl_core.data.labels import divided
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 from astra_gym.ssl_core.utils.rng import derive_seed
 
 RESAMPLES = 1000
-LEVEL = 0.95
 
 
 class ScoredRun(NamedTuple):
@@ -64,8 +62,8 @@ def _scored(run: Path, cell: Cell, judge: Place) -> ScoredRun:
     subject = own(run, torch.device("cpu"))
     settings: Settings = subject.settings  # type: ignore[assignment]
     data = divided(training_images(settings))
-    radius = settings.judge.judge_epsilon or 8 / 255
-    found = quick_score(subject.encoder, subject.route, data.train, data.test, radius, cell.seed)  # type: ignore[arg-type]
+    parts = (data.train, data.test)
+    found = quick_score(subject.encoder, subject.route, *parts, settings.judge.epsilon, cell.seed)  # type: ignore[arg-type]
     return ScoredRun(run.name, round(points(found, settings), 3), round(cell.accuracy(judge), 3))
 
 
@@ -85,18 +83,12 @@ def agreement(groups: Sequence[Sequence[ScoredRun]]) -> Agreement:
     drawn = np.random.default_rng(derive_seed(0, "score/bootstrap"))
     values = [np.array([(run.quick, run.evaluated) for run in group]) for group in groups]
     means = [
-        np.mean([_rho(pairs[drawn.integers(len(pairs), size=len(pairs))]) for pairs in values])
+        np.mean([rank_correlation(*pairs[drawn.integers(len(pairs), size=len(pairs))].T) for pairs in values])
         for _ in range(RESAMPLES)
     ]
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Agreement(float(np.mean([_rho(pairs) for pairs in values])), float(low), float(high), sum(map(len, groups)))
-
-
-def _rho(pairs: np.ndarray) -> float:
-    ranks = stats.rankdata(pairs, axis=0)
-    if 0 in np.ptp(ranks, axis=0):
-        return 0.0
-    return float(np.corrcoef(ranks.T)[0, 1])
+    low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+    rho = np.mean([rank_correlation(*pairs.T) for pairs in values])
+    return Agreement(float(rho), float(low), float(high), sum(map(len, groups)))
 
 
 def record(groups: dict[str, list[ScoredRun]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Escalation: against gains that are written down, and in a real world whose attacks stop working."""
+"""Escalation, against gains that are written down; its exact resume in a real world is in test_rules.py."""
 
 from typing import Any
 
