@@ -274,11 +274,17 @@ class Interrupt:
     ) -> None:
         put_back(self._before)
 
-    def settle(self) -> None:
-        """Heed a signal that any rank got. All ranks call this at the same places, so that they stop together."""
+    def settle(self) -> str | None:
+        """Return the name of a signal that any rank got; None if none did.
+
+        All ranks call this at the same places, and stop only by what it returns: `asked` may change on one of them at
+        any time.
+        """
         number = current().largest(self.status - 128 if self.asked else 0)
-        if number and self.asked is None:
-            self._ask(StopRequested(number))
+        if not number:
+            return None
+        self._ask(StopRequested(number))
+        return self.asked
 
     def _ask(self, stop: StopRequested) -> None:
         self.asked, self.status = str(stop), status_of(stop)

@@ -51,7 +51,11 @@ def _main(argv: list[str], ending: Ending) -> int:
     ending.stopped = "interrupted before training began"
     try:
         with joined():
-            return _reported(argv, ending)
+            ranks = current()
+            try:
+                return _reported(argv, ending)
+            finally:
+                ranks.note_last_word()
     except RankLostError as error:
         return _fail(1, error)
     except ValueError as error:
@@ -218,15 +222,16 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
     try:
         with Interrupt() as interrupt:
             run.train(folder, log, progress, interrupt, shares)
-            interrupt.settle()
-        if interrupt.asked:
+            stop = interrupt.settle()
+        if (stop := stop or interrupt.asked) is not None:
             # the request came after the run's last check, when everything was saved
-            raise Stopped(interrupt.asked)
+            raise Stopped(stop)
     except Stopped as name:
         note_time()
         planned = "" if run.settings.optimizer.passes is not None else f" of {run.engine.planned_updates}"
         where = f"{run.engine.step}{planned}"
         _say(run, progress.console, f"{name}: saved at step {where}; resume by {_resume(folder)}")
+        current().await_last_word()
         return interrupt.status
     except KeyboardInterrupt as stop:
         _say(run, progress.console, f"stopped at once; go on from the last checkpoint by {_resume(folder)}")

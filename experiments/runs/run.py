@@ -332,10 +332,10 @@ class Run:
         folder.check()
         log.flush()
         self.keep_encoders(folder)
-        interrupt.settle()
+        stop = interrupt.settle()
         self.save(folder)
-        if interrupt.asked:
-            raise Stopped(interrupt.asked)
+        if stop is not None:
+            raise Stopped(stop)
         if not engine.finished or engine.step > engine.planned_updates:
             raise OffPlan(
                 f"the agent {self.settings.agent.agent} made {engine.step} of {engine.planned_updates} planned "
@@ -367,14 +367,14 @@ class RunCallback(BaseCallback):
 
     def _keep(self) -> None:
         self.folder.check()
-        self.interrupt.settle()
+        stop = self.interrupt.settle()
         self.run.keep_encoders(self.folder)
-        if self._due() > self.saved or self.interrupt.asked:
+        if self._due() > self.saved or stop is not None:
             self.saved = self._due()
             self.log.flush()
             self.run.save(self.folder)
-        if self.interrupt.asked:
-            raise Stopped(self.interrupt.asked)
+        if stop is not None:
+            raise Stopped(stop)
 
     def _on_step(self) -> bool:
         with self.clock.running():

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -67,6 +68,7 @@ class Ranks:
 
     def leave(self) -> None:
         """Let this process work alone from now on, because the others have ended or need nothing more of it."""
+        self.note_last_word()
         self.rank, self.size, self._store = 0, 1, None
 
     def note_end(self, status: int) -> None:
@@ -82,6 +84,25 @@ class Ranks:
         with suppress(RuntimeError):
             return int(self._store.get("ended")) if self._store.check(["ended"]) else None
         return None
+
+    def note_last_word(self) -> None:
+        """As rank 0, tell the others that it has saved and printed all it will. It waits for nobody."""
+        if self.first and self._store is not None:
+            with suppress(RuntimeError):
+                self._store.set("last word", "said")
+
+    def await_last_word(self) -> None:
+        """As another rank, wait until rank 0 has noted its last word, or is gone.
+
+        torchrun stops the others as soon as a rank has ended with an error or by a signal.
+        """
+        until = time.monotonic() + self.timeout
+        with suppress(RuntimeError):
+            # not by the store's own `wait`, which no signal interrupts
+            while not self.first and self._store is not None and time.monotonic() < until:
+                if self._store.check(["last word"]):
+                    return
+                time.sleep(0.05)
 
     @contextmanager
     def spreading(self, spreads: bool = True) -> Iterator[None]:

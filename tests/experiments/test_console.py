@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from astra_gym.experiments import console
 from astra_gym.experiments.console import Decoding, Interrupt, RunProgress
+from astra_gym.ssl_core.distributed.ranks import Ranks
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 
 ATTACKED: dict[str, Any] = {
@@ -115,6 +117,20 @@ def test_a_signal_asks_once_and_interrupts_twice(number: signal.Signals) -> None
         assert interrupt.asked == number.name
         os.kill(os.getpid(), signal.SIGINT)
     assert {item: signal.getsignal(item) for item in Interrupt.SIGNALS} == before
+
+
+def test_a_signal_while_ranks_agree_is_heeded_at_the_next_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Ranks):
+        """A rank that gets a signal just after it has told the others its number."""
+
+        def largest(self, number: int) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return number
+
+    monkeypatch.setattr(console, "current", Asked)
+    with Interrupt() as interrupt:
+        assert interrupt.settle() is None and interrupt.asked == "SIGTERM"
+        assert interrupt.settle() == "SIGTERM" and interrupt.status == 143
 
 
 def test_handlers_come_back_without_a_signal() -> None:

@@ -1,5 +1,6 @@
 """What ranks do in tests, each the same as a process alone."""
 
+import time
 from typing import Any
 
 import torch
@@ -37,7 +38,20 @@ def exchanges() -> dict[str, Any]:
         "said": ranks.is_first_to_say("the same"),
         "spread": {n: spread_network(n) for n in ROWS},
         "waited": ranks.clock.seconds,
+        "last word": _last_word(),
     }
+
+
+def _last_word() -> float:
+    """When rank 0 has said its last word, or another rank has heard it."""
+    ranks = current()
+    if ranks.first:
+        time.sleep(1)
+        before = time.monotonic()
+        ranks.note_last_word()
+        return before
+    ranks.await_last_word()
+    return time.monotonic()
 
 
 def _differ(values: bytes) -> str:

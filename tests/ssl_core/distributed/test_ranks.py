@@ -55,3 +55,9 @@ def test_values_that_differ_are_named_on_all_ranks(on_four: list) -> None:
 @pytest.mark.slow
 def test_what_all_ranks_say_is_said_once(on_four: list) -> None:
     assert sum(found["said"] for found in on_four) == 1
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_the_last_word_of_rank_0(on_four: list) -> None:
+    said, *heard = [found["last word"] for found in on_four]
+    assert all(said < each < said + 30 for each in heard)
