@@ -12,7 +12,7 @@ from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result
 from astra_gym.experiments.benchmarks.reference import PlainClassifier, plain_autoattack, plain_pgd
 from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
-from astra_gym.ssl_core.evaluation import autoattack
+from astra_gym.ssl_core.evaluation import attack_library
 from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy, step_size_for
 from astra_gym.ssl_core.models.target_network import build_network
@@ -122,7 +122,7 @@ def measure_evaluation(options: Options, rounds: int, say: Say) -> Result:
 
     def quick_autoattack(work: dict[str, Any]) -> Tensor:
         data = classifier, work["images"], work["labels"], EPSILON
-        with replaced(autoattack, "AutoAttack", ShortAutoAttack):
+        with replaced(attack_library, "AutoAttack", ShortAutoAttack):
             found = autoattack_accuracy(*data, version="quick", seed=work["seed"], batch_size=TEST)
         return found["apgd-t"]
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
+from astra_gym.ssl_core.evaluation.attack_library import check_class_count
 from astra_gym.ssl_core.evaluation.autoattack import (
     BATCH_SIZE,
     VERSIONS,
     autoattack_accuracy,
-    check_class_count,
     check_radius,
     check_state,
     deviations,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.evaluation.auto_pgd import leave_out_fooled
+from astra_gym.ssl_core.evaluation.attack_library import attack_of, library_of, passes_of, targets_of
 from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
 from astra_gym.ssl_core.models.encoder import held
@@ -69,7 +69,7 @@ def autoattack_accuracy(
     images that survived those before it, in batches of their order. The library's own state would resume with other
     batches, and so with other random starts; with `state_path` this function resumes bit for bit. With fewer than ten
     classes the targeted attacks target all other classes, see `deviations`. Auto-PGD skips images that already fool the
-    classifier, see `auto_pgd`.
+    classifier, see `attack_library`.
 
     Args:
         classifier: images (n, 3, H, W) in [0, 1] -> logits (n, classes), in eval mode, four classes or more.
@@ -101,14 +101,14 @@ def autoattack_accuracy(
     device = device_of(classifier)
     with _undisturbed(classifier):
         classes = logits_of(classifier, as_float(images[:1].to(device))).shape[1]
-        library = _library(classifier, epsilon, norm, classes, seed, device)
+        library = library_of(classifier, epsilon, norm, classes, seed, device)
         _check_images(images, labels, classes, norm)
         right = clean_accuracy(classifier, images, labels, batch_size)
         stages: dict[str, _Stage] = {}
         if state_path is not None:
             key = _key(classifier, images, labels, epsilon, norm, version, seed, batch_size)
             stages = _read(state_path, key, right)
-        work = _passes(library, names)
+        work = passes_of(library, names)
         for name in names:
             stage = stages.setdefault(name, _Stage(right, right.clone()))
             rows_of = stage.started.nonzero().flatten().split(batch_size) if stage.started.any() else ()
@@ -116,7 +116,7 @@ def autoattack_accuracy(
                 began = time.monotonic()
                 x, y = as_float(images[rows].to(device)), labels[rows].to(device)
                 with torch.no_grad():
-                    attacked = _attack(library, name).perturb(x.clone(), y.clone())
+                    attacked = attack_of(library, name).perturb(x.clone(), y.clone())
                 _check_attacked(attacked, x, epsilon, norm, name)
                 stage.right[rows] = is_correct(classifier, attacked, y)
                 stage.batches += 1
@@ -155,15 +155,6 @@ def check_state(
         _read(state_path, key, clean_accuracy(classifier, images, labels, batch_size))
 
 
-def check_class_count(classes: int) -> None:
-    """Raise a ValueError unless AutoAttack can attack a classifier with this number of classes."""
-    if classes < 4:
-        raise ValueError(
-            f"the classifier has {classes} classes: AutoAttack's targeted Auto-PGD compares four logits (targeted DLR "
-            "loss), so it needs at least 4; use pgd20"
-        )
-
-
 def check_radius(epsilon: float, norm: str) -> None:
     """Raise a ValueError unless AutoAttack can search a ball of this radius and norm."""
     pick(norm, ORDER, "norm")
@@ -176,8 +167,8 @@ def check_radius(epsilon: float, norm: str) -> None:
 
 def passes_per_image(norm: str, version: str, classes: int) -> int:
     """Forward passes for an image that survives every attack; raise a ValueError for fewer than four classes."""
-    library = _library(nn.Identity(), 1.0, norm, classes, 0, torch.device("cpu"))
-    return sum(_passes(library, VERSIONS[version]).values())
+    library = library_of(nn.Identity(), 1.0, norm, classes, 0, torch.device("cpu"))
+    return sum(passes_of(library, VERSIONS[version]).values())
 
 
 def deviations(attack: str, norm: str, classes: int) -> tuple[str, ...]:
@@ -186,57 +177,11 @@ def deviations(attack: str, norm: str, classes: int) -> tuple[str, ...]:
     The targeted attacks have nine target classes, in L1 Auto-PGD five; with too few classes they target all others, as
     the library advises.
     """
-    wanted = _targets(AutoAttack(nn.Identity(), norm=norm, eps=1.0, version="standard", seed=0))
+    wanted = targets_of(AutoAttack(nn.Identity(), norm=norm, eps=1.0, version="standard", seed=0))
     order = VERSIONS["standard"]
     if all(wanted.get(name, 0) < classes for name in order[: order.index(attack) + 1]):
         return ()
     return (f"AutoAttack with {classes - 1} targets, the data have {classes} classes",)
-
-
-def _library(
-    classifier: nn.Module, epsilon: float, norm: str, classes: int, seed: int, device: torch.device
-) -> AutoAttack:
-    check_class_count(classes)
-    made = AutoAttack(classifier, norm=norm, eps=float(epsilon), version="standard", seed=seed, device=device)
-    for attack in (made.apgd_targeted, made.fab):
-        attack.n_target_classes = min(attack.n_target_classes, classes - 1)
-    made.apgd.loss = "ce"
-    made.fab.targeted = True
-    for attack in (made.apgd, made.apgd_targeted):
-        leave_out_fooled(attack)
-    return made
-
-
-def _attack(library: AutoAttack, name: str) -> Any:
-    """Return one of the library's attacks; each call seeds torch with the attack's seed."""
-    return {
-        "apgd-ce": library.apgd,
-        "apgd-t": library.apgd_targeted,
-        "fab-t": library.fab,
-        "square": library.square,
-    }[name]
-
-
-def _targets(library: AutoAttack) -> dict[str, int]:
-    return {"apgd-t": library.apgd_targeted.n_target_classes, "fab-t": library.fab.n_target_classes}
-
-
-def _passes(library: AutoAttack, names: Sequence[str]) -> dict[str, int]:
-    """Cost of each attack for an image that survives it, in forward passes.
-
-    By the attacks' definitions: a step of Auto-PGD is a forward and a backward pass, a step of FAB one forward pass
-    more, a query of Square one forward pass. A backward pass to the image alone has about as many products as a forward
-    pass. Measured on a ResNet-18 of 32 x 32 images, one CPU thread: 201, 1973, 3304 and 4499 times the duration of a
-    forward pass, where this function gives 200, 1800, 2700 and 5000.
-    """
-    first, targeted, fab = library.apgd, library.apgd_targeted, library.fab
-    cost = {
-        "apgd-ce": 2 * first.n_iter_orig * first.n_restarts,
-        "apgd-t": 2 * targeted.n_iter_orig * targeted.n_target_classes,
-        "fab-t": 3 * fab.n_iter * fab.n_target_classes,
-        "square": library.square.n_queries,
-    }
-    return {name: cost[name] for name in names}
 
 
 def _measure(stages: Mapping[str, _Stage], work: Mapping[str, int], batch_size: int) -> tuple[int, int]:

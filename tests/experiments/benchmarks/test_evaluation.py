@@ -10,7 +10,7 @@ from astra_gym.experiments.benchmarks.measure import TARGETS, replaced
 from astra_gym.experiments.benchmarks.reference import PlainClassifier, plain_autoattack, plain_pgd
 from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
-from astra_gym.ssl_core.evaluation import autoattack
+from astra_gym.ssl_core.evaluation import attack_library
 from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, pgd_accuracy
 from astra_gym.ssl_core.models.target_network import TargetNetwork
@@ -55,7 +55,7 @@ def test_every_image_fares_under_autoattack_as_by_the_library_on_the_plain_modul
     classifier: Classifier, plain: PlainClassifier
 ) -> None:
     images, labels = data()
-    with replaced(autoattack, "AutoAttack", ShortAutoAttack):
+    with replaced(attack_library, "AutoAttack", ShortAutoAttack):
         found = autoattack_accuracy(classifier, images, labels, EPSILON, version="quick", seed=3, batch_size=40)
     how = {"epsilon": EPSILON, "seed": 3, "batch_size": 40, "library": ShortAutoAttack}
     assert torch.equal(found["apgd-t"], plain_autoattack(plain, as_float(images), labels, **how))

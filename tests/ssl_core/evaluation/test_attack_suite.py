@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.pgd import Attacked, pgd
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels
-from astra_gym.ssl_core.evaluation import attack_suite, autoattack, robustness
+from astra_gym.ssl_core.evaluation import attack_library, attack_suite, robustness
 from astra_gym.ssl_core.evaluation.attack_suite import CLEAN, Attack, check_classes, evaluate
 from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy
 from astra_gym.ssl_core.evaluation.results import Origin, Row
@@ -87,7 +87,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
             self.fab.n_iter = 4
             self.square.n_queries = 40
 
-    monkeypatch.setattr(autoattack, "AutoAttack", Short)
+    monkeypatch.setattr(attack_library, "AutoAttack", Short)
     monkeypatch.setattr(logging.getLogger("auto-attack"), "disabled", True)
 
 

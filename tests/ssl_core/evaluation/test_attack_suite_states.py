@@ -47,7 +47,7 @@ def test_autoattack_goes_on_from_its_state_and_keeps_its_seconds(
         f"autoattack-quick-Linf-{EPSILON!r}-batch5-seed0.json",
         "autoattack-quick-L2-0.05-batch5-seed0.json",
     }
-    monkeypatch.setattr(autoattack, "_attack", None)
+    monkeypatch.setattr(autoattack, "attack_of", None)
     again = run(states, [QUICK, OTHER], batch_size=5)
     assert [row for row in again.rows if row.metric == "RA"] == [row for row in first.rows if row.metric == "RA"]
 

@@ -15,7 +15,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.datasets import load_dataset
-from astra_gym.ssl_core.evaluation import autoattack
+from astra_gym.ssl_core.evaluation import attack_library, autoattack
 from astra_gym.ssl_core.evaluation.autoattack import VERSIONS, autoattack_accuracy, deviations, passes_per_image
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy
 from astra_gym.ssl_core.evaluation.sanity import SanityError
@@ -83,7 +83,7 @@ class Short(AutoAttack):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoattack, "AutoAttack", Short)
+    monkeypatch.setattr(attack_library, "AutoAttack", Short)
 
 
 @dataclass
@@ -167,7 +167,7 @@ def test_few_classes_are_all_aimed_at(short: None, monkeypatch: pytest.MonkeyPat
             super().__init__(*arguments, **more)
             made.append(self)
 
-    monkeypatch.setattr(autoattack, "AutoAttack", Watched)
+    monkeypatch.setattr(attack_library, "AutoAttack", Watched)
     images, labels = digits(20, classes=5)
     for norm, epsilon in (("Linf", 0.1), ("L1", 4.0)):
         found = autoattack_accuracy(trained(5), images, labels, epsilon, norm=norm, seed=SEED)
@@ -209,7 +209,7 @@ def test_generators_that_an_attack_draws_from_are_put_back_when_it_fails(monkeyp
         random.random(), np.random.rand(), torch.rand(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(autoattack, "_attack", draw)
+    monkeypatch.setattr(autoattack, "attack_of", draw)
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[2]
     with pytest.raises(KeyboardInterrupt):
         autoattack_accuracy(trained(), *digits(12), EPSILON, seed=SEED)
@@ -270,7 +270,7 @@ def test_an_attack_that_leaves_its_ball_is_an_error(short: None, monkeypatch: py
         ("Linf", 0.05, r"pixels in \[0\.05, 1\.05\]"),
         ("Linf", float("nan"), "broke its own rules"),
     ):
-        monkeypatch.setattr(autoattack, "_attack", lambda library, name, by=by: shifted(by))
+        monkeypatch.setattr(autoattack, "attack_of", lambda library, name, by=by: shifted(by))
         with pytest.raises(SanityError, match=words):
             autoattack_accuracy(trained(), images, labels, EPSILON, norm=norm, seed=0)
 

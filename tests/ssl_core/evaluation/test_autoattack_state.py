@@ -11,7 +11,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.evaluation import autoattack
+from astra_gym.ssl_core.evaluation import attack_library, autoattack
 from astra_gym.ssl_core.evaluation.autoattack import autoattack_accuracy, check_state
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.provenance import ROOT
@@ -59,12 +59,12 @@ class Short(AutoAttack):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoattack, "AutoAttack", Short)
+    monkeypatch.setattr(attack_library, "AutoAttack", Short)
 
 
 def run_to_the_end(state: Path, trace: Path) -> None:
     """What the killed processes run: every batch is written down, and takes long enough to be met."""
-    autoattack.AutoAttack = Short  # type: ignore[misc]
+    attack_library.AutoAttack = Short  # type: ignore[misc]
     torch.set_num_threads(1)
 
     def told(done: int, total: int) -> None:
@@ -136,7 +136,7 @@ def test_a_finished_state_is_read_and_nothing_is_attacked_again(
 ) -> None:
     arguments: dict[str, Any] = {"seed": SEED, "batch_size": 10, "state_path": tmp_path / "state.json"}
     first = autoattack_accuracy(network(), *data(20), EPSILON, **arguments)
-    monkeypatch.setattr(autoattack, "_attack", None)
+    monkeypatch.setattr(autoattack, "attack_of", None)
     again = autoattack_accuracy(network(), *data(20), EPSILON, **arguments)
     assert all(torch.equal(again[name], first[name]) for name in first)
 
@@ -147,7 +147,7 @@ def test_a_state_can_be_checked_alone(short: None, tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
     autoattack_accuracy(network(), *data(12), EPSILON, **usual)
     before = usual["state_path"].read_bytes()
-    monkeypatch.setattr(autoattack, "_attack", None)
+    monkeypatch.setattr(autoattack, "attack_of", None)
     check_state(network(), *data(12), EPSILON, **usual)
     assert usual["state_path"].read_bytes() == before
 

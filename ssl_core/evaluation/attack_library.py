@@ -1,8 +1,13 @@
-"""Faster Auto-PGD of pyautoattack: images that already fool the classifier are not computed again."""
+"""The attacks of the library pyautoattack, with what this project changes in them.
 
+In a faster Auto-PGD, images that already fool the classifier are not computed again.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyautoattack import AutoAttack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,3 +74,64 @@ def leave_out_fooled(attack: Any) -> None:
             attack.model = classifier
 
     attack.attack_single_run = run_unfooled
+
+
+def check_class_count(classes: int) -> None:
+    """Raise a ValueError unless AutoAttack can attack a classifier with this number of classes."""
+    if classes < 4:
+        raise ValueError(
+            f"the classifier has {classes} classes: AutoAttack's targeted Auto-PGD compares four logits (targeted DLR "
+            "loss), so it needs at least 4; use pgd20"
+        )
+
+
+def library_of(
+    classifier: nn.Module, epsilon: float, norm: str, classes: int, seed: int, device: torch.device
+) -> AutoAttack:
+    """Set up the library's attacks; the targeted ones have at most all other classes as targets.
+
+    Raises:
+        ValueError: as `check_class_count`.
+    """
+    check_class_count(classes)
+    made = AutoAttack(classifier, norm=norm, eps=float(epsilon), version="standard", seed=seed, device=device)
+    for attack in (made.apgd_targeted, made.fab):
+        attack.n_target_classes = min(attack.n_target_classes, classes - 1)
+    made.apgd.loss = "ce"
+    made.fab.targeted = True
+    for attack in (made.apgd, made.apgd_targeted):
+        leave_out_fooled(attack)
+    return made
+
+
+def attack_of(library: AutoAttack, name: str) -> Any:
+    """Return one of the library's attacks; each call seeds torch with the attack's seed."""
+    return {
+        "apgd-ce": library.apgd,
+        "apgd-t": library.apgd_targeted,
+        "fab-t": library.fab,
+        "square": library.square,
+    }[name]
+
+
+def targets_of(library: AutoAttack) -> dict[str, int]:
+    """Return the number of target classes of each targeted attack."""
+    return {"apgd-t": library.apgd_targeted.n_target_classes, "fab-t": library.fab.n_target_classes}
+
+
+def passes_of(library: AutoAttack, names: Sequence[str]) -> dict[str, int]:
+    """Cost of each attack for an image that survives it, in forward passes.
+
+    By the attacks' definitions: a step of Auto-PGD is a forward and a backward pass, a step of FAB one forward pass
+    more, a query of Square one forward pass. A backward pass to the image alone has about as many products as a forward
+    pass. Measured on a ResNet-18 of 32 x 32 images, one CPU thread: 201, 1973, 3304 and 4499 times the duration of a
+    forward pass, where this function gives 200, 1800, 2700 and 5000.
+    """
+    first, targeted, fab = library.apgd, library.apgd_targeted, library.fab
+    cost = {
+        "apgd-ce": 2 * first.n_iter_orig * first.n_restarts,
+        "apgd-t": 2 * targeted.n_iter_orig * targeted.n_target_classes,
+        "fab-t": 3 * fab.n_iter * fab.n_target_classes,
+        "square": library.square.n_queries,
+    }
+    return {name: cost[name] for name in names}

@@ -8,7 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.evaluation.auto_pgd import SIZES, leave_out_fooled
+from astra_gym.ssl_core.evaluation.attack_library import SIZES, leave_out_fooled
 
 N = 40
 
