@@ -35,6 +35,8 @@ from astra_gym.experiments.evaluation.flags import EvaluationFlags, evaluation_p
 from astra_gym.experiments.evaluation.several import evaluate_one, evaluate_several
 from astra_gym.experiments.reports.evaluation_tables import remarks, tables
 from astra_gym.experiments.reports.rendering import for_terminal
+from astra_gym.ssl_core.distributed.helping import help_first, led
+from astra_gym.ssl_core.distributed.ranks import RankLostError, Ranks, joined
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.utils.messages import said
@@ -47,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str], ending: Ending) -> int:
+    try:
+        with joined() as ranks:
+            return _led(words, ending, ranks) if ranks.first else help_first(ranks)
+    except RankLostError as error:
+        print(said(program("evaluate"), error), file=sys.stderr)
+        return 1
+
+
+def _led(words: list[str], ending: Ending, ranks: Ranks) -> int:
     parser = evaluation_parser(__doc__)
     given = parser.read(words)
     command = shlex.join([*recorded("evaluate"), *words])
@@ -54,11 +65,15 @@ def _main(words: list[str], ending: Ending) -> int:
     ending.after = f"resume by {typed('evaluate', *words)}"
     ending.stopped = f"interrupted; what is finished is kept: resume by {command}"
     try:
-        return _run(given, command, ending)
+        with led(ranks.leave()):
+            return _run(given, command, ending)
     except (ValueError, CheckpointError, OSError) as error:
         if disk_error(error):
             raise
         parser.error(str(error))
+    except RankLostError as error:
+        print(said(program("evaluate"), f"{error}; {ending.kept}; {ending.after}"), file=sys.stderr)
+        return 1
     except RuntimeError as error:
         if disk_error(error):
             raise

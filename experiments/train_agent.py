@@ -33,6 +33,7 @@ from astra_gym.experiments.runs.run_log import RunLog
 from astra_gym.experiments.runs.silent import SilentFolder, SilentLog
 from astra_gym.experiments.runs.together import begun, check_supported, ranks_console
 from astra_gym.ssl_core.data.summary import summary
+from astra_gym.ssl_core.distributed.helping import help_first, led
 from astra_gym.ssl_core.distributed.ranks import RankLostError, current, joined
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
@@ -51,11 +52,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     ending.stopped = "interrupted before training began"
     try:
         with joined():
-            ranks = current()
-            try:
-                return _reported(argv, ending)
-            finally:
-                ranks.note_last_word()
+            return _reported(argv, ending)
     except RankLostError as error:
         return _fail(1, error)
     except ValueError as error:
@@ -154,12 +151,13 @@ def _run(invocation: Invocation, words: Sequence[str], console: Console, ending:
                 if resumed_step is None:
                     log.hparams(settings, HPARAM_METRICS)
                 status = _train(run, folder, log, progress)
-        if not ranks.first:
+        if status:
             return status
-        ranks.leave()
-        if status == 0:
+        if not ranks.first:
+            return help_first(ranks)
+        with led(ranks.leave()):
             status = _post_process(run, folder, console)
-        return _conclude(run, folder, console) if status == 0 and settings.probe.evaluate else status
+            return _conclude(run, folder, console) if status == 0 and settings.probe.evaluate else status
 
 
 def _keep_in_mind(folder: RunFolder, ending: Ending) -> None:

@@ -134,11 +134,14 @@ def test_the_flags_of_the_training_commands_are_read(teacher: Path) -> None:
 
 
 def test_the_flags_of_the_commands_of_torchrun_are_read() -> None:
-    assert len(RANKED) == 4
+    assert len(RANKED) == 5
     for line in RANKED:
         options = get_args_parser().parse_args(shlex.split(line)[1:])
         script, flags = options.training_script, options.training_script_args
         assert (script, flags.pop(0)) == ("astra-gym", "train") if options.no_python else (ROOT / script).is_file()
+        if "evaluate_encoder.py" in script:
+            assert evaluation_parser(None).read(flags).measures.attacks == ("pgd20", "autoattack")
+            continue
         assert "--resume" in flags or parse(flags).settings.run.run_dir == "runs/together"
 
 

@@ -20,8 +20,8 @@ from astra_gym.ssl_core.safety.sealing import unsealed_collected
 from astra_gym.ssl_core.utils.messages import FEW, said
 from astra_gym.ssl_core.utils.stopping import StopRequested, raising, status_of
 
-DIVIDED = "train"
-"""The command that several processes share (torchrun)."""
+DIVIDED = ("train", "evaluate")
+"""The commands that several processes share (torchrun)."""
 
 
 @dataclass
@@ -74,9 +74,9 @@ def framed(name: str, argv: Sequence[str] | None, command: Callable[[list[str], 
     """
     words = list(sys.argv[1:] if argv is None else argv)
     ending = Ending(name)
-    if name != DIVIDED and is_one_of_several() and (size := os.environ["WORLD_SIZE"]) != "1":
+    if name not in DIVIDED and is_one_of_several() and (size := os.environ["WORLD_SIZE"]) != "1":
         return _end(
-            ending, 2, f"one of {size} processes, but only {DIVIDED} divides its work among them: start it once"
+            ending, 2, f"one of {size} processes, but only {' and '.join(DIVIDED)} divide their work: start it once"
         )
     with surviving(), unsealed_collected() as unsealed, _quiet_threads():
         raised: list[StopRequested] = []

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from astra_gym.ssl_core.utils.files import expanded
 
 LABELS = "labels.npy"
 Change = Callable[[Tensor], Tensor]
-"""Maps positions (k,) to images (k, 3, H, W), uint8."""
+"""Maps positions (k,) to images (k, 3, H, W), uint8; it can be pickled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +106,21 @@ def _cifar_c(root: Path, names: Sequence[str], severities: Sequence[int], test: 
                 f"{root / name}.npy holds {array.dtype} {array.shape}: expected uint8 ({5 * per_severity}, 32, 32, 3)"
             )
         for severity in severities:
-
-            def read(rows: Tensor, array: np.ndarray = array, first: int = (severity - 1) * per_severity) -> Tensor:
-                images = torch.from_numpy(array[(rows + first).numpy()]).permute(0, 3, 1, 2)
-                return images.contiguous() if images.shape[-1] == size else resized(images.float(), size, "bicubic")
-
-            conditions[f"{name}/{severity}"] = read
+            first = (severity - 1) * per_severity
+            conditions[f"{name}/{severity}"] = partial(_of_array, root / f"{name}.npy", first, size)
     files = [root / LABELS, *(root / f"{name}.npy" for name in names)]
     return ShiftedImages(own, conditions, _identity(root, files, own))
+
+
+def _of_array(file: Path, first: int, size: int, rows: Tensor) -> Tensor:
+    """Read images from position `first` on."""
+    images = torch.from_numpy(_array(file)[(rows + first).numpy()]).permute(0, 3, 1, 2)
+    return images.contiguous() if images.shape[-1] == size else resized(images.float(), size, "bicubic")
+
+
+def _of_files(files: Sequence[Path], size: int, rows: Tensor) -> Tensor:
+    """Read some of the files."""
+    return decode([files[row] for row in rows.tolist()], size)
 
 
 def _array(file: Path) -> np.ndarray:
@@ -150,12 +158,7 @@ def _from_folders(root: Path, places: Mapping[str, Path], test: ImageSet) -> Shi
     n, size = min(len(first), len(test)), test.images.shape[-1]
     conditions: dict[str, Change] = {}
     for condition, paths in found.items():
-        chosen = [paths[row] for row in order[:n].tolist()]
-
-        def read(rows: Tensor, chosen: Sequence[Path] = chosen) -> Tensor:
-            return decode([chosen[row] for row in rows.tolist()], size)
-
-        conditions[condition] = read
+        conditions[condition] = partial(_of_files, [paths[row] for row in order[:n].tolist()], size)
     deviations = () if n == len(first) else (f"{n:,} of the {len(first):,} official images",)
     files = (path for paths in found.values() for path in paths)
     kept = labels[order[:n]]

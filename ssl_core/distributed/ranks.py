@@ -1,5 +1,6 @@
 """The processes that train one network together, and what they tell each other."""
 
+import copy
 import hashlib
 import math
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from astra_gym.ssl_core.utils.messages import brief, shown
 T = TypeVar("T")
 TIMEOUT = "ASTRA_RANK_TIMEOUT"
 """Environment variable: seconds for which a rank waits for the others, 1800 by default."""
+POLL = 0.05
+"""Seconds between two looks at whether rank 0 has said something."""
 STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables of a process that torchrun, or a batch system's script, has started as one of several."""
 
@@ -51,6 +54,7 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None, timeout: float = 1800.0) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self._store = store
+        self._calls = 0
         self.spreads = False
         """Whether the network that runs now has a part of the rows: batch norm then counts those of all ranks."""
         self.clock = Clock()
@@ -66,10 +70,11 @@ class Ranks:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
-    def leave(self) -> None:
-        """Let this process work alone from now on, because the others have ended or need nothing more of it."""
-        self.note_last_word()
+    def leave(self) -> "Ranks":
+        """Let this process work alone from now on, and return the group that it has left."""
+        left = copy.copy(self)
         self.rank, self.size, self._store = 0, 1, None
+        return left
 
     def note_end(self, status: int) -> None:
         """Tell the other ranks that this one ends by an error that it has reported itself. It waits for nobody."""
@@ -96,13 +101,32 @@ class Ranks:
 
         torchrun stops the others as soon as a rank has ended with an error or by a signal.
         """
-        until = time.monotonic() + self.timeout
-        with suppress(RuntimeError):
+        while not self.first and not self._is_said("last word"):
+            time.sleep(POLL)
+
+    def call(self) -> None:
+        """As rank 0, tell the others that it needs them. It waits for nobody."""
+        if self._store is not None:
+            self._store.set(f"call {self._calls}", "")
+            self._calls += 1
+
+    def is_called(self, number: int) -> bool:
+        """As another rank, wait for a call of rank 0, counted from 0; return false if it has ended instead.
+
+        There is no limit: rank 0 may work for hours before it needs others.
+        """
+        while not (called := self._is_said(f"call {number}")) and not self._is_said("last word"):
+            time.sleep(POLL)
+        return called and self._store is not None
+
+    def _is_said(self, word: str) -> bool:
+        """Return whether the store has a word, or is gone with the rank or the program that keeps it."""
+        try:
             # not by the store's own `wait`, which no signal interrupts
-            while not self.first and self._store is not None and time.monotonic() < until:
-                if self._store.check(["last word"]):
-                    return
-                time.sleep(0.05)
+            return self._store is None or self._store.check([word])
+        except RuntimeError:
+            self._store = None
+            return True
 
     @contextmanager
     def spreading(self, spreads: bool = True) -> Iterator[None]:
@@ -171,6 +195,20 @@ class Ranks:
         values = torch.tensor(list(given if self.first else bytes(length)), dtype=torch.uint8, device=_host())
         return bytes(self.gather(values)[0].tolist()).decode()
 
+    def object_of_first(self, value: Any) -> Any:
+        """Return rank 0's value, which is pickled."""
+        found = [value]
+        if not self.alone:
+            self._together("send", partial(dist.broadcast_object_list, found))
+        return found[0]
+
+    def objects(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, which are pickled."""
+        found: list[Any] = [value] * self.size
+        if not self.alone:
+            self._together("collect", partial(dist.all_gather_object, found, value))
+        return found
+
     def check_same(self, what: str, values: bytes) -> None:
         """Raise a RanksDifferError, which names `what`, unless the values are the same on all ranks."""
         if self.alone:
@@ -201,8 +239,8 @@ class Ranks:
             try:
                 return exchange()
             except RuntimeError as error:
-                # without the place in gloo's source
-                reason = brief(re.sub(r"\[[^]]*\]", "", str(error)), 80)
+                # gloo's first sentence, without the place in its source
+                reason = brief(re.sub(r"\[[^]]*\]", "", str(error)).partition(". ")[0], 80)
                 raise RankLostError(
                     f"rank {self.rank} of {self.size} lost another rank, or has waited {self.timeout:g} s for it "
                     f"({what}: {reason})"
@@ -266,8 +304,10 @@ def joined() -> Iterator[Ranks]:
     except RuntimeError as error:
         raise RankLostError(f"the other ranks did not come within {seconds:g} s: {error!s:.100}") from error
     before, _current = _current, Ranks(rank, size, dist.PrefixStore("astra-gym", store), seconds)
+    group = copy.copy(_current)
     try:
         yield _current
     finally:
+        group.note_last_word()
         _current = before
         dist.destroy_process_group()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from astra_gym.ssl_core.distributed.helping import divided
 from astra_gym.ssl_core.evaluation.attack_library import attack_of, library_of, passes_of, targets_of
 from astra_gym.ssl_core.evaluation.robustness import check_arguments, clean_accuracy, device_of, is_correct, logits_of
 from astra_gym.ssl_core.evaluation.sanity import STAGES, SanityError
@@ -101,30 +103,29 @@ def autoattack_accuracy(
     device = device_of(classifier)
     with _undisturbed(classifier):
         classes = logits_of(classifier, as_float(images[:1].to(device))).shape[1]
-        library = library_of(classifier, epsilon, norm, classes, seed, device)
+        work = passes_of(library_of(classifier, epsilon, norm, classes, seed, device), names)
         _check_images(images, labels, classes, norm)
         right = clean_accuracy(classifier, images, labels, batch_size)
         stages: dict[str, _Stage] = {}
         if state_path is not None:
             key = _key(classifier, images, labels, epsilon, norm, version, seed, batch_size)
             stages = _read(state_path, key, right)
-        work = passes_of(library, names)
         for name in names:
             stage = stages.setdefault(name, _Stage(right, right.clone()))
             rows_of = stage.started.nonzero().flatten().split(batch_size) if stage.started.any() else ()
-            for rows in rows_of[stage.batches :]:
-                began = time.monotonic()
-                x, y = as_float(images[rows].to(device)), labels[rows].to(device)
-                with torch.no_grad():
-                    attacked = attack_of(library, name).perturb(x.clone(), y.clone())
-                _check_attacked(attacked, x, epsilon, norm, name)
-                stage.right[rows] = is_correct(classifier, attacked, y)
+            left = rows_of[stage.batches :]
+            attack = partial(_is_right_attacked, classifier, epsilon, norm, classes, seed, name)
+            outcomes = divided(attack, ((images[rows], labels[rows]) for rows in left))
+            began = time.monotonic()
+            for rows, still_right in zip(left, outcomes, strict=True):
+                stage.right[rows] = still_right
                 stage.batches += 1
                 stage.seconds += time.monotonic() - began
                 if state_path is not None:
                     _write(state_path, key, stages)
                 if progress is not None:
                     progress(*_measure(stages, work, batch_size))
+                began = time.monotonic()
             right = stage.right
             if finished is not None:
                 finished(name, stage.seconds)
@@ -182,6 +183,26 @@ def deviations(attack: str, norm: str, classes: int) -> tuple[str, ...]:
     if all(wanted.get(name, 0) < classes for name in order[: order.index(attack) + 1]):
         return ()
     return (f"AutoAttack with {classes - 1} targets, the data have {classes} classes",)
+
+
+def _is_right_attacked(
+    classifier: nn.Module,
+    epsilon: float,
+    norm: str,
+    classes: int,
+    seed: int,
+    name: str,
+    batch: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Attack images uint8 (n, 3, H, W) with labels (n,) by one attack; return whether each is right after it."""
+    device = device_of(classifier)
+    x, y = as_float(batch[0].to(device)), batch[1].to(device)
+    with _undisturbed(classifier):
+        library = library_of(classifier, epsilon, norm, classes, seed, device)
+        with torch.no_grad():
+            attacked = attack_of(library, name).perturb(x.clone(), y.clone())
+        _check_attacked(attacked, x, epsilon, norm, name)
+        return is_correct(classifier, attacked, y)
 
 
 def _measure(stages: Mapping[str, _Stage], work: Mapping[str, int], batch_size: int) -> tuple[int, int]:

@@ -1,13 +1,16 @@
 """Clean accuracy, and accuracy under PGD and FGSM, of a classifier of images in [0, 1]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astra_gym.ssl_core.attacks.pgd import Attacked, Budget, pgd
+from astra_gym.ssl_core.attacks.pgd import Budget, pgd
+from astra_gym.ssl_core.distributed.helping import divided
 from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.messages import shown
@@ -90,18 +93,9 @@ def pgd_accuracy(
         ValueError: if an argument is not as above.
         RuntimeError: if a logit is not finite, or an attacked image has left its ball or [0, 1].
     """
-
-    def attack(x: Tensor, y: Tensor) -> Attacked:
-        step = step_size_for(epsilon) if step_size is None else step_size
-        return _ascend(
-            classifier,
-            x,
-            y,
-            Budget.uniform(len(x), epsilon=epsilon, step_size=step, steps=steps, device=x.device),
-            generator=generator,
-        )
-
-    return _survivors(classifier, images, labels, epsilon, attack, restarts, batch_size, clean, progress)
+    step = step_size_for(epsilon) if step_size is None else step_size
+    attack = partial(_is_right_attacked, classifier, epsilon, step, steps)
+    return _survivors(classifier, images, labels, epsilon, attack, generator, restarts, batch_size, clean, progress)
 
 
 def fgsm_accuracy(
@@ -119,17 +113,8 @@ def fgsm_accuracy(
     The fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon from the image itself, without
     randomness. Arguments, result and errors are those of `pgd_accuracy`.
     """
-
-    def attack(x: Tensor, y: Tensor) -> Attacked:
-        return _ascend(
-            classifier,
-            x,
-            y,
-            Budget.uniform(len(x), epsilon=epsilon, step_size=epsilon, steps=1, device=x.device),
-            start="zero",
-        )
-
-    return _survivors(classifier, images, labels, epsilon, attack, 1, batch_size, clean, progress)
+    attack = partial(_is_right_attacked, classifier, epsilon, epsilon, 1)
+    return _survivors(classifier, images, labels, epsilon, attack, None, 1, batch_size, clean, progress)
 
 
 def check_arguments(classifier: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -175,24 +160,49 @@ def _checked(logits: object, n: int) -> Tensor:
     return logits
 
 
-def _ascend(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    budget: Budget,
-    generator: torch.Generator | None = None,
-    start: str = "uniform",
-) -> Attacked:
-    """Attack images (n, 3, H, W) in [0, 1] by their cross entropy with the labels (n,); return them with their
-    logits."""
-    return pgd(
-        lambda moved, _: classifier(moved),
-        lambda logits: F.cross_entropy(logits, labels, reduction="none"),
-        images,
-        budget,
-        generator=generator,
-        start=start,
-    )
+class _Batch(NamedTuple):
+    """Images uint8 (n, 3, H, W) and labels (n,); the generator's state before their random start, None for no such."""
+
+    images: Tensor
+    labels: Tensor
+    start: Tensor | None
+
+
+def _is_right_attacked(classifier: nn.Module, epsilon: float, step_size: float, steps: int, batch: _Batch) -> Tensor:
+    """Attack a batch by its cross entropy; return whether each image is still classified correctly, bool (n,)."""
+    device = device_of(classifier)
+    x, y = as_float(batch.images.to(device)), batch.labels.to(device)
+    generator = None
+    if batch.start is not None:
+        generator = torch.Generator(device)
+        generator.set_state(batch.start)
+    with held(classifier):
+        attacked, logits = pgd(
+            lambda moved, _: classifier(moved),
+            lambda logits: F.cross_entropy(logits, y, reduction="none"),
+            x,
+            Budget.uniform(len(x), epsilon=epsilon, step_size=step_size, steps=steps, device=device),
+            generator=generator,
+            start="zero" if generator is None else "uniform",
+        )
+    distance = float((attacked - x).abs().max())
+    if distance > epsilon + 1e-6 or float(attacked.min()) < 0 or float(attacked.max()) > 1:
+        raise RuntimeError(
+            f"the attack broke its own rules, so its accuracy would be void: distance {distance:g} with "
+            f"epsilon {epsilon:g}, pixels in [{float(attacked.min()):g}, {float(attacked.max()):g}]"
+        )
+    return _agree(_checked(logits, len(x)), y)
+
+
+def _batches(
+    images: Tensor, labels: Tensor, parts: Iterable[Tensor], generator: torch.Generator | None
+) -> Iterator[_Batch]:
+    """Make a batch of each part, rows; the generator then stands where the batch's own start will leave it."""
+    for rows in parts:
+        start = None if generator is None else generator.get_state()
+        if generator is not None:
+            torch.rand(images[rows].shape, generator=generator, device=generator.device)
+        yield _Batch(images[rows], labels[rows], start)
 
 
 def _survivors(
@@ -200,7 +210,8 @@ def _survivors(
     images: Tensor,
     labels: Tensor,
     epsilon: float,
-    attack: Callable[[Tensor, Tensor], Attacked],
+    attack: Callable[[_Batch], Tensor],
+    generator: torch.Generator | None,
     restarts: int,
     batch_size: int,
     clean: Tensor | None,
@@ -212,7 +223,6 @@ def _survivors(
         raise ValueError(f"epsilon is {shown(epsilon)}: expected a fraction in [0, 1], such as 8/255 and not 8")
     if restarts < 1:
         raise ValueError(f"restarts is {shown(restarts)}: expected at least 1")
-    device = device_of(classifier)
     robust = (clean_accuracy(classifier, images, labels, batch_size) if clean is None else clean).clone()
     if robust.shape != labels.shape or robust.dtype != torch.bool:
         raise ValueError(f"clean is {robust.dtype} {tuple(robust.shape)}: expected bool {tuple(labels.shape)}")
@@ -224,16 +234,10 @@ def _survivors(
         for later in reversed(range(restarts)):
             targets = robust.nonzero().flatten()
             left = len(targets)
-            for rows in targets.split(batch_size) if left else ():
-                x, y = as_float(images[rows].to(device)), labels[rows].to(device)
-                attacked, logits = attack(x, y)
-                distance = float((attacked - x).abs().max())
-                if distance > epsilon + 1e-6 or float(attacked.min()) < 0 or float(attacked.max()) > 1:
-                    raise RuntimeError(
-                        f"the attack broke its own rules, so its accuracy would be void: distance {distance:g} with "
-                        f"epsilon {epsilon:g}, pixels in [{float(attacked.min()):g}, {float(attacked.max()):g}]"
-                    )
-                robust[rows] = _agree(_checked(logits, len(rows)), y)
+            parts = targets.split(batch_size) if left else ()
+            outcomes = divided(attack, _batches(images, labels, parts, generator))
+            for rows, right in zip(parts, outcomes, strict=True):
+                robust[rows] = right
                 done, left = done + len(rows), left - len(rows)
                 if progress is not None:
                     progress(done, done + left + later * int(robust.sum()))

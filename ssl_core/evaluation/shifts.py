@@ -1,6 +1,7 @@
 """Accuracy under natural shifts of the images: common corruptions (CA) and perspective distortion (PA)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.data.official_shifts import Change, ShiftedImages
+from astra_gym.ssl_core.distributed.helping import divided
 from astra_gym.ssl_core.evaluation.corruptions import FAMILIES, corrupt, departures
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 from astra_gym.ssl_core.evaluation.robustness import clean_accuracy, device_of
@@ -69,7 +71,7 @@ def evaluate_corruptions(
     severities = tuple(severities)
     if not severities or len(set(severities)) != len(severities) or not set(severities) <= set(SEVERITIES):
         raise ValueError(f"the severities are {list(severities)}: expected some of {list(SEVERITIES)}, each once")
-    streams, device = Streams(origin.seed), device_of(classifier)
+    streams = Streams(origin.seed)
     height, width = test.images.shape[2:]
     conditions: dict[str, Change] = {}
     deviations: dict[str, tuple[str, ...]] = {}
@@ -78,12 +80,8 @@ def evaluate_corruptions(
         groups[name] = [f"{name}/{severity}" for severity in severities]
         for severity, condition in zip(severities, groups[name], strict=True):
             deviations[condition] = departures(name, height, width, photographs=photographs is not None)
-
-            def change(rows: Tensor, name: str = name, severity: int = severity) -> Tensor:
-                stream = streams[f"corruptions/{name}/{severity}"]
-                return corrupt(test.images[rows].to(device), name, severity, stream, photographs=photographs)
-
-            conditions[condition] = change
+            stream = streams[f"corruptions/{condition}"]
+            conditions[condition] = partial(_corrupted, classifier, test.images, name, severity, stream, photographs)
     if official is not None:
         conditions = dict(official.conditions)
         deviations = dict.fromkeys(conditions, official.deviations)
@@ -125,17 +123,14 @@ def evaluate_perspective(
         ValueError: if `test` has no labels, or an argument is not as above.
         RuntimeError: if a logit is not finite.
     """
-    streams, device = Streams(origin.seed), device_of(classifier)
+    streams = Streams(origin.seed)
     magnitudes = {name: draw_magnitudes(len(test), streams[f"perspective/{name}"]) for name in DIRECTIONS}
     conditions: dict[str, Change] = {}
     for background, padded in BACKGROUNDS.items():
         for name in DIRECTIONS:
-
-            def change(rows: Tensor, name: str = name, padded: bool = padded) -> Tensor:
-                moved = distort(as_float(test.images[rows].to(device)), name, padded, magnitudes[name][rows])
-                return moved.mul_(255).round_().to(torch.uint8)
-
-            conditions[f"{name}/{background}"] = change
+            conditions[f"{name}/{background}"] = partial(
+                _distorted, classifier, test.images, name, padded, magnitudes[name]
+            )
     groups = {background: [f"{name}/{background}" for name in DIRECTIONS] for background in BACKGROUNDS}
     groups["perspective"] = list(conditions)
     deviations: dict[str, tuple[str, ...]] = dict.fromkeys(conditions, (MAGNITUDE_DEVIATION,))
@@ -144,6 +139,63 @@ def evaluate_perspective(
         deviations = dict.fromkeys(conditions, official.deviations)
     labels = _labels(test, official)
     return _evaluate(classifier, labels, "PA", conditions, deviations, groups, (), origin, batch_size, progress)
+
+
+def _corrupted(
+    classifier: nn.Module,
+    images: Tensor,
+    name: str,
+    severity: int,
+    stream: torch.Generator,
+    photographs: Sequence[Tensor] | None,
+    rows: Tensor,
+) -> Tensor:
+    return corrupt(images[rows].to(device_of(classifier)), name, severity, stream, photographs=photographs)
+
+
+def _distorted(
+    classifier: nn.Module, images: Tensor, name: str, padded: bool, magnitudes: Tensor, rows: Tensor
+) -> Tensor:
+    moved = distort(as_float(images[rows].to(device_of(classifier))), name, padded, magnitudes[rows])
+    return moved.mul_(255).round_().to(torch.uint8)
+
+
+class _Conditions:
+    """Which of n images are right under a condition, bool (n,), and the seconds that this took.
+
+    Args:
+        changes: the images of each condition.
+        labels: (n,), on the CPU.
+        batch_size: images changed and classified together.
+        told: called with the number of images after each batch; not sent to other ranks.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        changes: Mapping[str, Change],
+        labels: Tensor,
+        batch_size: int,
+        told: Callable[[int], None],
+    ) -> None:
+        self.classifier, self.changes, self.labels = classifier, changes, labels
+        self.batch_size, self.told = batch_size, told
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"told": _tell_nobody}
+
+    def __call__(self, condition: str) -> tuple[Tensor, float]:
+        clock, flags = Clock(), []
+        with clock.running(), held(self.classifier):
+            for batch in torch.arange(len(self.labels)).split(self.batch_size):
+                changed = self.changes[condition](batch)
+                flags.append(clean_accuracy(self.classifier, changed, self.labels[batch], self.batch_size))
+                self.told(len(batch))
+        return torch.cat(flags), clock.seconds
+
+
+def _tell_nobody(images: int) -> None:
+    pass
 
 
 def bootstrap_intervals(
@@ -188,21 +240,22 @@ def _evaluate(
     """Make the rows of all conditions, functions from positions to changed uint8 images, and of the groups' means."""
     n, rows = len(labels), []
     right: dict[str, Tensor] = {}
+    done = 0
+
+    def told(images: int) -> None:
+        nonlocal done
+        # of a condition that another rank measures only the end is known
+        before, done = done, max(done + images, n * len(right))
+        if progress is not None and done > before:
+            progress(done, n * len(conditions))
+
     with held(classifier):
-        for condition, change in conditions.items():
-            clock, flags = Clock(), []
-            for batch in torch.arange(n).split(batch_size):
-                with clock.running():
-                    flags.append(clean_accuracy(classifier, change(batch), labels[batch], batch_size))
-                if progress is not None:
-                    progress(n * len(right) + int(batch[-1]) + 1, n * len(conditions))
-            right[condition] = torch.cat(flags)
-            what: dict[str, Any] = {
-                "condition": condition,
-                "deviations": deviations[condition],
-                "seconds": clock.seconds,
-            }
-            rows.append(origin.accuracy(metric, int(right[condition].sum()), n, **what))
+        outcomes = divided(_Conditions(classifier, conditions, labels, batch_size, told), conditions)
+        for condition, (flags, seconds) in zip(conditions, outcomes, strict=True):
+            right[condition] = flags
+            told(0)
+            what: dict[str, Any] = {"condition": condition, "deviations": deviations[condition], "seconds": seconds}
+            rows.append(origin.accuracy(metric, int(flags.sum()), n, **what))
     by_image = torch.stack([torch.stack([right[one] for one in group]).double().mean(0) for group in groups.values()])
     intervals = bootstrap_intervals(100 * by_image, Streams(origin.seed)[f"bootstrap/{metric}"])
     for (name, group), values, interval in zip(groups.items(), by_image, intervals, strict=True):

@@ -53,9 +53,7 @@ def imported(path: str, what: str, example: str) -> Any:
     if (check := _CHECK.get()) is not None:
         check(what, path)
     module_name, _, names = path.partition(":")
-    if os.getcwd() not in sys.path:
-        # last, so that a user's file never hides an installed module
-        sys.path.append(os.getcwd())
+    look_here()
     try:
         module = pkgutil.resolve_name(f"{module_name}:")
     except (Exception, SystemExit) as error:
@@ -70,6 +68,13 @@ def imported(path: str, what: str, example: str) -> Any:
     except AttributeError:
         place = f"the module {brief(module_name)} ({_place(module)})"
         raise ValueError(f"{what} {shown(path)}: {place} has no {brief(names)}") from None
+
+
+def look_here() -> None:
+    """Let Python find modules in the current directory too."""
+    if os.getcwd() not in sys.path:
+        # last, so that a user's file never hides an installed module
+        sys.path.append(os.getcwd())
 
 
 def imported_class(path: str, base: type[Base], place: str, what: str) -> type[Base]:

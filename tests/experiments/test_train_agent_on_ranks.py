@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,35 +12,14 @@ from pathlib import Path
 import pytest
 
 from astra_gym.experiments.runs.metrics import read_metrics
+from tests.helpers.on_ranks import LONGEST, ended, ranks_of, started
 from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs
-
-ROOT = SCRIPT.parents[1]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-LONGEST = 900
-"""Seconds within which everything here ends, or hangs."""
 
 
 @contextmanager
 def torchrun(*flags: str, options: tuple[str, ...] = (), world: tuple[str, ...] = TINY) -> Iterator[subprocess.Popen]:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
-    words += [str(SCRIPT), *world, "--evaluate=false", *flags]
-    with subprocess.Popen(
-        words, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=LONGEST)
-    return process.returncode, output
-
-
-def ranks_of(process: subprocess.Popen) -> list[int]:
-    """The processes of the ranks, in their order."""
-    return [int(number) for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    with started(SCRIPT, *world, "--evaluate=false", *flags, options=options) as process:
+        yield process
 
 
 def await_update(folder: Path, update: int, process: subprocess.Popen) -> None:
@@ -121,4 +99,4 @@ def test_other_commands_are_not_divided(monkeypatch: pytest.MonkeyPatch, capsys:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert report.main(["somewhere"]) == 2
-    assert "only train divides its work among them" in capsys.readouterr().err
+    assert "only train and evaluate divide their work" in capsys.readouterr().err

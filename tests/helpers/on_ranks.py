@@ -1,8 +1,12 @@
-"""Functions on several ranks of this machine, by gloo, and what each returned."""
+"""Functions and commands on several ranks of this machine, by gloo."""
 
 import importlib
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,40 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from astra_gym.ssl_core.distributed.ranks import TIMEOUT, joined
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+LONGEST = 900
+"""Seconds within which every command here ends, or hangs."""
+
+
+@contextmanager
+def started(script: Path, *flags: str, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen]:
+    """A command on two ranks, by torchrun."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
+    with subprocess.Popen(
+        [*words, str(script), *flags],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """The exit status and the output."""
+    output, _ = process.communicate(timeout=LONGEST)
+    return process.returncode, output
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """The processes of the ranks, in their order."""
+    return [int(number) for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def on_ranks(size: int, work: str, folder: Path) -> list[Any]:

@@ -1,0 +1,133 @@
+"""Work that rank 0 divides: it leads, and the other ranks do what it asks for.
+
+Training is the same on all ranks. An evaluation is not: rank 0 alone reads, trains classifiers, prints and writes, and
+shares out the long part, the batches of an attack.
+"""
+
+import io
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from astra_gym.ssl_core.distributed.ranks import RankLostError, Ranks
+from astra_gym.ssl_core.utils.device import ieee_fp32
+from astra_gym.ssl_core.utils.import_path import look_here
+from astra_gym.ssl_core.utils.messages import brief
+from astra_gym.ssl_core.utils.stopping import status_of
+
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
+
+_led: Ranks | None = None
+
+
+class _Outcome(NamedTuple):
+    """What came of an item: a value, or the error."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+@contextmanager
+def led(ranks: Ranks) -> Iterator[None]:
+    """Let the other ranks, which are in `help_first`, take part in what is `divided` inside. Alone it does nothing."""
+    global _led
+    before, _led = _led, None if ranks.alone else ranks
+    try:
+        yield
+    finally:
+        _led = before
+
+
+def divided(work: Callable[[I], R], items: Iterable[I]) -> Iterator[R]:
+    """Return the results of the items, in their order; inside `led` all ranks work on them.
+
+    In one process this is `map`. Among ranks each item is computed wholly by one of them, so that its result is the
+    same on CPUs of one kind.
+
+    Args:
+        work: function of an item, and everything it needs; it can be pickled, such as a `functools.partial` of a
+            module's function. Tensors in it move to each rank's own device.
+        items: items; their tensors, and those of the results, lie on the CPU.
+
+    Raises:
+        RankLostError: if another rank is gone.
+        Exception: what the work raises, on any rank.
+    """
+    return map(work, items) if _led is None else _among(_led, work, iter(items))
+
+
+def _among(ranks: Ranks, work: Callable[[I], R], items: Iterator[I]) -> Iterator[R]:
+    message = io.BytesIO()
+    try:
+        torch.save(work, message)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise RuntimeError(
+            f"this classifier cannot be sent to other ranks ({brief(str(error), 100)}): evaluate it in one process"
+        ) from error
+    ranks.call()
+    ranks.object_of_first(message.getvalue())
+    waiting = False
+    try:
+        while given := list(islice(items, ranks.size)):
+            ranks.object_of_first(given)
+            # what an item calls is not divided again
+            with led(Ranks()):
+                own = _outcome(work, given[0])
+            for outcome in ranks.objects(own)[: len(given)]:
+                if outcome.error is not None:
+                    waiting = True
+                    raise outcome.error
+                waiting = True
+                yield outcome.value
+                waiting = False
+        waiting = True
+    finally:
+        # unless this process is stopped in the middle of an exchange
+        if waiting:
+            ranks.object_of_first([])
+
+
+def _outcome(work: Callable[[Any], Any], item: Any) -> _Outcome:
+    try:
+        return _Outcome(work(item))
+    except Exception as error:
+        return _Outcome(error=error)
+
+
+def help_first(ranks: Ranks) -> int:
+    """As another rank, work on what rank 0 divides, until it has said its last word; return the exit status."""
+    calls = 0
+    # where rank 0 may have found the user's own network
+    look_here()
+    try:
+        with ieee_fp32():
+            while ranks.is_called(calls):
+                _help(ranks)
+                calls += 1
+    except KeyboardInterrupt as stop:
+        return status_of(stop)
+    except RankLostError:
+        # rank 0 has said why, or torchrun does
+        return 1
+    return 0
+
+
+def _help(ranks: Ranks) -> None:
+    message = io.BytesIO(ranks.object_of_first(None))
+    # a whole module from the same program, not a file that somebody could have changed
+    loaded = _outcome(lambda given: torch.load(given, map_location=_to_own_device, weights_only=False), message)
+    while given := ranks.object_of_first(None):
+        own = loaded
+        if loaded.error is None and ranks.rank < len(given):
+            own = _outcome(loaded.value, given[ranks.rank])
+        ranks.objects(own._replace(value=None) if own is loaded else own)
+
+
+def _to_own_device(storage: Any, location: str) -> Any:
+    """Move what was on rank 0's GPU to this rank's own."""
+    return storage if location == "cpu" else storage.cuda(torch.cuda.current_device())

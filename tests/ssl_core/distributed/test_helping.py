@@ -1,0 +1,33 @@
+"""What rank 0 divides among the others is what it finds alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from astra_gym.ssl_core.distributed.helping import divided
+from tests.helpers.on_ranks import on_ranks
+from tests.helpers.rank_evaluations import evaluated
+
+
+@pytest.mark.slow
+def test_an_evaluation_over_ranks_is_that_of_one_process(tmp_path: Path) -> None:
+    divided_among, *others = on_ranks(3, "tests.helpers.rank_evaluations:evaluation", tmp_path)
+    assert others == [0, 0]
+    torch.set_num_threads(1)
+    alone = evaluated()
+    assert divided_among["order"] == alone["order"] == [10 * item for item in range(7)]
+    # an error on another rank is that of the work, and the ranks go on
+    assert divided_among.pop("Identity") == alone.pop("Identity") == "seven"
+    assert "cannot be sent to other ranks" in divided_among.pop("Unsendable") and alone.pop("Unsendable") == "seven"
+    assert divided_among.keys() == alone.keys() and len(alone) > 40
+    for name, value in alone.items():
+        assert torch.equal(torch.as_tensor(divided_among[name]), torch.as_tensor(value)), name
+    robust = [int(right.sum()) for right in alone.values() if isinstance(right, torch.Tensor)]
+    assert 0 < min(robust) < 40
+
+
+def test_a_process_alone_works_one_item_at_a_time() -> None:
+    items = iter(range(3))
+    results = divided(float, items)
+    assert next(results) == 0 and next(items) == 1 and list(results) == [2]
