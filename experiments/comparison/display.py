@@ -97,8 +97,10 @@ def share_done(run: Path, epochs: int) -> float:
     return 0.0
 
 
-def shown_epsilon(epsilons: Sequence[float]) -> float | None:
-    """Return the radius of the accuracy in the table: the middle one."""
+def shown_epsilon(epsilons: Sequence[float], judged: float | None = None) -> float | None:
+    """Return the radius of the accuracy in the table: the judge's if the world has one, else the middle one."""
+    if judged in epsilons:
+        return judged
     return sorted(epsilons)[(len(epsilons) - 1) // 2] if epsilons else None
 
 
@@ -140,7 +142,7 @@ class Display:
         if self._live:
             return
         facts = [f"SA {cell.accuracy(0.0):.1f} %"]
-        epsilon = shown_epsilon([epsilon for epsilon in cell.correct if epsilon])
+        epsilon = shown_epsilon([epsilon for epsilon in cell.correct if epsilon], cell.settings.get("judge_epsilon"))
         if epsilon is not None:
             facts.append(f"RA {cell.accuracy(epsilon):.1f} % at {UNIT * epsilon:g}/255")
         facts.append(f"{_count(cell.attack_steps)} attack steps")
@@ -162,7 +164,7 @@ class Display:
 
     def table(self) -> Table:
         """Return the table, one line per arm: means over its finished cells; `steps` are a training's attack steps."""
-        epsilons = {shown_epsilon(arm.settings["eval_epsilons"]) for arm in self.progress.arms}
+        epsilons = {_radius_of(arm) for arm in self.progress.arms}
         at = f" {UNIT * radius:g}/255" if len(epsilons) == 1 and (radius := next(iter(epsilons))) else ""
         table = Table(padding=(0, 1), pad_edge=False, box=None, header_style="bold")
         # the only column that may be cut off in a narrow terminal
@@ -180,7 +182,7 @@ class Display:
         names = [arm.named(seed) for seed in range(arm.seeds)]
         cells = [self.progress.finished[name] for name in names if name in self.progress.finished]
         failed = sum(name in self.progress.failed for name in names)
-        epsilon = shown_epsilon(arm.settings["eval_epsilons"])
+        epsilon = _radius_of(arm)
         facts = [
             f"{len(cells)}/{arm.seeds}",
             *([str(failed or "")] if self.progress.failed else []),
@@ -191,6 +193,10 @@ class Display:
             _mean([self.progress.took.get(arm.named(cell.seed), cell.seconds) / 60 for cell in cells]),
         ]
         return [Text(text) for text in (arm.name, *facts)]
+
+
+def _radius_of(arm: Arm) -> float | None:
+    return shown_epsilon(arm.settings["eval_epsilons"], arm.settings.get("judge_epsilon"))
 
 
 def _running(found: Mapping[int, tuple[float, float] | None]) -> str:

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -68,6 +69,22 @@ def test_without_a_terminal_there_is_a_line_a_cell(progress) -> None:
     assert line.startswith(
         "[2/17] reinforce-seed1: SA 94.0 %, RA 44.0 % at 8/255, 282 k attack steps, 1.0 min | 0:01:30 "
     )
+
+
+def test_the_accuracy_is_where_the_world_is_judged(progress: GridProgress) -> None:
+    progress.finished, radii = {}, [2 / 255, 4 / 255, 8 / 255]
+    progress.arms = [replace(arm, settings=arm.settings | {"eval_epsilons": radii}) for arm in progress.arms]
+    assert "RA % 4/255" in shown(progress)[0]
+    judged = {"judge_epsilon": 8 / 255}
+    progress.arms = [replace(arm, settings=arm.settings | judged) for arm in progress.arms]
+    assert "RA % 8/255" in shown(progress)[0]
+    out = io.StringIO()
+    accuracy = {0.0: 94.0, **dict(zip(radii, (70.0, 60.0, 50.0), strict=True))}
+    cell = made_cell("reinforce", 0, accuracy)
+    Display(progress, Console(file=out, width=80)).finished("reinforce-seed0", cell, 90.0)
+    judged_cell = replace(cell, settings=dict(cell.settings) | judged)
+    Display(progress, Console(file=out, width=80)).finished("reinforce-seed0", judged_cell, 90.0)
+    assert "RA 60.0 % at 4/255" in out.getvalue() and "RA 50.0 % at 8/255" in out.getvalue()
 
 
 def test_the_share_of_a_training_that_is_done(tmp_path) -> None:
