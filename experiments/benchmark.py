@@ -22,6 +22,7 @@ evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the l
 data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
 robustness  `robustness.measure_robustness`: seconds of training until arms are as robust as the paper's constant
 start       `overheads.measure_start`: seconds to the first training step
+ranks       `ranks.measure_ranks`: torchrun, a rank for each of --threads, against one process with as many
 training    `checkouts.measure_training`: with --against, a training there and here
 
 The results are written after every part, so an interrupted benchmark keeps its finished parts.
@@ -52,6 +53,7 @@ from astra_gym.experiments.benchmarks.efficiency import measure_efficiency
 from astra_gym.experiments.benchmarks.evaluation import measure_evaluation
 from astra_gym.experiments.benchmarks.measure import Result
 from astra_gym.experiments.benchmarks.overheads import measure_agents, measure_shares, measure_start
+from astra_gym.experiments.benchmarks.ranks import measure_ranks
 from astra_gym.experiments.benchmarks.results_file import ResultsFile, document_of
 from astra_gym.experiments.benchmarks.robustness import measure_robustness
 from astra_gym.experiments.benchmarks.speed import measure_attack, measure_precision, measure_step
@@ -71,6 +73,8 @@ from astra_gym.ssl_core.utils.stopping import status_of
 
 AGAINST = "training"
 """The part that needs another checkout."""
+RANKS = "ranks"
+"""The part that needs two or more cores of the CPU."""
 
 
 class BenchmarkPart(NamedTuple):
@@ -92,6 +96,7 @@ PARTS = {
     "data": BenchmarkPart(measure_data, 3),
     "robustness": BenchmarkPart(measure_robustness, 3),
     "start": BenchmarkPart(measure_start, 3),
+    RANKS: BenchmarkPart(measure_ranks, 3),
     AGAINST: BenchmarkPart(measure_training, 3),
 }
 
@@ -101,7 +106,7 @@ class BenchmarkFlags:
     """What is measured, on which device, and where the results go.
 
     Args:
-        parts: parts to measure; by default all, but training only with --against.
+        parts: parts to measure; by default all, but training only with --against, and ranks only by name.
         against: another checkout, for the part training.
         repeats: measured rounds; by default 3.
         threads: number of torch's threads.
@@ -159,7 +164,8 @@ def parse(argv: Sequence[str]) -> BenchmarkRequest:
 
 
 def _requested(given: BenchmarkFlags) -> BenchmarkRequest:
-    named = given.parts or [name for name in PARTS if name != AGAINST or given.against]
+    usual = [name for name in PARTS if name not in (AGAINST, RANKS) or (name == AGAINST and given.against)]
+    named = given.parts or usual
     for part in named:
         pick(part, PARTS, "part")
     parts = list(dict.fromkeys(named))
