@@ -6,8 +6,8 @@ shares out the long part, the batches of an attack.
 
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,8 @@ I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
 _led: Ranks | None = None
+_open: Generator[Any, None, None] | None = None
+"""What was divided last: an error in the caller may keep it from its end, for which the other ranks wait."""
 
 
 class _Outcome(NamedTuple):
@@ -36,10 +38,12 @@ class _Outcome(NamedTuple):
 def led(ranks: Ranks) -> Iterator[None]:
     """Let the other ranks, which are in `help_first`, take part in what is `divided` inside. Alone it does nothing."""
     global _led
-    before, _led = _led, None if ranks.alone else ranks
+    before, _led = _led, None if ranks.size == 1 else ranks
     try:
         yield
     finally:
+        if _led is not None:
+            _close()
         _led = before
 
 
@@ -58,45 +62,72 @@ def divided(work: Callable[[I], R], items: Iterable[I]) -> Iterator[R]:
         RankLostError: if another rank is gone.
         Exception: what the work raises, on any rank.
     """
-    return map(work, items) if _led is None else _among(_led, work, iter(items))
+    global _open
+    if _led is None:
+        return map(work, items)
+    _close()
+    _open = _among(_led, work, iter(items))
+    return _open
 
 
-def _among(ranks: Ranks, work: Callable[[I], R], items: Iterator[I]) -> Iterator[R]:
-    message = io.BytesIO()
-    try:
-        torch.save(work, message)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise RuntimeError(
-            f"this classifier cannot be sent to other ranks ({brief(str(error), 100)}): evaluate it in one process"
-        ) from error
+def _close() -> None:
+    """End what was divided last, if the caller has not, while the other ranks are there."""
+    if _open is not None:
+        with suppress(RankLostError):
+            _open.close()
+
+
+def _among(ranks: Ranks, work: Callable[[I], R], items: Iterator[I]) -> Generator[R, None, None]:
+    message = _packed(work)
     ranks.call()
-    ranks.object_of_first(message.getvalue())
-    waiting = False
+    ranks.object_of_first(message)
+    # it may be as large as all images
+    del message
+    waiting = True
     try:
         while given := list(islice(items, ranks.size)):
+            waiting = False
             ranks.object_of_first(given)
             # what an item calls is not divided again
             with led(Ranks()):
                 own = _outcome(work, given[0])
-            for outcome in ranks.objects(own)[: len(given)]:
+            outcomes = ranks.objects(own)[: len(given)]
+            waiting = True
+            for outcome in outcomes:
                 if outcome.error is not None:
-                    waiting = True
                     raise outcome.error
-                waiting = True
                 yield outcome.value
-                waiting = False
-        waiting = True
     finally:
         # unless this process is stopped in the middle of an exchange
         if waiting:
             ranks.object_of_first([])
 
 
+def _packed(work: Any) -> bytes:
+    message = io.BytesIO()
+    try:
+        torch.save(work, message)
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        raise RuntimeError(
+            f"this classifier cannot be sent to other ranks ({brief(str(error), 100)}): evaluate it in one process"
+        ) from error
+    return message.getvalue()
+
+
 def _outcome(work: Callable[[Any], Any], item: Any) -> _Outcome:
     try:
         return _Outcome(work(item))
     except Exception as error:
-        return _Outcome(error=error)
+        return _Outcome(error=_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return the error, or one in its words if it does not survive pickling, as some of custom code do not."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def help_first(ranks: Ranks) -> int:
@@ -118,14 +149,20 @@ def help_first(ranks: Ranks) -> int:
 
 
 def _help(ranks: Ranks) -> None:
-    message = io.BytesIO(ranks.object_of_first(None))
-    # a whole module from the same program, not a file that somebody could have changed
-    loaded = _outcome(lambda given: torch.load(given, map_location=_to_own_device, weights_only=False), message)
+    loaded = _outcome(_unpacked, ranks.object_of_first(None))
+    if loaded.error is not None:
+        reason = f"{type(loaded.error).__name__}: {brief(str(loaded.error), 100)}"
+        loaded = _Outcome(error=RuntimeError(f"rank {ranks.rank} cannot load this classifier ({reason})"))
     while given := ranks.object_of_first(None):
         own = loaded
         if loaded.error is None and ranks.rank < len(given):
             own = _outcome(loaded.value, given[ranks.rank])
         ranks.objects(own._replace(value=None) if own is loaded else own)
+
+
+def _unpacked(message: bytes) -> Any:
+    # a whole module from the same program, not a file that somebody could have changed
+    return torch.load(io.BytesIO(message), map_location=_to_own_device, weights_only=False)
 
 
 def _to_own_device(storage: Any, location: str) -> Any:

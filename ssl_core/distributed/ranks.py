@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,9 @@ from astra_gym.ssl_core.utils.messages import brief, shown
 
 T = TypeVar("T")
 TIMEOUT = "ASTRA_RANK_TIMEOUT"
-"""Environment variable: seconds for which a rank waits for the others, 1800 by default."""
+"""Environment variable: seconds for which a rank waits for the others in a training, 1800 by default."""
+UNLIMITED = timedelta(days=365)
+"""Time for which ranks wait for each other while each does work of its own, in effect without a limit."""
 POLL = 0.05
 """Seconds between two looks at whether rank 0 has said something."""
 STARTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -48,7 +50,7 @@ class Ranks:
         rank: number of this process, from 0.
         size: number of processes.
         store: the processes' common store; None for a process that was started alone.
-        timeout: seconds after which a rank that waits raises a `RankLostError`.
+        timeout: seconds after which a rank that waits raises a `RankLostError`, unless the others work for themselves.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None, timeout: float = 1800.0) -> None:
@@ -196,18 +198,27 @@ class Ranks:
         return bytes(self.gather(values)[0].tolist()).decode()
 
     def object_of_first(self, value: Any) -> Any:
-        """Return rank 0's value, which is pickled."""
+        """Return rank 0's value, which is pickled; wait for it without a limit, but not for a rank that has ended."""
         found = [value]
         if not self.alone:
-            self._together("send", partial(dist.broadcast_object_list, found))
+            send = partial(dist.broadcast_object_list, found, group=self._patient)
+            self._together("send", send, limited=False)
         return found[0]
 
     def objects(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, which are pickled."""
+        """Return the values of all ranks, which are pickled; wait as `object_of_first` does."""
         found: list[Any] = [value] * self.size
         if not self.alone:
-            self._together("collect", partial(dist.all_gather_object, found, value))
+            collect = partial(dist.all_gather_object, found, value, group=self._patient)
+            self._together("collect", collect, limited=False)
         return found
+
+    @cached_property
+    def _patient(self) -> Any:
+        """The ranks' group without a limit, by gloo, which notices at once that a process has ended."""
+        # first an exchange with a limit, since a rank may be gone already
+        self._numbers(0)
+        return self._together("meet", partial(dist.new_group, backend="gloo", timeout=UNLIMITED))
 
     def check_same(self, what: str, values: bytes) -> None:
         """Raise a RanksDifferError, which names `what`, unless the values are the same on all ranks."""
@@ -234,16 +245,16 @@ class Ranks:
     def _numbers(self, number: int) -> Tensor:
         return self.gather(torch.tensor(number, device=_host())).cpu()
 
-    def _together(self, what: str, exchange: Callable[[], T]) -> T:
+    def _together(self, what: str, exchange: Callable[[], T], limited: bool = True) -> T:
         with self.clock.running():
             try:
                 return exchange()
             except RuntimeError as error:
                 # gloo's first sentence, without the place in its source
                 reason = brief(re.sub(r"\[[^]]*\]", "", str(error)).partition(". ")[0], 80)
+                waited = f", or has waited {self.timeout:g} s for it" if limited else ""
                 raise RankLostError(
-                    f"rank {self.rank} of {self.size} lost another rank, or has waited {self.timeout:g} s for it "
-                    f"({what}: {reason})"
+                    f"rank {self.rank} of {self.size} lost another rank{waited} ({what}: {reason})"
                 ) from error
 
 

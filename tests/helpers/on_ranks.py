@@ -50,19 +50,20 @@ def ranks_of(process: subprocess.Popen) -> list[int]:
     return [int(number) for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def on_ranks(size: int, work: str, folder: Path) -> list[Any]:
-    """Call the function `module:name` without arguments on ranks of a group; return what each rank's returned."""
+def on_ranks(size: int, work: str, folder: Path, limit: int = 60) -> list[Any]:
+    """Call the function `module:name` without arguments on ranks of a group, which wait `limit` seconds for each other;
+    return what each rank's returned."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_rank, (size, port, work, str(folder)), nprocs=size)
+    spawn(_rank, (size, port, work, str(folder), limit), nprocs=size)
     return [torch.load(folder / f"{work.split(':')[1]}-{rank}-of-{size}.pt") for rank in range(size)]
 
 
-def _rank(rank: int, size: int, port: int, work: str, folder: str) -> None:
+def _rank(rank: int, size: int, port: int, work: str, folder: str, limit: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), TIMEOUT: "60"}
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size), TIMEOUT: str(limit)}
     module, _, name = work.partition(":")
     with joined():
         found = getattr(importlib.import_module(module), name)()

@@ -1,5 +1,7 @@
 """A small evaluation that ranks divide, the same as in a process alone."""
 
+import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -49,6 +51,52 @@ def evaluated() -> dict[str, Any]:
         except (ValueError, RuntimeError) as error:
             result[type(network).__name__] = str(error)
     return result
+
+
+def troubles() -> list[Any] | int:
+    """What rank 0 sees of a rank that works longer than the limit, of errors, and of work that it does not end."""
+    if not current().first:
+        return help_first(current())
+    seen: list[Any] = []
+    with led(current().leave()):
+        seen.append(list(divided(partial(_late, LATE), range(3))))
+        for items in (range(3), _broken()):
+            try:
+                list(divided(_odd, items))
+            except (RuntimeError, OSError) as error:
+                seen.append(str(error))
+        for _ in range(2):
+            left = divided(partial(_late, 0), range(5))
+            seen.append(next(left))
+    return seen
+
+
+LATE = 25
+"""Seconds that the work of another rank takes."""
+
+
+class OddError(Exception):
+    """An error that can be pickled, but not loaded."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def _late(seconds: float, item: int) -> int:
+    time.sleep(seconds * (item % 2))
+    return item
+
+
+def _odd(item: int) -> int:
+    if item == 1:
+        raise OddError(item, item)
+    return item
+
+
+def _broken() -> Iterator[int]:
+    yield 0
+    yield 2
+    raise OSError("no more items")
 
 
 class Unsendable(nn.Module):

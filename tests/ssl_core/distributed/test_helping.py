@@ -7,7 +7,7 @@ import torch
 
 from astra_gym.ssl_core.distributed.helping import divided
 from tests.helpers.on_ranks import on_ranks
-from tests.helpers.rank_evaluations import evaluated
+from tests.helpers.rank_evaluations import LATE, evaluated
 
 
 @pytest.mark.slow
@@ -25,6 +25,14 @@ def test_an_evaluation_over_ranks_is_that_of_one_process(tmp_path: Path) -> None
         assert torch.equal(torch.as_tensor(divided_among[name]), torch.as_tensor(value)), name
     robust = [int(right.sum()) for right in alone.values() if isinstance(right, torch.Tensor)]
     assert 0 < min(robust) < 40
+
+
+@pytest.mark.slow
+def test_ranks_outlast_slow_work_and_errors_and_work_that_is_left(tmp_path: Path) -> None:
+    seen, status = on_ranks(2, "tests.helpers.rank_evaluations:troubles", tmp_path, limit=LATE - 5)
+    assert seen == [[0, 1, 2], "OddError: 1 and 1", "no more items", 0, 0]
+    # it has heard the end, too, of what was left
+    assert status == 0
 
 
 def test_a_process_alone_works_one_item_at_a_time() -> None:
