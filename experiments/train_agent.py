@@ -203,6 +203,7 @@ def _resume(folder: RunFolder) -> str:
 def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> int:
     first, start = run.engine.step, time.perf_counter()
     shares: dict[str, float] = {}
+    together = True
 
     def note_time() -> None:
         seconds = time.perf_counter() - start
@@ -221,6 +222,7 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
         with Interrupt() as interrupt:
             run.train(folder, log, progress, interrupt, shares)
             stop = interrupt.settle()
+        together = stop is not None
         if (stop := stop or interrupt.asked) is not None:
             # the request came after the run's last check, when everything was saved
             raise Stopped(stop)
@@ -229,7 +231,9 @@ def _train(run: Run, folder: RunFolder, log: RunLog, progress: RunProgress) -> i
         planned = "" if run.settings.optimizer.passes is not None else f" of {run.engine.planned_updates}"
         where = f"{run.engine.step}{planned}"
         _say(run, progress.console, f"{name}: saved at step {where}; resume by {_resume(folder)}")
-        current().await_last_word()
+        if together:
+            # else rank 0 goes on and may need this rank: leaving tells it
+            current().await_last_word()
         return interrupt.status
     except KeyboardInterrupt as stop:
         _say(run, progress.console, f"stopped at once; go on from the last checkpoint by {_resume(folder)}")
