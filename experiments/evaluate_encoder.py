@@ -52,9 +52,12 @@ def _main(words: list[str], ending: Ending) -> int:
     try:
         with joined() as ranks:
             return _led(words, ending, ranks) if ranks.first else help_first(ranks)
-    except RankLostError as error:
+    except (RankLostError, ValueError) as error:
+        if disk_error(error):
+            raise
+        # of the ranks or their environment: what the evaluation raises is reported in `_led`
         print(said(program("evaluate"), error), file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, RankLostError) else 2
 
 
 def _led(words: list[str], ending: Ending, ranks: Ranks) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.experiments.evaluate_encoder import main
+from astra_gym.ssl_core.distributed.ranks import STARTED, TIMEOUT
 from astra_gym.ssl_core.evaluation.results import Row, read_results
 from tests.helpers.on_ranks import LONGEST, ROOT, ended, ranks_of, started
 from tests.helpers.tiny_training import run
@@ -33,6 +34,15 @@ def test_an_evaluation_by_torchrun_is_that_of_one_process(tmp_path: Path) -> Non
     with started(SCRIPT, *words, "--epsilon=3") as process:
         status, output = ended(process)
     assert status == 1 and output.count("evaluate_encoder.py: error") == 1 and "unknown flag" in output, output
+
+
+def test_a_limit_that_is_no_number_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in zip((*STARTED, TIMEOUT), ("0", "2", "127.0.0.1", "1", "soon"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert main(["runs/NAME"]) == 2
+    assert "expected a positive number of seconds, not 'soon'" in capsys.readouterr().err
 
 
 @pytest.mark.every_agent
