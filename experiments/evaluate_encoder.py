@@ -28,7 +28,7 @@ if not __package__:
 from rich.console import Console
 
 from astra_gym.experiments.config.commands import program, recorded, typed
-from astra_gym.experiments.config.devices import resolve_device
+from astra_gym.experiments.config.devices import check_own_gpus, resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.evaluation.along_run import evaluate_along
 from astra_gym.experiments.evaluation.flags import EvaluationFlags, evaluation_parser
@@ -68,6 +68,7 @@ def _led(words: list[str], ending: Ending, ranks: Ranks) -> int:
     ending.after = f"resume by {typed('evaluate', *words)}"
     ending.stopped = f"interrupted; what is finished is kept: resume by {command}"
     try:
+        check_own_gpus(given.work.device, ranks.size)
         with led(ranks.leave()):
             return _run(given, command, ending)
     except (ValueError, CheckpointError, OSError) as error:

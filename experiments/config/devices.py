@@ -30,6 +30,15 @@ def resolve_device(name: str) -> torch.device:
     return usable_device(name)
 
 
+def check_own_gpus(name: str, ranks: int) -> None:
+    """Raise a ValueError if a value of `--device` would put several ranks on one GPU."""
+    if ranks > 1 and name.startswith("cuda:"):
+        raise ValueError(
+            f"device is {name}, one GPU for {ranks} ranks: give --device cuda, which takes the GPU of each rank's "
+            "number, or choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
+
+
 def on_repeating(device: torch.device, repeatable: bool) -> str:
     """Return a line that warns if the run is not repeatable, to append to other lines; else an empty text."""
     if device.type == "cpu" or repeatable:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from astra_gym.experiments.config.cli import Invocation, parse
+from astra_gym.experiments.config.devices import check_own_gpus
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import trusting
 from astra_gym.experiments.runs.run_folder import RunFolder
@@ -68,11 +69,7 @@ def check_supported(settings: Settings) -> None:
         raise ValueError(
             "compile_blocks is for one process, since batch norm over ranks is not compiled: leave it out, or torchrun"
         )
-    if ranks.size > 1 and settings.run.device.startswith("cuda:"):
-        raise ValueError(
-            f"device is {settings.run.device}, one GPU for {ranks.size} ranks: give --device cuda, which takes the GPU "
-            "of each rank's number, or choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
+    check_own_gpus(settings.run.device, ranks.size)
 
 
 def _parsed(argv: list[str], program: str) -> Invocation:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from astra_gym.experiments.config.devices import arithmetic, on_repeating, resolve_device
+from astra_gym.experiments.config.devices import arithmetic, check_own_gpus, on_repeating, resolve_device
 from astra_gym.experiments.config.settings import Settings
 
 
@@ -50,3 +50,10 @@ def test_a_run_in_fp32_takes_no_tf32_and_one_that_repeats_deterministic_algorith
 def test_only_of_a_run_on_a_gpu_is_it_said_that_it_does_not_repeat() -> None:
     said = [on_repeating(torch.device(kind), again) for kind in ("cuda:0", "cpu") for again in (False, True)]
     assert "--deterministic true" in said[0] and said[1:] == ["", "", ""]
+
+
+def test_several_ranks_share_no_gpu() -> None:
+    for name, ranks in (("cuda:1", 1), ("cuda", 2), ("auto", 4)):
+        check_own_gpus(name, ranks)
+    with pytest.raises(ValueError, match="device is cuda:1, one GPU for 2 ranks: give --device cuda"):
+        check_own_gpus("cuda:1", 2)
