@@ -39,6 +39,13 @@ TEACHER: dict[str, Any] = {
 """Settings shared by the SimCLR teachers of DeACL and DAQ-SDP; a student starts from its teacher's weights."""
 WIDE_STEPS = tuple(size / 255 for size in (1, 2, 4, 8, 16, 32, 64))
 """Step sizes of the worlds with wide ranges, each twice the one before."""
+WIDE_SETS: dict[str, Any] = {
+    "action_epsilons": {"from": 0, "to": 48 / 255, "by": 2 / 255},
+    "action_steps": (0, 1, 2, 4, 8, 14),
+    "action_step_sizes": WIDE_STEPS,
+}
+"""Wide ranges for photographs; also those of the agent `escalating` where none are given, since ASTrA's have no wide
+step."""
 PRESETS: dict[str, dict[str, Any]] = {
     # the first run: few wide steps, whose price the reward counts, so that two cores need less than a minute
     "digits": {
@@ -82,9 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strength": 0.529,
         "flip": 0.5,
         "probe_epochs": 25,
-        "action_epsilons": {"from": 0, "to": 48 / 255, "by": 2 / 255},
-        "action_steps": (0, 1, 2, 4, 8, 14),
-        "action_step_sizes": WIDE_STEPS,
+        **WIDE_SETS,
         "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
         "judge_epsilon": 4 / 255,
         "judge_score": "mean",
@@ -154,5 +159,13 @@ INSTANCES = _instances("digits-wide", "half", {"limit": 718, "epochs": 8}) | _in
 )
 """The presets with wide ranges and a judge: two data sets, two sizes, two judged radii."""
 PRESETS |= INSTANCES
-AGENT_OF_PRESET = {"cifar10": "reinforce-paper"}
-"""The default agent of a preset, if it is not `reinforce`."""
+
+
+def usual_agent(preset: str, method: str) -> str:
+    """Return the agent that `auto` stands for, if the method has an attack.
+
+    The paper's own at the paper's size; for a user's images what was best in long runs (docs/found/long-runs.md).
+    """
+    if (preset, method) == ("folder", "astra"):
+        return "escalating"
+    return "reinforce-paper" if preset == "cifar10" else "reinforce"

@@ -32,8 +32,9 @@ class AgentSection:
     """Who chooses the attacks, and what it sees.
 
     Args:
-        agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce (in the
-            preset cifar10 reinforce-paper), and none for a method without an attack.
+        agent: who chooses the attacks, or the dotted path of a custom agent, my_module:MyAgent; auto: reinforce, in the
+            preset cifar10 reinforce-paper, for astra on a folder of images escalating, and none for a method without
+            an attack.
         agent_kwargs: the agent's own settings, which override its defaults, for example agent_kwargs.learning_rate.
         agent_from: a run whose agent, of the same name, has learned something that this one begins with; null: nothing.
         agent_learns: whether the agent learns on; false: it acts as that run's agent does.
@@ -43,7 +44,8 @@ class AgentSection:
         actions: the action space; auto: the agent's usual one (fixed, schedule and the rules: one that can express
             their budgets exactly), or none for a method without an attack.
         epsilon: radius of the agents `fixed`, `delayed`, `accelerating`, `escalating` and `friendly`, and largest of
-            `customized`: 8/255, not 8; by default the method's own (`escalating`: 24/255, or the world's nearest).
+            `customized`: 8/255, not 8; by default the method's own (`escalating`: 24/255, or the world's nearest;
+            ranges that are not given become wide for it).
         step_size: step size of these agents and of `schedule`; by default the method's own (`escalating`: 32/255, or
             the world's nearest).
         steps: number of attack steps of these agents, the largest for `friendly` and `accelerating`, the least for

@@ -15,7 +15,7 @@ from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.config.budgets import LISTS
 from astra_gym.experiments.config.devices import resolve_device
-from astra_gym.experiments.config.presets import AGENT_OF_PRESET, PRESETS
+from astra_gym.experiments.config.presets import PRESETS, WIDE_SETS, usual_agent
 from astra_gym.experiments.config.recipes import KEEP_LAST, fitting, recipe, with_options
 from astra_gym.experiments.config.sections import BUDGETED, AgentSection, ProbeSection, RunSection
 from astra_gym.experiments.config.superseded import named_forms
@@ -95,8 +95,10 @@ class Settings(Composed):
         # in a recorded run the agent is resolved already, and reading the record must import no module of a user
         recorded = is_own(method) and self.agent.agent != "auto"
         attacks = self.agent.agent != "none" if recorded else find_method(method).attacks
-        self._resolve(agent=AGENT_OF_PRESET.get(preset, "reinforce") if attacks else "none")
+        self._resolve(agent=usual_agent(preset, method) if attacks else "none")
         agent = self.agent.agent
+        if agent == "escalating":
+            self._resolve(**WIDE_SETS)
         if agent == "friendly":
             self._resolve(attack_stop="retrieval")
         # in a record these are resolved already, and reading it must import no module of a user

@@ -40,9 +40,16 @@ def test_accelerating_climbs_from_2_steps_to_8_or_what_is_given() -> None:
 def test_escalating_goes_as_far_in_more_steps_from_a_wide_step_that_the_world_has() -> None:
     assert listed("escalating") == [(24, 1, 32), (24, 2, 16), (24, 4, 8), (24, 8, 4)]
     assert listed("escalating", epsilon=8 / 255, steps=4, step_size=4 / 255) == [(8, 4, 4), (8, 8, 2)]
+    # a world without sets of its own gets wide ones
+    assert listed("escalating", "digits-grid") == [(24, 1, 32), (24, 2, 16), (24, 4, 8), (24, 8, 4)]
     # ASTrA's sets begin at 3 steps, and end at 15/255 and steps of 5/255
-    assert listed("escalating", "digits-grid") == [(15, 3, 5), (15, 6, 2.5), (15, 12, 1.25)]
-    assert listed("escalating", "digits-grid", steps=7, step_size=1 / 255) == [(15, 7, 1), (15, 14, 1)]
+    narrow = {
+        "action_epsilons": (15 / 255,),
+        "action_steps": (3, 6, 7, 12, 14),
+        "action_step_sizes": (1 / 255, 5 / 255),
+    }
+    assert listed("escalating", **narrow) == [(15, 3, 5), (15, 6, 2.5), (15, 12, 1.25)]
+    assert listed("escalating", **narrow, steps=7, step_size=1 / 255) == [(15, 7, 1), (15, 14, 1)]
 
 
 def test_customized_climbs_over_the_radii_up_to_its_cap() -> None:
