@@ -68,7 +68,9 @@ def pictures(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", MODELS)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=[] if "resnet" in file else pytest.mark.every_agent) for file in MODELS]
+)
 def test_the_documented_steps(file: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng(devices=[]):

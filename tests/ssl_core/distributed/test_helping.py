@@ -27,7 +27,7 @@ def test_an_evaluation_over_ranks_is_that_of_one_process(tmp_path: Path) -> None
     assert 0 < min(robust) < 40
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_ranks_outlast_slow_work_and_errors_and_work_that_is_left(tmp_path: Path) -> None:
     seen, status = on_ranks(2, "tests.helpers.rank_evaluations:troubles", tmp_path, limit=LATE - 5)
     assert seen == [[0, 1, 2], "OddError: 1 and 1", "no more items", 0, 0]
