@@ -48,6 +48,8 @@ def test_every_protocol_gives_rows_that_say_where_they_come_from(run: Path, tmp_
     assert len(hashed) == 64 and all(row.n == 40 and row.dataset == "digits" and not row.standard for row in rows)
     said = capsys.readouterr().out
     assert "LP-AFF, 20 % labels" in said and "no published protocol for digits" in said
+    # a long line is left to the terminal
+    assert f"results lie in {tmp_path / 'out'}; as a page, with intervals: " in said
     facts = EvaluationStore(tmp_path / "out").facts()
     assert facts["settings"]["aff"]["tuning"]["epochs"] == 1
     assert facts["data"] == {"name": "digits", "train": 120, "test": 40}
