@@ -45,13 +45,19 @@ def evaluated(table: Callable[[Sequence[Row]], Table]) -> Made:
 
 
 def evaluated_arms_table(results: Path, name: str) -> list[Block]:
-    """Return the accuracies of one encoder of each arm of a comparison, from the evaluations kept as NAME-ARM."""
+    """Return the accuracies of one encoder of each arm of a comparison, from the evaluations kept as NAME-ARM.
+
+    Raises:
+        ValueError: if there is none.
+    """
     tables = {
         folder.name.removeprefix(f"{name}-"): evaluation_tables.accuracy_table(
             read_results(EvaluationStore(folder).file)
         )
         for folder in sorted((results / "evaluations").glob(f"{name}-*"))
     }
+    if not tables:
+        raise ValueError(f"no evaluation is kept as {name}-ARM: keep one of each arm by --group {name}-ARM")
     first = next(iter(tables.values()))
     rows = [[*entries(arm), *line[1:]] for arm, table in tables.items() for line in table.rows]
     return [first._replace(title="", columns=["arm", *first.columns[1:]], rows=rows)]

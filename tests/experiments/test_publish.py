@@ -243,3 +243,5 @@ def test_the_arms_of_a_comparison_are_lines_of_one_table() -> None:
     assert [line[0].text for line in table.rows] == ["fixed", "fixed-tuned", "hardest", "random"]
     at = list(table.columns).index("AA 24/255")
     assert [line[at].text for line in table.rows] == ["60.7", "85.0", "53.0", "73.3"]
+    with pytest.raises(ValueError, match="no evaluation is kept as nobody-ARM: keep one of each arm by --group nobody"):
+        evaluated_arms_table(ROOT / "results", "nobody")
