@@ -19,8 +19,8 @@ from astra_gym.ssl_core.utils.import_path import look_here
 from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.stopping import status_of
 
-I = TypeVar("I")  # noqa: E741
-R = TypeVar("R")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 _led: Ranks | None = None
 _open: Generator[Any, None, None] | None = None
@@ -47,7 +47,7 @@ def led(ranks: Ranks) -> Iterator[None]:
         _led = before
 
 
-def divided(work: Callable[[I], R], items: Iterable[I]) -> Iterator[R]:
+def divided(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
     """Return the results of the items, in their order; inside `led` all ranks work on them.
 
     In one process this is `map`. Among ranks each item is computed wholly by one of them, so that its result is the
@@ -77,7 +77,7 @@ def _close() -> None:
             _open.close()
 
 
-def _among(ranks: Ranks, work: Callable[[I], R], items: Iterator[I]) -> Generator[R, None, None]:
+def _among(ranks: Ranks, work: Callable[[Item], Found], items: Iterator[Item]) -> Generator[Found, None, None]:
     message = _packed(work)
     ranks.call()
     ranks.object_of_first(message)
