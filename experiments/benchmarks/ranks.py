@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from astra_gym.experiments.benchmarks.checkouts import QUICK
 from astra_gym.experiments.benchmarks.measure import Figure, Result, ratios
 from astra_gym.experiments.benchmarks.workloads import BenchmarkError, Options
 from astra_gym.ssl_core.evaluation.results import read_results
@@ -18,20 +19,6 @@ TRAIN = ("experiments/train_agent.py", "--preset", "digits-grid", "--agent", "ra
 """Uniform draws from ASTrA's sets: each view has 3 to 14 steps."""
 EVALUATE = ("experiments/evaluate_encoder.py", "--protocols", "slf", "--attacks", "pgd20", "autoattack-quick")
 FULL = ("--epochs", "3")
-QUICK = (
-    "--epochs",
-    "1",
-    "--limit",
-    "26",
-    "--test_limit",
-    "30",
-    "--batch_size",
-    "4",
-    "--image_size",
-    "8",
-    "--width",
-    "2",
-)
 QUICK_EVALUATION = ("--epochs", "1", "--test_limit", "20")
 
 

@@ -154,10 +154,10 @@ def _help(ranks: Ranks) -> None:
         reason = f"{type(loaded.error).__name__}: {brief(str(loaded.error), 100)}"
         loaded = _Outcome(error=RuntimeError(f"rank {ranks.rank} cannot load this classifier ({reason})"))
     while given := ranks.object_of_first(None):
-        own = loaded
+        own = _Outcome(error=loaded.error)
         if loaded.error is None and ranks.rank < len(given):
             own = _outcome(loaded.value, given[ranks.rank])
-        ranks.objects(own._replace(value=None) if own is loaded else own)
+        ranks.objects(own)
 
 
 def _unpacked(message: bytes) -> Any:

@@ -199,10 +199,11 @@ def _batches(
 ) -> Iterator[_Batch]:
     """Make a batch of each part, rows; the generator then stands where the batch's own start will leave it."""
     for rows in parts:
-        start = None if generator is None else generator.get_state()
+        own, start = images[rows], None
         if generator is not None:
-            torch.rand(images[rows].shape, generator=generator, device=generator.device)
-        yield _Batch(images[rows], labels[rows], start)
+            start = generator.get_state()
+            torch.rand(own.shape, generator=generator, device=generator.device)
+        yield _Batch(own, labels[rows], start)
 
 
 def _survivors(
