@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from astra_gym.agents import AGENTS, learns
@@ -101,6 +102,7 @@ def make_arm(
     suffix: str = "",
     trust: bool | None = None,
     again: str | None = None,
+    common: Sequence[str] = (),
 ) -> Arm:
     """Make an arm, checked by the parser of `train_agent.py`.
 
@@ -110,6 +112,7 @@ def make_arm(
     Args:
         label, flags, seeds, suffix: fields of the arm.
         trust, again: see `astra_gym.experiments.config.cli.parse`.
+        common: flags of all arms, for whose errors this arm is not blamed.
 
     Raises:
         ValueError: if a name, a number of seeds or a flag is wrong, or the run would leave no accuracies to compare.
@@ -119,6 +122,8 @@ def make_arm(
     try:
         settings = settings_of(flags, trust, again)
     except ValueError as error:
+        if common and str(error) == _error_of(common, trust, again):
+            raise
         raise ValueError(f"{error} (in the arm {shown(label)})") from error
     if not settings.probe.evaluate:
         raise ValueError("--evaluate=false: a comparison is one of accuracies, leave it out")
@@ -144,6 +149,14 @@ def settings_of(flags: Sequence[str], trust: bool | None = None, again: str | No
             return parse(flags, prog="", trust=trust, again=again).settings
     except SystemExit:
         raise ValueError(shown.getvalue().strip().removeprefix(": error: ")) from None
+
+
+def _error_of(flags: Sequence[str], trust: bool | None, again: str | None) -> str | None:
+    try:
+        settings_of(flags, trust, again)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def comparable(settings: Settings) -> dict[str, Any]:
@@ -207,12 +220,13 @@ def base_arms(
             given = shared if "teacher" in kind.others else list(without(shared, "--teacher"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
+            made = partial(make_arm, suffix=suffix, trust=trust, again=again, common=[*grid, *given])
             for agent in agents if attacks or not agents else ["none"]:
                 label = re.sub(r"[^A-Za-z0-9@._-]+", ".", agent)
-                arms.append(make_arm(label, [*grid, "--agent", agent, *given], number(label), suffix, trust, again))
+                arms.append(made(label, [*grid, "--agent", agent, *given], number(label)))
             for text in own:
                 label, words = own_arm(text)
-                arms.append(make_arm(label, [*grid, *given, *words], number(label), suffix, trust, again))
+                arms.append(made(label, [*grid, *given, *words], number(label)))
     names = [arm.name for arm in arms]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two arms are called {', '.join(repeated)}: expected different labels")

@@ -85,15 +85,20 @@ def keep_comparison(folder: Path, results: Path) -> Path:
 
 
 def keep_evaluation(folder: Path, results: Path, name: str | None) -> Path:
-    """Copy an evaluation's rows, facts and figures to results/evaluations/NAME/, by default its encoder's name.
+    """Copy an evaluation's rows, facts and figures to results/evaluations/NAME/.
+
+    NAME is by default that of its encoder, or, of an evaluation outside a run, that of its folder.
 
     Raises:
         ValueError: if it is unfinished or damaged.
     """
     store = EvaluationStore(folder)
     rows, facts = read_results(store.file), store.facts()
-    own = facts["name"].replace(", ", "-and-")
-    name = name or path_component(own + folder.resolve().name.removeprefix("evaluation"), "the encoder")
+    place = folder.resolve().name
+    if place == "evaluation" or place.startswith("evaluation-"):
+        # in the folder of a run
+        place = facts["name"].replace(", ", "-and-") + place.removeprefix("evaluation")
+    name = name or path_component(place, "the encoder")
     target = EvaluationStore(results / "evaluations" / name)
     if target.file.is_file() and _origins(read_results(target.file)) != _origins(rows):
         raise ValueError(f"{target.path} holds the evaluation of another encoder or data set: give --group NAME")

@@ -215,21 +215,36 @@ def test_a_comparison_is_kept_with_its_report_and_the_tables_are_made_from_it(tm
         main([str(folder), *where])
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("runs/a/evaluation", "a"), ("runs/a/evaluation-cifar10", "a-cifar10"), ("evaluations/mine", "mine")],
+)
+def test_an_evaluation_is_kept_under_the_name_of_its_encoder_or_its_folder(tmp_path, capsys, place, name) -> None:
+    kept_evaluation(tmp_path / place, "a")
+    results = tmp_path / "results"
+    assert main([str(tmp_path / place), f"--results={results}", f"--readme={_empty(tmp_path)}"]) == 0
+    assert capsys.readouterr().out.startswith(f"kept {results / 'evaluations' / name}\n")
+
+
+def kept_evaluation(folder: Path, name: str, **changed: str) -> None:
+    facts = {"name": name, "notes": {}, "data": {"name": "digits", "train": 1, "test": 1}, "commit": "abc"}
+    facts |= {"versions": {}, "device": "cpu", "threads": 1, "command": "python evaluate_encoder.py runs/a"}
+    write_results(folder / "evaluation.json", [])
+    (folder / "facts.json").write_text(json.dumps(facts | changed))
+
+
 def test_names_from_files_lead_nowhere(tmp_path, capsys) -> None:
     run = finished_run(tmp_path / "runs" / "a", 0, 90.0, 50.0)
     resealed_yaml(run / "config.yaml", "agent: reinforce", "agent: ../../../victim:Agent")
     evaluation = tmp_path / "evaluation"
-    facts = {"name": "../../victim", "notes": {}, "data": {"name": "digits", "train": 1, "test": 1}, "commit": "abc"}
-    facts |= {"versions": {}, "device": "cpu", "threads": 1, "command": "python evaluate_encoder.py runs/a"}
-    write_results(evaluation / "evaluation.json", [])
-    (evaluation / "facts.json").write_text(json.dumps(facts))
+    kept_evaluation(evaluation, "../../victim")
     where = [f"--results={tmp_path / 'in' / 'results'}", f"--readme={_empty(tmp_path)}"]
     for folder in (run, evaluation):
         with pytest.raises(SystemExit):
             main([str(folder), *where])
         [line] = capsys.readouterr().err.splitlines()
         assert "expected a plain name" in line
-    (evaluation / "facts.json").write_text(json.dumps(facts | {"name": "a", "command": "python x --help"}))
+    kept_evaluation(evaluation, "a", command="python x --help")
     with pytest.raises(SystemExit) as end:
         main([str(evaluation), *where])
     assert end.value.code == 2 and "holds no command of an evaluation" in capsys.readouterr().err
