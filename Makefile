@@ -35,7 +35,8 @@ lint: setup
 	$(BIN)/mypy
 
 # The tests for a GPU run on the CPU here, which they compare with itself: no GPU is needed, and none is seen.
-ON_CPU := GPU_TESTS_ON=cpu $(ONE_THREAD)
+# Compiled files are kept, even where the environment says otherwise: else each process compiles the tests again.
+ON_CPU := GPU_TESTS_ON=cpu PYTHONDONTWRITEBYTECODE= $(ONE_THREAD)
 test: lint
 	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal
 

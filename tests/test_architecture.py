@@ -2,7 +2,7 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -68,6 +68,11 @@ def parsed(file: str) -> ast.Module:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"), file)
 
 
+@cache
+def nodes(file: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(parsed(file)))
+
+
 def room(file: str) -> str:
     """The room that a file belongs to: the innermost of those whose name its path begins with; empty if none."""
     stem = file.removesuffix(".py")
@@ -75,6 +80,7 @@ def room(file: str) -> str:
     return max(found, key=len, default="")
 
 
+@cache
 def file_of(module: str) -> str | None:
     """The project's file of a dotted module name; None for a module of somebody else, or a name within a module."""
     first, _, rest = module.partition(".")
@@ -87,10 +93,10 @@ def file_of(module: str) -> str | None:
     return None
 
 
-def imported_modules(tree: ast.AST, file: str) -> Iterator[str]:
-    """Dotted names of all modules that are imported anywhere in `tree`, a part of the project's file."""
+def imported_modules(among: Iterable[ast.AST], file: str) -> Iterator[str]:
+    """Dotted names of all modules that these nodes of the project's file import."""
     package = ["astra_gym", *(part for part in file.split("/")[:-1] if part != "astra_gym")]
-    for node in ast.walk(tree):
+    for node in among:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,12 +110,12 @@ def imported_modules(tree: ast.AST, file: str) -> Iterator[str]:
 @cache
 def arrows() -> dict[str, set[str]]:
     """Which of the project's files imports which."""
-    modules = {file: imported_modules(parsed(file), file) for file in SOURCES}
+    modules = {file: imported_modules(nodes(file), file) for file in SOURCES}
     return {file: {target for name in names if (target := file_of(name))} - {file} for file, names in modules.items()}
 
 
-def calls(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def calls(file: str) -> Iterator[str]:
+    for node in nodes(file):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)
 
@@ -141,7 +147,7 @@ def test_imports_go_down() -> None:
 
 def test_all_imports_begin_with_the_distribution() -> None:
     plain = {
-        file: [name for name in imported_modules(parsed(file), file) if name.split(".")[0] in PACKAGES]
+        file: [name for name in imported_modules(nodes(file), file) if name.split(".")[0] in PACKAGES]
         for file in python_files()
     }
     assert {file: names for file, names in plain.items() if names} == {}
@@ -221,18 +227,17 @@ def test_no_file_passes_400_lines() -> None:
 
 
 def test_bad_input_is_never_met_by_an_assert() -> None:
-    found = [(file, node) for file in SOURCES for node in ast.walk(parsed(file))]
+    found = [(file, node) for file in SOURCES for node in nodes(file)]
     assert [f"{file}:{node.lineno}" for file, node in found if isinstance(node, ast.Assert)] == []
 
 
 def test_the_global_generators_are_seeded_in_one_place() -> None:
-    assert {file for file in SOURCES if set(calls(parsed(file))) & GLOBAL_SEEDS} == {SEEDED_IN}
+    assert {file for file in SOURCES if set(calls(file)) & GLOBAL_SEEDS} == {SEEDED_IN}
 
 
 def test_torchvision_is_imported_only_where_it_is_used() -> None:
     found = []
     for file in SOURCES:
-        imports = [node for node in outside_functions(parsed(file)) if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = [name for node in imports for name in imported_modules(node, file)]
+        names = imported_modules(outside_functions(parsed(file)), file)
         found += [(file, name) for name in names if name.split(".")[0] == "torchvision"]
     assert found == []

@@ -8,6 +8,7 @@ import textwrap
 import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING
+from functools import cache
 from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
@@ -249,7 +250,8 @@ def _filled(text: str) -> str:
     return "\n\n".join(filled)
 
 
-def _documented(record: type) -> dict[str, str]:
+@cache
+def _documented(record: type) -> Mapping[str, str]:
     """Return the texts on a record's fields in its docstring, by name."""
     return {
         name: " ".join((param.description or "").replace("`", "").split())

@@ -5,7 +5,7 @@ Every error that a user can fix is a `ValueError` that says how.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -170,6 +170,7 @@ def check_files(name: str, **given: str | None) -> None:
             )
 
 
+@cache
 def _scans() -> np.ndarray:
     """Read scikit-learn's digits (1797, 65): 64 pixels of 0 to 16 and the label in each row.
 

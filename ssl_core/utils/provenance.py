@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,12 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed libraries of `PACKAGES`."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # each row of an evaluation has them, and to look them up takes ten milliseconds
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

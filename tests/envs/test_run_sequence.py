@@ -139,7 +139,7 @@ def vec_env(name: str, tiny: dict[str, Any]) -> VecEnv:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["batch", "view"])
+@pytest.mark.parametrize("name", ["view", pytest.param("batch", marks=pytest.mark.every_agent)])
 def test_stable_baselines3_spends_no_step_on_a_finished_network(tiny, finished: list[bool], name: str) -> None:
     env = vec_env(name, tiny)
     # a rollout is longer than a training run, as it is by default

@@ -31,7 +31,11 @@ def test_an_evaluation_by_torchrun_is_that_of_one_process(tmp_path: Path) -> Non
         status, output = ended(process)
     assert status == 0 and output.count("results lie in") == 1, output
     assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two") and len(rows_of(tmp_path / "two")) > 15
-    with started(SCRIPT, *words, "--epsilon=3") as process:
+
+
+@pytest.mark.every_agent
+def test_a_wrong_flag_is_told_once() -> None:
+    with started(SCRIPT, "runs/NAME", "--epsilon=3") as process:
         status, output = ended(process)
     assert status == 1 and output.count("evaluate_encoder.py: error") == 1 and "unknown flag" in output, output
 

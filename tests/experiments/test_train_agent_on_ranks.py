@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from astra_gym.experiments.runs.metrics import read_metrics
+from astra_gym.experiments.train_agent import main
 from tests.helpers.on_ranks import LONGEST, ended, ranks_of, started
 from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs
 
@@ -31,7 +32,7 @@ def await_update(folder: Path, update: int, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path, interrupt, capsys) -> None:
     folder = tmp_path / "run"
     with torchrun("--method=acl", f"--run_dir={folder}", "--epochs=40") as process:
         await_update(folder, 2, process)
@@ -40,12 +41,10 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path) 
     assert status == 1 and output.count("SIGTERM: saved at step") == 1 and output.count("updates to make") == 1, output
     steps = len({row["step"] for row in read_metrics(folder / "metrics.jsonl")})
     assert f"saved at step {steps} of 240" in output
-    # the note is the last line before training, which is stopped at once
-    with torchrun(world=(f"--resume={folder}",), options=("--nproc_per_node=1",)) as process:
-        await_update(folder, steps + 1, process)
-        os.kill(ranks_of(process)[0], signal.SIGTERM)
-        status, output = ended(process)
-    assert "ranks was 2 and is 1" in output and "SIGTERM: saved at step" in output, output
+    interrupt(steps + 1)
+    assert main([f"--resume={folder}"]) == 130
+    output = capsys.readouterr().out
+    assert "ranks was 2 and is 1" in output and "SIGINT: saved at step" in output, output
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def run(folder: Path, *flags: str) -> int:
     return main([*VIT, f"--run_dir={folder}", "--evaluate=false", *flags])
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, interrupt) -> None:
     flags = ("--method=astra", "--agent=fixed", "--steps=1")
     assert run(tmp_path / "whole", *flags) == 0

@@ -1,6 +1,7 @@
 """Functions and commands on several ranks of this machine, by gloo."""
 
 import importlib
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing import start_processes
 
+from astra_gym.experiments.engines.base import threads
+from astra_gym.experiments.engines.cell import changed, found_here
+from astra_gym.experiments.engines.local import PRELOADED
 from astra_gym.ssl_core.distributed.ranks import TIMEOUT, joined
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +60,10 @@ def on_ranks(size: int, work: str, folder: Path, limit: int = 60) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_rank, (size, port, work, str(folder), limit), nprocs=size)
+    # forked from a process that has imported everything, the one that cells are forked from
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    with changed(threads(1) | found_here()):
+        start_processes(_rank, (size, port, work, str(folder), limit), nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"{work.split(':')[1]}-{rank}-of-{size}.pt") for rank in range(size)]
 
 

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[int, ...]] = {
     "growth": (0,),
 }
 """Numbers of the cases of each part: quick ones, that share what they begin with."""
-FEW: dict[str, tuple[int, ...]] = {"flips": (2, 21), "hostile": (1, 4), "poison": (4,), "words": CASES["words"][:6]}
+FEW: dict[str, tuple[int, ...]] = {"flips": (2, 21), "hostile": (1, 4), "words": CASES["words"][:6]}
 """Those of every test run; the others are in `make test-all`."""
 SHORTER = {"growth": Part("growth", 0.0, lambda case: grow(case, updates=150))}
 

@@ -91,7 +91,7 @@ FULL = Path("/dev/full")
     [
         (["-m", "astra_gym", "--help"], ["stdout", "stderr"]),
         (["-m", "astra_gym", "nonsense"], ["stderr"]),
-        (["experiments/train_agent.py", "--list"], ["stdout"]),
+        pytest.param(["experiments/train_agent.py", "--list"], ["stdout"], marks=pytest.mark.every_agent),
         pytest.param(
             *(["-m", "astra_gym", "--help"], ["full"]),
             marks=pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full"),

@@ -47,7 +47,8 @@ def test_a_foreign_file_is_no_checkpoint_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_classifier_of_a_foreign_file_is_attacked_as_it_is(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("suite", ["autoattack-quick", pytest.param("autoattack", marks=pytest.mark.every_agent)])
+def test_the_classifier_of_a_foreign_file_is_attacked_as_it_is(suite: str, tmp_path: Path, capsys) -> None:
     network, data = ordinary(), load_dataset("digits", image_size=8, limit=200, test_limit=12)
     labels = data.train.labels
     assert labels is not None
@@ -57,12 +58,13 @@ def test_the_classifier_of_a_foreign_file_is_attacked_as_it_is(tmp_path: Path, c
     state |= {f"fc.{name}": value for name, value in ours.head.state_dict().items()}
     torch.save(state, tmp_path / "aff.pt")
     words = f"{tmp_path / 'aff.pt'} --format acl --dataset digits --image_size 8 --limit 200 --test_limit 12"
-    words += " --protocols classifier --attacks fgsm pgd20 autoattack --epsilons 8/255 --progress off"
+    words += f" --protocols classifier --attacks fgsm pgd20 {suite} --epsilons 8/255 --progress off"
     words += f" --out {tmp_path / 'out'}"
     assert evaluate_encoder.main(words.split()) == 0
     rows = read_results(tmp_path / "out" / "evaluation.json")
     assert {row.protocol for row in rows} == {"classifier"}
-    assert {row.attack for row in rows} >= {"none", "fgsm", "pgd20", "autoattack", "square", "worst"}
+    parts = {"square"} if suite == "autoattack" else {"apgd-t"}
+    assert {row.attack for row in rows} >= {"none", "fgsm", "pgd20", suite, "worst"} | parts
     right = (ours(as_float(data.test.images)).argmax(1) == data.test.labels).float().mean().item()
     assert right > 0.3 and rows[0].value == pytest.approx(100 * right)
     assert "its 10 classes are taken to be those of the data set" in capsys.readouterr().out

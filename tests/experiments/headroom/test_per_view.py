@@ -11,7 +11,7 @@ def test_a_repeat_has_the_same_bits_again(tiny_world: HeadroomWorld) -> None:
     assert measure(tiny_world, 0) == measure(tiny_world, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_repeats_have_verdicts(tiny_world: HeadroomWorld) -> None:
     found = measure(tiny_world, 0)
     verdicts, numbers = conclude(tiny_world, {seed: found for seed in range(3)})

@@ -40,7 +40,7 @@ def test_the_cut_gives_the_mean_steps_and_the_attack_is_that_of_the_steps(
     torch.testing.assert_close(made.images, attack.moved, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_ppo_learns_and_all_divisions_have_its_steps(tiny_world: HeadroomWorld) -> None:
     found, again = measure(tiny_world, 0), measure(tiny_world, 0)
     verdicts, numbers = conclude(tiny_world, dict.fromkeys(range(3), copy.deepcopy(found)))

@@ -62,7 +62,7 @@ def test_its_weights_are_drawn_as_timm_draws_them_from_the_generator_alone() -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler looks at it
-@pytest.mark.parametrize("way", ["recompute", "compiled"])
+@pytest.mark.parametrize("way", ["recompute", pytest.param("compiled", marks=pytest.mark.every_agent)])
 def test_blocks_computed_again_or_compiled_give_the_same_gradients(monkeypatch, way: str) -> None:
     monkeypatch.setattr("astra_gym.ssl_core.models.backbones.parts.BACKEND", "aot_eager")
     gradients = []
