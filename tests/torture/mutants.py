@@ -167,10 +167,16 @@ def killed_by(mutant: Mutant, place: Path, limit: float) -> str | None:
     try:
         for tests in tests_of(mutant.file, place):
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
-            threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GPU_TESTS_ON": "cpu"}
+            # of two mutants of one size within a second, Python would take the compiled file of the first
+            alone = {
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "GPU_TESTS_ON": "cpu",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
             try:
                 done = subprocess.run(
-                    command, cwd=place, env=os.environ | threads, capture_output=True, text=True, timeout=limit
+                    command, cwd=place, env=os.environ | alone, capture_output=True, text=True, timeout=limit
                 )
             except subprocess.TimeoutExpired:
                 return TIME
