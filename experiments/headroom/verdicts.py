@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
         low, high: the mean's 95 % interval; None with less than three values.
         unit: unit of mean, low, high and bar.
         n: number of values.
-        bar: gains below it do not count.
+        bar: least gain that matters; a verdict is none if the interval is not above 0, and ends below it.
     """
 
     kind: str

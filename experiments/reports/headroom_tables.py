@@ -11,6 +11,9 @@ from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
 from astra_gym.ssl_core.safety.sealing import read_json
 
+RULE = "Headroom: the whole interval is above 0, however small the gain. None: it ends below the bar."
+"""What verdicts mean, below their tables."""
+
 
 def _kinds(results: Path, world: str) -> Mapping[str, Any]:
     kinds: Mapping[str, Any] = read_json(results / "headroom" / f"{world}.json")["kinds"]
@@ -20,13 +23,13 @@ def _kinds(results: Path, world: str) -> Mapping[str, Any]:
 def verdicts_table(results: Path, world: str) -> list[Block]:
     """Return the verdicts of a world."""
     verdicts = [Verdict(**each) for found in _kinds(results, world).values() for each in found["verdicts"]]
-    return [_verdicts(verdicts, "The first verdict of each kind decides. Gains below the bar do not count.")]
+    return [_verdicts(verdicts, f"The first verdict of each kind decides. {RULE}")]
 
 
 def compared_table(results: Path, name: str) -> list[Block]:
     """Return the verdicts of the pairs that a kept comparison tests."""
     result = read_comparison(results / "comparisons" / name / COMPARISON)
-    note = "Accuracy where the world is judged; values are differences within a seed. Gains below the bar do not count."
+    note = f"Accuracy where the world is judged; values are differences within a seed. {RULE}"
     return [_verdicts(compared_verdicts(result), note)]
 
 
@@ -38,7 +41,7 @@ def instances_table(results: Path, prefix: str) -> list[Block]:
     }
     note = (
         "Accuracy where each instance is judged. A value is a difference within a seed, in the first row its mean over "
-        "the instances. Gains below the bar do not count."
+        f"the instances. {RULE}"
     )
     return [_verdicts(over_instances(found), note)]
 
