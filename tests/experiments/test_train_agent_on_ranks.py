@@ -47,7 +47,7 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path, 
     assert "ranks was 2 and is 1" in output and "SIGINT: saved at step" in output, output
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_what_ranks_cannot_do_is_refused_by_name_and_once(tmp_path: Path) -> None:
     with torchrun(f"--run_dir={tmp_path / 'run'}", "--compile_blocks=true") as process:
         status, output = ended(process)
