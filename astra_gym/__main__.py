@@ -13,6 +13,8 @@ USAGE = f"""usage: {INSTALLED} COMMAND [--FLAG VALUE ...]
 
   train      train a target network whose attacks an agent chooses
   compare    compare agents, every one over several seeds
+  tune       search for a constant attack, a schedule, or a world's settings
+  headroom   measure what choosing attacks could gain
   evaluate   evaluate an encoder: linear probes, AutoAttack, corruptions
   export     write an encoder in torchvision's layout
   report     a run, a comparison or an evaluation as a page

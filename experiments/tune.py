@@ -14,7 +14,6 @@ at the world's judge_epsilon, or 8/255 (`--judge_score mean`: averaged with the 
 are those of the training, see train_agent.py --help. Every finished trial is kept: the same command continues.
 """
 
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +32,7 @@ if not __package__:
 from astra_gym.experiments.comparison.arms import own_arm, settings_of, without
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.config.argparser import CommandParser
-from astra_gym.experiments.config.cli import LEAVES
+from astra_gym.experiments.config.cli import LEAVES, settings_given
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.presets import PRESETS
@@ -354,8 +353,7 @@ def _arms(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
             settings = settings_of([*shared, *words], given.trust or None).flat()
         except ValueError as error:
             raise ValueError(f"{error} (in the arm {label})") from error
-        flags = {re.split("[.=]", word[2:])[0] for word in words if word.startswith("--")}
-        found[label] = Chosen(settings, flags)
+        found[label] = Chosen(settings, settings_given(words))
     candidates = arms(base, [each.flat() for each in worlds], list(found.values()))
     images = {field.name for field in fields(world.data)}
     for label, candidate in zip(found, candidates, strict=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from astra_gym.agents.reinforce import ReinforceSettings
 from astra_gym.experiments.config.argparser import CommandParser, unknown
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
@@ -132,6 +133,8 @@ def parse(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = CommandParser("train", TrainCommand, ABOUT, USAGE, prog)
     given = parser.given(argv)
+    if "temperature" in given and "temperature" in (given.get("method_kwargs") or {}):
+        parser.error("--temperature and --method_kwargs.temperature are the same: give one of them")
     asked = TrainFlags(**{leaf.name: given.pop(leaf.name) for leaf in leaves(TrainFlags) if leaf.name in given})
     if asked.list:
         print(listing(), end="")
@@ -168,6 +171,17 @@ def parse(
     except ValueError as error:
         parser.error(str(error))
     return invocation
+
+
+def settings_given(argv: Sequence[str]) -> set[str]:
+    """Return the names of the settings that a checked command line gives by its flags and files, by any name.
+
+    Raises:
+        ValueError: as `read_yaml`.
+    """
+    given = CommandParser("train", TrainCommand, ABOUT, USAGE).given(argv)
+    records = [given, *map(read_yaml, given.get("config") or ())]
+    return {name for record in records for name in _by_own_names(record) if name in LEAVES}
 
 
 def load(path: Path | str, accept_edited: bool = False) -> Settings:
@@ -255,8 +269,13 @@ def _settings(
 
 
 def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without those that `others` overrides by a second name (see `OTHER_NAMES`)."""
+    """Return the settings without those that `others` overrides by a second name (see `OTHER_NAMES`), or an agent's
+    own ones by an earlier or the present name."""
     made = dict(settings)
+    for names in ReinforceSettings.RENAMED.items():
+        for name, second in (names, names[::-1]):
+            if second in (others.get("agent_kwargs") or {}) and name in (made.get("agent_kwargs") or {}):
+                made["agent_kwargs"] = {key: v for key, v in made["agent_kwargs"].items() if key != name} or None
     for name, (group, option) in OTHER_NAMES.items():
         if option in (others.get(group) or {}):
             made.pop(name, None)

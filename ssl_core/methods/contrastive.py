@@ -1,5 +1,6 @@
 """SimCLR, and the adversarial methods with its views and its loss: ACL, ASTrA and ASTrA++."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +11,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS, mixed_nt_xent, nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -168,6 +170,7 @@ class ASTrA(ACL):
                 f"streams is {shown(self.streams)}: {type(self).__name__} contrasts clean and attacked views and takes "
                 f"'ds' only; {', '.join(STREAMS)} are choices of ACL"
             )
+        check_number("mixed_weight", self.mixed_weight, 0, math.inf, "0 or more")
         pick(self.mixed_reading, MIXED_READINGS, "mixed reading")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:

@@ -126,6 +126,25 @@ def test_a_flag_of_an_arm_counts_in_every_world() -> None:
     assert tune.candidates_of(given, worlds[:1])[0].changes == {"agent": "gp"}
 
 
+@pytest.mark.parametrize(
+    ("flags", "name", "another"),
+    [
+        ("--reward_cost {own}", "reward_cost", 0.05),
+        ("--reward_weights.cost {own}", "reward_cost", 0.05),
+        ("--normalization {own}", "normalization", "cifar"),
+        ("--normalisation {own}", "normalization", "cifar"),
+        ("--config {file}", "lr", 0.5),
+    ],
+)
+def test_a_setting_of_an_arm_counts_by_any_name(tmp_path: Path, flags: str, name: str, another: object) -> None:
+    preset, file = Settings.from_preset("digits-wide"), tmp_path / "c.yaml"
+    own = preset.flat()[name]
+    file.write_text(f"lr: {own}\n")
+    given = tune.TuneFlags(tune=("arms",), arm=(f"a={flags.format(file=file, own=own)}", "b=--agent random"))
+    worlds = [preset, preset.replace(**{name: another})]
+    assert tune.candidates_of(given, worlds)[0].changes == {name: own}
+
+
 def test_the_folder_is_that_of_the_worlds_that_need_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

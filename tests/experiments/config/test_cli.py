@@ -113,6 +113,8 @@ def test_a_record_of_what_was_ignored_once_is_read_but_not_given_again(
     assert load(path).coreset.coreset_fraction == 0.5
     assert "there is no coreset" in refused(capsys, "--config", str(path))
     assert "byol has none" in refused(capsys, "--method=byol", "--temperature=0.2")
+    line = refused(capsys, "--method=acl", "--temperature=0.5", "--method_kwargs.temperature=0.4")
+    assert "--temperature and --method_kwargs.temperature are the same: give one of them" in line
 
 
 def test_options_without_a_name_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from astra_gym.__main__ import main as astra_gym_main
 from astra_gym.experiments.config.commands import COMMANDS, called, help_text, program, recorded, typed
 from astra_gym.ssl_core.utils.provenance import ROOT
 
@@ -47,6 +48,12 @@ def test_what_is_recorded_can_be_called_again(monkeypatch) -> None:
 def run(*words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run([sys.executable, *words], cwd=cwd, env=clean | more, capture_output=True, text=True)
+
+
+def test_the_module_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert astra_gym_main(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == list(COMMANDS)
 
 
 @pytest.mark.slow

@@ -207,6 +207,16 @@ def _help(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.split()
 
 
+def test_a_flag_wins_over_a_file_by_either_name_of_an_agents_setting(tmp_path: Path) -> None:
+    file, own = tmp_path / "c.yaml", tmp_path / "own.yaml"
+    for inside, outside in itertools.permutations(("entropy_coef", "ent_coef")):
+        file.write_text(f"agent_kwargs: {{{inside}: 0.1, gamma: 0.3}}\n")
+        own.write_text(f"{inside}: 0.1\ngamma: 0.3\n")
+        for words in (["--config", str(file)], ["--agent_config", str(own)]):
+            found = parse([*words, "--agent", "reinforce", f"--agent_kwargs.{outside}", "0.2"]).settings.agent
+            assert found.agent_kwargs == {"ent_coef": 0.2, "gamma": 0.3}, (words, inside)
+
+
 def test_both_names_in_one_file_are_an_error(tmp_path: Path, capsys) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("normalisation: cifar\nnormalization: cifar\n")

@@ -310,6 +310,9 @@ def test_bad_arguments_are_refused() -> None:
         ACL(streams="a2")
     with pytest.raises(ValueError, match="unknown streams"):
         ACL(streams=2)  # type: ignore[arg-type]
+    for weight in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="mixed_weight"):
+            make_method("astra", {"mixed_weight": weight})
     with pytest.raises(ValueError, match=r"streams is 'a2s': ASTrA .*'ds' only; ds, a2a, a2s are choices of ACL"):
         ASTrA(streams="a2s")
     for streams in ("ds", "a2a", "a2s"):
