@@ -1,6 +1,7 @@
 """The house's rules, read from the code: imports go down the floors, and a few things are nowhere or in one place."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -218,6 +219,17 @@ def test_the_tests_mirror_the_tree() -> None:
         modules = {path.stem for path in place.glob("*.py")} | set(ABOUT_SEVERAL.get(folder, ()))
         if not any(stem == module or stem.startswith(f"{module}_") for module in modules):
             strays.append(file)
+    assert strays == []
+
+
+def test_no_test_imports_another() -> None:
+    imports = {file: imported_modules(nodes(file), file) for file in python_files() if file.startswith("tests/")}
+    strays = [
+        f"{file} -> {name}"
+        for file, names in imports.items()
+        for name in names
+        if re.fullmatch(r"tests\..*\b(test_\w+|conftest)(\.\w+)?", name)
+    ]
     assert strays == []
 
 

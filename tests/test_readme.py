@@ -27,14 +27,9 @@ from astra_gym.experiments.evaluation.flags import evaluation_parser
 from astra_gym.experiments.headroom.world import HeadroomWorld
 from astra_gym.experiments.train_agent import main
 from astra_gym.experiments.tuning.searched_arms import search_costs
+from tests.helpers.documents import BLOCKS, PAGES, PYTHON, README, TERM
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-PAGES = {page: page.read_text(encoding="utf-8") for page in publish.pages(README)}
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join(PAGES.values()), re.DOTALL | re.MULTILINE)
-CODE = dict.fromkeys(text for language, text in BLOCKS if language == "python")
-PYTHON = [text for text in CODE if "(RewardTerm)" not in text]
-[TERM] = [text for text in CODE if "(RewardTerm)" in text]
 SHELL = [re.sub(r"\\\n\s*", "", text) for language, text in BLOCKS if not language]
 COMMANDS = list(dict.fromkeys(line for text in SHELL for line in text.splitlines()))
 SMALLER = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.test_readme import PYTHON
+from tests.helpers.documents import PYTHON
 
 ROOT = Path(__file__).resolve().parent.parent
 DECOYS = ("envs", "agents", "experiments")

@@ -5,18 +5,7 @@ from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.models.checkpoint import describe_network, save_checkpoint
 from astra_gym.ssl_core.models.target_network import build_network
-
-TINY = {
-    "batch_size": 4,
-    "epochs": 3,
-    "limit": 14,
-    "test_limit": 20,
-    "image_size": 8,
-    "width": 2,
-    "projector_hidden": 8,
-    "projector_dim": 8,
-}
-"""A world small enough for a step in milliseconds: 3 updates an epoch, 8 views a batch."""
+from tests.helpers.tiny_worlds import TINY
 
 
 @pytest.fixture

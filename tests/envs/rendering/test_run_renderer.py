@@ -7,7 +7,7 @@ from gymnasium.error import ResetNeeded
 from astra_gym.envs.rendering.drawing import BLUE, GAP, LARGE
 from astra_gym.envs.rendering.run_renderer import SHOWN
 from astra_gym.envs.training_run.environment import TrainingRunEnv
-from tests.envs.training_run.test_environment import TINY, actions, played
+from tests.helpers.tiny_episodes import TINY, actions, played
 
 LEVERS = ("attack", "lr", "strength")
 

@@ -13,9 +13,9 @@ from astra_gym.envs.records import StepRecord
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods import METHODS
-from tests.envs.conftest import TINY as SMALL
 from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
+from tests.helpers.tiny_worlds import TINY as SMALL
 
 TINY: dict[str, Any] = {**SMALL, "warmup_epochs": 0}
 """Steps in milliseconds, and weights that move from the first update on."""

@@ -3,7 +3,6 @@
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,47 +12,11 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_for_sb3
 
 import astra_gym
-from astra_gym.envs.training_run.environment import DECISIONS, OBSERVED, TrainingRunEnv
+from astra_gym.envs.training_run.environment import OBSERVED, TrainingRunEnv
 from astra_gym.envs.training_run.instances import INSTANCES, SEEDS, Instance, cifar10_instances
 from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.downstream.quick_score import quick_score
-
-WORLD = {
-    "dataset": "digits",
-    "image_size": 8,
-    "width": 2,
-    "projector_hidden": 8,
-    "projector_dim": 8,
-    "batch_size": 8,
-    "epochs": 2,
-    "passes": 60.0,
-    "judge_epsilon": 8 / 255,
-    "judge_score": "mean",
-    "action_epsilons": (0, 8 / 255, 16 / 255),
-    "action_steps": (0, 1, 4),
-}
-TINY = {
-    "small": Instance("train", 40, WORLD),
-    "robust": Instance("train", 40, WORLD | {"method": "acl", "judge_score": "robust", "width": 4}),
-    "clean": Instance("test", 40, WORLD | {"method": "simclr"}),
-}
-
-
-def make(**arguments: Any) -> TrainingRunEnv:
-    return TrainingRunEnv(**{"instances": TINY, **arguments})
-
-
-def actions(env: TrainingRunEnv, seed: int = 0) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(env.action_space.nvec) for _ in range(DECISIONS)]
-
-
-def played(env: TrainingRunEnv, chosen: list[np.ndarray], seed: int | None, name: str) -> list[tuple[Any, ...]]:
-    observation, _ = env.reset(seed=seed, options={"instance": name})
-    return [(observation.tolist(),)] + [
-        (observation.tolist(), reward, over, cut, info)
-        for observation, reward, over, cut, info in map(env.step, chosen)
-    ]
+from tests.helpers.tiny_episodes import TINY, WORLD, actions, make, played
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from astra_gym.experiments.comparison.arms import (
     settings_of,
 )
 from astra_gym.experiments.config.settings import Settings
-from tests.experiments.conftest import made_cell
+from tests.helpers.made_cells import made_cell
 
 
 def grid(*agents: str, methods=("astra",), presets=("digits-grid",), own=(), flags=(), seeds=2, primary=3) -> list[Arm]:

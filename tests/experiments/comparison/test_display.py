@@ -7,7 +7,7 @@ from rich.console import Console
 
 from astra_gym.experiments.comparison.arms import Arm
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
-from tests.experiments.conftest import made_cell
+from tests.helpers.made_cells import made_cell
 
 
 def planned(label: str, seeds: int) -> Arm:
