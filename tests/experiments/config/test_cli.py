@@ -9,21 +9,11 @@ import yaml
 from astra_gym.experiments.config.cli import LEAVES, Invocation, load, parse
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
+from tests.helpers.refusals import refused
 
 
 def settings_of(*argv: str) -> Settings:
     return parse(argv).settings
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line on the standard error with which the command line is refused."""
-    with pytest.raises(SystemExit) as stop:
-        parse(argv)
-    captured = capsys.readouterr()
-    assert (stop.value.code, captured.out) == (2, "")
-    [line] = captured.err.splitlines()
-    assert line.startswith("train_agent.py: error: ")
-    return line
 
 
 @pytest.fixture

@@ -10,14 +10,7 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES, TrainCommand, load, parse
 from astra_gym.experiments.config.flag_values import is_by_name, plain, reader
 from astra_gym.experiments.config.settings import Settings
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        parse(argv)
-    [line] = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and len(line) < 300
-    return line
+from tests.helpers.refusals import refused
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from astra_gym.experiments.config.cli import load, parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import named_by, named_in, trusting
 from astra_gym.experiments.runs.run_folder import RunFolder
+from tests.helpers.refusals import refused
 from tests.helpers.sealed import resealed_yaml
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "v0_1"
@@ -54,14 +55,6 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bo
 
     since()
     return since
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        parse(argv)
-    [line] = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2
-    return line
 
 
 @pytest.fixture

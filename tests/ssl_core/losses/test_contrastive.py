@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from astra_gym.ssl_core.losses.contrastive import kl_divergence, mixed_nt_xent, nearest_is_partner, nt_xent, trades
-
-
-def embeddings(n: int, d: int = 6, seed: int = 0) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.draws import embeddings
 
 
 def numpy_nt_xent(z: np.ndarray, temperature: float) -> np.ndarray:
@@ -27,7 +23,7 @@ def numpy_nt_xent(z: np.ndarray, temperature: float) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
 @pytest.mark.parametrize("n", [2, 4, 10])
 def test_nt_xent_equals_the_papers_algorithm(n: int, temperature: float) -> None:
-    z = embeddings(n)
+    z = embeddings(n=n, d=6)
     expected = numpy_nt_xent(z.numpy(), temperature)
     torch.testing.assert_close(nt_xent(z, temperature, "none"), torch.from_numpy(expected))
     torch.testing.assert_close(nt_xent(z, temperature).item(), expected.mean())
@@ -46,34 +42,34 @@ def test_orthogonal_images_with_identical_views_in_closed_form() -> None:
 
 
 def test_one_image_has_no_negatives_and_no_loss() -> None:
-    assert nt_xent(embeddings(2)).item() == pytest.approx(0, abs=1e-12)
+    assert nt_xent(embeddings(n=2, d=6)).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_invariances() -> None:
-    z = embeddings(12)
+    z = embeddings(n=12, d=6)
     loss = nt_xent(z)
     torch.testing.assert_close(nt_xent(z * torch.rand(12, 1, dtype=torch.float64).add(0.5)), loss)
     images = torch.tensor([3, 0, 5, 1, 4, 2])
     torch.testing.assert_close(nt_xent(z.view(6, 2, -1)[images].flatten(0, 1)), loss)
     torch.testing.assert_close(nt_xent(z.view(6, 2, -1).flip(1).flatten(0, 1)), loss)
-    rotation, _ = torch.linalg.qr(embeddings(6, seed=1))
+    rotation, _ = torch.linalg.qr(embeddings(1, n=6, d=6))
     torch.testing.assert_close(nt_xent(z @ rotation), loss)
 
 
 def test_gradients_by_finite_differences() -> None:
-    z = embeddings(6, 4).requires_grad_()
+    z = embeddings(n=6, d=4).requires_grad_()
     assert torch.autograd.gradcheck(nt_xent, (z,))
-    other = embeddings(6, 4, seed=2).requires_grad_()
+    other = embeddings(2, n=6, d=4).requires_grad_()
     for reading in ("pairs", "views"):
         assert torch.autograd.gradcheck(lambda a, b, r=reading: mixed_nt_xent(a, b, reading=r), (z, other))
 
 
 def test_small_temperature_stays_finite() -> None:
-    assert torch.isfinite(nt_xent(embeddings(8).float(), 0.005)).all()
+    assert torch.isfinite(nt_xent(embeddings(n=8, d=6).float(), 0.005)).all()
 
 
 def test_mixed_as_coded_is_one_nt_xent_over_all_pairs() -> None:
-    clean, adversarial = embeddings(8), embeddings(8, seed=1)
+    clean, adversarial = embeddings(n=8, d=6), embeddings(1, n=8, d=6)
     rows = np.empty((16, 6))
     rows[0::2], rows[1::2] = clean.numpy(), adversarial.numpy()
     expected = numpy_nt_xent(rows, 0.5)
@@ -83,7 +79,7 @@ def test_mixed_as_coded_is_one_nt_xent_over_all_pairs() -> None:
 
 
 def test_mixed_as_drawn_is_the_sum_over_the_two_views() -> None:
-    clean, adversarial = embeddings(8), embeddings(8, seed=1)
+    clean, adversarial = embeddings(n=8, d=6), embeddings(1, n=8, d=6)
     total = 0.0
     for view in (0, 1):
         rows = np.empty((8, 6))
@@ -110,7 +106,7 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_other_bad_arguments_are_refused() -> None:
-    z = embeddings(4)
+    z = embeddings(n=4, d=6)
     with pytest.raises(ValueError, match="temperature"):
         nt_xent(z, 0.0)
     with pytest.raises(ValueError, match="reduction"):
@@ -135,7 +131,7 @@ def test_kl_divergence_of_two_classes_in_closed_form() -> None:
 
 
 def test_kl_divergence_is_torchs_and_ignores_what_softmax_ignores() -> None:
-    p, q = embeddings(9), embeddings(9, seed=1)
+    p, q = embeddings(n=9, d=6), embeddings(1, n=9, d=6)
     expected = F.kl_div(F.log_softmax(q, 1), F.softmax(p, 1), reduction="none").sum(1)
     torch.testing.assert_close(kl_divergence(p, q), expected)
     torch.testing.assert_close(kl_divergence(p + 5, q - torch.arange(9.0).view(-1, 1)), expected)
@@ -154,7 +150,7 @@ def test_kl_divergence_of_certain_answers_stays_finite() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
 def test_trades_equals_the_papers_formula(beta: float) -> None:
-    clean, adversarial, labels = embeddings(7), embeddings(7, seed=1), torch.arange(7) % 6
+    clean, adversarial, labels = embeddings(n=7, d=6), embeddings(1, n=7, d=6), torch.arange(7) % 6
     expected = numpy_trades(clean.numpy(), adversarial.numpy(), labels.numpy(), beta)
     torch.testing.assert_close(trades(clean, adversarial, labels, beta, "none"), torch.from_numpy(expected))
     torch.testing.assert_close(trades(clean, adversarial, labels, beta).item(), expected.mean())
@@ -162,19 +158,19 @@ def test_trades_equals_the_papers_formula(beta: float) -> None:
 
 
 def test_trades_weighs_robustness_with_six_unless_told() -> None:
-    clean, adversarial, labels = embeddings(7), embeddings(7, seed=1), torch.arange(7) % 6
+    clean, adversarial, labels = embeddings(n=7, d=6), embeddings(1, n=7, d=6), torch.arange(7) % 6
     assert torch.equal(trades(clean, adversarial, labels), trades(clean, adversarial, labels, 6.0))
 
 
 def test_trades_of_unmoved_images_is_the_cross_entropy_and_undecided_logits_give_log_of_the_classes() -> None:
-    clean, labels = embeddings(7), torch.arange(7) % 6
+    clean, labels = embeddings(n=7, d=6), torch.arange(7) % 6
     torch.testing.assert_close(trades(clean, clean, labels), F.cross_entropy(clean, labels))
     zero = torch.zeros(7, 6, dtype=torch.float64)
     torch.testing.assert_close(trades(zero, zero, labels).item(), math.log(6))
 
 
 def test_trades_sends_its_gradient_through_both_sides() -> None:
-    clean, adversarial = embeddings(5, 4).requires_grad_(), embeddings(5, 4, seed=2).requires_grad_()
+    clean, adversarial = embeddings(n=5, d=4).requires_grad_(), embeddings(2, n=5, d=4).requires_grad_()
     labels = torch.arange(5) % 4
     assert torch.autograd.gradcheck(lambda a, b: trades(a, b, labels, reduction="none"), (clean, adversarial))
     (through_p,) = torch.autograd.grad(kl_divergence(clean, adversarial).sum(), clean)
@@ -182,7 +178,7 @@ def test_trades_sends_its_gradient_through_both_sides() -> None:
 
 
 def test_trades_refuses_what_does_not_fit_together() -> None:
-    z, labels = embeddings(4), torch.zeros(4, dtype=torch.int64)
+    z, labels = embeddings(n=4, d=6), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"shapes \(4, 6\) and \(2, 6\): expected \(n, classes\) twice"):
         trades(z, z[:2], labels)
     with pytest.raises(ValueError, match=r"expected \(n, classes\) twice"):

@@ -1,13 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from astra_gym.ssl_core.losses.cosine import byol, negative_cosine, partners, symmetric_byol, symmetric_negative_cosine
-
-
-def embeddings(seed: int, n: int = 6, d: int = 5) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.draws import embeddings
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

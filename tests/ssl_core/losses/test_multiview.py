@@ -7,10 +7,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.losses.multiview import coding_rate, emp_ssl, multi_view_nt_xent, supcon
-
-
-def embeddings(seed: int = 0, n: int = 12, d: int = 5) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.draws import embeddings
 
 
 def by_hand(z: np.ndarray, views: int, t: float) -> list[list[float]]:
@@ -26,7 +23,7 @@ def by_hand(z: np.ndarray, views: int, t: float) -> list[list[float]]:
 
 @pytest.mark.parametrize("views", [2, 3, 4])
 def test_contrastive_losses_against_numpy(views: int) -> None:
-    z = embeddings()
+    z = embeddings(n=12)
     terms = by_hand(z.numpy(), views, 0.3)
     sums, means = [sum(row) for row in terms], [np.mean(row) for row in terms]
     np.testing.assert_allclose(multi_view_nt_xent(z, views, 0.3, reduction="none"), sums, rtol=1e-10)
@@ -35,7 +32,7 @@ def test_contrastive_losses_against_numpy(views: int) -> None:
 
 
 def test_with_two_views_it_is_nt_xent() -> None:
-    z = embeddings().requires_grad_()
+    z = embeddings(n=12).requires_grad_()
     ours, theirs = multi_view_nt_xent(z, 2, 0.2, stop=False), nt_xent(z, 0.2)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z))
@@ -53,7 +50,7 @@ def test_closed_forms() -> None:
 
 
 def test_the_order_of_images_and_of_versions_does_not_matter() -> None:
-    z = embeddings()
+    z = embeddings(n=12)
     order = torch.tensor([5, 3, 4, 9, 11, 10, 0, 1, 2, 7, 6, 8])
     for loss in (multi_view_nt_xent, supcon):
         torch.testing.assert_close(loss(z[order], 3, reduction="none"), loss(z, 3, reduction="none")[order])
@@ -97,7 +94,7 @@ def test_embeddings_that_are_not_a_number_give_a_rate_that_is_none(shape: tuple[
 
 
 def test_emp_ssl_against_numpy() -> None:
-    z, crops = embeddings(), 3
+    z, crops = embeddings(n=12), 3
     unit = (z / z.norm(dim=1, keepdim=True)).numpy().reshape(4, crops, 5)
     centre = unit.mean(axis=1)
     cosines = [[row @ c / np.linalg.norm(c) for row in image] for image, c in zip(unit, centre, strict=True)]
@@ -112,12 +109,12 @@ def test_emp_ssl_against_numpy() -> None:
 def test_emp_ssl_of_crops_that_agree_is_the_weight_and_the_rate() -> None:
     alike = torch.eye(4, dtype=torch.float64).repeat_interleave(3, dim=0)
     assert emp_ssl(alike, 3).item() == pytest.approx(-200 - 2 * math.log(1 + 1 / 0.2))
-    z, order = embeddings(), torch.tensor([9, 10, 11, 0, 1, 2, 6, 7, 8, 3, 4, 5])
+    z, order = embeddings(n=12), torch.tensor([9, 10, 11, 0, 1, 2, 6, 7, 8, 3, 4, 5])
     torch.testing.assert_close(emp_ssl(z[order], 3, reduction="none"), emp_ssl(z, 3, reduction="none")[order])
 
 
 def test_bad_arguments_are_refused() -> None:
-    z = embeddings()
+    z = embeddings(n=12)
     for call, message in (
         (lambda: multi_view_nt_xent(z, 1), "views is 1"),
         (lambda: multi_view_nt_xent(z, 5), r"expected \(5N, d\)"),

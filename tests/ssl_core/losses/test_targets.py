@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.losses.targets import select_targets, similarity_entropy_scores, targeted_similarity
-
-
-def embeddings(seed: int, n: int = 6, d: int = 5) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.draws import embeddings
 
 
 def scores_by_hand(features: np.ndarray, logits: np.ndarray, a1: float, a2: float) -> np.ndarray:

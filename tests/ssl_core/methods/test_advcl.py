@@ -20,15 +20,11 @@ from astra_gym.ssl_core.transforms.high_frequency import high_frequency
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views, weak_views
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment
-from tests.helpers.draws import generator
+from tests.helpers.draws import generator, images
 
 CLUSTERS = (2, 3, 5)
 METHOD = AdvCL(clusters=CLUSTERS)
 BUDGET = Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=5)
-
-
-def images(seed: int, n: int = 6) -> Tensor:
-    return torch.rand(n, 3, 8, 8, generator=generator(seed))
 
 
 def views(seed: int = 3) -> Tensor:

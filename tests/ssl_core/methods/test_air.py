@@ -13,13 +13,9 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
-from tests.helpers.draws import generator
+from tests.helpers.draws import generator, images
 
 KINDS = [ACLAIR, DynACLAIR, DynACLAIRPlus]
-
-
-def images(seed: int, n: int) -> Tensor:
-    return torch.rand(n, 3, 8, 8, generator=generator(seed))
 
 
 def network() -> TargetNetwork:

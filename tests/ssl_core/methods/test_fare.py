@@ -15,11 +15,7 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings
 from astra_gym.ssl_core.utils.training_plan import Moment
-from tests.helpers.draws import generator
-
-
-def images(seed: int, n: int = 6) -> Tensor:
-    return torch.rand(n, 3, 8, 8, generator=generator(seed))
+from tests.helpers.draws import generator, images
 
 
 def learner(method: FARE, lr: float = 0.01) -> TargetLearner:

@@ -18,13 +18,9 @@ from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.auto_augment import auto_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
 from astra_gym.ssl_core.utils.training_plan import Moment
-from tests.helpers.draws import generator
+from tests.helpers.draws import generator, images
 
 ROUTE = "normal"
-
-
-def images(seed: int, n: int = 6) -> Tensor:
-    return torch.rand(n, 3, 8, 8, generator=generator(seed))
 
 
 def network(seed: int = 0, projector: str = "rocl") -> TargetNetwork:
