@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.models.backbones.resnet import ResNet
-from astra_gym.ssl_core.models.init import initialise
+from astra_gym.ssl_core.models.init import initialize
 from astra_gym.ssl_core.utils.registry import pick
 
 SMALLEST_IMAGE = 8
@@ -244,14 +244,14 @@ def build_policy(
     Args:
         generator: a CPU generator.
         uniform_start: orthogonal weights and an output layer near zero, so that the policy starts almost uniform;
-            False: as in `initialise`, He initialization (fan-out) for convolutions and torch's own for linear layers.
+            False: as in `initialize`, He initialization (fan-out) for convolutions and torch's own for linear layers.
         others: as in `StrategyPolicy`.
     """
     # constructors draw weights from the global generator; these are replaced, and the generator's state is restored
     with torch.random.fork_rng(devices=[]):
         policy = StrategyPolicy(observation_space, action_space, hidden, image_network, width, log_std, heads)
-    initialise(policy.extractor, generator)
-    initialise(policy.head, generator)
+    initialize(policy.extractor, generator)
+    initialize(policy.head, generator)
     if uniform_start:
         last = set(policy.head.modules())
         for part in policy.modules():

@@ -182,7 +182,7 @@ class AttackEngine:
                 last = "no attack yet" if self.last is None else describe_budget(self.last.budget)
                 raise NonFiniteLossError(f"{bad[0]} before update {self.step + 1} are not finite; last {last}")
             self.statistics.update(raw)
-            self._clean = CleanPass(self.standardise(raw), encoded)
+            self._clean = CleanPass(self.standardize(raw), encoded)
         return self._clean
 
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
@@ -203,9 +203,9 @@ class AttackEngine:
             self._objective = self.learner.objective(views)
         return self._objective
 
-    def standardise(self, raw: Tensor) -> Tensor:
+    def standardize(self, raw: Tensor) -> Tensor:
         """Standardize raw observations as an agent sees them, by the present statistics and progress."""
-        return self.statistics.standardise(raw, self.progress)
+        return self.statistics.standardize(raw, self.progress)
 
     def assess(self, views: Tensor, clean: Tensor, budget: Budget, generator: torch.Generator) -> Assessment:
         """Attack a batch's views and compute the reward, on the present weights; nothing is learned. An attack in train

@@ -41,7 +41,7 @@ class RunningStatistics:
             self.mean = MEMORY * self.mean + (1 - MEMORY) * mean
             self.variance = MEMORY * self.variance + (1 - MEMORY) * variance
 
-    def standardise(self, raw: Tensor, progress: float) -> Tensor:
+    def standardize(self, raw: Tensor, progress: float) -> Tensor:
         """Turn raw observations (n, d) into what an agent sees (n, d + 1): standardized, clipped to plus and minus
         `OBSERVATION_BOUND`, with the training progress appended, moved from [0, 1] to [-1, 1].
 
@@ -117,7 +117,7 @@ class ObservedWorld(Protocol):
         """Return features and clean loss of a batch's attacked views, not standardized, and the network's output."""
         ...
 
-    def standardise(self, raw: Tensor) -> Tensor:
+    def standardize(self, raw: Tensor) -> Tensor:
         """Turn raw observations into what `observe` returns, by the present statistics and progress."""
         ...
 
@@ -171,7 +171,7 @@ class Observation:
 class Features(Observation):
     """Features, clean loss and progress. For the coming batch they are the world's own, with its running statistics."""
 
-    summary = "standardised features of the target network, the clean loss and the training progress"
+    summary = "standardized features of the target network, the clean loss and the training progress"
     checks_finite = True
 
     @property
@@ -183,7 +183,7 @@ class Features(Observation):
         """Return each view's features, clean loss and progress."""
         if views is self.world.all_views:
             return self.world.observe()
-        return self.world.standardise(self.world.raw_observation(views)[0])
+        return self.world.standardize(self.world.raw_observation(views)[0])
 
     @property
     def batch_space(self) -> gym.Space:

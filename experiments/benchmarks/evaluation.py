@@ -59,11 +59,11 @@ def fitted(options: Options) -> Classifier:
     for piece in pieces:
         network.train().features(piece, ROUTE)
     features = torch.cat([network.eval().features(piece, ROUTE) for piece in pieces])
-    centred = features - features.mean(0)
-    ridge = 0.05 * centred.square().sum(0).mean() * torch.eye(centred.shape[1], device=options.device)
-    wanted = F.one_hot(labels, CLASSES).to(centred) - 1 / CLASSES
-    head = nn.utils.skip_init(nn.Linear, centred.shape[1], CLASSES, device=options.device)
-    head.weight.copy_(10 * torch.linalg.solve(centred.T @ centred + ridge, centred.T @ wanted).T)
+    centered = features - features.mean(0)
+    ridge = 0.05 * centered.square().sum(0).mean() * torch.eye(centered.shape[1], device=options.device)
+    wanted = F.one_hot(labels, CLASSES).to(centered) - 1 / CLASSES
+    head = nn.utils.skip_init(nn.Linear, centered.shape[1], CLASSES, device=options.device)
+    head.weight.copy_(10 * torch.linalg.solve(centered.T @ centered + ridge, centered.T @ wanted).T)
     head.bias.copy_(-head.weight @ features.mean(0))
     return Classifier(network, ROUTE, head)
 

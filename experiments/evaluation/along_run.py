@@ -104,12 +104,12 @@ def accuracy_along_the_run(rows: Sequence[Row], path: Path | str) -> None:
             if row.metric in ("SA", "RA"):
                 label = "clean" if row.metric == "SA" else f"{row.attack} {radius_text(row.norm, row.epsilon)}"
                 lines.setdefault(label, []).append(row)
-        for (label, points), (mark, colour) in zip(lines.items(), MARKS, strict=False):
+        for (label, points), (mark, color) in zip(lines.items(), MARKS, strict=False):
             epochs, values = [epoch_of(row.checkpoint) for row in points], [row.value for row in points]
             bounds = [row.interval or (row.value, row.value) for row in points]
             errors = [[max(row.value - low, 0) for row, (low, _) in zip(points, bounds, strict=True)]]
             errors += [[max(high - row.value, 0) for row, (_, high) in zip(points, bounds, strict=True)]]
-            axis.errorbar(epochs, values, errors, fmt=mark, color=colour, label=label, capsize=3, elinewidth=1, ms=5)
+            axis.errorbar(epochs, values, errors, fmt=mark, color=color, label=label, capsize=3, elinewidth=1, ms=5)
         share = "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
         axis.set(ylabel="test accuracy (%)", ylim=(-2, 102), title=f"{protocol.upper()}{share}")
         axis.grid(axis="y", **GRID)

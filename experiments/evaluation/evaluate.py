@@ -13,7 +13,7 @@ from astra_gym.experiments.evaluation.plan import EvaluationPlan
 from astra_gym.experiments.evaluation.protocol_runner import Evaluator, named
 from astra_gym.experiments.evaluation.protocols import protocols_for
 from astra_gym.experiments.evaluation.representation_part import health_part
-from astra_gym.experiments.evaluation.request import LabelledData
+from astra_gym.experiments.evaluation.request import LabeledData
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.ssl_core.data.summary import summary
 from astra_gym.ssl_core.evaluation.results import Row
@@ -28,7 +28,7 @@ CHECKPOINT = "the checkpoint"
 @ieee_fp32()
 def evaluate(
     subject: Subject,
-    data: LabelledData,
+    data: LabeledData,
     plan: EvaluationPlan,
     given: EvaluationFlags,
     store: EvaluationStore,
@@ -84,7 +84,7 @@ def evaluate(
     return rows, facts
 
 
-def _headline(subject: Subject, data: LabelledData, plan: EvaluationPlan, store: EvaluationStore) -> str:
+def _headline(subject: Subject, data: LabeledData, plan: EvaluationPlan, store: EvaluationStore) -> str:
     protocols = ", ".join(named(protocol) for protocol in plan.protocols)
     attacks = ", ".join(dict.fromkeys(attack.name for attack in plan.attacks)) or "no attack"
     images = f"{len(data.split.train):,} training and {len(data.split.test):,} test images"

@@ -20,7 +20,7 @@ from astra_gym.experiments.evaluation.store import TRAINED_ON, EvaluationPart, E
 from astra_gym.ssl_core.attacks.pgd import NonFiniteGradientError
 from astra_gym.ssl_core.data.image_digests import RunImages
 from astra_gym.ssl_core.data.image_set import ImageSet, Split
-from astra_gym.ssl_core.data.labels import labelled_fraction, required_labels
+from astra_gym.ssl_core.data.labels import labeled_fraction, required_labels
 from astra_gym.ssl_core.data.official_shifts import ShiftedImages
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
 from astra_gym.ssl_core.evaluation.attack_suite import SIGN_ATTACKS, Attack, check_classes, evaluate
@@ -142,7 +142,7 @@ class Evaluator:
         if protocol == "features":
             deviations = (*self.deviations, "no published protocol for the health of features")
         else:
-            images = len(self.labelled(protocol, fraction))
+            images = len(self.labeled(protocol, fraction))
             routes = (self.subject.clean_route, self.subject.route)
             own = self.protocols.deviations(protocol, images, routes)
             deviations = (*self.deviations, *self.subject.deviations, *own)
@@ -158,10 +158,10 @@ class Evaluator:
             commit=self.commit,
         )
 
-    def labelled(self, protocol: str, fraction: float) -> ImageSet:
+    def labeled(self, protocol: str, fraction: float) -> ImageSet:
         """Return the training images with labels for a protocol; a model's own logits need none."""
         train = self.data.train
-        return train if protocol == "classifier" else labelled_fraction(train, fraction, self.plan.seed)
+        return train if protocol == "classifier" else labeled_fraction(train, fraction, self.plan.seed)
 
     def kept(self, key: dict[str, Any], doing: str, make: Callable[[], EvaluationPart]) -> EvaluationPart:
         """Return the part under a key; make and keep it if there is none."""
@@ -235,7 +235,7 @@ class Evaluator:
             parts["train"] = {"attacks": attacks, "batch_size": plan.batch_size, "images": plan.train_images}
         if plan.landscape:
             parts["landscape"] = {}
-        if (asked := plan.train_images) and protocol != "knn" and (n := len(self.labelled(protocol, fraction))) < asked:
+        if (asked := plan.train_images) and protocol != "knn" and (n := len(self.labeled(protocol, fraction))) < asked:
             self._note(label, [f"train_SA and train_RA are of all {n:,} training images, not of {asked:,}"])
         for name, given in parts.items():
             if protocol == "knn":
@@ -250,7 +250,7 @@ class Evaluator:
                         return EvaluationPart(landscape_rows(model, self.data.test, origin=origin, progress=update))
                     found = training_rows(
                         model,
-                        self.labelled(protocol, fraction),
+                        self.labeled(protocol, fraction),
                         images,
                         plan.attacks,
                         origin=origin,
@@ -274,7 +274,7 @@ class Evaluator:
                 raise TypeError("a linear probe has a linear head")
             head = probe.head
         self.stages.begin(f"{label}: training" if protocol in TRAINED else f"{label}: preparing")
-        train = self.labelled(protocol, fraction)
+        train = self.labeled(protocol, fraction)
         classifier = classifier_of(
             protocol,
             self.subject,

@@ -15,7 +15,7 @@ from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.downstream.finetuning import ONE_ROUTE_NOISE, FineTuneSettings, fine_tune
-from astra_gym.ssl_core.downstream.knn import NeighbourSettings, nearest_neighbours
+from astra_gym.ssl_core.downstream.knn import NeighborSettings, nearest_neighbors
 from astra_gym.ssl_core.downstream.linear_probe import (
     PROBE_LR,
     Classifier,
@@ -82,7 +82,7 @@ class Protocols:
         dataset: a name of `astra_gym.ssl_core.data.datasets.DATASETS`.
         probe: settings of `slf` and `alf`.
         tuning: settings of `aff` and `lp-aff`.
-        neighbours: settings of `knn`.
+        neighbors: settings of `knn`.
         views: padding and flips of the weak augmentation.
         reference: probe against which departures are reported: the published one, or that of the encoder's run.
     """
@@ -91,7 +91,7 @@ class Protocols:
     probe: ProbeSettings
     reference: ProbeSettings
     tuning: FineTuneSettings
-    neighbours: NeighbourSettings
+    neighbors: NeighborSettings
     views: ViewSettings
 
     def deviations(self, protocol: str, images: int, routes: tuple[str, str]) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ class Protocols:
             found.append(UNPUBLISHED[protocol])
         if protocol == "knn":
             # there are no more neighbors than images
-            found += departures(replace(self.neighbours, k=min(self.neighbours.k, images)), NeighbourSettings())
+            found += departures(replace(self.neighbors, k=min(self.neighbors.k, images)), NeighborSettings())
         augmented = protocol in ("aff", "lp-aff") or (protocol in LINEAR and self.probe.augment)
         if published and augmented and self.views.flip != STANDARD_VIEWS.flip:
             found.append(f"flips with probability {self.views.flip:g}, not {STANDARD_VIEWS.flip:g}")
@@ -138,7 +138,8 @@ class Protocols:
         if protocol == "ridge":
             own["ridge"] = {"penalty": RIDGE, "scale": SCALE}
         if protocol == "knn":
-            own["neighbours"] = vars(self.neighbours)
+            # the name in the parts that earlier evaluations kept
+            own["neighbours"] = vars(self.neighbors)
         return own
 
 
@@ -188,11 +189,11 @@ def protocols_for(
         tuning = replace(tuning, start_noise=changes.aff_noise)
     if changes.augment is not None:
         probe = replace(probe, augment=changes.augment)
-    neighbours = NeighbourSettings()
+    neighbors = NeighborSettings()
     if changes.neighbors is not None:
-        neighbours = replace(neighbours, k=changes.neighbors)
+        neighbors = replace(neighbors, k=changes.neighbors)
     views = weak_views_for(side, flip if changes.flip is None else changes.flip)
-    return Protocols(dataset, probe, reference, tuning, neighbours, views)
+    return Protocols(dataset, probe, reference, tuning, neighbors, views)
 
 
 def own_probe(given: ProbeSection) -> ProbeSettings:
@@ -232,8 +233,8 @@ def classifier_of(
     if protocol == "classifier":
         return subject.encoder.eval()
     if protocol == "knn":
-        return nearest_neighbours(
-            subject.encoder, subject.route, train, protocols.neighbours, device=device, progress=progress
+        return nearest_neighbors(
+            subject.encoder, subject.route, train, protocols.neighbors, device=device, progress=progress
         )
     if protocol == "ridge":
         encoder = copy.deepcopy(subject.encoder).to(device).eval().requires_grad_(False)

@@ -30,7 +30,7 @@ STANDARD_EPSILON = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
 
 
 @dataclass(frozen=True)
-class LabelledData:
+class LabeledData:
     """A data set for an evaluation.
 
     Args:
@@ -120,7 +120,7 @@ def plan_of(given: EvaluationFlags) -> EvaluationPlan:
     )
 
 
-def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> LabelledData:
+def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> LabeledData:
     """Load the labeled images that the command line names; by default those of the encoder's run.
 
     A folder is the run's if it holds the images that the run was trained on, whatever its path. Any other folder is a
@@ -202,7 +202,7 @@ def data_of(given: EvaluationFlags, subject: Subject, decoding: Decoding) -> Lab
     label, place = name, name.replace(":", "-") if settings is not None and not mine else ""
     if name == FOLDER and not mine and data_dir is not None:
         label, place = folder_name(data_dir)
-    return LabelledData(label, split, tuple(deviations), seen.test, place)
+    return LabeledData(label, split, tuple(deviations), seen.test, place)
 
 
 def _own_data(settings: Settings | None, name: str) -> DataSection | None:
@@ -218,7 +218,7 @@ def _own_data(settings: Settings | None, name: str) -> DataSection | None:
     return replace(settings.data, dataset=name, limit=None) if trained and trained.evaluated == name else None
 
 
-def default_folder(given: EvaluationFlags, subject: Subject, data: LabelledData) -> Path:
+def default_folder(given: EvaluationFlags, subject: Subject, data: LabeledData) -> Path:
     """Return the evaluation's folder: in the encoder's run, or `evaluations/NAME`.
 
     Raises:

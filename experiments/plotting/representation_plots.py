@@ -27,7 +27,7 @@ from astra_gym.experiments.plotting.style import (
     new_figure,
     save_figure,
 )
-from astra_gym.ssl_core.evaluation.embedding_metrics import entropy_rank, normalised, singular_values
+from astra_gym.ssl_core.evaluation.embedding_metrics import entropy_rank, normalized, singular_values
 from astra_gym.ssl_core.evaluation.landscape import LossCurves
 from astra_gym.ssl_core.evaluation.representation import Landscape
 
@@ -35,7 +35,7 @@ SHOWN = 500
 """Number of images in the plane: more points would cover each other, and the projection's time grows faster than their
 number."""
 FAINT = "#bbbbbb"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#CC79A7") * 2
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#CC79A7") * 2
 # All different, for a reader in gray; markers of the same color are easy to tell apart.
 MARKERS = ("o", "^", "s", "D", "v", "X", "*", "P", "<", ">")
 COLUMNS = 5
@@ -54,14 +54,14 @@ def plane(clean: Tensor, attacked: Tensor, seed: int) -> tuple[Array, Array]:
         seed: seed of scikit-learn's generator.
 
     Raises:
-        ValueError: if the shapes differ, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalised`.
+        ValueError: if the shapes differ, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalized`.
     """
     if clean.shape != attacked.shape:
         raise ValueError(f"clean is {tuple(clean.shape)}, attacked {tuple(attacked.shape)}: expected (n, d) twice")
     # Imported here, since scikit-learn takes a second to import and the other figures do not need it.
     from sklearn.manifold import TSNE
 
-    both = torch.cat([normalised(clean, "clean"), normalised(attacked, "attacked")]).float().numpy()
+    both = torch.cat([normalized(clean, "clean"), normalized(attacked, "attacked")]).float().numpy()
     perplexity = min(30.0, (len(both) - 1) / 3)
     placed = TSNE(init="pca", perplexity=perplexity, learning_rate="auto", random_state=seed).fit_transform(both)
     placed = np.asarray(placed, dtype=np.float64)
@@ -99,9 +99,9 @@ def tsne(
         LineCollection(list(np.stack([before, after], axis=1)), color=FAINT, linewidth=0.7, zorder=0)
     )
     for axis, points, title in zip(axes, (before, after), ("clean", "attacked (line: from clean)"), strict=True):
-        for kind, (name, colour, marker) in enumerate(zip(names, COLOURS, MARKERS, strict=False)):
+        for kind, (name, color, marker) in enumerate(zip(names, COLORS, MARKERS, strict=False)):
             x, y = points[kinds == kind].T
-            axis.scatter(x, y, s=22, color=colour, marker=marker, linewidths=0, label=name)
+            axis.scatter(x, y, s=22, color=color, marker=marker, linewidths=0, label=name)
         if others.any():
             x, y = points[others].T
             axis.scatter(x, y, s=10, color=FAINT, linewidths=0, label="other", zorder=0.5)
@@ -137,14 +137,14 @@ def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
         path: path of the PNG.
 
     Raises:
-        ValueError: if there are none or too many, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalised`.
+        ValueError: if there are none or too many, or as `astra_gym.ssl_core.evaluation.embedding_metrics.normalized`.
     """
     lines = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))
     if not 1 <= len(vectors) <= len(lines):
         raise ValueError(f"{len(vectors)} sets of vectors are given: expected 1 to {len(lines)}")
     figure, (axis,) = new_figure(1, 3.4)
     lowest = 100.0
-    for (name, z), (colour, dash) in zip(vectors.items(), lines, strict=False):
+    for (name, z), (color, dash) in zip(vectors.items(), lines, strict=False):
         values = singular_values(z)
         share = (100 * values / values.sum()).numpy()
         # values below float32's rounding of the largest are noise
@@ -152,7 +152,7 @@ def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
         lowest = min(lowest, share[-1])
         rank = np.arange(1, len(share) + 1)
         words = f"{name} (effective rank {entropy_rank(values):.1f})"
-        axis.plot(rank, share, dash, color=colour, label=words, marker="o" if len(share) == 1 else "")
+        axis.plot(rank, share, dash, color=color, label=words, marker="o" if len(share) == 1 else "")
     axis.set(yscale="log", xlabel="singular value, the largest first", ylabel="share of their sum (%)")
     axis.set_ylim(bottom=lowest / 1.5)
     axis.set_xlim(left=0)
@@ -173,10 +173,10 @@ def landscape(data: Landscape, path: Path | str) -> None:
     """
     figure, (axis,) = new_figure(1, 3.4)
     axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
-    for losses, (colour, mark), name in zip(
+    for losses, (color, mark), name in zip(
         (data.median, data.sharpest), ((BLUE, "o-"), (ORANGE, "s--")), ("median", "sharpest"), strict=True
     ):
-        axis.plot(data.radii, losses, mark, color=colour, ms=4, label=f"{name} of {data.candidates} directions")
+        axis.plot(data.radii, losses, mark, color=color, ms=4, label=f"{name} of {data.candidates} directions")
     note = f"(1: each filter moves by its own norm; directions compared at {data.radius:g})"
     axis.set(xlabel=f"distance in weight space\n{note}", ylabel="contrastive loss (nats)")
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -206,10 +206,10 @@ def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path |
     figure, axes = new_figure(len(curves), 0.9 + 2.8 * len(curves), sharex=True)
     for axis, (protocol, panel) in zip(axes, curves.items(), strict=True):
         for name, found in panel.items():
-            marker, colour = MARKERS_OF_CURVES[encoders.index(name)]
+            marker, color = MARKERS_OF_CURVES[encoders.index(name)]
             for losses, dash, kind in ((found.clean, "-", "clean"), (found.attacked, "--", "attacked")):
                 words = label(f"{name}, {kind}")
-                axis.plot(found.radii, losses, f"{marker}{dash}", color=colour, ms=4, label=words)
+                axis.plot(found.radii, losses, f"{marker}{dash}", color=color, ms=4, label=words)
         axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
         axis.set(ylabel="cross entropy (nats)", title=protocol.upper(), yscale="log")
         axis.yaxis.set_major_formatter(LogFormatter())

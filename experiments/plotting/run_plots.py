@@ -133,8 +133,8 @@ def stack_shares(axis: Axes, shares: Shares, least: float = 12) -> None:
     """
     # Each window is a step, not a point of a line, because a slope would invent shares between two windows.
     drawn = np.concatenate([shares.share, shares.share[:, -1:]], axis=1)
-    colours = _colours(shares.values)
-    axis.stackplot(shares.edges, 100 * drawn, colors=list(colours), step="post", linewidth=0)
+    colors = _colors(shares.values)
+    axis.stackplot(shares.edges, 100 * drawn, colors=list(colors), step="post", linewidth=0)
     axis.set(xlim=(shares.edges[0], shares.edges[-1]), ylim=(0, 100))
     axis.set_yticks([0, 50, 100])
     tops = 100 * np.cumsum(shares.share[:, -1])
@@ -152,7 +152,7 @@ def stack_shares(axis: Axes, shares: Shares, least: float = 12) -> None:
             )
 
 
-def _colours(values: Sequence[int]) -> Array:
+def _colors(values: Sequence[int]) -> Array:
     return matplotlib.colormaps["viridis"](np.linspace(0, 1, len(values)))
 
 
@@ -160,7 +160,7 @@ def value_bar(figure: Figure, axes: Axes | Sequence[Axes], values: Sequence[int]
     """Draw the scale of the areas' colors; `place` is as in `Figure.colorbar`, by default at the right."""
     norm = BoundaryNorm(np.arange(values[0], values[-1] + 2) - 0.5, len(values))
     place = {"pad": 0.06, "fraction": 0.035, "aspect": 14} | place
-    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(_colours(values))), ax=axes, **place)
+    bar = figure.colorbar(ScalarMappable(norm, ListedColormap(_colors(values))), ax=axes, **place)
     bar.set_ticks(list(values[:: math.ceil(len(values) / 5)]))
     bar.ax.tick_params(length=0)
     bar.ax.minorticks_off()
@@ -202,10 +202,10 @@ def losses_and_reward(rows: Sequence[MetricsRow], path: Path | str) -> None:
         raise ValueError("no metrics row has a 'loss/...' entry: there is nothing to draw")
     figure, axes = new_figure(len(drawn), 0.8 + 2.1 * len(drawn), sharex=True)
     for axis, (title, lines, unit) in zip(axes, drawn, strict=True):
-        for key, (name, colour, dash) in lines.items():
+        for key, (name, color, dash) in lines.items():
             x, y = series(rows, key)
-            axis.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
-            axis.plot(x, smoothed(y), dash, color=colour, label=name)
+            axis.plot(x, y, color=color, alpha=0.22, linewidth=0.8)
+            axis.plot(x, smoothed(y), dash, color=color, label=name)
         if lines.keys() == terms.keys():
             (x, attacked), (_, clean) = (series(rows, key) for key in terms)
             gap = axis.fill_between(x, smoothed(clean), smoothed(attacked), color=PURPLE, alpha=0.14, linewidth=0)
@@ -328,12 +328,12 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     if not 1 <= len(classifiers) <= len(marks):
         raise ValueError(f"{len(classifiers)} classifiers are given: expected 1 to {len(marks)}")
     figure, (axis,) = new_figure(1, 3.8)
-    for (name, rows), (mark, colour) in zip(classifiers.items(), marks, strict=False):
+    for (name, rows), (mark, color) in zip(classifiers.items(), marks, strict=False):
         curve = accuracy_curve(rows)
         # Never negative, though at 0 % the interval's border and the value differ by rounding.
         errors = np.maximum([curve.value - curve.low, curve.high - curve.value], 0)
         axis.errorbar(
-            curve.epsilon, curve.value, errors, fmt=mark, color=colour, label=label(name), capsize=3, elinewidth=1, ms=6
+            curve.epsilon, curve.value, errors, fmt=mark, color=color, label=label(name), capsize=3, elinewidth=1, ms=6
         )
     epsilons = sorted({round(255 * row.epsilon, 6) for rows in classifiers.values() for row in rows})
     axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
@@ -366,10 +366,10 @@ def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) 
     figure, (axis,) = new_figure(1, 1.4 + 0.55 * len(rewards))
     for place, values in enumerate(rewards.values()):
         mean, low, high = mean_interval(values)
-        colour = BLUE if place == 0 else INK
-        axis.plot([low, high], [place, place], color=colour, linewidth=2.2)
-        axis.plot(mean, place, "o", color=colour, ms=8)
-        axis.plot(values, [place + 0.24] * len(values), "|", color=colour, alpha=0.6, ms=8)
+        color = BLUE if place == 0 else INK
+        axis.plot([low, high], [place, place], color=color, linewidth=2.2)
+        axis.plot(mean, place, "o", color=color, ms=8)
+        axis.plot(values, [place + 0.24] * len(values), "|", color=color, alpha=0.6, ms=8)
         axis.annotate(f"{mean:.3f}", (mean, place), (0, 8), textcoords="offset points", ha="center")
     axis.set_yticks(range(len(rewards)), list(rewards))
     axis.set(ylim=(len(rewards) - 0.5, -0.65))

@@ -167,9 +167,9 @@ def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: P
     # in the order of the points, from the top
     for rank, (arm, point) in enumerate(sorted(points.items(), key=lambda entry: -entry[1].mean)):
         x, y, bar = point.steps / 1e3, point.mean, [[point.mean - point.low], [point.high - point.mean]]
-        colour, mark = LINES[rank % len(LINES)]["color"], MARKERS[rank % len(MARKERS)]
-        axis.errorbar(x, y, bar, fmt="none", color=colour, elinewidth=1, capsize=2)
-        axis.plot(x, y, mark, ms=7, color=colour, mfc=colour if arm in front else "white", label=_broken(arm))
+        color, mark = LINES[rank % len(LINES)]["color"], MARKERS[rank % len(MARKERS)]
+        axis.errorbar(x, y, bar, fmt="none", color=color, elinewidth=1, capsize=2)
+        axis.plot(x, y, mark, ms=7, color=color, mfc=color if arm in front else "white", label=_broken(arm))
     axis.set(xlabel="attack gradient steps per run (thousands)", ylabel=f"{at(place)} (%)")
     axis.margins(x=0.09, y=0.09)
     axis.grid(**GRID)

@@ -350,10 +350,10 @@ def read_runs(paths: Sequence[Path]) -> ComparisonResult:
         cell = summarise(path)
         cells.append(replace(cell, damage=[*cell.damage, *damage, *damaged_events(path)]))
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
-    return ComparisonResult(name, "\n".join(commands), labelled(cells), {})
+    return ComparisonResult(name, "\n".join(commands), labeled(cells), {})
 
 
-def labelled(cells: Sequence[Cell]) -> list[Cell]:
+def labeled(cells: Sequence[Cell]) -> list[Cell]:
     """Label cells of single runs by their agents, and by the settings in which runs of one agent differ."""
     arms = []
     for cell in cells:

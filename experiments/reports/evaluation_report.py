@@ -30,18 +30,18 @@ PICTURES = (
     Picture(
         SPECTRUM,
         "Singular values of clean and attacked test features",
-        "Singular values of the normalised features, as shares of their sum: a steep fall is collapse.",
+        "Singular values of the normalized features, as shares of their sum: a steep fall is collapse.",
     ),
     Picture(
         LANDSCAPE,
         "Contrastive loss along a typical and the sharpest direction in weight space",
-        "The contrastive loss of clean against attacked images along filter-normalised directions in weight space.",
+        "The contrastive loss of clean against attacked images along filter-normalized directions in weight space.",
     ),
     Picture(
         DOWNSTREAM,
         "Downstream loss of each encoder, clean and attacked, along a direction in the classifier's weights",
         "Cross entropy of clean and of attacked test images along the direction of median sharpness among 16 random, "
-        "filter-normalised ones; the attack is made anew at each point.",
+        "filter-normalized ones; the attack is made anew at each point.",
     ),
 )
 HOW_TO_READ = (
@@ -85,7 +85,7 @@ def evaluation_page(folder: Path) -> Page:
     ]
     data = facts["data"]
     opening = Text(
-        f"{facts['name']} on {data['name']}: {data['train']:,} labelled training images, {data['test']:,} test images.",
+        f"{facts['name']} on {data['name']}: {data['train']:,} labeled training images, {data['test']:,} test images.",
         "answer",
     )
     return Page(f"Evaluation: {facts['name']}", [opening], [section for section in sections if section.blocks])

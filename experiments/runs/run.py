@@ -108,8 +108,8 @@ class Run:
         if not chosen.agent_learns:
             self.agent = FrozenAgent(played, self.agent)
         probed = self.engine.data.probe_train
-        labelled = probed.labels is not None
-        self.probe = OnlineProbe(probed, seed) if settings.probe.probe_every and labelled else None
+        labeled = probed.labels is not None
+        self.probe = OnlineProbe(probed, seed) if settings.probe.probe_every and labeled else None
         self._kept_epochs = 0
         self.saved_step: int | None = None
         """The update after which the run was last saved, or at which it was resumed."""

@@ -80,7 +80,7 @@ def load_stl10(wanted: Wanted) -> Split:
     stl10 = _torchvision_datasets("stl10").STL10
     # torchvision's class needs the 2.8 GB of unlabeled images, and computes their checksum twice
     files = [entry for entry in stl10.train_list if not entry[0].startswith("unlabeled")]
-    return _load_archive(_stl10("stl10", type("LabelledSTL10", (stl10,), {"train_list": files}), "train"), wanted)
+    return _load_archive(_stl10("stl10", type("LabeledSTL10", (stl10,), {"train_list": files}), "train"), wanted)
 
 
 def load_stl10_unlabeled(wanted: Wanted) -> Split:
@@ -92,9 +92,9 @@ def load_stl10_unlabeled(wanted: Wanted) -> Split:
     found = _load_archive(_stl10("stl10-unlabeled", stl10, "unlabeled"), wanted)
     # torchvision gives unlabeled images the label -1
     train = replace(found.train, labels=None, classes=())
-    labelled = load_stl10(replace(wanted, limit=None, test_limit=1, download=False))
-    notes = (f"{len(labelled.train):,} labelled images for probes",)
-    return replace(found, train=train, probed=labelled.train, notes=notes)
+    labeled = load_stl10(replace(wanted, limit=None, test_limit=1, download=False))
+    notes = (f"{len(labeled.train):,} labeled images for probes",)
+    return replace(found, train=train, probed=labeled.train, notes=notes)
 
 
 def _stl10(name: str, source: Any, split: str) -> Archive:

@@ -261,7 +261,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
     ),
     "stl10": DatasetSpec(
         load=partial(_from_archive, load_stl10),
-        summary="13,000 photographs of 10 classes, 96 x 96: the 5,000 and 8,000 labelled ones only",
+        summary="13,000 photographs of 10 classes, 96 x 96: the 5,000 and 8,000 labeled ones only",
         source="Coates et al., AISTATS 2011",
         preset="cifar10-quick",
         image_size=96,
@@ -271,7 +271,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
     ),
     "stl10-unlabeled": DatasetSpec(
         load=partial(_from_archive, load_stl10_unlabeled),
-        summary="STL-10's 100,000 unlabelled photographs to train on, its labelled ones for probes and tests",
+        summary="STL-10's 100,000 unlabeled photographs to train on, its labeled ones for probes and tests",
         source="Coates et al., AISTATS 2011",
         preset="cifar10-quick",
         image_size=96,
@@ -289,7 +289,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
     ),
     "folder": DatasetSpec(
         load=_folder,
-        summary="any folder of images, labelled by sub-folders or not at all",
+        summary="any folder of images, labeled by sub-folders or not at all",
         preset="folder",
         cached=True,
     ),

@@ -105,7 +105,7 @@ def _notes(
         if unread := [name for name in folders_in(root) if name not in halves]:
             notes.append(f"not read: {named(unread)}")
     if not classes:
-        notes.append(f"no labels, since {_why_unlabelled(trees[0])}")
+        notes.append(f"no labels, since {_why_unlabeled(trees[0])}")
     skipped = Counter[str]()
     for tree in trees:
         skipped.update(tree.skipped)
@@ -115,7 +115,7 @@ def _notes(
     return tuple(notes)
 
 
-def _why_unlabelled(tree: ImageTree) -> str:
+def _why_unlabeled(tree: ImageTree) -> str:
     tops = tree.below[()]
     if not tops:
         return "there are no class folders"

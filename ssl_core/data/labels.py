@@ -37,7 +37,7 @@ def required_labels(data: ImageSet, purpose: str) -> Tensor:
     return data.labels
 
 
-def labelled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
+def labeled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
     """Return the share of a labeled set for the training of a semi-supervised evaluation.
 
     Balanced: each class gives `round(fraction * its number of images)`, and at least one. Nested: for one seed, a

@@ -19,7 +19,7 @@ from astra_gym.ssl_core.utils.hashing import fingerprint
 
 
 @dataclass(frozen=True)
-class NeighbourSettings:
+class NeighborSettings:
     """Settings of weighted nearest neighbors, by default of Wu et al. 2018 (instance discrimination, section 3.4).
 
     Args:
@@ -34,11 +34,11 @@ class NeighbourSettings:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        check_number("the neighbours' k", self.k, 1, whole=True)
-        check_number("the neighbours' temperature", self.temperature, above=True)
+        check_number("the neighbors' k", self.k, 1, whole=True)
+        check_number("the neighbors' temperature", self.temperature, above=True)
 
 
-class NeighbourClassifier(FrozenEncoderClassifier):
+class NeighborClassifier(FrozenEncoderClassifier):
     """A frozen encoder and its features of the training images: images (n, 3, H, W) in [0, 1] -> logits (n, classes).
 
     The k training images with the largest cosine similarity s to the image's features vote for their classes, with
@@ -75,7 +75,7 @@ class NeighbourClassifier(FrozenEncoderClassifier):
         features: Tensor,
         labels: Tensor,
         classes: int,
-        settings: NeighbourSettings,
+        settings: NeighborSettings,
     ) -> None:
         super().__init__(encoder, route)
         if not settings.k <= len(features):
@@ -93,7 +93,7 @@ class NeighbourClassifier(FrozenEncoderClassifier):
         temperature = self.settings.temperature
         nearest = torch.stack([_largest(part) for part in similarity.split(self.sizes, 1)], 1)
         best = nearest.detach().amax(1, keepdim=True)
-        rows = _neighbours(similarity.detach(), self.settings.k)
+        rows = _neighbors(similarity.detach(), self.settings.k)
         # relative to the best neighbor, so that exp cannot overflow at any temperature
         weights = ((similarity.gather(1, rows) - best) / temperature).exp()
         votes = torch.zeros_like(nearest).scatter_add(1, self.labels[rows], weights)
@@ -105,16 +105,16 @@ class NeighbourClassifier(FrozenEncoderClassifier):
         )
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     encoder: nn.Module,
     route: str,
     train: ImageSet,
-    settings: NeighbourSettings,
+    settings: NeighborSettings,
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
-) -> NeighbourClassifier:
+) -> NeighborClassifier:
     """Make a nearest-neighbor classifier; the un-augmented training images are encoded once.
 
     The classifier holds a copy: `encoder` does not change, and may be trained further. Nothing is random.
@@ -133,7 +133,7 @@ def nearest_neighbours(
         RuntimeError: if a feature is not finite.
         SanityError: if a parameter or buffer of the encoder changed, which would invalidate the result.
     """
-    labels = required_labels(train, "a vote of the nearest neighbours").to(device)
+    labels = required_labels(train, "a vote of the nearest neighbors").to(device)
     encoder = copy.deepcopy(encoder).to(device).eval().requires_grad_(False)
     before, features = fingerprint(encoder), fast_features(encoder)
     parts: list[Tensor] = []
@@ -144,12 +144,12 @@ def nearest_neighbours(
             progress(sum(map(len, parts)), len(train))
     check_frozen(before, fingerprint(encoder), "while its training images were encoded")
     used = replace(settings, k=min(settings.k, len(train)))
-    return NeighbourClassifier(encoder, route, torch.cat(parts), labels, len(train.classes), used)
+    return NeighborClassifier(encoder, route, torch.cat(parts), labels, len(train.classes), used)
 
 
 def _finite(features: Tensor) -> Tensor:
     if not bool(features.isfinite().all()):
-        raise RuntimeError("the encoder gave features that are not finite, which have no nearest neighbours")
+        raise RuntimeError("the encoder gave features that are not finite, which have no nearest neighbors")
     return features
 
 
@@ -158,7 +158,7 @@ def _largest(similarity: Tensor) -> Tensor:
     return similarity.amax(1) if similarity.shape[1] else similarity.new_full((len(similarity),), -1.0)
 
 
-def _neighbours(similarity: Tensor, k: int) -> Tensor:
+def _neighbors(similarity: Tensor, k: int) -> Tensor:
     """Columns of the k largest values of each row of (n, N), in rising order; of equal ones the first, unlike topk."""
     last = similarity.topk(k, dim=1).values[:, -1:]
     above, equal = similarity > last, similarity == last

@@ -173,10 +173,10 @@ def _glass_blur(x: Tensor, constants: tuple[float, int, int], draws: Draws) -> T
     for _ in range(passes):
         shifts = _uniform(draws, 2, height * width, low=-reach, high=reach).numpy()
         dy, dx = np.moveaxis(np.floor(shifts), 1, 0).astype(int)
-        neighbour = np.ascontiguousarray((np.arange(height * width) + dy * width + dx).T)
+        neighbor = np.ascontiguousarray((np.arange(height * width) + dy * width + dx).T)
         for row in range(height - reach, reach, -1):
             for pixel in range(row * width + width - reach, row * width + reach, -1):
-                source[pixel] = source[neighbour[pixel], images]
+                source[pixel] = source[neighbor[pixel], images]
     places = torch.from_numpy(source.T.copy()).to(x.device)[:, None]
     return smoothed(x.flatten(2).gather(2, places.expand(-1, 3, -1)).view(x.shape), sigma, "nearest")
 
@@ -270,20 +270,20 @@ def _fog(x: Tensor, constants: tuple[float, float], draws: Draws) -> Tensor:
 
 # Mean color, standard deviation of gray, and share of fine grain in its variance, for each of the five photographs.
 # With these and the decay, the texture's autocorrelation is within 0.15 of the photographs' up to 8 pixels.
-_FROST_COLOURS = np.array([(78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165), (112, 123, 135)]) / 255
+_FROST_COLORS = np.array([(78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165), (112, 123, 135)]) / 255
 _FROST_CONTRASTS = np.array([18, 22, 22, 29, 43]) / 255
 _FROST_GRAIN = 0.4
 _FROST_DECAY = 1.25
 
 
-def _standardised(fields: Tensor) -> Tensor:
+def _standardized(fields: Tensor) -> Tensor:
     return (fields - fields.mean(dim=(1, 2), keepdim=True)) / fields.std(dim=(1, 2), keepdim=True, unbiased=False)
 
 
 def _frost_texture(draws: Draws, side: int, scale: float, device: torch.device) -> Tensor:
     """Texture (n, side, side), mean 0, deviation 1: a fractal, and grain as wide as a photograph's scaled pixel."""
-    large = _standardised(_fractal(draws, side, _FROST_DECAY, device))
-    grain = _standardised(smoothed(_normal(draws, side, side).to(device), scale, "reflect"))
+    large = _standardized(_fractal(draws, side, _FROST_DECAY, device))
+    grain = _standardized(smoothed(_normal(draws, side, side).to(device), scale, "reflect"))
     return math.sqrt(1 - _FROST_GRAIN) * large + math.sqrt(_FROST_GRAIN) * grain
 
 
@@ -295,8 +295,8 @@ def _frost(
     chosen = (which * len(FROST_FILES)).long()
     if photographs is None:
         fields = _frost_texture(draws, 2 * _power_of_two(max(height, width)), scale, x.device)[:, None]
-        colour, contrast = (torch.from_numpy(each)[chosen].to(x.device) for each in (_FROST_COLOURS, _FROST_CONTRASTS))
-        textures = list((colour[:, :, None, None] + contrast[:, None, None, None] * fields).clamp(0, 1))
+        color, contrast = (torch.from_numpy(each)[chosen].to(x.device) for each in (_FROST_COLORS, _FROST_CONTRASTS))
+        textures = list((color[:, :, None, None] + contrast[:, None, None, None] * fields).clamp(0, 1))
     else:
         scaled = [_scaled(photograph, scale, height, width).to(x.device) for photograph in photographs]
         textures = [scaled[index] for index in chosen.tolist()]

@@ -14,7 +14,7 @@ CHUNK = 2**24
 """Number of pairs of embeddings compared together, 128 MiB of float64."""
 
 
-def normalised(z: Tensor, name: str = "z") -> Tensor:
+def normalized(z: Tensor, name: str = "z") -> Tensor:
     """Project embeddings (n, d) to the unit sphere, in float64.
 
     Raises:
@@ -51,11 +51,11 @@ def alignment(z1: Tensor, z2: Tensor, weights: Tensor | None = None) -> Tensor:
         A scalar, or (b,), in [0, 4]: the mean of 2 - 2 cos(z1, z2).
 
     Raises:
-        ValueError: if the shapes differ, or as `normalised`.
+        ValueError: if the shapes differ, or as `normalized`.
     """
     if z1.shape != z2.shape:
         raise ValueError(f"z1 is {tuple(z1.shape)} and z2 {tuple(z2.shape)}: expected (n, d) twice, a pair in each row")
-    distances = (normalised(z1, "z1") - normalised(z2, "z2")).square().sum(dim=1).clamp(max=4)
+    distances = (normalized(z1, "z1") - normalized(z2, "z2")).square().sum(dim=1).clamp(max=4)
     weight = _weights(weights, distances)
     return _one_or_many(weight @ distances / weight.sum(dim=1), weights)
 
@@ -75,10 +75,10 @@ def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tens
         A scalar, or (b,), in [-4t, 0]; 0 if all embeddings are equal.
 
     Raises:
-        ValueError: if t is not positive, or as `normalised`.
+        ValueError: if t is not positive, or as `normalized`.
     """
     check_number("t", t, above=True)
-    z = normalised(z)
+    z = normalized(z)
     weight = _weights(weights, z)
     pairs = weight.sum(dim=1).square() - weight.square().sum(dim=1)
     if not bool((pairs > 0).all()):
@@ -98,16 +98,16 @@ def uniformity(z: Tensor, t: float = 2.0, weights: Tensor | None = None) -> Tens
     return _one_or_many((largest + (total / pairs).log()).clamp(-4 * t, 0), weights)
 
 
-def singular_values(z: Tensor, centred: bool = False) -> Tensor:
+def singular_values(z: Tensor, centered: bool = False) -> Tensor:
     """Singular values (min(n, d),) of the normalized embeddings, in falling order.
 
     Args:
         z: (n, d).
-        centred: whether to subtract the mean embedding first; the squares are then n times the eigenvalues of the
+        centered: whether to subtract the mean embedding first; the squares are then n times the eigenvalues of the
             covariance matrix.
     """
-    z = normalised(z)
-    return torch.linalg.svdvals(z - z.mean(dim=0) if centred else z)
+    z = normalized(z)
+    return torch.linalg.svdvals(z - z.mean(dim=0) if centered else z)
 
 
 def effective_rank(z: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def effective_rank(z: Tensor) -> Tensor:
         A scalar in [1, min(n, d)].
 
     Raises:
-        ValueError: as `normalised`.
+        ValueError: as `normalized`.
     """
     return entropy_rank(singular_values(z))
 
@@ -145,9 +145,9 @@ def embedding_std(z: Tensor, weights: Tensor | None = None) -> Tensor:
         A scalar in [0, 1/sqrt(d)], or (b,).
 
     Raises:
-        ValueError: as `normalised`.
+        ValueError: as `normalized`.
     """
-    z = normalised(z)
+    z = normalized(z)
     weight = _weights(weights, z)
     weight = weight / weight.sum(dim=1, keepdim=True)
     # moments around the data's mean, so that a collapsed dimension does not lose digits

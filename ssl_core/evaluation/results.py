@@ -20,7 +20,7 @@ PROTOCOLS: Mapping[str, str] = {
     "alf": "adversarial linear fine-tuning: a linear head trained on attacked images",
     "aff": "adversarial full fine-tuning: head and encoder, dual-branch TRADES",
     "lp-aff": "linear probing, then adversarial full fine-tuning from that head",
-    "knn": "k nearest neighbours of the frozen encoder's features, weighted by similarity",
+    "knn": "k nearest neighbors of the frozen encoder's features, weighted by similarity",
     "ridge": "a ridge-regression head on the frozen encoder, in closed form: for screening",
     "classifier": "a model's own logits",
     "features": "the frozen encoder's features or embeddings, without a classifier",

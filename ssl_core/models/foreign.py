@@ -117,7 +117,7 @@ def load_foreign(
         if stem is not None:
             raise ValueError(f"stem is {shown(stem)}, but the file's network is a vision transformer: leave it out")
         arguments = vit_arguments(state, said, notes)
-        mean, std = _normalisation(_said_normalisation(state, said), mean, std, False, notes)
+        mean, std = _normalization(_said_normalization(state, said), mean, std, False, notes)
         only = (said.get("route", ROUTES[0]),)
         arguments |= {"routes": only, "mean": mean, "std": std}
         notes.append(NO_PROJECTOR)
@@ -135,7 +135,7 @@ def load_foreign(
     chosen = _chosen(route, routes, format)
     stem = _stem(state["conv1.weight"], format, stem, said.get("stem"), notes)
     usual = format in FAMILY or stem == "imagenet"
-    mean, std = _normalisation(_said_normalisation(state, said), mean, std, usual, notes)
+    mean, std = _normalization(_said_normalization(state, said), mean, std, usual, notes)
     # a file of `save_encoder` has no projector, and a neck in its place
     neck = state.get("fc.0.weight", torch.empty(0)).shape[:1].numel() if said else 0
     head = _classifier(state)
@@ -233,7 +233,7 @@ def _stem(kernel: Tensor, format: str, given: str | None, said: str | None, note
     return fits
 
 
-def _said_normalisation(state: dict[str, Tensor], said: Mapping[str, Any]) -> dict[str, list[float]]:
+def _said_normalization(state: dict[str, Tensor], said: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the file's input normalization, removed from the state dict; empty if it has none."""
     buffers = ("normalize.mean", "normalize.std")
     if all(name in state for name in buffers):
@@ -241,7 +241,7 @@ def _said_normalisation(state: dict[str, Tensor], said: Mapping[str, Any]) -> di
     return {name: list(said[name]) for name in ("mean", "std") if name in said}
 
 
-def _normalisation(
+def _normalization(
     known: Mapping[str, list[float]],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,

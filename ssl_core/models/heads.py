@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.models.init import Drawn, build_module, initialise
+from astra_gym.ssl_core.models.init import Drawn, build_module, initialize
 from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
 from astra_gym.ssl_core.models.route_norm import Tracking
 from astra_gym.ssl_core.utils.rng import Streams
@@ -198,8 +198,8 @@ def build_heads(streams: Streams, heads: Mapping[str, nn.Module]) -> dict[str, n
         heads: the heads by name; their weights are drawn in the order of the names.
 
     Raises:
-        ValueError: if `initialise` knows no initialization for a part of a head.
+        ValueError: if `initialize` knows no initialization for a part of a head.
     """
     for name in sorted(heads):
-        initialise(heads[name], streams["heads"])
+        initialize(heads[name], streams["heads"])
     return {name: head.to(streams.device) for name, head in heads.items()}

@@ -19,7 +19,7 @@ class Drawn(ABC):
         """Draw them from the generator, on the CPU."""
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
+def initialize(module: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight anew from the generator: He's scheme for convolutions, torch's default for linear layers.
 
     A `Drawn` part comes last, since it may overwrite its own linear layers.
@@ -37,7 +37,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.reset_parameters()
         elif part not in theirs and next(part.parameters(recurse=False), None) is not None:
-            raise ValueError(f"no initialisation is known for {type(part).__name__}")
+            raise ValueError(f"no initialization is known for {type(part).__name__}")
     for own in drawn:
         own.draw(generator)
 
@@ -50,10 +50,10 @@ def build_module(generator: torch.Generator, factory: Callable[[], M]) -> M:
         factory: function that makes the module, on the CPU.
 
     Raises:
-        ValueError: if `initialise` knows no initialization for a part of the module.
+        ValueError: if `initialize` knows no initialization for a part of the module.
     """
     # the layers' constructors draw weights from the global generator: discard them and restore its state
     with torch.random.fork_rng(devices=[]):
         module = factory()
-    initialise(module, generator)
+    initialize(module, generator)
     return module

@@ -66,7 +66,7 @@ OPERATIONS = (brightness, contrast, saturation, hue, grayscale)
 _NONE_DUE = len(OPERATIONS)
 
 
-def colour(views: Tensor, jitter: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
+def color(views: Tensor, jitter: Tensor, order: Tensor, factors: Tensor, gray: Tensor) -> Tensor:
     """Apply color jitter, then grayscale.
 
     Before each of the five stages the batch is sorted by its next operation, so that each operation works in place on a

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from astra_gym.ssl_core.transforms.blur import apply_filters, draw_filters
-from astra_gym.ssl_core.transforms.color import colour
+from astra_gym.ssl_core.transforms.color import color
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -214,7 +214,7 @@ def apply_strong(images: Tensor, parameters: StrongParameters, interpolation: st
     check_one_each(images, parameters.flip)
     height, width = images.shape[-2:]
     crops = resized_crop(images, parameters.boxes, parameters.flip, (height, width), interpolation)
-    return colour(crops, parameters.jitter, parameters.order, parameters.factors, parameters.gray)
+    return color(crops, parameters.jitter, parameters.order, parameters.factors, parameters.gray)
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

@@ -44,8 +44,8 @@ class KnownOptimum:
 
     def _draw(self) -> None:
         if self.image:
-            colour = torch.randint(0, 256, (self.num_envs, 3, 1, 1), generator=self.generator, dtype=torch.uint8)
-            self.current, self.ideal = colour.expand(-1, -1, 8, 8), colour[:, :, 0, 0] / 255
+            color = torch.randint(0, 256, (self.num_envs, 3, 1, 1), generator=self.generator, dtype=torch.uint8)
+            self.current, self.ideal = color.expand(-1, -1, 8, 8), color[:, :, 0, 0] / 255
         else:
             self.current = torch.randn((self.num_envs, FEATURES), generator=self.generator).clamp(-10, 10)
             self.ideal = torch.sigmoid(self.current @ self.weights)

@@ -145,11 +145,11 @@ def test_lints_against_a_plain_twin(world: Any) -> None:
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for age, (x, action, reward, weight) in zip(range(5, -1, -1), plays, strict=True):
         wide = reward.astype(np.float64)
-        centred = wide - (wide.mean() if baseline is None else baseline)
+        centered = wide - (wide.mean() if baseline is None else baseline)
         baseline = wide.mean() if baseline is None else 0.6 * baseline + 0.4 * wide.mean()
-        square = (centred**2).mean()
+        square = (centered**2).mean()
         scale = square if scale is None else 0.6 * scale + 0.4 * square
-        rows.append((0.8**age * weight, np.c_[x.astype(np.float64), np.ones(5)], action, centred / np.sqrt(scale)))
+        rows.append((0.8**age * weight, np.c_[x.astype(np.float64), np.ones(5)], action, centered / np.sqrt(scale)))
     place = 0
     query = random.normal(size=(4, 6)).astype(np.float32)
     wide_query = np.c_[query.astype(np.float64), np.ones(4)]

@@ -1,4 +1,4 @@
-"""Strategy networks: distributions, initialisation, images."""
+"""Strategy networks: distributions, initialization, images."""
 
 import math
 

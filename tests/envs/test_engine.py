@@ -37,7 +37,7 @@ def test_observing_twice_gives_the_same_and_changes_no_weight(engine: AttackEngi
     assert torch.equal(first, engine.observe())
     assert same(before, weights(engine))
     assert first.abs().max() <= 10
-    # the first batch's own statistics standardise it
+    # the first batch's own statistics standardize it
     torch.testing.assert_close(first[:, :-1].mean(0), torch.zeros(17), atol=1e-4, rtol=0)
     assert (first[:, -1] == -1).all()
 

@@ -57,7 +57,7 @@ MEAN, OF_BATCHES, WRONG = (f"{__name__}:{name}" for name in ("Mean", "OfBatches"
 def test_the_training_s_progress_runs_from_minus_one_to_one() -> None:
     statistics, raw = RunningStatistics(), torch.tensor([[1.0], [3.0]])
     statistics.update(raw)
-    assert [statistics.standardise(raw, progress)[0, -1].item() for progress in (0.0, 0.5, 1.0)] == [-1, 0, 1]
+    assert [statistics.standardize(raw, progress)[0, -1].item() for progress in (0.0, 0.5, 1.0)] == [-1, 0, 1]
 
 
 def test_which_environment_has_which() -> None:

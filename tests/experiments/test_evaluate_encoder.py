@@ -14,7 +14,7 @@ from astra_gym.experiments import evaluate_encoder, publish, report, train_agent
 from astra_gym.experiments.evaluation import encoders, protocol_runner, request
 from astra_gym.experiments.evaluation.store import EvaluationStore
 from astra_gym.ssl_core.data.image_set import Split
-from astra_gym.ssl_core.downstream.knn import NeighbourClassifier
+from astra_gym.ssl_core.downstream.knn import NeighborClassifier
 from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 
@@ -261,8 +261,8 @@ def test_a_checkpoint_of_another_project_needs_its_format(theirs: tuple[str, ...
 
 @pytest.mark.every_agent
 def test_a_checkpoint_of_another_project_is_evaluated(theirs: tuple[str, ...], tmp_path: Path) -> None:
-    normalised = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
-    rows = evaluated(tmp_path / "out", *theirs, "--format", "torchvision", "--stem", "cifar", *normalised)
+    normalized = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
+    rows = evaluated(tmp_path / "out", *theirs, "--format", "torchvision", "--stem", "cifar", *normalized)
     assert [(row.protocol, row.metric, row.checkpoint) for row in rows] == [("knn", "SA", "theirs.pt")]
 
 
@@ -299,7 +299,7 @@ def test_a_void_classifier_costs_no_other(run: Path, tmp_path: Path, monkeypatch
     checked = protocol_runner.check_classifier
 
     def strict(classifier: nn.Module, *given: object, **more: object) -> list[str]:
-        if isinstance(classifier, NeighbourClassifier):
+        if isinstance(classifier, NeighborClassifier):
             raise SanityError("void for a test")
         return checked(classifier, *given, **more)
 

@@ -157,7 +157,7 @@ def test_bad_input(tmp_path, capsys) -> None:
             main(arguments)
         assert end.value.code == 2
         assert message in capsys.readouterr().err
-    (tmp_path / "bad.md").write_text("<!-- table colours digits -->\n<!-- end -->\n")
+    (tmp_path / "bad.md").write_text("<!-- table colors digits -->\n<!-- end -->\n")
     with pytest.raises(SystemExit):
         main([f"--readme={tmp_path / 'bad.md'}"])
     assert "expected one of accuracy" in capsys.readouterr().err

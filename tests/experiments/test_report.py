@@ -7,7 +7,7 @@ import pytest
 from astra_gym.experiments import train_agent
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.report import main
-from astra_gym.experiments.reports.comparison_report import labelled, read_runs
+from astra_gym.experiments.reports.comparison_report import labeled, read_runs
 from tests.helpers.sealed import resealed_yaml
 
 TINY = (
@@ -92,7 +92,7 @@ def test_runs_of_an_agent_with_other_settings_are_other_arms(make_cell) -> None:
         make_cell("fixed", 0, settings={"reward_cost": 0.5}),
         make_cell("ppo", 2, method="acl"),
     ]
-    assert [cell.arm for cell in labelled(cells)] == ["ppo@reward_cost=0.0", "ppo@reward_cost=0.5", "fixed", "ppo"]
+    assert [cell.arm for cell in labeled(cells)] == ["ppo@reward_cost=0.0", "ppo@reward_cost=0.5", "fixed", "ppo"]
 
 
 def test_bad_input_is_one_line(compared, run, tmp_path, capsys) -> None:

@@ -15,8 +15,8 @@ def checksum(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def write_stl10(root: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: int = 0) -> Path:
-    """40 and 30 images, each three planes column by column, and labels from 1; unlabelled ones if there are any."""
+def write_stl10(root: Path, monkeypatch: pytest.MonkeyPatch, unlabeled: int = 0) -> Path:
+    """40 and 30 images, each three planes column by column, and labels from 1; unlabeled ones if there are any."""
     from torchvision.datasets import STL10
 
     folder = root / "stl10_binary"
@@ -24,8 +24,8 @@ def write_stl10(root: Path, monkeypatch: pytest.MonkeyPatch, unlabelled: int = 0
     for seed, (name, n) in enumerate({"train": 40, "test": 30}.items()):
         (folder / f"{name}_X.bin").write_bytes(draw(seed, n, 3, 96, 96).tobytes())
         (folder / f"{name}_y.bin").write_bytes((np.arange(n) * 3 % 10 + 1).astype(np.uint8).tobytes())
-    if unlabelled:
-        (folder / "unlabeled_X.bin").write_bytes(draw(9, unlabelled, 3, 96, 96).tobytes())
+    if unlabeled:
+        (folder / "unlabeled_X.bin").write_bytes(draw(9, unlabeled, 3, 96, 96).tobytes())
     (folder / "class_names.txt").write_text("".join(f"class {k}\n" for k in range(10)))
     for kind in ("train_list", "test_list"):
         entries = [

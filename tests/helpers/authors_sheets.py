@@ -121,7 +121,7 @@ EMP = Sheet(
     options={"crops": 16, "patches": False, "invariance": 200.0, "epsilon": 0.2},
     weights={"adversarial": 1.0},
 )
-# section 14: solo-learn's CIFAR settings. Layers of the heads, the stem, crops, colours and the constant rate of
+# section 14: solo-learn's CIFAR settings. Layers of the heads, the stem, crops, colors and the constant rate of
 # SimSiam's predictor are from its code, of which the sheet has the widths alone; it attacks nothing, so has no routes
 SOLO: dict[str, Any] = {"warmup": None, "padding": 2, "normalization": None, "routes": None, "evaluated": None}
 SOLO |= {"budget": None, "crop": 0.08, "interpolation": "bicubic"}

@@ -71,7 +71,7 @@ def seeded_in_secret(model: nn.Module, x: Tensor) -> Tensor:
         return seeded(model, x)
 
 
-def normalised_over_the_batch(model: nn.Module, x: Tensor) -> Tensor:
+def normalized_over_the_batch(model: nn.Module, x: Tensor) -> Tensor:
     return model((x - x.mean(0)) / (x.std(0, correction=0) + 0.1))
 
 

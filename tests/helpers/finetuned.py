@@ -18,7 +18,7 @@ BOTH = ("normal", "pgd")
 
 
 def image_set(n: int = 48, seed: int = 0, tint: int = 30) -> ImageSet:
-    """Noise on grey with a tint of the class's own colour."""
+    """Noise on grey with a tint of the class's own color."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     images = torch.randint(60, 190, (n, 3, 8, 8), generator=generator)

@@ -29,7 +29,7 @@ def images(side=32):
     return torch.rand(2, 3, side, side, generator=generator(5), dtype=torch.float64)
 
 
-def normalised(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+def normalized(x, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     # our network keeps both as float32
     return (x - torch.tensor(mean).double().view(1, 3, 1, 1)) / torch.tensor(std).double().view(1, 3, 1, 1)
 

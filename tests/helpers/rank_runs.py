@@ -77,8 +77,8 @@ def played(method: str, agent: str, **settings: Any) -> dict[str, Tensor]:
     for part in (learner.network, learner.heads, learner.others):
         part.double()
     # agents see float32, as their spaces say
-    standardised = run.engine.standardise
-    run.engine.standardise = lambda raw: standardised(raw).float()
+    standardized = run.engine.standardize
+    run.engine.standardize = lambda raw: standardized(raw).float()
     run.agent.learn(UPDATES * run.env.num_envs, _Recorder(run, found.update))
     return found | dict(_tensors({"learner": learner.state_dict(), "agent": run.agent.state_dict()}))
 

@@ -114,7 +114,7 @@ def _features(case: Case) -> Call:
     wrong: dict[str, Any] = {
         "0..255": good * 255,
         "bytes": (good * 255).byte(),
-        "normalised": good * 4 - 2,
+        "normalized": good * 4 - 2,
         "NaN": good.clone().index_fill_(0, torch.tensor([1]), torch.nan),
         "infinite": good.clone().index_fill_(0, torch.tensor([1]), torch.inf),
         "one image": good[0],

@@ -60,7 +60,7 @@ def test_the_picture_has_a_panel_for_what_was_measured(tmp_path: Path) -> None:
         picture = imread(path)
         assert picture.shape[1] == 1280
         heights.append(picture.shape[0])
-        # something is drawn, in colour and in every part of the picture
+        # something is drawn, in color and in every part of the picture
         assert all(np.ptp(part[..., :3]) > 0.5 for part in np.array_split(picture, 4))
     assert heights == sorted(set(heights))
     assert list(path.parent.iterdir()) == [path]

@@ -133,7 +133,7 @@ def test_a_single_route_is_a_deviation_of_full_fine_tuning_only() -> None:
     )
 
 
-def test_fewer_images_than_neighbours_are_a_deviation() -> None:
+def test_fewer_images_than_neighbors_are_a_deviation() -> None:
     assert "k 150, not 200" in made().deviations("knn", 150, BOTH)
 
 

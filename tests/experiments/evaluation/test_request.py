@@ -32,10 +32,10 @@ def test_each_encoder_of_a_run_has_its_own_folder_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_unlabelled_images_is_probed_and_evaluated_on_the_labelled_ones(
+def test_a_run_on_unlabeled_images_is_probed_and_evaluated_on_the_labeled_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_stl10(tmp_path, monkeypatch, unlabelled=24)
+    write_stl10(tmp_path, monkeypatch, unlabeled=24)
     run = tmp_path / "run"
     words = f"--dataset=stl10-unlabeled --data_dir={tmp_path} --run_dir={run} --download=false --limit=20"
     words += " --test_limit=30 --image_size=8 --batch_size=5 --width=2 --epochs=1 --probe_epochs=1 --probe_every=1"

@@ -262,12 +262,12 @@ def test_tsne_with_ten_classes_more_and_none(tmp_path: Path) -> None:
         tsne(clean, attacked, torch.zeros(7, dtype=torch.int64), ("one",), tmp_path / "tsne.png")
 
 
-def test_colours_of_classes_are_in_the_picture(tmp_path: Path) -> None:
+def test_colors_of_classes_are_in_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "tsne.png"
     tsne(*pair(), torch.arange(60) % 3, ("a", "b", "c"), path)
     pixels = picture(path)
-    for colour in ("#0072B2", "#D55E00", "#009E73"):
-        exact = np.abs(pixels - matplotlib.colors.to_rgb(colour)).max(2) < 0.01
+    for color in ("#0072B2", "#D55E00", "#009E73"):
+        exact = np.abs(pixels - matplotlib.colors.to_rgb(color)).max(2) < 0.01
         left, right = np.array_split(exact, 2, axis=1)
         assert min(left.sum(), right.sum()) > 500
 

@@ -131,8 +131,8 @@ def test_action_areas_have_the_size_of_their_shares(tmp_path: Path) -> None:
     columns = matplotlib.colormaps["viridis"]
     lowest, highest = (np.array(columns(end)[:3]) for end in (0.0, 1.0))
     line = pixels[:, pixels.shape[1] // 2]
-    dark, bright = (int((np.abs(line - colour).max(1) < 0.02).sum()) for colour in (lowest, highest))
-    # Over the three panels: 0.75 + 1 + 0 in the lowest value's colour, 0.25 + 0 + 1 in the highest's.
+    dark, bright = (int((np.abs(line - color).max(1) < 0.02).sum()) for color in (lowest, highest))
+    # Over the three panels: 0.75 + 1 + 0 in the lowest value's color, 0.25 + 0 + 1 in the highest's.
     assert dark / bright == pytest.approx(1.75 / 1.25, rel=0.03)
     assert dark + bright > 0.5 * len(line)
 

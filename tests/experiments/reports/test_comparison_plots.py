@@ -115,7 +115,7 @@ def test_all_figures_of_many_arms_are_drawn_whole(make_cell, tmp_path) -> None:
     assert {pixels.shape[1] for pixels in pictures.values()} == {1280}
 
 
-def test_the_shares_have_the_colour_of_their_value_whatever_values_an_arm_has(make_cell, tmp_path) -> None:
+def test_the_shares_have_the_color_of_their_value_whatever_values_an_arm_has(make_cell, tmp_path) -> None:
     def chosen(value: int, values: list[int]) -> dict[str, Any]:
         share = [[float(entry == value)] for entry in values]
         return {"edges": [0, 10], "values": values, "share": share}

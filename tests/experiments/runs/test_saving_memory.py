@@ -1,4 +1,4 @@
-"""Runs that save memory, on the command line: exact on resume, labelled, and refused in one line where they must be."""
+"""Runs that save memory, on the command line: exact on resume, labeled, and refused in one line where they must be."""
 
 import json
 import re

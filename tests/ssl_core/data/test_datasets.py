@@ -161,7 +161,7 @@ def cifar100_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stl10_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Without the unlabelled images."""
+    """Without the unlabeled images."""
     return write_stl10(tmp_path, monkeypatch)
 
 
@@ -175,7 +175,7 @@ def test_cifar100_has_its_fine_classes(cifar100_dir: Path) -> None:
     assert (split.train.name, split.test.name) == ("cifar100 train", "cifar100 test")
 
 
-def test_stl10_has_its_labelled_images_upright(stl10_dir: Path) -> None:
+def test_stl10_has_its_labeled_images_upright(stl10_dir: Path) -> None:
     split = load_dataset("stl10", data_dir=str(stl10_dir), download=False)
     for seed, part in enumerate((split.train, split.test)):
         n = (40, 30)[seed]
@@ -185,19 +185,19 @@ def test_stl10_has_its_labelled_images_upright(stl10_dir: Path) -> None:
     assert (split.train.name, split.test.name) == ("stl10 train", "stl10 test")
 
 
-def test_stl10s_unlabelled_images_are_trained_on_and_the_labelled_ones_probed(
+def test_stl10s_unlabeled_images_are_trained_on_and_the_labeled_ones_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_stl10(tmp_path, monkeypatch, unlabelled=50)
+    write_stl10(tmp_path, monkeypatch, unlabeled=50)
     given = {"data_dir": str(tmp_path), "download": False}
-    split, labelled = load_dataset("stl10-unlabeled", **given), load_dataset("stl10", **given)
+    split, labeled = load_dataset("stl10-unlabeled", **given), load_dataset("stl10", **given)
     assert torch.equal(split.train.images, torch.from_numpy(draw(9, 50, 3, 96, 96)).transpose(2, 3))
     assert (split.train.labels, split.train.classes) == (None, ())
-    assert split.notes == ("40 labelled images for probes",)
-    for one, other in ((split.probe_train, labelled.train), (split.test, labelled.test)):
+    assert split.notes == ("40 labeled images for probes",)
+    for one, other in ((split.probe_train, labeled.train), (split.test, labeled.test)):
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
         assert one.classes == other.classes
-    assert labelled.probe_train is labelled.train
+    assert labeled.probe_train is labeled.train
     fewer = load_dataset("stl10-unlabeled", **given, limit=7, test_limit=5, image_size=16)
     assert (len(fewer.train), len(fewer.probe_train), len(fewer.test)) == (7, 40, 5)
     assert fewer.train.images.shape[2:] == fewer.probe_train.images.shape[2:] == (16, 16)

@@ -19,13 +19,13 @@ from astra_gym.ssl_core.safety.sealing import DamagedError
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def paint(path: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int] = (40, 40)) -> None:
+def paint(path: Path, color: tuple[int, int, int] = RED, size: tuple[int, int] = (40, 40)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
 
 
-def flat(colour: tuple[int, int, int], size: int = 32) -> Tensor:
-    return torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, size, size)
+def flat(color: tuple[int, int, int], size: int = 32) -> Tensor:
+    return torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).expand(3, size, size)
 
 
 def read_one(tmp_path: Path, save: Callable[[Path], None], suffix: str = "png") -> Tensor:
@@ -35,7 +35,7 @@ def read_one(tmp_path: Path, save: Callable[[Path], None], suffix: str = "png") 
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("mode", "color", "expected"),
     [
         ("L", 77, (77, 77, 77)),
         ("1", 1, WHITE),
@@ -45,8 +45,8 @@ def read_one(tmp_path: Path, save: Callable[[Path], None], suffix: str = "png") 
         ("I;16", 257 * 77, (77, 77, 77)),
     ],
 )
-def test_every_mode_becomes_rgb(mode: str, colour: object, expected: tuple[int, int, int], tmp_path: Path) -> None:
-    image = read_one(tmp_path, Image.new(mode, (40, 40), colour).save)
+def test_every_mode_becomes_rgb(mode: str, color: object, expected: tuple[int, int, int], tmp_path: Path) -> None:
+    image = read_one(tmp_path, Image.new(mode, (40, 40), color).save)
     assert torch.equal(image, flat(expected))
 
 

@@ -14,9 +14,9 @@ from astra_gym.ssl_core.data.datasets import load_dataset
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def paint(path: Path, colour: tuple[int, int, int] = RED, size: tuple[int, int] = (40, 40)) -> None:
+def paint(path: Path, color: tuple[int, int, int] = RED, size: tuple[int, int] = (40, 40)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
 
 
 def rows(images: Tensor) -> set[bytes]:

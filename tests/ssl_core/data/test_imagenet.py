@@ -16,9 +16,9 @@ CLASSES = ("n01443537", "n01629819", "n01641577")
 
 def paint(path: Path, place: int, shade: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    colour = [0, 0, 0]
-    colour[place] = shade
-    Image.new("RGB", (64, 64), tuple(colour)).save(path, format="PNG")
+    color = [0, 0, 0]
+    color[place] = shade
+    Image.new("RGB", (64, 64), tuple(color)).save(path, format="PNG")
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check_colours(split: Split) -> None:
-    """Labels are those of the colours, brightest channel first."""
+def check_colors(split: Split) -> None:
+    """Labels are those of the colors, brightest channel first."""
     for part in (split.train, split.test):
         assert part.labels is not None
         brightest = part.images.float().mean(dim=(2, 3)).argmax(1)
@@ -50,7 +50,7 @@ def test_tiny_imagenet_is_read_as_it_is_published(tiny: Path, tmp_path_factory: 
     split = load_dataset("tiny-imagenet", data_dir=str(tiny))
     assert (len(split.train), len(split.test), split.train.classes) == (12, 6, CLASSES)
     assert split.train.images.shape[2:] == (64, 64)
-    check_colours(split)
+    check_colors(split)
     assert split.notes == ("divided by train/ and val/, labels of val/ from val_annotations.txt", "not read: test/")
     few = load_dataset("tiny-imagenet", data_dir=str(tiny), limit=5, test_limit=2, image_size=16)
     assert few.train.paths == split.train.paths[:5] and few.test.paths == split.test.paths[:2]
@@ -65,7 +65,7 @@ def test_a_list_of_classes_reads_those_only(tiny: Path) -> None:
     assert read_classes(str(chosen)) == (CLASSES[0], CLASSES[2])
     split = load_dataset("tiny-imagenet", data_dir=str(tiny), classes=str(chosen))
     assert (len(split.train), len(split.test), split.train.classes) == (8, 4, (CLASSES[0], CLASSES[2]))
-    check_colours(split)
+    check_colors(split)
 
 
 @pytest.mark.parametrize("halves", [("train", "val"), ()])
@@ -83,7 +83,7 @@ def test_a_folder_takes_a_list_of_classes_too(halves: tuple[str, ...], tmp_path:
     split = load_dataset("folder", data_dir=str(root), classes=str(chosen))
     assert split.train.classes == CLASSES[1:]
     assert (len(split.train), len(split.test)) == ((10, 10) if halves else (8, 2))
-    check_colours(split)
+    check_colors(split)
     chosen.write_text("n00000001\n" + "\n".join(CLASSES))
     with pytest.raises(ValueError, match="has no images of n00000001, which the list of classes names"):
         load_dataset("folder", data_dir=str(root), classes=str(chosen))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from astra_gym.ssl_core.data.image_set import ImageSet
-from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS, balanced_part, labelled_fraction, required_labels
+from astra_gym.ssl_core.data.labels import PUBLISHED_FRACTIONS, balanced_part, labeled_fraction, required_labels
 
 COUNTS = (200, 37, 5, 1)
 CLASSES = ("many", "some", "few", "one", "none")
@@ -27,7 +27,7 @@ def numbers(data: ImageSet) -> list[int]:
 @pytest.mark.parametrize("fraction", PUBLISHED_FRACTIONS)
 def test_every_class_gives_its_share_and_at_least_one(fraction: float) -> None:
     for seed in range(20):
-        subset = labelled_fraction(image_set(), fraction, seed)
+        subset = labeled_fraction(image_set(), fraction, seed)
         assert subset.labels is not None
         expected = [max(1, round(fraction * count)) for count in COUNTS]
         assert torch.bincount(subset.labels).tolist() == expected
@@ -36,14 +36,14 @@ def test_every_class_gives_its_share_and_at_least_one(fraction: float) -> None:
 
 def test_a_tenth_of_even_classes_is_a_tenth_of_the_whole() -> None:
     data = image_set(torch.arange(200) % 4)
-    assert [len(labelled_fraction(data, fraction, 0)) for fraction in (0.02, 0.1, 0.5)] == [4, 20, 100]
+    assert [len(labeled_fraction(data, fraction, 0)) for fraction in (0.02, 0.1, 0.5)] == [4, 20, 100]
 
 
 def test_images_keep_their_labels_and_their_order() -> None:
     data = image_set()
     assert data.labels is not None
     for seed in range(20):
-        subset = labelled_fraction(data, 0.3, seed)
+        subset = labeled_fraction(data, 0.3, seed)
         chosen = numbers(subset)
         assert chosen == sorted(set(chosen))
         assert subset.labels is not None
@@ -69,25 +69,23 @@ def test_a_part_has_exactly_so_many_images_in_the_shares_of_the_classes() -> Non
 
 def test_a_smaller_fraction_is_part_of_a_larger_one() -> None:
     for seed in range(20):
-        nested = [
-            set(numbers(labelled_fraction(image_set(), fraction, seed))) for fraction in (*PUBLISHED_FRACTIONS, 1)
-        ]
+        nested = [set(numbers(labeled_fraction(image_set(), fraction, seed))) for fraction in (*PUBLISHED_FRACTIONS, 1)]
         assert all(small < large for small, large in itertools.pairwise(nested))
 
 
 def test_the_seed_decides_and_every_image_can_be_chosen() -> None:
-    choices = [tuple(numbers(labelled_fraction(image_set(), 0.1, seed))) for seed in range(100)]
-    assert choices == [tuple(numbers(labelled_fraction(image_set(), 0.1, seed))) for seed in range(100)]
+    choices = [tuple(numbers(labeled_fraction(image_set(), 0.1, seed))) for seed in range(100)]
+    assert choices == [tuple(numbers(labeled_fraction(image_set(), 0.1, seed))) for seed in range(100)]
     assert len(set(choices)) == 100
     assert {number for choice in choices for number in choice} == set(range(sum(COUNTS)))
     before = torch.random.get_rng_state()
-    labelled_fraction(image_set(), 0.1, 0)
+    labeled_fraction(image_set(), 0.1, 0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_whole_is_the_set_itself() -> None:
     data = image_set()
-    assert labelled_fraction(data, 1.0, 0) is data
+    assert labeled_fraction(data, 1.0, 0) is data
 
 
 def test_the_published_fractions() -> None:
@@ -95,24 +93,24 @@ def test_the_published_fractions() -> None:
 
 
 def test_the_name_says_what_share_it_is() -> None:
-    assert labelled_fraction(image_set(), 0.01, 0).name == "numbers, 1 % of the labels"
+    assert labeled_fraction(image_set(), 0.01, 0).name == "numbers, 1 % of the labels"
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, 10, float("nan")])
 def test_fractions_out_of_range_are_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"label fraction is .*expected a share in \(0, 1\], such as 0.1 for 10 %"):
-        labelled_fraction(image_set(), fraction, 0)
+        labeled_fraction(image_set(), fraction, 0)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 1.0])
 def test_labels_that_are_missing_or_no_classes_are_refused(fraction: float) -> None:
     data = image_set()
     with pytest.raises(ValueError, match=r"'numbers' has no labels, and a share of them needs them.*one folder"):
-        labelled_fraction(ImageSet(data.images, None, (), "numbers"), fraction, 0)
+        labeled_fraction(ImageSet(data.images, None, (), "numbers"), fraction, 0)
     for wrong in (-1, 5):
         labels = torch.tensor([0, 1, wrong])
         with pytest.raises(ValueError, match=r"labels in .*: expected 0..4"):
-            labelled_fraction(image_set(labels), fraction, 0)
+            labeled_fraction(image_set(labels), fraction, 0)
 
 
 def test_required_labels_are_the_labels() -> None:

@@ -189,7 +189,7 @@ def test_fine_tuning_makes_a_fragile_encoder_robust(network: TargetNetwork) -> N
 
 
 @pytest.mark.slow
-def test_a_handful_of_labelled_images_is_enough_to_train_on(network: TargetNetwork) -> None:
+def test_a_handful_of_labeled_images_is_enough_to_train_on(network: TargetNetwork) -> None:
     """The semi-supervised protocol as it stands, on 15 images: an epoch is one batch."""
     few, test = image_set(15, tint=60), image_set(48, seed=1, tint=60)
     tuned = fine_tune(network, BOTH, few, FineTuneSettings(), VIEWS, seed=0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.data.image_set import ImageSet
-from astra_gym.ssl_core.downstream.knn import NeighbourClassifier, NeighbourSettings, nearest_neighbours
+from astra_gym.ssl_core.downstream.knn import NeighborClassifier, NeighborSettings, nearest_neighbors
 from astra_gym.ssl_core.downstream.linear_probe import departures
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.transforms.views import as_float
@@ -22,7 +22,7 @@ CLASSES = ("red", "green", "blue")
 
 
 class Channel(nn.Module):
-    """One feature a colour channel: its mean, less a half."""
+    """One feature a color channel: its mean, less a half."""
 
     def features(self, images: Tensor, route: str) -> Tensor:
         return images.mean((2, 3)) - 0.5
@@ -34,15 +34,15 @@ def image_set(n: int = 96, seed: int = 0) -> ImageSet:
     labels = torch.randint(3, (n,), generator=generator)
     images = torch.randint(0, 226, (n, 3, 4, 4), generator=generator)
     images[torch.arange(n), labels] += 30
-    return ImageSet(images.to(torch.uint8), labels, CLASSES, "colours")
+    return ImageSet(images.to(torch.uint8), labels, CLASSES, "colors")
 
 
-def directions(angles: Sequence[float], labels: Sequence[int], k: int, temperature: float) -> NeighbourClassifier:
+def directions(angles: Sequence[float], labels: Sequence[int], k: int, temperature: float) -> NeighborClassifier:
     """A classifier whose bank has two features at the angles, in degrees, and which takes images of one pixel."""
     radians = torch.tensor(angles).deg2rad()
     bank = torch.stack([radians.cos(), radians.sin()], 1) * 2.0 ** torch.arange(len(angles)).view(-1, 1)
-    settings = NeighbourSettings(k, temperature)
-    return NeighbourClassifier(Pixel(), "none", bank, torch.tensor(labels), 4, settings)
+    settings = NeighborSettings(k, temperature)
+    return NeighborClassifier(Pixel(), "none", bank, torch.tensor(labels), 4, settings)
 
 
 class Pixel(nn.Module):
@@ -61,7 +61,7 @@ def pixel(angle: float) -> Tensor:
 def test_votes_are_those_of_scikit_learn_with_the_same_weights(k: int, temperature: float) -> None:
     train, test = image_set(), image_set(64, seed=1)
     assert train.labels is not None
-    classifier = nearest_neighbours(Channel(), "none", train, NeighbourSettings(k, temperature), batch_size=20)
+    classifier = nearest_neighbors(Channel(), "none", train, NeighborSettings(k, temperature), batch_size=20)
     reference = KNeighborsClassifier(
         n_neighbors=k, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / temperature)
     )
@@ -82,7 +82,7 @@ def test_votes_computed_by_hand() -> None:
     a, b = math.cos(math.radians(30)), math.cos(math.radians(60))
     assert float(logits[0].exp()) == pytest.approx(math.exp(a / 0.5) + math.exp(b / 0.5), rel=1e-5)
     assert float(logits[1].exp()) == pytest.approx(math.exp(a / 0.5), rel=1e-5)
-    # classes 2 and 3 have no neighbour, class 3 no image at all: half a vote of the nearest, below any other class
+    # classes 2 and 3 have no neighbor, class 3 no image at all: half a vote of the nearest, below any other class
     assert float(logits[2].exp()) == pytest.approx(math.exp(-a / 0.5) / 2, rel=1e-5)
     assert float(logits[3].exp()) == pytest.approx(math.exp(-1 / 0.5) / 2, rel=1e-5)
 
@@ -110,14 +110,14 @@ def test_of_equally_near_images_those_of_the_lower_class_vote(order: list[int]) 
 
 
 def test_k_is_at_most_the_number_of_training_images_and_says_so() -> None:
-    classifier = nearest_neighbours(Channel(), "none", image_set(), NeighbourSettings())
-    assert departures(classifier.settings, NeighbourSettings()) == ("k 96, not 200",)
-    assert departures(NeighbourSettings(), NeighbourSettings(200, 0.07)) == ()
+    classifier = nearest_neighbors(Channel(), "none", image_set(), NeighborSettings())
+    assert departures(classifier.settings, NeighborSettings()) == ("k 96, not 200",)
+    assert departures(NeighborSettings(), NeighborSettings(200, 0.07)) == ()
     with pytest.raises(ValueError, match="k is 4: expected at most 3"):
         directions([0, 1, 2], [0, 1, 2], k=4, temperature=0.07)
 
 
-def test_an_image_with_unanimous_neighbours_has_a_gradient_that_leads_away_from_them() -> None:
+def test_an_image_with_unanimous_neighbors_has_a_gradient_that_leads_away_from_them() -> None:
     """With raw votes, or a constant for a class without votes, float32 has none: the image would seem robust."""
     classifier = directions([10, 20, 30, 40, 50, 85], [0, 0, 0, 0, 0, 1], k=5, temperature=0.07)
     image = pixel(30).requires_grad_()
@@ -136,7 +136,7 @@ def test_an_attack_by_gradients_finds_what_a_search_of_the_whole_ball_finds() ->
     train, test, epsilon = image_set(300), image_set(64, seed=1), 6 / 255
     assert test.labels is not None
     labels = test.labels
-    classifier = nearest_neighbours(Channel(), "none", train, NeighbourSettings(k=20))
+    classifier = nearest_neighbors(Channel(), "none", train, NeighborSettings(k=20))
     images = as_float(test.images) * 0.9 + 0.05
     attacked = pgd(
         lambda x, _: classifier(x),
@@ -153,7 +153,7 @@ def test_an_attack_by_gradients_finds_what_a_search_of_the_whole_ball_finds() ->
 
 
 def test_logits_do_not_look_like_probabilities_and_are_not_all_equal() -> None:
-    logits = nearest_neighbours(Channel(), "none", image_set(), NeighbourSettings())(as_float(image_set(seed=1).images))
+    logits = nearest_neighbors(Channel(), "none", image_set(), NeighborSettings())(as_float(image_set(seed=1).images))
     assert not torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=0.1)
     assert bool((logits.amax(1) - logits.amin(1) > 1e-3).all())
 
@@ -174,7 +174,7 @@ def test_the_bank_holds_the_features_of_the_route_of_images_as_they_are(network:
     order = data.labels.argsort(stable=True)
     banks = []
     for route in network.routes:
-        classifier = nearest_neighbours(network, route, data, NeighbourSettings(k=5), batch_size=40)
+        classifier = nearest_neighbors(network, route, data, NeighborSettings(k=5), batch_size=40)
         with torch.no_grad():
             features = copy.deepcopy(network).eval().features(as_float(data.images), route)
         torch.testing.assert_close(classifier.bank, F.normalize(features, dim=1)[order])
@@ -188,7 +188,7 @@ def test_the_given_network_is_left_as_it_is_and_the_classifier_keeps_still(netwo
     network = copy.deepcopy(network).train()
     before = fingerprint(network)
     state = torch.random.get_rng_state()
-    classifier, again = (nearest_neighbours(network, "pgd", image_set(), NeighbourSettings(k=5)) for _ in range(2))
+    classifier, again = (nearest_neighbors(network, "pgd", image_set(), NeighborSettings(k=5)) for _ in range(2))
     assert fingerprint(classifier) == fingerprint(again)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert fingerprint(network) == before
@@ -207,7 +207,7 @@ def test_the_given_network_is_left_as_it_is_and_the_classifier_keeps_still(netwo
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_it_can_be_copied_and_pickled(network: TargetNetwork, way: Callable[[nn.Module], nn.Module]) -> None:
-    classifier = nearest_neighbours(network, "pgd", image_set(), NeighbourSettings(k=5))
+    classifier = nearest_neighbors(network, "pgd", image_set(), NeighborSettings(k=5))
     images = as_float(image_set(seed=1).images)
     assert torch.equal(way(classifier)(images), classifier(images))
     assert {"bank", "labels"} < set(classifier.state_dict())
@@ -230,7 +230,7 @@ class Drifting(Channel):
 
 def test_an_encoder_that_changes_is_caught() -> None:
     with pytest.raises(RuntimeError, match=r"not frozen while its training images.*running_mean.*void"):
-        nearest_neighbours(Drifting(), "none", image_set(), NeighbourSettings())
+        nearest_neighbors(Drifting(), "none", image_set(), NeighborSettings())
 
 
 def test_features_that_are_not_finite_are_an_error() -> None:
@@ -238,21 +238,21 @@ def test_features_that_are_not_finite_are_an_error() -> None:
         def features(self, images: Tensor, route: str) -> Tensor:
             return 1 / images.mean((2, 3))
 
-    classifier = nearest_neighbours(Inverse(), "none", image_set(), NeighbourSettings())
+    classifier = nearest_neighbors(Inverse(), "none", image_set(), NeighborSettings())
     with pytest.raises(RuntimeError, match="features that are not finite"):
         classifier(torch.zeros(1, 3, 4, 4))
     black = ImageSet(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.arange(3), CLASSES, "black")
     with pytest.raises(RuntimeError, match="features that are not finite"):
-        nearest_neighbours(Inverse(), "none", black, NeighbourSettings())
+        nearest_neighbors(Inverse(), "none", black, NeighborSettings())
 
 
 def test_progress_is_told_of_every_batch() -> None:
     told: list[tuple[int, int]] = []
-    nearest_neighbours(
+    nearest_neighbors(
         Channel(),
         "none",
         image_set(),
-        NeighbourSettings(),
+        NeighborSettings(),
         batch_size=40,
         progress=lambda done, total: told.append((done, total)),
     )
@@ -260,12 +260,12 @@ def test_progress_is_told_of_every_batch() -> None:
 
 
 def test_images_without_labels_are_refused_with_advice() -> None:
-    bare = ImageSet(image_set().images, None, (), "colours")
-    with pytest.raises(ValueError, match=r"'colours' has no labels.*nearest neighbours needs them.*one folder"):
-        nearest_neighbours(Channel(), "none", bare, NeighbourSettings())
+    bare = ImageSet(image_set().images, None, (), "colors")
+    with pytest.raises(ValueError, match=r"'colors' has no labels.*nearest neighbors needs them.*one folder"):
+        nearest_neighbors(Channel(), "none", bare, NeighborSettings())
 
 
 @pytest.mark.parametrize("change", [{"k": 0}, {"temperature": 0.0}, {"temperature": math.inf}])
 def test_settings_out_of_range_are_refused(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"the neighbours' {next(iter(change))} is"):
-        NeighbourSettings(**change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"the neighbors' {next(iter(change))} is"):
+        NeighborSettings(**change)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def network() -> TargetNetwork:
 
 
 class Channel(nn.Module):
-    """One feature a colour channel: its mean."""
+    """One feature a color channel: its mean."""
 
     feature_dim = 3
 

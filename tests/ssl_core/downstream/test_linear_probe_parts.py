@@ -68,7 +68,7 @@ def test_departures_name_every_field_that_differs() -> None:
 
 
 class Channel(nn.Module):
-    """One feature a colour channel: its mean."""
+    """One feature a color channel: its mean."""
 
     feature_dim = 3
 
@@ -77,7 +77,7 @@ class Channel(nn.Module):
 
 
 class Reshaped(nn.Module):
-    """The colour channels' means, in a form of choice."""
+    """The color channels' means, in a form of choice."""
 
     def __init__(self, form: Callable[[Tensor], object]) -> None:
         super().__init__()

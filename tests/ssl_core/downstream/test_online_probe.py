@@ -49,6 +49,6 @@ def test_measuring_tells_classes_apart_and_changes_nothing() -> None:
 def test_a_set_without_labels_or_with_one_image_is_refused() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="has no labels, and the probe of --probe_every needs them"):
-        OnlineProbe(ImageSet(images, None, (), "unlabelled train"), seed=0)
+        OnlineProbe(ImageSet(images, None, (), "unlabeled train"), seed=0)
     with pytest.raises(ValueError, match="has 1 image"):
         OnlineProbe(ImageSet(images[:1], torch.zeros(1, dtype=torch.int64), ("a",), "single"), seed=0)

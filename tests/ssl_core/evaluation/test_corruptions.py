@@ -164,7 +164,7 @@ def test_contrast_draws_each_channel_to_its_mean(severity: int, images: Tensor) 
     assert torch.equal(corrupt(images, "contrast", severity, generator()).double(), expected)
 
 
-def test_an_image_of_one_colour_passes_every_blur_as_it_is() -> None:
+def test_an_image_of_one_color_passes_every_blur_as_it_is() -> None:
     images = torch.tensor([100, 7, 255], dtype=torch.uint8)[None, :, None, None].repeat(1, 1, 32, 32)
     for name in FAMILIES["blur"]:
         for severity in SEVERITIES:

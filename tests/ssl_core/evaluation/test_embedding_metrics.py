@@ -10,7 +10,7 @@ from astra_gym.ssl_core.evaluation.embedding_metrics import (
     effective_rank,
     embedding_std,
     entropy_rank,
-    normalised,
+    normalized,
     resamples,
     singular_values,
     uniformity,
@@ -61,8 +61,8 @@ def test_figures_are_those_of_numpy() -> None:
     assert uniformity(z1, 3.0).item() == pytest.approx(
         float(np.log(np.exp(-3 * np.array(distances)).mean())), rel=1e-12
     )
-    for centred, matrix in ((False, a), (True, a - a.mean(0))):
-        np.testing.assert_allclose(singular_values(z1, centred), np.linalg.svd(matrix, compute_uv=False), rtol=1e-9)
+    for centered, matrix in ((False, a), (True, a - a.mean(0))):
+        np.testing.assert_allclose(singular_values(z1, centered), np.linalg.svd(matrix, compute_uv=False), rtol=1e-9)
     p = np.linalg.svd(a, compute_uv=False)
     p /= p.sum()
     assert effective_rank(z1).item() == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-12)
@@ -139,8 +139,8 @@ def test_input_may_be_of_any_floating_type_and_size_and_is_left_as_it_is() -> No
     z = cloud()
     before = z.clone()
     for scale in (1e-200, 1e200):
-        torch.testing.assert_close(normalised(scale * z.double()), normalised(z))
-    torch.testing.assert_close(normalised(z).norm(dim=1), torch.ones(40).double())
+        torch.testing.assert_close(normalized(scale * z.double()), normalized(z))
+    torch.testing.assert_close(normalized(z).norm(dim=1), torch.ones(40).double())
     assert uniformity(z.requires_grad_()).dtype == torch.float64
     assert not uniformity(z).requires_grad
     assert torch.equal(z, before)

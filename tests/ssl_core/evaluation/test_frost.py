@@ -16,7 +16,7 @@ CONSTANTS = nearest_table(32, 32).constants["frost"]
 
 @pytest.fixture
 def frost_folder(tmp_path: Path) -> Path:
-    """Photographs of one colour each, as PNG and JPEG files, and a sixth that must not be drawn."""
+    """Photographs of one color each, as PNG and JPEG files, and a sixth that must not be drawn."""
     for index, file in enumerate([*FROST_FILES, "frost6.jpg"]):
         Image.new("RGB", (560, 315), (40 * index, 40 * index, 40 * index)).save(tmp_path / file)
     return tmp_path
@@ -36,7 +36,7 @@ def test_frost_adds_a_share_of_one_of_the_five_photographs(frost_folder: Path) -
 
 
 def test_frost_is_a_crop_of_the_photograph_at_the_published_scale() -> None:
-    """Five pixels of a photograph make one for images of 32 pixels: the middle one's colour."""
+    """Five pixels of a photograph make one for images of 32 pixels: the middle one's color."""
     photograph = torch.randint(256, (3, 315, 560), generator=generator()).to(torch.uint8)
     small = photograph[:, 2::5, 2::5]
     black = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)
@@ -56,12 +56,12 @@ def test_a_photograph_that_is_too_small_is_enlarged() -> None:
     assert corrupted.unique().tolist() == [60]
 
 
-def test_frost_without_photographs_has_their_colours_and_contrast() -> None:
+def test_frost_without_photographs_has_their_colors_and_contrast() -> None:
     black = torch.zeros(300, 3, 32, 32, dtype=torch.uint8)
     share = CONSTANTS[4][1]
     frost = corrupt(black, "frost", 5, generator()).double().numpy() / 255 / share
-    colours, contrasts = corruptions._FROST_COLOURS, corruptions._FROST_CONTRASTS
-    assert frost.mean((0, 2, 3)) == pytest.approx(colours.mean(0), abs=0.03)
+    colors, contrasts = corruptions._FROST_COLORS, corruptions._FROST_CONTRASTS
+    assert frost.mean((0, 2, 3)) == pytest.approx(colors.mean(0), abs=0.03)
     assert frost[:, 2].std((1, 2)).mean() == pytest.approx(contrasts.mean(), rel=0.2)
 
 

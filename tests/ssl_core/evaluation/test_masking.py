@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.data.image_set import Split
-from astra_gym.ssl_core.downstream.knn import NeighbourSettings, nearest_neighbours
+from astra_gym.ssl_core.downstream.knn import NeighborSettings, nearest_neighbors
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.masking import check_classifier, masking_evidence
 from astra_gym.ssl_core.evaluation.sanity import SanityError
@@ -26,7 +26,7 @@ from tests.helpers.faulty_classifiers import (
     halved,
     network,
     noisy,
-    normalised_over_the_batch,
+    normalized_over_the_batch,
     not_finite,
     seeded,
     seeded_in_secret,
@@ -82,8 +82,8 @@ def test_an_honest_linear_classifier_passes_and_so_do_its_log_probabilities(line
 
 
 @pytest.mark.parametrize("k", [10, 200])
-def test_nearest_neighbours_pass(k: int, digits: Split) -> None:
-    classifier = nearest_neighbours(Pooled(0), "none", digits.train, NeighbourSettings(k=k))
+def test_nearest_neighbors_pass(k: int, digits: Split) -> None:
+    classifier = nearest_neighbors(Pooled(0), "none", digits.train, NeighborSettings(k=k))
     assert check(classifier, digits) == []
     assert evidence(classifier, digits)[0].endswith(" 0.0 % of 64 images stay right")
 
@@ -105,11 +105,11 @@ def test_an_untrained_network_is_checked_on_wrong_images(digits: Split) -> None:
         (noisy, r"the logits of the same images differ by up to [\d.]+ from one pass to the next: .* random"),
         (seeded, "draws from torch's global generator, or seeds it"),
         (seeded_in_secret, r"the logits of 6\d of 64 images depend on the rest of their batch"),
-        (normalised_over_the_batch, r"the logits of 6\d of 64 images depend on the rest of their batch"),
+        (normalized_over_the_batch, r"the logits of 6\d of 64 images depend on the rest of their batch"),
         (lambda model, x: model(x).softmax(1), r"gives probabilities: all 640 outputs are in \[0, 1\]"),
         (lambda model, x: model(x).bfloat16(), r"logits in torch.bfloat16, .* leave autocast off"),
         (
-            lambda model, x: with_a_masked_class(normalised_over_the_batch(model, x)),
+            lambda model, x: with_a_masked_class(normalized_over_the_batch(model, x)),
             "depend on the rest of their batch",
         ),
         pytest.param(
@@ -203,9 +203,9 @@ def test_random_points_that_beat_pgd_are_an_error(linear: Classifier, digits: Sp
 
 
 def test_sensitive_votes_are_a_note(digits: Split) -> None:
-    """All features near 1: rounding in float32 swaps neighbours, in a batch of another size as well."""
+    """All features near 1: rounding in float32 swaps neighbors, in a batch of another size as well."""
     for share in (1e-2, 1e-4):
-        classifier = nearest_neighbours(Collapsed(share), "none", digits.train, NeighbourSettings(k=200))
+        classifier = nearest_neighbors(Collapsed(share), "none", digits.train, NeighborSettings(k=200))
         notes = check(classifier, digits)
         assert any("jump when their pixels move by 1e-2 or less: rounding decides them" in note for note in notes)
 
@@ -234,7 +234,7 @@ def test_logits_that_are_not_finite_are_an_error(linear: Classifier, digits: Spl
         check(Wrapped(linear, lambda model, x: model(x) / 0), digits)
 
 
-@pytest.mark.parametrize("fault", [halved, normalised_over_the_batch, turned_in_float32])
+@pytest.mark.parametrize("fault", [halved, normalized_over_the_batch, turned_in_float32])
 def test_few_images_are_no_evidence(
     fault: Callable[[nn.Module, Tensor], Tensor], linear: Classifier, digits: Split
 ) -> None:

@@ -189,17 +189,17 @@ def test_a_view_is_seen_by_the_classifier(test_set: ImageSet) -> None:
     assert found["black"] == 100 and found["padded"] == 0 and found["perspective"] == 50
 
 
-def test_a_view_of_one_colour_keeps_it_to_the_last_bit() -> None:
-    """Bilinear weights sum to one but for rounding; cut to 8 bits, a colour would be one level darker."""
+def test_a_view_of_one_color_keeps_it_to_the_last_bit() -> None:
+    """Bilinear weights sum to one but for rounding; cut to 8 bits, a color would be one level darker."""
     level = 12 * 12 * 3 / 255
-    for colour in (101, 151, 201):
+    for color in (101, 151, 201):
         head = nn.Linear(3 * 12 * 12, 2, bias=False)
         head.weight.data = torch.zeros(2, 3 * 12 * 12)
         head.weight.data[0] = 1
         # One pixel that is a level darker is enough for class 1.
-        limit = colour * level - 12 * 12 * 3 / 2 - 0.5 / 255
+        limit = color * level - 12 * 12 * 3 / 2 - 0.5 / 255
         darker = nn.Sequential(Classifier(RawPixels((3, 12, 12)), "none", head.double()), Below(limit)).eval()
-        images = torch.full((5, 3, 12, 12), colour, dtype=torch.uint8)
+        images = torch.full((5, 3, 12, 12), color, dtype=torch.uint8)
         test = ImageSet(images, torch.zeros(5).long(), ("plain", "darker"), "w")
         found = {row.condition: row.value for row in evaluate_perspective(Doubled(darker).eval(), test, origin=ORIGIN)}
         assert found["padded"] == 100
@@ -243,10 +243,10 @@ def test_the_bootstrap_covers_the_true_mean_and_takes_the_image_as_its_unit() ->
 
 
 def test_data_without_labels_and_bad_severities_are_refused(classifier: Classifier, test_set: ImageSet) -> None:
-    unlabelled = ImageSet(test_set.images, None, (), "bare")
+    unlabeled = ImageSet(test_set.images, None, (), "bare")
     for evaluate in (evaluate_corruptions, evaluate_perspective):
         with pytest.raises(ValueError, match="'bare' has no labels"):
-            evaluate(classifier, unlabelled, origin=ORIGIN)
+            evaluate(classifier, unlabeled, origin=ORIGIN)
     for severities in ((), (1, 1), (0, 1), (6,)):
         with pytest.raises(ValueError, match=r"expected some of \[1, 2, 3, 4, 5\], each once"):
             evaluate_corruptions(classifier, test_set, origin=ORIGIN, severities=severities)

@@ -217,7 +217,7 @@ def test_of_a_whole_run_only_the_network_goes_to_the_device(tmp_path: Path, monk
         ({"arguments": {"width": "4"}}, "its network cannot be built"),
         ({"arguments": {"width": 10**5}}, "do not fit its network"),  # 20 TB
         ({"arguments": {"arch": "vgg"}}, "its network cannot be built .*unknown architecture"),
-        ({"arguments": {"colour": 1}}, "its network cannot be built .*colour"),
+        ({"arguments": {"color": 1}}, "its network cannot be built .*color"),
         ({"route": None}, r"route of evaluation is None: expected normal, pgd"),
         ({"route": "robust"}, r"route of evaluation is 'robust': expected normal, pgd"),
     ],

@@ -9,7 +9,7 @@ from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, save_enco
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.helpers.plain_networks import agree, generator, images, normalised, ordinary, randomise
+from tests.helpers.plain_networks import agree, generator, images, normalized, ordinary, randomise
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_torchvision_loads_what_is_written_and_gives_the_routes_features(arch, s
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     for route in ("normal", "pgd"):
         model.load_state_dict(torchvision_state(network, route), strict=True)
-        features = model.eval().double()(normalised(images(16)))
+        features = model.eval().double()(normalized(images(16)))
         assert agree(network.double().features(images(16), route), features)
         network.float()
     with pytest.raises(ValueError, match="no route 'robust'"):
@@ -105,7 +105,7 @@ def test_timm_loads_a_vit_and_our_reader_too(tmp_path, neck: int) -> None:
     read = load_foreign(save_encoder(tmp_path / "vit.pt", network, "pgd"), format="timm")
     assert read.route == "pgd" and not read.projector and read.network.arguments["patch_size"] == 4
     assert torch.equal(read.network.features(images(8).float(), "pgd"), network.features(images(8).float(), "pgd"))
-    assert agree(network.double().features(images(8), "pgd"), model.eval().double()(normalised(images(8))))
+    assert agree(network.double().features(images(8), "pgd"), model.eval().double()(normalized(images(8))))
     with pytest.raises(ValueError, match="torchvision has no names for timm:vit_tiny_patch16_224"):
         torchvision_state(network, "pgd")
     with pytest.raises(ValueError, match="is no ViT"):

@@ -10,7 +10,7 @@ from astra_gym.ssl_core.models.export import save_encoder, torchvision_state
 from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.helpers.plain_networks import Family, Momentum, agree, images, normalised, ordinary, randomise
+from tests.helpers.plain_networks import Family, Momentum, agree, images, normalized, ordinary, randomise
 
 ASKED = {"stem": "cifar", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -41,7 +41,7 @@ def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
     assert foreign.route == "normal" and foreign.network.routes == ("normal",) and not foreign.network.training
     assert foreign.network.arguments["arch"] == name and foreign.network.arguments["stem"] == "imagenet"
     model.fc = nn.Identity()
-    assert agree(foreign.network.double().features(images(40), "normal"), model.double()(normalised(images(40))))
+    assert agree(foreign.network.double().features(images(40), "normal"), model.double()(normalized(images(40))))
     said = "\n".join(foreign.notes)
     assert not foreign.projector
     for what in ("fc, a classifier of 7 classes", "no projector", "ImageNet's, the usual one", "max-pooling"):
@@ -58,7 +58,7 @@ def test_timms_networks_give_the_same_features(tmp_path, name) -> None:
     payload = {"epoch": 3, "arch": name, "state_dict": model.state_dict(), "args": argparse.Namespace(lr=0.1)}
     foreign = load_foreign(saved(tmp_path, payload), format="timm")
     assert "left out of the file: epoch, arch, args" in foreign.notes
-    assert agree(foreign.network.double().features(images(40), "normal"), model.double()(normalised(images(40))))
+    assert agree(foreign.network.double().features(images(40), "normal"), model.double()(normalized(images(40))))
 
 
 def test_timms_variants_are_refused(tmp_path) -> None:
@@ -96,7 +96,7 @@ def test_what_is_assumed_is_what_our_network_computes(tmp_path) -> None:
     def others(model):
         model.load_state_dict(state)
         model.fc = nn.Identity()
-        return model.eval().double()(normalised(images(40)))
+        return model.eval().double()(normalized(images(40)))
 
     with torch.random.fork_rng(devices=[]):
         epsilon = models.resnet50(weights=None, norm_layer=lambda width: nn.BatchNorm2d(width, eps=1e-3))
@@ -115,7 +115,7 @@ def test_timms_blurring_network_has_the_entries_of_the_plain_one_so_that_only_th
         model = randomise(timm.create_model("resnetblur18", num_classes=0))
     foreign = load_foreign(saved(tmp_path, model.state_dict()), format="timm")
     assert ASSUMED in foreign.notes
-    assert not agree(foreign.network.double().features(images(40), "normal"), model.double()(normalised(images(40))))
+    assert not agree(foreign.network.double().features(images(40), "normal"), model.double()(normalized(images(40))))
 
 
 def test_variants_that_a_file_betrays_are_refused(tmp_path) -> None:
@@ -344,7 +344,7 @@ def test_batch_norms_that_saw_no_batch_and_other_precisions_are_noted(dual) -> N
     assert "weights of float16 became float32" in notes
 
 
-def test_an_encoder_within_a_framework_is_found_and_its_neighbours_are_named(tmp_path) -> None:
+def test_an_encoder_within_a_framework_is_found_and_its_neighbors_are_named(tmp_path) -> None:
     network = ordinary(stem="imagenet")
     state = {f"backbone.{name}": value for name, value in torchvision_state(network, "normal").items()}
     path = saved(tmp_path, state | {"projector.0.weight": torch.zeros(1), "classifier.bias": torch.zeros(1)})

@@ -72,5 +72,5 @@ def test_without_a_head_no_stream_is_touched() -> None:
 
 
 def test_a_head_of_unknown_parts_is_refused() -> None:
-    with pytest.raises(ValueError, match="no initialisation is known for LayerNorm"):
+    with pytest.raises(ValueError, match="no initialization is known for LayerNorm"):
         build_heads(Streams(0), {"odd": nn.LayerNorm(3)})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from astra_gym.ssl_core.models.init import build_module, initialise
+from astra_gym.ssl_core.models.init import build_module, initialize
 from tests.helpers.draws import generator
 
 
@@ -31,10 +31,10 @@ def test_their_spread_is_that_of_the_schemes() -> None:
 def test_statistics_begin_anew() -> None:
     module = parts()
     module[1].running_mean.fill_(3.0)
-    initialise(module, generator())
+    initialize(module, generator())
     assert not module[1].running_mean.any()
 
 
 def test_unknown_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match="no initialisation is known for Embedding"):
+    with pytest.raises(ValueError, match="no initialization is known for Embedding"):
         build_module(generator(), lambda: nn.Embedding(2, 2))

@@ -74,7 +74,7 @@ def test_a_shared_batch_norm_follows_every_route_and_others_their_own() -> None:
         assert torch.allclose(head.eval()(features(3), "normal"), quiet) != follows
 
 
-def test_plain_batch_norm_standardises_and_has_nothing_to_learn() -> None:
+def test_plain_batch_norm_standardizes_and_has_nothing_to_learn() -> None:
     head = built("simsiam-2").train()
     z = head(features(), "pgd")
     torch.testing.assert_close(z.mean(0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)

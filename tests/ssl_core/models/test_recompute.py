@@ -93,7 +93,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     images = batches(1, n=n, size=size)[0]
     plain, again = (saved_bytes(learner, images) for learner in pair(width=width))
     full = 4 * n * width * size**2
-    # the normalised images (3 channels of 4), the four blocks' inputs, the projector's few
+    # the normalized images (3 channels of 4), the four blocks' inputs, the projector's few
     expected = (3 / 4 + 1 + 1 + 1 / 2 + 1 / 4) * full
     assert expected < again < expected + full / 2
     assert plain > 2.5 * again

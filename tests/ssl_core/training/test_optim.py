@@ -31,7 +31,7 @@ def test_lars_equals_its_formula_step_by_step() -> None:
         optimizer.step()
         for weight, gradient, velocity in zip(weights, gradients, velocities, strict=True):
             size, slope = weight.norm(), gradient.norm()
-            # a zero-initialised tensor starts with q = 1, that is with the raw learning rate
+            # a zero-initialized tensor starts with q = 1, that is with the raw learning rate
             q = 1.0 if size < 1e-15 or slope < 1e-15 else 1e-3 * size / (slope + 1e-2 * size)
             velocity.mul_(0.9).add_(0.7 * q * (gradient + 1e-2 * weight))
             weight.sub_(velocity)

@@ -1,11 +1,11 @@
-"""Colour operations against torchvision's on float images; `test_views.py` has them in the order of a view."""
+"""Color operations against torchvision's on float images; `test_views.py` has them in the order of a view."""
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from astra_gym.ssl_core.transforms.color import OPERATIONS, colour, grayscale, luma
+from astra_gym.ssl_core.transforms.color import OPERATIONS, color, grayscale, luma
 
 BY_TORCHVISION = (
     reference.adjust_brightness,
@@ -44,7 +44,7 @@ def test_images_keep_their_places_and_those_without_an_operation_every_bit() -> 
     jitter, gray = torch.arange(24) % 2 == 1, torch.arange(24) % 3 == 1
     order = torch.stack([torch.randperm(4, generator=torch.Generator().manual_seed(row)) for row in range(24)])
     factors = torch.tensor([1.3, 0.7, 1.2, 0.1]).repeat(24, 1)
-    views = colour(images.clone(), jitter, order, factors, gray)
+    views = color(images.clone(), jitter, order, factors, gray)
     for row, image in enumerate(images):
         expected = image
         if jitter[row]:

@@ -15,7 +15,7 @@ def pictures(height: int = 32, width: int = 32, n: int = 4) -> Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 16), (15, 15), (24, 40), (17, 20)])
 @pytest.mark.parametrize("radius", [0.5, 3.0, 8.0])
-def test_it_is_the_real_part_of_the_centred_spectrum_without_its_disc(size: tuple[int, int], radius: float) -> None:
+def test_it_is_the_real_part_of_the_centered_spectrum_without_its_disc(size: tuple[int, int], radius: float) -> None:
     height, width = size
     images = pictures(height, width)
     spectrum = np.fft.fftshift(np.fft.fft2(images.double().numpy()), axes=(-2, -1))

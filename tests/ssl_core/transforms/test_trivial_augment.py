@@ -29,7 +29,7 @@ SIZES = [(32, 32), (16, 24), (17, 17)]
 
 
 def pictures(n: int, height: int, width: int) -> Tensor:
-    """uint8: noise, noise of few levels and of a narrow range, ramps, flat colours."""
+    """uint8: noise, noise of few levels and of a narrow range, ramps, flat colors."""
     noise = torch.randint(256, (n, 3, height, width), generator=generator(7), dtype=torch.uint8)
     noise[1::5] = noise[1::5] // 85 * 85
     noise[2::5] = 90 + noise[2::5] // 4

@@ -37,7 +37,7 @@ SIZES = [(16, 16), (32, 32), (24, 40), (40, 20)]
 
 
 def pictures(n: int, height: int, width: int) -> Tensor:
-    """Noise, noise of few levels (ties between the channels, black and white pixels), flat colours and greys."""
+    """Noise, noise of few levels (ties between the channels, black and white pixels), flat colors and greys."""
     noise = torch.rand(n, 3, height, width, generator=generator(7))
     noise[1::4] = (noise[1::4] * 2).round() / 2
     noise[2::4] = noise[2::4, :, :1, :1]
@@ -99,7 +99,7 @@ def test_strong_views_equal_torchvision_image_by_image(interpolation: str, heigh
 
 
 @pytest.mark.parametrize("operation", range(4))
-def test_each_colour_operation_over_its_whole_range(operation: int) -> None:
+def test_each_color_operation_over_its_whole_range(operation: int) -> None:
     n = 101
     images = pictures(n, 12, 12)
     parameters = unchanged(n, 12, 12)
