@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def test_in_an_evaluation(tmp_path: Path) -> None:
 def test_in_the_tables_of_a_document(make_cell: Any, tmp_path: Path) -> None:
     (tmp_path / "comparisons" / "x").mkdir(parents=True)
     write_comparison(
-        tmp_path / "comparisons" / "x" / "comparison.json", ComparisonResult("x", "", cells(make_cell, HOSTILE), {})
+        tmp_path / "comparisons" / "x" / "comparison.json",
+        ComparisonResult("x", "", cells(make_cell, HOSTILE), {}, tests=tuple(pairwise(HOSTILE))),
     )
     evaluated(tmp_path / "evaluations" / "x")
     for name in NAMES:
@@ -204,10 +206,15 @@ def test_in_the_tables_of_a_document(make_cell: Any, tmp_path: Path) -> None:
     document = document_of(Options(1, torch.device("cpu")), figures, {})
     document |= {"processor": " ".join(HOSTILE), "versions": {"torch": "2"}}
     (tmp_path / "benchmark.json").write_text(json.dumps(document), encoding="utf-8")
-    kinds = ("accuracy", "benchmark", "evaluated-accuracy", "evaluated-health", "evaluated-remarks")
-    for kind in (*kinds, "compared-accuracy", "compared-compute", "compared-methods"):
+    evaluated(tmp_path / "evaluations" / "x-<b>")
+    kinds = ("accuracy", "benchmark", "evaluated-accuracy", "evaluated-health", "evaluated-remarks", "evaluated-arms")
+    kinds += ("compared-accuracy", "compared-compute", "compared-methods", "compared-primary", "compared-others")
+    # what some show is less: a folder's arm, no arm, the arms after the first
+    shown = {"accuracy": NAMES, "evaluated-arms": ("<b>",), "compared-strategies": (), "compared-coresets": ()}
+    shown["compared-others"] = HOSTILE[1:]
+    for kind in (*kinds, "compared-strategies", "compared-coresets", "headroom-compared"):
         text = with_tables(f"<!-- table {kind} x -->\n<!-- end -->\n", tmp_path)
-        names = NAMES if kind == "accuracy" else HOSTILE
+        names = shown.get(kind, HOSTILE)
         check_markdown(text, names, fences=0, comments=(f"<!-- table {kind} x -->", "<!-- end -->"))
 
 
