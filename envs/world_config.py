@@ -113,7 +113,8 @@ class WorldSettings(Composed):
             mixed = {"mixed_weight": self.method, "mixed_reading": self.method, "reward_mixed": self.reward}
             for option, section in mixed.items():
                 if (value := getattr(section, option)) != getattr(type(section), option):
-                    raise ValueError(f"{option} is {value}: only the methods astra and astra++ have a mixed loss")
+                    flag = f"method_kwargs.{option}" if section is self.method else "reward_weights.mixed"
+                    raise ValueError(f"{flag} is {value}: only the methods astra and astra++ have a mixed loss")
         if (begin := self.attack.attack_start) is not None and (method.free or not method.attacks):
             raise ValueError(f"attack_start is {begin}, but {name} has no such attack: leave it out")
         if (stop := self.attack.attack_stop) is not None and not (method.retrieves and method.attack_mode == "eval"):

@@ -86,7 +86,7 @@ class RewardSection:
         if self.cost_target is not None:
             check_number("cost_target", self.cost_target, 0, math.inf, "a positive number of steps", above=True)
             if not self.reward_cost:
-                raise ValueError(f"cost_target is {self.cost_target}, but reward_cost is 0: give it a weight")
+                raise ValueError(f"cost_target is {self.cost_target}, but reward_weights.cost is 0: give it a weight")
         pairs = "2 or more images, since each needs negatives"
         check_number("lookahead_images", self.lookahead_images, 2, math.inf, pairs, whole=True)
 

@@ -21,7 +21,7 @@ from astra_gym.ssl_core.utils.training_plan import TrainingPlan
         ({"precision": "bf16", "stem": "imagenet"}, "images of 16 pixels shrink to one before the last stage"),
         ({"precision": "bf16", "image_size": 4}, "take --precision fp32, or larger images"),
         ({"method": "acl", "mixed_weight": 0.1}, "only the methods astra"),
-        ({"method": "acl", "reward_mixed": 0.1}, "only the methods astra"),
+        ({"method": "acl", "reward_mixed": 0.1}, r"^reward_weights\.mixed is 0\.1: only the methods astra"),
         ({"method": "acl", "reward_weights": {"mixed": 0.1}}, "only the methods astra"),
         ({"method": "simclr", "attack_start": "zero"}, "attack_start is zero, but simclr has no such attack"),
         ({"method": "cf-amc-ssl", "attack_start": "zero"}, "cf-amc-ssl has no such attack: leave it out"),

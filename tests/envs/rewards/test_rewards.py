@@ -78,7 +78,7 @@ def test_the_price_of_time_moves_to_its_target_and_resumes(tiny) -> None:
         if update == 1:
             other.load_state_dict(copy.deepcopy(engine.state_dict()))
     torch.testing.assert_close(other.play(BUDGET).terms["cost"], record.terms["cost"])
-    with pytest.raises(ValueError, match=r"cost_target is 2\.0, but reward_cost is 0"):
+    with pytest.raises(ValueError, match=r"cost_target is 2\.0, but reward_weights\.cost is 0"):
         world(tiny, cost_target=2.0, reward_cost=0.0)
 
 
