@@ -116,7 +116,8 @@ class ProbeSection:
 
     Args:
         probe_every: epochs between two measurements by a probe on training images (`OnlineProbe`), which does not
-            change the run: TensorBoard shows clean accuracy (SA) and accuracy under PGD-10 at 8/255 (RA); 0: none.
+            change the run: TensorBoard shows clean accuracy (SA) and accuracy under PGD-10 at 8/255 (RA); 0: none. Ten
+            of them take 4 % of a run of the preset digits.
         evaluate: whether to evaluate and draw figures at the end.
         controls: whether to evaluate random weights and raw pixels as well, as trivial encoders to compare with.
         probe_epochs: epochs of the linear probe.
