@@ -60,8 +60,8 @@ def test_a_composed_record_is_made_of_flat_values_and_read_as_such() -> None:
     assert picture.flat() == {"color": "blue", "others": None, "width": 3, "height": 3}
     # what is resolved stays so
     assert picture.replace(height=5).sizes == Sizes(width=3, height=5)
-    with pytest.raises(ValueError, match=r"unknown setting 'color': .*did you mean 'color'"):
-        Picture.of(color="blue")
+    with pytest.raises(ValueError, match=r"unknown setting 'colour': .*did you mean 'color'"):
+        Picture.of(colour="blue")
     with pytest.raises(ValueError, match="unknown color 'bleu'"):
         picture.replace(color="bleu")
 
