@@ -10,7 +10,7 @@ from astra_gym.experiments.plotting.run_plots import ACTION_SETS
 from astra_gym.experiments.reports.comparison_plots import choices_of_instances
 from astra_gym.experiments.reports.comparison_tables import INTERVALS, interval_text, p_text
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
-from astra_gym.experiments.stats import deciding_place
+from astra_gym.experiments.stats import Estimate, deciding_place
 
 
 def family_table(results: Path, name: str) -> list[Block]:
@@ -22,9 +22,7 @@ def family_table(results: Path, name: str) -> list[Block]:
         entries(
             f"{one.claim.arm} - {one.claim.against}",
             f"not worse by {one.claim.margin:g}" if one.claim.margin else "better",
-            MISSING
-            if one.found is None
-            else f"{one.found.mean:+z.1f}{interval_text(one.found.low, one.found.high, sign='+')}",
+            _difference(one.found),
             p_text(one.p),
             p_text(one.adjusted),
             str(one.found.seeds if one.found else 0),
@@ -39,6 +37,22 @@ def family_table(results: Path, name: str) -> list[Block]:
     )
     columns = ["comparison", "claim", "difference, points", "p", "p after Holm", "seeds", "verdict"]
     return [Table("", note, columns, rows, words=("comparison", "claim", "verdict"))]
+
+
+def instances_table(results: Path, name: str) -> list[Block]:
+    """Return the differences that a family of tests is about in each of its instances, with intervals."""
+    family = read_family(results / "families" / f"{name}.json")
+    rows = []
+    for instance, result in _kept(family, results).items():
+        found = examined(family._replace(comparisons=(instance,)), {instance: result})
+        rows.append(entries(instance.removeprefix(f"{name}-"), *(_difference(one.found) for one in found)))
+    columns = ["instance", *(f"{claim.arm} - {claim.against}" for claim in family.claims)]
+    note = f"Points where each instance is judged, differences within a seed. {INTERVALS} Tests are over all of them."
+    return [Table("", note, columns, rows)]
+
+
+def _difference(found: Estimate | None) -> str:
+    return MISSING if found is None else f"{found.mean:+z.1f}{interval_text(found.low, found.high, sign='+')}"
 
 
 def draw_families(results: Path, renewed: Collection[str]) -> list[Path]:

@@ -16,6 +16,7 @@ from astra_gym.experiments.reports.comparison_tables import compute_table, impro
 from astra_gym.experiments.reports.document import MISSING, Block, Items, Table, entries
 from astra_gym.experiments.reports.evaluation_tables import remarks
 from astra_gym.experiments.reports.family_tables import ends_table, family_table
+from astra_gym.experiments.reports.family_tables import instances_table as family_instances_table
 from astra_gym.experiments.reports.method_tables import coresets_table, methods_table, strategies_table
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.stats import mean_interval
@@ -179,6 +180,7 @@ TABLES: dict[str, Made] = {
     "compared-coresets": compared(coresets_table),
     "family": family_table,
     "family-ends": ends_table,
+    "family-instances": family_instances_table,
     "reliability": reliability_table,
     "tuned": tuning_tables.tuned_table,
     "curve": tuning_tables.curve_table,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, write_comparison
-from astra_gym.experiments.reports.family_tables import ends_table, family_table
+from astra_gym.experiments.reports.family_tables import ends_table, family_table, instances_table
 from astra_gym.ssl_core.utils.files import write_json
 
 
@@ -27,3 +27,6 @@ def test_runs_are_grouped_by_the_attack_at_their_end(make_cell, tmp_path: Path) 
         "reinforce - fixed",
         "3 of 6 seeds, 1 of 2 instances so far",
     ]
+    [table] = instances_table(tmp_path, "few")
+    assert table.columns == ["instance", "reinforce - fixed"]
+    assert [[entry.text for entry in row] for row in table.rows] == [["one", "+4.0 (-26.2 to +34.2)"]]
