@@ -9,7 +9,11 @@ from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
 from astra_gym.agents.external import FunctionAgent
 from astra_gym.agents.registry import AGENTS, AgentEntry, describe, learns, make_agent
 from astra_gym.agents.reinforce import REINFORCE
-from astra_gym.agents.rules import AcceleratingAgent, CustomizedAgent, DelayedAgent, FriendlyAgent
+from astra_gym.agents.rules.accelerating import AcceleratingAgent
+from astra_gym.agents.rules.customized import CustomizedAgent
+from astra_gym.agents.rules.delayed import DelayedAgent
+from astra_gym.agents.rules.escalating import EscalatingAgent
+from astra_gym.agents.rules.friendly import FriendlyAgent
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.envs.api.protocol import TorchVectorEnv
 from astra_gym.envs.api.step_result import StepResult
@@ -22,6 +26,7 @@ __all__ = [
     "AgentEntry",
     "CustomizedAgent",
     "DelayedAgent",
+    "EscalatingAgent",
     "Exp3Bandit",
     "FixedAgent",
     "FriendlyAgent",

@@ -13,19 +13,14 @@ from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.bisection import Bisection
 from astra_gym.agents.controllers import CONTROLLERS, Controller
 from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
-from astra_gym.agents.escalation import EscalatingAgent, EscalationSettings
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings
-from astra_gym.agents.rules import (
-    AcceleratingAgent,
-    AccelerationSettings,
-    CustomizationSettings,
-    CustomizedAgent,
-    DelayedAgent,
-    DelaySettings,
-    FriendlyAgent,
-)
+from astra_gym.agents.rules.accelerating import AcceleratingAgent, AccelerationSettings
+from astra_gym.agents.rules.customized import CustomizationSettings, CustomizedAgent
+from astra_gym.agents.rules.delayed import DelayedAgent, DelaySettings
+from astra_gym.agents.rules.escalating import EscalatingAgent, EscalationSettings
+from astra_gym.agents.rules.friendly import FriendlyAgent
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.agents.sb3.algorithms import kind_of_actions
 from astra_gym.ssl_core.utils.import_path import is_dotted

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from astra_gym.agents.rules import RuleAgent
+from astra_gym.agents.rules.base import RuleAgent
 from astra_gym.ssl_core.utils.finite import check_number
 
 

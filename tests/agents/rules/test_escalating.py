@@ -1,4 +1,4 @@
-"""Escalation, against gains that are written down; its exact resume in a real world is in test_rules.py."""
+"""Escalation, against gains that are written down; its exact resume in a real world is in test_base.py."""
 
 from typing import Any
 

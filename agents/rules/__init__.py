@@ -1,0 +1,1 @@
+"""Rules that people use by hand, in forms without labels: controls that learn nothing by gradient."""
