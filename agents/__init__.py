@@ -6,8 +6,9 @@ if __name__ != "astra_gym.agents":
 from astra_gym.agents.bandits import Exp3Bandit, LinearThompson
 from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.entries import AgentEntry
 from astra_gym.agents.external import FunctionAgent
-from astra_gym.agents.registry import AGENTS, AgentEntry, describe, learns, make_agent
+from astra_gym.agents.registry import AGENTS, describe, learns, make_agent
 from astra_gym.agents.reinforce import REINFORCE
 from astra_gym.agents.rules.accelerating import AcceleratingAgent
 from astra_gym.agents.rules.customized import CustomizedAgent

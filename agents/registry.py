@@ -1,7 +1,7 @@
 """Agents by name, or custom ones by a dotted path."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,94 +12,25 @@ from astra_gym.agents.bandits import BANDITS
 from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.bisection import Bisection
 from astra_gym.agents.controllers import CONTROLLERS, Controller
-from astra_gym.agents.controls import Common, FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.controls import FixedAgent, RandomAgent, ScheduleAgent
+from astra_gym.agents.entries import BUDGET, AgentEntry, AgentRequest, BudgetRequest
 from astra_gym.agents.external import FunctionAgent, resolve
 from astra_gym.agents.policies import is_image
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings
-from astra_gym.agents.rules.accelerating import AcceleratingAgent, AccelerationSettings
-from astra_gym.agents.rules.customized import CustomizationSettings, CustomizedAgent
+from astra_gym.agents.rules.accelerating import AcceleratingAgent
+from astra_gym.agents.rules.base import RuleAgent
+from astra_gym.agents.rules.customized import CustomizedAgent
 from astra_gym.agents.rules.delayed import DelayedAgent, DelaySettings
-from astra_gym.agents.rules.escalating import EscalatingAgent, EscalationSettings
+from astra_gym.agents.rules.escalating import EscalatingAgent
 from astra_gym.agents.rules.friendly import FriendlyAgent
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.agents.sb3.algorithms import kind_of_actions
+from astra_gym.envs.api.action_sets import WIDE_SETS
+from astra_gym.envs.api.protocol import ViewsEnv
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.utils.import_path import is_dotted
 from astra_gym.ssl_core.utils.messages import shown
-from astra_gym.ssl_core.utils.overrides import Settings, replaced
 from astra_gym.ssl_core.utils.registry import pick
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentRequest:
-    """The arguments of `make_agent`, from which a factory makes an agent."""
-
-    name: str
-    env: Any
-    seed: int
-    gamma: float
-    planned_plays: int
-    device: torch.device | str = "auto"
-    fixed_action: Any = None
-    schedule_actions: Sequence[Any] | None = None
-    updates_warmup: int = 0
-    precision: str = "fp32"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-    def settings(self, defaults: Settings) -> Settings:
-        """Return the agent's own settings: the defaults with the overrides.
-
-        Raises:
-            ValueError: if one is unknown, of another type, or out of its range.
-        """
-        return replaced(defaults, self.overrides, f"the agent {shown(self.name)}")
-
-    @property
-    def common(self) -> Common:
-        """Return the arguments of every control; raise a ValueError for overrides, since a control has no settings."""
-        if self.overrides:
-            raise ValueError(f"agent {shown(self.name)} has no settings: got {', '.join(self.overrides)}")
-        return self.shared
-
-    @property
-    def shared(self) -> Common:
-        """Return the arguments of every agent of ours."""
-        return {"seed": self.seed, "device": self.device}
-
-    @property
-    def listed(self) -> Sequence[Any]:
-        """Return the actions of an agent that goes through a list; raise a ValueError if there are none."""
-        if self.schedule_actions is None:
-            raise ValueError(f"schedule_actions is None: agent {shown(self.name)} needs elements of the action space")
-        return self.schedule_actions
-
-
-@dataclass(frozen=True)
-class AgentEntry:
-    """The factory of an agent, and what a run needs to know before it makes one.
-
-    Args:
-        summary: description in one line.
-        make: the factory.
-        learns: whether it has anything to learn.
-        vec_env: whether it needs a Stable-Baselines3 `VecEnv` (or a single `gymnasium.Env`); the others take any
-            environment, and a `TorchVectorEnv` without leaving its device.
-        observation: the observation it is meant for, "features" or "image".
-        actions: the kind of actions it is meant for, "factored", "flat" or "continuous".
-        reward_scope: the reward it is meant for, "view" (one for each view) or "batch" (one for all).
-        reports: what it asks a world to report, names of `astra_gym.envs.api.protocol.REPORTS`.
-        paper: source of the algorithm; empty for our own controls.
-    """
-
-    summary: str
-    make: Callable[[AgentRequest], Agent | Sb3Agent]
-    learns: bool = True
-    vec_env: bool = False
-    observation: str = "features"
-    actions: str = "factored"
-    reward_scope: str = "view"
-    reports: tuple[str, ...] = ()
-    paper: str = ""
-
 
 # "reinforce" in an environment of many steps (gamma > 0): a rollout is long enough to hold an action's effect on the
 # next few rewards, and short enough for dozens of updates in a few hundred plays; so few updates need large steps
@@ -174,26 +105,32 @@ def _schedule(ask: AgentRequest) -> Agent:
     return ScheduleAgent(ask.env, ask.listed, planned_plays=ask.planned_plays, **common)
 
 
+def _scheduled(ask: BudgetRequest) -> list[ConstantBudget]:
+    return [replace(ask.budget, epsilon=epsilon) for epsilon in ask.schedule]
+
+
 def _delayed(ask: AgentRequest) -> Agent:
     settings = ask.settings(DelaySettings())
     return DelayedAgent(ask.env, ask.listed, settings, planned_plays=ask.planned_plays, **ask.shared)
 
 
-def _accelerating(ask: AgentRequest) -> Agent:
-    return AcceleratingAgent(ask.env, ask.listed, ask.settings(AccelerationSettings()), **ask.shared)
+def _rule(found: type[RuleAgent], ask: AgentRequest) -> Agent:
+    settings = () if found.defaults is None else (ask.settings(found.defaults),)
+    return found(ask.env, ask.listed, *settings, **(ask.shared if settings else ask.common))
 
 
-def _escalating(ask: AgentRequest) -> Agent:
-    return EscalatingAgent(ask.env, ask.listed, ask.settings(EscalationSettings()), **ask.shared)
-
-
-def _friendly(ask: AgentRequest) -> Agent:
-    common = ask.common
-    return FriendlyAgent(ask.env, ask.listed, **common)
-
-
-def _customized(ask: AgentRequest) -> Agent:
-    return CustomizedAgent(ask.env, ask.listed, ask.settings(CustomizationSettings()), **ask.shared)
+def _rule_entry(found: type[RuleAgent], summary: str, paper: str, usual: Mapping[str, Any] | None = None) -> AgentEntry:
+    return AgentEntry(
+        summary,
+        partial(_rule, found),
+        learns=False,
+        reports=found.needs,
+        takes=BUDGET,
+        budgets=found.budgets,
+        envs=("view",) if found.worlds is ViewsEnv else ("view", "batch"),
+        usual=usual or {},
+        paper=paper,
+    )
 
 
 def _none(ask: AgentRequest) -> Agent:
@@ -214,6 +151,7 @@ AGENTS: dict[str, AgentEntry] = {
         _paper,
         observation="image",
         reward_scope="batch",
+        fixes=("reward_scope", "actions", "observation"),
         paper="ASTrA, ICLR 2025",
     ),
     "ppo": AgentEntry("Stable-Baselines3's PPO", _sb3, vec_env=True, paper="Schulman et al., 2017"),
@@ -265,42 +203,47 @@ AGENTS: dict[str, AgentEntry] = {
         partial(_controller, CONTROLLERS["switching"]),
         paper="after Jaderberg et al., 2017",
     ),
-    "fixed": AgentEntry("always the same attack", _fixed, learns=False),
-    "fixed-max": AgentEntry("always the hardest attack of the ranges", _fixed, learns=False),
-    "schedule": AgentEntry("fixed attacks in turn, each for an equal part of the run", _schedule, learns=False),
+    "fixed": AgentEntry("always the same attack", _fixed, learns=False, takes=BUDGET, budget=lambda ask: ask.budget),
+    "fixed-max": AgentEntry(
+        "always the hardest attack of the ranges", _fixed, learns=False, budget=lambda ask: ask.sets.hardest
+    ),
+    "schedule": AgentEntry(
+        "fixed attacks in turn, each for an equal part of the run",
+        _schedule,
+        learns=False,
+        takes=("schedule", "step_size", "steps"),
+        budgets=_scheduled,
+    ),
     "delayed": AgentEntry(
         "no attack for a share of the run, then always the same",
         _delayed,
         learns=False,
+        takes=BUDGET,
+        budgets=DelayedAgent.budgets,
         paper="Gupta et al., 2020 (2002.04237), with a given switch",
     ),
-    "accelerating": AgentEntry(
+    "accelerating": _rule_entry(
+        AcceleratingAgent,
         "two steps at first; more once the summed gradient of an epoch's attacks has grown",
-        _accelerating,
-        learns=False,
-        reports=AcceleratingAgent.needs,
-        paper="Wang et al., 2021 (2103.03076), without labels",
+        "Wang et al., 2021 (2103.03076), without labels",
     ),
-    "escalating": AgentEntry(
+    "escalating": _rule_entry(
+        EscalatingAgent,
         "one wide step at first; more and smaller ones once attacks gain little",
-        _escalating,
-        learns=False,
-        reports=EscalatingAgent.needs,
-        paper="after Li et al., 2020 (2006.03089), without labels",
+        "after Li et al., 2020 (2006.03089), without labels",
+        # ASTrA's sets have no wide step
+        usual=WIDE_SETS.by_setting,
     ),
-    "customized": AgentEntry(
+    "customized": _rule_entry(
+        CustomizedAgent,
         "a radius for each image, raised while its attacked view is still retrieved",
-        _customized,
-        learns=False,
-        reports=CustomizedAgent.needs,
-        paper="Cheng et al., 2020 (2002.06789), without labels",
+        "Cheng et al., 2020 (2002.06789), without labels",
     ),
-    "friendly": AgentEntry(
+    "friendly": _rule_entry(
+        FriendlyAgent,
         "always the same attack, which stops at each view that is no longer retrieved",
-        _friendly,
-        learns=False,
-        reports=FriendlyAgent.needs,
-        paper="Zhang et al., ICML 2020 (2002.11242), without labels",
+        "Zhang et al., ICML 2020 (2002.11242), without labels",
+        usual={"attack_stop": "retrieval"},
     ),
     "random": AgentEntry("uniform over the action space", _random, learns=False),
     "none": AgentEntry(

@@ -1,14 +1,20 @@
 """More steps once the attacks' gradients have grown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
 from astra_gym.agents.controls import Common
+from astra_gym.agents.entries import BudgetRequest
 from astra_gym.agents.rules.base import RuleAgent
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import shown
+
+FIRST_STEPS, MOST_STEPS = 2, 8
+"""Steps with which a run begins, and its usual cap (arXiv 2103.03076)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,18 @@ class AcceleratingAgent(RuleAgent):
         self.threshold: float | None = None
         self._periods = self._views = 0
         self._sum = 0.0
+
+    @staticmethod
+    def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
+        """Return an attack for each number of steps in the world's set, from 2 to 8 or the given number."""
+        most = ask.given.get("steps", MOST_STEPS)
+        found = [steps for steps in ask.sets.steps if FIRST_STEPS <= steps <= most]
+        if not found:
+            raise ValueError(
+                f"the agent accelerating takes {FIRST_STEPS} to {most} steps, and actions have "
+                f"{shown(list(ask.sets.steps))}: raise --steps, its cap, or change --action_steps"
+            )
+        return [replace(ask.budget, steps=steps) for steps in found]
 
     def _act(self, observation: Tensor) -> Tensor:
         return self._listed(self.chosen, len(observation))

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from astra_gym.agents.adapters import NoEnvironment, as_torch_env
 from astra_gym.agents.controls import Common, OnePlayAgent, encoded_list
+from astra_gym.agents.entries import BudgetRequest
 from astra_gym.envs.api.protocol import ReportingEnv, TorchVectorEnv, ViewsEnv
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 
 
 class RuleAgent(OnePlayAgent):
@@ -37,6 +39,15 @@ class RuleAgent(OnePlayAgent):
         self.settings = settings or self.defaults
         self.actions = encoded_list(actions, self.action_space, f"the list of {self.kind}")
         self._ask(self._env)
+
+    @staticmethod
+    def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
+        """Return the attacks of a run's agent, in the order of its actions.
+
+        Raises:
+            ValueError: if the world's sets have none.
+        """
+        raise NotImplementedError
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Continue in another environment with the same spaces, as `Agent.set_env`; it has to report as much."""

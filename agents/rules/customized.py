@@ -1,16 +1,19 @@
 """A radius for each image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor
 
 from astra_gym.agents.controls import Common
+from astra_gym.agents.entries import BudgetRequest
 from astra_gym.agents.rules.base import RuleAgent
 from astra_gym.envs.api.protocol import ViewsEnv
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import shown
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,18 @@ class CustomizedAgent(RuleAgent):
         super().__init__(env, actions, settings, **common)
         self.memory = torch.zeros(0, dtype=torch.int64)
         self._visit = self.memory, self.memory
+
+    @staticmethod
+    def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
+        """Return an attack for each positive radius in the world's set, up to that of the budget."""
+        cap = ask.budget.epsilon
+        found = [epsilon for epsilon in ask.sets.epsilons if 0 < epsilon <= cap + 1e-9]
+        if not found:
+            raise ValueError(
+                f"the agent customized takes radii up to {shown(cap)}, and actions have none: raise "
+                "--epsilon, its cap, or change --action_epsilons"
+            )
+        return [replace(ask.budget, epsilon=epsilon) for epsilon in found]
 
     def _raised(self, radii: Tensor) -> Tensor:
         return (radii + self.settings.stride).clamp(max=len(self.actions))

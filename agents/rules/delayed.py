@@ -1,11 +1,14 @@
 """No attack at first, then always the same."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 from astra_gym.agents.controls import Common, ScheduleAgent
+from astra_gym.agents.entries import BudgetRequest
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.messages import shown
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,22 @@ class DelayedAgent(ScheduleAgent):
         super().__init__(env, actions, planned_plays=planned_plays, **common)
         if len(self.actions) != 2:
             raise ValueError(f"the agent delayed got {len(self.actions)} actions: expected no attack, and the attack")
+
+    @staticmethod
+    def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
+        """Return an attack of no step, or else of no radius, and the attack.
+
+        Raises:
+            ValueError: if the world's sets have neither.
+        """
+        if ask.sets.steps[0] == 0:
+            return [replace(ask.budget, steps=0), ask.budget]
+        if ask.sets.epsilons[0] == 0:
+            return [replace(ask.budget, epsilon=0.0), ask.budget]
+        raise ValueError(
+            f"the agent delayed begins with clean views, but actions begin at {ask.sets.steps[0]} steps and a radius "
+            f"of {shown(ask.sets.epsilons[0])}: put 0 into --action_steps or --action_epsilons"
+        )
 
     def part(self, play: int) -> int:
         """Return 0 before the switch, 1 from it on, for a play counted from 0."""

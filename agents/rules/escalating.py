@@ -1,13 +1,19 @@
 """Escalation: a cheap attack while it works, and one of more steps as soon as it does not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from astra_gym.agents.entries import BudgetRequest
 from astra_gym.agents.rules.base import RuleAgent
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.utils.finite import check_number
+
+WIDE_STEP = ConstantBudget(epsilon=24 / 255, step_size=32 / 255, steps=1)
+"""The attack with which a run begins where the world has it: the one constant for all instances in
+results/tuning/global-fixed.json."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,23 @@ class EscalatingAgent(RuleAgent):
         self._plays = 0
         """Plays of the present action."""
         self._present = self._usual = 0.0
+
+    @staticmethod
+    def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
+        """Return one wide step, as near to `WIDE_STEP` as the world has it, or what is given; then attacks of two and
+        more times as many steps, which go as far in all."""
+        sets = ask.sets
+        ends = {"epsilon": sets.epsilons, "step_size": sets.step_sizes, "steps": [one for one in sets.steps if one]}
+        wide = {
+            name: min(max(getattr(WIDE_STEP, name), values[0]), values[-1]) for name, values in ends.items() if values
+        }
+        first = replace(WIDE_STEP, **wide | {**ask.given})
+        found = [first]
+        for steps in sets.steps:
+            if steps >= 2 * found[-1].steps > 0:
+                size = max(first.step_size * first.steps / steps, min(sets.step_sizes))
+                found.append(replace(first, steps=steps, step_size=size))
+        return found
 
     def _act(self, observation: Tensor) -> Tensor:
         return self._listed(self.chosen, len(observation))

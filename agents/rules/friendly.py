@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from astra_gym.agents.entries import BudgetRequest
 from astra_gym.agents.rules.base import RuleAgent
+from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 
 
 class FriendlyAgent(RuleAgent):
@@ -26,6 +28,11 @@ class FriendlyAgent(RuleAgent):
 
     kind: ClassVar[str] = "friendly"
     needs: ClassVar[tuple[str, ...]] = ("stopped",)
+
+    @staticmethod
+    def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
+        """Return the one attack."""
+        return [ask.budget]
 
     def _act(self, observation: Tensor) -> Tensor:
         return self._listed(0, len(observation))

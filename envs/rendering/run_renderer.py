@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageDraw
 
-from astra_gym.envs.actions import UNIT
+from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.rendering.drawing import (
     BLUE,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from astra_gym.envs.actions import UNIT, ActionSets
+from astra_gym.envs.api.action_sets import UNIT, ActionSets
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.records import StepRecord
 from astra_gym.envs.rendering.drawing import (

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from astra_gym.envs.actions import UNIT
+from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.experiments.benchmarks.measure import DeviceClock, Figure, Result, interleaved
 from astra_gym.experiments.benchmarks.workloads import Options, views_for
 from astra_gym.ssl_core.attacks.pgd import Budget

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from astra_gym.envs.actions import ActionSets, ActionTable
+from astra_gym.envs.actions import ActionTable
+from astra_gym.envs.api.action_sets import ActionSets
 from astra_gym.envs.builders import build_learner
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.config.settings import Settings

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from astra_gym.envs.actions import UNIT
+from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.experiments.comparison.arms import Arm
 from astra_gym.experiments.comparison.cell_results import Cell
 

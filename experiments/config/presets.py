@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from astra_gym.envs.api.action_sets import WIDE_SETS
+
 CIFAR10: dict[str, Any] = {
     "dataset": "cifar10",
     "image_size": 32,
@@ -37,15 +39,6 @@ TEACHER: dict[str, Any] = {
     "jitter": (0.8, 0.8, 0.8, 0.2),
 }
 """Settings shared by the SimCLR teachers of DeACL and DAQ-SDP; a student starts from its teacher's weights."""
-WIDE_STEPS = tuple(size / 255 for size in (1, 2, 4, 8, 16, 32, 64))
-"""Step sizes of the worlds with wide ranges, each twice the one before."""
-WIDE_SETS: dict[str, Any] = {
-    "action_epsilons": {"from": 0, "to": 48 / 255, "by": 2 / 255},
-    "action_steps": (0, 1, 2, 4, 8, 14),
-    "action_step_sizes": WIDE_STEPS,
-}
-"""Wide ranges for photographs; also those of the agent `escalating` where none are given, since ASTrA's have no wide
-step."""
 PRESETS: dict[str, dict[str, Any]] = {
     # the first run: few wide steps, whose price the reward counts, so that two cores need less than a minute
     "digits": {
@@ -72,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strength": 0.231,
         "action_epsilons": {"from": 0, "to": 96 / 255, "by": 4 / 255},
         "action_steps": (0, 1, 2, 4, 8, 14),
-        "action_step_sizes": WIDE_STEPS,
+        "action_step_sizes": WIDE_SETS.step_sizes,
         "eval_epsilons": (8 / 255, 16 / 255, 24 / 255, 32 / 255),
         "judge_epsilon": 24 / 255,
         "judge_score": "mean",
@@ -89,7 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "strength": 0.529,
         "flip": 0.5,
         "probe_epochs": 25,
-        **WIDE_SETS,
+        **WIDE_SETS.by_setting,
         "eval_epsilons": (2 / 255, 4 / 255, 8 / 255),
         "judge_epsilon": 4 / 255,
         "judge_score": "mean",

@@ -1,10 +1,12 @@
 """The sections of a run's settings that its world does not have: the agent, the probe, and the run itself."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from astra_gym.agents import AGENTS, learns
+from astra_gym.agents.entries import BUDGET
 from astra_gym.agents.reinforce import SETTINGS
 from astra_gym.envs.actions import ACTION_KINDS
 from astra_gym.envs.observations import OBSERVATIONS, observation_for
@@ -23,8 +25,10 @@ PROGRESS = {"auto": "live in a terminal, else lines", "live": "a display", "line
 EPSILONS = (2 / 255, 4 / 255, 8 / 255, 12 / 255, 16 / 255)
 SCHEDULE = (7 / 255, 9 / 255, 11 / 255, 13 / 255)
 """The best of the epoch-wise schedules in ASTrA's slides."""
-BUDGETED = ("fixed", "schedule", "delayed", "accelerating", "escalating", "customized", "friendly")
-"""Agents that take a given budget."""
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name}" for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +94,29 @@ class AgentSection:
         for name in ("epsilon", "step_size"):
             if (value := getattr(self, name)) is not None:
                 check_number(name, value, 0, 1, "a fraction in [0, 1]: 8/255, not 8")
-        if "epsilon" in self.budget and self.agent == "schedule":
-            raise ValueError("--epsilon: the agent schedule takes --schedule, a radius for each part of the training")
-        if self.budget and known and self.agent not in BUDGETED:
-            flags = ", ".join(f"--{name}" for name in sorted(self.budget))
-            raise ValueError(f"{flags}: only the agents {', '.join(BUDGETED)} take it, and the agent is {self.agent}")
-        if self.agent == "customized" and self.env != "view":
-            raise ValueError("env is batch: the agent customized has a radius for each image, leave --env out")
         object.__setattr__(self, "schedule", tuple(self.schedule))
-        if self.schedule != SCHEDULE and known and self.agent != "schedule":
-            raise ValueError(f"--schedule: only the agent schedule has one, and the agent is {self.agent}")
         if not self.schedule:
             raise ValueError("schedule is (): expected at least one radius")
+        if known:
+            self._check_taken()
+        if self.agent in AGENTS and self.env not in (envs := AGENTS[self.agent].envs):
+            raise ValueError(f"env is {self.env}: the agent {self.agent} needs --env {' or '.join(envs)}")
+
+    def _check_taken(self) -> None:
+        """Raise a ValueError for a given part of a budget, or schedule, that the agent does not take."""
+        given = sorted(self.budget) + ["schedule"] * (self.schedule != SCHEDULE)
+        taken = AGENTS[self.agent].takes if self.agent in AGENTS else ()
+        if not (refused := [name for name in given if name not in taken]):
+            return
+        takers = [name for name, entry in AGENTS.items() if {*refused} <= {*entry.takes}]
+        few = f"agent {takers[0]} takes" if len(takers) == 1 else f"agents {', '.join(takers)} take"
+        instead = f" ({self.agent} takes {_flags(taken)})" if taken else ""
+        raise ValueError(f"{_flags(refused)}: only the {few} it, and the agent is {self.agent}{instead}")
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The given parts of the budget of the agents in `BUDGETED`, by name."""
-        given = {name: getattr(self, name) for name in ("epsilon", "step_size", "steps")}
+        """The given parts of a budget, by name."""
+        given = {name: getattr(self, name) for name in BUDGET}
         return {name: value for name, value in given.items() if value is not None}
 
 

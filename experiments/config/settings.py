@@ -1,23 +1,23 @@
 """Settings of a run: one typed record behind the command line, the YAML file and the Python interface."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from astra_gym.agents import AGENTS, describe, learns
+from astra_gym.agents import AGENTS, AgentEntry, describe, learns
+from astra_gym.agents.entries import BudgetRequest
 from astra_gym.envs.actions import ActionTable, RangesSection
 from astra_gym.envs.observations import observation_for
 from astra_gym.envs.reports import AttackReports
 from astra_gym.envs.rewards.judge_settings import JudgeSection
 from astra_gym.envs.rewards.settings import RewardSection
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.experiments.config.budgets import LISTS
 from astra_gym.experiments.config.devices import resolve_device
-from astra_gym.experiments.config.presets import PRESETS, WIDE_SETS, usual_agent
+from astra_gym.experiments.config.presets import PRESETS, usual_agent
 from astra_gym.experiments.config.recipes import KEEP_LAST, fitting, recipe, with_options
-from astra_gym.experiments.config.sections import BUDGETED, AgentSection, ProbeSection, RunSection
+from astra_gym.experiments.config.sections import AgentSection, ProbeSection, RunSection
 from astra_gym.experiments.config.superseded import named_forms
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.attacks.settings import AttackSection
@@ -97,10 +97,8 @@ class Settings(Composed):
         attacks = self.agent.agent != "none" if recorded else find_method(method).attacks
         self._resolve(agent=usual_agent(preset, method) if attacks else "none")
         agent = self.agent.agent
-        if agent == "escalating":
-            self._resolve(**WIDE_SETS)
-        if agent == "friendly":
-            self._resolve(attack_stop="retrieval")
+        if entry := self._entry:
+            self._resolve(**entry.usual)
         # in a record these are resolved already, and reading it must import no module of a user
         if not is_dotted(agent) or "auto" in (self.agent.observation, self.agent.actions, self.reward.reward_scope):
             meant_for = describe(agent)
@@ -134,7 +132,7 @@ class Settings(Composed):
         if (epsilon := self.judge.judge_epsilon) is not None and epsilon not in self.probe.eval_epsilons:
             radii = shown(self.probe.eval_epsilons)
             raise ValueError(f"judge_epsilon is {shown(epsilon)}: expected one of eval_epsilons, {radii}")
-        self._check_paper()
+        self._check_fixed()
         if not is_own(method):
             self.check_method()
 
@@ -143,10 +141,15 @@ class Settings(Composed):
         """The settings of the run's world."""
         return WorldSettings(**{item.name: getattr(self, item.name) for item in fields(WorldSettings)})
 
+    @property
+    def _entry(self) -> AgentEntry | None:
+        """What is known of the agent; None of a custom one, whose module a record must not import."""
+        return AGENTS.get(self.agent.agent)
+
     def _kind_of_actions(self, usual: str) -> str:
         """Return the agent's usual kind; `continuous` if the usual one cannot express exactly the method's own budget,
         for `fixed`, or the agent's listed budgets."""
-        if self.agent.agent not in BUDGETED:
+        if self._entry is None or not self._entry.takes:
             return usual
         try:
             for budget in self.listed_budgets or [self.method.make().budget_at(1)]:
@@ -155,17 +158,14 @@ class Settings(Composed):
             return "continuous"
         return usual
 
-    def _check_paper(self) -> None:
-        if self.agent.agent != "reinforce-paper":
-            return
-        entry, found = AGENTS[self.agent.agent], self.flat()
-        fixed = {"reward_scope": entry.reward_scope, "actions": "factored"}
-        if self.agent.env == "view":
-            fixed["observation"] = entry.observation
-        for name, value in fixed.items():
-            if found[name] != value:
+    def _check_fixed(self) -> None:
+        """Raise a ValueError for a setting that the agent fixes to another value; a batch has its own observation."""
+        found = self.flat()
+        for name in self._entry.fixes if self._entry else ():
+            value = getattr(self._entry, name)
+            if found[name] != value and (name, self.agent.env) != ("observation", "batch"):
                 raise ValueError(
-                    f"--{name} {found[name]} contradicts the agent reinforce-paper, which fixes it to {value}: "
+                    f"--{name} {found[name]} contradicts the agent {self.agent.agent}, which fixes it to {value}: "
                     f"leave it out, or take --agent reinforce"
                 )
 
@@ -191,24 +191,17 @@ class Settings(Composed):
 
     @property
     def listed_budgets(self) -> list[ConstantBudget]:
-        """The budgets of an agent that goes through a list, see `astra_gym.experiments.config.budgets.LISTS`; empty for
-        the others.
+        """The budgets of an agent that goes through some, in its order; empty for the others.
 
         Raises:
             ValueError: if the world's sets have none.
         """
-        if self.agent.agent not in LISTS:
-            return []
-        return LISTS[self.agent.agent](self.agent, self._given_budget, self.ranges.sets)
+        return self._entry.budgets(self._budget_request) if self._entry and self._entry.budgets else []
 
     @property
     def fixed_budget(self) -> ConstantBudget | None:
-        """The budget of the agent `fixed` (given values, else the method's own) or `fixed-max`; None for others."""
-        if self.agent.agent == "fixed-max":
-            return self.ranges.sets.hardest
-        if self.agent.agent != "fixed":
-            return None
-        return self._given_budget
+        """The budget of an agent that always plays the same, such as `fixed` and `fixed-max`; None for others."""
+        return self._entry.budget(self._budget_request) if self._entry and self._entry.budget else None
 
     def planned_plays(self, planned_updates: int) -> int:
         """Return the number of plays of the whole run, which agents divide into parts.
@@ -224,8 +217,9 @@ class Settings(Composed):
         return max(1, round(passes / (UPDATE_PASSES + (fmean(steps) if attacks else 0))))
 
     @property
-    def _given_budget(self) -> ConstantBudget:
-        return replace(self.method.make().budget_at(1), **self.agent.budget)
+    def _budget_request(self) -> BudgetRequest:
+        own = self.method.make().budget_at(1)
+        return BudgetRequest(own=own, given=self.agent.budget, schedule=self.agent.schedule, sets=self.ranges.sets)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> "Settings":

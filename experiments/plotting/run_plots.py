@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from astra_gym.envs.actions import UNIT, ActionSets
+from astra_gym.envs.api.action_sets import UNIT, ActionSets
 from astra_gym.experiments.plotting.style import (
     BLUE,
     GREEN,

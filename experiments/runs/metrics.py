@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from astra_gym.envs.actions import UNIT
+from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.ssl_core.safety.sealing import LINE_SEAL, note_unsealed, opened_line
 from astra_gym.ssl_core.utils.messages import few
 

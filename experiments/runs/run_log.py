@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from astra_gym.envs.actions import UNIT
+from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.event_files import let_the_next_be_last
 from astra_gym.experiments.runs.logs import damaged_events, set_aside

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import qmc
 
-from astra_gym.envs.actions import ActionSets
+from astra_gym.envs.api.action_sets import ActionSets
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 

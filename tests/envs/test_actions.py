@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from astra_gym.envs.actions import ActionSets, ActionTable, members
+from astra_gym.envs.actions import ActionTable, members
+from astra_gym.envs.api.action_sets import ActionSets
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 
 

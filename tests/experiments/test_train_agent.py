@@ -216,7 +216,7 @@ def test_compiling_from_a_resume_on_is_said(tmp_path, interrupt, monkeypatch, ca
         (["--agent=fixed", "--epsilon=50/255"], ["epsilon is 50/255", "2/255 to 40/255"]),
         (["--agent=fixed", "--epsilon=8"], ["8/255, not 8"]),
         (["--agent=fixed", "--steps=99"], ["steps is 99", "1 to 10"]),
-        (["--agent=ppo", "--epsilon=8/255"], ["only the agents fixed, schedule"]),
+        (["--agent=ppo", "--epsilon=8/255"], ["only the agents fixed, delayed"]),
         (["--agent=reinforce-paper", "--observation=features"], ["--observation", "reinforce-paper"]),
         (["--env=batch", "--observation=image"], ["image", "batch"]),
         (["--agent=fixed", "--epsilon=8.4/255"], ["epsilon is 8.4/255", "8/255"]),

@@ -12,7 +12,8 @@ from gymnasium.vector.utils import batch_space
 
 from astra_gym.agents import make_agent
 from astra_gym.agents.storage import space_from_dict, space_to_dict
-from astra_gym.envs.actions import ActionSets, ActionTable
+from astra_gym.envs.actions import ActionTable
+from astra_gym.envs.api.action_sets import ActionSets
 from astra_gym.envs.api.spaces import meaning
 from astra_gym.envs.sb3_env import Sb3ViewVecEnv
 

@@ -177,5 +177,5 @@ def test_equal_compute_takes_arms_that_attack() -> None:
 
 def test_a_planned_arm_is_checked_like_a_command_line() -> None:
     assert make_arm("x", ["--agent=fixed"], 2).named(1) == "x-seed1"
-    with pytest.raises(ValueError, match="only the agents fixed, schedule"):
+    with pytest.raises(ValueError, match="only the agents fixed, delayed"):
         make_arm("x", ["--agent=ppo", "--epsilon=8/255"], 2)

@@ -1,4 +1,4 @@
-from astra_gym.envs.actions import ASTRA_SETS
+from astra_gym.envs.api.action_sets import ASTRA_SETS
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.downstream.linear_probe import standard_probe

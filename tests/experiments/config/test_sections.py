@@ -16,7 +16,7 @@ from astra_gym.experiments.config.sections import AgentSection, ProbeSection, Ru
         ({"agent": "fixed", "steps": 5.5}, "steps is 5.5: expected an integer"),
         ({"agent": "fixed", "steps": 5.0}, "steps is 5.0: expected an integer"),
         ({"agent": "ppo", "epsilon": 8 / 255}, "--epsilon: only the agents fixed, .* take it, and the agent is ppo"),
-        ({"agent": "customized", "env": "batch"}, "customized has a radius for each image, leave --env out"),
+        ({"agent": "customized", "env": "batch"}, "env is batch: the agent customized needs --env view"),
         ({"schedule": ()}, "expected at least one radius"),
     ],
 )

@@ -215,7 +215,7 @@ def test_an_unknown_name_offers_the_nearest(name: str, value: str, nearest: str 
         ({"agent": "fixed", "step_size": 0.5 / 255}, "step_size is 0.5/255"),
         ({"agent": "fixed", "steps": 15}, "steps is 15: expected 3 to 14"),
         ({"steps": 5, "step_size": 2 / 255}, "--step_size, --steps: only the agents fixed.* the agent is reinforce"),
-        ({"schedule": (0.1,)}, "--schedule: only the agent schedule has one, and the agent is reinforce"),
+        ({"schedule": (0.1,)}, "--schedule: only the agent schedule takes it, and the agent is reinforce"),
         ({"post_kwargs": {"epochs": 3}}, "post_kwargs: the method astra has no post-processing"),
         ({"env": "batch", "observation": "image"}, "observation 'image'"),
         ({"epochs": 0}, "epochs is 0"),
@@ -242,7 +242,7 @@ def test_fixed_and_schedule_take_continuous_actions_where_their_sets_lack_a_budg
     assert Settings.of(agent="fixed-max", **world).fixed_budget == ConstantBudget(
         epsilon=16 / 255, steps=5, step_size=5 / 255
     )
-    with pytest.raises(ValueError, match="the agent schedule takes --schedule"):
+    with pytest.raises(ValueError, match=r"the agent is schedule \(schedule takes --schedule, --step_size, --steps\)"):
         Settings.of(agent="schedule", epsilon=8 / 255)
 
 

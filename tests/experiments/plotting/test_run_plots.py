@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from astra_gym.envs.actions import ASTRA_SETS, ActionSets
+from astra_gym.envs.api.action_sets import ASTRA_SETS, ActionSets
 from astra_gym.experiments.plotting.run_plots import (
     ACTION_SETS,
     accuracy_against_epsilon,

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from astra_gym.envs.actions import ActionSets
+from astra_gym.envs.api.action_sets import ActionSets
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import (

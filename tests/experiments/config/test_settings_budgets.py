@@ -2,10 +2,12 @@
 
 import pytest
 
-from astra_gym.experiments.config.budgets import LISTS
-from astra_gym.experiments.config.sections import BUDGETED
+from astra_gym.agents import AGENTS
+from astra_gym.agents.entries import BUDGET
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
+
+LISTS = [name for name, entry in AGENTS.items() if entry.budgets]
 
 
 def listed(agent: str, preset: str = "digits-wide", **more: object) -> list[tuple[float, int, float]]:
@@ -15,7 +17,8 @@ def listed(agent: str, preset: str = "digits-wide", **more: object) -> list[tupl
 
 
 def test_every_list_is_of_an_agent_that_takes_a_budget() -> None:
-    assert set(BUDGETED) == {"fixed", *LISTS}
+    takers = {name for name, entry in AGENTS.items() if entry.takes}
+    assert takers == {"fixed", *LISTS} and all({*AGENTS[name].takes} <= {*BUDGET, "schedule"} for name in takers)
     assert Settings.of(agent="random").listed_budgets == []
 
 
