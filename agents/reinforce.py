@@ -13,6 +13,7 @@ from astra_gym.agents.base import Agent, Transition
 from astra_gym.agents.policies import HEADS, ResNetExtractor, batch_statistics, build_policy
 from astra_gym.envs.api.protocol import AssessingEnv
 from astra_gym.ssl_core.models.target_network import PRECISIONS
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.training.optim import LARS, warmup_cosine
 from astra_gym.ssl_core.utils.finite import NonFiniteValueError, check_number
 from astra_gym.ssl_core.utils.overrides import by_present_names
@@ -47,8 +48,7 @@ class ReinforceSettings:
         ValueError: if a value is out of range.
     """
 
-    RENAMED: ClassVar[Mapping[str, str]] = {"entropy_coef": "ent_coef", "normalise_advantage": "normalize_advantage"}
-    """Earlier names of settings, in files and on command lines, and their present names."""
+    RENAMED: ClassVar[Mapping[str, str]] = renamed.REINFORCE_SETTINGS
 
     learning_rate: float = 5e-3
     optimizer: str = "adam"

@@ -1,23 +1,26 @@
 """What version 0.1 wrote is still read: runs that were stopped, a comparison, an evaluation and an exported encoder.
 
 `fixtures/v0_1` was made by 0.1.0 at tiny sizes; `continuation-NAME.jsonl` is how that version itself continued a run:
-`run` is ACL on a coreset (RCS), `paper` is ASTrA with the agent reinforce-paper, before its tenth step.
+`run` is ACL on a coreset (RCS), `paper` is ASTrA with the agent reinforce-paper, before its tenth step. `agent.zip` is
+an agent's own file.
 """
 
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from astra_gym.agents import REINFORCE
 from astra_gym.experiments import compare_agents, evaluate_encoder, report, train_agent
 from astra_gym.experiments.comparison.cell_results import read_comparison
-from astra_gym.experiments.config.superseded import RENAMED
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.evaluation.results import read_results
 from astra_gym.ssl_core.models.checkpoint import load_network
+from astra_gym.ssl_core.settings import renamed
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures" / "v0_1"
 
@@ -76,7 +79,7 @@ def test_the_comparison_is_complete_and_is_reported(fixture: Path, capsys: pytes
     names |= {"judge_block": 0.1, "judge_redraw": 1, "judge_until": 1.0}
     names |= dict.fromkeys(("reward_judge", "reward_alignment"), 0.0)
     older = json.loads(before)["cells"]
-    kept = [{RENAMED.get(name, name): value for name, value in cell["settings"].items()} for cell in older]
+    kept = [{renamed.SETTINGS.get(name, name): value for name, value in cell["settings"].items()} for cell in older]
     assert after == [cell | {"settings": settings | names} for cell, settings in zip(older, kept, strict=True)]
     assert report.main([str(folder)]) == 0
     assert "reinforce" in (folder / "report.md").read_text(encoding="utf-8")
@@ -95,3 +98,10 @@ def test_the_export_is_read(fixture: Path) -> None:
     words = "--format torchvision --dataset digits --image_size 8 --protocols knn --attacks pgd20 --epsilons 8/255"
     words += " --test_limit 8 --progress off"
     assert evaluate_encoder.main([str(fixture / "encoder.pt"), *words.split(), "--out", str(fixture / "again")]) == 0
+
+
+def test_an_agent_s_file_is_read_by_present_names() -> None:
+    # REINFORCE of 0.1, with entropy_coef=0.05 and normalise_advantage=False, which learned that (2, 1, 1) pays
+    agent = REINFORCE.load(FIXTURES / "agent", device="cpu")
+    assert (agent.settings.ent_coef, agent.settings.normalize_advantage, agent.num_timesteps) == (0.05, False, 80)
+    assert agent.predict(np.zeros((2, 3), np.float32), deterministic=True)[0].tolist() == [[2, 1, 1]] * 2

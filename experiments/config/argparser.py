@@ -25,7 +25,7 @@ from astra_gym.experiments.config.flag_values import (
     reader,
     with_one,
 )
-from astra_gym.experiments.config.superseded import RENAMED
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.settings.records import Leaf, composed, hints, is_record, leaves, parts
 from astra_gym.ssl_core.utils.messages import brief, said
 from astra_gym.ssl_core.utils.registry import pick
@@ -64,8 +64,8 @@ class CommandParser(ArgumentParser, Generic[Record]):
         self.leaves = {leaf.name: leaf for leaf in leaves(record)}
         docs = {part: _documented(part) for _, part in parts(record)}
         titles = _titles(docs)
-        renamed = {old: new for old, new in RENAMED.items() if new in self.leaves}
-        self.aliases = renamed | {leaf.name: leaf.notes.instead for leaf in self.leaves.values() if leaf.notes.instead}
+        older = {old: new for old, new in renamed.SETTINGS.items() if new in self.leaves}
+        self.aliases = older | {leaf.name: leaf.notes.instead for leaf in self.leaves.values() if leaf.notes.instead}
         """Present names by old flag."""
         found = dict.fromkeys(leaf.section for leaf in self.leaves.values() if leaf.section)
         self.sections = sorted(found, key=[*titles].index)
@@ -82,7 +82,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
             if leaf.section in groups:
                 group = self if leaf.notes.positional else groups[leaf.section]
                 _add(group, leaf, docs[leaf.owner].get(leaf.name, ""))
-        for old, new in renamed.items():
+        for old, new in older.items():
             kind = reader(new, self.leaves[new].hint)
             self.add_argument(f"--{old}", dest=new, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from astra_gym.agents.reinforce import ReinforceSettings
 from astra_gym.experiments.config.argparser import CommandParser, unknown
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
@@ -16,13 +15,14 @@ from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import fitting, recipe, with_options
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.superseded import RENAMED, as_written, without_forms
+from astra_gym.experiments.config.superseded import as_written, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.methods.settings import MethodSection
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, leaves
 from astra_gym.ssl_core.utils.files import expanded, resolved
 from astra_gym.ssl_core.utils.messages import brief
@@ -55,6 +55,12 @@ OTHER_NAMES = {
     if dot
 }
 """Settings that have a second name: `reward_cost` is also `reward_weights.cost`."""
+SAME = (
+    *((name, leaf.notes.instead) for name, leaf in LEAVES.items() if leaf.notes.instead),
+    *((f"agent_kwargs.{old}", f"agent_kwargs.{new}") for old, new in renamed.REINFORCE_SETTINGS.items()),
+    ("temperature", "method_kwargs.temperature"),
+)
+"""Pairs of names of the same setting."""
 ABOUT = """Train a target network whose attacks an agent chooses, and evaluate it.
 
 A default is overridden by the preset, then the method's recipe, then config files, then flags."""
@@ -133,8 +139,9 @@ def parse(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = CommandParser("train", TrainCommand, ABOUT, USAGE, prog)
     given = parser.given(argv)
-    if "temperature" in given and "temperature" in (given.get("method_kwargs") or {}):
-        parser.error("--temperature and --method_kwargs.temperature are the same: give one of them")
+    for pair in SAME:
+        if all(_holds(given, name) for name in pair):
+            parser.error(f"--{pair[0]} and --{pair[1]} are the same: give one of them")
     asked = TrainFlags(**{leaf.name: given.pop(leaf.name) for leaf in leaves(TrainFlags) if leaf.name in given})
     if asked.list:
         print(listing(), end="")
@@ -239,7 +246,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """
     read = {}
     try:
-        for name, value in by_present_names(read_mapping(path, TEXTS), RENAMED).items():
+        for name, value in by_present_names(read_mapping(path, TEXTS), renamed.SETTINGS).items():
             if name not in LEAVES:
                 raise ValueError(unknown(str(name), LEAVES, "setting"))
             read[name] = plain(_read(name, value))
@@ -269,19 +276,21 @@ def _settings(
 
 
 def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without those that `others` overrides by a second name (see `OTHER_NAMES`), or an agent's
-    own ones by an earlier or the present name."""
+    """Return the settings without those that `others` overrides by another name (see `SAME`)."""
     made = dict(settings)
-    for names in ReinforceSettings.RENAMED.items():
-        for name, second in (names, names[::-1]):
-            if second in (others.get("agent_kwargs") or {}) and name in (made.get("agent_kwargs") or {}):
-                made["agent_kwargs"] = {key: v for key, v in made["agent_kwargs"].items() if key != name} or None
-    for name, (group, option) in OTHER_NAMES.items():
-        if option in (others.get(group) or {}):
-            made.pop(name, None)
-        if name in others and option in (made.get(group) or {}):
-            made[group] = {key: value for key, value in made[group].items() if key != option} or None
+    for names in SAME:
+        for name, other in (names, names[::-1]):
+            group, _, option = name.partition(".")
+            if _holds(others, other) and _holds(made, name):
+                value = made.pop(group)
+                if left := {key: kept for key, kept in value.items() if key != option} if option else None:
+                    made[group] = left
     return made
+
+
+def _holds(settings: Mapping[str, Any], name: str) -> bool:
+    group, _, option = name.partition(".")
+    return option in (settings.get(group) or {}) if option else group in settings
 
 
 def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:

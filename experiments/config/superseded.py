@@ -1,9 +1,10 @@
-"""Defaults and names of version 0.1 that have changed since, for reading files of that version."""
+"""Defaults of version 0.1 that have changed since, for reading files of that version."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from astra_gym.agents.reinforce import SETTINGS
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.training.coreset import CoresetSettings
 from astra_gym.ssl_core.utils.overrides import by_present_names
 
@@ -35,8 +36,6 @@ FORMS = (
     ),
     Form("coreset", "rcs", "coreset_kwargs", CoresetSettings(batches=1), {"form": "softmax", "biases": True}),
 )
-RENAMED: Mapping[str, str] = {"normalisation": "normalization", "neighbours": "neighbors"}
-"""Present names by the earlier names of settings and flags."""
 DROP_LAST = True
 """Whether version 0.1 left out the last, smaller batch of an epoch."""
 
@@ -95,7 +94,7 @@ def without_forms(record: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 def as_written(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's record by present names; settings that it leaves out get the defaults of its version."""
-    full = by_present_names(record, RENAMED)
+    full = by_present_names(record, renamed.SETTINGS)
     for flag, value in left_out(record).items():
         name, _, option = flag.partition(".")
         full[name] = {**(full.get(name) or {}), option: value} if option else value

@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from astra_gym.experiments.config.superseded import RENAMED
+from astra_gym.ssl_core.settings import renamed
 
 TINY = "--limit=26 --test_limit=30 --batch_size=4 --image_size=8 --width=2 --epochs=2 --probe_epochs=1"
 TRAIN = f"train_agent.py {TINY} --progress=off"
@@ -114,7 +114,9 @@ def differences(before: Any, after: Any, where: str) -> Iterator[str]:
         elif before.shape != after.shape or not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
             yield f"{where}: arrays {before.shape} and {after.shape} differ"
     elif isinstance(before, dict) and isinstance(after, dict):
-        before, after = ({RENAMED.get(key, key): value for key, value in found.items()} for found in (before, after))
+        before, after = (
+            {renamed.SETTINGS.get(key, key): value for key, value in found.items()} for found in (before, after)
+        )
         for key in [*before, *(key for key in after if key not in before)]:
             if isinstance(key, str) and SKIPPED.search(key):
                 continue

@@ -12,8 +12,9 @@ from astra_gym.experiments.comparison.arms import base_arms
 from astra_gym.experiments.config.cli import LEAVES, OTHER_NAMES, load, parse
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.config.superseded import FORMS, RENAMED, as_written, left_out
+from astra_gym.experiments.config.superseded import FORMS, as_written, left_out
 from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.utils.overrides import by_present_names
 
 NOW = {"heads": "separate", "second_draw": True}
@@ -163,11 +164,11 @@ def _given_as_config(record: Path) -> Settings:
 def test_the_table_of_names_is_whole() -> None:
     of_0_1 = {name for _, name in FLAGS_OF_0_1}
     assert len(FLAGS_OF_0_1) == 2 * len(of_0_1) == 2 * 81
-    assert of_0_1 - set(LEAVES) <= set(RENAMED)
-    assert set(OTHER_NAMES) | (set(RENAMED) & of_0_1) == set(CHANGED)
+    assert of_0_1 - set(LEAVES) <= set(renamed.SETTINGS)
+    assert set(OTHER_NAMES) | (set(renamed.SETTINGS) & of_0_1) == set(CHANGED)
     assert {new for _, new in CHANGED.values()} == {
         *(".".join(path) for path in OTHER_NAMES.values()),
-        *(RENAMED[name] for name in set(RENAMED) & of_0_1),
+        *(renamed.SETTINGS[name] for name in set(renamed.SETTINGS) & of_0_1),
     }
 
 
@@ -217,6 +218,14 @@ def test_a_flag_wins_over_a_file_by_either_name_of_an_agents_setting(tmp_path: P
             assert found.agent_kwargs == {"ent_coef": 0.2, "gamma": 0.3}, (words, inside)
 
 
+def test_a_flag_wins_over_a_file_by_either_name_of_the_temperature(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for inside, outside in itertools.permutations(("temperature: 0.1", "method_kwargs: {temperature: 0.1}")):
+        file.write_text(inside)
+        flag = "--temperature=0.2" if outside.startswith("temperature") else "--method_kwargs.temperature=0.2"
+        assert parse(["--config", str(file), "--method", "acl", flag]).settings.method.make().temperature == 0.2
+
+
 def test_both_names_in_one_file_are_an_error(tmp_path: Path, capsys) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("normalisation: cifar\nnormalization: cifar\n")
@@ -232,5 +241,8 @@ def test_both_names_in_one_file_are_an_error(tmp_path: Path, capsys) -> None:
 def test_records_and_plans_are_read_by_present_names() -> None:
     for record in RECORDS:
         assert "normalisation:" in record.read_text() and load(record).network.normalization == "imagenet"
-    assert by_present_names({"normalisation": "cifar", "epochs": 3}, RENAMED) == {"normalization": "cifar", "epochs": 3}
+    assert by_present_names({"normalisation": "cifar", "epochs": 3}, renamed.SETTINGS) == {
+        "normalization": "cifar",
+        "epochs": 3,
+    }
     assert as_written({"normalisation": "half", "drop_last": True}) == {"normalization": "half", "drop_last": True}
