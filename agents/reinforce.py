@@ -75,10 +75,10 @@ class ReinforceSettings:
         pick(self.schedule, {"constant": 0, "cosine": 0}, "schedule")
         pick(self.reduction, {"mean": 0, "sum": 0}, "reduction")
         pick(self.heads, HEADS, "kind of heads")
-        if min(self.learning_rate, self.max_grad_norm) <= 0:
-            raise ValueError(f"{self.learning_rate=}, {self.max_grad_norm=}: expected both positive")
-        if min(self.n_steps, self.interval) < 1:
-            raise ValueError(f"{self.n_steps=}, {self.interval=}: expected both at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            check_number(name, getattr(self, name), above=True)
+        for name in ("n_steps", "interval", "width"):
+            check_number(name, getattr(self, name), 1, whole=True)
         if self.second_draw and self.n_steps > 1:
             raise ValueError(f"n_steps is {self.n_steps}: expected 1, since second_draw learns from single plays")
         check_number("gamma", self.gamma, 0, 1, "a discount in [0, 1]")
@@ -86,8 +86,8 @@ class ReinforceSettings:
             check_number("baseline_decay", self.baseline_decay, 0, 1, "a number in [0, 1), or None", below=True)
         # settings from a file have a list here
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        if min(self.width, *self.hidden) < 1:
-            raise ValueError(f"hidden is {self.hidden} and width is {self.width}: expected sizes of at least 1")
+        for size in self.hidden:
+            check_number("a size in hidden", size, 1, whole=True)
 
 
 SETTINGS: dict[str, ReinforceSettings] = {

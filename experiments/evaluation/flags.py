@@ -12,6 +12,7 @@ from astra_gym.ssl_core.evaluation.results import NORMS, check_radii
 from astra_gym.ssl_core.models.backbones.resnet import STEMS
 from astra_gym.ssl_core.models.foreign import FORMATS
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
+from astra_gym.ssl_core.utils.finite import check_number
 
 PROTOCOLS = ("slf", "alf", "aff", "knn")
 ATTACKS = ("pgd20", "autoattack")
@@ -135,11 +136,9 @@ class MeasureFlags:
         if self.norm != "Linf" and not set(self.attacks or ATTACKS) & set(LONG_ATTACKS):
             raise ValueError(f"--norm {self.norm} is of autoattack, which is not among the attacks")
         for fraction in self.labels:
-            if not 0 < fraction <= 1:
-                raise ValueError(f"--labels: expected shares in (0, 1], such as 0.1 for 10 %, got {fraction:g}")
+            check_number("--labels", fraction, 0, 1, "shares in (0, 1], such as 0.1 for 10 %", above=True)
         for severity in self.severities:
-            if not 1 <= severity <= 5:
-                raise ValueError(f"--severities: expected 1 to 5, got {severity}")
+            check_number("--severities", severity, 1, 5, whole=True)
         for name in ("labels", "epsilons", "autoattack_epsilons", "protocols", "attacks", "severities"):
             values = getattr(self, name) or ()
             if len(set(values)) != len(values):

@@ -177,8 +177,7 @@ def check_arguments(images: Tensor, budget: Budget, bounds: tuple[float, float] 
     check_images(images, bounds)
     if len(budget) != len(images):
         raise ValueError(f"the budget has {len(budget)} entries: expected one for each of the {len(images)} images")
-    if granularity < 1:
-        raise ValueError(f"granularity is {granularity}: expected 1 or more")
+    check_number("granularity", granularity, 1, whole=True)
 
 
 def uniform(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.sampler import BatchSampler
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.memory import available
 from astra_gym.ssl_core.utils.registry import pick
 
@@ -165,8 +166,7 @@ def images_per_second(source: BatchSource, batches: int) -> float:
         source: a source after `start`; its sampler advances.
         batches: number of batches to time, at least 1; one more is made before them.
     """
-    if batches < 1:
-        raise ValueError(f"batches is {batches}, expected 1 or more")
+    check_number("batches", batches, 1, whole=True)
     images = len(source.next())
     _finish(source.device)
     begin = time.perf_counter()

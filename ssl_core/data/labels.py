@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.data.image_set import ImageSet, Split, class_quotas
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -54,8 +55,7 @@ def labeled_fraction(data: ImageSet, fraction: float, seed: int) -> ImageSet:
     Raises:
         ValueError: if the fraction is out of its range, or `data` lacks labels.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"the label fraction is {shown(fraction)}: expected a share in (0, 1], such as 0.1 for 10 %")
+    check_number("the label fraction", fraction, 0, 1, "a share in (0, 1], such as 0.1 for 10 %", above=True)
     labels = required_labels(data, "a share of them")
     if fraction == 1:
         return data
@@ -77,8 +77,7 @@ def balanced_part(data: ImageSet, n: int, seed: int) -> ImageSet:
         ValueError: if `n` is below 1, or `data` lacks labels.
     """
     labels = required_labels(data, "a part of each class")
-    if n < 1:
-        raise ValueError(f"{n} images were asked for: expected 1 or more")
+    check_number("n", n, 1, expected="1 image or more", whole=True)
     if n >= len(data):
         return data
     order = torch.randperm(len(data), generator=Streams(seed)["labels/fraction"])

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astra_gym.ssl_core.utils.finite import check_number
+
 
 class BatchSampler:
     """An endless sampler of row numbers: each epoch is a new permutation, its incomplete last batch dropped or kept.
@@ -32,8 +34,7 @@ class BatchSampler:
         held_out: torch.Tensor | None = None,
         drop_last: bool = True,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected 1 image or more")
+        check_number("batch_size", batch_size, 1, expected="1 image or more", whole=True)
         self._given = None if held_out is None else _all_but(held_out, n)
         self._size = n if self._given is None else len(self._given)
         if batch_size > self._size:

@@ -13,7 +13,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.distributed.helping import divided
 from astra_gym.ssl_core.models.encoder import held
 from astra_gym.ssl_core.transforms.views import as_float
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.finite import check_number
 
 STEP_SIZE = 2 / 255
 """Step size of the protocol."""
@@ -220,10 +220,8 @@ def _survivors(
 ) -> Tensor:
     """Find which images are right both clean and after each of `restarts` rounds of the attack."""
     check_arguments(classifier, images, labels)
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon is {shown(epsilon)}: expected a fraction in [0, 1], such as 8/255 and not 8")
-    if restarts < 1:
-        raise ValueError(f"restarts is {shown(restarts)}: expected at least 1")
+    check_number("epsilon", epsilon, 0, 1, "a fraction in [0, 1], such as 8/255 and not 8")
+    check_number("restarts", restarts, 1, whole=True)
     robust = (clean_accuracy(classifier, images, labels, batch_size) if clean is None else clean).clone()
     if robust.shape != labels.shape or robust.dtype != torch.bool:
         raise ValueError(f"clean is {robust.dtype} {tuple(robust.shape)}: expected bool {tuple(labels.shape)}")

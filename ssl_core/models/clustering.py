@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.finite import check_number
 
 PIECE = 4096
 """Number of features whose distances `assign` holds in memory at a time."""
@@ -90,10 +91,9 @@ def fit_clusters(
         raise ValueError(
             f"numbers of clusters are {list(counts)}: expected each in 2..{n}, since there are {n} features"
         )
-    if starts < 1 or max_iterations < 1 or not tolerance >= 0:
-        raise ValueError(
-            f"starts is {starts}, max_iterations {max_iterations}, tolerance {tolerance}: expected at least 1, 1 and 0"
-        )
+    check_number("starts", starts, 1, whole=True)
+    check_number("max_iterations", max_iterations, 1, whole=True)
+    check_number("tolerance", tolerance)
     points = features.detach().double()
     fit = by_scikit_learn if points.device.type == "cpu" else by_torch
     found = []

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from astra_gym.ssl_core.models.init import Drawn, build_module, initialize
 from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
 from astra_gym.ssl_core.models.route_norm import Tracking
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.rng import Streams
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,8 +32,8 @@ class Predictor(Projector):
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, routes: Sequence[str], bias: bool = True) -> None:
-        if min(inputs, hidden, outputs) < 1:
-            raise ValueError(f"a predictor's sizes are {inputs}, {hidden} and {outputs}: expected positive numbers")
+        for size in (inputs, hidden, outputs):
+            check_number("a predictor's size", size, 1, whole=True)
         first, last = PROJECTORS["mlp"]
         with torch.random.fork_rng(devices=[]):
             super().__init__((first, last._replace(bias=bias)), inputs, hidden, outputs, routes)

@@ -12,6 +12,7 @@ from astra_gym.ssl_core.models.backbones.resnet import ResNet
 from astra_gym.ssl_core.models.backbones.timm_vit import TimmViT, is_vit
 from astra_gym.ssl_core.models.init import build_module
 from astra_gym.ssl_core.models.projectors import NECK, PROJECTORS, Projector
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -88,10 +89,9 @@ class TargetNetwork(nn.Module):
     ) -> None:
         super().__init__()
         layers = pick(projector, PROJECTORS, "projector")
-        if neck < 0:
-            raise ValueError(f"neck is {neck}: expected 0 for none, or a positive width")
-        if min(projector_hidden, projector_dim) < 1:
-            raise ValueError(f"projector sizes are {projector_hidden} and {projector_dim}: expected positive numbers")
+        check_number("neck", neck, expected="0 for none, or a positive width", whole=True)
+        check_number("projector_hidden", projector_hidden, 1, whole=True)
+        check_number("projector_dim", projector_dim, 1, whole=True)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.routes = tuple(routes)

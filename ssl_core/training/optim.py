@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
+
+
+def _check(**numbers: float) -> None:
+    for name, value in numbers.items():
+        check_number(name, value)
 
 
 class LARS(Optimizer):
@@ -36,8 +42,7 @@ class LARS(Optimizer):
         weight_decay: float = 1e-6,
         trust: float = 1e-3,
     ) -> None:
-        if min(lr, momentum, weight_decay, trust) < 0:
-            raise ValueError(f"LARS was given {lr=}, {momentum=}, {weight_decay=}, {trust=}: expected none negative")
+        _check(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
@@ -105,8 +110,7 @@ class WrappedLARS(Optimizer):
         nesterov: bool = False,
         everywhere: bool = False,
     ) -> None:
-        if min(lr, momentum, weight_decay, trust) < 0:
-            raise ValueError(f"LARS was given {lr=}, {momentum=}, {weight_decay=}, {trust=}: expected none negative")
+        _check(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust)
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         settings |= {"trust": trust, "clip": clip, "nesterov": nesterov, "everywhere": everywhere}
         super().__init__(params, settings)

@@ -77,7 +77,7 @@ def test_what_only_the_constructor_can_tell_is_one_line_with_its_cause(world: An
 
 def test_sizes_of_reinforce_are_positive(world: Any, shells: Any) -> None:
     for overrides in ({"hidden": [32, 0]}, {"width": 0}):
-        with pytest.raises(ValueError, match=r"hidden is \(.*\) and width is .*: expected sizes of at least 1"):
+        with pytest.raises(ValueError, match=r"(a size in hidden|width) is 0: expected an integer of 1 or more"):
             make("reinforce", world, shells, overrides)
 
 

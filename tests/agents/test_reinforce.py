@@ -272,8 +272,8 @@ def test_learning_starts_within_the_plays_of_a_short_run_and_keeps_its_entropy()
     [
         ({"optimizer": "lasr"}, "did you mean 'lars'"),
         ({"schedule": "linear"}, "schedule"),
-        ({"learning_rate": 0.0}, "positive"),
-        ({"interval": 0}, "at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0: expected a finite number above 0"),
+        ({"interval": 0}, "interval is 0: expected an integer of 1 or more"),
         ({"gamma": 1.5}, "gamma is 1.5"),
         ({"baseline_decay": 1.0}, "baseline_decay is 1.0"),
     ],

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from astra_gym.ssl_core.models.backbones.parts import Backbone, Part
 from astra_gym.ssl_core.models.route_norm import RouteNorm
+from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
@@ -88,8 +89,7 @@ class ResNet(Backbone):
         super().__init__(recompute, compiled)
         kind, counts = pick(arch, ARCHITECTURES, "architecture")
         pick(stem, STEMS, "stem")
-        if width < 1:
-            raise ValueError(f"width is {width}: expected a positive number of channels")
+        check_number("width", width, 1, expected="a positive number of channels", whole=True)
         large = stem == "imagenet"
         kernel, stride, padding = (7, 2, 3) if large else (3, 1, 2 if stem == "cifar-padded" else 1)
         self.conv = nn.Conv2d(3, width, kernel, stride, padding, bias=False)

@@ -277,7 +277,7 @@ def test_a_granularity_below_one_is_refused() -> None:
         torch.rand(2, 3, 4, 4, generator=generator()),
         Budget.uniform(2, epsilon=8 / 255, step_size=2 / 255, steps=1),
     )
-    with pytest.raises(ValueError, match="granularity is 0: expected 1 or more"):
+    with pytest.raises(ValueError, match="granularity is 0: expected an integer of 1 or more"):
         pgd(lambda x, rows: x.flatten(1), lambda z: z.sum(dim=1), images, budget, start="zero", granularity=0)
 
 

@@ -63,7 +63,7 @@ def test_a_part_has_exactly_so_many_images_in_the_shares_of_the_classes() -> Non
     for n in (total, total + 1):
         assert balanced_part(data, n, seed=3) is data
     assert numbers(balanced_part(data, 20, 3)) != numbers(balanced_part(data, 20, 4))
-    with pytest.raises(ValueError, match="0 images were asked for: expected 1 or more"):
+    with pytest.raises(ValueError, match="n is 0: expected 1 image or more"):
         balanced_part(data, 0, 3)
 
 

@@ -308,7 +308,7 @@ def test_bad_input_is_refused(linear: Classifier, test_set: ImageSet) -> None:
         pgd_accuracy(linear, images, labels, 0.1, generator=generator, clean=labels)
     with pytest.raises(ValueError, match="train mode"):
         clean_accuracy(nn.Sequential(nn.Flatten(), nn.Linear(75, 2)), images, labels)
-    with pytest.raises(ValueError, match="restarts is 0: expected at least 1"):
+    with pytest.raises(ValueError, match="restarts is 0: expected an integer of 1 or more"):
         pgd_accuracy(linear, images, labels, 0.1, generator=generator, restarts=0)
     with pytest.raises(ValueError, match="8/255 and not 8"):
         fgsm_accuracy(linear, images, labels, 8)

@@ -43,7 +43,7 @@ def test_classifiers_stand_side_by_side() -> None:
 
 def test_bad_sizes_are_refused() -> None:
     for sizes in ((0, 3, 5), (4, 0, 5), (4, 3, 0)):
-        with pytest.raises(ValueError, match="expected positive numbers"):
+        with pytest.raises(ValueError, match="expected an integer of 1 or more"):
             Predictor(*sizes, ("normal",))
     for inputs, counts in ((0, (2,)), (4, (2, 0)), (4, ())):
         with pytest.raises(ValueError, match="expected positive numbers"):
