@@ -26,9 +26,12 @@ class AttackReports:
         self.method, self.attack = settings.method.make(), settings.attack
         own_steps = self.method.free or not self.method.attacks
         self._lacking = {
-            **dict.fromkeys(("slope", "gain"), (own_steps, "its method has no attack steps of its own")),
-            "retrieved": (not self.method.retrieves, "its method does not contrast attacked views with each other"),
-            "stopped": (self.attack.attack_stop is None, "it never does: make it with attack_stop='retrieval'"),
+            **dict.fromkeys(("attack/slope", "attack/gain"), (own_steps, "its method has no attack steps of its own")),
+            "attack/retrieved": (
+                not self.method.retrieves,
+                "its method does not contrast attacked views with each other",
+            ),
+            "attack/stopped": (self.attack.attack_stop is None, "it never does: make it with attack_stop='retrieval'"),
         }
         self.requested: set[str] = set()
 
@@ -50,11 +53,11 @@ class AttackReports:
         stop = None
         if self.attack.attack_stop is not None:
             stop = EarlyStop(succeeds=lambda z: ~self.method.retrieved(z), further=self.attack.further_steps(progress))
-        return stop, AttackReport() if stop is not None or "slope" in self.requested else None
+        return stop, AttackReport() if stop is not None or "attack/slope" in self.requested else None
 
     def of_losses(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what was requested of an attack's named reward terms, (n,) each."""
-        return {"gain": terms["adversarial"] - terms["clean"]} if "gain" in self.requested else {}
+        return {"attack/gain": terms["adversarial"] - terms["clean"]} if "attack/gain" in self.requested else {}
 
     def of(self, report: AttackReport | None, budget: Budget, z: Tensor) -> tuple[Budget, dict[str, Tensor]]:
         """Return the budget with the steps really taken, and what was requested, (n,) each on the device of z.
@@ -65,12 +68,12 @@ class AttackReports:
             z: embeddings (n, ...) of the attacked views.
         """
         found: dict[str, Tensor] = {}
-        if "retrieved" in self.requested:
-            found["retrieved"] = self.method.retrieved(z)
+        if "attack/retrieved" in self.requested:
+            found["attack/retrieved"] = self.method.retrieved(z)
         if report is None:
             return budget, found
-        if "slope" in self.requested:
-            found["slope"] = report.slopes
-        if "stopped" in self.requested:
-            found["stopped"] = (report.steps < budget.steps).to(z.device)
+        if "attack/slope" in self.requested:
+            found["attack/slope"] = report.slopes
+        if "attack/stopped" in self.requested:
+            found["attack/stopped"] = (report.steps < budget.steps).to(z.device)
         return replace(budget, steps=report.steps), found

@@ -61,7 +61,7 @@ class AcceleratingAgent(RuleAgent):
     """
 
     kind: ClassVar[str] = "accelerating"
-    needs: ClassVar[tuple[str, ...]] = ("slope",)
+    needs: ClassVar[tuple[str, ...]] = ("attack/slope",)
     defaults: ClassVar[AccelerationSettings] = AccelerationSettings()
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Unpack[Common]) -> None:
@@ -87,7 +87,7 @@ class AcceleratingAgent(RuleAgent):
         return self._listed(self.chosen, len(observation))
 
     def _heed(self, info: Mapping[str, Any]) -> None:
-        slopes = info["slope"].double()
+        slopes = info["attack/slope"].double()
         self._sum += float(slopes.sum())
         self._views += len(slopes)
         self.logger.record("train/listed", self.chosen)

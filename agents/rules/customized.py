@@ -59,7 +59,7 @@ class CustomizedAgent(RuleAgent):
     """
 
     kind: ClassVar[str] = "customized"
-    needs: ClassVar[tuple[str, ...]] = ("retrieved",)
+    needs: ClassVar[tuple[str, ...]] = ("attack/retrieved",)
     worlds: ClassVar[Any] = ViewsEnv
     defaults: ClassVar[CustomizationSettings] = CustomizationSettings()
 
@@ -92,7 +92,7 @@ class CustomizedAgent(RuleAgent):
         return self._listed(tried - 1, len(observation))
 
     def _heed(self, info: Mapping[str, Any]) -> None:
-        (places, tried), retrieved = self._visit, info["retrieved"]
+        (places, tried), retrieved = self._visit, info["attack/retrieved"]
         lowered = (tried - self.settings.stride).clamp(min=0)
         self.memory[places] = torch.where(retrieved, tried, lowered)
         self.logger.record("train/listed", float(tried.double().mean()) - 1)

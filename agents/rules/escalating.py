@@ -68,7 +68,7 @@ class EscalatingAgent(RuleAgent):
     """
 
     kind: ClassVar[str] = "escalating"
-    needs: ClassVar[tuple[str, ...]] = ("gain",)
+    needs: ClassVar[tuple[str, ...]] = ("attack/gain",)
     defaults: ClassVar[EscalationSettings] = EscalationSettings()
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Any) -> None:
@@ -99,7 +99,7 @@ class EscalatingAgent(RuleAgent):
         return self._listed(self.chosen, len(observation))
 
     def _heed(self, info: Mapping[str, Any]) -> None:
-        gain = float(info["gain"].double().mean())
+        gain = float(info["attack/gain"].double().mean())
         self._plays += 1
         self._present += (gain - self._present) / min(self.settings.present, self._plays)
         self._usual += (gain - self._usual) / min(self.settings.memory, self._plays)

@@ -27,7 +27,7 @@ class FriendlyAgent(RuleAgent):
     """
 
     kind: ClassVar[str] = "friendly"
-    needs: ClassVar[tuple[str, ...]] = ("stopped",)
+    needs: ClassVar[tuple[str, ...]] = ("attack/stopped",)
 
     @staticmethod
     def budgets(ask: BudgetRequest) -> list[ConstantBudget]:
@@ -38,4 +38,4 @@ class FriendlyAgent(RuleAgent):
         return self._listed(0, len(observation))
 
     def _heed(self, info: Mapping[str, Any]) -> None:
-        self.logger.record("train/stopped", float(info["stopped"].double().mean()))
+        self.logger.record("train/stopped", float(info["attack/stopped"].double().mean()))

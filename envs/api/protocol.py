@@ -37,10 +37,10 @@ class TorchVectorEnv(Protocol):
 
 
 REPORTS = {
-    "slope": "sum over the pixels of the attack's absolute gradient at the view's own last step, 0 without a step",
-    "gain": "the attacked view's loss minus the clean view's, on the weights that the attack saw",
-    "retrieved": "whether the view's partner is the nearest of the attacked views, after the attack",
-    "stopped": "whether the attack ended before its steps were spent",
+    "attack/slope": "sum over the pixels of the attack's absolute gradient at the view's last step, 0 without a step",
+    "attack/gain": "the attacked view's loss minus the clean view's, on the weights that the attack saw",
+    "attack/retrieved": "whether the view's partner is the nearest of the attacked views, after the attack",
+    "attack/stopped": "whether the attack ended before its steps were spent",
 }
 """What an environment reports of each attacked view on request, by its name in `info`."""
 

@@ -12,7 +12,7 @@ def test_accelerating_climbs_when_a_period_s_gradient_exceeds_the_remembered_one
     # two plays an epoch, whose means are 9; 4, remembered as 5; 5, not above; 6, above: remembered as 7.5; 7; 8; 99
     slopes = [[8, 10], [9, 9], [3, 5], [4, 4], [5, 5], [5, 5], [6, 6], [2, 10], [7, 7], [7, 7], [8, 8], [8, 8]]
     slopes += [[99, 99]] * 4
-    rows = [{"slope": [float(one) for one in row], "epoch": (k + 1) / 2} for k, row in enumerate(slopes)]
+    rows = [{"attack/slope": [float(one) for one in row], "epoch": (k + 1) / 2} for k, row in enumerate(slopes)]
     env = Scripted(world(num_envs=2), rows)
     agent = make_agent(
         "accelerating",
@@ -24,7 +24,7 @@ def test_accelerating_climbs_when_a_period_s_gradient_exceeds_the_remembered_one
         schedule_actions=LISTED,
         overrides={"growth": 1.25},
     )
-    assert isinstance(agent, AcceleratingAgent) and env.asked == {"slope"}
+    assert isinstance(agent, AcceleratingAgent) and env.asked == {"attack/slope"}
     assert played(agent, 4) == [[0, 0]] * 4 and agent.threshold == 5.0
     assert played(agent, 4) == [[0, 0]] * 4 and agent.threshold == 7.5
     assert played(agent, 4) == [[1, 1]] * 4 and agent.threshold == 10.0
@@ -34,7 +34,7 @@ def test_accelerating_climbs_when_a_period_s_gradient_exceeds_the_remembered_one
 
 
 def test_accelerating_sums_over_its_own_period(world: Any) -> None:
-    rows = [{"slope": [float(k)], "epoch": (k + 1) / 10} for k in range(10)]
+    rows = [{"attack/slope": [float(k)], "epoch": (k + 1) / 10} for k in range(10)]
     agent: Any = make_agent(
         "accelerating",
         Scripted(world(num_envs=1), rows),

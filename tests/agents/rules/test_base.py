@@ -38,12 +38,12 @@ def test_stopped_in_an_epoch_and_resumed_equals_straight(name: str, tmp_path: Pa
 
 def test_worlds_that_do_not_report_are_refused(world: Any, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"'accelerating' needs a world of views or batches that reports slope .*: got a K"
+        ValueError, match=r"'accelerating' needs a world of views or batches that reports attack/slope .*: got a K"
     ):
         AcceleratingAgent(world(), LISTED)
     batch = TorchBatchEnv(AttackEngine(WorldSettings.of(**TINY)))
     with pytest.raises(
-        ValueError, match=r"'customized' needs a world of views that reports retrieved .* a TorchBatchEnv"
+        ValueError, match=r"'customized' needs a world of views that reports attack/retrieved .* a TorchBatchEnv"
     ):
         CustomizedAgent(batch, LISTED)
     AcceleratingAgent(batch, LISTED).learn(3)

@@ -12,12 +12,12 @@ from tests.helpers.scripted_worlds import LISTED, Scripted, played
 def test_customized_raises_what_is_retrieved_and_takes_back_what_is_not(world: Any) -> None:
     places = [[0, 1], [4, 5], [0, 1], [1, 0], [0, 1], [0, 1]]
     retrieved = [[True, False], [True, True], [True, True], [True, True], [False, True], [True, False]]
-    rows = [{"retrieved": row} for row in retrieved]
+    rows = [{"attack/retrieved": row} for row in retrieved]
     env = Scripted(world(num_envs=2), rows, places)
     agent: Any = make_agent(
         "customized", env, seed=0, device="cpu", gamma=0.0, planned_plays=6, schedule_actions=LISTED
     )
-    assert isinstance(agent, CustomizedAgent) and env.asked == {"retrieved"}
+    assert isinstance(agent, CustomizedAgent) and env.asked == {"attack/retrieved"}
     assert played(agent, 1) == [[0, 0]] and agent.memory.tolist() == [1, 0]
     assert played(agent, 1) == [[0, 0]] and agent.memory.tolist() == [1, 0, 0, 0, 1, 1]
     assert played(agent, 1) == [[1, 0]] and agent.memory.tolist() == [2, 1, 0, 0, 1, 1]
@@ -31,7 +31,7 @@ def test_customized_raises_what_is_retrieved_and_takes_back_what_is_not(world: A
 
 
 def test_customized_may_rise_by_several_radii_and_never_falls_below_none(world: Any) -> None:
-    rows = [{"retrieved": [False]}, {"retrieved": [True]}, {"retrieved": [False]}]
+    rows = [{"attack/retrieved": [False]}, {"attack/retrieved": [True]}, {"attack/retrieved": [False]}]
     agent: Any = make_agent(
         "customized",
         Scripted(world(num_envs=1), rows, [[0]] * 3),

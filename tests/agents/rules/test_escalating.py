@@ -10,7 +10,7 @@ from tests.helpers.scripted_worlds import LISTED, Scripted, played
 
 def gains(*values: float) -> list[dict[str, Any]]:
     """The reports of plays in which attacks gain so much, on average over two views."""
-    return [{"gain": [2 * gain, 0.0]} for gain in values]
+    return [{"attack/gain": [2 * gain, 0.0]} for gain in values]
 
 
 def made(world: Any, rows: list[dict[str, Any]], **settings: Any) -> Any:

@@ -128,9 +128,9 @@ def lacking(agent: str, method: str) -> str:
     made = METHODS[method]()
     refused = {
         "delayed": "the agent delayed begins with clean views, but actions begin at 3 steps and a radius of 3/255",
-        "accelerating": "agent accelerating: the world cannot report slope" if made.free else "",
-        "escalating": "agent escalating: the world cannot report gain" if made.free else "",
-        "customized": "" if made.retrieves else "agent customized: the world cannot report retrieved",
+        "accelerating": "agent accelerating: the world cannot report attack/slope" if made.free else "",
+        "escalating": "agent escalating: the world cannot report attack/gain" if made.free else "",
+        "customized": "" if made.retrieves else "agent customized: the world cannot report attack/retrieved",
         "friendly": "" if made.retrieves else r"attack_stop is retrieval \(the agent friendly sets it\), but",
     }
     return refused.get(agent, "")
