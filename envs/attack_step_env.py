@@ -107,9 +107,9 @@ class AttackStepVectorEnv(ViewsVectorEnv):
     observation is the first of the next batch. After the last planned update the world begins its next training run, as
     `ViewAttackVectorEnvV1` does: `infos["run"]`, `infos["new_run"]`.
 
-    `infos` holds at each step, per view, the `steps` taken and the `attacked_loss`; at the end also what
-    `ViewAttackVectorEnv` has (`reward_adversarial`, `strength`, `loss_total`, ...), where `step_size` is the mean size
-    of the steps.
+    `infos` holds at each step, per view, the steps taken (`budget/steps`) and the attacked loss (`attack/loss`); at the
+    end also what `ViewAttackVectorEnv` has (`reward/adversarial`, `budget/strength`, `loss/total`, ...), where
+    `budget/step_size` is the mean size of the steps.
 
     ## Rendering
     `render_mode="rgb_array"` gives a frame for each view: its clean image, where its attack stands and the change, its
@@ -231,7 +231,7 @@ class AttackStepVectorEnv(ViewsVectorEnv):
         rewards = torch.where(moving, rise - self.price, 0.0).numpy()
         observation = self._observation()
         self._keep(rewards)
-        found = {"steps": attack.steps, "attacked_loss": attack.values}
+        found = {"budget/steps": attack.steps, "attack/loss": attack.values}
         over = bool(attack.stopped.all()) or int(attack.steps.max()) == self.horizon
         if over:
             found = self._train() | found

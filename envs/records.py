@@ -7,8 +7,17 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.models.target_network import Encoded
+
+FRACTIONS = ("epsilon", "step_size", "strength")
+"""Parts of an attack that are fractions of the pixel range in `info`, and in 1/255 in metrics and curves."""
+
+
+def in_255(part: str) -> str:
+    """Return the name of a part of an attack where the unit is 1/255: `epsilon_255` for `epsilon`, `steps` as it is."""
+    return f"{part}_255" if part in FRACTIONS else part
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,31 @@ class StepRecord:
     other_steps: int = 0
     reports: dict[str, Tensor] = field(default_factory=dict)
 
+    def of_views(self, *, scaled: bool = False) -> dict[str, Tensor]:
+        """Return values (n,) of single views by name: `reward/NAME` of each term, `budget/steps`, and
+        `budget/epsilon`, `budget/step_size` and `budget/strength` as fractions.
+
+        Args:
+            scaled: whether these three are in 1/255 instead, as their names then say: `budget/epsilon_255`.
+        """
+        found = {f"reward/{name}": values for name, values in self.terms.items()}
+        if self.budget is None:
+            return found
+        played = {"epsilon": self.budget.epsilon, "steps": self.budget.steps, "step_size": self.budget.step_size}
+        for part, values in (played | {"strength": self.strength}).items():
+            if scaled and part in FRACTIONS:
+                found[f"budget/{in_255(part)}"] = values * UNIT
+            else:
+                found[f"budget/{part}"] = values
+        return found
+
+    def of_batch(self) -> dict[str, Any]:
+        """Return the numbers of the whole batch by name: `step`, `epoch`, `lr`, `loss/NAME` of each term of the loss,
+        and `attack/other_steps` if it is not 0."""
+        found: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "lr": self.lr}
+        found |= {f"loss/{name}": value for name, value in self.losses.items()}
+        return found | ({"attack/other_steps": self.other_steps} if self.other_steps else {})
+
 
 class Assessment(NamedTuple):
     """Reward (n,), its named terms and the attacked views (n, 3, h, w) of an attack; the budget, with the steps really
@@ -84,6 +118,6 @@ def describe_budget(budget: Budget | None) -> str:
     """Return a budget's ranges in words."""
     if budget is None:
         return "no attack"
-    spans = {"epsilon": budget.epsilon * 255, "step size": budget.step_size * 255, "steps": budget.steps}
+    spans = {"epsilon": budget.epsilon * UNIT, "step size": budget.step_size * UNIT, "steps": budget.steps}
     parts = [f"{name} {value.min().item():g} to {value.max().item():g}" for name, value in spans.items()]
     return "budget (pixels in 1/255): " + ", ".join(parts)

@@ -217,25 +217,19 @@ def check_count(actions: Tensor, expected: int, what: str) -> None:
 
 
 def step_info(engine: AttackEngine) -> dict[str, Any]:
-    """Return the values of `info` for the step just played: per-view tensors (num_attacked,) on the host, and numbers
-    of the whole batch.
+    """Return the values of `info` for the step just played, named as in `metrics.jsonl` and TensorBoard, where the unit
+    of a budget is another: per-view tensors (num_attacked,) on the host, and numbers of the whole batch.
 
-    Per view: the method's reward terms (`reward_adversarial`, `reward_clean` and, for ASTrA, `reward_mixed`) and the
-    other terms of non-zero weight, see `astra_gym.envs.rewards.registry`; the budget used (`steps`, and `epsilon` and
-    `step_size` as fractions); `strength`, the largest change of a pixel (a fraction); the reports that were requested.
+    Per view: the method's reward terms (`reward/adversarial`, `reward/clean` and, for ASTrA, `reward/mixed`) and the
+    other terms of non-zero weight, see `astra_gym.envs.rewards.registry`; the budget used (`budget/steps`, and
+    `budget/epsilon` and `budget/step_size` as fractions); `budget/strength`, the largest change of a pixel (a
+    fraction); the reports that were requested, see `astra_gym.envs.api.protocol.REPORTS`.
 
-    Of the batch: `loss_total` and `loss_...` for each named term, `lr`, `target_updates`, `epoch`.
+    Of the batch: `loss/total` and `loss/NAME` for each named term; `lr`; `step`, the target updates made, and `epoch`,
+    the same in passes over the data; `attack/other_steps`, see `StepRecord`.
     """
     record = engine.last
-    if record is None:
-        return {}
-    info: dict[str, Any] = {f"reward_{name}": values for name, values in record.terms.items()}
-    if record.budget is not None:
-        info |= {"epsilon": record.budget.epsilon, "step_size": record.budget.step_size, "steps": record.budget.steps}
-        info["strength"] = record.strength
-    info |= record.reports
-    info |= {f"loss_{name}": value for name, value in record.losses.items()}
-    return info | {"lr": record.lr, "target_updates": record.step, "epoch": record.epoch}
+    return {} if record is None else record.of_views() | record.reports | record.of_batch()
 
 
 def to_numpy(info: dict[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
     The horizon is 1: every step of every sub-environment is *terminated*, and the next observation belongs to a new
     episode. Autoreset is `SAME_STEP`, declared in `metadata`: `infos["final_obs"]` and `infos["final_info"]` hold the
     ended episode (its final observation is the view that was attacked). `infos` repeats the same values at the top,
-    with Gymnasium's `_key` masks. Numbers of the whole batch (`loss_total`, `lr`, ...) are repeated per view.
+    with Gymnasium's `_key` masks. Numbers of the whole batch (`loss/total`, `lr`, ...) are repeated per view.
 
     `infos["run"]` is the number of the step's training run. With the last planned update `infos["new_run"]` is true for
     all views: the observations returned are the first of the next run, whose seed is derived from the world's seed and

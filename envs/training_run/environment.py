@@ -166,6 +166,9 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
     3.3, each attack step 1. The learning rate follows the share that is spent. If a value is not finite the episode
     ends at once, and the score is 0.
 
+    `info` holds the `instance`, `world_seed`, `score`, `SA` and `RA` (fractions), `passes` spent, `step` (the target
+    updates made, as in a world's `info`) and whether the episode has `failed`.
+
     ## Rendering
     `render_mode="rgb_array"`: the schedule so far, the share of the budget that is spent, SA and RA and the losses
     after each decision, and four views of the last update, clean and attacked. Drawing changes no random stream.
@@ -324,7 +327,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
             "SA": now.sa,
             "RA": now.ra,
             "passes": now.engine.plan.spent(now.engine.step),
-            "target_updates": now.engine.step,
+            "step": now.engine.step,
             "failed": now.failed,
         }
 

@@ -141,7 +141,7 @@ def _learned(world: HeadroomWorld, data: Split, seed: int) -> tuple[Sb3Agent, fl
 
     def follow(now: Mapping[str, Any], _: Any) -> bool:
         if now["dones"].all():
-            steps = np.mean([info["steps"] for info in now["infos"]])
+            steps = np.mean([info["budget/steps"] for info in now["infos"]])
             env.price *= math.exp(RATE * (steps - MEAN_STEPS))
         return True
 

@@ -49,14 +49,14 @@ def test_the_contract_of_a_vector_environment(tiny: dict) -> None:
             assert terminated.dtype == truncated.dtype == np.bool_
             assert (terminated == ends).all() and not truncated.any()
             assert env.unwrapped.engine.step == [0, 0, 1, 1, 2][number]
-            assert {"steps", "attacked_loss"} <= infos.keys() and ("final_obs" in infos) == ends
+            assert {"budget/steps", "attack/loss"} <= infos.keys() and ("final_obs" in infos) == ends
             for key, value in infos.items():
                 assert key == "final_info" or len(value) == 8, key
         finals = np.stack(list(infos["final_obs"]))
         left = OBSERVED.index("steps left")
         assert (finals[:, left] == 0).all() and (observations[:, left] == 1).all()
         np.testing.assert_array_equal(np.delete(finals, left, 1), np.delete(previous, left, 1))
-        np.testing.assert_array_equal(infos["final_info"]["steps"], [1] * 8)
+        np.testing.assert_array_equal(infos["final_info"]["budget/steps"], [1] * 8)
         env.close()
 
 
@@ -65,7 +65,7 @@ def test_infos_can_be_lists(tiny: dict) -> None:
     env.reset(seed=0)
     for _ in range(2):
         *_, infos = env.step(np.ones(8, int))
-    assert [info["steps"] for info in infos] == [2] * 8 and all("final_obs" in info for info in infos)
+    assert [info["budget/steps"] for info in infos] == [2] * 8 and all("final_obs" in info for info in infos)
 
 
 def test_a_view_is_paid_the_rise_of_its_loss_until_it_stops_minus_the_price(tiny: dict) -> None:
@@ -78,11 +78,11 @@ def test_a_view_is_paid_the_rise_of_its_loss_until_it_stops_minus_the_price(tiny
         _, rewards, terminated, _, infos = env.step(np.where(step < COUNTS, 2, 0))
         moved = step < COUNTS
         assert (rewards[~moved] == 0).all() and (rewards[moved] != 0).all()
-        total, at_stop = total + rewards, np.where(moved, infos["attacked_loss"], at_stop)
-    assert terminated.all() and infos["steps"].tolist() == COUNTS.tolist()
+        total, at_stop = total + rewards, np.where(moved, infos["attack/loss"], at_stop)
+    assert terminated.all() and infos["budget/steps"].tolist() == COUNTS.tolist()
     np.testing.assert_allclose(total, at_stop - first - 0.125 * COUNTS, atol=1e-6)
-    np.testing.assert_allclose(infos["attacked_loss"], infos["reward_adversarial"], rtol=1e-6)
-    np.testing.assert_allclose(infos["step_size"], np.where(COUNTS > 0, 2 / 255, 0), rtol=1e-6)
+    np.testing.assert_allclose(infos["attack/loss"], infos["reward/adversarial"], rtol=1e-6)
+    np.testing.assert_allclose(infos["budget/step_size"], np.where(COUNTS > 0, 2 / 255, 0), rtol=1e-6)
 
 
 def test_observations_say_what_the_attack_did(tiny: dict) -> None:
@@ -107,7 +107,7 @@ def test_views_that_all_stop_at_once_stay_at_their_start(tiny: dict) -> None:
     env.reset(seed=0)
     start, views = env.attack.moved.clone(), env.engine.views.clone()
     _, rewards, terminated, _, infos = env.step(np.zeros(8, int))
-    assert terminated.all() and (rewards == 0).all() and (infos["steps"] == 0).all()
+    assert terminated.all() and (rewards == 0).all() and (infos["budget/steps"] == 0).all()
     assert torch.equal(env.engine.last.adversarial, start) and not torch.equal(start, views)
 
 

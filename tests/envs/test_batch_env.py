@@ -97,11 +97,11 @@ def test_info_names_rewards_losses_budget_and_strength(tiny) -> None:
     env = BatchAttackEnv(**tiny)
     env.reset(seed=0)
     _, reward, _, _, info = env.step(np.array([5, 2, 1]))
-    assert info["reward_adversarial"].shape == info["strength"].shape == (8,)
-    assert reward == pytest.approx((info["reward_adversarial"] - info["reward_clean"]).mean() / 3, abs=1e-6)
-    np.testing.assert_allclose(info["epsilon"], 8 / 255, rtol=1e-6)
-    assert set(info["steps"]) == {5}
-    assert {"loss_total", "loss_clean", "loss_adversarial", "loss_mixed", "lr", "target_updates", "epoch"} <= set(info)
+    assert info["reward/adversarial"].shape == info["budget/strength"].shape == (8,)
+    assert reward == pytest.approx((info["reward/adversarial"] - info["reward/clean"]).mean() / 3, abs=1e-6)
+    np.testing.assert_allclose(info["budget/epsilon"], 8 / 255, rtol=1e-6)
+    assert set(info["budget/steps"]) == {5}
+    assert {"loss/total", "loss/clean", "loss/adversarial", "loss/mixed", "lr", "step", "epoch"} <= set(info)
 
 
 def test_the_observation_is_mean_and_deviation_of_the_views(tiny) -> None:

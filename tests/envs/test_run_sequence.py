@@ -93,9 +93,7 @@ def test_a_view_world_renews_itself(tiny) -> None:
         observation, _, terminated, _, infos = env.step(env.action_space.sample())
         over = step % PLANNED == 0
         assert terminated.all() and set(infos["new_run"]) == {over} and infos["_new_run"].all()
-        assert set(infos["run"]) == {(step - 1) // PLANNED} and set(infos["target_updates"]) == {
-            (step - 1) % PLANNED + 1
-        }
+        assert set(infos["run"]) == {(step - 1) // PLANNED} and set(infos["step"]) == {(step - 1) % PLANNED + 1}
         # the observation is of the new network's first batch, the final one of the last batch of the old one
         assert set(observation[:, -1]) == ({-1.0} if over else set(observation[:1, -1]))
         assert env.unwrapped.engine.step == (0 if over else step % PLANNED)
@@ -124,9 +122,9 @@ def test_no_attack_is_an_action_where_the_world_has_it(tiny) -> None:
     actions = np.array([[5, index % 2, 2] for index in range(8)])
     infos = env.step(actions)[4]
     assert (
-        infos["steps"].tolist() == [0, 3] * 4
-        and (infos["strength"][::2] == 0).all()
-        and (infos["strength"][1::2] > 0).all()
+        infos["budget/steps"].tolist() == [0, 3] * 4
+        and (infos["budget/strength"][::2] == 0).all()
+        and (infos["budget/strength"][1::2] > 0).all()
     )
     assert ViewAttackVectorEnvV1(action_steps=[1, 2], **tiny).single_action_space.nvec.tolist() == [13, 2, 5]
     assert BatchAttackEnvV1(actions="flat", **tiny).action_space.n == 845

@@ -32,8 +32,8 @@ def test_the_contract_of_a_vec_env(tiny, actions: str, observation: str) -> None
         for row, info in zip(previous, infos, strict=True):
             np.testing.assert_array_equal(info["terminal_observation"], row)
             assert info["TimeLimit.truncated"] is False
-            assert isinstance(info["epsilon"], float) and isinstance(info["steps"], int)
-            assert {"reward_adversarial", "reward_clean", "strength", "loss_total"} <= info.keys()
+            assert isinstance(info["budget/epsilon"], float) and isinstance(info["budget/steps"], int)
+            assert {"reward/adversarial", "reward/clean", "budget/strength", "loss/total"} <= info.keys()
 
 
 def test_it_is_the_gymnasium_environment(tiny) -> None:

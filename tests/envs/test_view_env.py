@@ -51,7 +51,7 @@ def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: s
             np.testing.assert_array_equal(np.stack(list(infos["final_obs"])), previous)
             for key, value in infos.items():
                 assert key == "final_info" or len(value) == 8, key
-            np.testing.assert_array_equal(infos["final_info"]["epsilon"], infos["epsilon"])
+            np.testing.assert_array_equal(infos["final_info"]["budget/epsilon"], infos["budget/epsilon"])
         assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
         env.close()
 
@@ -61,12 +61,12 @@ def test_every_view_is_paid_for_its_own_attack(tiny) -> None:
     env.reset(seed=0)
     actions = np.array([[k, k, k % 5] for k in range(8)])
     _, rewards, _, _, infos = env.step(actions)
-    np.testing.assert_allclose(infos["epsilon"] * 255, np.arange(8) + 3, rtol=1e-5)
-    np.testing.assert_array_equal(infos["steps"], np.arange(8) + 3)
-    np.testing.assert_allclose(infos["step_size"] * 255, np.arange(8) % 5 + 1, rtol=1e-5)
-    np.testing.assert_allclose(rewards, (infos["reward_adversarial"] - infos["reward_clean"]) / 3, atol=1e-6)
+    np.testing.assert_allclose(infos["budget/epsilon"] * 255, np.arange(8) + 3, rtol=1e-5)
+    np.testing.assert_array_equal(infos["budget/steps"], np.arange(8) + 3)
+    np.testing.assert_allclose(infos["budget/step_size"] * 255, np.arange(8) % 5 + 1, rtol=1e-5)
+    np.testing.assert_allclose(rewards, (infos["reward/adversarial"] - infos["reward/clean"]) / 3, atol=1e-6)
     assert len(set(rewards)) > 4
-    assert (infos["strength"] <= infos["epsilon"] + 1e-6).all()
+    assert (infos["budget/strength"] <= infos["budget/epsilon"] + 1e-6).all()
 
 
 def test_same_seed_same_world(tiny) -> None:
@@ -149,4 +149,4 @@ def test_which_wrappers_work_and_which_refuse_same_step_autoreset(tiny) -> None:
 def test_unsigned_actions_are_numbers_too(tiny) -> None:
     env = ViewAttackVectorEnv(**tiny)
     env.reset(seed=0)
-    assert set(env.step(np.full((8, 3), 2, np.uint16))[4]["steps"]) == {5}
+    assert set(env.step(np.full((8, 3), 2, np.uint16))[4]["budget/steps"]) == {5}

@@ -372,11 +372,11 @@ def test_a_method_without_an_attack_uses_no_weight(tiny) -> None:
 
 
 def test_what_the_environments_tell(tiny) -> None:
-    names = {"reward_cost", "reward_lookahead_adversarial", "reward_lookahead_clean", "reward_progress"}
+    names = {"reward/cost", "reward/lookahead_adversarial", "reward/lookahead_clean", "reward/progress"}
     view, batch = TorchViewEnv(world(tiny, **ALL)), TorchBatchEnv(world(tiny, **ALL))
     action = torch.tensor([[3, 1, 1]])
     each, one = view.play(action.expand(8, 3)), batch.play(action)
     assert names <= each.info.keys() and names <= one.info.keys()
-    assert (each.info["reward_cost"] == 4).all()
+    assert (each.info["reward/cost"] == 4).all()
     assert one.reward.shape == (1,) and torch.equal(one.reward[0], each.reward.mean())
     assert not names & TorchBatchEnv(world(tiny)).play(action).info.keys()

@@ -38,6 +38,7 @@ def test_the_return_is_the_final_score_and_the_budget_is_spent() -> None:
     found = quick_score(engine.learner.encoder, *parts, 8 / 255, info["world_seed"])
     assert pytest.approx((100 * info["SA"], 100 * info["RA"])) == (found.SA, found.RA)
     assert 60 - 1e-6 <= info["passes"] < 60 + 3.3 + 4 and engine.finished
+    assert info["step"] == engine.step > 0
     with pytest.raises(gymnasium.error.ResetNeeded, match="the episode is over"):
         env.step(env.action_space.sample())
 
