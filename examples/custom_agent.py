@@ -28,5 +28,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_agent")
     if status := main([*TINY.split(), "--agent", "custom_agent:harder", "--run_dir", str(folder)]):
         sys.exit(status)
-    fifths = read_metrics(folder / "metrics.jsonl")[-1]["by_clean_loss/epsilon"]
+    fifths = read_metrics(folder / "metrics.jsonl")[-1]["by_clean_loss/epsilon_255"]
     print(f"epsilon (/255) by clean loss, lowest fifth first: {', '.join(f'{value:.1f}' for value in fifths)}")

@@ -234,9 +234,9 @@ def _facts(row: Row) -> dict[str, Text]:
 
 def _budget(row: Row) -> list[str]:
     return [
-        f"epsilon {row['budget/epsilon']:.1f}/255",
+        f"epsilon {row['budget/epsilon_255']:.1f}/255",
         f"steps {row['budget/steps']:.1f}",
-        f"step size {row['budget/step_size']:.1f}/255",
+        f"step size {row['budget/step_size_255']:.1f}/255",
     ]
 
 

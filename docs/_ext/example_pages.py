@@ -21,8 +21,8 @@ RUNS = Path(tempfile.mkdtemp(prefix="gallery-"))
 atexit.register(shutil.rmtree, RUNS, ignore_errors=True)
 CURVES = {
     "custom_reward": ("reward/shift", "reward/mean"),
-    "custom_observation": ("reward/mean", "budget/epsilon"),
-    "custom_agent": ("budget/epsilon", "budget/steps"),
+    "custom_observation": ("reward/mean", "budget/epsilon_255"),
+    "custom_agent": ("budget/epsilon_255", "budget/steps"),
     "custom_method": ("loss/total", "reward/adversarial"),
     "custom_dataset": ("loss/total", "reward/mean"),
     "custom_start": ("loss/total", "reward/adversarial"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from astra_gym.envs.records import in_255
 from astra_gym.envs.rewards.judge_settings import JUDGES
 from astra_gym.experiments.comparison.checked_fields import check_fields
 from astra_gym.experiments.comparison.searches import SearchCost, read_searched
@@ -230,8 +231,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    keys = {"reward": "reward/mean", "epsilon": "budget/epsilon", "steps": "budget/steps"}
-    keys["step_size"] = "budget/step_size"
+    keys = {"reward": "reward/mean"} | {kind: f"budget/{in_255(kind)}" for kind in ACTION_SETS}
     parts = [
         part for part in np.array_split(np.array(rows, dtype=object), min(WINDOWS, max(1, len(rows)))) if len(part)
     ]
@@ -255,7 +255,8 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def _by_clean_loss(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     means = {}
     for kind in ACTION_SETS:
-        found = [row[f"by_clean_loss/{kind}"] for row in rows[len(rows) // 2 :] if f"by_clean_loss/{kind}" in row]
+        name = f"by_clean_loss/{in_255(kind)}"
+        found = [row[name] for row in rows[len(rows) // 2 :] if name in row]
         if found:
             means[kind] = [round(float(value), 4) for value in np.mean(found, axis=0)]
     return means

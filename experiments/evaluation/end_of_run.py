@@ -176,7 +176,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     if any(row.get("loss/total") is not None for row in metrics):
         run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
     if run.engine.method.attacks:
-        if any(row.get("actions/epsilon") for row in metrics):
+        if any(row.get("actions/steps") for row in metrics):
             ends = run_plots.ends_of(run.settings.ranges.sets)
             run_plots.action_shares(metrics, folder.figures / "action_shares.png", ends=ends)
         engine = run.engine

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from astra_gym.envs.api.action_sets import UNIT, ActionSets
+from astra_gym.envs.records import in_255
 from astra_gym.experiments.plotting.style import (
     BLUE,
     GREEN,
@@ -73,7 +74,7 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60, ends
     """Sum the chosen actions over windows of updates and turn them into shares.
 
     Args:
-        rows: metrics, one row per target update; those without `actions/<kind>` (no attack) are left out.
+        rows: metrics, one row per target update; those without `actions/...` (no attack) are left out.
         kind: `epsilon`, `steps` or `step_size`.
         windows: number of windows; fewer if there are fewer updates, or so few actions that a window would hold less
             than 16 (a share of one or two choices says nothing). A continuous value counts as the nearest integer (all
@@ -83,9 +84,10 @@ def action_counts(rows: Sequence[MetricsRow], kind: str, windows: int = 60, ends
     Raises:
         ValueError: if no row has actions.
     """
-    chosen = [(row["step"], row[f"actions/{kind}"]) for row in rows if row.get(f"actions/{kind}")]
+    name = f"actions/{in_255(kind)}"
+    chosen = [(row["step"], row[name]) for row in rows if row.get(name)]
     if not chosen:
-        raise ValueError(f"no metrics row has 'actions/{kind}': a run without an attack has no actions to draw")
+        raise ValueError(f"no metrics row has '{name}': a run without an attack has no actions to draw")
     rounded = [[(math.floor(float(value) + 0.5), count) for value, count in counts.items()] for _, counts in chosen]
     present = [value for counts in rounded for value, _ in counts]
     low, high = ends[kind]

@@ -3,67 +3,59 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from astra_gym.envs.api.action_sets import UNIT
+from astra_gym.envs.records import StepRecord, in_255
 from astra_gym.ssl_core.safety.sealing import LINE_SEAL, note_unsealed, opened_line
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.utils.messages import few
-
-if TYPE_CHECKING:
-    from astra_gym.envs.records import StepRecord
 
 FIFTHS = 5
 """Number of groups of a step's views by clean loss, which show what a policy depends on."""
+CHOSEN = tuple(in_255(part) for part in ("epsilon", "steps", "step_size"))
+"""The parts of a budget that an agent chooses, by their names in a row."""
 
 
-def metrics_of(record: "StepRecord") -> dict[str, Any]:
+def metrics_of(record: StepRecord) -> dict[str, Any]:
     """Turn a target update into a row of metrics: plain numbers, and counts of the chosen actions.
 
-    `loss/*` are the named terms of the training loss; `reward/*` the reward's named terms, its mean and its standard
-    deviation over the views; `budget/*` the means of the played budgets, with the steps really taken, `budget/strength`
-    the mean of their effect (the largest change of a pixel); `actions/*` how often each value was played;
-    `by_clean_loss/*` the means of the budgets in each fifth of the views, from the smallest clean loss to the largest.
-    Epsilon, step size and strength are in 1/255. `attack/other_steps`, if there are any, are the gradient steps of
-    attacks beside the budget's, times their views.
+    Names are those of an environment's `info` (`StepRecord.of_batch`, `StepRecord.of_views`), and epsilon, step size
+    and strength are in 1/255, as their names say. `loss/*` are the named terms of the training loss; `reward/*` the
+    means of the reward's named terms, its mean and its standard deviation over the views; `budget/*` the means of the
+    played budgets, with the steps really taken, `budget/strength_255` the mean of their effect (the largest change of a
+    pixel); `actions/*` how often each value was played; `by_clean_loss/*` the means of the budgets in each fifth of the
+    views, from the smallest clean loss to the largest. `attack/other_steps`, if there are any, are the gradient steps
+    of attacks beside the budget's, times their views.
     """
-    row: dict[str, Any] = {"step": record.step, "epoch": record.epoch, "lr": record.lr}
-    row |= {f"loss/{name}": value for name, value in record.losses.items()}
-    if record.other_steps:
-        row["attack/other_steps"] = record.other_steps
+    row = record.of_batch()
     if record.budget is None:
         return row
-    parts = {f"reward/{name}": values for name, values in record.terms.items()} | {
-        "reward": record.reward,
-        "epsilon": record.budget.epsilon * UNIT,
-        "steps": record.budget.steps,
-        "step_size": record.budget.step_size * UNIT,
-        "strength": record.strength * UNIT,
-    }
+    parts = {"reward": record.reward} | record.of_views(scaled=True)
     # One copy from the device instead of one for each value.
     together = torch.stack([values.detach().to(torch.float32) for values in parts.values()]).cpu().double()
     host = dict(zip(parts, together, strict=True))
-    played = {name: host.pop(name) for name in ("epsilon", "steps", "step_size", "strength")}
     reward = host.pop("reward")
     order = host["reward/clean"].argsort(stable=True) if "reward/clean" in host else torch.empty(0)
     row |= {"reward/mean": reward.mean().item(), "reward/std": reward.std(correction=0).item()}
     row |= {name: values.mean().item() for name, values in host.items()}
-    row |= {f"budget/{name}": values.mean().item() for name, values in played.items()}
-    for name in ("epsilon", "steps", "step_size"):
-        found, counts = played[name].round().to(torch.int64).unique(return_counts=True)
+    for name in CHOSEN:
+        played = host[f"budget/{name}"]
+        found, counts = played.round().to(torch.int64).unique(return_counts=True)
         row[f"actions/{name}"] = {
             str(value): count for value, count in zip(found.tolist(), counts.tolist(), strict=True)
         }
         if len(order) >= FIFTHS:
-            row[f"by_clean_loss/{name}"] = [part.mean().item() for part in played[name][order].tensor_split(FIFTHS)]
+            row[f"by_clean_loss/{name}"] = [part.mean().item() for part in played[order].tensor_split(FIFTHS)]
     return row
 
 
 def read_metrics(path: Path | str, damage: list[str] | None = None) -> list[dict[str, Any]]:
     """Read the rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
 
-    A last line that was cut short, by a process killed while writing, is left out.
+    A last line that was cut short, by a process killed while writing, is left out. Rows of earlier versions get
+    their present names (`astra_gym.ssl_core.settings.renamed.METRICS`).
 
     Args:
         path: the file.
@@ -80,7 +72,7 @@ def read_metrics(path: Path | str, damage: list[str] | None = None) -> list[dict
 
 
 def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, Any]]:
-    """Read the rows as they are in the file; arguments and errors are those of `read_metrics`."""
+    """Read the rows of the file, in its order; arguments and errors are those of `read_metrics`."""
     try:
         *lines, last = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -93,7 +85,7 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
         # the line is whole, but its line break was damaged
         lines.append(last[:-1])
         wrong[len(lines)] = "it does not end with a line break"
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             content = opened_line(line)
@@ -104,7 +96,7 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
                 raise ValueError("expected an object with a step")
             if LINE_SEAL in row:
                 raise ValueError("it was written anew, with its CRC-32 as an entry")
-            rows.append(row)
+            rows.append({renamed.METRICS.get(name) or name: value for name, value in row.items()})
             if content == line:
                 note_unsealed(path)
         except (ValueError, RecursionError) as error:

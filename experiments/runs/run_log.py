@@ -20,7 +20,7 @@ from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs.event_files import let_the_next_be_last
 from astra_gym.experiments.runs.logs import damaged_events, set_aside
-from astra_gym.experiments.runs.metrics import lost_updates, metrics_of, metrics_rows
+from astra_gym.experiments.runs.metrics import CHOSEN, lost_updates, metrics_of, metrics_rows
 from astra_gym.experiments.runs.peak_memory import peak_memory
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.safety.sealing import sealed_line
@@ -38,7 +38,7 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     "reward": {"mean": ["Multiline", ["reward/mean"]], "terms": ["Multiline", ["reward/(?!mean|std).*"]]},
     "losses": {"of the target network": ["Multiline", ["loss/.*"]]},
     "budget": {
-        "epsilon, step size, strength (1/255)": ["Multiline", ["budget/(epsilon|step_size|strength)"]],
+        "epsilon, step size, strength (1/255)": ["Multiline", ["budget/(epsilon|step_size|strength)_255"]],
         "steps": ["Multiline", ["budget/steps"]],
     },
     "time": {"images a second": ["Multiline", ["time/.*"]], "peak memory": ["Multiline", ["memory/.*"]]},
@@ -135,9 +135,9 @@ class RunLog:
             for name, value in peak_memory(record.views.device).items():
                 self._board.add_scalar(f"memory/{name}", value, record.step)
         if record.budget is not None and record.step % self.histograms_every == 0:
-            self._board.add_histogram("actions/epsilon", record.budget.epsilon * UNIT, record.step)
-            self._board.add_histogram("actions/steps", record.budget.steps, record.step)
-            self._board.add_histogram("actions/step_size", record.budget.step_size * UNIT, record.step)
+            played = record.of_views(scaled=True)
+            for name in CHOSEN:
+                self._board.add_histogram(f"actions/{name}", played[f"budget/{name}"], record.step)
         return row
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -1,4 +1,4 @@
-"""Present names by the earlier ones, of what stands in files and on command lines of version 0.1."""
+"""Present names by the earlier ones, of what stands in files and on command lines of earlier versions."""
 
 from collections.abc import Mapping
 
@@ -6,3 +6,13 @@ SETTINGS: Mapping[str, str] = {"normalisation": "normalization", "neighbours": "
 """Of settings and flags of any command."""
 REINFORCE_SETTINGS: Mapping[str, str] = {"entropy_coef": "ent_coef", "normalise_advantage": "normalize_advantage"}
 """Of the agent's own settings, in `agent_kwargs` and in its checkpoints."""
+METRICS: Mapping[str, str] = {
+    "budget/epsilon": "budget/epsilon_255",
+    "budget/step_size": "budget/step_size_255",
+    "budget/strength": "budget/strength_255",
+    "actions/epsilon": "actions/epsilon_255",
+    "actions/step_size": "actions/step_size_255",
+    "by_clean_loss/epsilon": "by_clean_loss/epsilon_255",
+    "by_clean_loss/step_size": "by_clean_loss/step_size_255",
+}
+"""Of values in rows of `metrics.jsonl`, which are in 1/255 under both names."""

@@ -66,7 +66,8 @@ def test_a_frozen_agent_learns_nothing_and_its_run_resumes(runs: Path, name: str
     assert main(["--resume", str(tmp_path / "part")]) == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "part")
     assert (
-        len({row["budget/epsilon"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")}) > 1 or name == "gp"
+        len({row["budget/epsilon_255"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")}) > 1
+        or name == "gp"
     )
 
 

@@ -23,10 +23,10 @@ ATTACKED: dict[str, Any] = {
     "reward/adversarial": 4.6,
     "reward/clean": 4.5,
     "reward/mixed": 5.0,
-    "budget/epsilon": 9.13,
+    "budget/epsilon_255": 9.13,
     "budget/steps": 8.25,
-    "budget/step_size": 2.94,
-    "budget/strength": 9.0,
+    "budget/step_size_255": 2.94,
+    "budget/strength_255": 9.0,
 }
 PLAIN: dict[str, Any] = {"loss/clean": 4.1234, "loss/total": 4.1234}
 

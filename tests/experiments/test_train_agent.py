@@ -45,7 +45,7 @@ def test_every_agent_drives_both_environments(tmp_path, agent: str, env: str) ->
     rows = read_metrics(folder / "metrics.jsonl")
     # every agent makes exactly the planned number of target updates
     assert [row["step"] for row in rows] == list(range(1, 7))
-    assert {"loss/total", "reward/mean", "actions/epsilon"} <= rows[-1].keys()
+    assert {"loss/total", "reward/mean", "actions/epsilon_255"} <= rows[-1].keys()
     payload = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     assert payload["step"] == 6 and payload["agent_name"] == agent
 

@@ -65,6 +65,8 @@ SKIPPED = re.compile(
     r"second|^took|commit|command|^argv|peak|memory|path|^run_dir$|^dir$|_dir$|^machine$|^jobs$|^wall|^began|^teacher$|^init_from$|^sha256$|^crc32$"
 )
 """Names of values that may differ between equal runs."""
+PRESENT = {**renamed.SETTINGS, **renamed.METRICS}
+"""Names of settings and of metrics in earlier versions, and the present ones."""
 READ = {".pt", ".json", ".jsonl", ".yaml", ".png"}
 UNREAD = re.compile(r"training\.json$|^(evaluation|along)/(parts|states|classifiers)/")
 """Files of times, and parts of evaluations, named after the commit; the rows made of them are compared."""
@@ -114,9 +116,7 @@ def differences(before: Any, after: Any, where: str) -> Iterator[str]:
         elif before.shape != after.shape or not np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
             yield f"{where}: arrays {before.shape} and {after.shape} differ"
     elif isinstance(before, dict) and isinstance(after, dict):
-        before, after = (
-            {renamed.SETTINGS.get(key, key): value for key, value in found.items()} for found in (before, after)
-        )
+        before, after = ({PRESENT.get(key, key): value for key, value in found.items()} for found in (before, after))
         for key in [*before, *(key for key in after if key not in before)]:
             if isinstance(key, str) and SKIPPED.search(key):
                 continue

@@ -63,7 +63,7 @@ def test_a_run_comes_down_to_its_cell(runs) -> None:
     assert cell.reward_first == rows[0]["reward/mean"] and cell.reward_last == rows[-1]["reward/mean"]
     assert cell.held_out.keys() == {"random", "uniform random", "method's own budget"}
     assert cell.curve["step"] == list(range(1, 13))
-    assert cell.curve["epsilon"] == pytest.approx([row["budget/epsilon"] for row in rows], abs=1e-5)
+    assert cell.curve["epsilon"] == pytest.approx([row["budget/epsilon_255"] for row in rows], abs=1e-5)
     assert cell.shares.keys() == {"epsilon", "steps", "step_size"}
     assert all(len(values) == 5 for values in cell.by_clean_loss.values())
     assert 0 < cell.agent_seconds < cell.world_seconds < cell.seconds and 0 < cell.agent_share < 1

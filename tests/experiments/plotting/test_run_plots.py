@@ -11,6 +11,7 @@ import torch
 from matplotlib.image import imread
 
 from astra_gym.envs.api.action_sets import ASTRA_SETS, ActionSets
+from astra_gym.envs.records import in_255
 from astra_gym.experiments.plotting.run_plots import (
     ACTION_SETS,
     accuracy_against_epsilon,
@@ -50,7 +51,9 @@ def metrics(updates: int = 50, seed: int = 0, views: int = 64) -> list[dict[str,
         }
         for kind, values in (("epsilon", range(3, 16)), ("steps", range(3, 15)), ("step_size", range(1, 6))):
             chosen = np.where(generator.random(views) < done, values[-1], generator.choice(values, views))
-            row[f"actions/{kind}"] = {str(value): int((chosen == value).sum()) for value in set(chosen.tolist())}
+            row[f"actions/{in_255(kind)}"] = {
+                str(value): int((chosen == value).sum()) for value in set(chosen.tolist())
+            }
         rows.append(row)
     return list(json.loads(json.dumps(rows)))
 
@@ -72,11 +75,11 @@ def picture(path: Path) -> np.ndarray[Any, Any]:
 
 def test_action_counts_are_the_shares_of_each_window() -> None:
     rows: list[dict[str, Any]] = [
-        {"step": 1, "actions/epsilon": {"3": 30, "15": 10}},
-        {"step": 2, "actions/epsilon": {"3": 10, "15": 30}},
+        {"step": 1, "actions/epsilon_255": {"3": 30, "15": 10}},
+        {"step": 2, "actions/epsilon_255": {"3": 10, "15": 30}},
         {"step": 3},
-        {"step": 4, "actions/epsilon": {"8": 8}},
-        {"step": 5, "actions/epsilon": {"9": 24}},
+        {"step": 4, "actions/epsilon_255": {"8": 8}},
+        {"step": 5, "actions/epsilon_255": {"9": 24}},
     ]
     shares = action_counts(rows, "epsilon", windows=2)
     assert shares.values == tuple(range(3, 16))
@@ -109,7 +112,7 @@ def test_windows_of_a_single_choice_each_are_joined() -> None:
 
 
 def test_continuous_actions_go_to_the_nearest_value_and_widen_the_scale_where_needed() -> None:
-    rows = [{"step": 1, "actions/step_size": {"1.4999": 1, "1.5": 2, "2.5": 4, "4.6": 8, "5.4": 16, "6.8": 1}}]
+    rows = [{"step": 1, "actions/step_size_255": {"1.4999": 1, "1.5": 2, "2.5": 4, "4.6": 8, "5.4": 16, "6.8": 1}}]
     shares = action_counts(rows, "step_size")
     assert shares.values == (1, 2, 3, 4, 5, 6, 7)
     np.testing.assert_allclose(32 * shares.share[:, 0], [1, 2, 4, 0, 24, 0, 1])
@@ -119,9 +122,9 @@ def test_action_areas_have_the_size_of_their_shares(tmp_path: Path) -> None:
     rows = [
         {
             "step": step,
-            "actions/epsilon": {"3": 75, "15": 25},
+            "actions/epsilon_255": {"3": 75, "15": 25},
             "actions/steps": {"3": 100},
-            "actions/step_size": {"5": 9},
+            "actions/step_size_255": {"5": 9},
         }
         for step in range(1, 40)
     ]
@@ -138,7 +141,7 @@ def test_action_areas_have_the_size_of_their_shares(tmp_path: Path) -> None:
 
 
 def test_action_shares_of_a_run_without_attack_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no metrics row has 'actions/epsilon'"):
+    with pytest.raises(ValueError, match="no metrics row has 'actions/epsilon_255'"):
         action_shares(without(metrics(), "actions"), tmp_path / "actions.png")
     assert not list(tmp_path.iterdir())
 

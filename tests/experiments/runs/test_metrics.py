@@ -1,5 +1,6 @@
 """Rows of metrics: what a policy depends on, and files that were cut short or damaged."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from astra_gym.envs.records import StepRecord
 from astra_gym.experiments.runs.metrics import FIFTHS, metrics_of, read_metrics
 from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.settings import renamed
 
 
 def record(clean: torch.Tensor, steps: torch.Tensor) -> StepRecord:
@@ -24,8 +26,8 @@ def test_the_budget_is_told_by_fifths_of_the_clean_loss() -> None:
     row = metrics_of(record(clean, steps=(2 * clean).to(torch.int64)))
     # the fifths hold losses 1 and 2, 3 and 4, ...; steps are twice the loss
     assert row["by_clean_loss/steps"] == [3.0, 7.0, 11.0, 15.0, 19.0]
-    assert row["by_clean_loss/epsilon"] == pytest.approx([8.0] * FIFTHS)
-    assert row["by_clean_loss/step_size"] == pytest.approx([2.0] * FIFTHS)
+    assert row["by_clean_loss/epsilon_255"] == pytest.approx([8.0] * FIFTHS)
+    assert row["by_clean_loss/step_size_255"] == pytest.approx([2.0] * FIFTHS)
 
 
 def test_other_attacks_steps_are_told_where_there_are_any() -> None:
@@ -38,6 +40,17 @@ def test_other_attacks_steps_are_told_where_there_are_any() -> None:
 def test_too_few_views_make_no_fifths() -> None:
     row = metrics_of(record(torch.rand(FIFTHS - 1), torch.arange(3, FIFTHS + 2)))
     assert not [key for key in row if key.startswith("by_clean_loss")]
+
+
+def test_rows_of_earlier_versions_get_the_present_names(tmp_path: Path) -> None:
+    row = metrics_of(record(torch.rand(10), torch.arange(10)))
+    assert set(renamed.METRICS.values()) == {name for name in row if name.endswith("_255")}
+    assert not renamed.METRICS.keys() & row.keys()
+    path = tmp_path / "metrics.jsonl"
+    earlier = {now: before for before, now in renamed.METRICS.items()}
+    first, second = ({name: value for name, value in row.items() if name != "step"} | {"step": step} for step in (1, 2))
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in ({earlier.get(n, n): first[n] for n in first}, second)))
+    assert '"budget/epsilon":' in path.read_text() and read_metrics(path) == [first, second]
 
 
 def test_an_updates_entries_are_joined_and_a_cut_line_is_left_out(tmp_path: Path) -> None:

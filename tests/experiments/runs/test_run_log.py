@@ -14,10 +14,18 @@ from stable_baselines3.common.logger import FormatUnsupportedError, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
+from astra_gym.envs.engine import AttackEngine
+from astra_gym.envs.records import in_255
+from astra_gym.envs.torch_env import TorchViewEnv
+from astra_gym.envs.world_config import WorldSettings
 from astra_gym.experiments.runs.metrics import metrics_of, read_metrics
+from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.runs.run_log import LAYOUT, RunLog, image_grid
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.utils.provenance import ROOT
 from tests.helpers.logged_runs import curves, new_folder, record, write
+from tests.helpers.sealed import resealed_rows
+from tests.helpers.tiny_worlds import TINY
 
 
 def test_a_row_holds_the_updates_means_and_counts() -> None:
@@ -28,11 +36,11 @@ def test_a_row_holds_the_updates_means_and_counts() -> None:
     assert row["reward/mean"] == pytest.approx(np.mean(update.reward.numpy()), rel=1e-6)
     assert row["reward/std"] == pytest.approx(np.std(update.reward.numpy()), rel=1e-6)
     assert row["reward/adversarial"] == pytest.approx(update.terms["adversarial"].mean().item(), rel=1e-6)
-    assert row["budget/epsilon"] == pytest.approx(255 * update.budget.epsilon.mean().item(), rel=1e-6)
-    assert row["budget/strength"] == row["budget/epsilon"]
+    assert row["budget/epsilon_255"] == pytest.approx(255 * update.budget.epsilon.mean().item(), rel=1e-6)
+    assert row["budget/strength_255"] == row["budget/epsilon_255"]
     for name, unit in (("epsilon", 255), ("steps", 1), ("step_size", 255)):
         values = [round(unit * value) for value in getattr(update.budget, name).tolist()]
-        assert row[f"actions/{name}"] == {str(value): values.count(value) for value in sorted(set(values))}
+        assert row[f"actions/{in_255(name)}"] == {str(value): values.count(value) for value in sorted(set(values))}
 
 
 def test_a_method_without_an_attack_has_rows_too(tmp_path: Path) -> None:
@@ -53,10 +61,47 @@ def test_metrics_and_curves_say_the_same(tmp_path: Path) -> None:
     for tag in ("loss/total", "reward/mean", "budget/steps", "agent/train/entropy"):
         expected = [(row["step"], repr(float(np.float32(row[tag])))) for row in rows if tag in row]
         assert shown[tag] == expected
-    assert [step for step, _ in shown["actions/epsilon/histogram"]] == [10]
+    assert [step for step, _ in shown["actions/epsilon_255/histogram"]] == [10]
     assert [step for step, _ in shown["attack/clean_attacked_perturbation"]] == [4, 8, 12]
     assert [row["agent/train/explained_variance"] for row in rows if row["step"] % 3 == 0] == [None] * 4
     assert not any("time/" in key for row in rows for key in row)
+
+
+def test_info_rows_and_curves_name_a_step_alike(tmp_path: Path) -> None:
+    """But for what the documentation says: a row is of means, and its unit is 1/255 where the name ends so."""
+    env = TorchViewEnv(AttackEngine(WorldSettings.of(**TINY, reward_lookahead=1.0, lookahead_images=4), 0))
+    env.request("attack/gain")
+    info = env.play(torch.tensor([[3, 1, 1]] * env.num_envs)).info
+    assert env.engine.last is not None
+    with RunLog(new_folder(tmp_path / "run"), 4, histograms_every=1) as log:
+        row = log.step(env.engine.last)
+    assert info.pop("attack/gain").shape == (env.num_envs,)
+    expected = {}
+    for name, value in info.items():
+        mean = value.double().mean().item() if isinstance(value, torch.Tensor) else value
+        fraction = name in ("budget/epsilon", "budget/step_size", "budget/strength")
+        expected |= {f"{name}_255": 255 * mean} if fraction else {name: mean}
+    parts = ("epsilon_255", "steps", "step_size_255")
+    summaries = {f"{group}/{part}" for group in ("actions", "by_clean_loss") for part in parts}
+    assert row.keys() == expected.keys() | {"reward/mean", "reward/std"} | summaries
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert {"step", "epoch", "lr", "loss/total", "attack/other_steps", "reward/clean", "budget/steps"} <= info.keys()
+    numbers = {name for name, value in row.items() if isinstance(value, float)}
+    assert curves(tmp_path / "run").keys() == numbers | {f"actions/{part}/histogram" for part in parts}
+
+
+def test_a_run_of_an_earlier_version_goes_on_under_the_present_names(tmp_path: Path) -> None:
+    for name in ("whole", "run"):
+        with RunLog(new_folder(tmp_path / name), 3) as log:
+            write(log, range(1, 9 if name == "whole" else 5))
+    path, whole = tmp_path / "run" / "metrics.jsonl", tmp_path / "whole" / "metrics.jsonl"
+    earlier = {now: before for before, now in renamed.METRICS.items()}
+    resealed_rows(path, lambda rows: [{earlier.get(name, name): row[name] for name in row} for row in rows])
+    assert b'"budget/epsilon"' in path.read_bytes() and b"_255" not in path.read_bytes()
+    assert read_metrics(path) == read_metrics(whole)[:4]
+    with RunLog(RunFolder.open(tmp_path / "run"), 3, resumed_step=4) as log:
+        write(log, range(5, 9))
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_equal_runs_have_equal_files(tmp_path: Path) -> None:
