@@ -293,10 +293,10 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return Spearman's rank correlation; 0 where all values of a list are equal, which rank nothing."""
-    ranks = stats.rankdata([one, other], axis=1)
-    return 0.0 if 0 in np.ptp(ranks, axis=1) else float(np.corrcoef(ranks)[0, 1])
+def rank_correlation(one: Sequence[float] | Array, other: Sequence[float] | Array) -> float:
+    """Return Spearman's rank correlation of n pairs; 0 where all values of a side are equal, which rank nothing."""
+    ranks = np.column_stack([stats.rankdata(one), stats.rankdata(other)])
+    return 0.0 if 0 in np.ptp(ranks, axis=0) else float(np.corrcoef(ranks, rowvar=False)[1, 0])
 
 
 def fewest_seeds(tests: int, level: float) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.experiments.headroom.judges import make_exam
+from astra_gym.experiments.headroom.judges import make_image_exam
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
 from astra_gym.experiments.stats import estimate, rank_correlation
@@ -91,5 +91,5 @@ def _play(engine: AttackEngine, budget: ConstantBudget, share: float) -> None:
 def _loss(world: HeadroomWorld, engine: AttackEngine, data: Split, number: int) -> float:
     """Return the loss on the present weights in the exam of a number, whose views and random start stay the same."""
     score, streams = world.settings.judge.judge_score, Streams(engine.streams.seed)
-    exam = make_exam(engine, data.test.images, world.radius, score, f"headroom/exam {number}", streams)
+    exam = make_image_exam(engine, data.test.images, world.radius, score, f"headroom/exam {number}", streams)
     return value(engine.learner, exam)

@@ -4,15 +4,14 @@ from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.ssl_core.attacks.pgd import strided_budget
-from astra_gym.ssl_core.training import exams
-from astra_gym.ssl_core.training.exams import Exam
+from astra_gym.ssl_core.training.exams import Exam, make_exam
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.rng import Streams
 
 STEPS = 10
 
 
-def make_exam(
+def make_image_exam(
     engine: AttackEngine, images: Tensor, epsilon: float, score: str, stream: str, streams: Streams | None = None
 ) -> Exam:
     """Make views of images, in batches of about the world's size, and attack them by PGD-10 on the present weights.
@@ -29,4 +28,4 @@ def make_exam(
     count = max(1, len(images) // engine.settings.optimizer.batch_size)
     views = [engine.make_views(as_float(part), drawn[stream]) for part in images.tensor_split(count)]
     share = 1.0 if score == "robust" else 0.5
-    return exams.make_exam(engine.learner, views, strided_budget(epsilon, STEPS), share, drawn.on_device(stream))
+    return make_exam(engine.learner, views, strided_budget(epsilon, STEPS), share, drawn.on_device(stream))

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from astra_gym.envs.engine import AttackEngine
@@ -139,11 +138,6 @@ def variance_shares(a: Array, b: Array) -> dict[str, float]:
     }
     shares = {name: float(found / total) for name, found in sums.items()}
     return shares | {"not_shared": 1 - sum(shares.values())}
-
-
-def rank_correlation(one: Array, other: Array) -> float:
-    """Return Spearman's rank correlation of all entries."""
-    return float(stats.spearmanr(one.ravel(), other.ravel()).statistic)
 
 
 def gains(a: Array, b: Array) -> tuple[Array, int]:

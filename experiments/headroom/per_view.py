@@ -5,18 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from astra_gym.experiments.headroom.judges import make_exam
+from astra_gym.experiments.headroom.judges import make_image_exam
 from astra_gym.experiments.headroom.long_test import CONTROLS, measure_updates
-from astra_gym.experiments.headroom.one_update import (
-    gains,
-    measure_update,
-    rank_correlation,
-    variance_shares,
-    without_means,
-)
+from astra_gym.experiments.headroom.one_update import gains, measure_update, variance_shares, without_means
 from astra_gym.experiments.headroom.verdicts import Verdict, decide
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
-from astra_gym.experiments.stats import estimate
+from astra_gym.experiments.stats import estimate, rank_correlation
 
 UNIT = "loss of judge B"
 
@@ -26,7 +20,7 @@ def measure(world: HeadroomWorld, seed: int) -> dict[str, Any]:
     engine, images = world.started(seed)
     score = world.settings.judge.judge_score
     judges = [
-        make_exam(engine, part, world.radius, score, f"headroom/judge {name}")
+        make_image_exam(engine, part, world.radius, score, f"headroom/judge {name}")
         for name, part in zip("AB", images, strict=True)
     ]
     update = measure_update(world, engine, judges)
@@ -72,11 +66,11 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         }
         for at, budget in enumerate(ladder(world))
     ]
-    correlations = {
-        "forward and real": rank_correlation(forward, a),
-        "forward and real, without means": rank_correlation(without_means(forward), without_means(a)),
-        "judges A and B": rank_correlation(a, b),
-        "linear and real judge": rank_correlation(checked[:, 0], checked[:, 1]),
+    ranked = {
+        "forward and real": (forward, a),
+        "forward and real, without means": (without_means(forward), without_means(a)),
+        "judges A and B": (a, b),
+        "linear and real judge": (checked[:, 0], checked[:, 1]),
     }
     numbers = {
         "judge_images": found[0]["judge_images"],
@@ -84,7 +78,7 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         "budgets": by_budget,
         "best_constant": best,
         "variance": variance_shares(a, b),
-        "rank_correlations": correlations,
+        "rank_correlations": {name: rank_correlation(*map(np.ravel, pair)) for name, pair in ranked.items()},
         "falls": {name: _interval(values[:, 1]) for name, values in falls.items()},
         "falls_a": {name: float(values[:, 0].mean()) for name, values in falls.items()},
         "chosen_steps": float(np.mean([each["long"]["steps"] for each in found])),

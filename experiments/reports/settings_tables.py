@@ -18,6 +18,7 @@ from astra_gym.experiments.reports.comparison_tables import (
 )
 from astra_gym.experiments.reports.document import MISSING, Table, entries
 from astra_gym.ssl_core.evaluation.results import radius_text
+from astra_gym.ssl_core.utils.finite import is_number
 from astra_gym.ssl_core.utils.messages import amount
 
 
@@ -74,7 +75,7 @@ def settings_table(comparison: ComparisonResult) -> Table:
 
     columns, found = over_parts(comparison, ["arm", *told], rows)
     note = f"Shared by all: {shared or 'none'}.{_other_orders(comparison)}"
-    words = [name for name in told if not all(_is_number(cell.settings.get(name)) for cell in comparison.cells)]
+    words = [name for name in told if not all(is_number(cell.settings.get(name)) for cell in comparison.cells)]
     return Table("Settings", note, columns, found, words=(PART, *words))
 
 
@@ -94,10 +95,6 @@ def _other_orders(comparison: ComparisonResult) -> str:
                 "Arms that hold images out see the others in another order."
             )
     return sentences
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _canonical(value: Any) -> str:

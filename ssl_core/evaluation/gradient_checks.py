@@ -47,7 +47,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
 
 
-def spread(logits: Tensor) -> float:
+def logit_spread(logits: Tensor) -> float:
     """Median over images of largest minus median logit: a class masked with -1e9 does not change it."""
     return float((logits.amax(1) - logits.median(1).values).median()) or 1.0
 
@@ -187,7 +187,7 @@ def _in_double(classifier: nn.Module, x: Tensor, logits: Tensor) -> tuple[nn.Mod
         return None, f"a copy does not run in float64 ({type(error).__name__}: {first[:100]})", False
     if found.dtype != torch.float64:
         return None, f"a copy in float64 gives logits in {found.dtype}", False
-    difference = float(((found - logits).abs().amax(1) / spread(logits)).median())
+    difference = float(((found - logits).abs().amax(1) / logit_spread(logits)).median())
     if difference > ROUNDING_LOW:
         return None, f"a copy in float64 gives logits that differ by {100 * difference:.1f} % of their spread", True
     return model, "", False

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
-from astra_gym.ssl_core.evaluation.gradient_checks import EPSILON, ROUNDING_LOW, check_gradients, spread, telling
+from astra_gym.ssl_core.evaluation.gradient_checks import EPSILON, ROUNDING_LOW, check_gradients, logit_spread, telling
 from astra_gym.ssl_core.evaluation.results import wilson_interval
 from astra_gym.ssl_core.evaluation.robustness import device_of, logits_of
 from astra_gym.ssl_core.evaluation.sanity import MASKING, SanityError, check_frozen, check_images, tolerated
@@ -228,7 +228,7 @@ def _check_kind(logits: Tensor, labels: Tensor) -> list[str]:
 def _check_equal(logits: Tensor, again: Tensor, when: str) -> None:
     """Raise unless logits are equal; on a GPU sums may be in another order."""
     difference = float((again - logits).abs().max())
-    if difference > (0 if logits.device.type == "cpu" else 1e-4 * spread(logits)):
+    if difference > (0 if logits.device.type == "cpu" else 1e-4 * logit_spread(logits)):
         raise SanityError(f"the logits of the same images differ by up to {difference:g} {when}")
 
 
@@ -251,7 +251,7 @@ def _check_repeats(classifier: nn.Module, x: Tensor, logits: Tensor, streams: St
 
 def _check_alone(classifier: nn.Module, x: Tensor, logits: Tensor) -> list[str]:
     """Check batches in reverse order (which detects random numbers by position), in halves, and some images alone."""
-    n, scale, limit = len(x), spread(logits), _rounding(classifier, x.device)
+    n, scale, limit = len(x), logit_spread(logits), _rounding(classifier, x.device)
     orders = [
         torch.arange(n).flip(0),
         torch.arange(0, n, 2),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.stats import (
@@ -18,6 +19,7 @@ from astra_gym.experiments.stats import (
     mean_interval,
     paired,
     pareto,
+    rank_correlation,
 )
 
 Make = Callable[..., Cell]
@@ -202,6 +204,15 @@ def test_holm_is_never_above_bonferroni_and_keeps_the_order() -> None:
 
 def compared(cells: Sequence[Cell]) -> ComparisonResult:
     return ComparisonResult("made", "none", cells, {})
+
+
+def test_the_rank_correlation_is_spearmans_and_zero_where_nothing_is_ranked() -> None:
+    draw = np.random.default_rng(0)
+    for n in (3, 10, 400):
+        one = draw.integers(0, 50, n).astype(float)
+        other = one + draw.normal(0, 20, n)
+        assert rank_correlation(one, other) == stats.spearmanr(one, other).statistic
+    assert rank_correlation([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) == 0 == rank_correlation([1.0, 1.0], [1.0, 2.0])
 
 
 def test_the_deciding_place_is_where_the_arms_mean_is_nearest_to_55(make_cell: Make) -> None:

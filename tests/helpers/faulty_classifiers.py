@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
+from tests.helpers.tiny_networks import tiny_network
 
 PROBE = ProbeSettings(epochs=10, lr=0.1, augment=False)
 
@@ -31,9 +32,7 @@ class Pooled(nn.Module):
 
 
 def network(seed: int, **more: Any) -> TargetNetwork:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = {"arch": "resnet10", "width": 4, "projector_hidden": 8, "projector_dim": 8}
-    return build_network(generator, **sizes, **more).eval()
+    return tiny_network(seed, **more).eval()
 
 
 def scaled(classifier: Classifier, factor: float) -> Classifier:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.finetuning import FineTuneSettings, fine_tune
 from astra_gym.ssl_core.downstream.linear_probe import Classifier
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings
+from tests.helpers.tiny_networks import tiny_network
 
 VIEWS = ViewSettings(padding=1, flip=0.5)
 CLASSES = ("red", "green", "blue")
@@ -27,8 +28,7 @@ def image_set(n: int = 48, seed: int = 0, tint: int = 30) -> ImageSet:
 
 
 def tiny(routes: tuple[str, ...] = BOTH, seed: int = 0) -> TargetNetwork:
-    generator = torch.Generator().manual_seed(seed)
-    return build_network(generator, arch="resnet10", width=4, routes=routes, projector_hidden=8, projector_dim=8)
+    return tiny_network(seed, routes=routes)
 
 
 def encoder_of(classifier: Classifier) -> TargetNetwork:

@@ -6,12 +6,12 @@ import torch
 
 from astra_gym.ssl_core.methods import make_method
 from astra_gym.ssl_core.models.heads import build_heads
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import TrainingPlan
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 VIEWS = torch.rand(8, 3, 8, 8, generator=generator(1))
 ATTACKED = torch.rand(8, 3, 8, 8, generator=generator(2))
@@ -28,13 +28,6 @@ SMALL: dict[str, dict[str, Any]] = {
 """Every target by its name, and options that fit a tiny network."""
 
 
-def network(routes: tuple[str, ...], seed: int = 0) -> TargetNetwork:
-    """A tiny network with embeddings of 8 dimensions."""
-    return build_network(
-        generator(seed), arch="resnet10", width=4, routes=routes, projector="mlp", projector_hidden=12, projector_dim=8
-    )
-
-
 def learner(name: str, lr: float = 0.05, decay: float = 0.0, **options: Any) -> TargetLearner:
     """A learner of the method in a run of three epochs of two updates.
 
@@ -44,11 +37,11 @@ def learner(name: str, lr: float = 0.05, decay: float = 0.0, **options: Any) -> 
         options: the method's, which override `SMALL`.
     """
     method = make_method(name, SMALL[name.removesuffix("-clean")] | options)
-    target = network(method.routes)
+    target = tiny_network(routes=method.routes, projector="mlp")
     heads = build_heads(Streams(0), method.make_heads(target.feature_dim, target.embedding_dim))
     beside = [(head, method.constant_lr) for head in heads.values()]
     # another start than the online network's, so that the two can be told apart
-    others = {other: network(method.routes, seed=5) for other in method.others}
+    others = {other: tiny_network(5, routes=method.routes, projector="mlp") for other in method.others}
     optimizer = make_optimizer("sgd-classic", target, lr, decay, heads=beside)
     moment = TrainingPlan(epochs=3, steps=2).moment
     return TargetLearner(target, method, optimizer, lambda step: lr, heads=heads, others=others, moment=moment)

@@ -5,7 +5,9 @@ python -m tests.torture.mutants --count 60 --seed 0 --output results/mutants.jso
 A mutant changes one expression: a comparison, an arithmetic or a boolean operator, a number, True or False. At least
 two are drawn of every package. First the tests that mirror its module run, then, if none fails, those of its whole
 folder. What is finished is kept: the same command continues, in the commit in which it began. With `--again` the
-same mutants are tried in the commit of now, which adds the verdicts of now to those of before.
+same mutants are tried in the commit of now, which adds the verdicts of now to those of before. Where a line has been
+rewritten or moved, the same mistake is written in its record by hand: `now` has those of the fields `file`, `within`,
+`before` and `after` that have changed.
 """
 
 import argparse
@@ -18,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ PACKAGES = ("ssl_core", "envs", "agents", "experiments")
 TIME = "time"
 """In the place of a test: the limit has ended the tests."""
 GONE = "gone"
-"""In the place of a test: the line is not what it was."""
+"""In the place of a test: the line is not what it was, and not what the record says that it is now."""
 NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED
 LEAST = 2
 """Mutants of every package."""
@@ -128,9 +130,10 @@ def mutants_of(file: Path, root: Path = ROOT) -> list[Mutant]:
     return found
 
 
-def found_again(mutant: Mutant, root: Path = ROOT) -> Mutant | None:
-    """The same change of the same line in a tree that has gone on, the nearest if there are several; None if the line
-    is gone."""
+def found_again(mutant: Mutant, root: Path = ROOT, now: Mapping[str, str] | None = None) -> Mutant | None:
+    """The same change of the same line in a tree that has gone on, with the fields that are others `now`; the nearest
+    if there are several, None if the line is gone."""
+    mutant = replace(mutant, **now or {})
     file = root / mutant.file
     offered = mutants_of(file, root) if file.exists() else []
     change = mutant.within, mutant.before, mutant.after
@@ -220,7 +223,7 @@ def main() -> None:
             if given.again:
                 if not any(str(record.get(name)).startswith(given.of) for name in ("file", "killed_by")):
                     continue
-                again = found_again(mutant, place)
+                again = found_again(mutant, place, record.get("now"))
                 record["again"] = killed_by(again, place, given.limit) if again else GONE
                 record["again_commit"] = now
             elif "killed_by" not in record:

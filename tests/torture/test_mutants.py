@@ -56,6 +56,12 @@ def test_a_change_is_found_again_where_its_line_has_moved(tmp_path: Path) -> Non
     moved = found_again(limit, tmp_path)
     assert moved is not None and (moved.line, moved.after) == (4, "(4)")
     assert found_again(half, tmp_path) is None
+    rewritten = {"within": "return x / 4", "before": "x / 4", "after": "(x * 4)"}
+    changed = found_again(half, tmp_path, rewritten)
+    assert changed is not None and (changed.file, changed.line, changed.after) == (half.file, 11, "(x * 4)")
+    file.rename(tmp_path / "envs" / "whole.py")
+    assert found_again(half, tmp_path, rewritten) is None
+    assert found_again(half, tmp_path, rewritten | {"file": "envs/whole.py"}) is not None
 
 
 def test_a_seed_draws_the_same(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from astra_gym.experiments.headroom.judges import make_exam
+from astra_gym.experiments.headroom.judges import make_image_exam
 from astra_gym.experiments.headroom.long_test import measure_updates
 from astra_gym.experiments.headroom.world import HeadroomWorld
 from astra_gym.ssl_core.training.exams import value
@@ -16,7 +16,7 @@ def test_the_constant_is_the_run_itself_and_the_shuffle_has_the_chosen_budgets(
     tiny_world: HeadroomWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, images = tiny_world.started(0)
-    judges = [make_exam(engine, part, 24 / 255, "mean", f"headroom/{at}") for at, part in enumerate(images)]
+    judges = [make_image_exam(engine, part, 24 / 255, "mean", f"headroom/{at}") for at, part in enumerate(images)]
     start, played, play = [value(engine.learner, judge) for judge in judges], [], type(engine).play
 
     def recording(self, budget):

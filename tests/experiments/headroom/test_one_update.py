@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from astra_gym.experiments.headroom.judges import make_exam
-from astra_gym.experiments.headroom.one_update import Snapshot, gains, measure_update, rank_correlation, variance_shares
+from astra_gym.experiments.headroom.judges import make_image_exam
+from astra_gym.experiments.headroom.one_update import Snapshot, gains, measure_update, variance_shares
 from astra_gym.experiments.headroom.world import HeadroomWorld
+from astra_gym.experiments.stats import rank_correlation
 
 
 def test_a_snapshot_brings_a_learner_back_bit_for_bit(tiny_world: HeadroomWorld) -> None:
@@ -44,7 +45,7 @@ def test_what_a_prefers_is_scored_by_b() -> None:
 @pytest.mark.slow
 def test_the_linear_judge_agrees_with_the_real_fall_and_the_learner_is_as_before(tiny_world: HeadroomWorld) -> None:
     engine, images = tiny_world.started(0)
-    judges = [make_exam(engine, part, 24 / 255, "mean", f"headroom/{at}") for at, part in enumerate(images)]
+    judges = [make_image_exam(engine, part, 24 / 255, "mean", f"headroom/{at}") for at, part in enumerate(images)]
     before = [value.clone() for value in engine.learner.network.state_dict().values()]
     found = measure_update(tiny_world, engine, judges)
     after = engine.learner.network.state_dict().values()

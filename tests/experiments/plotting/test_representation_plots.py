@@ -30,9 +30,10 @@ from astra_gym.ssl_core.evaluation.landscape import LossCurves
 from astra_gym.ssl_core.evaluation.representation import Health, Landscape, attack_features, representation_health
 from astra_gym.ssl_core.evaluation.results import Origin, Row
 from astra_gym.ssl_core.evaluation.sanity import SanityError
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from tests.helpers.tiny_networks import tiny_network
 
 VIEWS = ViewSettings(strength=0.5, flip=0.0)
 SPACES = ("features", "embeddings")
@@ -49,8 +50,7 @@ def digits() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def network() -> TargetNetwork:
-    generator = torch.Generator().manual_seed(0)
-    return build_network(generator, arch="resnet10", width=4, projector_hidden=16, projector_dim=8)
+    return tiny_network()
 
 
 @pytest.fixture(scope="module")

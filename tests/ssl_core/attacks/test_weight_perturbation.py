@@ -5,14 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.weight_perturbation import perturbed
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from tests.helpers.draws import generator
-
-
-def network() -> TargetNetwork:
-    return build_network(generator(), arch="resnet10", width=4, projector_hidden=8, projector_dim=8).train()
-
+from tests.helpers.tiny_networks import tiny_network
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=generator(1))
 
@@ -38,7 +33,7 @@ def test_the_step_in_closed_form() -> None:
 
 
 def test_only_tensors_of_more_than_one_dimension_move_each_by_its_own_norm() -> None:
-    target = network()
+    target = tiny_network()
     before = {name: p.detach().clone() for name, p in target.named_parameters()}
 
     def loss() -> Tensor:
@@ -53,7 +48,7 @@ def test_only_tensors_of_more_than_one_dimension_move_each_by_its_own_norm() -> 
 
 
 def test_the_loss_rises_inside_and_is_what_it_was_after() -> None:
-    target = network().eval()
+    target = tiny_network().eval()
 
     def loss() -> Tensor:
         return target(IMAGES, "pgd").embeddings.square().mean()
@@ -68,7 +63,7 @@ def test_the_loss_rises_inside_and_is_what_it_was_after() -> None:
 
 
 def test_gradients_and_statistics_are_left_alone() -> None:
-    target = network()
+    target = tiny_network()
     target(IMAGES, "normal").embeddings.sum().backward()
     gradients = {name: None if p.grad is None else p.grad.clone() for name, p in target.named_parameters()}
     before = fingerprint(target)
@@ -99,7 +94,7 @@ def test_a_gradient_taken_inside_is_that_of_the_moved_weights() -> None:
 
 
 def test_weights_come_back_when_the_body_raises() -> None:
-    target = network()
+    target = tiny_network()
     before = fingerprint(target)
     with (
         pytest.raises(KeyError),
@@ -130,7 +125,7 @@ def test_tiny_and_huge_gradients_give_the_same_step() -> None:
 
 
 def test_frozen_weights_stay() -> None:
-    target = network()
+    target = tiny_network()
     target.projector.requires_grad_(False)
     before = fingerprint(target.projector)
     with perturbed(target, lambda: target(IMAGES, "pgd").embeddings.square().mean(), 0.1):

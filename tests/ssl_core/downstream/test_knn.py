@@ -14,9 +14,10 @@ from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.knn import NeighborClassifier, NeighborSettings, nearest_neighbors
 from astra_gym.ssl_core.downstream.linear_probe import departures
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from tests.helpers.tiny_networks import tiny_network
 
 CLASSES = ("red", "green", "blue")
 
@@ -160,9 +161,7 @@ def test_logits_do_not_look_like_probabilities_and_are_not_all_equal() -> None:
 
 @pytest.fixture(scope="module")
 def network() -> TargetNetwork:
-    network = build_network(
-        torch.Generator().manual_seed(0), arch="resnet10", width=4, projector_hidden=8, projector_dim=8
-    )
+    network = tiny_network()
     network.get_parameter("backbone.norm.by_route.pgd.weight").data.fill_(0.5)
     network.get_parameter("backbone.norm.by_route.pgd.bias").data.fill_(0.2)
     return network

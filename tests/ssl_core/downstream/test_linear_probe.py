@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, ProbeSettings, RawPixels, TrainingAttack, train_probe
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float, weak_views
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams
+from tests.helpers.tiny_networks import tiny_network
 
 VIEWS = ViewSettings(padding=1, flip=0.5)
 CLASSES = ("left", "right", "neither")
@@ -30,8 +31,7 @@ def image_set(n: int = 96, seed: int = 0) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def network() -> TargetNetwork:
-    generator = torch.Generator().manual_seed(0)
-    return build_network(generator, arch="resnet10", width=4, projector_hidden=8, projector_dim=8)
+    return tiny_network()
 
 
 class Channel(nn.Module):

@@ -11,11 +11,12 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.downstream import postprocessing
 from astra_gym.ssl_core.downstream.postprocessing import PostSettings, post_process
 from astra_gym.ssl_core.models.clustering import assign, fit_clusters
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams, derive_seed
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 BOTH = ("normal", "pgd")
 SHORT = PostSettings(clusters=3, starts=2, probe_epochs=2, probe_lr=0.1, epochs=2, lr=0.05, batch_size=20, steps=2)
@@ -23,9 +24,7 @@ SHORT = PostSettings(clusters=3, starts=2, probe_epochs=2, probe_lr=0.1, epochs=
 
 def tiny(routes: tuple[str, ...] = BOTH) -> TargetNetwork:
     """A network whose routes differ."""
-    network = build_network(
-        generator(), arch="resnet10", width=4, routes=routes, projector_hidden=8, projector_dim=8
-    ).train()
+    network = tiny_network(routes=routes).train()
     noise = torch.rand(32, 3, 8, 8, generator=generator(1))
     with torch.no_grad():
         for shift, route in enumerate(routes):

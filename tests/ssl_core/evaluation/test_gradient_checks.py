@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels, train_probe
-from astra_gym.ssl_core.evaluation.gradient_checks import margin, spread, telling
+from astra_gym.ssl_core.evaluation.gradient_checks import logit_spread, margin, telling
 from astra_gym.ssl_core.evaluation.masking import check_classifier
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
@@ -131,8 +131,8 @@ def test_margin_is_the_label_less_the_largest_other() -> None:
 
 def test_the_spread_does_not_see_a_masked_class() -> None:
     logits = torch.tensor([[5.0, 1.0, 2.0, -1e9], [0.0, 3.0, 1.0, -1e9], [7.0, 1.0, 3.0, -1e9]])
-    assert spread(logits) == 4.0
-    assert spread(torch.ones(2, 3)) == 1.0
+    assert logit_spread(logits) == 4.0
+    assert logit_spread(torch.ones(2, 3)) == 1.0
 
 
 def test_one_or_two_images_and_shares_of_few_are_no_evidence() -> None:

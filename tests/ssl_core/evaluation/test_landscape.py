@@ -12,17 +12,17 @@ from astra_gym.ssl_core.evaluation.landscape import (
     random_direction,
     search_directions,
 )
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.utils.hashing import fingerprint
 from astra_gym.ssl_core.utils.rng import Streams
+from tests.helpers.tiny_networks import tiny_network
 
 RADII = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 @pytest.fixture
 def network() -> TargetNetwork:
-    generator = torch.Generator().manual_seed(0)
-    return build_network(generator, arch="resnet10", width=4, projector_hidden=8, projector_dim=8).eval()
+    return tiny_network().eval()
 
 
 class Weights(nn.Module):

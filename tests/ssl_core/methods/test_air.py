@@ -8,25 +8,19 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods.air import ACLAIR, DynACLAIR, DynACLAIRPlus
 from astra_gym.ssl_core.methods.base import Networks
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 from tests.helpers.draws import generator, images
+from tests.helpers.tiny_networks import unlike_routes
 
 KINDS = [ACLAIR, DynACLAIR, DynACLAIRPlus]
 
 
-def network() -> TargetNetwork:
-    target = build_network(generator(), arch="resnet10", width=4, routes=("normal", "pgd"), projector_dim=8)
-    with torch.no_grad():
-        target.projector.norms[2].by_route["pgd"].bias.fill_(0.3)  # the routes differ
-    return target
-
-
 def learner(method: ACLAIR) -> TargetLearner:
-    target = network()
+    target = unlike_routes()
     optimizer = make_optimizer("sgd-classic", target, 0.002, 0.0)
     return TargetLearner(target, method, optimizer, lambda step: 0.002, moment=TrainingPlan(epochs=4, steps=1).moment)
 
@@ -57,7 +51,7 @@ def distance(p: np.ndarray, q: np.ndarray, form: str) -> float:
 
 @pytest.mark.parametrize("form", ["released", "kl"])
 def test_terms_are_the_equations(form: str) -> None:
-    method, target, t = DynACLAIR(temperature=0.3, form=form), network().eval(), 0.3
+    method, target, t = DynACLAIR(temperature=0.3, form=form), unlike_routes().eval(), 0.3
     views, adversarial = images(0, 12), images(1, 8)
     terms = method.losses(Networks(target), views, adversarial)
     clean = unit(target(views[:8], "normal").embeddings)
@@ -76,14 +70,14 @@ def test_terms_are_the_equations(form: str) -> None:
 def test_identical_views_leave_nothing_to_regularise() -> None:
     strong, original = images(0, 4).repeat_interleave(2, dim=0), images(1, 4)
     adversarial = images(2, 4).repeat_interleave(2, dim=0)
-    terms = ACLAIR(form="kl").losses(Networks(network().eval()), torch.cat([strong, original]), adversarial)
+    terms = ACLAIR(form="kl").losses(Networks(unlike_routes().eval()), torch.cat([strong, original]), adversarial)
     assert abs(terms["sir"].item()) < 1e-6 and abs(terms["air"].item()) < 1e-6
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
     views, adversarial, order = images(0, 12), images(1, 8), torch.tensor([2, 0, 3, 1])
     pairs = torch.stack([2 * order, 2 * order + 1], dim=1).flatten()
-    networks = Networks(network().eval())
+    networks = Networks(unlike_routes().eval())
     terms = ACLAIR().losses(networks, views, adversarial)
     moved = ACLAIR().losses(networks, torch.cat([views[pairs], views[8:][order]]), adversarial[pairs])
     for name in terms:
@@ -165,7 +159,7 @@ def test_the_attack_is_acls_and_every_route_has_its_own_stream(kind: type[ACLAIR
 
 
 def test_a_part_is_encoded_as_the_whole() -> None:
-    networks, rows = Networks(network().eval()), torch.tensor([5, 0, 3])
+    networks, rows = Networks(unlike_routes().eval()), torch.tensor([5, 0, 3])
     whole = ACLAIR().encode(networks)(images(0, 8), torch.arange(8))
     torch.testing.assert_close(ACLAIR().encode(networks)(images(0, 8)[rows], rows), whole[rows])
 
@@ -190,4 +184,4 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="there are 8 views: expected three per image"):
         ACLAIR().attacked(images(0, 8))
     with pytest.raises(ValueError, match="none were given"):
-        ACLAIR().losses(Networks(network()), images(0, 12), None)
+        ACLAIR().losses(Networks(unlike_routes()), images(0, 12), None)

@@ -10,19 +10,17 @@ from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import mixed_nt_xent, nt_xent
 from astra_gym.ssl_core.methods import Method, Networks, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network, unlike_routes
 
 FAMILY = [SimCLR(), ACL(), ACL(streams="a2a"), ACL(streams="a2s"), ASTrA(), ASTrAPlus()]
 
 
 def network(routes: tuple[str, ...] = ("normal", "pgd")) -> TargetNetwork:
-    target = build_network(generator(), arch="resnet10", width=4, routes=routes, projector_dim=8).eval()
-    if "pgd" in routes:  # the routes differ
-        torch.nn.init.constant_(target.projector.norms[2].by_route["pgd"].bias, 0.3)
-    return target
+    return (unlike_routes() if "pgd" in routes else tiny_network(routes=routes)).eval()
 
 
 def views(seed: int, n: int = 8) -> Tensor:

@@ -11,7 +11,7 @@ from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.distillation import DAQSDP, DeACL, Distillation
 from astra_gym.ssl_core.methods.parts import by_parity, on_routes
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.models.weights.copying import copy_routes
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
@@ -19,17 +19,14 @@ from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 from tests.helpers.draws import generator, images
+from tests.helpers.tiny_networks import tiny_network
 
 BOTH = [DeACL(), DAQSDP()]
 
 
-def network(routes: tuple[str, ...], seed: int = 0) -> TargetNetwork:
-    # with a projector, whose embeddings nothing may use
-    return build_network(generator(seed), arch="resnet10", width=4, routes=routes, projector_dim=8)
-
-
 def learner(method: Method, teacher_route: str = "pgd", moment: Moment | None = None) -> TargetLearner:
-    target, teacher = network(method.routes, 0), network(("normal", "pgd"), 1).eval()
+    # with projectors, whose embeddings nothing may use
+    target, teacher = tiny_network(routes=method.routes), tiny_network(1).eval()
     with torch.no_grad():
         for n, part in enumerate(teacher.modules()):
             if isinstance(part, nn.BatchNorm2d):  # the routes differ
@@ -251,7 +248,7 @@ def test_a_subset_is_encoded_like_the_whole(method: Distillation, rows: list[int
 
 def distinct(method: Method) -> TargetNetwork:
     """A network in eval mode whose routes differ."""
-    made = network(method.routes).eval()
+    made = tiny_network(routes=method.routes).eval()
     with torch.no_grad():
         for n, route in enumerate(method.routes):
             made.backbone.norm.norm(route).bias.fill_(0.3 * n)

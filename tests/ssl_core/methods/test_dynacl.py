@@ -10,39 +10,33 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.dynacl import DynACL, DynACLPlus, by_both, shift_at, strength_at
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import unlike_routes
 
 
 def images(seed: int, n: int = 8) -> Tensor:
     return torch.rand(n, 3, 8, 8, generator=generator(seed))
 
 
-def network(seed: int) -> TargetNetwork:
-    target = build_network(generator(seed), arch="resnet10", width=4, routes=("normal", "pgd"), projector_dim=8)
-    with torch.no_grad():
-        target.projector.norms[2].by_route["pgd"].bias.fill_(0.3)  # the routes differ
-    return target
-
-
 def networks() -> tuple[Networks, TargetNetwork, TargetNetwork]:
-    online, average = network(0).eval(), network(1).eval().requires_grad_(False)
+    online, average = unlike_routes(0).eval(), unlike_routes(1).eval().requires_grad_(False)
     return Networks(online, others={"momentum": average}), online, average
 
 
 def learner(method: DynACL, epochs: int = 4) -> TargetLearner:
-    target = network(0)
+    target = unlike_routes(0)
     plan = TrainingPlan(epochs=epochs, steps=1)
     return TargetLearner(
         target,
         method,
         make_optimizer("sgd-classic", target, 0.1, 0.0),
         lambda step: 0.1,
-        others={"momentum": network(1)},
+        others={"momentum": unlike_routes(1)},
         moment=plan.moment,
     )
 

@@ -12,14 +12,15 @@ from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.rocl import RoCL
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 
 def network() -> TargetNetwork:
-    return build_network(generator(), arch="resnet10", width=4, routes=("normal",), projector="rocl", projector_dim=8)
+    return tiny_network(routes=("normal",), projector="rocl")
 
 
 def images(n: int, seed: int) -> Tensor:

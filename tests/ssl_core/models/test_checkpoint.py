@@ -14,12 +14,9 @@ from astra_gym.ssl_core.models.checkpoint import (
     load_network,
     save_checkpoint,
 )
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from astra_gym.ssl_core.safety.plain_values import load_plain
-
-
-def network():
-    return build_network(torch.Generator().manual_seed(0), arch="resnet10", width=4, projector_dim=8)
+from tests.helpers.tiny_networks import tiny_network
 
 
 def test_round_trip_leaves_no_other_file(tmp_path) -> None:
@@ -79,7 +76,7 @@ def test_code_in_a_file_is_not_run(tmp_path) -> None:
 
 
 def test_load_network_from_a_file_and_from_a_run_folder(tmp_path) -> None:
-    trained = network().eval()
+    trained = tiny_network().eval()
     (tmp_path / "checkpoints").mkdir()
     payload = {"network": describe_network(trained), "evaluation_route": "pgd"}
     path = save_checkpoint(tmp_path / "checkpoints" / "last.pt", "run", payload)
@@ -101,7 +98,7 @@ def test_kept_encoders_are_listed_by_the_epoch_that_they_are_of(tmp_path) -> Non
         kept_encoders(tmp_path)
     checkpoints.mkdir()
     assert kept_encoders(tmp_path) == []
-    trained = network()
+    trained = tiny_network()
     payload = {"network": describe_network(trained), "evaluation_route": "pgd", "step": 1}
     for epoch, reached in ((10_000, 10_000.0), (2, 2.5), (9_999, 9_999.25)):
         save_checkpoint(checkpoints / encoder_name(epoch), "encoder", payload | {"epoch": reached})
@@ -123,7 +120,7 @@ def test_kept_encoders_are_listed_by_the_epoch_that_they_are_of(tmp_path) -> Non
 
 def saved(folder: Path, trained: TargetNetwork | None = None, route: object = "pgd", **changes: object) -> Path:
     """A kept encoder, with some of what describes its network changed."""
-    described = describe_network(network() if trained is None else trained)
+    described = describe_network(tiny_network() if trained is None else trained)
     payload = {"network": described | changes, "evaluation_route": route}
     return save_checkpoint(folder / "kept.pt", "encoder", payload)
 
@@ -133,9 +130,9 @@ def pixels() -> torch.Tensor:
 
 
 def test_a_loaded_network_computes_in_float32_whatever_it_was_trained_in(tmp_path) -> None:
-    half = build_network(torch.Generator().manual_seed(0), arch="resnet10", width=4, projector_dim=8, precision="bf16")
+    half = tiny_network(precision="bf16")
     loaded, route = load_network(saved(tmp_path, half.eval()))
-    exact = network().eval()(pixels(), route)
+    exact = tiny_network().eval()(pixels(), route)
     found = loaded(pixels(), route)
     assert torch.equal(found.features, exact.features) and torch.equal(found.embeddings, exact.embeddings)
     assert not torch.equal(half(pixels(), route).features, exact.features)
@@ -176,15 +173,15 @@ def test_a_loaded_network_takes_what_an_attack_gives_it_and_keeps_its_names(tmp_
     loaded.features(x, route).sum().backward()
     assert x.grad is not None and loaded.features(x[:0], route).shape == (0, loaded.feature_dim)
     assert loaded.double().features(pixels().double(), route).dtype == torch.float64
-    assert loaded.state_dict().keys() == network().state_dict().keys()
+    assert loaded.state_dict().keys() == tiny_network().state_dict().keys()
     # where a device must not be waited for, nothing looks at values
     free, _ = load_network(tmp_path / "kept.pt", checks_images=False)
     free.features(pixels() * 255, route)
-    assert not network().checks_images
+    assert not tiny_network().checks_images
 
 
 def state(**changes: object) -> dict[str, object]:
-    return dict(network().state_dict()) | changes
+    return dict(tiny_network().state_dict()) | changes
 
 
 def test_of_a_whole_run_only_the_network_goes_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

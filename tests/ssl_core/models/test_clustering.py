@@ -16,9 +16,9 @@ from astra_gym.ssl_core.models.clustering import (
     lloyd,
 )
 from astra_gym.ssl_core.models.folding import FoldedNetwork
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.transforms.views import as_float
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 
 def points(n: int = 120, d: int = 5, seed: int = 0) -> Tensor:
@@ -30,11 +30,6 @@ def blobs() -> tuple[Tensor, Tensor]:
     owners = torch.arange(60) % 3
     corners = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, -10.0]])
     return corners[owners] + 0.3 * points(60, 2), owners
-
-
-def network() -> TargetNetwork:
-    made = build_network(generator(), arch="resnet10", width=4, projector_hidden=8, projector_dim=8)
-    return made.eval()
 
 
 def images(n: int = 11) -> Tensor:
@@ -145,7 +140,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_features_are_those_of_the_images_as_they_are() -> None:
-    target = network()
+    target = tiny_network().eval()
     features = encode_features(target, images(), "pgd", batch_size=4)
     with torch.no_grad():
         expected = target.features(as_float(images()), "pgd")
@@ -157,8 +152,8 @@ def test_features_are_those_of_the_images_as_they_are() -> None:
 
 def test_a_network_in_train_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="train mode"):
-        encode_features(network().train(), images(), "pgd")
+        encode_features(tiny_network(), images(), "pgd")
     with pytest.raises(ValueError, match="11 images in batches of 0"):
-        encode_features(network(), images(), "pgd", batch_size=0)
+        encode_features(tiny_network().eval(), images(), "pgd", batch_size=0)
     with pytest.raises(ValueError, match="no route 'fast'"):
-        encode_features(network(), images(), "fast")
+        encode_features(tiny_network().eval(), images(), "fast")

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.models import encoder as module
 from astra_gym.ssl_core.models.encoder import FrozenEncoderClassifier, fast_features, held
 from astra_gym.ssl_core.models.folding import FoldedNetwork
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import TargetNetwork
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 
 @pytest.fixture
 def network() -> TargetNetwork:
     """In float64, with batch-norm statistics of data."""
-    made = build_network(generator(), arch="resnet10", width=4, projector_hidden=8, projector_dim=8).double().train()
+    made = tiny_network().double().train()
     with torch.no_grad():
         made(images(), "pgd")
     return made.eval()

@@ -6,14 +6,15 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.methods import Method, make_method
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork, chunk_sizes
-from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 
 def small(**arguments) -> TargetNetwork:
-    return build_network(generator(), **{"arch": "resnet10", "width": 4, "projector_dim": 8} | arguments).double()
+    return tiny_network(**arguments).double()
 
 
 def images(n: int, seed: int = 1) -> Tensor:

@@ -1,74 +1,32 @@
 import pytest
 import torch
-import torchvision
 from torch import nn
 
-from astra_gym.ssl_core.models.backbones.resnet import ARCHITECTURES, STEMS, ResNet, last_strided_map
 from astra_gym.ssl_core.models.target_network import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     NORMALIZATIONS,
-    TargetNetwork,
     bf16_is_native,
     build_network,
 )
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 
 def images(n: int = 4, size: int = 16) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=generator())
 
 
-def small(**arguments) -> TargetNetwork:
-    return build_network(generator(), **{"arch": "resnet10", "width": 4, "projector_dim": 8} | arguments)
-
-
 @pytest.mark.parametrize(("arch", "expansion"), [("resnet10", 1), ("resnet18", 1), ("resnet34", 1), ("resnet50", 4)])
 def test_shapes(arch: str, expansion: int) -> None:
-    network = small(arch=arch)
+    network = tiny_network(arch=arch)
     encoded = network(images(), "pgd")
     assert encoded.features.shape == (4, 32 * expansion) == (4, network.feature_dim)
     assert encoded.embeddings.shape == (4, 8) == (4, network.embedding_dim)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
-def test_equals_torchvisions_resnet_with_the_same_weights(arch: str) -> None:
-    """The ImageNet stem is torchvision's ResNet: the same weights in the same order give the same features."""
-    reference = getattr(torchvision.models, arch)(weights=None)
-    reference.fc = nn.Identity()
-    mine = ResNet(arch, 64, "imagenet", ("normal",))
-    state = {name: value for name, value in reference.state_dict().items()}
-
-    def theirs(name: str) -> str:
-        name = name.replace("by_route.normal.", "").replace("norm.", "bn1.", 1) if name.startswith("norm.") else name
-        if name.startswith("conv."):
-            return name.replace("conv.", "conv1.", 1)
-        if not name.startswith("blocks."):
-            return name
-        _, index, rest = name.split(".", 2)
-        counts, block, stage = ARCHITECTURES[arch][1], int(index), 0
-        while block >= counts[stage]:
-            block, stage = block - counts[stage], stage + 1
-        rest = rest.replace("by_route.normal.", "")
-        rest = rest.replace("shortcut.conv", "downsample.0").replace("shortcut.norm", "downsample.1")
-        for k in range(3):
-            rest = rest.replace(f"convs.{k}.", f"conv{k + 1}.").replace(f"norms.{k}.", f"bn{k + 1}.")
-        return f"layer{stage + 1}.{block}.{rest}"
-
-    mine.load_state_dict({name: state[theirs(name)] for name in mine.state_dict()})
-    x = torch.rand(2, 3, 64, 64, generator=generator())
-    torch.testing.assert_close(mine.eval()(x, "normal"), reference.eval()(x), rtol=1e-4, atol=1e-4)
-
-
-def test_the_papers_network_has_the_papers_size() -> None:
-    """ResNet-18 of width 64 has 11,168,832 weights in a CIFAR stem without classifier, batch norms once each."""
-    weights = sum(p.numel() for p in ResNet("resnet18", 64, "cifar", ("normal",)).parameters())
-    assert weights == 11_168_832
-
-
 def test_routes_share_convolutions_and_nothing_of_batch_norm() -> None:
-    network = small().train()
+    network = tiny_network().train()
     before = {name: value.clone() for name, value in network.named_buffers()}
     network(images(), "pgd")
     for name, value in network.named_buffers():
@@ -82,7 +40,7 @@ def test_routes_share_convolutions_and_nothing_of_batch_norm() -> None:
 
 
 def test_normalisation_is_inside() -> None:
-    network = small().eval()
+    network = tiny_network().eval()
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     expected = network.backbone((images() - mean) / std, "normal")
     torch.testing.assert_close(network.features(images(), "normal"), expected)
@@ -90,20 +48,20 @@ def test_normalisation_is_inside() -> None:
 
 def test_same_generator_same_weights_and_the_global_one_is_left_alone() -> None:
     before = torch.get_rng_state()
-    a, b = small(), small()
+    a, b = tiny_network(), tiny_network()
     assert torch.equal(before, torch.get_rng_state())
     for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
         assert torch.equal(x, y)
 
 
 def test_in_eval_mode_every_image_is_alone() -> None:
-    network = small().double().eval()
+    network = tiny_network().double().eval()
     x = images(6).double()
     torch.testing.assert_close(network(x, "pgd").embeddings[2:4], network(x[2:4], "pgd").embeddings)
 
 
 def test_bf16_gives_full_precision_outputs_near_those_of_fp32() -> None:
-    full, half = small().eval(), small(precision="bf16").eval()
+    full, half = tiny_network().eval(), tiny_network(precision="bf16").eval()
     a, b = full(images(), "pgd"), half(images(), "pgd")
     assert b.features.dtype == b.embeddings.dtype == torch.float32
     torch.testing.assert_close(a.features, b.features, rtol=0.1, atol=0.1)
@@ -111,23 +69,23 @@ def test_bf16_gives_full_precision_outputs_near_those_of_fp32() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    network = small()
+    network = tiny_network()
     with pytest.raises(ValueError, match="no route 'adv'"):
         network(images(), "adv")
     with pytest.raises(ValueError, match="expected"):
         network(images()[:, :1], "pgd")
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
-        small(arch="resnet81")
+        tiny_network(arch="resnet81")
     with pytest.raises(ValueError, match="width"):
-        small(width=0)
+        tiny_network(width=0)
     with pytest.raises(ValueError, match="stem"):
-        small(stem="tiny")
+        tiny_network(stem="tiny")
     with pytest.raises(ValueError, match="projector"):
-        small(projector_dim=0)
+        tiny_network(projector_dim=0)
     with pytest.raises(ValueError, match="did you mean 'mlp'"):
-        small(projector="mpl")
+        tiny_network(projector="mpl")
     with pytest.raises(ValueError, match="neck is -1: expected 0 for none"):
-        small(neck=-1)
+        tiny_network(neck=-1)
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(True, False), (False, True), (False, False)])
@@ -137,18 +95,8 @@ def test_a_processor_computes_in_bfloat16_with_either_instruction_set(monkeypatc
     assert bf16_is_native(torch.device("cpu")) == (avx512 or amx)
 
 
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("side", [3, 4, 5, 16, 17, 33])
-def test_the_map_that_the_last_stage_halves(stem: str, side: int) -> None:
-    network = ResNet("resnet10", width=2, stem=stem)
-    sizes = []
-    network.blocks[-1].register_forward_pre_hook(lambda block, inputs: sizes.append(inputs[0].shape[-1]))
-    network(torch.rand(2, 3, side, side), "normal")
-    assert sizes == [last_strided_map(side, stem)]
-
-
 def test_what_was_built_before_there_was_a_choice_of_projectors_is_acls() -> None:
-    network = small()
+    network = tiny_network()
     old = {name: value for name, value in network.arguments.items() if name not in ("projector", "neck")}
     again = build_network(generator(), **old)
     again.load_state_dict(network.state_dict())
@@ -166,7 +114,7 @@ def test_what_was_built_before_there_was_a_choice_of_projectors_is_acls() -> Non
 
 
 def test_the_neck_gives_the_features_and_the_projector_takes_them() -> None:
-    network = small(neck=6, projector="mlp", projector_hidden=5).eval()
+    network = tiny_network(neck=6, projector="mlp", projector_hidden=5).eval()
     nn.init.constant_(network.neck.norms[0].by_route["pgd"].bias, -0.1)
     encoded = network(images(), "pgd")
     pooled = network.backbone((images() - network.mean) / network.std, "pgd")
@@ -180,17 +128,11 @@ def test_the_neck_gives_the_features_and_the_projector_takes_them() -> None:
 
 
 def test_without_a_projector_the_embeddings_are_the_features() -> None:
-    network = small(projector="none")
+    network = tiny_network(projector="none")
     encoded = network.train()(images(), "pgd")
     assert torch.equal(encoded.features, encoded.embeddings)
     assert network.embedding_dim == network.feature_dim == encoded.embeddings.shape[1]
     assert not list(network.projector.parameters())
-
-
-def test_the_padded_stem_has_larger_maps() -> None:
-    for stem, side in (("cifar", 32), ("cifar-padded", 34)):
-        network = ResNet("resnet10", width=2, stem=stem)
-        assert network.conv(torch.rand(1, 3, 32, 32)).shape[-1] == side
 
 
 def test_the_normalisations_are_those_that_they_are_called_by() -> None:
@@ -199,5 +141,5 @@ def test_the_normalisations_are_those_that_they_are_called_by() -> None:
         mean, std = (torch.tensor(values) for values in NORMALIZATIONS[name])
         assert torch.equal((torch.zeros(3) - mean) / std, torch.full((3,), low).float())
         assert torch.equal((torch.ones(3) - mean) / std, torch.full((3,), high).float())
-    network = small(mean=NORMALIZATIONS["cifar"][0], std=NORMALIZATIONS["cifar"][1])
+    network = tiny_network(mean=NORMALIZATIONS["cifar"][0], std=NORMALIZATIONS["cifar"][1])
     assert network.mean.flatten().tolist() == pytest.approx([0.4914, 0.4822, 0.4465])

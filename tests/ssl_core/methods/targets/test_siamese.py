@@ -10,29 +10,23 @@ from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.targets.siamese import BYOL, Siamese, SimSiam
 from astra_gym.ssl_core.models.heads import build_heads
 from astra_gym.ssl_core.models.modes import frozen
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment, TrainingPlan
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 METHODS = (BYOL, SimSiam)
 BOTH = pytest.mark.parametrize("kind", METHODS)
 
 
-def network(routes: tuple[str, ...], seed: int = 0) -> TargetNetwork:
-    return build_network(
-        generator(seed), arch="resnet10", width=4, routes=routes, projector="mlp", projector_hidden=12, projector_dim=8
-    )
-
-
 def learner(method: Siamese, lr: float = 0.05) -> TargetLearner:
-    target = network(method.routes)
+    target = tiny_network(routes=method.routes, projector="mlp")
     heads = build_heads(Streams(0, torch.device("cpu")), method.make_heads(target.feature_dim, target.embedding_dim))
     beside = [(head, method.constant_lr) for head in heads.values()]
     # another start than the online network's, so that the two can be told apart
-    others = {name: network(method.routes, seed=5) for name in method.others}
+    others = {name: tiny_network(5, routes=method.routes, projector="mlp") for name in method.others}
     return TargetLearner(
         target,
         method,
@@ -226,7 +220,7 @@ def test_bad_options_are_refused(kind: type[Siamese]) -> None:
         with pytest.raises(ValueError, match="predictor_hidden is"):
             kind(predictor_hidden=hidden)
     with pytest.raises(ValueError, match="none were given"):
-        kind().losses(Networks(network(("normal", "pgd"))), VIEWS, None)
+        kind().losses(Networks(tiny_network()), VIEWS, None)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), True, "0.99"])

@@ -2,17 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.models.weights.copying import copy_projector, copy_routes
 from tests.helpers.draws import generator
+from tests.helpers.tiny_networks import tiny_network
 
 
 def images(n: int = 4, size: int = 16) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=generator())
-
-
-def small(**arguments) -> TargetNetwork:
-    return build_network(generator(), **{"arch": "resnet10", "width": 4, "projector_dim": 8} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +17,7 @@ def small(**arguments) -> TargetNetwork:
 )
 @pytest.mark.parametrize("projector", ["acl", "advcl", "none"])
 def test_every_route_begins_as_the_sources(routes: tuple[str, ...], projector: str) -> None:
-    source = small(neck=6)
+    source = tiny_network(neck=6)
     for _ in range(2):
         source.train()(images(), "pgd")
     for name, parameter in source.named_parameters():
@@ -47,7 +44,7 @@ def test_every_route_begins_as_the_sources(routes: tuple[str, ...], projector: s
 
 
 def test_a_shared_batch_norm_is_copied_as_one() -> None:
-    source, target = small(projector="advcl"), small(projector="advcl", routes=("a", "b", "c"))
+    source, target = tiny_network(projector="advcl"), tiny_network(projector="advcl", routes=("a", "b", "c"))
     source.train()(images(), "pgd")
     copy_routes(source, target, "pgd")
     source.eval(), target.eval()
@@ -55,24 +52,27 @@ def test_a_shared_batch_norm_is_copied_as_one() -> None:
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
-    source = small()
+    source = tiny_network()
     for arguments, said in (
         ({"arch": "resnet18"}, "arch is resnet10 there and resnet18 here"),
         ({"width": 2, "stem": "imagenet"}, "width is 4 there and 2 here; stem is cifar there and imagenet here"),
         ({"neck": 3}, "neck is 0 there and 3 here"),
         ({"std": (1, 1, 1)}, "std is"),
     ):
-        target = small(**arguments)
+        target = tiny_network(**arguments)
         before = {name: value.clone() for name, value in target.state_dict().items()}
         with pytest.raises(ValueError, match=said):
             copy_routes(source, target, "pgd")
         assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
     with pytest.raises(ValueError, match="no route 'adv'"):
-        copy_routes(source, small(), "adv")
+        copy_routes(source, tiny_network(), "adv")
 
 
 def test_a_projector_is_copied_alone_and_only_into_its_like() -> None:
-    source, target = small(projector="rocl"), small(projector="rocl", width=4, arch="resnet18", routes=("a", "b"))
+    source, target = (
+        tiny_network(projector="rocl"),
+        tiny_network(projector="rocl", width=4, arch="resnet18", routes=("a", "b")),
+    )
     for parameter in source.projector.parameters():
         nn.init.uniform_(parameter, generator=generator())
     before = {name: value.clone() for name, value in target.backbone.state_dict().items()}
@@ -81,6 +81,6 @@ def test_a_projector_is_copied_alone_and_only_into_its_like() -> None:
     assert torch.equal(source.projector(features, "pgd"), target.projector(features, "b"))
     assert all(torch.equal(value, before[name]) for name, value in target.backbone.state_dict().items())
     with pytest.raises(ValueError, match="projector is rocl there and acl here: give --projector rocl"):
-        copy_projector(source, small(), "pgd")
+        copy_projector(source, tiny_network(), "pgd")
     with pytest.raises(ValueError, match=r"it has no projector \(projector none\)"):
-        copy_projector(small(projector="none"), target, "pgd")
+        copy_projector(tiny_network(projector="none"), target, "pgd")
