@@ -42,7 +42,7 @@ def build_learner(
     """
     method, train = settings.method.make(), settings.optimizer
     computed = {"precision": train.precision, "recompute": train.recompute, "compiled": train.compile_blocks}
-    network = settings.network.build(streams["init"], method.routes, settings.data.image_size, **computed)
+    network = settings.network.build(streams["init"], method.routes.names, settings.data.image_size, **computed)
     network.to(streams.device).to(memory_format=torch.channels_last)
     origin, file = None, settings.network.init_from
     if begins and file is not None:
@@ -52,7 +52,7 @@ def build_learner(
             raise ValueError(f"init_from: {error}") from error
     others: dict[str, TargetNetwork] = {}
     route = "normal"
-    if "teacher" in method.others and settings.method.teacher is not None:
+    if "teacher" in method.networks.others and settings.method.teacher is not None:
         try:
             teacher, route = load_network(settings.method.teacher, streams.device, checks_images=False)
         except CheckpointError as error:
@@ -61,15 +61,15 @@ def build_learner(
         try:
             if method.starts_from_teacher:
                 copy_routes(teacher, network, route)
-            if method.shares_projector:
+            if method.networks.shares_projector:
                 copy_projector(teacher, network, route)
         except ValueError as error:
             raise ValueError(f"the teacher (--teacher) does not fit the network: {brief(error, 200)}") from error
     for name in ("momentum", "initial"):
-        if name in method.others:
+        if name in method.networks.others:
             others[name] = copy.deepcopy(network)
     heads = build_heads(streams, method.make_heads(network.feature_dim, network.embedding_dim))
-    beside = [(head, method.constant_lr) for head in heads.values()]
+    beside = [(head, method.networks.constant_head_lr) for head in heads.values()]
     optimizer = make_optimizer(train.optimizer, network, train.peak_lr, train.weight_decay, heads=beside)
     learner = TargetLearner(
         network,

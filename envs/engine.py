@@ -243,7 +243,7 @@ class AttackEngine:
             The reward (n,), as `play` gives it on average. None if the attack is part of the update (CF-AMC), or if a
             term of the reward depends on the update or on earlier losses of the images.
         """
-        if self.method.free or not self.rewards.only_frozen:
+        if self.method.attack.free or not self.rewards.only_frozen:
             return None
         with self.working(), self.learner.untracked():
             clean, budget = self._clean_pass().encoded.embeddings, self.learner.agreed(budget)
@@ -279,8 +279,9 @@ class AttackEngine:
             NonFiniteLossError: if views, rewards, the attack's gradients, the loss or the weights after the update
                 are not finite; the message names step and budget.
         """
-        if (budget is None) == self.method.attacks:
-            needs = f"a budget for {self.num_attacked} views" if self.method.attacks else "no budget: it has no attack"
+        attacks = self.method.attack.exists
+        if (budget is None) == attacks:
+            needs = f"a budget for {self.num_attacked} views" if attacks else "no budget: it has no attack"
             raise ValueError(f"the method {self.settings.method.method} takes {needs}")
         with self.working():
             self.last = self._step(budget and self.learner.agreed(budget), made)
@@ -294,7 +295,7 @@ class AttackEngine:
         spent, frozen = self.rewards.attack_steps, 0
         if budget is not None:
             clean = self._clean_pass().encoded.embeddings
-            if self.method.free:
+            if self.method.attack.free:
                 made = self.learner.carry(all_views, budget)
             if made is None:
                 assessment = self.assess(all_views, clean, budget, self.streams.on_device("noise"))

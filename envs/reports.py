@@ -24,9 +24,9 @@ class AttackReports:
 
     def __init__(self, settings: WorldSettings) -> None:
         self.method, self.attack = settings.method.make(), settings.attack
-        own_steps = self.method.free or not self.method.attacks
+        no_steps = not self.method.attack.has_steps
         self._lacking = {
-            **dict.fromkeys(("attack/slope", "attack/gain"), (own_steps, "its method has no attack steps of its own")),
+            **dict.fromkeys(("attack/slope", "attack/gain"), (no_steps, "its method has no attack steps of its own")),
             "attack/retrieved": (
                 not self.method.retrieves,
                 "its method does not contrast attacked views with each other",

@@ -32,10 +32,11 @@ class TorchViewEnv:
 
     def __init__(self, engine: AttackEngine, actions: str | None = None, observation: str = "features") -> None:
         self.engine = engine
-        actions = actions or ("factored" if engine.method.attacks else "none")
+        attacks = engine.method.attack.exists
+        actions = actions or ("factored" if attacks else "none")
         self.table = ActionTable(actions, engine.settings.ranges.sets)
-        if (actions == "none") == engine.method.attacks:
-            fitting = "any kind of actions but 'none'" if engine.method.attacks else "actions 'none': it has no attack"
+        if (actions == "none") == attacks:
+            fitting = "any kind of actions but 'none'" if attacks else "actions 'none': it has no attack"
             name = engine.settings.method.method
             raise ValueError(f"actions are {shown(actions)}: the method {name} takes {fitting}")
         self._name, self._observation = observation, observation_for("view", observation)(engine)
@@ -52,7 +53,7 @@ class TorchViewEnv:
     def num_envs(self) -> int:
         """Number of sub-environments: the attacked views of a full batch."""
         method, images = self.engine.method, self.engine.settings.optimizer.batch_size
-        return images * (method.attacked_per_image if method.attacks else method.views_per_image)
+        return images * (method.attacked_per_image if method.attack.exists else method.views_per_image)
 
     def observe(self) -> Tensor:
         """Return observations (num_envs, ...) of the coming batch; the same until the next `play`."""

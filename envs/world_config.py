@@ -90,7 +90,7 @@ class WorldSettings(Composed):
         method, steps = self.method.make(), self.ranges.sets.steps
         # an attack that stops by itself may be shorter than what was chosen
         low = 0 if self.attack.attack_stop is not None else steps[0]
-        if method.free or not method.attacks:
+        if not method.attack.has_steps:
             raise ValueError(f"cost_target is {target:g}, but {self.method.method} has no attack steps: leave it out")
         if not low <= target <= steps[-1]:
             raise ValueError(
@@ -115,21 +115,21 @@ class WorldSettings(Composed):
                 if (value := getattr(section, option)) != getattr(type(section), option):
                     flag = f"method_kwargs.{option}" if section is self.method else "reward_weights.mixed"
                     raise ValueError(f"{flag} is {value}: only the methods astra and astra++ have a mixed loss")
-        if (begin := self.attack.attack_start) is not None and (method.free or not method.attacks):
+        if (begin := self.attack.attack_start) is not None and not method.attack.has_steps:
             raise ValueError(f"attack_start is {begin}, but {name} has no such attack: leave it out")
-        if (stop := self.attack.attack_stop) is not None and not (method.retrieves and method.attack_mode == "eval"):
+        if (stop := self.attack.attack_stop) is not None and not (method.retrieves and method.attack.mode == "eval"):
             raise ValueError(
                 f"attack_stop is {stop} (the agent friendly sets it), but {name} does not contrast attacked views with "
                 "each other: take a method that does, such as acl or astra"
             )
-        if chunks > 1 and not method.paired:
+        if chunks > 1 and not method.loss.paired:
             raise ValueError(
                 f"update_chunks is {chunks}, but the method {name} does not take its views in pairs, which chunks "
                 "need: take 1, or --recompute true to save memory"
             )
-        if not self.data.drop_last and (method.free or self.coreset.coreset != "none"):
+        if not self.data.drop_last and (method.attack.free or self.coreset.coreset != "none"):
             what = f"the method {name} carries an attack over batches of one size"
-            what = what if method.free else "a coreset is made of full batches"
+            what = what if method.attack.free else "a coreset is made of full batches"
             raise ValueError(f"drop_last is false, but {what}: leave it out")
         if not self.data.drop_last and chunks > 1:
             raise ValueError(f"drop_last is false and update_chunks is {chunks}: give one of them")
@@ -139,20 +139,20 @@ class WorldSettings(Composed):
             )
         if self.coreset.coreset == "rcs":
             lacks = {
-                f"the method {name} has no attack": not method.attacks,
-                f"the loss of the method {name} is not made of NT-Xents": not method.nt_xent_based,
+                f"the method {name} has no attack": not method.attack.exists,
+                f"the loss of the method {name} is not made of NT-Xents": not method.loss.nt_xent_based,
                 "there is no projector (--projector none)": self.network.projector == "none",
             }
             if missing := [reason for reason, holds in lacks.items() if holds]:
                 raise ValueError(f"coreset is 'rcs', but {' and '.join(missing)}: take --coreset random or none")
         self.reward.check_terms(method)
-        if method.needs_routes and is_vit(self.network.arch):
+        if method.routes.needed and is_vit(self.network.arch):
             raise ValueError(
-                f"the method {name} keeps batch norms apart by the routes {', '.join(method.routes)}, and "
+                f"the method {name} keeps batch norms apart by the routes {', '.join(method.routes.names)}, and "
                 f"{self.network.arch} has no batch norm: take a ResNet, or a method such as acl, astra or deacl"
             )
         start = self.network.init_from
-        if "initial" in method.others and start is None:
+        if "initial" in method.networks.others and start is None:
             raise ValueError(
                 f"the method {name} keeps the features of the encoder that it starts from: give its file as "
                 "--init_from FILE, a run, an export, or a ResNet of torchvision or timm"
@@ -162,9 +162,9 @@ class WorldSettings(Composed):
                 f"init_from is {start}, but the method {name} starts from its teacher: leave it out, or give "
                 "--method_kwargs.scratch true"
             )
-        if method.shares_projector and self.network.projector == "none":
+        if method.networks.shares_projector and self.network.projector == "none":
             raise ValueError(f"projector is none, but the method {name} compares projections: give the teacher's kind")
-        needs_teacher = "teacher" in method.others
+        needs_teacher = "teacher" in method.networks.others
         if needs_teacher and teacher is None:
             own = "cifar10-teacher-daq" if name == "daq-sdp" else "cifar10-teacher"
             raise ValueError(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.train_agent import main
-from astra_gym.ssl_core.methods import Method
+from astra_gym.ssl_core.methods import LossTraits, Method
 
 TINY = "--limit 256 --batch_size 64 --epochs 2 --width 4 --evaluate false --device cpu"
 
@@ -27,8 +27,7 @@ class AlignUniform(Method):
     paper = "Wang and Isola, ICML 2020"
     summary = "alignment and uniformity of clean and of attacked views"
     # the defaults of `Method` hold: two views per image (rows 2k and 2k+1), all attacked, 8/255 in 5 steps of 2/255
-    nt_xent_based = False
-    has_temperature = False
+    loss = LossTraits(nt_xent_based=False, has_temperature=False)
 
     def objective(self, z):
         """Return l of each view, (2N,), for embeddings (2N, d). The attack maximizes l; the reward compares the l of
@@ -42,8 +41,8 @@ class AlignUniform(Method):
 
     def losses(self, networks, views, adversarial):
         """Return named terms; clean and attacked views each take their own batch-norm route."""
-        clean = networks(views, self.clean_route).embeddings
-        attacked = networks(self.given(adversarial), self.attack_route).embeddings
+        clean = networks(views, self.routes.clean).embeddings
+        attacked = networks(self.given(adversarial), self.routes.attack).embeddings
         return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
 
     @property

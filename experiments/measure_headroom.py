@@ -173,7 +173,7 @@ def _world(given: HeadroomFlags, flags: Sequence[str]) -> HeadroomWorld:
         raise ValueError(f"the constant has no {', no '.join(missing)}: give --epsilon, --steps and --step_size")
     settings = settings_of([*flags, "--device", "cpu", "--precision", "fp32", "--agent", "fixed"], given.trust or None)
     method, name = settings.method.make(), settings.method.method
-    if method.free or method.post_processed or not method.objective_is_loss:
+    if method.attack.free or method.post_processed or not method.loss.is_objective:
         raise ValueError(f"the method {name} has no attack whose gain is its loss's: headroom is not defined for it")
     odd = {
         "--coreset": settings.coreset.coreset != "none",

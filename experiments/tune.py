@@ -278,7 +278,7 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
 def _shared(given: TuneFlags, settings: Settings) -> Search:
     """Return what the trials in a world share."""
     budget = settings.fixed_budget if given.trains else settings.method.make().budget_at(1)
-    steps = float(budget.steps) if budget is not None and not settings.method.make().free else 0.0
+    steps = float(budget.steps) if budget is not None and not settings.method.make().attack.free else 0.0
     return Search(settings, given.passes or own_passes(settings, steps), exact=given.arms)
 
 
@@ -320,7 +320,7 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
         raise ValueError(f"the method {world.method.method} ends with a post-processing, which a search leaves out")
     if world.coreset.coreset != "none" or world.optimizer.passes is not None:
         raise ValueError("a search trains on all images for a number of epochs: leave coreset and passes out")
-    if not method.attacks:
+    if not method.attack.exists:
         if not (given.trains or given.arms):
             raise ValueError(f"the method {world.method.method} has no attack, so there is no budget to tune")
         return world

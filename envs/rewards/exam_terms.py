@@ -39,7 +39,7 @@ class ExamTerm(RewardTerm):
     @classmethod
     def check(cls, method: Method) -> None:
         """Raise a ValueError if the attack does not maximize the method's loss."""
-        if not method.objective_is_loss:
+        if not method.loss.is_objective:
             raise ValueError(
                 f"what the attack of {type(method).__name__} maximises is not its loss, which exams are about"
             )

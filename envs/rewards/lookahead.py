@@ -42,7 +42,7 @@ class LookAhead(RewardTerm):
     @classmethod
     def check(cls, method: Method) -> None:
         """Raise a ValueError if the attack does not maximize the method's loss."""
-        if not method.objective_is_loss:
+        if not method.loss.is_objective:
             raise ValueError(
                 f"what the attack of {type(method).__name__} maximises is not its loss, whose fall the look-ahead pays"
             )

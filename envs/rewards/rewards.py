@@ -42,7 +42,7 @@ def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Hel
     Raises:
         ValueError: if fewer images are left than a batch has.
     """
-    if not find_method(settings.method.method).attacks:
+    if not find_method(settings.method.method).attack.exists:
         return HeldOutRows()
     kinds, batch, rows = settings.reward.paid_terms().values(), settings.optimizer.batch_size, HeldOutRows()
     counts = {
@@ -96,7 +96,7 @@ class Rewards:
         batch = settings.optimizer.batch_size
         target = settings.reward.cost_target
         world = RewardWorld(learner, streams, images, batch, self._held_out, self._exams, settings.judge, target)
-        kinds = settings.reward.paid_terms() if learner.method.attacks else {}
+        kinds = settings.reward.paid_terms() if learner.method.attack.exists else {}
         self.terms: dict[str, RewardTerm] = {name: kind(world) for name, kind in kinds.items()}
         """Terms beside the method's own, by name or dotted path."""
         own = {name: kind for name, kind in REWARD_TERMS.items() if issubclass(kind, MethodTerm)}

@@ -77,9 +77,9 @@ class Episode:
         Raises:
             NonFiniteError: as `AttackEngine.play`.
         """
-        self.budget, record = budget, None
+        self.budget, record, attacks = budget, None, self.engine.method.attack.exists
         while self.engine.progress < share - 1e-9:
-            record = self.engine.play(budget.expand(self.engine.num_attacked) if self.engine.method.attacks else None)
+            record = self.engine.play(budget.expand(self.engine.num_attacked) if attacks else None)
         if record is not None:
             self.seen = {name: record.terms[name] for name in ("adversarial", "clean") if name in record.terms}
             self.seen["strength"] = record.strength
@@ -94,7 +94,7 @@ class Episode:
             NonFiniteError: as `quick_score`.
         """
         engine, judge = self.engine, self.engine.settings.judge
-        parts = (engine.method.evaluation_route, engine.data.train, engine.data.test)
+        parts = (engine.method.routes.evaluation, engine.data.train, engine.data.test)
         found = quick_score(engine.learner.encoder, *parts, judge.epsilon, self.seed)
         self.sa, self.ra = found.SA / 100, found.RA / 100
         before, share = self.score, judge.attacked_share

@@ -75,7 +75,7 @@ def attack_flops(network: TargetNetwork, method: Method, size: int) -> Callable[
 
     The weights' gradients are not needed and not counted, nor is the loss.
     """
-    flops = view_flops(network, method.attack_route, size)
+    flops = view_flops(network, method.routes.attack, size)
     return lambda budget: float(budget.steps.sum()) * flops.iteration + len(budget) * flops.forward
 
 
@@ -207,9 +207,9 @@ def _work(
         folded = FoldedNetwork(plain.eval())
         for _ in range(EFFICIENCY_STEPS):
             moving = images.detach().requires_grad_()
-            torch.autograd.grad(folded(moving, method.attack_route).embeddings.sum(), moving)
+            torch.autograd.grad(folded(moving, method.routes.attack).embeddings.sum(), moving)
         with torch.no_grad():
-            folded(images, method.attack_route)
+            folded(images, method.routes.attack)
 
     def update() -> None:
         terms = method.losses(Networks(plain.train()), images, images)
@@ -272,7 +272,7 @@ def measure_efficiency(options: Options, rounds: int, say: Say) -> Result:
         for kind in Limits._fields:
             shares = (getattr(limit, kind) / took for limit, took in zip(found, seconds[name], strict=True))
             figures.append(Figure("efficiency", f"{name}: limit, {kind}", "share", tuple(shares)))
-    flops = view_flops(plain.network, plain.method.attack_route, size)
+    flops = view_flops(plain.network, plain.method.routes.attack, size)
     details: dict[str, Any] = {"flops_needed": needed, "flops_a_view": flops._asdict(), "peak_flops_a_second": peaks}
     details |= {"copied_bytes_a_second": speeds[1:], "limits": least, "views": count}
     return figures, details | {"seconds": seconds}

@@ -273,7 +273,7 @@ class PlainStep:
             if policy.image:
                 observation = as_pixels(self.views)
             else:
-                look = self.encoded(self.views, self.method.clean_route)
+                look = self.encoded(self.views, self.method.routes.clean)
                 raw = torch.cat([look.features, self.method.objective(look.embeddings)[:, None]], dim=1)
                 variance, mean = torch.var_mean(raw, dim=0, correction=0)
                 scaled = ((raw - mean) / (variance + 1e-6).sqrt()).clamp(-10, 10)
@@ -288,7 +288,7 @@ class PlainStep:
         with self.part("attack"):
             self.network.eval()
             noise = self.engine.streams.on_device("noise")
-            start = perturbations(self.views, budget, self.method.start_radius, noise)
+            start = perturbations(self.views, budget, self.method.attack.start_radius, noise)
             encode = self.method.encode(Networks(self.network))
             adversarial = masked_steps(encode, self.method.objective, self.views, budget, start)
         self.started = (self.views + start).clamp(0, 1)
@@ -297,8 +297,8 @@ class PlainStep:
     def assess(self, adversarial: Tensor) -> float:
         """Return the reward, one number for the batch: a third of the attacked loss minus the clean one."""
         with self.part("assess"):
-            clean = self.method.objective(self.encoded(self.views, self.method.clean_route).embeddings)
-            attacked = self.method.objective(self.encoded(adversarial, self.method.attack_route).embeddings)
+            clean = self.method.objective(self.encoded(self.views, self.method.routes.clean).embeddings)
+            attacked = self.method.objective(self.encoded(adversarial, self.method.routes.attack).embeddings)
             return float((attacked.mean() - clean.mean()) / 3)
 
     def learn(self, name: str, observation: Tensor, actions: Tensor, reward: float) -> None:

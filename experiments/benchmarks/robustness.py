@@ -85,7 +85,7 @@ def _raced(options: Options, search: Search, arms: Mapping[str, Candidate], seed
 
     def check(number: int, work: tuple[int, Mapping[str, Run]], found: dict[str, Any]) -> None:
         for name, run in runs.items() if number else ():
-            route = run.engine.method.evaluation_route
+            route = run.engine.method.routes.evaluation
             score = quick_score(run.encoder, route, data.train, data.test, epsilon, seed)
             scores[name].append(points(score, search.settings))
             updates[name].append(run.engine.step)

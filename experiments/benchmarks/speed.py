@@ -129,7 +129,7 @@ def measure_attack(options: Options, rounds: int, say: Say) -> Result:
 def start_of(engine: AttackEngine, budget: Budget, number: int) -> Tensor:
     """Return the perturbations from which a round's attacks start: a learner draws them from the round's stream."""
     noise = Streams(number, engine.device).on_device("noise")
-    return perturbations(engine.views, budget, engine.method.start_radius, noise)
+    return perturbations(engine.views, budget, engine.method.attack.start_radius, noise)
 
 
 def attained(network: TargetNetwork, engine: AttackEngine) -> Callable[[Tensor], float]:
@@ -138,7 +138,7 @@ def attained(network: TargetNetwork, engine: AttackEngine) -> Callable[[Tensor],
     @torch.no_grad()
     def loss(views: Tensor) -> float:
         with frozen(network):
-            encoded = network(views.contiguous(), engine.method.attack_route)
+            encoded = network(views.contiguous(), engine.method.routes.attack)
             return engine.method.objective(encoded.embeddings).mean().item()
 
     return loss

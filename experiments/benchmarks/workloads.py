@@ -146,7 +146,7 @@ def seasoned(engine: AttackEngine) -> TargetNetwork:
     with torch.no_grad():
         # batch-norm statistics of a trained network are not the initial ones
         for _ in range(SEASONING):
-            for route in engine.method.routes:
+            for route in engine.method.routes.names:
                 network(engine.views, route)
             engine.draw_batch()
     return network.eval()

@@ -215,9 +215,9 @@ def base_arms(
     for preset in presets:
         for method in methods:
             kind = find_method(method)
-            attacks = kind.attacks
+            attacks = kind.attack.exists
             # only some methods have a teacher
-            given = shared if "teacher" in kind.others else list(without(shared, "--teacher"))
+            given = shared if "teacher" in kind.networks.others else list(without(shared, "--teacher"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
             made = partial(make_arm, suffix=suffix, trust=trust, again=again, common=[*grid, *given])

@@ -153,7 +153,7 @@ def _summarise(folder: RunFolder, arm: str | None) -> Cell:
     tenth = max(1, len(rewards) // 10)
     spent, views = 0, 0
     # free adversarial training has the gradients of its updates anyway; a custom method is not imported here
-    free = settings.method.method in METHODS and METHODS[settings.method.method].free
+    free = settings.method.method in METHODS and METHODS[settings.method.method].attack.free
     for row in rows:
         if counts := row.get("actions/steps"):
             attacked = sum(counts.values())

@@ -94,7 +94,7 @@ class Settings(Composed):
             raise ValueError(f"the preset {preset} is of the method {own}, and not of {method}")
         # in a recorded run the agent is resolved already, and reading the record must import no module of a user
         recorded = is_own(method) and self.agent.agent != "auto"
-        attacks = self.agent.agent != "none" if recorded else find_method(method).attacks
+        attacks = self.agent.agent != "none" if recorded else find_method(method).attack.exists
         self._resolve(agent=usual_agent(preset, method) if attacks else "none")
         agent = self.agent.agent
         if entry := self._entry:
@@ -213,7 +213,7 @@ class Settings(Composed):
             return planned_updates
         given = [self.fixed_budget, *self.listed_budgets]
         steps = [float(each.steps) for each in given if each is not None] or list(self.ranges.sets.steps)
-        attacks = self.method.make().attacks
+        attacks = self.method.make().attack.exists
         return max(1, round(passes / (UPDATE_PASSES + (fmean(steps) if attacks else 0))))
 
     @property

@@ -58,7 +58,7 @@ def standard_linear_finetuning(
         (n,) correctly.
     """
     settings, engine, seed = run.settings, run.engine, run.settings.run.seed
-    network, route = copy.deepcopy(run.encoder), engine.method.evaluation_route
+    network, route = copy.deepcopy(run.encoder), engine.method.routes.evaluation
     # float32 whatever the run's precision, so that accuracies of different runs are comparable and the attack has exact
     # gradients
     network.precision = "fp32"
@@ -175,7 +175,7 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
     # without the log only the curves are missing
     if any(row.get("loss/total") is not None for row in metrics):
         run_plots.losses_and_reward(metrics, folder.figures / "losses_and_reward.png")
-    if run.engine.method.attacks:
+    if run.engine.method.attack.exists:
         if any(row.get("actions/steps") for row in metrics):
             ends = run_plots.ends_of(run.settings.ranges.sets)
             run_plots.action_shares(metrics, folder.figures / "action_shares.png", ends=ends)
@@ -233,7 +233,7 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
         rows, correct = standard_linear_finetuning(run, folder, note)
         own = {row.epsilon: row.value for row in rows if row.checkpoint == run.checkpoint_name}
         write_final(folder.path, own, run.engine.step)
-    if run.engine.method.attacks:
+    if run.engine.method.attack.exists:
         note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
         held_out_rewards(run, folder)
     draw(run, folder, rows)

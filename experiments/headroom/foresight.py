@@ -37,7 +37,7 @@ def measure(world: HeadroomWorld, seed: int) -> dict[str, Any]:
         `scores`: by budget; `falls`: by share and budget.
     """
     data, budgets = world.divided(seed), ladder(world)
-    route = world.settings.method.make().evaluation_route
+    route = world.settings.method.make().routes.evaluation
     scores = []
     for budget in budgets:
         engine = _engine(world, data, seed)

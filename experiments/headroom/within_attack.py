@@ -122,7 +122,7 @@ def gradient_norms(learner: TargetLearner, views: Tensor) -> Tensor:
         views: (v, 3, h, w), all views of a batch.
     """
     method = learner.method
-    training = method.attack_mode == "train"
+    training = method.attack.mode == "train"
     images = method.attacked(views).detach().clone().requires_grad_()
     objective = learner.objective(views)
     with learner.untracked(), frozen(learner.network, training), frozen(learner.heads, training):

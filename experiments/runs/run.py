@@ -137,7 +137,7 @@ class Run:
         note("post-processing: pseudo labels by k-means, then adversarial fine-tuning on them")
         self.processed = post_process(
             engine.learner.encoder,
-            (engine.method.clean_route, engine.method.attack_route),
+            (engine.method.routes.clean, engine.method.routes.attack),
             engine.data.train.images,
             self.post,
             Streams(settings.run.seed, engine.device),
@@ -225,7 +225,7 @@ class Run:
         return {
             "step": engine.step,
             "epoch": engine.epoch,
-            "evaluation_route": engine.method.evaluation_route,
+            "evaluation_route": engine.method.routes.evaluation,
             "network": describe_network(self.encoder),
         }
 
@@ -392,7 +392,7 @@ class RunCallback(BaseCallback):
             self.log.images(record)
         every = settings.probe.probe_every
         if self.run.probe is not None and record.end_of_epoch and round(record.epoch) % every == 0:
-            found = self.run.probe.measure(self.run.encoder, engine.method.evaluation_route)
+            found = self.run.probe.measure(self.run.encoder, engine.method.routes.evaluation)
             self.log.scalars({f"accuracy/{name}": value for name, value in found.items()}, record.step)
         self.progress.update(row, self.log.images_per_second, settings.optimizer.batch_size)
         if self.interrupt.asked and not self.told:

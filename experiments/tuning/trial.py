@@ -69,7 +69,7 @@ class Search:
 
     def steps(self, candidate: Candidate) -> float:
         """Return the attack steps per view that a candidate pays for; free training has them with its updates."""
-        if self.settings.method.make().free:
+        if self.settings.method.make().attack.free:
             return 0.0
         if candidate.steps is not None:
             return candidate.steps
@@ -196,7 +196,7 @@ def _trained(
     try:
         timesteps = run.engine.planned_updates * run.env.num_envs
         run.agent.learn(timesteps, lambda *_: not run.engine.finished, reset_num_timesteps=False)
-        route, parts = run.engine.method.evaluation_route, (data.train, data.test)
+        route, parts = run.engine.method.routes.evaluation, (data.train, data.test)
         radii = [judge.judge.judge_epsilon or 8 / 255 for judge in judges]
         found = [quick_score(run.encoder, route, *parts, epsilon, seed) for epsilon in radii]
     except NonFiniteError as error:

@@ -22,13 +22,12 @@ from astra_gym.ssl_core.methods.targets.siamese import BYOL, CleanBYOL, CleanSim
 from astra_gym.ssl_core.methods.targets.swav import CleanSwAV, SwAV
 from astra_gym.ssl_core.methods.targets.vicreg import CleanVICReg, VICReg
 from astra_gym.ssl_core.methods.taro import TARO
+from astra_gym.ssl_core.methods.traits import TRAITS, AttackTraits, LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.utils.import_path import PATH, imported_class
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.overrides import replaced
 from astra_gym.ssl_core.utils.registry import pick
 
-OTHERS = {"momentum", "teacher", "initial"}
-"""Networks that a method may have besides its target."""
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "rocl": RoCL,
@@ -97,27 +96,34 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **shared: A
         shared: options offered to every method; those that this one does not have are left out.
 
     Raises:
-        ValueError: if there is no such method or option, or the options are out of range or do not fit together.
+        ValueError: if there is no such method or option, the options are out of range or do not fit together, or the
+            method has something else in the place of one of its records.
     """
     kind = find_method(name)
     own = {field.name for field in fields(kind)}
     method = kind(**{key: value for key, value in shared.items() if key in own})
     method = replaced(method, options or {}, f"the method {shown(name)}")
-    for what in ("clean_route", "attack_route", "evaluation_route"):
-        route = getattr(method, what)
-        # without an attack the network has no route for it
-        if route not in method.routes and (method.attacks or what != "attack_route"):
+    for what, record in TRAITS.items():
+        if not isinstance(value := getattr(method, what), record):
             raise ValueError(
-                f"{what} of the method {shown(name)} is {shown(route)}: expected one of {', '.join(method.routes)}"
+                f"{what} of the method {shown(name)} is {shown(value)}: expected a record, {record.__name__}(...)"
             )
-    if method.clean_route != method.routes[0]:
-        raise ValueError(
-            f"clean_route of the method {shown(name)} is {shown(method.clean_route)}: expected the first of its "
-            f"routes, {method.routes[0]!r}"
-        )
-    if strangers := set(method.others) - OTHERS:
-        raise ValueError(f"others of the method {shown(name)} are {', '.join(method.others)}: {strangers} are unknown")
     return method
 
 
-__all__ = ["ACL", "METHODS", "ASTrA", "Method", "Network", "Networks", "SimCLR", "find_method", "is_own", "make_method"]
+__all__ = [
+    "ACL",
+    "METHODS",
+    "ASTrA",
+    "AttackTraits",
+    "LossTraits",
+    "Method",
+    "Network",
+    "NetworkTraits",
+    "Networks",
+    "Routes",
+    "SimCLR",
+    "find_method",
+    "is_own",
+    "make_method",
+]

@@ -13,6 +13,7 @@ from astra_gym.ssl_core.losses.multiview import supcon
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.distillation import ANY_ROUTE, taught
 from astra_gym.ssl_core.methods.parts import by_parity, on_routes
+from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.clustering import assign, encode_features, fit_clusters
 from astra_gym.ssl_core.models.heads import Classifiers
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -81,15 +82,13 @@ class AdvCL(Method):
 
     paper: ClassVar[str] = "Fan et al., NeurIPS 2021"
     summary: ClassVar[str] = "four versions of an image contrasted, pseudo labels from a teacher's clusters"
-    routes: ClassVar[tuple[str, ...]] = ("normal", "pgd", "pgd_ce")
+    routes: ClassVar[Routes] = Routes(names=("normal", "pgd", "pgd_ce"), needed=True)
     attack_routes: ClassVar[tuple[str, str]] = ("pgd", "pgd_ce")
     """Routes of x_cl and of x_ce."""
-    needs_routes: ClassVar[bool] = True
-    attack_mode: ClassVar[str] = "train"
-    others: ClassVar[tuple[str, ...]] = ("teacher",)
+    attack: ClassVar[AttackTraits] = AttackTraits(mode="train")
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("teacher",))
+    loss: ClassVar[LossTraits] = LossTraits(paired=False, nt_xent_based=False)
     originals_per_image: ClassVar[int] = 1
-    paired: ClassVar[bool] = False
-    nt_xent_based: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,16 +129,16 @@ class AdvCL(Method):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode views to features, and to embeddings joined with all logits, (m, d + sum(clusters))."""
-        routes = self.attack_routes if attacked else (self.clean_route, self.clean_route)
+        routes = self.attack_routes if attacked else (self.routes.clean, self.routes.clean)
         own = by_parity(images, rows, *on_routes(networks, routes))
         # the classifiers are the same for all routes
-        logits = networks.heads[HEAD](own.features, self.clean_route)
+        logits = networks.heads[HEAD](own.features, self.routes.clean)
         return Encoded(own.features, torch.cat([own.embeddings, logits], dim=1))
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """SupCon of the image in even rows, the mean cross entropy of its pseudo labels in odd rows, (2b,)."""
         parts = self.parts(views)
-        partners = torch.stack([networks(part, self.clean_route).embeddings for part in self._partners(parts)], dim=1)
+        partners = torch.stack([networks(part, self.routes.clean).embeddings for part in self._partners(parts)], dim=1)
         labels = self.labels(networks, parts.original)
 
         def objective(z: Tensor) -> Tensor:
@@ -222,7 +221,7 @@ class AdvCL(Method):
         route, ce_route = self.attack_routes
         attacked = networks(adversarial[0::2], route).embeddings
         logits = networks.heads[HEAD](networks(adversarial[1::2], ce_route).features, ce_route)
-        partners = torch.stack([networks(part, self.clean_route).embeddings for part in self._partners(parts)], dim=1)
+        partners = torch.stack([networks(part, self.routes.clean).embeddings for part in self._partners(parts)], dim=1)
         return {
             "contrast": self.contrast(attacked, partners),
             "pseudo": self.pseudo(logits, self.labels(networks, parts.original)),

@@ -10,6 +10,7 @@ from torch import Tensor
 from astra_gym.ssl_core.losses.invariance import FORMS, air, sir
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.dynacl import strength_at
+from astra_gym.ssl_core.methods.traits import LossTraits
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
@@ -42,9 +43,9 @@ class ACLAIR(Method):
     air_weight: float = 0.5
 
     paper: ClassVar[str] = "Xu et al., NeurIPS 2023"
-    originals_per_image: ClassVar[int] = 1
     summary: ClassVar[str] = "ACL, and views have to relate to the un-augmented images alike, clean and attacked"
-    paired: ClassVar[bool] = False
+    loss: ClassVar[LossTraits] = LossTraits(paired=False)
+    originals_per_image: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,10 +67,10 @@ class ACLAIR(Method):
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean` and `adversarial`: NT-Xent of the strong views, (2b,); `sir` and `air`: one value per batch, (1,)."""
-        attacked = networks(self.given(adversarial), self.attack_route).embeddings
+        attacked = networks(self.given(adversarial), self.routes.attack).embeddings
         strong = self.attacked(views)
-        clean = networks(strong, self.clean_route).embeddings
-        original = networks(views[len(strong) :], self.clean_route).embeddings
+        clean = networks(strong, self.routes.clean).embeddings
+        original = networks(views[len(strong) :], self.routes.clean).embeddings
         first, second = clean[0::2], clean[1::2]
         fixed = (first, second, original, self.temperature, self.form)
         return {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, Encode, Objective
 from astra_gym.ssl_core.losses.contrastive import nearest_is_partner, nt_xent
+from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.finite import check_number
@@ -29,7 +30,7 @@ class Networks:
     Args:
         target: the target network.
         heads: modules from `Method.make_heads`, trained along with the target.
-        others: networks named in `Method.others`, without gradient: "momentum", "teacher", "initial".
+        others: networks named in `NetworkTraits.others`, without gradient.
         tables: tensors from `Method.make_tables`.
         moment: position in the run of the coming update.
     """
@@ -63,58 +64,19 @@ class Method(ABC):
     """Source of the method, for lists."""
     summary: ClassVar[str] = ""
     """Description in one line, for lists."""
-    routes: ClassVar[tuple[str, ...]] = ("normal", "pgd")
-    """Batch-norm routes of the network, the route of clean images first."""
-    clean_route: ClassVar[str] = "normal"
-    """Route of clean images."""
-    attack_route: ClassVar[str] = "pgd"
-    """Route of attacked images; the attack runs on it too."""
-    evaluation_route: ClassVar[str] = "pgd"
-    """Route on which the encoder is evaluated."""
-    evaluated: ClassVar[str] = "target"
-    """Network that is evaluated: "target", or a name of `others`."""
+    routes: ClassVar[Routes] = Routes()
+    """The batch-norm routes."""
+    attack: ClassVar[AttackTraits] = AttackTraits()
+    """The attack, and whether there is one."""
+    networks: ClassVar[NetworkTraits] = NetworkTraits()
+    """The networks besides the target, and how networks and heads are kept."""
+    loss: ClassVar[LossTraits] = LossTraits()
+    """What others may rely on in the loss."""
     originals_per_image: ClassVar[int] = 0
     """Number of an image's views that are the image itself. They are the last rows of all views and are never
     augmented."""
-    attacks: ClassVar[bool] = True
-    """Whether the method has an attack."""
-    attack_mode: ClassVar[str] = "eval"
-    """Mode of the network under attack: "eval" or "train". In "train", batch norm couples the batch and its running
-    statistics are updated by the attacked images."""
-    start_radius: ClassVar[float | None] = None
-    """Radius of the attack's uniform random start; None: each view's epsilon."""
-    reference_mode: ClassVar[str | None] = None
-    """Mode of the network when `objective_for` encodes what attacked views are compared with, "eval" or "train"; None:
-    `attack_mode`."""
-    others: ClassVar[tuple[str, ...]] = ()
-    """Networks besides the target: "momentum" (its moving average), "teacher" (`--teacher`, frozen), "initial" (the
-    target as it started, `--init_from`, frozen)."""
-    shares_projector: ClassVar[bool] = False
-    """Whether the target's projector is the teacher's, in eval mode, and no update changes it (ProFeAT)."""
-    averaged_heads: ClassVar[tuple[str, ...]] = ()
-    """Heads of which "momentum" has a moving average too: the head "momentum_NAME" of the head NAME."""
-    constant_lr: ClassVar[bool] = False
-    """Whether the heads keep their peak learning rate while the target follows the schedule."""
-    objective_is_loss: ClassVar[bool] = True
-    """Whether `objective` is the method's loss. If not (TARO), it serves the attack only, and its decrease does not
-    measure the value of an update."""
-    momentum_first: ClassVar[bool] = False
-    """Whether the network "momentum" averages the weights from before an update (DynACL), not those from after it."""
-    free: ClassVar[bool] = False
-    """Whether training is free adversarial training: one backward pass gives the update and the attack's next step, and
-    the perturbations are carried from batch to batch (see `TargetLearner.carry`)."""
     post_processed: ClassVar[bool] = False
     """Whether training ends with `astra_gym.ssl_core.downstream.postprocessing` (DynACL++)."""
-    paired: ClassVar[bool] = True
-    """Whether every call of the network in `losses` has rows in pairs, 2k and 2k+1 of one image. An update in chunks
-    needs this."""
-    nt_xent_based: ClassVar[bool] = True
-    """Whether the loss consists of NT-Xent terms. Coreset selection (RCS) is defined only for these."""
-    needs_routes: ClassVar[bool] = False
-    """Whether the method is about its batch-norm routes, so that it refuses a backbone without batch norm. On such a
-    backbone the routes of any other method differ in the projector alone."""
-    has_temperature: ClassVar[bool] = True
-    """Whether the loss uses the temperature. If not, a given temperature is refused, for a subclass too."""
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, above=True)
@@ -144,7 +106,7 @@ class Method(ABC):
 
     def num_attacked(self, batch_size: int) -> int:
         """Number of views that are attacked in a step on `batch_size` images."""
-        return self.attacked_per_image * batch_size if self.attacks else 0
+        return self.attacked_per_image * batch_size if self.attack.exists else 0
 
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """Make all views of images (b, 3, h, w) in [0, 1], (views_per_image * b, 3, h, w).
@@ -195,12 +157,12 @@ class Method(ABC):
     def attack_steps(self, budget: Budget) -> Tensor:
         """Number of extra gradient steps (n,) of an attack within the budget: none in free adversarial training, which
         reuses the gradients of the updates."""
-        return torch.zeros_like(budget.steps) if self.free else budget.steps
+        return torch.zeros_like(budget.steps) if self.attack.free else budget.steps
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode some of the attacked views to features and the embeddings that `objective` takes; here by the target.
 
-        If `attack_mode` is "eval", each row is independent of the rest of the batch.
+        If the attack's mode is "eval", each row is independent of the rest of the batch.
 
         Args:
             networks: the networks, in the mode of the attack.
@@ -208,7 +170,7 @@ class Method(ABC):
             rows: (m,) int64, on the host, their positions among the attacked views.
             attacked: whether they are encoded as attacked images, or as clean ones.
         """
-        return networks(images, self.attack_route if attacked else self.clean_route)
+        return networks(images, self.routes.attack if attacked else self.routes.clean)
 
     def encode(self, networks: Networks) -> Encode:
         """The function that the attack differentiates: `encode(images, rows) -> z`."""
@@ -225,7 +187,7 @@ class Method(ABC):
         computes it here, once per batch and without gradient.
 
         Args:
-            networks: target and heads in the mode of the attack (or in `reference_mode`), the others in eval mode.
+            networks: target and heads in the mode of the attack (or in its `reference_mode`), the others in eval mode.
             views: all views of the batch, (v, 3, h, w).
         """
         return self.objective
@@ -241,7 +203,7 @@ class Method(ABC):
     def retrieves(self) -> bool:
         """Whether `retrieved` is defined: the attack maximizes NT-Xent among the attacked views alone."""
         kind = type(self)
-        return self.attacks and kind.objective is Method.objective and kind.objective_for is Method.objective_for
+        return self.attack.exists and kind.objective is Method.objective and kind.objective_for is Method.objective_for
 
     def retrieved(self, z: Tensor) -> Tensor:
         """Whether each attacked view, (n,) bool, has its partner as the nearest of all attacked views of the batch, by
@@ -279,7 +241,7 @@ class Method(ABC):
     def momentum(self, moment: Moment) -> float:
         """Decay of the network "momentum" at an update, in [0, 1]: the part of its parameters that stays.
 
-        Only parameters are averaged, not batch-norm statistics. See `momentum_first`.
+        Only parameters are averaged, not batch-norm statistics. See `NetworkTraits.momentum_first`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no momentum network")
 

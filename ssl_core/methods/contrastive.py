@@ -11,6 +11,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.contrastive import MIXED_READINGS, mixed_nt_xent, nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, Routes
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -29,13 +30,12 @@ class SimCLR(Method):
 
     paper = "Chen et al., ICML 2020"
     summary = "two clean views of an image are contrasted with the rest of the batch, no attack"
-    routes = ("normal",)
-    evaluation_route = "normal"
-    attacks = False
+    routes = Routes.single("normal")
+    attack = AttackTraits(exists=False)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """NT-Xent of the clean views."""
-        return {"clean": self.objective(networks(views, self.clean_route).embeddings)}
+        return {"clean": self.objective(networks(views, self.routes.clean).embeddings)}
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -69,19 +69,14 @@ class ACL(Method):
         pick(self.streams, STREAMS, "streams of ACL")
 
     @property
-    def routes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Batch-norm routes of the network; only the attack's for "a2a", which trains on no clean images."""
-        return (self.attack_route,) if self.streams == "a2a" else ("normal", "pgd")
+    def routes(self) -> Routes:  # type: ignore[override]
+        """Two routes; only the attack's for "a2a", which trains on no clean images."""
+        return Routes.single("pgd") if self.streams == "a2a" else Routes()
 
     @property
-    def clean_route(self) -> str:  # type: ignore[override]
-        """Route of clean images; for "a2a" the attack's, the only one that is trained."""
-        return self.routes[0]
-
-    @property
-    def paired(self) -> bool:  # type: ignore[override]
-        """Whether both views of an image go through the network together: not in "a2s"."""
-        return self.streams != "a2s"
+    def loss(self) -> LossTraits:  # type: ignore[override]
+        """NT-Xent; in "a2s" the two views of an image do not go through the network together."""
+        return LossTraits(paired=self.streams != "a2s")
 
     @property
     def attacked_per_image(self) -> int:
@@ -103,7 +98,7 @@ class ACL(Method):
         image's two rows, (b,)."""
         if self.streams != "a2s":
             return self.objective
-        partners = networks(views[1::2], self.clean_route).embeddings
+        partners = networks(views[1::2], self.routes.clean).embeddings
         return lambda z: self.crossed(z, partners).view(-1, 2).mean(dim=1)
 
     def crossed(self, attacked: Tensor, clean: Tensor) -> Tensor:
@@ -126,16 +121,16 @@ class ACL(Method):
         if self.streams == "ds":
             clean, attacked = self.both_streams(networks, views, adversarial)
             return {"clean": self.objective(clean), "adversarial": self.objective(attacked)}
-        attacked = networks(self.given(adversarial), self.attack_route).embeddings
+        attacked = networks(self.given(adversarial), self.routes.attack).embeddings
         if self.streams == "a2a":
             return {"adversarial": self.objective(attacked)}
-        return {"adversarial": self.crossed(attacked, networks(views[1::2], self.clean_route).embeddings)}
+        return {"adversarial": self.crossed(attacked, networks(views[1::2], self.routes.clean).embeddings)}
 
     def both_streams(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings of the clean and of the attacked views."""
         attacked = self.given(adversarial)
-        clean = networks(views, self.clean_route).embeddings
-        return clean, networks(attacked, self.attack_route).embeddings
+        clean = networks(views, self.routes.clean).embeddings
+        return clean, networks(attacked, self.routes.attack).embeddings
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -161,7 +156,7 @@ class ASTrA(ACL):
 
     paper: ClassVar[str] = "ASTrA, ICLR 2025"
     summary: ClassVar[str] = "ACL, and a mixed loss that pairs each clean view with its attacked version"
-    start_radius: ClassVar[float | None] = 8 / 255
+    attack: ClassVar[AttackTraits] = AttackTraits(start_radius=8 / 255)
 
     def __post_init__(self) -> None:
         super().__post_init__()

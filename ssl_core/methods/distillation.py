@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.cosine import negative_cosine
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.parts import by_parity, on_routes
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.trivial_augment import trivial_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
@@ -39,9 +40,8 @@ class Distillation(Method):
     trades_weight: float = 2.0
     scratch: bool = False
 
-    others: ClassVar[tuple[str, ...]] = ("teacher",)
-    nt_xent_based: ClassVar[bool] = False
-    has_temperature: ClassVar[bool] = False
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("teacher",))
+    loss: ClassVar[LossTraits] = LossTraits(nt_xent_based=False, has_temperature=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,9 +93,7 @@ class DeACL(Distillation):
 
     paper: ClassVar[str] = "Zhang et al., ECCV 2022"
     summary: ClassVar[str] = "a plain SSL teacher is distilled into a robust student, one weak view an image"
-    routes: ClassVar[tuple[str, ...]] = ("normal",)
-    attack_route: ClassVar[str] = "normal"
-    evaluation_route: ClassVar[str] = "normal"
+    routes: ClassVar[Routes] = Routes.single("normal")
 
     @property
     def views_per_image(self) -> int:
@@ -111,14 +109,14 @@ class DeACL(Distillation):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Return the features twice, also as embeddings: the objective compares features."""
-        features = networks(images, self.attack_route if attacked else self.clean_route).features
+        features = networks(images, self.routes.attack if attacked else self.routes.clean).features
         return Encoded(features, features)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`: -cos of the student to the teacher; `adversarial`: -cos of the attacked view to the clean one."""
         # in pairs, so that an update in chunks keeps both versions of a view in one batch of batch norm
         both = torch.stack([views, self.given(adversarial)], dim=1).flatten(0, 1)
-        features = networks(both, self.clean_route).features
+        features = networks(both, self.routes.clean).features
         clean, attacked = features[0::2], features[1::2]
         return {
             "clean": self.distance(clean, taught(networks, views)),
@@ -162,16 +160,14 @@ class DAQSDP(Distillation):
 
     paper: ClassVar[str] = "DAQ-SDP, NeurIPS 2024"
     summary: ClassVar[str] = "distillation of weak and strong views on four routes, weights perturbed late"
-    routes: ClassVar[tuple[str, ...]] = ("nature", "strongnature", "weak", "strong")
-    clean_route: ClassVar[str] = "nature"
-    attack_route: ClassVar[str] = "weak"
-    evaluation_route: ClassVar[str] = "weak"
-    needs_routes: ClassVar[bool] = True
-    paired: ClassVar[bool] = False
+    routes: ClassVar[Routes] = Routes(
+        names=("nature", "strongnature", "weak", "strong"), attack="weak", evaluation="weak", needed=True
+    )
     clean_routes: ClassVar[tuple[str, str]] = ("nature", "strongnature")
     """Routes of the clean weak and strong views."""
     attack_routes: ClassVar[tuple[str, str]] = ("weak", "strong")
     """Routes of the attacked weak and strong views."""
+    loss: ClassVar[LossTraits] = replace(Distillation.loss, paired=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.parts import by_parity
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.finite import check_number
@@ -70,10 +71,8 @@ class DynACL(Method):
 
     paper: ClassVar[str] = "Luo et al., ICLR 2023"
     summary: ClassVar[str] = "ACL whose augmentations weaken by and by, beside a moving average"
-    others: ClassVar[tuple[str, ...]] = ("momentum",)
-    momentum_first: ClassVar[bool] = True
-    evaluated: ClassVar[str] = "momentum"
-    paired: ClassVar[bool] = False
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("momentum",), evaluated="momentum", momentum_first=True)
+    loss: ClassVar[LossTraits] = LossTraits(paired=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +85,7 @@ class DynACL(Method):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode even rows by the target, odd rows by its moving average."""
-        return by_both(networks, images, rows, self.attack_route if attacked else self.clean_route)
+        return by_both(networks, images, rows, self.routes.attack if attacked else self.routes.clean)
 
     def momentum(self, moment: Moment) -> float:
         """The option `ema`, constant."""
@@ -95,10 +94,10 @@ class DynACL(Method):
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean` and `adversarial`: NT-Xent of the clean and of the attacked views, each on its route."""
         attacked = self.given(adversarial)
-        clean = trained(networks, views, self.clean_route)
+        clean = trained(networks, views, self.routes.clean)
         return {
             "clean": self.objective(clean),
-            "adversarial": self.objective(trained(networks, attacked, self.attack_route)),
+            "adversarial": self.objective(trained(networks, attacked, self.routes.attack)),
         }
 
     @property

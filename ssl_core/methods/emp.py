@@ -1,7 +1,7 @@
 """Robust multi-crop learning: EMP-SSL by PGD, and CF-AMC-SSL by free adversarial training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.losses.multiview import emp_ssl
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, Routes
 from astra_gym.ssl_core.transforms.multi_crop import CropSettings, multi_crops
 from astra_gym.ssl_core.transforms.views import ViewSettings
 from astra_gym.ssl_core.utils.finite import check_number
@@ -53,15 +54,9 @@ class EMPSSL(Method):
 
     paper = "Ghofrani & Jamshidi 2025, after Tong et al. 2023"
     summary = "many small crops of an image, all attacked jointly by PGD; total coding rate"
-    routes = ("normal",)
-    clean_route = "normal"
-    attack_route = "normal"
-    evaluation_route = "normal"
-    attack_mode = "train"
-    start_radius = 0.0
-    paired = False
-    nt_xent_based = False
-    has_temperature = False
+    routes = Routes.single("normal")
+    attack = AttackTraits(mode="train", start_radius=0.0)
+    loss = LossTraits(paired=False, nt_xent_based=False, has_temperature=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +103,7 @@ class EMPSSL(Method):
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """EMP-SSL's loss of the attacked crops alone."""
         attacked = self.given(adversarial)
-        return {"adversarial": self.objective(networks(attacked, self.attack_route).embeddings)}
+        return {"adversarial": self.objective(networks(attacked, self.routes.attack).embeddings)}
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -139,7 +134,7 @@ class CFAMCSSL(EMPSSL):
 
     paper = "Ghofrani & Jamshidi 2025 (arXiv 2501.03507)"
     summary = "EMP-SSL by free adversarial training: m updates a batch, each the attack's next step"
-    free = True
+    attack = replace(EMPSSL.attack, free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

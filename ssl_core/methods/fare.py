@@ -9,6 +9,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings
 from astra_gym.ssl_core.utils.finite import check_number
@@ -45,13 +46,9 @@ class FARE(Method):
 
     paper: ClassVar[str] = "Schlarmann et al., ICML 2024"
     summary: ClassVar[str] = "an encoder is tuned so that attacked features stay where its clean ones were"
-    routes: ClassVar[tuple[str, ...]] = ("normal",)
-    attack_route: ClassVar[str] = "normal"
-    evaluation_route: ClassVar[str] = "normal"
-    others: ClassVar[tuple[str, ...]] = ("initial",)
-    paired: ClassVar[bool] = False
-    nt_xent_based: ClassVar[bool] = False
-    has_temperature: ClassVar[bool] = False
+    routes: ClassVar[Routes] = Routes.single("normal")
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("initial",))
+    loss: ClassVar[LossTraits] = LossTraits(paired=False, nt_xent_based=False, has_temperature=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +72,7 @@ class FARE(Method):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Return the features twice, also as embeddings: the objective compares features."""
-        features = networks(images, self.clean_route).features
+        features = networks(images, self.routes.clean).features
         return Encoded(features, features)
 
     def objective(self, z: Tensor) -> Tensor:
@@ -90,14 +87,14 @@ class FARE(Method):
     def before(self, networks: Networks, images: Tensor) -> Tensor:
         """Features (n, d) of images (n, 3, h, w) by the network as it started, without gradient."""
         with torch.no_grad():
-            return networks.others["initial"](images, self.clean_route).features
+            return networks.others["initial"](images, self.routes.clean).features
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`adversarial`, and `clean` if it has a weight: squared distances to the start's clean features, (b,)."""
         batches = {"adversarial": self.given(adversarial), "clean": views}
         before = self.before(networks, views)
         return {
-            name: squared_distance(networks(batches[name], self.clean_route).features, before) for name in self.weights
+            name: squared_distance(networks(batches[name], self.routes.clean).features, before) for name in self.weights
         }
 
     @property

@@ -1,7 +1,7 @@
 """ProFeAT: distillation of a robust student from a teacher's features and projections."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.distillation import ANY_ROUTE, Distillation
+from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.auto_augment import auto_augment
 from astra_gym.ssl_core.transforms.views import ViewSettings, weak_views
@@ -50,12 +51,10 @@ class ProFeAT(Distillation):
 
     paper: ClassVar[str] = "Addepalli et al., TMLR 2024"
     summary: ClassVar[str] = "a teacher's features and projections are distilled, of weak and strong views"
-    routes: ClassVar[tuple[str, ...]] = ("normal",)
-    attack_route: ClassVar[str] = "normal"
-    evaluation_route: ClassVar[str] = "normal"
-    reference_mode: ClassVar[str | None] = "train"
-    shares_projector: ClassVar[bool] = True
-    paired: ClassVar[bool] = False
+    routes: ClassVar[Routes] = Routes.single("normal")
+    attack: ClassVar[AttackTraits] = AttackTraits(reference_mode="train")
+    networks: ClassVar[NetworkTraits] = replace(Distillation.networks, shares_projector=True)
+    loss: ClassVar[LossTraits] = replace(Distillation.loss, paired=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,12 +76,12 @@ class ProFeAT(Distillation):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode views to features, and to features beside projections, which the objective compares."""
-        found = networks(images, self.clean_route)
+        found = networks(images, self.routes.clean)
         return Encoded(found.features, torch.cat(found, dim=1))
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """D of features to the student's of the clean view, plus D of projections to the teacher's, (b,) in [-2, 2]."""
-        own = networks(self.attacked(views), self.clean_route).features
+        own = networks(self.attacked(views), self.routes.clean).features
         reference = self.taught(networks, views).embeddings
 
         def objective(z: Tensor) -> Tensor:
@@ -98,8 +97,8 @@ class ProFeAT(Distillation):
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`: the student's distance to the teacher; `adversarial`: of attacked to clean views; (b,) each."""
-        clean = networks(self.attacked(views), self.clean_route)
-        attacked = networks(self.given(adversarial), self.clean_route)
+        clean = networks(self.attacked(views), self.routes.clean)
+        attacked = networks(self.given(adversarial), self.routes.clean)
         return {
             "clean": self.mixed_distance(self.taught(networks, views), clean),
             "adversarial": self.mixed_distance(attacked, clean),

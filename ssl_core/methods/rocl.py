@@ -10,6 +10,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.multiview import multi_view_nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.traits import LossTraits, Routes
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -46,10 +47,8 @@ class RoCL(Method):
 
     paper: ClassVar[str] = "Kim et al., NeurIPS 2020"
     summary: ClassVar[str] = "one view attacked against the other, NT-Xent of three versions of an image"
-    routes: ClassVar[tuple[str, ...]] = ("normal",)
-    attack_route: ClassVar[str] = "normal"
-    evaluation_route: ClassVar[str] = "normal"
-    paired: ClassVar[bool] = False
+    routes: ClassVar[Routes] = Routes.single("normal")
+    loss: ClassVar[LossTraits] = LossTraits(paired=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +72,7 @@ class RoCL(Method):
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """NT-Xent between the embeddings of t and those of t', (b,): the rows of t."""
-        partners = networks(views[1::2], self.clean_route).embeddings
+        partners = networks(views[1::2], self.routes.clean).embeddings
         return lambda z: self.contrast(z, partners)[0::2]
 
     def contrast(self, *versions: Tensor) -> Tensor:
@@ -84,8 +83,8 @@ class RoCL(Method):
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`contrastive`: NTX_3; `regulariser`: NTX_2 before its weight."""
         first, second, attacked = views[0::2], views[1::2], self.given(adversarial)
-        pair = networks(torch.cat([attacked, second]), self.attack_route).embeddings.chunk(2)
-        triple = networks(torch.cat([first, second, attacked]), self.attack_route).embeddings.chunk(3)
+        pair = networks(torch.cat([attacked, second]), self.routes.attack).embeddings.chunk(2)
+        triple = networks(torch.cat([first, second, attacked]), self.routes.attack).embeddings.chunk(3)
         return {"contrastive": self.contrast(*triple), "regulariser": self.contrast(*pair)}
 
     @property

@@ -53,7 +53,7 @@ class MethodSection:
             if name in options and given not in (getattr(MethodSection, name), options[name]):
                 raise ValueError(f"{name} is {given} and method_kwargs.{name} {options[name]}: give one of them")
         temperature = options.get("temperature", self.temperature)
-        if not method.has_temperature and temperature != MethodSection.temperature:
+        if not method.loss.has_temperature and temperature != MethodSection.temperature:
             raise ValueError(
                 f"temperature is {temperature}, but the loss of the method {self.method} has none: leave it out"
             )

@@ -1,7 +1,7 @@
 """TARO: targeted attacks for frameworks without negatives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from astra_gym.ssl_core.losses.cosine import negative_cosine, partners
 from astra_gym.ssl_core.losses.targets import select_targets, targeted_similarity
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.targets.siamese import Predictive
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -52,13 +53,10 @@ class TARO(Predictive):
     w2: float = 1.0
 
     paper: ClassVar[str] = "Kim et al., NeurIPS 2023"
-    objective_is_loss: ClassVar[bool] = False
     summary: ClassVar[str] = "SimSiam; each view is pulled towards a similar, uncertain other image"
-    routes: ClassVar[tuple[str, ...]] = ("normal",)
-    attack_route: ClassVar[str] = "normal"
-    evaluation_route: ClassVar[str] = "normal"
-    constant_lr: ClassVar[bool] = True
-    paired: ClassVar[bool] = False
+    routes: ClassVar[Routes] = Routes.single("normal")
+    networks: ClassVar[NetworkTraits] = NetworkTraits(constant_head_lr=True)
+    loss: ClassVar[LossTraits] = replace(Predictive.loss, is_objective=False, paired=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +91,7 @@ class TARO(Predictive):
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """Similarity of each view to the clean view selected for it, (2b,) in [-2, 2]."""
-        features, clean = self.joined(networks, views, self.clean_route)
+        features, clean = self.joined(networks, views, self.routes.clean)
         predictions, embeddings = clean.chunk(2, dim=1)
         target = self.selected(features, predictions)
         p_target, z_target = predictions[target], embeddings[target]
@@ -115,7 +113,7 @@ class TARO(Predictive):
         """S(x1, a1) as `clean`, S(a2, a1) as `adversarial` and S(a2, x1) as `mixed`, (b,) each."""
         attacked = self.given(adversarial)
         images = views[0::2], attacked[0::2], attacked[1::2]
-        x1, a1, a2 = (self.joined(networks, each, self.attack_route).embeddings for each in images)
+        x1, a1, a2 = (self.joined(networks, each, self.routes.attack).embeddings for each in images)
         return {"clean": agreement(x1, a1), "adversarial": agreement(a2, a1), "mixed": agreement(a2, x1)}
 
     @property

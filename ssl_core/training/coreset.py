@@ -170,7 +170,7 @@ def _greedy(
     noise: torch.Generator,
 ) -> list[int]:
     """Pick batches greedily; return their indices in order."""
-    if not learner.method.attacks:
+    if not learner.method.attack.exists:
         raise ValueError(
             f"the selection rcs compares attacked with clean embeddings, but {type(learner.method).__name__} has no "
             "attack: take the selection random, or none"
@@ -268,12 +268,12 @@ def _divergence_gradient(
         with frozen(learner.network):
             folded = FoldedNetwork(learner.network)
             with torch.no_grad():
-                clean = folded(images, method.clean_route).embeddings
+                clean = folded(images, method.routes.clean).embeddings
             watch = learner.watched_gradients()
-            attacked = _maximised(folded, images, clean, method.attack_route, settings, noise, watch)
+            attacked = _maximised(folded, images, clean, method.routes.attack, settings, noise, watch)
         with _differentiable(learner, parameters):
-            before = learner.network(images, method.clean_route).embeddings
-            after = learner.network(attacked, method.attack_route).embeddings
+            before = learner.network(images, method.routes.clean).embeddings
+            after = learner.network(attacked, method.routes.attack).embeddings
             value = representational_divergence(before, after, settings.divergence, "sum", form=settings.form)
             gradients = torch.autograd.grad(value, list(parameters))
             for part, gradient in zip(total, gradients, strict=True):

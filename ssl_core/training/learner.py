@@ -45,11 +45,11 @@ class TargetLearner(TrainedNetworks):
         update_chunks: number of chunks in which an update runs over a batch, to store fewer activations. With more than
             one, each has its own batch-norm statistics (ghost batch norm), see `astra_gym.ssl_core.models.gradcache`.
         heads: modules trained together with the network (`Method.make_heads`).
-        others: networks without gradient, by name: "momentum", "teacher", "initial" (`Method.others`).
+        others: networks without gradient, by name: "momentum", "teacher", "initial" (`NetworkTraits.others`).
         teacher_route: route of every call of the teacher, whatever route a method names.
         moment: maps k to the position in the run after k updates; by default `step` is k, in epoch 0 of 1, at progress
             0.
-        start: start of the attacks; None: the method's (`Method.start_radius`).
+        start: start of the attacks; None: the method's (`AttackTraits.start_radius`).
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class TargetLearner(TrainedNetworks):
 
     def objective(self, views: Tensor) -> Objective:
         """The attack's objective for a batch of views (v, 3, h, w), on the current weights. The reference views are
-        encoded in the attack's mode, or in the method's `reference_mode`; batch-norm statistics do not change."""
-        with self._comparing(self.method.reference_mode) as networks:
+        encoded in the attack's mode, or in its `reference_mode`; batch-norm statistics do not change."""
+        with self._comparing(self.method.attack.reference_mode) as networks:
             return self.method.objective_for(networks, views)
 
     def encode_clean(self, views: Tensor) -> Encoded:
@@ -99,7 +99,7 @@ class TargetLearner(TrainedNetworks):
             images = self.method.attacked(views)
             rows = torch.arange(len(images))
             found = self.method.encoded(self._folded(), images, rows, attacked=False)
-        if self.method.attack_mode == "eval":
+        if self.method.attack.mode == "eval":
             return found
         with self._comparing() as networks:
             embeddings = self.method.encoded(networks, images, rows, attacked=False).embeddings
@@ -160,7 +160,7 @@ class TargetLearner(TrainedNetworks):
 
     def check_stepwise(self) -> None:
         """Raise a ValueError if the method has no attack, or one that needs the whole batch at each step."""
-        if not self.method.attacks or self.method.free or self.method.attack_mode == "train":
+        if not self.method.attack.has_steps or self.method.attack.mode == "train":
             raise ValueError(
                 f"{type(self.method).__name__} has no attack whose views may stop one by one: expected a method that "
                 "attacks in eval mode, such as acl or astra"
@@ -176,9 +176,9 @@ class TargetLearner(TrainedNetworks):
     ) -> Any:
         """Call a kind of attack with the method's encoder, objective and start."""
         images = self.method.attacked(views)
-        radius = self.method.start_radius
+        radius = self.method.attack.start_radius
         objective = self.objective(views) if objective is None else objective
-        training = self.method.attack_mode == "train"
+        training = self.method.attack.mode == "train"
         # batch norm in train mode couples the images of a batch, so every iteration encodes the whole batch
         granularity = max(64 if self.device.type == "cuda" else 1, -(-len(images) // SHAPES))
         with self._under_attack():
@@ -243,7 +243,7 @@ class TargetLearner(TrainedNetworks):
         for name in self.others:
             # a moving average has its own statistics, those of frozen networks do not change
             self.others[name].train(name == "momentum")
-        if self.method.free and adversarial is not None:
+        if self.method.attack.free and adversarial is not None:
             adversarial = adversarial.detach().requires_grad_()
         chunked = None
         if self.update_chunks > 1:
@@ -274,15 +274,15 @@ class TargetLearner(TrainedNetworks):
                 chunked.backward()
             trained = [*self.network.parameters(), *self.heads.parameters()]
             self.complete(trained, [weight.grad for weight in trained])
-        if self.method.free and adversarial is not None:
+        if self.method.attack.free and adversarial is not None:
             self.free.follow(adversarial.grad)
         for name in self.method.resting_heads(moment):
             # without a gradient, neither weight decay nor the optimizer's state touches them
             self.heads[name].zero_grad(set_to_none=True)
-        if self.method.momentum_first:
+        if self.method.networks.momentum_first:
             self._average(moment)
         self.optimizer.step()
-        if not self.method.momentum_first:
+        if not self.method.networks.momentum_first:
             self._average(moment)
         # this check also finds non-finite gradients, while the last saved state is still good. An attack would not find
         # them: a processor's fused ReLU turns NaN into 0
@@ -302,7 +302,7 @@ class TargetLearner(TrainedNetworks):
         if "momentum" in self.others:
             share = self.method.momentum(moment)
             ema_update(self.others["momentum"], self.network, share)
-            for name in self.method.averaged_heads:
+            for name in self.method.networks.averaged_heads:
                 ema_update(self.heads[f"momentum_{name}"], self.heads[name], share)
 
     def _perturbed(self, moment: Moment, views: Tensor, adversarial: Tensor | None) -> AbstractContextManager[None]:

@@ -40,12 +40,12 @@ class TrainedNetworks:
         self.network = network
         self.method = method
         self.heads = nn.ModuleDict(dict(heads or {}))
-        for name in method.averaged_heads:
+        for name in method.networks.averaged_heads:
             self.heads[f"momentum_{name}"] = copy.deepcopy(self.heads[name]).requires_grad_(False)
         self.others = nn.ModuleDict(dict(others or {}))
         for other in self.others.values():
             other.requires_grad_(False)
-        if method.shares_projector:
+        if method.networks.shares_projector:
             network.projector.requires_grad_(False)
         self.teacher_route = teacher_route
         self.tables: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ class TrainedNetworks:
     @property
     def encoder(self) -> TargetNetwork:
         """The network that is evaluated and saved."""
-        chosen = self.method.evaluated
+        chosen = self.method.networks.evaluated
         return self.network if chosen == "target" else self._other(chosen)
 
     def _other(self, name: str) -> TargetNetwork:
@@ -108,7 +108,7 @@ class TrainedNetworks:
     def train(self) -> None:
         """Put target and heads in the mode of an update."""
         self.network.train()
-        if self.method.shares_projector:
+        if self.method.networks.shares_projector:
             self.network.projector.eval()
         self.heads.train()
 
@@ -116,7 +116,7 @@ class TrainedNetworks:
     def _under_attack(self, mode: str | None = None) -> Iterator[None]:
         """Put target and heads in a mode, by default the attack's, the others in eval mode, without gradients of
         weights."""
-        training = (mode or self.method.attack_mode) == "train"
+        training = (mode or self.method.attack.mode) == "train"
         with frozen(self.network, training), frozen(self.heads, training), frozen(self.others):
             yield
 
@@ -124,7 +124,7 @@ class TrainedNetworks:
     def _comparing(self, mode: str | None = None) -> Iterator[Networks]:
         """Yield all networks for encoding the reference of attacked views: in a mode, by default the attack's, without
         gradient or change of batch-norm statistics."""
-        training = (mode or self.method.attack_mode) == "train"
+        training = (mode or self.method.attack.mode) == "train"
         # in eval mode statistics do not change anyway
         with self._under_attack(mode), self.untracked() if training else nullcontext(), torch.no_grad():
             yield self.plain() if training else self._folded()

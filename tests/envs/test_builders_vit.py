@@ -41,12 +41,12 @@ def test_methods_train_it(method: str, options: dict | None, tmp_path: Path) -> 
     before = {name: value.clone() for name, value in network.named_parameters()}
     budget = ConstantBudget(epsilon=8 / 255, step_size=4 / 255, steps=2).expand(engine.num_attacked)
     for _ in range(2):
-        record = engine.play(budget if engine.method.attacks else None)
+        record = engine.play(budget if engine.method.attack.exists else None)
     assert all(value.isfinite().all() for value in network.parameters())
     unchanged = {name for name, value in network.named_parameters() if torch.equal(value, before[name])}
     # DeACL compares features, so it trains no projector
     assert {name for name in unchanged if method != "deacl" or not name.startswith("projector.")} == set()
-    if engine.method.attacks:
+    if engine.method.attack.exists:
         assert record.terms["adversarial"].mean() > record.terms["clean"].mean()
 
 

@@ -38,7 +38,7 @@ def world(tiny: dict, method: str, teacher: str, **changes: Any) -> AttackEngine
 def uniform(engine: AttackEngine) -> Budget | None:
     return (
         Budget.uniform(engine.num_attacked, epsilon=8 / 255, step_size=2 / 255, steps=2)
-        if engine.method.attacks
+        if engine.method.attack.exists
         else None
     )
 
@@ -49,7 +49,7 @@ def test_a_world_shows_pays_and_attacks_what_its_method_says(method: str, tiny: 
     engine = world(tiny, method, teacher)
     n = ATTACKED.get(method, 2) * tiny["batch_size"]
     env = TorchViewEnv(engine)
-    assert env.num_envs == n and engine.num_attacked == (n if engine.method.attacks else 0)
+    assert env.num_envs == n and engine.num_attacked == (n if engine.method.attack.exists else 0)
     assert engine.observe().shape == (n, engine.observation_dim) and engine.observe().isfinite().all()
     clean = engine.views.clone()
     record = engine.play(uniform(engine))
@@ -63,7 +63,7 @@ def test_a_world_shows_pays_and_attacks_what_its_method_says(method: str, tiny: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].attacks])
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].attack.exists])
 def test_within_a_ball_of_radius_0_nothing_moves(method: str, tiny: dict, teacher: str) -> None:
     """With epsilon 0 the attack changes nothing, whatever its random start is."""
     engine = world(tiny, method, teacher)
@@ -71,7 +71,7 @@ def test_within_a_ball_of_radius_0_nothing_moves(method: str, tiny: dict, teache
     assert record.adversarial is not None
     torch.testing.assert_close(record.adversarial, record.views)
     assert record.strength.max() == 0
-    if engine.method.attack_route == engine.method.clean_route and method != "taro":
+    if engine.method.routes.attack == engine.method.routes.clean and method != "taro":
         # on one route, and in one mode: what is not attacked is paid nothing
         torch.testing.assert_close(record.terms["adversarial"], record.terms["clean"], rtol=1e-4, atol=1e-4)
 
@@ -270,12 +270,8 @@ class Listed(ACL):
         return list(super().losses(networks, views, adversarial).values())
 
 @dataclass(frozen=True)
-class NoRoute(ACL):
-    evaluation_route = "clean"
-
-@dataclass(frozen=True)
-class Stranger(ACL):
-    others = ("ema",)
+class NoRecord(ACL):
+    routes = "pgd"
 
 class Unsaid(Method):
     paper = "none"
@@ -293,8 +289,7 @@ class Unsaid(Method):
             "losses of Extra are clean, adversarial, extra: expected the terms of its weights, clean, adversarial",
         ),
         ("Listed", "losses of Listed are a list"),
-        ("NoRoute", "evaluation_route of the method 'own_methods:NoRoute' is 'clean': expected one of normal, pgd"),
-        ("Stranger", "others of the method 'own_methods:Stranger' are ema"),
+        ("NoRecord", "routes of the method 'own_methods:NoRecord' is 'pgd': expected a record, Routes"),
         ("Unsaid", "lacks losses, weights"),
     ],
 )
@@ -317,8 +312,8 @@ def test_settings_of_a_method_of_ones_own_are_read_without_its_module(tiny: dict
 
 
 def test_what_a_class_says_is_no_option(tiny: dict) -> None:
-    with pytest.raises(ValueError, match="unknown setting of the method 'acl' 'attack_mode': choose from temp"):
-        WorldSettings.of(**tiny | {"method": "acl", "method_kwargs": {"attack_mode": "train"}})
+    with pytest.raises(ValueError, match="unknown setting of the method 'acl' 'attack': choose from temp"):
+        WorldSettings.of(**tiny | {"method": "acl", "method_kwargs": {"attack": "train"}})
 
 
 def test_a_free_attack_costs_no_steps_of_its_own(tiny: dict, teacher: str) -> None:

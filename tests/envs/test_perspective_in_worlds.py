@@ -36,7 +36,7 @@ def world(tiny: dict, method: str, teacher: str, seed: int = 3, **changes: Any) 
 def uniform(engine: AttackEngine) -> Budget | None:
     return (
         Budget.uniform(engine.num_attacked, epsilon=8 / 255, step_size=2 / 255, steps=2)
-        if engine.method.attacks
+        if engine.method.attack.exists
         else None
     )
 

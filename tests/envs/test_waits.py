@@ -97,7 +97,7 @@ def test_no_world_mixes_devices_or_waits_within_its_attack(name: str, teacher: s
     with pretend_cuda() as gpu:
         engine = AttackEngine(WorldSettings.of(**TINY | settings | taught, method=method), seed=1, device="cuda")
         env = TorchViewEnv(engine)
-        second_step(gpu, made("fixed" if engine.method.attacks else "none", env), env.num_envs)
+        second_step(gpu, made("fixed" if engine.method.attack.exists else "none", env), env.num_envs)
     assert gpu.waits.total() <= ceiling, gpu.waits
     assert not [place for place in gpu.waits if re.search(r"(pgd|parts|folding)\.py", place)], gpu.waits
     assert gpu.launches.total() > 100

@@ -84,7 +84,7 @@ def encoders() -> Iterator[dict[str, Any]]:
     names = ("stem", "arch", "width", "neck")
     for preset, method in itertools.product(PRESETS, METHODS):
         if PRESETS[preset].get("method", method) == method:
-            teacher = {"teacher": "runs/teacher"} if "teacher" in METHODS[method].others else {}
+            teacher = {"teacher": "runs/teacher"} if "teacher" in METHODS[method].networks.others else {}
             settings = Settings.from_preset(preset, method=method, **teacher)
             yield {name: getattr(settings.network, name) for name in names}
     others = [

@@ -123,7 +123,7 @@ def test_losses_and_an_update_in_float64(gpu: torch.device, method: str, tmp_pat
     views = engines[0].all_views.double()
     clean = here.method.attacked(views)
     noise = 8 / 255 * torch.randn(clean.shape, generator=generator(5), dtype=torch.float64).sign()
-    adversarial = (clean + noise).clamp(0, 1) if here.method.attacks else None
+    adversarial = (clean + noise).clamp(0, 1) if here.method.attack.exists else None
     losses = []
     for learner, device in ((here, CPU), (there, gpu)):
         for part in (learner.network, learner.heads, learner.others):

@@ -55,7 +55,7 @@ class Sheet:
         routes, evaluated: batch-norm routes; the network that is evaluated, and its route.
         crop, jitter, interpolation: of strong views; the crop's smallest share of the area.
         budget: epsilon, step size and steps of the method's own attack.
-        attack_mode, start: of the network under attack; radius of the random start, None: epsilon itself.
+        mode, start: of the network under attack; radius of the random start, None: epsilon itself.
         options, weights: of the method, and of its losses at the beginning.
     """
 
@@ -77,7 +77,7 @@ class Sheet:
     jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
     interpolation: str | None = None
     budget: tuple[float, float, int] | None = (8 / 255, 2 / 255, 5)
-    attack_mode: str = "eval"
+    mode: str = "eval"
     start: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, float] | None = None
@@ -116,7 +116,7 @@ EMP = Sheet(
     crop=0.08,
     jitter=(0.4, 0.4, 0.4, 0.2),
     budget=(8 / 255, 0.01, 5),
-    attack_mode="train",
+    mode="train",
     start=0.0,
     options={"crops": 16, "patches": False, "invariance": 200.0, "epsilon": 0.2},
     weights={"adversarial": 1.0},
@@ -148,7 +148,7 @@ SHEETS: dict[str, Sheet] = {
         routes=("normal", "pgd", "pgd_ce"),
         evaluated=("target", "pgd"),
         crop=0.2,
-        attack_mode="train",
+        mode="train",
         options={"temperature": 0.5, "base_temperature": 0.07, "clusters": (2, 10, 50, 100, 500), "radius": 8.0},
         weights={"contrast": 1.0, "pseudo": 0.2},
     ),

@@ -86,7 +86,7 @@ MOMENT = Moment(step=2, epoch=2, epochs=4, progress=0.5)
 def encoder_of(method: str, file: str) -> dict[str, str]:
     """The setting that gives a method an encoder's file, by name; empty if it needs none."""
     settings = {"teacher": "teacher", "initial": "init_from"}
-    return {settings[name]: file for name in METHODS[method].others if name in settings}
+    return {settings[name]: file for name in METHODS[method].networks.others if name in settings}
 
 
 Pass = tuple[str, str, Tensor]
@@ -125,14 +125,14 @@ class World:
     def __init__(self, case: str) -> None:
         name, options = CASES[case]
         self.case, self.method = case, make_method(name, options)
-        target = network(name, self.method.routes, 0)
+        target = network(name, self.method.routes.names, 0)
         made = self.method.make_heads(target.feature_dim, target.embedding_dim)
         heads = {key: head.double() for key, head in build_heads(Streams(2), made).items()}
         for head in heads.values():
             unlike(head, 7)
         # the teacher has other routes than its student
-        routes = dict.fromkeys(("momentum", "initial"), self.method.routes) | {"teacher": ("normal",)}
-        others = {key: network(name, routes[key], 1).eval() for key in self.method.others}
+        routes = dict.fromkeys(("momentum", "initial"), self.method.routes.names) | {"teacher": ("normal",)}
+        others = {key: network(name, routes[key], 1).eval() for key in self.method.networks.others}
         optimizer = make_optimizer("sgd", target, 0.1, 0.0, heads=[(head, False) for head in heads.values()])
         self.learner = TargetLearner(
             target, self.method, optimizer, lambda step: 0.1, heads=heads, others=others, moment=lambda step: MOMENT
@@ -198,14 +198,14 @@ def passes(method: Method, views: Tensor, attacked: Tensor) -> list[Pass]:
     if isinstance(method, EMPSSL):
         return [("target", "normal", attacked)]
     assert isinstance(method, Target)
-    names = ("target", *method.others)
-    if not method.attacks or method.streams == "ds":
+    names = ("target", *method.networks.others)
+    if not method.attack.exists or method.streams == "ds":
         wide = method.attacked(views)
         clean = [(name, "normal", wide) for name in names]
         clean += [("target", "normal", views[len(wide) :])] if len(wide) < len(views) else []
     else:
         clean = []
-    return [*clean, *((name, "pgd", attacked) for name in names if method.attacks)]
+    return [*clean, *((name, "pgd", attacked) for name in names if method.attack.exists)]
 
 
 def run(learner: TargetLearner, each: Sequence[Pass]) -> list[Tensor]:

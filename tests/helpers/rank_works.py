@@ -109,13 +109,14 @@ def updates(case: str) -> dict[str, Tensor]:
     # at the world's own rate VICReg diverges
     learner, world.learner.schedule = world.learner, lambda step: 0.01
     # a free attack carries perturbations from batch to batch
-    for step, few in enumerate((5, 5, 5) if world.method.free else (5, 3, 2)):
+    free = world.method.attack.free
+    for step, few in enumerate((5, 5, 5) if free else (5, 3, 2)):
         views, adversarial = images(world.method.views_per_image * few, 20 + step), None
         n = world.method.num_attacked(few)
         if n:
             steps = torch.randint(0, 4, (n,), generator=generator(step))
             budget = Budget(epsilon=torch.full((n,), 8 / 255), step_size=torch.full((n,), 3 / 255), steps=steps)
-            attack = learner.carry(views, budget) if world.method.free else learner.attack(views, budget, generator(9))
+            attack = learner.carry(views, budget) if free else learner.attack(views, budget, generator(9))
             found |= {f"{step}/attacked": attack.images, f"{step}/embeddings": attack.embeddings}
             adversarial = attack.images
         found |= {f"{step}/{name}": torch.tensor(value) for name, value in learner.update(views, adversarial).items()}

@@ -37,11 +37,11 @@ def learner(name: str, lr: float = 0.05, decay: float = 0.0, **options: Any) -> 
         options: the method's, which override `SMALL`.
     """
     method = make_method(name, SMALL[name.removesuffix("-clean")] | options)
-    target = tiny_network(routes=method.routes, projector="mlp")
+    target = tiny_network(routes=method.routes.names, projector="mlp")
     heads = build_heads(Streams(0), method.make_heads(target.feature_dim, target.embedding_dim))
-    beside = [(head, method.constant_lr) for head in heads.values()]
+    beside = [(head, method.networks.constant_head_lr) for head in heads.values()]
     # another start than the online network's, so that the two can be told apart
-    others = {other: tiny_network(5, routes=method.routes, projector="mlp") for other in method.others}
+    others = {other: tiny_network(5, routes=method.routes.names, projector="mlp") for other in method.networks.others}
     optimizer = make_optimizer("sgd-classic", target, lr, decay, heads=beside)
     moment = TrainingPlan(epochs=3, steps=2).moment
     return TargetLearner(target, method, optimizer, lambda step: lr, heads=heads, others=others, moment=moment)

@@ -1,6 +1,6 @@
 """Barlow Twins: the correlations of both views' embeddings become the identity."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.redundancy import barlow_twins, barlow_twins_marginal
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
+from astra_gym.ssl_core.methods.traits import LossTraits
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -31,7 +32,7 @@ class CleanBarlowTwins(Target):
 
     paper: ClassVar[str] = "Zbontar et al., ICML 2021"
     summary: ClassVar[str] = "barlow without an attack"
-    has_temperature: ClassVar[bool] = False
+    loss: ClassVar[LossTraits] = replace(Target.loss, has_temperature=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

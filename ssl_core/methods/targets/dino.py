@@ -1,6 +1,6 @@
 """DINO: a student predicts the assignments to prototypes of its own moving average."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.prototypes import soft_cross_entropy, swapped_cross_entropy
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Bottleneck, Center, Prototypes
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -67,8 +68,7 @@ class CleanDINO(Target):
 
     paper: ClassVar[str] = "Caron et al., ICCV 2021"
     summary: ClassVar[str] = "dino without an attack"
-    others: ClassVar[tuple[str, ...]] = ("momentum",)
-    averaged_heads: ClassVar[tuple[str, ...]] = ("bottleneck", "prototypes")
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("momentum",), averaged_heads=("bottleneck", "prototypes"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,9 +91,9 @@ class CleanDINO(Target):
         return 2 + self.local_crops
 
     @property
-    def paired(self) -> bool:  # type: ignore[override]
-        """Whether every call of the network has views in pairs: without local crops."""
-        return not self.local_crops
+    def loss(self) -> LossTraits:  # type: ignore[override]
+        """As any target's; every call of the network has views in pairs without local crops."""
+        return replace(super().loss, paired=not self.local_crops)
 
     def crop_settings(self, settings: ViewSettings) -> CropSettings:
         """Settings of a run's local crops: as its wide views', but for the share of the area."""
@@ -118,7 +118,7 @@ class CleanDINO(Target):
         return {
             "bottleneck": Bottleneck(embedding_dim, self.hidden, self.bottleneck),
             "prototypes": Prototypes(self.bottleneck, self.prototypes),
-            "center": Center(self.prototypes, self.routes, self.center_momentum),
+            "center": Center(self.prototypes, self.routes.names, self.center_momentum),
         }
 
     def resting_heads(self, moment: Moment) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class CleanDINO(Target):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode views to features, and to the student's cosines beside the teacher's centered ones."""
-        route = self.attack_route if attacked else self.clean_route
+        route = self.routes.attack if attacked else self.routes.clean
         features, embeddings = networks(images, route)
         own = self.cosines(networks, embeddings, route)
         return Encoded(features, torch.cat([own, self.taught(networks, images, route)], dim=1))
@@ -173,7 +173,7 @@ class CleanDINO(Target):
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`: H(p_u, q_v) of each pair of a wide view u and another view v of its image."""
         wide = self.attacked(views)
-        return {"clean": self.pairs(networks, wide, self.clean_route, views[len(wide) :])}
+        return {"clean": self.pairs(networks, wide, self.routes.clean, views[len(wide) :])}
 
     def stream(self, networks: Networks, views: Tensor, route: str) -> Tensor:
         """H(p_partner, q) of each wide view, (2b,)."""

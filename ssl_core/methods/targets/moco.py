@@ -11,6 +11,7 @@ from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.keys import moco
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
+from astra_gym.ssl_core.methods.traits import NetworkTraits
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import KeyQueue
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -47,7 +48,7 @@ class CleanMoCo(Target):
 
     paper: ClassVar[str] = "He et al., CVPR 2020; Chen et al. 2020"
     summary: ClassVar[str] = "moco without an attack"
-    others: ClassVar[tuple[str, ...]] = ("momentum",)
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("momentum",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +58,7 @@ class CleanMoCo(Target):
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """Make a pair of queues for each route: "queue_ROUTE"."""
-        return {f"queue_{route}": KeyQueue(self.queue_size, embedding_dim, random=True) for route in self.routes}
+        return {f"queue_{route}": KeyQueue(self.queue_size, embedding_dim, random=True) for route in self.routes.names}
 
     def momentum(self, moment: Moment) -> float:
         """`end - (end - start) * (cos(pi * progress) + 1) / 2`, by the progress before the update."""
@@ -69,7 +70,7 @@ class CleanMoCo(Target):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode views to features, and to queries beside keys (n, 2d), on the route of attacked or of clean images."""
-        route = self.attack_route if attacked else self.clean_route
+        route = self.routes.attack if attacked else self.routes.clean
         features, queries = networks(images, route)
         return Encoded(features, torch.cat([queries, self.keys(networks, images, route)], dim=1))
 
@@ -79,7 +80,7 @@ class CleanMoCo(Target):
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """`l` of each view's query, (2b,), of queries beside keys and the queues as they are before the update."""
-        return self.joint(self.negatives(networks, views, self.clean_route))
+        return self.joint(self.negatives(networks, views, self.routes.clean))
 
     def joint(self, kept: Tensor) -> Objective:
         """`l` as a function of queries beside keys (2b, 2d), with given queues (2, queue_size, d)."""
@@ -159,20 +160,20 @@ class MoCo(AdversarialStreams, CleanMoCo):
         """Encode views to features, and to queries (n, d); with attacked keys to queries beside keys (n, 2d)."""
         if self.key == "attacked":
             return super().encoded(networks, images, rows, attacked)
-        return networks(images, self.attack_route if attacked else self.clean_route)
+        return networks(images, self.routes.attack if attacked else self.routes.clean)
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """`l` of each attacked view's query, (2b,), by keys and queues as chosen."""
-        kept = self.negatives(networks, views, self.attack_route if self.queue == "attacked" else self.clean_route)
+        kept = self.negatives(networks, views, self.routes.attack if self.queue == "attacked" else self.routes.clean)
         if self.key == "attacked":
             return self.joint(kept)
-        keys = self.keys(networks, views, self.clean_route)
+        keys = self.keys(networks, views, self.routes.clean)
         return lambda z: self.contrast(z, keys, kept)
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`, not for "a2a", and `adversarial`: `l` of the queries; then keys enter the queues."""
-        streams = {"clean": (views, self.clean_route)} if self.streams == "ds" else {}
-        streams["attacked"] = (self.given(adversarial), self.attack_route)
+        streams = {"clean": (views, self.routes.clean)} if self.streams == "ds" else {}
+        streams["attacked"] = (self.given(adversarial), self.routes.attack)
         queries = {name: networks(images, route).embeddings for name, (images, route) in streams.items()}
         needed = {"clean"} | {self.key, self.queue}
         keys = {

@@ -1,6 +1,6 @@
 """MoCo v3: queries contrasted with the keys of a moving average, without a queue."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from astra_gym.ssl_core.losses.keys import moco_v3
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.targets.siamese import Siamese
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.utils.finite import check_number
@@ -39,8 +40,8 @@ class CleanMoCoV3(Siamese):
 
     paper: ClassVar[str] = "Chen, Xie & He, ICCV 2021"
     summary: ClassVar[str] = "mocov3 without an attack"
-    others: ClassVar[tuple[str, ...]] = ("momentum",)
-    has_temperature: ClassVar[bool] = True
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("momentum",))
+    loss: ClassVar[LossTraits] = replace(Siamese.loss, has_temperature=True)
     scale: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
@@ -49,7 +50,8 @@ class CleanMoCoV3(Siamese):
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """Make the predictor; its outputs have the length of the embeddings."""
-        return {"predictor": Predictor(embedding_dim, self.predictor_hidden, embedding_dim, self.routes, bias=False)}
+        names = self.routes.names
+        return {"predictor": Predictor(embedding_dim, self.predictor_hidden, embedding_dim, names, bias=False)}
 
     def momentum(self, moment: Moment) -> float:
         """`1 - (1 - momentum_start) * (cos(pi * progress) + 1) / 2`, by the progress before the update."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.losses.cosine import symmetric_byol, symmetric_negative_cosine
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
+from astra_gym.ssl_core.methods.traits import LossTraits, NetworkTraits
 from astra_gym.ssl_core.models.ema import cosine_momentum
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.models.target_network import Encoded
@@ -31,8 +32,7 @@ class Predictive(Method):
 
     predictor_hidden: int = 512
 
-    nt_xent_based: ClassVar[bool] = False
-    has_temperature: ClassVar[bool] = False
+    loss: ClassVar[LossTraits] = LossTraits(nt_xent_based=False, has_temperature=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +40,7 @@ class Predictive(Method):
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """Make the predictor; its outputs have the length of the embeddings."""
-        return {"predictor": Predictor(embedding_dim, self.predictor_hidden, embedding_dim, self.routes)}
+        return {"predictor": Predictor(embedding_dim, self.predictor_hidden, embedding_dim, self.routes.names)}
 
     def targets(self, networks: Networks, images: Tensor, route: str, embeddings: Tensor) -> Tensor:
         """Targets of the predictions, (n, d); here the network's own embeddings.
@@ -61,7 +61,7 @@ class Predictive(Method):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode views to features, and to predictions beside targets, on the route of attacked or of clean images."""
-        return self.joined(networks, images, self.attack_route if attacked else self.clean_route)
+        return self.joined(networks, images, self.routes.attack if attacked else self.routes.clean)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CleanBYOL(Siamese):
 
     paper: ClassVar[str] = "Grill et al., NeurIPS 2020"
     summary: ClassVar[str] = "byol without an attack"
-    others: ClassVar[tuple[str, ...]] = ("momentum",)
+    networks: ClassVar[NetworkTraits] = NetworkTraits(others=("momentum",))
     scale: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
@@ -170,7 +170,7 @@ class CleanSimSiam(Siamese):
 
     paper: ClassVar[str] = "Chen & He, CVPR 2021"
     summary: ClassVar[str] = "simsiam without an attack"
-    constant_lr: ClassVar[bool] = True
+    networks: ClassVar[NetworkTraits] = NetworkTraits(constant_head_lr=True)
 
     def row_losses(self, predictions: Tensor, targets: Tensor, stop: bool) -> Tensor:
         return symmetric_negative_cosine(predictions, targets, stop, reduction="none")

@@ -62,7 +62,7 @@ class CleanSwAV(Target):
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
         """Make the prototypes, and a pair of queues for each route, "queue_ROUTE"."""
-        names = [f"queue_{route}" for route in self.routes if self.queue_size]
+        names = [f"queue_{route}" for route in self.routes.names if self.queue_size]
         queues = {name: KeyQueue(self.queue_size, embedding_dim, random=False) for name in names}
         return {"prototypes": Prototypes(embedding_dim, self.prototypes), **queues}
 
@@ -100,7 +100,7 @@ class CleanSwAV(Target):
 
     def encoded(self, networks: Networks, images: Tensor, rows: Tensor, attacked: bool) -> Encoded:
         """Encode views to features and scores (n, prototypes), on the route of attacked or of clean images."""
-        route = self.attack_route if attacked else self.clean_route
+        route = self.routes.attack if attacked else self.routes.clean
         features, embeddings = networks(images, route)
         return Encoded(features, networks.heads["prototypes"](embeddings, route))
 
@@ -110,7 +110,7 @@ class CleanSwAV(Target):
 
     def objective_for(self, networks: Networks, views: Tensor) -> Objective:
         """Cross-entropy of each view, (2b,), from scores, with the queues as they are before the update."""
-        queued = self.queued(networks, views, self.attack_route if self.attacks else self.clean_route)
+        queued = self.queued(networks, views, self.routes.attack if self.attack.exists else self.routes.clean)
         return lambda scores: self.row_losses(scores, queued)
 
     def stream(self, networks: Networks, views: Tensor, route: str) -> Tensor:

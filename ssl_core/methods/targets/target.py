@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from astra_gym.ssl_core.methods.base import Method, Networks
+from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, Routes
 from astra_gym.ssl_core.utils.messages import shown
 
 STREAMS = {
@@ -24,10 +25,9 @@ class Target(Method):
     Both views of an image go through the network in one batch, as in ACL, not one after the other.
     """
 
-    routes: ClassVar[tuple[str, ...]] = ("normal",)
-    evaluation_route: ClassVar[str] = "normal"
-    attacks: ClassVar[bool] = False
-    nt_xent_based: ClassVar[bool] = False
+    routes: ClassVar[Routes] = Routes.single("normal")
+    attack: ClassVar[AttackTraits] = AttackTraits(exists=False)
+    loss: ClassVar[LossTraits] = LossTraits(nt_xent_based=False)
     scale: ClassVar[float] = 1.0
     """Factor of the mean over the views, for a framework whose loss is a sum over views."""
 
@@ -40,7 +40,7 @@ class Target(Method):
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`: the framework's loss of the clean views."""
-        return {"clean": self.stream(networks, views, self.clean_route)}
+        return {"clean": self.stream(networks, views, self.routes.clean)}
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -63,8 +63,7 @@ class AdversarialStreams(Target):
 
     streams: str = "ds"
 
-    attacks: ClassVar[bool] = True
-    evaluation_route: ClassVar[str] = "pgd"
+    attack: ClassVar[AttackTraits] = AttackTraits()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,20 +77,15 @@ class AdversarialStreams(Target):
             raise ValueError(f"streams is {shown(self.streams)}: expected {choices}")
 
     @property
-    def routes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Batch-norm routes: two; only the attack's for "a2a", which trains on no clean views."""
-        return ("normal", "pgd") if self.streams == "ds" else ("pgd",)
-
-    @property
-    def clean_route(self) -> str:  # type: ignore[override]
-        """Route of clean views; for "a2a" the attack's, the only one that is trained."""
-        return self.routes[0]
+    def routes(self) -> Routes:  # type: ignore[override]
+        """Two routes; only the attack's for "a2a", which trains on no clean views."""
+        return Routes() if self.streams == "ds" else Routes.single("pgd")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
         """`clean`, not for "a2a", and `adversarial`: the loss of the clean and attacked views, each on its route."""
         attacked = self.given(adversarial)
         clean = super().losses(networks, views, adversarial) if self.streams == "ds" else {}
-        return clean | {"adversarial": self.stream(networks, attacked, self.attack_route)}
+        return clean | {"adversarial": self.stream(networks, attacked, self.routes.attack)}
 
     @property
     def weights(self) -> Mapping[str, float]:

@@ -1,6 +1,6 @@
 """VICReg: variance, invariance and covariance of the embeddings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from astra_gym.ssl_core.attacks.pgd import Objective
 from astra_gym.ssl_core.losses.redundancy import vicreg, vicreg_marginal
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams, Target
+from astra_gym.ssl_core.methods.traits import LossTraits
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -32,7 +33,7 @@ class CleanVICReg(Target):
 
     paper: ClassVar[str] = "Bardes et al., ICLR 2022"
     summary: ClassVar[str] = "vicreg without an attack"
-    has_temperature: ClassVar[bool] = False
+    loss: ClassVar[LossTraits] = replace(Target.loss, has_temperature=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

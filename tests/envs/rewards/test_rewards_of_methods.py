@@ -20,7 +20,7 @@ from tests.helpers.tiny_worlds import TINY as SMALL
 TINY: dict[str, Any] = {**SMALL, "warmup_epochs": 0}
 """Steps in milliseconds, and weights that move from the first update on."""
 WORLDS: dict[str, dict[str, Any]] = {
-    **{name: {"method": name} for name, method in METHODS.items() if method.attacks},
+    **{name: {"method": name} for name, method in METHODS.items() if method.attack.exists},
     "acl a2s": {"method": "acl", "method_kwargs": {"streams": "a2s"}},
 }
 """Every method that attacks, and ACL in the variant that attacks one view of two."""

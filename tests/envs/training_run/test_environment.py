@@ -34,7 +34,7 @@ def test_the_return_is_the_final_score_and_the_budget_is_spent() -> None:
     rewards, info, engine = [step[1] for step in steps], steps[-1][4], env.episode.engine
     assert [step[2] for step in steps] == [False] * 11 + [True] and not any(step[3] for step in steps)
     assert abs(sum(rewards) - info["score"]) < 1e-9 and info["score"] == (info["SA"] + info["RA"]) / 2 > 0
-    parts = (engine.method.evaluation_route, engine.data.train, engine.data.test)
+    parts = (engine.method.routes.evaluation, engine.data.train, engine.data.test)
     found = quick_score(engine.learner.encoder, *parts, 8 / 255, info["world_seed"])
     assert pytest.approx((100 * info["SA"], 100 * info["RA"])) == (found.SA, found.RA)
     assert 60 - 1e-6 <= info["passes"] < 60 + 3.3 + 4 and engine.finished

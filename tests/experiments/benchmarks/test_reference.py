@@ -37,11 +37,11 @@ def attack() -> Callable[..., Attacked]:
     source = generator()
     method = WORLD.method.make()
     network = build_network(
-        source, arch="resnet10", width=4, routes=method.routes, projector_hidden=16, projector_dim=8
+        source, arch="resnet10", width=4, routes=method.routes.names, projector_hidden=16, projector_dim=8
     ).double()
     images = torch.rand(6, 3, 8, 8, generator=source, dtype=torch.float64)
     with torch.no_grad():
-        network.train()(images, method.attack_route)
+        network.train()(images, method.routes.attack)
     network.eval()
     epsilon = torch.tensor([8.0, 8, 3, 8, 4, 8]) / 255
     budget = Budget(epsilon=epsilon, step_size=torch.full((6,), 2 / 255), steps=torch.tensor([0, 5, 3, 1, 0, 2]))
@@ -137,7 +137,7 @@ def test_the_twins_attack_starts_where_ours_does_and_attains_the_same() -> None:
     )
     found = plain.attack(budget)
     ours = engine.learner.attack(engine.views, budget, engine.streams.on_device("noise")).images
-    route = plain.method.attack_route
+    route = plain.method.routes.attack
     losses = [plain.method.objective(plain.encoded(views, route).embeddings).mean().item() for views in (found, ours)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert (found == ours).float().mean() > 0.9

@@ -86,5 +86,5 @@ def test_a_race_is_the_training_of_each_arm() -> None:
         assert len(found["scores"][name]) == SHARES and found["seconds"][name] == sorted(found["seconds"][name])
         # scores on the way change nothing: the last one is that of an uninterrupted training
         run.agent.learn(planned * run.env.num_envs, None, reset_num_timesteps=False)
-        score = quick_score(run.encoder, run.engine.method.evaluation_route, data.train, data.test, 24 / 255, 0)
+        score = quick_score(run.encoder, run.engine.method.routes.evaluation, data.train, data.test, 24 / 255, 0)
         assert found["scores"][name][-1] == (score.SA + score.RA) / 2

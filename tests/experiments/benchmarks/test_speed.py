@@ -97,7 +97,7 @@ def test_the_start_is_the_learners() -> None:
     count = len(engine.views)
     budget = Budget.uniform(count, epsilon=1.0, step_size=0.0, steps=0)
     found = engine.learner.attack(engine.views, budget, torch.Generator().manual_seed(5)).images
-    radius = engine.method.start_radius
+    radius = engine.method.attack.start_radius
     start = perturbations(engine.views, budget, radius, torch.Generator().manual_seed(5))
     assert torch.equal(found, (engine.views + start).clamp(0, 1)) and start.abs().max() > 0
     own = perturbations(

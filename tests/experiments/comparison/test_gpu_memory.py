@@ -25,9 +25,9 @@ def test_it_is_what_an_update_keeps(method: str) -> None:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        engine.learner.update(views, engine.views if engine.method.attacks else None)
+        engine.learner.update(views, engine.views if engine.method.attack.exists else None)
     found = sum(value.untyped_storage().nbytes() for own, value in kept.items() if own not in weights)
-    streams = 2 if engine.method.attacks else 1
+    streams = 2 if engine.method.attack.exists else 1
     expected = streams * len(views) * kept_bytes(engine.learner.network, engine.image_shape)
     assert expected == pytest.approx(found, rel=0.1)
 

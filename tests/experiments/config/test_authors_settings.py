@@ -47,7 +47,7 @@ def whole_network(settings: Settings) -> tuple[TargetNetwork, dict[str, Any]]:
     method = settings.method.make()
     names = ("arch", "width", "stem", "projector", "projector_hidden", "projector_dim", "neck")
     with torch.device("meta"):
-        network = TargetNetwork(routes=method.routes, **{name: getattr(settings.network, name) for name in names})
+        network = TargetNetwork(routes=method.routes.names, **{name: getattr(settings.network, name) for name in names})
         return network, method.make_heads(network.feature_dim, network.embedding_dim)
 
 
@@ -67,7 +67,7 @@ def described(head: Projector, routes: tuple[str, ...]) -> str:
 @each
 def test_the_network_is_the_authors(name: str) -> None:
     sheet, settings = SHEETS[name], settings_of(name)
-    (network, heads), routes = whole_network(settings), settings.method.make().routes
+    (network, heads), routes = whole_network(settings), settings.method.make().routes.names
     backbone, stem = network.backbone, network.backbone.conv
     assert settings.data.image_size == 32 and len(backbone.blocks) == sheet.blocks and backbone.feature_dim == 512
     assert (stem.out_channels, stem.kernel_size, stem.stride, backbone.pool) == (64, (3, 3), (1, 1), None)
@@ -90,10 +90,10 @@ def test_the_method_and_its_attack_are_the_authors(name: str) -> None:
     if sheet.weights is not None:
         assert dict(method.weights) == pytest.approx(sheet.weights)
     if sheet.evaluated is not None:
-        assert (method.evaluated, method.evaluation_route) == sheet.evaluated
+        assert (method.networks.evaluated, method.routes.evaluation) == sheet.evaluated
     if sheet.budget is not None:
         assert tuple(asdict(method.default_budget(1)).values()) == pytest.approx(sheet.budget)
-        assert (method.attack_mode, method.start_radius) == (sheet.attack_mode, sheet.start)
+        assert (method.attack.mode, method.attack.start_radius) == (sheet.mode, sheet.start)
 
 
 @each

@@ -128,8 +128,8 @@ def lacking(agent: str, method: str) -> str:
     made = METHODS[method]()
     refused = {
         "delayed": "the agent delayed begins with clean views, but actions begin at 3 steps and a radius of 3/255",
-        "accelerating": "agent accelerating: the world cannot report attack/slope" if made.free else "",
-        "escalating": "agent escalating: the world cannot report attack/gain" if made.free else "",
+        "accelerating": "agent accelerating: the world cannot report attack/slope" if made.attack.free else "",
+        "escalating": "agent escalating: the world cannot report attack/gain" if made.attack.free else "",
         "customized": "" if made.retrieves else "agent customized: the world cannot report attack/retrieved",
         "friendly": "" if made.retrieves else r"attack_stop is retrieval \(the agent friendly sets it\), but",
     }
@@ -141,7 +141,7 @@ def test_a_method_without_an_attack_takes_no_agent_and_any_other_takes_one(metho
     taught = encoder_of(method, "somewhere")
     make = partial(Settings.of, method=method, **taught)
     settings = make()
-    attacks = METHODS[method].attacks
+    attacks = METHODS[method].attack.exists
     assert (settings.agent.agent, settings.agent.actions) == (
         ("reinforce", "factored") if attacks else ("none", "none")
     )
@@ -159,7 +159,7 @@ def test_a_method_without_an_attack_takes_no_agent_and_any_other_takes_one(metho
 def test_the_fixed_agent_plays_the_methods_own_budget_exactly() -> None:
     kinds = {}
     for method, kind in METHODS.items():
-        if kind.attacks:
+        if kind.attack.exists:
             taught = encoder_of(method, "somewhere")
             settings = Settings.of(method=method, agent="fixed", **taught)
             table = ActionTable(settings.agent.actions)

@@ -77,7 +77,7 @@ def test_a_run_says_what_it_started_from_and_goes_on_without_it(
     assert main([*flags, f"--run_dir={parted}"]) == 130
     recorded = json.loads((parted / "environment.json").read_text(encoding="utf-8"))["starts"][0]["init_from"]
     assert recorded["sha256"] == file_digest(start / "checkpoints" / "last.pt")
-    assert recorded["routes"] == dict.fromkeys(make_method(method).routes, "normal")
+    assert recorded["routes"] == dict.fromkeys(make_method(method).routes.names, "normal")
     assert recorded["random"] == [] and str(tmp_path) not in json.dumps(recorded)
     shutil.rmtree(start)
     capsys.readouterr()
@@ -104,10 +104,12 @@ PAIRS = [
     pytest.param(
         method,
         agent,
-        marks=() if method in ALWAYS and (agent == FIRST[method] or not kind.attacks) else pytest.mark.every_agent,
+        marks=()
+        if method in ALWAYS and (agent == FIRST[method] or not kind.attack.exists)
+        else pytest.mark.every_agent,
     )
     for method, kind in METHODS.items()
-    for agent in (AGENTS if kind.attacks else ("fixed",))
+    for agent in (AGENTS if kind.attack.exists else ("fixed",))
 ]
 
 
@@ -115,7 +117,7 @@ PAIRS = [
 def test_two_updates_of_a_pair(method: str, agent: str, teacher: Path, tmp_path: Path, interrupt) -> None:
     kind = METHODS[method]
     flags = [*shlex.split(TINY), f"--method={method}", *shlex.split(SMALLER.get(method, ""))]
-    flags += [f"--agent={agent}"] * kind.attacks
+    flags += [f"--agent={agent}"] * kind.attack.exists
     flags += [f"--{name}={file}" for name, file in encoder_of(method, str(teacher)).items()]
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     # the pictures take longer than the training: one agent's are enough
@@ -127,7 +129,7 @@ def test_two_updates_of_a_pair(method: str, agent: str, teacher: Path, tmp_path:
     first = state(parted)["step"]
     assert main([f"--resume={parted}"]) == 0
     states = state(whole), state(parted)
-    assert states[0]["step"] == (6 if kind.free else 2) and 1 <= first <= states[0]["step"]
+    assert states[0]["step"] == (6 if kind.attack.free else 2) and 1 <= first <= states[0]["step"]
     for part in ("world", "agent", "network"):
         assert same(states[0][part], states[1][part]), part
     if evaluate:

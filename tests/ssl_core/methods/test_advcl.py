@@ -37,7 +37,7 @@ def network(routes: tuple[str, ...], seed: int) -> TargetNetwork:
 
 
 def learner(method: AdvCL = METHOD, tables: bool = True) -> TargetLearner:
-    target, teacher = network(method.routes, 0), network(("normal",), 1)
+    target, teacher = network(method.routes.names, 0), network(("normal",), 1)
     heads = build_heads(Streams(2), method.make_heads(target.feature_dim, target.embedding_dim))
     optimizer = make_optimizer("sgd", target, 0.05, 0.0, heads=[(head, False) for head in heads.values()])
     made = TargetLearner(target, method, optimizer, lambda step: 0.05, heads=heads, others={"teacher": teacher.eval()})
@@ -72,9 +72,9 @@ def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def test_it_says_what_a_learner_needs() -> None:
     method = AdvCL()
-    assert method.routes == ("normal", "pgd", "pgd_ce") and method.evaluation_route == "pgd"
+    assert method.routes.names == ("normal", "pgd", "pgd_ce") and method.routes.evaluation == "pgd"
     assert (method.views_per_image, method.attacked_per_image, method.num_attacked(16)) == (4, 2, 32)
-    assert method.attack_mode == "train" and not method.starts_from_teacher
+    assert method.attack.mode == "train" and not method.starts_from_teacher
     assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
     assert method.clusters == (2, 10, 50, 100, 500)
     assert dict(method.weights) == {"contrast": 1.0, "pseudo": 0.2}
@@ -127,7 +127,7 @@ class World:
 
     def __init__(self) -> None:
         draw = generator(11)
-        self.student, self.teacher = Plain(METHOD.routes, 1), Plain(("normal",), 2)
+        self.student, self.teacher = Plain(METHOD.routes.names, 1), Plain(("normal",), 2)
         self.classifiers = METHOD.make_heads(4, 3)[HEAD].double()
         tables = {f"centroids_{k}": torch.randn(k, 4, generator=draw, dtype=torch.float64) for k in CLUSTERS}
         self.networks = Networks(self.student, {HEAD: self.classifiers}, {"teacher": self.teacher}, tables)
@@ -282,7 +282,7 @@ def test_the_attack_runs_in_train_mode_on_its_two_routes() -> None:
     before = copy.deepcopy(target.network)
     # the pass of the one step sees the start
     start = target.attack(batch, Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=0), generator(5)).images
-    compare(target.network, before, *METHOD.routes)
+    compare(target.network, before, *METHOD.routes.names)
     end = target.attack(batch, Budget.uniform(12, epsilon=8 / 255, step_size=2 / 255, steps=1), generator(5))
     expected = copy.deepcopy(before).train()
     for row, route in enumerate(METHOD.attack_routes):

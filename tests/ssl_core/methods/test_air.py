@@ -121,7 +121,7 @@ def test_views_are_two_strong_ones_and_the_image_itself(kind: type[ACLAIR]) -> N
         assert torch.equal(made[:6], two_views(given, ViewSettings(strength=strength), generator(3)))
         assert torch.equal(made[6:], given)
         assert torch.equal(kind().attacked(made), made[:6])
-    assert (kind().views_per_image, kind().attacked_per_image, kind().paired) == (3, 2, False)
+    assert (kind().views_per_image, kind().attacked_per_image, kind().loss.paired) == (3, 2, False)
 
 
 def test_weights_follow_the_strength() -> None:
@@ -167,7 +167,7 @@ def test_a_part_is_encoded_as_the_whole() -> None:
 def test_what_lists_say() -> None:
     assert [kind.post_processed for kind in KINDS] == [False, False, True]
     assert all(kind.paper and 0 < len(kind.summary) <= 90 for kind in KINDS)
-    assert all(kind.others == () and kind.evaluated == "target" for kind in KINDS)
+    assert all(kind.networks.others == () and kind.networks.evaluated == "target" for kind in KINDS)
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import mixed_nt_xent, nt_xent
-from astra_gym.ssl_core.methods import Method, Networks, make_method
+from astra_gym.ssl_core.methods import Method, Networks, Routes, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL, ASTrA, ASTrAPlus, SimCLR
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.training.learner import TargetLearner
@@ -28,7 +28,7 @@ def views(seed: int, n: int = 8) -> Tensor:
 
 
 def learner(method: Method) -> TargetLearner:
-    target = network(method.routes)
+    target = network(method.routes.names)
     return TargetLearner(target, method, make_optimizer("sgd", target, 0.1, 0.0), lambda step: 0.1)
 
 
@@ -48,12 +48,12 @@ def reference(z: np.ndarray, temperature: float) -> np.ndarray:
 
 @pytest.mark.parametrize("method", FAMILY)
 def test_every_method_says_what_a_learner_needs(method: Method) -> None:
-    assert {method.clean_route, method.evaluation_route} <= set(method.routes)
-    assert method.num_attacked(16) == (16 * method.attacked_per_image if method.attacks else 0)
+    assert {method.routes.clean, method.routes.evaluation} <= set(method.routes.names)
+    assert method.num_attacked(16) == (16 * method.attacked_per_image if method.attack.exists else 0)
     assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
     assert len(method.attacked(views(0))) == 4 * method.attacked_per_image
-    adversarial = method.attacked(views(1)) if method.attacks else None
-    terms = method.losses(Networks(network(method.routes)), views(0), adversarial)
+    adversarial = method.attacked(views(1)) if method.attack.exists else None
+    terms = method.losses(Networks(network(method.routes.names)), views(0), adversarial)
     assert terms.keys() == method.weights.keys()
     assert all(values.shape == (8,) for values in terms.values())
     assert method.paper and 0 < len(method.summary) <= 90
@@ -61,7 +61,7 @@ def test_every_method_says_what_a_learner_needs(method: Method) -> None:
 
 def test_simclr_has_one_route_and_no_attack() -> None:
     method = make_method("simclr")
-    assert (method.routes, method.evaluation_route, method.attacks) == (("normal",), "normal", False)
+    assert method.routes == Routes.single("normal") and not method.attack.exists
     target = network(("normal",))
     expected = nt_xent(target(views(0), "normal").embeddings)
     torch.testing.assert_close(method.losses(Networks(target), views(0), None)["clean"].mean(), expected)
@@ -73,14 +73,14 @@ def test_acl_is_the_mean_of_two_streams_on_their_own_routes() -> None:
     torch.testing.assert_close(terms["clean"].mean(), nt_xent(target(views(0), "normal").embeddings))
     torch.testing.assert_close(terms["adversarial"].mean(), nt_xent(target(views(1), "pgd").embeddings))
     assert method.weights == {"clean": 0.5, "adversarial": 0.5}
-    assert method.routes == ("normal", "pgd") and method.clean_route == "normal" and method.paired
-    assert method.start_radius is None
+    assert method.routes == Routes() and method.loss.paired
+    assert method.attack.start_radius is None
 
 
 def test_a2a_knows_attacked_views_only() -> None:
     method = ACL(temperature=0.2, streams="a2a")
-    assert method.routes == ("pgd",) and method.clean_route == "pgd"
-    target = network(method.routes)
+    assert method.routes == Routes.single("pgd")
+    target = network(method.routes.names)
     terms = method.losses(Networks(target), views(0), views(1))
     expected = reference(target(views(1), "pgd").embeddings.detach().double().numpy(), 0.2)
     np.testing.assert_allclose(terms["adversarial"].detach().numpy(), expected, rtol=1e-5)
@@ -96,7 +96,7 @@ def test_a2s_contrasts_the_attacked_first_with_the_clean_second_view() -> None:
     rows[0::2] = target(adversarial, "pgd").embeddings.detach()
     rows[1::2] = target(own[1::2], "normal").embeddings.detach()
     np.testing.assert_allclose(values.detach().numpy(), reference(rows.double().numpy(), 0.2), rtol=1e-5)
-    assert method.weights == {"adversarial": 1.0} and not method.paired
+    assert method.weights == {"adversarial": 1.0} and not method.loss.paired
     assert torch.equal(method.attacked(own), own[[0, 2, 4, 6]])
 
 
@@ -140,11 +140,11 @@ def test_the_attack_raises_what_it_maximises_and_each_route_sees_its_own_stream(
     assert objective(attacked.embeddings).mean() > objective(idle.embeddings).mean() + 1e-4
     look = target.encode_clean(views(0)).embeddings
     assert method.reward_terms(objective, look, attacked.embeddings)["clean"].shape == (number,)
-    before = {route: statistics(target.network, route) for route in method.routes}
+    before = {route: statistics(target.network, route) for route in method.routes.names}
     whole = copy.deepcopy(target.network)
     target.update(views(0), attacked.images)
     for route, images in (("pgd", attacked.images), ("normal", views(0)[1::2] if number == 4 else views(0))):
-        if route in method.routes:
+        if route in method.routes.names:
             whole.train()(images, route)
             after = statistics(target.network, route)
             assert all(map(torch.equal, after, statistics(whole, route)))
@@ -167,7 +167,7 @@ def test_astra_adds_the_mixed_loss(reading: str) -> None:
     terms = method.losses(Networks(target), views(0), views(1))
     torch.testing.assert_close(terms["mixed"].mean(), mixed_nt_xent(clean, adversarial, reading=reading))
     assert method.weights == {"clean": 0.5, "adversarial": 0.5, "mixed": 0.7}
-    assert method.start_radius == 8 / 255
+    assert method.attack.start_radius == 8 / 255
 
 
 def test_reward_terms_are_the_methods_own_losses() -> None:
@@ -186,7 +186,7 @@ def test_astra_plus_is_astra_with_post_processing() -> None:
     assert plus.post_processed and not plain.post_processed
     ours, theirs = (each.losses(Networks(network()), views(0), views(1)) for each in (plus, plain))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (plus.weights, plus.start_radius) == (plain.weights, 8 / 255)
+    assert (plus.weights, plus.attack.start_radius) == (plain.weights, 8 / 255)
 
 
 def chosen(method: Method, clean: Tensor, attacked: Tensor) -> dict[str, Tensor]:

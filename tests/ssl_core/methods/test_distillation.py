@@ -26,7 +26,7 @@ BOTH = [DeACL(), DAQSDP()]
 
 def learner(method: Method, teacher_route: str = "pgd", moment: Moment | None = None) -> TargetLearner:
     # with projectors, whose embeddings nothing may use
-    target, teacher = tiny_network(routes=method.routes), tiny_network(1).eval()
+    target, teacher = tiny_network(routes=method.routes.names), tiny_network(1).eval()
     with torch.no_grad():
         for n, part in enumerate(teacher.modules()):
             if isinstance(part, nn.BatchNorm2d):  # the routes differ
@@ -61,7 +61,7 @@ class Plain(nn.Module):
 
 
 def plain(method: Method) -> tuple[Plain, Plain, Networks]:
-    student, teacher = Plain(method.routes, 1), Plain(("normal",), 2)
+    student, teacher = Plain(method.routes.names, 1), Plain(("normal",), 2)
     return student, teacher, Networks(student, others={"teacher": teacher})
 
 
@@ -79,10 +79,10 @@ def encoded(network: Plain, x: Tensor, route: str) -> np.ndarray:
 
 @pytest.mark.parametrize("method", BOTH)
 def test_they_say_what_a_learner_needs(method: Distillation) -> None:
-    assert method.others == ("teacher",) and method.starts_from_teacher
+    assert method.networks.others == ("teacher",) and method.starts_from_teacher
     assert not type(method)(scratch=True).starts_from_teacher
-    assert {method.clean_route, method.attack_route, method.evaluation_route} <= set(method.routes)
-    assert method.attack_mode == "eval" and method.start_radius is None
+    assert {method.routes.clean, method.routes.attack, method.routes.evaluation} <= set(method.routes.names)
+    assert method.attack.mode == "eval" and method.attack.start_radius is None
     assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=2 / 255, steps=5)
     assert method.views_per_image == method.attacked_per_image == (1 if isinstance(method, DeACL) else 2)
     assert len(method.summary) <= 90
@@ -248,9 +248,9 @@ def test_a_subset_is_encoded_like_the_whole(method: Distillation, rows: list[int
 
 def distinct(method: Method) -> TargetNetwork:
     """A network in eval mode whose routes differ."""
-    made = tiny_network(routes=method.routes).eval()
+    made = tiny_network(routes=method.routes.names).eval()
     with torch.no_grad():
-        for n, route in enumerate(method.routes):
+        for n, route in enumerate(method.routes.names):
             made.backbone.norm.norm(route).bias.fill_(0.3 * n)
     return made
 

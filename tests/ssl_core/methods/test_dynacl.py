@@ -242,7 +242,7 @@ def test_the_loss_in_the_limits_of_the_temperature_and_for_another_order_of_the_
 
 def test_what_a_learner_needs() -> None:
     method = DynACL()
-    assert (method.others, method.evaluated, method.paired) == (("momentum",), "momentum", False)
+    assert (method.networks.others, method.networks.evaluated, method.loss.paired) == (("momentum",), "momentum", False)
     assert method.momentum(Moment()) == 0.99 and method.num_attacked(4) == 8
     assert DynACLPlus().post_processed and not method.post_processed
     assert all(kind.paper and 0 < len(kind.summary) <= 90 for kind in (DynACL, DynACLPlus))

@@ -11,6 +11,7 @@ import torch
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.methods.base import Networks
 from astra_gym.ssl_core.methods.emp import CFAMCSSL, EMPSSL
+from astra_gym.ssl_core.methods.traits import Routes
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
@@ -94,11 +95,11 @@ def test_what_is_attacked_and_how() -> None:
     assert method.default_budget(0) == ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=5) and method.replays == 1
     assert free.default_budget(7) == ConstantBudget(epsilon=8 / 255, step_size=1e-2, steps=3) and free.replays == 3
     assert CFAMCSSL(m=5).default_budget(0).steps == CFAMCSSL(m=5).replays == 5
-    assert (method.free, free.free) == (False, True)
+    assert (method.attack.free, free.attack.free) == (False, True)
     for each in (method, free):
-        assert each.routes == ("normal",) == (each.clean_route,) == (each.attack_route,) == (each.evaluation_route,)
-        assert each.attack_mode == "train" and each.start_radius == 0.0
-        assert not each.paired and not each.nt_xent_based
+        assert each.routes == Routes.single("normal")
+        assert each.attack.mode == "train" and each.attack.start_radius == 0.0
+        assert not each.loss.paired and not each.loss.nt_xent_based
 
 
 def test_the_crops_of_an_image_follow_each_other() -> None:

@@ -23,7 +23,7 @@ from astra_gym.ssl_core.training.learner import TargetLearner
 from tests.helpers.draws import generator
 from tests.helpers.method_worlds import CASES, IMAGES, World, run
 
-CLEAN = [case for case, (name, options) in CASES.items() if not make_method(name, options).attacks]
+CLEAN = [case for case, (name, options) in CASES.items() if not make_method(name, options).attack.exists]
 STOPPED = [
     case for case, (name, _) in CASES.items() if name.removesuffix("-clean") in ("rocl", "taro", "simsiam", "swav")
 ]
@@ -66,7 +66,7 @@ def along(gradients: Sequence[Tensor], chosen: Sequence[Tensor]) -> float:
 def test_every_method_is_here_and_attacked_in_its_own_mode() -> None:
     assert {name for name, _ in CASES.values()} == METHODS.keys()
     methods = {case: make_method(name, options) for case, (name, options) in CASES.items()}
-    assert {(case, each.attack_mode) for case, each in methods.items() if each.attacks} <= set(MODES)
+    assert {(case, each.attack.mode) for case, each in methods.items() if each.attack.exists} <= set(MODES)
 
 
 @pytest.mark.slow
@@ -195,15 +195,15 @@ def test_a_routes_statistics_follow_its_own_stream_and_nothing_else(case: str) -
     world.train()
     begun = copy.deepcopy(world.learner)
     each = world.passes()
-    assert {route for _, route, _ in each} == set(world.method.routes)
+    assert {route for _, route, _ in each} == set(world.method.routes.names)
     world.learner.update(world.views, world.adversarial)
-    for route in world.method.routes:
+    for route in world.method.routes.names:
         alike = copy.deepcopy(begun)
         run(alike, [one for one in each if one[1] == route])
         after = statistics(world.learner, route)
         assert equal(after, statistics(alike, route))
         assert not any(torch.equal(value, statistics(begun, route)[name]) for name, value in after.items())
-        for other in set(world.method.routes) - {route}:
+        for other in set(world.method.routes.names) - {route}:
             assert equal(statistics(alike, other), statistics(begun, other))
     for frozen_one in set(FROZEN) & set(begun.others):
         before = begun.others[frozen_one].state_dict()

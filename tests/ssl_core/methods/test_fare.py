@@ -19,7 +19,7 @@ from tests.helpers.draws import generator, images
 
 
 def learner(method: FARE, lr: float = 0.01) -> TargetLearner:
-    network = build_network(generator(0), arch="resnet10", width=4, routes=method.routes, projector="none")
+    network = build_network(generator(0), arch="resnet10", width=4, routes=method.routes.names, projector="none")
     initial, optimizer = copy.deepcopy(network), make_optimizer("sgd", network, lr, 0.0)
     return TargetLearner(network, method, optimizer, lambda step: lr, others={"initial": initial})
 
@@ -71,7 +71,7 @@ def test_views_are_the_images_themselves_and_the_budget_is_the_authors() -> None
     assert torch.equal(method.make_views(batch, ViewSettings(), Moment(), generator(3)), batch)
     assert (method.views_per_image, method.attacked_per_image, method.originals_per_image) == (1, 1, 0)
     assert method.default_budget(0) == ConstantBudget(epsilon=4 / 255, step_size=1 / 255, steps=10)
-    assert (method.attack_mode, method.start_radius, method.others) == ("eval", None, ("initial",))
+    assert (method.attack.mode, method.attack.start_radius, method.networks.others) == ("eval", None, ("initial",))
 
 
 def test_nothing_is_lost_at_the_start_and_an_attack_raises_the_distance() -> None:

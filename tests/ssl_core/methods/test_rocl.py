@@ -140,7 +140,7 @@ def test_the_attack_raises_its_objective_in_the_released_ball() -> None:
     made.update(views, views[0::2])
     before = copy.deepcopy(made.network.state_dict())
     own = made.method.default_budget(0)
-    assert own == ConstantBudget(epsilon=0.0314, step_size=0.007, steps=7) and made.method.start_radius is None
+    assert own == ConstantBudget(epsilon=0.0314, step_size=0.007, steps=7) and made.method.attack.start_radius is None
     objective = made.objective(views)
     still = made.attack(views, replace(own, steps=0).expand(4), generator())
     attacked = made.attack(views, own.expand(4), generator())

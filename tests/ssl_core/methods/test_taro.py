@@ -21,10 +21,10 @@ from tests.helpers.draws import generator
 def learner(**options: float) -> TargetLearner:
     method = TARO(predictor_hidden=6, **options)  # type: ignore[arg-type]
     target = build_network(
-        generator(), arch="resnet10", width=4, routes=method.routes, projector="simsiam-2", projector_dim=8
+        generator(), arch="resnet10", width=4, routes=method.routes.names, projector="simsiam-2", projector_dim=8
     )
     heads = build_heads(Streams(0, torch.device("cpu")), method.make_heads(target.feature_dim, target.embedding_dim))
-    beside = [(head, method.constant_lr) for head in heads.values()]
+    beside = [(head, method.networks.constant_head_lr) for head in heads.values()]
     optimizer = make_optimizer("sgd-classic", target, 0.05, 0.0, heads=beside)
     return TargetLearner(target, method, optimizer, lambda step: 0.05 / (1 + step), heads=heads)
 

@@ -35,8 +35,8 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("chunks", [1, 2, 3])
 def test_frozen_statistics_give_the_gradient_of_the_undivided_batch(name: str, chunks: int) -> None:
     method = make_method(name)
-    whole = small(routes=method.routes).train()
-    whole(images(16, seed=9), method.routes[-1])
+    whole = small(routes=method.routes.names).train()
+    whole(images(16, seed=9), method.routes.names[-1])
     whole.eval()
     divided = copy.deepcopy(whole)
     views, attacked = images(14), images(14, seed=2)

@@ -21,7 +21,7 @@ def pair(dtype: torch.dtype = torch.float32, chunks: int = 1, **arguments) -> li
     made = []
     for recompute in (False, True):
         settings = {"arch": "resnet10", "width": 4, "projector_dim": 8} | arguments | {"recompute": recompute}
-        network = build_network(generator(), routes=rules.routes, **settings).to(dtype)
+        network = build_network(generator(), routes=rules.routes.names, **settings).to(dtype)
         optimizer = make_optimizer("sgd", network, 0.1, 1e-4)
         made.append(TargetLearner(network, rules, optimizer, lambda step: 0.1, chunks))
     return made

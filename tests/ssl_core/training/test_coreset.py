@@ -10,7 +10,7 @@ import torch
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.losses.divergences import representational_divergence
-from astra_gym.ssl_core.methods import Method, make_method
+from astra_gym.ssl_core.methods import AttackTraits, Method, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training import coreset
@@ -40,7 +40,7 @@ def learner(method: Method | None = None, projector: str = "acl") -> TargetLearn
         torch.Generator().manual_seed(0),
         arch="resnet10",
         width=4,
-        routes=method.routes,
+        routes=method.routes.names,
         projector=projector,
         projector_hidden=6,
         projector_dim=5,
@@ -49,7 +49,7 @@ def learner(method: Method | None = None, projector: str = "acl") -> TargetLearn
     attacked = (IMAGES[:8] + 0.1 * torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
     # the routes get statistics of their own, and the optimiser a momentum
     for _ in range(3):
-        made.update(IMAGES[:8], attacked if method.attacks else None)
+        made.update(IMAGES[:8], attacked if method.attack.exists else None)
     return made
 
 
@@ -241,7 +241,7 @@ def test_no_more_batches_than_there_are_images() -> None:
 
 @dataclass(frozen=True)
 class InTrainMode(ACL):
-    attack_mode = "train"
+    attack = AttackTraits(mode="train")
 
 
 def snapshot(target: TargetLearner) -> dict[str, Any]:

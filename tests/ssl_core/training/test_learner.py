@@ -15,7 +15,7 @@ from tests.helpers.draws import generator
 
 def learner(method: str = "astra", lr: float = 0.1) -> TargetLearner:
     rules = make_method(method)
-    network = build_network(generator(), arch="resnet10", width=4, routes=rules.routes, projector_dim=8)
+    network = build_network(generator(), arch="resnet10", width=4, routes=rules.routes.names, projector_dim=8)
     return TargetLearner(network, rules, make_optimizer("sgd", network, lr, 0.0), lambda step: lr / (1 + step))
 
 
@@ -153,7 +153,7 @@ def test_an_attack_without_a_gradient_ends_the_next_update() -> None:
 def taught(precision: str) -> TargetLearner:
     """A student of a teacher whose own run computed in bfloat16, as `load_network` gives it (fp32) or as it was."""
     rules = make_method("deacl")
-    network = build_network(generator(), arch="resnet10", width=4, routes=rules.routes, projector_dim=8)
+    network = build_network(generator(), arch="resnet10", width=4, routes=rules.routes.names, projector_dim=8)
     teacher = build_network(generator(1), arch="resnet10", width=4, routes=("normal",), precision="bf16")
     teacher.precision = precision
     optimizer = make_optimizer("sgd", network, 0.1, 0.0)

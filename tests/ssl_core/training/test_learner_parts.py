@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
-from astra_gym.ssl_core.methods import ACL, Method, Networks
+from astra_gym.ssl_core.methods import ACL, AttackTraits, Method, Networks, NetworkTraits
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.training.learner import TargetLearner
@@ -28,9 +28,10 @@ def network(routes: tuple[str, ...] = ("normal", "pgd"), seed: int = 0) -> Targe
 
 
 def learner(method: Method, optimizer: str = "sgd-classic", lr: float = 0.05, **others: TargetNetwork) -> TargetLearner:
-    target = network(method.routes)
+    target = network(method.routes.names)
     heads = method.make_heads(target.feature_dim, target.embedding_dim)
-    made = make_optimizer(optimizer, target, lr, 0.0, heads=[(head, method.constant_lr) for head in heads.values()])
+    beside = [(head, method.networks.constant_head_lr) for head in heads.values()]
+    made = make_optimizer(optimizer, target, lr, 0.0, heads=beside)
     plan = TrainingPlan(epochs=4, steps=3 * method.replays, replays=method.replays)
     return TargetLearner(
         target, method, made, lambda step: lr / (1 + step), heads=heads, others=others, moment=plan.moment
@@ -41,13 +42,11 @@ def learner(method: Method, optimizer: str = "sgd-classic", lr: float = 0.05, **
 class Predicted(ACL):
     """A head behind the embeddings, a moving average and a teacher; no paper's method."""
 
-    others = ("momentum", "teacher")
-    evaluated = "momentum"
-    constant_lr = True
+    networks = NetworkTraits(others=("momentum", "teacher"), evaluated="momentum", constant_head_lr=True)
     seen: ClassVar[list[tuple[bool, ...]]] = []
 
     def make_heads(self, feature_dim: int, embedding_dim: int) -> dict[str, nn.Module]:
-        return {"predictor": Predictor(embedding_dim, 6, embedding_dim, self.routes)}
+        return {"predictor": Predictor(embedding_dim, 6, embedding_dim, self.routes.names)}
 
     def momentum(self, moment) -> float:
         return 0.9 + 0.01 * moment.step
@@ -131,7 +130,7 @@ def test_everything_is_in_eval_mode_under_attack_and_put_back() -> None:
 
 @dataclass(frozen=True)
 class InTrainMode(ACL):
-    attack_mode = "train"
+    attack = AttackTraits(mode="train")
 
 
 def test_an_attack_in_train_mode_couples_the_batch_and_moves_the_attacked_statistics_only() -> None:
@@ -151,8 +150,7 @@ def test_an_attack_in_train_mode_couples_the_batch_and_moves_the_attacked_statis
 
 @dataclass(frozen=True)
 class Free(ACL):
-    free = True
-    attack_mode = "train"
+    attack = AttackTraits(mode="train", free=True)
 
     @property
     def replays(self) -> int:

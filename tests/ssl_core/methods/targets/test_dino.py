@@ -107,7 +107,7 @@ def test_views_are_wide_ones_and_then_local_ones() -> None:
     side = views.flatten(1).amax(dim=1) - views.flatten(1).amin(dim=1)
     assert side[:10].min() > 0.9 and side[10:].max() < 0.5 and side[10:].min() > 0.25
     assert torch.equal(method.attacked(views), views[:10])
-    assert not method.paired and DINO().paired and DINO().views_per_image == 2
+    assert not method.loss.paired and DINO().loss.paired and DINO().views_per_image == 2
 
 
 def test_bad_options_are_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.losses.redundancy import barlow_twins_marginal, vicreg_marginal
-from astra_gym.ssl_core.methods import METHODS
+from astra_gym.ssl_core.methods import METHODS, Routes
 from astra_gym.ssl_core.methods.targets.target import AdversarialStreams
 from astra_gym.ssl_core.models.modes import frozen
 from tests.helpers.draws import generator
@@ -28,7 +28,8 @@ def test_every_target_is_here_with_a_clean_form() -> None:
 @EVERY
 def test_the_clean_form_has_the_loss_of_the_clean_stream(name: str) -> None:
     alone, both = learner(f"{name}-clean"), learner(name)
-    assert (alone.method.routes, alone.method.attacks, both.method.routes) == (("normal",), False, ("normal", "pgd"))
+    assert (alone.method.routes, both.method.routes) == (Routes.single("normal"), Routes())
+    assert both.method.attack.exists and not alone.method.attack.exists
     own, terms = alone.update(VIEWS, None), both.update(VIEWS, ATTACKED)
     assert own["clean"] == pytest.approx(terms["clean"], rel=1e-5)
     scale = both.method.scale
@@ -36,7 +37,7 @@ def test_the_clean_form_has_the_loss_of_the_clean_stream(name: str) -> None:
     assert terms["total"] == pytest.approx(scale * (terms["clean"] + terms["adversarial"]) / 2, rel=1e-5)
     attacked = {"key": "attacked"} if name == "moco" else {}
     one = learner(name, streams="a2a", **attacked)
-    assert one.method.routes == ("pgd",) and one.update(VIEWS, ATTACKED).keys() == {"adversarial", "total"}
+    assert one.method.routes == Routes.single("pgd") and one.update(VIEWS, ATTACKED).keys() == {"adversarial", "total"}
 
 
 @EVERY
