@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, ConstantBudget, Encode, Objective
 from astra_gym.ssl_core.losses.contrastive import nearest_is_partner, nt_xent
-from astra_gym.ssl_core.methods.traits import AttackTraits, LossTraits, NetworkTraits, Routes
+from astra_gym.ssl_core.methods.traits import AttackTraits, FormerFlags, LossTraits, NetworkTraits, Routes
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.transforms.views import ViewSettings, two_views
 from astra_gym.ssl_core.utils.finite import check_number
@@ -47,7 +47,7 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(FormerFlags, ABC):
     """A self-supervised method: it composes views, an attack, networks and losses, without an agent or a training loop.
 
     The defaults, which most methods share, are two views per image (rows 2k and 2k+1), NT-Xent on these views, and a

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Any, Literal, NoReturn, Self, get_args
 
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
@@ -157,6 +157,59 @@ TRAITS: Mapping[str, type] = {
     "loss": LossTraits,
 }
 """The records of a method, by the attribute of `Method`."""
+MOVED: Mapping[str, str] = {
+    "clean_route": "routes.clean",
+    "attack_route": "routes.attack",
+    "evaluation_route": "routes.evaluation",
+    "needs_routes": "routes.needed",
+    "attacks": "attack.exists",
+    "attack_mode": "attack.mode",
+    "start_radius": "attack.start_radius",
+    "reference_mode": "attack.reference_mode",
+    "free": "attack.free",
+    "others": "networks.others",
+    "evaluated": "networks.evaluated",
+    "averaged_heads": "networks.averaged_heads",
+    "momentum_first": "networks.momentum_first",
+    "shares_projector": "networks.shares_projector",
+    "constant_lr": "networks.constant_head_lr",
+    "objective_is_loss": "loss.is_objective",
+    "paired": "loss.paired",
+    "nt_xent_based": "loss.nt_xent_based",
+    "has_temperature": "loss.has_temperature",
+}
+"""Where the flags of a class are that earlier versions had one by one."""
+
+
+class FormerFlags:
+    """Base of `Method` that says where a flag of earlier versions is, instead of ignoring it.
+
+    Raises:
+        TypeError: if a subclass sets such a flag.
+        AttributeError: if one is read.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for flag, place in MOVED.items():
+            if flag in vars(cls):
+                record = place.partition(".")[0]
+                hint = f"set {record} = {TRAITS[record].__name__}(...)"
+                raise TypeError(f"{flag} of {cls.__name__} is {place} now: {hint}")
+
+
+class _Moved:
+    """What stands in the place of a flag. Unlike `__getattr__` it hides no error of a property."""
+
+    def __init__(self, flag: str) -> None:
+        self.flag = flag
+
+    def __get__(self, method: object, kind: type) -> NoReturn:
+        raise AttributeError(f"{self.flag} of {kind.__name__} is {MOVED[self.flag]} now")
+
+
+for _flag in MOVED:
+    setattr(FormerFlags, _flag, _Moved(_flag))
 
 
 def _check_names(what: str, names: tuple[str, ...], known: tuple[str, ...] = ()) -> None:

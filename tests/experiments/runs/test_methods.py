@@ -14,6 +14,7 @@ from astra_gym.ssl_core.methods import METHODS, make_method
 from astra_gym.ssl_core.utils.hashing import file_digest
 from tests.helpers.method_worlds import encoder_of
 from tests.helpers.states import same
+from tests.helpers.tiny_training import call, expect_error
 
 TINY = (
     "--limit=8 --test_limit=20 --batch_size=4 --image_size=8 --width=2 --projector_hidden=8 --projector_dim=8 "
@@ -41,6 +42,15 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "run"
     assert main([*shlex.split(TINY), "--method=simclr", "--evaluate=false", f"--run_dir={folder}"]) == 0
     return folder
+
+
+def test_a_method_with_a_former_flag_is_refused_in_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    source = "from astra_gym.ssl_core.methods import ACL\n\n\nclass Former(ACL):\n    start_radius = 8 / 255\n"
+    (tmp_path / "former.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = [*shlex.split(TINY), "--method=former:Former", "--agent=fixed", f"--run_dir={tmp_path / 'run'}"]
+    said = "TypeError: start_radius of Former is attack.start_radius now: set attack = AttackTraits(...)"
+    expect_error(capsys, call(*flags), "cannot import former", said)
 
 
 def test_a_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_other(

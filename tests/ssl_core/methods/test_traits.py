@@ -1,11 +1,12 @@
+import copy
 import pickle
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any
 
 import pytest
 
-from astra_gym.ssl_core.methods import METHODS, AttackTraits, LossTraits, Method, NetworkTraits, Routes
-from astra_gym.ssl_core.methods.traits import TRAITS
+from astra_gym.ssl_core.methods import ACL, METHODS, AttackTraits, LossTraits, Method, NetworkTraits, Routes
+from astra_gym.ssl_core.methods.traits import MOVED, TRAITS
 
 
 def test_one_route_is_for_all_images() -> None:
@@ -57,6 +58,38 @@ def test_records_do_not_change_and_name_what_they_are_given() -> None:
             setattr(own, fields(own)[0].name, None)
         with pytest.raises(TypeError):
             record(True)
+
+
+def test_every_flag_is_where_the_table_says() -> None:
+    for place in MOVED.values():
+        record, _, name = place.partition(".")
+        assert hasattr(TRAITS[record](), name)
+        assert all(hasattr(getattr(kind(), record), name) for kind in METHODS.values())
+
+
+@pytest.mark.parametrize("flag", MOVED)
+def test_a_former_flag_is_refused_where_it_is_set_and_where_it_is_read(flag: str) -> None:
+    place = f"{flag} of Mine is {MOVED[flag]} now"
+    record = MOVED[flag].partition(".")[0]
+    for value in (True, property(lambda method: True)):
+        with pytest.raises(TypeError, match=f"^{place}: set {record} = {TRAITS[record].__name__}\\(...\\)$"):
+            type("Mine", (ACL,), {flag: value})
+    with pytest.raises(TypeError, match=place):
+        dataclass(frozen=True)(type("Mine", (ACL,), {"__annotations__": {flag: bool}, flag: False}))
+    mine = type("Mine", (ACL,), {})
+    for owner in (mine, mine(), copy.deepcopy(mine())):
+        with pytest.raises(AttributeError, match=place):
+            getattr(owner, flag)
+
+
+def test_an_error_in_a_property_is_not_hidden() -> None:
+    class Mine(ACL):
+        @property
+        def weights(self) -> Any:
+            return {"clean": self.no_such_option}
+
+    with pytest.raises(AttributeError, match="no_such_option"):
+        _ = Mine().weights
 
 
 def test_a_subclass_changes_one_trait_and_keeps_the_others() -> None:
