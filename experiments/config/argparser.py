@@ -5,14 +5,14 @@ import difflib
 import math
 import shutil
 import textwrap
-import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Generic, NoReturn, TypeVar, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from astra_gym.experiments.config.commands import help_text, program
 from astra_gym.experiments.config.flag_values import (
@@ -62,6 +62,8 @@ class CommandParser(ArgumentParser, Generic[Record]):
         )
         self.command, self.record, self.shape = name, record, usage
         self.leaves = {leaf.name: leaf for leaf in leaves(record)}
+        self.usual = {name: leaf.default for name, leaf in self.leaves.items() if leaf.default is not MISSING}
+        """Defaults by field name."""
         docs = {part: _documented(part) for _, part in parts(record)}
         titles = _titles(docs)
         older = {old: new for old, new in renamed.SETTINGS.items() if new in self.leaves}
@@ -88,8 +90,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
 
     def read(self, argv: Sequence[str]) -> Record:
         """Read the record of a command line; if anything is wrong, end the process with status 2 and one line."""
-        self.given(argv)
-        values = self.values(argv)
+        values = self.usual | self.given(argv)
         missing = [
             (leaf.notes.unit or leaf.name) if leaf.notes.positional else f"--{leaf.name}"
             for leaf in self.leaves.values()
@@ -105,7 +106,7 @@ class CommandParser(ArgumentParser, Generic[Record]):
     def given(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the values that a command line gives, by field name. An old and a present name of one field are an
         error."""
-        found = self.values(argv, defaults=False)
+        found = self._parsed(argv)
         flags = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
         for old, new in self.aliases.items():
             name, _, option = new.partition(".")
@@ -113,11 +114,11 @@ class CommandParser(ArgumentParser, Generic[Record]):
                 self.error(f"--{old} is the old name of --{new}: give one of them")
         return found
 
-    def values(self, argv: Sequence[str], defaults: bool = True) -> dict[str, Any]:
-        """Return the values of all fields by name, with defaults for those that a command line leaves out."""
-        words = self._words(argv)
-        found = vars(self.parse_args(words, defaults=defaults))
-        return {name: plain(value) for name, value in found.items()}
+    def values(self, argv: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return the values of all fields by name: those of a command line, else of `defaults`, as a field's `reader`
+        returns them, else the record's own. Single settings, `--agent_kwargs.gamma`, join those of `defaults`."""
+        by_name = {name: value for name, value in defaults.items() if is_by_name(self.leaves[name].hint)}
+        return self.usual | {name: plain(value) for name, value in defaults.items()} | self._parsed(argv, by_name)
 
     def split(self, argv: Sequence[str], beside: Collection[str] = ()) -> tuple[list[str], list[str]]:
         """Split a command line into this parser's flags with their values, and the other words, which another parser
@@ -161,6 +162,11 @@ class CommandParser(ArgumentParser, Generic[Record]):
         except ValueError as error:
             self.error(str(error))
         CommandParser(self.command, self.record, None, self.shape, self.prog, section).print_help()
+
+    def _parsed(self, argv: Sequence[str], before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        # without the defaults, which jsonargparse would check anew at every reading
+        found = vars(self.parse_args(self._words(argv), Namespace(dict(before)), defaults=False))
+        return {name: plain(value) for name, value in found.items()}
 
     def _words(self, argv: Sequence[str]) -> list[str]:
         """Prepare a command line for argparse: `-1e-3` is a value, and `--agent_kwargs.gamma` a flag."""
@@ -223,7 +229,7 @@ class _OneByName(argparse.Action):
         # a dotted path, my_package.my_module:MyTerm, is one name
         path = [name] if ":" in name else name.split(".")
         before = getattr(namespace, self.dest, None)
-        setattr(namespace, self.dest, types.MappingProxyType(with_one(before, path, values)))
+        setattr(namespace, self.dest, MappingProxyType(with_one(before, path, values)))
 
 
 def unknown(name: str, known: Iterable[str], what: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,7 +138,7 @@ def parse(
     after `--help`, `--list` and `--print_config`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = CommandParser("train", TrainCommand, ABOUT, USAGE, prog)
+    parser = _parser(prog)
     given = parser.given(argv)
     for pair in SAME:
         if all(_holds(given, name) for name in pair):
@@ -180,13 +181,19 @@ def parse(
     return invocation
 
 
+@cache
+def _parser(prog: str) -> CommandParser[TrainCommand]:
+    # a comparison reads a command line for each arm
+    return CommandParser("train", TrainCommand, ABOUT, USAGE, prog)
+
+
 def settings_given(argv: Sequence[str]) -> set[str]:
     """Return the names of the settings that a checked command line gives by its flags and files, by any name.
 
     Raises:
         ValueError: as `read_yaml`.
     """
-    given = CommandParser("train", TrainCommand, ABOUT, USAGE).given(argv)
+    given = _parser("").given(argv)
     records = [given, *map(read_yaml, given.get("config") or ())]
     return {name for record in records for name in _by_own_names(record) if name in LEAVES}
 
@@ -305,8 +312,7 @@ def _by_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _values(parser: CommandParser[TrainCommand], defaults: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """Return the values of all settings: those of the flags, else `defaults`."""
-    parser.set_defaults({name: _read(name, value) for name, value in defaults.items()})
-    found = parser.values(argv)
+    found = parser.values(argv, {name: _read(name, value) for name, value in defaults.items()})
     return _placed({name: found[name] for name in LEAVES})
 
 

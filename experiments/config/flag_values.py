@@ -121,12 +121,11 @@ def is_number(text: str) -> bool:
         return False
 
 
-def with_one(options: Mapping[str, Any] | None, path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return settings by name with one of them, which may be nested, changed."""
-    made: dict[str, Any] = dict(options or {})
+def with_one(options: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return settings by name with one of them, which may be nested, changed; a list or None is no settings."""
+    made: dict[str, Any] = dict(options) if isinstance(options, Mapping) else {}
     first, *rest = path
-    below = made.get(first)
-    made[first] = with_one(below if isinstance(below, Mapping) else None, rest, value) if rest else value
+    made[first] = with_one(made.get(first), rest, value) if rest else value
     return made
 
 

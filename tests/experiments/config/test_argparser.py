@@ -94,13 +94,15 @@ def test_a_record_is_made_of_what_is_given_and_of_defaults(parser: CommandParser
     place = dataclasses.replace(plain, radii=(1.0, 4 / 255), force=True, word=("a", "b c"))
     assert parser.read(words) == Thing(sizes=Sizes(width=5, kind="square"), place=place)
     assert parser.given(["--width", "5"]) == {"width": 5, "what": None}
-    parser.set_defaults({"width": 7})
-    assert parser.read(["x"]).sizes.width == 7 and parser.read(["x", "--width=5"]).sizes.width == 5
+    assert parser.values(["x"], {"width": 7})["width"] == 7 and parser.values(["x"])["width"] == 3
+    assert parser.values(["x", "--width=5"], {"width": 7})["width"] == 5
 
 
 def test_options_by_name_are_over_those_before(parser: CommandParser[Thing]) -> None:
     words = ["x", "--options", "{a: {b: 1}, c: off}", "--options.a.d", "-1e-3", "--options.e=010"]
     assert parser.read(words).place.options == {"a": {"b": 1, "d": -1e-3}, "c": "off", "e": 10}
+    for before, after in (({"a": 1}, {"a": 1, "b": 2}), ({"b": 1}, {"b": 2}), ([1], {"b": 2}), (None, {"b": 2})):
+        assert parser.values(["x", "--options.b=2"], {"options": before})["options"] == after
 
 
 def test_a_tilde_is_the_home_folder_whatever_shell_there_is(monkeypatch, parser, capsys) -> None:
