@@ -19,7 +19,7 @@ LOCAL = "local"
 LOST = 255
 """The status of a cell whose end nobody saw; in `multiprocessing`, that of a process whose fork server was killed."""
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-INSTALL = "pip install 'astra-gym[{extra}]'"
+INSTALL = "pip install '.[{extra}]' in the checkout"
 MOST_CPUS, MOST_ATTEMPTS = 4096, 1000
 
 

@@ -26,7 +26,7 @@ class NetworkSection:
 
     Args:
         arch: the backbone; timm:NAME is a vision transformer of timm, such as timm:vit_tiny_patch16_224 (needs
-            pip install 'astra-gym[timm]').
+            pip install '.[timm]' in the checkout).
         patch_size: side of a vision transformer's patches; it divides the images' side; null: as in the backbone's
             name.
         width: channels of a ResNet's first stage (64 in the paper).

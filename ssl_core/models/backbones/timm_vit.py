@@ -16,7 +16,7 @@ from astra_gym.ssl_core.utils.messages import brief, shown
 PREFIX = "timm:"
 """Beginning of the architectures' names."""
 EXAMPLE = "timm:vit_tiny_patch16_224"
-INSTALL = "pip install 'astra-gym[timm]'"
+INSTALL = "pip install '.[timm]' in the checkout"
 PLAIN = "a vision transformer with learned positions, layer norm and no pooling by attention, as vit_tiny_patch16_224"
 
 

@@ -21,7 +21,9 @@ LONG = ("--epochs=15", "--evaluate=false", "--images_every=100")
 
 def test_without_ray_a_line_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"--engine ray: Ray is not installed: pip install 'astra-gym\[ray\]'"):
+    with pytest.raises(
+        ValueError, match=r"--engine ray: Ray is not installed: pip install '\.\[ray\]' in the checkout"
+    ):
         RayEngine(EngineFlags(engine="ray"))
 
 

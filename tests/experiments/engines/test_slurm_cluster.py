@@ -106,5 +106,5 @@ def test_where_something_is_missing_a_line_says_what_to_do(monkeypatch, tmp_path
     with pytest.raises(ValueError, match=r"--cell_gpus 0\.5: SLURM gives whole GPUs"):
         SlurmEngine(EngineFlags(engine="slurm", cell_gpus=0.5))
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r"submitit is not installed: pip install 'astra-gym\[slurm\]'"):
+    with pytest.raises(ValueError, match=r"submitit is not installed: pip install '\.\[slurm\]' in the checkout"):
         engine()

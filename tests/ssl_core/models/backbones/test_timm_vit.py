@@ -131,5 +131,5 @@ def test_images_of_another_size_are_refused() -> None:
 def test_without_timm_a_name_is_read_and_a_network_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert patch_size_of("timm:vit_small_patch8_224") == 8
-    with pytest.raises(MissingTimmError, match=r"timm is not installed: pip install 'astra-gym\[timm\]'"):
+    with pytest.raises(MissingTimmError, match=r"timm is not installed: pip install '\.\[timm\]' in the checkout"):
         TimmViT(TINY, 8, 4)
