@@ -1,29 +1,34 @@
 """Benchmark the fast path: every value is a ratio or a share, measured in one run on the same work.
 
+# the usual parts
 python experiments/benchmark.py
+# two of them
 python experiments/benchmark.py --parts attack step --repeats 5 --threads 2 --output results/benchmark.json
+# the usual parts, compared with an earlier result
 python experiments/benchmark.py --compare results/benchmark.json --output new.json
+# one part anew, the others as they were
 python experiments/benchmark.py --parts start --add_to results/benchmark.json
+# where the time of an attack and an update goes
 python experiments/benchmark.py --profile profile/
 
 Variants are measured in turn (ABCD ABCD ...). In each round all variants do the same work, and each round has new work.
 A first round warms up and does not count. A value is the median over the rounds, with its quartiles. In seconds are
-only `start`, which is a limit, and `robustness`, beside its ratios. The parts, each described at the function in
-`experiments/benchmarks/` that measures it:
+only `start`, which is a limit, and `robustness`, beside its ratios. The parts, each described at its function in
+experiments/benchmarks/:
 
-attack      `speed.measure_attack`: the reference's masked loop against ours, and the gain of each idea
-step        `speed.measure_step`: a whole training step against a plain rewriting of the reference's
-precision   `speed.measure_precision`: bfloat16 against float32 in observation, attack and update
-shares      `overheads.measure_shares`: where the time of a run goes
-agents      `overheads.measure_agents`: every agent's share of a step
-scaling     `costs.measure_scaling`: how an attack's time grows
-efficiency  `efficiency.measure_efficiency`: FLOPs per second, as a share of what matrix products reach here
-evaluation  `evaluation.measure_evaluation`: PGD-20 and AutoAttack against the loops of the reference's evaluation
-data        `data.measure_data`: reading batches from 2.8 GB on disk while training on them
-robustness  `robustness.measure_robustness`: seconds of training until arms are as robust as the paper's constant
-start       `overheads.measure_start`: seconds to the first training step
-ranks       `ranks.measure_ranks`: torchrun, a rank for each of --threads, against one process with as many
-training    `checkouts.measure_training`: with --against, a training there and here
+attack      the reference's masked loop against ours, and the gain of each idea
+step        a whole training step against a plain rewriting of the reference's
+precision   bfloat16 against float32 in observation, attack and update
+shares      where the time of a run goes
+agents      every agent's share of a step
+scaling     how an attack's time grows
+efficiency  FLOPs per second, as a share of what matrix products reach here
+evaluation  PGD-20 and AutoAttack against the loops of the reference's evaluation
+data        reading batches from 2.8 GB on disk while training on them
+robustness  seconds of training until arms are as robust as the paper's constant
+start       seconds to the first training step
+ranks       torchrun, a rank for each of --threads, against one process with as many
+training    with --against, a training there and here
 
 The results are written after every part, so an interrupted benchmark keeps its finished parts.
 """
@@ -63,12 +68,11 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.devices import resolve_device
 from astra_gym.experiments.config.frame import Ending, framed
-from astra_gym.ssl_core.settings.records import SWITCH, Notes
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.device import ieee_fp32
 from astra_gym.ssl_core.utils.files import check_target, resolved
 from astra_gym.ssl_core.utils.messages import said
 from astra_gym.ssl_core.utils.paths import check_place
-from astra_gym.ssl_core.utils.registry import pick
 from astra_gym.ssl_core.utils.stopping import status_of
 
 AGAINST = "training"
@@ -108,9 +112,9 @@ class BenchmarkFlags:
     Args:
         parts: parts to measure; by default all, but training only with --against, and ranks only by name.
         against: another checkout, for the part training.
-        repeats: measured rounds; by default 3.
-        threads: number of torch's threads.
-        device: auto, cpu, cuda or cuda:N.
+        repeats: measured rounds of each part; by default 3.
+        threads: number of torch's threads; by default all that torch takes here.
+        device: where it runs: auto (a GPU where there is one), cpu, cuda or cuda:N.
         output: file of the results.
         picture: a PNG of the results; by default beside the output.
         compare: an earlier result, to mark what changed.
@@ -119,7 +123,7 @@ class BenchmarkFlags:
         quick: tiny networks, to try the command; the values mean nothing.
     """
 
-    parts: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="PART")] = None
+    parts: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=PARTS, what="part", unit="PART")] = None
     against: Annotated[Path | None, Notes(unit="CHECKOUT")] = None
     repeats: Annotated[int | None, Notes(unit="N")] = None
     threads: int = torch.get_num_threads()
@@ -130,6 +134,9 @@ class BenchmarkFlags:
     add_to: Annotated[Path | None, Notes(unit="OLD.json")] = None
     profile: Annotated[Path | None, Notes(unit="DIR")] = None
     quick: Annotated[bool, SWITCH] = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -165,10 +172,7 @@ def parse(argv: Sequence[str]) -> BenchmarkRequest:
 
 def _requested(given: BenchmarkFlags) -> BenchmarkRequest:
     usual = [name for name in PARTS if name not in (AGAINST, RANKS) or (name == AGAINST and given.against)]
-    named = given.parts or usual
-    for part in named:
-        pick(part, PARTS, "part")
-    parts = list(dict.fromkeys(named))
+    parts = list(dict.fromkeys(given.parts or usual))
     if (AGAINST in parts) != (given.against is not None):
         raise ValueError(f"--against CHECKOUT and the part {AGAINST!r} need each other")
     against = given.against and check_checkout(given.against)

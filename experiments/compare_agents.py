@@ -1,15 +1,18 @@
 """Compare agents: train each with several seeds, side by side, resumably.
 
+# six agents, each with five seeds
 python experiments/compare_agents.py --agents reinforce ppo bandit fixed fixed-max random --seeds 5
+# an agent with a setting of its own, and again with as many attack steps as others
 python experiments/compare_agents.py --arm 'cost=--agent reinforce --reward_weights.cost 0.02' --equal_compute cost
+# the parts of the method ASTrA, switched on and off
 python experiments/compare_agents.py --ablation astra --agents random fixed-max --seeds 3
+# go on with a comparison that was stopped, killed or had failing cells
 python experiments/compare_agents.py --resume comparisons/NAME
 
 Every cell (an arm, which is one set of flags, with one seed) is an ordinary run in comparisons/NAME/cells/, one process
 with one thread. Flags not listed below go to every run, see train_agent.py --help. comparison.json holds what is
-finished so far, and report.py reads it. --resume continues a comparison that was stopped, killed or had failing cells.
-With --dir, runs in DIR/cells/LABEL-seedN and cells of DIR/comparison.json are reused if their settings are the planned
-ones.
+finished so far, and report.py reads it. With --dir, runs in DIR/cells/LABEL-seedN and cells of DIR/comparison.json are
+reused if their settings are the planned ones.
 """
 
 import itertools
@@ -17,9 +20,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 if not __package__:
     # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
@@ -28,6 +31,7 @@ if not __package__:
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
 
+from astra_gym.agents import AGENTS
 from astra_gym.experiments.comparison.ablations import ABLATIONS
 from astra_gym.experiments.comparison.arms import MOST_SEEDS, base_arms, check_equal_compute, without
 from astra_gym.experiments.comparison.cell_results import read_pairs
@@ -38,15 +42,18 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program, recorded, typed
 from astra_gym.experiments.config.frame import Ending, framed
+from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.engines.attempts import recall
 from astra_gym.experiments.engines.base import LOCAL, EngineFlags
-from astra_gym.experiments.engines.choice import ENGINES, make_engine
+from astra_gym.experiments.engines.choice import make_engine
 from astra_gym.experiments.stats import PRIMARY, Pairs, arms_of
 from astra_gym.experiments.tuning.searched_arms import search_costs
+from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 
-AGENTS = ("reinforce", "fixed", "fixed-max", "random")
+COMPARED = ("reinforce", "fixed", "fixed-max", "random")
+"""The agents of a comparison that names none."""
 SEEDS, PRIMARY_SEEDS = 5, 10
 PRESET, METHOD = "digits-grid", "astra"
 
@@ -62,11 +69,11 @@ class CompareFlags:
             loss and the strategy; daq-sdp: the perturbation of the weights. Arms of --agents and --arm join them, with
             the whole method.
         seeds: number of seeds of each agent, counted from 0; by default 5.
-        primary_seeds: number of seeds of the arms that are tested, see test; by default --seeds, but at least 10 if
+        primary_seeds: number of seeds of the arms that are tested, see --test; by default --seeds, but at least 10 if
             that is 5 or more.
         preset: preset of all runs; by default digits-grid.
         presets: several presets, each with all agents.
-        methods: one or several, each with all agents; by default astra.
+        methods: one method or several, each with all agents; by default astra.
         arm: a custom arm, LABEL=FLAGS, with flags of the training; may be repeated.
         test: two arms A:B whose difference is tested, fixed before the first run; may be repeated; by default
             reinforce:random, reinforce:fixed and reinforce:fixed-max, or those of --ablation. All other pairs have
@@ -77,37 +84,23 @@ class CompareFlags:
             attack steps as the most expensive arm.
         jobs: cells at once; by default one per usable core, and no more than a GPU's memory holds; on a cluster all
             that it has room for.
-        engine: what runs the cells. local: this machine. ray: the machines of a Ray cluster, or a Ray started here.
-            slurm: jobs of SLURM. On a cluster all machines share the folder of the comparison and this installation.
-        cell_cpus: cores of a cell, which are its threads.
-        cell_gpus: GPUs of a cell, for ray also a part of one, such as 0.25; without it a cell sees none on a cluster.
-        cell_attempts: attempts at a cell whose machine or job dies; each resumes from the last checkpoint.
-        ray_address: address of a running Ray cluster, HOST:PORT, or auto for the one of this machine.
-        slurm: parameters of the SLURM jobs as submitit names them, such as partition, account, timeout_min, mem_gb and
-            signal_delay_s.
         dir: folder of the comparison; by default the first free one of comparisons/PRESET, -2, -3 and so on.
         resume: folder of a comparison to resume.
         trust: import the modules that a comparison's plan or a config file names, which runs their code.
     """
 
-    agents: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
+    agents: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=AGENTS, what="agent", custom=True)] = None
     ablation: Annotated[str | None, Notes(choices=ABLATIONS, what="ablation")] = None
     seeds: int | None = None
     primary_seeds: int | None = None
-    preset: str | None = None
-    presets: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
-    methods: Annotated[tuple[str, ...] | None, Notes(nargs="+", unit="NAME")] = None
+    preset: Annotated[str | None, Notes(choices=PRESETS, what="preset")] = None
+    presets: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=PRESETS, what="preset")] = None
+    methods: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=METHODS, what="method", custom=True)] = None
     arm: Annotated[tuple[str, ...], Notes(repeated=True, unit="'LABEL=FLAGS'")] = ()
     test: Annotated[tuple[str, ...], Notes(repeated=True, unit="A:B")] = ()
     searched: Annotated[tuple[str, ...], Notes(repeated=True, unit="ARM=FILE")] = ()
     equal_compute: Annotated[tuple[str, ...], Notes(nargs="+", unit="ARM")] = ()
     jobs: int | None = None
-    engine: Annotated[str, Notes(choices=ENGINES, what="engine")] = LOCAL
-    cell_cpus: int = 1
-    cell_gpus: float | None = None
-    cell_attempts: int = 5
-    ray_address: Annotated[str | None, Notes(unit="HOST:PORT")] = None
-    slurm: dict[str, Any] | None = None
     dir: Annotated[Path | None, Notes(unit="DIR")] = None
     resume: Annotated[Path | None, Notes(unit="DIR")] = None
     trust: Annotated[bool, SWITCH] = False
@@ -124,10 +117,18 @@ class CompareFlags:
         if self.ablation and self.methods:
             raise ValueError(f"--ablation {self.ablation}: its arms have their own method, leave --methods out")
 
-    @property
-    def where(self) -> EngineFlags:
-        """The flags of the engine."""
-        return EngineFlags(**{item.name: getattr(self, item.name) for item in fields(EngineFlags)})
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """All flags of a comparison.
+
+    Args:
+        comparison: what is compared, and how often.
+        engine: where the cells run, and what each of them gets.
+    """
+
+    comparison: CompareFlags
+    engine: EngineFlags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,13 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], ending: Ending) -> int:
-    parser = CommandParser("compare", CompareFlags, __doc__, "[--FLAG VALUE ...], or --resume DIR [--jobs N] [--trust]")
+    parser = CommandParser("compare", CompareCommand, __doc__, "[--FLAG VALUE ...], or --resume DIR")
     own, flags = parser.split(argv, LEAVES)
-    given = parser.read(own)
+    command = parser.read(own)
+    given, where = command.comparison, command.engine
     ending.stopped = "interrupted before anything ran"
     try:
-        engine = make_engine(given.where)
-        folder, plan = _prepare(given, flags, argv)
+        engine = make_engine(where)
+        folder, plan = _prepare(command, flags, argv)
         ending.place = folder.path
         folder.path.mkdir(parents=True, exist_ok=True)
         with locked(folder.path) as lock:
@@ -163,9 +165,9 @@ def _main(argv: list[str], ending: Ending) -> int:
                     folder.write_plan(plan)
             folder.sweep()
             recall(folder.path)
-            again = typed("compare", "--resume", str(folder.path), *plan.trusting, *given.where.words)
+            again = typed("compare", "--resume", str(folder.path), *plan.trusting, *where.words)
             # how many cells this machine has room for says nothing of a cluster
-            jobs = given.jobs or (plan.jobs if given.engine == LOCAL else min(MOST_JOBS, len(plan.cells)))
+            jobs = given.jobs or (plan.jobs if where.engine == LOCAL else min(MOST_JOBS, len(plan.cells)))
             comparer = Comparer(folder, plan, jobs, lock, engine, again)
             ending.kept = "all runs that have finished are kept, and the others' checkpoints"
             ending.after = f"resume by {again}"
@@ -181,14 +183,17 @@ def _main(argv: list[str], ending: Ending) -> int:
         parser.error(": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None))
 
 
-def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> tuple[ComparisonFolder, ComparisonPlan]:
+def _prepare(
+    command: CompareCommand, flags: Sequence[str], argv: Sequence[str]
+) -> tuple[ComparisonFolder, ComparisonPlan]:
     """Return the folder and its plan; write nothing yet.
 
     Raises:
         ValueError: if anything is wrong with the command line or the folder.
     """
+    given, where = command.comparison, command.engine
     if given.resume is not None:
-        changeable = ("resume", "jobs", "searched", "trust", *(item.name for item in fields(EngineFlags)))
+        changeable = ("resume", "jobs", "searched", "trust")
         others = [f"--{name}" for name, value in vars(given).items() if value and name not in changeable]
         if others or flags:
             first = [*others, *flags][0]
@@ -207,7 +212,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     own = [*(ablation.texts if ablation else ()), *given.arm]
     seeds = given.seeds or SEEDS
     primary = given.primary_seeds or (max(PRIMARY_SEEDS, seeds) if seeds >= SEEDS else seeds)
-    agents = given.agents or (() if own else AGENTS)
+    agents = given.agents or (() if own else COMPARED)
     again = typed("compare", *argv, "--trust")
     tests = _pairs(given.test) if given.test else ablation.tests if ablation else PRIMARY
     arms = base_arms(agents, methods, presets, own, flags, seeds, primary, given.trust or None, again, tests)
@@ -219,7 +224,7 @@ def _prepare(given: CompareFlags, flags: Sequence[str], argv: Sequence[str]) -> 
     costs = search_costs(given.searched, arms, given.trust or None, again)
     if given.dir is not None:
         ComparisonFolder(given.dir).check_new()
-    fitting = try_arms(arms, given.cell_cpus, given.engine == LOCAL)
+    fitting = try_arms(arms, where.cell_cpus, where.engine == LOCAL)
     path = given.dir or _claimed("-".join(presets))
     folder = ComparisonFolder(path)
     # the place of a comparison is no part of its plan

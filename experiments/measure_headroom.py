@@ -1,13 +1,19 @@
 """Measure what choosing attacks could gain over a constant attack, before anything learns to choose.
 
+# over the best constant of the world digits-wide
 python experiments/measure_headroom.py --preset digits-wide --epsilon 48/255 --steps 1 --step_size 32/255
+# one kind of choice alone
 python experiments/measure_headroom.py --kinds attack --preset digits-wide --epsilon 48/255 --steps 1 --step_size 32/255
 
-A repeat trains the world for half of its run under the constant, and measures from there. Kind `view`: does a budget
-of its own for each view lower the loss of held-out judges, in one update, and over many against the same budgets
-shuffled? Kind `attack`: does another division of the attack's steps among the views attain more loss? Kind `foresight`
-trains whole runs: does the fall of a judge's loss over a tenth of a run rank constants as they are ranked at the end?
-Kind `stops` lets PPO learn in ASTrA/AttackStep-v0 when to stop each view's attack, and compares the loss attained.
+A repeat trains the world for half of its run under the constant, and measures from there. The kinds of choice:
+
+view       does a budget of its own for each view lower the loss of held-out judges, in one update, and over many
+           against the same budgets shuffled?
+attack     does another division of the attack's steps among the views attain more loss?
+foresight  does the fall of a judge's loss over a tenth of a run rank constants as they are ranked at its end? It trains
+           whole runs.
+stops      PPO learns in ASTrA/AttackStep-v0 when to stop each view's attack: does it attain more loss?
+
 Only training images are used, on the CPU, in float32. A verdict is "headroom", "none" or "undecided". Flags not listed
 below are those of the training, see train_agent.py --help. Every finished repeat is kept: the same command continues.
 """
@@ -58,28 +64,27 @@ class HeadroomFlags:
     """What is measured; any other flag goes to the training.
 
     Args:
-        kinds: kinds of choice.
+        kinds: kinds of choice: view (a budget for each view), attack (the division of an attack's steps among the
+            views), foresight (whether exams during a run can rank constants), stops (as attack, but PPO learns it).
         repeats: number of repeats of each kind, with the seeds 0, 1, ...; more can be added later.
-        batches: batches that a repeat of `attack` or `stops` attacks.
+        batches: batches that a repeat of the kinds attack and stops attacks.
         judge_images: training images of each of the two judges, at most a quarter of all.
-        views: views of a batch that a repeat of `view` tries with every budget; 260 in all by default.
-        updates: updates of the long test of `view`.
+        views: views of a batch that a repeat of the kind view tries with every budget.
+        updates: updates of the long test of the kind view.
         jobs: processes at once; by default one per usable core.
         output: the file with the repeats; by default headroom/PRESET.json; the picture lies beside it.
         trust: import the custom modules that a config file names, which runs their code.
     """
 
-    kinds: Annotated[
-        tuple[str, ...], Notes(nargs="+", choices={name: kind.summary for name, kind in KINDS.items()})
-    ] = (
+    kinds: Annotated[tuple[str, ...], Notes(nargs="+", choices=KINDS, what="kind of choice", unit="KIND")] = (
         "view",
         "attack",
     )
     repeats: int = 5
-    batches: int = 8
-    judge_images: int = 256
-    views: int = 52
-    updates: int = 40
+    batches: Annotated[int, Notes(unit="BATCHES")] = 8
+    judge_images: Annotated[int, Notes(unit="IMAGES")] = 256
+    views: Annotated[int, Notes(unit="VIEWS")] = 52
+    updates: Annotated[int, Notes(unit="UPDATES")] = 40
     jobs: int | None = None
     output: Annotated[Path | None, Notes(unit="FILE")] = None
     trust: Annotated[bool, SWITCH] = False

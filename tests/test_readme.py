@@ -173,14 +173,14 @@ def test_the_comparisons_are_of_agents_that_there_are() -> None:
     for agents in map(agents_of, COMPARISONS[:-2]):
         assert [arm.agent for arm in base_arms(agents, ["astra"], ["digits-grid"], [], [], 5, 10)] == agents
     [ablation] = [shlex.split(line)[2:] for line in COMMANDS if ABLATION in line]
-    flags = CommandParser("compare", compare_agents.CompareFlags, None, "").read(ablation)
+    flags = CommandParser("compare", compare_agents.CompareCommand, None, "").read(ablation).comparison
     assert flags.ablation in ABLATIONS and flags.agents == ("random", "fixed-max")
 
 
 def test_the_comparisons_on_clusters_have_flags_of_their_engines() -> None:
     """That they run is tested beside the engines."""
-    parser = CommandParser("compare", compare_agents.CompareFlags, None, "")
-    found = [parser.read(parser.split(shlex.split(line)[2:], LEAVES)[0]).where for line in COMMANDS if ENGINE in line]
+    parser = CommandParser("compare", compare_agents.CompareCommand, None, "")
+    found = [parser.read(parser.split(shlex.split(line)[2:], LEAVES)[0]).engine for line in COMMANDS if ENGINE in line]
     assert [(where.engine, where.gpus) for where in found] == [("slurm", 1), ("ray", 0.25)]
     assert found[0].slurm == {"partition": "gpu", "timeout_min": 240} and found[1].ray_address == "auto"
 
@@ -190,9 +190,9 @@ def test_a_comparison_of_own_arms_is_that_of_its_family_and_as_their_searches_fo
     name: str, searched: list[str]
 ) -> None:
     [words] = [shlex.split(line)[2:] for line in COMPARED if "--arm " in line and f"comparisons/{name}" in line]
-    parser = CommandParser("compare", compare_agents.CompareFlags, None, "")
+    parser = CommandParser("compare", compare_agents.CompareCommand, None, "")
     own, flags = parser.split(words, LEAVES)
-    given = parser.read(own)
+    given = parser.read(own).comparison
     family = read_family(ROOT / "results" / "families" / f"{name}.json")
     arms = base_arms([], ["astra"], [given.preset], given.arm, flags, given.seeds, given.primary_seeds)
     costs = search_costs([text.replace("=results", f"={ROOT}/results") for text in given.searched], arms)

@@ -138,8 +138,8 @@ class CommandParser(ArgumentParser, Generic[Record]):
                 if leaf is None and _name(word) not in beside and nearest:
                     self.error(unknown(word.partition("=")[0], [f"--{nearest[0]}"], "flag"))
                 into = others if leaf is None and _name(word) not in ("help", "-h") else own
-                one = leaf is not None and leaf.notes.nargs is None
-                room = 0 if leaf is None or leaf.notes.switch or "=" in word else 1 if one else len(argv)
+                several = leaf is not None and leaf.notes.nargs is not None
+                room = 0 if (leaf is not None and leaf.notes.switch) or "=" in word else len(argv) if several else 1
                 into.append(word)
             else:
                 (own if into is own and room > 0 else others).append(word)

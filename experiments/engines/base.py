@@ -5,17 +5,20 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.engines.beginnings import is_resumable
 from astra_gym.ssl_core.safety.disk import is_full_at
+from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.utils.messages import brief
 
 POLL = 0.5
 """Seconds between two looks at the cells, and between two drawings of the display."""
 LOCAL = "local"
 """The engine of this machine, the default."""
+ENGINES = (LOCAL, "ray", "slurm")
+"""Names of the engines, which `astra_gym.experiments.engines.choice.MADE_BY` makes."""
 LOST = 255
 """The status of a cell whose end nobody saw; in `multiprocessing`, that of a process whose fork server was killed."""
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -28,25 +31,29 @@ class EngineFlags:
     """Where the cells run, and what each of them gets.
 
     Args:
-        engine: name of the engine, one of `astra_gym.experiments.engines.choice.ENGINES`.
+        engine: what runs the cells; local: this machine; ray: the machines of a Ray cluster, or a Ray started here;
+            slurm: jobs of SLURM. On a cluster all machines share the folder of the comparison and this installation.
         cell_cpus: cores of a cell, which are its threads.
-        cell_gpus: GPUs of a cell; a part of one, such as 0.25, where the engine shares GPUs.
-        cell_attempts: attempts at a cell whose machine or job dies.
-        ray_address: address of a running Ray cluster; None: one is started on this machine.
-        slurm: parameters of the SLURM jobs by name.
+        cell_gpus: GPUs of a cell, for ray also a part of one, such as 0.25; without it a cell sees none on a cluster.
+        cell_attempts: attempts at a cell whose machine or job dies; each resumes from the last checkpoint.
+        ray_address: address of a running Ray cluster, or auto for the one of this machine; by default a Ray is started
+            here.
+        slurm: parameters of the SLURM jobs as submitit names them, such as partition, account, timeout_min, mem_gb and
+            signal_delay_s.
 
     Raises:
-        ValueError: if a number is out of its range, or a flag is of another engine.
+        ValueError: if the engine is unknown, a number is out of its range, or a flag is of another engine.
     """
 
-    engine: str = LOCAL
-    cell_cpus: int = 1
-    cell_gpus: float | None = None
+    engine: Annotated[str, Notes(choices=ENGINES, what="engine")] = LOCAL
+    cell_cpus: Annotated[int, Notes(unit="CORES")] = 1
+    cell_gpus: Annotated[float | None, Notes(unit="GPUS")] = None
     cell_attempts: int = 5
-    ray_address: str | None = None
-    slurm: Mapping[str, Any] | None = None
+    ray_address: Annotated[str | None, Notes(unit="HOST:PORT")] = None
+    slurm: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, most in (("cell_cpus", MOST_CPUS), ("cell_attempts", MOST_ATTEMPTS)):
             value = getattr(self, name)
             if not 1 <= value <= most:
@@ -162,7 +169,7 @@ class RunningCell(Protocol):
 
 class Engine(Protocol):
     """What runs cells. An engine is a file in this package and a line in
-    `astra_gym.experiments.engines.choice.ENGINES`.
+    `astra_gym.experiments.engines.choice.MADE_BY`, and its name is in `ENGINES`.
 
     A cell is an ordinary run, in a folder that all machines of the engine share. Its constructor takes `EngineFlags`
     and raises a ValueError if it cannot be used here.

@@ -8,9 +8,10 @@ from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.sections import PROGRESS
 from astra_gym.experiments.evaluation.plan import SHIFTS, protocols_known
 from astra_gym.experiments.evaluation.protocols import Changes
+from astra_gym.ssl_core.data.datasets import DATASETS
 from astra_gym.ssl_core.evaluation.results import NORMS, check_radii
 from astra_gym.ssl_core.models.backbones.resnet import STEMS
-from astra_gym.ssl_core.models.foreign import FORMATS
+from astra_gym.ssl_core.models.foreign import FORMATS, ROUTES
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.finite import check_number
 
@@ -32,9 +33,10 @@ class SourceFlags:
             table.
         model: dotted path of a custom nn.Module, or of a function that returns one; its outputs are features, or logits
             with --protocols classifier.
-        format: format of another project's checkpoint; with several encoders that of each one that is no run folder.
-        stem: stem of such a checkpoint's network, if the file does not name it.
-        route: batch-norm route of such a checkpoint, if it has several: normal or pgd.
+        format: format of another project's checkpoint: that of ACL, DynACL or ASTrA, or the names of torchvision's or
+            timm's ResNets and of timm's ViTs; with several encoders that of each one that is no run folder.
+        stem: first layers of such a checkpoint's ResNet, if the file does not name them.
+        route: batch-norm route of such a checkpoint, if it has several: normal (clean images) or pgd (attacked ones).
         mean: mean of such a checkpoint's input normalization, one value per channel.
         std: standard deviation of the same, one value per channel.
     """
@@ -43,7 +45,7 @@ class SourceFlags:
     model: Annotated[str | None, Notes(unit="PATH")] = None
     format: Annotated[str | None, Notes(choices=FORMATS, what="format")] = None
     stem: Annotated[str | None, Notes(choices=STEMS, what="stem")] = None
-    route: str | None = None
+    route: Annotated[str | None, Notes(choices=ROUTES, what="route")] = None
     mean: Annotated[tuple[float, ...] | None, Notes(nargs=3, unit="X")] = None
     std: Annotated[tuple[float, ...] | None, Notes(nargs=3, unit="X")] = None
 
@@ -74,14 +76,18 @@ class MeasureFlags:
     """Protocols and attacks.
 
     Args:
-        protocols: protocols to run; by default slf, alf, aff and knn.
+        protocols: how the encoder becomes a classifier: slf (a linear head), alf (the same, trained on attacked
+            images), aff (head and encoder fine-tuned on attacked images), lp-aff (a linear head first, then aff), knn
+            (nearest neighbors), ridge (a linear head in closed form, for screening), classifier (the logits of --model
+            or --format); by default slf, alf, aff and knn.
         labels: shares of the training labels, in (0, 1]; published: 0.01 0.1 0.2 0.3 0.4 0.5.
-        attacks: attacks to run; by default pgd20 and autoattack.
+        attacks: attacks to run; autoattack-quick: AutoAttack's first two, never comparable with all of it; none: clean
+            images alone; by default pgd20 and autoattack.
         epsilons: radii of fgsm and pgd20; by default 4/255 8/255 12/255 16/255.
         norm: norm of autoattack.
         autoattack_epsilons: radii of autoattack; by default 8/255 (L2: 0.5, L1: 12).
         restarts: random starts of pgd20.
-        shifts: further tests, beyond attacks.
+        shifts: further tests: corruptions (the 15 of ImageNet-C), perspective (Moebius views as in ImageNet-PD).
         severities: severities of the corruptions, 1 to 5.
         corruptions_dir: folder of official corrupted images, which --shifts corruptions takes in place of its own:
             CIFAR-10-C (NAME.npy, labels.npy) or ImageNet-C (NAME/SEVERITY/CLASS).
@@ -95,16 +101,16 @@ class MeasureFlags:
             encoders in one figure (not for knn).
         health: report values and figures of the features themselves.
         everything: all protocols, fgsm, pgd20 and autoattack, all shifts, and health.
-        every: evaluate along the run: every N-th epoch's encoder that --keep_every kept (by default slf and pgd20 at
-            8/255).
+        every: evaluate along the run: the encoders that --keep_every kept, so many epochs apart (by default slf and
+            pgd20 at 8/255).
     """
 
     protocols: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=protocols_known(), what="protocol")] = None
     labels: Annotated[tuple[float, ...], Notes(nargs="+", unit="SHARE")] = (1.0,)
     attacks: Annotated[tuple[str, ...] | None, Notes(nargs="+", choices=(*ATTACKS_KNOWN, "none"), what="attack")] = None
-    epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E", what=RADIUS)] = None
+    epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="RADIUS", what=RADIUS)] = None
     norm: Annotated[str, Notes(choices=NORMS, what="norm")] = "Linf"
-    autoattack_epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="E", what=RADIUS)] = None
+    autoattack_epsilons: Annotated[tuple[float, ...] | None, Notes(nargs="+", unit="RADIUS", what=RADIUS)] = None
     restarts: int = 1
     shifts: Annotated[tuple[str, ...], Notes(nargs="+", choices=SHIFTS, what="shift")] = ()
     severities: Annotated[tuple[int, ...], Notes(nargs="+")] = (1, 2, 3, 4, 5)
@@ -115,7 +121,7 @@ class MeasureFlags:
     landscape: Annotated[bool, SWITCH] = False
     health: Annotated[bool, SWITCH] = False
     everything: Annotated[bool, SWITCH] = False
-    every: int | None = None
+    every: Annotated[int | None, Notes(unit="EPOCHS")] = None
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -152,16 +158,17 @@ class DataFlags:
     """The images.
 
     Args:
-        dataset: another data set than the run's (transfer); stl10 trains on its 5,000 labeled images.
+        dataset: another data set than the run's (transfer), or the dotted path of a custom DatasetSpec,
+            my_module:MY_DATA; stl10 trains on its 5,000 labeled images.
         data_dir: folder of the data set.
         classes: text file with the names of the class folders that are read, one a line; by default the run's.
         image_size: side in pixels to which images are resized.
-        limit: training images; 0: all.
-        test_limit: test images; 0: all.
+        limit: number of training images; 0: all.
+        test_limit: number of test images; 0: all.
         download: whether the data set may be downloaded.
     """
 
-    dataset: str | None = None
+    dataset: Annotated[str | None, Notes(choices=DATASETS, what="data set", custom=True)] = None
     data_dir: Annotated[str | None, Notes(unit="DIR")] = None
     classes: Annotated[str | None, Notes(unit="FILE")] = None
     image_size: Annotated[int | None, Notes(unit="PIXELS")] = None
@@ -170,6 +177,7 @@ class DataFlags:
     download: bool = True
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _check_counts(self, "image_size")
         for name in ("limit", "test_limit"):
             value = getattr(self, name)
@@ -186,8 +194,8 @@ class WorkFlags:
             their common table; by default evaluations/NAME-and-NAME.
         seed: seed of everything random.
         attack_batch_size: batch size of fgsm and pgd20; autoattack uses at most 100.
-        device: auto, cpu, cuda or cuda:N.
-        progress: how progress is shown.
+        device: where it runs: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        progress: how progress is shown; auto: live in a terminal, else lines.
     """
 
     out: Annotated[Path | None, Notes(unit="DIR")] = None
@@ -208,9 +216,9 @@ class EvaluationFlags:
     Args:
         source: what is evaluated.
         measures: protocols and attacks.
-        changes: departures from the published protocols, which are marked.
-        data: by default the run's own.
-        work: the rest.
+        changes: marked departures from the published protocols; by default none.
+        data: the images, by default the run's own.
+        work: folder, seed, device, progress.
     """
 
     source: SourceFlags
@@ -237,7 +245,7 @@ class EvaluationFlags:
 
 def evaluation_parser(about: str | None) -> CommandParser[EvaluationFlags]:
     """Make the parser of `evaluate_encoder.py`."""
-    return CommandParser("evaluate", EvaluationFlags, about, "[RUN | CHECKPOINT ... | --model PATH] [--FLAG VALUE ...]")
+    return CommandParser("evaluate", EvaluationFlags, about, "[ENCODER ... | --model PATH] [--FLAG VALUE ...]")
 
 
 def _check_counts(record: Any, *names: str) -> None:

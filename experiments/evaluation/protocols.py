@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from astra_gym.ssl_core.downstream.linear_probe import (
     train_probe,
 )
 from astra_gym.ssl_core.downstream.online_probe import RIDGE, SCALE, ridge_classifier
+from astra_gym.ssl_core.settings.records import Notes
 from astra_gym.ssl_core.transforms.views import ViewSettings
 
 TRAINED = ("slf", "alf", "aff", "lp-aff")
@@ -56,17 +57,17 @@ class Changes:
             by default 0 with two routes, as published, and 0.001 with one (version 0.1: always 0.001).
         augment: whether linear heads are trained on cropped and flipped images.
         flip: probability of a horizontal flip.
-        neighbors: k of the nearest neighbors.
+        neighbors: number of nearest neighbors, k.
     """
 
-    epochs: int | None = None
-    batch_size: int | None = None
+    epochs: Annotated[int | None, Notes(unit="EPOCHS")] = None
+    batch_size: Annotated[int | None, Notes(unit="IMAGES")] = None
     lr: float | None = None
     aff_lr: float | None = None
     aff_noise: float | None = None
     augment: bool | None = None
-    flip: float | None = None
-    neighbors: int | None = None
+    flip: Annotated[float | None, Notes(unit="PROBABILITY")] = None
+    neighbors: Annotated[int | None, Notes(unit="K")] = None
 
 
 def milestones(epochs: int, published: Sequence[int], of: int = 25) -> tuple[int, ...]:

@@ -15,23 +15,23 @@ class HeadroomKind(NamedTuple):
     """A kind of choice.
 
     Args:
-        summary: description in one line.
         measure: makes one repeat on the CPU, from a world and a seed, and returns what it found as JSON holds it.
         conclude: makes the verdicts of all repeats, of which the first decides, and the numbers beside them.
     """
 
-    summary: str
     measure: Callable[[HeadroomWorld, int], dict[str, Any]]
     conclude: Callable[[HeadroomWorld, Repeats], tuple[list[Verdict], dict[str, Any]]]
 
 
 KINDS: dict[str, HeadroomKind] = {
-    "view": HeadroomKind("a budget of its own for each view", per_view.measure, per_view.conclude),
-    "foresight": HeadroomKind(
-        "no choice: whether exams in the middle of a run can rank constants", foresight.measure, foresight.conclude
-    ),
-    "attack": HeadroomKind("the division of an attack's steps", within_attack.measure, within_attack.conclude),
-    "stops": HeadroomKind("the same, chosen step by step by PPO, which has learned it", stops.measure, stops.conclude),
+    # a budget of its own for each view
+    "view": HeadroomKind(per_view.measure, per_view.conclude),
+    # no choice: whether exams in the middle of a run can rank constants
+    "foresight": HeadroomKind(foresight.measure, foresight.conclude),
+    # the division of an attack's steps
+    "attack": HeadroomKind(within_attack.measure, within_attack.conclude),
+    # the same, chosen step by step by PPO, which has learned it
+    "stops": HeadroomKind(stops.measure, stops.conclude),
 }
 
 

@@ -160,5 +160,6 @@ def check_choices(record: Any) -> None:
     for field, (_, notes) in hints(type(record)).items():
         value = getattr(record, field)
         if notes.choices and value is not None:
-            for name in value if notes.nargs else () if notes.custom and is_dotted(value) else (value,):
-                pick(name, dict.fromkeys(notes.choices), notes.what or field)
+            for name in value if notes.nargs else (value,):
+                if not (notes.custom and is_dotted(name)):
+                    pick(name, dict.fromkeys(notes.choices), notes.what or field)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ from astra_gym.experiments.benchmarks.workloads import DisagreementError, Option
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+
+
+@pytest.fixture
+def own_parts() -> Iterator[dict[str, BenchmarkPart]]:
+    """The table of parts, which the flags look into too, without those that there are."""
+    before = dict(PARTS)
+    PARTS.clear()
+    yield PARTS
+    PARTS.clear()
+    PARTS.update(before)
 
 
 def fake(part: str, names: Sequence[str], value: float = 2.0) -> BenchmarkPart:
@@ -65,9 +75,9 @@ def test_every_target_is_one_of_a_part() -> None:
 
 
 def test_rounds_are_each_parts_own_unless_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x"]), "b": fake("b", ["y"])})
+    own_parts.update({"a": fake("a", ["x"]), "b": fake("b", ["y"])})
     where = ["--output", str(tmp_path / "new.json")]
     for words, expected in (
         ([], ["a: 5", "b: 5"]),
@@ -79,14 +89,14 @@ def test_rounds_are_each_parts_own_unless_told(
 
 
 def test_an_earlier_result_is_compared_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     figures = [Figure("a", name, "times faster", (value,) * 3) for name, value in (("x", 3.0), ("y", 1.0), ("z", 2.01))]
     document = document_of(Options(4, torch.device("cpu")), figures, {}) | {"processor": "an older one"}
     document["versions"] = {"torch": "0.4"}
     old.write_text(json.dumps(document))
-    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x", "y", "z"])})
+    own_parts.update({"a": fake("a", ["x", "y", "z"])})
     assert benchmark.main(["--compare", str(old), "--output", str(new), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 worse, 1 better, 1 same" in out
@@ -100,16 +110,16 @@ def test_an_earlier_result_is_compared_with(
 
 
 def test_an_earlier_results_other_parts_are_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, words = tmp_path / "all.json", ["--threads", "1", "--repeats", "3"]
-    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x"]), "b": fake("b", ["y"])})
+    own_parts.update({"a": fake("a", ["x"]), "b": fake("b", ["y"])})
     assert benchmark.main([*words, "--output", str(path)]) == 0
     document = json.loads(path.read_text())
     assert set(document["commits"].values()) == {document["commit"]}
     del document["sha256"]
     path.write_text(json.dumps(document | {"commit": "an older one", "commits": {"b": "the oldest"}}))
-    monkeypatch.setattr(benchmark, "PARTS", {"a": fake("a", ["x"], 5.0), "b": fake("b", ["y"], 5.0)})
+    own_parts.update({"a": fake("a", ["x"], 5.0), "b": fake("b", ["y"], 5.0)})
     assert benchmark.main([*words, "--parts", "a", "--add_to", str(path), "--output", str(path)]) == 0
     updated = json.loads(path.read_text())
     assert {figure["part"]: figure["median"] for figure in updated["figures"]} == {"a": 5.0, "b": 2.0}
@@ -132,14 +142,14 @@ def failing(error: BaseException) -> BenchmarkPart:
 
 
 def test_a_part_that_fails_leaves_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {
         "a": fake("a", ["x"]),
         "b": failing(DisagreementError("attack: 1 %\nof the pixels differ")),
         "c": fake("c", ["y"]),
     }
-    monkeypatch.setattr(benchmark, "PARTS", parts)
+    own_parts.update(parts)
     path = tmp_path / "new.json"
     assert benchmark.main(["--output", str(path)]) == 1
     document = json.loads(path.read_text())
@@ -151,10 +161,10 @@ def test_a_part_that_fails_leaves_the_others(
 
 
 def test_nothing_is_written_where_nothing_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for error, status in ((DisagreementError("no"), 1), (KeyboardInterrupt(), 130)):
-        monkeypatch.setattr(benchmark, "PARTS", {"a": failing(error)})
+        own_parts.update({"a": failing(error)})
         assert benchmark.main(["--output", str(tmp_path / "new.json")]) == status
         assert list(tmp_path.iterdir()) == []
         captured = capsys.readouterr()
@@ -163,10 +173,10 @@ def test_nothing_is_written_where_nothing_is_measured(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
 def test_an_interrupted_benchmark_keeps_what_it_has(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {"a": fake("a", ["x"]), "b": failing(error), "c": fake("c", ["y"])}
-    monkeypatch.setattr(benchmark, "PARTS", parts)
+    own_parts.update(parts)
     path = tmp_path / "new.json"
     if isinstance(error, KeyboardInterrupt):
         assert benchmark.main(["--output", str(path)]) == 130

@@ -1,7 +1,7 @@
 """The record of every command's flags."""
 
 from astra_gym.experiments.benchmark import BenchmarkFlags
-from astra_gym.experiments.compare_agents import CompareFlags
+from astra_gym.experiments.compare_agents import CompareCommand
 from astra_gym.experiments.config.cli import TrainCommand
 from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.export_encoder import ExportFlags
@@ -12,7 +12,7 @@ from astra_gym.experiments.tune import TuneFlags
 
 RECORDS: dict[str, type] = {
     "train": TrainCommand,
-    "compare": CompareFlags,
+    "compare": CompareCommand,
     "tune": TuneFlags,
     "headroom": HeadroomFlags,
     "evaluate": EvaluationFlags,

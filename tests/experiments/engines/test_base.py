@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from astra_gym.experiments.engines.base import LOST, Ended, EngineFlags, Job, last_lines, usable_cores
+from astra_gym.experiments.engines.base import ENGINES, LOST, Ended, EngineFlags, Job, last_lines, usable_cores
+from astra_gym.experiments.engines.choice import MADE_BY
 
 
 def test_the_end_of_a_log(tmp_path) -> None:
@@ -28,6 +29,10 @@ def test_a_job_resumes_a_run_that_began(tmp_path) -> None:
     assert job.argv == ("--resume",)
 
 
+def test_each_name_of_an_engine_is_one() -> None:
+    assert (*MADE_BY,) == ENGINES
+
+
 def test_the_flags_that_repeat_an_engine() -> None:
     assert EngineFlags().words == []
     flags = EngineFlags(engine="slurm", cell_cpus=2, slurm={"partition": "debug", "mem_gb": 2, "setup": ["a b"]})
@@ -39,6 +44,7 @@ def test_the_flags_that_repeat_an_engine() -> None:
 @pytest.mark.parametrize(
     ("given", "part"),
     [
+        ({"engine": "slrum"}, "unknown engine 'slrum': choose from local, ray, slurm; did you mean 'slurm'"),
         ({"cell_cpus": 0}, "--cell_cpus: expected 1 to 4,096, got 0"),
         ({"cell_attempts": 0}, "--cell_attempts"),
         ({"cell_gpus": -1, "engine": "ray"}, "--cell_gpus: expected 0 to 64"),
