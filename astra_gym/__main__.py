@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Its exit status; 2 if there is no such command.
     """
     name, *words = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if name in ("-h", "--help") and words:
+        name, *words = words[0], "--help", *words[1:]
     if name in COMMANDS:
         status: int = import_module(f"astra_gym.experiments.{COMMANDS[name]}").main(words)
         return status

@@ -1,12 +1,20 @@
 """Evaluate an encoder by the published protocols: probes, fine-tuning, attacks, corruptions, health of its features.
 
-python experiments/evaluate_encoder.py runs/NAME                  # SLF, ALF, AFF, kNN under PGD-20 and AutoAttack
-python experiments/evaluate_encoder.py runs/NAME --protocols slf knn --attacks pgd20 autoattack --labels 0.01 0.1 1.0
-python experiments/evaluate_encoder.py runs/NAME --everything     # corruptions, perspective and health, too
-python experiments/evaluate_encoder.py runs/NAME --every 5        # along the encoders that --keep_every kept
-python experiments/evaluate_encoder.py runs/A runs/B --protocols slf --landscape    # several, in one table
-python experiments/evaluate_encoder.py runs/NAME --train_images 1000                # the gap of robust accuracy
+# SLF, ALF, AFF and kNN, under PGD-20 and AutoAttack
+python experiments/evaluate_encoder.py runs/NAME
+# less of it, with 1 % and 10 % of the labels too
+python experiments/evaluate_encoder.py runs/NAME --protocols slf knn --attacks pgd20 --labels 0.01 0.1 1.0
+# corruptions, perspective and health, too
+python experiments/evaluate_encoder.py runs/NAME --everything
+# along the run: the encoders that --keep_every kept
+python experiments/evaluate_encoder.py runs/NAME --every 5
+# several encoders, in one table and one figure
+python experiments/evaluate_encoder.py runs/A runs/B --protocols slf --landscape
+# what robust accuracy loses from training to test images
+python experiments/evaluate_encoder.py runs/NAME --train_images 1000
+# another project's checkpoint
 python experiments/evaluate_encoder.py CHECKPOINT.pt --format dynacl --route pgd --dataset cifar10 --data_dir DIR
+# a network of your own
 python experiments/evaluate_encoder.py --model my_module:build --dataset cifar10 --data_dir DIR --image_size 32
 
 By default data, image size and flips are those of the encoder's run. Repeat a command that was stopped or killed to

@@ -1,8 +1,11 @@
 """Write the encoder of a run as a file that other programs load.
 
-python experiments/export_encoder.py runs/NAME --out FILE.pt                # for torchvision or timm, the robust route
+# for torchvision or timm, the robust route
+python experiments/export_encoder.py runs/NAME --out FILE.pt
+# one checkpoint of the run, the route of clean images
 python experiments/export_encoder.py runs/NAME/checkpoints/best.pt --out FILE.pt --route normal
-python experiments/export_encoder.py runs/NAME --out FILE.pt --layout ours  # all routes and the projector
+# for this project: all routes and the projector
+python experiments/export_encoder.py runs/NAME --out FILE.pt --layout ours
 
 The file holds plain tensors and values (it loads with weights_only=True): the weights and the input normalization. The
 command prints code that turns images into features; it needs only torch and torchvision, or timm for its models.
@@ -63,7 +66,8 @@ class ExportFlags:
     Args:
         source: a run folder, or a checkpoint in one.
         out: the file to write.
-        route: batch-norm route; by default the one that the run is evaluated on.
+        route: batch-norm route, such as normal (clean images) or pgd (attacked ones); by default the one that the run
+            is evaluated on.
         layout: torchvision: names and shapes of torchvision's ResNets, with one route, a neck as fc, and no projector;
             timm: the same for a model of timm, a neck as head; ours: the whole network as this project's commands read
             it, without the rest of the run; by default torchvision, or timm for its models.

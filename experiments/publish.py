@@ -1,11 +1,17 @@
 """Keep the results of finished runs as JSON under results/, and make the tables of README and docs/ from them.
 
-python experiments/publish.py runs/NAME ...      # keep these runs' results, then renew the tables
-python experiments/publish.py --group fp32 ...   # keep them under results/fp32 instead of the preset's name
-python experiments/publish.py comparisons/NAME   # keep a comparison and its report under results/comparisons/NAME
-python experiments/publish.py runs/NAME/evaluation --group X     # keep an evaluation under results/evaluations/X
-python experiments/publish.py                    # renew the tables of README and docs/ from what is kept
-python experiments/publish.py --check            # say whether the tables are those of the kept results
+# keep these runs' results under results/PRESET, then renew the tables
+python experiments/publish.py runs/A runs/B
+# keep them under results/fp32 instead
+python experiments/publish.py runs/A runs/B --group fp32
+# keep a comparison and its report under results/comparisons/NAME
+python experiments/publish.py comparisons/NAME
+# keep an evaluation under results/evaluations/X
+python experiments/publish.py runs/NAME/evaluation --group X
+# renew the tables of README and docs/ from what is kept
+python experiments/publish.py
+# say whether the tables are those of the kept results
+python experiments/publish.py --check
 """
 
 import sys
@@ -42,9 +48,9 @@ class PublishFlags:
         runs: folders of runs, comparisons or evaluations to be kept.
         group: folder in results/ for these runs; by default their preset's name.
         pictures: keep these runs' pictures too.
-        results: folder of the kept results; by default the checkout's.
-        readme: file with tables; the pages of docs/ beside it are read too; by default the checkout's.
-        check: write nothing; status 1 if the tables are stale.
+        results: folder of the kept results.
+        readme: file with tables; the pages of docs/ beside it are read too.
+        check: write nothing; end with status 1 if the tables are stale.
     """
 
     runs: Annotated[tuple[Path, ...], Notes(positional=True, nargs="*", unit="PATH")] = ()

@@ -1,9 +1,13 @@
 """Report an evaluation, one or more runs, or a comparison of agents: an HTML page, the same as Markdown, and figures.
 
-python experiments/report.py comparisons/NAME            # what compare_agents.py made, finished or not
-python experiments/report.py runs/NAME                   # a single run
-python experiments/report.py runs/A runs/B --out DIR     # several runs, grouped by agent
-python experiments/report.py runs/NAME/evaluation        # what evaluate_encoder.py found
+# what compare_agents.py made, finished or not
+python experiments/report.py comparisons/NAME
+# a single run
+python experiments/report.py runs/NAME
+# several runs, grouped by agent
+python experiments/report.py runs/A runs/B --out DIR
+# what evaluate_encoder.py found
+python experiments/report.py runs/NAME/evaluation
 
 Writes report.html (one file that opens offline, with its pictures inside), report.md and figures/*.png.
 """

@@ -1,9 +1,4 @@
-"""Train a target network whose attacks an agent chooses, and evaluate it.
-
-python experiments/train_agent.py --agent reinforce
-python experiments/train_agent.py --agent ppo --dataset cifar10 --data_dir DIR --epochs 5 --limit 2000
-python experiments/train_agent.py --resume runs/NAME
-"""
+"""Train a target network whose attacks an agent chooses, and evaluate it; see `astra_gym.experiments.config.cli`."""
 
 import sys
 import time

@@ -1,10 +1,16 @@
 """Find good constants for a world: a budget of the attack, a schedule of its radius, a learning rate and a strength.
 
+# a constant attack: radius, steps and step size
 python experiments/tune.py --tune fixed --preset digits-wide
+# the same on a grid of 8 radii
 python experiments/tune.py --tune curve --candidates 8 --preset digits-wide
+# a schedule of radii, at the steps and the step size of the best constant
 python experiments/tune.py --tune schedule --preset digits-wide --steps 1 --step_size 32/255
+# the training: learning rate and strength of the augmentations
 python experiments/tune.py --tune lr strength --preset digits-wide
+# one constant for several worlds
 python experiments/tune.py --tune fixed --worlds digits-wide digits-wide-half cifar10-16
+# the best of some arms
 python experiments/tune.py --tune arms --preset digits-wide --arm 'a=--agent random' --arm 'b=--agent random --lr 0.01'
 
 Candidates train on four fifths of the training images and are scored on the other fifth; test images are not looked at.
@@ -66,17 +72,7 @@ KINDS = {
     "strength": "the strength of the augmentations",
     "arms": "the given arms, such as an agent under some settings of its own",
 }
-SET_HERE = (
-    "--seed",
-    "--run_dir",
-    "--progress",
-    "--resume",
-    "--agent",
-    "--device",
-    "--print_config",
-    "--list",
-    "--help",
-)
+SET_HERE = ("--seed", "--run_dir", "--progress", "--resume", "--agent", "--device", "--print_config", "--list")
 BUDGET = ("--epsilon", "--steps", "--step_size", "--schedule")
 MOST_PASSES = 1e9
 CURVE_SEEDS, ARM_SEEDS = 3, 2
@@ -87,8 +83,8 @@ class TuneFlags:
     """What is tuned; any other flag goes to the training of every trial.
 
     Args:
-        tune: what is searched: fixed, curve (a grid of radii and steps, all with three seeds), schedule, lr and
-            strength, together or one alone, or arms.
+        tune: what is searched: fixed (a constant attack), curve (the same on a grid of radii and steps, all with three
+            seeds), schedule (radii in turn), lr and strength (of the training; together or one alone), or arms.
         arm: a candidate of --tune arms, LABEL=FLAGS, with flags of the training; repeated for each. The trainings spend
             exactly the passes, and the first round has two seeds.
         candidates: number of candidates; of a curve, number of radii.
@@ -97,17 +93,19 @@ class TuneFlags:
         search_seed: seed of the candidates' draw.
         worlds: presets, in place of --preset, in all of which each candidate of --tune fixed or arms trains; the best
             is the one for all. The score is the mean over worlds of the accuracy that each judges by.
-        pool: a file of a search with --worlds; the candidates are those of that search, and what it found in this
+        pool: the file of a search with --worlds; the candidates are those of that search, and what it found in this
             world is taken over, so that only the seeds of later rounds are trained.
         jobs: processes at once; by default one per usable core.
         output: the file with the trials; by default tuning/PRESET-KIND.json, or tuning/global-fixed.json.
         trust: import the custom modules that a config file names, which runs their code.
     """
 
-    tune: Annotated[tuple[str, ...], Notes(nargs="+", choices=KINDS, what="kind of constants")] = ("fixed",)
+    tune: Annotated[tuple[str, ...], Notes(nargs="+", choices=KINDS, what="kind of constants", unit="KIND")] = (
+        "fixed",
+    )
     arm: Annotated[tuple[str, ...], Notes(repeated=True, unit="'LABEL=FLAGS'")] = ()
     candidates: int = 64
-    passes: float | None = None
+    passes: Annotated[float | None, Notes(unit="PASSES")] = None
     search_seed: int = 0
     worlds: Annotated[tuple[str, ...], Notes(nargs="+", choices=PRESETS, what="preset")] = ()
     pool: Annotated[Path | None, Notes(unit="FILE")] = None

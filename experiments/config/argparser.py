@@ -1,9 +1,10 @@
 """The parser of every command: flags made from a typed record, by jsonargparse; an error is one line and status 2."""
 
 import argparse
+import copy
 import difflib
 import math
-import shutil
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING
@@ -25,6 +26,7 @@ from astra_gym.experiments.config.flag_values import (
     reader,
     with_one,
 )
+from astra_gym.experiments.config.listing import first_line
 from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.settings.records import Leaf, composed, hints, is_record, leaves, parts
 from astra_gym.ssl_core.utils.messages import brief, said
@@ -33,6 +35,8 @@ from astra_gym.ssl_core.utils.registry import pick
 Record = TypeVar("Record")
 VALUES = {bool: "true|false", int: "N", float: "X", str: "NAME"}
 """Placeholders of values in the help, by type."""
+FLAGS = "flags"
+"""The only section of a command whose record has none."""
 
 
 class CommandParser(ArgumentParser, Generic[Record]):
@@ -42,48 +46,39 @@ class CommandParser(ArgumentParser, Generic[Record]):
         name: name of the command, one of `astra_gym.experiments.config.commands.COMMANDS`.
         record: a dataclass with a field for each flag, or for each section of flags; its docstring is their help. A
             ValueError of its checks becomes an error of the command line.
-        about: introduction of the help.
+        about: introduction of the help: paragraphs of text, of commands below comments, or a table (see `_filled`).
         usage: words after the command's name in its usage line.
         prog: name of the command in errors; by default as this process was called.
-        section: the only section in the help; empty for all.
     """
 
-    def __init__(
-        self, name: str, record: type[Record], about: str | None, usage: str, prog: str | None = None, section: str = ""
-    ) -> None:
+    def __init__(self, name: str, record: type[Record], about: str | None, usage: str, prog: str | None = None) -> None:
         super().__init__(
             prog=program(name) if prog is None else prog,
             usage=f"%(prog)s {usage}",
-            description=None if section else _filled(help_text(about)),
+            description=about,
             formatter_class=_Formatter,
             add_help=False,
             allow_abbrev=False,
             print_config=None,
         )
-        self.command, self.record, self.shape = name, record, usage
-        self.leaves = {leaf.name: leaf for leaf in leaves(record)}
+        self.record = record
+        self.leaves = {leaf.name: leaf for leaf in leaves(record, FLAGS)}
         self.usual = {name: leaf.default for name, leaf in self.leaves.items() if leaf.default is not MISSING}
         """Defaults by field name."""
         docs = {part: _documented(part) for _, part in parts(record)}
-        titles = _titles(docs)
+        titles = {FLAGS: f"{FLAGS}: {first_line(record)}"} | _titles(docs)
         older = {old: new for old, new in renamed.SETTINGS.items() if new in self.leaves}
         self.aliases = older | {leaf.name: leaf.notes.instead for leaf in self.leaves.values() if leaf.notes.instead}
         """Present names by old flag."""
-        found = dict.fromkeys(leaf.section for leaf in self.leaves.values() if leaf.section)
-        self.sections = sorted(found, key=[*titles].index)
+        found = {leaf.section for leaf in self.leaves.values()}
+        self.sections = {name: self.add_argument_group(title) for name, title in titles.items() if name in found}
         self.nested: set[str] = set()
         """Flags of single settings by name, `--agent_kwargs.gamma`."""
-        if self.sections and not section:
-            what = "show this help, or that of one section, and exit"
-            self.add_argument("-h", "--help", action=_Help, nargs="?", metavar="SECTION", help=what)
-        elif not section:
-            self.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help and exit")
-        shown = [section] if section else self.sections or [""]
-        groups = {name: self.add_argument_group(titles.get(name, "flags")) for name in shown}
+        what = "show this help, or that of one section, and exit"
+        self.add_argument("-h", "--help", action=_Help, nargs="?", metavar="SECTION", help=what)
         for leaf in self.leaves.values():
-            if leaf.section in groups:
-                group = self if leaf.notes.positional else groups[leaf.section]
-                _add(group, leaf, docs[leaf.owner].get(leaf.name, ""))
+            group = self if leaf.notes.positional else self.sections[leaf.section]
+            _add(group, leaf, docs[leaf.owner].get(leaf.name, ""))
         for old, new in older.items():
             kind = reader(new, self.leaves[new].hint)
             self.add_argument(f"--{old}", dest=new, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -153,15 +148,13 @@ class CommandParser(ArgumentParser, Generic[Record]):
         self.exit(2, f"{said(self.prog, message)}\n")
 
     def print_section(self, section: str) -> None:
-        """Print the help of one section, or of all if it is empty."""
-        if not section:
-            self.print_help()
-            return
+        """Print the help of one section."""
+        part = copy.copy(self)
         try:
-            pick(section, dict.fromkeys(self.sections), "section of the help")
+            part.description, part._action_groups = None, [pick(section, self.sections, "section of the help")]
         except ValueError as error:
             self.error(str(error))
-        CommandParser(self.command, self.record, None, self.shape, self.prog, section).print_help()
+        part.print_help()
 
     def _parsed(self, argv: Sequence[str], before: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         # without the defaults, which jsonargparse would check anew at every reading
@@ -203,11 +196,22 @@ class CommandParser(ArgumentParser, Generic[Record]):
             )
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Print a flag's choices and default on separate lines, and break no name at a hyphen."""
+class _Formatter(argparse.HelpFormatter):
+    """Name commands as this process was called; print a flag's choices and default on separate lines; break no name at
+    a hyphen."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return [line for part in text.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)]
+        return [line for part in help_text(text).split("\n") for line in _wrapped(part, width)]
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(_filled(part, width) for part in help_text(text).replace("`", "").strip().split("\n\n"))
+
+    def _format_usage(self, *parts: Any) -> str:
+        usage = re.sub(r"\[.*?\]", _unbroken, super()._format_usage(*parts))
+        return "\n".join(_wrapped(usage, self._width, " " * len("usage: "))) + "\n\n"
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section("\n".join(_wrapped(heading or "", self._width - 1)))
 
 
 class _Help(argparse.Action):
@@ -217,7 +221,10 @@ class _Help(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **more)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        parser.print_section(values or "")
+        if values is None:
+            parser.print_help()
+        else:
+            parser.print_section(values)
         parser.exit()
 
 
@@ -247,13 +254,31 @@ def _name(word: str) -> str:
     return word.removeprefix("--").partition("=")[0].partition(".")[0]
 
 
-def _filled(text: str) -> str:
-    """Wrap a text's paragraphs to the width of the flags' help, but not lists and commands."""
-    paragraphs = text.strip().split("\n\n")
-    as_is = [part.startswith("python ") or "  " in part.strip() for part in paragraphs]
-    width = max(40, shutil.get_terminal_size().columns - 2)
-    filled = [part if keep else textwrap.fill(part, width) for part, keep in zip(paragraphs, as_is, strict=True)]
-    return "\n\n".join(filled)
+def _unbroken(found: re.Match[str]) -> str:
+    return found[0].replace(" ", "\0")
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Wrap a text, but not at a hyphen, nor within what is `_unbroken`."""
+    lines = textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _filled(text: str, width: int) -> str:
+    """Wrap a paragraph: text, or commands below comments, `# `, as a shell reads them, or a table, which has two spaces
+    between its columns."""
+    if text.startswith("# "):
+        made = []
+        for line in text.split("\n"):
+            between, indent = ("\n", "# ") if line.startswith("#") else (" \\\n", "    ")
+            # a flag stays with its value, and a quoted text on its line
+            kept = re.sub(r"(--\S+ )?'.*?'|--\S+ (?!-)", _unbroken, line)
+            made.append(between.join(_wrapped(kept, width - 2, indent)))
+        return "\n".join(made)
+    if "  " in text:
+        entries = re.sub("\n +", " ", text).split("\n")
+        return "\n".join(line for each in entries for line in _wrapped(each, width, " " * (each.rindex("  ") + 2)))
+    return "\n".join(_wrapped(text, width))
 
 
 @cache
@@ -309,7 +334,7 @@ def _metavar(hint: Any) -> str:
 def _help(leaf: Leaf, text: str) -> str:
     """Return a field's documentation with its choices and default."""
     notes, default = leaf.notes, leaf.default
-    facts = [f"one of {', '.join(notes.choices)}"] if notes.choices else []
+    facts = [f"one {'or more ' * bool(notes.nargs)}of {', '.join(notes.choices)}"] if notes.choices else []
     if is_by_name(leaf.hint) and not is_list(leaf.hint):
         facts.append(f"one alone: --{leaf.name}.NAME VALUE")
     if default not in (MISSING, None, ()) and not (notes.switch or notes.positional or notes.repeated):

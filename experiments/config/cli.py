@@ -64,6 +64,13 @@ SAME = (
 """Pairs of names of the same setting."""
 ABOUT = """Train a target network whose attacks an agent chooses, and evaluate it.
 
+# ASTrA on the embedded digits
+python experiments/train_agent.py
+# another agent and other images, for a short time
+python experiments/train_agent.py --agent ppo --dataset cifar10 --data_dir DIR --epochs 5 --limit 2000
+# go on with a run that was stopped
+python experiments/train_agent.py --resume runs/NAME
+
 A default is overridden by the preset, then the method's recipe, then config files, then flags."""
 USAGE = "[--config FILE] [--FLAG VALUE ...], or --resume RUN"
 

@@ -3,16 +3,17 @@
 import dataclasses
 import importlib
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 
-from astra_gym.experiments.config.argparser import CommandParser, typed_out
+from astra_gym.experiments.config.argparser import FLAGS, CommandParser, typed_out
 from astra_gym.experiments.config.commands import COMMANDS
 from astra_gym.experiments.evaluation.flags import EvaluationFlags
-from astra_gym.ssl_core.settings.records import SWITCH, Leaf, Notes, check_choices, leaves
+from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices, leaves
 from tests.helpers.commands import RECORDS
 
 PLACES = {"DIR", "FILE", "PATH", "RUN", "OLD.json", "CHECKOUT"}
@@ -175,31 +176,66 @@ def test_the_records_are_those_of_the_commands() -> None:
     assert RECORDS.keys() == COMMANDS.keys()
 
 
-def _flags(name: str) -> list[Leaf]:
-    return [leaf for leaf in leaves(RECORDS[name]) if not (leaf.notes.positional or leaf.notes.instead)]
+def ended(capsys: pytest.CaptureFixture[str], name: str, *argv: str) -> tuple[object, str]:
+    """The exit status of a command, and what it printed."""
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"astra_gym.experiments.{COMMANDS[name]}").main(argv)
+    return stop.value.code, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("called", ["/bin/astra-gym", "experiments/NAME.py"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command(name: str, called: str, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", [called])
+    status, text = ended(capsys, name, "--help")
+    assert status == 0 and [line for line in text.splitlines() if len(line) > 80 and " " in line.strip()] == []
+
+    flags = [leaf for leaf in leaves(RECORDS[name], FLAGS) if not (leaf.notes.positional or leaf.notes.instead)]
+    told = {
+        flag: " ".join(more.split()) for flag, more in re.findall(r"^  --(\w+)(.*(?:\n {3}.*)*)", text, re.MULTILINE)
+    }
+    assert len(re.findall(r"^  --\w", text, re.MULTILINE)) == len(told) and told.keys() == {leaf.name for leaf in flags}
+    for leaf in flags:
+        assert ", ".join(leaf.notes.choices) in told[leaf.name]
+
+    sections = dict.fromkeys(leaf.section for leaf in flags)
+    assert sorted(sections) == sorted(re.findall(r"^(\w+): .*:$", text.partition("--help")[2], re.MULTILINE))
+    for section in sections:
+        status, text = ended(capsys, name, "--help", section)
+        assert status == 0
+        own = [leaf.name for leaf in flags if leaf.section == section]
+        assert re.findall(r"^  --(\w+)", text, re.MULTILINE) == own
+    for words in (["--help", "zzz"], ["-h", "zzz"], ["--help=zzz"], ["--help", ""]):
+        status, text = ended(capsys, name, *words)
+        assert status == 2 and text.count("\n") == 1
+        assert all(section in text for section in ("unknown section of the help", *sections))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_flag_appears_once_in_the_help_under_its_section_within_80_columns(name: str, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    main = importlib.import_module(f"astra_gym.experiments.{COMMANDS[name]}").main
+def test_the_examples_in_the_help_can_be_called(name: str, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.argv", ["/bin/astra-gym"])
+    _, text = ended(capsys, name, "--help")
+    lines = re.findall(rf"^astra-gym {name}(.*)", text.replace(" \\\n", ""), re.MULTILINE)
+    assert len(lines) >= 2
+    parser, training = (CommandParser(each, RECORDS[each], "", "") for each in (name, "train"))
+    for words in map(shlex.split, lines):
+        own, others = parser.split(words, training.leaves) if name in ("compare", "tune", "headroom") else (words, [])
+        parser.read(own)
+        training.given(others)
 
-    def shown(*argv: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main(["--help", *argv])
-        assert stop.value.code == 0
-        return capsys.readouterr().out
 
-    whole = shown()
-    flags = [leaf.name for leaf in _flags(name)]
-    assert len(set(flags)) == len(flags)
-    assert sorted(re.findall(r"^  --(\w+)", whole, re.MULTILINE)) == sorted(flags)
-    # examples of commands may be as long as they are
-    body = whole[whole.index("--help") :]
-    assert [line for line in body.splitlines() if len(line) > 80] == []
-    for section in {leaf.section for leaf in _flags(name)} - {""}:
-        own = [leaf.name for leaf in _flags(name) if leaf.section == section]
-        assert re.findall(r"^  --(\w+)", shown(section), re.MULTILINE) == own
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_name_that_is_no_choice_is_met_by_the_nearest_at_once(name: str, capsys) -> None:
+    parser = CommandParser(name, RECORDS[name], "", "", "it")
+    needed = {"evaluate": ["x"], "export": ["x", "--out=y"]}.get(name, [])
+    for leaf in parser.leaves.values():
+        if choices := [*leaf.notes.choices]:
+            choice = choices[len(choices) // 2]
+            line = refused(capsys, parser, *needed, f"--{leaf.name}", f"{choice}x")
+            assert line.startswith(f"unknown {leaf.notes.what} '{choice}x': choose from ")
+            assert line.endswith(f"; did you mean {choice!r}?")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

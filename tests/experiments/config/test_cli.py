@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from astra_gym.experiments.config.cli import LEAVES, Invocation, load, parse
+from astra_gym.experiments.config.cli import Invocation, load, parse
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.settings import Settings
 from tests.helpers.refusals import refused
@@ -179,18 +179,6 @@ def test_a_yaml_of_strange_strings_comes_back(tmp_path: Path) -> None:
     assert load(tmp_path / "config.yaml").data.data_dir == "/1e-3"
     assert load(tmp_path / "config.yaml").run.run_dir == "1e-3"
     assert load(tmp_path / "config.yaml").agent.agent == "none"
-
-
-def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse(["--help"])
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    own = [name for name, leaf in LEAVES.items() if not leaf.notes.instead]
-    for name in (*own, "resume", "config", "print_config"):
-        assert f"  --{name} " in shown
-    assert "epochs between checkpoints" in shown
-    assert "planned epochs over the training images" in shown
 
 
 @pytest.mark.parametrize(

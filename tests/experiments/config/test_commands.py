@@ -54,6 +54,10 @@ def test_the_module_lists_every_command(capsys: pytest.CaptureFixture[str]) -> N
     assert astra_gym_main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert listed == list(COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        astra_gym_main(["--help", "report", "flags"])
+    assert stop.value.code == 0 and "--out DIR" in capsys.readouterr().out
+    assert astra_gym_main(["--help", "zzz"]) == 2 and "unknown command 'zzz'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
