@@ -167,11 +167,11 @@ class RunSection:
     """Preset, seed, device, folder, checkpoints.
 
     Args:
-        preset: defaults of the other settings: digits, digits-grid (short runs, for comparisons), digits-wide and
-            cifar10-16 (small worlds with wide ranges of attacks and a judge; with -half or -quarter a part of the
-            images, with -r8 judged at 8/255), folder, cifar10 (the paper's), cifar10-teacher and cifar10-teacher-daq
-            (CIFAR-10 teachers for deacl and for daq-sdp) or cifar10-quick; cifar10-quick is also that of cifar100 and
-            stl10 (32 pixels, 5,000 labeled images); by default the preset of the data set.
+        preset: defaults of the other settings; by default the preset of the data set. digits-grid: short runs, for
+            comparisons; digits-wide and cifar10-16: small worlds with wide ranges of attacks and a judge (-half and
+            -quarter: a part of the images; -r8: judged at 8/255); cifar10: the paper's; cifar10-quick: 4,000 images,
+            also of cifar100 and stl10 (at 32 pixels); cifar10-teacher and cifar10-teacher-daq: CIFAR-10 teachers for
+            deacl and for daq-sdp.
         seed: seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
         deterministic: whether a run on a GPU is repeatable, which costs speed (how much is not measured yet); a run on
