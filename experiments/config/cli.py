@@ -59,6 +59,7 @@ OTHER_NAMES = {
 SAME = (
     *((name, leaf.notes.instead) for name, leaf in LEAVES.items() if leaf.notes.instead),
     *((f"agent_kwargs.{old}", f"agent_kwargs.{new}") for old, new in renamed.REINFORCE_SETTINGS.items()),
+    *((f"method_kwargs.{old}", f"method_kwargs.{new}") for old, new in renamed.ROCL_OPTIONS.items()),
     ("temperature", "method_kwargs.temperature"),
 )
 """Pairs of names of the same setting."""

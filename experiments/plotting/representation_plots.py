@@ -92,7 +92,7 @@ def tsne(
     others = kinds >= len(names)
     # one square for both panels, so that the same place in both means the same feature
     low, high = (end(np.concatenate([before, after]), axis=0) for end in (np.min, np.max))
-    centre, reach = (low + high) / 2, 0.53 * float((high - low).max())
+    center, reach = (low + high) / 2, 0.53 * float((high - low).max())
     lines = 0 if labels is None else -(-(len(names) + bool(others.any())) // COLUMNS)
     figure, axes = new_figure(1, 3.65 + 0.25 * lines, columns=2)
     axes[1].add_collection(
@@ -106,7 +106,7 @@ def tsne(
             x, y = points[others].T
             axis.scatter(x, y, s=10, color=FAINT, linewidths=0, label="other", zorder=0.5)
         axis.set(title=title, xticks=[], yticks=[], aspect="equal")
-        axis.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
+        axis.set(xlim=(center[0] - reach, center[0] + reach), ylim=(center[1] - reach, center[1] + reach))
         axis.spines[:].set_visible(True)
     if labels is not None:
         pairs = list(zip(*axes[0].get_legend_handles_labels(), strict=True))

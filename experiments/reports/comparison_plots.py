@@ -250,18 +250,18 @@ def choice_by_clean_loss(comparison: ComparisonResult, path: Path | str) -> bool
         path: path of the PNG.
     """
     lines: dict[str, dict[str, tuple[Array, Array]]] = {}
-    centres: dict[str, dict[str, float]] = {}
+    centers: dict[str, dict[str, float]] = {}
     for arm in comparison.arms:
         for kind in ACTION_SETS:
             found = [cell.by_clean_loss[kind] for cell in comparison.of(arm) if kind in cell.by_clean_loss]
             if found:
                 mean = np.mean(found, axis=0)
                 lines.setdefault(arm, {})[kind] = np.arange(1.0, len(mean) + 1), mean - mean.mean()
-                centres.setdefault(arm, {})[kind] = float(mean.mean())
+                centers.setdefault(arm, {})[kind] = float(mean.mean())
     varying = {arm: each for arm, each in lines.items() if _moved(each) > 0}
     titles = {kind: f"{title}: difference from all views" for kind, title in ACTION_TITLES.items()}
     below = "fifth of the views by clean loss (1: smallest)"
-    return _panels(comparison, varying, titles, below, centres, path)
+    return _panels(comparison, varying, titles, below, centers, path)
 
 
 @matplotlib.rc_context(STYLE)
@@ -347,7 +347,7 @@ def _panels(
     lines: Mapping[str, Mapping[str, tuple[Array, Array]]],
     titles: Mapping[str, str],
     below: str,
-    centres: Mapping[str, Mapping[str, float]],
+    centers: Mapping[str, Mapping[str, float]],
     path: Path | str,
 ) -> bool:
     """Draw a panel for each kind of choice with a line for each arm: `highlighted` arms with a legend, others gray."""
@@ -365,8 +365,8 @@ def _panels(
         for arm, style in zip(shown, LINES, strict=False):
             if kind in lines[arm]:
                 x, y = lines[arm][kind]
-                centre = f" ({centres[arm][kind]:.1f})" if arm in centres else ""
-                name = _broken(arm) + centre
+                center = f" ({centers[arm][kind]:.1f})" if arm in centers else ""
+                name = _broken(arm) + center
                 [line] = axis.plot(x, y, ms=5, markevery=max(1, len(x) // 6), label=name, **style)
                 drawn.append((float(y[-1]), line))
         axis.set_title(title)

@@ -136,10 +136,10 @@ def fine_tune(
     features = cast(Encoder, encoder).features
     head = _start(cast(Encoder, encoder).feature_dim, len(train.classes), head)
     model = nn.ModuleList([encoder, head]).to(device).train().requires_grad_(True)
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(settings.milestones), gamma=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), gamma=0.1)
     streams = Streams(seed, device)
     order, crops = streams["finetuning/order"], streams["finetuning/views"]
     noise = streams.on_device("finetuning/noise")
@@ -154,20 +154,20 @@ def fine_tune(
                 attacked = _attack(encoder, head, routes, images, settings, noise, watch)
             y = labels[rows.to(device)]
             loss = trades(head(features(images, routes[0])), head(features(attacked, routes[1])), y, settings.beta)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             done += 1
             if not bool(loss.isfinite() & watch.isfinite()) or not _finite(model):
                 raise RuntimeError(
                     f"fine-tuning diverged in step {done} of {steps} at learning rate "
-                    f"{optimiser.param_groups[0]['lr']:g}, with loss {loss.item():g}: lower its lr, or check that the "
+                    f"{optimizer.param_groups[0]['lr']:g}, with loss {loss.item():g}: lower its lr, or check that the "
                     "features are finite"
                 )
             if progress is not None:
                 progress(done, steps)
         schedule.step()
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     if own:
         # the memory format of an encoder that is read from a checkpoint
         encoder.to(memory_format=torch.contiguous_format)

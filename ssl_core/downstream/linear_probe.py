@@ -262,10 +262,10 @@ def train_probe(
     head = nn.utils.skip_init(nn.Linear, cast(Encoder, encoder).feature_dim, len(train.classes), device=device)
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         head.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(settings.milestones), gamma=0.1)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.milestones), gamma=0.1)
     extract, watch = _clean_features(encoder, route), torch.zeros((), device=device)
     if attack is not None:
         extract = _attacked_features(encoder, route, head, attack, streams.on_device("probe/noise"), watch)
@@ -283,15 +283,15 @@ def train_probe(
         for done, rows in enumerate(batches, start=epoch * steps + 1):
             z = features(rows) if fixed is None else fixed[rows.to(device)]
             loss = F.cross_entropy(head(z), labels[rows.to(device)])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             if progress is not None:
                 progress(done, settings.epochs * steps)
         if not all(bool(values.isfinite().all()) for values in (*head.parameters(), watch)):
             raise RuntimeError(
                 f"the probe diverged in epoch {epoch + 1} of {settings.epochs} at learning rate "
-                f"{optimiser.param_groups[0]['lr']:g}: lower its lr, or check that the features are finite"
+                f"{optimizer.param_groups[0]['lr']:g}: lower its lr, or check that the features are finite"
             )
         schedule.step()
     check_frozen(before, fingerprint(encoder), "while its probe was trained")

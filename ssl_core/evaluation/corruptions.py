@@ -92,7 +92,7 @@ def departures(name: str, height: int, width: int, *, photographs: bool) -> tupl
     if (height, width) != (table.side, table.side):
         found.append(f"severities of {table.name}, made for {table.side} x {table.side}, at {height} x {width}")
     if name == "frost" and not photographs:
-        found.append("frost is a random texture of the photographs' colours and roughness, not a photograph")
+        found.append("frost is a random texture of the photographs' colors and roughness, not a photograph")
     return tuple(found)
 
 
@@ -246,10 +246,10 @@ def _fractal(draws: Draws, side: int, decay: float, device: torch.device | str =
         shake = noise**2 * _uniform(draws, 3, cells, cells, low=-1).to(device)
         corner = field[:, ::step, ::step].clone()
         below, beside = corner.roll(-1, 1), corner.roll(-1, 2)
-        centre = (corner + below + beside + below.roll(-1, 2)) / 4 + shake[:, 0]
-        field[:, half::step, half::step] = centre
-        field[:, ::step, half::step] = (corner + beside + centre + centre.roll(1, 1)) / 4 + shake[:, 1]
-        field[:, half::step, ::step] = (corner + below + centre + centre.roll(1, 2)) / 4 + shake[:, 2]
+        center = (corner + below + beside + below.roll(-1, 2)) / 4 + shake[:, 0]
+        field[:, half::step, half::step] = center
+        field[:, ::step, half::step] = (corner + beside + center + center.roll(1, 1)) / 4 + shake[:, 1]
+        field[:, half::step, ::step] = (corner + below + center + center.roll(1, 2)) / 4 + shake[:, 2]
         step, noise = half, noise / decay
     return field
 

@@ -146,13 +146,13 @@ def search_directions(
     """
     check_number("radius", radius, above=True)
     check_number("candidates", candidates, 1, whole=True)
-    [centre] = loss_along(network, {}, (0.0,), loss, progress)
+    [center] = loss_along(network, {}, (0.0,), loss, progress)
     found = []
     for index in range(candidates):
         # a state instead of the direction, since all directions of a large network would not fit into memory
         state = generator.get_state()
         low, high = loss_along(network, random_direction(network, generator), (-radius, radius), loss, progress)
-        found.append(((low + high) / 2 - centre, index, state))
+        found.append(((low + high) / 2 - center, index, state))
     found.sort(key=lambda one: one[:2])
     median, sharpest = (
         random_direction(network, torch.Generator().set_state(state))

@@ -238,9 +238,9 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
         )
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = correct / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    return 100 * max(0.0, center - half), 100 * min(1.0, center + half)
 
 
 def write_results(path: Path | str, rows: Iterable[Row]) -> None:

@@ -11,6 +11,7 @@ from astra_gym.ssl_core.attacks.pgd import ConstantBudget, Objective
 from astra_gym.ssl_core.losses.multiview import multi_view_nt_xent
 from astra_gym.ssl_core.methods.base import Method, Networks
 from astra_gym.ssl_core.methods.traits import LossTraits, Routes
+from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.utils.finite import check_number
 
 
@@ -21,7 +22,7 @@ class RoCL(Method):
     Of the views t and t' of an image (rows 2k and 2k+1) only t is attacked, against t'. With `NTX_v` the sum of a row's
     v - 1 positive terms, averaged over all rows (`astra_gym.ssl_core.losses.multiview.multi_view_nt_xent`),
 
-    `L = NTX_3({t, t', adv}) + (1 / regulariser) * NTX_2({adv, t'})`.
+    `L = NTX_3({t, t', adv}) + (1 / regularizer) * NTX_2({adv, t'})`.
 
     In every similarity the second operand is detached. As in the released code each term has a separate pass in train
     mode, the second term's first: 2b images, then 3b, in one batch of batch norm each. Both passes update the running
@@ -40,10 +41,12 @@ class RoCL(Method):
 
     Args:
         temperature: temperature of both terms and of the attack, positive.
-        regulariser: lambda, positive; the weight is 1 / lambda, so a larger one regularizes less (256 as released).
+        regularizer: lambda, positive; the weight is 1 / lambda, so a larger one regularizes less (256 as released).
     """
 
-    regulariser: float = 256.0
+    RENAMED: ClassVar[Mapping[str, str]] = renamed.ROCL_OPTIONS
+
+    regularizer: float = 256.0
 
     paper: ClassVar[str] = "Kim et al., NeurIPS 2020"
     summary: ClassVar[str] = "one view attacked against the other, NT-Xent of three versions of an image"
@@ -52,7 +55,7 @@ class RoCL(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("regulariser", self.regulariser, above=True)
+        check_number("regularizer", self.regularizer, above=True)
 
     @property
     def attacked_per_image(self) -> int:
@@ -81,12 +84,12 @@ class RoCL(Method):
         return multi_view_nt_xent(rows, len(versions), self.temperature, stop=True, reduction="none")
 
     def losses(self, networks: Networks, views: Tensor, adversarial: Tensor | None) -> dict[str, Tensor]:
-        """`contrastive`: NTX_3; `regulariser`: NTX_2 before its weight."""
+        """`contrastive`: NTX_3; `regularizer`: NTX_2 before its weight."""
         first, second, attacked = views[0::2], views[1::2], self.given(adversarial)
         pair = networks(torch.cat([attacked, second]), self.routes.attack).embeddings.chunk(2)
         triple = networks(torch.cat([first, second, attacked]), self.routes.attack).embeddings.chunk(3)
-        return {"contrastive": self.contrast(*triple), "regulariser": self.contrast(*pair)}
+        return {"contrastive": self.contrast(*triple), "regularizer": self.contrast(*pair)}
 
     @property
     def weights(self) -> Mapping[str, float]:
-        return {"contrastive": 1.0, "regulariser": 1 / self.regulariser}
+        return {"contrastive": 1.0, "regularizer": 1 / self.regularizer}

@@ -50,9 +50,9 @@ def hue(images: Tensor, factor: Tensor) -> Tensor:
     angle.div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(1).copysign_(green - blue)
     angle.add_(factor.view(-1, 1, 1), alpha=6)
     angle.sub_(angle.div(6).round_(), alpha=6)
-    centres = torch.tensor([0.0, 2.0, -2.0]).to(images.device, non_blocking=True).view(1, 3, 1, 1)
+    centers = torch.tensor([0.0, 2.0, -2.0]).to(images.device, non_blocking=True).view(1, 3, 1, 1)
     # |hue - center| is at most 5, so d = 3 - ||hue - center| - 3|; this is -clamp(d - 1, 0, 1).
-    short = torch.sub(angle.unsqueeze(1), centres).abs_().sub_(3).abs_().sub_(2).clamp_(-1, 0)
+    short = torch.sub(angle.unsqueeze(1), centers).abs_().sub_(3).abs_().sub_(2).clamp_(-1, 0)
     return torch.addcmul(value.unsqueeze(1), chroma.unsqueeze(1), short, out=images)
 
 

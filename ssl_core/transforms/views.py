@@ -255,10 +255,10 @@ def _resampling(
     if mirrored is not None:
         place = torch.where(mirrored.unsqueeze(1), size_out - 1 - place, place)
     step = (length / size_out).unsqueeze(1)
-    centre = (place + 0.5) * step + (start.unsqueeze(1) - 0.5)
+    center = (place + 0.5) * step + (start.unsqueeze(1) - 0.5)
     # Where the grid gets coarser, the kernel widens with it, which is the antialiasing.
     zoom = step.clamp(min=1).reciprocal()
-    weights = kernel.weight(((pixel - centre.unsqueeze(2)) * zoom.unsqueeze(2)).abs_())
+    weights = kernel.weight(((pixel - center.unsqueeze(2)) * zoom.unsqueeze(2)).abs_())
     inside = (pixel >= start.unsqueeze(1)) & (pixel < (start + length).unsqueeze(1))
     weights.mul_(inside.unsqueeze(1))
     return weights.div_(weights.sum(dim=2, keepdim=True))

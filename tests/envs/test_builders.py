@@ -15,7 +15,7 @@ from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.models.checkpoint import describe_network, load_network, save_checkpoint
 from astra_gym.ssl_core.models.target_network import build_network
 from tests.helpers.draws import generator
-from tests.helpers.plain_networks import randomise
+from tests.helpers.plain_networks import randomize
 from tests.helpers.states import same
 
 
@@ -23,7 +23,7 @@ from tests.helpers.states import same
 def file(tmp_path: Path) -> Path:
     """An encoder of two routes that differ."""
     sizes = {"arch": "resnet10", "width": 2, "projector_hidden": 8, "projector_dim": 8}
-    network = randomise(build_network(generator(4), routes=("normal", "pgd"), **sizes))
+    network = randomize(build_network(generator(4), routes=("normal", "pgd"), **sizes))
     payload = {"step": 0, "epoch": 0.0, "evaluation_route": "pgd", "network": describe_network(network)}
     return save_checkpoint(tmp_path / "start.pt", "encoder", payload)
 

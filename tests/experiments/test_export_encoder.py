@@ -18,7 +18,7 @@ from astra_gym.ssl_core.models.checkpoint import describe_network, load_network,
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.helpers.plain_networks import randomise
+from tests.helpers.plain_networks import randomize
 
 ALONE = """
 import json, sys
@@ -45,7 +45,7 @@ def images(side: int = 16) -> torch.Tensor:
 def written(folder: Path, **arguments: object) -> TargetNetwork:
     """A run folder with a checkpoint of a network whose routes differ; returns the network."""
     built = {"arch": "resnet10", "width": 4, "projector_hidden": 8, "projector_dim": 8, **arguments}
-    network = randomise(build_network(torch.Generator().manual_seed(0), **built))
+    network = randomize(build_network(torch.Generator().manual_seed(0), **built))
     (folder / "checkpoints").mkdir(parents=True)
     payload = {"network": describe_network(network), "evaluation_route": "pgd"}
     save_checkpoint(folder / "checkpoints" / "last.pt", "run", payload)

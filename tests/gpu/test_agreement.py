@@ -140,11 +140,11 @@ def test_lars_in_float64(gpu: torch.device) -> None:
     def trained(device: torch.device) -> list[Tensor]:
         weights = [torch.randn(4, 3, generator=generator(1)), torch.randn(5, generator=generator(2)), torch.zeros(2)]
         weights = [nn.Parameter(weight.double().to(device)) for weight in weights]
-        optimiser = LARS(weights, 0.1)
+        optimizer = LARS(weights, 0.1)
         for step in range(3):
             for index, weight in enumerate(weights):
                 weight.grad = torch.randn(weight.shape, generator=generator(10 * step + index)).double().to(device)
-            optimiser.step()
+            optimizer.step()
         return [weight.detach().cpu() for weight in weights]
 
     for found, expected in zip(trained(gpu), trained(CPU), strict=True):

@@ -20,7 +20,7 @@ TEACHERS = ("advcl", "deacl", "daq-sdp", "profeat")
 
 @dataclass(frozen=True)
 class Rule:
-    """What an optimiser makes of a tensor: its class, whether the momentum of .9 is Nesterov's, LARS's trust
+    """What an optimizer makes of a tensor: its class, whether the momentum of .9 is Nesterov's, LARS's trust
     coefficient, and whether it is a wrapper: one that clips ratios, and leaves biases and batch norm alone; `plain` is
     a wrapper that does neither, whose rate multiplies the velocity."""
 
@@ -46,7 +46,7 @@ class Sheet:
     """A method's published recipe on CIFAR-10.
 
     Args:
-        rule, lr, weight_decay, batch_size, epochs: the optimiser, its peak rate, and how long it trains.
+        rule, lr, weight_decay, batch_size, epochs: the optimizer, its peak rate, and how long it trains.
         projector: its layers, with what follows each; "shared" is one batch norm for all routes, "plain" one without
             scale and shift.
         warmup, ends: epochs of linear warm-up; the rate of the first update, and where the cosine goes.
@@ -139,8 +139,8 @@ SHEETS: dict[str, Sheet] = {
         *(TORCHLARS, 1.5, 1e-6, 512, 1000, "2048 ReLU, 128"),
         crop=0.08,
         budget=(0.0314, 0.007, 7),
-        options={"temperature": 0.5, "regulariser": 256.0},
-        weights={"contrastive": 1.0, "regulariser": 1 / 256},
+        options={"temperature": 0.5, "regularizer": 256.0},
+        weights={"contrastive": 1.0, "regularizer": 1 / 256},
     ),
     "advcl": Sheet(
         *(SGD, 0.5, 1e-4, 512, 1000, "512 shared BN ReLU, 128"),

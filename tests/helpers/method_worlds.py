@@ -29,8 +29,8 @@ from tests.helpers.draws import generator
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("simclr", {}),
-    # released 256: the regulariser would be lost beside the other term
-    "rocl": ("rocl", {"regulariser": 2.0}),
+    # released 256: the regularizer would be lost beside the other term
+    "rocl": ("rocl", {"regularizer": 2.0}),
     "acl-ds": ("acl", {}),
     "acl-a2a": ("acl", {"streams": "a2a"}),
     "acl-a2s": ("acl", {"streams": "a2s"}),

@@ -7,7 +7,7 @@ from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.draws import generator
 
 
-def randomise(model, seed=0):
+def randomize(model, seed=0):
     """Random weights of a sensible scale, and batch-norm statistics that are far from 0 and 1."""
     draws = generator(seed)
     for part in model.modules():
@@ -95,7 +95,7 @@ class Head(nn.Module):
         return self.bn3(self.fc3(x.relu()), place)
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN))
@@ -105,7 +105,7 @@ class Normalise(nn.Module):
 class Family(nn.Module):
     def __init__(self, counts=(2, 2, 2, 2), width=8, hidden=64, out=64, places=2, large=False, deep=False):
         super().__init__()
-        self.normalize = Normalise()
+        self.normalize = Normalize()
         self.conv1 = nn.Conv2d(3, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
         self.bn1 = Norms(width, places)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
@@ -138,4 +138,4 @@ class Momentum(nn.Module):
 
 def ordinary(width=8, stem="cifar", seed=0):
     network = build_network(generator(seed), arch="resnet10", width=width, stem=stem, routes=("normal",))
-    return randomise(network, seed)
+    return randomize(network, seed)

@@ -34,7 +34,7 @@ VIEWS = {"rocl": 1, "deacl": 1, "profeat": 1, "fare": 1, "acl a2s": 1, "emp-ssl"
 MIXED = ("astra", "astra++")
 """Those with a mixed loss to weigh."""
 NO_LOOKAHEAD = ("taro",)
-"""What its attack maximises is no loss: the look-ahead is refused (tests/envs/test_methods_in_worlds.py)."""
+"""What its attack maximizes is no loss: the look-ahead is refused (tests/envs/test_methods_in_worlds.py)."""
 FREE = "cf-amc-ssl"
 """Free adversarial training: the update's own gradient is the attack's."""
 

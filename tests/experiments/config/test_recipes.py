@@ -141,7 +141,7 @@ def test_the_authors_settings_of_a_few() -> None:
     byol, simsiam = (parse(flags("cifar10", name)).settings.views.make() for name in ("byol", "simsiam"))
     assert (byol.blur_probability, byol.solarize_probability, byol.jitter) == (None, 0.2, (0.4, 0.4, 0.2, 0.1))
     assert (simsiam.blur_probability, simsiam.solarize_probability, simsiam.crop) == (0.5, None, (0.08, 1.0))
-    # the small presets keep the network and the optimiser of all methods
+    # the small presets keep the network and the optimizer of all methods
     small = parse(flags("digits-grid", "deacl")).settings
     expected = {"optimizer": "adamw", "stem": "cifar", "epochs": 10, "projector": "none"}
     assert small.flat().items() >= expected.items()

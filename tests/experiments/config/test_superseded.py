@@ -218,6 +218,17 @@ def test_a_flag_wins_over_a_file_by_either_name_of_an_agents_setting(tmp_path: P
             assert found.agent_kwargs == {"ent_coef": 0.2, "gamma": 0.3}, (words, inside)
 
 
+def test_a_flag_wins_over_a_file_by_either_name_of_a_methods_option(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "c.yaml"
+    for inside, outside in itertools.permutations(("regulariser", "regularizer")):
+        file.write_text(f"method: rocl\nmethod_kwargs: {{{inside}: 9.0}}\n")
+        found = parse(["--config", str(file), f"--method_kwargs.{outside}", "3.0"]).settings.method.make()
+        assert found.weights["regularizer"] == 1 / 3, (inside, outside)
+    with pytest.raises(SystemExit):
+        parse(["--method=rocl", "--method_kwargs.regulariser=3.0", "--method_kwargs.regularizer=3.0"])
+    assert "--method_kwargs.regularizer are the same: give one of them" in capsys.readouterr().err
+
+
 def test_a_flag_wins_over_a_file_by_either_name_of_the_temperature(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for inside, outside in itertools.permutations(("temperature: 0.1", "method_kwargs: {temperature: 0.1}")):

@@ -138,7 +138,7 @@ def test_a_policy_that_breaks_at_the_last_update_does_not_replace_a_good_one(
         (["--agent=ppo", "--agent_kwargs.n_steps=2"], PPO, "train", 2, weights_of, 4, 0),
         # by nobody until the next checkpoint is due
         (["--agent=dqn"], DQN, "train", 1, weights_of, 6, 3),
-        # a network that lies beside the optimiser's
+        # a network that lies beside the optimizer's
         (
             ["--method=byol", "--agent=fixed", "--method_kwargs.predictor_hidden=4"],
             TargetLearner,

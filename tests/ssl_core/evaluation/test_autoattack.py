@@ -52,11 +52,11 @@ def trained(classes: int = 10, masked: bool = True) -> Network:
     rows = train.labels < classes
     images, labels = as_float(train.images[rows]), train.labels[rows]
     network = Network(classes, masked=False)
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()
-        optimiser.step()
+        optimizer.step()
     network.zero_grad()
     network.masked = masked
     return network.eval()

@@ -99,9 +99,9 @@ def test_a_quadratic_loss_is_an_exact_parabola() -> None:
     parameters = dict(module.named_parameters())
     slope = sum((curvature(d) * parameters[name] * d).sum().item() for name, d in direction.items())
     curved = sum((curvature(d) * d.square()).sum().item() for d in direction.values())
-    centre = quadratic(module)().item()
-    assert values == pytest.approx([centre + slope * r + curved * r * r / 2 for r in RADII], rel=1e-12)
-    assert values[2] == centre
+    center = quadratic(module)().item()
+    assert values == pytest.approx([center + slope * r + curved * r * r / 2 for r in RADII], rel=1e-12)
+    assert values[2] == center
     assert fingerprint(module) == before
     searched = search_directions(module, quadratic(module), 0.5, 1, torch.Generator().manual_seed(0))
     assert searched.sharpness == pytest.approx((curved / 8,))
@@ -163,12 +163,12 @@ def test_the_sharpest_is_the_sharpest_and_the_median_is_the_median() -> None:
         drawn = []
         for _ in range(candidates):
             direction = random_direction(module, generator)
-            low, centre, high = loss_along(module, direction, (-0.5, 0, 0.5), quadratic(module))
-            drawn.append((low + high) / 2 - centre)
+            low, center, high = loss_along(module, direction, (-0.5, 0, 0.5), quadratic(module))
+            drawn.append((low + high) / 2 - center)
         assert searched.sharpness == pytest.approx(tuple(sorted(drawn)))
         for found, value in ((searched.median, sorted(drawn)[(candidates - 1) // 2]), (searched.sharpest, max(drawn))):
-            low, centre, high = loss_along(module, found, (-0.5, 0, 0.5), quadratic(module))
-            assert (low + high) / 2 - centre == pytest.approx(value)
+            low, center, high = loss_along(module, found, (-0.5, 0, 0.5), quadratic(module))
+            assert (low + high) / 2 - center == pytest.approx(value)
 
 
 def test_progress_is_called_once_a_loss() -> None:

@@ -96,8 +96,8 @@ def test_embeddings_that_are_not_a_number_give_a_rate_that_is_none(shape: tuple[
 def test_emp_ssl_against_numpy() -> None:
     z, crops = embeddings(n=12), 3
     unit = (z / z.norm(dim=1, keepdim=True)).numpy().reshape(4, crops, 5)
-    centre = unit.mean(axis=1)
-    cosines = [[row @ c / np.linalg.norm(c) for row in image] for image, c in zip(unit, centre, strict=True)]
+    center = unit.mean(axis=1)
+    cosines = [[row @ c / np.linalg.norm(c) for row in image] for image, c in zip(unit, center, strict=True)]
     rates = [0.5 * np.linalg.slogdet(np.eye(5) + 5 / (4 * 0.2) * unit[:, i].T @ unit[:, i])[1] for i in range(crops)]
     expected = -200 * np.mean(cosines) - np.mean(rates)
     assert emp_ssl(z, crops).item() == pytest.approx(expected, rel=1e-10)

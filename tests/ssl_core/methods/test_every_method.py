@@ -100,7 +100,7 @@ def codes(scores: Tensor) -> Tensor:
 def by_hand(method: Method, own: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
     """The losses with a stop-gradient, whose stopped operands are the held ones."""
     if isinstance(method, RoCL):
-        total, scales = torch.zeros(()).double(), (1 / method.regulariser, 1.0)
+        total, scales = torch.zeros(()).double(), (1 / method.regularizer, 1.0)
         for scale, z, fixed in zip(scales, own, held, strict=True):
             logits = z / z.norm(dim=1, keepdim=True) @ (fixed / fixed.norm(dim=1, keepdim=True)).T / 0.5
             for i in range(len(z)):

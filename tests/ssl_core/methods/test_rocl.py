@@ -41,7 +41,7 @@ def numpy_contrast(*versions: np.ndarray, temperature: float = 0.5) -> float:
 
 
 def test_the_loss_is_that_of_the_paper_with_a_pass_for_each_term() -> None:
-    method, target = RoCL(temperature=0.4, regulariser=20.0), network().train()
+    method, target = RoCL(temperature=0.4, regularizer=20.0), network().train()
     views, adversarial = images(8, 0), images(4, 1)
     terms = method.losses(Networks(target), views, adversarial)
     # by themselves, in train mode, whose outputs depend on what shares their batch
@@ -50,11 +50,11 @@ def test_the_loss_is_that_of_the_paper_with_a_pass_for_each_term() -> None:
     three = again(torch.cat([views[0::2], views[1::2], adversarial]), "normal").embeddings.detach().numpy()
     expected = numpy_contrast(*np.split(three, 3), temperature=0.4)
     assert terms["contrastive"].mean().item() == pytest.approx(expected, rel=1e-5)
-    assert terms["regulariser"].mean().item() == pytest.approx(
+    assert terms["regularizer"].mean().item() == pytest.approx(
         numpy_contrast(*np.split(two, 2), temperature=0.4), rel=1e-5
     )
-    assert method.weights == {"contrastive": 1.0, "regulariser": 0.05}
-    assert RoCL().weights["regulariser"] == 1 / 256
+    assert method.weights == {"contrastive": 1.0, "regularizer": 0.05}
+    assert RoCL().weights["regularizer"] == 1 / 256
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in target.state_dict().items())
 
 
@@ -109,7 +109,7 @@ def test_a_row_of_the_training_loss_moves_its_own_anchor_and_no_other_version() 
     z = {v: torch.randn(v * b, 5, dtype=torch.float64, generator=generator(v)).requires_grad_() for v in (2, 3)}
     stub = Networks(lambda x, route: Encoded(z[len(x) // b], z[len(x) // b]))
     terms = RoCL(temperature=t).losses(stub, images(2 * b, 0), images(b, 1))
-    for v, values in ((2, terms["regulariser"]), (3, terms["contrastive"])):
+    for v, values in ((2, terms["regularizer"]), (3, terms["contrastive"])):
         fixed = z[v].detach().numpy()
         units = fixed / np.linalg.norm(fixed, axis=1, keepdims=True)
         for row in range(v * b):
@@ -157,7 +157,7 @@ def test_the_attack_raises_its_objective_in_the_released_ball() -> None:
 def test_it_learns_and_the_statistics_follow_both_passes() -> None:
     made, views = learner(), images(8, 0)
     first = made.update(views, images(4, 1))
-    assert first["total"] == pytest.approx(first["contrastive"] + first["regulariser"] / 256, rel=1e-5)
+    assert first["total"] == pytest.approx(first["contrastive"] + first["regularizer"] / 256, rel=1e-5)
     assert made.network.backbone.norm.by_route["normal"].num_batches_tracked == 2
     for _ in range(10):
         last = made.update(views, images(4, 1))
@@ -166,8 +166,8 @@ def test_it_learns_and_the_statistics_follow_both_passes() -> None:
 
 @pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, True, "256"])
 def test_a_regulariser_that_has_no_inverse_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="regulariser is"):
-        RoCL(regulariser=value)
+    with pytest.raises(ValueError, match="regularizer is"):
+        RoCL(regularizer=value)
 
 
 def test_attacked_views_are_needed() -> None:

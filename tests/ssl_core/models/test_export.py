@@ -9,7 +9,7 @@ from astra_gym.ssl_core.models.export import DUAL_NORM, foreign_names, save_enco
 from astra_gym.ssl_core.models.foreign import load_foreign
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.helpers.plain_networks import agree, generator, images, normalized, ordinary, randomise
+from tests.helpers.plain_networks import agree, generator, images, normalized, ordinary, randomize
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ from tests.helpers.plain_networks import agree, generator, images, normalized, o
 def test_torchvision_loads_what_is_written_and_gives_the_routes_features(arch, stem) -> None:
     resnet = pytest.importorskip("torchvision").models.resnet
     network = build_network(generator(), arch=arch, width=64, stem=stem, projector_hidden=8, projector_dim=8)
-    randomise(network)
+    randomize(network)
     block, counts = {
         "resnet10": (resnet.BasicBlock, [1, 1, 1, 1]),
         "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
@@ -65,7 +65,7 @@ def test_weights_that_are_not_finite_are_not_exported(name: str) -> None:
 @pytest.mark.parametrize("stem, neck", [("cifar", 0), ("cifar-padded", 12), ("imagenet", 0)])
 def test_a_saved_encoder_is_read_back_and_says_what_a_state_dict_cannot(tmp_path, stem, neck) -> None:
     given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    network = randomise(build_network(generator(), arch="resnet18", width=4, stem=stem, neck=neck, **given))
+    network = randomize(build_network(generator(), arch="resnet18", width=4, stem=stem, neck=neck, **given))
     path = save_encoder(tmp_path / "encoder.pt", network, "pgd")
     held = torch.load(path, weights_only=True)
     assert (held["arch"], held["width"], held["stem"], held["route"]) == ("resnet18", 4, stem, "pgd")
@@ -96,7 +96,7 @@ def test_timm_loads_a_vit_and_our_reader_too(tmp_path, neck: int) -> None:
     network = build_network(
         generator(), arch="timm:vit_tiny_patch16_224", image_size=8, patch_size=4, neck=neck, projector_dim=8
     ).eval()
-    randomise(network.projector)
+    randomize(network.projector)
     with torch.random.fork_rng(devices=[]):
         model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=8, patch_size=4)
         if neck:

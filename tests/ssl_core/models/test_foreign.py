@@ -10,7 +10,7 @@ from astra_gym.ssl_core.models.export import save_encoder, torchvision_state
 from astra_gym.ssl_core.models.foreign import ASSUMED, FORMATS, load_foreign
 from astra_gym.ssl_core.models.target_network import IMAGENET_MEAN, IMAGENET_STD
 from astra_gym.ssl_core.utils.hashing import digest
-from tests.helpers.plain_networks import Family, Momentum, agree, images, normalized, ordinary, randomise
+from tests.helpers.plain_networks import Family, Momentum, agree, images, normalized, ordinary, randomize
 
 ASKED = {"stem": "cifar", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -23,7 +23,7 @@ def saved(tmp_path, payload, name="theirs.pt"):
 @pytest.fixture
 def dual(tmp_path):
     """A file of the family's kind, small, and its network."""
-    model = randomise(Family((1, 1, 1, 1), 2, 8, 8))
+    model = randomize(Family((1, 1, 1, 1), 2, 8, 8))
     return saved(tmp_path, model.state_dict()), model
 
 
@@ -34,7 +34,7 @@ def dual(tmp_path):
 def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
     models = pytest.importorskip("torchvision").models
     with torch.random.fork_rng(devices=[]):
-        model = randomise(getattr(models, name)(weights=None, num_classes=7))
+        model = randomize(getattr(models, name)(weights=None, num_classes=7))
     before = torch.get_rng_state()
     foreign = load_foreign(saved(tmp_path, model.state_dict()), format="torchvision")
     assert torch.equal(before, torch.get_rng_state())
@@ -53,7 +53,7 @@ def test_torchvisions_networks_give_the_same_features(tmp_path, name) -> None:
 def test_timms_networks_give_the_same_features(tmp_path, name) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng(devices=[]):
-        model = randomise(timm.create_model(name, num_classes=0))
+        model = randomize(timm.create_model(name, num_classes=0))
     # timm's own checkpoints keep the options of the run that made them
     payload = {"epoch": 3, "arch": name, "state_dict": model.state_dict(), "args": argparse.Namespace(lr=0.1)}
     foreign = load_foreign(saved(tmp_path, payload), format="timm")
@@ -87,7 +87,7 @@ def test_what_no_state_dict_shows_of_an_ordinary_network_is_named(tmp_path, dual
 def test_what_is_assumed_is_what_our_network_computes(tmp_path) -> None:
     models = pytest.importorskip("torchvision").models
     with torch.random.fork_rng(devices=[]):
-        plain = randomise(models.resnet50(weights=None))
+        plain = randomize(models.resnet50(weights=None))
         dilated = models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
     state = plain.state_dict()
     foreign = load_foreign(saved(tmp_path, state), format="torchvision")
@@ -112,7 +112,7 @@ def test_what_is_assumed_is_what_our_network_computes(tmp_path) -> None:
 def test_timms_blurring_network_has_the_entries_of_the_plain_one_so_that_only_the_note_tells(tmp_path) -> None:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng(devices=[]):
-        model = randomise(timm.create_model("resnetblur18", num_classes=0))
+        model = randomize(timm.create_model("resnetblur18", num_classes=0))
     foreign = load_foreign(saved(tmp_path, model.state_dict()), format="timm")
     assert ASSUMED in foreign.notes
     assert not agree(foreign.network.double().features(images(40), "normal"), model.double()(normalized(images(40))))
@@ -164,7 +164,7 @@ def test_the_acl_familys_networks_give_the_same_features_and_embeddings_on_both_
     tmp_path, format, hidden
 ) -> None:
     sizes = {"hidden": hidden, "out": 64}
-    model = randomise(Momentum(**sizes) if format == "dynacl" else Family(**sizes))
+    model = randomize(Momentum(**sizes) if format == "dynacl" else Family(**sizes))
     payload = {"epoch": 1000, "state_dict": nn.DataParallel(model).state_dict(), "optim": {"state": {}}}
     assert all(name.startswith("module.") for name in payload["state_dict"])
     path = saved(tmp_path, payload)
@@ -182,7 +182,7 @@ def test_the_acl_familys_networks_give_the_same_features_and_embeddings_on_both_
 
 def test_the_real_sizes_of_both_projectors_are_read(tmp_path) -> None:
     for format, hidden in (("acl", 512), ("astra", 2048)):
-        path = saved(tmp_path, randomise(Family((1, 1, 1, 1), 64, hidden, 512)).state_dict())
+        path = saved(tmp_path, randomize(Family((1, 1, 1, 1), 64, hidden, 512)).state_dict())
         built = load_foreign(path, format=format, route="pgd").network.arguments
         assert (built["arch"], built["width"], built["stem"]) == ("resnet10", 64, "cifar")
         assert (built["projector_hidden"], built["projector_dim"]) == (hidden, 512)
@@ -190,7 +190,7 @@ def test_the_real_sizes_of_both_projectors_are_read(tmp_path) -> None:
 
 @pytest.mark.parametrize("shape", [{"large": True}, {"deep": True, "counts": (3, 4, 6, 3)}])
 def test_the_family_with_imagenets_stem_or_with_bottlenecks(tmp_path, shape) -> None:
-    model = randomise(Family(**{"width": 4, **shape}))
+    model = randomize(Family(**{"width": 4, **shape}))
     foreign = load_foreign(saved(tmp_path, model.state_dict()), format="dynacl", route="pgd")
     assert foreign.network.arguments["stem"] == ("imagenet" if "large" in shape else "cifar")
     features, embeddings = foreign.network.double()(images(64), "pgd")
@@ -204,7 +204,7 @@ def test_a_route_is_asked_for_where_there_are_two(dual, tmp_path) -> None:
         load_foreign(path, format="acl")
     with pytest.raises(ValueError, match="no route 'robust': it has normal, pgd"):
         load_foreign(path, format="acl", route="robust")
-    single = saved(tmp_path, randomise(Family((1, 1, 1, 1), places=1)).state_dict(), "single.pt")
+    single = saved(tmp_path, randomize(Family((1, 1, 1, 1), places=1)).state_dict(), "single.pt")
     assert load_foreign(single, format="acl").route == "normal"
     with pytest.raises(ValueError, match="no route 'pgd'"):
         load_foreign(single, format="acl", route="pgd")
@@ -286,7 +286,7 @@ def test_a_fine_tuned_network_of_the_family_has_one_route_and_a_classifier(tmp_p
 
 
 def test_without_a_projector_of_ours_the_embeddings_are_zero_and_a_note_says_so(tmp_path) -> None:
-    model = randomise(Family((1, 1, 1, 1)))
+    model = randomize(Family((1, 1, 1, 1)))
     two_layers = {k: v for k, v in model.state_dict().items() if not k.startswith(("fc.fc3", "fc.bn3"))}
     narrow = model.state_dict() | {"fc.fc3.weight": torch.zeros(16, 64)}
     biased = model.state_dict() | {"fc.fc2.bias": torch.zeros(64)}

@@ -14,7 +14,7 @@ from astra_gym.ssl_core.methods import AttackTraits, Method, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training import coreset
-from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximised, select, validation_rows
+from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximized, select, validation_rows
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
@@ -47,7 +47,7 @@ def learner(method: Method | None = None, projector: str = "acl") -> TargetLearn
     )
     made = TargetLearner(network, method, make_optimizer("sgd", network, 0.1, 0.0), lambda step: 0.1)
     attacked = (IMAGES[:8] + 0.1 * torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
-    # the routes get statistics of their own, and the optimiser a momentum
+    # the routes get statistics of their own, and the optimizer a momentum
     for _ in range(3):
         made.update(IMAGES[:8], attacked if method.attack.exists else None)
     return made
@@ -95,7 +95,7 @@ def divergence_of(clean: torch.Tensor, attacked: torch.Tensor, settings: Coreset
 
 
 def reference(target: TargetLearner, settings: CoresetSettings, streams: Streams) -> torch.Tensor:
-    """Algorithm 1 by backward passes through the whole of a copy and a plain optimiser, without attack steps."""
+    """Algorithm 1 by backward passes through the whole of a copy and a plain optimizer, without attack steps."""
     network = copy.deepcopy(target.network).eval()
     linears = list(network.projector.linears)
     parameters = [linear.weight for linear in linears]
@@ -316,7 +316,7 @@ def test_the_divergence_rises_within_the_ball() -> None:
 
     def divergence(steps: int) -> float:
         settings = CoresetSettings(batches=1, steps=steps)
-        moved = _maximised(network, views, clean, "pgd", settings, torch.Generator().manual_seed(1))
+        moved = _maximized(network, views, clean, "pgd", settings, torch.Generator().manual_seed(1))
         assert (moved - views).abs().max() <= 8 / 255 + 1e-6 and moved.min() >= 0 and moved.max() <= 1
         return float(representational_divergence(clean, network(moved, "pgd").embeddings).detach())
 

@@ -244,7 +244,7 @@ def test_perturbed_weights_give_another_gradient_but_the_step_starts_from_the_ol
     first, second = plain.update(VIEWS, VIEWS), perturbed.update(VIEWS, VIEWS)
     # a step up the loss of the attacked views
     assert second["adversarial"] > first["adversarial"]
-    # the weights moved by a step of the optimiser, not by the perturbation
+    # the weights moved by a step of the optimizer, not by the perturbation
     weight = "backbone.blocks.3.convs.0.weight"
     ours = perturbed.network.state_dict()[weight] - before[weight]
     theirs = plain.network.state_dict()[weight] - before[weight]

@@ -222,8 +222,8 @@ def test_coins_fall_and_factors_spread_as_stated(strength: float) -> None:
     drawn = draw_strong(n, 32, 32, ViewSettings(strength=strength, flip=0.3), generator(5))
     for coins, chance in ((drawn.flip, 0.3), (drawn.jitter, 0.8 * strength), (drawn.gray, 0.2 * strength)):
         assert abs(coins.double().mean() - chance) <= 5 * math.sqrt(chance * (1 - chance) / n)
-    for column, (centre, reach) in enumerate([(1, 0.4), (1, 0.4), (1, 0.4), (0, 0.1)]):
-        uniform = (drawn.factors[:, column].double() - centre) / (reach * strength)
+    for column, (center, reach) in enumerate([(1, 0.4), (1, 0.4), (1, 0.4), (0, 0.1)]):
+        uniform = (drawn.factors[:, column].double() - center) / (reach * strength)
         assert uniform.abs().max() <= 1 + 1e-6
         assert uniform.min() < -0.999 and uniform.max() > 0.999
         assert abs(uniform.mean()) <= 5 / math.sqrt(3 * n)

@@ -19,7 +19,7 @@ from astra_gym.ssl_core.models.weights.start import start_network
 from astra_gym.ssl_core.safety.plain_values import load_plain
 from astra_gym.ssl_core.utils.messages import counted
 from tests.helpers.draws import generator
-from tests.helpers.plain_networks import Family, Momentum, ordinary, randomise
+from tests.helpers.plain_networks import Family, Momentum, ordinary, randomize
 
 DUAL = ("normal", "pgd")
 
@@ -35,7 +35,7 @@ def target(routes: tuple[str, ...] = ("normal",), **arguments: Any) -> TargetNet
 
 def trained(routes: tuple[str, ...] = DUAL, **arguments: Any) -> TargetNetwork:
     """A network whose routes differ."""
-    return randomise(target(routes, **arguments))
+    return randomize(target(routes, **arguments))
 
 
 def run_file(path: Path, network: TargetNetwork, route: str = "pgd") -> Path:
@@ -70,7 +70,7 @@ def test_each_route_gets_the_batch_norms_that_are_stated(
         source = trained()
         file = run_file(tmp_path / "run" / "checkpoints" / "last.pt", source)
     else:
-        file = saved(tmp_path, randomise(Family((1, 1, 1, 1), 4, 6, 5)).state_dict())
+        file = saved(tmp_path, randomize(Family((1, 1, 1, 1), 4, 6, 5)).state_dict())
         source = load_foreign(file, format="acl", route="pgd").network
     network = target(routes)
     # the run's folder is the same as its last checkpoint
@@ -85,7 +85,7 @@ def test_each_route_gets_the_batch_norms_that_are_stated(
 
 def test_dynacl_gives_the_encoder_that_is_evaluated(tmp_path: Path) -> None:
     model = Momentum(counts=(1, 1, 1, 1), width=4, hidden=6, out=5)
-    randomise(model.encoder_q, 1), randomise(model.encoder_k, 2)
+    randomize(model.encoder_q, 1), randomize(model.encoder_k, 2)
     network = target(DUAL)
     start_network(saved(tmp_path, model.state_dict()), network)
     expected = start_and_features(tmp_path, model.encoder_k.state_dict())
@@ -131,7 +131,7 @@ def test_an_ordinary_resnet_fills_every_route_and_leaves_the_projector_random(wr
 def test_torchvisions_own_resnet18_starts_a_network_of_its_size(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision").models
     with torch.random.fork_rng(devices=[]):
-        model = randomise(models.resnet18(weights=None))
+        model = randomize(models.resnet18(weights=None))
     network = target(arch="resnet18", width=64, stem="imagenet", projector="none")
     assert start_network(saved(tmp_path, model.state_dict()), network).random == []
     model.fc = nn.Identity()
