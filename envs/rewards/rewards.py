@@ -101,7 +101,8 @@ class Rewards:
         own = {name: kind for name, kind in REWARD_TERMS.items() if issubclass(kind, MethodTerm)}
         self._weights = {name: kind.sign * settings.reward.weights[name] for name, kind in (own | kinds).items()}
         self._own = tuple(own)
-        self._given_by: dict[str, str] = {}
+        # a row has these of the reward itself
+        self._given_by = dict.fromkeys(("mean", "std"), "the reward")
         """Name of the term that gives a value."""
 
     @property
