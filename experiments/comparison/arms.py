@@ -202,8 +202,6 @@ def base_arms(
         ValueError: if a flag or a label is wrong, two arms have the same name, or arms of a method and preset would be
             tested in different ways.
     """
-    if "auto" in agents:
-        raise ValueError(f"--agents auto: expected names, such as {' '.join(arms_of(PRIMARY))}")
     check_flags(flags, (*SET_BY_CELL, "--agent", "--method"))
     shared = absolute(flags)
     tested = arms_of(tests)
