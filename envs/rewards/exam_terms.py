@@ -41,7 +41,7 @@ class ExamTerm(RewardTerm):
         """Raise a ValueError if the attack does not maximize the method's loss."""
         if not method.loss.is_objective:
             raise ValueError(
-                f"what the attack of {type(method).__name__} maximises is not its loss, which exams are about"
+                f"what the attack of {type(method).__name__} maximizes is not its loss, which exams are about"
             )
 
     def _drawn(self) -> Tensor:

@@ -44,7 +44,7 @@ class LookAhead(RewardTerm):
         """Raise a ValueError if the attack does not maximize the method's loss."""
         if not method.loss.is_objective:
             raise ValueError(
-                f"what the attack of {type(method).__name__} maximises is not its loss, whose fall the look-ahead pays"
+                f"what the attack of {type(method).__name__} maximizes is not its loss, whose fall the look-ahead pays"
             )
 
     def losses(self) -> Tensor:

@@ -116,7 +116,7 @@ class Cell:
         return 100.0 * float(np.mean([self.outcomes[epsilon].mean() for epsilon in epsilons_of(place)]))
 
 
-def summarise(run: Path, arm: str | None = None) -> Cell:
+def summarize(run: Path, arm: str | None = None) -> Cell:
     """Summarize a finished run as a cell.
 
     Args:
@@ -128,7 +128,7 @@ def summarise(run: Path, arm: str | None = None) -> Cell:
     """
     folder = RunFolder.open(run)
     try:
-        return _summarise(folder, arm)
+        return _summarize(folder, arm)
     except OSError as error:
         raise ValueError(f"{run} cannot be read: {error}") from error
     except (LookupError, TypeError, AttributeError) as error:
@@ -136,7 +136,7 @@ def summarise(run: Path, arm: str | None = None) -> Cell:
         raise ValueError(f"{run} is damaged, a file of it does not hold what it should ({reason})") from error
 
 
-def _summarise(folder: RunFolder, arm: str | None) -> Cell:
+def _summarize(folder: RunFolder, arm: str | None) -> Cell:
     settings = folder.settings()
     outcomes = _read(folder.results / "outcomes.json")
     correct = _outcomes(outcomes["correct"])

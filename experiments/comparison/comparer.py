@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from astra_gym.experiments.comparison.arms import CONTROL, Arm, compute_arms, settings_of
-from astra_gym.experiments.comparison.cell_results import Cell, summarise
+from astra_gym.experiments.comparison.cell_results import Cell, summarize
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
 from astra_gym.experiments.comparison.gpu_memory import run_memory, runs_that_fit
@@ -189,7 +189,7 @@ class Comparer:
         name, reason = end.job.name, ""
         if end.status in (0, LOST):
             try:
-                cell = summarise(self.folder.cells / name, arm.label)
+                cell = summarize(self.folder.cells / name, arm.label)
                 self.progress.took[name] = end.seconds
                 self.progress.finished[name] = cell
                 self.display.finished(name, cell, self.spent)

@@ -24,7 +24,7 @@ from astra_gym.experiments.comparison.cell_results import (
     completed,
     read_comparison,
     read_pairs,
-    summarise,
+    summarize,
     write_comparison,
 )
 from astra_gym.experiments.comparison.searches import SearchCost, read_searched
@@ -245,7 +245,7 @@ class ComparisonFolder:
                     self.adopted.add(name)
                 self.check(arm, seed)
                 try:
-                    found[name] = summarise(self.cells / name, arm.label)
+                    found[name] = summarize(self.cells / name, arm.label)
                     self.damage += [
                         f"{self.cells / name}/{sentence}; a report marks this" for sentence in found[name].damage
                     ]

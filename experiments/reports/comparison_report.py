@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astra_gym.experiments.comparison.cell_results import COMPARISON, Cell, ComparisonResult, read_comparison, summarise
+from astra_gym.experiments.comparison.cell_results import COMPARISON, Cell, ComparisonResult, read_comparison, summarize
 from astra_gym.experiments.reports.comparison_plots import (
     accuracy_against_compute,
     choice_by_clean_loss,
@@ -347,7 +347,7 @@ def read_runs(paths: Sequence[Path]) -> ComparisonResult:
     for path in paths:
         damage: list[str] = []
         commands += RunFolder.open(path).commands(damage)
-        cell = summarise(path)
+        cell = summarize(path)
         cells.append(replace(cell, damage=[*cell.damage, *damage, *damaged_events(path)]))
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
     return ComparisonResult(name, "\n".join(commands), labeled(cells), {})

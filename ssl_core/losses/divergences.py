@@ -30,7 +30,7 @@ def representational_divergence(
     reduction: str = "mean",
     *,
     form: str = "released",
-    regularisation: float = 0.05,
+    regularization: float = 0.05,
     iterations: int = 50,
 ) -> Tensor:
     """Representational divergence of RCS (Xu et al., NeurIPS 2023) between features of the same images.
@@ -60,7 +60,7 @@ def representational_divergence(
         reduction: "mean", "sum" or "none". For "ot", "mean" is the divergence and "sum" n times it. RCS's mean is over
             the d entries too: 1/d of "mean" here.
         form: a name of `FORMS`, for "kl" and "js".
-        regularisation: for "ot", the entropy's weight in units of the cost, above 0.
+        regularization: for "ot", the entropy's weight in units of the cost, above 0.
         iterations: for "ot", the number of Sinkhorn's iterations, at least 1.
 
     Returns:
@@ -84,11 +84,11 @@ def representational_divergence(
     if kind == "ot":
         if reduction == "none":
             raise ValueError("optimal transport is between sets and has no value for a row: expected 'mean' or 'sum'")
-        if not regularisation > 0 or iterations < 1:
+        if not regularization > 0 or iterations < 1:
             raise ValueError(
-                f"regularisation is {regularisation} and iterations {iterations}: expected above 0, and 1 or more"
+                f"regularization is {regularization} and iterations {iterations}: expected above 0, and 1 or more"
             )
-        return _transport(clean, adversarial, regularisation, iterations) * (len(clean) if reduction == "sum" else 1)
+        return _transport(clean, adversarial, regularization, iterations) * (len(clean) if reduction == "sum" else 1)
     if form == "released":
         values = _released_kl(clean, adversarial) if kind == "kl" else _released_js(clean, adversarial)
     else:
@@ -121,19 +121,19 @@ def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     return (kl_divergence(p, mixture) + kl_divergence(q, mixture)) / 2
 
 
-def _transport(clean: Tensor, adversarial: Tensor, regularisation: float, iterations: int) -> Tensor:
+def _transport(clean: Tensor, adversarial: Tensor, regularization: float, iterations: int) -> Tensor:
     a, b = F.normalize(clean, dim=1), F.normalize(adversarial, dim=1)
-    across, first, second = (_sinkhorn(x, y, regularisation, iterations) for x, y in ((a, b), (a, a), (b, b)))
+    across, first, second = (_sinkhorn(x, y, regularization, iterations) for x, y in ((a, b), (a, a), (b, b)))
     return across - (first + second) / 2
 
 
-def _sinkhorn(a: Tensor, b: Tensor, regularisation: float, iterations: int) -> Tensor:
+def _sinkhorn(a: Tensor, b: Tensor, regularization: float, iterations: int) -> Tensor:
     """Return the dual value of entropy-regularized transport between equal numbers of unit rows, in the log domain."""
     cost = 1 - a @ b.T
     weight = -cost.new_tensor(len(a)).log()
 
     def soft_minimum(values: Tensor) -> Tensor:
-        return -regularisation * torch.logsumexp(weight - values / regularisation, dim=1)
+        return -regularization * torch.logsumexp(weight - values / regularization, dim=1)
 
     f = cost.new_zeros(len(a))
     for _ in range(iterations):

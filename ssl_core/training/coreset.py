@@ -270,7 +270,7 @@ def _divergence_gradient(
             with torch.no_grad():
                 clean = folded(images, method.routes.clean).embeddings
             watch = learner.watched_gradients()
-            attacked = _maximised(folded, images, clean, method.routes.attack, settings, noise, watch)
+            attacked = _maximized(folded, images, clean, method.routes.attack, settings, noise, watch)
         with _differentiable(learner, parameters):
             before = learner.network(images, method.routes.clean).embeddings
             after = learner.network(attacked, method.routes.attack).embeddings
@@ -281,7 +281,7 @@ def _divergence_gradient(
     return total
 
 
-def _maximised(
+def _maximized(
     network: Network,
     images: Tensor,
     clean: Tensor,

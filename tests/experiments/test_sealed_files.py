@@ -18,7 +18,7 @@ from astra_gym.agents import storage
 from astra_gym.experiments import evaluate_encoder, export_encoder, publish, report, train_agent
 from astra_gym.experiments.benchmarks.compare import read as read_benchmark
 from astra_gym.experiments.comparison.arms import Arm, base_arms, comparable
-from astra_gym.experiments.comparison.cell_results import read_comparison, summarise
+from astra_gym.experiments.comparison.cell_results import read_comparison, summarize
 from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.config.cli import load
 from astra_gym.experiments.evaluation.store import EvaluationStore
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = ComparisonPlan("a", "b", 1, 1, (), tuple(base_arms(["fixed"], ["astra"], ["digits"], [], [], 1, 1)))
     compared.write_plan(plan)
     compared.note_state(1.0)
-    compared.write(plan, 1, {"fixed-seed0": summarise(run)}, {})
+    compared.write(plan, 1, {"fixed-seed0": summarize(run)}, {})
     write_json(folder / "benchmark.json", read_json(ROOT / "results" / "benchmark-training.json"))
     for number in range(3):
         Image.new("RGB", (8, 8), (9 * number, 0, 99)).save(folder / f"{number}.png")
@@ -82,8 +82,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "run/config.yaml": load,
     "run/images.digests": RunImages.read,
     "run/results/slf.json": read_results,
-    "run/results/outcomes.json": lambda path: summarise(path.parents[1]),
-    "run/results/policy.json": lambda path: summarise(path.parents[1]),
+    "run/results/outcomes.json": lambda path: summarize(path.parents[1]),
+    "run/results/policy.json": lambda path: summarize(path.parents[1]),
     "run/figures/losses_and_reward.png": check_png,
     "evaluation/evaluation.json": read_results,
     "evaluation/facts.json": lambda path: EvaluationStore(path.parent).facts(),

@@ -1,4 +1,4 @@
-"""Cells of a comparison as `summarise` makes them, without runs."""
+"""Cells of a comparison as `summarize` makes them, without runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def made_cell(
     images: int = 200,
     **fields: Any,
 ) -> Cell:
-    """A cell of 220 updates as `summarise` makes it.
+    """A cell of 220 updates as `summarize` makes it.
 
     `accuracy` is in percent by epsilon as a fraction (the first images are those that are right), or the outcomes
     themselves, a string of 0 and 1. Any other field can be given by its name; `settings` are added to the default ones.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from astra_gym.experiments.comparison.cell_results import read_comparison, summarise
+from astra_gym.experiments.comparison.cell_results import read_comparison, summarize
 from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.models.checkpoint import kept_encoders, load_network
 from astra_gym.ssl_core.models.foreign import load_foreign
@@ -78,7 +78,7 @@ RUN = {
     "publish": _publish,
     "load_network": _call(lambda: load_network("x")),
     "kept_encoders": _call(lambda: kept_encoders(Path("x"))),
-    "summarise": _call(lambda: summarise(Path("x"))),
+    "summarize": _call(lambda: summarize(Path("x"))),
 }
 COMPARISON = {
     "resume": _command("compare", "--resume", "x"),

@@ -12,7 +12,7 @@ from torch import Tensor
 import astra_gym
 from astra_gym.agents import REINFORCE, FunctionAgent, RandomAgent, Sb3Agent
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.experiments.comparison.cell_results import read_comparison, summarise
+from astra_gym.experiments.comparison.cell_results import read_comparison, summarize
 from astra_gym.experiments.config.cli import load
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
@@ -179,7 +179,7 @@ def _loader(case: Case) -> Call:
         "read_comparison": lambda: read_comparison(path),
         "RunFolder.open": lambda: RunFolder.open(path).settings(),
         "load": lambda: load(path),
-        "summarise": lambda: summarise(Path(path)),
+        "summarize": lambda: summarize(Path(path)),
         "REINFORCE.load": lambda: REINFORCE.load(path),
         "RandomAgent.load": lambda: RandomAgent.load(path),
         "Sb3Agent.load": lambda: Sb3Agent.load(path),

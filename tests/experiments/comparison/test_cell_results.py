@@ -10,7 +10,7 @@ from astra_gym.experiments.comparison.cell_results import (
     PLACES,
     ComparisonResult,
     read_comparison,
-    summarise,
+    summarize,
     write_comparison,
 )
 from astra_gym.experiments.config.settings import Settings
@@ -49,7 +49,7 @@ def copied(runs, tmp_path) -> Path:
 
 @pytest.mark.slow
 def test_a_run_comes_down_to_its_cell(runs) -> None:
-    cell = summarise(runs / "attacks", "mine")
+    cell = summarize(runs / "attacks", "mine")
     assert (cell.arm, cell.agent, cell.method, cell.preset, cell.seed) == ("mine", "random", "astra", "digits", 3)
     assert cell.updates == 12 and cell.views == 8
     rows = read_metrics(runs / "attacks" / "metrics.jsonl")
@@ -71,7 +71,7 @@ def test_a_run_comes_down_to_its_cell(runs) -> None:
 
 
 def test_a_run_without_an_attack_has_neither_rewards_nor_budgets(runs) -> None:
-    cell = summarise(runs / "simclr")
+    cell = summarize(runs / "simclr")
     assert (cell.arm, cell.agent, cell.updates) == ("none", "none", 12)
     assert cell.views == cell.attack_steps == cell.mean_steps == 0
     assert cell.reward_first is None and cell.reward_last is None
@@ -80,7 +80,7 @@ def test_a_run_without_an_attack_has_neither_rewards_nor_budgets(runs) -> None:
 
 
 def test_a_comparison_comes_back_as_it_was(runs, tmp_path) -> None:
-    cells = [summarise(runs / "simclr"), summarise(runs / "attacks"), summarise(runs / "attacks")]
+    cells = [summarize(runs / "simclr"), summarize(runs / "attacks"), summarize(runs / "attacks")]
     cells[2] = replace(cells[2], seed=1)
     made = ComparisonResult("a title", "python x.py", cells, {"random-seed4": "killed"}, 12.5, 2)
     write_comparison(tmp_path / "comparison.json", made)
@@ -100,11 +100,11 @@ def test_an_interrupted_run_counts_every_stretch(tmp_path, interrupt, monkeypatc
     interrupt(step=3)
     assert main([*TINY, "--agent=fixed", f"--run_dir={folder}"]) == 130
     with pytest.raises(ValueError, match="not finished"):
-        summarise(folder)
+        summarize(folder)
     assert main(["--resume", str(folder)]) == 0
     stretches = json.loads((folder / "results" / "training.json").read_text())["stretches"]
     assert len(stretches) == 2
-    cell = summarise(folder)
+    cell = summarize(folder)
     assert cell.updates == 12 and cell.attack_steps == 12 * 8 * 5
     assert cell.seconds == pytest.approx(sum(part["seconds"] for part in stretches))
 
@@ -114,10 +114,10 @@ def test_the_time_of_a_killed_process_is_estimated(copied, first: int, last: int
     path = copied / "results" / "training.json"
     stretch = {"first": first, "last": last, "seconds": 8.0, "world_seconds": 6.0, "agent_seconds": 1.0}
     path.write_text(json.dumps({"schema": 1, "stretches": [stretch]}))
-    cell = summarise(copied)
+    cell = summarize(copied)
     assert (cell.seconds, cell.world_seconds, cell.agent_seconds) == (8 * factor, 6 * factor, factor)
     path.unlink()
-    assert summarise(copied).seconds == 0 and summarise(copied).agent_share == 0
+    assert summarize(copied).seconds == 0 and summarize(copied).agent_share == 0
 
 
 @pytest.mark.parametrize("name", ["results/outcomes.json", "results/policy.json"])
@@ -126,15 +126,15 @@ def test_damaged_and_missing_files_are_told(copied, name: str, text: str | None)
     path = copied / name
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(ValueError, match=name.rpartition("/")[2].partition(".")[0] + "|damaged"):
-        summarise(copied)
+        summarize(copied)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "environment.json", "results/training.json"])
 @pytest.mark.parametrize("text", [None, "", "{}", "[1]", "garbage\n", '{"starts": [1], "stretches": [2]}'])
 def test_damaged_and_missing_logs_are_marked(copied, name: str, text: str | None) -> None:
-    path, before = copied / name, summarise(copied)
+    path, before = copied / name, summarize(copied)
     path.unlink() if text is None else path.write_text(text)
-    cell = summarise(copied)
+    cell = summarize(copied)
     assert cell.correct == before.correct and cell.updates == before.updates == 12 and before.damage == ()
     # the times of a run are not known where nobody has kept them
     assert all(name in sentence for sentence in cell.damage)
@@ -144,24 +144,24 @@ def test_damaged_and_missing_logs_are_marked(copied, name: str, text: str | None
 
 
 def test_a_log_that_lacks_updates_is_marked_and_its_attack_steps_are_scaled(copied) -> None:
-    before = summarise(copied)
+    before = summarize(copied)
     resealed_rows(copied / "metrics.jsonl", lambda rows: [row for row in rows if row["step"] not in (3, 7)])
-    cell = summarise(copied)
+    cell = summarize(copied)
     assert cell.damage == ("metrics.jsonl lacks 2 of 12 updates: 3, 7",)
     assert (cell.updates, cell.views) == (12, before.views)
     assert cell.attack_steps == pytest.approx(before.attack_steps, rel=0.1)
 
 
 def test_the_steps_of_a_rewards_look_ahead_are_attack_steps_too(copied) -> None:
-    path, before = copied / "metrics.jsonl", summarise(copied).attack_steps
+    path, before = copied / "metrics.jsonl", summarize(copied).attack_steps
     more = {"attack/other_steps": 100}
     resealed_rows(path, lambda rows: [row | (more if row["step"] > 10 and "loss/total" in row else {}) for row in rows])
-    assert summarise(copied).attack_steps == before + 200
+    assert summarize(copied).attack_steps == before + 200
 
 
 def test_no_run_folder(tmp_path) -> None:
     with pytest.raises(ValueError, match="not a run folder"):
-        summarise(tmp_path)
+        summarize(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_no_run_folder(tmp_path) -> None:
 )
 def test_damaged_comparisons_are_told(runs, tmp_path, change, part: str) -> None:
     path = tmp_path / "comparison.json"
-    write_comparison(path, ComparisonResult("a", "b", [summarise(runs / "simclr")], {}))
+    write_comparison(path, ComparisonResult("a", "b", [summarize(runs / "simclr")], {}))
     resealed_json(path, change)
     with pytest.raises(ValueError, match=part):
         read_comparison(path)
@@ -198,7 +198,7 @@ def test_files_that_are_no_comparison(tmp_path, text: str) -> None:
 
 
 def test_figures_that_are_not_finite_are_not_written(runs, tmp_path) -> None:
-    cell = replace(summarise(runs / "simclr"), seconds=math.nan)
+    cell = replace(summarize(runs / "simclr"), seconds=math.nan)
     with pytest.raises(ValueError):
         write_comparison(tmp_path / "comparison.json", ComparisonResult("a", "b", [cell], {}))
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from astra_gym.experiments.comparison.cell_results import ComparisonResult, summarise, write_comparison
+from astra_gym.experiments.comparison.cell_results import ComparisonResult, summarize, write_comparison
 from astra_gym.experiments.reports.tuning_tables import score_table
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.tuning.score_check import ScoredRun, agreement, record, scored
@@ -21,7 +21,7 @@ def test_runs_are_scored_on_training_images_at_the_judged_radius(tmp_path: Path)
     folder = tmp_path / "comparison"
     made = folder / "cells" / "fixed-seed3"
     assert run(made, "--preset=digits-wide", "--agent=fixed", "--seed=3", "--eval_epsilons=[24/255]") == 0
-    cell = summarise(made)
+    cell = summarize(made)
     write_comparison(folder / "comparison.json", ComparisonResult("one", "", [cell], {}))
     [found] = scored(folder)
     settings, (network, route) = RunFolder(made).settings(), load_network(made)

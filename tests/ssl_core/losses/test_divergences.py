@@ -34,17 +34,17 @@ def numpy_rows(clean: np.ndarray, adversarial: np.ndarray, kind: str) -> np.ndar
     return np.array(values)
 
 
-def numpy_transport(a: np.ndarray, b: np.ndarray, regularisation: float) -> float:
+def numpy_transport(a: np.ndarray, b: np.ndarray, regularization: float) -> float:
     """Cost of the entropic plan, by Sinkhorn's scaling of the kernel until it stands: <P, C> + reg KL(P || uniform)."""
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
     cost, n = 1 - a @ b.T, len(a)
-    kernel = np.exp(-cost / regularisation) / n**2
+    kernel = np.exp(-cost / regularization) / n**2
     u, v = np.ones(n), np.ones(n)
     for _ in range(3000):
         v = 1 / n / (kernel.T @ u)
         u = 1 / n / (kernel @ v)
     plan = u[:, None] * kernel * v
-    return float((plan * cost).sum() + regularisation * (plan * np.log(plan * n**2)).sum())
+    return float((plan * cost).sum() + regularization * (plan * np.log(plan * n**2)).sum())
 
 
 def released_rows(clean: np.ndarray, adversarial: np.ndarray, kind: str) -> np.ndarray:
@@ -152,9 +152,9 @@ def test_transport_equals_numpy() -> None:
     clean, adversarial = features(), features(seed=1)
     a, b = clean.numpy(), adversarial.numpy()
     expected = numpy_transport(a, b, 0.3) - (numpy_transport(a, a, 0.3) + numpy_transport(b, b, 0.3)) / 2
-    got = representational_divergence(clean, adversarial, "ot", regularisation=0.3, iterations=500)
+    got = representational_divergence(clean, adversarial, "ot", regularization=0.3, iterations=500)
     assert got.item() == pytest.approx(expected, rel=1e-6) and expected > 0
-    total = representational_divergence(clean, adversarial, "ot", "sum", regularisation=0.3, iterations=500)
+    total = representational_divergence(clean, adversarial, "ot", "sum", regularization=0.3, iterations=500)
     torch.testing.assert_close(total, 6 * got)
 
 
@@ -163,7 +163,7 @@ def test_transport_with_little_entropy_is_the_best_assignment() -> None:
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (clean, adversarial))
     cost = (1 - a @ b.T).numpy()
     best = cost[linear_sum_assignment(cost)].mean()
-    got = representational_divergence(clean, adversarial, "ot", regularisation=1e-3, iterations=4000)
+    got = representational_divergence(clean, adversarial, "ot", regularization=1e-3, iterations=4000)
     assert got.item() == pytest.approx(best, abs=1e-3)
 
 
@@ -241,7 +241,7 @@ def test_gradients_by_finite_differences(kind: str, form: str) -> None:
     for reduction in reductions:
         assert torch.autograd.gradcheck(
             lambda a, b, r=reduction: representational_divergence(
-                a, b, kind, r, form=form, regularisation=0.2, iterations=8
+                a, b, kind, r, form=form, regularization=0.2, iterations=8
             ),
             (clean, adversarial),
         )
@@ -260,6 +260,6 @@ def test_what_does_not_fit_is_refused() -> None:
     for a, b in ((z, z[:3]), (z[0], z[0]), (z[:0], z[:0]), (z[:, :1], z[:, :1])):
         with pytest.raises(ValueError, match=r"expected \(n, d\) twice"):
             representational_divergence(a, b)
-    for arguments in ({"regularisation": 0.0}, {"iterations": 0}):
+    for arguments in ({"regularization": 0.0}, {"iterations": 0}):
         with pytest.raises(ValueError, match="expected above 0, and 1 or more"):
             representational_divergence(z, z, "ot", **arguments)

@@ -14,7 +14,7 @@ from astra_gym.ssl_core.methods import AttackTraits, Method, make_method
 from astra_gym.ssl_core.methods.contrastive import ACL
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.training import coreset
-from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximised, select, validation_rows
+from astra_gym.ssl_core.training.coreset import CoresetSettings, _maximized, select, validation_rows
 from astra_gym.ssl_core.training.learner import NonFiniteLossError, TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
@@ -316,7 +316,7 @@ def test_the_divergence_rises_within_the_ball() -> None:
 
     def divergence(steps: int) -> float:
         settings = CoresetSettings(batches=1, steps=steps)
-        moved = _maximised(network, views, clean, "pgd", settings, torch.Generator().manual_seed(1))
+        moved = _maximized(network, views, clean, "pgd", settings, torch.Generator().manual_seed(1))
         assert (moved - views).abs().max() <= 8 / 255 + 1e-6 and moved.min() >= 0 and moved.max() <= 1
         return float(representational_divergence(clean, network(moved, "pgd").embeddings).detach())
 
