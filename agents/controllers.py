@@ -3,7 +3,7 @@
 They hold an action until a reward other than 0 comes, which a term that examines the target network gives once a block
 (`astra_gym.envs.rewards.exam_terms`), and see no observation. So their world pays `judge` alone:
 
-    --env batch --reward_judge 1 --reward_adversarial 0 --reward_clean 0
+    --env batch --reward_weights.judge 1 --reward_weights.adversarial 0 --reward_weights.clean 0
 """
 
 from dataclasses import asdict, dataclass

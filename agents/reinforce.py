@@ -36,7 +36,7 @@ class ReinforceSettings:
         normalize_advantage: divide advantages by their moving root mean square.
         ent_coef: weight of the mean entropy (nats) in the loss.
         reduction: "mean" over the samples, or "sum" as in the paper.
-        max_grad_norm: largest norm of the gradient, which is clipped to it.
+        max_grad_norm: largest norm of the gradient, which is clipped to it; infinity clips nothing.
         hidden, image_network, width, log_std, uniform_start, heads: settings of the policy, see
             `astra_gym.agents.policies.build_policy`.
         second_draw: update the policy from a first draw of actions, which the environment only assesses, then play a
@@ -75,8 +75,9 @@ class ReinforceSettings:
         pick(self.schedule, {"constant": 0, "cosine": 0}, "schedule")
         pick(self.reduction, {"mean": 0, "sum": 0}, "reduction")
         pick(self.heads, HEADS, "kind of heads")
-        for name in ("learning_rate", "max_grad_norm"):
-            check_number(name, getattr(self, name), above=True)
+        check_number("learning_rate", self.learning_rate, above=True)
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}: expected above 0; infinity clips nothing")
         for name in ("n_steps", "interval", "width"):
             check_number(name, getattr(self, name), 1, whole=True)
         if self.second_draw and self.n_steps > 1:

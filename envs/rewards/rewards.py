@@ -9,7 +9,6 @@ from torch import Tensor
 from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.term import ExamImages, FrozenAttack, HeldOut, MethodTerm, RewardTerm, RewardWorld
 from astra_gym.envs.world_config import WorldSettings
-from astra_gym.ssl_core.methods import find_method
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
@@ -42,7 +41,7 @@ def held_out_rows(settings: WorldSettings, images: int, streams: Streams) -> Hel
     Raises:
         ValueError: if fewer images are left than a batch has.
     """
-    if not find_method(settings.method.method).attack.exists:
+    if not settings.method.make().attack.exists:
         return HeldOutRows()
     kinds, batch, rows = settings.reward.paid_terms().values(), settings.optimizer.batch_size, HeldOutRows()
     counts = {
@@ -102,7 +101,8 @@ class Rewards:
         own = {name: kind for name, kind in REWARD_TERMS.items() if issubclass(kind, MethodTerm)}
         self._weights = {name: kind.sign * settings.reward.weights[name] for name, kind in (own | kinds).items()}
         self._own = tuple(own)
-        self._given_by: dict[str, str] = {}
+        # a row has these of the reward itself
+        self._given_by = dict.fromkeys(("mean", "std"), "the reward")
         """Name of the term that gives a value."""
 
     @property

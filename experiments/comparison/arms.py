@@ -16,7 +16,7 @@ from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import named_by, named_in
 from astra_gym.experiments.stats import COMPUTE, PRIMARY, Pairs, arms_of
-from astra_gym.ssl_core.methods import find_method
+from astra_gym.ssl_core.methods import make_method
 from astra_gym.ssl_core.utils.files import resolved
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import shown
@@ -202,8 +202,6 @@ def base_arms(
         ValueError: if a flag or a label is wrong, two arms have the same name, or arms of a method and preset would be
             tested in different ways.
     """
-    if "auto" in agents:
-        raise ValueError(f"--agents auto: expected names, such as {' '.join(arms_of(PRIMARY))}")
     check_flags(flags, (*SET_BY_CELL, "--agent", "--method"))
     shared = absolute(flags)
     tested = arms_of(tests)
@@ -214,10 +212,10 @@ def base_arms(
 
     for preset in presets:
         for method in methods:
-            kind = find_method(method)
-            attacks = kind.attack.exists
+            traits = make_method(method)
+            attacks = traits.attack.exists
             # only some methods have a teacher
-            given = shared if "teacher" in kind.networks.others else list(without(shared, "--teacher"))
+            given = shared if "teacher" in traits.networks.others else list(without(shared, "--teacher"))
             suffix = f"-{method}" * (len(methods) > 1) + f"-{preset}" * (len(presets) > 1)
             grid = ["--preset", preset, "--method", method]
             made = partial(make_arm, suffix=suffix, trust=trust, again=again, common=[*grid, *given])

@@ -104,14 +104,15 @@ class AgentSection:
 
     def _check_taken(self) -> None:
         """Raise a ValueError for a given part of a budget, or schedule, that the agent does not take."""
-        given = sorted(self.budget) + ["schedule"] * (self.schedule != SCHEDULE)
         taken = AGENTS[self.agent].takes if self.agent in AGENTS else ()
-        if not (refused := [name for name in given if name not in taken]):
-            return
-        takers = [name for name, entry in AGENTS.items() if {*refused} <= {*entry.takes}]
-        few = f"agent {takers[0]} takes" if len(takers) == 1 else f"agents {', '.join(takers)} take"
-        instead = f" ({self.agent} takes {_flags(taken)})" if taken else ""
-        raise ValueError(f"{_flags(refused)}: only the {few} it, and the agent is {self.agent}{instead}")
+        # no agent takes a schedule and a radius
+        for given in (sorted(self.budget), ["schedule"] * (self.schedule != SCHEDULE)):
+            if not (refused := [name for name in given if name not in taken]):
+                continue
+            takers = [name for name, entry in AGENTS.items() if {*refused} <= {*entry.takes}]
+            few = f"agent {takers[0]} takes" if len(takers) == 1 else f"agents {', '.join(takers)} take"
+            instead = f" ({self.agent} takes {_flags(taken)})" if taken else ""
+            raise ValueError(f"{_flags(refused)}: only the {few} it, and the agent is {self.agent}{instead}")
 
     @property
     def budget(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Settings(Composed):
             raise ValueError(f"the preset {preset} is of the method {own}, and not of {method}")
         # in a recorded run the agent is resolved already, and reading the record must import no module of a user
         recorded = is_own(method) and self.agent.agent != "auto"
-        attacks = self.agent.agent != "none" if recorded else find_method(method).attack.exists
+        attacks = self.agent.agent != "none" if recorded else self.method.make().attack.exists
         self._resolve(agent=usual_agent(preset, method) if attacks else "none")
         agent = self.agent.agent
         if entry := self._entry:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import getattr_static
 from typing import Any, Literal, NoReturn, Self, get_args
 
 from astra_gym.ssl_core.utils.finite import check_number
@@ -192,7 +193,8 @@ class FormerFlags:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for flag, place in MOVED.items():
-            if flag in vars(cls):
+            # not in the class alone: it may come from a class beside `Method`
+            if not isinstance(getattr_static(cls, flag), _Moved):
                 record = place.partition(".")[0]
                 hint = f"set {record} = {TRAITS[record].__name__}(...)"
                 raise TypeError(f"{flag} of {cls.__name__} is {place} now: {hint}")

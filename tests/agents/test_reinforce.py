@@ -1,5 +1,6 @@
 """REINFORCE: the estimator in closed form, returns, and the paper's setting."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from astra_gym.agents.base import StepResult, Transition
 from astra_gym.agents.reinforce import REINFORCE, SETTINGS, ReinforceSettings, rewards_to_go
 from astra_gym.ssl_core.training.optim import warmup_cosine
 
-PLAIN = ReinforceSettings(baseline_decay=None, normalize_advantage=False, ent_coef=0.0, max_grad_norm=1e9)
+PLAIN = ReinforceSettings(baseline_decay=None, normalize_advantage=False, ent_coef=0.0, max_grad_norm=math.inf)
 
 
 class OneState:
@@ -273,6 +274,8 @@ def test_learning_starts_within_the_plays_of_a_short_run_and_keeps_its_entropy()
         ({"optimizer": "lasr"}, "did you mean 'lars'"),
         ({"schedule": "linear"}, "schedule"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0: expected a finite number above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0: expected above 0"),
+        ({"max_grad_norm": math.nan}, "max_grad_norm is nan: expected above 0"),
         ({"interval": 0}, "interval is 0: expected an integer of 1 or more"),
         ({"gamma": 1.5}, "gamma is 1.5"),
         ({"baseline_decay": 1.0}, "baseline_decay is 1.0"),

@@ -123,6 +123,7 @@ def test_a_term_of_the_attack_alone_is_tried_out_too(tiny: dict, monkeypatch: py
         ({"once": torch.ones(8, dtype=torch.int64)}, r"expected floats \(8,\)"),
         ({"once": 1.0}, "gives 'once' as a float"),
         ({"clean": torch.ones(8)}, "the reward terms 'clean' and '.*Once' both give 'clean': rename one"),
+        ({"mean": torch.ones(8)}, "the reward terms 'the reward' and '.*Once' both give 'mean': rename one"),
     ],
 )
 def test_bad_values_are_refused(gives: Any, message: str, tiny: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,11 +106,6 @@ def test_an_agent_of_ones_own_learns_and_has_a_label_that_is_a_folder(tmp_path, 
     assert [arm.learns for arm in grid("fixed", "random", "ppo")] == [False, False, True]
 
 
-def test_auto_is_no_agent_to_be_compared() -> None:
-    with pytest.raises(ValueError, match="--agents auto: expected names"):
-        grid("auto", "fixed")
-
-
 def test_arms_of_other_presets_may_be_tested_in_other_ways() -> None:
     epsilons = [arm.settings["eval_epsilons"] for arm in grid("fixed", presets=["digits", "digits-grid"])]
     assert epsilons[0] != epsilons[1]

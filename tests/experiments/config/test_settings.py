@@ -216,6 +216,7 @@ def test_an_unknown_name_offers_the_nearest(name: str, value: str, nearest: str 
         ({"agent": "fixed", "steps": 15}, "steps is 15: expected 3 to 14"),
         ({"steps": 5, "step_size": 2 / 255}, "--step_size, --steps: only the agents fixed.* the agent is reinforce"),
         ({"schedule": (0.1,)}, "--schedule: only the agent schedule takes it, and the agent is reinforce"),
+        ({"schedule": (0.1,), "epsilon": 0.1}, "--epsilon: only the agents fixed, .* and the agent is reinforce"),
         ({"post_kwargs": {"epochs": 3}}, "post_kwargs: the method astra has no post-processing"),
         ({"env": "batch", "observation": "image"}, "observation 'image'"),
         ({"epochs": 0}, "epochs is 0"),

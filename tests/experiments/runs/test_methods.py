@@ -53,6 +53,49 @@ def test_a_method_with_a_former_flag_is_refused_in_one_line(tmp_path: Path, monk
     expect_error(capsys, call(*flags), "cannot import former", said)
 
 
+def test_the_records_of_a_method_may_depend_on_its_options(tmp_path: Path, monkeypatch, interrupt) -> None:
+    (tmp_path / "choosing.py").write_text(CHOOSING, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for hard, other in ((True, "none"), (False, "fixed")):
+        flags = [*shlex.split(TINY), "--method=choosing:Choosing", f"--method_kwargs.hard={str(hard).lower()}"]
+        run = tmp_path / str(hard)
+        assert call(*flags, f"--agent={other}", f"--run_dir={run}") == 2
+        interrupt(1)
+        assert main([*flags, "--evaluate=false", f"--run_dir={run}"]) == 130
+        assert main([f"--resume={run}", "--trust"]) == 0
+
+
+CHOOSING = """
+from dataclasses import dataclass
+from astra_gym.ssl_core.methods import ACL, AttackTraits, NetworkTraits
+
+
+@dataclass(frozen=True)
+class Choosing(ACL):
+    hard: bool = True
+
+    @property
+    def attack(self):
+        return AttackTraits(exists=self.hard)
+
+    @property
+    def networks(self):
+        return NetworkTraits(others=("momentum",))
+
+    def momentum(self, moment):
+        return 0.9
+
+    def losses(self, networks, views, adversarial):
+        if self.hard:
+            return super().losses(networks, views, adversarial)
+        return {"clean": self.objective(networks(views, self.routes.clean).embeddings)}
+
+    @property
+    def weights(self):
+        return super().weights if self.hard else {"clean": 1.0}
+"""
+
+
 def test_a_run_goes_on_with_its_teacher_wherever_that_lies_and_with_no_other(
     teacher: Path, tmp_path: Path, interrupt, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,8 @@ def test_a_former_flag_is_refused_where_it_is_set_and_where_it_is_read(flag: str
             type("Mine", (ACL,), {flag: value})
     with pytest.raises(TypeError, match=place):
         dataclass(frozen=True)(type("Mine", (ACL,), {"__annotations__": {flag: bool}, flag: False}))
+    with pytest.raises(TypeError, match=place):
+        type("Mine", (type("Beside", (), {flag: True}), ACL), {})
     mine = type("Mine", (ACL,), {})
     for owner in (mine, mine(), copy.deepcopy(mine())):
         with pytest.raises(AttributeError, match=place):
