@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from astra_gym.experiments.config.argparser import CommandParser, unknown
 from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.devices import resolve_device
-from astra_gym.experiments.config.flag_values import is_text, plain, reader
+from astra_gym.experiments.config.flag_values import as_text, is_text, plain, reader
 from astra_gym.experiments.config.listing import listing
 from astra_gym.experiments.config.presets import PRESETS
 from astra_gym.experiments.config.recipes import fitting, recipe, with_options
@@ -164,7 +164,8 @@ def parse(
             values = without_forms(as_written(values), given) if values.keys() >= set(RECORDED) else values
             config = {**_below(config, values), **values}
         if asked.agent_config is not None:
-            config["agent_kwargs"] = read_mapping(asked.agent_config) | (config.get("agent_kwargs") or {})
+            own = _below({"agent_kwargs": read_mapping(asked.agent_config)}, config).get("agent_kwargs", {})
+            config["agent_kwargs"] = own | (config.get("agent_kwargs") or {})
         accepting = ["--accept_edited_config"] if asked.accept_edited_config else []
         resuming = argv if asked.resume is None else ("--resume", str(asked.resume), *accepting)
         named = () if trust is False else (*map(given.get, NAMED), *(given.get("reward_weights") or ()))
@@ -351,7 +352,8 @@ def _resumed(
     if resolved(values["run_dir"]) == resolved(run):
         values["run_dir"] = str(run)
     if refused := [key for key in own if values[key] != own[key] and key not in CHANGEABLE_ON_RESUME]:
-        listed = ", ".join(f"--{key} {brief(values[key], 40)} (it has {brief(own[key], 40)})" for key in refused[:3])
+        shown = {key: [brief(as_text(each[key]), 24) for each in (values, own)] for key in refused[:2]}
+        listed = ", ".join(f"--{key} {now} (it has {then})" for key, (now, then) in shown.items())
         *others, last = CHANGEABLE_ON_RESUME
         raise ValueError(f"{run} cannot go on with {listed}: only {', '.join(others)} and {last} may change")
     return Invocation(Settings.of(**values), run, accept_edited)

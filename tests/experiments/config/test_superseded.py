@@ -216,6 +216,10 @@ def test_a_flag_wins_over_a_file_by_either_name_of_an_agents_setting(tmp_path: P
         for words in (["--config", str(file)], ["--agent_config", str(own)]):
             found = parse([*words, "--agent", "reinforce", f"--agent_kwargs.{outside}", "0.2"]).settings.agent
             assert found.agent_kwargs == {"ent_coef": 0.2, "gamma": 0.3}, (words, inside)
+        # a file of settings wins over a file of the agent's own
+        file.write_text(f"agent_kwargs: {{{outside}: 0.2}}\n")
+        found = parse(["--config", str(file), "--agent_config", str(own), "--agent", "reinforce"]).settings.agent
+        assert found.agent_kwargs == {"ent_coef": 0.2, "gamma": 0.3}
 
 
 def test_a_flag_wins_over_a_file_by_either_name_of_a_methods_option(tmp_path: Path, capsys) -> None:
