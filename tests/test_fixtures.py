@@ -47,7 +47,7 @@ def test_a_run_continues_as_its_own_version_continued_it(
     assert len(updates) == updates_made
     # another processor rounds otherwise, and later a drawn action may tip
     for row in updates[:compared]:
-        assert found[row["step"]].keys() >= row.keys() >= set(renamed.METRICS.values())
+        assert found[row["step"]].keys() >= row.keys() >= set(renamed.METRICS.values()) - {"loss/regularizer"}
         values = {name: value for name, value in row.items() if isinstance(value, float)}
         assert {name: found[row["step"]][name] for name in values} == pytest.approx(values, rel=1e-2, abs=1e-3)
 

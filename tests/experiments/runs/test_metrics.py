@@ -43,8 +43,9 @@ def test_too_few_views_make_no_fifths() -> None:
 
 
 def test_rows_of_earlier_versions_get_the_present_names(tmp_path: Path) -> None:
-    row = metrics_of(record(torch.rand(10), torch.arange(10)))
-    assert set(renamed.METRICS.values()) == {name for name in row if name.endswith("_255")}
+    made = record(torch.rand(10), torch.arange(10))
+    row = metrics_of(replace(made, losses={"regularizer": 0.5}))
+    assert set(renamed.METRICS.values()) == {"loss/regularizer", *(name for name in row if name.endswith("_255"))}
     assert not renamed.METRICS.keys() & row.keys()
     path = tmp_path / "metrics.jsonl"
     earlier = {now: before for before, now in renamed.METRICS.items()}
