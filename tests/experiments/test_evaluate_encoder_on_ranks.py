@@ -22,7 +22,7 @@ def rows_of(folder: Path) -> list[Row]:
     return [replace(row, seconds=None) for row in read_results(folder / "evaluation.json")]
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_an_evaluation_by_torchrun_is_that_of_one_process(tmp_path: Path) -> None:
     assert run(tmp_path / "run", "--epochs=1", "--evaluate=false", "--progress=off") == 0
     words = (str(tmp_path / "run"), *FLAGS, "--severities=3")

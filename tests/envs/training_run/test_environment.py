@@ -134,7 +134,7 @@ def test_a_data_set_is_loaded_once_for_all_its_instances(monkeypatch: pytest.Mon
     assert len(loads) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_cifar10_is_in_both_sets_if_its_folder_is_given(cifar10_dir: Path) -> None:
     parts = {}
     for part in INSTANCES:
