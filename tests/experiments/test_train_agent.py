@@ -24,15 +24,14 @@ from astra_gym.ssl_core.evaluation.results import read_results
 from astra_gym.ssl_core.models.backbones.parts import _applied
 from tests.helpers.tiny_training import SCRIPT, TINY, assert_equal_runs, call, expect_error, run, weights
 
-NOT_TOGETHER = ("none", "view"), ("none", "batch"), ("customized", "batch")
-AGENTS_BY_ENV = [(name, env) for name in AGENTS for env in ("view", "batch") if (name, env) not in NOT_TOGETHER]
+AGENTS_BY_ENV = [(name, env) for name, entry in AGENTS.items() for env in entry.envs if name != "none"]
 OWN_FLAGS = {
     "delayed": ["--action_steps=[0,3,5]"],
     "accelerating": ["--agent_kwargs.period=0.3"],
 }
 """A world with clean views; a rule that climbs within a tiny run."""
-FEW_DRIVEN = {("fixed", "view"), ("random", "batch"), ("bandit", "batch"), ("a2c", "view"), ("sac", "batch")}
-FEW_DRIVEN |= {("accelerating", "batch"), ("customized", "view"), ("gp", "batch")}
+FEW_DRIVEN = {("fixed", "view"), ("random", "batch"), ("a2c", "view"), ("sac", "batch"), ("accelerating", "batch")}
+FEW_DRIVEN |= {("customized", "view")}
 """One of each kind of agent; that all drive both environments for a few plays are tests of `agents`."""
 DRIVEN = [pytest.param(*pair, marks=() if pair in FEW_DRIVEN else pytest.mark.every_agent) for pair in AGENTS_BY_ENV]
 
@@ -119,8 +118,8 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path) -> None
     assert any(not torch.equal(v, weights(tmp_path / "c")[k]) for k, v in weights(tmp_path / "a").items())
 
 
-FEW_RESUMED = {("reinforce", "--env=view"), ("ppo", "--env=view"), ("customized", "--env=view")}
-"""Our own policy, SB3's and a rule that remembers; the states of all agents are tests of `agents`."""
+FEW_RESUMED = {("reinforce", "--env=view"), ("ppo", "--env=view")}
+"""Our own policy and SB3's; the states of all agents are tests of `agents`."""
 EVERY_RESUMED = [(name, f"--env={env}") for name, env in AGENTS_BY_ENV] + [
     (name, "--observation=image") for name in ("reinforce", "ppo", "a2c")
 ]

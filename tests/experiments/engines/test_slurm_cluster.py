@@ -53,7 +53,7 @@ def test_a_job_that_is_killed_and_one_that_is_told_to_leave_make_the_run_of_one_
     assert not (tmp_path / ATTEMPTS).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.every_agent
 def test_an_interrupt_saves_what_runs_and_begins_nothing_else(tmp_path) -> None:
     def looked(cells) -> None:
         if any(updates(cell.job.run) > 10 for cell in cells) and not asked:
