@@ -166,7 +166,7 @@ class Settings(Composed):
             if found[name] != value and (name, self.agent.env) != ("observation", "batch"):
                 raise ValueError(
                     f"--{name} {found[name]} contradicts the agent {self.agent.agent}, which fixes it to {value}: "
-                    f"leave it out, or take --agent reinforce"
+                    "leave it out, or take another agent"
                 )
 
     def check_method(self) -> None:
