@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from astra_gym.ssl_core.kernels.winograd import BLOCK, CHANNELS, TILE, WinogradProduct
+
 _backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward
 FUSES = find_spec("triton") is not None
@@ -29,7 +31,9 @@ class Convolution(Protocol):
         """Add the gradient with respect to x to `to`, in place."""
 
 
-def fixed_convolution(weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Convolution:
+def fixed_convolution(
+    weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int], repeated: bool = False
+) -> Convolution:
     """Return the convolution in the fastest form for the weights' device and type.
 
     Args:
@@ -37,11 +41,13 @@ def fixed_convolution(weight: Tensor, bias: Tensor, stride: tuple[int, int], pad
         bias: (out,).
         stride: (down, right), in pixels.
         padding: (rows, columns) of zeros on either side.
+        repeated: whether it is called often, so that a longer preparation of the weights is worth its time.
     """
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
     kind: type[PlainConvolution] = PlainConvolution
     if packable(weight):
-        kind = PackedConvolution
+        suits = repeated and _suits_winograd(weight, stride, padding)
+        kind = WinogradConvolution if suits else PackedConvolution
     elif FUSES and weight.device.type == "cuda":
         kind = FusedConvolution
     return kind(weight, bias.detach(), stride, padding)
@@ -75,6 +81,12 @@ def packable(weight: Tensor) -> bool:
         return False
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 or bf16
+
+
+def _suits_winograd(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+    # bfloat16 has too few digits for it
+    alike = weight.shape[2:] == (3, 3) and stride == padding == (1, 1)
+    return alike and weight.dtype == torch.float32 and min(weight.shape[:2]) >= CHANNELS
 
 
 class PlainConvolution:
@@ -185,3 +197,41 @@ class PackedConvolution(PlainConvolution):
         return torch.ops.mkldnn._convolution_transpose_pointwise(
             gradient, self._transposed[size], None, self.padding, rest, self.stride, (1, 1), 1, "none", (), ""
         )
+
+
+class WinogradConvolution(PackedConvolution):
+    """`Convolution` with a quarter of the multiplications, for float32 and 3x3 weights of many channels.
+
+    With 256 or 512 channels it takes half the time of `PackedConvolution`. Preparing the weights takes up to two calls'
+    time with 64 images, and four times their memory. The rounding error is two to three times as large; that of a
+    ResNet-18's features is 1.6e-6 of them, 1.1e-6 without it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> None:
+        super().__init__(weight, bias, stride, padding)
+        self._forth: WinogradProduct | None = None
+        self._back: WinogradProduct | None = None
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
+        if not _fills_blocks(x):
+            return super().__call__(x, residual, rectify)
+        if self._forth is None:
+            self._forth = WinogradProduct(self.weight, self.bias)
+        x = self._forth(x)
+        if residual is not None:
+            x += residual
+        return x.relu_() if rectify else x
+
+    def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
+        if not _fills_blocks(gradient):
+            return super().input_gradient(gradient, x)
+        if self._back is None:
+            self._back = WinogradProduct(self.weight.transpose(0, 1).flip(2, 3), None)
+        return self._back(gradient)
+
+
+def _fills_blocks(x: Tensor) -> bool:
+    """Whether at least half of the products of `WinogradProduct` with x (n, c, h, w) are of use."""
+    count, _, height, width = x.shape
+    down = -(-height // TILE)
+    return min(height, width) >= TILE and down <= BLOCK <= 2 * count * down

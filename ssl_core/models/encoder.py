@@ -34,7 +34,7 @@ def fast_features(encoder: nn.Module) -> Features:
     # a subclass may compute something else
     if type(encoder) is not TargetNetwork or any(map(_hooked, encoder.modules())):
         return cast(Encoder, encoder).features
-    return FoldedNetwork(encoder).features
+    return FoldedNetwork(encoder, repeated=True).features
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -9,9 +9,11 @@ from astra_gym.ssl_core.kernels.fixed_conv import (
     FusedConvolution,
     PackedConvolution,
     PlainConvolution,
+    WinogradConvolution,
     fixed_convolution,
     packable,
 )
+from astra_gym.ssl_core.kernels.winograd import BLOCK, CHANNELS, TILE, WinogradProduct
 
 SHAPES = [
     # in, out, kernel, stride, side
@@ -94,11 +96,44 @@ def test_images_of_another_size_are_served_too() -> None:
         torch.testing.assert_close(conv.input_gradient(torch.ones_like(y), x.detach()), expected)
 
 
-def test_the_form_follows_from_the_weights(monkeypatch) -> None:
-    def kind(dtype: torch.dtype) -> type:
-        weight = torch.ones(2, 3, 3, 3, dtype=dtype)
-        return type(fixed_convolution(weight, torch.ones(2, dtype=dtype), (1, 1), (1, 1)))
+@pytest.mark.parametrize("side", [3, 4, 9])
+def test_winograds_method_takes_over_where_enough_tiles_fill_its_blocks(side: int, monkeypatch) -> None:
+    if not packable(torch.empty(1, 1, 1, 1)):
+        pytest.skip("oneDNN does not serve float32 on this processor")
+    calls: list[int] = []
+    multiply = WinogradProduct._multiply
+    monkeypatch.setattr(WinogradProduct, "_multiply", lambda self, x: calls.append(1) or multiply(self, x))
+    weight, bias = random(160, 128, 3, 3, seed=2).float() / 34, random(160, seed=3).float()
+    conv = fixed_convolution(weight, bias, (1, 1), (1, 1), repeated=True)
+    for count in (BLOCK // (2 * -(-side // TILE)) + 1, 1):
+        x = random(count, 128, side, side, seed=1).float().requires_grad_()
+        y = F.conv2d(x, weight, bias, padding=1)
+        residual, gradient = torch.full_like(y, 0.5), random(*y.shape, seed=4).float()
+        (back,) = torch.autograd.grad(y, x, gradient)
+        images, y = x.detach(), y.detach()
+        pairs = [
+            (conv(images), y),
+            (conv(images, residual), y + residual),
+            (conv(images, residual, rectify=True), (y + residual).relu()),
+            (conv.input_gradient(gradient, images), back),
+            (conv.add_input_gradient(gradient, images, images.clone()), back + images),
+        ]
+        for mine, theirs in pairs:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    # a call for every column of tiles, of the first images alone
+    assert len(calls) == (0 if side < TILE else len(pairs) * -(-side // TILE))
 
-    assert kind(torch.float64) is PlainConvolution
+
+def test_the_form_follows_from_the_weights(monkeypatch) -> None:
+    def kind(dtype: torch.dtype, channels: int = 2, stride: int = 1, repeated: bool = True) -> type:
+        weight = torch.ones(channels, channels, 3, 3, dtype=dtype)
+        return type(fixed_convolution(weight, torch.ones(channels, dtype=dtype), (stride,) * 2, (1, 1), repeated))
+
+    assert kind(torch.float64) is kind(torch.float64, CHANNELS) is PlainConvolution
+    if packable(torch.empty(1, 1, 1, 1)):
+        assert kind(torch.float32, CHANNELS) is WinogradConvolution
+        others = [kind(torch.float32), kind(torch.float32, CHANNELS, 2), kind(torch.float32, CHANNELS, repeated=False)]
+        assert others == [PackedConvolution] * 3
+    assert kind(torch.bfloat16, CHANNELS) is not WinogradConvolution
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     assert kind(torch.float32) is kind(torch.bfloat16) is PlainConvolution

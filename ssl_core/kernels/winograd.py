@@ -1,0 +1,137 @@
+"""3x3 convolutions with fixed weights by Winograd's method, with a quarter of the multiplications.
+
+The output is computed in tiles of 4 x 4 from tiles of 6 x 6 input pixels: both are transformed, and a transformed tile
+needs 36 multiplications instead of 16 times 9 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+2016, F(4x4, 3x3)). The points of the polynomials are 0, +-sqrt(1/2), +-sqrt(2) and infinity: in float32 the rounding
+error is half of that with the usual 0, +-1, +-2 and infinity.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE = 4
+"""Side of an output tile."""
+POINTS = TILE + 2
+"""Side of an input tile, and number of points."""
+CHANNELS = 128
+"""Fewest input and output channels at which the products take much longer than the transformations."""
+BLOCK = 64
+"""Tiles that are multiplied at a time. The number is fixed, since oneDNN lays out the weights for it: with another one
+it may lay them out anew at every call, which takes up to a hundred times as long as the products."""
+
+
+class Matrices(NamedTuple):
+    """Matrices of the one-dimensional method, in float64: outputs are `output @ ((weights @ w) * (inputs @ x))`."""
+
+    output: Tensor
+    """(4, 6)."""
+    weights: Tensor
+    """(6, 3)."""
+    inputs: Tensor
+    """(6, 6)."""
+
+
+@cache
+def matrices() -> Matrices:
+    """Return Cook and Toom's matrices, with rows of `inputs` whose largest entry is 1."""
+    points = torch.tensor([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)], dtype=torch.float64, device="cpu")
+
+    def powers(count: int) -> Tensor:
+        # infinity is the last point: only the highest power counts there
+        finite = points[:, None] ** torch.arange(count, device="cpu")
+        return torch.cat([finite, torch.eye(count, dtype=torch.float64, device="cpu")[-1:]])
+
+    inputs = torch.linalg.inv(powers(POINTS)).T
+    scale = inputs.abs().amax(1, keepdim=True)
+    return Matrices(powers(TILE).T, powers(3) * scale, inputs / scale)
+
+
+class Direction(NamedTuple):
+    """Matrices for maps of one size in one direction, down or right, in float32."""
+
+    tiles: int
+    """Tiles that cover the map."""
+    inputs: Tensor
+    """(tiles * 6, size), from pixels to transformed tiles. Pixels beyond the border are zeros and have no column."""
+    output: Tensor
+    """(size, tiles * 6), from transformed tiles to pixels."""
+
+
+@cache
+def direction(size: int) -> Direction:
+    """Return the matrices for maps of `size` pixels in this direction."""
+    tiles = -(-size // TILE)
+    inputs = torch.zeros(tiles, POINTS, tiles * TILE + 2, dtype=torch.float64, device="cpu")
+    output = torch.zeros(tiles, TILE, tiles, POINTS, dtype=torch.float64, device="cpu")
+    for tile in range(tiles):
+        inputs[tile, :, tile * TILE : tile * TILE + POINTS] = matrices().inputs
+        output[tile, :, tile] = matrices().output
+    # the first column is the pixel before the border
+    forth = inputs.flatten(0, 1)[:, 1 : size + 1]
+    back = output.flatten(0, 1)[:size].flatten(1)
+    return Direction(tiles, forth.float().contiguous(), back.float().contiguous())
+
+
+class WinogradProduct:
+    """The convolution of maps with 3x3 weights, one pixel of zeros on each side, in float32 on an x86 CPU.
+
+    The 36 products of a tile are one grouped 1x1 convolution by oneDNN.
+
+    Args:
+        weight: (out, in, 3, 3).
+        bias: (out,), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.outputs = weight.shape[0]
+        twice = torch.kron(matrices().weights, matrices().weights).to(weight)
+        transformed = twice @ weight.permute(2, 3, 0, 1).reshape(9, -1)
+        self.weight = transformed.view(POINTS**2 * self.outputs, -1, 1, 1)
+        self.bias: Tensor | None = None
+        if bias is not None:
+            # what the output's matrix turns into ones
+            ones = torch.linalg.pinv(matrices().output).sum(1)
+            self.bias = torch.einsum("a,b,o->abo", ones, ones, bias.double()).flatten().to(bias)
+        self._packed = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Convolve x (n, in, h, w) to (n, out, h, w), both channels-last."""
+        count, inputs, height, width = x.shape
+        down, right = direction(height), direction(width)
+        images = x.permute(0, 2, 3, 1).contiguous()
+        result = x.new_empty(count, height, width, self.outputs)
+        # rows of no image stay, and are multiplied for nothing
+        block = x.new_zeros(BLOCK, POINTS**2 * inputs)
+        pieces = -(-count // max(1, BLOCK // down.tiles))
+        for part, out in zip(images.tensor_split(pieces), result.tensor_split(pieces), strict=True):
+            self._convolve(part, out, block, down, right)
+        return result.permute(0, 3, 1, 2)
+
+    def _convolve(self, x: Tensor, out: Tensor, block: Tensor, down: Direction, right: Direction) -> None:
+        """Convolve x (n, h, w, in) into `out` (n, h, w, out), one column of tiles after the other."""
+        count, height, width, inputs = x.shape
+        tiles = count * down.tiles
+        transformed = block[:tiles].view(count, down.tiles * POINTS, POINTS * inputs)
+        across = torch.bmm(right.inputs.expand(count * height, -1, -1), x.reshape(count * height, width, inputs))
+        columns = across.view(count, height, right.tiles, POINTS * inputs).unbind(2)
+        # a batched product is fast only into contiguous memory, so the columns of `lines` come first
+        lines = x.new_empty(right.tiles, count, height, POINTS * self.outputs)
+        for column, line in zip(columns, lines, strict=True):
+            torch.bmm(down.inputs.expand(count, -1, -1), column, out=transformed)
+            products = self._multiply(block)[:tiles].view(count, down.tiles * POINTS, POINTS * self.outputs)
+            torch.bmm(down.output.expand(count, -1, -1), products, out=line)
+        lines = lines.permute(1, 2, 0, 3).reshape(count * height, right.tiles * POINTS, self.outputs)
+        torch.bmm(right.output.expand(count * height, -1, -1), lines, out=out.view(count * height, width, -1))
+
+    def _multiply(self, block: Tensor) -> Tensor:
+        """Multiply transformed tiles (64, 36 * in) with the weights to (64, 36 * out), point by point."""
+        x = block.t()[None, :, None]
+        where = (0, 0), (1, 1), (1, 1), POINTS**2
+        if not self._packed:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *where, x.shape)
+            self._packed = True
+        x = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *where, "none", (), "")
+        return x[0, :, 0].t()
