@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.kernels.winograd import BLOCK, CHANNELS, TILE, WinogradProduct
+from astra_gym.ssl_core.kernels.winograd import BLOCK, CHANNELS, PAYS, TILE, WinogradProduct
 
 _backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward
@@ -32,7 +32,7 @@ class Convolution(Protocol):
 
 
 def fixed_convolution(
-    weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int], repeated: bool = False
+    weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int], passes: int = 1
 ) -> Convolution:
     """Return the convolution in the fastest form for the weights' device and type.
 
@@ -41,13 +41,14 @@ def fixed_convolution(
         bias: (out,).
         stride: (down, right), in pixels.
         padding: (rows, columns) of zeros on either side.
-        repeated: whether it is called often, so that a longer preparation of the weights is worth its time.
+        passes: how often it is expected to be called; with many a longer preparation of the weights is worth its time.
     """
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
     kind: type[PlainConvolution] = PlainConvolution
     if packable(weight):
-        suits = repeated and _suits_winograd(weight, stride, padding)
-        kind = WinogradConvolution if suits else PackedConvolution
+        if _suits_winograd(weight, stride, padding):
+            return WinogradConvolution(weight, bias.detach(), passes)
+        kind = PackedConvolution
     elif FUSES and weight.device.type == "cuda":
         kind = FusedConvolution
     return kind(weight, bias.detach(), stride, padding)
@@ -207,13 +208,14 @@ class WinogradConvolution(PackedConvolution):
     ResNet-18's features is 1.6e-6 of them, 1.1e-6 without it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> None:
-        super().__init__(weight, bias, stride, padding)
+    def __init__(self, weight: Tensor, bias: Tensor, passes: int) -> None:
+        super().__init__(weight, bias, (1, 1), (1, 1))
+        self.passes = passes
         self._forth: WinogradProduct | None = None
         self._back: WinogradProduct | None = None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
-        if not _fills_blocks(x):
+        if not self._pays(x):
             return super().__call__(x, residual, rectify)
         if self._forth is None:
             self._forth = WinogradProduct(self.weight, self.bias)
@@ -223,15 +225,16 @@ class WinogradConvolution(PackedConvolution):
         return x.relu_() if rectify else x
 
     def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
-        if not _fills_blocks(gradient):
+        if not self._pays(gradient):
             return super().input_gradient(gradient, x)
         if self._back is None:
             self._back = WinogradProduct(self.weight.transpose(0, 1).flip(2, 3), None)
         return self._back(gradient)
 
-
-def _fills_blocks(x: Tensor) -> bool:
-    """Whether at least half of the products of `WinogradProduct` with x (n, c, h, w) are of use."""
-    count, _, height, width = x.shape
-    down = -(-height // TILE)
-    return min(height, width) >= TILE and down <= BLOCK <= 2 * count * down
+    def _pays(self, x: Tensor) -> bool:
+        # by the shape alone, so that equal calls have equal bits in every process and after every resume
+        count, _, height, width = x.shape
+        down, right = -(-height // TILE), -(-width // TILE)
+        # at least half of a block's products are of use
+        fills = min(height, width) >= TILE and down <= BLOCK <= 2 * count * down
+        return fills and self.passes * count * down * right >= PAYS

@@ -11,6 +11,8 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork
 
 Features = Callable[[Tensor, str], Tensor]
 """(images, route) -> features (n, feature_dim)."""
+MANY = 100
+"""Passes of an evaluation with the same weights: more than any preparation of them must save."""
 
 
 class Encoder(Protocol):
@@ -34,7 +36,7 @@ def fast_features(encoder: nn.Module) -> Features:
     # a subclass may compute something else
     if type(encoder) is not TargetNetwork or any(map(_hooked, encoder.modules())):
         return cast(Encoder, encoder).features
-    return FoldedNetwork(encoder, repeated=True).features
+    return FoldedNetwork(encoder, passes=MANY).features
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -53,12 +53,12 @@ class FoldedRoute:
         network: the network to fold, with its present weights; its backbone is a ResNet.
         route: batch-norm route.
         projector: whether the projector is folded too; without it the embeddings are the features.
-        repeated: as in `FoldedNetwork`.
+        passes: as in `FoldedNetwork`.
     """
 
-    def __init__(self, network: TargetNetwork, route: str, projector: bool = True, repeated: bool = False) -> None:
+    def __init__(self, network: TargetNetwork, route: str, projector: bool = True, passes: int = 1) -> None:
         backbone = cast(ResNet, network.backbone)
-        self.repeated = repeated
+        self.passes = passes
         self.dtype = torch.bfloat16 if network.precision == "bf16" else network.mean.dtype
         self.outputs = network.mean.dtype
         self.recompute = backbone.recompute
@@ -83,7 +83,7 @@ class FoldedRoute:
         if divisor is not None:
             weight = weight / divisor
         stride, padding = cast(tuple[int, int], conv.stride), cast(tuple[int, int], conv.padding)
-        return fixed_convolution(weight.to(self.dtype), shift.to(self.dtype), stride, padding, self.repeated)
+        return fixed_convolution(weight.to(self.dtype), shift.to(self.dtype), stride, padding, self.passes)
 
     @torch.no_grad()
     def _linears(self, head: Projector, route: str) -> list[Linear]:
@@ -239,18 +239,17 @@ class FoldedNetwork:
     Args:
         network: the network, in eval mode; later changes of a ResNet's weights have no effect. Its precision sets the
             arithmetic.
-        repeated: whether many batches are encoded, or one again and again, so that a longer preparation of the weights
-            is worth its time (`WinogradConvolution`).
+        passes: number of passes to expect; with many a longer preparation of the weights is worth its time.
 
     Raises:
         ValueError: if the network is in train mode, where batch norm is another function.
     """
 
-    def __init__(self, network: TargetNetwork, repeated: bool = False) -> None:
+    def __init__(self, network: TargetNetwork, passes: int = 1) -> None:
         if network.training:
             raise ValueError("the network is in train mode: batch norm can be folded in eval mode only")
         self.network = network
-        self.repeated = repeated
+        self.passes = passes
         self.folds = isinstance(network.backbone, ResNet)
         """Whether batch norm is folded."""
         self._routes: dict[tuple[str, bool], FoldedRoute] = {}
@@ -271,7 +270,7 @@ class FoldedNetwork:
         self.network.check(images, route)
         key = route, projector
         if key not in self._routes:
-            self._routes[key] = FoldedRoute(self.network, route, projector, self.repeated)
+            self._routes[key] = FoldedRoute(self.network, route, projector, self.passes)
         folded = self._routes[key]
         encoded = [folded(piece) for piece in pieces(images, folded.dtype.itemsize, folded.recompute)]
         return encoded[0] if len(encoded) == 1 else Encoded(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))

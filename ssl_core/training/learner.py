@@ -181,8 +181,9 @@ class TargetLearner(TrainedNetworks):
         training = self.method.attack.mode == "train"
         # batch norm in train mode couples the images of a batch, so every iteration encodes the whole batch
         granularity = max(64 if self.device.type == "cuda" else 1, -(-len(images) // SHAPES))
+        passes = int(extent.steps.max()) if isinstance(extent, Budget) and len(extent) else 1
         with self._under_attack():
-            encode = self.method.encode(self.plain() if training else self._folded())
+            encode = self.method.encode(self.plain() if training else self._folded(passes))
             if training:
                 encode = self._tracked_by_steps(encode)
             return run(

@@ -75,10 +75,10 @@ class TrainedNetworks:
             raise TypeError(f"{name} is a {type(found).__name__}: expected a TargetNetwork")
         return found
 
-    def _folded(self) -> Networks:
-        """All networks in eval mode with folded batch norm; to be used while `frozen`."""
-        others: dict[str, Network] = {name: FoldedNetwork(self._other(name)) for name in self.others}
-        return self._networks(FoldedNetwork(self.network), others)
+    def _folded(self, passes: int = 1) -> Networks:
+        """All networks in eval mode with folded batch norm, for so many passes; to be used while `frozen`."""
+        others: dict[str, Network] = {name: FoldedNetwork(self._other(name), passes) for name in self.others}
+        return self._networks(FoldedNetwork(self.network, passes), others)
 
     def plain(self, target: Network | None = None) -> Networks:
         """All networks, not folded; `target`, if given, stands in for the target network, on all ranks alike."""

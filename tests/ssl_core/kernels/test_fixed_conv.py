@@ -104,7 +104,7 @@ def test_winograds_method_takes_over_where_enough_tiles_fill_its_blocks(side: in
     multiply = WinogradProduct._multiply
     monkeypatch.setattr(WinogradProduct, "_multiply", lambda self, x: calls.append(1) or multiply(self, x))
     weight, bias = random(160, 128, 3, 3, seed=2).float() / 34, random(160, seed=3).float()
-    conv = fixed_convolution(weight, bias, (1, 1), (1, 1), repeated=True)
+    conv = fixed_convolution(weight, bias, (1, 1), (1, 1), passes=100)
     for count in (BLOCK // (2 * -(-side // TILE)) + 1, 1):
         x = random(count, 128, side, side, seed=1).float().requires_grad_()
         y = F.conv2d(x, weight, bias, padding=1)
@@ -124,16 +124,38 @@ def test_winograds_method_takes_over_where_enough_tiles_fill_its_blocks(side: in
     assert len(calls) == (0 if side < TILE else len(pairs) * -(-side // TILE))
 
 
+def test_winograds_method_waits_for_work_that_pays_for_its_weights(monkeypatch) -> None:
+    if not packable(torch.empty(1, 1, 1, 1)):
+        pytest.skip("oneDNN does not serve float32 on this processor")
+    made: list[int] = []
+    monkeypatch.setattr(WinogradProduct, "__init__", lambda self, *_: made.append(1))
+    monkeypatch.setattr(WinogradProduct, "__call__", lambda self, x: x)
+    weight, bias = torch.ones(128, 128, 3, 3), torch.ones(128)
+    cases = {
+        (1, 4, 511): False,
+        (1, 4, 512): True,
+        (16, 4, 31): False,
+        (16, 4, 32): True,
+        (2, 16, 15): False,
+        (2, 16, 16): True,
+        (100, 4 * BLOCK + 1, 1): False,
+    }
+    for (passes, side, count), pays in cases.items():
+        conv = fixed_convolution(weight, bias, (1, 1), (1, 1), passes)
+        conv(torch.ones(count, 128, side, 4 if side > 16 else side))
+        assert bool(made) is pays, (passes, side, count)
+        made.clear()
+
+
 def test_the_form_follows_from_the_weights(monkeypatch) -> None:
-    def kind(dtype: torch.dtype, channels: int = 2, stride: int = 1, repeated: bool = True) -> type:
+    def kind(dtype: torch.dtype, channels: int = 2, stride: int = 1) -> type:
         weight = torch.ones(channels, channels, 3, 3, dtype=dtype)
-        return type(fixed_convolution(weight, torch.ones(channels, dtype=dtype), (stride,) * 2, (1, 1), repeated))
+        return type(fixed_convolution(weight, torch.ones(channels, dtype=dtype), (stride,) * 2, (1, 1)))
 
     assert kind(torch.float64) is kind(torch.float64, CHANNELS) is PlainConvolution
     if packable(torch.empty(1, 1, 1, 1)):
         assert kind(torch.float32, CHANNELS) is WinogradConvolution
-        others = [kind(torch.float32), kind(torch.float32, CHANNELS, 2), kind(torch.float32, CHANNELS, repeated=False)]
-        assert others == [PackedConvolution] * 3
+        assert kind(torch.float32) is kind(torch.float32, CHANNELS, 2) is PackedConvolution
     assert kind(torch.bfloat16, CHANNELS) is not WinogradConvolution
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     assert kind(torch.float32) is kind(torch.bfloat16) is PlainConvolution
