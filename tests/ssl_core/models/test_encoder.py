@@ -42,9 +42,10 @@ def folded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TargetNetwork]]:
     found: list[TargetNetwork] = []
 
     class Watched(FoldedNetwork):
-        def __init__(self, network: TargetNetwork) -> None:
+        def __init__(self, network: TargetNetwork, passes: int) -> None:
+            assert passes > 1
             found.append(network)
-            super().__init__(network)
+            super().__init__(network, passes)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "FoldedNetwork", Watched)
