@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -293,7 +293,7 @@ def pgd(
 
     first = first_perturbations(start, images, budget, generator, None if watched else bounds)
     moved = (clean + first[order]).clamp_(*bounds)
-    spent = sum(count > 0 for count in steps)
+    spent = active = moving(steps, len(steps), 0)
     moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
 
     ends = torch.zeros((), device=images.device) if watch is None else watch
@@ -305,7 +305,7 @@ def pgd(
     settled: list[Tensor] = []  # embeddings of the images that no longer move, the latest first
     encoded = len(steps)
     for iteration in range(steps[0] + 1):
-        active = sum(count > iteration for count in steps)
+        active = moving(steps, active, iteration)
         needed = min(encoded, -(-active // granularity) * granularity)
         if needed < encoded:
             with torch.no_grad():
@@ -324,7 +324,7 @@ def pgd(
                 low_end, high_end = torch.aminmax(gradient[:active].movedim(1, -1))
                 ends.add_(low_end).add_(high_end)
             if slopes is not None:
-                ending = slice(sum(count > iteration + 1 for count in steps), active)
+                ending = slice(moving(steps, active, iteration + 1), active)
                 slopes[ending] = gradient[ending].abs().sum(dim=(1, 2, 3))
             # one buffer holds the step, and the result overwrites the images
             step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
@@ -334,6 +334,13 @@ def pgd(
     if report is not None and slopes is not None:
         report.slopes, report.steps = slopes[place], budget.steps
     return Attacked(moved[place], torch.cat(settled)[place])
+
+
+def moving(steps: Sequence[int], first: int, taken: int) -> int:
+    """Return how many of the first images take more than `taken` steps, given all images' steps, most first."""
+    while first and steps[first - 1] <= taken:
+        first -= 1
+    return first
 
 
 def check_values(values: Tensor, n: int) -> None:

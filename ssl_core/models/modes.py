@@ -1,9 +1,9 @@
 """Modes of networks: eval or train, with or without gradients of parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -12,15 +12,28 @@ def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
     # one walk that changes only the flags that differ, since this runs several times per step
     parts = list(module.modules())
     switched = [part for part in parts if part.training != training]
-    learned = [value for part in parts for value in part.parameters(recurse=False) if value.requires_grad]
+    learned = [
+        value for part in parts for value in part._parameters.values() if value is not None and value.requires_grad
+    ]
     try:
-        for part in switched:
-            part.training = training
+        _switch(switched, training)
         for value in learned:
             value.requires_grad_(False)
         yield
     finally:
-        for part in switched:
-            part.training = not training
+        _switch(switched, not training)
         for value in learned:
             value.requires_grad_(True)
+
+
+def _switch(parts: Iterable[nn.Module], training: bool) -> None:
+    for part in parts:
+        # a module's own assignment looks for a parameter, a buffer and a module of this name first, which takes long
+        object.__setattr__(part, "training", training)
+
+
+def floating_state(module: nn.Module) -> list[Tensor]:
+    """Return the floating tensors of a module's state, parameters and buffers alike, faster than `state_dict`."""
+    parts = module.modules()
+    values = (value for part in parts for value in (*part._parameters.values(), *part._buffers.values()))
+    return [value for value in values if value is not None and value.is_floating_point()]

@@ -1,6 +1,6 @@
 """The learner of the target network: the only owner of its optimizer, its modes and its batch-norm routes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from astra_gym.ssl_core.distributed.spreading import spread
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.ema import ema_update
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
-from astra_gym.ssl_core.models.modes import frozen
+from astra_gym.ssl_core.models.modes import floating_state, frozen
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.models.weights.start import StartedFrom
 from astra_gym.ssl_core.training.non_finite import NonFiniteLossError, checked_losses
@@ -273,8 +273,7 @@ class TargetLearner(TrainedNetworks):
             total.backward()
             if chunked is not None:
                 chunked.backward()
-            trained = [*self.network.parameters(), *self.heads.parameters()]
-            self.complete(trained, [weight.grad for weight in trained])
+            self.complete(self._trained(), (weight.grad for weight in self._trained()))
         if self.method.attack.free and adversarial is not None:
             self.free.follow(adversarial.grad)
         for name in self.method.resting_heads(moment):
@@ -287,8 +286,7 @@ class TargetLearner(TrainedNetworks):
             self._average(moment)
         # this check also finds non-finite gradients, while the last saved state is still good. An attack would not find
         # them: a processor's fused ReLU turns NaN into 0
-        state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
-        norms = torch.stack(torch._foreach_norm(state))
+        norms = torch.stack(torch._foreach_norm(floating_state(self._parts)))
         if not at_once:
             figures, norms, *brought = on_the_host(figures, norms, *(along or {}).values())
             losses = checked_losses(figures.tolist(), *read, self.step + 1)
@@ -297,6 +295,10 @@ class TargetLearner(TrainedNetworks):
             raise NonFiniteLossError(f"the weights after update {self.step + 1} are not finite; its loss was {losses}")
         self.step += 1
         return losses
+
+    def _trained(self) -> Iterator[Tensor]:
+        yield from self.network.parameters()
+        yield from self.heads.parameters()
 
     def _average(self, moment: Moment) -> None:
         """Move the network "momentum" and averaged heads toward the trained ones."""

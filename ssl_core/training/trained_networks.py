@@ -149,7 +149,7 @@ class TrainedNetworks:
 
     def complete(self, weights: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
         """Make a rank's gradients those of the whole batch, in place: of the network they are a part, to be added up,
-        of heads the whole. All ranks then have the same bits."""
+        of heads the whole. All ranks then have the same bits. Without other ranks the arguments are not read."""
         if self.ranks.alone:
             return
         divided = {id(weight) for weight in self.network.parameters()}
