@@ -106,6 +106,8 @@ class CompareFlags:
     trust: Annotated[bool, SWITCH] = False
 
     def __post_init__(self) -> None:
+        if "auto" in (self.agents or ()):
+            raise ValueError("--agents auto: it stands for an agent that depends on preset and method; name that agent")
         check_choices(self)
         for name, most in (("seeds", MOST_SEEDS), ("primary_seeds", MOST_SEEDS), ("jobs", MOST_JOBS)):
             value = getattr(self, name)

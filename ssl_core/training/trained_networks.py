@@ -16,8 +16,21 @@ from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.route_norm import Untracked
 from astra_gym.ssl_core.models.target_network import TargetNetwork
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 from astra_gym.ssl_core.utils.training_plan import Moment
+
+
+def _check_averages(method: Method, heads: Iterable[str]) -> None:
+    """Raise a ValueError if a method averages a head that it does not make, or has a moving average without a decay."""
+    own, kind = list(heads), type(method)
+    if strange := [name for name in method.networks.averaged_heads if name not in own]:
+        raise ValueError(
+            f"averaged_heads of {kind.__name__} has {shown(strange[0])}: expected heads that it makes, "
+            + (", ".join(own) or "none")
+        )
+    if "momentum" in method.networks.others and kind.momentum is Method.momentum:
+        raise ValueError(f'{kind.__name__} has the network "momentum" and no method `momentum`: define its decay')
 
 
 class TrainedNetworks:
@@ -40,6 +53,7 @@ class TrainedNetworks:
         self.network = network
         self.method = method
         self.heads = nn.ModuleDict(dict(heads or {}))
+        _check_averages(method, self.heads)
         for name in method.networks.averaged_heads:
             self.heads[f"momentum_{name}"] = copy.deepcopy(self.heads[name]).requires_grad_(False)
         self.others = nn.ModuleDict(dict(others or {}))

@@ -283,7 +283,7 @@ def test_an_interrupted_comparison_saves_its_runs_and_says_how_to_go_on(tmp_path
         (["--jobs", "x"], ["--jobs"]),
         (["reinforce"], ["unexpected 'reinforce'"]),
         (["--evaluate=false"], ["accuracies"]),
-        (["--agents", "auto"], ["unknown agent 'auto'"]),
+        (["--agents", "auto"], ["depends on preset and method; name that agent"]),
         # what only making the world and the agent finds, of the first arm or a later one
         (["--batch_size=5000"], ["batch_size is 5000", "the arm 'reinforce'"]),
         (["--preset=folder", "--data_dir=nowhere"], ["nowhere is not a folder"]),

@@ -86,6 +86,24 @@ def test_the_moving_average_follows_its_formula_and_has_statistics_of_its_own() 
     assert target.encoder is target.others["momentum"]
 
 
+@pytest.mark.parametrize(
+    ("traits", "decays", "message"),
+    [
+        (
+            {"averaged_heads": ("predictor", "pre")},
+            True,
+            "averaged_heads of Own has 'pre': .* that it makes, predictor$",
+        ),
+        ({}, False, 'Own has the network "momentum" and no method `momentum`: define its decay'),
+    ],
+)
+def test_a_moving_average_that_cannot_be_kept_is_refused(traits: dict, decays: bool, message: str) -> None:
+    body = {"networks": NetworkTraits(others=("momentum",), **traits), "make_heads": Predicted.make_heads}
+    kind = type("Own", (ACL,), body | ({"momentum": Predicted.momentum} if decays else {}))
+    with pytest.raises(ValueError, match=message):
+        learner(kind(), momentum=network())
+
+
 def test_a_teacher_stays_as_it_is_and_heads_are_trained_at_a_constant_rate() -> None:
     target = predicted()
     teacher = copy.deepcopy(target.others["teacher"].state_dict())
