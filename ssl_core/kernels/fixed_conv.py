@@ -235,6 +235,7 @@ class WinogradConvolution(PackedConvolution):
         # by the shape alone, so that equal calls have equal bits in every process and after every resume
         count, _, height, width = x.shape
         down, right = -(-height // TILE), -(-width // TILE)
+        tiles = count * down * right
         # at least half of a block's products are of use
-        fills = min(height, width) >= TILE and down <= BLOCK <= 2 * count * down
-        return fills and self.passes * count * down * right >= PAYS
+        fills = min(height, width) >= TILE and down <= BLOCK <= 2 * tiles
+        return fills and self.passes * tiles >= PAYS

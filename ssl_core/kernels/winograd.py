@@ -18,6 +18,8 @@ POINTS = TILE + 2
 """Side of an input tile, and number of points."""
 CHANNELS = 128
 """Fewest input and output channels at which the products take much longer than the transformations."""
+CHUNK = 256
+"""Tiles that are transformed at a time, so that they stay in the processor's cache."""
 BLOCK = 64
 """Tiles that are multiplied at a time. The number is fixed, since oneDNN lays out the weights for it: with another one
 it may lay them out anew at every call, which takes up to a hundred times as long as the products."""
@@ -101,31 +103,38 @@ class WinogradProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve x (n, in, h, w) to (n, out, h, w), both channels-last."""
-        count, inputs, height, width = x.shape
+        count, _, height, width = x.shape
         down, right = direction(height), direction(width)
         images = x.permute(0, 2, 3, 1).contiguous()
         result = x.new_empty(count, height, width, self.outputs)
-        # rows of no image stay, and are multiplied for nothing
-        block = x.new_zeros(BLOCK, POINTS**2 * inputs)
-        pieces = -(-count // max(1, BLOCK // down.tiles))
+        pieces = -(-count // max(1, CHUNK // (down.tiles * right.tiles)))
         for part, out in zip(images.tensor_split(pieces), result.tensor_split(pieces), strict=True):
-            self._convolve(part, out, block, down, right)
+            self._convolve(part, out, down, right)
         return result.permute(0, 3, 1, 2)
 
-    def _convolve(self, x: Tensor, out: Tensor, block: Tensor, down: Direction, right: Direction) -> None:
-        """Convolve x (n, h, w, in) into `out` (n, h, w, out), one column of tiles after the other."""
+    def _convolve(self, x: Tensor, out: Tensor, down: Direction, right: Direction) -> None:
+        """Convolve x (n, h, w, in) into `out` (n, h, w, out)."""
         count, height, width, inputs = x.shape
-        tiles = count * down.tiles
-        transformed = block[:tiles].view(count, down.tiles * POINTS, POINTS * inputs)
         across = torch.bmm(right.inputs.expand(count * height, -1, -1), x.reshape(count * height, width, inputs))
         columns = across.view(count, height, right.tiles, POINTS * inputs).unbind(2)
-        # a batched product is fast only into contiguous memory, so the columns of `lines` come first
-        lines = x.new_empty(right.tiles, count, height, POINTS * self.outputs)
-        for column, line in zip(columns, lines, strict=True):
-            torch.bmm(down.inputs.expand(count, -1, -1), column, out=transformed)
-            products = self._multiply(block)[:tiles].view(count, down.tiles * POINTS, POINTS * self.outputs)
-            torch.bmm(down.output.expand(count, -1, -1), products, out=line)
-        lines = lines.permute(1, 2, 0, 3).reshape(count * height, right.tiles * POINTS, self.outputs)
+        # a strip is a column of tiles in one image. The images' first strips come first, then their second ones, since a
+        # batched product is fast only into contiguous memory
+        strips, each = right.tiles * count, BLOCK // down.tiles
+        lines = x.new_empty(strips, height, POINTS * self.outputs)
+        # rows without a tile stay, and are multiplied for nothing
+        block = x.new_zeros(BLOCK, POINTS**2 * inputs)
+        for start in range(0, strips, each):
+            stop = min(start + each, strips)
+            tiles = block[: (stop - start) * down.tiles].view(stop - start, down.tiles * POINTS, POINTS * inputs)
+            for column in range(start // count, (stop - 1) // count + 1):
+                first, last = max(start, column * count), min(stop, (column + 1) * count)
+                some = columns[column][first - column * count : last - column * count]
+                torch.bmm(down.inputs.expand(last - first, -1, -1), some, out=tiles[first - start : last - start])
+            products = self._multiply(block)[: (stop - start) * down.tiles]
+            products = products.view(stop - start, down.tiles * POINTS, POINTS * self.outputs)
+            torch.bmm(down.output.expand(stop - start, -1, -1), products, out=lines[start:stop])
+        lines = lines.view(right.tiles, count, height, -1).permute(1, 2, 0, 3)
+        lines = lines.reshape(count * height, right.tiles * POINTS, self.outputs)
         torch.bmm(right.output.expand(count * height, -1, -1), lines, out=out.view(count * height, width, -1))
 
     def _multiply(self, block: Tensor) -> Tensor:
