@@ -117,8 +117,8 @@ class WinogradProduct:
         count, height, width, inputs = x.shape
         across = torch.bmm(right.inputs.expand(count * height, -1, -1), x.reshape(count * height, width, inputs))
         columns = across.view(count, height, right.tiles, POINTS * inputs).unbind(2)
-        # a strip is a column of tiles in one image. The images' first strips come first, then their second ones, since a
-        # batched product is fast only into contiguous memory
+        # a strip is a column of tiles in one image. First come the first strips of all images, then the second ones,
+        # since a batched product is fast only into contiguous memory
         strips, each = right.tiles * count, BLOCK // down.tiles
         lines = x.new_empty(strips, height, POINTS * self.outputs)
         # rows without a tile stay, and are multiplied for nothing
