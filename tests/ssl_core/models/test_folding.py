@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
-from astra_gym.ssl_core.kernels.fixed_conv import PlainConvolution
+from astra_gym.ssl_core.kernels.fixed_conv import PlainConvolution, packable
+from astra_gym.ssl_core.kernels.winograd import WinogradProduct
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.projectors import PROJECTORS
@@ -117,6 +118,25 @@ def test_it_is_the_same_function_in_float32_too(arch: str, stem: str, side: int,
     for a, b in zip((*mine, *gradients[:2]), (*plain, *gradients[2:]), strict=True):
         # single rectifiers may fall on the other side of 0
         assert (a.double() - b).norm() < 2e-3 * b.norm()
+
+
+def test_a_wide_network_multiplies_less_with_many_passes_and_is_the_same_function(monkeypatch) -> None:
+    if not packable(torch.empty(1, 1, 1, 1)):
+        pytest.skip("oneDNN does not serve float32 on this processor")
+    network = trained(torch.float32, width=32)
+    images = torch.rand(32, 3, 32, 32, generator=generator(9)).requires_grad_()
+    made: list[tuple[int, ...]] = []
+    begin = WinogradProduct.__init__
+    monkeypatch.setattr(WinogradProduct, "__init__", lambda self, w, bias: made.append(w.shape) or begin(self, w, bias))
+    found = []
+    for passes in (0, 16):
+        mine = FoldedNetwork(network, passes)(images, "pgd")
+        found.append((mine.embeddings, *torch.autograd.grad(mine.embeddings.square().sum(), images)))
+        assert bool(made) == bool(passes)
+    # resnet10's third block has one such convolution, and its last another; each of them forward and backward
+    assert sorted(shape[0] for shape in made) == [128, 128, 256, 256]
+    for direct, fewer in zip(*found, strict=True):
+        assert 0 < (direct - fewer).norm() < 2e-3 * direct.norm()
 
 
 def test_without_gradients_nothing_is_kept() -> None:
