@@ -259,7 +259,7 @@ def pgd(
             is clipped to its ball at the start.
         bounds: smallest and largest pixel value.
         granularity: the number of images per call of `encode` is rounded up to a multiple of this, so that few shapes
-            occur: some libraries prepare for each new shape. The result is the same.
+            occur: some libraries prepare for each new shape. The result is the same, up to rounding.
         watch: a scalar tensor on the images' device, for callers that must not wait for the device here. The attack
             adds to it a value that is finite only if all gradients are finite and images and start are in range.
         report: a record that the attack fills in; the result is the same.

@@ -25,9 +25,10 @@ STATE = ("moved", "embeddings", "values", "gradient", "agreement", "steps", "sto
 class StepwiseAttack:
     """L-infinity PGD (Madry et al. 2018) by sign ascent, one step at a time; n is the number of images.
 
-    If an image always moves by one step size until it stops, its result is that of `pgd` with as many steps. An image
-    that has stopped stays where it is, and in the objective. As in `pgd` only images that have moved are encoded, and
-    the embeddings of the others are kept. With a `watch` the host waits for the device only at the start.
+    If an image always moves by one step size until it stops, its result is that of `pgd` with as many steps, up to
+    rounding. An image that has stopped stays where it is, and in the objective. As in `pgd` only images that have moved
+    are encoded, and the embeddings of the others are kept. With a `watch` the host waits for the device only at the
+    start.
 
     Args:
         encode, objective, images: as in `pgd`. Here images that have stopped fill up a call of `encode`.

@@ -208,7 +208,7 @@ def _attack(
     watch: Tensor,
 ) -> Tensor:
     """Attack images so that their logits on the attacked route diverge from the clean ones, all in eval mode."""
-    features = fast_features(encoder)
+    features = fast_features(encoder, settings.steps)
     with torch.no_grad():
         clean = head(features(images, routes[0]))
     noise = settings.start_noise * torch.randn(images.shape, generator=generator, device=images.device)

@@ -19,12 +19,18 @@ POINTS = TILE + 2
 CHANNELS = 128
 """Fewest input and output channels at which the products take much longer than the transformations."""
 CHUNK = 256
-"""Tiles that are transformed at a time, so that they stay in the processor's cache."""
+"""Tiles that are transformed at a time, so that they stay in the processor's cache: those of one image or more."""
 BLOCK = 64
 """Tiles that are multiplied at a time. The number is fixed, since oneDNN lays out the weights for it: with another one
 it may lay them out anew at every call, which takes up to a hundred times as long as the products."""
 PAYS = 512
 """Products with so many tiles save twice the time that the preparation of the weights takes."""
+SIDE = 32
+"""Largest side of a map: the transformations' work grows with it."""
+INSIDE = 0.75
+"""Least share of the tiles' pixels that are inside the map; with fewer the method gains nothing."""
+_GROUPED = (0, 0), (1, 1), (1, 1), POINTS**2
+"""Padding, stride, dilation and groups of the products, a 1x1 convolution."""
 
 
 class Matrices(NamedTuple):
@@ -90,16 +96,17 @@ class WinogradProduct:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.outputs = weight.shape[0]
+        self.outputs, inputs = weight.shape[:2]
         twice = torch.kron(matrices().weights, matrices().weights).to(weight)
         transformed = twice @ weight.permute(2, 3, 0, 1).reshape(9, -1)
-        self.weight = transformed.view(POINTS**2 * self.outputs, -1, 1, 1)
+        transformed = transformed.view(POINTS**2 * self.outputs, inputs, 1, 1)
+        shape = 1, POINTS**2 * inputs, 1, BLOCK
+        self._packed = torch.ops.mkldnn._reorder_convolution_weight(transformed, *_GROUPED, shape)
         self.bias: Tensor | None = None
         if bias is not None:
             # what the output's matrix turns into ones
             ones = torch.linalg.pinv(matrices().output).sum(1)
             self.bias = torch.einsum("a,b,o->abo", ones, ones, bias.double()).flatten().to(bias)
-        self._packed = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve x (n, in, h, w) to (n, out, h, w), both channels-last."""
@@ -108,8 +115,10 @@ class WinogradProduct:
         images = x.permute(0, 2, 3, 1).contiguous()
         result = x.new_empty(count, height, width, self.outputs)
         pieces = -(-count // max(1, CHUNK // (down.tiles * right.tiles)))
-        for part, out in zip(images.tensor_split(pieces), result.tensor_split(pieces), strict=True):
-            self._convolve(part, out, down, right)
+        # products into given memory refuse another type, which autocast would choose
+        with torch.autocast("cpu", enabled=False):
+            for part, out in zip(images.tensor_split(pieces), result.tensor_split(pieces), strict=True):
+                self._convolve(part, out, down, right)
         return result.permute(0, 3, 1, 2)
 
     def _convolve(self, x: Tensor, out: Tensor, down: Direction, right: Direction) -> None:
@@ -140,9 +149,5 @@ class WinogradProduct:
     def _multiply(self, block: Tensor) -> Tensor:
         """Multiply transformed tiles (64, 36 * in) with the weights to (64, 36 * out), point by point."""
         x = block.t()[None, :, None]
-        where = (0, 0), (1, 1), (1, 1), POINTS**2
-        if not self._packed:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *where, x.shape)
-            self._packed = True
-        x = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *where, "none", (), "")
+        x = torch.ops.mkldnn._convolution_pointwise(x, self._packed, self.bias, *_GROUPED, "none", (), "")
         return x[0, :, 0].t()

@@ -12,7 +12,7 @@ from astra_gym.ssl_core.models.target_network import TargetNetwork
 Features = Callable[[Tensor, str], Tensor]
 """(images, route) -> features (n, feature_dim)."""
 MANY = 100
-"""Passes of an evaluation with the same weights: more than any preparation of them must save."""
+"""Number of passes with the same weights for which every preparation of them is worth its time."""
 
 
 class Encoder(Protocol):
@@ -23,12 +23,16 @@ class Encoder(Protocol):
     def features(self, images: Tensor, route: str) -> Tensor: ...
 
 
-def fast_features(encoder: nn.Module) -> Features:
+def fast_features(encoder: nn.Module, passes: int = MANY) -> Features:
     """Return the fastest function for an encoder's features in eval mode, valid while its weights do not change.
 
     A `TargetNetwork` is folded (`astra_gym.ssl_core.models.folding`), which changes a ResNet's features by rounding
     only. Any other module keeps its own `features`. So does a network with hooks, because a folded one would not call
     them.
+
+    Args:
+        encoder: the encoder.
+        passes: as in `FoldedNetwork`.
 
     Raises:
         ValueError: if the encoder is a `TargetNetwork` in train mode.
@@ -36,7 +40,7 @@ def fast_features(encoder: nn.Module) -> Features:
     # a subclass may compute something else
     if type(encoder) is not TargetNetwork or any(map(_hooked, encoder.modules())):
         return cast(Encoder, encoder).features
-    return FoldedNetwork(encoder, passes=MANY).features
+    return FoldedNetwork(encoder, passes).features
 
 
 def _hooked(module: nn.Module) -> bool:

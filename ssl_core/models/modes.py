@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @contextmanager
@@ -28,12 +28,8 @@ def frozen(module: nn.Module, training: bool = False) -> Iterator[None]:
 
 def _switch(parts: Iterable[nn.Module], training: bool) -> None:
     for part in parts:
-        # a module's own assignment looks for a parameter, a buffer and a module of this name first, which takes long
-        object.__setattr__(part, "training", training)
-
-
-def floating_state(module: nn.Module) -> list[Tensor]:
-    """Return the floating tensors of a module's state, parameters and buffers alike, faster than `state_dict`."""
-    parts = module.modules()
-    values = (value for part in parts for value in (*part._parameters.values(), *part._buffers.values()))
-    return [value for value in values if value is not None and value.is_floating_point()]
+        if type(part).__setattr__ is nn.Module.__setattr__:
+            # it looks for a parameter, a buffer and a module of this name first, which takes long
+            object.__setattr__(part, "training", training)
+        else:
+            part.training = training

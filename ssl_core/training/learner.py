@@ -18,7 +18,7 @@ from astra_gym.ssl_core.distributed.spreading import spread
 from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.ema import ema_update
 from astra_gym.ssl_core.models.gradcache import ChunkedNetwork
-from astra_gym.ssl_core.models.modes import floating_state, frozen
+from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.models.target_network import Encoded, TargetNetwork
 from astra_gym.ssl_core.models.weights.start import StartedFrom
 from astra_gym.ssl_core.training.non_finite import NonFiniteLossError, checked_losses
@@ -285,8 +285,9 @@ class TargetLearner(TrainedNetworks):
         if not self.method.networks.momentum_first:
             self._average(moment)
         # this check also finds non-finite gradients, while the last saved state is still good. An attack would not find
-        # them: a processor's fused ReLU turns NaN into 0
-        norms = torch.stack(torch._foreach_norm(floating_state(self._parts)))
+        # them: a processor's fused ReLU may turn NaN into 0
+        state = [value for value in self._parts.state_dict().values() if value.is_floating_point()]
+        norms = torch.stack(torch._foreach_norm(state))
         if not at_once:
             figures, norms, *brought = on_the_host(figures, norms, *(along or {}).values())
             losses = checked_losses(figures.tolist(), *read, self.step + 1)

@@ -29,7 +29,7 @@ def _check_averages(method: Method, heads: Iterable[str]) -> None:
             f"averaged_heads of {kind.__name__} has {shown(strange[0])}: expected heads that it makes, "
             + (", ".join(own) or "none")
         )
-    if "momentum" in method.networks.others and kind.momentum is Method.momentum:
+    if "momentum" in method.networks.others and getattr(method.momentum, "__func__", None) is Method.momentum:
         raise ValueError(f'{kind.__name__} has the network "momentum" and no method `momentum`: define its decay')
 
 

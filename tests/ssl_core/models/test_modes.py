@@ -1,8 +1,7 @@
 import pytest
-import torch
 from torch import nn
 
-from astra_gym.ssl_core.models.modes import floating_state, frozen
+from astra_gym.ssl_core.models.modes import frozen
 from tests.helpers.tiny_networks import tiny_network
 
 
@@ -21,9 +20,16 @@ def test_freezing_sets_every_flag_and_gives_back_each_as_it_was(training: bool) 
     assert [weight.requires_grad for weight in learned] == [False] + [True] * (len(learned) - 1)
 
 
-def test_the_floating_state_is_that_of_the_state_dict() -> None:
-    network = nn.ModuleDict({"network": tiny_network(), "plain": nn.BatchNorm1d(3, affine=False)})
-    found, expected = floating_state(network), network.state_dict().values()
-    kept = {value.data_ptr() for value in expected if value.is_floating_point()}
-    assert {value.data_ptr() for value in found} == kept
-    assert not any(value.dtype == torch.int64 for value in found)
+def test_a_module_with_an_assignment_of_its_own_keeps_it() -> None:
+    # such as a TorchScript module, whose flags lie outside Python
+    class Own(nn.BatchNorm1d):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "training":
+                self.__dict__.setdefault("seen", []).append(value)
+
+    module = nn.Sequential(Own(3)).train()
+    module[0].seen.clear()
+    with frozen(module):
+        assert module[0].seen == [False]
+    assert module[0].seen == [False, True]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.methods import ACL, AttackTraits, Method, Networks, NetworkTraits
+from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.heads import Predictor
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
+from astra_gym.ssl_core.training import trained_networks
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.training.optim import make_optimizer
 from astra_gym.ssl_core.utils.rng import Streams
@@ -84,6 +86,22 @@ def test_the_moving_average_follows_its_formula_and_has_statistics_of_its_own() 
     norms = target.others["momentum"].backbone.norm.by_route
     assert norms["pgd"].num_batches_tracked == 3 and norms["normal"].num_batches_tracked == 0
     assert target.encoder is target.others["momentum"]
+
+
+def test_a_fold_is_told_how_many_passes_to_expect(monkeypatch) -> None:
+    found: list[int] = []
+
+    class Watched(FoldedNetwork):
+        def __init__(self, network: TargetNetwork, passes: int) -> None:
+            found.append(passes)
+            super().__init__(network, passes)
+
+    monkeypatch.setattr(trained_networks, "FoldedNetwork", Watched)
+    target = learner(ACL())
+    target.encode_clean(VIEWS)
+    target.attack(VIEWS, Budget.uniform(len(VIEWS), epsilon=0.1, step_size=0.1, steps=3), generator())
+    # the clean pass, the reference of the objective, the attack
+    assert found == [1, 1, 3]
 
 
 @pytest.mark.parametrize(
