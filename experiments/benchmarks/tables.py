@@ -74,7 +74,7 @@ def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
     if agents := [figure for figure in figures if figure.part == "agents"]:
         add(len(agents), _dots, agents, "Agent's share of a step (%)")
     if used := [figure for figure in figures if figure.unit == "of the peak"]:
-        add(len(used), _dots, used, "Of the matrix products' speed (%)")
+        add(len(used), _dots, used, "Share of the peak speed (%)")
     if "scaling" in details:
         add(6, _line, details["scaling"])
     if not panels:
