@@ -74,7 +74,7 @@ def draw(figures: Sequence[Figure], details: Details, path: Path | str) -> bool:
     if agents := [figure for figure in figures if figure.part == "agents"]:
         add(len(agents), _dots, agents, "Agent's share of a step (%)")
     if used := [figure for figure in figures if figure.unit == "of the peak"]:
-        add(len(used), _dots, used, "Share of the peak speed (%)")
+        add(len(used), _dots, used, "Of the peak speed (%)")
     if "scaling" in details:
         add(6, _line, details["scaling"])
     if not panels:
@@ -114,8 +114,9 @@ def _dots(axis: Axes, figures: Sequence[Figure], title: str) -> None:
     labels = [f"{figure.part}: {figure.name}" if several else figure.name for figure in figures]
     axis.set_yticks(range(len(figures)), labels)
     axis.set(title=title, ylim=(len(figures) - 0.5, -0.5))
-    axis.set_xlim(left=0)
+    # before the left end is set, which ends automatic limits
     axis.margins(x=0.14)
+    axis.set_xlim(left=0)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x", **GRID)
