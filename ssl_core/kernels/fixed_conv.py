@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.kernels.winograd import BLOCK, CHANNELS, INSIDE, PAYS, SIDE, TILE, WinogradProduct
+from astra_gym.ssl_core.kernels.winograd import WinogradProduct, pays, suits
 
 _backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward
@@ -46,7 +46,7 @@ def fixed_convolution(
     weight = weight.detach().contiguous(memory_format=torch.channels_last)
     kind: type[PlainConvolution] = PlainConvolution
     if packable(weight):
-        if _suits_winograd(weight, stride, padding):
+        if suits(weight, stride, padding):
             return WinogradConvolution(weight, bias.detach(), passes)
         kind = PackedConvolution
     elif FUSES and weight.device.type == "cuda":
@@ -82,12 +82,6 @@ def packable(weight: Tensor) -> bool:
         return False
     bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 or bf16
-
-
-def _suits_winograd(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
-    # bfloat16 has too few digits for it
-    alike = weight.shape[2:] == (3, 3) and stride == padding == (1, 1)
-    return alike and weight.dtype == torch.float32 and min(weight.shape[:2]) >= CHANNELS
 
 
 class PlainConvolution:
@@ -215,7 +209,7 @@ class WinogradConvolution(PackedConvolution):
         self._back: WinogradProduct | None = None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, rectify: bool = False) -> Tensor:
-        if not self._pays(x):
+        if not pays(x.shape, self.passes):
             return super().__call__(x, residual, rectify)
         if self._forth is None:
             self._forth = WinogradProduct(self.weight, self.bias)
@@ -225,17 +219,8 @@ class WinogradConvolution(PackedConvolution):
         return x.relu_() if rectify else x
 
     def input_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:
-        if not self._pays(gradient):
+        if not pays(gradient.shape, self.passes):
             return super().input_gradient(gradient, x)
         if self._back is None:
             self._back = WinogradProduct(self.weight.transpose(0, 1).flip(2, 3), None)
         return self._back(gradient)
-
-    def _pays(self, x: Tensor) -> bool:
-        # by the shape and the number of passes alone, so that equal calls have equal bits after every resume
-        count, _, height, width = x.shape
-        down, right = -(-height // TILE), -(-width // TILE)
-        tiles, inside = count * down * right, height * width / (TILE**2 * down * right)
-        suits = max(height, width) <= SIDE and inside >= INSIDE
-        # at least half of the rows of blocks have a tile
-        return suits and 2 * tiles >= BLOCK and self.passes * tiles >= PAYS

@@ -6,6 +6,7 @@ needs 36 multiplications instead of 16 times 9 (Lavin and Gray, "Fast Algorithms
 error is half of that with the usual 0, +-1, +-2 and infinity.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -85,6 +86,24 @@ def direction(size: int) -> Direction:
     return Direction(tiles, forth.float().contiguous(), back.float().contiguous())
 
 
+def suits(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+    """Return whether the method is for a convolution with weights (out, in, h, w); bfloat16 has too few digits."""
+    alike = weight.shape[2:] == (3, 3) and stride == padding == (1, 1)
+    return alike and weight.dtype == torch.float32 and min(weight.shape[:2]) >= CHANNELS
+
+
+def pays(shape: Sequence[int], passes: int) -> bool:
+    """Return whether the method is faster for `passes` passes of maps with this shape, (n, c, h, w).
+
+    It depends on nothing else, so that equal calls have equal bits after every resume.
+    """
+    count, _, height, width = shape
+    each = -(-height // TILE) * -(-width // TILE)
+    tiles, inside = count * each, height * width / (TILE**2 * each)
+    # at least half of the rows of blocks have a tile
+    return max(height, width) <= SIDE and inside >= INSIDE and 2 * tiles >= BLOCK and passes * tiles >= PAYS
+
+
 class WinogradProduct:
     """The convolution of maps with 3x3 weights, one pixel of zeros on each side, in float32 on an x86 CPU.
 
@@ -122,16 +141,17 @@ class WinogradProduct:
         return result.permute(0, 3, 1, 2)
 
     def _convolve(self, x: Tensor, out: Tensor, down: Direction, right: Direction) -> None:
-        """Convolve x (n, h, w, in) into `out` (n, h, w, out)."""
+        """Convolve x (n, h, w, in) into `out` (n, h, w, out), both contiguous."""
         count, height, width, inputs = x.shape
-        across = torch.bmm(right.inputs.expand(count * height, -1, -1), x.reshape(count * height, width, inputs))
+        across = torch.bmm(right.inputs.expand(count * height, -1, -1), x.view(count * height, width, inputs))
         columns = across.view(count, height, right.tiles, POINTS * inputs).unbind(2)
         # a strip is a column of tiles in one image. First come the first strips of all images, then the second ones,
         # since a batched product is fast only into contiguous memory
         strips, each = right.tiles * count, BLOCK // down.tiles
         lines = x.new_empty(strips, height, POINTS * self.outputs)
         # rows without a tile stay, and are multiplied for nothing
-        block = x.new_zeros(BLOCK, POINTS**2 * inputs)
+        block = x.new_empty(BLOCK, POINTS**2 * inputs)
+        block[min(strips, each) * down.tiles :] = 0
         for start in range(0, strips, each):
             stop = min(start + each, strips)
             tiles = block[: (stop - start) * down.tiles].view(stop - start, down.tiles * POINTS, POINTS * inputs)

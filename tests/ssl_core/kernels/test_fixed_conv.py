@@ -14,6 +14,7 @@ from astra_gym.ssl_core.kernels.fixed_conv import (
     packable,
 )
 from astra_gym.ssl_core.kernels.winograd import BLOCK, CHANNELS, TILE, WinogradProduct
+from tests.helpers.processors import needs_onednn
 
 SHAPES = [
     # in, out, kernel, stride, side
@@ -96,10 +97,9 @@ def test_images_of_another_size_are_served_too() -> None:
         torch.testing.assert_close(conv.input_gradient(torch.ones_like(y), x.detach()), expected)
 
 
+@needs_onednn
 @pytest.mark.parametrize("side", [3, 4, 7, 9])
 def test_winograds_method_takes_over_where_enough_tiles_fill_its_blocks(side: int, monkeypatch) -> None:
-    if not packable(torch.empty(1, 1, 1, 1)):
-        pytest.skip("oneDNN does not serve float32 on this processor")
     calls: list[int] = []
     multiply = WinogradProduct._multiply
     monkeypatch.setattr(WinogradProduct, "_multiply", lambda self, x: calls.append(1) or multiply(self, x))
@@ -125,9 +125,8 @@ def test_winograds_method_takes_over_where_enough_tiles_fill_its_blocks(side: in
     assert len(calls) == len(pairs) * {3: 0, 4: 1, 7: 2, 9: 0}[side]
 
 
+@needs_onednn
 def test_winograds_method_waits_for_work_that_pays_for_its_weights(monkeypatch) -> None:
-    if not packable(torch.empty(1, 1, 1, 1)):
-        pytest.skip("oneDNN does not serve float32 on this processor")
     made: list[int] = []
     monkeypatch.setattr(WinogradProduct, "__init__", lambda self, *_: made.append(1))
     monkeypatch.setattr(WinogradProduct, "__call__", lambda self, x: x)

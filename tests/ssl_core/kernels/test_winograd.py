@@ -3,12 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.kernels.fixed_conv import packable
 from astra_gym.ssl_core.kernels.winograd import BLOCK, WinogradProduct, direction, matrices
-
-needs_onednn = pytest.mark.skipif(
-    not packable(torch.empty(1, 1, 1, 1)), reason="oneDNN does not serve float32 on this processor"
-)
+from tests.helpers.processors import needs_onednn
 
 
 def random(*shape: int, seed: int) -> Tensor:

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
-from astra_gym.ssl_core.kernels.fixed_conv import PlainConvolution, packable
+from astra_gym.ssl_core.kernels.fixed_conv import PlainConvolution
 from astra_gym.ssl_core.kernels.winograd import WinogradProduct
 from astra_gym.ssl_core.losses.contrastive import nt_xent
 from astra_gym.ssl_core.models.folding import FoldedNetwork
 from astra_gym.ssl_core.models.projectors import PROJECTORS
 from astra_gym.ssl_core.models.target_network import TargetNetwork, build_network
 from tests.helpers.draws import generator
+from tests.helpers.processors import needs_onednn
 
 
 def trained(dtype: torch.dtype, **arguments) -> TargetNetwork:
@@ -120,9 +121,8 @@ def test_it_is_the_same_function_in_float32_too(arch: str, stem: str, side: int,
         assert (a.double() - b).norm() < 2e-3 * b.norm()
 
 
+@needs_onednn
 def test_a_wide_network_multiplies_less_with_many_passes_and_is_the_same_function(monkeypatch) -> None:
-    if not packable(torch.empty(1, 1, 1, 1)):
-        pytest.skip("oneDNN does not serve float32 on this processor")
     network = trained(torch.float32, width=32)
     images = torch.rand(32, 3, 32, 32, generator=generator(9)).requires_grad_()
     made: list[tuple[int, ...]] = []
