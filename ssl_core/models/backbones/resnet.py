@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from astra_gym.ssl_core.kernels.trained_conv import TrainedConvolution
 from astra_gym.ssl_core.models.backbones.parts import Backbone, Part
 from astra_gym.ssl_core.models.route_norm import RouteNorm
 from astra_gym.ssl_core.utils.finite import check_number
@@ -48,7 +49,7 @@ class Block(nn.Module):
             shapes = [(inputs, channels, 3, stride), (channels, channels, 3, 1)]
         else:
             shapes = [(inputs, channels, 1, 1), (channels, channels, 3, stride), (channels, outputs, 1, 1)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, k // 2, bias=False) for i, o, k, s in shapes)
+        self.convs = nn.ModuleList(TrainedConvolution(i, o, k, s, k // 2) for i, o, k, s in shapes)
         self.norms = nn.ModuleList(RouteNorm(o, routes) for _, o, _, _ in shapes)
         same = stride == 1 and inputs == outputs
         self.shortcut = None if same else Shortcut(inputs, outputs, stride, routes)

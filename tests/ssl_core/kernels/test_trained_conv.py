@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from astra_gym.ssl_core.kernels import trained_conv
+from astra_gym.ssl_core.kernels.trained_conv import CHANNELS, TrainedConvolution, _Convolved, pays, weight_gradient
+
+SHAPES = [
+    # images, in, out, rows, columns, stride, padding
+    (2, 3, 4, 6, 5, (2, 2), (1, 1)),
+    (3, 2, 3, 4, 4, (1, 1), (1, 1)),
+    (2, 2, 3, 7, 5, (2, 1), (0, 2)),
+    (1, 2, 2, 1, 1, (1, 1), (1, 1)),
+]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("copied", [trained_conv.COPIED, 1])
+def test_gradients_are_those_of_a_convolution(shape, copied: int, monkeypatch) -> None:
+    monkeypatch.setattr(trained_conv, "COPIED", copied)
+    count, inputs, outputs, rows, columns, stride, padding = shape
+    x = random(count, inputs, rows, columns, seed=1).requires_grad_()
+    weight = random(outputs, inputs, 3, 3, seed=2).requires_grad_()
+    found = _Convolved.apply(x, weight, stride, padding)
+    expected = F.conv2d(x, weight, None, stride, padding)
+    assert torch.equal(found, expected)
+    gradient = random(*found.shape, seed=3)
+    for one, other in zip(
+        torch.autograd.grad(found, (x, weight), gradient),
+        torch.autograd.grad(expected, (x, weight), gradient),
+        strict=True,
+    ):
+        assert one.stride() == other.stride()
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    # a method of one's own may penalize gradients
+    torch.autograd.gradgradcheck(lambda *values: _Convolved.apply(*values, stride, padding), (x, weight))
+
+
+def test_the_layout_of_tensors_changes_nothing() -> None:
+    x, weight, gradient = random(2, 3, 6, 6, seed=1), random(4, 3, 3, 3, seed=2), random(2, 4, 3, 3, seed=3)
+    found = weight_gradient(gradient, x, weight, (2, 2), (1, 1))
+    last = [value.contiguous(memory_format=torch.channels_last) for value in (gradient, x, weight)]
+    assert torch.equal(weight_gradient(*last, (2, 2), (1, 1)), found)
+    spread = gradient[:, :, :1, :1].expand_as(gradient)
+    expected = weight_gradient(spread.contiguous(), x, weight, (2, 2), (1, 1))
+    assert torch.equal(weight_gradient(spread, x, weight, (2, 2), (1, 1)), expected)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_in_bfloat16_only_the_rounding_differs(parts: int, monkeypatch) -> None:
+    x, weight = random(6, 8, 8, 8, seed=1).bfloat16(), random(16, 8, 3, 3, seed=2).float()
+    gradient = random(6, 16, 4, 4, seed=3).bfloat16()
+    monkeypatch.setattr(trained_conv, "COPIED", -(-6 * 16 * 72 // parts))
+    found = weight_gradient(gradient, x, weight, (2, 2), (1, 1))
+    exact = weight_gradient(gradient.double(), x.double(), weight.double(), (2, 2), (1, 1))
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() < 3e-3 * exact.norm()
+
+
+def test_the_rule() -> None:
+    strided, plain = ((3, 3), (2, 2)), ((3, 3), (1, 1))
+    assert pays((1000, CHANNELS, 8, 8), *strided) and not pays((1000, CHANNELS, 9, 8), *strided)
+    assert pays((1000, CHANNELS, 3, 3), *plain) and not pays((1000, CHANNELS, 3, 4), *plain)
+    assert pays((64, 512, 4, 4), *plain) and not pays((65, 512, 4, 4), *plain)
+    assert not pays((1000, CHANNELS - 1, 8, 8), *strided)
+    assert not pays((1000, CHANNELS, 8, 8), (1, 1), (2, 2))
+
+
+def multiplies(values: Tensor) -> bool:
+    return values.grad_fn is not None and "_Convolved" in values.grad_fn.name()
+
+
+def test_training_in_bfloat16_uses_it_and_nothing_else_does(monkeypatch) -> None:
+    monkeypatch.setattr(trained_conv, "supported", lambda: True)
+    conv, x = TrainedConvolution(4, CHANNELS, 3, 2, 1), random(2, 4, 8, 8, seed=1).float()
+    plain = nn.Conv2d(4, CHANNELS, 3, 2, 1, bias=False)
+    plain.load_state_dict(conv.state_dict())
+    assert not multiplies(conv(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = conv(x), plain(x)
+        assert multiplies(found) and torch.equal(found, expected)
+        # small, but not for a kernel that reads one pixel
+        assert not multiplies(TrainedConvolution(4, CHANNELS, 1, 2)(x))
+        with torch.no_grad():
+            assert not multiplies(conv(x))
+        conv.weight.requires_grad_(False)
+        assert not multiplies(conv(x.clone().requires_grad_()))
+        conv.weight.requires_grad_(True)
+        monkeypatch.setattr(trained_conv, "supported", lambda: False)
+        assert not multiplies(conv(x))
+    for values in (found, expected):
+        values.float().square().sum().backward()
+    assert conv.weight.grad is not None and plain.weight.grad is not None
+    assert conv.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(conv.weight.grad, plain.weight.grad, rtol=2e-2, atol=2e-2)
