@@ -80,7 +80,7 @@ def early_stopped_pgd(
     moved = balls.started()
     moved = torch.where(balls.along(budget.steps == 0) > 0, moved.clamp(low, high), moved)
     outside = balls.left(moved)
-    ends = torch.zeros((), device=device) if watch is None else watch
+    total = torch.zeros((), device=device) if watch is None else watch
 
     taken, left = torch.zeros_like(budget.steps), torch.full_like(budget.steps, stop.further)
     slopes = torch.zeros(n, device=device, dtype=images.dtype)
@@ -112,11 +112,10 @@ def early_stopped_pgd(
         place, moving = placed(going.nonzero()[:, 0]), moving[going]
         at, step = placed(moving), gradient[place]
         slopes[at] = step.abs().sum(dim=(1, 2, 3))
-        low_end, high_end = torch.aminmax(step)
-        ends.add_(low_end).add_(high_end)
+        total.add_(step.sum(dtype=total.dtype))
         taken[moving] += 1
         moved[at] = torch.clamp(moved[at] + step_size[at] * step.sign(), low[at], high[at])
-    if watch is None and not math.isfinite(ends):
+    if watch is None and not math.isfinite(total):
         raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
     if report is not None:
         report.slopes, report.steps = slopes, taken

@@ -188,9 +188,9 @@ def uniform(images: Tensor, budget: Budget, generator: torch.Generator | None) -
     """
     if generator is None:
         raise ValueError("start='uniform' draws random numbers: give a generator on the images' device")
-    unit = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
+    unit = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype).mul_(2).sub_(1)
     radius = budget.epsilon.to(images.dtype).view(-1, *[1] * (images.ndim - 1))
-    return unit * radius.to(images.device, non_blocking=True)
+    return unit.mul_(radius.to(images.device, non_blocking=True))
 
 
 def zero(images: Tensor, budget: Budget, generator: torch.Generator | None) -> Tensor:
@@ -201,7 +201,7 @@ def zero(images: Tensor, budget: Budget, generator: torch.Generator | None) -> T
 def within(radius: float) -> Start:
     """Return a start that is uniform within one radius, in the images' unit, for any budget (ASTrA's run: 8/255)."""
     return lambda images, budget, generator: (
-        (torch.rand(images.shape, generator=generator, device=images.device) * 2 - 1) * radius
+        torch.rand(images.shape, generator=generator, device=images.device).mul_(2).sub_(1).mul_(radius)
     )
 
 
@@ -296,10 +296,10 @@ def pgd(
     spent = active = moving(steps, len(steps), 0)
     moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
 
-    ends = torch.zeros((), device=images.device) if watch is None else watch
+    total = torch.zeros((), device=images.device) if watch is None else watch
     if watched:
-        # values out of range make `ends` NaN
-        ends.add_(out_of_range(images, first, bounds))
+        # values out of range make it NaN
+        total.add_(out_of_range(images, first, bounds))
     # not made without a report, so that existing attacks launch nothing more
     slopes = None if report is None else torch.zeros(len(images), device=images.device, dtype=images.dtype)
     settled: list[Tensor] = []  # embeddings of the images that no longer move, the latest first
@@ -321,15 +321,14 @@ def pgd(
             (gradient,) = torch.autograd.grad(values.sum(), x)
         with torch.no_grad():
             if active:
-                low_end, high_end = torch.aminmax(gradient[:active].movedim(1, -1))
-                ends.add_(low_end).add_(high_end)
+                total.add_(gradient[:active].sum(dtype=total.dtype))
             if slopes is not None:
                 ending = slice(moving(steps, active, iteration + 1), active)
                 slopes[ending] = gradient[ending].abs().sum(dim=(1, 2, 3))
             # one buffer holds the step, and the result overwrites the images
             step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
-    if watch is None and not math.isfinite(ends):
+    if watch is None and not math.isfinite(total):
         raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
     if report is not None and slopes is not None:
         report.slopes, report.steps = slopes[place], budget.steps

@@ -130,10 +130,10 @@ class StepwiseAttack:
         if len(rows):
             at = rows.to(self.images.device, non_blocking=True)
             gradient = self.gradient[at]
-            low_end, high_end = torch.aminmax(gradient)
+            total = gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
             if self._watch is not None:
-                self._watch.add_(low_end).add_(high_end)
-            elif not math.isfinite(low_end + high_end):
+                self._watch.add_(total)
+            elif not math.isfinite(total):
                 raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
             step = gradient.sign().mul_(self._balls.along(step_sizes[rows])).add_(self.moved[at])
             self.moved[at] = step.clamp(low[at], high[at])
