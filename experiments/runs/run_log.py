@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from stable_baselines3.common.logger import FormatUnsupportedError, KVWriter
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -195,8 +196,9 @@ class RunLog:
         self._file.flush()
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        # one record for all takes a tenth of the time of one for each
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._board._get_file_writer().add_summary(summary, step)
 
 
 class AgentWriter(KVWriter):
