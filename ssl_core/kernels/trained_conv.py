@@ -110,6 +110,7 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
 
@@ -121,3 +122,9 @@ class _Convolved(torch.autograd.Function):
             geometry = ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1
             before = _backward(gradient, x, weight.to(x.dtype), None, *geometry, (True, False, False))[0]
         return before, weight_gradient(gradient, x, weight, ctx.stride, ctx.padding), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, along: Tensor, weight_along: Tensor, *_: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        by_x = F.conv2d(along, weight.to(x.dtype), None, ctx.stride, ctx.padding)
+        return by_x + F.conv2d(x, weight_along.to(x.dtype), None, ctx.stride, ctx.padding)

@@ -19,6 +19,8 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+# the first dual imports a part of torch that torch itself calls deprecated
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("copied", [trained_conv.COPIED, 1])
 def test_gradients_are_those_of_a_convolution(shape, copied: int, monkeypatch) -> None:
@@ -37,8 +39,13 @@ def test_gradients_are_those_of_a_convolution(shape, copied: int, monkeypatch) -
     ):
         assert one.stride() == other.stride()
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    # a method of one's own may penalize gradients
-    torch.autograd.gradgradcheck(lambda *values: _Convolved.apply(*values, stride, padding), (x, weight))
+
+    def convolved(*values: Tensor) -> Tensor:
+        return _Convolved.apply(*values, stride, padding)
+
+    # a method of one's own may penalize gradients, or compute them in forward mode
+    torch.autograd.gradgradcheck(convolved, (x, weight))
+    torch.autograd.gradcheck(convolved, (x, weight), check_forward_ad=True)
 
 
 def test_the_layout_of_tensors_changes_nothing() -> None:
