@@ -61,7 +61,9 @@ class Block(nn.Module):
             x = norm(conv(x), route)
             if index < last:
                 x = F.relu(x, inplace=True)
-        return F.relu(x + residual, inplace=True)
+        # in place, as a batch norm's backward pass needs only its input
+        x += residual
+        return F.relu(x, inplace=True)
 
 
 class ResNet(Backbone):
