@@ -54,8 +54,8 @@ def metrics_of(record: StepRecord) -> dict[str, Any]:
 def read_metrics(path: Path | str, damage: list[str] | None = None) -> list[dict[str, Any]]:
     """Read the rows of a `metrics.jsonl`, one for each target update: the agent's entries join those of their update.
 
-    A last line that was cut short, by a process killed while writing, is left out. Rows of earlier versions get
-    their present names (`astra_gym.ssl_core.settings.renamed.METRICS`).
+    A last line that was cut short, by a process killed while writing, is left out. Rows of earlier versions, and only
+    those, get their present names (`astra_gym.ssl_core.settings.renamed.METRICS`).
 
     Args:
         path: the file.
@@ -96,7 +96,9 @@ def metrics_rows(path: Path, damage: list[str] | None = None) -> list[dict[str, 
                 raise ValueError("expected an object with a step")
             if LINE_SEAL in row:
                 raise ValueError("it was written anew, with its CRC-32 as an entry")
-            rows.append({renamed.METRICS.get(name) or name: value for name, value in row.items()})
+            # in a row of this version such a name is a user's own, as that of a method's term of the loss
+            older = renamed.METRICS if renamed.OLDER_ROW in row else {}
+            rows.append({older.get(name) or name: value for name, value in row.items()})
             if content == line:
                 note_unsealed(path)
         except (ValueError, RecursionError) as error:

@@ -19,3 +19,5 @@ METRICS: Mapping[str, str] = {
     "by_clean_loss/step_size": "by_clean_loss/step_size_255",
 }
 """Of values in rows of `metrics.jsonl`, where budgets are in 1/255 under both names."""
+OLDER_ROW = "budget/epsilon"
+"""The name by which a row of an earlier version is known: each row with another old name has it."""

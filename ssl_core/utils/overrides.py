@@ -45,7 +45,8 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
     """Return a dataclass of settings with some of them changed.
 
     Args:
-        settings: the default settings; their class may have a table `RENAMED` of new names by old ones.
+        settings: the default settings; their class may have a table `RENAMED` of new names by old ones, which a
+            subclass with a field of an old name does not read so.
         overrides: changed values by name.
         whose: owner of the settings, for the errors: "the agent 'ppo'".
 
@@ -54,8 +55,9 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
     """
     hints = get_type_hints(type(settings))
     kinds = {field.name: hints[field.name] for field in fields(settings) if field.init}  # type: ignore[arg-type]
+    renamed = {old: new for old, new in getattr(settings, "RENAMED", {}).items() if old not in kinds}
     changed = {}
-    for name, value in by_present_names(overrides, getattr(settings, "RENAMED", {})).items():
+    for name, value in by_present_names(overrides, renamed).items():
         pick(name, kinds, f"setting of {whose}")
         changed[name] = written_out(value, kinds[name])
         check_type(whose, name, changed[name], kinds[name])

@@ -54,6 +54,14 @@ def test_rows_of_earlier_versions_get_the_present_names(tmp_path: Path) -> None:
     assert '"budget/epsilon":' in path.read_text() and read_metrics(path) == [first, second]
 
 
+def test_a_users_own_name_is_no_old_one(tmp_path: Path) -> None:
+    own = metrics_of(replace(record(torch.rand(10), torch.arange(10)), losses={"regulariser": 0.5}))
+    unattacked = {"step": 2, "loss/regulariser": 0.25, "loss/total": 0.25}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in (own, unattacked)))
+    assert read_metrics(path) == [own, unattacked] and own["loss/regulariser"] == 0.5
+
+
 def test_an_updates_entries_are_joined_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "a": 1}\n{"step": 1}\n{"step": 2, "b": null}\n{"step": 3, "a"')

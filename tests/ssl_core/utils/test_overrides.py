@@ -1,12 +1,14 @@
 """Values of settings against the annotations of their types."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, Optional
 
 import numpy as np
 import pytest
 
-from astra_gym.ssl_core.utils.overrides import fits, in_words
+from astra_gym.ssl_core.methods.rocl import RoCL
+from astra_gym.ssl_core.utils.overrides import fits, in_words, replaced
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,13 @@ def test_values_against_annotations(kind: Any, good: list[Any], bad: list[Any], 
     assert [fits(value, kind) for value in good] == [True] * len(good)
     assert [fits(value, kind) for value in bad] == [False] * len(bad)
     assert in_words(kind) == words
+
+
+def test_an_old_name_is_read_unless_a_field_has_it() -> None:
+    @dataclass(frozen=True)
+    class Own(RoCL):
+        regulariser: float = 1.0
+
+    assert replaced(RoCL(), {"regulariser": 3.0}, "rocl").regularizer == 3.0
+    own = replaced(Own(), {"regulariser": 3.0}, "own")
+    assert (own.regulariser, own.regularizer) == (3.0, 256.0)
