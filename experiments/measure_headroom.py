@@ -20,7 +20,7 @@ below are those of the training, see train_agent.py --help. Every finished repea
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ if not __package__:
     # imported before all slow modules: from here on a signal ends this process with one line of text
     from astra_gym.ssl_core.utils import stopping  # noqa: F401
 
-from astra_gym.experiments.comparison.arms import settings_of
+from astra_gym.experiments.comparison.arms import settings_of, without
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.config.argparser import CommandParser
 from astra_gym.experiments.config.cli import LEAVES
@@ -174,12 +174,17 @@ def _world(given: HeadroomFlags, flags: Sequence[str]) -> HeadroomWorld:
     for name in names:
         if name in SET_HERE:
             raise ValueError(f"{name} is set by the measurement: leave it out")
+    bare: Iterable[str] = flags
+    for name in CONSTANT:
+        bare = without(bare, name)
+    chosen = settings_of([*bare, "--device", "cpu"], given.trust or None).method
+    method = chosen.make()
+    if not method.attack.has_steps or method.post_processed or not method.loss.is_objective:
+        lack = "whose gain is its loss's" if method.attack.exists else "that could be chosen"
+        raise ValueError(f"the method {chosen.method} has no attack {lack}: take a method with one, such as astra")
     if missing := [name for name in CONSTANT if name not in names]:
         raise ValueError(f"the constant has no {', no '.join(missing)}: give --epsilon, --steps and --step_size")
     settings = settings_of([*flags, "--device", "cpu", "--precision", "fp32", "--agent", "fixed"], given.trust or None)
-    method, name = settings.method.make(), settings.method.method
-    if method.attack.free or method.post_processed or not method.loss.is_objective:
-        raise ValueError(f"the method {name} has no attack whose gain is its loss's: headroom is not defined for it")
     odd = {
         "--coreset": settings.coreset.coreset != "none",
         "--update_chunks": settings.optimizer.update_chunks > 1,
