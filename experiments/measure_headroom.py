@@ -40,10 +40,12 @@ from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.engines.base import usable_cores
+from astra_gym.experiments.headroom.foresight import correlations
 from astra_gym.experiments.headroom.headroom_file import HeadroomFile
 from astra_gym.experiments.headroom.kinds import KINDS, measure_repeat
 from astra_gym.experiments.headroom.picture import draw_headroom
 from astra_gym.experiments.headroom.world import HeadroomWorld
+from astra_gym.experiments.reports.headroom_tables import interval
 from astra_gym.experiments.tuning.trial import pooled, try_all
 from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, held
 from astra_gym.ssl_core.safety.disk import disk_error
@@ -152,8 +154,15 @@ def _measure(given: HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
         for verdict in file.verdicts(kind):
             ends = "" if verdict.low is None else f" ({verdict.low:+.3g} to {verdict.high:+.3g})"
             print(f"{verdict.kind}: {verdict.verdict}; {verdict.mean:+.3g}{ends} {verdict.unit}, bar {verdict.bar:.3g}")
+    kinds = read_json(output)["kinds"]
+    if "foresight" in given.kinds:
+        for name, found in correlations(kinds["foresight"]["numbers"]):
+            print(f"{name}: {interval(found, 1.0, '.2f')}")
+    if not any(found["verdicts"] for found in kinds.values()):
+        print(f"{output}; no picture, which is one of verdicts")
+        return 0
     picture = output.with_suffix(".png")
-    draw_headroom(read_json(output)["kinds"], picture)
+    draw_headroom(kinds, picture)
     print(f"{output}, {picture}")
     return 0
 

@@ -1,7 +1,7 @@
 """Whether exams in the middle of a run can tell which constant attack is best at its end."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,12 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         for budget, score in zip(ladder(world), scores, strict=True)
     ]
     return [], {"rank_correlations": by_share, "budgets": budgets}
+
+
+def correlations(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[float | None]]]:
+    """Yield the rank correlations in the numbers of `conclude`, each with its name in words."""
+    for share, found in numbers["rank_correlations"].items():
+        yield f"rank correlation of a block at {float(share):.0%} of the run and the end", found
 
 
 def _engine(world: HeadroomWorld, data: Split, seed: int) -> AttackEngine:

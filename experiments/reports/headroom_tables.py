@@ -6,6 +6,7 @@ from typing import Any
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON, read_comparison
 from astra_gym.experiments.headroom.compared import compared_verdicts, over_instances
+from astra_gym.experiments.headroom.foresight import correlations
 from astra_gym.experiments.headroom.stops import NAMES
 from astra_gym.experiments.headroom.verdicts import Verdict
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
@@ -70,7 +71,7 @@ def credit_table(results: Path, world: str) -> list[Block]:
         entries(
             f"{each['epsilon']:g}/255" + (" (the constant)" if each["constant"] else ""),
             f"{each['steps']}",
-            *(_interval(each[name], 1e6) for name in ("credit_a", "credit_b")),
+            *(interval(each[name], 1e6) for name in ("credit_a", "credit_b")),
             *(f"{100 * each[name]:.0f}" for name in ("preferred", "chosen")),
         )
         for each in numbers["budgets"]
@@ -87,7 +88,7 @@ def stops_table(results: Path, world: str) -> list[Block]:
     """Return what PPO attains by stopping each view's attack, and what fixed divisions of as many steps attain."""
     numbers = _kinds(results, world)["stops"]["numbers"]
     rows = [
-        entries(words, _interval(numbers["losses"][name], 1.0, ".3f"), f"{1000 * numbers['seconds'][name]:.0f}")
+        entries(words, interval(numbers["losses"][name], 1.0, ".3f"), f"{1000 * numbers['seconds'][name]:.0f}")
         for name, words in NAMES.items()
     ]
     note = (
@@ -110,7 +111,7 @@ def numbers_table(results: Path, world: str) -> list[Block]:
         ]
         rows += [(f"rank correlation: {name}", f"{found:.2f}") for name, found in numbers["rank_correlations"].items()]
         rows += [
-            (f"fall of judge B in the long test: {name}", _interval(found, 1.0, ".3f"))
+            (f"fall of judge B in the long test: {name}", interval(found, 1.0, ".3f"))
             for name, found in numbers["falls"].items()
         ]
         rows.append(("mean steps of the chosen budgets", f"{numbers['chosen_steps']:.2f}"))
@@ -118,15 +119,12 @@ def numbers_table(results: Path, world: str) -> list[Block]:
         numbers = kinds["attack"]["numbers"]
         rows += [(f"loss within an attack: {name}", f"{found:.3f}") for name, found in numbers["losses"].items()]
     if "foresight" in kinds:
-        numbers = kinds["foresight"]["numbers"]
-        rows += [
-            (f"rank correlation of a block at {float(share):.0%} of the run and the end", _interval(found, 1.0, ".2f"))
-            for share, found in numbers["rank_correlations"].items()
-        ]
+        rows += [(name, interval(found, 1.0, ".2f")) for name, found in correlations(kinds["foresight"]["numbers"])]
     return [Table("", "", ["value", "found"], [entries(*row) for row in rows])]
 
 
-def _interval(found: list[float | None], scale: float, form: str = ".0f") -> str:
+def interval(found: Sequence[float | None], scale: float, form: str = ".0f") -> str:
+    """Return a mean and its interval, of which any may be missing, times `scale`: "12 (-3 to 27)"."""
     mean, low, high = found
     if mean is None:
         return MISSING

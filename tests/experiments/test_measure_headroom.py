@@ -7,6 +7,7 @@ import pytest
 
 from astra_gym.experiments.measure_headroom import main
 from astra_gym.ssl_core.safety.sealing import read_json
+from astra_gym.ssl_core.utils.files import write_json
 from tests.helpers.tiny_training import TINY_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,21 @@ def test_a_kept_measurement_is_read_and_needs_no_repeat(tmp_path: Path, capsys: 
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("10 repeats, 0 left") and "per view, 40 updates, chosen - shuffled: " in shown[1]
     assert decided() == before and len(before) >= 5
+
+
+def test_foresight_has_no_verdict_so_its_numbers_are_told_and_no_picture_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = read_json(ROOT / "results" / "headroom" / "digits-wide.json")
+    foresight, file = document["kinds"]["foresight"], tmp_path / "h.json"
+    write_json(file, document | {"kinds": {"foresight": foresight}})
+    words = ["--preset", "digits-wide", *CONSTANT, "--kinds", "foresight", "--repeats", "4", "--output", str(file)]
+    assert main(words) == 0
+    _, *told, last = capsys.readouterr().out.splitlines()
+    (mean, low, high), *others = foresight["numbers"]["rank_correlations"].values()
+    assert told[0] == f"rank correlation of a block at 10% of the run and the end: {mean:.2f} ({low:.2f} to {high:.2f})"
+    assert len(told) == 1 + len(others) and last.startswith(f"{file}; no picture")
+    assert [each.name for each in tmp_path.iterdir()] == ["h.json"]
 
 
 @pytest.mark.parametrize(
