@@ -238,6 +238,17 @@ def test_no_file_passes_400_lines() -> None:
     assert {file: count for file, count in lines.items() if count > 400} == {}
 
 
+def test_errors_call_no_command_by_its_script_which_an_installed_package_lacks() -> None:
+    scripts = re.compile(rf"\b({'|'.join(COMMANDS.values())})\.py\b")
+    for file in SOURCES:
+        # `experiments` has tables of scripts, and help whose commands are written as they were called
+        raised = [node for node in nodes(file) if isinstance(node, ast.Raise)]
+        among = [part for each in raised for part in ast.walk(each)] if file.startswith("experiments/") else nodes(file)
+        docs = {id(node.value) for node in nodes(file) if isinstance(node, ast.Expr)}
+        texts = [node.value for node in among if isinstance(node, ast.Constant) and id(node) not in docs]
+        assert not [text for text in texts if isinstance(text, str) and scripts.search(text)], file
+
+
 def test_bad_input_is_never_met_by_an_assert() -> None:
     found = [(file, node) for file in SOURCES for node in nodes(file)]
     assert [f"{file}:{node.lineno}" for file, node in found if isinstance(node, ast.Assert)] == []

@@ -270,6 +270,6 @@ def first_step(options: Options) -> tuple[float, float]:
         began = time.time()
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         if not told.is_file():
-            raise BenchmarkError(f"train_agent.py made no first step (status {done.returncode}): {done.stderr[-500:]}")
+            raise BenchmarkError(f"the training made no first step (status {done.returncode}): {done.stderr[-500:]}")
         moments = json.loads(told.read_text(encoding="utf-8"))
     return moments["first"] - began, moments["imported"] - began

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from astra_gym.experiments.comparison.arms import Arm, comparable, settings_of
 from astra_gym.experiments.comparison.searches import SearchCost, read_searched
+from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.experiments.tuning.tuning_file import NONE, FinishedSearch, read_finished
 from astra_gym.ssl_core.utils.files import expanded
@@ -72,5 +73,5 @@ def _flags(search: FinishedSearch) -> list[str]:
         words = shlex.split(search.best)
     agents = [value for name, value in zip(words[::2], words[1::2], strict=False) if name == "--agent"]
     if not {*words[::2]} <= {*TUNED} or len(words) % 2 or not {*agents} <= {*AGENTS}:
-        raise ValueError(f"its best candidate is {shown(search.best)}: expected flags that tune.py sets")
+        raise ValueError(f"its best candidate is {shown(search.best)}: expected flags that {program('tune')} sets")
     return words

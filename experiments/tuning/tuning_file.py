@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from astra_gym.experiments.comparison.arms import differences, settings_of
 from astra_gym.experiments.comparison.cell_results import plain
+from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import Candidate, named
 from astra_gym.experiments.tuning.halving import Rung, rounds, rungs_for
@@ -174,7 +175,7 @@ def taken_over(
     Raises:
         ValueError: if the file is none of a search in this world with the same settings, or damaged.
     """
-    document = read_json(path, "give a file of tune.py --worlds")
+    document = read_json(path, f"give a file of {program('tune')} --worlds")
     try:
         own = f"{world}: "
         whole = document["search"]["settings"]
@@ -198,7 +199,8 @@ def taken_over(
     except ValueError as error:
         raise ValueError(f"{path}: {error}; give a search with --worlds that has this world") from error
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no file of tune.py --worlds ({type(error).__name__}: {error})") from error
+        what = f"no file of {program('tune')} --worlds ({type(error).__name__}: {error})"
+        raise ValueError(f"{path} is {what}") from error
 
 
 class FinishedSearch(NamedTuple):
@@ -230,7 +232,7 @@ def read_finished(path: Path) -> FinishedSearch:
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a tuning file: {error.strerror}") from error
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no tuning file: expected one that tune.py wrote") from error
+        raise ValueError(f"{path} is no tuning file: expected one that {program('tune')} wrote") from error
     if not found.best:
         raise ValueError(f"{path} is of an unfinished search: repeat its command, which continues it")
     return found

@@ -26,7 +26,7 @@ FORMATS = {
     "acl": "ACL (NeurIPS 2020) and its fine-tuned networks: batch norms by route, projector in fc",
     "dynacl": "DynACL and DynACL++ (ICLR 2023): as acl; of two encoders the evaluated one, encoder_k",
     "astra": "ASTrA (ICLR 2025): as acl, with a wider projector",
-    "torchvision": "a ResNet of torchvision's names, or what export_encoder.py wrote",
+    "torchvision": "a ResNet of torchvision's names, or an export of this project",
     "timm": "a ResNet of timm without a deep stem, with torchvision's names, or a plain vision transformer",
 }
 PREFIXES = {

@@ -10,7 +10,7 @@ T = TypeVar("T")
 SHORT = 120
 """Largest number of characters of a list of names in an error."""
 LISTED = ("method", "agent", "data set")
-"""Kinds of names that `train_agent.py --list` lists."""
+"""Kinds of names that the training's `--list` lists."""
 
 
 def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
@@ -20,7 +20,7 @@ def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     listed = ", ".join(choices)
     if len(listed) > SHORT:
-        where = "train_agent.py --list" if what in LISTED else "--help, or the documentation"
+        where = "--list of the training" if what in LISTED else "--help, or the documentation"
         listed = few(choices, where)
     return ValueError(f"unknown {what} {shown(name)}: choose from {listed}{hint}")
 

@@ -82,6 +82,12 @@ def test_what_is_not_the_search_of_an_arm_is_an_error(text: str, message: str) -
     assert message in str(error.value)
 
 
+def test_the_installed_command_calls_itself_so_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/astra-gym"])
+    with pytest.raises(ValueError, match="no tuning file: expected one that astra-gym tune wrote"):
+        search_costs([f"tuned={ROOT / 'results' / 'benchmark.json'}"], ARMS)
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

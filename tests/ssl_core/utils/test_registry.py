@@ -14,6 +14,14 @@ def test_the_error_lists_the_choices_and_offers_the_nearest() -> None:
         pick("reinfroce", TABLE, "agent")
 
 
+def test_of_many_choices_some_are_named_and_where_all_are() -> None:
+    many = {f"method_{number:02}": number for number in range(30)}
+    with pytest.raises(ValueError) as error:
+        pick("zzz", many, "method")
+    listed = "method_00, method_01, method_02 and 27 more (see --list of the training)"
+    assert str(error.value) == f"unknown method 'zzz': choose from {listed}"
+
+
 @pytest.mark.parametrize("name", ["zzz", "", None, 3, ["ppo"]])
 def test_nothing_near_offers_nothing(name) -> None:
     with pytest.raises(ValueError) as error:
