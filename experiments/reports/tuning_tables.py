@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from astra_gym.experiments.reports.document import MISSING, Block, Table, entries
+from astra_gym.experiments.tuning.candidates import with_brief_sets
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.utils.messages import amount
 
@@ -62,8 +63,9 @@ def arms_table(results: Path, name: str) -> list[Block]:
         clean, robust = (statistics.mean(trial["found"][key] for trial in trials) for key in ("SA", "RA"))
         points = (clean + robust) / 2 if both else robust
         updates = statistics.mean(trial["updates"] for trial in trials)
-        found = entries(entry["candidate"], str(len(trials)), f"{points:.1f}", f"{clean:.1f}", f"{robust:.1f}")
-        rows.append((points, [*found, *entries(f"{updates:.0f}")]))
+        accuracies = (f"{each:.1f}" for each in (points, clean, robust))
+        found = entries(with_brief_sets(entry["candidate"]), str(len(trials)), *accuracies, f"{updates:.0f}")
+        rows.append((points, found))
     rows.sort(key=lambda row: -row[0])
     note = (
         f"On validation images, by the quick probe, at {document['search']['passes']:.0f} passes, exams included. "

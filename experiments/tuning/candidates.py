@@ -1,5 +1,6 @@
 """What is searched: settings that change from candidate to candidate, drawn from a space by a seed."""
 
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import qmc
 
-from astra_gym.envs.api.action_sets import ActionSets
+from astra_gym.envs.api.action_sets import UNIT, ActionSets
 from astra_gym.experiments.config.flag_values import as_text
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
@@ -19,6 +20,7 @@ STRIDE = 1.25
 """The length of a curve's attacks, in radii."""
 DRAWN = 2**14
 """Most points that are drawn for different candidates."""
+SET = re.compile(r"(--action_epsilons|--action_step_sizes) \[([\d.e,-]+)\]")
 
 
 class Candidate(NamedTuple):
@@ -197,7 +199,23 @@ def _points(dimensions: int, seed: int) -> Any:
 
 def named(settings: Mapping[str, Any]) -> str:
     """Return a candidate's settings as flags for a command line."""
-    return " ".join(f"--{name} {_text(name, value)}" for name, value in settings.items())
+    return with_brief_sets(" ".join(f"--{name} {_text(name, value)}" for name, value in settings.items()))
+
+
+def with_brief_sets(flags: str) -> str:
+    """Return flags with sets of radii and step sizes in 1/255, and one of equal distances by its ends, as
+    `"{from: 0/255, to: 48/255, by: 2/255}"`. A set that would not be exact stays as it is."""
+    return SET.sub(_brief_set, flags)
+
+
+def _brief_set(found: re.Match[str]) -> str:
+    name, values = found[1], [float(value) for value in found[2].split(",")]
+    units = [round(UNIT * value) for value in values]
+    if [unit / UNIT for unit in units] != values:
+        return found[0]
+    if len(units) > 2 and len(steps := set(np.diff(units).tolist())) == 1:
+        return f'{name} "{{from: {units[0]}/255, to: {units[-1]}/255, by: {steps.pop()}/255}}"'
+    return f"{name} [{','.join(f'{unit}/255' for unit in units)}]"
 
 
 def _text(name: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from astra_gym.experiments.comparison.arms import differences, settings_of
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.settings import Settings
-from astra_gym.experiments.tuning.candidates import Candidate, named
+from astra_gym.experiments.tuning.candidates import Candidate, named, with_brief_sets
 from astra_gym.experiments.tuning.halving import Rung, rounds, rungs_for
 from astra_gym.experiments.tuning.trial import Search, Trial, record, recorded
 from astra_gym.ssl_core.safety.sealing import read_json
@@ -108,10 +108,11 @@ class TuningFile:
             check_same(self.what, document["search"], "search")
             self.commits = list(document["commits"])
             for entry in document["trials"]:
+                candidate = self.candidates[with_brief_sets(entry["candidate"])]
                 for seed, trial in entry["seeds"].items():
                     if int(seed) not in range(self.rungs[-1].seeds):
                         raise ValueError(f"it has a trial of seed {seed}")
-                    self.trials[self.candidates[entry["candidate"]], int(seed)] = recorded(trial)
+                    self.trials[candidate, int(seed)] = recorded(trial)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}; give another --output, or remove it") from error
         except (LookupError, TypeError, AttributeError) as error:

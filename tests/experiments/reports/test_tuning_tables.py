@@ -9,6 +9,7 @@ from astra_gym.experiments.tuning.halving import Rung
 from astra_gym.experiments.tuning.trial import Trial
 from astra_gym.experiments.tuning.tuning_file import TuningFile
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
+from tests.helpers.sealed import resealed_json
 
 
 def test_what_searches_found_and_a_curve_of_constants_are_tables(tmp_path: Path) -> None:
@@ -48,6 +49,10 @@ def test_arms_are_rated_where_their_world_is_judged(tmp_path: Path) -> None:
         ["--agent gp", "2", "70.2", "90.0", "50.5", "10"],
     ]
     assert "at 100 passes" in table.note and not tuned_table(tmp_path, "world")[0].rows
+    # as earlier versions wrote a set
+    written_out = f"--action_step_sizes [{2 / 255},{8 / 255}]"
+    resealed_json(file.path, lambda there: there["trials"][0].update(candidate=written_out))
+    assert arms_table(tmp_path, "world-arms")[0].rows[1][0].text == "--action_step_sizes [2/255,8/255]"
 
 
 def test_the_constants_of_several_worlds_are_rated_where_each_is_judged(tmp_path: Path) -> None:

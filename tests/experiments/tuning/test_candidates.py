@@ -1,10 +1,11 @@
 """What is drawn: members of the world's sets, different ones, and flags that the training reads."""
 
+import math
 import shlex
 
 import pytest
 
-from astra_gym.envs.api.action_sets import ActionSets
+from astra_gym.envs.api.action_sets import WIDE_SETS, ActionSets
 from astra_gym.experiments.config.cli import parse
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tuning.candidates import (
@@ -16,6 +17,7 @@ from astra_gym.experiments.tuning.candidates import (
     schedules,
     trainings,
     updates_for,
+    with_brief_sets,
 )
 
 WIDE = Settings.from_preset("digits-wide").ranges.sets
@@ -82,6 +84,19 @@ def test_a_candidates_name_is_the_flags_that_make_it() -> None:
         made = parse(["--preset", "digits-wide", *shlex.split(named(candidate.changes))]).settings.flat()
         for name, value in candidate.changes.items():
             assert made[name] == pytest.approx(value), name
+
+
+def test_sets_in_a_candidates_name_are_brief_and_exact() -> None:
+    sets = WIDE_SETS.by_setting
+    name = named({"agent": "escalating", **sets})
+    begin = '--agent escalating --action_epsilons "{from: 0/255, to: 48/255, by: 2/255}" --action_steps [0,1,2,4,8,14] '
+    assert name == f"{begin}--action_step_sizes [1/255,2/255,4/255,8/255,16/255,32/255,64/255]"
+    found = parse(["--preset", "digits-grid", *shlex.split(name)]).settings.ranges.sets
+    assert found == WIDE_SETS and with_brief_sets(name) == name
+    # a member that is no multiple of 1/255, were it only by one digit, and others that are near to it
+    odd = (0.01, 8 / 255, math.nextafter(12 / 255, 1))
+    assert named({"action_epsilons": odd}) == f"--action_epsilons [{','.join(map(repr, odd))}]"
+    assert named({"action_epsilons": (4 / 255, 8 / 255)}) == "--action_epsilons [4/255,8/255]"
 
 
 def test_what_worlds_have_in_common() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from astra_gym.envs.api.action_sets import WIDE_SETS
 from astra_gym.experiments.tuning.candidates import Candidate
 from astra_gym.experiments.tuning.halving import Rung
 from astra_gym.experiments.tuning.trial import Trial
@@ -11,6 +12,7 @@ from astra_gym.experiments.tuning.tuning_file import NONE, TuningFile, held, lab
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.safety.writers import Locked
+from tests.helpers.sealed import resealed_json
 
 CANDIDATES = [Candidate(()), Candidate((("lr", 0.01),)), Candidate((("lr", 0.02), ("strength", 0.5)))]
 RUNGS = (Rung(3, 1), Rung(1, 2))
@@ -33,6 +35,15 @@ def test_finished_trials_are_there_again_and_finished_rounds_are_told(tmp_path: 
     again.add(CANDIDATES[1], 1, made(0.25))
     assert read_json(tmp_path / "t.json")["rounds"][1] == {"seeds": 2, "best_first": ["--lr 0.01"]}
     assert label(CANDIDATES[0]) == NONE
+
+
+def test_a_file_whose_candidates_have_sets_written_out_is_continued(tmp_path: Path) -> None:
+    wide = [Candidate((("agent", name), ("action_epsilons", WIDE_SETS.epsilons))) for name in ("escalating", "random")]
+    TuningFile(tmp_path / "t.json", WHAT, wide, RUNGS).add(wide[1], 0, made(0.1))
+    before = f"--agent random --action_epsilons [{','.join(map(repr, WIDE_SETS.epsilons))}]"
+    assert len(before) > 400 > 100 > len(label(wide[1]))
+    resealed_json(tmp_path / "t.json", lambda there: there["trials"][0].update(candidate=before))
+    assert TuningFile(tmp_path / "t.json", WHAT, wide, RUNGS).trials == {(wide[1], 0): made(0.1)}
 
 
 def test_the_file_of_another_search_is_not_continued(tmp_path: Path) -> None:
