@@ -236,7 +236,9 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         place = f"in {world}" if given.worlds else "beside this command's flags of the world"
         length = f"--passes {each.passes:g}" if given.arms else f"--epochs {each.epochs(best)}"
         arm = f"{name}={named(played | dict(best.settings))} {length}"
-        print(f"as an arm, {place}: {shlex.join(['--arm', arm, '--searched', f'{name}={output}'])}")
+        # a comparison reads only flags of constants from such a file, since others may name a stranger's modules
+        words = ["--arm", arm, *([] if given.arms else ["--searched", f"{name}={output}"])]
+        print(f"as an arm, {place}: {shlex.join(words)}")
     return 0
 
 

@@ -106,6 +106,7 @@ def test_agents_are_compared_at_equal_passes(
     assert main([*words, *chosen, "--output", str(tmp_path / "t.json")]) == 0
     shown, document = capsys.readouterr().out, read_json(tmp_path / "t.json")
     assert "2 candidates, 6 trials of" in shown and "arms-global=--" in shown and "--passes 60'" in shown
+    assert "--searched" not in shown
     labels = [entry["candidate"] for entry in document["trials"]]
     assert "--agent bisection" in labels[0] and "--agent_kwargs.order [1,0]" in labels[0]
     assert "--agent random" in labels[1]
