@@ -14,6 +14,7 @@ from astra_gym.envs.records import in_255
 from astra_gym.envs.rewards.judge_settings import JUDGES
 from astra_gym.experiments.comparison.checked_fields import check_fields
 from astra_gym.experiments.comparison.searches import SearchCost, read_searched
+from astra_gym.experiments.config.commands import typed
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.superseded import as_written
 from astra_gym.experiments.plotting.run_plots import ACTION_SETS, action_counts
@@ -138,6 +139,9 @@ def summarize(run: Path, arm: str | None = None) -> Cell:
 
 def _summarize(folder: RunFolder, arm: str | None) -> Cell:
     settings = folder.settings()
+    if not settings.probe.evaluate:
+        here = typed("evaluate", str(folder.path))
+        raise ValueError(f"{folder.path} was trained with --evaluate false: evaluate it by `{here}`, and report that")
     outcomes = _read(folder.results / "outcomes.json")
     correct = _outcomes(outcomes["correct"])
     updates = int(outcomes["checkpoint"].removeprefix("step-"))

@@ -103,6 +103,9 @@ def test_bad_input_is_one_line(compared, run, tmp_path, capsys) -> None:
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
     shutil.rmtree(unfinished / "results")
     assert "is missing: the run is not finished" in fails([str(unfinished)], capsys)
+    resealed_yaml(unfinished / "config.yaml", "evaluate: true", "evaluate: false")
+    said = fails([str(unfinished)], capsys)
+    assert "was trained with --evaluate false: evaluate it by `python " in said and f"{unfinished}`, and" in said
     write_comparison(tmp_path / "empty.json", ComparisonResult("none", "", [], {"a": "it failed"}))
     assert "no finished run to report (a: it failed)" in fails([str(tmp_path / "empty.json")], capsys)
     assert read_comparison(tmp_path / "empty.json").cells == []
