@@ -156,6 +156,21 @@ def test_the_reward_term_of_the_one_page_has_its_curve(tmp_path: Path, monkeypat
     assert [event.value for event in board.Scalars("reward/shift")] == pytest.approx(shifts)
 
 
+def test_the_pages_on_extending_show_whole_examples_and_a_copy_is_named_by_its_module(tmp_path: Path) -> None:
+    """A part of a file lacks its imports, and a stranger copies what a page shows."""
+    pages = {page.stem: text for page, text in PAGES.items() if page.parent.name == "extending"}
+    shown = re.findall(r"^:::\{literalinclude\} (.*)\n(.*)\n:::$", "\n".join(pages.values()), re.MULTILINE)
+    parts = {"agent", "dataset", "method", "observation", "start"}
+    assert {path: option for path, option in shown} == {
+        f"../../examples/custom_{part}.py": ":language: python" for part in parts
+    }
+    shutil.copy(ROOT / "examples" / "custom_method.py", tmp_path)
+    [command] = [line for line in COMMANDS if line.startswith("astra-gym train --method custom_method:")]
+    words = [sys.executable, "-m", "astra_gym", *shlex.split(command)[1:], "--print_config"]
+    done = subprocess.run(words, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "uniformity: 2" in done.stdout, done.stderr
+
+
 COMPARING = ("compare_agents.py", "report.py comparisons/")
 ABLATION = "--ablation"
 ENGINE = "--engine"
