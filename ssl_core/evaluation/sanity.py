@@ -124,7 +124,7 @@ def _falling(rows: Sequence[Row], fault: str, means: str) -> list[str]:
         if row.value <= lowest.value:
             continue
         other = f"{lowest.value:.2f} % at {radius_text(lowest.norm, lowest.epsilon)}" + (
-            f" under {lowest.attack}, {lowest.restarts} restarts" if _attack(lowest) != _attack(row) else ""
+            f" under {lowest.attack}, {lowest.restarts} restarts" if _attack(lowest)[:-1] != _attack(row)[:-1] else ""
         )
         allowed = tolerated(row.n)
         figures = f"{_figures(row)}, but {other} (n = {row.n}, tolerance {allowed:.2f} points)"

@@ -39,6 +39,9 @@ def test_rows_that_agree_pass() -> None:
         "robust accuracy under pgd20 is 41.00 % at epsilon 12/255, but 40.50 % at 8/255 "
         "(n = 1000, tolerance 0.50 points): within the tolerance"
     ]
+    # the published step size differs between the radii, the attack does not
+    [note] = check_rows([SA, robust_row(8, 40.5), replace(robust_row(12, 41.0), deviations=("step size 1/255",))])
+    assert note == notes[0]
     check_rows([replace(SA, n=100), robust_row(8, 40.0, 100), robust_row(9, 42.0, 100)])
     assert check_rows([SA]) == []
     whole = [SA, robust_row(4, 60), robust_row(8, 40), attacked("fgsm", 45), attacked("pgd20", 39.5, restarts=5)]
