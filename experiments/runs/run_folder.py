@@ -122,6 +122,12 @@ class RunFolder:
             for part in self.parts:
                 part.rmdir()
 
+    def is_begun_by(self, settings: Settings, argv: Sequence[str]) -> bool:
+        """Return whether a command has begun the folder by `begin`, even if that was cut short."""
+        if self.config.is_file():
+            return without_seal(self.config.read_bytes()) == settings.to_yaml().encode()
+        return self.command.is_file() and self.command.read_bytes() == f"{command_line(argv)}\n".encode()
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files in the folder, except TensorBoard's events."""

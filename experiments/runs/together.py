@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from astra_gym.experiments.config.cli import Invocation, parse
+from astra_gym.experiments.config.commands import called
 from astra_gym.experiments.config.devices import check_own_gpus
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.config.trust import trusting
+from astra_gym.experiments.runs.claims import held
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.ssl_core.distributed.ranks import current
 from astra_gym.ssl_core.utils.files import expanded
@@ -51,12 +53,15 @@ def begun(argv: list[str], program: str) -> tuple[Invocation, list[str]]:
     if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         return invocation, argv
     folder = RunFolder(expanded(place))
-    # rank 0 looks for all, since it may begin the run while another is still looking
-    if ranks.largest(int(ranks.first and folder.config.is_file())):
+    # rank 0 looks for all, since it may begin the run while another is still looking; what others have left in the
+    # folder is refused once more
+    own = ranks.first and folder.is_begun_by(invocation.settings, [*called("train"), *argv])
+    if ranks.largest(int(own and folder.config.is_file())):
         argv = ["--resume", str(folder.path), *trusting(invocation.settings.flat())]
         return _parsed(argv, program), argv
-    if ranks.first:
-        folder.discard()
+    if own:
+        with held(folder):
+            folder.discard()
     return invocation, argv
 
 

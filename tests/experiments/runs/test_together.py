@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from astra_gym.experiments.config.commands import called
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.runs import together
+from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.runs.together import begun, check_supported
+from astra_gym.experiments.train_agent import main
 from astra_gym.ssl_core.distributed import ranks as module
 from astra_gym.ssl_core.distributed.ranks import TIMEOUT, Ranks, joined
-from tests.helpers.tiny_training import TINY, run
+from tests.helpers.tiny_training import TINY
 
 
 @pytest.fixture
@@ -37,19 +40,37 @@ def test_after_a_restart_the_run_that_was_begun_resumes(
     tmp_path: Path, one_of_one: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    words = [*TINY, f"--run_dir={folder}"]
-    assert begun(words, "train")[0].resume is None
+    words = [*TINY, f"--run_dir={folder}", "--evaluate=false", "--progress=off"]
+    first, _ = begun(words, "train")
+    assert first.resume is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     # killed before the folder was whole
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "last.pt").write_bytes(b"half")
-    assert begun(words, "train")[0].resume is None and not (folder / "checkpoints").exists()
+    cut = RunFolder.create(folder, first.settings, [*called("train"), *words])
+    cut.config.unlink()
+    (cut.checkpoints / ".last.99999999.pt").write_bytes(b"half")
+    assert begun(words, "train")[0].resume is None
+    cut.check_new()
     monkeypatch.setattr(module, "_current", Ranks())
     monkeypatch.delenv("RANK")
-    assert run(folder, "--evaluate=false", "--progress=off") == 0
+    assert main(words) == 0
     monkeypatch.setattr(module, "_current", one_of_one)
     invocation, again = begun(words, "train")
     assert invocation.resume == folder and again == ["--resume", str(folder)]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_restart_after_a_refusal_neither_resumes_nor_removes_what_another_command_has_left(
+    tmp_path: Path, one_of_one: Ranks, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    words = [*TINY, f"--run_dir={tmp_path / 'run'}"]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    other = RunFolder.create(tmp_path / "run", Settings.of(seed=7), ["train", "--seed=7"])
+    if not whole:
+        other.config.unlink()
+    (other.path / "metrics.jsonl").write_text("of the other")
+    before = sorted(tmp_path.rglob("*"))
+    assert begun(words, "train")[0].resume is None
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_restart_needs_a_folder_to_find(one_of_one: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
