@@ -19,6 +19,7 @@ from torch import Tensor
 from astra_gym.ssl_core.utils.clock import Clock
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.messages import brief, shown
+from astra_gym.ssl_core.utils.stopping import deferring
 
 T = TypeVar("T")
 TIMEOUT = "ASTRA_RANK_TIMEOUT"
@@ -216,9 +217,11 @@ class Ranks:
     @cached_property
     def _patient(self) -> Any:
         """The ranks' group without a limit, by gloo, which notices at once that a process has ended."""
-        # first an exchange with a limit, since a rank may be gone already
-        self._numbers(0)
-        return self._together("meet", partial(dist.new_group, backend="gloo", timeout=UNLIMITED))
+        # a rank that comes waits for all, deaf to signals: none may turn back between the two
+        with deferring():
+            # first an exchange with a limit, since a rank may be gone already
+            self._numbers(0)
+            return self._together("meet", partial(dist.new_group, backend="gloo", timeout=UNLIMITED))
 
     def check_same(self, what: str, values: bytes) -> None:
         """Raise a RanksDifferError, which names `what`, unless the values are the same on all ranks."""

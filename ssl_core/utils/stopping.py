@@ -87,6 +87,19 @@ def raising() -> Iterator[list[StopRequested]]:
         put_back(before)
 
 
+@contextlib.contextmanager
+def deferring() -> Iterator[None]:
+    """Let signals come only after this context, for what must not be left halfway."""
+    came: list[int] = []
+    before = handle(lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        put_back(before)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def end_while_starting() -> None:
     """Let a signal end a command of this project with one line, until `raising` is entered.
 

@@ -1,7 +1,11 @@
 """A small evaluation that ranks divide, the same as in a process alone."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +20,7 @@ from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
 from astra_gym.ssl_core.evaluation.results import Origin
 from astra_gym.ssl_core.evaluation.shifts import evaluate_corruptions, evaluate_perspective
 from astra_gym.ssl_core.transforms.views import as_float
+from astra_gym.ssl_core.utils.stopping import StopRequested, raising
 from tests.helpers.draws import generator
 
 
@@ -69,6 +74,18 @@ def troubles() -> list[Any] | int:
             left = divided(partial(_late, 0), range(5))
             seen.append(next(left))
     return seen
+
+
+def stopped_while_waiting() -> str | bool:
+    """How rank 0 ends that gets a signal while it waits for another rank; of this one, whether they have met."""
+    if not current().first:
+        time.sleep(2)
+        help_first(current())
+        return "_patient" in vars(current())
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with led(current().leave()), suppress(StopRequested), raising() as raised:
+        list(divided(float, range(2)))
+    return str(*raised)
 
 
 LATE = 25

@@ -35,6 +35,12 @@ def test_ranks_outlast_slow_work_and_errors_and_work_that_is_left(tmp_path: Path
     assert status == 0
 
 
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_while_it_waits_for_another_still_meets_it(tmp_path: Path) -> None:
+    # else the other waits in vain, and no signal ends it
+    assert on_ranks(2, "tests.helpers.rank_evaluations:stopped_while_waiting", tmp_path) == ["SIGTERM", True]
+
+
 def test_a_process_alone_works_one_item_at_a_time() -> None:
     items = iter(range(3))
     results = divided(float, items)

@@ -12,7 +12,7 @@ import pytest
 from astra_gym.experiments.config.commands import COMMANDS
 from astra_gym.ssl_core.utils import stopping
 from astra_gym.ssl_core.utils.provenance import ROOT
-from astra_gym.ssl_core.utils.stopping import SIGNALS, StopRequested, raising, status_of
+from astra_gym.ssl_core.utils.stopping import SIGNALS, StopRequested, deferring, raising, status_of
 
 SLOW = "import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n"
 """Gymnasium as it would be on a slow disk: nothing of ours is imported before it but what catches signals."""
@@ -63,6 +63,14 @@ def test_a_signal_raises_and_handlers_come_back(number: signal.Signals) -> None:
     assert status_of(caught.value) == 128 + number and str(caught.value) == number.name and raised == [caught.value]
     assert [signal.getsignal(item) for item in SIGNALS] == before
     assert status_of(KeyboardInterrupt()) == 130
+
+
+def test_what_is_not_left_halfway_is_stopped_after_its_end() -> None:
+    done = []
+    with pytest.raises(StopRequested, match="SIGTERM"), raising(), deferring():
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(True)
+    assert done
 
 
 def test_what_is_ignored_stays_ignored() -> None:
