@@ -62,6 +62,11 @@ def _reported(argv: list[str], ending: Ending) -> int:
         with ranks_console() as console:
             invocation, argv = begun(argv, program("train"))
             return _run(invocation, [*called("train"), *argv], console, ending)
+    except KeyboardInterrupt as stop:
+        # torchrun sends its signal to all ranks, and also to those that another one's error has left
+        if (status := current().noted_end()) is None and current().first:
+            raise
+        return status_of(stop) if status is None else status
     except RankLostError as error:
         if (status := current().noted_end()) is not None:
             # that rank has reported it
@@ -285,6 +290,8 @@ def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
     except KeyboardInterrupt as stop:
         _say(run, console, f"stopped; training is done and saved: evaluate it by {_resume(folder)}")
         return status_of(stop)
+    except RankLostError as error:
+        return _fail(1, f"{error}; training is done and saved: evaluate it by {_resume(folder)}")
     except RuntimeError as error:
         if is_full(error):
             raise

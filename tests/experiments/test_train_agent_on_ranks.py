@@ -57,6 +57,27 @@ def test_what_ranks_cannot_do_is_refused_by_name_and_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.every_agent
+def test_a_folder_in_use_is_all_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("not a run")
+    with torchrun(f"--run_dir={tmp_path}") as process:
+        status, output = ended(process)
+    # the other rank is ended by torchrun's signal, which is no news
+    assert status == 1 and output.count("train_agent.py: error") == 1 and "is not empty" in output, output
+
+
+@pytest.mark.every_agent
+def test_a_rank_that_leaves_the_evaluation_at_the_end_leaves_word_what_to_do(tmp_path: Path) -> None:
+    words = (*TINY, f"--run_dir={tmp_path / 'run'}", "--probe_epochs=2000", "--method=acl")
+    with started(SCRIPT, *words) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("linear probe on"):
+            assert process.poll() is None
+        os.kill(ranks_of(process)[1], signal.SIGTERM)
+        status, output = ended(process)
+    assert status == 1 and output.count("training is done and saved: evaluate it by") == 1, output
+
+
+@pytest.mark.every_agent
 def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> None:
     killed_and_restarted(tmp_path, kills=1, epochs=3)
 
