@@ -84,7 +84,7 @@ def world_points(run: Run) -> list[tuple[object, str, str]]:
         (learner, "attack", "attack"),
         (engine, "assess", "reward"),
         (learner, "update", "update"),
-        (learner.optimizer, "step", "update: optimiser"),
+        (learner.optimizer, "step", "update: optimizer"),
         (engine, "draw_batch", "next batch"),
         (learner, "encode_clean", NETWORK),
         (engine.method, "losses", NETWORK),

@@ -38,7 +38,7 @@ QUICK = Options(1, torch.device("cpu"), quick=True)
         ("rest > reward > attack > loss", (True, "attack: network")),
         ("rest > reward > loss", (False, "reward")),
         ("rest > update > network > network > loss", (True, "update: network")),
-        ("rest > update > update: optimiser", (False, "update: optimiser")),
+        ("rest > update > update: optimizer", (False, "update: optimizer")),
         ("rest > agent update > network", (False, "agent update")),
     ],
 )
@@ -94,7 +94,7 @@ def test_the_parts_of_real_runs_sum_up() -> None:
     figures, details = measure_shares(QUICK, 2, lambda text: None)
     common = {
         *(f"{part}: {kind}" for part in ("observe", "attack", "update") for kind in ("network", "bookkeeping")),
-        *("act", "reward", "update: optimiser", "next batch", "agent update", "logging", "checkpoint", "rest"),
+        *("act", "reward", "update: optimizer", "next batch", "agent update", "logging", "checkpoint", "rest"),
     }
     for agent, own in (("reinforce", set()), ("ppo", {SB3, "environment's shell"})):
         shares = {
