@@ -109,22 +109,26 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
+        rounded = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight, rounded)
+        ctx.save_for_forward(x, weight, rounded)
         ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight.to(x.dtype), None, stride, padding)
+        return F.conv2d(x, rounded, None, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
+        x, weight, rounded = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # a second derivative also passes through the rounding
+            rounded = weight.to(x.dtype)
         before = None
         if ctx.needs_input_grad[0]:
             geometry = ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1
-            before = _backward(gradient, x, weight.to(x.dtype), None, *geometry, (True, False, False))[0]
+            before = _backward(gradient, x, rounded, None, *geometry, (True, False, False))[0]
         return before, weight_gradient(gradient, x, weight, ctx.stride, ctx.padding), None, None
 
     @staticmethod
     def jvp(ctx: Any, along: Tensor, weight_along: Tensor, *_: None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        by_x = F.conv2d(along, weight.to(x.dtype), None, ctx.stride, ctx.padding)
+        x, _, rounded = ctx.saved_tensors
+        by_x = F.conv2d(along, rounded, None, ctx.stride, ctx.padding)
         return by_x + F.conv2d(x, weight_along.to(x.dtype), None, ctx.stride, ctx.padding)
