@@ -64,7 +64,7 @@ def weight_gradient(
     taps = (*weight.shape[2:], x.shape[3])
     strides = image, stride[0] * row, stride[1] * pixel, row, pixel, 1
     read = x.as_strided((count, height, width, *taps), strides)
-    parts = min(count, -(-read.numel() // COPIED))
+    parts = max(1, min(count, -(-read.numel() // COPIED)))
     pairs = zip(gradient.permute(0, 2, 3, 1).tensor_split(parts), read.tensor_split(parts), strict=True)
     products = [
         some.reshape(-1, outputs).t() @ pixels.reshape(-1, taps[0] * taps[1] * taps[2]) for some, pixels in pairs

@@ -58,6 +58,13 @@ def test_the_layout_of_tensors_changes_nothing() -> None:
     assert torch.equal(weight_gradient(spread, x, weight, (2, 2), (1, 1)), expected)
 
 
+def test_no_images_give_a_gradient_of_zeros() -> None:
+    # a rank may have none
+    weight = random(4, 3, 3, 3, seed=1)
+    found = weight_gradient(torch.empty(0, 4, 3, 3).double(), torch.empty(0, 3, 6, 6).double(), weight, (2, 2), (1, 1))
+    assert torch.equal(found, torch.zeros_like(weight))
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_in_bfloat16_only_the_rounding_differs(parts: int, monkeypatch) -> None:
     x, weight = random(6, 8, 8, 8, seed=1).bfloat16(), random(16, 8, 3, 3, seed=2).float()
