@@ -61,9 +61,7 @@ class Block(nn.Module):
             x = norm(conv(x), route)
             if index < last:
                 x = F.relu(x, inplace=True)
-        # in place, as a batch norm's backward pass needs only its input
-        x += residual
-        return F.relu(x, inplace=True)
+        return F.relu(x + residual, inplace=True)
 
 
 class ResNet(Backbone):
