@@ -90,14 +90,17 @@ class TrainedConvolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self._multiplies(x):
             return super().forward(x)
-        return cast(Tensor, _Convolved.apply(x.bfloat16(), self.weight, self.stride, self.padding))
+        return cast(Tensor, _Convolved.apply(x.bfloat16(), self.weight.bfloat16(), self.stride, self.padding))
 
     def _multiplies(self, x: Tensor) -> bool:
         """Whether the weights' gradient for this input comes from matrix products."""
-        if x.device.type != "cpu" or not (torch.is_grad_enabled() and self.weight.requires_grad and supported()):
+        # first whether it is compiled, since the compiler cannot see through the rest
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or not supported():
             return False
         bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if not bf16 or torch.compiler.is_compiling():
+        # autocast leaves float64 alone
+        rounded = x.dtype in (torch.float32, torch.bfloat16) and self.weight.dtype == torch.float32
+        if not (bf16 and rounded and x.ndim == 4 and torch.is_grad_enabled() and self.weight.requires_grad):
             return False
         sizes = zip(x.shape[2:], cast(tuple[int, int], self.padding), self.kernel_size, self.stride, strict=True)
         side = [(size + 2 * padding - kernel) // stride + 1 for size, padding, kernel, stride in sizes]
@@ -105,30 +108,29 @@ class TrainedConvolution(nn.Conv2d):
 
 
 class _Convolved(torch.autograd.Function):
-    """A convolution in the input's type, with the weights' gradient in theirs."""
+    """A convolution of an input and weights of one type."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-        rounded = weight.to(x.dtype)
-        ctx.save_for_backward(x, weight, rounded)
-        ctx.save_for_forward(x, weight, rounded)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, rounded, None, stride, padding)
+    def forward(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        return F.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight, rounded = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # a second derivative also passes through the rounding
-            rounded = weight.to(x.dtype)
+        x, weight = ctx.saved_tensors
         before = None
         if ctx.needs_input_grad[0]:
             geometry = ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1
-            before = _backward(gradient, x, rounded, None, *geometry, (True, False, False))[0]
+            before = _backward(gradient, x, weight, None, *geometry, (True, False, False))[0]
         return before, weight_gradient(gradient, x, weight, ctx.stride, ctx.padding), None, None
 
     @staticmethod
     def jvp(ctx: Any, along: Tensor, weight_along: Tensor, *_: None) -> Tensor:
-        x, _, rounded = ctx.saved_tensors
-        by_x = F.conv2d(along, rounded, None, ctx.stride, ctx.padding)
-        return by_x + F.conv2d(x, weight_along.to(x.dtype), None, ctx.stride, ctx.padding)
+        x, weight = ctx.saved_tensors
+        by_x = F.conv2d(along, weight, None, ctx.stride, ctx.padding)
+        return by_x + F.conv2d(x, weight_along, None, ctx.stride, ctx.padding)

@@ -107,8 +107,23 @@ def test_training_in_bfloat16_uses_it_and_nothing_else_does(monkeypatch) -> None
         conv.weight.requires_grad_(True)
         monkeypatch.setattr(trained_conv, "supported", lambda: False)
         assert not multiplies(conv(x))
+        # neither of float64, nor of one image without a batch
+        assert conv.double()(x.double()).dtype == torch.float64
+        assert not multiplies(conv.float()(x[0]))
+    with torch.no_grad():
+        # the backward pass needs the rounded weights, which autocast keeps
+        conv.weight.mul_(1)
     for values in (found, expected):
         values.float().square().sum().backward()
     assert conv.weight.grad is not None and plain.weight.grad is not None
     assert conv.weight.grad.dtype == torch.float32
     torch.testing.assert_close(conv.weight.grad, plain.weight.grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_the_compiler_sees_a_convolution() -> None:
+    conv, x = TrainedConvolution(4, CHANNELS, 3, 2, 1), random(2, 4, 8, 8, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.compile(conv, backend="eager", fullgraph=True)(x)
+        assert not multiplies(found)
+        assert torch.equal(found, conv(x))
