@@ -139,7 +139,7 @@ def summarize(run: Path, arm: str | None = None) -> Cell:
 
 def _summarize(folder: RunFolder, arm: str | None) -> Cell:
     settings = folder.settings()
-    if not settings.probe.evaluate:
+    if not settings.probe.evaluate and not (folder.results / "outcomes.json").exists():
         here = typed("evaluate", str(folder.path))
         raise ValueError(f"{folder.path} was trained with --evaluate false: evaluate it by `{here}`, and report that")
     outcomes = _read(folder.results / "outcomes.json")
