@@ -43,7 +43,7 @@ def test_gradients_are_those_of_a_convolution(shape, copied: int, monkeypatch) -
     def convolved(*values: Tensor) -> Tensor:
         return _Convolved.apply(*values, stride, padding)
 
-    # a method of one's own may penalize gradients, or compute them in forward mode
+    # a user's method may penalize gradients, or compute them in forward mode
     torch.autograd.gradgradcheck(convolved, (x, weight))
     torch.autograd.gradcheck(convolved, (x, weight), check_forward_ad=True)
 
