@@ -48,7 +48,8 @@ def weight_gradient(
 ) -> Tensor:
     """Return the gradient with respect to a convolution's weights, by matrix products.
 
-    With more than `COPIED` values the images are divided, and the products are added up in float32 or better.
+    With more than `COPIED` values the images are divided: each part's product is rounded to the input's type, and they
+    are added up in float32 or better.
 
     Args:
         gradient: gradient with respect to the output, (n, out, h, w).
