@@ -4,14 +4,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from astra_gym.ssl_core.kernels import trained_conv
-from astra_gym.ssl_core.kernels.trained_conv import CHANNELS, TrainedConvolution, _Convolved, pays, weight_gradient
+from astra_gym.ssl_core.kernels.trained_conv import WORK, TrainedConvolution, _Convolved, pays, weight_gradient
 
 SHAPES = [
     # images, in, out, rows, columns, stride, padding
     (2, 3, 4, 6, 5, (2, 2), (1, 1)),
     (3, 2, 3, 4, 4, (1, 1), (1, 1)),
     (2, 2, 3, 7, 5, (2, 1), (0, 2)),
+    # the border positions of the kernel read nothing but padding
     (1, 2, 2, 1, 1, (1, 1), (1, 1)),
+    (2, 2, 2, 2, 1, (3, 3), (3, 2)),
 ]
 
 
@@ -22,13 +24,16 @@ def random(*shape: int, seed: int) -> Tensor:
 # the first dual imports a part of torch that torch itself calls deprecated
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("copied", [trained_conv.COPIED, 1])
-def test_gradients_are_those_of_a_convolution(shape, copied: int, monkeypatch) -> None:
-    monkeypatch.setattr(trained_conv, "COPIED", copied)
+def test_gradients_are_those_of_a_convolution(shape) -> None:
     count, inputs, outputs, rows, columns, stride, padding = shape
     x = random(count, inputs, rows, columns, seed=1).requires_grad_()
     weight = random(outputs, inputs, 3, 3, seed=2).requires_grad_()
-    found = _Convolved.apply(x, weight, stride, padding)
+
+    def convolved(x: Tensor, weight: Tensor) -> Tensor:
+        # a copy, as the rounded weights are
+        return _Convolved.apply(x, weight, weight.clone(), stride, padding)
+
+    found = convolved(x, weight)
     expected = F.conv2d(x, weight, None, stride, padding)
     assert torch.equal(found, expected)
     gradient = random(*found.shape, seed=3)
@@ -39,9 +44,6 @@ def test_gradients_are_those_of_a_convolution(shape, copied: int, monkeypatch) -
     ):
         assert one.stride() == other.stride()
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-    def convolved(*values: Tensor) -> Tensor:
-        return _Convolved.apply(*values, stride, padding)
 
     # a user's method may penalize gradients, or compute them in forward mode
     torch.autograd.gradgradcheck(convolved, (x, weight))
@@ -65,11 +67,9 @@ def test_no_images_give_a_gradient_of_zeros() -> None:
     assert torch.equal(found, torch.zeros_like(weight))
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_in_bfloat16_only_the_rounding_differs(parts: int, monkeypatch) -> None:
+def test_in_bfloat16_only_the_rounding_differs() -> None:
     x, weight = random(6, 8, 8, 8, seed=1).bfloat16(), random(16, 8, 3, 3, seed=2).float()
     gradient = random(6, 16, 4, 4, seed=3).bfloat16()
-    monkeypatch.setattr(trained_conv, "COPIED", -(-6 * 16 * 72 // parts))
     found = weight_gradient(gradient, x, weight, (2, 2), (1, 1))
     exact = weight_gradient(gradient.double(), x.double(), weight.double(), (2, 2), (1, 1))
     assert found.dtype == torch.float32
@@ -78,11 +78,13 @@ def test_in_bfloat16_only_the_rounding_differs(parts: int, monkeypatch) -> None:
 
 def test_the_rule() -> None:
     strided, plain = ((3, 3), (2, 2)), ((3, 3), (1, 1))
-    assert pays((1000, CHANNELS, 8, 8), *strided) and not pays((1000, CHANNELS, 9, 8), *strided)
-    assert pays((1000, CHANNELS, 3, 3), *plain) and not pays((1000, CHANNELS, 3, 4), *plain)
-    assert pays((64, 512, 4, 4), *plain) and not pays((65, 512, 4, 4), *plain)
-    assert not pays((1000, CHANNELS - 1, 8, 8), *strided)
-    assert not pays((1000, CHANNELS, 8, 8), (1, 1), (2, 2))
+    assert pays((64, 512, 4, 4), 512, *plain) and not pays((64, 512, 4, 5), 512, *plain)
+    assert pays((64, 128, 2, 2), 128, *plain) and not pays((64, 128, 3, 2), 128, *plain)
+    assert pays((64, 256, 8, 8), 128, *strided) and not pays((64, 512, 9, 8), 256, *strided)
+    assert not pays((64, 256, 8, 8), 127, *strided)
+    # too few multiplications
+    assert pays((WORK // 2**15, 256, 1, 1), 128, *strided) and not pays((WORK // 2**15 - 1, 256, 1, 1), 128, *strided)
+    assert not pays((64, 256, 8, 8), 128, (1, 1), (2, 2))
 
 
 def multiplies(values: Tensor) -> bool:
@@ -91,15 +93,15 @@ def multiplies(values: Tensor) -> bool:
 
 def test_training_in_bfloat16_uses_it_and_nothing_else_does(monkeypatch) -> None:
     monkeypatch.setattr(trained_conv, "supported", lambda: True)
-    conv, x = TrainedConvolution(4, CHANNELS, 3, 2, 1), random(2, 4, 8, 8, seed=1).float()
-    plain = nn.Conv2d(4, CHANNELS, 3, 2, 1, bias=False)
+    conv, x = TrainedConvolution(64, 64, 3, 2, 1), random(256, 64, 4, 4, seed=1).float()
+    plain = nn.Conv2d(64, 64, 3, 2, 1, bias=False)
     plain.load_state_dict(conv.state_dict())
     assert not multiplies(conv(x))
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = conv(x), plain(x)
         assert multiplies(found) and torch.equal(found, expected)
         # small, but not for a kernel that reads one pixel
-        assert not multiplies(TrainedConvolution(4, CHANNELS, 1, 2)(x))
+        assert not multiplies(TrainedConvolution(64, 64, 1, 2)(x))
         with torch.no_grad():
             assert not multiplies(conv(x))
         conv.weight.requires_grad_(False)
@@ -122,7 +124,7 @@ def test_training_in_bfloat16_uses_it_and_nothing_else_does(monkeypatch) -> None
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 def test_the_compiler_sees_a_convolution() -> None:
-    conv, x = TrainedConvolution(4, CHANNELS, 3, 2, 1), random(2, 4, 8, 8, seed=1).float()
+    conv, x = TrainedConvolution(64, 64, 3, 2, 1), random(256, 64, 4, 4, seed=1).float()
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.compile(conv, backend="eager", fullgraph=True)(x)
         assert not multiplies(found)
