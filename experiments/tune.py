@@ -226,12 +226,13 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         file = TuningFile(output, what, candidates, rungs)
         file.trials = known | file.trials
         attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
-        best = _found(file, attempt, given.jobs or usable_cores())
+        titles = dict(zip(candidates, (own_arm(text)[0] for text in given.arm), strict=False))
+        best = _found(file, attempt, given.jobs or usable_cores(), titles)
     if best in file.failed:
         raise ValueError("no candidate could be trained: every value was not finite somewhere")
     own = {name: getattr(first.settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
     played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
-    name = f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}"
+    name = titles.get(best, f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}")
     for world, each in searches.items():
         place = f"in {world}" if given.worlds else "beside this command's flags of the world"
         length = f"--passes {each.passes:g}" if given.arms else f"--epochs {each.epochs(best)}"
@@ -242,8 +243,10 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
     return 0
 
 
-def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: int) -> Candidate:
-    """Make the trials that the file lacks, and return the best candidate."""
+def _found(
+    file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: int, titles: Mapping[Candidate, str]
+) -> Candidate:
+    """Make the trials that the file lacks, and return the best candidate; `titles` are labels to print."""
     whole, passes = trials(file.rungs), file.what["passes"]
     candidates = list(file.candidates.values())
     searched = f"{amount(len(candidates), 'candidate')}, {amount(whole, 'trial')}"
@@ -257,7 +260,7 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
             # a pool may bring trials of candidates that do not come so far here
             of = f" of {whole}" if made <= whole else ""
             print(
-                f"{made}{of}: {label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
+                f"{made}{of}: {titles.get(candidate) or label(candidate)}, seed {seed}: score {trial.score:.3f}, SA "
                 f"{trial.found.SA:.1f} %, RA {trial.found.RA:.1f} %, {amount(trial.updates, 'update')}, "
                 f"{trial.seconds:.0f} s",
                 flush=True,
@@ -271,7 +274,7 @@ def _found(file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: i
     mean = sum(file.scores[best, seed] for seed in range(seeds)) / seeds
     spent = sum(trial.passes for trial in file.trials.values())
     found = f"score {mean:.3f} over {amount(seeds, 'seed')}"
-    print(f"best: {label(best)} ({found}), found with {spent:.0f} passes; {file.path}")
+    print(f"best: {titles.get(best) or label(best)} ({found}), found with {spent:.0f} passes; {file.path}")
     return best
 
 

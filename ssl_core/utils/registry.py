@@ -1,22 +1,29 @@
 """Lookup of a name in a table, with a helpful error."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from astra_gym.ssl_core.utils.messages import few, shown
+from astra_gym.ssl_core.utils.messages import brief, few, shown
 
 T = TypeVar("T")
 SHORT = 120
 """Largest number of characters of a list of names in an error."""
 LISTED = ("method", "agent", "data set")
 """Kinds of names that the training's `--list` lists."""
+CUSTOM = (*LISTED, "architecture", "attack start", "observation", "reward term")
+"""Kinds of names that may be dotted paths to a user's own code."""
+POINTS = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*)\.([^\W\d]\w*)")
+"""A dotted path with a point where its colon belongs."""
 
 
 def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
     """Return the error for an unknown name; it suggests the nearest choice, and lists the choices if they are few."""
     choices = list(choices)
     nearest = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.5)
+    if what in CUSTOM and isinstance(name, str) and (path := POINTS.fullmatch(name)):
+        nearest = [brief(":".join(path.groups()))]
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     listed = ", ".join(choices)
     if len(listed) > SHORT:

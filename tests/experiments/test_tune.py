@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,9 @@ def test_agents_are_compared_at_equal_passes(
     chosen = ["--arm", f"own=--agent bisection --agent_kwargs.order [1,0] {exams}", "--arm", "any=--agent random"]
     assert main([*words, *chosen, "--output", str(tmp_path / "t.json")]) == 0
     shown, document = capsys.readouterr().out, read_json(tmp_path / "t.json")
-    assert "2 candidates, 6 trials of" in shown and "arms-global=--" in shown and "--passes 60'" in shown
+    assert "2 candidates, 6 trials of" in shown and "--passes 60'" in shown
+    # an arm has the label that it was given
+    assert ": own, seed 1: score" in shown and re.search(r"best: (own|any) \(score .*--arm '\1=--agent", shown, re.S)
     assert "--searched" not in shown
     labels = [entry["candidate"] for entry in document["trials"]]
     assert "--agent bisection" in labels[0] and "--agent_kwargs.order [1,0]" in labels[0]

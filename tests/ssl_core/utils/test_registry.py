@@ -27,3 +27,13 @@ def test_nothing_near_offers_nothing(name) -> None:
     with pytest.raises(ValueError) as error:
         pick(name, TABLE, "agent")
     assert "did you mean" not in str(error.value) or name == ["ppo"]
+
+
+def test_of_a_path_to_own_code_the_colon_may_be_missing() -> None:
+    with pytest.raises(ValueError, match=r"unknown agent 'my\.agents\.Mine': .*; did you mean 'my\.agents:Mine'\?$"):
+        pick("my.agents.Mine", TABLE, "agent")
+    # other names have no paths, nor is a version a path
+    for name, what in (("my_kernel.make", "optimizer"), ("cifar10.1", "data set"), (".", "agent")):
+        with pytest.raises(ValueError) as error:
+            pick(name, TABLE, what)
+        assert "did you mean" not in str(error.value)
