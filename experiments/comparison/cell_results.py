@@ -70,6 +70,7 @@ class Cell:
         device, threads: device and threads of the run.
         damage: a sentence for each of the run's logs that is damaged. Values are then computed from the entries that
             are left: `attack_steps` scaled to all updates, `views` 0 if no update is left.
+        void: why the robust accuracies say nothing, since the attack fails on the encoder; "" if they do.
     """
 
     arm: str
@@ -96,6 +97,7 @@ class Cell:
     device: str
     threads: int
     damage: Sequence[str] = ()
+    void: str = ""
 
     @property
     def mean_steps(self) -> float:
@@ -196,6 +198,7 @@ def _summarize(folder: RunFolder, arm: str | None) -> Cell:
         device=starts[-1]["device"] if starts else "unknown",
         threads=starts[-1]["threads"] if starts else 0,
         damage=tuple(damage),
+        void=str(outcomes.get("void", "")),
     )
 
 
@@ -329,9 +332,7 @@ def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
 def _entry(cell: Cell) -> dict[str, Any]:
     """Return a cell as JSON holds it."""
     entry = asdict(cell) | {"correct": {repr(epsilon): marks for epsilon, marks in cell.correct.items()}}
-    if not cell.damage:
-        del entry["damage"]
-    return entry
+    return {name: value for name, value in entry.items() if value or name not in ("damage", "void")}
 
 
 def read_comparison(path: Path | str) -> ComparisonResult:

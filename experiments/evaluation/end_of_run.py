@@ -1,8 +1,9 @@
 """The results at the end of a run: accuracies, rewards of its policy on held-out batches, and figures."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -17,12 +18,14 @@ from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.runs.run_log import write_final
 from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.downstream.linear_probe import RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
+from astra_gym.ssl_core.evaluation.masking import masking_evidence
 from astra_gym.ssl_core.evaluation.results import Origin, Row, write_results
 from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
-from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
+from astra_gym.ssl_core.evaluation.sanity import SanityError, TrainedOnError
 from astra_gym.ssl_core.models.target_network import build_network
 from astra_gym.ssl_core.transforms.views import as_float
 from astra_gym.ssl_core.utils.device import ieee_fp32
@@ -40,22 +43,31 @@ UNIFORM = "uniform random"
 FIXED = "method's own budget"
 
 
-def standard_linear_finetuning(
-    run: Run, folder: RunFolder, note: Callable[[str], None]
-) -> tuple[list[Row], Mapping[Attack, Tensor]]:
+class Accuracies(NamedTuple):
+    """The accuracies of a trained encoder, and with `controls` of two trivial ones.
+
+    Args:
+        rows: SA and RA, the trained encoder's first; a control's rows have its name as `checkpoint`.
+        correct: for each attack, whether the trained encoder classified each test image (n,) correctly.
+        void: why PGD fails on an encoder, so that its RA says nothing, by `checkpoint`.
+    """
+
+    rows: list[Row]
+    correct: Mapping[Attack, Tensor]
+    void: dict[str, str]
+
+
+def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Accuracies:
     """Run SLF and PGD-20 on the trained encoder, and with `controls` on two trivial encoders.
 
-    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`; a
-    control's rows have its name as `checkpoint`.
+    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`. After
+    few updates the statistics of batch norm are not settled; the probe's logits may then be so large that the cross
+    entropy has no gradient, and every image seems robust (`masking_evidence`). RA is then marked as void.
 
     Args:
         run: a run with labeled data.
         folder: folder of the run.
         note: function that prints a line.
-
-    Returns:
-        The rows, the trained encoder's first; for each attack, whether the trained encoder classified each test image
-        (n,) correctly.
     """
     settings, engine, seed = run.settings, run.engine, run.settings.run.seed
     network, route = copy.deepcopy(run.encoder), engine.method.routes.evaluation
@@ -70,6 +82,7 @@ def standard_linear_finetuning(
         encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
+    void: dict[str, str] = {}
     for name, (encoder, path) in encoders.items():
         note(f"linear probe on {name}, then PGD-20 at {amount(len(epsilons), 'epsilon')}")
         classifier = train_probe(
@@ -81,9 +94,14 @@ def standard_linear_finetuning(
             seed=seed,
             device=engine.device,
         )
+        test = engine.data.test
+        try:
+            masking_evidence(classifier, test.images, required_labels(test, "the evaluation"), seed=seed)
+        except SanityError as error:
+            void[name] = str(error)
         found = evaluate(
             classifier,
-            engine.data.test,
+            test,
             # not `step_size_for`, because kept results used the step size 2/255 at epsilons above 16/255 too
             [Attack("pgd20", epsilon, step_size=min(STEP_SIZE, epsilon / 2)) for epsilon in epsilons],
             origin=Origin(
@@ -96,21 +114,25 @@ def standard_linear_finetuning(
                 commit=commit(ROOT),
                 deviations=("the preset's probe, see config.yaml",),
             ),
+            void=name in void,
         )
         correct = correct or found.correct
         for sentence in found.notes:
             note(sentence)
-        # without the seconds, a repeated run writes the same file
-        rows += [replace(row, seconds=None) for row in found.rows]
+        for row in found.rows:
+            more = (f"void: {void[name]}",) if row.metric == "RA" and name in void else ()
+            # without the seconds, a repeated run writes the same file
+            rows.append(replace(row, seconds=None, deviations=(*row.deviations, *more)))
         write_results(folder.results / "slf.json", rows)
-    return rows, correct
+    return Accuracies(rows, correct, void)
 
 
-def write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor]) -> None:
+def write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor], void: str = "") -> None:
     """Write `results/outcomes.json`: whether the encoder classified each test image correctly, as a string of 0 and 1
-    for each epsilon (0.0: clean), so that runs can be compared image by image."""
+    for each epsilon (0.0: clean), so that runs can be compared image by image; and why robust ones are void, if so."""
     marks = {repr(attack.epsilon): "".join(map(str, right.int().tolist())) for attack, right in correct.items()}
-    write_json(folder.results / "outcomes.json", {"schema": 1, "checkpoint": checkpoint, "correct": marks})
+    document = {"schema": 1, "checkpoint": checkpoint, "correct": marks}
+    write_json(folder.results / "outcomes.json", document | ({"void": void} if void else {}))
 
 
 def held_out_rewards(run: Run, folder: RunFolder) -> dict[str, list[float]]:
@@ -197,15 +219,23 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         run_plots.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
 
 
-def table(rows: list[Row]) -> Table:
-    """Return the rows as a table for a terminal: a line for each classifier, a column for each epsilon."""
+def table(rows: Sequence[Row], void: Mapping[str, str]) -> Table:
+    """Return the rows as a table for a terminal: a line for each classifier, a column for each epsilon.
+
+    Args:
+        rows: SA and RA.
+        void: why RA is void, by classifier.
+    """
     epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
     out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
+    if void:
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in void.items())
+        out.caption, out.caption_justify = f"void: the attack fails, as is usual after few updates.\n{reasons}", "left"
     for name in dict.fromkeys(row.checkpoint for row in rows):
         own = {(row.metric, row.epsilon): row for row in rows if row.checkpoint == name}
         clean = own["SA", 0.0]
-        values = [clean, *(own["RA", epsilon] for epsilon in epsilons)]
-        out.add_row(name, clean.route, *(f"{row.value:.1f}" for row in values))
+        robust = ["void" if name in void else f"{own['RA', epsilon].value:.1f}" for epsilon in epsilons]
+        out.add_row(name, clean.route, f"{clean.value:.1f}", *robust)
     return out
 
 
@@ -226,17 +256,20 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
         raise listed(error, folder.results / TRAINED_ON) from error
     (folder.results / "outcomes.json").unlink(missing_ok=True)
     rows: list[Row] = []
+    valid: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
+    void: dict[str, str] = {}
     if run.engine.data.probe_train.labels is None or run.engine.data.test.labels is None:
         note(f"the data set {run.settings.data.dataset} has no labels: linear evaluation (SLF) is left out")
     else:
-        rows, correct = standard_linear_finetuning(run, folder, note)
-        own = {row.epsilon: row.value for row in rows if row.checkpoint == run.checkpoint_name}
+        rows, correct, void = standard_linear_finetuning(run, folder, note)
+        valid = [row for row in rows if row.metric == "SA" or row.checkpoint not in void]
+        own = {row.epsilon: row.value for row in valid if row.checkpoint == run.checkpoint_name}
         write_final(folder.path, own, run.engine.step)
     if run.engine.method.attack.exists:
         note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
         held_out_rewards(run, folder)
-    draw(run, folder, rows)
+    draw(run, folder, valid)
     if correct:
-        write_outcomes(folder, run.checkpoint_name, correct)
-    return table(rows) if rows else None
+        write_outcomes(folder, run.checkpoint_name, correct, void.get(run.checkpoint_name, ""))
+    return table(rows, void) if rows else None

@@ -83,6 +83,7 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
         Section("Repeat it", [Code(comparison.command)] if comparison.command else []),
         Section("Unfinished runs", _unfinished(comparison)),
         Section(DAMAGED, _damaged(comparison)),
+        Section(VOID, _void(comparison)),
     ]
     kind = "Comparison of agents" if several else "Run"
     opening = Text(" ".join(answer(comparison)), "answer")
@@ -163,6 +164,8 @@ def answer(comparison: ComparisonResult) -> list[str]:
         sentences.append(f"{len(comparison.unfinished)} of {total} runs are unfinished: the figures may change.")
     if damaged := sum(bool(cell.damage) for cell in comparison.cells):
         sentences.append(f"The logs of {amount(damaged, 'run')} are damaged, see {DAMAGED}.")
+    if void := sum(bool(cell.void) for cell in comparison.cells):
+        sentences.append(f"The attack fails on {amount(void, 'run')}, whose robust accuracy is void, see {VOID}.")
     return sentences
 
 
@@ -316,13 +319,19 @@ def _unfinished(comparison: ComparisonResult) -> list[Block]:
     return [Table("Failed or missing", "", ["run", "reason"], rows, words=("reason",))] if rows else []
 
 
-DAMAGED = "Damaged logs"
+DAMAGED, VOID = "Damaged logs", "Void accuracies"
 
 
 def _damaged(comparison: ComparisonResult) -> list[Block]:
     rows = [entries(f"{cell.arm}, seed {cell.seed}", said) for cell in comparison.cells for said in cell.damage]
     note = "Accuracies are as measured. Rewards, choices, attack steps and times are those of what is left of the logs."
     return [Table("Runs whose logs are damaged", note, ["run", "damage"], rows, words=("damage",))] if rows else []
+
+
+def _void(comparison: ComparisonResult) -> list[Block]:
+    rows = [entries(f"{cell.arm}, seed {cell.seed}", cell.void) for cell in comparison.cells if cell.void]
+    note = "The attack finds little on these encoders: their robust accuracy says nothing, and so do tests with it."
+    return [Table("Runs whose attack fails", note, ["run", "reason"], rows, words=("reason",))] if rows else []
 
 
 def read_runs(paths: Sequence[Path]) -> ComparisonResult:

@@ -143,6 +143,15 @@ def test_damaged_and_missing_logs_are_marked(copied, name: str, text: str | None
     assert read_comparison(copied / "comparison.json").cells == [cell, before]
 
 
+def test_void_accuracies_are_kept_as_such(copied) -> None:
+    before = summarize(copied)
+    resealed_json(copied / "results" / "outcomes.json", lambda document: document.update(void="the attack fails"))
+    cell = summarize(copied)
+    assert cell == replace(before, void="the attack fails")
+    write_comparison(copied / "comparison.json", ComparisonResult("a", "b", [cell], {}))
+    assert read_comparison(copied / "comparison.json").cells == [cell]
+
+
 def test_a_log_that_lacks_updates_is_marked_and_its_attack_steps_are_scaled(copied) -> None:
     before = summarize(copied)
     resealed_rows(copied / "metrics.jsonl", lambda rows: [row for row in rows if row["step"] not in (3, 7)])

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from astra_gym.experiments.comparison.cell_results import summarize
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.evaluation import end_of_run
 from astra_gym.experiments.evaluation.end_of_run import (
@@ -14,10 +16,14 @@ from astra_gym.experiments.evaluation.end_of_run import (
     table,
     write_outcomes,
 )
+from astra_gym.experiments.reports.comparison_report import answer, read_runs
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
-from astra_gym.ssl_core.evaluation.results import Origin
+from astra_gym.experiments.runs.run_log import accuracy_name
+from astra_gym.experiments.train_agent import main
+from astra_gym.ssl_core.evaluation.results import Origin, read_results
 from astra_gym.ssl_core.utils.hashing import fingerprint
+from tests.helpers.logged_runs import curves
 from tests.helpers.tiny_training import TINY_SETTINGS
 
 
@@ -46,7 +52,7 @@ def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(
 
 def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_path) -> None:
     run, folder = make(tmp_path, agent="fixed", probe_epochs=2, eval_epsilons=(8 / 255,))
-    rows, correct = standard_linear_finetuning(run, folder, lambda text: None)
+    rows, correct, _ = standard_linear_finetuning(run, folder, lambda text: None)
     write_outcomes(folder, run.checkpoint_name, correct)
     expected = [row.value for row in rows]
     outcomes = json.loads((folder.results / "outcomes.json").read_text())
@@ -55,6 +61,25 @@ def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_pa
     assert list(outcomes["correct"]) == [repr(row.epsilon) for row in rows]
     run.engine.learner.network.precision = "bf16"
     assert [row.value for row in standard_linear_finetuning(run, folder, lambda text: None)[0]] == expected
+
+
+@pytest.mark.slow
+def test_robust_accuracy_is_void_where_the_attack_has_no_gradient(tmp_path) -> None:
+    # after three updates the logits are so large that the softmax rounds to 1: RA was SA at all radii
+    words = ["--limit", "200", "--test_limit", "99", "--epochs", "1", "--eval_epsilons=[8/255]", "--progress", "off"]
+    assert main([*words, "--run_dir", str(tmp_path / "run")]) == 0
+    clean, robust = read_results(tmp_path / "run" / "results" / "slf.json")
+    cell = summarize(tmp_path / "run")
+    assert "images stay right, but no more than" in cell.void and cell.accuracy(8 / 255) > cell.accuracy(0.0) - 10
+    assert robust.deviations == (*clean.deviations, f"void: {cell.void}")
+    shown = curves(tmp_path / "run")
+    assert f"final/{accuracy_name(0.0)}" in shown and f"final/{accuracy_name(8 / 255)}" not in shown
+    other = [replace(row, checkpoint="raw-pixels") for row in (clean, robust)]
+    made = table([clean, robust, *other], {"step-3": cell.void})
+    assert list(made.columns[-1].cells) == ["void", f"{robust.value:.1f}"]
+    assert made.caption == f"void: the attack fails, as is usual after few updates.\nstep-3: {cell.void}"
+    page = " ".join(answer(read_runs([tmp_path / "run"])))
+    assert "The attack fails on 1 run, whose robust accuracy is void, see Void accuracies." in page
 
 
 def test_a_run_that_is_killed_while_it_draws_is_not_taken_for_a_finished_one(tmp_path, monkeypatch) -> None:
@@ -93,7 +118,7 @@ def test_the_table_has_a_line_an_encoder_and_a_column_an_epsilon() -> None:
         for name in ("step-9", "raw-pixels")
         for metric, epsilon in (("SA", 0.0), ("RA", 8 / 255), ("RA", 4 / 255))
     ]
-    made = table(rows)
+    made = table(rows, {})
     assert [column.header for column in made.columns] == [
         "encoder",
         "route",
