@@ -22,7 +22,7 @@ from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.downstream.linear_probe import RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
-from astra_gym.ssl_core.evaluation.masking import masking_evidence
+from astra_gym.ssl_core.evaluation.masking import check_attack
 from astra_gym.ssl_core.evaluation.results import Origin, Row, write_results
 from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
 from astra_gym.ssl_core.evaluation.sanity import SanityError, TrainedOnError
@@ -62,7 +62,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
 
     SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`. After
     few updates the statistics of batch norm are not settled; the probe's logits may then be so large that the cross
-    entropy has no gradient, and every image seems robust (`masking_evidence`). RA is then marked as void.
+    entropy has no gradient, and every image seems robust. RA is then marked as void (`check_attack`).
 
     Args:
         run: a run with labeled data.
@@ -96,7 +96,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         )
         test = engine.data.test
         try:
-            masking_evidence(classifier, test.images, required_labels(test, "the evaluation"), seed=seed)
+            check_attack(classifier, test.images, required_labels(test, "the evaluation"), seed=seed)
         except SanityError as error:
             void[name] = str(error)
         found = evaluate(

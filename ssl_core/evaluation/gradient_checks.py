@@ -83,7 +83,7 @@ def check_gradients(
     inset = 2 * max(STEPS)
     start = start * (1 - 2 * inset) + inset
     logits = logits_of(classifier, start)
-    gradient = _gradient(classifier, start, y, margin)
+    gradient = gradient_of(classifier, start, y, margin)
     if broken := int((~gradient.flatten(1).isfinite().all(1)).sum()):
         raise SanityError(f"the gradients of {broken} of {len(x)} images are not finite")
     notes = []
@@ -100,7 +100,12 @@ def check_gradients(
     return notes + _saturation(classifier, start, y, asked, zero, logits, sign_attacks)
 
 
-def _gradient(classifier: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
+def gradient_of(classifier: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
+    """Return the gradient of the objective's sum with respect to images (n, 3, H, W).
+
+    Raises:
+        SanityError: if the logits are detached.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = objective(classifier(x), y).sum()
@@ -124,7 +129,7 @@ def _check_differences(
 
     # without float64, rounding is estimated by how the same comparison varies between nearby points
     points = [wide] if exact else [wide + _NUDGE * nudge for nudge in signs("masking/points", _POINTS)]
-    slopes = torch.stack([_gradient(model, point, y, margin) for point in points])
+    slopes = torch.stack([gradient_of(model, point, y, margin) for point in points])
     # attacks use the classifier, not the copy; bfloat16 turns a gradient by far less than a right angle
     if exact:
         cosines = F.cosine_similarity(slopes[0].flatten(1), gradient.to(slopes).flatten(1))
@@ -200,7 +205,7 @@ def _saturation(
     saturated = asked & (logits.softmax(1).gather(1, y[:, None]).squeeze(1) == 1)
     if not bool(saturated.any()):
         return []
-    gradient = _gradient(classifier, x, y, lambda z, labels: F.cross_entropy(z, labels, reduction="none"))
+    gradient = gradient_of(classifier, x, y, lambda z, labels: F.cross_entropy(z, labels, reduction="none"))
     lost = int((asked & ~zero & (gradient.flatten(1).abs().amax(1) == 0)).sum())
     total = int(asked.sum())
     figures = (

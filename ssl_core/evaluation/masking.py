@@ -5,12 +5,21 @@ Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of securi
 of zero gradients).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astra_gym.ssl_core.attacks.pgd import Budget, pgd
-from astra_gym.ssl_core.evaluation.gradient_checks import EPSILON, ROUNDING_LOW, check_gradients, logit_spread, telling
+from astra_gym.ssl_core.evaluation.gradient_checks import (
+    EPSILON,
+    ROUNDING_LOW,
+    check_gradients,
+    gradient_of,
+    logit_spread,
+    telling,
+)
 from astra_gym.ssl_core.evaluation.results import wilson_interval
 from astra_gym.ssl_core.evaluation.robustness import device_of, logits_of
 from astra_gym.ssl_core.evaluation.sanity import MASKING, SanityError, check_frozen, check_images, tolerated
@@ -23,6 +32,8 @@ from astra_gym.ssl_core.utils.rng import Streams, global_generators_kept
 
 UNBOUNDED = 128 / 255
 """Radius that reaches uniform gray from any image; no classifier can be better than chance on it."""
+FLAT = 0.05
+"""Largest share of images without a gradient for which PGD's robust accuracy is still told."""
 _ALONE = 8
 _MOVES = tuple(
     sign * digit * power for power in (1e-5, 1e-4, 1e-3) for digit in (1, 2, 3, 5, 7, 10) for sign in (1, -1)
@@ -176,6 +187,35 @@ def masking_evidence(
         if 100 * (by_pgd - by_noise) / n > tolerated(n):
             raise SanityError(f"{bounded}: chance finds more than the attack, {MASKING}")
         return [unbounded, bounded]
+
+
+@global_generators_kept()
+def check_attack(
+    classifier: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0, limit: int = 64, most: int = 256
+) -> None:
+    """Raise if PGD's robust accuracy would say nothing: `masking_evidence`, or too few images have a gradient.
+
+    Both are quick. The cross entropy has no gradient where the softmax rounds to 1. This is counted among up to `most`
+    correctly classified images; up to `FLAT` of them may have none.
+
+    Args:
+        classifier, images, labels, seed, limit: as for `masking_evidence`.
+        most: maximum number of images whose gradient is computed, 1 or more.
+
+    Raises:
+        ValueError, RuntimeError: as `masking_evidence`.
+        SanityError: with the values.
+    """
+    masking_evidence(classifier, images, labels, seed=seed, limit=limit)
+    with held(classifier):
+        x, y, correct = _chosen(classifier, images, labels, most)
+        gradient = gradient_of(classifier, x, y, partial(F.cross_entropy, reduction="none"))
+        flat = int((correct & (gradient.flatten(1).abs().amax(1) == 0)).sum())
+    if flat > FLAT * int(correct.sum()):
+        raise SanityError(
+            f"the cross entropy of {flat} of {int(correct.sum())} images has no gradient, since the softmax rounds to "
+            "1: PGD cannot move them"
+        )
 
 
 def _chosen(classifier: nn.Module, images: Tensor, labels: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:

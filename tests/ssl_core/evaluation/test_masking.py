@@ -12,7 +12,7 @@ from astra_gym.ssl_core.data.datasets import load_dataset
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.downstream.knn import NeighborSettings, nearest_neighbors
 from astra_gym.ssl_core.downstream.linear_probe import Classifier, RawPixels, train_probe
-from astra_gym.ssl_core.evaluation.masking import check_classifier, masking_evidence
+from astra_gym.ssl_core.evaluation.masking import check_attack, check_classifier, masking_evidence
 from astra_gym.ssl_core.evaluation.sanity import SanityError
 from astra_gym.ssl_core.transforms.views import ViewSettings, as_float
 from tests.helpers.faulty_classifiers import (
@@ -292,3 +292,31 @@ def test_a_classifier_that_changes_its_images_is_told_so(digits: Split, linear: 
 
 def test_logits_in_float64_are_fine(digits: Split, linear: Classifier) -> None:
     assert check(Wrapped(linear, lambda model, x: model(x).double()), digits) == check(linear, digits)
+
+
+class Brightness(nn.Module):
+    """Whether an image is dark or bright, by its mean; at a logit of 104 the cross entropy's gradient rounds to 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = 240 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([-bright, bright], dim=1)
+
+
+@pytest.mark.parametrize(("flat", "refused"), [(10, False), (11, True)])
+def test_robust_accuracy_says_nothing_if_too_many_images_have_no_gradient(flat: int, refused: bool) -> None:
+    labels = torch.arange(200) % 2
+    images = (110 + 36 * labels.byte())[:, None, None, None].repeat(1, 3, 4, 4)
+    images[:flat] = 255 * labels[:flat, None, None, None].byte()
+    assert images.dtype == torch.uint8
+    if refused:
+        with pytest.raises(SanityError, match="the cross entropy of 11 of 200 images has no gradient"):
+            check_attack(Brightness().eval(), images, labels)
+    else:
+        check_attack(Brightness().eval(), images, labels)
+
+
+def test_robust_accuracy_says_nothing_if_an_attack_cannot_erase_images(digits: Split, linear: Classifier) -> None:
+    assert digits.test.labels is not None
+    check_attack(linear, digits.test.images, digits.test.labels)
+    with pytest.raises(SanityError, match="images stay right, but no more than"):
+        check_attack(Wrapped(linear, lambda model, x: 1e4 * model(x)), digits.test.images, digits.test.labels)
