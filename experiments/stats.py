@@ -57,6 +57,9 @@ class Evaluated(Protocol):
     @property
     def outcomes(self) -> dict[float, Array]: ...
 
+    @property
+    def void(self) -> str: ...
+
     def accuracy(self, place: Place) -> float: ...
 
 
@@ -310,8 +313,9 @@ def deciding_place(comparison: Compared) -> Place | None:
 
     The rule: if all arms of the tests have cells, only they count, so that the epsilon does not depend on the other
     arms beside them; else all arms count except those at equal compute (`COMPUTE`). The candidates are the epsilons
-    above 0 that all cells of these arms have. The one with a robust accuracy, averaged over the arms' means, nearest to
-    55 % is taken (of two, the smaller). If that accuracy is not from 30 to 80 %, the result is None.
+    above 0 that all cells of these arms have, cells with void robust accuracies apart. The one with a robust accuracy,
+    averaged over the arms' means, nearest to 55 % is taken (of two, the smaller). If that accuracy is not from 30 to
+    80 %, the result is None.
     """
     if comparison.judge is not None:
         return comparison.judge
@@ -319,6 +323,7 @@ def deciding_place(comparison: Compared) -> Place | None:
     cells = [cell for cell in comparison.cells if cell.arm in tested]
     if {cell.arm for cell in cells} != set(tested):
         cells = [cell for cell in comparison.cells if not cell.arm.endswith(COMPUTE)]
+    cells = [cell for cell in cells if not cell.void]
     shared = set.intersection(*(set(cell.outcomes) for cell in cells)) if cells else set()
     candidates = []
     for epsilon in sorted(epsilon for epsilon in shared if epsilon > 0):

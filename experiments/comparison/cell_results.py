@@ -57,7 +57,8 @@ class Cell:
         seconds: wall time of training. A killed process leaves no time for its updates; the time of the other updates
             is then scaled to all, and is 0.0 if there are none.
         world_seconds, agent_seconds: the parts of `seconds` spent on the world and on the agent.
-        correct: which test images were classified correctly, a string of 0 and 1 by epsilon as a fraction (0.0: clean).
+        correct: which test images were classified correctly, a string of 0 and 1 by epsilon as a fraction (0.0: clean);
+            without the attacked ones if they are void.
         reward_first, reward_last: mean reward in the first and the last tenth of the updates; None without a reward.
         held_out: mean reward of the trained policy and of the controls on held-out views, by policy.
         curve: means over `WINDOWS` parts of the training: `step` (the last of the part), `reward`, `epsilon`, `steps`
@@ -70,7 +71,7 @@ class Cell:
         device, threads: device and threads of the run.
         damage: a sentence for each of the run's logs that is damaged. Values are then computed from the entries that
             are left: `attack_steps` scaled to all updates, `views` 0 if no update is left.
-        void: why the robust accuracies say nothing, since the attack fails on the encoder; "" if they do.
+        void: why the attack on the encoder says nothing about its robustness; "" if it does.
     """
 
     arm: str
@@ -145,7 +146,10 @@ def _summarize(folder: RunFolder, arm: str | None) -> Cell:
         here = typed("evaluate", str(folder.path))
         raise ValueError(f"{folder.path} was trained with --evaluate false: evaluate it by `{here}`, and report that")
     outcomes = _read(folder.results / "outcomes.json")
-    correct = _outcomes(outcomes["correct"])
+    correct, void = _outcomes(outcomes["correct"]), str(outcomes.get("void", ""))
+    if void:
+        # no table, picture or test can take them for valid ones
+        correct = {epsilon: marks for epsilon, marks in correct.items() if not epsilon}
     updates = int(outcomes["checkpoint"].removeprefix("step-"))
     damage = kept_aside(folder.path)
     metrics = folder.path / "metrics.jsonl"
@@ -198,7 +202,7 @@ def _summarize(folder: RunFolder, arm: str | None) -> Cell:
         device=starts[-1]["device"] if starts else "unknown",
         threads=starts[-1]["threads"] if starts else 0,
         damage=tuple(damage),
-        void=str(outcomes.get("void", "")),
+        void=void,
     )
 
 

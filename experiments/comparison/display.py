@@ -145,6 +145,8 @@ class Display:
         epsilon = shown_epsilon([epsilon for epsilon in cell.correct if epsilon], cell.settings.get("judge_epsilon"))
         if epsilon is not None:
             facts.append(f"RA {cell.accuracy(epsilon):.1f} % at {UNIT * epsilon:g}/255")
+        elif cell.void:
+            facts.append("RA is void")
         facts.append(f"{_count(cell.attack_steps)} attack steps")
         facts.append(f"{self.progress.took.get(name, cell.seconds) / 60:.1f} min")
         done = f"[{len(self.progress.finished)}/{self.progress.planned}]"
@@ -183,12 +185,14 @@ class Display:
         cells = [self.progress.finished[name] for name in names if name in self.progress.finished]
         failed = sum(name in self.progress.failed for name in names)
         epsilon = _radius_of(arm)
+        # a void robust accuracy is left out
+        robust = [cell.accuracy(epsilon) for cell in cells if epsilon in cell.outcomes] if epsilon is not None else []
         facts = [
             f"{len(cells)}/{arm.seeds}",
             *([str(failed or "")] if self.progress.failed else []),
             _running({seed: self.progress.running.get(name) for seed, name in enumerate(names)}),
             _mean([cell.accuracy(0.0) for cell in cells]),
-            _mean([cell.accuracy(epsilon) for cell in cells]) if epsilon is not None else "",
+            _mean(robust),
             _count(sum(cell.attack_steps for cell in cells) / len(cells)) if cells else "",
             _mean([self.progress.took.get(arm.named(cell.seed), cell.seconds) / 60 for cell in cells]),
         ]

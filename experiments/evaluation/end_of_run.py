@@ -17,13 +17,13 @@ from astra_gym.experiments.runs.metrics import read_metrics
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.runs.run_folder import RunFolder
 from astra_gym.experiments.runs.run_log import write_final
-from astra_gym.ssl_core.attacks.pgd import Budget
+from astra_gym.ssl_core.attacks.pgd import Budget, NonFiniteGradientError
 from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.data.sampler import BatchSampler
 from astra_gym.ssl_core.downstream.linear_probe import RawPixels, train_probe
 from astra_gym.ssl_core.evaluation.attack_suite import Attack, evaluate
 from astra_gym.ssl_core.evaluation.masking import check_attack
-from astra_gym.ssl_core.evaluation.results import Origin, Row, write_results
+from astra_gym.ssl_core.evaluation.results import VOID, Origin, Row, write_results
 from astra_gym.ssl_core.evaluation.robustness import STEP_SIZE
 from astra_gym.ssl_core.evaluation.sanity import SanityError, TrainedOnError
 from astra_gym.ssl_core.models.target_network import build_network
@@ -96,8 +96,9 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         )
         test = engine.data.test
         try:
-            check_attack(classifier, test.images, required_labels(test, "the evaluation"), seed=seed)
-        except SanityError as error:
+            if epsilons:
+                check_attack(classifier, test.images, required_labels(test, "the evaluation"), seed=seed)
+        except (SanityError, NonFiniteGradientError) as error:
             void[name] = str(error)
         found = evaluate(
             classifier,
@@ -120,7 +121,7 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         for sentence in found.notes:
             note(sentence)
         for row in found.rows:
-            more = (f"void: {void[name]}",) if row.metric == "RA" and name in void else ()
+            more = (f"{VOID}{void[name]}",) if row.metric == "RA" and name in void else ()
             # without the seconds, a repeated run writes the same file
             rows.append(replace(row, seconds=None, deviations=(*row.deviations, *more)))
         write_results(folder.results / "slf.json", rows)
@@ -229,8 +230,9 @@ def table(rows: Sequence[Row], void: Mapping[str, str]) -> Table:
     epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
     out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
     if void:
-        reasons = "\n".join(f"{name}: {reason}" for name, reason in void.items())
-        out.caption, out.caption_justify = f"void: the attack fails, as is usual after few updates.\n{reasons}", "left"
+        reasons = [f"{name}: {reason}" for name, reason in void.items()]
+        out.caption = "\n".join(["void: the attack says nothing, which is usual after few updates.", *reasons])
+        out.caption_justify = "left"
     for name in dict.fromkeys(row.checkpoint for row in rows):
         own = {(row.metric, row.epsilon): row for row in rows if row.checkpoint == name}
         clean = own["SA", 0.0]

@@ -154,6 +154,8 @@ def answer(comparison: ComparisonResult) -> list[str]:
         else:
             best = best_arm(part, place)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
+            if any(cell.void for cell in part.cells):
+                text = "no arm is called the best, since runs are void"
             decided = "By the world's judge" if part.judge is not None else "At the deciding epsilon"
             last.append(f"{decided}, {at(place)}, {text}{apart} by the intervals of the differences.")
     if len({(cell.arm, cell.method, cell.preset) for cell in comparison.cells}) > 1:
@@ -165,7 +167,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
     if damaged := sum(bool(cell.damage) for cell in comparison.cells):
         sentences.append(f"The logs of {amount(damaged, 'run')} are damaged, see {DAMAGED}.")
     if void := sum(bool(cell.void) for cell in comparison.cells):
-        sentences.append(f"The attack fails on {amount(void, 'run')}, whose robust accuracy is void, see {VOID}.")
+        sentences.append(f"The robust accuracy of {amount(void, 'run')} is void and left out, see {VOID}.")
     return sentences
 
 
@@ -330,8 +332,12 @@ def _damaged(comparison: ComparisonResult) -> list[Block]:
 
 def _void(comparison: ComparisonResult) -> list[Block]:
     rows = [entries(f"{cell.arm}, seed {cell.seed}", cell.void) for cell in comparison.cells if cell.void]
-    note = "The attack finds little on these encoders: their robust accuracy says nothing, and so do tests with it."
-    return [Table("Runs whose attack fails", note, ["run", "reason"], rows, words=("reason",))] if rows else []
+    note = (
+        "The attack fails on them, so their robust accuracy would be too high. It is left out everywhere, and there is "
+        "no verdict, since the other runs of an arm may be its better ones."
+    )
+    title, columns = "Runs whose robust accuracy is void", ["run", "reason"]
+    return [Table(title, note, columns, rows, words=("reason",))] if rows else []
 
 
 def read_runs(paths: Sequence[Path]) -> ComparisonResult:

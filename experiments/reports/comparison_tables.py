@@ -129,10 +129,10 @@ def ranked(comparison: ComparisonResult) -> list[str]:
 
 def best_arm(comparison: ComparisonResult, place: Place) -> str | None:
     """Return the arm that is above every other: its paired difference to each, over three shared seeds or more, has a
-    95 % interval above 0 (`stats.estimate`). None if no arm is, or there is only one. Arms at equal compute do not
-    compete.
+    95 % interval above 0 (`stats.estimate`). None if no arm is, there is only one, or a run is void, since the others
+    of its arm may be the better ones. Arms at equal compute do not compete.
     """
-    arms = comparison.base.arms
+    arms = [] if any(cell.void for cell in comparison.base.cells) else comparison.base.arms
     for arm in arms:
         others = [other for other in arms if other != arm]
         found = [list(differences(comparison.of(arm), comparison.of(other), place).values()) for other in others]
@@ -286,7 +286,7 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
 
 
 def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
-    """Return the planned seeds of the tests' arms that are not finished, by arm."""
+    """Return the planned seeds of the tests' arms that are not finished, or void, by arm."""
     cell = part.cells[0]
     place = f"(?:-{re.escape(cell.method)})?(?:-{re.escape(cell.preset)})?"
     return {
@@ -295,6 +295,7 @@ def _missing_seeds(part: ComparisonResult) -> dict[str, set[int]]:
             for name in part.unfinished
             if (found := re.fullmatch(rf"{re.escape(arm)}{place}-seed(\d+)", name))
         }
+        | {cell.seed for cell in part.of(arm) if cell.void}
         for arm in arms_of(part.tests)
     }
 

@@ -89,9 +89,10 @@ def ends_table(results: Path, name: str) -> list[Block]:
         place = deciding_place(result)
         if place is None:
             raise ValueError(f"no radius of the comparison {instance} decides: give its world a judge, --judge_epsilon")
-        others = {cell.seed: cell.accuracy(place) for cell in result.of(claim.against)}
+        others = {cell.seed: cell.accuracy(place) for cell in result.of(claim.against) if not cell.void}
         ends: dict[str, list[Cell]] = {}
-        for cell in sorted(result.of(claim.arm), key=lambda cell: -cell.accuracy(place)):
+        valid = [cell for cell in result.of(claim.arm) if not cell.void]
+        for cell in sorted(valid, key=lambda cell: -cell.accuracy(place)):
             chosen = (f"{cell.curve[kind][-1]:.0f}" for kind in ACTION_SETS)
             ends.setdefault("{}/255, {} x {}/255".format(*chosen), []).append(cell)
         for end, cells in ends.items():

@@ -55,7 +55,8 @@ def scored(folder: Path) -> list[ScoredRun]:
     judge = comparison.judge
     if judge is None:
         raise ValueError(f"{folder} has no judged radius: expected a comparison in a world with --judge_epsilon")
-    return [_scored(folder / "cells" / f"{cell.arm}-seed{cell.seed}", cell, judge) for cell in comparison.cells]
+    cells = [cell for cell in comparison.cells if not cell.void]
+    return [_scored(folder / "cells" / f"{cell.arm}-seed{cell.seed}", cell, judge) for cell in cells]
 
 
 def _scored(run: Path, cell: Cell, judge: Place) -> ScoredRun:

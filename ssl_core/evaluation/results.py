@@ -274,6 +274,8 @@ def read_results(path: Path | str) -> list[Row]:
     return rows
 
 
+VOID = "void: "
+"""Beginning of a deviation of rows whose attack says nothing about robustness; the reason follows."""
 FIRST_SCHEMA = "results of schema 1 do not say how the probe was trained"
 NOISE_OF_SECOND_SCHEMA = "start_noise 0.001, not 0"
 """Deviation of "aff" and "lp-aff" in schema 2, in the words of a current row with the same noise."""

@@ -34,7 +34,7 @@ def supported() -> bool:
 def pays(shape: Sequence[int], inputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Return whether the products are faster for an output of this shape, (n, c, h, w).
 
-    It depends on nothing else, so that equal calls have equal bits with any number of threads.
+    It depends on nothing else, so that the way is the same with any number of threads.
     """
     count, outputs, height, width = shape
     most, each = (SIDE, CHANNELS) if stride == (1, 1) else (STRIDED_SIDE, STRIDED_CHANNELS)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from astra_gym.experiments.comparison.cell_results import ComparisonResult
@@ -65,6 +67,25 @@ def test_before_all_planned_runs_are_finished_there_is_no_verdict(make_cell) -> 
     assert "none is shown" in text and "better" not in text
     assert "No verdict yet on reinforce against random: 8 of 8 seeds so far (+" in text
     assert "No verdict yet on reinforce against fixed: 8 of 8 seeds so far (+" in text
+
+
+@pytest.mark.parametrize("judge", [None, EPSILON])
+def test_void_accuracies_are_left_out_and_leave_no_verdict(make_cell, tmp_path, judge: float | None) -> None:
+    cells = [replace(cell, settings={**cell.settings, "judge_epsilon": judge}) for cell in grid(make_cell, 10)]
+    for index in (10, 11):
+        clean = {0.0: cells[index].correct[0.0]}
+        cells[index] = replace(cells[index], void="the softmax rounds to 1", correct=clean)
+    text = " ".join(answer(comparison(cells)))
+    assert "none is shown" in text and "better" not in text and "above every other" not in text
+    assert "No verdict yet on reinforce against random: 8 of 10 seeds so far" in text
+    assert "RA at 8/255, no arm is called the best, since runs are void" in text
+    assert text.endswith("The robust accuracy of 2 runs is void and left out, see Void accuracies.")
+    page = report(comparison(cells), tmp_path)
+    [table] = [block for block in page.sections[-1].blocks if isinstance(block, Table)]
+    assert page.sections[-1].title == "Void accuracies" and len(table.rows) == 2
+    every = [cell for cell in cells if cell.arm == "reinforce"]
+    every = [replace(cell, void="no gradient", correct={0.0: cell.correct[0.0]}) for cell in every]
+    assert "RA" not in " ".join(answer(comparison(every)))
 
 
 def test_arms_at_equal_compute_are_not_the_best_of_the_answer(make_cell) -> None:
