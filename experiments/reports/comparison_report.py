@@ -61,8 +61,10 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
         arm, method, preset, seed = twice[0]
         raise ValueError(f"the arm {arm} ({method}, {preset}) has seed {seed} twice: expected a run a seed")
     several = len({(arm, method, preset) for arm, method, preset, _ in runs}) > 1
-    drawn = _drawn(comparison, figures)
+    # before the figures, since runs that cannot be compared are refused
+    opening = Text(" ".join(answer(comparison)), "answer")
     primary, others = primary_table(comparison), improvement_table(comparison)
+    drawn = _drawn(comparison, figures)
     compute = [compute_table(comparison)] if several else []
     judges = [part.judge for part in parts(comparison)]
     sections = [
@@ -86,7 +88,6 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
         Section(VOID, _void(comparison)),
     ]
     kind = "Comparison of agents" if several else "Run"
-    opening = Text(" ".join(answer(comparison)), "answer")
     return Page(f"{kind}: {comparison.name}", [opening], [section for section in sections if section.blocks])
 
 

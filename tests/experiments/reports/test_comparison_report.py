@@ -199,6 +199,14 @@ def test_names_from_a_file_draw_nothing_elsewhere(make_cell, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_runs_that_cannot_be_compared_leave_no_figures(make_cell, tmp_path) -> None:
+    first, other = make_cell("reinforce"), make_cell("random")
+    other = replace(other, correct={epsilon: marks[1:] for epsilon, marks in other.correct.items()})
+    with pytest.raises(ValueError, match="expected the same images in every run"):
+        write_report(comparison([first, other]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_no_report_has_written_is_not_replaced(make_cell, tmp_path, monkeypatch) -> None:
     folder, done = tmp_path / "thesis", comparison([make_cell("fixed", 0)])
     (folder / "figures").mkdir(parents=True)
