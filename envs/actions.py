@@ -148,7 +148,8 @@ class ActionTable:
                 raise ValueError(f"actions have NaN or values outside [-1, 1]: expected {expected}; clip them first")
             return
         if actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool:
-            raise ValueError(f"actions have dtype {actions.dtype}: expected an integer type, {expected}")
+            advice = "; for floats set actions to continuous" if actions.is_floating_point() else ""
+            raise ValueError(f"actions have dtype {actions.dtype}: expected an integer type, {expected}{advice}")
         sizes = torch.tensor(
             space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n, device=actions.device
         )

@@ -62,7 +62,7 @@ def test_budgets_out_of_range_are_refused(kind: str, budget: tuple[int, int, int
     [
         ("factored", torch.zeros(4, 2, dtype=torch.int64), "shape"),
         ("factored", torch.zeros(3, dtype=torch.int64), "shape"),
-        ("factored", torch.zeros(4, 3), "dtype"),
+        ("factored", torch.zeros(4, 3), "dtype torch.float32: .*; for floats set actions to continuous$"),
         ("factored", torch.tensor([[13, 0, 0]]), "out of range"),
         ("factored", torch.tensor([[0, 0, -1]]), "out of range"),
         ("flat", torch.zeros(4, 1, dtype=torch.int64), "shape"),
