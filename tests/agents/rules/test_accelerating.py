@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+import pytest
 
 from astra_gym.agents import AcceleratingAgent, make_agent
+from astra_gym.agents.rules.accelerating import AccelerationSettings
 from tests.helpers.scripted_worlds import LISTED, Scripted, played
 
 
@@ -48,3 +50,9 @@ def test_accelerating_sums_over_its_own_period(world: Any) -> None:
     # plays 3, 4, 5 have the mean 4; plays 6, 7, 8 have 7
     assert played(agent, 6) == [[0]] * 6 and agent.threshold == 4.0
     assert played(agent, 4) == [[0]] * 3 + [[1]] and agent.threshold == 7.0
+
+
+@pytest.mark.parametrize("name", ["growth", "period"])
+def test_nothing_grows_by_0_or_in_0_epochs(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        AccelerationSettings(**{name: 0.0})

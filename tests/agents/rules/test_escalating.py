@@ -56,6 +56,7 @@ def test_an_attack_that_gains_nothing_at_all_is_not_kept(world: Any) -> None:
 
 def test_settings_out_of_range_are_refused(world: Any) -> None:
     for settings, said in (
+        ({"fall": 0.0}, r"fall is 0.0: expected a share in \(0, 1\)"),
         ({"fall": 1.0}, r"fall is 1.0: expected a share in \(0, 1\)"),
         ({"present": 0}, "present is 0"),
         ({"memory": 10}, r"memory is 10: expected more than present \(10\)"),
