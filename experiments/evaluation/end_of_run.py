@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -43,31 +42,24 @@ UNIFORM = "uniform random"
 FIXED = "method's own budget"
 
 
-class Accuracies(NamedTuple):
-    """The accuracies of a trained encoder, and with `controls` of two trivial ones.
-
-    Args:
-        rows: SA and RA, the trained encoder's first; a control's rows have its name as `checkpoint`.
-        correct: for each attack, whether the trained encoder classified each test image (n,) correctly.
-        void: why PGD fails on an encoder, so that its RA says nothing, by `checkpoint`.
-    """
-
-    rows: list[Row]
-    correct: Mapping[Attack, Tensor]
-    void: dict[str, str]
-
-
-def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Accuracies:
+def standard_linear_finetuning(
+    run: Run, folder: RunFolder, note: Callable[[str], None]
+) -> tuple[list[Row], Mapping[Attack, Tensor]]:
     """Run SLF and PGD-20 on the trained encoder, and with `controls` on two trivial encoders.
 
-    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`. After
-    few updates the statistics of batch norm are not settled; the probe's logits may then be so large that the cross
-    entropy has no gradient, and every image seems robust. RA is then marked as void (`check_attack`).
+    SLF is `astra_gym.ssl_core.downstream.linear_probe`. All are evaluated in float32. Writes `results/slf.json`; a
+    control's rows have its name as `checkpoint`. After few updates the statistics of batch norm are not settled; the
+    probe's logits may then be so large that the cross entropy has no gradient, and every image seems robust. RA is then
+    marked as void (`check_attack`, `Row.void`).
 
     Args:
         run: a run with labeled data.
         folder: folder of the run.
         note: function that prints a line.
+
+    Returns:
+        The rows, the trained encoder's first; for each attack, whether the trained encoder classified each test image
+        (n,) correctly.
     """
     settings, engine, seed = run.settings, run.engine, run.settings.run.seed
     network, route = copy.deepcopy(run.encoder), engine.method.routes.evaluation
@@ -82,7 +74,6 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
         encoders[RAW_PIXELS] = (RawPixels(engine.image_shape), "none")
     rows: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
-    void: dict[str, str] = {}
     for name, (encoder, path) in encoders.items():
         note(f"linear probe on {name}, then PGD-20 at {amount(len(epsilons), 'epsilon')}")
         classifier = train_probe(
@@ -94,12 +85,12 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
             seed=seed,
             device=engine.device,
         )
-        test = engine.data.test
+        test, reason = engine.data.test, ""
         try:
             if epsilons:
                 check_attack(classifier, test.images, required_labels(test, "the evaluation"), seed=seed)
         except (SanityError, NonFiniteGradientError) as error:
-            void[name] = str(error)
+            reason = str(error)
         found = evaluate(
             classifier,
             test,
@@ -115,17 +106,17 @@ def standard_linear_finetuning(run: Run, folder: RunFolder, note: Callable[[str]
                 commit=commit(ROOT),
                 deviations=("the preset's probe, see config.yaml",),
             ),
-            void=name in void,
+            void=bool(reason),
         )
         correct = correct or found.correct
         for sentence in found.notes:
             note(sentence)
         for row in found.rows:
-            more = (f"{VOID}{void[name]}",) if row.metric == "RA" and name in void else ()
+            more = (f"{VOID}{reason}",) if reason and row.metric == "RA" else ()
             # without the seconds, a repeated run writes the same file
             rows.append(replace(row, seconds=None, deviations=(*row.deviations, *more)))
         write_results(folder.results / "slf.json", rows)
-    return Accuracies(rows, correct, void)
+    return rows, correct
 
 
 def write_outcomes(folder: RunFolder, checkpoint: str, correct: Mapping[Attack, Tensor], void: str = "") -> None:
@@ -220,24 +211,18 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         run_plots.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
 
 
-def table(rows: Sequence[Row], void: Mapping[str, str]) -> Table:
-    """Return the rows as a table for a terminal: a line for each classifier, a column for each epsilon.
-
-    Args:
-        rows: SA and RA.
-        void: why RA is void, by classifier.
-    """
+def table(rows: Sequence[Row]) -> Table:
+    """Return the rows as a table for a terminal: a line for each classifier, a column for each epsilon."""
     epsilons = sorted({row.epsilon for row in rows if row.metric == "RA"})
     out = Table("encoder", "route", "SA %", *(f"RA % at {255 * epsilon:g}/255" for epsilon in epsilons))
-    if void:
-        reasons = [f"{name}: {reason}" for name, reason in void.items()]
+    if reasons := dict.fromkeys(f"{row.checkpoint}: {row.void}" for row in rows if row.void):
         out.caption = "\n".join(["void: the attack says nothing, which is usual after few updates.", *reasons])
         out.caption_justify = "left"
     for name in dict.fromkeys(row.checkpoint for row in rows):
         own = {(row.metric, row.epsilon): row for row in rows if row.checkpoint == name}
         clean = own["SA", 0.0]
-        robust = ["void" if name in void else f"{own['RA', epsilon].value:.1f}" for epsilon in epsilons]
-        out.add_row(name, clean.route, f"{clean.value:.1f}", *robust)
+        values = [clean, *(own["RA", epsilon] for epsilon in epsilons)]
+        out.add_row(name, clean.route, *("void" if row.void else f"{row.value:.1f}" for row in values))
     return out
 
 
@@ -258,20 +243,19 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
         raise listed(error, folder.results / TRAINED_ON) from error
     (folder.results / "outcomes.json").unlink(missing_ok=True)
     rows: list[Row] = []
-    valid: list[Row] = []
     correct: Mapping[Attack, Tensor] = {}
-    void: dict[str, str] = {}
     if run.engine.data.probe_train.labels is None or run.engine.data.test.labels is None:
         note(f"the data set {run.settings.data.dataset} has no labels: linear evaluation (SLF) is left out")
     else:
-        rows, correct, void = standard_linear_finetuning(run, folder, note)
-        valid = [row for row in rows if row.metric == "SA" or row.checkpoint not in void]
-        own = {row.epsilon: row.value for row in valid if row.checkpoint == run.checkpoint_name}
-        write_final(folder.path, own, run.engine.step)
+        rows, correct = standard_linear_finetuning(run, folder, note)
+    own = [row for row in rows if row.checkpoint == run.checkpoint_name]
+    if own:
+        write_final(folder.path, {row.epsilon: row.value for row in own if not row.void}, run.engine.step)
     if run.engine.method.attack.exists:
         note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
         held_out_rewards(run, folder)
-    draw(run, folder, valid)
+    draw(run, folder, [row for row in rows if not row.void])
     if correct:
-        write_outcomes(folder, run.checkpoint_name, correct, void.get(run.checkpoint_name, ""))
-    return table(rows, void) if rows else None
+        # the last row is an attack's, if there is one
+        write_outcomes(folder, run.checkpoint_name, correct, own[-1].void)
+    return table(rows) if rows else None

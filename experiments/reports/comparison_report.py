@@ -155,7 +155,7 @@ def answer(comparison: ComparisonResult) -> list[str]:
         else:
             best = best_arm(part, place)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
-            if any(cell.void for cell in part.cells):
+            if any(cell.void for cell in base.cells):
                 text = "no arm is called the best, since runs are void"
             decided = "By the world's judge" if part.judge is not None else "At the deciding epsilon"
             last.append(f"{decided}, {at(place)}, {text}{apart} by the intervals of the differences.")

@@ -20,7 +20,7 @@ from astra_gym.experiments.reports.family_tables import instances_table as famil
 from astra_gym.experiments.reports.method_tables import coresets_table, methods_table, strategies_table
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.stats import mean_interval
-from astra_gym.ssl_core.evaluation.results import VOID, Row, read_results
+from astra_gym.ssl_core.evaluation.results import Row, read_results
 from astra_gym.ssl_core.safety.sealing import read_json
 
 POLICIES = ("reinforce", "uniform random", "method's own budget")
@@ -76,7 +76,7 @@ def accuracy_table(results: Path, preset: str) -> list[Block]:
     encoders: dict[str, dict[float, list[float]]] = {}
     for path in sorted((results / preset).glob("*/slf.json")):
         for row in read_results(path):
-            if any(reason.startswith(VOID) for reason in row.deviations):
+            if row.void:
                 continue
             if row.checkpoint.startswith("step-"):
                 values = runs.setdefault(path.parent.name.rpartition("-seed")[0], {})

@@ -156,6 +156,11 @@ class Row:
         """Whether the value was measured exactly by the published protocol."""
         return not self.deviations
 
+    @property
+    def void(self) -> str:
+        """Why the attack says nothing about robustness, by a deviation that begins with `VOID`; "" if it does."""
+        return next((one.removeprefix(VOID) for one in self.deviations if one.startswith(VOID)), "")
+
 
 def _is_interval(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value))

@@ -52,7 +52,7 @@ def test_held_out_rewards_compare_policies_on_the_same_attack_and_learn_nothing(
 
 def test_accuracies_are_measured_in_float32_whatever_a_run_was_trained_in(tmp_path) -> None:
     run, folder = make(tmp_path, agent="fixed", probe_epochs=2, eval_epsilons=(8 / 255,))
-    rows, correct, _ = standard_linear_finetuning(run, folder, lambda text: None)
+    rows, correct = standard_linear_finetuning(run, folder, lambda text: None)
     write_outcomes(folder, run.checkpoint_name, correct)
     expected = [row.value for row in rows]
     outcomes = json.loads((folder.results / "outcomes.json").read_text())
@@ -76,8 +76,9 @@ def test_robust_accuracy_is_void_where_the_attack_has_no_gradient(tmp_path) -> N
     assert robust.deviations == (*clean.deviations, f"void: {cell.void}")
     shown = curves(tmp_path / "run")
     assert f"final/{accuracy_name(0.0)}" in shown and f"final/{accuracy_name(8 / 255)}" not in shown
-    other = [replace(row, checkpoint="raw-pixels") for row in (clean, robust)]
-    made = table([clean, robust, *other], {"step-3": cell.void})
+    assert (clean.void, robust.void) == ("", cell.void)
+    other = [replace(row, checkpoint="raw-pixels", deviations=clean.deviations) for row in (clean, robust)]
+    made = table([clean, robust, *other])
     assert list(made.columns[-1].cells) == ["void", f"{robust.value:.1f}"]
     assert made.caption == f"void: the attack says nothing, which is usual after few updates.\nstep-3: {cell.void}"
     page = " ".join(answer(read_runs([tmp_path / "run"])))
@@ -120,7 +121,7 @@ def test_the_table_has_a_line_an_encoder_and_a_column_an_epsilon() -> None:
         for name in ("step-9", "raw-pixels")
         for metric, epsilon in (("SA", 0.0), ("RA", 8 / 255), ("RA", 4 / 255))
     ]
-    made = table(rows, {})
+    made = table(rows)
     assert [column.header for column in made.columns] == [
         "encoder",
         "route",
