@@ -302,23 +302,24 @@ def pgd(
         total.add_(out_of_range(images, first, bounds))
     # not made without a report, so that existing attacks launch nothing more
     slopes = None if report is None else torch.zeros(len(images), device=images.device, dtype=images.dtype)
-    settled: list[Tensor] = []  # embeddings of the images that no longer move, the latest first
+    embeddings = torch.empty(0)  # of all images, in their order, once some have settled: those that no longer move
     encoded = len(steps)
     for iteration in range(steps[0] + 1):
         active = moving(steps, active, iteration)
         needed = min(encoded, -(-active // granularity) * granularity)
         if needed < encoded:
             with torch.no_grad():
-                settled.insert(0, rows_of(encode, moved[needed:encoded], by_steps[needed:encoded]).detach())
+                z = rows_of(encode, moved[needed:encoded], by_steps[needed:encoded])
+                embeddings = joined(embeddings, order[needed:encoded], z, len(images))
             encoded = needed
         if not encoded:
             break
         with torch.enable_grad():
             x = moved[:encoded].detach().requires_grad_()
-            z = torch.cat([rows_of(encode, x, by_steps[:encoded]), *settled])
-            values = objective(z[place])
+            z = rows_of(encode, x, by_steps[:encoded])
+            values = objective(joined(embeddings, order[:encoded], z, len(images)))
             check_values(values, len(images))
-            (gradient,) = torch.autograd.grad(values.sum(), x)
+            (gradient,) = torch.autograd.grad(values, x, torch.ones_like(values))
         with torch.no_grad():
             if active:
                 total.add_(gradient[:active].sum(dtype=total.dtype))
@@ -326,13 +327,14 @@ def pgd(
                 ending = slice(moving(steps, active, iteration + 1), active)
                 slopes[ending] = gradient[ending].abs().sum(dim=(1, 2, 3))
             # one buffer holds the step, and the result overwrites the images
-            step = gradient[:active].sign().mul_(step_size[:active]).add_(x[:active])
+            step = gradient[:active].sign()
+            torch.addcmul(x[:active], step, step_size[:active], out=step)
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
     if watch is None and not math.isfinite(total):
         raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
     if report is not None and slopes is not None:
         report.slopes, report.steps = slopes[place], budget.steps
-    return Attacked(moved[place], torch.cat(settled)[place])
+    return Attacked(moved[place], embeddings)
 
 
 def moving(steps: Sequence[int], first: int, taken: int) -> int:
@@ -340,6 +342,12 @@ def moving(steps: Sequence[int], first: int, taken: int) -> int:
     while first and steps[first - 1] <= taken:
         first -= 1
     return first
+
+
+def joined(embeddings: Tensor, at: Tensor, z: Tensor, n: int) -> Tensor:
+    """Return embeddings of n images with the rows z at these places, and those of `embeddings`, if any, elsewhere."""
+    whole = embeddings if len(embeddings) else z.new_empty(n, *z.shape[1:])
+    return whole.index_copy(0, at, z)
 
 
 def check_values(values: Tensor, n: int) -> None:
