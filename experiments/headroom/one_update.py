@@ -143,5 +143,5 @@ def variance_shares(a: Array, b: Array) -> dict[str, float]:
 def gains(a: Array, b: Array) -> tuple[Array, int]:
     """Return judge B's gain (views,) of the budget that judge A prefers for each view, over B's credit of the budget
     that A prefers for all, and the place of that budget."""
-    best = int(a.mean(0).argmax())
+    best = int(np.argmax(a.mean(0)))
     return b[np.arange(len(b)), a.argmax(1)] - b[:, best], best

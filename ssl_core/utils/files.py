@@ -4,7 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,10 @@ def resolved(path: os.PathLike[str] | str) -> Path:
         ValueError: as `expanded`, or if links lead in a circle.
     """
     try:
-        return expanded(path).resolve()
+        found = expanded(path).resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            # from Python 3.13 on only this finds a circle
+            found.stat()
+        return found
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{path}: links in it lead in a circle, give a path that ends somewhere") from error

@@ -123,6 +123,7 @@ def test_training_in_bfloat16_uses_it_and_nothing_else_does(monkeypatch) -> None
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_the_compiler_sees_a_convolution() -> None:
     conv, x = TrainedConvolution(64, 64, 3, 2, 1), random(256, 64, 4, 4, seed=1).float()
     with torch.autocast("cpu", torch.bfloat16):
