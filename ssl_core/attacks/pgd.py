@@ -285,16 +285,15 @@ def pgd(
     steps = budget.steps[by_steps].tolist()
     order, place = placed(by_steps), placed(torch.argsort(by_steps))
     clean = images[order]
-    shape = (-1, *[1] * (images.ndim - 1))
-    epsilon = placed(budget.epsilon.to(images.dtype)[by_steps].view(shape))
-    step_size = placed(budget.step_size.to(images.dtype)[by_steps].view(shape))
+    epsilon = placed(budget.epsilon.to(images.dtype)[by_steps].view(-1, 1, 1, 1))
+    step_size = placed(budget.step_size.to(images.dtype)[by_steps].view(-1, 1, 1, 1))
     low = (clean - epsilon).clamp_(min=bounds[0])
     high = (clean + epsilon).clamp_(max=bounds[1])
 
     first = first_perturbations(start, images, budget, generator, None if watched else bounds)
     moved = (clean + first[order]).clamp_(*bounds)
-    spent = active = moving(steps, len(steps), 0)
-    moved[spent:] = torch.clamp(moved[spent:], low[spent:], high[spent:])
+    active = moving(steps, len(steps), 0)
+    moved[active:] = torch.clamp(moved[active:], low[active:], high[active:])
 
     total = torch.zeros((), device=images.device) if watch is None else watch
     if watched:
@@ -302,22 +301,26 @@ def pgd(
         total.add_(out_of_range(images, first, bounds))
     # not made without a report, so that existing attacks launch nothing more
     slopes = None if report is None else torch.zeros(len(images), device=images.device, dtype=images.dtype)
-    embeddings = torch.empty(0)  # of all images, in their order, once some have settled: those that no longer move
-    encoded = len(steps)
+    # embeddings of all images in their order, once some no longer move; theirs are final
+    embeddings, encoded = torch.empty(0), len(steps)
+
+    def with_new(part: slice, x: Tensor) -> Tensor:
+        z = rows_of(encode, x, by_steps[part])
+        whole = embeddings if len(embeddings) else z.new_empty(len(images), *z.shape[1:])
+        return whole.index_copy(0, order[part], z)
+
     for iteration in range(steps[0] + 1):
         active = moving(steps, active, iteration)
         needed = min(encoded, -(-active // granularity) * granularity)
         if needed < encoded:
             with torch.no_grad():
-                z = rows_of(encode, moved[needed:encoded], by_steps[needed:encoded])
-                embeddings = joined(embeddings, order[needed:encoded], z, len(images))
+                embeddings = with_new(slice(needed, encoded), moved[needed:encoded])
             encoded = needed
         if not encoded:
             break
         with torch.enable_grad():
             x = moved[:encoded].detach().requires_grad_()
-            z = rows_of(encode, x, by_steps[:encoded])
-            values = objective(joined(embeddings, order[:encoded], z, len(images)))
+            values = objective(with_new(slice(encoded), x))
             check_values(values, len(images))
             (gradient,) = torch.autograd.grad(values, x, torch.ones_like(values))
         with torch.no_grad():
@@ -326,9 +329,7 @@ def pgd(
             if slopes is not None:
                 ending = slice(moving(steps, active, iteration + 1), active)
                 slopes[ending] = gradient[ending].abs().sum(dim=(1, 2, 3))
-            # one buffer holds the step, and the result overwrites the images
-            step = gradient[:active].sign()
-            torch.addcmul(x[:active], step, step_size[:active], out=step)
+            step = torch.addcmul(x[:active], gradient[:active].sign(), step_size[:active])
             torch.clamp(step, low[:active], high[:active], out=moved[:active])
     if watch is None and not math.isfinite(total):
         raise NonFiniteGradientError("the attack's gradients are not finite, so it left images where they were")
@@ -342,12 +343,6 @@ def moving(steps: Sequence[int], first: int, taken: int) -> int:
     while first and steps[first - 1] <= taken:
         first -= 1
     return first
-
-
-def joined(embeddings: Tensor, at: Tensor, z: Tensor, n: int) -> Tensor:
-    """Return embeddings of n images with the rows z at these places, and those of `embeddings`, if any, elsewhere."""
-    whole = embeddings if len(embeddings) else z.new_empty(n, *z.shape[1:])
-    return whole.index_copy(0, at, z)
 
 
 def check_values(values: Tensor, n: int) -> None:
