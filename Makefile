@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-all | test-gpu | test-ray | test-slurm | test-wheel | docs | torture | lint | setup | clean
+# make demo | test | test-fast | test-all | test-oldest | test-gpu | test-ray | test-slurm | test-wheel | docs | torture | lint | setup | clean
 # PYTHON=python3.12 chooses another interpreter
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # More than one thread a process makes processes that share cores many times slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test test-fast test-all test-gpu test-ray test-slurm test-wheel docs torture lint clean
+.PHONY: setup demo test test-fast test-all test-oldest test-gpu test-ray test-slurm test-wheel docs torture lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -52,6 +52,17 @@ test-fast: setup
 test-all: lint
 	$(ON_CPU) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not wheel"
 
+# With the oldest versions that pyproject.toml allows, in an environment of their own.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed
+	$(ON_CPU) $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal
+
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tests/helpers/oldest_versions.py > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(OLDEST)/oldest.txt
+	@touch $@
+
 # On a machine with a GPU, what compares it with the CPU; where there is none they are skipped.
 test-gpu: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -m gpu -rs
@@ -89,5 +100,5 @@ torture: setup
 	$(ONE_THREAD) $(BIN)/python -m tests.torture --minutes $(MINUTES) --seed $(SEED) --output results/reliability.json
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build docs/_build docs/api docs/gallery *.egg-info
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache build docs/_build docs/api docs/gallery *.egg-info
 	find agents astra_gym docs envs examples experiments ssl_core tests -name __pycache__ -type d -prune -exec rm -rf {} +

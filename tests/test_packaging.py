@@ -13,6 +13,7 @@ import yaml
 
 import astra_gym
 from astra_gym.experiments.config.commands import COMMANDS
+from tests.helpers.oldest_versions import oldest_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -155,6 +156,17 @@ def test_the_versions_agree() -> None:
     assert released[1] == version
     assert citation["license"] == PROJECT["project"]["license"] == "MIT"
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+
+
+def test_the_oldest_versions_of_all_that_users_need_can_be_tested() -> None:
+    found = dict(line.split("==") for line in oldest_versions())
+    assert found.keys() == declared() | OWN_EXTRAS.keys()
+    # the tests need no newer ones of these
+    assert {f"{name}>={found[name]}" for name in ("submitit", "timm")} <= {
+        line for extra in ("dev", *OWN_EXTRAS.values()) for line in PROJECT["project"]["optional-dependencies"][extra]
+    }
+    planned = subprocess.run(["make", "-n", "test-oldest"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert planned.find("--constraint") < planned.find("-m pytest -n 2")
 
 
 def test_ci_runs_make_test_and_make_test_runs_everything() -> None:

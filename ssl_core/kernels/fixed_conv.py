@@ -161,8 +161,8 @@ class PackedConvolution(PlainConvolution):
                 self.weight, self.padding, self.stride, (1, 1), 1, x.shape
             )
         weight = self._packed[size]
-        # with torch 2.8 oneDNN refuses a residual of 1x1 maps
-        if residual is not None and residual.shape[2:] != (1, 1):
+        # with torch 2.8 oneDNN refuses a residual of 1x1 maps or one channel
+        if residual is not None and residual.shape[1] > 1 and residual.shape[2:] != (1, 1):
             unary = "relu" if rectify else None
             return torch.ops.mkldnn._convolution_pointwise.binary(
                 x, residual, weight, self.bias, self.padding, self.stride, (1, 1), 1, "add", 1.0, unary, (), ""

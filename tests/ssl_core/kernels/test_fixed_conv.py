@@ -28,6 +28,7 @@ SHAPES = [
     (16, 16, 3, 1, 2),
     (16, 16, 3, 1, 1),
     (16, 32, 1, 2, 1),
+    (16, 1, 3, 1, 4),
 ]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

@@ -60,7 +60,7 @@ def directions(gradients: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def along(gradients: Sequence[Tensor], chosen: Sequence[Tensor]) -> float:
-    return sum(float((g * d).sum()) for g, d in zip(gradients, chosen, strict=True))
+    return sum(float((g * d).sum().detach()) for g, d in zip(gradients, chosen, strict=True))
 
 
 def test_every_method_is_here_and_attacked_in_its_own_mode() -> None:

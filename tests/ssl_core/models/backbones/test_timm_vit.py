@@ -109,7 +109,7 @@ def test_a_student_starts_from_its_teachers_weights_if_both_are_alike() -> None:
     [
         ({"arch": "timm:resnet18"}, "expected a vision transformer of timm, such as timm:vit_tiny_patch16_224"),
         ({"arch": "timm:vit_minute_patch16_224"}, "timm has no model 'vit_minute_patch16_224'"),
-        ({"arch": "timm:vit_tiny_patch16_dinov3_qkvb"}, "is a variant: expected a vision transformer with learned"),
+        ({"arch": "timm:vit_base_patch16_dinov3_qkvb"}, "is a variant: expected a vision transformer with learned"),
         ({"patch_size": 3}, "patches of 3 pixels .* do not divide images of 8: give --patch_size 2, 4"),
         ({"patch_size": None}, "patches of 16 pixels .* do not divide images of 8"),
         ({"width": 4}, "has no width and no stem"),
