@@ -10,7 +10,7 @@ import numpy as np
 
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.reports.document import MISSING, Entry, Table, entries
-from astra_gym.experiments.reports.search_costs import search_sentences
+from astra_gym.experiments.reports.search_costs import passes_of, search_sentences
 from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
@@ -30,6 +30,7 @@ from astra_gym.experiments.stats import (
 )
 from astra_gym.ssl_core.evaluation.results import radius_text
 from astra_gym.ssl_core.utils.messages import amount
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 DECIDING_RA = "RA at the deciding epsilon"
 PART = "method, preset"
@@ -363,7 +364,8 @@ def compute_table(comparison: ComparisonResult) -> Table:
     if equal:
         note += (
             f" Arms ending in {COMPUTE} trained longer, until their steps were those of the most expensive arm: "
-            f"difference in points to the reference, and their steps as a multiple of its."
+            f"difference in points to the reference, and their steps and passes as multiples of its. Passes count the "
+            f"updates too, an update {UPDATE_PASSES:g} and a step of its attack 1."
         )
     return Table("Attack compute", note, columns, found, words=(PART, "on the Pareto front"))
 
@@ -381,6 +383,7 @@ def _at_equal_compute(part: ComparisonResult, arm: str, reference: str, place: P
     other = dearer if dearer in part.arms and dearer != arm else reference
     if place is None or not arm.endswith(COMPUTE) or other not in part.arms:
         return Entry(MISSING)
-    spent = _steps(part.of(other))
-    ratio = f", {_steps(part.of(arm)) / spent:.2f} x its steps" if spent else ""
-    return Entry(points_text(paired(part.of(arm), part.of(other), place)), f"{other}{ratio}")
+    cells, others = part.of(arm), part.of(other)
+    passes = np.mean([passes_of(cell) for cell in cells]) / np.mean([passes_of(cell) for cell in others])
+    steps = f"{_steps(cells) / spent:.2f} x its steps, " if (spent := _steps(others)) else ""
+    return Entry(points_text(paired(cells, others, place)), f"{other}, {steps}{passes:.2f} x its passes")

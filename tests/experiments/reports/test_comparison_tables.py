@@ -250,16 +250,19 @@ def test_arms_at_equal_compute_are_set_against_the_two_references(make_cell: Mak
     means = {"reinforce": (55.0, 300_000), "fixed-max": (58.0, 400_000), "reinforce@compute": (60.0, 400_000)}
     means |= {"random@compute": (50.0, 400_000)}
     cells = [
-        make_cell(arm, seed, {STRONG: mean + NOISE[seed]}, attack_steps=steps)
+        make_cell(arm, seed, {STRONG: mean + NOISE[seed]}, attack_steps=steps, updates=440 if "@" in arm else 220)
         for arm, (mean, steps) in means.items()
         for seed in range(3)
     ]
     table = compute_table(compared(cells))
     reference, hardest = column(table, "minus reinforce"), column(table, "minus fixed-max")
-    assert reference["reinforce@compute"] == "+5.0 (+5.0 to +5.0)\nreinforce, 1.33 x its steps"
+    assert reference["reinforce@compute"] == "+5.0 (+5.0 to +5.0)\nreinforce, 1.33 x its steps, 1.49 x its passes"
     # the reference at equal compute, where there is one
-    assert reference["random@compute"] == "-10.0 (-10.0 to -10.0)\nreinforce@compute, 1.00 x its steps"
-    assert hardest["reinforce@compute"] == "+2.0 (+2.0 to +2.0)\nfixed-max, 1.00 x its steps"
+    assert (
+        reference["random@compute"] == "-10.0 (-10.0 to -10.0)\nreinforce@compute, 1.00 x its steps, 1.00 x its passes"
+    )
+    # twice the updates: (440 * 3.3 + 400,000 / 128) / (220 * 3.3 + 400,000 / 128)
+    assert hardest["reinforce@compute"] == "+2.0 (+2.0 to +2.0)\nfixed-max, 1.00 x its steps, 1.19 x its passes"
     assert reference["reinforce"] == hardest["fixed-max"] == "-"
 
 
