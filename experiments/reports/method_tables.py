@@ -13,6 +13,7 @@ from astra_gym.experiments.reports.comparison_tables import INTERVALS, at, parts
 from astra_gym.experiments.reports.document import MISSING, Table, entries
 from astra_gym.experiments.stats import COMPUTE, paired
 from astra_gym.ssl_core.training.coreset import SELECTIONS
+from astra_gym.ssl_core.utils.messages import amount
 
 FLOOR = "simclr"
 """The method without an attack against which the others are measured, but those that have a clean form (`floor_of`)."""
@@ -84,10 +85,11 @@ def methods_table(comparison: ComparisonResult) -> Table:
         texts += [f"{np.mean(seconds):.0f}" if seconds else MISSING, reached]
         rows.append(entries(*texts))
     name = FLOOR if set(floors) <= {FLOOR} else "its clean form"
+    beside = f", {amount(comparison.jobs, 'run')} at a time" if comparison.jobs else ""
     note = (
         f"Accuracy in %, mean over seeds. {INTERVALS} Minus {name}: points of {at(GAIN_AT)} within a seed. Seconds: "
-        f"training of one run on one core, two runs at a time. The goal of an adversarial method with its authors' "
-        f"budget (agent {OWN}): {LEAST_GAIN:g} points of {at(GAIN_AT)} above {name}, and SA of {LEAST_CLEAN:g} %."
+        f"training of one run{beside}. The goal of an adversarial method with its authors' budget (agent {OWN}): "
+        f"{LEAST_GAIN:g} points of {at(GAIN_AT)} above {name}, and SA of {LEAST_CLEAN:g} %."
     )
     columns = ["method", "agent", "seeds", *map(at, epsilons), f"minus {name}", "seconds", "goal"]
     return Table("Methods", note, columns, rows, words=("agent", "goal"))
@@ -116,10 +118,7 @@ def strategies_table(comparison: ComparisonResult) -> Table:
                 shared = paired(arms[arm].cells, arms[OWN].cells, epsilon).seeds
                 texts = (method, arm, f"{steps:.1f}", at(epsilon), str(shared), *against)
                 rows.append(entries(*texts))
-    note = (
-        f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant. Attack steps: "
-        "mean number per view and update."
-    )
+    note = f"Points within a seed. {INTERVALS} Intervals only, no tests. Attack steps: mean number per view and update."
     columns = ["method", "agent", "attack steps", "at", "seeds", *(f"minus {name}" for name in references)]
     return Table("Strategies", note, columns, rows, words=("agent", "at"))
 
@@ -142,7 +141,7 @@ def coresets_table(comparison: ComparisonResult) -> Table | None:
                 difference = paired(group.cells, control.cells, epsilon)
                 texts = (method, group.arm, control.arm, at(epsilon), str(difference.seeds), points_text(difference))
                 rows.append(entries(*texts))
-    note = f"Points within a seed. {INTERVALS} Intervals only: with three seeds no test can be significant."
+    note = f"Points within a seed. {INTERVALS} Intervals only, no tests."
     columns = ["method", "arm", "control", "at", "seeds", "arm minus control"]
     return Table("Coresets", note, columns, rows, words=("arm", "control", "at")) if rows else None
 

@@ -53,6 +53,9 @@ def test_methods_are_measured_by_the_floor_and_the_goal(cells) -> None:
     seeds, clean, robust, half, gain, seconds, goal = found["acl", "fixed"]
     assert (seeds, clean, seconds, goal) == ("3", "97.0 (97.0 to 97.0)", "61", "yes")
     assert robust.startswith("81.0 (") and half.startswith("40.") and gain == "+75.0 (+75.0 to +75.0)"
+    noted = [methods_table(replace(comparison(cells), jobs=jobs)).note for jobs in (None, 1, 4)]
+    told = ("of one run. The", "of one run, 1 run at a time. The", "of one run, 4 runs at a time. The")
+    assert all(words in note for words, note in zip(told, noted, strict=True))
     # too little clean accuracy, too little gained
     assert found["byol", "fixed"][-1] == "no" and found["rocl", "fixed"][-1] == "no" and LEAST_GAIN == 60
     assert found["simclr", MISSING][-1] == MISSING and found["acl", "random"][-1] == MISSING
