@@ -72,24 +72,26 @@ def evaluation_remarks(results: Path, name: str) -> list[Block]:
 
 def accuracy_table(results: Path, preset: str) -> list[Block]:
     """Return SA and RA of every kept run of a preset: mean over seeds, and the smallest and the largest."""
-    runs: dict[str, dict[float, list[float]]] = {}
-    encoders: dict[str, dict[float, list[float]]] = {}
+    # by seed, since every run repeats the trivial encoders, which are the same for all runs of a seed
+    runs: dict[str, dict[float, dict[int, float]]] = {}
+    encoders: dict[str, dict[float, dict[int, float]]] = {}
     for path in sorted((results / preset).glob("*/slf.json")):
         for row in read_results(path):
             if row.void:
                 continue
             if row.checkpoint.startswith("step-"):
                 values = runs.setdefault(path.parent.name.rpartition("-seed")[0], {})
-                values.setdefault(row.epsilon, []).append(row.value)
             else:
                 values = encoders.setdefault(row.checkpoint.replace("-", " "), {})
-                # every run of a preset repeats the trivial encoders, so those of one seed are listed once
-                if row.value not in values.setdefault(row.epsilon, []):
-                    values[row.epsilon].append(row.value)
+            values.setdefault(row.epsilon, {})[row.seed] = row.value
     lines = [*sorted(runs.items()), *sorted(encoders.items())]
     epsilons = sorted({epsilon for _, values in lines for epsilon in values})
     rows = [
-        entries(label, str(max(map(len, values.values()))), *(_range(values.get(epsilon, [])) for epsilon in epsilons))
+        entries(
+            label,
+            str(max(map(len, values.values()))),
+            *(_range([*values.get(epsilon, {}).values()]) for epsilon in epsilons),
+        )
         for label, values in lines
     ]
     heads = ("SA" if not epsilon else f"RA {255 * epsilon:g}/255" for epsilon in epsilons)

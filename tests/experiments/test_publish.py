@@ -149,6 +149,16 @@ def test_trivial_encoders_stand_below_the_runs(tmp_path) -> None:
     ]
 
 
+def test_trivial_encoders_of_each_seed_count_once(tmp_path) -> None:
+    for arm in ("astra-fixed", "astra-random"):
+        # two seeds with one value are two values
+        for seed, value in enumerate((20.0, 20.0, 26.0)):
+            origin = Origin(protocol="slf", route="pgd", seed=seed, checkpoint="random-weights", commit="abc")
+            write_results(tmp_path / "digits" / f"{arm}-seed{seed}" / "slf.json", [origin.figure("SA", value, 200)])
+    [table] = accuracy_table(tmp_path, "digits")
+    assert [entry.text for entry in table.rows[0]] == ["random weights", "3", "22.0 (20.0 to 26.0)"]
+
+
 def test_bad_input(tmp_path, capsys) -> None:
     for arguments, message in (
         ([str(tmp_path)], "is not a run folder"),
