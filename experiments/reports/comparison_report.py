@@ -155,10 +155,11 @@ def answer(comparison: ComparisonResult) -> list[str]:
         else:
             best = best_arm(part, place)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
+            text = f"{text}{apart} by the intervals of the differences"
             if any(cell.void for cell in base.cells):
-                text = "no arm is called the best, since runs are void"
+                text = f"no arm is called the best{apart}, since runs are void"
             decided = "By the world's judge" if part.judge is not None else "At the deciding epsilon"
-            last.append(f"{decided}, {at(place)}, {text}{apart} by the intervals of the differences.")
+            last.append(f"{decided}, {at(place)}, {text}.")
     if len({(cell.arm, cell.method, cell.preset) for cell in comparison.cells}) > 1:
         sentences += _primary_sentences(comparison)
     sentences += last

@@ -79,12 +79,16 @@ def mean_text(values: Sequence[float], digits: int = 1) -> str:
     return f"{found.mean:z.{digits}f}{interval_text(found.low, found.high, digits)}"
 
 
-def percent_text(values: Sequence[float]) -> str:
-    """Return the mean of percentages with its interval, cut at 0 and 100, since Student's t is unbounded."""
+def percent_text(values: Sequence[float], runs: int) -> str:
+    """Return the mean of percentages with its interval, cut at 0 and 100, since Student's t is unbounded.
+
+    It says how many values there are if some of the runs have none, such as void ones.
+    """
     if not values:
         return MISSING
     found = estimate(values)
-    return f"{found.mean:.1f}{interval_text(max(found.low, 0.0), min(found.high, 100.0))}"
+    fewer = f", {amount(len(values), 'seed')}" if len(values) < runs else ""
+    return f"{found.mean:.1f}{interval_text(max(found.low, 0.0), min(found.high, 100.0))}{fewer}"
 
 
 def interval_text(low: float, high: float, digits: int = 1, sign: str = "") -> str:
@@ -165,7 +169,7 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
             values = _accuracies(cells, epsilon)
             # below four seeds nothing is trimmed, so the interquartile mean is the mean
             iqm = f"IQM {estimate(values).iqm:.1f}" if len(values) > FEWEST_SEEDS else ""
-            accuracies.append(Entry(percent_text(values), iqm, best[epsilon] == arm))
+            accuracies.append(Entry(percent_text(values, len(cells)), iqm, best[epsilon] == arm))
         timed = [cell for cell in cells if cell.seconds > 0]
         costs = [
             [cell.mean_steps for cell in cells if cell.views],
@@ -348,7 +352,7 @@ def compute_table(comparison: ComparisonResult) -> Table:
             cells = part.of(arm)
             updates = f"{np.mean([cell.updates for cell in cells]):.0f}"
             on_front = ("yes" if arm in front else "no") if values else MISSING
-            line = entries(arm, str(len(cells)), updates, _amount(cost), percent_text(values), on_front)
+            line = entries(arm, str(len(cells)), updates, _amount(cost), percent_text(values, len(cells)), on_front)
             lines.append([*line, *(_at_equal_compute(part, arm, other, place) for other in against)])
         return lines
 

@@ -72,7 +72,7 @@ def methods_table(comparison: ComparisonResult) -> Table:
     epsilons = sorted({epsilon for group in found for cell in group.cells for epsilon in cell.correct})
     rows, floors = [], dict.fromkeys(floor.method for group in found if (floor := floor_of(group.method, found)))
     for group in found:
-        accuracies = [percent_text(group.accuracies(epsilon)) for epsilon in epsilons]
+        accuracies = [percent_text(group.accuracies(epsilon), len(group.cells)) for epsilon in epsilons]
         gain, reached, floor = MISSING, MISSING, floor_of(group.method, found)
         if floor and group.attacks and all(GAIN_AT in cell.outcomes for cell in (*group.cells, *floor.cells)):
             difference = paired(group.cells, floor.cells, GAIN_AT)

@@ -78,7 +78,7 @@ def test_void_accuracies_are_left_out_and_leave_no_verdict(make_cell, tmp_path, 
     text = " ".join(answer(comparison(cells)))
     assert "none is shown" in text and "better" not in text and "above every other" not in text
     assert "No verdict yet on reinforce against random: 8 of 10 seeds so far" in text
-    assert "RA at 8/255, no arm is called the best, since runs are void" in text
+    assert "RA at 8/255, no arm is called the best, since runs are void. The robust" in text
     assert text.endswith("The robust accuracy of 2 runs is void and left out, see Void accuracies.")
     page = report(comparison(cells), tmp_path)
     [table] = [block for block in page.sections[-1].blocks if isinstance(block, Table)]

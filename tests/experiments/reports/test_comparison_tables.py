@@ -1,6 +1,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -295,9 +296,20 @@ def test_no_table_shows_an_interval_below_three_seeds_or_not_a_number(make_cell:
 
 
 def test_intervals_of_percentages_end_at_0_and_100() -> None:
-    assert percent_text([99.0, 99.5, 100.0]) == "99.5 (98.3 to 100.0)"
-    assert percent_text([0.0, 0.0, 1.0]) == "0.3 (0.0 to 1.8)"
-    assert percent_text([50.0]) == "50.0" and percent_text([]) == "-"
+    assert percent_text([99.0, 99.5, 100.0], 3) == "99.5 (98.3 to 100.0)"
+    assert percent_text([0.0, 0.0, 1.0], 3) == "0.3 (0.0 to 1.8)"
+    assert percent_text([50.0], 1) == "50.0" and percent_text([], 1) == "-"
+
+
+def test_an_accuracy_of_fewer_runs_than_the_arm_has_says_so(make_cell: Make) -> None:
+    cells = grid(make_cell, {"a": 55.0, "b": 50.0}, 4)
+    cells[1] = replace(cells[1], void="no gradient", correct={0.0: cells[1].correct[0.0]})
+    arm = cells[1].arm
+    [accuracies], costs = accuracy_table(compared(cells)), compute_table(compared(cells))
+    assert column(accuracies, "seeds")[arm] == column(costs, "seeds")[arm] == "4"
+    assert "seeds" not in column(accuracies, "SA")[arm]
+    for table, name in ((accuracies, "RA at 16/255"), (costs, "RA at the deciding epsilon")):
+        assert {label: "3 seeds" in text for label, text in column(table, name).items()} == {"a": True, "b": False}
 
 
 def test_the_plans_tests_take_the_place_of_the_three(make_cell: Make) -> None:
