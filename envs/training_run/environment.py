@@ -108,8 +108,8 @@ class Episode:
         """End with the score 0, because a value is not finite."""
         self.failed, self.rise, self.score = True, -self.score, 0.0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors."""
+    def _values(self) -> dict[str, Any]:
+        """All but the world."""
         names = ("name", "seed", "decisions", "failed", "score", "sa", "ra", "rise")
         return {name: getattr(self, name) for name in names} | {
             "factors": dict(self.factors),
@@ -117,18 +117,32 @@ class Episode:
             "seen": dict(self.seen),
             "losses": dict(self._losses),
             "history": copy.deepcopy(self.history),
-            "engine": copy.deepcopy(self.engine.state_dict()),
         }
+
+    def _restore(self, values: Mapping[str, Any]) -> None:
+        for name in ("decisions", "failed", "score", "sa", "ra", "rise"):
+            setattr(self, name, values[name])
+        self.factors, self.budget = dict(values["factors"]), ConstantBudget(**values["budget"])
+        self.seen, self._losses = dict(values["seen"]), dict(values["losses"])
+        self.history = copy.deepcopy(values["history"])
+        self.set_levers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors."""
+        return self._values() | {"engine": copy.deepcopy(self.engine.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, of the same instance and seed."""
-        for name in ("decisions", "failed", "score", "sa", "ra", "rise"):
-            setattr(self, name, state[name])
-        self.factors, self.budget = dict(state["factors"]), ConstantBudget(**state["budget"])
-        self.seen, self._losses = dict(state["seen"]), dict(state["losses"])
-        self.history = copy.deepcopy(state["history"])
         self.engine.load_state_dict(copy.deepcopy(state["engine"]))
-        self.set_levers()
+        self._restore(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the levers act by functions of this world, which in a copy would be of another one
+        return self._values() | {"engine": self.engine}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Episode.__init__(self, state["name"], state["seed"], state["engine"])
+        self._restore(state)
 
 
 class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):

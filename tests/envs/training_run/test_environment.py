@@ -1,7 +1,9 @@
 """A whole training as an episode: checkers, its return, its budget, repeating, resuming, levers, and bad input."""
 
 import copy
+import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -82,6 +84,25 @@ def test_killed_and_resumed_in_an_episode_equals_uninterrupted() -> None:
     assert [step[1] for step in rest] == [step[1] for step in straight[5:]]
     assert np.array_equal(rest[-1][0], np.array(straight[-1][0], dtype=np.float32))
     assert other.reset()[1] == env.reset()[1]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["deep", "pickled"]
+)
+def test_a_copy_within_an_episode_goes_on_as_the_original_and_apart_from_it(
+    copied: Callable[[TrainingRunEnv], TrainingRunEnv],
+) -> None:
+    env = make(levers=("attack", "lr", "strength"), render_mode="rgb_array")
+    chosen = actions(env)
+    env.reset(seed=5, options={"instance": "small"})
+    for action in chosen[:5]:
+        env.step(action)
+    other = copied(env)
+    assert np.array_equal(other.render(), env.render())
+    # the original has ended when its copy goes on
+    rest, again = ([each.step(action) for action in chosen[5:]] for each in (env, other))
+    assert [(seen.tolist(), *more) for seen, *more in again] == [(seen.tolist(), *more) for seen, *more in rest]
+    assert np.array_equal(other.render(), env.render()) and other.reset()[1] == env.reset()[1]
 
 
 def test_levers_act_on_the_rate_and_on_views_that_are_not_drawn_yet() -> None:
