@@ -65,6 +65,7 @@ class AttackEngine:
         self.reports = AttackReports(settings)
         self.reset(seed, begins)
 
+    @torch.inference_mode(False)
     def reset(self, seed: int, begins: bool = True) -> None:
         """Make a new world: the seed sets initial target weights, running statistics and every stream. Unless it
         `begins`, because a saved state is loaded next, the file of `init_from` is not read."""
@@ -143,8 +144,9 @@ class AttackEngine:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Surround the world's part of a step: measure its time, and compute float32 as `precision` says."""
-        with self.clock.running(), float32_of(self.settings.optimizer.precision):
+        """Surround the world's part of a step: measure its time, compute float32 as `precision` says, and let the world
+        learn, although the caller may be within `torch.no_grad()` or `torch.inference_mode()`."""
+        with self.clock.running(), float32_of(self.settings.optimizer.precision), torch.inference_mode(False):
             yield
 
     def draw_batch(self, step: int | None = None) -> None:
@@ -196,6 +198,7 @@ class AttackEngine:
             raise ValueError(f"{given} a value for each of {len(encoded.features)} attacked views")
         return torch.cat([encoded.features, loss[:, None]], dim=1), encoded
 
+    @torch.inference_mode(False)
     def _objective_of(self, views: Tensor) -> Objective:
         if views is not self._views:
             return self.learner.objective(views)

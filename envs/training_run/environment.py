@@ -87,6 +87,7 @@ class Episode:
             # a method without an attack has but the loss that it learns from
             self._losses = self._losses or {"loss": record.losses["total"]}
 
+    @torch.inference_mode(False)
     def measure(self) -> None:
         """Measure the score of the present encoder.
 
@@ -208,6 +209,8 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
 
     metadata: ClassVar[dict[str, Any]] = {**DRAWN}  # type: ignore[misc]
 
+    # the score's attack needs labels that are no tensors of inference mode
+    @torch.inference_mode(False)
     def __init__(
         self,
         *,

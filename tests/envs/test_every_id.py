@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics, RecordVideo
 from gymnasium.wrappers import vector as wrappers
 from stable_baselines3 import PPO
@@ -138,6 +139,23 @@ def test_wrappers_of_vector_environments_work_or_refuse(name: str) -> None:
     assert infos["episode"]["l"].tolist() == [steps] * env.num_envs
     with pytest.raises(ValueError, match="SAME_STEP"):
         wrappers.NormalizeObservation(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", [*SINGLE, *VECTOR])
+def test_a_caller_without_gradients_gets_the_same_steps(name: str) -> None:
+    def played() -> list[Any]:
+        env: Any = gym.make(name, **OWN[name]) if name in SINGLE else gym.make_vec(name, **OWN[name])
+        env.action_space.seed(1)
+        first = env.reset(seed=0)[0]
+        return [first] + [part for _ in range(3) for part in env.step(env.action_space.sample())[:2]]
+
+    usual = played()
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            found = played()
+        assert all(np.array_equal(one, other) for one, other in zip(found, usual, strict=True))
 
 
 def vec_env(name: str) -> VecEnv:
