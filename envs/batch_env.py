@@ -68,7 +68,12 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Train the target network for one step under the chosen attack."""
-        reward, done, info = self.torch_env.play(as_actions(action)[None])
+        chosen, shape = as_actions(action), self.action_space.shape
+        if chosen.shape != shape:
+            raise ValueError(
+                f"the action has shape {tuple(chosen.shape)}: expected {shape}, one of {self.action_space}"
+            )
+        reward, done, info = self.torch_env.play(chosen[None])
         return self._observation(), reward.item(), False, bool(done.item()), to_numpy(info)
 
     def _observation(self) -> np.ndarray:
@@ -136,7 +141,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
 
     Args:
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.
-        seed: seed of the first world.
+        seed: seed of the first world. Environments of one seed are equal until `reset(seed=s)`, those of a vector too.
         device: device of the target network.
         episode_steps: length of an episode, None for an epoch.
         observation: `features`, or the dotted path of a custom one (`astra_gym.envs.observations.Observation`).

@@ -199,16 +199,21 @@ class TorchBatchEnv:
 
 
 def as_actions(values: Any) -> Tensor:
-    """Convert a user's actions to a tensor.
+    """Convert a user's actions to a tensor of int64 or float64, a copy.
 
     Raises:
         ValueError: if they are not numbers.
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"actions are {shown(values)}: expected an array of numbers, with rows of one length"
+        ) from error
     if array.dtype.kind not in "iuf":
         raise ValueError(f"actions are {array.dtype} {array.shape}: expected an array of numbers")
-    # torch compares no unsigned integers except bytes
-    return torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
+    # torch takes no array that is read-only, reversed or of another byte order
+    return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64, order="C"))
 
 
 def check_count(actions: Tensor, expected: int, what: str) -> None:
@@ -234,5 +239,5 @@ def step_info(engine: AttackEngine) -> dict[str, Any]:
 
 
 def to_numpy(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the same values, with arrays for tensors."""
-    return {key: value.cpu().numpy() if isinstance(value, Tensor) else value for key, value in info.items()}
+    """Return the same values, with arrays for tensors: copies, since the world keeps some of them."""
+    return {key: value.cpu().numpy().copy() if isinstance(value, Tensor) else value for key, value in info.items()}

@@ -17,6 +17,7 @@ from astra_gym.envs.api.arguments import check_arguments
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.rendering.drawing import DRAWN, check_render_mode, warn_without_mode
 from astra_gym.envs.rendering.run_renderer import draw_run
+from astra_gym.envs.torch_env import as_actions
 from astra_gym.envs.training_run.instances import PARTS, SEEDS, Instance, instances_called
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.image_set import Split
@@ -24,6 +25,7 @@ from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.downstream.quick_score import quick_score
 from astra_gym.ssl_core.utils.device import usable_device
 from astra_gym.ssl_core.utils.finite import NonFiniteError
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 DECISIONS = 12
@@ -222,6 +224,8 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         **others: Any,
     ) -> None:
         check_arguments(type(self), others)
+        if isinstance(levers, str) or not isinstance(levers, Sequence):
+            raise ValueError(f"levers is {shown(levers)}: expected a list of some of {', '.join(LEVERS)}")
         for lever in levers:
             pick(lever, LEVERS, "lever")
         if not levers or [lever for lever in LEVERS if lever in levers] != list(levers):
@@ -251,6 +255,8 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
             ValueError: if the options or the instance are unknown.
         """
         super().reset(seed=seed)
+        if not isinstance(options, Mapping | None):
+            raise ValueError(f"options is {shown(options)}: expected a dict with the key instance, or None")
         given = dict(options or {})
         drawn = list(self.instances)[int(self.np_random.integers(len(self.instances)))]
         name = given.pop("instance", drawn)
@@ -279,9 +285,9 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         now = self.episode
         if now.decisions == DECISIONS or now.failed:
             raise gym.error.ResetNeeded("the episode is over: call reset()")
-        indices = np.asarray(action)
+        indices = as_actions(action).numpy()
         if not self.action_space.contains(indices):
-            raise ValueError(f"the action is {indices.tolist()}: expected an element of {self.action_space}")
+            raise ValueError(f"the action is {shown(action)}: expected an element of {self.action_space}, of integers")
         budget = self._chosen(indices.tolist())
         now.decisions += 1
         try:

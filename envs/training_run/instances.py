@@ -163,7 +163,7 @@ def instances_called(name: str | Mapping[str, Instance], data_dir: str | None = 
         return found if data_dir is None else found | cifar10_instances(data_dir)[name]
     if data_dir is not None:
         raise ValueError(f"data_dir is {shown(data_dir)}: your own instances have it among their world's settings")
-    found = dict(name)
+    found = dict(name) if isinstance(name, Mapping) else {}
     if not found or not all(isinstance(each, Instance) for each in found.values()):
         raise ValueError(f"instances is {shown(name)}: expected instances by name, or one of {', '.join(INSTANCES)}")
     if len({each.settings.ranges.sets for each in found.values()}) > 1:

@@ -141,12 +141,42 @@ def test_wrappers_of_vector_environments_work_or_refuse(name: str) -> None:
         wrappers.NormalizeObservation(plain)
 
 
+def made(name: str) -> Any:
+    return gym.make(name, **OWN[name]) if name in SINGLE else gym.make_vec(name, **OWN[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", [*SINGLE, *VECTOR])
+def test_actions_are_arrays_of_any_layout_and_what_is_returned_is_the_caller_s(name: str) -> None:
+    env, other = made(name), made(name)
+    env.action_space.seed(1)
+    for each in (env, other):
+        each.reset(seed=0)
+    for _ in range(4):
+        actions = env.action_space.sample()
+        found = env.step(actions)
+        layout = np.flip(np.flip(actions).astype(actions.dtype.newbyteorder(">")))
+        layout.setflags(write=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again = other.step(layout)
+        assert np.array_equal(again[0], found[0]) and np.array_equal(again[1], found[1])
+        for value in again[4].values():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                value[...] = 7.0
+    with pytest.raises(ValueError, match=r"actions are .*: expected an array of numbers, with rows of one length"):
+        env.step([[1], [1, 2]])
+    if name in SINGLE:
+        with pytest.raises(ValueError, match=r"the action (has shape \(1, 3\)|is .*): expected "):
+            env.step(env.action_space.sample()[None])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
 @pytest.mark.parametrize("name", [*SINGLE, *VECTOR])
 def test_a_caller_without_gradients_gets_the_same_steps(name: str) -> None:
     def played() -> list[Any]:
-        env: Any = gym.make(name, **OWN[name]) if name in SINGLE else gym.make_vec(name, **OWN[name])
+        env = made(name)
         env.action_space.seed(1)
         first = env.reset(seed=0)[0]
         return [first] + [part for _ in range(3) for part in env.step(env.action_space.sample())[:2]]

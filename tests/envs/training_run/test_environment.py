@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -200,8 +201,10 @@ def test_bad_input_is_refused() -> None:
         ({"levers": ()}, r"levers is \[\]: expected some of attack, lr, strength, in this order"),
         ({"levers": ("lr", "attack")}, "in this order"),
         ({"levers": ("dropout",)}, "unknown lever 'dropout'"),
+        ({"levers": "attack"}, "levers is 'attack': expected a list of some of attack"),
         ({"instances": "validation"}, "unknown set of instances 'validation'"),
         ({"instances": {}}, "expected instances by name"),
+        ({"instances": 3}, "instances is 3: expected instances by name"),
         ({"data_dir": "data"}, "your own instances have it among their world's settings"),
         ({"instances": TINY | {"other": Instance("test", 40, WORLD | {"action_steps": (1, 2)})}}, "differ in what"),
     ):
@@ -210,11 +213,16 @@ def test_bad_input_is_refused() -> None:
     env = make()
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.array([0, 0, 0]))
-    for options, message in (({"instance": "big"}, "unknown instance 'big'"), ({"size": 3}, "options has size")):
+    for options, message in (
+        ({"instance": "big"}, "unknown instance 'big'"),
+        ({"size": 3}, "options has size"),
+        ("small", "options is 'small': expected a dict with the key instance"),
+    ):
         with pytest.raises(ValueError, match=message):
             env.reset(seed=0, options=options)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"the action is \[3, 0, 0\]: expected an element"):
-        env.step(np.array([3, 0, 0]))
+    for action in ([3, 0, 0], [1.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match=rf"the action is {re.escape(str(action))}: expected an .*, of integers"):
+            env.step(action)
     with pytest.raises(ValueError, match="an instance has no passes"):
         Instance("train", 40, {name: value for name, value in WORLD.items() if name != "passes"})
