@@ -21,6 +21,7 @@ from astra_gym.experiments.engines.base import LOST, Ended, Engine, Job, Running
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.stats import COMPUTE
 from astra_gym.ssl_core.data.image_set import Split
+from astra_gym.ssl_core.data.labels import required_labels
 from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.utils.files import check_target
 from astra_gym.ssl_core.utils.memory import available
@@ -62,6 +63,9 @@ def try_arms(arms: Sequence[Arm], cpus: int = 1, here: bool = True) -> int:
             if fresh:
                 # test images that are trained on would be refused at the end of each run
                 run.check_held_out()
+                # without labels each run would end without an accuracy
+                for part in (run.engine.data.probe_train, run.engine.data.test):
+                    required_labels(part, "a comparison")
             device = resolve_device(settings.run.device) if here else torch.device("cpu")
             needed = 0 if device.type == "cpu" else run_memory(run.engine)
             at_once = runs_that_fit(at_once, needed, available(device))

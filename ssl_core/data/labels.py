@@ -28,7 +28,7 @@ def required_labels(data: ImageSet, purpose: str) -> Tensor:
     if data.labels is None:
         raise ValueError(
             f"data set {shown(data.name)} has no labels, and {purpose} needs them: put the images into one folder "
-            "for each class, or leave the evaluation out"
+            "for each class, or take a data set with labels"
         )
     low, high = int(data.labels.min()), int(data.labels.max())
     if low < 0 or high >= len(data.classes):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from astra_gym.experiments import train_agent
 from astra_gym.experiments.compare_agents import main
@@ -320,6 +321,16 @@ def test_bad_input_is_one_line_before_anything_is_made(tmp_path, monkeypatch, ca
     for part in parts:
         assert part in line
     assert not list(tmp_path.iterdir())
+
+
+def test_images_without_labels_are_refused_before_anything_is_trained(tmp_path, capsys) -> None:
+    for name in range(40):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), name).save(tmp_path / "images" / f"{name}.png")
+    words = ("--preset=folder", f"--data_dir={tmp_path / 'images'}", "--limit=26", "--test_limit=8", "--dir")
+    assert call("--agents", "fixed", *TINY, *words, tmp_path / "grid") == 2
+    assert "has no labels, and a comparison needs them" in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()
 
 
 def test_an_agent_of_ones_own_that_cannot_be_made_is_one_line_too(tmp_path, monkeypatch, capsys) -> None:
