@@ -238,7 +238,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path, "delete it, and resume the run to evaluate it again")
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the run is not finished; go on with it by --resume") from None
+        raise ValueError(
+            f"{path} is missing: the run is not finished (go on with it by --resume), or its images have no labels"
+        ) from None
 
 
 def _curve(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

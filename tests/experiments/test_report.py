@@ -102,7 +102,8 @@ def test_bad_input_is_one_line(compared, run, tmp_path, capsys) -> None:
     assert "required: PATH" in fails([], capsys)
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
     shutil.rmtree(unfinished / "results")
-    assert "is missing: the run is not finished" in fails([str(unfinished)], capsys)
+    said = fails([str(unfinished)], capsys)
+    assert "is missing: the run is not finished (" in said and "or its images have no labels" in said
     resealed_yaml(unfinished / "config.yaml", "evaluate: true", "evaluate: false")
     said = fails([str(unfinished)], capsys)
     assert "was trained with --evaluate false: evaluate it by `python " in said and f"{unfinished}`, and" in said
