@@ -314,10 +314,11 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
         name = flag.partition("=")[0]
         if name in SET_HERE or (name in BUDGET and not (given.trains or name in given.keeps)):
             raise ValueError(f"{name} is set for each trial by the search: leave it out")
-    bare: Iterable[str] = flags
+    bare: Iterable[str] = [*flags, "--device", "cpu"]
     for name in BUDGET:
         bare = without(bare, name)
-    world = settings_of([*bare, "--device", "cpu"], given.trust or None)
+    bare = list(bare)
+    world = settings_of(bare, given.trust or None)
     method = world.method.make()
     if method.post_processed:
         raise ValueError(f"the method {world.method.method} ends with a post-processing, which a search leaves out")
@@ -329,7 +330,8 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
         return world
     if given.arms:
         return world
-    sets = world.ranges.sets
+    # of the world, not those that the agent `auto` may widen for itself alone
+    sets = settings_of([*bare, "--agent", "random"], given.trust or None).ranges.sets
     own = {"--epsilon": sets.epsilons[0], "--steps": sets.steps[0], "--step_size": sets.step_sizes[0]}
     agent, more = "fixed", [] if given.trains else [f"{name}={value}" for name, value in own.items()]
     if given.tune == ("schedule",):

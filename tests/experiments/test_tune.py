@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from astra_gym.envs.api.action_sets import ActionSets
 from astra_gym.experiments import tune
 from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.tune import main
@@ -161,6 +162,16 @@ def test_the_folder_is_that_of_the_worlds_that_need_one(
     monkeypatch.setattr(tune, "_search", noted)
     assert main(["--tune", "fixed", "--worlds", "digits-wide", "cifar10-16", "--data_dir", str(tmp_path)]) == 0
     assert folders == {"digits-wide": None, "cifar10-16": str(tmp_path)}
+
+
+@pytest.mark.parametrize("kind", ["fixed", "curve", "schedule"])
+def test_ranges_that_auto_widens_for_itself_are_not_those_of_constants(kind: str) -> None:
+    given = tune.TuneFlags(tune=(kind,), candidates=8)
+    flags = ["--preset", "folder", "--data_dir", "x", *(["--steps=3", "--step_size=2/255"] if given.keeps else [])]
+    [world] = tune._worlds(given, flags).values()
+    assert Settings.from_preset("folder", data_dir="x").ranges.sets != world.ranges.sets == ActionSets()
+    for candidate in tune.candidates_of(given, [world]):
+        world.replace(**candidate.changes)
 
 
 @pytest.mark.parametrize("name", ["digits-wide-fixed.json", "cifar10-16-lr-strength.json"])
