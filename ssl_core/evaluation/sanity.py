@@ -235,7 +235,7 @@ def check_disjoint(train: ImageSet, test: ImageSet, known: RunImages | None = No
     shared = [(row, rows[value]) for row, value in enumerate(tested) if value in rows]
     named = [f"{_called(test, one)} = {_called(train, other)}" for one, other in shared]
     where = f"are also among the {len(train)} of {train.name}"
-    notes = _trained_on(test, named, where, "take it out of one of the sets")
+    notes = _trained_on(test, named, where, "remove the copies, or keep them in one of the two sets")
     if copies:
         share = f"{len(copies)} of the {len(test)} images of {test.name} ({100 * len(copies) / len(test):.2f} %)"
         again = [f"{_called(test, one)} = {_called(test, other)}" for one, other in copies]
