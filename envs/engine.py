@@ -144,8 +144,7 @@ class AttackEngine:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Surround the world's part of a step: measure its time, compute float32 as `precision` says, and let the world
-        learn, although the caller may be within `torch.no_grad()` or `torch.inference_mode()`."""
+        """Surround the world's part of a step: timed, float32 as `precision` says, and with gradients in any mode."""
         with self.clock.running(), float32_of(self.settings.optimizer.precision), torch.inference_mode(False):
             yield
 
@@ -190,8 +189,7 @@ class AttackEngine:
     def raw_observation(self, views: Tensor) -> tuple[Tensor, Encoded]:
         """Return unstandardized features and clean loss (n, observation_dim - 1) of a batch's attacked views, and the
         network's output for them. `views` (v, 3, h, w) is the whole batch."""
-        known = self._clean if views is self._views else None
-        encoded = self.learner.encode_clean(views) if known is None else known.encoded
+        encoded = self._clean.encoded if self._clean and views is self._views else self.learner.encode_clean(views)
         loss = self._objective_of(views)(encoded.embeddings)
         if loss.shape != encoded.features.shape[:1]:
             given = f"objective of the method {self.settings.method.method} gives {tuple(loss.shape)}: expected"
@@ -292,8 +290,7 @@ class AttackEngine:
 
     def _step(self, budget: Budget | None, made: Attacked | None) -> StepRecord:
         all_views, views = self._views, self.views
-        terms, others, reports = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
-        adversarial = None
+        terms, others, reports, adversarial = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor](), None
         reward = strength = torch.zeros(len(views), device=self.device)
         spent, frozen = self.rewards.attack_steps, 0
         if budget is not None:

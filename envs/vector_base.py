@@ -76,6 +76,6 @@ def _check_num_envs(given: int, right: int, settings: WorldSettings) -> None:
         )
     if given not in (1, right):
         raise ValueError(
-            f"num_envs is {given}: a batch of {settings.optimizer.batch_size} images has {right} attacked views; leave "
-            f"it out or give {right}"
+            f"num_envs is {given!r}: a batch of {settings.optimizer.batch_size} images has {right} attacked views; "
+            f"leave it out or give {right}"
         )
