@@ -39,7 +39,7 @@ def machines() -> Iterator[Any]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_ran_on_a_machine_that_is_killed_goes_on_on_another(tmp_path, machines, capfd) -> None:
+def test_what_ran_on_a_machine_that_is_killed_goes_on_on_another(tmp_path, machines) -> None:
     from tests.helpers.ray_machines import machine_of
 
     assert run(tmp_path / "apart", *LONG) == 0
@@ -59,8 +59,6 @@ def test_what_ran_on_a_machine_that_is_killed_goes_on_on_another(tmp_path, machi
     for name in ends:
         assert_equal_runs(tmp_path / name, tmp_path / "apart")
     assert not (tmp_path / ATTEMPTS).exists()
-    # Ray would print the last lines of the machine's log
-    assert "raylet" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.ray
