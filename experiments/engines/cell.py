@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ def run_cell(argv: Sequence[str], log: str, directory: str, cpus: int, parent: C
     # away from the terminal, so that Ctrl-C reaches only the scheduler, which asks the workers once
     os.setsid()
     os.chdir(directory)
-    _end_with(parent)
+    end_with(parent)
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
         stream.flush()
@@ -70,8 +71,19 @@ def _shortest(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _end_with(parent: Callable[[], object]) -> None:
-    """End this process when its parent is gone, since its run would not be counted and another would begin it anew."""
+def parent_gone() -> None:
+    """Wait until the process that started this one by `multiprocessing` is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+
+
+def end_with(parent: Callable[[], object]) -> None:
+    """End this process when its parent is gone, since its work would not be counted and another would begin it anew.
+
+    Args:
+        parent: waits for that.
+    """
 
     def wait() -> None:
         parent()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from astra_gym.experiments.engines.base import LOST, POLL, Ended, EngineFlags, Job, threads
-from astra_gym.experiments.engines.cell import changed, found_here, run_cell
+from astra_gym.experiments.engines.cell import changed, found_here, parent_gone, run_cell
 from astra_gym.ssl_core.safety.writers import is_running, lock
 from astra_gym.ssl_core.utils.provenance import CHECKOUT
 from astra_gym.ssl_core.utils.stopping import block
@@ -116,13 +116,7 @@ class Worker:
 def _run(argv: Sequence[str], log: str, directory: str, cpus: int, workers: str) -> None:
     held = open(workers)  # noqa: SIM115 - until the process ends
     lock(held.fileno(), shared=True)
-    run_cell(argv, log, directory, cpus, _parent_gone)
-
-
-def _parent_gone() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+    run_cell(argv, log, directory, cpus, parent_gone)
 
 
 @contextlib.contextmanager

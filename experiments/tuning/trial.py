@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from astra_gym.experiments.config.settings import Settings
+from astra_gym.experiments.engines.cell import end_with, parent_gone
 from astra_gym.experiments.runs.run import Run
 from astra_gym.experiments.tuning.candidates import Candidate, updates_for
 from astra_gym.ssl_core.data.image_set import ImageSet
@@ -212,6 +213,8 @@ def _prepare_worker() -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches the whole process group; the command itself ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a worker holds both ends of its queue, so it would wait for ever if the command was killed
+    end_with(parent_gone)
 
 
 @contextmanager

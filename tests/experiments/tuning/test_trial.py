@@ -1,6 +1,10 @@
 """One trial: which images it sees, what it costs, and that it repeats."""
 
+import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +27,11 @@ from astra_gym.experiments.tuning.trial import (
 from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import divided
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
+from astra_gym.ssl_core.safety.writers import is_running
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 from tests.helpers.tiny_training import TINY_SETTINGS
 
+ROOT = Path(__file__).resolve().parents[3]
 WORLD = Settings.from_preset("digits-wide", **TINY_SETTINGS, agent="fixed").replace(limit=50)
 NONE = Candidate(())
 
@@ -71,6 +77,19 @@ def test_a_trial_repeats_in_a_process_of_its_own_and_comes_back_from_json() -> N
     torch.set_num_threads(threads)
     assert here._replace(seconds=0) == found[asked[0]]._replace(seconds=0)
     assert recorded(record(here)) == here
+
+
+def test_workers_end_with_a_search_that_was_killed() -> None:
+    killed = """
+import os, signal
+from astra_gym.experiments.tuning.trial import pooled
+with pooled(1) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # the output ends when nobody holds it any more, the worker included
+    done = subprocess.run([sys.executable, "-c", killed], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=30)
+    assert done.returncode == -signal.SIGKILL and not is_running(int(done.stdout))
 
 
 def test_the_judge_decides_what_is_ranked() -> None:
