@@ -108,7 +108,9 @@ class TuningFile:
             check_same(self.what, document["search"], "search")
             self.commits = list(document["commits"])
             for entry in document["trials"]:
-                candidate = self.candidates[with_brief_sets(entry["candidate"])]
+                if (name := with_brief_sets(entry["candidate"])) not in self.candidates:
+                    raise ValueError(f"it is another search: its candidate {shown(name)} is none of this command's")
+                candidate = self.candidates[name]
                 for seed, trial in entry["seeds"].items():
                     if int(seed) not in range(self.rungs[-1].seeds):
                         raise ValueError(f"it has a trial of seed {seed}")

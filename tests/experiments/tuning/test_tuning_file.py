@@ -52,6 +52,9 @@ def test_the_file_of_another_search_is_not_continued(tmp_path: Path) -> None:
         ValueError, match=r"it is another search: passes is 100.0 there, not 50.0; give another --output"
     ):
         TuningFile(tmp_path / "t.json", WHAT | {"passes": 50.0}, CANDIDATES, RUNGS)
+    # as many arms, but another one among them: nothing is damaged
+    with pytest.raises(ValueError, match="its candidate \"the world's own values\" is none of this command's; give an"):
+        TuningFile(tmp_path / "t.json", WHAT, [Candidate((("lr", 0.5),)), *CANDIDATES[1:]], RUNGS)
     text = (tmp_path / "t.json").read_text()
     (tmp_path / "t.json").write_text(text.replace('"updates": 10', '"updates": 11'))
     with pytest.raises(ValueError, match="damaged"):
