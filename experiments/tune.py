@@ -24,7 +24,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +38,7 @@ if not __package__:
 from astra_gym.experiments.comparison.arms import own_arm, settings_of, without
 from astra_gym.experiments.comparison.cell_results import plain
 from astra_gym.experiments.config.argparser import CommandParser
-from astra_gym.experiments.config.cli import LEAVES, settings_given
+from astra_gym.experiments.config.cli import LEAVES
 from astra_gym.experiments.config.commands import program
 from astra_gym.experiments.config.frame import Ending, framed
 from astra_gym.experiments.config.presets import PRESETS
@@ -46,8 +46,6 @@ from astra_gym.experiments.config.settings import Settings
 from astra_gym.experiments.engines.base import usable_cores
 from astra_gym.experiments.tuning.candidates import (
     Candidate,
-    Chosen,
-    arms,
     budgets,
     common,
     curve,
@@ -55,6 +53,7 @@ from astra_gym.experiments.tuning.candidates import (
     schedules,
     trainings,
 )
+from astra_gym.experiments.tuning.given_arms import check_searchable, given_arms
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
 from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
 from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, TuningFile, held, label, taken_over
@@ -319,12 +318,8 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
         bare = without(bare, name)
     bare = list(bare)
     world = settings_of(bare, given.trust or None)
-    method = world.method.make()
-    if method.post_processed:
-        raise ValueError(f"the method {world.method.method} ends with a post-processing, which a search leaves out")
-    if world.coreset.coreset != "none" or world.optimizer.passes is not None:
-        raise ValueError("a search trains on all images for a number of epochs: leave coreset and passes out")
-    if not method.attack.exists:
+    check_searchable(world)
+    if not world.method.make().attack.exists:
         if not (given.trains or given.arms):
             raise ValueError(f"the method {world.method.method} has no attack, so there is no budget to tune")
         return world
@@ -339,38 +334,6 @@ def _settings(given: TuneFlags, flags: Sequence[str]) -> Settings:
     return settings_of([*flags, "--device", "cpu", "--agent", agent, *more], given.trust or None)
 
 
-def _arms(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
-    """Return the arms as candidates.
-
-    Raises:
-        ValueError: if a label or a flag is wrong, two arms have a label or settings in common, or one its own images.
-    """
-    world = worlds[0]
-    shared = ["--preset", world.run.preset, "--device", "cpu"]
-    if world.data.data_dir is not None:
-        shared += ["--data_dir", str(world.data.data_dir)]
-    base, found = settings_of(shared).flat(), dict[str, Chosen]()
-    for text in given.arm:
-        label, words = own_arm(text)
-        if label in found:
-            raise ValueError(f"two arms have the label {label}: expected a label for each")
-        try:
-            settings = settings_of([*shared, *words], given.trust or None).flat()
-        except ValueError as error:
-            raise ValueError(f"{error} (in the arm {label})") from error
-        found[label] = Chosen(settings, settings_given(words))
-    candidates = arms(base, [each.flat() for each in worlds], list(found.values()))
-    images = {field.name for field in fields(world.data)}
-    for label, candidate in zip(found, candidates, strict=True):
-        if own := sorted(images & {name for name, _ in candidate.settings}):
-            raise ValueError(
-                f"the arm {label} sets {', '.join(own)}: all arms share their images, give it beside --arm"
-            )
-    if len(set(candidates)) < len(candidates):
-        raise ValueError(f"{len(candidates)} arms, {len(set(candidates))} different ones: expected all different")
-    return candidates
-
-
 def candidates_of(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidate]:
     """Draw the candidates of the search, or take the given arms.
 
@@ -379,7 +342,7 @@ def candidates_of(given: TuneFlags, worlds: Sequence[Settings]) -> list[Candidat
             wrong.
     """
     if given.arms:
-        return _arms(given, worlds)
+        return given_arms(given.arm, worlds, given.trust or None)
     settings, sets = worlds[0], common([settings.ranges.sets for settings in worlds])
     if given.tune == ("fixed",):
         return budgets(sets, given.candidates, given.search_seed)
