@@ -55,13 +55,22 @@ from astra_gym.experiments.tuning.candidates import (
 )
 from astra_gym.experiments.tuning.given_arms import check_searchable, given_arms
 from astra_gym.experiments.tuning.halving import Rung, rungs_for, search, trials
-from astra_gym.experiments.tuning.trial import Search, Trial, own_passes, pooled, try_all, try_candidate, try_worlds
+from astra_gym.experiments.tuning.trial import (
+    Search,
+    Trial,
+    own_passes,
+    pooled,
+    trained_together,
+    try_all,
+    try_candidate,
+    try_worlds,
+)
 from astra_gym.experiments.tuning.tuning_file import NOT_SEARCHED, TuningFile, held, label, taken_over
 from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
 from astra_gym.ssl_core.utils.finite import check_number
-from astra_gym.ssl_core.utils.messages import amount, few, said
+from astra_gym.ssl_core.utils.messages import amount, brief, few, said
 
 KINDS = {
     "fixed": "radius, steps and step size of the agent fixed",
@@ -87,8 +96,8 @@ class TuneFlags:
         arm: a candidate of --tune arms, LABEL=FLAGS, with flags of the training; repeated for each. The trainings spend
             exactly the passes, and the first round has two seeds.
         candidates: number of candidates; of a curve, number of radii.
-        passes: forward-backward passes over a batch's views that each trial spends; by default those of the world's own
-            epochs with the method's own budget.
+        passes: forward-backward passes over a batch's views that each trial spends, in each of several worlds; by
+            default those of the world's own epochs with the method's own budget.
         search_seed: seed of the candidates' draw.
         worlds: presets, in place of --preset, in all of which each candidate of --tune fixed or arms trains; the best
             is the one for all. The score is the mean over worlds of the accuracy that each judges by.
@@ -134,6 +143,8 @@ class TuneFlags:
             flag = next(name for name, given in drawn_here.items() if given)
             whose = "given by --arm" if self.arms else f"those of --pool {self.pool}"
             raise ValueError(f"{flag}: the candidates are {whose}, leave it out")
+        if self.tune == ("curve",) and self.search_seed:
+            raise ValueError("--search_seed: a curve is a grid, of which nothing is drawn, leave it out")
         check_number("--candidates", self.candidates, 2, 4096, whole=True)
         check_number("--search_seed", self.search_seed, 0, whole=True)
         if self.jobs is not None:
@@ -226,9 +237,15 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
         file.trials = known | file.trials
         attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
         titles = dict(zip(candidates, (own_arm(text)[0] for text in given.arm), strict=False))
-        best = _found(file, attempt, given.jobs or usable_cores(), titles)
+        cost = sum(searches[names[0]].passes for names in trained_together(searches))
+        best = _found(file, attempt, cost, given.jobs or usable_cores(), titles)
     if best in file.failed:
-        raise ValueError("no candidate could be trained: every value was not finite somewhere")
+        left = f"{brief(titles.get(best) or label(best))}, the last candidate left, could not"
+        which = left if file.failed < {*candidates} else "no candidate could"
+        raise ValueError(
+            f"{which} be trained with every seed: values were not finite, see {output}; search among others or with a "
+            "lower --lr, into another --output"
+        )
     own = {name: getattr(first.settings.agent, name) for name in ("agent", "epsilon", "steps", "step_size")}
     played = {name: value for name, value in own.items() if value is not None} if given.trains else {}
     name = titles.get(best, f"{'-'.join(given.tune)}-{'global' if given.worlds else 'tuned'}")
@@ -243,13 +260,18 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
 
 
 def _found(
-    file: TuningFile, attempt: Callable[[Candidate, int], Trial], jobs: int, titles: Mapping[Candidate, str]
+    file: TuningFile,
+    attempt: Callable[[Candidate, int], Trial],
+    cost: float,
+    jobs: int,
+    titles: Mapping[Candidate, str],
 ) -> Candidate:
-    """Make the trials that the file lacks, and return the best candidate; `titles` are labels to print."""
-    whole, passes = trials(file.rungs), file.what["passes"]
+    """Make the trials that the file lacks, of about `cost` passes each, and return the best candidate; `titles` are
+    labels to print."""
+    whole = trials(file.rungs)
     candidates = list(file.candidates.values())
     searched = f"{amount(len(candidates), 'candidate')}, {amount(whole, 'trial')}"
-    print(f"{searched} of {passes:.0f} passes, {jobs} at once, into {file.path}")
+    print(f"{searched} of {cost:.0f} passes, {jobs} at once, into {file.path}")
 
     def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
         left = [pair for pair in asked if pair not in file.trials]

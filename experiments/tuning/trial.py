@@ -154,21 +154,26 @@ def try_candidate(search: Search, candidate: Candidate, seed: int) -> Trial:
     return trial if trial.failed else trial._replace(score=judged(found, search.settings), found=found)
 
 
+def trained_together(worlds: Mapping[str, Search]) -> list[list[str]]:
+    """Return the names of the worlds of each training of a trial: those that differ in their judge alone share one."""
+    shared: dict[str, list[str]] = {}
+    for name, search in worlds.items():
+        bare = search.settings.replace(preset="digits", judge_epsilon=None, judge_score="robust")
+        # an arm may pay for what the judge sees
+        shared.setdefault(name if search.exact else f"{bare} {search.passes}", []).append(name)
+    return list(shared.values())
+
+
 def try_worlds(worlds: Mapping[str, Search], candidate: Candidate, seed: int) -> Trial:
-    """Make a trial in several worlds, on the CPU. Worlds that differ in their judge alone share a training.
+    """Make a trial in several worlds, on the CPU; see `trained_together`.
 
     The score is the mean over worlds of their `points`, whose unit all worlds share.
 
     Raises:
         ValueError: as `try_candidate`.
     """
-    shared: dict[str, list[str]] = {}
-    for name, search in worlds.items():
-        bare = search.settings.replace(preset="digits", judge_epsilon=None, judge_score="robust")
-        # an arm may pay for what the judge sees
-        shared.setdefault(name if search.exact else f"{bare} {search.passes}", []).append(name)
     made, by_world = list[Trial](), dict[str, QuickScore]()
-    for names in shared.values():
+    for names in trained_together(worlds):
         trial, values = _trained(worlds[names[0]], candidate, seed, [worlds[name].settings for name in names])
         made.append(trial)
         by_world |= zip(names, values, strict=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,26 @@ def test_a_search_names_an_arm_and_a_repeated_command_computes_nothing(
     assert (tmp_path / "t.json").read_bytes() == before
 
 
+def test_a_search_whose_last_candidate_diverged_names_it(
+    tmp_path: Path, trials_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "t.json"
+    words = ["--tune", "lr", "--candidates", "2", "--passes", "9", "--output", str(file), *TINY]
+    assert main(words) == 0
+    best = read_json(file)["rounds"][-1]["best_first"][0]
+
+    def diverge(there: dict, seed: str) -> None:
+        for trials in [entry["seeds"] for entry in there["trials"] if seed in entry["seeds"]]:
+            trials[seed] |= {"failed": "NaN", "score": -10.0}
+
+    for seed, part in (("1", f"{best}, the last candidate left, could not be"), ("0", "no candidate could be")):
+        resealed_json(file, partial(diverge, seed=seed))
+        with pytest.raises(SystemExit):
+            main(words)
+        [line] = capsys.readouterr().err.splitlines()
+        assert part in line and "search among others" in line and len(line) < 300
+
+
 def test_one_constant_is_found_for_all_worlds(
     tmp_path: Path, trials_here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +79,8 @@ def test_one_constant_is_found_for_all_worlds(
     joint = [*words, "--worlds", *worlds, "--passes", "40"]
     assert main(joint) == 0
     shown = capsys.readouterr().out.splitlines()
+    # two of the three worlds share a training
+    assert shown[0].startswith("2 candidates, 3 trials of 80 passes, ")
     assert [line.partition(": ")[0] for line in shown[-3:]] == [f"as an arm, in {world}" for world in worlds]
     assert all("fixed-global=--agent fixed --epsilon" in line for line in shown[-3:])
     document = read_json(tmp_path / "t.json")
@@ -213,6 +236,7 @@ def test_kept_searches_are_read_and_need_no_trial(
         (["--pool", "no.json", "--candidates", "9"], "--candidates: the candidates are those of --pool no.json"),
         (["--pool", "no.json", "--search_seed", "9"], "--search_seed: the candidates are those of --pool no.json"),
         (["--pool", "no.json", "--tune", "curve"], "--pool: expected --tune fixed in one world, and no --worlds"),
+        (["--tune", "curve", "--search_seed", "9"], "--search_seed: a curve is a grid, of which nothing is drawn"),
         (["--tune", "fixd"], "did you mean 'fixed'"),
         (["--tune", "fixed", "lr"], "expected fixed, curve, schedule, arms, lr, strength, or lr strength"),
         (["--tune", "schedule"], "give the attack's --steps and --step_size"),
