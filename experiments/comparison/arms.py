@@ -319,7 +319,7 @@ def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cel
     """Make arms that spend as many attack gradient steps as the most expensive arm of their method and preset.
 
     Their epochs are scaled by the ratio of the arms' mean attack steps, and rounded. None is made for an arm that is
-    the most expensive, or so near to it that it would get no further epoch, nor for an arm that does not attack.
+    the most expensive, or so near to it that it would get no further epoch, nor for an arm that makes no attack step.
 
     Args:
         chosen: labels of arms, each under every method and preset.
@@ -333,11 +333,12 @@ def compute_arms(chosen: Sequence[str], arms: Sequence[Arm], cells: Sequence[Cel
     mean = {key: sum(steps) / len(steps) for key, steps in spent.items()}
     made = []
     for arm in arms:
-        if arm.label not in chosen or arm.agent == "none":
+        own = mean.get((arm.label, *_world(arm)), 0.0)
+        if arm.label not in chosen or not own:
             continue
         rivals = [mean[other.label, *_world(other)] for other in arms if _world(other) == _world(arm)]
         epochs = arm.settings["epochs"]
-        longer = math.floor(epochs * max(rivals) / mean[arm.label, *_world(arm)] + 0.5)
+        longer = math.floor(epochs * max(rivals) / own + 0.5)
         if longer > epochs:
             flags = [*without(arm.flags, "--epochs"), "--epochs", str(longer)]
             made.append(make_arm(arm.label + COMPUTE, flags, seeds, arm.suffix))
@@ -358,10 +359,16 @@ def without(flags: Iterable[str], name: str) -> Iterator[str]:
 
 
 def check_equal_compute(chosen: Sequence[str], arms: Sequence[Arm]) -> None:
-    """Raise a ValueError unless each label is that of an arm that attacks, under at least one method and preset."""
+    """Raise a ValueError unless each label is that of an arm that attacks, under at least one method and preset, and
+    whose length its epochs decide."""
     table: dict[str, list[Arm]] = {}
     for arm in arms:
         table.setdefault(arm.label, []).append(arm)
     for label in chosen:
         if all(arm.agent == "none" for arm in pick(label, table, "arm")):
             raise ValueError(f"--equal_compute {label}: its method has no attack, whose steps could be made equal")
+        if any(arm.settings["passes"] is not None for arm in table[label]):
+            raise ValueError(
+                f"--equal_compute {label}: its runs end when their --passes are spent, however many epochs they have: "
+                "leave one of the two out"
+            )

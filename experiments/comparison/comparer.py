@@ -164,7 +164,7 @@ class Comparer:
         def looked(running: Sequence[RunningCell]) -> None:
             for cell in running:
                 arm, _ = cells[cell.job.name]
-                share = share_done(cell.job.run, arm.settings["epochs"])
+                share = share_done(cell.job.run, arm.settings["epochs"], arm.settings["passes"])
                 self.progress.running[cell.job.name] = share, cell.seconds
             if interrupt.asked and not told:
                 told.append(interrupt.asked)
@@ -232,6 +232,8 @@ class Comparer:
             if name in made:
                 epochs = made[name].settings["epochs"]
                 self.display.note(f"{name}: {amount(epochs, 'epoch')}")
+            elif not any(self.progress.finished[arm.named(seed)].attack_steps for seed in range(arm.seeds)):
+                self.display.note(f"{arm.name} makes no attack step, however long it trains: no {name}")
             else:
                 self.display.note(f"{arm.name} spends as many attack steps as any arm: no {name}")
         if added:

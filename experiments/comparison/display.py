@@ -17,6 +17,7 @@ from rich.text import Text
 from astra_gym.envs.api.action_sets import UNIT
 from astra_gym.experiments.comparison.arms import Arm
 from astra_gym.experiments.comparison.cell_results import Cell
+from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
 TAIL = 1 << 16
 """Bytes at the end of `metrics.jsonl` that surely hold its last update."""
@@ -77,8 +78,15 @@ class GridProgress:
         return sum(measured) / len(measured) if measured else None
 
 
-def share_done(run: Path, epochs: int) -> float:
-    """Return the finished share of a run's training, in [0, 1], from the end of its `metrics.jsonl`."""
+def share_done(run: Path, epochs: int, passes: float | None = None) -> float:
+    """Return the finished share of a run's training, in [0, 1], from the end of its `metrics.jsonl`.
+
+    Args:
+        run: folder of the run.
+        epochs: epochs of the run.
+        passes: passes by which it ends in their place; the share is then estimated, as if all updates had as many
+            attack steps as the last.
+    """
     path = run / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -93,7 +101,9 @@ def share_done(run: Path, epochs: int) -> float:
             continue
         # an agent's rows have no epoch
         if isinstance(row, dict) and "epoch" in row:
-            return min(1.0, row["epoch"] / epochs)
+            if passes is None:
+                return min(1.0, row["epoch"] / epochs)
+            return min(1.0, row["step"] * (UPDATE_PASSES + row.get("budget/steps", 0.0)) / passes)
     return 0.0
 
 

@@ -142,6 +142,9 @@ def test_an_arm_of_equal_compute_trains_until_it_has_spent_what_the_dearest_has(
     ]
     assert made[0].settings == {**arms[0].settings, "epochs": 28}
     assert settings_of(made[0].flags).data.limit == 100 and made[0].flags.count("--epochs") == 1
+    # an arm without an attack step cannot make as many, however long it trains
+    still = [replace(cell, attack_steps=0) if cell.arm == "fixed" else cell for cell in cells]
+    assert [arm.label for arm in compute_arms(["fixed", "random"], arms, still, seeds=4)] == ["random@compute"]
     # not against another preset's arms
     other = replace(arms[2], settings={**arms[2].settings, "preset": "digits"})
     cells += [made_cell("fixed-max", preset="digits", attack_steps=9000)]
@@ -168,6 +171,8 @@ def test_equal_compute_takes_arms_that_attack() -> None:
         check_equal_compute(["none"], arms)
     with pytest.raises(ValueError, match="did you mean 'fixed'"):
         check_equal_compute(["fixd"], arms)
+    with pytest.raises(ValueError, match="fixed: its runs end when their --passes are spent, however many epochs"):
+        check_equal_compute(["fixed"], grid("fixed", flags=["--passes", "50"]))
 
 
 def test_a_planned_arm_is_checked_like_a_command_line() -> None:

@@ -95,6 +95,9 @@ def test_the_share_of_a_training_that_is_done(tmp_path) -> None:
     assert share_done(tmp_path, 10) == 0.25
     path.write_text('{"step": 1, "epoch": 11.0}\n')
     assert share_done(tmp_path, 10) == 1
+    # epochs do not end a run that spends passes: 50 updates of 3.3 + 1
+    path.write_text('{"step": 50, "epoch": 25.0, "budget/steps": 1.0}\n')
+    assert share_done(tmp_path, 10, passes=430.0) == pytest.approx(0.5)
     path.write_text("")
     assert share_done(tmp_path, 10) == 0
     # of a long file only the end is read
