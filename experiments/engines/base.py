@@ -35,7 +35,7 @@ class EngineFlags:
             slurm: jobs of SLURM. On a cluster all machines share the folder of the comparison and this installation.
         cell_cpus: cores of a cell, which are its threads.
         cell_gpus: GPUs of a cell, for ray also a part of one, such as 0.25; without it a cell sees none on a cluster.
-        cell_attempts: attempts at a cell whose machine or job dies; each resumes from the last checkpoint.
+        cell_attempts: attempts on a cluster at a cell whose machine or job dies; each resumes from the last checkpoint.
         ray_address: address of a running Ray cluster, or auto for the one of this machine; by default a Ray is started
             here.
         slurm: parameters of the SLURM jobs as submitit names them, such as partition, account, timeout_min, mem_gb and
@@ -62,6 +62,8 @@ class EngineFlags:
             raise ValueError(f"--cell_gpus: expected 0 to 64, got {self.cell_gpus:g}")
         if self.cell_gpus is not None and self.engine == LOCAL:
             raise ValueError("--cell_gpus: the engine local shares one GPU by its memory, see --jobs: leave it out")
+        if self.cell_attempts != EngineFlags.cell_attempts and self.engine == LOCAL:
+            raise ValueError("--cell_attempts: the engine local makes one, and --resume the next: leave it out")
         for name, own in (("ray_address", "ray"), ("slurm", "slurm")):
             if getattr(self, name) is not None and self.engine != own:
                 raise ValueError(f"--{name} is for --engine {own}, and this is --engine {self.engine}: leave it out")

@@ -29,13 +29,17 @@ def search_costs(
         trust, again: see `astra_gym.experiments.config.cli.parse`.
 
     Raises:
-        ValueError: if a text has another form, there is no such arm, the file is none of a finished search, or the arm
-            has other settings than the search's best candidate.
+        ValueError: if a text has another form, there is no such arm, the file is none of a finished search, the arm has
+            other settings than the search's best candidate, or a file of this name already.
     """
-    found = []
+    found = list[SearchCost]()
     for text in texts:
         try:
-            found.append(_search_cost(text, arms, trust, again))
+            cost = _search_cost(text, arms, trust, again)
+            # by these the plan and the results keep a search
+            if (cost.arm, cost.file) in {(one.arm, one.file) for one in found}:
+                raise ValueError("the arm has a file of this name already: give each once, under a name of its own")
+            found.append(cost)
         except ValueError as error:
             raise ValueError(f"--searched {text}: {error}") from error
     return found

@@ -47,6 +47,7 @@ def test_the_flags_that_repeat_an_engine() -> None:
         ({"engine": "slrum"}, "unknown engine 'slrum': choose from local, ray, slurm; did you mean 'slurm'"),
         ({"cell_cpus": 0}, "--cell_cpus: expected 1 to 4,096, got 0"),
         ({"cell_attempts": 0}, "--cell_attempts"),
+        ({"cell_attempts": 3}, "the engine local makes one, and --resume the next"),
         ({"cell_gpus": -1, "engine": "ray"}, "--cell_gpus: expected 0 to 64"),
         ({"cell_gpus": 1}, "the engine local shares one GPU"),
         ({"ray_address": "auto", "engine": "slurm"}, "--ray_address is for --engine ray"),

@@ -82,6 +82,14 @@ def test_what_is_not_the_search_of_an_arm_is_an_error(text: str, message: str) -
     assert message in str(error.value)
 
 
+def test_a_search_is_an_arms_once() -> None:
+    text = f"tuned={KEPT / 'digits-wide-fixed.json'}"
+    assert len(search_costs([text], ARMS)) == 1
+    # such results could not be read again
+    with pytest.raises(ValueError, match=r"^--searched tuned=.*: the arm has a file of this name already"):
+        search_costs([text, text], ARMS)
+
+
 def test_the_installed_command_calls_itself_so_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/astra-gym"])
     with pytest.raises(ValueError, match="no tuning file: expected one that astra-gym tune wrote"):
