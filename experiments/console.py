@@ -7,6 +7,7 @@ from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -213,10 +214,11 @@ class Decoding(Stages):
 
 
 def _kind(kind: str, console: Console) -> str:
-    return ("live" if console.is_terminal else "lines") if kind == "auto" else kind
+    # not in a terminal that cannot redraw a display (TERM=dumb)
+    return ("live" if console.is_interactive else "lines") if kind == "auto" else kind
 
 
-def _facts(row: Row) -> dict[str, Text]:
+def _facts(row: Row) -> dict[str, Columns]:
     """Return the display's lines below the bar, without values that a method lacks."""
     losses = {key.removeprefix("loss/"): value for key, value in row.items() if key.startswith("loss/")}
     facts = {"loss": [f"{losses.pop('total'):.3f}", *(f"{name} {value:.3f}" for name, value in losses.items())]}
@@ -225,11 +227,9 @@ def _facts(row: Row) -> dict[str, Text]:
         mean, std = shown.pop("mean"), shown.pop("std")
         facts["reward"] = [f"{mean:.4f} ± {std:.4f}", *(f"{name} {value:.3f}" for name, value in shown.items())]
         facts["attack"] = _budget(row)
-    # Values and their names stay together when a narrow terminal breaks the line.
-    return {
-        name: Text("   ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts))
-        for name, parts in facts.items()
-    }
+    # Values and their names stay together when a narrow terminal breaks the line, which a text with no-break spaces
+    # does not ensure: rich breaks it there too.
+    return {name: Columns(map(Text, parts), padding=(0, 3)) for name, parts in facts.items()}
 
 
 def _budget(row: Row) -> list[str]:

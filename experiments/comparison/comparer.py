@@ -247,7 +247,7 @@ class Comparer:
 
     def _conclude(self, asked: str | None) -> None:
         note, failed, path = self.display.note, self.progress.failed, str(self.folder.path)
-        if not self.display.console.is_terminal:
+        if not self.display.console.is_interactive:
             self.display.console.print(self.display.table())
         done = f"{len(self.progress.finished)} of {self.progress.planned} cells are finished"
         note(f"{done}, after {self.spent / 60:.1f} min")

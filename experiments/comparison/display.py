@@ -125,7 +125,8 @@ class Display:
     def __init__(self, progress: GridProgress, console: Console | None = None) -> None:
         self.progress = progress
         self.console = console or Console()
-        self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        # not in a terminal that cannot redraw a display (TERM=dumb)
+        self._live = Live(console=self.console, auto_refresh=False) if self.console.is_interactive else None
 
     def __enter__(self) -> Self:
         if self._live:

@@ -60,9 +60,11 @@ def test_the_time_left_is_that_of_what_is_not_done(progress) -> None:
     assert alone.seconds_left() == pytest.approx(40)
 
 
-def test_without_a_terminal_there_is_a_line_a_cell(progress) -> None:
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "dumb"])
+def test_where_no_display_can_be_redrawn_there_is_a_line_a_cell(progress, terminal: bool) -> None:
     out = io.StringIO()
-    with Display(progress, Console(file=out, width=80)) as display:
+    console = Console(file=out, width=80, force_terminal=terminal, _environ={"TERM": "dumb"})
+    with Display(progress, console) as display:
         display.update(1.0)
         display.finished("reinforce-seed1", progress.finished["reinforce-seed1"], 90.0)
     [line] = out.getvalue().splitlines()
