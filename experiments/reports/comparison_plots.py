@@ -115,7 +115,7 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
             axis.plot(other.x, other.mean, color="#d0d0d0", linewidth=0.6)
         axis.fill_between(band.x, band.low, band.high, color=BLUE, alpha=0.25, linewidth=0)
         axis.plot(band.x, band.mean, color=BLUE)
-        axis.set_title(_broken(arm), va="bottom")
+        axis.set_title(_broken(arm, width=20), va="bottom")
         axis.annotate(f"{band.mean[-1]:.3f}", (1, 1), xycoords="axes fraction", ha="right", va="top")
         axis.grid(axis="y", **GRID)
         axis.set_axisbelow(True)
@@ -128,11 +128,16 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
     return True
 
 
-def _broken(arm: str, most: int = 17) -> str:
-    """Return a label, broken into lines if it would not fit into a narrow place."""
+def _broken(arm: str, most: int = 17, width: int = 24) -> str:
+    """Return a label, broken into lines of at most `width` if it would not fit into a narrow place."""
     head, at, settings = arm.partition("@")
-    lines = [arm] if len(arm) <= most else [*wrap(head, 24), *wrap(at + settings, 24)]
+    lines = [arm] if len(arm) <= most else [*wrap(head, width), *wrap(at + settings, width)]
     return "\n".join(map(label, lines))
+
+
+def _legend_height(names: Sequence[str]) -> float:
+    """Return the inches that a legend of one column takes."""
+    return 0.23 * len(names) + 0.19 * sum(name.count("\n") for name in names)
 
 
 def _clear(axes: Sequence[Axes], columns: int) -> None:
@@ -161,7 +166,7 @@ def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: P
         return False
     arms = list(points)
     front = [arms[index] for index in pareto([(point.steps, point.mean) for point in points.values()])]
-    figure, (axis,) = new_figure(1, max(3.6, 1.2 + 0.23 * len(points)))
+    figure, (axis,) = new_figure(1, max(3.6, 1.2 + _legend_height([_broken(arm) for arm in points])))
     corners = sorted((points[arm].steps / 1e3, points[arm].mean) for arm in front)
     axis.plot(*zip(*corners, strict=True), color=GREY, linewidth=1.2, drawstyle="steps-post", zorder=1)
     # in the order of the points, from the top
@@ -172,6 +177,9 @@ def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: P
         axis.plot(x, y, mark, ms=7, color=color, mfc=color if arm in front else "white", label=_broken(arm))
     axis.set(xlabel="attack gradient steps per run (thousands)", ylabel=f"{at(place)} (%)")
     axis.margins(x=0.09, y=0.09)
+    if np.ptp([axis.dataLim.y0, axis.dataLim.y1]) < 1e-9:
+        # where all are alike, a range around them would go below 0 or above 100 %
+        axis.set_ylim(-2, 102)
     axis.grid(**GRID)
     axis.set_axisbelow(True)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -354,7 +362,7 @@ def _panels(
     shown = highlighted(comparison, lines)
     if not shown:
         return False
-    height = 2.2 + 0.1 * len(shown)
+    height = max(2.2 + 0.1 * len(shown), 0.5 + _legend_height([_broken(arm) for arm in shown]))
     figure, axes = new_figure(len(titles), 0.5 + len(titles) * height, sharex=True)
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         drawn: list[tuple[float, Line2D]] = []

@@ -115,6 +115,26 @@ def test_all_figures_of_many_arms_are_drawn_whole(make_cell, tmp_path) -> None:
     assert {pixels.shape[1] for pixels in pictures.values()} == {1280}
 
 
+@pytest.mark.slow
+def test_long_labels_are_drawn_whole(make_cell, tmp_path) -> None:
+    arms = [f"a-label-of-the-agent-without-any-blank-but-of-three-lines-{index}" for index in range(9)]
+    cells = [make_cell(arm, 0, {0.1: 50.0 + index}, agent="ppo") for index, arm in enumerate(arms)]
+    for draw in FIGURES:
+        assert draw(comparison(cells), tmp_path / f"{draw.__name__}.png")
+    assert accuracy_against_compute(comparison(cells), 0.1, tmp_path / "compute.png")
+    for path in tmp_path.iterdir():
+        picture(path)
+
+
+@pytest.mark.parametrize(("percent", "upper"), [(0.0, False), (100.0, True)])
+def test_equal_accuracies_lie_in_the_range_of_all(make_cell, tmp_path, percent: float, upper: bool) -> None:
+    cells = [make_cell(arm, 0, {0.1: percent}, attack_steps=steps) for arm, steps in (("fixed", 1000), ("ppo", 2000))]
+    assert accuracy_against_compute(comparison(cells), 0.1, tmp_path / "a.png")
+    blue = np.abs(picture(tmp_path / "a.png")[:, :800] - np.array([0, 114, 178]) / 255).max(2) < 0.01
+    share = float(np.flatnonzero(blue.any(1)).mean()) / len(blue)
+    assert share < 0.2 if upper else share > 0.7
+
+
 def test_the_shares_have_the_color_of_their_value_whatever_values_an_arm_has(make_cell, tmp_path) -> None:
     def chosen(value: int, values: list[int]) -> dict[str, Any]:
         share = [[float(entry == value)] for entry in values]
