@@ -6,6 +6,7 @@ As in `astra_gym.experiments.plotting.run_plots`, every function takes data and 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib
 import numpy as np
@@ -203,12 +204,14 @@ def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path |
     encoders = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     if not 1 <= len(encoders) <= len(MARKERS_OF_CURVES):
         raise ValueError(f"{len(encoders)} encoders are given: expected 1 to {len(MARKERS_OF_CURVES)}")
-    figure, axes = new_figure(len(curves), 0.9 + 2.8 * len(curves), sharex=True)
+    # two names of usual runs do not fit beside each other
+    columns = 2 if max(map(len, encoders)) <= 20 else 1
+    figure, axes = new_figure(len(curves), 0.9 + 2.8 * len(curves) + (2 - columns) * 0.5 * len(encoders), sharex=True)
     for axis, (protocol, panel) in zip(axes, curves.items(), strict=True):
         for name, found in panel.items():
             marker, color = MARKERS_OF_CURVES[encoders.index(name)]
             for losses, dash, kind in ((found.clean, "-", "clean"), (found.attacked, "--", "attacked")):
-                words = label(f"{name}, {kind}")
+                words = "\n".join(map(label, wrap(f"{name}, {kind}", 50)))
                 axis.plot(found.radii, losses, f"{marker}{dash}", color=color, ms=4, label=words)
         axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
         axis.set(ylabel="cross entropy (nats)", title=protocol.upper(), yscale="log")
@@ -217,6 +220,6 @@ def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path |
         axis.margins(x=0.02)
         axis.grid(axis="y", **GRID)
         axis.set_axisbelow(True)
-    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=2)
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=columns)
     axes[-1].set_xlabel("distance in weight space (1: each filter moves by its own norm)")
     save_figure(figure, path)

@@ -299,7 +299,9 @@ def test_landscape(tmp_path: Path, found: Health) -> None:
 def test_downstream_losses_are_overlaid(tmp_path: Path) -> None:
     curves = LossCurves((-1.0, 0.0, 1.0), (3.0, 0.2, 3.0), (9.0, 2.0, 8.0))
     path = tmp_path / "downstream.png"
-    for panels in ({"slf": {"a": curves}}, {name: dict.fromkeys("abcd", curves) for name in ("slf", "aff")}):
+    long = [f"cifar10-dynacl++-reinforce-paper-seed{seed}" for seed in range(3)] + ["/a/path/of/a/run" * 5]
+    for names, protocols in (("a", ("slf",)), ("abcd", ("slf", "aff")), (long, ("slf",))):
+        panels = {name: dict.fromkeys(names, curves) for name in protocols}
         downstream_loss(panels, path)
         picture(path)
     for wrong in ({}, {"slf": dict.fromkeys("abcde", curves)}):
