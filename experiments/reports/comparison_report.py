@@ -253,8 +253,8 @@ def _figures(part: ComparisonResult) -> dict[str, tuple[Callable[[Path], bool], 
             lambda path: learning_curves(part, path),
             f"Mean reward against target updates, one panel per arm: {arms}.",
             "Mean reward over training, averaged over seeds, with its 95 % t interval from three seeds on. Grey: the "
-            "other arms. The reward is the attacked views' loss minus the clean ones': it also falls as the target "
-            "network becomes robust.",
+            "other arms. A reward has the terms that its arm's settings weigh; the attacked views' loss minus the "
+            "clean ones' also falls as the target network becomes robust.",
         ),
         "accuracy_against_compute": (
             lambda path: accuracy_against_compute(part, chosen, path),
