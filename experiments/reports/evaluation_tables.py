@@ -111,8 +111,8 @@ def health_table(rows: Sequence[Row]) -> Table:
             of = f"{row.condition}, {row.checkpoint}" if several else row.condition
             lines.append(entries(name, of, f"{row.value:.3f}", interval))
     note = (
-        "Alignment: mean squared distance of positive pairs, lower is closer. Uniformity: lower is more uniform. "
-        "Embedding std: 0 is collapse. Sharpness: mean rise of the loss along a weight direction."
+        "Alignment: mean squared distance of positive pairs, lower is closer; uniformity: lower is more uniform; "
+        "embedding std: 0 is collapse; sharpness: mean rise of the loss along a weight direction."
     )
     return Table("Representation health", note, ["figure", "of", "value", "95 % interval"], lines, words=("of",))
 

@@ -88,10 +88,16 @@ def block_in_markdown(block: Block) -> str:
 
 
 def for_terminal(table: Table) -> terminal.Table:
-    """Return the table for a terminal, without the entries' small print: eighty columns have no room for it."""
+    """Return the table for a terminal, with the first sentence of its note, which says what is measured and its unit.
+
+    The entries' small print is left out: eighty columns have no room for it.
+    """
+    said, end, _ = one_line(table.note).partition(". ")
     made = terminal.Table(
         title=Styled(one_line(table.title)),
         title_justify="left",
+        caption=Styled(said + end.rstrip()),
+        caption_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),

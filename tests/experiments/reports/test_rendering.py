@@ -146,11 +146,12 @@ def test_a_terminal_of_eighty_columns_shows_the_first_lines() -> None:
     columns = ["protocol", "n", "SA", *radii, "AA 8/255", "standard"]
     row = [Entry("LP-AFF"), Entry("10000"), *[Entry("50.0", "40.1 to 59.9")] * 6, Entry("[b]\x1b")]
     file = io.StringIO()
-    Console(file=file, width=80, color_system=None).print(for_terminal(Table("[b]Accuracy", "", columns, [row])))
+    table = Table("[b]Accuracy", "In % of [n] images. Below a figure its interval.", columns, [row])
+    Console(file=file, width=80, color_system=None).print(for_terminal(table))
     lines = file.getvalue().splitlines()
     assert any(line.split() == ["LP-AFF", "10000", *["50.0"] * 6, "[b]?"] for line in lines)
     assert "12/255" in file.getvalue() and "…" not in file.getvalue() and "40.1" not in file.getvalue()
-    assert "[b]Accuracy" in lines[0]
+    assert "[b]Accuracy" in lines[0] and lines[-1].rstrip() == "In % of [n] images."
 
 
 def chromium(tmp_path: Path, *arguments: str) -> str:
