@@ -155,6 +155,8 @@ class Stages:
         left = _left(seconds * (total - done) / done if done else None)
         if self._live:
             line = Table.grid(padding=(0, 2), expand=True)
+            # two columns are left for the terminal's ^C: in the next line it would keep this one from being erased
+            line.width = self.console.width - 2
             line.add_column(no_wrap=True)
             line.add_column(ratio=1, min_width=8)
             line.add_column(no_wrap=True, justify="right")

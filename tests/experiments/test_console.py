@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_decoding_is_shown_where_it_takes_longer_than_a_moment() -> None:
     live = decoding(0.025, terminal=True)
     assert "decoding images 500/1,000" in live and "0:00:12 left" in live
     assert live.rstrip().splitlines()[-1].endswith("decoded 1,000 images in 25 s")
+    # Ctrl-C's echo fits behind it, and the line is erased
+    assert {len(line) for line in re.findall("decoding images.*? left", live)} == {78}
 
 
 def test_without_a_terminal_there_is_one_line_an_epoch() -> None:
