@@ -51,6 +51,7 @@ from astra_gym.experiments.tuning.searched_arms import search_costs
 from astra_gym.ssl_core.methods import METHODS
 from astra_gym.ssl_core.safety.disk import disk_error, is_full
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
+from astra_gym.ssl_core.utils.import_path import located
 
 COMPARED = ("reinforce", "fixed", "fixed-max", "random")
 """The agents of a comparison that names none."""
@@ -178,7 +179,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     except ValueError as error:
         if is_full(error):
             raise
-        parser.error(str(error))
+        parser.error(located(error))
     except OSError as error:
         if disk_error(error):
             raise

@@ -47,6 +47,7 @@ from astra_gym.ssl_core.distributed.helping import help_first, led
 from astra_gym.ssl_core.distributed.ranks import RankLostError, Ranks, joined
 from astra_gym.ssl_core.models.checkpoint import CheckpointError
 from astra_gym.ssl_core.safety.disk import disk_error
+from astra_gym.ssl_core.utils.import_path import located
 from astra_gym.ssl_core.utils.messages import said
 
 
@@ -82,14 +83,14 @@ def _led(words: list[str], ending: Ending, ranks: Ranks) -> int:
     except (ValueError, CheckpointError, OSError) as error:
         if disk_error(error):
             raise
-        parser.error(str(error))
+        parser.error(located(error))
     except RankLostError as error:
         print(said(program("evaluate"), f"{error}; {ending.kept}; {ending.after}"), file=sys.stderr)
         return 1
     except RuntimeError as error:
         if disk_error(error):
             raise
-        print(said(program("evaluate"), f"the evaluation failed: {error}"), file=sys.stderr)
+        print(said(program("evaluate"), f"the evaluation failed: {located(error)}"), file=sys.stderr)
         return 1
 
 

@@ -52,6 +52,7 @@ from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.safety.sealing import read_json
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
+from astra_gym.ssl_core.utils.import_path import located
 from astra_gym.ssl_core.utils.messages import amount, said
 
 SHOWN_ELSEWHERE = ("--list", "--print_config", "--help")
@@ -127,7 +128,7 @@ def _main(argv: list[str], ending: Ending) -> int:
         print(said(program("headroom"), lost), file=sys.stderr)
         return 1
     except (ValueError, NonFiniteError) as error:
-        parser.error(str(error))
+        parser.error(located(error))
     except OSError as error:
         if disk_error(error):
             raise

@@ -34,6 +34,7 @@ from astra_gym.ssl_core.evaluation.sanity import TrainedOnError
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint
 from astra_gym.ssl_core.safety.disk import is_full
 from astra_gym.ssl_core.utils.finite import NonFiniteError
+from astra_gym.ssl_core.utils.import_path import located
 from astra_gym.ssl_core.utils.messages import amount, said
 from astra_gym.ssl_core.utils.stopping import status_of
 
@@ -53,7 +54,7 @@ def _main(argv: list[str], ending: Ending) -> int:
     except ValueError as error:
         if is_full(error):
             raise
-        return _fail(2, error)
+        return _fail(2, located(error))
 
 
 def _reported(argv: list[str], ending: Ending) -> int:
@@ -76,7 +77,7 @@ def _reported(argv: list[str], ending: Ending) -> int:
     except (ValueError, CheckpointError) as error:
         if is_full(error):
             raise
-        return _fail(2, error)
+        return _fail(2, located(error))
     except NonFiniteError as error:
         return _fail(1, f"{error}; training has not begun")
 
@@ -260,7 +261,7 @@ def _post_process(run: Run, folder: RunFolder, console: Console) -> int:
     except (RuntimeError, ValueError, NonFiniteError) as error:
         if is_full(error):
             raise
-        return _fail(1, f"the post-processing failed: {error}; training is done and saved in {folder.path}")
+        return _fail(1, f"the post-processing failed: {located(error)}; training is done and saved in {folder.path}")
     return 0
 
 
@@ -295,7 +296,7 @@ def _conclude(run: Run, folder: RunFolder, console: Console) -> int:
     except RuntimeError as error:
         if is_full(error):
             raise
-        return _fail(1, f"the evaluation failed: {error}; training is done and saved in {folder.path}")
+        return _fail(1, f"the evaluation failed: {located(error)}; training is done and saved in {folder.path}")
     if table is not None:
         console.print(table)
     note(f"results, figures, checkpoints and TensorBoard events lie in {folder.path}")

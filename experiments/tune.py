@@ -70,6 +70,7 @@ from astra_gym.ssl_core.safety.disk import disk_error
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, check_choices
 from astra_gym.ssl_core.training.optim import PEAK_LR
 from astra_gym.ssl_core.utils.finite import check_number
+from astra_gym.ssl_core.utils.import_path import located
 from astra_gym.ssl_core.utils.messages import amount, brief, few, said
 
 KINDS = {
@@ -198,7 +199,7 @@ def _main(argv: list[str], ending: Ending) -> int:
         print(said(program("tune"), lost), file=sys.stderr)
         return 1
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(located(error))
     except OSError as error:
         if disk_error(error):
             raise

@@ -26,6 +26,7 @@ from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
 from astra_gym.ssl_core.settings import renamed
 from astra_gym.ssl_core.settings.records import SWITCH, Notes, leaves
 from astra_gym.ssl_core.utils.files import expanded, resolved
+from astra_gym.ssl_core.utils.import_path import located
 from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.overrides import by_present_names
 from astra_gym.ssl_core.utils.registry import pick
@@ -186,7 +187,7 @@ def parse(
             parser.exit(0)
         resolve_device(invocation.settings.run.device)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(located(error))
     return invocation
 
 

@@ -4,6 +4,7 @@ import os
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,10 @@ from astra_gym.ssl_core.utils.messages import brief, shown
 Base = TypeVar("Base")
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CHECK: ContextVar[Callable[[str, str], None] | None] = ContextVar("check", default=None)
+_CUSTOM: set[str] = set()
+"""Top-level names of the modules that were imported by a dotted path."""
+LIBRARIES = ("astra_gym", "stable_baselines3", "sb3_contrib")
+"""Modules that call the world: they stand on the way to its errors, and are not where these come from."""
 
 
 @contextmanager
@@ -53,6 +58,7 @@ def imported(path: str, what: str, example: str) -> Any:
     if (check := _CHECK.get()) is not None:
         check(what, path)
     module_name, _, names = path.partition(":")
+    _CUSTOM.update({module_name.partition(".")[0]} - {*LIBRARIES})
     look_here()
     try:
         module = pkgutil.resolve_name(f"{module_name}:")
@@ -68,6 +74,18 @@ def imported(path: str, what: str, example: str) -> Any:
     except AttributeError:
         place = f"the module {brief(module_name)} ({_place(module)})"
         raise ValueError(f"{what} {shown(path)}: {place} has no {brief(names)}") from None
+
+
+def located(error: BaseException) -> str:
+    """Return an error's words and, if custom code raised it or made the call that did, that line of the code."""
+    place = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, line in traceback.walk_tb(cause.__traceback__):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in _CUSTOM:
+                place = f" ({frame.f_code.co_filename}, line {line}, in {frame.f_code.co_name})"
+        cause = cause.__cause__
+    return f"{error}{place}"
 
 
 def look_here() -> None:

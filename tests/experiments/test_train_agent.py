@@ -234,6 +234,14 @@ def test_bad_input_is_one_line(tmp_path, capsys, flags: list[str], parts: list[s
     assert not (tmp_path / "run").exists()
 
 
+def test_an_error_of_custom_code_names_its_line(tmp_path, monkeypatch, capsys) -> None:
+    code = "from astra_gym.ssl_core.methods import ACL\nclass Mine(ACL):\n def objective(self, z):\n  a, b = [z]\n"
+    (tmp_path / "method_of_mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    status = call(*TINY, f"--run_dir={tmp_path / 'run'}", "--method=method_of_mine:Mine")
+    expect_error(capsys, status, f"expected 2, got 1) ({tmp_path / 'method_of_mine.py'}, line 4, in objective)")
+
+
 def test_a_gpu_that_is_not_there(tmp_path, capsys) -> None:
     expect_error(capsys, call(*TINY, f"--run_dir={tmp_path / 'run'}", "--device=cuda"), "finds no GPU", "take cpu")
 
