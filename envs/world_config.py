@@ -10,7 +10,7 @@ from astra_gym.ssl_core.attacks.settings import AttackSection
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.methods import is_own
-from astra_gym.ssl_core.methods.settings import MethodSection
+from astra_gym.ssl_core.methods.settings import SHARED, MethodSection
 from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
 from astra_gym.ssl_core.models.settings import NetworkSection
 from astra_gym.ssl_core.settings.records import Composed
@@ -109,12 +109,15 @@ class WorldSettings(Composed):
         """
         name, teacher, chunks = self.method.method, self.method.teacher, self.optimizer.update_chunks
         method = self.method.make()
-        if not hasattr(method, "mixed_reading"):
-            mixed = {"mixed_weight": self.method, "mixed_reading": self.method, "reward_mixed": self.reward}
-            for option, section in mixed.items():
-                if (value := getattr(section, option)) != getattr(type(section), option):
-                    flag = f"method_kwargs.{option}" if section is self.method else "reward_weights.mixed"
-                    raise ValueError(f"{flag} is {value}: only the methods astra and astra++ have a mixed loss")
+        lost = [
+            f"method_kwargs.{option} is {value}"
+            for option, value in self.method.shared.items()
+            if not hasattr(method, option) and value != SHARED[option]
+        ]
+        if self.reward.reward_mixed != 0 and not hasattr(method, "mixed_reading"):
+            lost.append(f"reward_weights.mixed is {self.reward.reward_mixed}")
+        if lost:
+            raise ValueError(f"{lost[0]}: only the methods astra and astra++ have a mixed loss")
         if (begin := self.attack.attack_start) is not None and not method.attack.has_steps:
             raise ValueError(f"attack_start is {begin}, but {name} has no such attack: leave it out")
         if (stop := self.attack.attack_stop) is not None and not (method.retrieves and method.attack.mode == "eval"):

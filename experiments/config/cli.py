@@ -20,7 +20,8 @@ from astra_gym.experiments.config.superseded import as_written, without_forms
 from astra_gym.experiments.config.trust import NAMED, nothing, only_named
 from astra_gym.ssl_core.data.datasets import find_dataset
 from astra_gym.ssl_core.data.settings import DataSection
-from astra_gym.ssl_core.methods.settings import MethodSection
+from astra_gym.ssl_core.methods import find_method
+from astra_gym.ssl_core.methods.settings import SHARED, MethodSection
 from astra_gym.ssl_core.safety.sealing import check_yaml
 from astra_gym.ssl_core.safety.yaml_files import read_yaml_file
 from astra_gym.ssl_core.settings import renamed
@@ -289,7 +290,12 @@ def _settings(
     own = recipe(preset, chosen.get("method", MethodSection.method))
     usual = fitting({"preset": preset} | pick(preset, PRESETS, "preset") | own, chosen)
     defaults = {**_below(usual, config), **with_options(own, config)}
-    return Settings.of(**_values(parser, _below(defaults, given), argv))
+    values = _values(parser, _below(defaults, given), argv)
+    for name, value in SHARED.items():
+        if values[name] is None:
+            # written out, so that a record shows what a custom method took
+            values[name] = getattr(find_method(values["method"]), name, value)
+    return Settings.of(**values)
 
 
 def _below(settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -299,3 +299,12 @@ def test_the_papers_preset_has_the_papers_agent_unless_another_is_given() -> Non
     other = settings_of("--preset", "cifar10", "--data_dir", "x", "--agent", "ppo")
     assert (other.agent.agent, other.agent.observation, other.reward.reward_scope) == ("ppo", "features", "view")
     assert settings_of("--preset", "cifar10", "--data_dir", "x", "--method", "simclr").agent.agent == "none"
+
+
+def test_a_record_shows_the_options_that_a_custom_method_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from dataclasses import dataclass\nfrom astra_gym.ssl_core.methods import ACL\n"
+    code += "@dataclass(frozen=True)\nclass Cold(ACL):\n    temperature: float = 0.1\n"
+    (tmp_path / "cold_method_of_mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    section = parse(["--method=cold_method_of_mine:Cold"]).settings.method
+    assert section.shared == {"temperature": 0.1, "mixed_weight": 0.5, "mixed_reading": "pairs"}

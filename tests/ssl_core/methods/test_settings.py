@@ -1,10 +1,20 @@
 """The section on the method: what it refuses, and what it makes."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 
+from astra_gym.ssl_core.methods import ACL
 from astra_gym.ssl_core.methods.settings import MethodSection
+
+OWN = f"{__name__}:Warm"
+
+
+@dataclass(frozen=True)
+class Warm(ACL):
+    temperature: float = 0.7
+    mixed_weight: float = 2.0
 
 
 @pytest.mark.parametrize(
@@ -42,3 +52,10 @@ def test_an_option_without_an_effect_or_given_twice_is_refused(setting: dict, me
     section = MethodSection(**setting)
     with pytest.raises(ValueError, match=message):
         section.check_given()
+
+
+def test_a_custom_method_has_its_own_defaults() -> None:
+    assert MethodSection(method=OWN).make() == Warm()
+    assert MethodSection(method=OWN, temperature=0.5).make() == Warm(temperature=0.5)
+    MethodSection(method=OWN, temperature=0.7, method_kwargs={"temperature": 0.3}).check_given()
+    assert MethodSection(method="dino").make().temperature == 0.5  # type: ignore[attr-defined]
