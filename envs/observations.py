@@ -14,7 +14,7 @@ from astra_gym.ssl_core.methods import Method
 from astra_gym.ssl_core.models.target_network import Encoded
 from astra_gym.ssl_core.training.learner import TargetLearner
 from astra_gym.ssl_core.utils.import_path import imported_class, is_dotted
-from astra_gym.ssl_core.utils.messages import shown
+from astra_gym.ssl_core.utils.messages import brief, shown
 from astra_gym.ssl_core.utils.registry import pick
 
 OBSERVATION_BOUND = 10.0
@@ -142,7 +142,7 @@ class Observation:
     @property
     def view_space(self) -> gym.Space:
         """Space of a view's row."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no view_space: expected a Box, or the like")
 
     def of_views(self, views: Tensor) -> Tensor:
         """Return a row of `view_space` for each attacked view of a batch, (n, ...) in all.
@@ -155,7 +155,7 @@ class Observation:
     @property
     def batch_space(self) -> gym.Space:
         """Space of a batch's row."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no batch_space: expected a Box, or the like")
 
     def of_batch(self, views: Tensor) -> Tensor:
         """Return a row (1, ...) of `batch_space` for a batch of views (v, 3, h, w)."""
@@ -279,4 +279,14 @@ def checked(values: Tensor, rows: Callable[[], int], space: gym.Space, name: str
     if values.shape != expected or str(values.dtype) != f"torch.{space.dtype}":
         got = f"{values.dtype} {tuple(values.shape)}"
         raise ValueError(f"the observation {shown(name)} gives {got}: expected torch.{space.dtype} {expected}")
-    return values.detach()
+    values = values.detach()
+    if isinstance(space, gym.spaces.Box):
+        low, high = (torch.as_tensor(bound, device=values.device) for bound in (space.low, space.high))
+        # written so that NaN passes: it has an error of its own, which keeps the last good checkpoint
+        outside = bool(((values < low) | (values > high)).any())
+    else:
+        outside = not all(space.contains(row) for row in values.cpu().numpy())
+    if outside:
+        given = f"values from {values.min():.9g} to {values.max():.9g}"
+        raise ValueError(f"the observation {shown(name)} gives {given}: expected elements of its space, {brief(space)}")
+    return values

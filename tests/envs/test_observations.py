@@ -51,7 +51,24 @@ class Wrong(Mean):
         return super().of_views(views)[:-1]
 
 
-MEAN, OF_BATCHES, WRONG = (f"{__name__}:{name}" for name in ("Mean", "OfBatches", "Wrong"))
+class Outside(Mean):
+    def of_views(self, views: Tensor) -> Tensor:
+        return super().of_views(views) + 1
+
+
+class Kind(Mean):
+    view_space = gym.spaces.Discrete(3)  # type: ignore[assignment]
+
+    def of_views(self, views: Tensor) -> Tensor:
+        return (3 + super().of_views(views)[:, 0]).long()
+
+
+class NoSpace(Observation):
+    of_views = of_batch = Mean.of_views
+
+
+NAMES = ("Mean", "OfBatches", "Wrong", "Outside", "Kind", "NoSpace")
+MEAN, OF_BATCHES, WRONG, OUTSIDE, KIND, NO_SPACE = (f"{__name__}:{name}" for name in NAMES)
 
 
 def test_the_training_s_progress_runs_from_minus_one_to_one() -> None:
@@ -129,3 +146,17 @@ def test_the_wrong_rows_are_refused(tiny: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"gives torch.float32 \(7, 1\): expected torch.float32 \(8, 1\)"):
         env.observe()
     assert find_observation(WRONG) is Wrong
+
+
+@pytest.mark.parametrize(("name", "message"), [(OUTSIDE, r"from 1.* elements of .*Box\(0"), (KIND, "from 3 to 3")])
+def test_values_outside_of_the_space_are_refused(name: str, message: str, tiny: dict[str, Any]) -> None:
+    env = TorchViewEnv(AttackEngine(WorldSettings.of(**tiny), seed=3), observation=name)
+    with pytest.raises(ValueError, match=message):
+        env.observe()
+
+
+def test_a_space_that_is_missing_is_named(tiny: dict[str, Any]) -> None:
+    engine = AttackEngine(WorldSettings.of(**tiny), seed=3)
+    for made, missing in ((TorchViewEnv, "NoSpace has no view_space"), (TorchBatchEnv, "NoSpace has no batch_space")):
+        with pytest.raises(NotImplementedError, match=missing):
+            made(engine, observation=NO_SPACE)
