@@ -108,7 +108,12 @@ class FunctionAgent(Agent):
 
     def _act(self, observation: Tensor) -> Tensor:
         # a copy, since the function may write into it
-        actions = self._checked(np.asarray(self.function(observation.cpu().numpy().copy())), len(observation))
+        given = self.function(observation.cpu().numpy().copy())
+        try:
+            array = np.asarray(given)
+        except ValueError as error:
+            raise ValueError(f"{self.kind} gave actions {shown(given)}: expected rows of one length") from error
+        actions = self._checked(array, len(observation))
         return torch.as_tensor(actions, device=self.device)
 
     def _predict(self, observation: Tensor, deterministic: bool) -> Tensor:

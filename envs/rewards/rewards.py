@@ -10,6 +10,7 @@ from astra_gym.envs.rewards.registry import REWARD_TERMS
 from astra_gym.envs.rewards.term import ExamImages, FrozenAttack, HeldOut, MethodTerm, RewardTerm, RewardWorld
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.training.learner import TargetLearner
+from astra_gym.ssl_core.utils.import_path import described
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.rng import Streams
 
@@ -137,14 +138,17 @@ class Rewards:
                 gives values of another term.
         """
         given = (attack.objective, attack.clean_embeddings, attack.adversarial_embeddings)
-        terms = self._learner.method.reward_terms(*given)
+        gives = f"reward_terms of the method {shown(self._settings.method.method)} give"
+        terms = _checked(gives, self._learner.method.reward_terms(*given), len(attack.views))
         for name in terms:
             if name not in self._own:
                 raise ValueError(
-                    f"reward_terms of the method {shown(self._settings.method.method)} give {shown(name)}: expected "
-                    f"names among {', '.join(self._own)}; any other term is a RewardTerm, weighed by --reward_weights"
+                    f"{gives} {shown(name)}: expected names among {', '.join(self._own)}; any other term is a "
+                    "RewardTerm, weighed by --reward_weights"
                 )
             self._given_by[name] = name
+        if "adversarial" not in terms:
+            raise ValueError(f"{gives} no 'adversarial': expected the loss of each attacked view")
         with torch.no_grad():
             for name, term in self.terms.items():
                 self._add(terms, name, term.frozen(attack), len(attack.views))
@@ -170,13 +174,7 @@ class Rewards:
         return values
 
     def _add(self, values: dict[str, Tensor], name: str, given: Mapping[str, Tensor], n: int) -> None:
-        for key, value in given.items():
-            if not isinstance(value, Tensor) or value.shape != (n,) or not value.is_floating_point():
-                found = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-                raise ValueError(
-                    f"the reward term {shown(name)} gives {shown(key)} as {found}: expected floats ({n},), a value for "
-                    "each attacked view"
-                )
+        for key, value in _checked(f"the reward term {shown(name)} gives", given, n).items():
             if (other := self._given_by.setdefault(key, name)) != name:
                 raise ValueError(
                     f"the reward terms {shown(other)} and {shown(name)} both give {shown(key)}: rename one"
@@ -224,3 +222,16 @@ class Rewards:
                         f"the state of the reward term {shown(name)} has no {error}: another version of the term wrote "
                         "it; resume with that version, or begin anew"
                     ) from error
+
+
+def _checked(gives: str, given: object, n: int) -> dict[str, Tensor]:
+    """Return the values of a term or method, without gradient; raise a ValueError unless each is floats (n,)."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{gives} {described(given)}: expected values by name, {{}} for none")
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or value.shape != (n,) or not value.is_floating_point():
+            found = tuple(value.shape) if isinstance(value, Tensor) else described(value)
+            raise ValueError(
+                f"{gives} {shown(name)} as {found}: expected floats ({n},), a value for each attacked view"
+            )
+    return {name: value.detach() for name, value in given.items()}

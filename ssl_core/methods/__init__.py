@@ -1,7 +1,7 @@
 """Self-supervised methods by name, or a custom one by a dotted path."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from astra_gym.ssl_core.methods.advcl import AdvCL
@@ -84,6 +84,8 @@ def find_method(name: str) -> type[Method]:
     found = imported_class(name, Method, "astra_gym.ssl_core.methods", "method")  # type: ignore[type-abstract]
     if missing := sorted(found.__abstractmethods__):
         raise ValueError(f"method {shown(name)} lacks {', '.join(missing)}: every method has to say these itself")
+    if bare := [field.name for field in fields(found) if field.default is field.default_factory is MISSING]:
+        raise ValueError(f"method {shown(name)} has no default for {', '.join(bare)}: every option needs one")
     return found
 
 

@@ -25,6 +25,7 @@ from astra_gym.ssl_core.training.non_finite import NonFiniteLossError, checked_l
 from astra_gym.ssl_core.training.trained_networks import TrainedNetworks
 from astra_gym.ssl_core.utils.device import on_the_host
 from astra_gym.ssl_core.utils.hashing import digest
+from astra_gym.ssl_core.utils.import_path import described
 from astra_gym.ssl_core.utils.training_plan import Moment
 
 GRADIENTS = "the attack's gradients"
@@ -253,12 +254,18 @@ class TargetLearner(TrainedNetworks):
         with self._perturbed(moment, views, adversarial):
             terms = self.method.losses(networks, views, adversarial)
             weights = self.method.weights_at(moment)
+            kind = type(self.method).__name__
+            if not isinstance(weights, Mapping):
+                raise ValueError(f"weights of {kind} are {described(weights)}: expected numbers by name, as a property")
             if not isinstance(terms, dict) or terms.keys() != weights.keys():
-                found = ", ".join(terms) if isinstance(terms, dict) else f"a {type(terms).__name__}"
-                kind = type(self.method).__name__
+                found = ", ".join(terms) if isinstance(terms, dict) else described(terms)
                 raise ValueError(
                     f"losses of {kind} are {found}: expected the terms of its weights, {', '.join(weights)}"
                 )
+            for name, values in terms.items():
+                if not isinstance(values, Tensor) or not values.is_floating_point():
+                    found = str(values.dtype) if isinstance(values, Tensor) else described(values)
+                    raise ValueError(f"losses of {kind} give {name} as {found}: expected a tensor of floats")
             means = {name: values.mean() for name, values in terms.items()}
             total = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
             watched, self._watched = self._watched, {}

@@ -96,6 +96,9 @@ def wrong_shape(observation):
 def wrong_dtype(observation):
     return np.zeros((len(observation), 3))
 
+def ragged(observation):
+    return [[0, 0, 0], [0]]
+
 def too_large(observation):
     return np.full((len(observation), 3), 5)
 
@@ -360,6 +363,7 @@ def test_a_function_gets_a_copy_of_the_observation(mine: str, world: Any, shells
         ("middle", "flat", r"of shape \(4, 3\): expected \(4,\)"),
         ("wrong_dtype", "factored", "of dtype float64: expected integers"),
         ("middle", "continuous", "of dtype int64: expected floats"),
+        ("ragged", "factored", r"\[\[0, 0, 0\], \[0\]\]: expected rows of one length"),
         ("too_large", "factored", r"from 5 to 5: expected elements of MultiDiscrete\(\[7 5 3\]\)"),
         ("not_a_number", "continuous", "from nan to nan"),
     ],

@@ -273,6 +273,35 @@ class Listed(ACL):
 class NoRecord(ACL):
     routes = "pgd"
 
+@dataclass(frozen=True)
+class Numbers(ACL):
+    def losses(self, networks, views, adversarial):
+        return {name: values.mean().item() for name, values in super().losses(networks, views, adversarial).items()}
+
+@dataclass(frozen=True)
+class Called(ACL):
+    def weights(self):
+        return {"clean": 0.5, "adversarial": 0.5}
+
+@dataclass(frozen=True)
+class Shared(ACL):
+    def reward_terms(self, *given):
+        return {name: values.mean() for name, values in super().reward_terms(*given).items()}
+
+@dataclass(frozen=True)
+class Forgot(ACL):
+    def reward_terms(self, *given):
+        super().reward_terms(*given)
+
+@dataclass(frozen=True)
+class CleanOnly(ACL):
+    def reward_terms(self, objective, clean, adversarial):
+        return {"clean": objective(clean)}
+
+@dataclass(frozen=True, kw_only=True)
+class Needs(ACL):
+    strength: float
+
 class Unsaid(Method):
     paper = "none"
 """
@@ -290,6 +319,15 @@ class Unsaid(Method):
         ),
         ("Listed", "losses of Listed are a list"),
         ("NoRecord", "routes of the method 'own_methods:NoRecord' is 'pgd': expected a record, Routes"),
+        ("Numbers", "losses of Numbers give clean as a float: expected a tensor of floats"),
+        ("Called", "weights of Called are a method: expected numbers by name, as a property"),
+        (
+            "Shared",
+            r"reward_terms of the method '.*Shared' give 'adversarial' as \(\): expected floats \(8,\)",
+        ),
+        ("Forgot", "reward_terms of the method 'own_methods:Forgot' give a NoneType: expected values by name"),
+        ("CleanOnly", "reward_terms of the method 'own_methods:CleanOnly' give no 'adversarial'"),
+        ("Needs", "method 'own_methods:Needs' has no default for strength: every option needs one"),
         ("Unsaid", "lacks losses, weights"),
     ],
 )

@@ -116,12 +116,20 @@ def test_a_term_of_the_attack_alone_is_tried_out_too(tiny: dict, monkeypatch: py
     assert "rewards" not in engine.state_dict()
 
 
+def test_a_value_with_a_gradient_is_paid_without_it(tiny: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Once, "gives", {"once": torch.ones(8, requires_grad=True)})
+    monkeypatch.setattr(Once, "before_update", lambda self, rows, losses: {"twice": torch.ones(8, requires_grad=True)})
+    played = world(tiny, reward_weights={f"{__name__}:Once": 1.0}).play(BUDGET)
+    assert not played.reward.requires_grad and not any(values.requires_grad for values in played.terms.values())
+
+
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
         ({"once": torch.ones(7)}, r"gives 'once' as \(7,\): expected floats \(8,\), a value for each attacked view"),
         ({"once": torch.ones(8, dtype=torch.int64)}, r"expected floats \(8,\)"),
         ({"once": 1.0}, "gives 'once' as a float"),
+        (None, "the reward term '.*Once' gives a NoneType: expected values by name"),
         ({"clean": torch.ones(8)}, "the reward terms 'clean' and '.*Once' both give 'clean': rename one"),
         ({"mean": torch.ones(8)}, "the reward terms 'the reward' and '.*Once' both give 'mean': rename one"),
     ],
