@@ -1,8 +1,10 @@
 """Settings of an agent or a method from a command line or a file, with a check of their types."""
 
 import collections.abc
+import inspect
 import numbers
 import re
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -53,7 +55,7 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
     Raises:
         ValueError: if a name is unknown, or a value has another type than the field or is out of its range.
     """
-    hints = get_type_hints(type(settings))
+    hints = _hints(type(settings))
     kinds = {field.name: hints[field.name] for field in fields(settings) if field.init}  # type: ignore[arg-type]
     renamed = {old: new for old, new in getattr(settings, "RENAMED", {}).items() if old not in kinds}
     changed = {}
@@ -62,6 +64,19 @@ def replaced(settings: Settings, overrides: Mapping[str, Any], whose: str) -> Se
         changed[name] = written_out(value, kinds[name])
         check_type(whose, name, changed[name], kinds[name])
     return replace(settings, **changed)  # type: ignore[type-var]
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of a class's fields, `Any` where an annotation names what only a type checker imports."""
+    found: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        for name, annotation in inspect.get_annotations(each).items():
+            alone = types.SimpleNamespace(__annotations__={name: annotation})
+            try:
+                found |= get_type_hints(alone, vars(sys.modules[each.__module__]))
+            except Exception:
+                found[name] = Any
+    return found
 
 
 def written_out(value: Any, kind: Any) -> Any:

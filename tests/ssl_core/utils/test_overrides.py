@@ -46,3 +46,15 @@ def test_an_old_name_is_read_unless_a_field_has_it() -> None:
     assert replaced(RoCL(), {"regulariser": 3.0}, "rocl").regularizer == 3.0
     own = replaced(Own(), {"regulariser": 3.0}, "own")
     assert (own.regulariser, own.regularizer) == (3.0, 256.0)
+
+
+@dataclass(frozen=True)
+class Hinted:
+    rate: "NameOfATypeChecker | None" = None  # type: ignore[name-defined]  # noqa: F821
+    steps: "int" = 1
+
+
+def test_names_that_only_a_type_checker_knows_are_not_checked() -> None:
+    assert replaced(Hinted(), {"rate": 2, "steps": 3}, "the method 'mine'") == Hinted(2, 3)
+    with pytest.raises(ValueError, match="steps of the method 'mine' is 'x': expected an integer"):
+        replaced(Hinted(), {"steps": "x"}, "the method 'mine'")
