@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children, get_context
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +21,7 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import divided, measured_images
 from astra_gym.ssl_core.downstream.quick_score import QuickScore, quick_score
 from astra_gym.ssl_core.utils.finite import NonFiniteError, check_number
+from astra_gym.ssl_core.utils.import_path import located
 from astra_gym.ssl_core.utils.messages import brief
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 
@@ -245,9 +247,17 @@ def try_all(
         ValueError: as `attempt`.
         BrokenProcessPool: if a process was killed.
     """
-    waiting = {pool.submit(attempt, *pair): pair for pair in asked}
+    waiting = {pool.submit(partial(_attempted, attempt), *pair): pair for pair in asked}
     for future in as_completed(waiting):
         yield (*waiting[future], future.result())
+
+
+def _attempted(attempt: Callable[[Tried, int], Result], tried: Tried, seed: int) -> Result:
+    try:
+        return attempt(tried, seed)
+    except ValueError as error:
+        # the traceback, which locates it, stays in this process
+        raise ValueError(located(error)) from error
 
 
 def record(trial: Trial) -> dict[str, Any]:

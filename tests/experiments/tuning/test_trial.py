@@ -28,6 +28,7 @@ from astra_gym.ssl_core.data.image_set import ImageSet
 from astra_gym.ssl_core.data.labels import divided
 from astra_gym.ssl_core.downstream.quick_score import QuickScore
 from astra_gym.ssl_core.safety.writers import is_running
+from astra_gym.ssl_core.utils.import_path import imported
 from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 from tests.helpers.tiny_training import TINY_SETTINGS
 
@@ -123,3 +124,17 @@ def test_a_candidate_that_diverges_is_the_worst_and_ends_nothing() -> None:
 def test_free_training_has_its_attack_with_its_updates() -> None:
     free = Search(Settings.from_preset("digits-wide", **TINY_SETTINGS, method="cf-amc-ssl", agent="fixed"), 100.0)
     assert free.steps(NONE) == free.steps(Candidate((), 14.0)) == 0
+
+
+def called_custom_code(path: str, seed: int) -> int:
+    """Call the function at a path, as a trial does by its method."""
+    return int(imported(path, "agent", "my_module:act")(seed))
+
+
+def test_an_error_of_custom_code_is_located_from_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_trial_of_mine.py").write_text("def act(seed):\n    return int('no number')\n")
+    monkeypatch.chdir(tmp_path)
+    with pooled(1) as pool, pytest.raises(ValueError, match=r"failing_trial_of_mine.py, line 2, in act\)$"):
+        list(try_all(called_custom_code, [("failing_trial_of_mine:act", 0)], pool))
