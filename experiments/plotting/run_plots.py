@@ -7,6 +7,7 @@ figure shows more than its input (shares, means, intervals), a separate function
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -329,13 +330,16 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     marks = (("o-", BLUE), ("s--", ORANGE), ("^:", GREEN), ("D-.", PURPLE))
     if not 1 <= len(classifiers) <= len(marks):
         raise ValueError(f"{len(classifiers)} classifiers are given: expected 1 to {len(marks)}")
-    figure, (axis,) = new_figure(1, 3.8)
+    # names of usual runs, behind the protocol, do not fit beside each other
+    columns = 1 if max(map(len, classifiers)) > 20 else 2 if len(classifiers) == 4 else 3
+    figure, (axis,) = new_figure(1, 3.8 + (0.25 * (len(classifiers) - 1) if columns == 1 else 0))
     for (name, rows), (mark, color) in zip(classifiers.items(), marks, strict=False):
         curve = accuracy_curve(rows)
         # Never negative, though at 0 % the interval's border and the value differ by rounding.
         errors = np.maximum([curve.value - curve.low, curve.high - curve.value], 0)
+        words = "\n".join(map(label, wrap(name, 50)))
         axis.errorbar(
-            curve.epsilon, curve.value, errors, fmt=mark, color=color, label=label(name), capsize=3, elinewidth=1, ms=6
+            curve.epsilon, curve.value, errors, fmt=mark, color=color, label=words, capsize=3, elinewidth=1, ms=6
         )
     epsilons = sorted({round(255 * row.epsilon, 6) for rows in classifiers.values() for row in rows})
     axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
@@ -347,7 +351,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     axis.grid(axis="y", **GRID)
     axis.set_axisbelow(True)
     if len(classifiers) > 1:
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(classifiers) == 4 else 3)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
     save_figure(figure, path)
 
 

@@ -242,6 +242,9 @@ def test_accuracy_against_epsilon(tmp_path: Path) -> None:
     for count in (1, 3, 4):
         accuracy_against_epsilon(dict(list(series_.items())[:count]), path)
         picture(path)
+    long = [f"SLF cifar10-dynacl++-reinforce-paper-seed{seed}" for seed in range(3)] + ["SLF " + "/a/path/of/a/run" * 5]
+    accuracy_against_epsilon(dict.fromkeys(long, results(TRAINED)), path)
+    picture(path)
     for wrong in ({}, series_ | {"fifth": results(TRAINED)}):
         with pytest.raises(ValueError, match="expected 1 to 4"):
             accuracy_against_epsilon(wrong, path)
