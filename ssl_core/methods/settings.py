@@ -12,7 +12,7 @@ from astra_gym.ssl_core.settings.records import Notes, check_choices
 from astra_gym.ssl_core.utils.finite import check_number
 
 SHARED: Mapping[str, Any] = {"temperature": 0.5, "mixed_weight": 0.5, "mixed_reading": "pairs"}
-"""Options that are settings of their own, with the values of a method of ours. A custom one has its own defaults."""
+"""Options that are settings of their own, with the values of a method that has no own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class MethodSection:
             method_kwargs.mixed_reading (pairs: as in its code; views: as in its drawings).
         teacher: a run or checkpoint of this project whose encoder the methods deacl, daq-sdp, profeat and advcl learn
             from.
-        temperature: temperature of the contrastive losses; by default 0.5, or a custom method's own.
+        temperature: temperature of the contrastive losses; by default the method's own, 0.5 for most.
         mixed_weight: weight of ASTrA's mixed loss; by default 0.5, as in its run, or a custom method's own.
         mixed_reading: reading of ASTrA's mixed loss: pairs (as in its code, the default) or views (as in its drawings).
 
@@ -45,7 +45,7 @@ class MethodSection:
     def __post_init__(self) -> None:
         for name, value in SHARED.items():
             if getattr(self, name) is None and not is_own(self.method):
-                object.__setattr__(self, name, value)
+                object.__setattr__(self, name, getattr(METHODS.get(self.method), name, value))
         check_choices(self)
         check_options("method_kwargs", self.method_kwargs)
         check_path("teacher", self.teacher)

@@ -54,8 +54,10 @@ def test_an_option_without_an_effect_or_given_twice_is_refused(setting: dict, me
         section.check_given()
 
 
-def test_a_custom_method_has_its_own_defaults() -> None:
+def test_a_method_has_its_own_defaults() -> None:
     assert MethodSection(method=OWN).make() == Warm()
     assert MethodSection(method=OWN, temperature=0.5).make() == Warm(temperature=0.5)
     MethodSection(method=OWN, temperature=0.7, method_kwargs={"temperature": 0.3}).check_given()
-    assert MethodSection(method="dino").make().temperature == 0.5  # type: ignore[attr-defined]
+    for name, temperature in (("astra", 0.5), ("dino", 0.1), ("moco", 0.2)):
+        section = MethodSection(method=name)
+        assert section.temperature == section.make().temperature == temperature  # type: ignore[attr-defined]
