@@ -21,6 +21,7 @@ from astra_gym.envs.rewards.lookahead import LookAhead
 from astra_gym.envs.rewards.progress import Progress
 from astra_gym.envs.rewards.term import RewardTerm
 from astra_gym.ssl_core.utils.import_path import imported_class, is_dotted
+from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
 
 REWARD_TERMS: dict[str, type[RewardTerm]] = {
@@ -35,12 +36,20 @@ REWARD_TERMS: dict[str, type[RewardTerm]] = {
 }
 
 
+HOOKS = ("frozen", "before_update", "after_update")
+
+
 def find_term(name: str) -> type[RewardTerm]:
     """Find a term by its name in `REWARD_TERMS`, or at a dotted path, my_module:MyTerm.
 
     Raises:
-        ValueError: if there is no such term.
+        ValueError: if there is no such term, or a custom one gives no values or has another sign than 1 and -1.
     """
     if not is_dotted(name):
         return pick(name, REWARD_TERMS, "reward term")
-    return imported_class(name, RewardTerm, "astra_gym.envs.rewards.term", "reward term")
+    found = imported_class(name, RewardTerm, "astra_gym.envs.rewards.term", "reward term")
+    if all(getattr(found, hook) is getattr(RewardTerm, hook) for hook in HOOKS):
+        raise ValueError(f"reward term {shown(name)} gives no values: expected one of the methods {', '.join(HOOKS)}")
+    if found.sign not in (1, -1):
+        raise ValueError(f"reward term {shown(name)} has the sign {shown(found.sign)}: expected 1, or -1 for a cost")
+    return found
