@@ -74,7 +74,7 @@ def _hints(kind: type) -> dict[str, Any]:
             alone = types.SimpleNamespace(__annotations__={name: annotation})
             try:
                 found |= get_type_hints(alone, vars(sys.modules[each.__module__]))
-            except Exception:
+            except (AttributeError, NameError, TypeError):
                 found[name] = Any
     return found
 
