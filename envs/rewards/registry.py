@@ -19,7 +19,7 @@ from astra_gym.envs.rewards.attack_terms import Adversarial, Clean, Cost, Mixed
 from astra_gym.envs.rewards.exam_terms import Alignment, Judge
 from astra_gym.envs.rewards.lookahead import LookAhead
 from astra_gym.envs.rewards.progress import Progress
-from astra_gym.envs.rewards.term import RewardTerm
+from astra_gym.envs.rewards.term import HOOKS, RewardTerm
 from astra_gym.ssl_core.utils.import_path import imported_class, is_dotted
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -36,9 +36,6 @@ REWARD_TERMS: dict[str, type[RewardTerm]] = {
 }
 
 
-HOOKS = ("frozen", "before_update", "after_update")
-
-
 def find_term(name: str) -> type[RewardTerm]:
     """Find a term by its name in `REWARD_TERMS`, or at a dotted path, my_module:MyTerm.
 
@@ -48,7 +45,7 @@ def find_term(name: str) -> type[RewardTerm]:
     if not is_dotted(name):
         return pick(name, REWARD_TERMS, "reward term")
     found = imported_class(name, RewardTerm, "astra_gym.envs.rewards.term", "reward term")
-    if all(getattr(found, hook) is getattr(RewardTerm, hook) for hook in HOOKS):
+    if not any(map(found.overrides, HOOKS)):
         raise ValueError(f"reward term {shown(name)} gives no values: expected one of the methods {', '.join(HOOKS)}")
     if found.sign not in (1, -1):
         raise ValueError(f"reward term {shown(name)} has the sign {shown(found.sign)}: expected 1, or -1 for a cost")

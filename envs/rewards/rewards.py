@@ -128,7 +128,7 @@ class Rewards:
         return self._override("after_update")
 
     def _override(self, hook: str) -> bool:
-        return any(getattr(type(term), hook) is not getattr(RewardTerm, hook) for term in self.terms.values())
+        return any(term.overrides(hook) for term in self.terms.values())
 
     def frozen_terms(self, attack: FrozenAttack) -> dict[str, Tensor]:
         """Return the values of an attack on a network that learns nothing, (n,) each.

@@ -87,6 +87,10 @@ class FrozenAttack(NamedTuple):
     adversarial_embeddings: Tensor
 
 
+HOOKS = ("frozen", "before_update", "after_update")
+"""The methods by which a term gives values."""
+
+
 class RewardTerm:
     """A term of the reward. A subclass overrides at least one of the three hooks, each of which gives values (n,) by
     name; `info`, `metrics.jsonl` and TensorBoard (`reward/NAME`) use that name. A world makes each term once, if its
@@ -109,6 +113,11 @@ class RewardTerm:
         self.world = world
         self.attack_steps = 0
         """Gradient steps of the term's own attacks since the world was built, times their views."""
+
+    @classmethod
+    def overrides(cls, hook: str) -> bool:
+        """Whether a term of this class gives values by a hook, a name of `HOOKS`."""
+        return getattr(cls, hook) is not getattr(RewardTerm, hook)
 
     @classmethod
     def check(cls, method: Method) -> None:

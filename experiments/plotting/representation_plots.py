@@ -6,7 +6,6 @@ As in `astra_gym.experiments.plotting.run_plots`, every function takes data and 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
 
 import matplotlib
 import numpy as np
@@ -211,7 +210,7 @@ def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path |
         for name, found in panel.items():
             marker, color = MARKERS_OF_CURVES[encoders.index(name)]
             for losses, dash, kind in ((found.clean, "-", "clean"), (found.attacked, "--", "attacked")):
-                words = "\n".join(map(label, wrap(f"{name}, {kind}", 50)))
+                words = label(f"{name}, {kind}", width=50)
                 axis.plot(found.radii, losses, f"{marker}{dash}", color=color, ms=4, label=words)
         axis.axvline(0, color=INK, linewidth=0.8, dashes=(1, 3))
         axis.set(ylabel="cross entropy (nats)", title=protocol.upper(), yscale="log")

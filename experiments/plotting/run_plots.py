@@ -7,7 +7,6 @@ figure shows more than its input (shares, means, intervals), a separate function
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -337,7 +336,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
         curve = accuracy_curve(rows)
         # Never negative, though at 0 % the interval's border and the value differ by rounding.
         errors = np.maximum([curve.value - curve.low, curve.high - curve.value], 0)
-        words = "\n".join(map(label, wrap(name, 50)))
+        words = label(name, width=50)
         axis.errorbar(
             curve.epsilon, curve.value, errors, fmt=mark, color=color, label=words, capsize=3, elinewidth=1, ms=6
         )

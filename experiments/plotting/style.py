@@ -6,6 +6,7 @@ Ito's palette and viridis, which color-blind readers tell apart.
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -62,9 +63,11 @@ def new_figure(
     return figure, list(axes.flat)
 
 
-def label(text: str) -> str:
+def label(text: str, width: int | None = None) -> str:
     """Escape a user's text for a figure: Matplotlib reads formulas between dollar signs, and leaves texts that begin
-    with an underscore out of a legend."""
+    with an underscore out of a legend. With a width it is broken into lines of at most so many characters."""
+    if width is not None:
+        return "\n".join(map(label, wrap(text, width)))
     return printable(f" {text}" if text.startswith("_") else text).replace("$", r"\$")
 
 

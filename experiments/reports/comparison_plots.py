@@ -7,7 +7,6 @@ whether it wrote a file.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -131,8 +130,8 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
 def _broken(arm: str, most: int = 17, width: int = 24) -> str:
     """Return a label, broken into lines of at most `width` if it would not fit into a narrow place."""
     head, at, settings = arm.partition("@")
-    lines = [arm] if len(arm) <= most else [*wrap(head, width), *wrap(at + settings, width)]
-    return "\n".join(map(label, lines))
+    parts = [arm] if len(arm) <= most else filter(None, (head, at + settings))
+    return "\n".join(label(part, width) for part in parts)
 
 
 def _legend_height(names: Sequence[str]) -> float:
