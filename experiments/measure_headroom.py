@@ -43,6 +43,7 @@ from astra_gym.experiments.engines.base import usable_cores
 from astra_gym.experiments.headroom.foresight import correlations
 from astra_gym.experiments.headroom.headroom_file import HeadroomFile
 from astra_gym.experiments.headroom.kinds import KINDS, measure_repeat
+from astra_gym.experiments.headroom.per_view import rehearse
 from astra_gym.experiments.headroom.picture import draw_headroom
 from astra_gym.experiments.headroom.world import HeadroomWorld
 from astra_gym.experiments.reports.headroom_tables import interval
@@ -145,6 +146,9 @@ def _measure(given: HeadroomFlags, world: HeadroomWorld, output: Path) -> int:
     with held(output):
         file = HeadroomFile(output, world, what)
         left = [pair for pair in asked if pair[1] not in file.repeats.get(pair[0], {})]
+        if any(kind == "view" for kind, _ in left):
+            # refused now, and not after half of a run
+            rehearse(world)
         print(f"{amount(len(asked), 'repeat')}, {len(left)} left, {jobs} at once, into {output}", flush=True)
         with pooled(jobs) as pool:
             for kind, seed, (repeat, seconds) in try_all(partial(_timed, world), left, pool):

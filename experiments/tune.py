@@ -233,13 +233,16 @@ def _search(given: TuneFlags, worlds: Mapping[str, Settings], output: Path) -> i
     }
     if given.worlds:
         what["world_passes"] = {name: search.passes for name, search in searches.items()}
+    radii = " or ".join(
+        f"{255 * epsilon:g}/255" for epsilon in sorted({each.settings.judge.epsilon for each in searches.values()})
+    )
     with held(output):
         file = TuningFile(output, what, candidates, rungs)
         file.trials = known | file.trials
         attempt = partial(try_worlds, searches) if given.worlds else partial(try_candidate, first)
         titles = dict(zip(candidates, (own_arm(text)[0] for text in given.arm), strict=False))
         cost = sum(searches[names[0]].passes for names in trained_together(searches))
-        best = _found(file, attempt, cost, given.jobs or usable_cores(), titles)
+        best = _found(file, attempt, cost, given.jobs or usable_cores(), titles, radii)
     if best in file.failed:
         left = f"{brief(titles.get(best) or label(best))}, the last candidate left, could not"
         which = left if file.failed < {*candidates} else "no candidate could"
@@ -266,13 +269,14 @@ def _found(
     cost: float,
     jobs: int,
     titles: Mapping[Candidate, str],
+    radii: str,
 ) -> Candidate:
     """Make the trials that the file lacks, of about `cost` passes each, and return the best candidate; `titles` are
-    labels to print."""
+    labels to print, and so are the judged `radii`."""
     whole = trials(file.rungs)
     candidates = list(file.candidates.values())
     searched = f"{amount(len(candidates), 'candidate')}, {amount(whole, 'trial')}"
-    print(f"{searched} of {cost:.0f} passes, {jobs} at once, into {file.path}")
+    print(f"{searched} of {cost:.0f} passes, {jobs} at once, RA at {radii}, into {file.path}")
 
     def evaluate(asked: list[tuple[Candidate, int]]) -> dict[tuple[Candidate, int], float]:
         left = [pair for pair in asked if pair not in file.trials]

@@ -66,7 +66,7 @@ def candidates(settings: Settings, own: float) -> dict[str, Candidate]:
 def _raced(options: Options, search: Search, arms: Mapping[str, Candidate], seed: int) -> dict[str, Any]:
     """Return updates, seconds and scores of each arm after each share of its updates."""
     data = divided(search.settings.data.load().train)
-    epsilon = search.settings.judge.judge_epsilon or 8 / 255
+    epsilon = search.settings.judge.epsilon
     scores: dict[str, list[float]] = {name: [] for name in arms}
     updates: dict[str, list[int]] = {name: [] for name in arms}
 

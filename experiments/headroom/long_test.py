@@ -17,6 +17,15 @@ from astra_gym.ssl_core.utils.rng import Streams
 CONTROLS = ("no attack", "constant", "hardest")
 
 
+def check_length(world: HeadroomWorld, engine: AttackEngine) -> None:
+    """Raise a ValueError if half of the engine's run is shorter than the long test."""
+    left = engine.planned_updates - engine.planned_updates // 2
+    if left < world.updates:
+        raise ValueError(
+            f"half a run leaves {left} updates, less than --updates {world.updates}: raise --epochs, or lower it"
+        )
+
+
 def measure_updates(world: HeadroomWorld, engine: AttackEngine, judges: list[Exam], seed: int) -> dict[str, Any]:
     """Train on from one state in several ways, with the same batches and random starts.
 
@@ -31,11 +40,7 @@ def measure_updates(world: HeadroomWorld, engine: AttackEngine, judges: list[Exa
     Raises:
         ValueError: if the run ends before.
     """
-    left = engine.planned_updates - engine.step
-    if left < world.updates:
-        raise ValueError(
-            f"half a run leaves {left} updates, less than --updates {world.updates}: raise --epochs, or lower it"
-        )
+    check_length(world, engine)
     budgets, state = ladder(world), copy.deepcopy(engine.state_dict())
     start = [value(engine.learner, judge) for judge in judges]
     deal, taken = Streams(seed)["headroom/shuffle"], list[Tensor]()

@@ -6,13 +6,33 @@ from typing import Any
 import numpy as np
 
 from astra_gym.experiments.headroom.judges import make_image_exam
-from astra_gym.experiments.headroom.long_test import CONTROLS, measure_updates
-from astra_gym.experiments.headroom.one_update import gains, measure_update, variance_shares, without_means
+from astra_gym.experiments.headroom.long_test import CONTROLS, check_length, measure_updates
+from astra_gym.experiments.headroom.one_update import (
+    forward_credits,
+    gains,
+    measure_update,
+    tried,
+    variance_shares,
+    without_means,
+)
 from astra_gym.experiments.headroom.verdicts import Verdict, decide
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
 from astra_gym.experiments.stats import estimate, rank_correlation
 
 UNIT = "loss of judge B"
+
+
+def rehearse(world: HeadroomWorld) -> None:
+    """Do after one update what `measure` does after half of a run: credit the views of a batch once.
+
+    Raises:
+        ValueError: if credit per view is not defined for the optimizer or the method, or the run is too short.
+    """
+    engine, images = world.begun(0)
+    check_length(world, engine)
+    engine.play(world.constant.expand(engine.num_attacked))
+    judge = make_image_exam(engine, images[0], world.radius, world.settings.judge.judge_score, "headroom/judge A")
+    forward_credits(engine, judge, tried(engine, [world.constant]))
 
 
 def measure(world: HeadroomWorld, seed: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class HeadroomWorld:
     @property
     def radius(self) -> float:
         """The judged radius."""
-        return self.settings.judge.judge_epsilon or 8 / 255
+        return self.settings.judge.epsilon
 
     def judged(self, images: int) -> int:
         """Return the number of images of each judge, at most a quarter of so many training images.
@@ -80,10 +80,15 @@ class HeadroomWorld:
         Returns:
             The engine, and the judges' images, uint8 (m, 3, h, w) each; the engine has neither, and no test image.
         """
-        data = self.divided(seed)
-        engine = AttackEngine(self.settings.world.replace(**changed), seed, "cpu", data)
+        engine, images = self.begun(seed, **changed)
         while engine.step < engine.planned_updates // 2:
             engine.play(self.constant.expand(engine.num_attacked))
+        return engine, images
+
+    def begun(self, seed: int, **changed: Any) -> tuple[AttackEngine, list[Tensor]]:
+        """Return the engine and images of `started`, before the first update."""
+        data = self.divided(seed)
+        engine = AttackEngine(self.settings.world.replace(**changed), seed, "cpu", data)
         return engine, list(data.test.images.split(len(data.test) // 2))
 
 

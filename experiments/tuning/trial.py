@@ -205,7 +205,7 @@ def _trained(
         timesteps = run.engine.planned_updates * run.env.num_envs
         run.agent.learn(timesteps, lambda *_: not run.engine.finished, reset_num_timesteps=False)
         route, parts = run.engine.method.routes.evaluation, (data.train, data.test)
-        radii = [judge.judge.judge_epsilon or 8 / 255 for judge in judges]
+        radii = [judge.judge.epsilon for judge in judges]
         found = [quick_score(run.encoder, route, *parts, epsilon, seed) for epsilon in radii]
     except NonFiniteError as error:
         # a learning rate may be too large: that is a result, the worst one

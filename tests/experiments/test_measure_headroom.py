@@ -54,6 +54,24 @@ def test_a_kept_measurement_is_read_and_needs_no_repeat(tmp_path: Path, capsys: 
     assert decided() == before and len(before) >= 5
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--optimizer", "lars"], "credit per view is known for AdamW and SGD, not LARS: give --optimizer"),
+        (["--updates", "40"], "updates, less than --updates 40: raise --epochs, or lower it"),
+        (["--method", "rocl"], "the loss of RoCL mixes the attacked views: no credit per view"),
+    ],
+)
+def test_what_has_no_credit_per_view_is_refused_before_anything_is_trained(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "h.json"
+    with pytest.raises(SystemExit, match="2"):
+        main([*SMALL, "--kinds", "view", "--output", str(output), *TINY, *CONSTANT, *flags])
+    shown = capsys.readouterr()
+    assert said in shown.err and "repeat" not in shown.out and not output.exists()
+
+
 def test_foresight_has_no_verdict_so_its_numbers_are_told_and_no_picture_is_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
