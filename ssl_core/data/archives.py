@@ -41,7 +41,8 @@ class Archive:
         source: torchvision's class.
         class_names: name of the file with the names of the classes.
         train, test: arguments of `source` for the two sets.
-        read: function from an opened `source` to images, uint8 (N, 3, H, W), and labels, int64 (N,).
+        read: function from an opened `source` to images, uint8 (N, 3, H, W), and labels, int64 (N,); those of unlabeled
+            images are -1, as torchvision gives them.
     """
 
     name: str
@@ -90,11 +91,9 @@ def load_stl10_unlabeled(wanted: Wanted) -> Split:
     """
     stl10 = _torchvision_datasets("stl10").STL10
     found = _load_archive(_stl10("stl10-unlabeled", stl10, "unlabeled"), wanted)
-    # torchvision gives unlabeled images the label -1
-    train = replace(found.train, labels=None, classes=())
     labeled = load_stl10(replace(wanted, limit=None, test_limit=1, download=False))
     notes = (f"{len(labeled.train):,} labeled images for probes",)
-    return replace(found, train=train, probed=labeled.train, notes=notes)
+    return replace(found, probed=labeled.train, notes=notes)
 
 
 def _stl10(name: str, source: Any, split: str) -> Archive:
@@ -168,4 +167,6 @@ def _archive_set(archive: Archive, part: Any, rows: Tensor, image_size: int | No
     if image_size is not None:
         # In parts, since the floats of the whole set would take four times its memory.
         images = torch.cat([resized(some.float(), image_size, "bicubic") for some in images.split(1000)])
+    if bool((labels == -1).all()):
+        return ImageSet(images, None, (), name)
     return ImageSet(images, labels[rows], tuple(part.classes), name)

@@ -148,7 +148,7 @@ def _checked(name: str, split: Split, request: DataRequest) -> Split:
     if not isinstance(split, Split):
         raise ValueError(f"load of the data set {shown(name)} gives {described(split)}: expected a Split(train, test)")
     side = request.image_size
-    for part in (split.train, split.test):
+    for part in (split.train, split.test, split.probe_train):
         if side is not None and part.images.shape[-2:] != (side, side):
             found = tuple(part.images.shape[-2:])
             raise ValueError(

@@ -4,6 +4,7 @@ The division and the order never depend on a run's seed: two runs with the same 
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from astra_gym.ssl_core.data.decoding import map_images
+from astra_gym.ssl_core.utils.messages import amount, shown
 
 _SPLIT_SEED = 20250424
 
@@ -26,6 +28,9 @@ class ImageSet:
         name: name for messages, e.g. "cifar10 test".
         file: the file that begins with the mapped images; None for images in memory.
         paths: the N files that the images were decoded from, for messages; empty if there are none.
+
+    Raises:
+        ValueError: if images or labels have another dtype or shape, or a label is no position in `classes`.
     """
 
     images: Tensor
@@ -42,6 +47,13 @@ class ImageSet:
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]):
             got = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
             raise ValueError(f"{self.name}: labels are {got}, expected int64 of shape ({len(self)},)")
+        if self.labels is not None and len(self.labels):
+            low, high = (int(end) for end in torch.aminmax(self.labels))
+            if low < 0 or high >= len(self.classes):
+                raise ValueError(
+                    f"{self.name}: labels are in {low}..{high}, expected 0..{len(self.classes) - 1}, positions in its "
+                    f"{amount(len(self.classes), 'class name')}"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,12 +93,27 @@ class Split:
         train, test: the images.
         notes: notes of a few words on how they were found and what was left out; empty if nothing needs a note.
         probed: labeled training images for probes, if those of `train` have no labels; None: those of `train`.
+
+    Raises:
+        ValueError: if a part is empty, or labeled parts differ in their classes.
     """
 
     train: ImageSet
     test: ImageSet
     notes: tuple[str, ...] = ()
     probed: ImageSet | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in (("train", self.train), ("test", self.test), ("probed", self.probe_train)):
+            if not len(part):
+                raise ValueError(f"the split's part {name} ({part.name}) has no images: expected 1 or more")
+            if part.labels is not None and self.test.labels is not None and part.classes != self.test.classes:
+                pairs = zip_longest(part.classes, self.test.classes)
+                own, other = next((own, other) for own, other in pairs if own != other)
+                raise ValueError(
+                    f"the split's part {name} ({part.name}) has the class {shown(own)} where its test images have "
+                    f"{shown(other)}: expected the same classes in the same order"
+                )
 
     @property
     def probe_train(self) -> ImageSet:

@@ -1,11 +1,12 @@
 """Sets of images check themselves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from astra_gym.ssl_core.data.image_set import ImageSet, stratified
+from astra_gym.ssl_core.data.image_set import ImageSet, Split, stratified
 
 
 def test_image_sets_check_themselves() -> None:
@@ -22,6 +23,26 @@ def test_image_sets_check_themselves() -> None:
         ValueError, match=r"toy: labels are torch.int64 of shape \(3,\), expected int64 of shape \(4,\)"
     ):
         ImageSet(images, labels[:3], (), "toy")
+    for wrong, found in ((labels, r"0\.\.3"), (labels - 1, r"-1\.\.2"), (torch.full((4,), 3), r"3\.\.3")):
+        with pytest.raises(
+            ValueError, match=rf"toy: labels are in {found}, expected 0..2, positions in its 3 class names"
+        ):
+            ImageSet(images, wrong, ("a", "b", "c"), "toy")
+
+
+def test_a_split_needs_images_in_every_part_and_the_same_classes() -> None:
+    data = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), ("a", "b", "c", "d"), "toy")
+    bare, other = replace(data, labels=None, classes=()), replace(data, classes=("a", "b", "d", "c"))
+    empty = replace(bare, images=data.images[:0], name="nothing")
+    assert Split(bare, data, probed=data).probe_train is data
+    with pytest.raises(ValueError, match=r"the split's part test \(nothing\) has no images: expected 1 or more"):
+        Split(data, empty)
+    with pytest.raises(
+        ValueError, match=r"part train \(toy\) has the class 'd' where its test images have 'c': expected"
+    ):
+        Split(other, data)
+    with pytest.raises(ValueError, match=r"part probed \(toy\) has the class None where its test images have 'c'"):
+        Split(bare, data, probed=replace(data, labels=data.labels % 2, classes=("a", "b")))
 
 
 def test_a_split_divides_every_class_alike_and_leaves_each_its_last_image() -> None:
