@@ -183,7 +183,7 @@ def chosen_budget(run: Run, agent: Agent | Sb3Agent, views: Tensor) -> Budget:
 
 
 def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
-    """Draw into `figures/` the figures that the run's method and data allow."""
+    """Draw into `figures/` the figures that the run's method and data allow; void accuracies are left out."""
     # damaged lines of the log were already reported when the run was resumed
     metrics = read_metrics(folder.path / "metrics.jsonl", [])
     # without the log only the curves are missing
@@ -204,10 +204,14 @@ def draw(run: Run, folder: RunFolder, rows: list[Row]) -> None:
         path = folder.figures / "attack_gallery.png"
         run_plots.attack_gallery(engine.views[each], attacked.images[each], first, path)
     if rows:
+        void = {row.checkpoint for row in rows if row.void}
         by_classifier: dict[str, list[Row]] = {}
         for row in rows:
             name = run.settings.method.method if row.checkpoint == run.checkpoint_name else row.checkpoint
-            by_classifier.setdefault(name, []).append(row)
+            if row.checkpoint in void:
+                name += " (RA void)"
+            if not row.void:
+                by_classifier.setdefault(name, []).append(row)
         run_plots.accuracy_against_epsilon(by_classifier, folder.figures / "accuracy_against_epsilon.png")
 
 
@@ -254,7 +258,7 @@ def conclude(run: Run, folder: RunFolder, note: Callable[[str], None]) -> Table 
     if run.engine.method.attack.exists:
         note("rewards of the policy, of uniform random and of the method's own budget on held-out views")
         held_out_rewards(run, folder)
-    draw(run, folder, [row for row in rows if not row.void])
+    draw(run, folder, rows)
     if correct:
         # the last row is an attack's, if there is one
         write_outcomes(folder, run.checkpoint_name, correct, own[-1].void)
