@@ -349,8 +349,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
     )
     axis.grid(axis="y", **GRID)
     axis.set_axisbelow(True)
-    if len(classifiers) > 1:
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
     save_figure(figure, path)
 
 
