@@ -134,7 +134,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     The interquartile mean drops the lowest and the highest quarter, rounded down (Agarwal et al. 2021, "Deep RL at the
     edge of the statistical precipice", section 4.3): below four seeds it is the mean. The interval is an expanded
     percentile bootstrap (`expanded_level`) from a fixed generator from `BOOTSTRAP_SEEDS` on, Student's t from
-    `FEWEST_SEEDS` on, and NaN below.
+    `FEWEST_SEEDS` on, and NaN below. It is also NaN if all values are equal: accuracies are counts of few images, so
+    that three differences often tie, and an interval of width 0 would claim certainty.
 
     Raises:
         ValueError: if there is no value, or one that is not finite.
@@ -142,7 +143,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     sample = _sample(values)
     mean, low, high = mean_interval(values)
     kind = "t"
-    if len(sample) < FEWEST_SEEDS:
+    if len(sample) < FEWEST_SEEDS or np.allclose(sample, sample[0], rtol=1e-9, atol=1e-12):
         low, high, kind = math.nan, math.nan, "none"
     elif len(sample) >= BOOTSTRAP_SEEDS:
         found = stats.bootstrap(
@@ -176,11 +177,12 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Pl
     to 16 seeds, sampled from a fixed generator beyond. With n seeds it cannot go below 2/2^n. The interval of the
     difference is that of `estimate`. The probability of improvement is P(a > b) + P(a = b)/2 over all pairs of the
     shared seeds (Mann and Whitney 1947; Agarwal et al. 2021, section 4.3); its interval, from `BOOTSTRAP_SEEDS` on,
-    resamples seeds, a's and b's together.
+    resamples seeds, a's and b's together. It has none if every resample has the same probability, as 0 and 1 do: of
+    ten seeds, a true 0.92 gives 1 in a ninth of all cases.
 
     Returns:
-        NaN for p with fewer than two shared seeds, for the interval with fewer than three, and for everything without
-        any.
+        NaN for p with fewer than two shared seeds, for the interval where `estimate` has none, and for everything
+        without any.
 
     Raises:
         ValueError: if an arm has a seed twice, or numbers of test images differ.
@@ -206,6 +208,7 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Pl
             vectorized=True,
             rng=np.random.default_rng(0),
         ).confidence_interval
+        borders = borders if borders[0] < borders[1] else (math.nan, math.nan)
     return Paired(
         difference.mean,
         difference.low,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from astra_gym.experiments.stats import estimate
+from astra_gym.experiments.stats import FEWEST_SEEDS, estimate
 
 POINT = 1.0
 """The bar of accuracies: one point."""
@@ -19,7 +19,7 @@ class Verdict(NamedTuple):
         kind: what is chosen, and what it is compared with.
         verdict: "headroom", "none" or "undecided", see `decide`.
         mean: mean gain; where the verdict is "headroom", its size.
-        low, high: the mean's 95 % interval; None with less than three values.
+        low, high: the mean's 95 % interval; None with less than three values, or equal ones.
         unit: unit of mean, low, high and bar.
         n: number of values.
         bar: least gain that matters; a verdict is none if the interval is not above 0, and ends below it.
@@ -44,7 +44,8 @@ def decide(kind: str, gains: Sequence[float], unit: str, spread: float | None = 
     """Decide by the mean's interval (`astra_gym.experiments.stats.estimate`).
 
     The verdict is "headroom" if the interval's lower end is above 0; else "none" if its upper end is below the bar, so
-    that no gain worth having is left; else "undecided".
+    that no gain worth having is left, or all of three gains or more are 0, as those of equal choices are; else
+    "undecided".
 
     Args:
         kind: what is chosen, and what it is compared with.
@@ -59,6 +60,7 @@ def decide(kind: str, gains: Sequence[float], unit: str, spread: float | None = 
     if spread is not None and not (math.isfinite(spread) and spread >= 0):
         raise ValueError(f"{kind}: the spread is {spread}: expected a finite number of 0 or more")
     found, bar = estimate(gains), POINT if spread is None else SHARE * spread
-    verdict = "headroom" if found.low > 0 else "none" if found.high < bar else "undecided"
+    nothing = len(gains) >= FEWEST_SEEDS and not any(gains)
+    verdict = "headroom" if found.low > 0 else "none" if found.high < bar or nothing else "undecided"
     low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
     return Verdict(kind, verdict, found.mean, low, high, unit, found.seeds, bar)

@@ -35,7 +35,10 @@ from astra_gym.ssl_core.utils.training_plan import UPDATE_PASSES
 DECIDING_RA = "RA at the deciding epsilon"
 PART = "method, preset"
 """The column that names a row's part of a comparison."""
-INTERVALS = "In brackets the 95 % interval over seeds (Student's t from 3 seeds, expanded bootstrap from 10)."
+INTERVALS = (
+    "In brackets the 95 % interval over seeds (Student's t from 3 seeds, expanded bootstrap from 10; equal values have "
+    "none)."
+)
 
 
 def parts(comparison: ComparisonResult) -> list[ComparisonResult]:

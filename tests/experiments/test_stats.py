@@ -70,7 +70,28 @@ def test_from_ten_seeds_the_interval_is_bootstrapped_and_repeats() -> None:
     found = estimate(values)
     assert (found.interval, found.seeds) == ("bootstrap", 40)
     assert estimate(values) == found
-    assert estimate([7.0] * 10)[:4] == (7, 7, 7, 7)
+
+
+@pytest.mark.parametrize("values", [[-0.1] * 3, [0.0] * 5, [7.0] * 10, [0.9 + 0.8, 0.95 + 0.75, 1.7]])
+def test_equal_values_have_no_interval_since_they_show_no_spread(values: list[float]) -> None:
+    found = estimate(values)
+    assert (found.mean, found.interval, found.seeds) == (pytest.approx(values[0]), "none", len(values))
+    assert math.isnan(found.low) and math.isnan(found.high)
+    assert estimate([*values[1:], values[0] + 0.01]).low < values[0] + 0.005
+
+
+def test_no_interval_of_few_images_has_width_0(make_cell: Make) -> None:
+    # two arms of equal skill on 360 images, whose accuracies differ by an image or none: one in five of all
+    # comparisons of three seeds would have an interval of width 0 beside the truth
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        a, b = (
+            [make_cell(name, n, {RADIUS: 98 + d / 3.6}, images=360) for n, d in enumerate(draw.integers(0, 2, 3))]
+            for name in "ab"
+        )
+        found = paired(a, b, RADIUS)
+        assert math.isnan(found.low) or found.low < found.difference < found.high
+    assert found.seeds == 3
 
 
 def test_the_expanded_bootstrap_is_as_wide_as_students_interval() -> None:
@@ -105,7 +126,6 @@ def test_only_seeds_that_both_have_are_compared(make_cell: Make) -> None:
     a, b = arm(make_cell, "a", [60, 61, 62, 99]), arm(make_cell, "b", [10, 50, 51, 52], first=-1)
     found = paired(a, b, RADIUS)
     assert (found.seeds, found.difference, found.smallest_p) == (3, pytest.approx(10), 2 / 8)
-    assert (found.low, found.high) == pytest.approx((10, 10))
     assert paired(a, arm(make_cell, "b", [1.0], first=70), RADIUS).seeds == 0
     nothing = paired(a, b, 0.0)
     assert nothing.seeds == 0 and nothing.image_pairs == (0, 0)
@@ -169,6 +189,12 @@ def test_the_interval_of_the_probability_resamples_seeds(make_cell: Make) -> Non
     twin = np.quantile([wins[np.ix_(rows, rows)].mean() for rows in drawn], borders)
     assert (found.probability_low, found.probability_high) == pytest.approx(twin.tolist(), abs=0.02)
     assert found.probability_low < found.probability < found.probability_high
+
+
+def test_a_probability_of_1_has_no_interval(make_cell: Make) -> None:
+    a, b = ([start + seed / 2 for seed in range(10)] for start in (60, 50))
+    found = paired(arm(make_cell, "a", a), arm(make_cell, "b", b[::-1]), RADIUS)
+    assert found.probability == 1 and math.isnan(found.probability_low) and math.isnan(found.probability_high)
 
 
 def test_runs_that_cannot_be_paired_are_refused(make_cell: Make) -> None:

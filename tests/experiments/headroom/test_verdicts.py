@@ -19,13 +19,17 @@ from astra_gym.experiments.headroom.verdicts import Verdict, decide
         ([0.0, 0.1, -0.1], 1.0, "undecided", 0.05),
         ([0.0, 0.1, -0.1], 10.0, "none", 0.5),
         ([5.0, 5.0], None, "undecided", 1.0),
+        # equal gains have no interval, but those of equal choices
+        ([0.28, 0.28, 0.28], None, "undecided", 1.0),
+        ([0.0, 0.0, 0.0], None, "none", 1.0),
+        ([0.0, 0.0], None, "undecided", 1.0),
     ],
 )
 def test_an_interval_decides(gains: list[float], spread: float | None, verdict: str, bar: float) -> None:
     found = decide("a choice", gains, "points", spread)
     assert (found.verdict, found.bar, found.n) == (verdict, pytest.approx(bar), len(gains))
     assert found.mean == pytest.approx(sum(gains) / len(gains))
-    assert (found.low is None) == (found.high is None) == (len(gains) < 3)
+    assert (found.low is None) == (found.high is None) == (len(gains) < 3 or len(set(gains)) == 1)
     assert Verdict(**found.record) == found
 
 

@@ -49,8 +49,10 @@ def test_what_is_shown_is_said_with_its_figures(make_cell) -> None:
 def test_what_is_worse_and_what_is_not_shown_is_said_too(make_cell) -> None:
     arms = {"random": 50.0, "fixed": 70.0, "fixed-max": 49.0}
     cells = grid(make_cell, 10, reinforce=50.0, scatter=0.0, arms=arms)
+    # equal differences have no interval
+    cells[20] = make_cell("fixed", 0, {0.0: 95.0, EPSILON: 71.0})
     text = " ".join(answer(comparison(cells)))
-    assert "reinforce is worse than fixed (-20.0 (" in text
+    assert "reinforce is worse than fixed (-20.1 (" in text
     assert "Not shown, either way: reinforce against random (+0.0" in text
     assert "fixed is above every other arm" in text
 
