@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from astra_gym.experiments.comparison.cell_results import COMPARISON, Cell, ComparisonResult, read_comparison, summarize
+from astra_gym.experiments.comparison.primary import Primary, primary_comparisons
 from astra_gym.experiments.reports.comparison_plots import (
     accuracy_against_compute,
     choice_by_clean_loss,
@@ -19,7 +20,6 @@ from astra_gym.experiments.reports.comparison_plots import (
     without_attack,
 )
 from astra_gym.experiments.reports.comparison_tables import (
-    Primary,
     accuracy_table,
     at,
     best_arm,
@@ -28,7 +28,6 @@ from astra_gym.experiments.reports.comparison_tables import (
     p_text,
     parts,
     points_text,
-    primary_comparisons,
     primary_table,
 )
 from astra_gym.experiments.reports.document import Block, Code, Items, Page, Picture, Section, Table, Text, entries
