@@ -92,7 +92,8 @@ class Paired(NamedTuple):
 
     `difference`, `low` and `high` are in points. `p` is two-sided, and `smallest_p` the smallest possible with so many
     seeds. `probability` is that of improvement, in [0, 1], with a 95 % interval. `image_pairs` counts the pairs of
-    outcomes (seed and test image) in which only a, and only b, was right. NaN means that a value cannot be computed.
+    outcomes (seed and test image) in which only a, and only b, was right. `others_low` and `others_high` are the 95 %
+    interval in points for other test images too. NaN means that a value cannot be computed.
     """
 
     difference: float
@@ -105,6 +106,8 @@ class Paired(NamedTuple):
     image_pairs: tuple[int, int]
     probability_low: float = math.nan
     probability_high: float = math.nan
+    others_low: float = math.nan
+    others_high: float = math.nan
 
 
 def _sample(values: Sequence[float]) -> Array:
@@ -174,11 +177,12 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Pl
     """Compare two arms at a place, pairing by equal seed and within a seed by test image and epsilon.
 
     The test flips the signs of the seeds' differences (Fisher 1935, "The design of experiments", section 21): exact up
-    to 16 seeds, sampled from a fixed generator beyond. With n seeds it cannot go below 2/2^n. The interval of the
-    difference is that of `estimate`. The probability of improvement is P(a > b) + P(a = b)/2 over all pairs of the
-    shared seeds (Mann and Whitney 1947; Agarwal et al. 2021, section 4.3); its interval, from `BOOTSTRAP_SEEDS` on,
-    resamples seeds, a's and b's together. It has none if every resample has the same probability, as 0 and 1 do: of
-    ten seeds, a true 0.92 gives 1 in a ninth of all cases.
+    to 16 seeds, sampled from a fixed generator beyond. With n seeds it cannot go below 2/2^n. Its null hypothesis is
+    that both arms' runs are alike, not that their means are: skewed differences of mean 0 are found too often. The
+    interval of the difference is that of `estimate`. The probability of improvement is P(a > b) + P(a = b)/2 over all
+    pairs of the shared seeds (Mann and Whitney 1947; Agarwal et al. 2021, section 4.3); its interval, from
+    `BOOTSTRAP_SEEDS` on, resamples seeds, a's and b's together. It has none if every resample has the same probability,
+    as 0 and 1 do: of ten seeds, a true 0.92 gives 1 in a ninth of all cases.
 
     Returns:
         NaN for p with fewer than two shared seeds, for the interval where `estimate` has none, and for everything
@@ -209,6 +213,8 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Pl
             rng=np.random.default_rng(0),
         ).confidence_interval
         borders = borders if borders[0] < borders[1] else (math.nan, math.nan)
+    gains = np.array([np.subtract(a, b, dtype=np.float64) for a, b in outcomes.values()])
+    others = _for_other_images(100.0 * gains.reshape(seeds, len(epsilons_of(place)), -1).mean(1))
     return Paired(
         difference.mean,
         difference.low,
@@ -220,7 +226,27 @@ def paired(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Pl
         image_pairs=(int(only_a.sum()), int(only_b.sum())),
         probability_low=float(borders[0]),
         probability_high=float(borders[1]),
+        others_low=others[0],
+        others_high=others[1],
     )
+
+
+def _for_other_images(gains: Array) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of (seeds, images) for other seeds and other test images; NaN below
+    `FEWEST_SEEDS`, and if nothing varies.
+
+    Seeds and images are crossed. The variance is that of the seeds' means and that of the images' means, which counts
+    what is of neither alone twice (Owen 2007, "The pigeonhole bootstrap"), with Satterthwaite's degrees of freedom
+    (1946). Simulated with 3 to 10 seeds and 360 or 2,000 images it covers 93 to 99 %; over seeds alone 78 to 95 %.
+    """
+    if len(gains) < FEWEST_SEEDS or gains.shape[1] < 2 or not np.ptp(gains):
+        return math.nan, math.nan
+    means = [gains.mean(axis) for axis in (1, 0)]
+    parts = [each.var(ddof=1) / len(each) for each in means]
+    variance = sum(parts)
+    freedom = variance**2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, means, strict=True))
+    half = float(stats.t.ppf(0.975, freedom) * math.sqrt(variance))
+    return float(gains.mean()) - half, float(gains.mean()) + half
 
 
 def differences(cells_a: Sequence[Evaluated], cells_b: Sequence[Evaluated], place: Place) -> dict[int, float]:

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,6 +196,35 @@ def test_a_probability_of_1_has_no_interval(make_cell: Make) -> None:
     a, b = ([start + seed / 2 for seed in range(10)] for start in (60, 50))
     found = paired(arm(make_cell, "a", a), arm(make_cell, "b", b[::-1]), RADIUS)
     assert found.probability == 1 and math.isnan(found.probability_low) and math.isnan(found.probability_high)
+
+
+def test_the_interval_for_other_images_has_the_spread_of_seeds_and_of_images(make_cell: Make) -> None:
+    # 16 images, of which every seed's run of a has the same 8 right and b none: seeds do not differ, images do
+    a = [make_cell("a", seed, {RADIUS: "1" * 8 + "0" * 8}) for seed in range(3)]
+    b = [make_cell("b", seed, {RADIUS: "0" * 16}) for seed in range(3)]
+    found, sample = paired(a, b, RADIUS), [100.0] * 8 + [0.0] * 8
+    assert math.isnan(found.low)
+    assert (found.others_low, found.others_high) == pytest.approx(mean_interval(sample)[1:])
+    assert math.isnan(paired(a, a, RADIUS).others_low) and math.isnan(paired(a[:2], b[:2], RADIUS).others_low)
+    # with the mean of two radii an image is one value
+    both = [[replace(cell, correct={**cell.correct, 0.0: "1" * 16}) for cell in cells] for cells in (a, b)]
+    halved = paired(*both, (0.0, RADIUS))
+    assert (halved.others_low, halved.others_high) == pytest.approx([each / 2 for each in mean_interval(sample)[1:]])
+
+
+def test_the_interval_for_other_images_covers_where_that_over_seeds_does_not(make_cell: Make) -> None:
+    # arms of equal skill, each of which finds other images easy in all seeds
+    draw, hits, seeds = np.random.default_rng(0), [0, 0], range(8)
+    for _ in range(100):
+        arms = []
+        for name in "ab":
+            skill = 1 / (1 + np.exp(-draw.normal(0, 2, 150)))
+            outcomes = draw.random((8, 150)) < skill
+            arms.append([make_cell(name, n, {RADIUS: "".join(map(str, outcomes[n].astype(int)))}) for n in seeds])
+        found = paired(*arms, RADIUS)
+        hits[0] += found.low <= 0 <= found.high
+        hits[1] += found.others_low <= 0 <= found.others_high
+    assert hits[0] < 80 and hits[1] >= 92
 
 
 def test_runs_that_cannot_be_paired_are_refused(make_cell: Make) -> None:
