@@ -288,6 +288,7 @@ class ComparisonResult:
         jobs: number of processes side by side.
         tests: pairs of arms that are tested, fixed before the first run.
         searched: costs of the searches from which arms came.
+        planned: whether the runs are those of a plan, as in every file; else `tests` names references only.
     """
 
     name: str
@@ -298,6 +299,7 @@ class ComparisonResult:
     jobs: int | None = None
     tests: Pairs = PRIMARY
     searched: tuple[SearchCost, ...] = ()
+    planned: bool = True
 
     @property
     def judge(self) -> Place | None:
@@ -326,7 +328,7 @@ def write_comparison(path: Path | str, comparison: ComparisonResult) -> None:
     head = {"schema": SCHEMA} | {
         field.name: getattr(comparison, field.name)
         for field in fields(comparison)
-        if field.name not in ("cells", "searched")
+        if field.name not in ("cells", "searched", "planned")
     }
     if comparison.searched:
         head["searched"] = [asdict(search) for search in comparison.searched]

@@ -67,10 +67,7 @@ def report(comparison: ComparisonResult, figures: Path) -> Page:
     compute = [compute_table(comparison)] if several else []
     judges = [part.judge for part in parts(comparison)]
     sections = [
-        Section(
-            "How to read it",
-            [Items(how_to_read(judges) if several else HOW_TO_READ)],
-        ),
+        Section("How to read it", [Items(how_to_read(judges, comparison.planned) if several else HOW_TO_READ)]),
         Section("Methods", _method_tables(comparison)),
         Section("Accuracy", accuracy_table(comparison)),
         Section("Comparisons fixed beforehand", [primary] if primary else []),
@@ -96,12 +93,9 @@ HOW_TO_READ = (
     (
         "Seeds, not images",
         "every interval and test is over seeds: the test images of a run share one trained network. Below three seeds "
-        "there is no interval.",
+        "there is no interval. All runs share the test images: tests and verdicts are about these.",
     ),
-    (
-        "Reward",
-        "the agent's own aim, not the comparison's: a higher reward need not give a higher accuracy.",
-    ),
+    ("Reward", "the agent's own aim, not the comparison's: a higher reward need not give a higher accuracy."),
 )
 DECIDING = (
     "Deciding epsilon",
@@ -117,12 +111,13 @@ SHOWN = (
 )
 
 
-def how_to_read(judges: Sequence[Place | None]) -> tuple[tuple[str, str], ...]:
-    """Return the entries of a page that compares arms, with the judges of its methods and presets."""
+def how_to_read(judges: Sequence[Place | None], planned: bool = True) -> tuple[tuple[str, str], ...]:
+    """Return the entries of a page that compares arms, with the judges of its methods and presets, and with what a test
+    shows if there is a plan."""
     places = dict.fromkeys(at(judge) for judge in judges if judge is not None)
     named = f"arms are compared by {' or '.join(places)}, which their world names and which was fixed before the runs."
     how = [*([("Judge", named)] if places else []), *([DECIDING] if None in judges else [])]
-    return (*HOW_TO_READ, *how, SHOWN)
+    return (*HOW_TO_READ, *how, *([SHOWN] if planned else []))
 
 
 def _method_tables(comparison: ComparisonResult) -> list[Table]:
@@ -155,8 +150,8 @@ def answer(comparison: ComparisonResult) -> list[str]:
             best = best_arm(part, place)
             text = f"{best} is above every other arm" if best else "no arm is above every other"
             text = f"{text}{apart} by the intervals of the differences"
-            if any(cell.void for cell in base.cells):
-                text = f"no arm is called the best{apart}, since runs are void"
+            if part.unfinished or any(cell.void for cell in base.cells):
+                text = f"no arm is called the best{apart}, since runs are {'unfinished' if part.unfinished else 'void'}"
             decided = "By the world's judge" if part.judge is not None else "At the deciding epsilon"
             last.append(f"{decided}, {at(place)}, {text}.")
     if len({(cell.arm, cell.method, cell.preset) for cell in comparison.cells}) > 1:
@@ -173,6 +168,10 @@ def answer(comparison: ComparisonResult) -> list[str]:
 
 
 def _primary_sentences(comparison: ComparisonResult) -> list[str]:
+    if not comparison.planned:
+        return [
+            "No test and no verdict: these runs are of no plan, and who adds runs until a test suits finds too much."
+        ]
     decided = [one for part in parts(comparison) for one in primary_comparisons(part) if one.standing != "secondary"]
     if not decided:
         pairs = ", ".join(f"{one} against {other}" for one, other in comparison.tests)
@@ -366,7 +365,7 @@ def read_runs(paths: Sequence[Path]) -> ComparisonResult:
         cell = summarize(path)
         cells.append(replace(cell, damage=[*cell.damage, *damage, *damaged_events(path)]))
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
-    return ComparisonResult(name, "\n".join(commands), labeled(cells), {})
+    return ComparisonResult(name, "\n".join(commands), labeled(cells), {}, planned=False)
 
 
 def labeled(cells: Sequence[Cell]) -> list[Cell]:

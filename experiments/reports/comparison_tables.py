@@ -132,10 +132,11 @@ def ranked(comparison: ComparisonResult) -> list[str]:
 
 def best_arm(comparison: ComparisonResult, place: Place) -> str | None:
     """Return the arm that is above every other: its paired difference to each, over three shared seeds or more, has a
-    95 % interval above 0 (`stats.estimate`). None if no arm is, there is only one, or a run is void, since the others
-    of its arm may be the better ones. Arms at equal compute do not compete.
+    95 % interval above 0 (`stats.estimate`). None if no arm is, there is only one, or a run is void, failed or missing,
+    since the others of its arm may be the better ones. Arms at equal compute do not compete.
     """
-    arms = [] if any(cell.void for cell in comparison.base.cells) else comparison.base.arms
+    incomplete = comparison.unfinished or any(cell.void for cell in comparison.base.cells)
+    arms = [] if incomplete else comparison.base.arms
     for arm in arms:
         others = [other for other in arms if other != arm]
         found = [list(differences(comparison.of(arm), comparison.of(other), place).values()) for other in others]
@@ -225,17 +226,19 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
 
 
 def improvement_table(comparison: ComparisonResult) -> Table | None:
-    """Compare every arm that is not first in a test with the tests' references, by intervals only.
+    """Compare every arm that is not first in a test with the tests' references, by intervals only; without a plan,
+    every arm.
 
     None if no place decides, or there is no such pair of arms.
     """
     seconds = references(comparison.tests)
+    tested = {first for first, _ in comparison.tests} if comparison.planned else set()
 
     def rows(part: ComparisonResult) -> Rows:
         place, lines = deciding_place(part), []
         for arm in ranked(part) if place is not None else []:
             others = [other for other in seconds if other in part.arms and other != arm]
-            if arm not in {first for first, _ in part.tests} and others:
+            if arm not in tested and others:
                 against = {other: paired(part.of(arm), part.of(other), place or 0.0) for other in others}
                 shared = sorted({found.seeds for found in against.values()})
                 line = entries(arm, at(place or 0.0), " to ".join(map(str, {shared[0]: 0, shared[-1]: 0})))

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from astra_gym.experiments import train_agent
 from astra_gym.experiments.comparison.cell_results import ComparisonResult, read_comparison, write_comparison
 from astra_gym.experiments.report import main
 from astra_gym.experiments.reports.comparison_report import labeled, read_runs
+from astra_gym.ssl_core.utils.files import write_json
 from tests.helpers.sealed import resealed_yaml
 
 TINY = (
@@ -80,9 +82,31 @@ def test_several_runs_make_a_comparison(run, tmp_path, capsys) -> None:
     assert "--out DIR" in fails([str(run), str(other)], capsys)
     comparison = read_runs([run, other])
     assert [(cell.arm, cell.seed) for cell in comparison.cells] == [("reinforce", 3), ("reinforce", 4)]
-    assert comparison.name == "2 runs"
+    assert comparison.name == "2 runs" and not comparison.planned
     assert "has seed 3 twice" in fails([str(run), str(run), "--out", str(tmp_path / "twice")], capsys)
     assert not (tmp_path / "twice").exists()
+
+
+def test_run_folders_of_two_agents_are_compared_without_a_verdict(run, tmp_path) -> None:
+    folders = []
+    for agent, right in (("reinforce", 24), ("random", 15)):
+        for seed in range(7):
+            folder = Path(shutil.copytree(run, tmp_path / f"{agent}-{seed}"))
+            resealed_yaml(folder / "config.yaml", "seed: 3", f"seed: {seed}")
+            if agent == "random":
+                resealed_yaml(folder / "config.yaml", "agent: reinforce", "agent: random")
+            marks = ("1" * (right + seed % 2)).ljust(30, "0")
+            outcomes = json.loads((folder / "results" / "outcomes.json").read_text())
+            outcomes = {name: value for name, value in outcomes.items() if name not in ("sha256", "void")}
+            outcomes["correct"] = {repr(0.0): marks, repr(8 / 255): marks[2:].ljust(30, "0")}
+            write_json(folder / "results" / "outcomes.json", outcomes)
+            folders.append(str(folder))
+    assert main([*folders, f"--out={tmp_path / 'out'}"]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "2 arms, 14 runs (seeds per arm: 7)" in text and "No test and no verdict" in text
+    assert "better" not in text and "fixed beforehand" not in text.replace("were not fixed beforehand", "")
+    # 9 of 30 images more in every seed: equal differences have no interval
+    assert "| +30.0<br>P 1.00 |" in text
 
 
 def test_runs_of_an_agent_with_other_settings_are_other_arms(make_cell) -> None:

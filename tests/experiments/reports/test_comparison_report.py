@@ -5,6 +5,7 @@ import pytest
 from astra_gym.experiments.comparison.cell_results import ComparisonResult
 from astra_gym.experiments.reports import comparison_report
 from astra_gym.experiments.reports.comparison_report import answer, duration, machine_table, report, write_report
+from astra_gym.experiments.reports.comparison_tables import improvement_table, primary_table
 from astra_gym.experiments.reports.document import Items, Page, Picture, Table
 from astra_gym.experiments.reports.rendering import check_report
 from astra_gym.ssl_core.utils.provenance import ROOT
@@ -69,6 +70,23 @@ def test_before_all_planned_runs_are_finished_there_is_no_verdict(make_cell) -> 
     assert "none is shown" in text and "better" not in text
     assert "No verdict yet on reinforce against random: 8 of 8 seeds so far (+" in text
     assert "No verdict yet on reinforce against fixed: 8 of 8 seeds so far (+" in text
+
+
+def test_while_runs_are_missing_no_arm_is_called_the_best(make_cell) -> None:
+    text = " ".join(answer(comparison(grid(make_cell, 8), unfinished={"fixed-max-seed8": "values are not finite"})))
+    assert "no arm is called the best, since runs are unfinished" in text
+
+
+def test_runs_without_a_plan_have_intervals_and_no_verdict(make_cell) -> None:
+    planned = comparison(grid(make_cell, 8))
+    picked = replace(planned, planned=False)
+    assert "reinforce is better than random" in " ".join(answer(planned))
+    text = " ".join(answer(picked))
+    assert "No test and no verdict: these runs are of no plan" in text and "better" not in text
+    assert primary_table(picked) is None
+    others = improvement_table(picked)
+    assert others is not None and others.rows[0][0].text == "reinforce"
+    assert [entry.text[:6] for entry in others.rows[0][3:]] == ["+10.9 ", "+15.9 ", "+4.9 ("]
 
 
 @pytest.mark.parametrize("judge", [None, EPSILON])
