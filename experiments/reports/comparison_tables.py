@@ -9,7 +9,7 @@ import numpy as np
 from astra_gym.experiments.comparison.cell_results import Cell, ComparisonResult
 from astra_gym.experiments.comparison.primary import primary_comparisons
 from astra_gym.experiments.reports.document import MISSING, Entry, Table, entries
-from astra_gym.experiments.reports.search_costs import passes_of, search_sentences
+from astra_gym.experiments.reports.search_costs import passes_of, passes_sentences, search_sentences
 from astra_gym.experiments.stats import (
     COMPUTE,
     FEWEST_SEEDS,
@@ -184,7 +184,7 @@ def _accuracies_of(part: ComparisonResult, more: str) -> Table:
         f"other arm, by the interval of the difference over shared seeds. Attack steps: mean number per view and "
         f"update.{more}"
     )
-    note = " ".join([note, *search_sentences(part)])
+    note = " ".join([note, *passes_sentences(part), *search_sentences(part)])
     cell = part.cells[0]
     columns = ["arm", "seeds", *map(at, epsilons), "attack steps", "training, min", "of it agent, %"]
     return Table(f"Accuracy: {cell.method}, {cell.preset}", note, columns, rows)
@@ -195,18 +195,21 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
 
     def rows(part: ComparisonResult) -> Rows:
         return [
-            entries(
-                f"{one.first} - {one.second}",
-                at(one.place),
-                points_text(one.found),
-                p_text(one.found.p),
-                p_text(one.p) if one.place else MISSING,
-                p_text(one.found.smallest_p),
-                str(one.found.seeds),
-                "{} : {}".format(*one.found.image_pairs),
-                _probability(one.found),
-                one.verdict,
-            )
+            [
+                *entries(f"{one.first} - {one.second}", at(one.place)),
+                Entry(
+                    points_text(one.found), interval_text(one.found.others_low, one.found.others_high, sign="+").strip()
+                ),
+                *entries(
+                    p_text(one.found.p),
+                    p_text(one.p) if one.place else MISSING,
+                    p_text(one.found.smallest_p),
+                    str(one.found.seeds),
+                    "{} : {}".format(*one.found.image_pairs),
+                    _probability(one.found),
+                    one.verdict,
+                ),
+            ]
             for one in primary_comparisons(part)
         ]
 
@@ -215,10 +218,11 @@ def primary_table(comparison: ComparisonResult) -> Table | None:
     if not found:
         return None
     note = (
-        f"Differences within a seed. {INTERVALS} p: two-sided, sign flips over seeds; after Holm over the "
-        f"{len(comparison.tests)} comparisons fixed beforehand, at the deciding place only. Image pairs: outcomes in "
-        f"which only the first arm was right, and only the second. P(improvement): that a run of the first arm is "
-        f"above one of the second. No verdict before all planned runs of these arms are finished."
+        f"Differences within a seed. {INTERVALS} Below it the interval for other test images too (seeds and "
+        f"images crossed); tests and verdicts are about these images. p: two-sided, sign flips over seeds; after Holm "
+        f"over the {len(comparison.tests)} comparisons fixed beforehand, at the deciding place only. Image pairs: "
+        f"outcomes in which only the first arm was right, and only the second. P(improvement): that a run of the first "
+        f"arm is above one of the second. No verdict before all planned runs of these arms are finished."
     )
     if len(parts(comparison)) > 1:
         note += f" Each method and preset is a family of {len(comparison.tests)} of its own."
@@ -253,7 +257,8 @@ def improvement_table(comparison: ComparisonResult) -> Table | None:
     )
     note = (
         f"Points within a seed. {INTERVALS} P: probability that a run of the arm is above one of the reference. "
-        f"Intervals only: these comparisons were not fixed beforehand and are not tested."
+        f"Intervals only: these comparisons were not fixed beforehand and are not tested. Each interval is of 95 % "
+        f"by itself: of twenty, one misses."
     )
     return Table("All other comparisons", note, columns, found, words=(PART, "at")) if found else None
 

@@ -29,8 +29,10 @@ def tuned_table(results: Path, world: str) -> list[Block]:
         found = entries(what, best, f"{score:.3f}", *(f"{mean:.1f}" for mean in means))
         cost = entries(f"{spent['trials']}", f"{spent['passes'] / 1e3:.0f} k", f"{spent['seconds'] / 60:.0f}")
         rows.append([*found, *cost])
-    note = "On validation images, by the quick probe, mean over the last round's seeds. Minutes: of one process, "
-    note += "partly beside other work."
+    note = (
+        "On validation images, by the quick probe, mean over the last round's seeds; as the highest of many it is too "
+    )
+    note += "good. Minutes: of one process, partly beside other work."
     columns = ["tuned", "best", "score", "SA", "RA", "trials", "passes", "minutes"]
     return [Table("", note, columns, rows, words=("best",))]
 

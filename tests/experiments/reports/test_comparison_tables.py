@@ -21,7 +21,7 @@ from astra_gym.experiments.reports.comparison_tables import (
 from astra_gym.experiments.reports.document import Table
 from astra_gym.experiments.reports.rendering import block_in_markdown
 from astra_gym.experiments.reports.settings_tables import reward_table, settings_table
-from astra_gym.experiments.stats import estimate
+from astra_gym.experiments.stats import estimate, paired
 from tests.helpers.comparison_tables import Make, column, compared
 
 WEAK, STRONG = 8 / 255, 16 / 255
@@ -100,6 +100,17 @@ def test_accuracy_rows_have_costs_and_are_sorted_by_the_deciding_epsilon(make_ce
     assert column(table, "of it agent, %") == {"random": "2.5", "bandit": "5.0", "none": "-", "fixed": "2.5"}
 
 
+def test_whether_compute_was_equal_is_said(make_cell: Make) -> None:
+    cells = [make_cell(arm, 0, views=100, updates=100, attack_steps=steps) for arm, steps in (("a", 0), ("b", 20_000))]
+    [table] = accuracy_table(compared(cells))
+    # 100 * 3.3, and 2 steps a view and update more
+    assert "Compute was not equal: from 330 (a) to 530 passes (b) a run" in table.note
+    [table] = accuracy_table(compared([cells[0], make_cell("b", 0, views=100, updates=105, attack_steps=0)]))
+    assert "Compute was equal within a tenth: from 330 (a) to 346 passes (b) a run" in table.note
+    lost = make_cell("b", 0, views=0, updates=100, attack_steps=0, damage=("lost",))
+    assert "Compute" not in accuracy_table(compared([cells[0], lost]))[0].note
+
+
 def test_what_was_not_measured_is_a_dash(make_cell: Make) -> None:
     [table] = accuracy_table(compared([make_cell("a", 0, {0.0: 90}), make_cell("b", 0, {0.0: 95, WEAK: 50})]))
     assert column(table, "RA at 8/255") == {"b": "50.0", "a": "-"}
@@ -139,6 +150,9 @@ def test_the_primary_table_tests_three_comparisons_at_the_deciding_epsilon(make_
     # 9 differ in noise by more than the 2 points that fixed is above, and 4 by as much
     first, second, third, *clean = ([entry.text for entry in row[2:]] for row in table.rows)
     assert first == ["+10.0", "0.0078", "0.023", "0.0078", "8", "160 : 0", "1.00", "better"]
+    # equal in every seed, but not on other images
+    found = paired(*(compared(cells).of(arm) for arm in ("reinforce", "random")), STRONG)
+    assert table.rows[0][2][1] == f"({found.others_low:+.1f} to {found.others_high:+.1f})"
     assert second == ["-2.0", "0.0078", "0.023", "0.0078", "8", "0 : 32", "0.17", "worse"]
     assert third == ["+0.0", "1.0", "1.0", "0.0078", "8", "0 : 0", "0.50", "not shown"]
     for row in clean:
