@@ -1,7 +1,6 @@
 """Bandits, which learn the reward of an action from that action alone, without a network."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -74,9 +73,10 @@ class Bandit(OnePlayAgent):
     play; it has no discount, and sees no later effect of an action.
     """
 
-    settings: BanditSettings | LinearSettings
+    settings_class: ClassVar[type]
 
-    def __init__(self, env: Any, **common: Unpack[Common]) -> None:
+    def __init__(self, env: Any, settings: Any = None, **common: Unpack[Common]) -> None:
+        self.settings = settings or self.settings_class()
         super().__init__(env, **common)
         self.choices = choices(self.action_space)
         if not self.choices:
@@ -113,9 +113,6 @@ class Bandit(OnePlayAgent):
         """Log the share of choices that were not greedy, by the values before the play's update."""
         explored = self._greedy(rollout.observation) != rollout.action
         self.logger.record("train/exploration", float(explored.double().mean()))
-
-    def _arguments(self) -> dict[str, Any]:
-        return {"settings": asdict(self.settings)}
 
     def _values(self) -> dict[str, Tensor]:
         """Return the tensors that are learned; `load` writes into them."""
@@ -157,10 +154,10 @@ class Exp3Bandit(Bandit):
     """
 
     kind: ClassVar[str] = "bandit"
+    settings_class = BanditSettings
 
     def __init__(self, env: Any, settings: BanditSettings | None = None, **common: Unpack[Common]) -> None:
-        self.settings: BanditSettings = settings or BanditSettings()
-        super().__init__(env, **common)
+        super().__init__(env, settings, **common)
         # always on the host, where the order of additions is fixed; these are a few dozen numbers only
         heads = [torch.full((n,), 1 / n, dtype=torch.float64) for n in self.choices]
         self.probabilities = torch.cat(heads)
@@ -194,10 +191,6 @@ class Exp3Bandit(Bandit):
             p.copy_((1 - share) * (p.log() + chosen.step_size * earned).softmax(0) + share / len(p))
         self.logger.record("train/entropy", -float(self.probabilities.xlogy(self.probabilities).sum()))
         self.logger.record("train/baseline", self.baseline)
-
-    @classmethod
-    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "settings": BanditSettings(**arguments["settings"])}
 
     def _values(self) -> dict[str, Tensor]:
         return {"probabilities": self.probabilities}
@@ -235,10 +228,10 @@ class LinearThompson(Bandit):
     """
 
     kind: ClassVar[str] = "lints"
+    settings_class = LinearSettings
 
     def __init__(self, env: Any, settings: LinearSettings | None = None, **common: Unpack[Common]) -> None:
-        self.settings: LinearSettings = settings or LinearSettings()
-        super().__init__(env, **common)
+        super().__init__(env, settings, **common)
         space = self.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ValueError(
@@ -319,10 +312,6 @@ class LinearThompson(Bandit):
         self._fit()
         self.logger.record("train/baseline", self.baseline)
 
-    @classmethod
-    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "settings": LinearSettings(**arguments["settings"])}
-
     def _values(self) -> dict[str, Tensor]:
         return {"gram": self.gram, "moment": self.moment}
 
@@ -336,8 +325,5 @@ class LinearThompson(Bandit):
         self._fit()
 
 
-# class and default settings of the names that `make_agent` knows
-BANDITS: dict[str, tuple[Callable[..., Bandit], BanditSettings | LinearSettings]] = {
-    "bandit": (Exp3Bandit, BanditSettings()),
-    "lints": (LinearThompson, LinearSettings()),
-}
+BANDITS: dict[str, type[Bandit]] = {each.kind: each for each in (Exp3Bandit, LinearThompson)}
+"""Bandits by the names that `make_agent` knows."""

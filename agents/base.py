@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import gymnasium
@@ -67,6 +68,9 @@ class Agent:
     """
 
     kind: ClassVar[str]
+    # the agent's own settings, a record of this class, if it has any
+    settings_class: ClassVar[type[Any] | None] = None
+    settings: Any = None
 
     def __init__(
         self,
@@ -87,16 +91,12 @@ class Agent:
         self.observation_space: gymnasium.Space = adapted.observation_space
         self.action_space: gymnasium.Space = adapted.action_space
         self.n_envs = adapted.num_envs
-        self.n_steps = n_steps
-        self.tensorboard_log = tensorboard_log
-        self.num_timesteps = 0
-        self.rollouts = 0
-        self._env = adapted
-        self._given_env = env
+        self.n_steps, self.tensorboard_log = n_steps, tensorboard_log
+        self.num_timesteps = self.rollouts = 0
+        self._env, self._given_env = adapted, env
         self._rollout: list[Transition] = []
         self._streams = Streams(seed)
-        self._logger = silent_logger()
-        self._custom_logger = False
+        self._logger, self._custom_logger = silent_logger(), False
 
     # hooks of subclasses
 
@@ -120,12 +120,13 @@ class Agent:
 
     def _arguments(self) -> dict[str, Any]:
         """Return the constructor's further arguments as plain values, for `load`."""
-        return {}
+        return {} if self.settings is None else {"settings": asdict(self.settings)}
 
     @classmethod
     def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the constructor's arguments from the plain values of `_arguments`."""
-        return arguments
+        own = {} if cls.settings_class is None else {"settings": cls.settings_class(**arguments["settings"])}
+        return arguments | own
 
     def _learner_state(self) -> dict[str, Any]:
         """Return what is learned, as plain values and tensors."""
@@ -319,13 +320,12 @@ class Agent:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that exact resuming needs: plain values and tensors (weights_only-loadable)."""
-        held = self._env.observation if isinstance(self._env, HeldObservation) else None
         state = {
             "kind": self.kind,
             "num_timesteps": self.num_timesteps,
             "rollouts": self.rollouts,
             "streams": self._streams.state_dict(),
-            "observation": held,
+            "observation": self._env.observation if isinstance(self._env, HeldObservation) else None,
             "rollout": [transition._asdict() for transition in self._rollout],
             "learner": self._learner_state(),
         }

@@ -1,7 +1,7 @@
 """Bisection: an agent that narrows its ranges within one run, and draws uniformly from what is left."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -163,13 +163,6 @@ class Bisection(OnePlayAgent):
         own = self._learner_state()
         self._load_learner_state({**own, "ranges": state["learner"]["ranges"]})
         self._skip()
-
-    def _arguments(self) -> dict[str, Any]:
-        return {"settings": asdict(self.settings)}
-
-    @classmethod
-    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "settings": BisectionSettings(**arguments["settings"])}
 
     def _learner_state(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("ranges", "queue", "earned", "first")}

@@ -6,7 +6,7 @@ They hold an action until a reward other than 0 comes, which a term that examine
     --env batch --reward_weights.judge 1 --reward_weights.adversarial 0 --reward_weights.clean 0
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -106,7 +106,6 @@ class Controller(OnePlayAgent):
         ValueError: if the action space is not supported, or is an unbounded Box.
     """
 
-    settings: Any
     settings_class: ClassVar[type]
 
     def __init__(self, env: Any, settings: Any = None, **common: Unpack[Common]) -> None:
@@ -179,13 +178,6 @@ class Controller(OnePlayAgent):
 
     def _random_point(self) -> int:
         return int(torch.randint(len(self.points), (1,), generator=self._draws))
-
-    def _arguments(self) -> dict[str, Any]:
-        return {"settings": asdict(self.settings)}
-
-    @classmethod
-    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "settings": cls.settings_class(**arguments["settings"])}
 
     def _learner_state(self) -> dict[str, Any]:
         return {"points": self.points, "tried": [list(each) for each in self.tried], "current": self.current}

@@ -215,4 +215,5 @@ class ScheduleAgent(OnePlayAgent):
         self.logger.record("train/part", self.part(self.num_timesteps // self.n_envs - 1))
 
     def _arguments(self) -> dict[str, Any]:
-        return {"actions": self.actions.tolist(), "planned_plays": self.planned_plays}
+        arguments = {"actions": self.actions.tolist(), "planned_plays": self.planned_plays}
+        return arguments | super()._arguments()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from gymnasium.spaces import Discrete
 
-from astra_gym.agents.bandits import BANDITS
+from astra_gym.agents.bandits import BANDITS, Bandit
 from astra_gym.agents.base import Agent, as_torch_env
 from astra_gym.agents.bisection import Bisection
 from astra_gym.agents.controllers import CONTROLLERS, Controller
@@ -76,12 +76,7 @@ def _sb3(ask: AgentRequest) -> Sb3Agent:
     )
 
 
-def _bandit(ask: AgentRequest) -> Agent:
-    bandit, defaults = BANDITS[ask.name]
-    return bandit(ask.env, ask.settings(defaults), seed=ask.seed, device=ask.device)
-
-
-def _controller(found: type[Controller | Bisection], ask: AgentRequest) -> Agent:
+def _with_settings(found: type[Bandit | Controller | Bisection], ask: AgentRequest) -> Agent:
     return found(ask.env, ask.settings(found.settings_class()), **ask.shared)
 
 
@@ -115,7 +110,7 @@ def _delayed(ask: AgentRequest) -> Agent:
 
 
 def _rule(found: type[RuleAgent], ask: AgentRequest) -> Agent:
-    settings = () if found.defaults is None else (ask.settings(found.defaults),)
+    settings = () if found.settings_class is None else (ask.settings(found.settings_class()),)
     return found(ask.env, ask.listed, *settings, **(ask.shared if settings else ask.common))
 
 
@@ -176,31 +171,31 @@ AGENTS: dict[str, AgentEntry] = {
     ),
     "bandit": AgentEntry(
         "Exp3.S: the best constant action, whatever the observation",
-        _bandit,
+        partial(_with_settings, BANDITS["bandit"]),
         paper="Auer et al., SIAM J. Computing 2002",
     ),
     "lints": AgentEntry(
         "balanced linear Thompson sampling: a linear model of the reward for each choice of each head",
-        _bandit,
+        partial(_with_settings, BANDITS["lints"]),
         paper="Dimakopoulou et al., AAAI 2019",
     ),
     "gp": AgentEntry(
         "a Gaussian process over actions and time, for rewards that come once in many updates",
-        partial(_controller, CONTROLLERS["gp"]),
+        partial(_with_settings, CONTROLLERS["gp"]),
         paper="after Bogunovic et al., AISTATS 2016",
     ),
     "elimination": AgentEntry(
         "successive halving of random actions within the run, for such rewards",
-        partial(_controller, CONTROLLERS["elimination"]),
+        partial(_with_settings, CONTROLLERS["elimination"]),
         paper="Karnin et al., ICML 2013",
     ),
     "bisection": AgentEntry(
         "uniform draws from ranges that are halved within the run, then their middle, for such rewards",
-        partial(_controller, Bisection),
+        partial(_with_settings, Bisection),
     ),
     "switching": AgentEntry(
         "the present action against a random neighbor in turn, for such rewards",
-        partial(_controller, CONTROLLERS["switching"]),
+        partial(_with_settings, CONTROLLERS["switching"]),
         paper="after Jaderberg et al., 2017",
     ),
     "fixed": AgentEntry("always the same attack", _fixed, learns=False, takes=BUDGET, budget=lambda ask: ask.budget),

@@ -62,7 +62,7 @@ class AcceleratingAgent(RuleAgent):
 
     kind: ClassVar[str] = "accelerating"
     needs: ClassVar[tuple[str, ...]] = ("attack/slope",)
-    defaults: ClassVar[AccelerationSettings] = AccelerationSettings()
+    settings_class = AccelerationSettings
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Unpack[Common]) -> None:
         super().__init__(env, actions, settings, **common)

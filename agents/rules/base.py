@@ -1,7 +1,6 @@
 """The base of rules that people use by hand: controls that learn nothing by gradient."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any, ClassVar, Unpack, cast
 
 import torch
@@ -31,12 +30,10 @@ class RuleAgent(OnePlayAgent):
     needs: ClassVar[tuple[str, ...]]
     """Names of `astra_gym.envs.api.protocol.REPORTS`."""
     worlds: ClassVar[Any] = ReportingEnv
-    defaults: ClassVar[Any] = None
-    """Default settings, a record; None for a rule without any."""
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Unpack[Common]) -> None:
         super().__init__(env, **common)
-        self.settings = settings or self.defaults
+        self.settings = settings or (self.settings_class and self.settings_class())
         self.actions = encoded_list(actions, self.action_space, f"the list of {self.kind}")
         self._ask(self._env)
 
@@ -82,10 +79,4 @@ class RuleAgent(OnePlayAgent):
         return self.actions[torch.as_tensor(chosen).expand(n)].to(self.device, non_blocking=True)
 
     def _arguments(self) -> dict[str, Any]:
-        own = {} if self.settings is None else {"settings": asdict(self.settings)}
-        return {"actions": self.actions.tolist(), **own}
-
-    @classmethod
-    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        own = {} if cls.defaults is None else {"settings": replace(cls.defaults, **arguments["settings"])}
-        return {**arguments, **own}
+        return {"actions": self.actions.tolist()} | super()._arguments()

@@ -61,7 +61,7 @@ class CustomizedAgent(RuleAgent):
     kind: ClassVar[str] = "customized"
     needs: ClassVar[tuple[str, ...]] = ("attack/retrieved",)
     worlds: ClassVar[Any] = ViewsEnv
-    defaults: ClassVar[CustomizationSettings] = CustomizationSettings()
+    settings_class = CustomizationSettings
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Unpack[Common]) -> None:
         super().__init__(env, actions, settings, **common)

@@ -1,7 +1,7 @@
 """No attack at first, then always the same."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 from astra_gym.agents.controls import Common, ScheduleAgent
@@ -46,6 +46,7 @@ class DelayedAgent(ScheduleAgent):
     """
 
     kind: ClassVar[str] = "delayed"
+    settings_class = DelaySettings
 
     def __init__(
         self,
@@ -81,10 +82,3 @@ class DelayedAgent(ScheduleAgent):
         """Return 0 before the switch, 1 from it on, for a play counted from 0."""
         # the summand makes up for rounding: 0.1 * 30 is a little above 3
         return int(play >= self.settings.share * self.planned_plays - 1e-9)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "settings": asdict(self.settings)}
-
-    @classmethod
-    def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        return {**arguments, "settings": DelaySettings(**arguments["settings"])}

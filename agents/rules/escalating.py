@@ -69,7 +69,7 @@ class EscalatingAgent(RuleAgent):
 
     kind: ClassVar[str] = "escalating"
     needs: ClassVar[tuple[str, ...]] = ("attack/gain",)
-    defaults: ClassVar[EscalationSettings] = EscalationSettings()
+    settings_class = EscalationSettings
 
     def __init__(self, env: Any, actions: Sequence[Any], settings: Any = None, **common: Any) -> None:
         super().__init__(env, actions, settings, **common)
