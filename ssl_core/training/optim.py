@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -12,12 +13,36 @@ from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.registry import pick
 
 
-def _check(**numbers: float) -> None:
-    for name, value in numbers.items():
-        check_number(name, value)
+class _LayerWise(Optimizer):
+    """Base of both kinds of LARS: checks the settings, and gives every weight its velocity."""
+
+    def __init__(self, params: Iterable[Any], settings: dict[str, Any]) -> None:
+        for name in ("lr", "momentum", "weight_decay", "trust"):
+            check_number(name, settings[name])
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; `closure`, if given, computes the loss anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if "velocity" not in self.state[weight]:
+                    self.state[weight]["velocity"] = torch.zeros_like(weight)
+            if weights:
+                self._move(group, weights)
+        return loss
+
+    def _move(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        """Update a group's weights that have a gradient, one or more."""
+        raise NotImplementedError
 
 
-class LARS(Optimizer):
+class LARS(_LayerWise):
     """ACL's layer-wise adaptive rate scaling (You et al. 2017, as ACL, DynACL and ASTrA run it).
 
     For every tensor: `q = trust * |w| / (|g| + wd * |w|)`, `v <- momentum * v + lr * q * (g + wd * w)`, `w <- w - v`;
@@ -42,40 +67,25 @@ class LARS(Optimizer):
         weight_decay: float = 1e-6,
         trust: float = 1e-3,
     ) -> None:
-        _check(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; `closure`, if given, computes the loss anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            for weight in weights:
-                if "velocity" not in self.state[weight]:
-                    self.state[weight]["velocity"] = torch.zeros_like(weight)
-            gradients = [weight.grad for weight in weights]
-            velocities = [self.state[weight]["velocity"] for weight in weights]
-            decay = group["weight_decay"]
-            size = torch.stack(torch._foreach_norm(weights))
-            slope = torch.stack(torch._foreach_norm(gradients))
-            ratio = group["trust"] * size / (slope + decay * size)
-            # the norms stay on the device: no host synchronization, one fused pass over all tensors
-            ratio = torch.where((size < 1e-15) | (slope < 1e-15), torch.ones_like(ratio), ratio) * group["lr"]
-            updates = torch._foreach_add(gradients, weights, alpha=decay)
-            torch._foreach_mul_(updates, list(ratio.unbind()))
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, updates)
-            torch._foreach_sub_(weights, velocities)
-        return loss
+    def _move(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        gradients = [cast(Tensor, weight.grad) for weight in weights]
+        velocities = [self.state[weight]["velocity"] for weight in weights]
+        decay = group["weight_decay"]
+        size = torch.stack(torch._foreach_norm(weights))
+        slope = torch.stack(torch._foreach_norm(gradients))
+        ratio = group["trust"] * size / (slope + decay * size)
+        # the norms stay on the device: no host synchronization, one fused pass over all tensors
+        ratio = torch.where((size < 1e-15) | (slope < 1e-15), torch.ones_like(ratio), ratio) * group["lr"]
+        updates = torch._foreach_add(gradients, weights, alpha=decay)
+        torch._foreach_mul_(updates, list(ratio.unbind()))
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates)
+        torch._foreach_sub_(weights, velocities)
 
 
-class WrappedLARS(Optimizer):
+class WrappedLARS(_LayerWise):
     """LARS as a wrapper around SGD, as in solo-learn, EMP-SSL and torchlars.
 
     For tensors of two or more dimensions, `q = trust * |w| / (|g| + wd * |w| + 1e-8)`, with `clip` then
@@ -110,40 +120,24 @@ class WrappedLARS(Optimizer):
         nesterov: bool = False,
         everywhere: bool = False,
     ) -> None:
-        _check(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust)
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         settings |= {"trust": trust, "clip": clip, "nesterov": nesterov, "everywhere": everywhere}
         super().__init__(params, settings)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; `closure`, if given, computes the loss anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            everywhere = group["everywhere"]
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            # adapted tensors first, as in `adapted` below
-            weights.sort(key=lambda weight: not everywhere and _is_excluded(weight))
-            if not weights:
-                continue
-            for weight in weights:
-                if "velocity" not in self.state[weight]:
-                    self.state[weight]["velocity"] = torch.zeros_like(weight)
-            velocities = [self.state[weight]["velocity"] for weight in weights]
-            adapted = [weight for weight in weights if everywhere or not _is_excluded(weight)]
-            updates = [weight.grad for weight in weights]
-            updates[: len(adapted)] = self._scaled(adapted, group)
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, updates)
-            if group["nesterov"]:
-                torch._foreach_add_(weights, updates, alpha=-group["lr"])
-                torch._foreach_add_(weights, velocities, alpha=-group["lr"] * group["momentum"])
-            else:
-                torch._foreach_add_(weights, velocities, alpha=-group["lr"])
-        return loss
+    def _move(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        # adapted tensors first
+        adapted = [weight for weight in weights if group["everywhere"] or weight.ndim >= 2]
+        weights = adapted + [weight for weight in weights if not group["everywhere"] and weight.ndim < 2]
+        velocities = [self.state[weight]["velocity"] for weight in weights]
+        updates = [cast(Tensor, weight.grad) for weight in weights]
+        updates[: len(adapted)] = self._scaled(adapted, group)
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates)
+        if group["nesterov"]:
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
+            torch._foreach_add_(weights, velocities, alpha=-group["lr"] * group["momentum"])
+        else:
+            torch._foreach_add_(weights, velocities, alpha=-group["lr"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -172,46 +166,14 @@ class WrappedLARS(Optimizer):
         return list(updates)
 
 
-def _is_excluded(weight: Tensor) -> bool:
-    return weight.ndim < 2
-
-
-def _lars(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return LARS(params, lr, weight_decay=weight_decay)
-
-
-def _lars_excluded(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return WrappedLARS(params, lr, weight_decay=weight_decay)
-
-
-def _lars_emp(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return WrappedLARS(params, lr, weight_decay=weight_decay, trust=0.005, nesterov=True)
-
-
-def _lars_torchlars(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return WrappedLARS(params, lr, weight_decay=weight_decay, trust=0.001, clip=False, everywhere=True)
-
-
-def _sgd(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, nesterov=True, fused=True)
-
-
-def _sgd_classic(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return SGD(params, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
-
-
-def _adamw(params: Iterable[Any], lr: float, weight_decay: float) -> Optimizer:
-    return AdamW(params, lr, weight_decay=weight_decay, fused=True)
-
-
-OPTIMIZERS: dict[str, Callable[[Iterable[Any], float, float], Optimizer]] = {
-    "lars": _lars,
-    "sgd": _sgd,
-    "adamw": _adamw,
-    "sgd-classic": _sgd_classic,
-    "lars-excluded": _lars_excluded,
-    "lars-emp": _lars_emp,
-    "lars-torchlars": _lars_torchlars,
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "lars": LARS,
+    "sgd": partial(SGD, momentum=0.9, nesterov=True, fused=True),
+    "adamw": partial(AdamW, fused=True),
+    "sgd-classic": partial(SGD, momentum=0.9, fused=True),
+    "lars-excluded": WrappedLARS,
+    "lars-emp": partial(WrappedLARS, trust=0.005, nesterov=True),
+    "lars-torchlars": partial(WrappedLARS, trust=0.001, clip=False, everywhere=True),
 }
 """`lars`: ACL, DynACL, AIR, ASTrA. `sgd`: Nesterov's momentum. `sgd-classic`: plain momentum (AdvCL, DeACL, TARO,
 DAQ-SDP). `lars-excluded`: solo-learn's LARS on CIFAR (SimCLR, BYOL, Barlow Twins, VICReg). `lars-emp`: EMP-SSL and
@@ -252,10 +214,10 @@ def make_optimizer(
     groups = [(list(head.parameters()), constant) for head, constant in heads]
     groups = [(parameters, constant) for parameters, constant in groups if parameters]
     if not groups:
-        return make(network.parameters(), lr, weight_decay)
+        return make(network.parameters(), lr=lr, weight_decay=weight_decay)
     first = {"params": list(network.parameters()), "constant_lr": False}
     others = [{"params": parameters, "constant_lr": constant} for parameters, constant in groups]
-    return make([first, *others], lr, weight_decay)
+    return make([first, *others], lr=lr, weight_decay=weight_decay)
 
 
 def warmup_cosine(step: float, total: int, warmup: int, peak: float, floor: float = 1e-6, start: float = 0.0) -> float:
