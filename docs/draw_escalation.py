@@ -16,7 +16,7 @@ RESULTS = DOCS.parent / "results"
 sys.path.insert(0, str(DOCS.parent))
 
 from astra_gym.experiments.evaluation.store import EvaluationStore  # noqa: E402
-from astra_gym.experiments.plotting.style import BLUE, GRID, ORANGE, STYLE, new_figure, save_figure  # noqa: E402
+from astra_gym.experiments.plotting.style import BLUE, ORANGE, STYLE, new_figure, save_figure  # noqa: E402
 from astra_gym.experiments.runs.metrics import read_metrics  # noqa: E402
 from astra_gym.ssl_core.evaluation.results import read_results  # noqa: E402
 from astra_gym.ssl_core.safety.sealing import read_json  # noqa: E402
@@ -68,7 +68,7 @@ def main(runs: list[str]) -> None:
         below.set_xlabel("target updates")
         middle.set_yticks([1, 2])
         for axis in (above, middle, below):
-            axis.grid(axis="y", **GRID)
+            axis.grid(axis="y")
             axis.margins(x=0.02)
         below.set_ylim(bottom=0)
         above.legend(loc="center right")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from astra_gym.experiments.benchmarks.measure import UNITS, Figure, fit_line
-from astra_gym.experiments.plotting.style import BLUE, GRID, INK, STYLE, new_figure, save_figure
+from astra_gym.experiments.plotting.style import BLUE, INK, STYLE, new_figure, save_figure
 
 Details = Mapping[str, Any]
 SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -119,8 +119,7 @@ def _dots(axis: Axes, figures: Sequence[Figure], title: str) -> None:
     axis.set_xlim(left=0)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.grid(axis="x", **GRID)
-    axis.set_axisbelow(True)
+    axis.grid(axis="x")
 
 
 def _bars(axis: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:

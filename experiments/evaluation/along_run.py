@@ -14,7 +14,7 @@ from astra_gym.experiments.evaluation.evaluate import CHECKPOINT, evaluate
 from astra_gym.experiments.evaluation.flags import EvaluationFlags
 from astra_gym.experiments.evaluation.request import data_of, plan_of
 from astra_gym.experiments.evaluation.store import EvaluationStore
-from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, STYLE, new_figure, save_figure
+from astra_gym.experiments.plotting.style import BLUE, GREEN, ORANGE, PURPLE, STYLE, new_figure, save_figure
 from astra_gym.ssl_core.evaluation.results import Row, radius_text
 from astra_gym.ssl_core.models.checkpoint import kept_encoders
 from astra_gym.ssl_core.utils.paths import check_folder
@@ -112,8 +112,7 @@ def accuracy_along_the_run(rows: Sequence[Row], path: Path | str) -> None:
             axis.errorbar(epochs, values, errors, fmt=mark, color=color, label=label, capsize=3, elinewidth=1, ms=5)
         share = "" if fraction == 1 else f", {100 * fraction:g} % of the labels"
         axis.set(ylabel="test accuracy (%)", ylim=(-2, 102), title=f"{protocol.upper()}{share}")
-        axis.grid(axis="y", **GRID)
-        axis.set_axisbelow(True)
+        axis.grid(axis="y")
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=4)
     axes[-1].set_xlabel("epoch of pre-training")
     save_figure(figure, path)

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 
 from astra_gym.experiments.headroom.verdicts import Verdict
-from astra_gym.experiments.plotting.style import BLUE, GREEN, GRID, INK, ORANGE, STYLE, label, new_figure, save_figure
+from astra_gym.experiments.plotting.style import BLUE, GREEN, INK, ORANGE, STYLE, label, new_figure, save_figure
 
 COLORS = {"headroom": GREEN, "none": ORANGE, "undecided": INK}
 
@@ -62,7 +62,7 @@ def _credit(axes: Axes, budgets: Sequence[Mapping[str, Any]]) -> None:
                 axes.plot([at + shift] * 2, [1e6 * low, 1e6 * high], color=color)
             axes.plot(at + shift, 1e6 * mean, "o", color=color, label=f"judge {name[-1].upper()}" if not at else None)
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.grid(axis="y", **GRID)
+    axes.grid(axis="y")
     names = [f"{budget['epsilon']:g} x {budget['steps']}{'*' * budget['constant']}" for budget in budgets]
     axes.set_xticks(range(len(budgets)), names, fontsize=9)
     axes.set_xlabel("radius in 1/255 x steps of one view (* the constant)")

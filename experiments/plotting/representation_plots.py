@@ -18,7 +18,6 @@ from astra_gym.experiments.plotting.run_plots import Array
 from astra_gym.experiments.plotting.style import (
     BLUE,
     GREEN,
-    GRID,
     INK,
     ORANGE,
     PURPLE,
@@ -157,8 +156,7 @@ def spectrum(vectors: Mapping[str, Tensor], path: Path | str) -> None:
     axis.set_ylim(bottom=lowest / 1.5)
     axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.grid(axis="y", **GRID)
-    axis.set_axisbelow(True)
+    axis.grid(axis="y")
     axis.legend(loc="upper right")
     save_figure(figure, path)
 
@@ -182,8 +180,7 @@ def landscape(data: Landscape, path: Path | str) -> None:
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.margins(x=0.02)
-    axis.grid(axis="y", **GRID)
-    axis.set_axisbelow(True)
+    axis.grid(axis="y")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     save_figure(figure, path)
 
@@ -217,8 +214,7 @@ def downstream_loss(curves: Mapping[str, Mapping[str, LossCurves]], path: Path |
         axis.yaxis.set_major_formatter(LogFormatter())
         axis.yaxis.set_minor_formatter(LogFormatter())
         axis.margins(x=0.02)
-        axis.grid(axis="y", **GRID)
-        axis.set_axisbelow(True)
+        axis.grid(axis="y")
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=columns)
     axes[-1].set_xlabel("distance in weight space (1: each filter moves by its own norm)")
     save_figure(figure, path)

@@ -23,7 +23,6 @@ from astra_gym.envs.records import in_255
 from astra_gym.experiments.plotting.style import (
     BLUE,
     GREEN,
-    GRID,
     INK,
     ORANGE,
     PURPLE,
@@ -347,8 +346,7 @@ def accuracy_against_epsilon(classifiers: Mapping[str, Sequence[Row]], path: Pat
         ylabel="test accuracy (%)",
         ylim=(-2, 102),
     )
-    axis.grid(axis="y", **GRID)
-    axis.set_axisbelow(True)
+    axis.grid(axis="y")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
     save_figure(figure, path)
 
@@ -380,7 +378,6 @@ def reward_comparison(rewards: Mapping[str, Sequence[float]], path: Path | str) 
     figure.supxlabel("mean reward (dot: mean; bar: 95 % interval; ticks: seeds)", fontsize=STYLE["font.size"])
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.grid(axis="x", **GRID)
-    axis.set_axisbelow(True)
+    axis.grid(axis="x")
     axis.margins(x=0.08)
     save_figure(figure, path)

@@ -20,7 +20,6 @@ WIDTH = 6.4
 DPI = 200
 INK = "#333333"
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7B4F9D"
-GRID: Any = {"color": "#dddddd", "linewidth": 0.7}
 STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 11,
@@ -30,6 +29,9 @@ STYLE: Any = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
     "xtick.color": INK,
     "ytick.color": INK,
     "text.color": INK,

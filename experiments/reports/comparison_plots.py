@@ -21,7 +21,6 @@ from astra_gym.experiments.plotting.run_plots import ACTION_SETS, ACTION_TITLES,
 from astra_gym.experiments.plotting.style import (
     BLUE,
     GREEN,
-    GRID,
     INK,
     ORANGE,
     PURPLE,
@@ -116,8 +115,7 @@ def learning_curves(comparison: ComparisonResult, path: Path | str) -> bool:
         axis.plot(band.x, band.mean, color=BLUE)
         axis.set_title(_broken(arm, width=20), va="bottom")
         axis.annotate(f"{band.mean[-1]:.3f}", (1, 1), xycoords="axes fraction", ha="right", va="top")
-        axis.grid(axis="y", **GRID)
-        axis.set_axisbelow(True)
+        axis.grid(axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(4))
     _clear(axes[len(bands) :], columns)
@@ -179,8 +177,7 @@ def accuracy_against_compute(comparison: ComparisonResult, place: Place, path: P
     if np.ptp([axis.dataLim.y0, axis.dataLim.y1]) < 1e-9:
         # where all are alike, a range around them would go below 0 or above 100 %
         axis.set_ylim(-2, 102)
-    axis.grid(**GRID)
-    axis.set_axisbelow(True)
+    axis.grid(True)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     save_figure(figure, path)
     return True
@@ -325,7 +322,7 @@ def choices_of_instances(
                     axis.plot([0, 100], [level, level], label=label(constant), ms=4, **style)
             axis.set_xlim(-4, 104)
             axis.set_ylim(bottom=0)
-            axis.grid(axis="y", **GRID)
+            axis.grid(axis="y")
             axis.yaxis.set_major_locator(MaxNLocator(4))
             axis.tick_params(labelbottom=at_row == len(rows) - 1)
             axis.set_ylabel(SHORT_TITLES[kind])
@@ -378,8 +375,7 @@ def _panels(
                 drawn.append((float(y[-1]), line))
         axis.set_title(title)
         axis.margins(x=0.02)
-        axis.grid(axis="y", **GRID)
-        axis.set_axisbelow(True)
+        axis.grid(axis="y")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         # in the order of the lines' ends, from the top
