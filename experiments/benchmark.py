@@ -39,7 +39,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 if not __package__:
     # for a script, put this checkout first, in place of this file's folder, whose files would shadow modules
@@ -81,28 +81,25 @@ RANKS = "ranks"
 """The part that needs two or more cores of the CPU."""
 
 
-class BenchmarkPart(NamedTuple):
-    """A part of the benchmark: the function that measures it, and its default number of rounds."""
-
-    measure: Callable[[Options, int, Callable[[str], None]], Result]
-    rounds: int
-
-
-PARTS = {
-    "attack": BenchmarkPart(measure_attack, 3),
-    "step": BenchmarkPart(measure_step, 3),
-    "precision": BenchmarkPart(measure_precision, 3),
-    "shares": BenchmarkPart(measure_shares, 3),
-    "agents": BenchmarkPart(measure_agents, 3),
-    "scaling": BenchmarkPart(measure_scaling, 3),
-    "efficiency": BenchmarkPart(measure_efficiency, 3),
-    "evaluation": BenchmarkPart(measure_evaluation, 3),
-    "data": BenchmarkPart(measure_data, 3),
-    "robustness": BenchmarkPart(measure_robustness, 3),
-    "start": BenchmarkPart(measure_start, 3),
-    RANKS: BenchmarkPart(measure_ranks, 3),
-    AGAINST: BenchmarkPart(measure_training, 3),
+Measure = Callable[[Options, int, Callable[[str], None]], Result]
+"""A function that measures a part, with the number of rounds, and reports what it does."""
+PARTS: dict[str, Measure] = {
+    "attack": measure_attack,
+    "step": measure_step,
+    "precision": measure_precision,
+    "shares": measure_shares,
+    "agents": measure_agents,
+    "scaling": measure_scaling,
+    "efficiency": measure_efficiency,
+    "evaluation": measure_evaluation,
+    "data": measure_data,
+    "robustness": measure_robustness,
+    "start": measure_start,
+    RANKS: measure_ranks,
+    AGAINST: measure_training,
 }
+ROUNDS = 3
+"""Measured rounds of a part, unless told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,10 +273,9 @@ def _run(request: BenchmarkRequest, report: ResultsFile) -> int:
         say(f"the trace is {made.trace} (Perfetto, chrome://tracing, TensorBoard), its operators are in {made.table}")
         return 0
     for name in request.parts:
-        part = PARTS[name]
-        rounds = given.repeats or (1 if given.quick else part.rounds)
+        rounds = given.repeats or (1 if given.quick else ROUNDS)
         try:
-            result = part.measure(report.options, rounds, say)
+            result = PARTS[name](report.options, rounds, say)
         except BenchmarkError as error:
             why = " ".join(str(error).split())
             print(said(program("benchmark"), f"the part {name!r} failed: {why}"), file=sys.stderr)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from astra_gym.experiments import benchmark
-from astra_gym.experiments.benchmark import PARTS, BenchmarkPart
+from astra_gym.experiments.benchmark import PARTS, Measure
 from astra_gym.experiments.benchmarks.measure import TARGETS, Figure, Result
 from astra_gym.experiments.benchmarks.results_file import document_of
 from astra_gym.experiments.benchmarks.workloads import DisagreementError, Options
@@ -24,7 +24,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def own_parts() -> Iterator[dict[str, BenchmarkPart]]:
+def own_parts() -> Iterator[dict[str, Measure]]:
     """The table of parts, which the flags look into too, without those that there are."""
     before = dict(PARTS)
     PARTS.clear()
@@ -33,14 +33,14 @@ def own_parts() -> Iterator[dict[str, BenchmarkPart]]:
     PARTS.update(before)
 
 
-def fake(part: str, names: Sequence[str], value: float = 2.0) -> BenchmarkPart:
+def fake(part: str, names: Sequence[str], value: float = 2.0) -> Measure:
     """A part that measures at once."""
 
     def measure(options: Options, rounds: int, say: Any) -> Result:
         say(f"{part}: {rounds}")
         return [Figure(part, name, "times faster", (value,) * rounds) for name in names], {"rounds": rounds}
 
-    return BenchmarkPart(measure, 5)
+    return measure
 
 
 def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -74,14 +74,14 @@ def test_every_target_is_one_of_a_part() -> None:
     assert {part for part, _ in TARGETS} <= set(PARTS)
 
 
-def test_rounds_are_each_parts_own_unless_told(
-    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
+def test_rounds_are_three_unless_told(
+    tmp_path: Path, own_parts: dict[str, Measure], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_parts.update({"a": fake("a", ["x"]), "b": fake("b", ["y"])})
     where = ["--output", str(tmp_path / "new.json")]
     for words, expected in (
-        ([], ["a: 5", "b: 5"]),
-        (["--repeats", "3"], ["a: 3", "b: 3"]),
+        ([], ["a: 3", "b: 3"]),
+        (["--repeats", "5"], ["a: 5", "b: 5"]),
         (["--quick", "--parts", "b", "a", "b"], ["b: 1", "a: 1"]),
     ):
         assert benchmark.main([*words, *where]) == 0
@@ -89,7 +89,7 @@ def test_rounds_are_each_parts_own_unless_told(
 
 
 def test_an_earlier_result_is_compared_with(
-    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, Measure], capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     figures = [Figure("a", name, "times faster", (value,) * 3) for name, value in (("x", 3.0), ("y", 1.0), ("z", 2.01))]
@@ -110,7 +110,7 @@ def test_an_earlier_result_is_compared_with(
 
 
 def test_an_earlier_results_other_parts_are_taken_over(
-    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, Measure], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, words = tmp_path / "all.json", ["--threads", "1", "--repeats", "3"]
     own_parts.update({"a": fake("a", ["x"]), "b": fake("b", ["y"])})
@@ -134,15 +134,15 @@ def test_an_earlier_results_other_parts_are_taken_over(
     assert "is of other circumstances (threads was 64, now 1): measure all parts anew" in capsys.readouterr().err
 
 
-def failing(error: BaseException) -> BenchmarkPart:
+def failing(error: BaseException) -> Measure:
     def measure(options: Options, rounds: int, say: Any) -> Result:
         raise error
 
-    return BenchmarkPart(measure, 1)
+    return measure
 
 
 def test_a_part_that_fails_leaves_the_others(
-    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, Measure], capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {
         "a": fake("a", ["x"]),
@@ -161,7 +161,7 @@ def test_a_part_that_fails_leaves_the_others(
 
 
 def test_nothing_is_written_where_nothing_is_measured(
-    tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_parts: dict[str, Measure], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for error, status in ((DisagreementError("no"), 1), (KeyboardInterrupt(), 130)):
         own_parts.update({"a": failing(error)})
@@ -173,7 +173,7 @@ def test_nothing_is_written_where_nothing_is_measured(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
 def test_an_interrupted_benchmark_keeps_what_it_has(
-    error: BaseException, tmp_path: Path, own_parts: dict[str, BenchmarkPart], capsys: pytest.CaptureFixture[str]
+    error: BaseException, tmp_path: Path, own_parts: dict[str, Measure], capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {"a": fake("a", ["x"]), "b": failing(error), "c": fake("c", ["y"])}
     own_parts.update(parts)
