@@ -31,12 +31,12 @@ def is_own_folder(subject: Subject, train: ImageSet, data_dir: str | None) -> bo
     if subject.trained is not None:
         return subject.trained.train.begins_like(digest_images(train))
     own = subject.settings.data.data_dir if subject.settings else None
-    return data_dir is None or (own is not None and _resolved(data_dir) == _resolved(own))
+    return data_dir is None or (own is not None and resolved(data_dir) == resolved(own))
 
 
 def folder_name(data_dir: str | Path) -> tuple[str, str]:
     """Return a folder's name as a data set in rows, and a name for paths, which two folders never share."""
-    path = _resolved(data_dir)
+    path = resolved(data_dir)
     name = re.sub(r"[^\w.-]", "_", path.name)[:LONGEST] or "root"
     mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
     return f"{FOLDER}:{name}", f"{FOLDER}-{name}-{mark}"
@@ -49,7 +49,3 @@ def decoder_notes(subject: Subject, test: ImageSet) -> tuple[str, ...]:
     if not test.paths or then == now:
         return ()
     return (f"the run's images were decoded by {then}, these by {now}: images trained on may not be recognized",)
-
-
-def _resolved(data_dir: str | Path) -> Path:
-    return resolved(data_dir)
