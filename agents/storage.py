@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import Space, spaces
-from torch import Tensor
 
 from astra_gym.envs.api.spaces import Meaning, meaning
 from astra_gym.ssl_core.models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -47,11 +45,6 @@ def space_from_dict(saved: Mapping[str, Any]) -> Space:
     else:
         made = spaces.MultiDiscrete(saved["nvec"])
     return meaning(made, saved["sets"]) if "sets" in saved else made
-
-
-def array_to_tensor(values: np.ndarray | None) -> Tensor | None:
-    """Return a copy of the array as a tensor."""
-    return None if values is None else torch.tensor(values)
 
 
 def check_finite(path: str | os.PathLike[str], numbers: Mapping[str, Any]) -> None:

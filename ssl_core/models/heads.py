@@ -1,20 +1,18 @@
 """Modules beside the target network: a predictor, classifiers, prototypes, and memories of earlier batches."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from astra_gym.ssl_core.models.init import Drawn, build_module, initialize
+from astra_gym.ssl_core.models.init import Drawn, initialize
 from astra_gym.ssl_core.models.projectors import PROJECTORS, Projector
 from astra_gym.ssl_core.models.route_norm import Tracking
 from astra_gym.ssl_core.utils.finite import check_number
 from astra_gym.ssl_core.utils.rng import Streams
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class Predictor(Projector):
@@ -184,11 +182,6 @@ class Center(Tracking):
         if self.training and self.tracks:
             center.lerp_(outputs.detach().mean(dim=0), 1 - self.momentum)
         return centered
-
-
-def build_head(generator: torch.Generator, factory: Callable[[], M]) -> M:
-    """Build the factory's head with weights from the generator; torch's global generator keeps its state."""
-    return build_module(generator, factory)
 
 
 def build_heads(streams: Streams, heads: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

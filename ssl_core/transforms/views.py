@@ -22,12 +22,8 @@ from astra_gym.ssl_core.utils.registry import pick
 _TRIES = 10
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A resampling kernel: `weight(distance)` is zero at `support` and beyond, in pixels of the coarser grid."""
-
-    weight: Callable[[Tensor], Tensor]
-    support: int
+Kernel = Callable[[Tensor], Tensor]
+"""A resampling kernel: the weight at a distance in pixels of the coarser grid."""
 
 
 def _triangle(distance: Tensor) -> Tensor:
@@ -42,7 +38,7 @@ def _keys_cubic(distance: Tensor) -> Tensor:
     return outer.addcmul_(p.square(), p.mul_(-2).add_(1))
 
 
-INTERPOLATIONS: Mapping[str, Kernel] = {"bilinear": Kernel(_triangle, 1), "bicubic": Kernel(_keys_cubic, 2)}
+INTERPOLATIONS: Mapping[str, Kernel] = {"bilinear": _triangle, "bicubic": _keys_cubic}
 
 
 @dataclass(frozen=True)
@@ -258,7 +254,7 @@ def _resampling(
     center = (place + 0.5) * step + (start.unsqueeze(1) - 0.5)
     # Where the grid gets coarser, the kernel widens with it, which is the antialiasing.
     zoom = step.clamp(min=1).reciprocal()
-    weights = kernel.weight(((pixel - center.unsqueeze(2)) * zoom.unsqueeze(2)).abs_())
+    weights = kernel(((pixel - center.unsqueeze(2)) * zoom.unsqueeze(2)).abs_())
     inside = (pixel >= start.unsqueeze(1)) & (pixel < (start + length).unsqueeze(1))
     weights.mul_(inside.unsqueeze(1))
     return weights.div_(weights.sum(dim=2, keepdim=True))

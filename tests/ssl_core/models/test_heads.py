@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from astra_gym.ssl_core.models.heads import Classifiers, Predictor, build_head, build_heads
+from astra_gym.ssl_core.models.heads import Classifiers, Predictor, build_heads
+from astra_gym.ssl_core.models.init import build_module
 from astra_gym.ssl_core.utils.rng import Streams
 from tests.helpers.draws import generator
 
 
 def predictor() -> Predictor:
-    return build_head(generator(), lambda: Predictor(4, 3, 5, ("normal", "pgd"))).double()
+    return build_module(generator(), lambda: Predictor(4, 3, 5, ("normal", "pgd"))).double()
 
 
 def test_the_predictor_is_two_layers_with_batch_norm_and_relu_between() -> None:
@@ -31,7 +32,7 @@ def test_the_predictor_has_statistics_for_each_route() -> None:
 
 
 def test_classifiers_stand_side_by_side() -> None:
-    head = build_head(generator(), lambda: Classifiers(4, (2, 10, 3)))
+    head = build_module(generator(), lambda: Classifiers(4, (2, 10, 3)))
     features = torch.randn(6, 4, generator=generator(1))
     logits = head(features, "pgd_ce")
     assert logits.shape == (6, 15) and torch.equal(logits, head(features, "normal"))
