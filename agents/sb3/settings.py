@@ -58,6 +58,11 @@ TRANSITION_BYTES = 3 * 4
 
 _ACTOR_CRITIC = {"pi": [64, 64], "vf": [64, 64]}
 _ACTOR_Q = {"pi": [64, 64], "qf": [128, 128]}
+_REPLAY = {"warm_up": 4, "train_freq": 1, "batch_size": 256, "learning_rate": 3e-3}
+_Q = _REPLAY | {"target_plays": 5, "exploration_fraction": 0.6, "exploration_final_eps": 0.05}
+_SOFT = _REPLAY | {"gradient_steps": 2, "ent_coef": "auto_0.05"}
+# a deterministic actor saturates at the rate that suits the others, and then never leaves the bounds of the box
+_DETERMINISTIC = _REPLAY | {"gradient_steps": 4, "learning_rate": 1e-3, "tau": 0.02, "action_noise_std": 0.5}
 
 VIEWS: dict[str, dict[str, Any]] = {
     # advantages are normalized because the rewards' scale is not known beforehand; gae_lambda is low, so that they
@@ -93,80 +98,14 @@ VIEWS: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.95,
         "policy_kwargs": {"net_arch": _ACTOR_CRITIC},
     },
-    "dqn": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 4,
-        "batch_size": 256,
-        "learning_rate": 3e-3,
-        "target_plays": 5,
-        "exploration_fraction": 0.6,
-        "exploration_final_eps": 0.05,
-        "policy_kwargs": {"net_arch": [128, 128]},
-    },
-    "qrdqn": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 3,
-        "batch_size": 256,
-        "learning_rate": 3e-3,
-        "target_plays": 5,
-        "exploration_fraction": 0.6,
-        "exploration_final_eps": 0.05,
-        "max_grad_norm": 10.0,
-        "policy_kwargs": {"net_arch": [128, 128], "n_quantiles": 10},
-    },
-    "sac": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 2,
-        "batch_size": 256,
-        "learning_rate": 3e-3,
-        "tau": 0.02,
-        "ent_coef": "auto_0.05",
-        "policy_kwargs": {"net_arch": _ACTOR_Q},
-    },
-    # a deterministic actor saturates at the rate that suits the others, and then never leaves the bounds of the box
-    "td3": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 4,
-        "batch_size": 256,
-        "learning_rate": 1e-3,
-        "tau": 0.02,
-        "action_noise_std": 0.5,
-        "policy_kwargs": {"net_arch": _ACTOR_Q},
-    },
-    "ddpg": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 4,
-        "batch_size": 256,
-        "learning_rate": 1e-3,
-        "tau": 0.02,
-        "action_noise_std": 0.5,
-        "policy_kwargs": {"net_arch": _ACTOR_Q},
-    },
-    "tqc": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 2,
-        "batch_size": 256,
-        "learning_rate": 3e-3,
-        "tau": 0.02,
-        "ent_coef": "auto_0.05",
-        "policy_kwargs": {"net_arch": _ACTOR_Q, "n_quantiles": 10},
-    },
-    "crossq": {
-        "warm_up": 4,
-        "train_freq": 1,
-        "gradient_steps": 2,
-        "batch_size": 256,
-        "learning_rate": 3e-3,
-        "ent_coef": "auto_0.05",
-        "policy_delay": 2,
-        "policy_kwargs": {"net_arch": _ACTOR_Q, "batch_norm_momentum": 0.05},
-    },
+    "dqn": _Q | {"gradient_steps": 4, "policy_kwargs": {"net_arch": [128, 128]}},
+    "qrdqn": _Q
+    | {"gradient_steps": 3, "max_grad_norm": 10.0, "policy_kwargs": {"net_arch": [128, 128], "n_quantiles": 10}},
+    "sac": _SOFT | {"tau": 0.02, "policy_kwargs": {"net_arch": _ACTOR_Q}},
+    "td3": _DETERMINISTIC | {"policy_kwargs": {"net_arch": _ACTOR_Q}},
+    "ddpg": _DETERMINISTIC | {"policy_kwargs": {"net_arch": _ACTOR_Q}},
+    "tqc": _SOFT | {"tau": 0.02, "policy_kwargs": {"net_arch": _ACTOR_Q, "n_quantiles": 10}},
+    "crossq": _SOFT | {"policy_delay": 2, "policy_kwargs": {"net_arch": _ACTOR_Q, "batch_norm_momentum": 0.05}},
 }
 
 # with one sample per play, actor-critics need longer rollouts and more passes; learning from a replay buffer starts as
@@ -176,13 +115,7 @@ BATCH: dict[str, dict[str, Any]] = {
     "ppo": VIEWS["ppo"] | {"rollout": (10, 4, 32), "learning_rate": 5e-3, "n_epochs": 10},
     "a2c": VIEWS["a2c"] | {"rollout": (5, 4, 16)},
     "trpo": VIEWS["trpo"] | {"rollout": (10, 4, 32)},
-    "dqn": VIEWS["dqn"] | _FEW,
-    "qrdqn": VIEWS["qrdqn"] | _FEW,
-    "sac": VIEWS["sac"] | _FEW,
-    "td3": VIEWS["td3"] | _FEW,
-    "ddpg": VIEWS["ddpg"] | _FEW,
-    "tqc": VIEWS["tqc"] | _FEW,
-    "crossq": VIEWS["crossq"] | _FEW,
+    **{name: entry | _FEW for name, entry in VIEWS.items() if "warm_up" in entry},
 }
 # a custom class keeps its own rates
 VIEWS["on-policy"] = {"rollout": (1, 1, 1), "largest_batch": 128}
