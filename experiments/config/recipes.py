@@ -6,6 +6,11 @@ from typing import Any
 
 from astra_gym.ssl_core.models.backbones.timm_vit import is_vit
 
+
+def _projector(kind: str, hidden: int, outputs: int) -> dict[str, Any]:
+    return {"projector": kind, "projector_hidden": hidden, "projector_dim": outputs}
+
+
 SOLO_LEARN = {
     "stem": "cifar-padded",
     "crop_scale": (0.08, 1.0),
@@ -18,8 +23,6 @@ SOLO_LEARN = {
 SOLO_LARS = {**SOLO_LEARN, "optimizer": "lars-excluded", "lr": 0.3, "warmup_start": 1e-4}
 ASYMMETRIC = {"jitter": (0.4, 0.4, 0.2, 0.1), "solarize": 0.2}
 """The colors of views that differ in solarization alone, in solo-learn."""
-REDUNDANCY = {"projector": "mlp-3", "projector_hidden": 2048, "projector_dim": 2048}
-"""The projector of Barlow Twins and VICReg."""
 DISTILLATION = {
     "optimizer": "sgd-classic",
     "lr": 0.5,
@@ -42,9 +45,7 @@ EMP = {
     "warmup_epochs": 0,
     "final_lr": 0.0,
     "neck": 4096,
-    "projector": "mlp",
-    "projector_hidden": 4096,
-    "projector_dim": 1024,
+    **_projector("mlp", 4096, 1024),
     "normalization": "none",
     "jitter": (0.4, 0.4, 0.4, 0.2),
     "interpolation": "bilinear",
@@ -61,9 +62,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "warmup_start": 0.16,
         "final_lr": 0.0,
         "lr_interval": "epoch",
-        "projector": "rocl",
-        "projector_hidden": 2048,
-        "projector_dim": 128,
+        **_projector("rocl", 2048, 128),
         "normalization": "none",
         "crop_scale": (0.08, 1.0),
         "interpolation": "bilinear",
@@ -74,9 +73,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "warmup_start": 0.02,
         "final_lr": 5e-4,
         "weight_decay": 1e-4,
-        "projector": "advcl",
-        "projector_hidden": 512,
-        "projector_dim": 128,
+        **_projector("advcl", 512, 128),
         "normalization": "none",
         "crop_scale": (0.2, 1.0),
         "interpolation": "bilinear",
@@ -94,9 +91,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "epochs": 800,
         "warmup_epochs": 5,
         "final_lr": 0.0,
-        "projector": "simsiam-2",
-        "projector_hidden": 2048,
-        "projector_dim": 2048,
+        **_projector("simsiam-2", 2048, 2048),
         "normalization": "none",
         "crop_scale": (0.08, 1.0),
         "jitter": (0.4, 0.4, 0.2, 0.1),
@@ -109,9 +104,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "warmup_start": 0.02,
         "final_lr": 5e-4,
         "lr_interval": "update",
-        "projector": "rocl",
-        "projector_hidden": 2048,
-        "projector_dim": 256,
+        **_projector("rocl", 2048, 256),
     },
     # for CLIP on ImageNet: the same number of updates; the rate is for its features, and has to be tuned for others
     "fare": {
@@ -132,9 +125,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "optimizer": "lars-excluded",
         "lr": 1.0,
         "warmup_start": 3e-5,
-        "projector": "mlp",
-        "projector_hidden": 4096,
-        "projector_dim": 256,
+        **_projector("mlp", 4096, 256),
         "method_kwargs": {"predictor_hidden": 4096},
     },
     "simsiam": {
@@ -143,9 +134,7 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "lr": 0.5,
         "warmup_start": 6e-5,
         "blur": 0.5,
-        "projector": "simsiam-3",
-        "projector_hidden": 2048,
-        "projector_dim": 2048,
+        **_projector("simsiam-3", 2048, 2048),
         "method_kwargs": {"predictor_hidden": 512},
     },
     "moco": {
@@ -156,18 +145,14 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "weight_decay": 1e-4,
         "temperature": 0.2,
         "blur": 0.5,
-        "projector": "rocl",
-        "projector_hidden": 2048,
-        "projector_dim": 256,
+        **_projector("rocl", 2048, 256),
     },
     "mocov3": {
         **SOLO_LARS,
         **ASYMMETRIC,
         "weight_decay": 1e-6,
         "temperature": 0.2,
-        "projector": "simsiam-2",
-        "projector_hidden": 4096,
-        "projector_dim": 256,
+        **_projector("simsiam-2", 4096, 256),
     },
     "swav": {
         **SOLO_LARS,
@@ -177,14 +162,18 @@ AUTHORS: Mapping[str, Mapping[str, Any]] = {
         "temperature": 0.1,
         "jitter": (0.8, 0.8, 0.8, 0.2),
         "blur": 0.5,
-        "projector": "mlp",
-        "projector_hidden": 2048,
-        "projector_dim": 128,
+        **_projector("mlp", 2048, 128),
     },
-    "barlow": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-4, **REDUNDANCY},
+    "barlow": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-4, **_projector("mlp-3", 2048, 2048)},
     "dino": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-6, "temperature": 0.1, "projector": "none"},
     # solo-learn solarizes a tenth of both views; here it is a fifth of the second ones
-    "vicreg": {**SOLO_LARS, **ASYMMETRIC, "weight_decay": 1e-4, "crop_scale": (0.2, 1.0), **REDUNDANCY},
+    "vicreg": {
+        **SOLO_LARS,
+        **ASYMMETRIC,
+        "weight_decay": 1e-4,
+        "crop_scale": (0.2, 1.0),
+        **_projector("mlp-3", 2048, 2048),
+    },
 }
 """What a method changes in the preset `cifar10`, which is ASTrA's: its authors' settings, from their code. `simclr` is
 as in ACL. The clean form of a method, NAME-clean, has the settings of NAME.
