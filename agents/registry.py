@@ -135,6 +135,8 @@ def _none(ask: AgentRequest) -> Agent:
     return FixedAgent(ask.env, 0, **common)
 
 
+_FROM_SB3 = partial(AgentEntry, make=_sb3, vec_env=True)
+
 AGENTS: dict[str, AgentEntry] = {
     "reinforce": AgentEntry(
         "REINFORCE with a reward per view, moving baseline, normalized advantage, entropy bonus",
@@ -149,26 +151,16 @@ AGENTS: dict[str, AgentEntry] = {
         fixes=("reward_scope", "actions", "observation"),
         paper="ASTrA, ICLR 2025",
     ),
-    "ppo": AgentEntry("Stable-Baselines3's PPO", _sb3, vec_env=True, paper="Schulman et al., 2017"),
-    "a2c": AgentEntry("Stable-Baselines3's A2C", _sb3, vec_env=True, paper="Mnih et al., ICML 2016"),
-    "trpo": AgentEntry("sb3-contrib's TRPO", _sb3, vec_env=True, paper="Schulman et al., ICML 2015"),
-    "dqn": AgentEntry("Stable-Baselines3's DQN", _sb3, vec_env=True, actions="flat", paper="Mnih et al., Nature 2015"),
-    "qrdqn": AgentEntry("sb3-contrib's QR-DQN", _sb3, vec_env=True, actions="flat", paper="Dabney et al., AAAI 2018"),
-    "sac": AgentEntry(
-        "Stable-Baselines3's SAC", _sb3, vec_env=True, actions="continuous", paper="Haarnoja et al., ICML 2018"
-    ),
-    "td3": AgentEntry(
-        "Stable-Baselines3's TD3", _sb3, vec_env=True, actions="continuous", paper="Fujimoto et al., ICML 2018"
-    ),
-    "ddpg": AgentEntry(
-        "Stable-Baselines3's DDPG", _sb3, vec_env=True, actions="continuous", paper="Lillicrap et al., ICLR 2016"
-    ),
-    "tqc": AgentEntry(
-        "sb3-contrib's TQC", _sb3, vec_env=True, actions="continuous", paper="Kuznetsov et al., ICML 2020"
-    ),
-    "crossq": AgentEntry(
-        "sb3-contrib's CrossQ", _sb3, vec_env=True, actions="continuous", paper="Bhatt et al., ICLR 2024"
-    ),
+    "ppo": _FROM_SB3("Stable-Baselines3's PPO", paper="Schulman et al., 2017"),
+    "a2c": _FROM_SB3("Stable-Baselines3's A2C", paper="Mnih et al., ICML 2016"),
+    "trpo": _FROM_SB3("sb3-contrib's TRPO", paper="Schulman et al., ICML 2015"),
+    "dqn": _FROM_SB3("Stable-Baselines3's DQN", actions="flat", paper="Mnih et al., Nature 2015"),
+    "qrdqn": _FROM_SB3("sb3-contrib's QR-DQN", actions="flat", paper="Dabney et al., AAAI 2018"),
+    "sac": _FROM_SB3("Stable-Baselines3's SAC", actions="continuous", paper="Haarnoja et al., ICML 2018"),
+    "td3": _FROM_SB3("Stable-Baselines3's TD3", actions="continuous", paper="Fujimoto et al., ICML 2018"),
+    "ddpg": _FROM_SB3("Stable-Baselines3's DDPG", actions="continuous", paper="Lillicrap et al., ICLR 2016"),
+    "tqc": _FROM_SB3("sb3-contrib's TQC", actions="continuous", paper="Kuznetsov et al., ICML 2020"),
+    "crossq": _FROM_SB3("sb3-contrib's CrossQ", actions="continuous", paper="Bhatt et al., ICLR 2024"),
     "bandit": AgentEntry(
         "Exp3.S: the best constant action, whatever the observation",
         partial(_with_settings, BANDITS["bandit"]),
@@ -257,7 +249,7 @@ def describe(name: str) -> AgentEntry:
         return pick(name, AGENTS, "agent")
     found = resolve(name)
     if isinstance(found, type):
-        return AgentEntry(f"{found.__name__}, a custom one", _sb3, vec_env=True, actions=kind_of_actions(found))
+        return _FROM_SB3(f"{found.__name__}, a custom one", actions=kind_of_actions(found))
     return AgentEntry("a custom function", _function, learns=False)
 
 
