@@ -8,9 +8,9 @@ import numpy as np
 
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.headroom.judges import make_image_exam
-from astra_gym.experiments.headroom.verdicts import Verdict
+from astra_gym.experiments.headroom.verdicts import Verdict, mean_and_ends
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
-from astra_gym.experiments.stats import estimate, rank_correlation
+from astra_gym.experiments.stats import rank_correlation
 from astra_gym.experiments.tuning.trial import judged
 from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.image_set import Split
@@ -64,9 +64,8 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
     found = [repeats[seed] for seed in sorted(repeats)]
     by_share = {}
     for at, share in enumerate(SHARES):
-        mean = estimate([rank_correlation(each["scores"], each["falls"][at]) for each in found])
-        ends = [None if np.isnan(end) else round(end, 3) for end in (mean.low, mean.high)]
-        by_share[f"{share:g}"] = [round(mean.mean, 3), *ends]
+        ends = mean_and_ends([rank_correlation(each["scores"], each["falls"][at]) for each in found])
+        by_share[f"{share:g}"] = [None if end is None else round(end, 3) for end in ends]
     scores = np.mean([each["scores"] for each in found], axis=0)
     budgets = [
         {"epsilon": round(255 * budget.epsilon, 3), "steps": budget.steps, "score": round(float(score), 4)}

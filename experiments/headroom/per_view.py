@@ -15,9 +15,9 @@ from astra_gym.experiments.headroom.one_update import (
     variance_shares,
     without_means,
 )
-from astra_gym.experiments.headroom.verdicts import Verdict, decide
+from astra_gym.experiments.headroom.verdicts import Verdict, decide, mean_and_ends
 from astra_gym.experiments.headroom.world import HeadroomWorld, ladder
-from astra_gym.experiments.stats import estimate, rank_correlation
+from astra_gym.experiments.stats import rank_correlation
 
 UNIT = "loss of judge B"
 
@@ -79,8 +79,8 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
             "step_size": round(255 * budget.step_size, 3),
             "steps": budget.steps,
             "constant": budget == world.constant,
-            "credit_a": _interval(_means(a[:, at], by_repeat)),
-            "credit_b": _interval(_means(b[:, at], by_repeat)),
+            "credit_a": mean_and_ends(_means(a[:, at], by_repeat).tolist()),
+            "credit_b": mean_and_ends(_means(b[:, at], by_repeat).tolist()),
             "preferred": float((a.argmax(1) == at).mean()),
             "chosen": float(np.mean([each["long"]["chosen"][at] for each in found])),
         }
@@ -99,7 +99,7 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         "best_constant": best,
         "variance": variance_shares(a, b),
         "rank_correlations": {name: rank_correlation(*map(np.ravel, pair)) for name, pair in ranked.items()},
-        "falls": {name: _interval(values[:, 1]) for name, values in falls.items()},
+        "falls": {name: mean_and_ends(values[:, 1].tolist()) for name, values in falls.items()},
         "falls_a": {name: float(values[:, 0].mean()) for name, values in falls.items()},
         "chosen_steps": float(np.mean([each["long"]["steps"] for each in found])),
         "spread": spread,
@@ -111,9 +111,3 @@ def _means(values: Any, counts: Sequence[int]) -> Any:
     """Return the mean over the views of each repeat, whose views share one trained network; `counts` are their
     numbers."""
     return np.array([part.mean() for part in np.split(values, np.cumsum(counts)[:-1])])
-
-
-def _interval(values: Any) -> list[float | None]:
-    """Return the mean and the ends of its 95 % interval, None where there is none."""
-    found = estimate(values.tolist())
-    return [None if end != end else end for end in (found.mean, found.low, found.high)]

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ from torch import Tensor
 from astra_gym.agents.sb3.agent import Sb3Agent
 from astra_gym.envs.attack_step_env import AttackStepVectorEnv, attack_observation
 from astra_gym.envs.engine import AttackEngine
-from astra_gym.experiments.headroom.verdicts import Verdict, decide
+from astra_gym.experiments.headroom.verdicts import Verdict, decide, mean_and_ends
 from astra_gym.experiments.headroom.within_attack import MEAN_STEPS, UNIT, by_gradient, gradient_norms
 from astra_gym.experiments.headroom.world import HeadroomWorld
-from astra_gym.experiments.stats import estimate
-from astra_gym.ssl_core.attacks.pgd import Attacked, Budget
+from astra_gym.ssl_core.attacks.pgd import Attacked
 from astra_gym.ssl_core.attacks.stepwise import StepwiseAttack
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.transforms.views import as_float
@@ -91,9 +91,8 @@ class Attacks:
 
     def divided(self, views: Tensor, steps: Tensor) -> Attacked:
         """Attack views with so many steps each, (n,)."""
-        parts = {name: torch.full((len(steps),), getattr(self.constant, name)) for name in ("epsilon", "step_size")}
-        noise = self.engine.streams.on_device(STREAM)
-        return self.engine.learner.attack(views, Budget(**parts, steps=steps), noise)
+        budget = replace(self.constant.expand(len(steps)), steps=steps)
+        return self.engine.learner.attack(views, budget, self.engine.streams.on_device(STREAM))
 
 
 def even(n: int, total: int) -> Tensor:
@@ -195,12 +194,8 @@ def conclude(world: HeadroomWorld, repeats: Mapping[int, Any]) -> tuple[list[Ver
         )
         for one, other in (("ppo", "uniform"), ("ppo", "rule"), ("rule", "uniform"))
     ]
-    intervals = {}
-    for name, values in losses.items():
-        mean = estimate(values)
-        intervals[name] = [None if math.isnan(end) else end for end in (mean.mean, mean.low, mean.high)]
     return verdicts, {
-        "losses": intervals,
+        "losses": {name: mean_and_ends(values) for name, values in losses.items()},
         "clean": float(np.mean([batch["clean"] for batch in batches])),
         "steps": float(np.mean([batch["steps"] for batch in batches])),
         "seconds": {name: float(np.mean([batch["seconds"][name] for batch in batches])) for name in NAMES},

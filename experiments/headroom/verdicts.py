@@ -40,6 +40,12 @@ class Verdict(NamedTuple):
         return self._asdict()
 
 
+def mean_and_ends(values: Sequence[float]) -> list[float | None]:
+    """Return the mean and the ends of its 95 % interval (`astra_gym.experiments.stats.estimate`), None for no end."""
+    found = estimate(values)
+    return [None if math.isnan(end) else end for end in (found.mean, found.low, found.high)]
+
+
 def decide(kind: str, gains: Sequence[float], unit: str, spread: float | None = None) -> Verdict:
     """Decide by the mean's interval (`astra_gym.experiments.stats.estimate`).
 

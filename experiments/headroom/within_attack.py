@@ -1,6 +1,7 @@
 """Headroom within an attack: whether another division of the steps among views attains more loss at equal cost."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.experiments.headroom.verdicts import Verdict, decide
 from astra_gym.experiments.headroom.world import HeadroomWorld
-from astra_gym.ssl_core.attacks.pgd import Budget
 from astra_gym.ssl_core.models.modes import frozen
 from astra_gym.ssl_core.training.learner import TargetLearner
 
@@ -89,9 +89,8 @@ def _batch(world: HeadroomWorld, engine: AttackEngine) -> dict[str, Any]:
     def attained(steps: Tensor) -> Tensor:
         trace.clear()
         noise.set_state(start)
-        sizes = {name: torch.full((n,), getattr(constant, name)) for name in ("epsilon", "step_size")}
         with learner.untracked():
-            learner.attack(views, Budget(**sizes, steps=steps), noise, recording)
+            learner.attack(views, replace(constant.expand(n), steps=steps), noise, recording)
         return trace[-1].detach()
 
     attained(torch.full((n,), most))
