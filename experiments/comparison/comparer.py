@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from astra_gym.experiments.comparison.arms import CONTROL, Arm, compute_arms, settings_of
 from astra_gym.experiments.comparison.cell_results import Cell, summarize
 from astra_gym.experiments.comparison.display import Display, GridProgress, share_done
-from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan, extended
+from astra_gym.experiments.comparison.folder import ComparisonFolder, ComparisonPlan
 from astra_gym.experiments.comparison.gpu_memory import run_memory, runs_that_fit
 from astra_gym.experiments.comparison.scheduler import GridLock, run_jobs
 from astra_gym.experiments.config.commands import typed
@@ -237,7 +238,7 @@ class Comparer:
             else:
                 self.display.note(f"{arm.name} spends as many attack steps as any arm: no {name}")
         if added:
-            self.plan = extended(self.plan, added)
+            self.plan = replace(self.plan, arms=(*self.plan.arms, *added))
             self.folder.write_plan(self.plan)
             self.progress.arms = self.plan.arms
             self.progress.finished |= {

@@ -240,7 +240,7 @@ class ComparisonFolder:
                 self.check_known(arm, cell)
                 self.adopted.add(name)
                 found[name] = cell
-            elif self.resumable(name):
+            elif is_resumable(self.cells / name):
                 if name not in self.started:
                     self.adopted.add(name)
                 self.check(arm, seed)
@@ -272,10 +272,6 @@ class ComparisonFolder:
         settings = RunFolder.open(path).settings()
         found = comparable(settings) | {"seed": settings.run.seed}
         _check_same(found, {**arm.settings, "seed": seed}, str(path), "move it away")
-
-    def resumable(self, name: str) -> bool:
-        """Return whether a cell's folder is that of a run that began."""
-        return is_resumable(self.cells / name)
 
     def clear(self, name: str) -> None:
         """Remove the remains of a run that was killed before it could be resumed, see
@@ -314,11 +310,6 @@ def _check_types(found: Mapping[str, Any], kinds: Mapping[str, type], what: str)
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
             raise ValueError(f"{name} of {what} is {shown(found[name])}: expected a {kind.__name__}")
-
-
-def extended(plan: ComparisonPlan, arms: Iterable[Arm]) -> ComparisonPlan:
-    """Return the plan with further arms."""
-    return replace(plan, arms=(*plan.arms, *arms))
 
 
 def with_searches(plan: ComparisonPlan, texts: Sequence[str], searches: Sequence[SearchCost]) -> ComparisonPlan:
