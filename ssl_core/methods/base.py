@@ -95,9 +95,9 @@ class Method(FormerFlags, ABC):
 
     @property
     def attacked_per_image(self) -> int:
-        """Number of an image's views that `attacked` returns. A method without an attack counts them too, since its
-        environment observes them."""
-        return 2
+        """Number of an image's views that `attacked` returns, at most two here. A method without an attack counts them
+        too, since its environment observes them."""
+        return min(2, self.views_per_image)
 
     @property
     def replays(self) -> int:

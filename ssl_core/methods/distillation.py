@@ -99,10 +99,6 @@ class DeACL(Distillation):
     def views_per_image(self) -> int:
         return 1
 
-    @property
-    def attacked_per_image(self) -> int:
-        return 1
-
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """One weak view of each image, (b, 3, h, w)."""
         return weak_views(images, settings, generator)

@@ -58,10 +58,6 @@ class FARE(Method):
     def views_per_image(self) -> int:
         return 1
 
-    @property
-    def attacked_per_image(self) -> int:
-        return 1
-
     def make_views(self, images: Tensor, settings: ViewSettings, moment: Moment, generator: torch.Generator) -> Tensor:
         """The images themselves, (b, 3, h, w)."""
         return images
