@@ -120,7 +120,7 @@ class Agent:
 
     def _arguments(self) -> dict[str, Any]:
         """Return the constructor's further arguments as plain values, for `load`."""
-        return {} if self.settings is None else {"settings": asdict(self.settings)}
+        return {} if self.settings_class is None else {"settings": asdict(self.settings)}
 
     @classmethod
     def _from_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
