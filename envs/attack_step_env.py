@@ -134,6 +134,7 @@ class AttackStepVectorEnv(ViewsVectorEnv):
         world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`.
 
     Raises:
+        TypeError: if a setting is unknown.
         ValueError: if a setting, the number of sub-environments or an action is wrong, or the method has no attack
             whose views may stop one by one.
         NonFiniteLossError: in a step whose losses or gradients are not finite.

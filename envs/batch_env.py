@@ -30,6 +30,7 @@ class BatchAttackEnv(gym.Env[np.ndarray, Any]):
         actions, seed, device, episode_steps, observation, engine, world: as in version 1.
 
     Raises:
+        TypeError: if a setting is unknown.
         ValueError: if a setting or an action is wrong.
 
     ## Version History
@@ -151,6 +152,7 @@ class BatchAttackEnvV1(BatchAttackEnv):
             ...
 
     Raises:
+        TypeError: if a setting is unknown.
         ValueError: if a setting or an action is wrong.
 
     ## Version History

@@ -25,7 +25,8 @@ def world_of(
         defaults: settings of the environment's class.
 
     Raises:
-        ValueError: if a setting is unknown or wrong, or has no effect on a world made elsewhere.
+        TypeError: if a setting is unknown.
+        ValueError: if a setting is wrong, or has no effect on a world made elsewhere.
     """
     check_arguments(kind, world, [leaf.name for leaf in leaves(WorldSettings)])
     if engine is None:

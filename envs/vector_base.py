@@ -26,10 +26,9 @@ class ViewsVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         ValueError: if `num_envs` is another number, or the number of views differs between steps.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        "render_modes": [],
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
+    autoreset_mode = AutoresetMode.SAME_STEP
+    """The declared mode, as an attribute too: Gymnasium's own vector environments have it, and TorchRL reads it."""
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": autoreset_mode}  # type: ignore[misc]
 
     def __init__(
         self, engine: AttackEngine, num_envs: int, right: int, observation: gym.Space, action: gym.Space

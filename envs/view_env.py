@@ -26,6 +26,7 @@ class ViewAttackVectorEnv(ViewsVectorEnv):
         num_envs, actions, observation, seed, device, max_episode_steps, engine, world: as in version 1.
 
     Raises:
+        TypeError: if a setting is unknown.
         ValueError: if a setting, the number of sub-environments or an action is wrong.
 
     ## Version History
@@ -161,6 +162,7 @@ class ViewAttackVectorEnvV1(ViewAttackVectorEnv):
         world: settings of the world, as `astra_gym.envs.world_config.WorldSettings`.
 
     Raises:
+        TypeError: if a setting is unknown.
         ValueError: if a setting, the number of sub-environments or an action is wrong.
 
     ## Version History

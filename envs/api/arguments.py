@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from inspect import Parameter, signature
 
-from astra_gym.ssl_core.utils.registry import unknown
+from astra_gym.ssl_core.utils.registry import choices_for
 
 
 def check_arguments(kind: type, others: Iterable[str], settings: Collection[str] = ()) -> None:
@@ -15,11 +15,13 @@ def check_arguments(kind: type, others: Iterable[str], settings: Collection[str]
         settings: names that are allowed besides.
 
     Raises:
-        ValueError: if a name is unknown; it suggests the nearest one that is known.
+        TypeError: if a name is unknown; it suggests the nearest one that is known.
     """
     for name in others:
         if name not in settings:
-            raise unknown(name, [*dict.fromkeys(_own(kind)), *settings], "setting")
+            hint = choices_for(name, [*dict.fromkeys(_own(kind)), *settings], "setting")
+            # Python's own words and type: TorchRL tries `frameskip` on every environment, and looks for them
+            raise TypeError(f"{kind.__name__}.__init__() got an unexpected keyword argument '{name}': {hint}")
 
 
 def _own(kind: type) -> Iterator[str]:

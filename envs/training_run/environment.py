@@ -203,6 +203,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
         others: refused.
 
     Raises:
+        TypeError: if an argument is unknown.
         ValueError: if a name is unknown, or the images of an instance cannot be read.
 
     ## Version History

@@ -18,8 +18,8 @@ POINTS = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*)\.([^\W\d]\w*)")
 """A dotted path with a point where its colon belongs."""
 
 
-def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
-    """Return the error for an unknown name; it suggests the nearest choice, and lists the choices if they are few."""
+def choices_for(name: object, choices: Iterable[str], what: str) -> str:
+    """Return how an error ends that is of an unknown name: the choices if they are few, and the nearest one."""
     choices = list(choices)
     nearest = difflib.get_close_matches(str(name)[:100], choices, n=1, cutoff=0.5)
     if what in CUSTOM and isinstance(name, str) and (path := POINTS.fullmatch(name)):
@@ -29,7 +29,12 @@ def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
     if len(listed) > SHORT:
         where = "--list of the training" if what in LISTED else "--help, or the documentation"
         listed = few(choices, where)
-    return ValueError(f"unknown {what} {shown(name)}: choose from {listed}{hint}")
+    return f"choose from {listed}{hint}"
+
+
+def unknown(name: object, choices: Iterable[str], what: str) -> ValueError:
+    """Return the error for an unknown name; it suggests the nearest choice, and lists the choices if they are few."""
+    return ValueError(f"unknown {what} {shown(name)}: {choices_for(name, choices, what)}")
 
 
 def pick(name: str, table: Mapping[str, T], what: str) -> T:

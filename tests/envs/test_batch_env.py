@@ -132,5 +132,5 @@ def test_bad_settings_are_refused(tiny) -> None:
     with pytest.raises(ValueError, match="takes actions 'none'"):
         BatchAttackEnv(**tiny, method="simclr", actions="flat")
     assert BatchAttackEnv(**tiny, method="simclr").action_space.n == 1
-    with pytest.raises(ValueError, match=r"unknown setting 'batchsize': .*did you mean 'batch_size'"):
+    with pytest.raises(TypeError, match=r"argument 'batchsize': .*did you mean 'batch_size'"):
         BatchAttackEnv(batchsize=3)

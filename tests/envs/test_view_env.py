@@ -52,7 +52,7 @@ def test_the_contract_of_a_vector_environment(tiny, actions: str, observation: s
             for key, value in infos.items():
                 assert key == "final_info" or len(value) == 8, key
             np.testing.assert_array_equal(infos["final_info"]["budget/epsilon"], infos["budget/epsilon"])
-        assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+        assert env.metadata["autoreset_mode"] is env.autoreset_mode is AutoresetMode.SAME_STEP
         env.close()
 
 
