@@ -138,7 +138,8 @@ class BatchAttackEnvV1(BatchAttackEnv):
     steps and step size was chosen. Drawing changes no random stream.
 
     ## Wrappers
-    `RecordVideo`, `RecordEpisodeStatistics`, `NormalizeReward` and `NormalizeObservation` work.
+    `RecordVideo`, `RecordEpisodeStatistics`, `NormalizeReward` and `NormalizeObservation` work, and Gymnasium's own
+    vector environments; in a worker process torch computes on one thread.
 
     Args:
         actions: kind of actions; by default `factored`, or `none` for a method without an attack.

@@ -8,6 +8,7 @@ from astra_gym.envs.api.arguments import check_arguments
 from astra_gym.envs.engine import AttackEngine
 from astra_gym.envs.world_config import WorldSettings
 from astra_gym.ssl_core.settings.records import leaves
+from astra_gym.ssl_core.utils.device import one_thread_in_worker
 from astra_gym.ssl_core.utils.messages import few
 from astra_gym.ssl_core.utils.rng import derive_seed
 
@@ -30,6 +31,7 @@ def world_of(
     """
     check_arguments(kind, world, [leaf.name for leaf in leaves(WorldSettings)])
     if engine is None:
+        one_thread_in_worker()
         return AttackEngine(WorldSettings.given(**defaults | world), seed, device)
     if world:
         raise ValueError(f"{few(world)} and engine are given: a world made elsewhere has its settings already")

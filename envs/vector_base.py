@@ -47,7 +47,7 @@ class ViewsVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if seed is None:
             return
         if not isinstance(seed, int):
-            raise ValueError(f"seed is {shown(seed)}: expected one integer, since all views share one world")
+            raise ValueError(f"seed is {shown(seed)}: expected one Python integer, since all views share one world")
         gym.vector.VectorEnv.reset(self, seed=seed)
 
     def _for_each(self, found: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import multiprocessing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
@@ -23,7 +22,7 @@ from astra_gym.ssl_core.attacks.pgd import ConstantBudget
 from astra_gym.ssl_core.data.image_set import Split
 from astra_gym.ssl_core.data.settings import DataSection
 from astra_gym.ssl_core.downstream.quick_score import quick_score
-from astra_gym.ssl_core.utils.device import usable_device
+from astra_gym.ssl_core.utils.device import one_thread_in_worker, usable_device
 from astra_gym.ssl_core.utils.finite import NonFiniteError
 from astra_gym.ssl_core.utils.messages import shown
 from astra_gym.ssl_core.utils.registry import pick
@@ -231,9 +230,7 @@ class TrainingRunEnv(gym.Env[np.ndarray, np.ndarray]):
             pick(lever, LEVERS, "lever")
         if not levers or [lever for lever in LEVERS if lever in levers] != list(levers):
             raise ValueError(f"levers is {list(levers)}: expected some of {', '.join(LEVERS)}, in this order")
-        if multiprocessing.parent_process() is not None:
-            # a worker of a vector environment: one thread each, so that they do not wait for each other
-            torch.set_num_threads(1)
+        one_thread_in_worker()
         self.instances = instances_called(instances, data_dir)
         self.levers, self.device = tuple(levers), usable_device(device)
         self.render_mode = check_render_mode(render_mode)

@@ -1,5 +1,6 @@
 """Devices by a user's names, and the arithmetic of a GPU."""
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,6 +36,16 @@ def usable_device(device: torch.device | str) -> torch.device:
     if found.index >= torch.cuda.device_count():
         raise ValueError(f"device is {name!r}, but torch finds {torch.cuda.device_count()} GPUs here, from cuda:0")
     return found
+
+
+def one_thread_in_worker() -> None:
+    """In a process of `multiprocessing`, such as a worker of `AsyncVectorEnv`, let torch compute on one thread.
+
+    Workers would wait for each other's threads; and a forked one would wait forever for those of its parent, which are
+    not in it.
+    """
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
 
 
 def on_the_host(*values: Tensor) -> list[Tensor]:

@@ -217,7 +217,7 @@ def test_bad_input_is_refused_and_loses_nothing(tiny: dict) -> None:
             make(tiny, **arguments)
     env = make(tiny)
     first, _ = env.reset(seed=0)
-    with pytest.raises(ValueError, match="expected one integer"):
+    with pytest.raises(ValueError, match="expected one Python integer"):
         env.reset(seed=[1] * 8)
     for actions in (np.zeros(7, int), np.full(8, 4), np.full(8, -1), np.zeros(8), np.zeros((8, 1), int), None, "stop"):
         with pytest.raises(ValueError, match="expected"):

@@ -1,5 +1,6 @@
 """What every registered environment has to pass: checkers, videos, wrappers, and PPO as Stable-Baselines3 makes it."""
 
+import multiprocessing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,29 @@ def test_a_world_made_elsewhere_takes_no_settings() -> None:
             kind(engine=engine, lr=0.1)
         with pytest.raises(TypeError, match="unexpected keyword argument 'lrr'"):
             kind(engine=engine, lrr=0.1)
+
+
+def _play(name: str) -> None:
+    env = gym.make_vec(name, **OWN[name])
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+
+
+@pytest.mark.parametrize("name", [astra_gym.BATCH_ID, astra_gym.VIEW_ID, astra_gym.STEP_ID, astra_gym.RUN_ID])
+def test_a_forked_worker_does_not_wait_for_threads_of_its_parent(name: str) -> None:
+    """`AsyncVectorEnv` forks after it has made an environment, whose torch has used threads by then."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    worker = multiprocessing.get_context("fork").Process(target=_play, args=(name,))
+    try:
+        # large enough for two threads
+        torch.rand(2**20).exp().sum()
+        worker.start()
+        worker.join(60)
+        assert worker.exitcode == 0
+    finally:
+        torch.set_num_threads(before)
+        worker.kill()
 
 
 @pytest.mark.slow
